@@ -1,0 +1,73 @@
+"""BERxiT (Xin et al., EACL 2021): alternating training, and a learned guess of whether the classifier is wrong.
+
+Training (section 3.2): even steps take CE_L, so that the last classifier is as good as the stock model's; odd steps
+take the sum over all exits. Rule (section 3.3, "learning to exit"): one linear layer shared by all exits reads the
+pooled vector and guesses whether the classifier is wrong; it is fitted to ``1[argmax_t != y]`` by the squared error,
+at every step; leave where the guess is below a threshold.
+
+Choices: the guess reads detached features, so that it does not bend the backbone.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.data import TaskData
+from consistentee.exits import ExitRule, ThresholdRule, head_probability
+from consistentee.heads import HeadSpec
+from consistentee.method import Knob, Method
+from consistentee.model import LayerOutputs, MultiExitModel
+from consistentee.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, training_source
+from consistentee.training import Recipe, Stage, TokenBatch, run_stage
+
+_UNCERTAINTY = "uncertainty"
+_THRESHOLDS = tuple(torch.linspace(9, -9, 73).sigmoid().tolist())
+
+
+@dataclass(frozen=True)
+class BERxiT(Method):
+    """Alternating training, learning-to-exit rule."""
+
+    name: ClassVar[str] = "berxit"
+    paper: ClassVar[str] = "Xin et al., BERxiT, EACL 2021"
+    knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *_THRESHOLDS, 0.0))
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train everything in one stage."""
+        source = training_source(model, task, recipe)
+        model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
+        stage = Stage(
+            name="alternating",
+            loss=_alternating_loss,
+            trains=(*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{_UNCERTAINTY}."),
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.learning_rate,
+            head_learning_rate=recipe.head_learning_rate,
+        )
+        run_stage(model, source, stage, recipe)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the predicted uncertainty is below ``knob``."""
+        self.check_knob(model, knob)
+        return ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
+
+
+def _alternating_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    outputs = model(batch.tokens)
+    losses = layer_losses(outputs.logits, batch.labels).mean(dim=0)
+    task_loss = losses[-1] if batch.step % 2 == 0 else losses.sum()
+    return task_loss + _uncertainty_loss(model, outputs, batch.labels)
+
+
+def _uncertainty_loss(model: MultiExitModel, outputs: LayerOutputs, labels: Tensor) -> Tensor:
+    """Squared error of the guess, summed over the exits before the last, where nobody asks."""
+    head = model.head(_UNCERTAINTY)
+    before_last = range(model.num_layers - 1)
+    guess = torch.stack([head(i + 1, outputs.pooled[:, i].detach()) for i in before_last], dim=1).sigmoid()
+    wrong = (outputs.logits[:, :-1].argmax(dim=-1) != labels.unsqueeze(1)).to(guess.dtype)
+    return functional.mse_loss(guess, wrong, reduction="none").sum(dim=1).mean()

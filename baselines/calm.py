@@ -1,0 +1,135 @@
+"""CALM's three confidences (Schuster et al., NeurIPS 2022, arXiv 2207.07061), for encoders.
+
+Training (section 3.1): backbone and all classifiers together, weights growing with depth. Rules (section 3.5): leave
+where a confidence is at least lambda; written here as "above", which differs on a set of measure zero:
+
+* softmax: the difference of the two largest probabilities;
+* state: the cosine of the states of two successive layers, which saturates before the answer is final;
+* classifier: a linear layer shared by all exits, fitted to "this classifier says what the last one says" with the rest
+  of the model frozen (section 3.5), on features that the frozen model left once.
+
+For classification the state is the pooled vector. CALM's decoders are another matter: what is exited there is a token.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.data import TaskData
+from consistentee.exits import ExitRule, LayerView, State, ThresholdRule, head_probability, margin
+from consistentee.heads import HeadSpec
+from consistentee.method import Knob, Method
+from consistentee.model import MultiExitModel
+from consistentee.stages import train_jointly, training_source
+from consistentee.trace import record_outputs
+from consistentee.training import FeatureBatch, FeatureSource, Recipe, Stage, run_stage
+
+_CONFIDENCE = "confidence"
+_PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"
+_LAMBDAS = (-1.0, *torch.linspace(-9, 9, 73).sigmoid().tolist(), 1.0)
+
+
+@dataclass(frozen=True)
+class _CALM(Method):
+    """Joint training, shared by the three."""
+
+    paper: ClassVar[str] = _PAPER
+    knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS)
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers on the depth-weighted loss."""
+        train_jointly(model, task, recipe)
+        return model
+
+
+@dataclass(frozen=True)
+class CALMSoftmax(_CALM):
+    """Leave where the two largest probabilities are far apart."""
+
+    name: ClassVar[str] = "calm-softmax"
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the margin is above ``knob``."""
+        self.check_knob(model, knob)
+        return ThresholdRule(margin, knob, exit_when="above")
+
+
+class SaturationRule(ExitRule):
+    """Exit where the pooled vectors of this layer and the one before point the same way; from layer 2 on."""
+
+    def __init__(self, threshold: float, width: int) -> None:
+        self.threshold = threshold
+        self.width = width
+
+    def start(self, rows: int, num_layers: int) -> State:
+        """No state yet."""
+        return {"previous": torch.zeros(rows, self.width)}
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Compare the cosine with the threshold."""
+        cosine = functional.cosine_similarity(view.pooled, state["previous"], dim=-1)
+        state["previous"] = view.pooled
+        return (cosine > self.threshold) & (view.layer > 1)
+
+
+@dataclass(frozen=True)
+class CALMState(_CALM):
+    """Leave where the state has stopped moving."""
+
+    name: ClassVar[str] = "calm-state"
+    knob: ClassVar[Knob] = Knob("lambda", (-1.01, *torch.linspace(-3, 9, 73).sigmoid().tolist(), 1.01))
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the cosine of successive states is above ``knob``."""
+        self.check_knob(model, knob)
+        return SaturationRule(knob, model.width)
+
+
+@dataclass(frozen=True)
+class CALMClassifier(_CALM):
+    """Leave where a learned head expects the last classifier to agree.
+
+    Attributes:
+        confidence_epochs, confidence_batch_size: of the head's training, on cached features.
+    """
+
+    name: ClassVar[str] = "calm-classifier"
+
+    confidence_epochs: int = 20
+    confidence_batch_size: int = 128
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train as the others, then the confidence head on what the frozen model says."""
+        super().fit(model, task, recipe)
+        source = training_source(model, task, recipe)
+        model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
+        outputs = record_outputs(model, source.encodings, progress="caching features" if recipe.progress else None)
+        stage = Stage(
+            name="confidence",
+            loss=_agreement_loss,
+            trains=(f"exit_heads.{_CONFIDENCE}.",),
+            epochs=self.confidence_epochs,
+            batch_size=self.confidence_batch_size,
+            learning_rate=recipe.head_learning_rate,
+            head_learning_rate=recipe.head_learning_rate,
+            dropout=False,
+        )
+        run_stage(model, FeatureSource(model, outputs, source.labels.tolist()), stage, recipe)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the head's probability of agreement is above ``knob``."""
+        self.check_knob(model, knob)
+        return ThresholdRule(head_probability(_CONFIDENCE), knob, exit_when="above")
+
+
+def _agreement_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    head = model.head(_CONFIDENCE)
+    before_last = range(model.num_layers - 1)
+    guess = torch.stack([head(i + 1, batch.outputs.pooled[:, i]) for i in before_last], dim=1)
+    answers = batch.outputs.logits.argmax(dim=-1)
+    agrees = (answers[:, :-1] == answers[:, -1:]).to(guess.dtype)
+    return functional.binary_cross_entropy_with_logits(guess, agrees)

@@ -1,0 +1,80 @@
+"""DeeBERT (Xin et al., ACL 2020, arXiv 2004.12993): off-ramps on a frozen fine-tuned model, left on low entropy.
+
+Training (section 3.1): stage 1 fine-tunes the backbone and the last classifier; stage 2 freezes them and trains the
+other classifiers on ``sum_{t<L} CE_t``. Rule (section 3.2): leave where the entropy of the classifier, in nats, is
+below a threshold S.
+
+Choices: an off-ramp has the shape of the model's own classification head, so every exit has a pooler of its own where
+the backbone has one (BERT), and none where it pools by the mean. Since stage 2 leaves the backbone alone, it runs on
+features that the backbone left once, in eval mode.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from consistentee.data import TaskData
+from consistentee.exits import ExitRule, ThresholdRule, entropy
+from consistentee.method import Knob, Method
+from consistentee.model import MultiExitModel
+from consistentee.stages import layer_losses, train_last_exit, training_source
+from consistentee.trace import record_outputs
+from consistentee.training import FeatureBatch, FeatureSource, Recipe, Stage, run_stage
+
+_FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
+"""Fractions of the largest entropy, ln C, from 1 down to 1e-6: trained classifiers are mostly near certain."""
+
+
+@dataclass(frozen=True)
+class DeeBERT(Method):
+    """Two-stage training, entropy rule.
+
+    Attributes:
+        off_ramp_epochs, off_ramp_batch_size: of stage 2, on cached features.
+    """
+
+    name: ClassVar[str] = "deebert"
+    paper: ClassVar[str] = "Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993"
+    knob: ClassVar[Knob] = Knob("entropy", (*(f * math.log(2) for f in _FRACTIONS), 0.0))
+
+    off_ramp_epochs: int = 20
+    off_ramp_batch_size: int = 128
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, then train the off-ramps on what it leaves."""
+        source = training_source(model, task, recipe)
+        train_last_exit(model, task, recipe)
+        if model.description.pooler == "shared":
+            model.use_pooler("per_exit")
+        outputs = record_outputs(model, source.encodings, progress="caching features" if recipe.progress else None)
+        ramps = range(model.num_layers - 1)
+        stage = Stage(
+            name="off-ramps",
+            loss=_off_ramp_loss,
+            trains=tuple(f"{part}.{ramp}." for part in ("poolers", "classifiers") for ramp in ramps),
+            epochs=self.off_ramp_epochs,
+            batch_size=self.off_ramp_batch_size,
+            learning_rate=recipe.head_learning_rate,
+            head_learning_rate=recipe.head_learning_rate,
+            dropout=False,
+        )
+        run_stage(model, FeatureSource(model, outputs, source.labels.tolist()), stage, recipe)
+        return model
+
+    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+        """Return thresholds from just above ln C, the largest entropy, down to 0."""
+        largest = math.log(model.num_labels) * 1.001
+        return (*(fraction * largest for fraction in _FRACTIONS), 0.0)
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the entropy is below ``knob`` nats."""
+        self.check_knob(model, knob)
+        return ThresholdRule(entropy, knob, exit_when="below")
+
+
+def _off_ramp_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    logits = model.read_vectors(batch.outputs.vectors).logits
+    return layer_losses(logits, batch.labels)[:, :-1].sum(dim=1).mean()

@@ -1,0 +1,122 @@
+"""Arithmetic of a curve: layers and speed-ups from raw counts, the Pareto front, the area under it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+RoundSeconds = Mapping[int, Sequence[float]]
+"""Batch size -> seconds of every timing round."""
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """All that the literature calls "speed-up", each under its own name.
+
+    Attributes:
+        average_layers: layers that a row ran, on average.
+        saved_fraction: ``1 - average / L``, in [0, 1) (PABEE, ConsistentEE).
+        layer_ratio: ``L / average``, at least 1 (ElasticBERT).
+        flops_ratio: floating point operations of the full model / of this point; None if not counted.
+        time_ratios: batch size -> wall-clock time of the full model / of this point.
+    """
+
+    average_layers: float
+    saved_fraction: float
+    layer_ratio: float
+    flops_ratio: float | None = None
+    time_ratios: dict[int, float] = field(default_factory=dict)
+
+
+def average_layers(exit_histogram: Sequence[int]) -> float:
+    """Return the mean exit layer (1-based) of ``exit_histogram`` = rows that exit at layer 1, 2, ..., L."""
+    counts = np.asarray(exit_histogram, dtype=float)
+    if counts.size == 0 or counts.sum() <= 0 or (counts < 0).any():
+        raise ValueError("an exit histogram needs at least one row and no negative count")
+    return float(counts @ np.arange(1, counts.size + 1) / counts.sum())
+
+
+def speedups(
+    exit_histogram: Sequence[int],
+    *,
+    flops: float | None = None,
+    full_flops: float | None = None,
+    seconds: RoundSeconds | None = None,
+    full_seconds: RoundSeconds | None = None,
+) -> Speedups:
+    """Derive every ratio from raw numbers: the one place where speed-up is defined.
+
+    Args:
+        exit_histogram: rows that exit at layer 1, 2, ..., L.
+        flops, full_flops: floating point operations of the same rows here and in the full model.
+        seconds, full_seconds: wall-clock seconds of the same rows in the same rounds, here and in full.
+    """
+    average, depth = average_layers(exit_histogram), len(exit_histogram)
+    full_seconds = full_seconds or {}
+    return Speedups(
+        average_layers=average,
+        saved_fraction=1 - average / depth,
+        layer_ratio=depth / average,
+        flops_ratio=full_flops / flops if flops and full_flops is not None else None,
+        time_ratios={
+            batch_size: time_ratio(full_seconds[batch_size], rounds)
+            for batch_size, rounds in (seconds or {}).items()
+            if batch_size in full_seconds
+        },
+    )
+
+
+def time_ratio(full_seconds: Sequence[float], seconds: Sequence[float]) -> float:
+    """Return the median over rounds of full / here: a slow round slows both, and cancels out."""
+    if len(full_seconds) != len(seconds) or not seconds:
+        raise ValueError(f"ratios need the same rounds: {len(full_seconds)} in full, {len(seconds)} here")
+    return float(np.median(np.asarray(full_seconds) / np.asarray(seconds)))
+
+
+def pareto_front(costs: ArrayLike, scores: ArrayLike) -> NDArray[np.intp]:
+    """Return the indices of the points that no other point beats, by rising cost and rising score.
+
+    A point is beaten if another one costs no more and scores no less, and is better in one of the two.
+    Of equal points the first is kept.
+    """
+    cost, score = np.asarray(costs, dtype=float), np.asarray(scores, dtype=float)
+    by_cost = np.lexsort((-score, cost))
+    best_before = np.maximum.accumulate(np.concatenate([[-np.inf], score[by_cost][:-1]]))
+    return by_cost[score[by_cost] > best_before]
+
+
+def area_under_front(
+    costs: ArrayLike, scores: ArrayLike, *, lowest: float, highest: float, floor: float = 0.0
+) -> float:
+    """Return the mean score over all cost budgets in [``lowest``, ``highest``]: one number for a whole curve.
+
+    The area under the Pareto front, divided by the width of the range. Between two points of the front the
+    score is interpolated linearly (a random mix of both knobs reaches it); beyond the most expensive one it stays
+    what it is; below the cheapest one it is ``floor``, because a method that cannot answer so early answers
+    nothing. ``lowest`` and ``highest`` must be the same for all methods that are compared: 1 and L layers, say.
+    """
+    if not lowest < highest:
+        raise ValueError(f"the range of costs is empty: [{lowest}, {highest}]")
+    front = pareto_front(costs, scores)
+    cost, score = np.asarray(costs, dtype=float)[front], np.asarray(scores, dtype=float)[front]
+    if cost.size == 0 or cost[0] > highest:
+        return floor
+    inside = (cost > lowest) & (cost < highest)
+    start = max(cost[0], lowest)
+    grid = np.concatenate([[start], cost[inside], [highest]])
+    area = np.trapezoid(np.interp(grid, cost, score), grid) + floor * (start - lowest)
+    return float(area / (highest - lowest))
+
+
+def cheapest_within(costs: ArrayLike, scores: ArrayLike, reference: float, loss: float = 0.01) -> int | None:
+    """Return the index of the cheapest point that scores at least ``reference - loss``, if there is one.
+
+    With layers as costs: the layers at no more than one point lost. Of equal costs the higher score is taken.
+    """
+    cost, score = np.asarray(costs, dtype=float), np.asarray(scores, dtype=float)
+    # Scores are fractions of counts: half a ulp must not decide.
+    good = np.flatnonzero(score >= reference - loss - 1e-12)
+    if good.size == 0:
+        return None
+    return int(good[np.lexsort((-score[good], cost[good]))[0]])

@@ -1,0 +1,267 @@
+"""The figure of a results folder: score against average layers, and against time, one column a (task, backbone)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.analysis.curves import pareto_front
+from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, load_panels
+from benchmarks.analysis.rows import TableRow, label_rows
+from benchmarks.analysis.statistics import points_of
+from benchmarks.harness.storage import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">", "h", "d")
+_LINES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (2, 1)), (0, (1, 0.8)))
+_REFERENCE_GREYS = {"static": "0.35", "random": "0.6", ORACLE: "0.35"}
+_REFERENCE_LINES: dict[str, Any] = {"static": (0, (5, 2)), "random": (0, (1, 1.5)), ORACLE: (0, (1, 1))}
+_REFERENCE_WIDTHS = {"static": 1.2, "random": 1.2, ORACLE: 0.8}
+_COLUMNS = 4
+_LEGEND_COLUMNS = 5
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a curve is drawn: colour, marker and line all differ, so that grey print and colour-blind eyes can follow."""
+
+    colour: Any
+    line: Any
+    marker: str | None
+    width: float
+
+
+@dataclass(frozen=True)
+class DrawnCurve:
+    """A curve on the test split, by rising layers: ``layers`` [K] and ``scores`` [K]."""
+
+    layers: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+
+def styles(panels: Sequence[Panel]) -> dict[str, Style]:
+    """Give every curve its style, the same in all panels; the core method comes first, the references are grey."""
+    import seaborn
+
+    methods = {cell.record.label: cell.record.method for panel in panels for cell in panel.cells}
+    curves = sorted(label for label, method in methods.items() if method not in (FULL, MAJORITY, *REFERENCES))
+    curves.sort(key=lambda label: methods[label] != "consistentee")
+    # Pink and yellow (the seventh and ninth) are too pale on white paper; grey (the eighth) is for the references.
+    palette = [colour for i, colour in enumerate(seaborn.color_palette("colorblind")) if i not in (6, 7, 8)]
+    found = {
+        label: Style(
+            palette[i % len(palette)], _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)], 2.2 if i == 0 else 1.4
+        )
+        for i, label in enumerate(curves)
+    }
+    for label, method in sorted(methods.items()):
+        if method in _REFERENCE_GREYS:
+            found[label] = Style(_REFERENCE_GREYS[method], _REFERENCE_LINES[method], None, _REFERENCE_WIDTHS[method])
+    return found
+
+
+def curve_on_test(panel: Panel, label: str) -> DrawnCurve:
+    """Return what a method reaches on the test split along its knob, averaged over seeds.
+
+    Of a grid of parameters, only the points on the Pareto front of the VALIDATION data are drawn: they are what
+    somebody who does not know the test split would use.
+    """
+    variants: dict[str, list[StoredCell]] = {}
+    for cell in panel.cells_of(label):
+        variants.setdefault(repr(sorted(cell.record.parameters.items())), []).append(cell)
+    validation = [_mean_curve(cells, "validation") for cells in variants.values()]
+    test = [_mean_curve(cells, "test") for cells in variants.values()]
+    layers, scores = (np.concatenate(parts) for parts in zip(*test, strict=True))
+    if len(variants) > 1:
+        chosen = pareto_front(*(np.concatenate(parts) for parts in zip(*validation, strict=True)))
+        layers, scores = layers[chosen], scores[chosen]
+    order = np.argsort(layers, kind="stable")
+    return DrawnCurve(layers[order], scores[order])
+
+
+def _mean_curve(cells: Sequence[StoredCell], split: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Average (layers, scores) over seeds, knob by knob; seeds whose curves have other lengths are left out."""
+    curves = [
+        np.asarray(points_of(c.record.curve_test if split == "test" else c.record.curve_validation, c.record.metric))
+        for c in cells
+    ]
+    same = [curve for curve in curves if curve.shape == curves[0].shape]
+    layers, scores = np.mean(same, axis=0)
+    return layers, scores
+
+
+def draw_layers(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
+    """Draw score against average layers: curves over the knob, operating points with their intervals."""
+    full = _full_row(panel)
+    if full is not None:
+        axes.axhline(100 * full.scores[panel.metric], color="0.25", linewidth=0.8, zorder=1, label="full model")
+    for label in panel.labels:
+        if label not in style_of:
+            continue
+        style, curve = style_of[label], curve_on_test(panel, label)
+        axes.plot(
+            curve.layers, 100 * curve.scores, color=style.colour, linestyle=style.line, linewidth=style.width, zorder=2
+        )
+        if style.marker:
+            rows = label_rows(panel, label)
+            _draw_points(axes, panel.metric, rows, [row.speedups.average_layers for row in rows], style)
+    axes.set_xlim(0.85, panel.num_layers + 0.15)
+    axes.set_xlabel("average layers")
+
+
+def draw_times(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
+    """Draw score against milliseconds a row at batch 1: the operating points, joined, and the stock model."""
+    full = _full_row(panel)
+    if full is not None:
+        axes.axhline(100 * full.scores[panel.metric], color="0.25", linewidth=0.8, zorder=1)
+        if 1 in full.clocks:
+            axes.plot(
+                full.clocks[1].milliseconds, 100 * full.scores[panel.metric], marker="*", markersize=12, color="0.1"
+            )
+    for label in panel.labels:
+        rows = [row for row in label_rows(panel, label) if 1 in row.clocks] if label in style_of else []
+        if not rows:
+            continue
+        style, times = style_of[label], [row.clocks[1].milliseconds for row in rows]
+        scores = [100 * row.scores[panel.metric] for row in rows]
+        axes.plot(times, scores, color=style.colour, linestyle=style.line, linewidth=style.width, zorder=2)
+        if style.marker:
+            _draw_points(axes, panel.metric, rows, times, style)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("milliseconds a row, batch size 1")
+
+
+def _draw_points(axes: "Axes", metric: str, rows: Sequence[TableRow], costs: Sequence[float], style: Style) -> None:
+    scores = np.asarray([row.scores[metric] for row in rows])
+    low, high = np.asarray([row.interval for row in rows]).T
+    axes.errorbar(
+        costs,
+        100 * scores,
+        # An interval that does not hold the score itself (a skewed bootstrap) must not give a negative bar.
+        yerr=100 * np.maximum([scores - low, high - scores], 0),
+        color=style.colour,
+        linestyle="none",
+        marker=style.marker,
+        markersize=6.5,
+        markeredgecolor="white",
+        markeredgewidth=0.7,
+        elinewidth=0.9,
+        capsize=0,
+        zorder=3,
+    )
+
+
+def _full_row(panel: Panel) -> TableRow | None:
+    rows = [row for cell in panel.cells_of_method(FULL) for row in label_rows(panel, cell.record.label)]
+    return rows[0] if rows else None
+
+
+def score_limits(panel: Panel, style_of: dict[str, Style]) -> tuple[float, float]:
+    """Return the range of scores, in percent, that shows all competitors and leaves hopeless references out."""
+    shown: list[float] = []
+    for label in panel.labels:
+        if label in style_of and style_of[label].marker:
+            shown += curve_on_test(panel, label).scores.tolist()
+            shown += [bound for row in label_rows(panel, label) for bound in row.interval]
+    full = _full_row(panel)
+    shown += [full.scores[panel.metric], *full.interval] if full is not None else []
+    shown = shown or [0.0, 1.0]
+    low, high = 100 * min(shown), 100 * max(shown)
+    margin = max(1.0, 0.04 * (high - low))
+    return low - margin, high + margin
+
+
+def figure(panels: Sequence[Panel]) -> "Figure":
+    """Draw all panels: two rows of axes (layers, time) for every four columns, and one legend under them."""
+    import seaborn
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    style_of = styles(panels)
+    columns = min(len(panels), _COLUMNS)
+    blocks = -(-len(panels) // columns)
+    legend_rows = -(-(len(style_of) + 2) // _legend_columns(columns))
+    height = 3.3 * 2 * blocks + 0.24 * legend_rows + 0.2
+    with seaborn.axes_style("ticks"), seaborn.plotting_context("paper", font_scale=1.15):
+        drawn = Figure(
+            figsize=(max(4.2 * columns, 5.6), height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.07)
+        )
+        grid = drawn.subplots(2 * blocks, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_visible(False)
+        for i, panel in enumerate(panels):
+            block, column = divmod(i, columns)
+            _draw_panel(grid[2 * block, column], grid[2 * block + 1, column], panel, style_of)
+        _add_legend(drawn, panels, style_of, _legend_columns(columns))
+    return drawn
+
+
+def _legend_columns(columns: int) -> int:
+    return 3 if columns == 1 else _LEGEND_COLUMNS
+
+
+def _draw_panel(top: "Axes", bottom: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
+    import seaborn
+
+    draw_layers(top, panel, style_of)
+    draw_times(bottom, panel, style_of)
+    top.set_title(f"{panel.task} · {panel.backbone}")
+    for axes in (top, bottom):
+        axes.set_visible(True)
+        axes.set_ylim(*score_limits(panel, style_of))
+        axes.set_ylabel(f"{panel.metric}, %")
+        axes.grid(axis="y", color="0.9", linewidth=0.6)
+        axes.set_axisbelow(True)
+        seaborn.despine(ax=axes)
+    if not panel.batch_sizes or 1 not in panel.batch_sizes:
+        bottom.text(0.5, 0.5, "not timed", transform=bottom.transAxes, ha="center", va="center", color="0.5")
+
+
+def _add_legend(drawn: "Figure", panels: Sequence[Panel], style_of: dict[str, Style], columns: int) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=style.colour,
+            linestyle=style.line,
+            linewidth=style.width,
+            marker=style.marker or "",
+            markersize=6.5,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            label=f"{label} (upper bound)" if label == ORACLE else label,
+        )
+        for label, style in style_of.items()
+    ]
+    if any(_full_row(panel) is not None for panel in panels):
+        handles.append(Line2D([], [], color="0.25", linewidth=0.8, marker="*", markersize=9, label="full model"))
+    drawn.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.4)
+
+
+def write_curves(out_dir: Path) -> tuple[Path, Path]:
+    """Write ``curves.png`` (200 dpi) and ``curves.pdf`` into a results folder and return their paths.
+
+    Raises UserError if the folder holds no results.
+    """
+    panels, _ = load_panels(out_dir)
+    return save_figure(figure(panels), out_dir)
+
+
+def save_figure(drawn: "Figure", out_dir: Path) -> tuple[Path, Path]:
+    """Write a figure as PNG and PDF, atomically; the PDF keeps its letters as text."""
+    from matplotlib import rc_context
+
+    paths = out_dir / "curves.png", out_dir / "curves.pdf"
+    with rc_context({"pdf.fonttype": 42}):
+        for path, kind in zip(paths, ("png", "pdf"), strict=True):
+            with replacing(path) as temporary:
+                drawn.savefig(temporary, format=kind, dpi=200)
+    return paths

@@ -1,0 +1,110 @@
+"""The records of one results folder, grouped as tables and plots need them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harness.records import CellRecord, Contender, TimingRecord
+from benchmarks.harness.storage import Fault, read_all
+from consistentee.errors import UserError
+
+FULL = "full"
+ORACLE = "oracle"
+MAJORITY = "majority"
+REFERENCES = ("static", "random", ORACLE, MAJORITY)
+"""Methods that are no competitors but yardsticks: they come last in tables and are grey in plots."""
+
+
+@dataclass(frozen=True)
+class StoredCell:
+    """A cell's record, and the folder that also holds its predictions."""
+
+    record: CellRecord
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Panel:
+    """All cells and timings of one (task, backbone): one table, one panel of the figure."""
+
+    task: str
+    backbone: str
+    cells: tuple[StoredCell, ...]
+    timings: tuple[TimingRecord, ...]
+
+    @property
+    def metric(self) -> str:
+        """The name of the task's score."""
+        return self.cells[0].record.metric
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers of the backbone, L."""
+        return self.cells[0].record.num_layers
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The batch sizes that were timed."""
+        samples = [s for t in self.timings for c in t.contenders for s in c.samples]
+        return sorted({sample.batch_size for sample in samples})
+
+    @property
+    def labels(self) -> list[str]:
+        """Curves by name, the references last."""
+        methods = {cell.record.label: cell.record.method for cell in self.cells}
+        return sorted(methods, key=lambda label: (_rank(methods[label]), label))
+
+    def cells_of(self, label: str, seed: int | None = None) -> list[StoredCell]:
+        """Return the cells of one curve, of one seed if given."""
+        found = [cell for cell in self.cells if cell.record.label == label]
+        return [cell for cell in found if seed is None or cell.record.seed == seed]
+
+    def cells_of_method(self, method: str) -> list[StoredCell]:
+        """Return the cells of one method, whatever their label."""
+        return [cell for cell in self.cells if cell.record.method == method]
+
+    def stock(self, seed: int) -> Contender | None:
+        """Return the stock model's timing for a seed, if there is one."""
+        return self._contender(seed, "", None)
+
+    def contender(self, cell: CellRecord, knob: float) -> Contender | None:
+        """Return the timing of one operating point, if there is one."""
+        return self._contender(cell.seed, cell.key, knob)
+
+    def _contender(self, seed: int, cell_key: str, knob: float | None) -> Contender | None:
+        for timing in self.timings:
+            for contender in timing.contenders:
+                if timing.seed == seed and contender.cell_key == cell_key and knob in (None, contender.knob):
+                    return contender
+        return None
+
+
+def panels(cells: Sequence[StoredCell], timings: Sequence[TimingRecord]) -> list[Panel]:
+    """Group cells and timings by (task, backbone), in alphabetical order."""
+    keys = sorted({(cell.record.task, cell.record.backbone) for cell in cells})
+    return [
+        Panel(
+            task,
+            backbone,
+            tuple(c for c in cells if (c.record.task, c.record.backbone) == (task, backbone)),
+            tuple(t for t in timings if (t.task, t.backbone) == (task, backbone)),
+        )
+        for task, backbone in keys
+    ]
+
+
+def load_panels(out_dir: Path) -> tuple[list[Panel], list[Fault]]:
+    """Read all records of a results folder, and what could not be read.
+
+    Raises UserError if the folder holds no record that can be read.
+    """
+    cells, timings, faults = read_all(out_dir)
+    if not cells:
+        raise UserError(f"{faults[0]}, and {out_dir} holds no other finished cell; run the suite again")
+    return panels([StoredCell(record, folder) for folder, record in cells], timings), faults
+
+
+def _rank(method: str) -> int:
+    if method == FULL:
+        return 0
+    return 2 + REFERENCES.index(method) if method in REFERENCES else 1

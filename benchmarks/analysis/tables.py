@@ -1,0 +1,306 @@
+"""Tables: for each (task, backbone) the operating points, the whole curves and the paired tests."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.analysis.comparisons import Comparison, CurveSummary, curve_summaries, paired_comparisons
+from benchmarks.analysis.results import FULL, Panel, load_panels
+from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
+from benchmarks.analysis.text_tables import TextTable, to_latex, to_markdown
+from benchmarks.harness.storage import write_text
+from consistentee.errors import unknown_name
+
+MISSING = "n/a"
+DEFAULT_BATCH_SIZES = [1, 32]
+"""Shown, without times, where nothing was timed."""
+
+CellText = Callable[[TableRow], str]
+"""What a column shows of a row."""
+
+
+def operating_table(panel: Panel, *, all_metrics: bool = True) -> TextTable:
+    """Return the main table of a panel: what every method does at the knobs chosen on validation data."""
+    rows = table_rows(panel)
+    columns = _columns(panel, rows, all_metrics)
+    return TextTable(
+        title=f"{panel.task} · {panel.backbone}",
+        headings=tuple(columns),
+        cells=tuple(tuple(value(row) for value in columns.values()) for row in rows),
+        notes=tuple(_notes(panel, rows)),
+        words=("method", "knob", "chosen for"),
+    )
+
+
+def _columns(panel: Panel, rows: Sequence[TableRow], all_metrics: bool) -> dict[str, CellText]:
+    sizes = panel.batch_sizes or DEFAULT_BATCH_SIZES
+    others = [name for name in rows[0].scores if name != panel.metric] if rows and all_metrics else []
+    return {
+        "method": _method,
+        "knob": _knob,
+        f"{panel.metric} % [95%]": _score_of(panel.metric),
+        **{f"{name} %": _metric_of(name) for name in others},
+        "layers": lambda row: f"{row.speedups.average_layers:.2f}",
+        "saved %": lambda row: f"{100 * row.speedups.saved_fraction:.1f}",
+        "FLOPs ratio": lambda row: _number(row.speedups.flops_ratio),
+        **{f"ms/row b{size}": _milliseconds_at(size) for size in sizes},
+        **{f"speed-up b{size}": _speedup_at(size) for size in sizes},
+        "chosen for": lambda row: MISSING if row.method == FULL else ", ".join(row.chosen_for),
+    }
+
+
+def _method(row: TableRow) -> str:
+    return "full (stock model)" if row.method == FULL and row.label == FULL else row.label
+
+
+def _knob(row: TableRow) -> str:
+    if row.method == FULL:
+        return "never exits"
+    knobs = sorted({format_value(knob) for knob in row.knobs}, key=float)
+    value = knobs[0] if len(knobs) == 1 else f"{knobs[0]} to {knobs[-1]}"
+    return " · ".join(dict.fromkeys([f"{row.knob_name}={value}", *filter(None, row.parameters)]))
+
+
+def _score_of(metric: str) -> CellText:
+    def text(row: TableRow) -> str:
+        deviation = "" if row.score_std is None else f" ± {100 * row.score_std:.1f}"
+        low, high = row.interval
+        return f"{100 * row.scores[metric]:.1f}{deviation} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    return text
+
+
+def _metric_of(metric: str) -> CellText:
+    return lambda row: f"{100 * row.scores[metric]:.1f}"
+
+
+def _milliseconds_at(batch_size: int) -> CellText:
+    def text(row: TableRow) -> str:
+        clock = row.clocks.get(batch_size)
+        return MISSING if clock is None else f"{clock.milliseconds:.2f}"
+
+    return text
+
+
+def _speedup_at(batch_size: int) -> CellText:
+    return lambda row: _number(row.speedups.time_ratios.get(batch_size))
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def _notes(panel: Panel, rows: Sequence[TableRow]) -> list[str]:
+    """Say what a reader must know before believing the numbers."""
+    record = record_of(panel)
+    seeds = sorted({cell.record.seed for cell in panel.cells})
+    notes = [
+        "Knobs and parameters are chosen on validation data and reported on the test split.",
+        f"{record.train_rows} training, {record.validation_rows} validation, {record.test_rows} test rows; "
+        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
+        "intervals: bootstrap over test rows.",
+        f"Layers of {panel.num_layers}, 1-based; saved = 1 - layers / {panel.num_layers}; "
+        "FLOPs ratio and speed-up = full model / method; b = batch size.",
+        _timing_note(panel, rows),
+        f"Machine: {machine(record.environment)}.",
+    ]
+    live, disagreeing = _live_rows(rows)
+    if live:
+        notes.append(f"Live runs and replays differ in {disagreeing} of {live} exits and answers.")
+    if record.task_notes:
+        notes.append(f"Task: {record.task_notes.rstrip('.')}.")
+    return notes
+
+
+def _timing_note(panel: Panel, rows: Sequence[TableRow]) -> str:
+    if not panel.timings:
+        return "Not timed."
+    timing = panel.timings[0]
+    timed_rows = max(sample.rows for contender in timing.contenders for sample in contender.samples)
+    spreads = [
+        f"{100 * max(row.clocks[size].spread for row in rows if size in row.clocks):.0f}% at batch {size}"
+        for size in panel.batch_sizes
+        if any(size in row.clocks for row in rows)
+    ]
+    note = (
+        f"Times: medians of {timing.rounds} rounds on the first {timed_rows} test rows, interleaved over all "
+        "operating points and the stock model; spread, (slowest - fastest round) / median, at most "
+        f"{', '.join(spreads) or MISSING}."
+    )
+    overheads = [f"{ratio:.2f} at batch {size}" for size, ratio in never_exit_overheads(panel).items()]
+    return f"{note} Never-exit engine / stock: {', '.join(overheads)}." if overheads else note
+
+
+def _live_rows(rows: Sequence[TableRow]) -> tuple[int, int]:
+    points = [choice.point for row in rows for choice in row.choices]
+    return sum(p.live_rows for p in points), sum(p.live_disagreements for p in points)
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    """Describe the machine of a record in one line, from what was recorded of it."""
+    libraries = environment.get("libraries") or {}
+    threads = (environment.get("threads") or {}).get("torch")
+    commit = environment.get("commit")
+    parts = [
+        *(environment.get("gpus") or []),
+        environment.get("cpu"),
+        f"{environment['cores_usable']} usable cores" if environment.get("cores_usable") else None,
+        f"{threads} threads" if threads else None,
+        environment.get("os"),
+        f"Python {environment['python']}" if environment.get("python") else None,
+        *(f"{name} {libraries[name]}" for name in ("torch", "transformers") if libraries.get(name)),
+        f"commit {commit[:10]}{' with changes' if environment.get('uncommitted_changes') else ''}" if commit else None,
+    ]
+    return ", ".join(str(part) for part in parts if part) or "not recorded"
+
+
+def summary_table(panel: Panel) -> TextTable:
+    """Return the table of whole curves: area under them, and layers at no more than one point lost."""
+    summaries = curve_summaries(panel)
+    return TextTable(
+        title=f"Whole curves · {panel.task} · {panel.backbone}",
+        headings=(
+            "method",
+            "area, layers %",
+            "area, time %",
+            "layers at ≤ 1 point lost",
+            f"{panel.metric} % there",
+        ),
+        cells=tuple(_summary_cells(summary) for summary in summaries),
+        notes=(
+            f"Area, layers: mean score over all budgets from 1 to {panel.num_layers} layers, along the Pareto "
+            "front of the test curve; 0 where a method cannot answer so early.",
+            f"Area, time: the same over the timed operating points, from 1/{panel.num_layers} of the stock "
+            "model's time at batch 1 to all of it.",
+            "≤ 1 point lost: the knob with the fewest layers whose validation score is within a point of the "
+            "full model's; layers and score are those of the test split.",
+        ),
+        words=("method",),
+    )
+
+
+def _summary_cells(summary: CurveSummary) -> tuple[str, ...]:
+    return (
+        summary.label,
+        f"{100 * summary.layers_area:.1f}",
+        MISSING if summary.time_area is None else f"{100 * summary.time_area:.1f}",
+        _number(summary.layers_within),
+        MISSING if summary.score_within is None else f"{100 * summary.score_within:.1f}",
+    )
+
+
+def comparison_table(panel: Panel, comparisons: Sequence[Comparison]) -> TextTable:
+    """Return the paired tests of the methods that share a budget."""
+    return TextTable(
+        title=f"Paired tests · {panel.task} · {panel.backbone}",
+        headings=(
+            "chosen for",
+            "pair",
+            "difference, points [95%]",
+            "only first right",
+            "only second right",
+            "p",
+        ),
+        cells=tuple(
+            (
+                comparison.target,
+                f"{comparison.first} − {comparison.second}",
+                _difference(comparison),
+                str(comparison.test.only_first),
+                str(comparison.test.only_second),
+                f"{comparison.test.p_value:.3f}" if comparison.test.p_value >= 0.001 else "< 0.001",
+            )
+            for comparison in comparisons
+        ),
+        notes=(
+            "Difference in the share of right answers on the same test rows, "
+            f"seed {comparisons[0].seed}; paired bootstrap interval.",
+            f"p: exact McNemar test, two-sided, not corrected for {len(comparisons)} tests.",
+        ),
+        words=("chosen for", "pair"),
+    )
+
+
+def _difference(comparison: Comparison) -> str:
+    test = comparison.test
+    low, high = test.interval
+    return f"{100 * test.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def panel_tables(panel: Panel) -> list[TextTable]:
+    """Return all tables of a panel that have anything to say."""
+    comparisons = paired_comparisons(panel)
+    tables = [operating_table(panel), summary_table(panel)]
+    return [*tables, comparison_table(panel, comparisons)] if comparisons else tables
+
+
+def to_csv(panels: Sequence[Panel]) -> str:
+    """Write the rows of all panels as CSV: full precision, one line an operating point."""
+    records = [_csv_record(panel, row) for panel in panels for row in table_rows(panel)]
+    fields = list(dict.fromkeys(name for record in records for name in record))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fields, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return stream.getvalue()
+
+
+def _csv_record(panel: Panel, row: TableRow) -> dict[str, object]:
+    record: dict[str, object] = {
+        "task": panel.task,
+        "backbone": panel.backbone,
+        "label": row.label,
+        "method": row.method,
+        "parameters": "; ".join(dict.fromkeys(filter(None, row.parameters))),
+        "knob": row.knob_name,
+        "knob_values": " ".join(repr(knob) for knob in row.knobs),
+        "seeds": " ".join(map(str, row.seeds)),
+        "chosen_for": ", ".join(row.chosen_for),
+        "metric": panel.metric,
+        "score": row.scores[panel.metric],
+        "score_low": row.interval[0],
+        "score_high": row.interval[1],
+        "score_std": "" if row.score_std is None else row.score_std,
+        "average_layers": row.speedups.average_layers,
+        "num_layers": panel.num_layers,
+        "saved_fraction": row.speedups.saved_fraction,
+        "layer_ratio": row.speedups.layer_ratio,
+        "flops_ratio": "" if row.speedups.flops_ratio is None else row.speedups.flops_ratio,
+    }
+    for size, clock in row.clocks.items():
+        record |= {
+            f"ms_b{size}": clock.milliseconds,
+            f"ms_p90_b{size}": clock.p90,
+            f"spread_b{size}": clock.spread,
+        }
+        record[f"speedup_b{size}"] = row.speedups.time_ratios.get(size, "")
+    others = {name: value for name, value in row.scores.items() if name != panel.metric}
+    return record | others
+
+
+FORMATS: dict[str, Callable[[Sequence[Panel]], str]] = {
+    "md": lambda panels: to_markdown([table for panel in panels for table in panel_tables(panel)]),
+    "csv": to_csv,
+    "latex": lambda panels: to_latex([table for panel in panels for table in panel_tables(panel)]),
+}
+_SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
+
+
+def write_table(out_dir: Path, table_format: str = "md") -> Path:
+    """Write ``table.md``, ``table.csv`` or ``table.tex`` into a results folder and return its path.
+
+    Args:
+        out_dir: a folder that a run has filled.
+        table_format: ``md``, ``csv`` or ``latex``.
+
+    Raises:
+        UserError: the format is unknown, or the folder holds no results.
+    """
+    if table_format not in FORMATS:
+        raise unknown_name("table format", table_format, FORMATS)
+    panels, _ = load_panels(out_dir)
+    path = out_dir / f"table.{_SUFFIXES[table_format]}"
+    write_text(path, FORMATS[table_format](panels))
+    return path

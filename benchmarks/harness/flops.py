@@ -1,0 +1,164 @@
+"""Floating point operations of early-exit classification, row by row: counted once a layer, times the calls.
+
+Counted by torch's own counter (a multiply-add is two operations; only products of matrices count) with eager attention,
+because on a CPU the counter sees nothing of the fused one. What a layer costs is a polynomial of the row's tokens,
+``a + b*n + c*n^2``: attention is quadratic, all else linear or constant. Padding costs time, but is no operation of a
+row, and is not counted.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from consistentee.classification import LiveView
+from consistentee.encoding import Encoding
+from consistentee.exits import ExitRule, NeverExit
+from consistentee.model import MultiExitModel
+
+TOKEN_COUNTS = (2, 4, 8, 12)
+"""Row lengths that are counted: three determine the polynomial, the last one checks it."""
+
+
+@dataclass(frozen=True)
+class TokenPolynomial:
+    """Operations of a row with n tokens: ``constant + linear * n + quadratic * n^2``, exact."""
+
+    constant: int
+    linear: int
+    quadratic: int
+
+    @classmethod
+    def fit(cls, counted: list[int]) -> "TokenPolynomial":
+        """Return the polynomial through the counts at :data:`TOKEN_COUNTS`.
+
+        Raises ValueError if the last count does not lie on it, which no transformer layer should cause.
+        """
+        powers = np.vander(TOKEN_COUNTS[:3], 3, increasing=True).astype(float)
+        constant, linear, quadratic = (round(value) for value in np.linalg.solve(powers, counted[:3]))
+        polynomial = cls(constant, linear, quadratic)
+        if polynomial(TOKEN_COUNTS).tolist() != counted:
+            raise ValueError(f"operations {counted} at {TOKEN_COUNTS} tokens are not quadratic in the tokens")
+        return polynomial
+
+    def __call__(self, tokens: ArrayLike) -> NDArray[np.int64]:
+        """Return the operations of rows with these numbers of tokens."""
+        n = np.asarray(tokens, dtype=np.int64)
+        return self.constant + self.linear * n + self.quadratic * n * n
+
+
+@dataclass(frozen=True)
+class RuleCost:
+    """What a rule reads at each layer, and what the answer costs there beyond that."""
+
+    reading: list[TokenPolynomial]
+    answering: list[TokenPolynomial]
+
+
+@dataclass(frozen=True)
+class _CountedLayer:
+    """One layer of one counted row: the operations, and the hidden states that its view starts from."""
+
+    operations: int
+    hidden: torch.Tensor
+    padding_mask: torch.Tensor
+
+
+class FlopModel:
+    """Counts the operations of one model; the layers are counted once, every rule when it is first asked for."""
+
+    def __init__(self, model: MultiExitModel) -> None:
+        self._model = model
+        self._rows = [self._row(tokens) for tokens in TOKEN_COUNTS]
+        with _eager_attention(model), torch.no_grad():
+            runs = [self._run_layers(row) for row in self._rows]
+        self._layers = [layers for _, layers in runs]
+        self.embedding = TokenPolynomial.fit([operations for operations, _ in runs])
+        self.layers = [
+            TokenPolynomial.fit([layers[i].operations for layers in self._layers]) for i in range(model.num_layers)
+        ]
+
+    def row_flops(self, lengths: ArrayLike, exits: ArrayLike, rule: ExitRule | None) -> NDArray[np.int64]:
+        """Return the operations of every row: embedding, layers run, what the rule reads, the answering classifier.
+
+        Args:
+            lengths: tokens a row, [N].
+            exits: 1-based exit layers, [N].
+            rule: the exit rule; None for a bound that knows where to leave without reading anything.
+        """
+        tokens, layers = np.asarray(lengths, dtype=np.int64), np.asarray(exits, dtype=np.int64)
+        cost = self.rule_cost(NeverExit() if rule is None else rule)
+        total = self.embedding(tokens)
+        for index in range(self._model.num_layers):
+            ran, left = layers > index, layers == index + 1
+            total = total + np.where(ran, self.layers[index](tokens) + cost.reading[index](tokens), 0)
+            total = total + np.where(left, cost.answering[index](tokens), 0)
+        return total
+
+    def full_flops(self, lengths: ArrayLike) -> NDArray[np.int64]:
+        """Return the operations of every row in the stock model, which asks no rule."""
+        tokens = np.asarray(lengths)
+        return self.row_flops(tokens, np.full(tokens.shape, self._model.num_layers), NeverExit())
+
+    @torch.no_grad()
+    def rule_cost(self, rule: ExitRule) -> RuleCost:
+        """Count what a rule reads: it is asked at every layer of a row that never leaves."""
+        reading, answering = [], []
+        for row, layers in zip(self._rows, self._layers, strict=True):
+            counts = self._ask_at_every_layer(rule, row, layers)
+            reading.append([asked for asked, _ in counts])
+            answering.append([answered for _, answered in counts])
+        return RuleCost(
+            [TokenPolynomial.fit(list(counted)) for counted in zip(*reading, strict=True)],
+            [TokenPolynomial.fit(list(counted)) for counted in zip(*answering, strict=True)],
+        )
+
+    def _ask_at_every_layer(self, rule: ExitRule, row: Encoding, layers: list[_CountedLayer]) -> list[tuple[int, int]]:
+        model = self._model
+        state = {name: tensor.to(model.device) for name, tensor in rule.start(1, model.num_layers).items()}
+        counts = []
+        for number, counted in enumerate(layers, start=1):
+            view = LiveView(model, number, counted.hidden, counted.padding_mask, [row])
+            asked = 0
+            if number < model.num_layers:  # at the last layer every row leaves, and no rule is asked
+                asked, _ = _count(partial(rule.should_exit, view, state))
+            answered, _ = _count(partial(getattr, view, "logits"))
+            counts.append((asked, answered))
+        return counts
+
+    def _row(self, tokens: int) -> Encoding:
+        ordinary = 1 if self._model.tokenizer.pad_token_id == 0 else 0
+        types = [0] * tokens if self._model.stepper.uses_token_types else None
+        return Encoding([ordinary] * tokens, types)
+
+    def _run_layers(self, row: Encoding) -> tuple[int, list[_CountedLayer]]:
+        stepper = self._model.stepper
+        batch = self._model.collate([row])
+        embedding, (hidden, context) = _count(partial(stepper.begin, batch))
+        layers = []
+        for layer in range(1, self._model.num_layers + 1):
+            operations, hidden = _count(partial(stepper.step, layer, hidden, context))
+            layers.append(_CountedLayer(operations, hidden, context.padding_mask))
+        return embedding, layers
+
+
+def _count(action: Callable[[], Any]) -> tuple[int, Any]:
+    with FlopCounterMode(display=False) as counter:
+        result = action()
+    return counter.get_total_flops(), result
+
+
+@contextmanager
+def _eager_attention(model: MultiExitModel) -> Iterator[None]:
+    usual = model.backbone.config._attn_implementation
+    model.backbone.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.backbone.set_attn_implementation(usual)

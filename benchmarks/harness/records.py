@@ -1,0 +1,117 @@
+"""Record: one operating point, raw numbers first. The schema of everything the harness writes."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class Strict(BaseModel):
+    """A model that forbids unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class CurvePoint(Strict):
+    """One value of the knob, replayed on one split."""
+
+    knob: float
+    scores: dict[str, float]
+    exit_histogram: list[int] = Field(description="rows that exit at layer 1, 2, ..., L")
+
+    @property
+    def average_layers(self) -> float:
+        """Mean exit layer, 1-based."""
+        layers = sum(layer * rows for layer, rows in enumerate(self.exit_histogram, start=1))
+        return layers / sum(self.exit_histogram)
+
+
+class OperatingPoint(Strict):
+    """One value of the knob, chosen on validation data, measured on the test split."""
+
+    knob: float
+    chosen_for: str = Field(
+        description="why this knob, on validation data: 'budget 0.50' or 'within 1 point'; several are joined by ', '"
+    )
+    validation: CurvePoint
+    test: CurvePoint
+    score_interval: tuple[float, float] = Field(description="95% bootstrap interval of the test score, over rows")
+    flops: float = Field(description="floating point operations of all test rows, padding not counted")
+    live_rows: int = Field(description="test rows that were classified live, 0 for a rule that needs labels")
+    live_disagreements: int = Field(description="rows whose live exit layer or answer differs from the replay")
+
+
+class CellRecord(Strict):
+    """What one cell (task, backbone, method with parameters, seed) leaves behind."""
+
+    schema_version: Literal[1] = 1
+    key: str
+    task: str
+    task_version: int
+    metric: str
+    task_notes: str
+    backbone: str
+    method: str
+    label: str = Field(description="name of the curve this cell belongs to in tables and plots")
+    parameters: dict[str, object]
+    knob_name: str
+    seed: int
+    num_layers: int
+    train_rows: int
+    validation_rows: int
+    test_rows: int
+    full_flops: float = Field(description="floating point operations of the stock model on all test rows")
+    curve_validation: list[CurvePoint]
+    curve_test: list[CurvePoint]
+    operating_points: list[OperatingPoint]
+    train_seconds: float
+    command: str
+    environment: dict[str, object]
+    finished_at: str
+
+
+class FailureRecord(Strict):
+    """Why a cell has no record: it failed, or its method is not defined for its task."""
+
+    schema_version: Literal[1] = 1
+    key: str
+    error: str = Field(description="one line")
+    refused: bool = Field(description="the method is not defined for the task: nothing to retry")
+    traceback: str
+    failed_at: str
+
+
+class TimingSamples(Strict):
+    """Raw wall-clock samples of one contender at one batch size: the same rows in every round."""
+
+    batch_size: int
+    rows: int
+    seconds_per_round: list[float]
+    seconds_per_batch: list[list[float]] = Field(description="[rounds][batches], in the order of the data")
+
+
+class Contender(Strict):
+    """One operating point (or the stock model) in a timing run."""
+
+    cell_key: str = Field(description="empty for the stock model")
+    label: str
+    knob: float | None
+    average_layers: float = Field(description="over the timed rows")
+    samples: list[TimingSamples]
+
+
+class TimingRecord(Strict):
+    """All operating points of one (task, backbone, seed) and the stock model, timed in interleaved rounds."""
+
+    schema_version: Literal[1] = 1
+    key: str = Field(description="hash of the protocol and its code; what was timed is in contenders")
+    task: str
+    backbone: str
+    seed: int
+    rounds: int
+    contenders: list[Contender]
+    environment_before: dict[str, object]
+    environment_after: dict[str, object]
+    command: str
+    finished_at: str

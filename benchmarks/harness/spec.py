@@ -1,0 +1,300 @@
+"""SuiteSpec: which tasks, methods, backbones and seeds; CellSpec: one combination of them, fully specified."""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from benchmarks.harness.records import Strict
+from consistentee.errors import UserError, unknown_name
+from consistentee.method import available_methods
+
+if TYPE_CHECKING:
+    from consistentee.training import Recipe
+
+SUITES_DIR = Path(__file__).parents[1] / "suites"
+
+
+class RecipeSpec(Strict):
+    """The part of a training recipe that a suite sets: see :class:`consistentee.training.Recipe`.
+
+    Written out here, with the same defaults, so that a suite can be read and a cell recognised without loading torch.
+    """
+
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    head_learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_rows: int | None = Field(default=None, ge=1)
+    max_length: int = Field(default=128, ge=3)
+
+    def to_recipe(self, seed: int, store: Path | None = None, progress: bool = False) -> "Recipe":
+        """Return the recipe of one training run; ``store`` keeps stage-1 models that methods share."""
+        from consistentee.training import Recipe
+
+        return Recipe(**self.model_dump(), seed=seed, store=store, progress=progress)
+
+
+class TaskOverride(Strict):
+    """What differs for one task: fields of the recipe, and caps on the rows that are scored."""
+
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    validation_rows: int | None = Field(default=None, ge=1)
+    test_rows: int | None = Field(default=None, ge=1)
+
+
+class MethodEntry(Strict):
+    """A method of a suite: its name, its name in tables, and its parameters.
+
+    ``grid`` lists several values of some parameters: every combination becomes a cell of its own, all under one label,
+    and for each budget the combination that is best on validation data is reported.
+    """
+
+    method: str
+    label: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        value = {"method": value} if isinstance(value, str) else dict(value)
+        return {**value, "label": value.get("label") or label_of(str(value.get("method", "")))}
+
+    @field_validator("grid")
+    @classmethod
+    def _no_empty_list(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for parameter, values in grid.items():
+            if not values:
+                raise ValueError(f"the grid of {parameter!r} lists no values")
+        return grid
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Yield the parameters of every cell of this entry."""
+        for values in itertools.product(*self.grid.values()):
+            yield {**self.parameters, **dict(zip(self.grid, values, strict=True))}
+
+
+class TimingSpec(Strict):
+    """How the operating points are timed: rounds interleaved over all of them and the stock model."""
+
+    rounds: int = Field(default=3, ge=3, description="fewer than 3 rounds show no spread")
+    batch_sizes: tuple[int, ...] = (1, 32)
+    rows: int = Field(default=256, ge=1, description="the first test rows, in the order of the data")
+    points_per_cell: int = Field(default=4, ge=1, description="operating points timed a cell, the cheapest first")
+    warmup_batches: int = Field(default=2, ge=0, description="untimed batches before every timed pass")
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _usable(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if not sizes or min(sizes) < 1 or len(set(sizes)) != len(sizes):
+            raise ValueError("batch sizes must be different numbers of at least 1")
+        return sizes
+
+
+class SuiteSpec(Strict):
+    """One suite: everything a run does, as its YAML says."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    description: str
+    cost: str = Field(description="what a run takes, for people: rows, minutes, disk")
+    tasks: tuple[str, ...] = Field(min_length=1)
+    backbones: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    recipe: RecipeSpec = RecipeSpec()
+    task_overrides: dict[str, TaskOverride] = Field(default_factory=dict)
+    validation_rows: int | None = Field(default=None, ge=1)
+    test_rows: int | None = Field(default=None, ge=1)
+    budgets: tuple[float, ...] = Field(default=(0.25, 0.5, 0.75), description="fractions of the layers")
+    bootstrap_resamples: int = Field(default=1000, ge=100)
+    timing: TimingSpec = TimingSpec()
+
+    @field_validator("budgets")
+    @classmethod
+    def _fractions(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < budget <= 1 for budget in budgets):
+            raise ValueError("budgets are fractions of the layers, in (0, 1]")
+        return tuple(sorted(set(budgets)))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SuiteSpec":
+        labels = [entry.label for entry in self.methods]
+        doubled = sorted({label for label in labels if labels.count(label) > 1})
+        if doubled:
+            raise ValueError(f"the label {doubled[0]!r} is used by two entries; give one of them another label")
+        for task in self.task_overrides:
+            self.recipe_for(task)
+        return self
+
+    def recipe_for(self, task: str) -> RecipeSpec:
+        """Return the recipe of one task, its overrides applied."""
+        override = self.task_overrides.get(task, TaskOverride())
+        return RecipeSpec(**{**self.recipe.model_dump(), **override.recipe})
+
+
+class CellSpec(Strict):
+    """One cell: a task, a backbone, a method with parameters, a seed, and how they are trained and scored."""
+
+    task: str
+    backbone: str
+    method: str
+    label: str
+    parameters: dict[str, Any]
+    seed: int
+    recipe: RecipeSpec
+    validation_rows: int | None
+    test_rows: int | None
+    budgets: tuple[float, ...]
+    bootstrap_resamples: int
+
+    @property
+    def name(self) -> str:
+        """One line for people."""
+        values = ", ".join(f"{key}={value}" for key, value in self.parameters.items())
+        method = f"{self.label} ({values})" if values else self.label
+        return f"{display_name(self.task)} · {display_name(self.backbone)} · {method} · seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """Where the cell's files lie, relative to the cells of a run."""
+        parameters = "default" if not self.parameters else short_hash(self.parameters)
+        parts = (folder_name(self.task), folder_name(self.backbone), folder_name(self.label), parameters)
+        return Path(*parts) / f"seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a run is narrowed to; None leaves the suite's own choice."""
+
+    tasks: Sequence[str] | None = None
+    methods: Sequence[str] | None = None
+    backbones: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+
+
+def label_of(method: str) -> str:
+    """Return the default label of a method: its name, or the class of ``path/to/file.py:Class``."""
+    return method.rpartition(":")[2] if ".py:" in method else method
+
+
+def display_name(name: str) -> str:
+    """Return a name as people and records see it: the path of a file or folder loses the folders of this machine."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def folder_name(name: str) -> str:
+    """Turn a name (a hub id, a path) into one folder's name; a changed name keeps a hash, to stay unique."""
+    safe = re.sub(r"[^\w.+-]+", "-", display_name(name)).strip("-.")
+    return safe if safe == name else f"{safe}-{short_hash(name)}"
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def short_hash(value: Any) -> str:
+    """Return the first 10 hexadecimal digits of the hash of a JSON-serialisable value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
+
+
+def list_suites() -> dict[str, Path]:
+    """Return the suites that come with the package: name -> file."""
+    return {path.stem: path for path in sorted(SUITES_DIR.glob("*.yaml"))}
+
+
+def load_suite(name_or_path: str | Path) -> SuiteSpec:
+    """Read a suite, by its name or as the path of a YAML file.
+
+    Raises UserError for an unknown name, and for a file that is not a valid suite (the field is named).
+    """
+    suites = list_suites()
+    path = suites.get(str(name_or_path)) or Path(name_or_path)
+    if not path.is_file():
+        if path.suffix in {".yaml", ".yml"}:
+            raise UserError(f"no such suite file: {path}")
+        raise unknown_name("suite", str(name_or_path), suites)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of the fields of a suite")
+    try:
+        return SuiteSpec(**values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {validation_sentence(error)}") from error
+
+
+def validation_sentence(error: ValidationError) -> str:
+    """Say in one sentence what is wrong with a file: the field and the fault, for every fault."""
+    faults = []
+    for fault in error.errors():
+        field = ".".join(str(part) for part in fault["loc"])
+        faults.append(f"{field}: {fault['msg']}" if field else fault["msg"])
+    return "; ".join(faults)
+
+
+def select_methods(suite: SuiteSpec, names: Sequence[str] | None) -> list[MethodEntry]:
+    """Return the suite's entries with these labels or method names.
+
+    A name that the suite lacks but that is registered, or ``path/to/file.py:Class``, is added with its defaults.
+    """
+    if names is None:
+        return list(suite.methods)
+    chosen: list[MethodEntry] = []
+    for name in names:
+        found = [entry for entry in suite.methods if name in (entry.label, entry.method)]
+        if not found and (".py:" in name or name in available_methods()):
+            found = [MethodEntry.model_validate(name)]
+        if not found:
+            raise unknown_name("method", name, {*available_methods(), *(entry.label for entry in suite.methods)})
+        chosen += [entry for entry in found if entry not in chosen]
+    return chosen
+
+
+def expand(suite: SuiteSpec, filters: Filters | None = None) -> list[CellSpec]:
+    """Return the cells of a suite, narrowed by ``filters``: all methods of one (task, backbone, seed) in a row."""
+    filters = filters or Filters()
+    methods = select_methods(suite, filters.methods)
+    groups = itertools.product(
+        suite.tasks if filters.tasks is None else filters.tasks,
+        suite.backbones if filters.backbones is None else filters.backbones,
+        suite.seeds if filters.seeds is None else filters.seeds,
+    )
+    return [
+        _cell(suite, entry, task=task, backbone=backbone, seed=seed, parameters=parameters)
+        for task, backbone, seed in groups
+        for entry in methods
+        for parameters in entry.combinations()
+    ]
+
+
+def _cell(
+    suite: SuiteSpec, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
+) -> CellSpec:
+    override = suite.task_overrides.get(task, TaskOverride())
+    return CellSpec(
+        task=task,
+        backbone=backbone,
+        method=entry.method,
+        label=entry.label,
+        parameters=parameters,
+        seed=seed,
+        recipe=suite.recipe_for(task),
+        validation_rows=override.validation_rows or suite.validation_rows,
+        test_rows=override.test_rows or suite.test_rows,
+        budgets=suite.budgets,
+        bootstrap_resamples=suite.bootstrap_resamples,
+    )

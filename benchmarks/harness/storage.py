@@ -1,0 +1,304 @@
+"""Where a run keeps its files, how they are written (whole or not at all), and how they are read back (checked)."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
+
+from benchmarks.harness.records import CellRecord, FailureRecord, TimingRecord
+from benchmarks.harness.spec import CellSpec, folder_name, validation_sentence
+from consistentee.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD_FILE = "record.json"
+PREDICTIONS_FILE = "predictions.parquet"
+FAILURE_FILE = "failure.json"
+TIMING_FILE = "timing.json"
+LOG_FILE = "log.txt"
+
+_FULL_DISK_CODES = (errno.ENOSPC, errno.EDQUOT)
+_PARQUET_MAGIC = b"PAR1"
+_PARTIAL = ".partial"
+_SchemaT = TypeVar("_SchemaT", bound=BaseModel)
+
+
+class DiskFullError(UserError):
+    """There is no room for what comes next: the run ends, and everything finished is kept."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"disk full while writing {path}: everything finished before is kept; free some space and run again"
+        )
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The layout of a run's output folder."""
+
+    root: Path
+
+    def cell(self, spec: CellSpec) -> Path:
+        """Folder of a cell: record, predictions, log."""
+        return self.root / "cells" / spec.folder
+
+    def model(self, key: str) -> Path:
+        """Folder of a cell's trained model, which only timing needs."""
+        return self.root / "artifacts" / "models" / key
+
+    @property
+    def stages(self) -> Path:
+        """Where training keeps the stage-1 models that methods share."""
+        return self.root / "artifacts" / "stages"
+
+    def timing(self, task: str, backbone: str, seed: int) -> Path:
+        """Folder of the timing run of one (task, backbone, seed)."""
+        return self.root / "timings" / folder_name(task) / folder_name(backbone) / f"seed{seed}"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the run that writes here."""
+        return self.root / "artifacts" / "run.lock"
+
+    @property
+    def fingerprints(self) -> Path:
+        """Cache of file hashes."""
+        return self.root / "artifacts" / "fingerprints.json"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file that could not be used: what it was, what is wrong with it, and where it was put."""
+
+    path: Path
+    kind: Literal["damaged", "stale"]
+    reason: str
+    moved_to: Path | None
+
+    def __str__(self) -> str:
+        where = f"; set aside as {self.moved_to.name}" if self.moved_to else ""
+        return f"{self.path} is {self.kind} ({self.reason}){where}"
+
+
+@contextmanager
+def only_run(folder: RunFolder) -> Iterator[None]:
+    """Keep a second run away from a results folder, and clear away what a killed run left half-written."""
+    folder.lock.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.lock, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
+    try:
+        for leftover in folder.root.rglob(f".*{_PARTIAL}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path, where a file or a folder is to be made; at the end it becomes ``path``, whole, on the disk.
+
+    Whatever ends the block early, a kill included, leaves ``path`` as it was. Raises DiskFullError.
+    """
+    temporary: Path | None = None
+    try:
+        temporary = _temporary_folder(path)
+        made = temporary / path.name
+        yield made
+        for part in [made, *made.rglob("*")]:
+            _sync(part)
+        if path.is_dir():  # a folder cannot be renamed over another one
+            shutil.rmtree(path)
+        made.replace(path)
+        _sync(path.parent)
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFullError(path) from error
+        raise
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_folder(path: Path) -> Path:
+    """Make a folder beside ``path``: what is in it reaches its place by a rename, on the same disk."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent))
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Say whether an error, or what caused it, is a full disk; native libraries tell it only in their message."""
+    while error is not None:
+        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL_DISK_CODES):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_record(path: Path, record: BaseModel) -> None:
+    """Write a record as JSON, atomically."""
+    write_text(path, record.model_dump_json(indent=1) + "\n")
+
+
+def write_predictions(path: Path, columns: "pd.DataFrame") -> None:
+    """Write the rows' predictions as parquet, atomically."""
+    with replacing(path) as temporary:
+        columns.to_parquet(temporary, index=False)
+
+
+def read_predictions(cell: Path) -> "pd.DataFrame":
+    """Read the predictions of a cell's folder, one line a test row.
+
+    Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), and for operating point i (the order of
+    the record) ``prediction_i`` and ``exit_layer_i``. Raises UserError if the file cannot be read.
+    """
+    import pandas as pd
+
+    path = cell / PREDICTIONS_FILE
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}; run the suite again to recompute it") from error
+
+
+def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
+    """Rename a file or folder to ``NAME.damaged-N`` or ``NAME.stale-N`` with the first free N."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.{kind}-{number}")).exists():
+        number += 1
+    path.rename(target)
+    return target
+
+
+def read_cell(folder: Path, key: str) -> tuple[CellRecord | None, Fault | None]:
+    """Return a cell's record if it is whole and has this key.
+
+    A cell that is damaged or was made from something else is set aside, folder and all, and reported.
+    """
+    record, reason = _parse(folder / RECORD_FILE, CellRecord)
+    if record is None and reason is None:
+        return None, None
+    reason = reason or _parquet_fault(folder / PREDICTIONS_FILE)
+    if reason:
+        return None, Fault(folder / RECORD_FILE, "damaged", reason, set_aside(folder, "damaged"))
+    assert record is not None
+    if record.key != key:
+        reason = "made from other data, code, settings or libraries"
+        return None, Fault(folder / RECORD_FILE, "stale", reason, set_aside(folder, "stale"))
+    return record, None
+
+
+def read_failure(folder: Path, key: str) -> FailureRecord | None:
+    """Return how a cell failed, if it did so with this key; a note of anything else says nothing about it."""
+    failure, _ = _parse(folder / FAILURE_FILE, FailureRecord)
+    return failure if failure is not None and failure.key == key else None
+
+
+def read_timing(folder: Path) -> tuple[TimingRecord | None, Fault | None]:
+    """Return a timing record if it is whole; a damaged one is set aside and reported."""
+    path = folder / TIMING_FILE
+    record, reason = _parse(path, TimingRecord)
+    if reason:
+        return None, Fault(path, "damaged", reason, set_aside(path, "damaged"))
+    return record, None
+
+
+def read_all(root: Path) -> tuple[list[tuple[Path, CellRecord]], list[TimingRecord], list[Fault]]:
+    """Read what a run left behind: (cell folder, record) of every cell, every timing, and the unreadable files.
+
+    Nothing is moved: reading results never changes them. Raises UserError if the folder holds no record at all.
+    """
+    cells, timings, faults = [], [], []
+    for path in _files(root / "cells", RECORD_FILE):
+        record, reason = _parse(path, CellRecord)
+        if record is None:
+            faults.append(Fault(path, "damaged", reason or "vanished", None))
+        else:
+            cells.append((path.parent, record))
+    for path in _files(root / "timings", TIMING_FILE):
+        timing, reason = _parse(path, TimingRecord)
+        if timing is None:
+            faults.append(Fault(path, "damaged", reason or "vanished", None))
+        else:
+            timings.append(timing)
+    if not cells and not faults:
+        raise UserError(f"{root} holds no results; `consistentee run SUITE --out {root}` makes some")
+    return cells, timings, faults
+
+
+def _files(root: Path, name: str) -> list[Path]:
+    # Folders that were set aside keep their records, under a name that is no seed's.
+    return sorted(path for path in root.rglob(name) if re.fullmatch(r"seed-?\d+", path.parent.name))
+
+
+def _parse(path: Path, schema: type[_SchemaT]) -> tuple[_SchemaT | None, str | None]:
+    """Return (record, None), or (None, what is wrong), or (None, None) if there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None, None
+    except (OSError, UnicodeDecodeError) as error:
+        return None, f"unreadable: {error}"
+    try:
+        return schema.model_validate_json(text), None
+    except ValidationError as error:
+        found = _schema_version(text)
+        expected = schema.model_fields["schema_version"].default
+        if found is not None and found != expected:
+            return None, f"schema version {found}, this version reads {expected}"
+        return None, validation_sentence(error)
+
+
+def _schema_version(text: str) -> object:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    return values.get("schema_version") if isinstance(values, dict) else None
+
+
+def _parquet_fault(path: Path) -> str | None:
+    """Say what is wrong with a parquet file, from its first and last bytes: a cut-off file lacks the last ones."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+            file.seek(-4, os.SEEK_END)
+            tail = file.read(4)
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
+    return None if head == tail == _PARQUET_MAGIC else f"{path.name} is cut off or not parquet"

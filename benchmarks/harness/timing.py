@@ -1,0 +1,125 @@
+"""The timing run of one (task, backbone, seed): its operating points and the stock model, one process, one clock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.progress import Progress
+
+from benchmarks.harness.environment import command_line, describe_conditions, describe_environment, now
+from benchmarks.harness.measure import Runner, number_of_passes, time_contenders
+from benchmarks.harness.planning import PlannedCell, protocol_key, timed_points
+from benchmarks.harness.records import Contender, TimingRecord
+from benchmarks.harness.spec import TimingSpec, display_name
+from benchmarks.harness.storage import TIMING_FILE, RunFolder, write_record
+from consistentee.classification import classify_encoded, stock_encoded
+from consistentee.data import TaskData
+from consistentee.encoding import Encoding
+from consistentee.exits import ExitRule
+from consistentee.method import get_method
+from consistentee.model import MultiExitModel
+
+STOCK = "stock model"
+_FULL = "full"
+_COUNTING_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A contender before it is timed."""
+
+    cell_key: str
+    label: str
+    knob: float | None
+    average_layers: float
+    runner: Runner
+
+
+def run_timing(
+    cells: Sequence[PlannedCell],
+    task: TaskData,
+    protocol: TimingSpec,
+    folder: RunFolder,
+    *,
+    progress: bool = False,
+) -> TimingRecord:
+    """Time the operating points of finished cells of one (task, backbone, seed), and write the timing record.
+
+    Args:
+        cells: finished cells with their models on disk.
+        task: their task.
+        protocol: how to time.
+        folder: the run's folder.
+        progress: show a progress bar.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    models = {c.key: MultiExitModel.from_pretrained(folder.model(c.key)).eval().to(device) for c in cells}
+    stock = models[_stock_cell(cells).key]
+    rows = stock.tokenize(task.test.texts[: protocol.rows])
+    before = describe_environment() | describe_conditions()
+    timed = [_stock_contender(stock)]
+    for cell in cells:
+        timed += _contenders(cell, models[cell.key], rows, protocol)
+    with Progress(transient=True, disable=not progress) as bar:
+        passes = bar.add_task(f"timing {len(timed)} contenders", total=number_of_passes(len(timed), protocol))
+        samples = time_contenders(
+            [contender.runner for contender in timed], rows, protocol, device, on_pass=lambda: bar.advance(passes)
+        )
+    spec = cells[0].spec
+    record = TimingRecord(
+        key=protocol_key(protocol),
+        task=task.name,
+        backbone=display_name(spec.backbone),
+        seed=spec.seed,
+        rounds=protocol.rounds,
+        contenders=[
+            Contender(
+                cell_key=contender.cell_key,
+                label=contender.label,
+                knob=contender.knob,
+                average_layers=contender.average_layers,
+                samples=measured,
+            )
+            for contender, measured in zip(timed, samples, strict=True)
+        ],
+        environment_before=before,
+        environment_after=describe_conditions(),
+        command=command_line(),
+        finished_at=now(),
+    )
+    write_record(folder.timing(*cells[0].group) / TIMING_FILE, record)
+    return record
+
+
+def _stock_cell(cells: Sequence[PlannedCell]) -> PlannedCell:
+    """Return whose model stands for the stock model: the full one's where there is one; time does not tell weights."""
+    return next((cell for cell in cells if cell.spec.method == _FULL), cells[0])
+
+
+def _stock_contender(model: MultiExitModel) -> _Timed:
+    def run(batch: Sequence[Encoding]) -> object:
+        return stock_encoded(model, batch, batch_size=len(batch))
+
+    return _Timed("", STOCK, None, float(model.num_layers), Runner(STOCK, run))
+
+
+def _contenders(
+    cell: PlannedCell, model: MultiExitModel, rows: Sequence[Encoding], protocol: TimingSpec
+) -> list[_Timed]:
+    assert cell.record is not None
+    method = get_method(cell.spec.method, **cell.spec.parameters)
+    return [
+        _contender(cell, model, method.rule(model, point.knob), point.knob, rows)
+        for point in timed_points(cell.record, protocol)
+    ]
+
+
+def _contender(
+    cell: PlannedCell, model: MultiExitModel, rule: ExitRule, knob: float, rows: Sequence[Encoding]
+) -> _Timed:
+    def run(batch: Sequence[Encoding]) -> object:
+        return classify_encoded(model, batch, rule, batch_size=len(batch))
+
+    exits = classify_encoded(model, rows, rule, batch_size=_COUNTING_BATCH_SIZE).exit_layers
+    label = cell.spec.label
+    return _Timed(cell.key, label, knob, float(exits.double().mean()), Runner(f"{label} at {knob:g}", run))

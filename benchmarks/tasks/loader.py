@@ -1,0 +1,160 @@
+"""load_task: a task by name or YAML, from the first source that has its rows."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from benchmarks.tasks.readers import Row, read_file, read_hub_split
+from benchmarks.tasks.spec import Files, Hub, Package, TaskSpec, read_spec
+from benchmarks.tasks.splits import SPLITS, build_task
+from consistentee.backbones import hub as hub_access
+from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch
+from consistentee.data import TaskData
+from consistentee.errors import UserError, unknown_name
+
+_FOLDER = Path(__file__).parent
+
+
+class _UnavailableError(Exception):
+    """A source does not have the task; the next one is tried."""
+
+
+def list_tasks() -> dict[str, str]:
+    """Return the one-line descriptions of the tasks, by name."""
+    return {path.stem: read_spec(path).description for path in sorted(_FOLDER.glob("*.yaml"))}
+
+
+def task_shipment(name: str) -> Shipment | None:
+    """Return what has to be fetched for a task of that name, None if no package ships it. Errors as for load_task."""
+    spec, _ = _spec_of(name)
+    return _shipment(spec.name, spec.package) if spec.package else None
+
+
+def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData:
+    """Return a task with its three splits.
+
+    Args:
+        name: a task's name, or the path of a task YAML; files of such a YAML lie beside it.
+        data_dir: the folder with the layouts that the task YAMLs describe; by default CONSISTENTEE_DATA.
+
+    The rows come from the data folder, else from the package that ships them, else from the Hugging Face hub.
+    Raises UserError for an unknown name, a faulty YAML, a faulty row (named by file and line), and, listing what was
+    tried, when no source has the task.
+    """
+    spec, own_folder = _spec_of(name)
+    data_dir = data_dir or os.environ.get("CONSISTENTEE_DATA")
+    folders = [folder for folder in (own_folder, Path(data_dir).expanduser() if data_dir else None) if folder]
+    sources = []
+    if spec.files is not None:
+        sources += [partial(_rows_of_folder, spec.files, folder / spec.files.folder) for folder in folders]
+    if spec.package is not None and spec.files is not None:
+        sources.append(partial(_rows_of_package, spec.name, spec.package, spec.files))
+    if spec.hub is not None:
+        sources.append(partial(_rows_of_hub, spec.hub))
+    failures = [] if folders else ["no data directory was given"]
+    for source in sources:
+        try:
+            rows, place = source()
+        except _UnavailableError as failure:
+            failures.append(str(failure))
+            continue
+        return build_task(spec, rows, place)
+    raise UserError(f"task {spec.name!r} cannot be had: {'; '.join(failures)}. {_remedy(spec)}")
+
+
+def _spec_of(name: str | Path) -> tuple[TaskSpec, Path | None]:
+    """Return a task's specification, and the folder of its files if it is a user's own YAML."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        path = Path(name).expanduser()
+        return read_spec(path), path.parent
+    path = _FOLDER / f"{name}.yaml"
+    names = [yaml.stem for yaml in _FOLDER.glob("*.yaml")]
+    if str(name) not in names:
+        raise unknown_name("task", str(name), names)
+    return read_spec(path), None
+
+
+def _remedy(spec: TaskSpec) -> str:
+    if spec.files is None:
+        return "Check the connection to the hub"
+    wanted = [file for file in (spec.files.train, spec.files.validation, spec.files.test) if file]
+    return (
+        f"Give --data DIR (or set CONSISTENTEE_DATA), where DIR{'' if spec.files.folder == '.' else '/'}"
+        f"{'' if spec.files.folder == '.' else spec.files.folder} holds {', '.join(wanted)}"
+    )
+
+
+def _rows_of_folder(files: Files, folder: Path) -> tuple[dict[str, list[Row]], str]:
+    paths = {split: folder / file for split in SPLITS if (file := getattr(files, split)) is not None}
+    missing = [str(path) for path in paths.values() if not path.is_file()]
+    if missing:
+        raise _UnavailableError(f"no file {' or '.join(missing)}")
+    return {split: read_file(path, files) for split, path in paths.items()}, str(folder)
+
+
+def _rows_of_package(name: str, package: Package, files: Files) -> tuple[dict[str, list[Row]], str]:
+    try:
+        folder = fetch(_shipment(name, package))
+    except UserError as error:
+        raise _UnavailableError(str(error)) from error
+    return _rows_of_folder(files, folder)
+
+
+def _shipment(name: str, package: Package) -> Shipment:
+    fields = package.model_dump(exclude={"folder", "inner"})
+    return Shipment(name=name, packages=(PackageFile(**fields),), folder=package.folder, inner=package.inner)
+
+
+def _rows_of_hub(hub: Hub) -> tuple[dict[str, list[Row]], str]:
+    place = f"hub data set {hub.path}{f' ({hub.config})' if hub.config else ''}"
+    return rows_of_dataset(_dataset(hub, place), hub, place), place
+
+
+def _dataset(hub: Hub, place: str) -> Mapping[str, Any]:
+    """Return a hub data set; a copy is kept in the cache, so that later calls need no connection."""
+    import datasets
+
+    copy = cache_dir() / "datasets" / "--".join([*hub.path.split("/"), hub.config or "default"])
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(copy.with_name(f"{copy.name}.lock")):
+        if not copy.is_dir():
+            partial_copy = copy.with_name(f"{copy.name}.partial")
+            shutil.rmtree(partial_copy, ignore_errors=True)  # left behind by a run that was killed
+            _download(hub, place).save_to_disk(partial_copy)
+            partial_copy.rename(copy)
+    try:
+        return datasets.load_from_disk(copy)
+    except Exception as error:  # whatever a damaged file makes of the library
+        raise UserError(f"{copy} is damaged ({error}); remove this folder, and it is fetched again") from error
+
+
+def _download(hub: Hub, place: str) -> Any:
+    import datasets
+    from huggingface_hub import constants
+
+    try:
+        if not constants.HF_HUB_OFFLINE:  # the library looks into its own cache then; else it retries for minutes
+            hub_access.ask("dataset_info", hub.path)
+        return datasets.load_dataset(hub.path, hub.config)
+    except (hub_access.HubUnreachableError, hub_access.NotOnHubError) as error:
+        raise _UnavailableError(f"{place}: {error}") from error
+    except Exception as error:  # the library raises many kinds, from connection to schema
+        raise _UnavailableError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def rows_of_dataset(dataset: Mapping[str, Any], hub: Hub, place: str) -> dict[str, list[Row]]:
+    """Return the rows of the splits that ``hub`` names of a ``datasets.DatasetDict``. UserError if one is missing."""
+    rows = {}
+    for split in SPLITS:
+        name = getattr(hub, split)
+        if name is None:
+            continue
+        if name not in dataset:
+            raise UserError(f"{place} has no split {name!r}; it has {', '.join(dataset)}")
+        rows[split] = read_hub_split(dataset[name], hub, f"{place} {name}")
+    return rows

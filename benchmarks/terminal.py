@@ -1,0 +1,59 @@
+"""How tables look on a terminal: the same everywhere. Text is never read as markup, wherever it came from."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def plain_table(title: str = "", caption: str = "") -> "Table":
+    """Return an empty table with one line under its headings."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    return Table(
+        title=Text(title, style="bold") if title else None,
+        caption=Text(caption, style="dim") if caption else None,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+
+
+def add_columns(table: "Table", *headings: str, numbers: bool = False) -> None:
+    """Add columns of words, or of numbers: numbers are set to the right and never broken."""
+    from rich.text import Text
+
+    for heading in headings:
+        if numbers:
+            # A heading on two lines keeps the column nearly as narrow as its numbers.
+            table.add_column(Text(_on_two_lines(heading)), justify="right", no_wrap=True)
+        else:
+            table.add_column(Text(heading), overflow="fold")
+
+
+def _on_two_lines(heading: str) -> str:
+    spaces = [i for i, character in enumerate(heading) if character == " "]
+    if not spaces:
+        return heading
+    middle = min(spaces, key=lambda i: abs(2 * i + 1 - len(heading)))
+    return f"{heading[:middle]}\n{heading[middle + 1 :]}"
+
+
+def add_row(table: "Table", *cells: object) -> None:
+    """Add a row of plain text."""
+    from rich.text import Text
+
+    table.add_row(*(Text(str(cell)) for cell in cells))
+
+
+def output_console() -> "Console":
+    """Return the console of standard output; a file or a pipe has no width, and gets whole lines."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=200)

@@ -1,0 +1,42 @@
+"""Early exiting in language models: the library and the ConsistentEE method.
+
+Names are imported on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "ExitRule": "exits",
+    "Knob": "method",
+    "LayerView": "exits",
+    "Method": "method",
+    "MultiExitModel": "model",
+    "NeverExit": "exits",
+    "Recipe": "training",
+    "Split": "data",
+    "TaskData": "data",
+    "ThresholdRule": "exits",
+    "Trace": "trace",
+    "UserError": "errors",
+    "available_methods": "method",
+    "classify": "classification",
+    "get_method": "method",
+    "record_trace": "trace",
+    "replay": "trace",
+    "sweep": "trace",
+}
+
+__all__ = sorted(_EXPORTS)  # noqa: PLE0605 (the names are served by __getattr__)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,203 @@
+"""Layer-stepping for encoders: a stock Hugging Face model, run one layer at a time by calling its own layers.
+
+A stepper knows three things of its family: how tokens become the input of layer 1, how a layer is called, and
+where the layers are. Nothing of a model's arithmetic is written again here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from transformers.masking_utils import create_bidirectional_mask
+
+from consistentee.encoding import Batch
+from consistentee.errors import UserError
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the layers need beside the hidden states, for the rows that are still active.
+
+    Attributes:
+        padding_mask: bool [rows, tokens].
+        attention_mask: what the stock model's layers take: made by transformers for the attention in use, or None.
+        position_bias: [1, attention heads, tokens, tokens] where the family has one (MPNet).
+        lengths: number of real tokens a row.
+    """
+
+    padding_mask: Tensor
+    attention_mask: Tensor | None
+    position_bias: Tensor | None
+    lengths: list[int]
+
+
+class EncoderStepper(ABC):
+    """Runs a stock encoder one layer at a time.
+
+    Class attributes:
+        uses_token_types: whether the embeddings tell the two texts of a pair apart.
+        reserved_positions: positions of the table that no token ever has (RoBERTa counts from the padding id + 1).
+    """
+
+    uses_token_types: ClassVar[bool] = False
+    reserved_positions: ClassVar[int] = 0
+
+    def __init__(self, backbone: Any) -> None:
+        self.backbone = backbone
+        self.config = backbone.config
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return int(self.config.num_hidden_layers)
+
+    @abstractmethod
+    def layer_module(self, layer: int) -> nn.Module:
+        """Return the stock module that is layer ``layer`` (1-based); ALBERT's layers share modules."""
+
+    @abstractmethod
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the input of layer 1: [rows, tokens, width]."""
+
+    def position_bias(self, hidden: Tensor) -> Tensor | None:
+        """Return the bias that every layer adds to its attention scores, if the family has one."""
+        return None
+
+    def begin(self, batch: Batch) -> tuple[Tensor, Context]:
+        """Embed a batch: the input of layer 1 [rows, tokens, width], and its context."""
+        hidden = self.embed(batch)
+        mask = self._attention_mask(hidden, batch.padding_mask, batch.lengths)
+        return hidden, Context(batch.padding_mask, mask, self.position_bias(hidden), batch.lengths)
+
+    def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+        """Run layer ``layer`` (1-based) on [rows, tokens, width]."""
+        output = self.layer_module(layer)(hidden, context.attention_mask)
+        return output if isinstance(output, Tensor) else output[0]
+
+    def compact(self, hidden: Tensor, context: Context, keep: Sequence[int], rows: Tensor) -> tuple[Tensor, Context]:
+        """Keep some rows, and cut the padding columns that none of them needs.
+
+        ``keep`` and ``rows`` are the same row numbers, as integers and as a tensor on the model's device.
+        """
+        lengths = [context.lengths[i] for i in keep]
+        width = max(lengths)
+        hidden = hidden[:, :width].index_select(0, rows)
+        padding_mask = context.padding_mask[:, :width].index_select(0, rows)
+        bias = context.position_bias
+        bias = bias if bias is None else bias[:, :, :width, :width]
+        return hidden, Context(padding_mask, self._attention_mask(hidden, padding_mask, lengths), bias, lengths)
+
+    def _attention_mask(self, hidden: Tensor, padding_mask: Tensor, lengths: list[int]) -> Tensor | None:
+        unpadded = min(lengths) == padding_mask.shape[1]
+        return create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden, attention_mask=None if unpadded else padding_mask
+        )
+
+
+class BertStepper(EncoderStepper):
+    """BERT: token types in the embeddings, layers under ``encoder.layer``."""
+
+    uses_token_types = True
+
+    def layer_module(self, layer: int) -> nn.Module:
+        """Return ``encoder.layer[layer - 1]``."""
+        return self.backbone.encoder.layer[layer - 1]
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Word, position and token-type embeddings."""
+        return self.backbone.embeddings(input_ids=batch.input_ids, token_type_ids=batch.token_type_ids)
+
+
+class RobertaStepper(BertStepper):
+    """RoBERTa and XLM-RoBERTa: as BERT; positions count from the padding id, and pairs are told apart by separators."""
+
+    uses_token_types = False
+    reserved_positions = 2
+
+
+class ElectraStepper(BertStepper):
+    """ELECTRA: as BERT, with a projection where the embeddings are narrower than the layers."""
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Embeddings, projected if the model does so."""
+        embedded = super().embed(batch)
+        if hasattr(self.backbone, "embeddings_project"):
+            embedded = self.backbone.embeddings_project(embedded)
+        return embedded
+
+
+class MPNetStepper(EncoderStepper):
+    """MPNet: a relative position bias, computed once, goes into every layer."""
+
+    reserved_positions = 2
+
+    def layer_module(self, layer: int) -> nn.Module:
+        """Return ``encoder.layer[layer - 1]``."""
+        return self.backbone.encoder.layer[layer - 1]
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Word and position embeddings."""
+        return self.backbone.embeddings(input_ids=batch.input_ids)
+
+    def position_bias(self, hidden: Tensor) -> Tensor:
+        """Return the bias of one row: it is the same for all, so it is kept once and broadcast."""
+        return self.backbone.encoder.compute_position_bias(hidden[:1])
+
+    def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+        """Run one layer with the position bias."""
+        return self.layer_module(layer)(hidden, context.attention_mask, context.position_bias)[0]
+
+
+class DistilBertStepper(EncoderStepper):
+    """DistilBERT: layers under ``transformer.layer``."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return int(self.config.n_layers)
+
+    def layer_module(self, layer: int) -> nn.Module:
+        """Return ``transformer.layer[layer - 1]``."""
+        return self.backbone.transformer.layer[layer - 1]
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Word and position embeddings."""
+        return self.backbone.embeddings(batch.input_ids)
+
+
+class AlbertStepper(EncoderStepper):
+    """ALBERT: groups of layers that share weights, after a projection of the embeddings."""
+
+    uses_token_types = True
+
+    def layer_module(self, layer: int) -> nn.Module:
+        """Return the group that serves as layer ``layer``."""
+        layers_per_group = self.num_layers / self.config.num_hidden_groups
+        return self.backbone.encoder.albert_layer_groups[int((layer - 1) / layers_per_group)]
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Embeddings, projected to the width of the layers."""
+        embedded = self.backbone.embeddings(batch.input_ids, token_type_ids=batch.token_type_ids)
+        return self.backbone.encoder.embedding_hidden_mapping_in(embedded)
+
+
+STEPPERS: dict[str, type[EncoderStepper]] = {
+    "albert": AlbertStepper,
+    "bert": BertStepper,
+    "distilbert": DistilBertStepper,
+    "electra": ElectraStepper,
+    "mpnet": MPNetStepper,
+    "roberta": RobertaStepper,
+    "xlm-roberta": RobertaStepper,
+}
+"""``config.model_type`` -> stepper."""
+
+
+def stepper_for(backbone: Any) -> EncoderStepper:
+    """Return the stepper of a stock model. Raises UserError for a family that has none."""
+    family = backbone.config.model_type
+    if family not in STEPPERS:
+        raise UserError(f"no layer-stepping for architecture {family!r}; supported: {', '.join(sorted(STEPPERS))}")
+    return STEPPERS[family](backbone)

@@ -1,0 +1,204 @@
+"""Batched early-exit inference: rows that exit leave the batch, and the order of the answers is the order asked."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from consistentee.data import Text
+from consistentee.encoding import Batch, Encoding
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule, LayerView, predictions_of
+from consistentee.model import MultiExitModel
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers in the order of the texts.
+
+    Attributes:
+        predictions: class indices (int64 [N]), or values (float [N]) for a regression.
+        exit_layers: int64 [N], 1-based.
+        logits: [N, classes], of the classifier at the exit layer.
+    """
+
+    predictions: Tensor
+    exit_layers: Tensor
+    logits: Tensor
+
+
+class LiveView(LayerView):
+    """The view of a layer that has just run on the active rows."""
+
+    def __init__(
+        self,
+        model: MultiExitModel,
+        layer: int,
+        hidden: Tensor,
+        padding_mask: Tensor,
+        rows: Sequence[Encoding],
+    ) -> None:
+        self._model = model
+        self._hidden = hidden
+        self._padding_mask = padding_mask
+        self._encodings = rows
+        self.layer = layer
+        self.num_layers = model.num_layers
+        self.rows = hidden.shape[0]
+        self.device = hidden.device
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """Hidden states: [rows, tokens, width]."""
+        return self._hidden
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """What the classifier reads: [rows, width]."""
+        return self._model.pool(self.layer, self._hidden, self._padding_mask)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Output of the internal classifier: [rows, classes]."""
+        return self._model.classify_pooled(self.layer, self.pooled)
+
+    @cached_property
+    def row_keys(self) -> Tensor:
+        """Hash of each row's tokens: int64 [rows]."""
+        return torch.tensor([encoding.key for encoding in self._encodings], device=self.device)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Raise UserError: nobody knows the labels at inference."""
+        raise UserError("this exit rule reads the true labels; it can be replayed on a trace, not run on new texts")
+
+    def head(self, name: str, extra: Tensor | None = None) -> Tensor:
+        """Output of a head that the method added."""
+        return self._model.head(name)(self.layer, self.pooled, extra)
+
+
+def classify(
+    model: MultiExitModel,
+    texts: Sequence[Text],
+    rule: ExitRule,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    sort_by_length: bool = True,
+) -> Predictions:
+    """Classify texts (single sentences, or pairs), each leaving the model where ``rule`` says.
+
+    Args:
+        model: a trained multi-exit model.
+        texts: ``str`` or ``(str, str)``.
+        rule: the exit rule, from ``method.rule(model, knob)``.
+        batch_size: rows a batch.
+        max_length: tokens a row; by default the model's own.
+        sort_by_length: batch rows of similar length together; the answers keep the order of ``texts``.
+    """
+    encodings = model.tokenize(texts, max_length)
+    return classify_encoded(model, encodings, rule, batch_size=batch_size, sort_by_length=sort_by_length)
+
+
+def classify_encoded(
+    model: MultiExitModel,
+    encodings: Sequence[Encoding],
+    rule: ExitRule,
+    *,
+    batch_size: int,
+    sort_by_length: bool = False,
+) -> Predictions:
+    """As :func:`classify`, on tokenised rows: what is timed."""
+    model.eval()
+    order = _order(encodings, sort_by_length)
+    parts = [
+        classify_batch(model, model.collate([encodings[i] for i in rows]), rule) for rows in _chunks(order, batch_size)
+    ]
+    return _in_order(order, [part[0] for part in parts], [part[1] for part in parts], model.num_labels)
+
+
+def stock_encoded(
+    model: MultiExitModel, encodings: Sequence[Encoding], *, batch_size: int, sort_by_length: bool = False
+) -> Tensor:
+    """Run the stock backbone's own forward and the last classifier over tokenised rows: logits [N, classes]."""
+    model.eval()
+    order = _order(encodings, sort_by_length)
+    parts = [stock_batch(model, model.collate([encodings[i] for i in rows])) for rows in _chunks(order, batch_size)]
+    layers = [torch.full((len(part),), model.num_layers) for part in parts]
+    return _in_order(order, parts, layers, model.num_labels).logits
+
+
+@torch.inference_mode()
+def stock_batch(model: MultiExitModel, batch: Batch) -> Tensor:
+    """Return the stock model's logits [rows, classes] for one batch."""
+    return model.stock_logits(batch)
+
+
+@torch.inference_mode()
+def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple[Tensor, Tensor]:
+    """Classify one batch: logits [rows, classes] and 1-based exit layers [rows], in the order of the batch.
+
+    After every layer the rows that exit leave: their hidden states, masks and the rule's state are dropped, and so
+    are the padding columns that only they needed.
+    """
+    rows = len(batch.lengths)
+    logits = torch.empty(rows, model.num_labels, device=model.device)
+    exit_layers = torch.full((rows,), model.num_layers, dtype=torch.long)
+    active = torch.arange(rows)
+    encodings = list(batch.encodings)
+    state = {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
+    hidden, context = model.stepper.begin(batch)
+    for layer in range(1, model.num_layers + 1):
+        hidden = model.stepper.step(layer, hidden, context)
+        view = LiveView(model, layer, hidden, context.padding_mask, encodings)
+        if layer == model.num_layers:
+            logits[active.to(model.device)] = view.logits
+            break
+        leaves = rule.should_exit(view, state)
+        _check_decision(rule, leaves, len(active))
+        leaving = leaves.nonzero().flatten().tolist()
+        if not leaving:
+            continue
+        logits[active[leaving].to(model.device)] = view.logits[leaving]
+        exit_layers[active[leaving]] = layer
+        if len(leaving) == len(active):
+            break
+        gone = set(leaving)
+        keep = [i for i in range(len(active)) if i not in gone]
+        kept = torch.tensor(keep, device=model.device)
+        hidden, context = model.stepper.compact(hidden, context, keep, kept)
+        state = {name: tensor[kept] for name, tensor in state.items()}
+        encodings = [encodings[i] for i in keep]
+        active = active[keep]
+    return logits, exit_layers
+
+
+def _check_decision(rule: ExitRule, leaves: Tensor, rows: int) -> None:
+    if leaves.dtype != torch.bool or leaves.shape != (rows,):
+        raise ValueError(
+            f"{type(rule).__name__}.should_exit must return bool [{rows}], one a row; "
+            f"got {leaves.dtype} {list(leaves.shape)}"
+        )
+
+
+def _order(encodings: Sequence[Encoding], sort_by_length: bool) -> list[int]:
+    order = list(range(len(encodings)))
+    return sorted(order, key=lambda i: len(encodings[i])) if sort_by_length else order
+
+
+def _chunks(order: list[int], size: int) -> Iterator[list[int]]:
+    if size < 1:
+        raise UserError(f"the batch size must be at least 1, got {size}")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _in_order(order: list[int], logits: list[Tensor], exit_layers: list[Tensor], num_labels: int) -> Predictions:
+    if not order:
+        empty = torch.empty(0, num_labels)
+        return Predictions(predictions_of(empty), torch.empty(0, dtype=torch.long), empty)
+    back = torch.argsort(torch.tensor(order))
+    all_logits = torch.cat(logits).cpu()[back]
+    return Predictions(predictions_of(all_logits), torch.cat(exit_layers)[back], all_logits)

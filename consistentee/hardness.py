@@ -1,0 +1,59 @@
+"""The Memorized Layer: from which layer on a row is answered right for good (ConsistentEE, section 3.3)."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from consistentee.data import Split, TaskData
+from consistentee.exits import predictions_of
+from consistentee.model import MultiExitModel
+from consistentee.stages import train_jointly
+from consistentee.trace import record_outputs
+from consistentee.training import Recipe, label_tensor
+
+
+def memorized_layer(correct: Tensor) -> Tensor:
+    """Return the smallest layer from which on every classifier is right, and L where the last one is wrong.
+
+    Args:
+        correct: bool [rows, L].
+
+    Returns:
+        int64 [rows], 1-based.
+    """
+    layers = correct.shape[1]
+    right_to_the_end = correct.flip(dims=[1]).long().cumprod(dim=1).sum(dim=1)
+    return (layers - right_to_the_end + 1).clamp(max=layers)
+
+
+def memorized_layer_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the Memorized Layer int64 [rows] from logits [rows, L, classes] and labels [rows]."""
+    return memorized_layer(predictions_of(logits) == labels.unsqueeze(1))
+
+
+def cross_fitted_memorized_layer(model: MultiExitModel, task: TaskData, recipe: Recipe, folds: int) -> Tensor:
+    """Return the Memorized Layer of every training row, from models that have not seen the row.
+
+    On rows that a model was trained on, nearly every row is memorized at layer 1, because the model has fitted it.
+    Here the training rows are cut into ``folds`` parts, and each part is judged by a model that starts from the same
+    weights and was trained (stage 1) on the other parts. ``model`` is left as it was.
+    """
+    rows = recipe.training_rows(task.train)
+    start = model.clone_weights()
+    fold_of_row = torch.arange(len(rows)) % folds
+    fold_of_row = fold_of_row[torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed))]
+    layers = torch.empty(len(rows), dtype=torch.long)
+    for fold in range(folds):
+        held_out = (fold_of_row == fold).nonzero().flatten()
+        seen = (fold_of_row != fold).nonzero().flatten()
+        model.load_state_dict(start)
+        train_jointly(model, replace(task, train=rows.select(seen.tolist())), replace(recipe, max_rows=None))
+        layers[held_out] = _judged_by(model, rows.select(held_out.tolist()), recipe)
+    model.load_state_dict(start)
+    return layers
+
+
+def _judged_by(model: MultiExitModel, rows: Split, recipe: Recipe) -> Tensor:
+    outputs = record_outputs(model, model.tokenize(rows.texts, recipe.max_length))
+    return memorized_layer_of(outputs.logits, label_tensor(rows.labels))

@@ -1,0 +1,56 @@
+"""Learned heads: what a method adds to the model beside its classifiers (policy, uncertainty, confidence, ...)."""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A small network that reads the pooled vector of a layer.
+
+    Attributes:
+        outputs: numbers it gives a row.
+        hidden: width of a hidden layer with GELU, or None for a linear head.
+        shared: one module for all layers, instead of one a layer.
+        extra_inputs: further inputs that the rule concatenates to the pooled vector.
+        initial_bias: bias of the output layer at the start.
+    """
+
+    outputs: int = 1
+    hidden: int | None = None
+    shared: bool = False
+    extra_inputs: int = 0
+    initial_bias: float = 0.0
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields, to rebuild the head from."""
+        return asdict(self)
+
+
+class ExitHeads(nn.Module):
+    """The modules behind one HeadSpec: one a layer, or one shared."""
+
+    def __init__(self, spec: HeadSpec, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.spec = spec
+        count = 1 if spec.shared else num_layers
+        self.modules_by_layer = nn.ModuleList(_network(spec, width + spec.extra_inputs) for _ in range(count))
+
+    def forward(self, layer: int, pooled: Tensor, extra: Tensor | None = None) -> Tensor:
+        """Return the output at layer ``layer`` (1-based): [rows], or [rows, outputs] if there are several."""
+        given = 0 if extra is None else extra.shape[-1]
+        if given != self.spec.extra_inputs:
+            raise ValueError(f"this head takes {self.spec.extra_inputs} extra inputs a row, got {given}")
+        features = pooled if extra is None else torch.cat([pooled, extra.to(pooled.dtype)], dim=-1)
+        output = self.modules_by_layer[0 if self.spec.shared else layer - 1](features)
+        return output.squeeze(-1) if self.spec.outputs == 1 else output
+
+
+def _network(spec: HeadSpec, inputs: int) -> nn.Module:
+    last = nn.Linear(spec.hidden or inputs, spec.outputs)
+    nn.init.constant_(last.bias, spec.initial_bias)
+    if spec.hidden is None:
+        return last
+    return nn.Sequential(nn.Linear(inputs, spec.hidden), nn.GELU(), last)

@@ -1,0 +1,156 @@
+"""Method, the interface every early-exit method has; and how methods are found by name, file or entry point."""
+
+import dataclasses
+import importlib.util
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from consistentee.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from consistentee.data import TaskData
+    from consistentee.exits import ExitRule
+    from consistentee.model import MultiExitModel
+    from consistentee.training import Recipe
+
+ENTRY_POINT_GROUP = "consistentee.methods"
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What is swept to draw a method's curve: its name and its usual values, from earliest to latest exits."""
+
+    name: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """How to train, which rule, which knob. Subclasses are frozen dataclasses; their fields are the parameters.
+
+    Class attributes:
+        name: as users type it.
+        paper: the source, one line.
+        knob: what is swept.
+        supports_regression: whether the method is defined for a numeric target.
+        replay_only: the rule needs true labels, so it can be replayed on a trace but not run live.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    knob: ClassVar[Knob]
+    supports_regression: ClassVar[bool] = False
+    replay_only: ClassVar[bool] = False
+
+    @abstractmethod
+    def fit(self, model: "MultiExitModel", task: "TaskData", recipe: "Recipe") -> "MultiExitModel":
+        """Train ``model`` (a fresh multi-exit backbone, changed in place) on ``task.train`` and return it."""
+
+    @abstractmethod
+    def rule(self, model: "MultiExitModel", knob: float) -> "ExitRule":
+        """Return the exit rule at one value of the knob."""
+
+    def knob_values(self, model: "MultiExitModel") -> Sequence[float]:
+        """Return the values worth sweeping on this model, from earliest to latest exits.
+
+        The first one gives the first possible exit, the last one full depth.
+        """
+        return self.knob.values
+
+    def check_knob(self, model: "MultiExitModel", knob: float) -> None:
+        """Raise UserError if ``knob`` lies outside the range of this method's knob."""
+        values = self.knob_values(model)
+        low, high = min(values), max(values)
+        if not low <= knob <= high:
+            raise UserError(f"{self.name}: the knob {self.knob.name!r} must lie in [{low:g}, {high:g}], got {knob:g}")
+
+    def check_task(self, task: "TaskData") -> None:
+        """Raise UserError if the method is not defined for this kind of task."""
+        if task.regression and not self.supports_regression:
+            raise UserError(f"{self.name} is not defined for a regression, and task {task.name!r} is one")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters and their values, as given to :func:`get_method`."""
+        return dataclasses.asdict(self)
+
+
+def train_method(
+    method: Method, name: str, model: "MultiExitModel", task: "TaskData", recipe: "Recipe"
+) -> "MultiExitModel":
+    """Check the task, fit ``method`` on it, and note in the model what it was trained for and by which method.
+
+    ``name`` is what :func:`get_method` found the method by, so that a saved model finds its rule again.
+    """
+    method.check_task(task)
+    model = method.fit(model, task, recipe)
+    model.description.task_name = task.name
+    model.description.method_name = name
+    model.description.method_parameters = method.parameters
+    model.description.max_length = recipe.max_length
+    return model
+
+
+def available_methods() -> dict[str, EntryPoint]:
+    """Return the registered methods by name, without importing any of them."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def get_method(name: str, **parameters: Any) -> Method:
+    """Return a method by its registered name or as ``path/to/file.py:ClassName``, with the given parameters.
+
+    Raises UserError for an unknown name or parameter, and for a method that cannot be imported.
+    """
+    method_class = method_class_of(name)
+    fields = {field.name for field in dataclasses.fields(method_class)}
+    for parameter in parameters:
+        if parameter not in fields:
+            raise unknown_name(f"parameter of {name}", parameter, fields)
+    return method_class(**parameters)
+
+
+def method_class_of(name: str) -> type[Method]:
+    """Return the class behind a method's name or ``file.py:ClassName``; errors as for :func:`get_method`."""
+    if ".py:" in name:
+        path, _, attribute = name.rpartition(":")
+        return _checked(_load_file(Path(path), attribute), name)
+    methods = available_methods()
+    if name not in methods:
+        raise unknown_name("method", name, methods)
+    try:
+        return _checked(methods[name].load(), name)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise UserError(f"method {name!r} ({methods[name].value}) cannot be imported: {error}") from error
+
+
+def _load_file(path: Path, attribute: str) -> Any:
+    if not path.is_file():
+        raise UserError(f"no such method file: {path}")
+    module_name = f"consistentee_user_method_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their own module up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a user's file may fail in any way at all
+        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        classes = [n for n, value in vars(module).items() if isinstance(value, type) and issubclass(value, Method)]
+        raise unknown_name(f"class in {path}", attribute, classes)
+    return getattr(module, attribute)
+
+
+def _checked(candidate: Any, name: str) -> type[Method]:
+    if not (isinstance(candidate, type) and issubclass(candidate, Method)):
+        raise UserError(f"{name} is not a subclass of consistentee.Method")
+    missing = [a for a in ("name", "paper", "knob") if not hasattr(candidate, a)]
+    if missing:
+        raise UserError(f"{name} does not define the class attribute(s) {', '.join(missing)}")
+    return candidate

@@ -1,0 +1,351 @@
+"""MultiExitModel: a stock backbone, its pooling, one internal classifier a layer, and what a method adds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import torch
+import transformers
+from huggingface_hub import ModelHubMixin, snapshot_download
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from consistentee.backbones.catalog import resolve
+from consistentee.backbones.encoders import stepper_for
+from consistentee.data import Text
+from consistentee.encoding import Batch, Encoding, collate, tokenize
+from consistentee.errors import UserError, unknown_name
+from consistentee.heads import ExitHeads, HeadSpec
+
+Pooling = Literal["mean", "cls"]
+"""How the tokens become one vector: their mean, or the first token."""
+
+PoolerSharing = Literal["none", "shared", "per_exit"]
+"""Whether a tanh layer follows the pooling: none, one for all layers (BERT's own), or one an exit (DeeBERT)."""
+
+FORMAT_VERSION = 1
+_DESCRIPTION_FILE = "multi_exit.json"
+_WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class LayerOutputs:
+    """All layers of a full-depth pass.
+
+    Attributes:
+        vectors: the tokens pooled, before the tanh layer of a pooler: [rows, L, width].
+        pooled: what the classifiers read; the same tensor as ``vectors`` where there is no pooler.
+        logits: [rows, L, classes].
+    """
+
+    vectors: Tensor
+    pooled: Tensor
+    logits: Tensor
+
+
+@dataclass
+class ModelDescription:
+    """Everything beside the weights that a saved model needs: JSON-serialisable."""
+
+    num_labels: int
+    pooling: Pooling
+    pooler: PoolerSharing
+    backbone_name: str
+    label_names: tuple[str, ...] = ()
+    max_length: int = 128
+    task_name: str | None = None
+    method_name: str | None = None
+    method_parameters: dict[str, Any] = field(default_factory=dict)
+    default_knob: float | None = None
+    heads: dict[str, HeadSpec] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        values = dict(self.__dict__, heads={name: spec.to_json() for name, spec in self.heads.items()})
+        return {"format_version": FORMAT_VERSION, **values}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "ModelDescription":
+        """Rebuild a description. Raises UserError for another format."""
+        values = dict(values)
+        version = values.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise UserError(f"a saved model of format {version!r} cannot be read; this version reads {FORMAT_VERSION}")
+        try:
+            values["label_names"] = tuple(values["label_names"])
+            values["heads"] = {name: HeadSpec(**spec) for name, spec in values["heads"].items()}
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{_DESCRIPTION_FILE} of the saved model is damaged: {error}") from error
+
+
+class MultiExitModel(
+    nn.Module,
+    ModelHubMixin,
+    library_name="consistentee",
+    tags=["early-exit"],
+):
+    """A stock encoder with an exit after every layer. Build it with :meth:`from_backbone`."""
+
+    def __init__(self, backbone: Any, tokenizer: Any, description: ModelDescription) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.description = description
+        self.stepper = stepper_for(backbone)
+        self.dropout = nn.Dropout(_dropout_of(backbone.config))
+        self.classifiers = nn.ModuleList(
+            _classifier(self.width, description.num_labels) for _ in range(self.num_layers)
+        )
+        self.poolers = nn.ModuleList()
+        self.exit_heads = nn.ModuleDict()
+        self._build_poolers(description.pooler)
+        for name, spec in description.heads.items():
+            self.exit_heads[name] = ExitHeads(spec, self.width, self.num_layers)
+        self.eval()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name: str,
+        num_labels: int,
+        *,
+        label_names: Sequence[str] = (),
+        pooling: Pooling | None = None,
+        pooler: PoolerSharing | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Put untrained exits on a pretrained backbone.
+
+        Args:
+            name: a name of the catalogue, a directory, or an id on the Hugging Face hub.
+            num_labels: number of classes, or 1 for a regression.
+            label_names: class names, kept for predictions.
+            pooling, pooler: override what the catalogue knows of the backbone.
+            seed: seeds the new weights.
+
+        Raises:
+            UserError: the name is unknown, the weights cannot be had, or the architecture is not supported.
+        """
+        found = resolve(name)
+        tokenizer = AutoTokenizer.from_pretrained(found.path)
+        transformers.utils.logging.disable_progress_bar()
+        backbone = AutoModel.from_pretrained(found.path, use_safetensors=True, dtype=torch.float32)
+        pretrained_pooler = _take_pooler(backbone)
+        description = ModelDescription(
+            num_labels=num_labels,
+            pooling=pooling or found.pooling,
+            pooler=pooler or ("shared" if found.pooler else "none"),
+            backbone_name=name,
+            label_names=tuple(label_names),
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = cls(backbone, tokenizer, description)
+        if description.pooler != "none" and pretrained_pooler is not None:
+            for dense in model.poolers:
+                dense.load_state_dict(pretrained_pooler)
+        return model
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return self.stepper.num_layers
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return int(self.backbone.config.hidden_size)
+
+    @property
+    def num_labels(self) -> int:
+        """Number of outputs of a classifier; 1 means a regression."""
+        return self.description.num_labels
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits; may be empty."""
+        return self.description.label_names
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.classifiers.parameters()).device
+
+    @property
+    def max_length(self) -> int:
+        """Number of tokens that texts are cut to."""
+        return self.description.max_length
+
+    def add_head(self, name: str, spec: HeadSpec, seed: int = 0) -> ExitHeads:
+        """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            heads = ExitHeads(spec, self.width, self.num_layers).to(self.device)
+        self.exit_heads[name] = heads
+        self.description.heads[name] = spec
+        return heads
+
+    def head(self, name: str) -> ExitHeads:
+        """Return a head that a method added. Raises UserError for an unknown name."""
+        if name not in self.exit_heads:
+            raise unknown_name("head of this model", name, self.exit_heads)
+        return cast(ExitHeads, self.exit_heads[name])
+
+    def use_pooler(self, sharing: PoolerSharing) -> None:
+        """Change the pooler; one a layer starts from the shared one where there is one."""
+        shared = self.poolers[0].state_dict() if len(self.poolers) else None
+        self.description.pooler = sharing
+        self._build_poolers(sharing)
+        if shared is not None:
+            for dense in self.poolers:
+                dense.load_state_dict(shared)
+
+    def tokenize(self, texts: Sequence[Text], max_length: int | None = None) -> list[Encoding]:
+        """Tokenise texts, cut to ``max_length`` tokens (by default the model's own)."""
+        encodings = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self._position_limit))
+        if not self.stepper.uses_token_types:
+            return [Encoding(encoding.input_ids) for encoding in encodings]
+        return encodings
+
+    def collate(self, encodings: Sequence[Encoding]) -> Batch:
+        """Pad rows into a batch on the model's device."""
+        return collate(encodings, self.tokenizer.pad_token_id, self.device)
+
+    def pool_tokens(self, hidden: Tensor, padding_mask: Tensor) -> Tensor:
+        """Turn [rows, tokens, width] into [rows, width]: the mean of the real tokens, or the first token."""
+        if self.description.pooling == "cls":
+            return hidden[:, 0]
+        weights = padding_mask.to(hidden.dtype)
+        return torch.einsum("bth,bt->bh", hidden, weights) / weights.sum(dim=1, keepdim=True)
+
+    def apply_pooler(self, layer: int, vector: Tensor) -> Tensor:
+        """Apply the tanh layer of the pooler, where there is one, to [rows, width]."""
+        if not len(self.poolers):
+            return vector
+        dense = self.poolers[0 if len(self.poolers) == 1 else layer - 1]
+        return dense(vector).tanh()
+
+    def pool(self, layer: int, hidden: Tensor, padding_mask: Tensor) -> Tensor:
+        """Return what the classifier of layer ``layer`` reads: [rows, width]."""
+        return self.apply_pooler(layer, self.pool_tokens(hidden, padding_mask))
+
+    def classify_pooled(self, layer: int, pooled: Tensor) -> Tensor:
+        """Return the logits of the internal classifier of layer ``layer``: [rows, classes]."""
+        return self.classifiers[layer - 1](self.dropout(pooled))
+
+    def forward(self, batch: Batch) -> LayerOutputs:
+        """Run all layers on all rows: what training and tracing read."""
+        hidden, context = self.stepper.begin(batch)
+        vectors = []
+        for layer in range(1, self.num_layers + 1):
+            hidden = self.stepper.step(layer, hidden, context)
+            vectors.append(self.pool_tokens(hidden, context.padding_mask))
+        return self.read_vectors(torch.stack(vectors, dim=1))
+
+    def read_vectors(self, vectors: Tensor) -> LayerOutputs:
+        """Apply every layer's pooler and classifier to pooled tokens [rows, L, width], left by a frozen backbone."""
+        layers = range(1, self.num_layers + 1)
+        pooled = vectors
+        if len(self.poolers):
+            pooled = torch.stack([self.apply_pooler(t, vectors[:, t - 1]) for t in layers], dim=1)
+        logits = torch.stack([self.classify_pooled(t, pooled[:, t - 1]) for t in layers], dim=1)
+        return LayerOutputs(vectors, pooled, logits)
+
+    def stock_logits(self, batch: Batch) -> Tensor:
+        """Run the stock backbone's own forward and the last classifier: [rows, classes]. The model without exits."""
+        hidden = self.backbone(**batch.model_inputs).last_hidden_state
+        return self.classify_pooled(self.num_layers, self.pool(self.num_layers, hidden, batch.padding_mask))
+
+    def clone_weights(self) -> dict[str, Tensor]:
+        """Return a copy of all weights, on the CPU."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
+
+    @property
+    def _position_limit(self) -> int:
+        limit = int(self.backbone.config.max_position_embeddings)
+        return limit - self.stepper.reserved_positions
+
+    def _build_poolers(self, sharing: PoolerSharing) -> None:
+        count = {"none": 0, "shared": 1, "per_exit": self.num_layers}[sharing]
+        self.poolers = nn.ModuleList(nn.Linear(self.width, self.width) for _ in range(count)).to(self.device)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_directory.mkdir(parents=True, exist_ok=True)
+        self.backbone.config.save_pretrained(save_directory / "backbone")
+        self.tokenizer.save_pretrained(save_directory / "tokenizer")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.state_dict().items()},
+            save_directory / _WEIGHTS_FILE,
+        )
+        text = json.dumps(self.description.to_json(), indent=2)
+        (save_directory / _DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **_: Any,
+    ) -> Self:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
+        if not (folder / _DESCRIPTION_FILE).is_file():
+            raise UserError(f"{model_id} is not a saved multi-exit model: it has no {_DESCRIPTION_FILE}")
+        description = ModelDescription.from_json(json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8")))
+        backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder / "backbone"))
+        _take_pooler(backbone)
+        model = cls(backbone, AutoTokenizer.from_pretrained(folder / "tokenizer"), description)
+        model.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+        return model.eval()
+
+
+def _classifier(width: int, num_labels: int) -> nn.Linear:
+    linear = nn.Linear(width, num_labels)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def _dropout_of(config: Any) -> float:
+    for name in (
+        "classifier_dropout",
+        "seq_classif_dropout",
+        "classifier_dropout_prob",
+        "hidden_dropout_prob",
+    ):
+        value = getattr(config, name, None)
+        if value is not None:
+            return float(value)
+    return 0.0
+
+
+def _take_pooler(backbone: Any) -> dict[str, Tensor] | None:
+    """Remove the stock pooler, so that no pass pays for what is not read; return its weights, if it has one.
+
+    ALBERT's pooler is a bare linear layer, the others' has it inside.
+    """
+    pooler = getattr(backbone, "pooler", None)
+    if pooler is None:
+        return None
+    backbone.pooler = None
+    dense = getattr(pooler, "dense", pooler)
+    return {name: tensor.clone() for name, tensor in dense.state_dict().items()}

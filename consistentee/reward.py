@@ -1,0 +1,77 @@
+"""The reward of an exit and its policy gradient: exact, or by REINFORCE (ConsistentEE, sections 3.2 and 3.3)."""
+
+import torch
+from torch import Tensor
+
+
+def rewards(losses: Tensor, alpha: float | Tensor, hardness: Tensor | None = None) -> Tensor:
+    """Return the reward of leaving at each layer, ``R_t = -CE_t - alpha * (1 - m/L) * t``.
+
+    Args:
+        losses: CE_t, float [rows, L].
+        alpha: the price of a layer: one number, or float [rows].
+        hardness: the Memorized Layer m of each row, int64 [rows]; None gives the vanilla reward, without the
+            factor ``1 - m/L``.
+
+    Returns:
+        float [rows, L].
+    """
+    num_layers = losses.shape[1]
+    layers = torch.arange(1, num_layers + 1, device=losses.device, dtype=losses.dtype)
+    price = torch.as_tensor(alpha, dtype=losses.dtype, device=losses.device).expand(len(losses))
+    if hardness is not None:
+        price = price * (1 - hardness.to(losses.dtype) / num_layers)
+    return -losses - price.unsqueeze(1) * layers
+
+
+def exit_distribution(exit_probabilities: Tensor) -> Tensor:
+    """Return the probability that a row leaves at each layer: ``q_t = p_t * prod_{s<t} (1 - p_s)``; q_L is the rest.
+
+    Args:
+        exit_probabilities: p_t, float [rows, L]; the last column is not read, since every row leaves at layer L.
+
+    Returns:
+        float [rows, L]; rows sum to 1.
+    """
+    ones = torch.ones_like(exit_probabilities[:, :1])
+    leaves = torch.cat([exit_probabilities[:, :-1], ones], dim=1)
+    stays = torch.cat([ones, 1 - exit_probabilities[:, :-1]], dim=1).cumprod(dim=1)
+    return leaves * stays
+
+
+def exact_policy_loss(exit_probabilities: Tensor, reward: Tensor) -> Tensor:
+    """Return minus the expected reward, ``-mean_rows sum_t q_t R_t``: what REINFORCE estimates, without variance."""
+    return -(exit_distribution(exit_probabilities) * reward.detach()).sum(dim=1).mean()
+
+
+def reinforce_policy_loss(
+    exit_probabilities: Tensor, reward: Tensor, rollouts: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return a scalar whose gradient is the REINFORCE estimate with the mean reward of the rollouts as baseline.
+
+    ``-(1/BK) sum_i sum_k (R_ik - mean_k R_ik) * sum_{s<=T_ik} log pi(a_s)``. Actions are sampled from the policy, so
+    that what is scored is what was sampled. At layer L there is no choice, hence no term. Since the baseline holds the
+    rollout's own reward, the expectation is ``(K-1)/K`` times the exact gradient; the optimiser's scale absorbs it.
+
+    Args:
+        exit_probabilities: p_t, float [rows, L].
+        reward: R_t, float [rows, L].
+        rollouts: K, at least 2.
+        generator: source of randomness, on the tensors' device.
+    """
+    rows, num_layers = exit_probabilities.shape
+    probabilities = exit_probabilities[:, :-1]
+    draws = torch.rand(rollouts, rows, num_layers - 1, generator=generator, device=reward.device)
+    wants_out = draws < probabilities.detach()
+    forced = torch.ones_like(wants_out[..., :1])
+    exit_index = torch.cat([wants_out, forced], dim=-1).int().argmax(dim=-1)
+    obtained = reward.detach().expand(rollouts, rows, num_layers).gather(-1, exit_index.unsqueeze(-1)).squeeze(-1)
+    advantage = obtained - obtained.mean(dim=0, keepdim=True)
+    layer = torch.arange(num_layers - 1, device=reward.device)
+    stayed = layer < exit_index.unsqueeze(-1)
+    left = layer == exit_index.unsqueeze(-1)
+    tiny = torch.finfo(probabilities.dtype).tiny
+    log_stay = torch.log((1 - probabilities).clamp_min(tiny))
+    log_leave = torch.log(probabilities.clamp_min(tiny))
+    log_likelihood = (stayed * log_stay + left * log_leave).sum(dim=-1)
+    return -(advantage * log_likelihood).mean()

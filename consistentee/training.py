@@ -1,0 +1,349 @@
+"""One training loop for every stage of every method: resumable, deterministic, and never run twice for the same result.
+
+A *stage* is a loss on some of the model's weights. Its rows come from a *source*: tokens (the whole model runs), or
+cached features (a frozen backbone has run once). Stages that methods share are stored under a key that covers all
+they depend on: the weights they start from, the rows, the hyperparameters, the code of the loss.
+"""
+
+import hashlib
+import inspect
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+from accelerate import Accelerator
+from rich.progress import track
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_linear_schedule_with_warmup
+
+from consistentee.data import Label, Split
+from consistentee.encoding import Batch, Encoding
+from consistentee.errors import UserError
+from consistentee.model import LayerOutputs, MultiExitModel
+
+CHECKPOINT_STEPS = 200
+"""Steps between two checkpoints of a stage, where a store is given."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: the same for every method of a suite, so that methods are compared and not recipes.
+
+    Attributes:
+        epochs, batch_size: of the stages that run the backbone.
+        learning_rate, head_learning_rate: peak rates of the backbone and of everything on top of it.
+        weight_decay, warmup_ratio, max_grad_norm: as usual; the rate decays linearly to 0.
+        max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
+        max_length: tokens a row.
+        seed: seeds new weights, the order of rows and dropout.
+        store: folder where shared stages and checkpoints are kept; None keeps nothing.
+        progress: show a progress bar.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 1.0
+    max_rows: int | None = None
+    max_length: int = 128
+    seed: int = 0
+    store: Path | None = None
+    progress: bool = False
+
+    def training_rows(self, split: Split) -> Split:
+        """Return the rows of the training split that this recipe uses."""
+        return split.capped(self.max_rows, seed=0)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows as tokens: ``labels`` [rows], and ``rows`` [rows], their numbers in the source."""
+
+    tokens: Batch
+    labels: Tensor
+    rows: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Rows as cached features: what a frozen backbone left, ``labels`` [rows], and ``rows`` [rows]."""
+
+    outputs: LayerOutputs
+    labels: Tensor
+    rows: Tensor
+    step: int
+
+
+class Source(Protocol):
+    """Where a stage's rows come from."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def batch(self, rows: Tensor, step: int) -> Any:
+        """Return the given rows, on the model's device."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of all rows."""
+        ...
+
+
+class TokenSource:
+    """Rows of a split as tokens."""
+
+    def __init__(self, model: MultiExitModel, split: Split, max_length: int) -> None:
+        self.model = model
+        self.encodings: Sequence[Encoding] = model.tokenize(split.texts, max_length)
+        self.labels = label_tensor(split.labels)
+
+    def __len__(self) -> int:
+        return len(self.encodings)
+
+    def batch(self, rows: Tensor, step: int) -> TokenBatch:
+        """Return padded rows."""
+        tokens = self.model.collate([self.encodings[i] for i in rows.tolist()])
+        return TokenBatch(tokens, self.labels[rows].to(self.model.device), rows, step)
+
+    def fingerprint(self) -> str:
+        """Hash of tokens and labels."""
+        rows = [(e.input_ids, e.token_type_ids) for e in self.encodings]
+        return hashlib.sha256(json.dumps([rows, self.labels.tolist()]).encode()).hexdigest()
+
+
+class FeatureSource:
+    """Rows of a split as what a frozen backbone leaves of them."""
+
+    def __init__(self, model: MultiExitModel, outputs: LayerOutputs, labels: Sequence[Label]) -> None:
+        self.model = model
+        self.outputs = outputs
+        self.labels = label_tensor(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Tensor, step: int) -> FeatureBatch:
+        """Return the features of some rows."""
+        device = self.model.device
+        parts = (self.outputs.vectors, self.outputs.pooled, self.outputs.logits)
+        outputs = LayerOutputs(*(part[rows].to(device) for part in parts))
+        return FeatureBatch(outputs, self.labels[rows].to(device), rows, step)
+
+    def fingerprint(self) -> str:
+        """Hash of features and labels."""
+        tensors = (self.outputs.vectors, self.outputs.logits, self.labels)
+        return _hash_tensors({str(i): tensor for i, tensor in enumerate(tensors)})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A loss on some of the model's weights.
+
+    Attributes:
+        name: for progress bars and the store.
+        loss: (model, batch of the source) -> scalar.
+        trains: prefixes of the names of the weights that change; all others are frozen.
+        epochs, batch_size: how long.
+        learning_rate: peak rate of the backbone, where it changes.
+        head_learning_rate: peak rate of everything else.
+        details: what the loss depends on beside the batch (hyperparameters, per-row tensors), for the key.
+        shared: keep the weights in the store, for the next method that asks for the same stage.
+        dropout: train mode; a stage on cached features has no use for it.
+    """
+
+    name: str
+    loss: Callable[[MultiExitModel, Any], Tensor]
+    trains: tuple[str, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    head_learning_rate: float
+    details: dict[str, Any] = field(default_factory=dict)
+    shared: bool = False
+    dropout: bool = True
+
+
+def label_tensor(labels: Sequence[Label]) -> Tensor:
+    """Turn class indices into int64 [N], or numeric targets into float32 [N]."""
+    tensor = torch.tensor(labels)
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe) -> None:
+    """Train ``model`` in place, or load the weights if the store has this very stage already.
+
+    Leaves the model in eval mode with every weight unfrozen. Raises UserError when the loss is not finite.
+    """
+    if recipe.store is None:
+        _train(model, source, stage, recipe, checkpoint=None)
+        return
+    recipe.store.mkdir(parents=True, exist_ok=True)
+    key = _stage_key(model, source, stage, recipe)
+    final = recipe.store / f"{stage.name}-{key}.safetensors"
+    if final.is_file():
+        model.load_state_dict(load_file(final))
+        model.eval()
+        return
+    checkpoint = recipe.store / f"{stage.name}-{key}.checkpoint.safetensors"
+    _train(model, source, stage, recipe, checkpoint)
+    if stage.shared:
+        _save_atomically(model.clone_weights(), final)
+    checkpoint.unlink(missing_ok=True)
+
+
+def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, checkpoint: Path | None) -> None:
+    accelerator = Accelerator()
+    model.to(accelerator.device)
+    parameters = _freeze_all_but(model, stage.trains)
+    optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
+    steps_per_epoch = math.ceil(len(source) / stage.batch_size)
+    total_steps = steps_per_epoch * stage.epochs
+    scheduler = get_linear_schedule_with_warmup(optimizer, int(recipe.warmup_ratio * total_steps), total_steps)
+    model.train(stage.dropout)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        first_step = _resume(checkpoint, parameters, optimizer, scheduler)
+        batches = _batches(len(source), stage, recipe, first_step)
+        steps = range(first_step, total_steps)
+        for step in track(steps, description=f"training {stage.name}", disable=not recipe.progress, transient=True):
+            loss = stage.loss(model, source.batch(next(batches), step))
+            if not torch.isfinite(loss):
+                raise UserError(f"the loss of stage {stage.name!r} is {loss.item()} at step {step + 1}; lower the rate")
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+            if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < total_steps:
+                _save_checkpoint(checkpoint, parameters, optimizer, step + 1)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    model.eval()
+
+
+def _batches(rows: int, stage: Stage, recipe: Recipe, first_step: int) -> Iterator[Tensor]:
+    """Yield row numbers, batch by batch; the order of an epoch depends on the seed and the epoch alone."""
+    steps_per_epoch = math.ceil(rows / stage.batch_size)
+    for epoch in range(first_step // steps_per_epoch, stage.epochs):
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(recipe.seed * 1_000 + epoch))
+        skipped = first_step % steps_per_epoch if epoch == first_step // steps_per_epoch else 0
+        yield from order.split(stage.batch_size)[skipped:]
+
+
+def _freeze_all_but(model: MultiExitModel, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    trained = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+        if parameter.requires_grad:
+            trained[name] = parameter
+    if not trained:
+        raise ValueError(f"no weight of the model has a name that starts with one of {prefixes}")
+    return trained
+
+
+def _parameter_groups(parameters: dict[str, nn.Parameter], stage: Stage, recipe: Recipe) -> list[dict[str, Any]]:
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "lr": stage.learning_rate if in_backbone else stage.head_learning_rate,
+            "weight_decay": recipe.weight_decay if is_matrix else 0.0,
+        }
+        for (in_backbone, is_matrix), members in groups.items()
+    ]
+
+
+def _save_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int) -> None:
+    """Write weights, optimiser moments, random state and step number: plain tensors, no pickle."""
+    tensors = {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+    tensors["random_state"] = torch.get_rng_state()
+    tensors["step"] = torch.tensor(step)
+    _save_atomically(tensors, path)
+
+
+def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: AdamW, scheduler: LambdaLR) -> int:
+    """Load a checkpoint, if there is one, and return the step to go on from."""
+    if path is None or not path.is_file():
+        return 0
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"weight/{name}"])
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                stored = f"optimizer/{key}/{name}"
+                if stored in tensors:
+                    value = tensors[stored]
+                    optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+    torch.set_rng_state(tensors["random_state"])
+    step = int(tensors["step"])
+    for _ in range(step):
+        scheduler.step()
+    return step
+
+
+def _save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path.name}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _stage_key(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe) -> str:
+    described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress")}
+    parts = {
+        "weights": _hash_tensors(model.clone_weights()),
+        "rows": source.fingerprint(),
+        "stage": [
+            stage.name,
+            stage.trains,
+            stage.epochs,
+            stage.batch_size,
+            stage.learning_rate,
+            stage.head_learning_rate,
+        ],
+        "details": {k: _hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
+        "recipe": described,
+        "code": [_source_of(stage.loss), inspect.getsource(_train)],
+        "versions": [torch.__version__, transformers.__version__],
+        "dropout": stage.dropout,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _source_of(loss: Callable[..., Tensor]) -> str:
+    """Return the source of the module that a loss, or the function that a partial wraps, comes from."""
+    function = loss.func if isinstance(loss, partial) else loss
+    return inspect.getsource(sys.modules[function.__module__])
+
+
+def _hash_tensors(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

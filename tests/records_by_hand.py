@@ -1,0 +1,215 @@
+"""Records as a run would leave them, made up from a few numbers, for the tests of tables and plots."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.analysis.curves import average_layers
+from benchmarks.analysis.results import StoredCell
+from benchmarks.harness.records import (
+    CellRecord,
+    Contender,
+    CurvePoint,
+    OperatingPoint,
+    TimingRecord,
+    TimingSamples,
+)
+from benchmarks.harness.storage import write_predictions, write_record
+
+LAYERS = 6
+ROWS = 200
+LAYER_ACCURACY = np.array([0.42, 0.60, 0.74, 0.85, 0.89, 0.91])
+ENVIRONMENT = {
+    "cpu": "Made-up CPU",
+    "cores_usable": 2,
+    "os": "Linux 6",
+    "python": "3.11",
+    "libraries": {"torch": "2.13", "transformers": "5.24"},
+    "threads": {"torch": 2},
+    "commit": "0123456789abcdef",
+}
+
+
+def histogram(average: float) -> list[int]:
+    """Return exits of ROWS rows, half of them below ``average`` and half above it."""
+    low, high = max(1, int(np.floor(average)) - 1), min(LAYERS, int(np.ceil(average)) + 1)
+    counts = np.zeros(LAYERS, dtype=int)
+    late = round(ROWS * (average - low) / (high - low)) if high > low else 0
+    counts[high - 1] += late
+    counts[low - 1] += ROWS - late
+    return counts.tolist()
+
+
+def curve_point(knob: float, average: float, score: float) -> CurvePoint:
+    """Return a point of a curve."""
+    return CurvePoint(knob=knob, scores={"accuracy": score}, exit_histogram=histogram(average))
+
+
+def operating_point(knob: float, chosen_for: str, average: float, score: float) -> OperatingPoint:
+    """Return a point whose validation and test sides are equal."""
+    point = curve_point(knob, average, score)
+    return OperatingPoint(
+        knob=knob,
+        chosen_for=chosen_for,
+        validation=point,
+        test=point,
+        score_interval=(score - 0.03, score + 0.03),
+        flops=1e9 * average,
+        live_rows=ROWS,
+        live_disagreements=0,
+    )
+
+
+def cell(
+    label: str,
+    points: Sequence[OperatingPoint],
+    *,
+    method: str = "",
+    curve: Sequence[CurvePoint] = (),
+    seed: int = 0,
+    parameters: dict[str, object] | None = None,
+    task: str = "mcid",
+) -> CellRecord:
+    """Return a cell's record; without a curve, its operating points are the curve."""
+    curve = list(curve) or [point.test for point in points]
+    return CellRecord(
+        key=f"{task}/{label}/{parameters}/{seed}",
+        task=task,
+        task_version=1,
+        metric="accuracy",
+        task_notes="dev is the test split",
+        backbone="minilm-l6",
+        method=method or label,
+        label=label,
+        parameters=parameters or {},
+        knob_name="threshold",
+        seed=seed,
+        num_layers=LAYERS,
+        train_rows=1000,
+        validation_rows=ROWS,
+        test_rows=ROWS,
+        full_flops=1e9 * LAYERS,
+        curve_validation=curve,
+        curve_test=curve,
+        operating_points=list(points),
+        train_seconds=1.0,
+        command="consistentee run made-up",
+        environment=ENVIRONMENT,
+        finished_at="2026-01-01T00:00:00+00:00",
+    )
+
+
+def stored(record: CellRecord, folder: Path = Path("nowhere")) -> StoredCell:
+    """Put a record into a folder that does not exist."""
+    return StoredCell(record, folder)
+
+
+def contender(cell_key: str, label: str, knob: float | None, share: float, rounds: int = 3) -> Contender:
+    """Return a contender that takes ``share`` of the stock model's time; later rounds are slower for all."""
+    samples = []
+    for batch_size, milliseconds in ((1, 8.0), (32, 2.0)):
+        seconds = [share * milliseconds * 64 / 1000 * (1 + 0.02 * i) for i in range(rounds)]
+        batches = 64 // batch_size
+        samples.append(
+            TimingSamples(
+                batch_size=batch_size,
+                rows=64,
+                seconds_per_round=seconds,
+                seconds_per_batch=[[total / batches] * batches for total in seconds],
+            )
+        )
+    return Contender(cell_key=cell_key, label=label, knob=knob, average_layers=share * LAYERS, samples=samples)
+
+
+def timing(cells: Sequence[CellRecord], seed: int = 0, task: str = "mcid") -> TimingRecord:
+    """Time all operating points: their share of the time is their share of the layers."""
+    contenders = [contender("", "stock", None, 1.0)]
+    for record in cells:
+        for point in record.operating_points:
+            share = average_layers(point.test.exit_histogram) / LAYERS
+            contenders.append(contender(record.key, record.label, point.knob, share))
+    return TimingRecord(
+        key="timing",
+        task=task,
+        backbone="minilm-l6",
+        seed=seed,
+        rounds=3,
+        contenders=contenders,
+        environment_before=ENVIRONMENT,
+        environment_after=ENVIRONMENT,
+        command="consistentee run made-up",
+        finished_at="2026-01-01T00:00:00+00:00",
+    )
+
+
+def _smooth_curve(shift: float, knobs: int = 21) -> list[CurvePoint]:
+    averages = np.linspace(1.0, LAYERS, knobs)
+    scores = np.interp(averages + shift, np.arange(1, LAYERS + 1), LAYER_ACCURACY)
+    return [
+        curve_point(k / (knobs - 1), a, s)
+        for k, (a, s) in enumerate(zip(averages.tolist(), scores.tolist(), strict=True))
+    ]
+
+
+def _chosen(curve: Sequence[CurvePoint]) -> list[OperatingPoint]:
+    chosen: dict[float, tuple[CurvePoint, list[str]]] = {}
+    for budget in (0.25, 0.5, 0.75):
+        allowed = [p for p in curve if average_layers(p.exit_histogram) <= budget * LAYERS]
+        if allowed:
+            best = max(allowed, key=lambda p: p.scores["accuracy"])
+            chosen.setdefault(best.knob, (best, []))[1].append(f"budget {budget:.2f}")
+    within = next(p for p in curve if p.scores["accuracy"] >= curve[-1].scores["accuracy"] - 0.01)
+    chosen.setdefault(within.knob, (within, []))[1].append("within 1 point")
+    return [
+        operating_point(k, ", ".join(why), average_layers(p.exit_histogram), p.scores["accuracy"])
+        for k, (p, why) in chosen.items()
+    ]
+
+
+def made_up_suite(seed: int = 0, task: str = "mcid") -> list[CellRecord]:
+    """Return a cell of every kind of method."""
+    shifts = {
+        "consistentee": 0.9,
+        "deebert": 0.1,
+        "pabee": 0.3,
+        "berxit": 0.45,
+        "calm-softmax": 0.6,
+        "calm-state": -0.1,
+        "calm-classifier": 0.55,
+        "static": 0.0,
+        "random": -0.25,
+        "oracle": 2.2,
+    }
+    full = operating_point(LAYERS, "full depth", LAYERS, LAYER_ACCURACY[-1])
+    majority = operating_point(1, "budget 0.25", 1, 0.2)
+    cells = [
+        cell("full", [full], task=task, seed=seed),
+        cell("majority", [majority], task=task, seed=seed),
+    ]
+    for label, shift in shifts.items():
+        curve = _smooth_curve(shift)
+        cells.append(cell(label, _chosen(curve), curve=curve, task=task, seed=seed))
+    return cells
+
+
+def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",)) -> None:
+    """Write cells, predictions and timings of a made-up suite, as a run does."""
+    for task in tasks:
+        cells = made_up_suite(task=task)
+        for record in cells:
+            folder = out_dir / "cells" / task / "minilm-l6" / record.label / "default" / "seed0"
+            write_record(folder / "record.json", record)
+            write_predictions(folder / "predictions.parquet", _predictions(record))
+        timed = [record for record in cells if record.method != "oracle"]
+        write_record(out_dir / "timings" / task / "minilm-l6" / "seed0" / "timing.json", timing(timed, task=task))
+
+
+def _predictions(record: CellRecord) -> pd.DataFrame:
+    columns = {"row": np.arange(ROWS), "label": np.arange(ROWS) % 4, "full_prediction": np.arange(ROWS) % 4}
+    for i, point in enumerate(record.operating_points):
+        right = np.arange(ROWS) < round(point.test.scores["accuracy"] * ROWS)
+        columns[f"prediction_{i}"] = np.where(right, columns["label"], columns["label"] + 1)
+        columns[f"exit_layer_{i}"] = np.repeat(np.arange(1, LAYERS + 1), point.test.exit_histogram)
+    return pd.DataFrame(columns)

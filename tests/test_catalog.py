@@ -1,0 +1,211 @@
+"""Where a backbone comes from: the catalogue, directories, and a hub that may be missing."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import ClassVar
+
+import pytest
+
+from consistentee.backbones import catalog, hub
+from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve
+from consistentee.backbones.wheels import Shipment, is_fetched
+from consistentee.errors import UserError
+
+
+def write_model(folder, config=None, pooling=None, weights="model.safetensors"):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config or {"model_type": "bert"}))
+    (folder / weights).write_bytes(b"")
+    if pooling is not None:
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+def test_catalogue_entries_are_complete():
+    backbones = list_backbones()
+    assert {"minilm-l6", "mpnet-base", "bert-base-uncased"} <= backbones.keys()
+    for name, backbone in backbones.items():
+        assert backbone.name == name
+        assert backbone.layers > 0
+        assert backbone.width > 0
+        assert backbone.licence
+        if isinstance(backbone.source, Shipment):
+            assert all(len(package.sha256) == 64 for package in backbone.source.packages)
+            assert backbone.source.size > 50e6
+        else:
+            assert backbone.source == name
+
+
+def test_a_shipped_name_is_fetched(monkeypatch, tmp_path):
+    monkeypatch.setattr(catalog, "fetch", lambda shipment: tmp_path / shipment.name)
+    assert resolve("minilm-l6") == ResolvedBackbone(str(tmp_path / "minilm-l6"), "mean", False)
+    assert resolve("mpnet-base") == ResolvedBackbone(str(tmp_path / "mpnet-base"), "mean", False)
+
+
+def test_unknown_name_gets_the_nearest_known_ones():
+    with pytest.raises(UserError, match="unknown backbone 'minilm_l6'; did you mean 'minilm-l6'"):
+        resolve("minilm_l6")
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling", "expected"),
+    [
+        ({"model_type": "bert"}, None, ("cls", True)),
+        ({"model_type": "albert"}, None, ("cls", True)),
+        ({"model_type": "electra"}, None, ("cls", False)),
+        ({"model_type": "bert"}, {"pooling_mode_mean_tokens": True}, ("mean", False)),
+        ({"model_type": "bert"}, {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, ("cls", False)),
+        ({"model_type": "mpnet"}, {"pooling_mode": "mean"}, ("mean", False)),
+    ],
+)
+def test_directory_is_pooled_as_it_was_trained(tmp_path, config, pooling, expected):
+    folder = write_model(tmp_path / "mine", config, pooling)
+    assert resolve(str(folder)) == ResolvedBackbone(str(folder), *expected)
+
+
+def test_directory_that_is_no_model(tmp_path):
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        resolve(str(tmp_path))
+    with pytest.raises(UserError, match="no such directory"):
+        resolve(str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"no safetensors weights; pickle weights"):
+        resolve(str(write_model(tmp_path / "pickled", weights="pytorch_model.bin")))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        resolve(str(tmp_path))
+    with pytest.raises(UserError, match="neither mean nor cls"):
+        resolve(str(write_model(tmp_path / "max", pooling={"pooling_mode_max_tokens": True})))
+
+
+# ------------------------------------------------------------------------------------------------------- hub
+# The hub's address is read when the library is imported, so these run in processes of their own.
+
+RESOLVE = """
+import sys, time
+from consistentee.backbones.catalog import resolve
+from consistentee.errors import UserError
+for name in sys.argv[1:]:
+    start = time.perf_counter()
+    try:
+        print(resolve(name))
+    except UserError as error:
+        print("UserError:", error)
+    print("seconds:", time.perf_counter() - start)
+"""
+
+
+def resolve_elsewhere(tmp_path, port, *names):
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path / "hub")}
+    environment.pop("HF_HUB_OFFLINE", None)
+    run = subprocess.run(
+        [sys.executable, "-c", RESOLVE, *names], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    lines = run.stdout.splitlines()
+    return lines[::2], [float(line.removeprefix("seconds: ")) for line in lines[1::2]]
+
+
+def closed_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_unreachable_hub_fails_within_seconds(tmp_path):
+    answers, seconds = resolve_elsewhere(tmp_path, closed_port(), "someone/model", "bert-base-uncased")
+    assert "no directory someone/model, and the hub cannot be reached" in answers[0]
+    assert "minilm-l6" in answers[0]
+    assert "'bert-base-uncased' cannot be had: the catalogue ships it in no package" in answers[1]
+    assert max(seconds) < 10
+
+
+def test_silent_hub_is_given_up(monkeypatch):
+    monkeypatch.setattr(hub, "_DEADLINE", 0.05)
+    with pytest.raises(TimeoutError, match="no answer"):
+        hub._within_deadline(lambda: time.sleep(0.5))
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as a download needs."""
+
+    commit = "a" * 40
+    repositories: ClassVar[dict[str, dict[str, bytes]]] = {
+        "someone/model": {
+            "config.json": b'{"model_type": "bert"}',
+            "model.safetensors": b"weights",
+            "onnx/model.safetensors": b"another format",
+            "tokenizer.json": b"{}",
+            "pytorch_model.bin": b"pickle",
+            "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+        },
+        "someone/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+    }
+
+    def do_HEAD(self):
+        self.answer()
+
+    def do_GET(self):
+        self.answer()
+
+    def log_message(self, *_args):
+        pass
+
+    def answer(self):
+        path = self.path.split("?")[0].removeprefix("/").removeprefix("api/models/")
+        name = "/".join(path.split("/")[:2])
+        files = self.repositories.get(name)
+        if files is None:
+            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        if "/resolve/" in path:
+            file = path.split("/resolve/")[1].split("/", 1)[1]
+            return self.send(200, files[file], {"X-Repo-Commit": self.commit, "ETag": f'"{len(files[file])}"'})
+        if "/tree/" in path:
+            tree = [{"type": "file", "path": f, "size": len(b), "oid": f} for f, b in files.items()]
+            return self.send(200, json.dumps(tree).encode(), {})
+        info = {"id": name, "sha": self.commit, "siblings": [{"rfilename": file} for file in files]}
+        return self.send(200, json.dumps(info).encode(), {})
+
+    def send(self, status, content, headers):
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+def test_hub_download_then_offline(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    names = ("someone/model", "someone/pickled", "someone/absent")
+    answers, _ = resolve_elsewhere(tmp_path, server.server_port, *names)
+    server.shutdown()
+    server.server_close()
+    assert "pooling='mean', pooler=False" in answers[0]
+    assert "someone/pickled has no safetensors weights; pickle weights" in answers[1]
+    assert "'someone/absent' not found" in answers[2]
+    fetched = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*")}
+    assert fetched == {"config.json", "model.safetensors", "tokenizer.json", "1_Pooling"}
+
+    again, seconds = resolve_elsewhere(tmp_path, closed_port(), "someone/model")
+    assert again == answers[:1]
+    assert max(seconds) < 10
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["minilm-l6", "mpnet-base"])
+def test_real_weights_are_what_the_catalogue_says(name):
+    backbone = list_backbones()[name]
+    if name != "minilm-l6" and not is_fetched(backbone.source):
+        pytest.skip(f"{name} ({backbone.source.size / 1e6:.0f} MB) has not been fetched")
+    resolved = resolve(name)
+    with open(os.path.join(resolved.path, "config.json")) as file:
+        config = json.load(file)
+    assert (config["num_hidden_layers"], config["hidden_size"]) == (backbone.layers, backbone.width)
+    assert catalog._describe(catalog.Path(resolved.path)) == resolved

@@ -1,0 +1,292 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from records_by_hand import write_results
+from typer.testing import CliRunner
+
+from benchmarks import cli, doctor
+from benchmarks.cli import app, listed, normalised, parsed_parameters, parsed_seeds
+from consistentee.errors import UserError
+
+
+def call(*args):
+    return CliRunner().invoke(app, [str(arg) for arg in args], env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Replace run_suite: keeps what it was called with, and ends as ``outcome`` says."""
+    seen = SimpleNamespace(calls=[], outcome=SimpleNamespace(table=None, refused=(), failed=()))
+
+    def run_suite(suite, filters, **options):
+        seen.calls.append((suite, filters, options))
+        if isinstance(seen.outcome, BaseException):
+            raise seen.outcome
+        return seen.outcome
+
+    monkeypatch.setattr("benchmarks.harness.sweep.run_suite", run_suite)
+    return seen
+
+
+# ---------------------------------------------------------------------------------------------- arguments
+
+
+def test_several_words_after_an_option():
+    assert normalised(["run", "s", "--tasks", "a", "b", "--out", "x", "--seeds", "0", "1"]) == (
+        ["run", "s", "--tasks", "a", "--tasks", "b", "--out", "x", "--seeds", "0", "--seeds", "1"]
+    )
+
+
+def test_only_options_of_the_command_spread():
+    words = ["predict", "DIR", "--knob", "0.5", "text", "--tasks", "a", "b"]
+    assert normalised(words) == words
+    assert normalised(["train", "t", "--param", "a=1", "b=2"]) == ["train", "t", "--param", "a=1", "--param", "b=2"]
+
+
+def test_debug_may_stand_anywhere_before_the_double_dash():
+    assert normalised(["run", "s", "--debug"]) == ["--debug", "run", "s"]
+    assert normalised(["predict", "DIR", "--", "--debug"]) == ["predict", "DIR", "--", "--debug"]
+
+
+def test_an_option_without_words_is_left_for_the_parser_to_refuse():
+    assert normalised(["run", "s", "--tasks"]) == ["run", "s", "--tasks"]
+    assert call("run", "quick", "--tasks").exit_code == 2
+
+
+def test_values_may_have_commas():
+    assert listed(["a,b", "c"]) == ["a", "b", "c"]
+    assert listed(None) is None
+    assert parsed_seeds(["0,1", "2"]) == [0, 1, 2]
+    with pytest.raises(UserError, match="whole numbers"):
+        parsed_seeds(["x"])
+
+
+def test_parameters_are_read_as_yaml():
+    assert parsed_parameters(["alpha=0.05", "estimator=exact", "shared=true", "name=a=b"]) == {
+        "alpha": 0.05,
+        "estimator": "exact",
+        "shared": True,
+        "name": "a=b",
+    }
+    for bad in ("alpha", "0x=1", "a=[1"):
+        with pytest.raises(UserError, match="--param"):
+            parsed_parameters([bad])
+
+
+# ---------------------------------------------------------------------------------------------- help
+
+
+def test_help_is_quick_and_loads_nothing_heavy():
+    program = "import sys; from benchmarks.cli import main; sys.argv = ['consistentee', '--help']\n"
+    program += "try: main()\nexcept SystemExit: pass\n"
+    program += "print('HEAVY', [m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'sklearn', 'scipy') "
+    program += "if m in sys.modules])"
+    best = min(_seconds(program) for _ in range(3))
+    assert best < 0.7
+
+
+def _seconds(program):
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in done.stdout
+    assert "Examples" in done.stdout
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("command", ["list", "fetch", "run", "table", "plot", "train", "predict", "doctor"])
+def test_every_command_teaches_by_example(command):
+    shown = call(command, "--help")
+    assert shown.exit_code == 0
+    assert f"consistentee {command}" in shown.output
+
+
+def test_version():
+    assert call("--version").output.startswith("consistentee ")
+
+
+# ---------------------------------------------------------------------------------------------- run
+
+
+def test_run_as_typed(runs, tmp_path):
+    done = call(
+        *("run", "classification", "--data", tmp_path, "--tasks", "mcid", "rte", "mrpc", "sst2"),
+        *("--backbones", "minilm-l6", "--seeds", "0,1", "--retry-failed"),
+    )
+    assert done.exit_code == 0, done.output
+    ((suite, filters, options),) = runs.calls
+    assert suite.name == "classification"
+    assert filters.tasks == ["mcid", "rte", "mrpc", "sst2"]
+    assert filters.backbones == ["minilm-l6"]
+    assert filters.seeds == [0, 1]
+    assert filters.methods is None
+    assert options["data_dir"] == tmp_path
+    assert options["out"] == Path("results/classification")
+    assert options["retry_failed"]
+    assert not options["fresh"]
+
+
+def test_run_names_failures_and_ends_with_1(runs):
+    runs.outcome = SimpleNamespace(table="THE TABLE", refused=("a: no regression",), failed=("b: ValueError: no",))
+    done = call("run", "quick")
+    assert done.exit_code == 1
+    assert "THE TABLE" in done.output
+    assert "failed: b: ValueError: no" in done.output
+    assert "not defined: a" in done.output
+
+
+def test_interruption_ends_with_130_and_a_word(runs):
+    runs.outcome = KeyboardInterrupt()
+    done = call("run", "quick")
+    assert done.exit_code == 130
+    assert "finished is kept" in done.output
+
+
+def test_user_errors_are_one_sentence_and_2(runs):
+    runs.outcome = UserError("the disk is\n full")
+    done = call("run", "quick")
+    assert done.exit_code == 2
+    assert done.output.strip() == "error: the disk is full"
+
+
+def test_unexpected_errors_hint_at_debug(runs):
+    runs.outcome = ZeroDivisionError("oh")
+    done = call("run", "quick")
+    assert done.exit_code == 1
+    assert done.output.strip() == "error: ZeroDivisionError: oh (add --debug to see where)"
+
+
+def test_debug_shows_where(runs):
+    runs.outcome = UserError("no")
+    done = call("run", "quick", "--debug")
+    assert done.exit_code == 2
+    assert "Traceback" in done.output
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["run", "quik"], "unknown suite 'quik'; did you mean 'quick'?"),
+        (["run", "quick", "--data", "no-such-folder"], "no such data directory: no-such-folder"),
+        (["run", "quick", "--seeds", "one"], "--seeds takes whole numbers"),
+        (["list", "method"], "unknown list 'method'; did you mean 'methods'?"),
+        (["fetch", "minilm-16"], "unknown backbone or task 'minilm-16'; did you mean 'minilm-l6'"),
+        (["fetch", "mcid"], "shipped in no package"),
+        (["table", "no-such-folder"], "holds no results"),
+        (["plot", "no-such-folder"], "holds no results"),
+        (["predict", "no-such-folder", "text"], "no such model folder"),
+        (["train", "mcid", "--method", "deebart", "--out", "x"], "unknown method 'deebart'; did you mean 'deebert'?"),
+        (["train", "mcid", "--method", "deebert", "--param", "a", "--out", "x"], "--param takes key=value"),
+    ],
+)
+def test_bad_input_is_named_in_one_sentence(args, sentence):
+    done = call(*args)
+    assert done.exit_code == 2
+    assert sentence in done.output
+    assert done.output.count("\n") == 1
+
+
+def test_wrong_options_are_refused_by_the_parser():
+    assert call("run", "quick", "--taskz", "a").exit_code == 2
+    assert call("frobnicate").exit_code == 2
+
+
+# ---------------------------------------------------------------------------------------------- results
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    write_results(folder)
+    return folder
+
+
+def test_table_on_the_terminal(results):
+    done = call("table", results)
+    assert done.exit_code == 0
+    assert "full (stock model)" in done.output
+
+
+def test_table_as_a_file(results):
+    done = call("table", results, "--format", "latex")
+    assert done.exit_code == 0
+    assert r"\toprule" in done.output
+    assert (results / "table.tex").is_file()
+    assert call("table", results, "--format", "html").exit_code == 2
+
+
+def test_plot(results):
+    done = call("plot", results)
+    assert done.exit_code == 0
+    assert str(results / "curves.png") in done.output
+    assert (results / "curves.pdf").is_file()
+
+
+# ---------------------------------------------------------------------------------------------- list, doctor
+
+
+def test_list_names_all_four_kinds():
+    done = call("list")
+    assert done.exit_code == 0
+    for name in ("consistentee", "movie-snippets", "minilm-l6", "quick", "Methods", "Tasks", "Backbones", "Suites"):
+        assert name in done.output
+
+
+def test_a_method_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch):
+    from benchmarks import inventory
+
+    monkeypatch.setattr(inventory, "available_methods", lambda: {"broken": None})
+    monkeypatch.setattr(inventory, "method_class_of", lambda name: (_ for _ in ()).throw(UserError("no module x")))
+    done = call("list", "methods")
+    assert "unavailable" in done.output
+    assert "no module x" in done.output
+
+
+def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):
+    monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(doctor, "_ask", lambda address: time.sleep(20))
+    monkeypatch.setattr(doctor, "_HUB_SECONDS", 0.2)
+    start = time.perf_counter()
+    done = call("doctor", "--data", tmp_path)
+    assert time.perf_counter() - start < 10
+    assert done.exit_code == 0, done.output
+    assert "no answer within 0.2 s" in done.output
+    assert "holds no task" in done.output
+    assert "not in the cache" in done.output
+
+
+def test_doctor_finds_data_and_a_hub(monkeypatch, tmp_path):
+    (tmp_path / "mcid").mkdir()
+    for split in ("train", "dev", "test"):
+        (tmp_path / "mcid" / f"{split}.tsv").write_text("x\n")
+    assert doctor.check_data(tmp_path).state.endswith("holds mcid")
+    assert doctor.check_data(None).verdict == "warn"
+    assert doctor.check_data(tmp_path / "nothing").verdict == "problem"
+    monkeypatch.setattr(doctor, "_ask", lambda address: None)
+    assert doctor.check_hub().verdict == "ok"
+
+
+def test_doctor_sees_missing_and_old_libraries(monkeypatch):
+    monkeypatch.setattr(doctor, "requires", lambda name: ["no-such-library>=1", "numpy>=9999", "rich>=1"])
+    found = {finding.subject: finding for finding in doctor.check_requirements()}
+    assert found["no-such-library"].verdict == "problem"
+    assert "needs >=9999" in found["numpy"].state
+    assert "rich" not in found
+
+
+def test_doctor_ends_with_1_where_there_is_a_problem(tmp_path):
+    done = call("doctor", "--data", tmp_path / "nothing")
+    assert done.exit_code == 1
+    assert "problem" in done.output
+
+
+def test_doctor_warns_of_a_full_disk(monkeypatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    assert doctor.check_cache().verdict == "problem"
+
+
+def test_main_is_the_entry_point():
+    assert callable(cli.main)

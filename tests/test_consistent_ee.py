@@ -1,0 +1,145 @@
+"""ConsistentEE: its policy, its stages, its options."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_task
+
+from consistentee import consistent_ee
+from consistentee.consistent_ee import ConsistentEE, ConsistentEECurve
+from consistentee.errors import UserError
+from consistentee.policy import POLICY, PolicyRule, confidence_features, exit_probabilities, policy_logit, policy_spec
+from consistentee.trace import record_outputs, record_trace, replay, sweep
+from consistentee.training import Recipe
+
+RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
+METHOD = ConsistentEE(policy_epochs=4, joint_epochs=1)
+
+
+def weights(model, prefix):
+    return {name: t.clone() for name, t in model.state_dict().items() if name.startswith(prefix)}
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_papers_policy_has_the_papers_shape(tiny_model):
+    model = tiny_model()
+    head = model.add_head(POLICY, policy_spec("state", conditioned=False))
+    first, _, last = head.modules_by_layer[0]
+    assert len(head.modules_by_layer) == model.num_layers
+    assert (first.in_features, first.out_features, last.in_features, last.out_features) == (model.width, 32, 32, 1)
+    assert last.bias.item() == pytest.approx(-1.5), "a policy starts from low exit probabilities"
+
+
+def test_confidence_features_by_hand():
+    probs = torch.tensor([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3]])
+    features = confidence_features(probs, previous_prediction=torch.tensor([0, 2]))
+    torch.testing.assert_close(features[0, :2], torch.tensor([0.7, 0.5]))
+    torch.testing.assert_close(features[1, 1:3], torch.tensor([0.0, 1.0]))
+    assert features[:, 3].tolist() == [1.0, 0.0]
+    assert confidence_features(probs, None)[:, 3].tolist() == [0.0, 0.0]
+
+
+def test_a_higher_price_never_lowers_the_exit_probability():
+    output = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 5
+    logits = torch.stack([policy_logit(output, log_alpha) for log_alpha in (-9.0, -3.0, 0.0, 2.0)])
+    assert (logits[1:] >= logits[:-1]).all()
+
+
+@pytest.mark.parametrize("reads", ["state", "state+confidence"])
+def test_rule_follows_the_probabilities_that_were_trained(tiny_model, reads):
+    """Training computes P(exit) for all layers at once, the rule layer by layer: they must be the same numbers."""
+    model = tiny_model()
+    model.add_head(POLICY, replace(policy_spec(reads, conditioned=False), initial_bias=0.0), seed=4)
+    task = make_task()
+    trace = record_trace(model, task.test)
+    outputs = record_outputs(model, model.tokenize(task.test.texts))
+    with torch.no_grad():
+        p = exit_probabilities(model.head(POLICY), outputs.pooled, outputs.logits, None)
+    threshold = p[:, :-1].median().item() + 1e-6
+    wants_out = torch.cat([p[:, :-1] > threshold, torch.ones(len(p), 1, dtype=torch.bool)], dim=1)
+    expected = wants_out.int().argmax(dim=1) + 1
+    assert expected.unique().numel() > 1
+    assert torch.equal(replay(PolicyRule(reads, threshold), trace), expected)
+
+
+def test_policy_stage_trains_the_policy_alone(tiny_model):
+    first = tiny_model()
+    ConsistentEE(policy_epochs=0, joint_epochs=0).fit(first, make_task(), RECIPE)
+    second = tiny_model()
+    ConsistentEE(policy_epochs=3, joint_epochs=0).fit(second, make_task(), RECIPE)
+    for prefix in ("backbone.", "classifiers.", "poolers."):
+        assert same(weights(first, prefix), weights(second, prefix))
+    assert not same(weights(first, "exit_heads."), weights(second, "exit_heads."))
+
+
+def test_joint_stage_trains_backbone_and_classifiers(tiny_model):
+    before, after = tiny_model(), tiny_model()
+    replace(METHOD, joint_epochs=0).fit(before, make_task(), RECIPE)
+    METHOD.fit(after, make_task(), RECIPE)
+    assert not same(weights(before, "backbone."), weights(after, "backbone."))
+
+
+def test_joint_epochs_are_what_is_asked(tiny_model, monkeypatch):
+    stages = []
+    real = consistent_ee.run_stage
+
+    def record(model, source, stage, recipe):
+        stages.append((stage.name, stage.epochs))
+        real(model, source, stage, recipe)
+
+    monkeypatch.setattr(consistent_ee, "run_stage", record)
+    replace(METHOD, joint_epochs=3).fit(tiny_model(), make_task(), RECIPE)
+    assert stages == [("policy", 4), ("exit-consistent", 3), ("policy", 4)]
+
+
+def test_cached_policy_stage_equals_the_stage_that_runs_the_backbone(tiny_model):
+    models = []
+    for cached in (True, False):
+        model = tiny_model()
+        replace(METHOD, cached=cached, joint_epochs=0, reward="vanilla").fit(model, make_task(), RECIPE)
+        models.append(weights(model, "exit_heads."))
+    for name in models[0]:
+        torch.testing.assert_close(models[0][name], models[1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"estimator": "reinforce"}, {"reward": "vanilla"}, {"memorized_layer": "cross-fitted"}, {"policy_reads": "state"}],
+    ids=str,
+)
+def test_every_option_trains(tiny_model, options):
+    model = replace(METHOD, **options).fit(tiny_model(), make_task(), RECIPE)
+    rule = replace(METHOD, **options).rule(model, 0.5)
+    assert replay(rule, record_trace(model, make_task().test)).min() >= 1
+
+
+PRICED = ConsistentEE(reward="vanilla", policy_epochs=40, joint_epochs=0, policy_learning_rate=1e-2)
+
+
+def test_a_higher_price_gives_earlier_exits(tiny_model):
+    averages = []
+    for alpha in (0.0, 5.0):
+        method = replace(PRICED, alpha=alpha)
+        model = method.fit(tiny_model(), make_task(), RECIPE)
+        averages.append(replay(method.rule(model, 0.5), record_trace(model, make_task().test)).double().mean())
+    assert averages[1] == 1
+    assert averages[0] > 2
+
+
+def test_one_conditioned_policy_gives_a_curve(tiny_model):
+    method = ConsistentEECurve(policy_epochs=60, joint_epochs=0, policy_learning_rate=1e-2)
+    model = method.fit(tiny_model(), make_task(rows=200), replace(RECIPE, epochs=6))
+    trace = record_trace(model, make_task().test)
+    exits = sweep([method.rule(model, knob) for knob in method.knob_values(model)], trace)
+    assert len({round(mean, 3) for mean in exits.double().mean(dim=1).tolist()}) > 5
+
+
+def test_impossible_parameters_are_refused():
+    with pytest.raises(UserError, match="at least 2 rollouts"):
+        ConsistentEE(estimator="reinforce", rollouts=1)
+    with pytest.raises(UserError, match="alpha"):
+        ConsistentEE(alpha=-0.1)

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.analysis.curves import (
+    area_under_front,
+    average_layers,
+    cheapest_within,
+    pareto_front,
+    speedups,
+    time_ratio,
+)
+
+histograms = st.lists(st.integers(0, 50), min_size=2, max_size=12).filter(lambda counts: sum(counts) > 0)
+scores = st.integers(0, 100).map(lambda n: n / 100)
+curves = st.lists(st.tuples(st.integers(10, 60).map(lambda n: n / 10), scores), min_size=1, max_size=20)
+
+
+def test_average_layers_counts_from_one():
+    assert average_layers([10, 0, 0]) == 1
+    assert average_layers([0, 0, 5]) == 3
+    assert average_layers([1, 1, 2]) == pytest.approx(9 / 4)
+
+
+@pytest.mark.parametrize("counts", [[], [0, 0], [3, -1]])
+def test_average_layers_needs_rows(counts):
+    with pytest.raises(ValueError, match="at least one row"):
+        average_layers(counts)
+
+
+def test_speedups_give_every_meaning_its_name():
+    found = speedups(
+        [2, 0, 0, 2],  # 2.5 of 4 layers
+        flops=50.0,
+        full_flops=100.0,
+        seconds={1: [1.0, 2.0, 3.0], 32: [1.0]},
+        full_seconds={1: [2.0, 6.0, 6.0]},
+    )
+    assert found.average_layers == 2.5
+    assert found.saved_fraction == 1 - 2.5 / 4
+    assert found.layer_ratio == 4 / 2.5
+    assert found.flops_ratio == 2.0
+    assert found.time_ratios == {1: 2.0}  # per round 2, 3, 2; batch 32 has no full model to compare with
+
+
+def test_speedups_without_flops_and_clock():
+    found = speedups([1, 1])
+    assert found.flops_ratio is None
+    assert found.time_ratios == {}
+    assert speedups([1, 0], flops=0.0, full_flops=10.0).flops_ratio is None
+
+
+@given(histograms)
+def test_speedups_are_consistent_and_bounded(counts):
+    found = speedups(counts)
+    assert 1 <= found.average_layers <= len(counts)
+    assert 0 <= found.saved_fraction < 1
+    assert found.layer_ratio >= 1
+    assert found.layer_ratio * (1 - found.saved_fraction) == pytest.approx(1)
+
+
+def test_time_ratio_is_the_median_of_ratios_and_not_the_ratio_of_medians():
+    assert time_ratio([4.0, 1.0, 9.0], [1.0, 1.0, 3.0]) == 3.0
+    with pytest.raises(ValueError, match="same rounds"):
+        time_ratio([1.0], [1.0, 2.0])
+
+
+@given(curves)
+def test_pareto_front_beats_every_other_point(points):
+    costs, values = map(np.asarray, zip(*points, strict=True))
+    front = pareto_front(costs, values)
+    assert (np.diff(costs[front]) > 0).all()
+    assert (np.diff(values[front]) > 0).all()
+    for cost, value in points:
+        assert ((costs[front] <= cost) & (values[front] >= value)).any()
+
+
+@given(curves, st.randoms())
+def test_area_does_not_depend_on_order_and_lies_between_floor_and_best(points, random):
+    shuffled = random.sample(points, len(points))
+    area = area_under_front(*zip(*points, strict=True), lowest=1, highest=6)
+    assert area == pytest.approx(area_under_front(*zip(*shuffled, strict=True), lowest=1, highest=6))
+    assert -1e-9 <= area <= max(value for _, value in points) + 1e-9
+
+
+@given(curves)
+def test_a_perfect_first_layer_leaves_nothing_to_gain(points):
+    area = area_under_front(*zip(*points, (1.0, 1.0), strict=True), lowest=1, highest=6)
+    assert area == pytest.approx(1.0)
+
+
+def test_area_by_hand():
+    # 0 up to cost 2, then a straight line from 0.5 to 1.0 at cost 4, then 1.0 up to cost 6: (0 + 1.5 + 2) / 5.
+    assert area_under_front([2, 4, 5], [0.5, 1.0, 0.9], lowest=1, highest=6) == pytest.approx(3.5 / 5)
+    assert area_under_front([2, 4], [0.5, 1.0], lowest=1, highest=6, floor=0.2) == pytest.approx(3.7 / 5)
+    assert area_under_front([1, 3], [0.4, 0.8], lowest=2, highest=3) == pytest.approx(0.7)
+    assert area_under_front([7], [0.9], lowest=1, highest=6) == 0.0
+
+
+def test_area_needs_a_range():
+    with pytest.raises(ValueError, match="empty"):
+        area_under_front([1], [1], lowest=2, highest=2)
+
+
+def test_cheapest_within_a_point():
+    layers, values = [1.0, 2.0, 2.0, 4.0], [0.5, 0.90, 0.905, 0.91]
+    assert cheapest_within(layers, values, reference=0.91) == 2  # equal layers: the higher score
+    assert cheapest_within(layers, values, reference=0.91, loss=0.0) == 3
+    assert cheapest_within(layers, values, reference=0.95) is None
+
+
+@given(curves, scores)
+def test_cheapest_within_is_allowed_and_cheapest(points, reference):
+    costs, values = zip(*points, strict=True)
+    index = cheapest_within(costs, values, reference)
+    allowed = [cost for cost, value in points if value >= reference - 0.01 - 1e-9]
+    assert (index is None) == (not allowed)
+    if index is not None:
+        assert costs[index] == min(allowed)

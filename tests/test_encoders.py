@@ -1,0 +1,95 @@
+"""The steppers: running the stock model's own layers one by one gives the stock model."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import FAMILIES, random_texts
+from transformers import AutoModelForSequenceClassification
+
+from consistentee.backbones.encoders import stepper_for
+from consistentee.classification import stock_encoded
+from consistentee.errors import UserError
+from consistentee.model import MultiExitModel
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pairs", [False, True])
+def test_every_layer_equals_the_stock_hidden_states(tiny_model, family, pairs):
+    model = tiny_model(family)
+    batch = model.collate(model.tokenize(random_texts(9, pairs=pairs)))
+    with torch.no_grad():
+        stock = model.backbone(**batch.model_inputs, output_hidden_states=True).hidden_states
+        hidden, context = model.stepper.begin(batch)
+        real = batch.padding_mask.unsqueeze(-1)
+        assert model.stepper.num_layers == len(stock) - 1 == 4
+        for layer in range(1, model.num_layers + 1):
+            hidden = model.stepper.step(layer, hidden, context)
+            torch.testing.assert_close(hidden * real, stock[layer] * real, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compaction_changes_no_row(tiny_model, family):
+    model = tiny_model(family)
+    batch = model.collate(model.tokenize(random_texts(9, seed=4)))
+    keep = sorted(range(9), key=lambda i: batch.lengths[i])[:3]
+    with torch.no_grad():
+        hidden, context = model.stepper.begin(batch)
+        hidden = model.stepper.step(1, hidden, context)
+        small, small_context = model.stepper.compact(hidden, context, keep, torch.tensor(keep))
+        width = max(batch.lengths[i] for i in keep)
+        assert small.shape[:2] == (3, width)
+        assert width < hidden.shape[1], "the padding columns that nobody needs are cut"
+        full = model.stepper.step(2, hidden, context)[keep, :width]
+        real = small_context.padding_mask.unsqueeze(-1)
+        torch.testing.assert_close(
+            model.stepper.step(2, small, small_context) * real, full * real, rtol=1e-5, atol=1e-5
+        )
+
+
+# Families whose stock classification head is what this project builds: [CLS], one tanh layer, one linear layer.
+_STOCK_HEADS = {
+    "bert": ("bert.pooler.dense", "classifier"),
+    "albert": ("albert.pooler", "classifier"),
+    "roberta": ("classifier.dense", "classifier.out_proj"),
+    "mpnet": ("classifier.dense", "classifier.out_proj"),
+}
+
+
+@pytest.mark.parametrize("family", sorted(_STOCK_HEADS))
+def test_logits_equal_stock_sequence_classification(tiny_backbone, family):
+    folder = tiny_backbone(family)
+    stock = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3).eval()
+    model = MultiExitModel.from_backbone(str(folder), 3, pooling="cls", pooler="shared")
+    dense, out = (stock.get_submodule(name) for name in _STOCK_HEADS[family])
+    model.poolers[0].load_state_dict(dense.state_dict())
+    model.classifiers[-1].load_state_dict(out.state_dict())
+    encodings = model.tokenize(random_texts(8))
+    batch = model.collate(encodings)
+    with torch.no_grad():
+        expected = stock(**batch.model_inputs).logits
+    ours = model(batch).logits[:, -1].detach()
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(stock_encoded(model, encodings, batch_size=8), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pretrained_pooler_is_taken_over(tiny_backbone):
+    folder = tiny_backbone("bert")
+    stock = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    model = MultiExitModel.from_backbone(str(folder), 2, pooling="cls", pooler="shared")
+    torch.testing.assert_close(model.poolers[0].weight, stock.bert.pooler.dense.weight)
+    assert model.backbone.pooler is None, "no pass pays for a pooler that nobody reads"
+
+
+def test_albert_layers_share_weights(tiny_model):
+    stepper = tiny_model("albert").stepper
+    modules = [stepper.layer_module(layer) for layer in range(1, 5)]
+    assert modules[0] is modules[1]
+    assert modules[1] is not modules[2]
+    assert modules[2] is modules[3]
+
+
+def test_unknown_architecture_is_named():
+    backbone = SimpleNamespace(config=SimpleNamespace(model_type="gpt-nine"))
+    with pytest.raises(UserError, match=r"gpt-nine.*supported.*bert"):
+        stepper_for(backbone)

@@ -1,0 +1,99 @@
+"""MultiExitModel: building, heads, saving and loading."""
+
+import json
+
+import pytest
+import torch
+from conftest import FAMILIES, random_texts
+
+from consistentee.classification import classify
+from consistentee.errors import UserError
+from consistentee.exits import NeverExit
+from consistentee.heads import HeadSpec
+from consistentee.model import MultiExitModel
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_save_and_load_give_the_same_predictions(tiny_model, tmp_path, family):
+    model = tiny_model(family, label_names=("a", "b", "c"))
+    model.add_head("policy", HeadSpec(hidden=8, extra_inputs=2))
+    model.description.method_name = "pabee"
+    model.description.max_length = 40
+    model.save_pretrained(tmp_path / "saved")
+    again = MultiExitModel.from_pretrained(tmp_path / "saved")
+    assert again.description == model.description
+    texts = random_texts(12)
+    before, after = (classify(m, texts, NeverExit()) for m in (model, again))
+    assert torch.equal(before.logits, after.logits)
+    state = again.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_saved_folder_holds_no_pickle(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "saved")
+    suffixes = {path.suffix for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+    assert suffixes <= {".json", ".safetensors", ".txt", ".md"}
+
+
+def test_loading_names_what_is_wrong(tiny_model, tmp_path):
+    with pytest.raises(UserError, match="not a saved multi-exit model"):
+        MultiExitModel.from_pretrained(tmp_path)
+    tiny_model().save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "multi_exit.json"
+    description = json.loads(path.read_text())
+    path.write_text(json.dumps(description | {"format_version": 99}))
+    with pytest.raises(UserError, match="format 99"):
+        MultiExitModel.from_pretrained(tmp_path / "saved")
+    path.write_text(json.dumps(description | {"surprise": 1}))
+    with pytest.raises(UserError, match="damaged"):
+        MultiExitModel.from_pretrained(tmp_path / "saved")
+
+
+def test_same_seed_same_new_weights(tiny_backbone):
+    build = lambda seed: MultiExitModel.from_backbone(str(tiny_backbone("bert")), 3, seed=seed)  # noqa: E731
+    first, again, other = build(1), build(1), build(2)
+    assert torch.equal(first.classifiers[0].weight, again.classifiers[0].weight)
+    assert not torch.equal(first.classifiers[0].weight, other.classifiers[0].weight)
+    heads = [model.add_head("h", HeadSpec(), seed=5) for model in (first, other)]
+    assert torch.equal(*(next(head.parameters()) for head in heads))
+
+
+def test_mean_pooling_ignores_padding(tiny_model):
+    model = tiny_model(pooling="mean", pooler="none")
+    hidden = torch.randn(2, 5, model.width)
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
+    pooled = model.pool(1, hidden, mask)
+    torch.testing.assert_close(pooled[0], hidden[0].mean(0))
+    torch.testing.assert_close(pooled[1], hidden[1, :2].mean(0))
+
+
+def test_poolers_one_an_exit_start_from_the_shared_one(tiny_model):
+    model = tiny_model(pooling="cls", pooler="shared")
+    shared = model.poolers[0].weight.clone()
+    model.use_pooler("per_exit")
+    assert len(model.poolers) == model.num_layers
+    assert all(torch.equal(dense.weight, shared) for dense in model.poolers)
+
+
+def test_heads_check_their_extra_inputs(tiny_model):
+    model = tiny_model()
+    head = model.add_head("policy", HeadSpec(extra_inputs=2, outputs=1))
+    pooled = torch.randn(3, model.width)
+    assert head(1, pooled, torch.zeros(3, 2)).shape == (3,)
+    with pytest.raises(ValueError, match="takes 2 extra inputs"):
+        head(1, pooled)
+    with pytest.raises(UserError, match="policy"):
+        model.head("polcy")
+
+
+def test_mixed_singles_and_pairs_are_refused(tiny_model):
+    with pytest.raises(UserError, match="all pairs"):
+        tiny_model().tokenize(["w1", ("w1", "w2")])
+
+
+def test_long_texts_are_cut_to_what_the_model_can_read(tiny_model):
+    for family in ("bert", "roberta"):
+        model = tiny_model(family)
+        (encoding,) = model.tokenize(["w1 " * 500], max_length=1000)
+        assert len(encoding) == {"bert": 66, "roberta": 64}[family]
+        classify(model, ["w1 " * 500], NeverExit(), max_length=1000)

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from records_by_hand import cell, curve_point, made_up_suite, operating_point, stored, timing, write_results
+
+from benchmarks.analysis.plots import figure, score_limits, styles, write_curves
+from benchmarks.analysis.plots import curve_on_test
+from benchmarks.analysis.results import panels
+
+
+@pytest.fixture(scope="module")
+def panel():
+    cells = made_up_suite()
+    (found,) = panels([stored(record) for record in cells], [timing(cells)])
+    return found
+
+
+def test_every_method_has_its_own_colour_marker_and_references_are_grey(panel):
+    found = styles([panel])
+    competitors = [style for style in found.values() if style.marker]
+    assert len(competitors) == 7
+    assert len({style.marker for style in competitors}) == 7
+    assert len({str(style.line) for style in competitors}) == 7
+    assert len({style.colour for style in competitors}) == 7
+    assert next(iter(found)) == "consistentee"
+    for name in ("static", "random", "oracle"):
+        assert float(found[name].colour) > 0
+        assert found[name].marker is None
+    assert "full" not in found
+    assert "majority" not in found
+
+
+def test_more_methods_than_styles_still_get_one():
+    cells = [cell(f"method-{i}", [operating_point(0.5, "budget 0.50", 3.0, 0.8)]) for i in range(15)]
+    (many,) = panels([stored(record) for record in cells], [])
+    assert len(styles([many])) == 15
+
+
+def test_the_curve_of_one_cell_is_its_whole_test_curve(panel):
+    curve = curve_on_test(panel, "deebert")
+    assert len(curve.layers) == 21
+    assert (np.diff(curve.layers) >= 0).all()
+
+
+def test_the_curve_of_a_grid_is_chosen_on_validation_data():
+    good = [curve_point(0.1, 2.0, 0.7), curve_point(0.2, 4.0, 0.9)]
+    bad = [curve_point(0.1, 2.0, 0.6), curve_point(0.2, 4.0, 0.8)]
+    lucky = [curve_point(0.1, 2.0, 0.95), curve_point(0.2, 4.0, 0.99)]
+    points = [operating_point(0.1, "budget 0.50", 2.0, 0.7)]
+    first = cell("consistentee", points, curve=good, parameters={"alpha": 1})
+    second = cell("consistentee", points, curve=bad, parameters={"alpha": 2})
+    second = second.model_copy(update={"curve_test": lucky})
+    (found,) = panels([stored(first), stored(second)], [])
+    assert curve_on_test(found, "consistentee").scores.tolist() == [0.7, 0.9]
+
+
+def test_seeds_are_averaged_knob_by_knob():
+    points = [operating_point(0.1, "budget 0.50", 2.0, 0.7)]
+    cells = [cell("pabee", points, curve=[curve_point(1, 2.0, 0.6 + 0.1 * seed)], seed=seed) for seed in (0, 1)]
+    (found,) = panels([stored(record) for record in cells], [])
+    assert curve_on_test(found, "pabee").scores == pytest.approx([0.65])
+
+
+def test_limits_hold_every_competitor(panel):
+    low, high = score_limits(panel, styles([panel]))
+    assert low < 42
+    assert high > 94
+
+
+def test_figure_has_both_views_of_every_panel(panel):
+    drawn = figure([panel] * 5)
+    visible = [axes for axes in drawn.axes if axes.get_visible()]
+    assert len(visible) == 10
+    assert visible[0].get_xlabel() == "average layers"
+    assert len(drawn.legends) == 1
+    labels = [text.get_text() for text in drawn.legends[0].get_texts()]
+    assert labels[0] == "consistentee"
+    assert labels[-1] == "full model"
+
+
+def test_untimed_panels_say_so():
+    (found,) = panels([stored(record) for record in made_up_suite()], [])
+    texts = [text.get_text() for axes in figure([found]).axes for text in axes.texts]
+    assert texts == ["not timed"]
+
+
+def test_write_curves(tmp_path):
+    write_results(tmp_path)
+    png, pdf = write_curves(tmp_path)
+    height, width = imread(png).shape[:2]
+    assert min(height, width) > 900
+    assert imread(png)[..., :3].std() > 0.05
+    assert pdf.read_bytes().startswith(b"%PDF")

@@ -1,0 +1,144 @@
+"""SuiteSpec: what a suite's YAML may say, and the cells it stands for."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.harness.spec import (
+    Filters,
+    MethodEntry,
+    RecipeSpec,
+    SuiteSpec,
+    expand,
+    folder_name,
+    list_suites,
+    load_suite,
+)
+from benchmarks.tasks.loader import list_tasks
+from consistentee.errors import UserError
+from consistentee.method import available_methods
+from consistentee.training import Recipe
+
+SUITE = {
+    "name": "small",
+    "description": "d",
+    "cost": "c",
+    "tasks": ["sst2", "rte"],
+    "backbones": ["minilm-l6"],
+    "seeds": [0, 1],
+    "methods": [
+        "full",
+        {"method": "consistentee", "label": "ours", "grid": {"alpha": [0.01, 0.1], "rollouts": [4, 8]}},
+    ],
+}
+
+
+def suite(**changes: object) -> SuiteSpec:
+    return SuiteSpec.model_validate({**SUITE, **changes})
+
+
+def written(folder: Path, **changes: object) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**SUITE, **changes}))
+    return path
+
+
+def test_recipe_has_the_defaults_of_training():
+    fields = {f.name: f.default for f in dataclasses.fields(Recipe)} | {"seed": 3, "store": None, "progress": False}
+    assert dataclasses.asdict(RecipeSpec().to_recipe(seed=3)) == fields
+
+
+@pytest.mark.parametrize("name", sorted(list_suites()))
+def test_suites_that_come_along_are_valid_and_name_what_exists(name):
+    loaded = load_suite(name)
+    assert loaded.name == name
+    assert set(loaded.tasks) <= set(list_tasks())
+    assert {entry.method for entry in loaded.methods} <= set(available_methods())
+    assert set(loaded.task_overrides) <= set(loaded.tasks)
+    assert expand(loaded)
+
+
+def test_grid_expands_to_cells_that_share_a_label():
+    cells = expand(suite())
+    assert len(cells) == 2 * 2 * (1 + 4)
+    ours = [cell for cell in cells if cell.label == "ours" and cell.task == "rte" and cell.seed == 1]
+    assert [cell.parameters for cell in ours] == [
+        {"alpha": alpha, "rollouts": rollouts} for alpha in (0.01, 0.1) for rollouts in (4, 8)
+    ]
+    assert len({cell.folder for cell in cells}) == len(cells)
+
+
+def test_filters_choose_and_add():
+    spec = suite()
+    cells = expand(spec, Filters(tasks=["rte"], methods=["ours", "pabee"], backbones=["other/model"], seeds=[7]))
+    assert {(c.task, c.backbone, c.seed) for c in cells} == {("rte", "other/model", 7)}
+    assert [cell.label for cell in cells] == ["ours"] * 4 + ["pabee"]
+    added = expand(spec, Filters(methods=["some/mine.py:Mine"]))
+    assert {(cell.label, cell.method) for cell in added} == {("Mine", "some/mine.py:Mine")}
+
+
+def test_filter_knows_labels_and_method_names():
+    assert len(expand(suite(), Filters(methods=["consistentee"]))) == len(expand(suite(), Filters(methods=["ours"])))
+    with pytest.raises(UserError, match="unknown method 'paebe'; did you mean 'pabee'"):
+        expand(suite(), Filters(methods=["paebe"]))
+
+
+def test_overrides_of_a_task():
+    spec = suite(
+        task_overrides={"rte": {"recipe": {"epochs": 6}, "test_rows": 50}}, test_rows=100, recipe={"epochs": 2}
+    )
+    by_task = {cell.task: cell for cell in expand(spec)}
+    assert (by_task["rte"].recipe.epochs, by_task["rte"].test_rows) == (6, 50)
+    assert (by_task["sst2"].recipe.epochs, by_task["sst2"].test_rows) == (2, 100)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": "red"}, "colour: Extra inputs"),
+        ({"tasks": []}, "tasks"),
+        ({"recipe": {"epoch": 3}}, "recipe.epoch: Extra inputs"),
+        ({"task_overrides": {"rte": {"recipe": {"epochs": 0}}}}, "epochs"),
+        ({"methods": ["full", "full"]}, "label 'full' is used by two entries"),
+        ({"methods": [{"method": "pabee", "grid": {"tolerance": []}}]}, "lists no values"),
+        ({"budgets": [0.5, 1.5]}, "budgets are fractions"),
+        ({"timing": {"rounds": 2}}, "timing.rounds"),
+        ({"timing": {"batch_sizes": [1, 1]}}, "batch sizes must be different"),
+    ],
+)
+def test_faults_are_named(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        load_suite(written(tmp_path, **changes))
+
+
+def test_file_faults(tmp_path):
+    with pytest.raises(UserError, match="unknown suite 'quik'; did you mean 'quick'"):
+        load_suite("quik")
+    with pytest.raises(UserError, match="no such suite file"):
+        load_suite(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("name: [")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_suite(broken)
+    broken.write_text("!!python/object/apply:os.getcwd []")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_suite(broken)
+    broken.write_text("- a list")
+    with pytest.raises(UserError, match="must hold a mapping"):
+        load_suite(broken)
+
+
+def test_path_of_a_method_gives_its_class_as_label():
+    assert MethodEntry.model_validate("a/b.py:Mine").label == "Mine"
+
+
+@given(st.text(min_size=1, max_size=40), st.text(min_size=1, max_size=40))
+def test_folder_names_are_safe_and_unique(first, second):
+    for name in (first, second):
+        assert "/" not in folder_name(name)
+        assert folder_name(name) not in {"", ".", ".."}
+    assert (folder_name(first) == folder_name(second)) == (first == second)

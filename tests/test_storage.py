@@ -1,0 +1,184 @@
+"""Storage: files are written whole or not at all, and read back with suspicion."""
+
+import errno
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from records_by_hand import cell, operating_point
+
+from benchmarks.harness import storage
+from benchmarks.harness.records import CellRecord
+from benchmarks.harness.storage import (
+    PREDICTIONS_FILE,
+    RECORD_FILE,
+    DiskFullError,
+    RunFolder,
+    only_run,
+    read_all,
+    read_cell,
+    read_predictions,
+    replacing,
+    set_aside,
+    write_predictions,
+    write_record,
+    write_text,
+)
+from consistentee.errors import UserError
+
+RECORD = cell("pabee", [operating_point(2.0, "budget 0.50", 2.5, 0.9)])
+
+
+def stored_cell(root: Path, key: str = "k") -> Path:
+    folder = root / "cells/task/backbone/label/default/seed0"
+    record = RECORD.model_copy(update={"key": key})
+    write_predictions(folder / PREDICTIONS_FILE, pd.DataFrame({"row": [0, 1], "label": [1, 0]}))
+    write_record(folder / RECORD_FILE, record)
+    return folder
+
+
+def test_round_trip(tmp_path):
+    folder = stored_cell(tmp_path)
+    record, fault = read_cell(folder, "k")
+    assert fault is None
+    assert record == RECORD.model_copy(update={"key": "k"})
+    assert read_predictions(folder)["label"].tolist() == [1, 0]
+    assert sorted(p.name for p in folder.iterdir()) == [PREDICTIONS_FILE, RECORD_FILE]
+
+
+def test_nothing_there_is_no_fault(tmp_path):
+    assert read_cell(tmp_path / "seed0", "k") == (None, None)
+
+
+def interrupted(path: Path) -> None:
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "weights").write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_are_replaced_whole(tmp_path):
+    path = tmp_path / "model"
+    for name in ("first", "second"):
+        with replacing(path) as temporary:
+            temporary.mkdir()
+            (temporary / name).write_text(name)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(path)
+    assert [p.name for p in path.iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_run_at_a_time_clears_leftovers(tmp_path):
+    folder = RunFolder(tmp_path)
+    leftover = tmp_path / "cells" / ".record.json.x1.partial"
+    leftover.mkdir(parents=True)
+    with only_run(folder):
+        assert not leftover.exists()
+        with pytest.raises(UserError, match="another run is writing"), only_run(folder):
+            pass
+    with only_run(folder):
+        pass
+
+
+def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(DiskFullError, match=r"disk full while writing .*file.txt: everything finished before is kept"):
+        write_text(tmp_path / "file.txt", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_recognised_behind_other_errors():
+    def chained() -> BaseException:
+        try:
+            try:
+                raise RuntimeError("SafetensorError: I/O error: No space left on device (os error 28)")
+            except RuntimeError as error:
+                raise UserError("cannot write") from error
+        except UserError as error:
+            return error
+
+    assert storage.is_disk_full(chained())
+    assert not storage.is_disk_full(UserError("something else"))
+
+
+def test_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*record.json: Not a directory"):
+        write_text(tmp_path / "file" / "sub" / "record.json", "text")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda f: (f / RECORD_FILE).write_text((f / RECORD_FILE).read_text()[:100]), "Invalid JSON"),
+        (lambda f: (f / RECORD_FILE).write_bytes(b"\xff\xfe"), "unreadable"),
+        (lambda f: (f / RECORD_FILE).write_text('{"schema_version": 99}'), "schema version 99, this version reads 1"),
+        (
+            lambda f: (f / RECORD_FILE).write_text((f / RECORD_FILE).read_text().replace("{", '{"extra": 1,', 1)),
+            "extra: Extra inputs",
+        ),
+        (lambda f: os.truncate(f / PREDICTIONS_FILE, 60), "cut off"),
+        (lambda f: os.truncate(f / PREDICTIONS_FILE, 0), PREDICTIONS_FILE),
+        (lambda f: (f / PREDICTIONS_FILE).unlink(), "No such file"),
+    ],
+)
+def test_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
+    folder = stored_cell(tmp_path)
+    spoil(folder)
+    record, fault = read_cell(folder, "k")
+    assert record is None
+    assert fault.kind == "damaged"
+    assert reason in str(fault)
+    assert "\n" not in str(fault)
+    assert not folder.exists()
+    assert folder.with_name("seed0.damaged-1").is_dir()
+
+
+def test_stale_cell_is_set_aside_whole(tmp_path):
+    for number in (1, 2):
+        folder = stored_cell(tmp_path, key="old")
+        _, fault = read_cell(folder, "new")
+        assert fault.kind == "stale"
+        assert (folder.with_name(f"seed0.stale-{number}") / RECORD_FILE).exists()
+
+
+def test_reading_results_changes_nothing_and_skips_what_was_set_aside(tmp_path):
+    folder = stored_cell(tmp_path)
+    set_aside(folder, "stale")
+    stored_cell(tmp_path, key="new")
+    cells, timings, faults = read_all(tmp_path)
+    assert [record.key for _, record in cells] == ["new"]
+    assert (timings, faults) == ([], [])
+    (folder / RECORD_FILE).write_text("{")
+    cells, _, faults = read_all(tmp_path)
+    assert cells == []
+    assert faults[0].path == folder / RECORD_FILE
+    assert folder.is_dir()
+    with pytest.raises(UserError, match="holds no results"):
+        read_all(tmp_path / "elsewhere")
+
+
+def test_unreadable_predictions(tmp_path):
+    folder = stored_cell(tmp_path)
+    (folder / PREDICTIONS_FILE).write_bytes(b"PAR1 no PAR1")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_predictions(folder)
+
+
+def test_record_keeps_infinities(tmp_path):
+    record = RECORD.model_copy(update={"train_seconds": float("inf")})
+    assert CellRecord.model_validate_json(record.model_dump_json()) == record

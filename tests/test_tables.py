@@ -1,0 +1,233 @@
+import csv
+import io
+
+import pytest
+from records_by_hand import (
+    LAYERS,
+    ROWS,
+    cell,
+    contender,
+    made_up_suite,
+    operating_point,
+    stored,
+    timing,
+    write_results,
+)
+from rich.console import Console
+
+from benchmarks.analysis import report_files, terminal_report
+from benchmarks.analysis.comparisons import curve_summaries, paired_comparisons
+from benchmarks.analysis.results import load_panels, panels
+from benchmarks.analysis.rows import label_rows, table_rows
+from benchmarks.analysis.tables import machine, operating_table, to_csv, write_table
+from benchmarks.analysis.text_tables import TextTable, escape_latex, to_latex, to_markdown
+from consistentee.errors import UserError
+
+
+def panel_of(records, timings=()):
+    (panel,) = panels([stored(record) for record in records], list(timings))
+    return panel
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    write_results(folder)
+    return folder
+
+
+def printed(renderable):
+    console = Console(width=200, file=io.StringIO())
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_full_model_is_first_and_the_references_are_last():
+    rows = table_rows(panel_of(made_up_suite()))
+    labels = list(dict.fromkeys(row.label for row in rows))
+    assert labels[0] == "full"
+    assert labels[-4:] == ["static", "random", "oracle", "majority"]
+    assert labels[1:-4] == sorted(labels[1:-4])
+
+
+def test_the_full_model_is_timed_as_the_stock_model():
+    cells = made_up_suite()
+    panel = panel_of(cells, [timing(cells)])
+    full = table_rows(panel)[0]
+    assert full.speedups.time_ratios == {1: 1.0, 32: 1.0}
+    assert full.clocks[1].milliseconds == pytest.approx(8.0 * 1.02)  # the median of 3 rounds
+    assert full.clocks[1].spread == pytest.approx(0.04 / 1.02)
+
+
+def test_real_speedup_is_that_of_the_same_rounds():
+    record = cell("deebert", [operating_point(0.5, "budget 0.50", 3.0, 0.8)])
+    slow = timing([record])
+    (row,) = label_rows(panel_of([record], [slow]), "deebert")
+    assert row.speedups.time_ratios == pytest.approx({1: 2.0, 32: 2.0})
+    assert row.speedups.flops_ratio == pytest.approx(2.0)
+    assert row.clocks[32].milliseconds == pytest.approx(1.02)
+    assert row.clocks[32].p90 == pytest.approx(1.04)
+
+
+def test_equal_choices_share_a_row():
+    record = cell(
+        "pabee",
+        [
+            operating_point(1, "budget 0.25", 1.5, 0.6),
+            operating_point(2, "budget 0.50, budget 0.75, within 1 point", 3, 0.9),
+        ],
+    )
+    rows = label_rows(panel_of([record]), "pabee")
+    assert [row.chosen_for for row in rows] == [("budget 0.25",), ("budget 0.50", "budget 0.75", "within 1 point")]
+
+
+def test_seeds_are_averaged():
+    cells = [
+        cell("deebert", [operating_point(0.5, "budget 0.50", 3.0, 0.80)], seed=0),
+        cell("deebert", [operating_point(0.7, "budget 0.50", 2.0, 0.90)], seed=1),
+    ]
+    (row,) = label_rows(panel_of(cells), "deebert")
+    assert row.seeds == (0, 1)
+    assert row.scores["accuracy"] == pytest.approx(0.85)
+    assert row.score_std == pytest.approx(0.0707, abs=1e-4)
+    assert row.speedups.average_layers == pytest.approx(2.5)
+    table = operating_table(panel_of(cells))
+    assert table.cells[0][1] == "threshold=0.5 to 0.7"
+    assert table.cells[0][2] == "85.0 ± 7.1 [82.0, 88.0]"
+
+
+def test_a_grid_names_the_parameter_that_was_chosen():
+    cells = [
+        cell("consistentee", [operating_point(0.5, "budget 0.50", 3.0, score)], parameters={"alpha": alpha, "k": 8})
+        for alpha, score in ((0.01, 0.7), (0.1, 0.8))
+    ]
+    (row,) = operating_table(panel_of(cells)).cells
+    assert row[1] == "threshold=0.5 · alpha=0.1"
+
+
+def test_missing_times_show_as_not_available():
+    cells = made_up_suite()
+    table = operating_table(panel_of(cells))
+    assert table.headings[6:10] == ("ms/row b1", "ms/row b32", "speed-up b1", "speed-up b32")
+    assert set(table.cells[1][6:10]) == {"n/a"}
+    assert "Not timed." in table.notes
+
+
+def test_a_point_without_its_stock_model_has_no_speedup():
+    record = cell("deebert", [operating_point(0.5, "budget 0.50", 3.0, 0.8)])
+    alone = timing([record]).model_copy(update={"contenders": [contender(record.key, "deebert", 0.5, 0.5)]})
+    (row,) = label_rows(panel_of([record], [alone]), "deebert")
+    assert row.speedups.time_ratios == {}
+
+
+def test_notes_say_what_a_reader_must_know():
+    cells = made_up_suite()
+    notes = " ".join(operating_table(panel_of(cells, [timing(cells)])).notes)
+    for phrase in (
+        "chosen on validation data",
+        "reported on the test split",
+        f"{ROWS} test rows",
+        "seed 0",
+        "Made-up CPU",
+        "spread",
+        "at most 4% at batch 1",
+        "dev is the test split",
+        "Never-exit engine / stock: 1.00 at batch 1",
+        "differ in 0 of",
+    ):
+        assert phrase in notes
+
+
+def test_machine_of_an_empty_environment():
+    assert machine({}) == "not recorded"
+    assert machine({"cpu": "X", "gpus": ["G"], "commit": "a" * 40, "uncommitted_changes": True}) == (
+        f"G, X, commit {'a' * 10} with changes"
+    )
+
+
+def test_summaries_rank_the_made_up_methods():
+    summaries = {summary.label: summary for summary in curve_summaries(panel_of(made_up_suite()))}
+    assert "full" not in summaries
+    assert summaries["oracle"].layers_area > summaries["consistentee"].layers_area > summaries["deebert"].layers_area
+    assert summaries["majority"].layers_within is None
+    assert 1 <= summaries["consistentee"].layers_within < summaries["deebert"].layers_within <= LAYERS
+    assert summaries["consistentee"].time_area is None
+
+
+def test_paired_tests_need_predictions():
+    assert paired_comparisons(panel_of(made_up_suite())) == []
+
+
+def test_paired_tests_of_the_core_method(results):
+    (panel,), faults = load_panels(results)
+    assert faults == []
+    comparisons = paired_comparisons(panel)
+    assert {c.first for c in comparisons} == {"consistentee"}
+    assert {c.second for c in comparisons} == {
+        "berxit",
+        "calm-classifier",
+        "calm-softmax",
+        "calm-state",
+        "deebert",
+        "pabee",
+    }
+    against_deebert = next(c for c in comparisons if c.second == "deebert" and c.target == "budget 0.50")
+    assert against_deebert.test.difference > 0
+    assert against_deebert.test.p_value < 0.05
+
+
+def test_csv_keeps_raw_numbers(results):
+    (panel,), _ = load_panels(results)
+    lines = list(csv.DictReader(io.StringIO(to_csv([panel]))))
+    assert len(lines) == len(table_rows(panel))
+    assert lines[0]["label"] == "full"
+    half = next(line for line in lines if line["label"] == "deebert" and line["chosen_for"] == "budget 0.50")
+    assert float(half["average_layers"]) == pytest.approx(3.0)
+    assert float(half["speedup_b32"]) == pytest.approx(2.0)
+    oracle = next(line for line in lines if line["label"] == "oracle")
+    assert oracle["ms_b1"] == ""
+
+
+@pytest.mark.parametrize(("name", "file"), [("md", "table.md"), ("csv", "table.csv"), ("latex", "table.tex")])
+def test_write_table(results, name, file):
+    path = write_table(results, name)
+    assert path.name == file
+    assert "consistentee" in path.read_text()
+
+
+def test_unknown_format(results):
+    with pytest.raises(UserError, match="did you mean 'latex'"):
+        write_table(results, "latx")
+
+
+def test_report_files_and_terminal(results):
+    shown = printed(report_files(results))
+    assert {"table.md", "table.csv", "curves.png", "curves.pdf"} <= {path.name for path in results.iterdir()}
+    assert "full (stock model)" in shown
+    assert shown == printed(terminal_report(results))
+
+
+def test_nothing_to_report(tmp_path):
+    with pytest.raises(UserError, match="holds no results"):
+        terminal_report(tmp_path)
+
+
+def test_a_damaged_record_is_named_and_left_out(tmp_path):
+    write_results(tmp_path)
+    damaged = tmp_path / "cells" / "mcid" / "minilm-l6" / "pabee" / "default" / "seed0" / "record.json"
+    damaged.write_text("{")
+    shown = printed(terminal_report(tmp_path))
+    assert "left out" in shown
+    assert "pabee" in shown.replace("\n", "").split("left out")[1]
+
+
+def test_text_from_data_stays_text():
+    table = TextTable("a|b", ("x_1",), (("50% & <script>",), ("[bold]{y}[/bold]",)), ("note *1*",), ("x_1",))
+    markdown = to_markdown([table])
+    assert r"a\|b" in markdown
+    assert "&lt;script&gt;" in markdown
+    assert r"\*1\*" in markdown
+    latex = to_latex([table])
+    assert r"50\% \& <script>" in latex
+    assert r"\begin{tabular}{l}" in latex
+    assert escape_latex("a_b^c\\") == r"a\_b\textasciicircum{}c\textbackslash{}"

