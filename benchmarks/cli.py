@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from benchmarks.terminal import output_console
+from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
 
 _SEVERAL_VALUES = {
@@ -39,21 +39,23 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except _TYPERS_OWN:
             raise
-        except UserError as error:
-            code, message = _EXIT_USER_ERROR, f"error: {error}"
-        except KeyboardInterrupt:
-            code, message = (
-                _EXIT_INTERRUPTED,
-                "interrupted; what was finished is kept, and the next run goes on from it",
-            )
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of a pipe went away: Typer ends quietly
-            code, message = 1, f"error: {type(error).__name__}: {error} (add --debug to see where)"
-        if ctx.params.get("debug"):
-            traceback.print_exc()
-        print(" ".join(message.split()), file=sys.stderr)
-        raise typer.Exit(code)
+            code, message = _explained(error)
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            print(" ".join(message.split()), file=sys.stderr)
+            raise typer.Exit(code) from error
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the sentence for an error."""
+    if isinstance(error, UserError):
+        return _EXIT_USER_ERROR, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return _EXIT_INTERRUPTED, "interrupted; what was finished is kept, and the next run goes on from there"
+    return 1, f"error: {type(error).__name__}: {error} (add --debug to see where)"
 
 
 def normalised(args: Sequence[str]) -> list[str]:
@@ -236,7 +238,7 @@ def run(
         retry_failed=retry_failed,
     )
     if outcome.table is not None:
-        output_console().print(outcome.table)
+        output_console(RESULTS_WIDTH).print(outcome.table)
     for line in outcome.refused:
         print(f"not defined: {line}", file=sys.stderr)
     for line in outcome.failed:
@@ -259,7 +261,7 @@ def table(
     from benchmarks.analysis.tables import write_table
 
     if table_format is None:
-        output_console().print(terminal_report(results))
+        output_console(RESULTS_WIDTH).print(terminal_report(results))
         return
     path = write_table(results, table_format)
     print(path.read_text(encoding="utf-8"), end="")

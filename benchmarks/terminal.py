@@ -6,6 +6,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+RESULTS_WIDTH = 140
+"""Columns that a table of results needs."""
+
 
 def plain_table(title: str = "", caption: str = "") -> "Table":
     """Return an empty table with one line under its headings."""
@@ -19,7 +22,7 @@ def plain_table(title: str = "", caption: str = "") -> "Table":
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+        padding=(0, 1, 0, 0),
         pad_edge=False,
     )
 
@@ -51,9 +54,15 @@ def add_row(table: "Table", *cells: object) -> None:
     table.add_row(*(Text(str(cell)) for cell in cells))
 
 
-def output_console() -> "Console":
-    """Return the console of standard output; a file or a pipe has no width, and gets whole lines."""
+def output_console(at_least: int = 0) -> "Console":
+    """Return the console of standard output; a file or a pipe has no width, and gets whole lines.
+
+    Args:
+        at_least: columns below which a table is unreadable; a narrower terminal wraps its lines instead.
+    """
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=200)
+    if not console.is_terminal:
+        return Console(width=200)
+    return console if console.width >= at_least else Console(width=at_least)

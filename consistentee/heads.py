@@ -15,6 +15,7 @@ class HeadSpec:
         hidden: width of a hidden layer with GELU, or None for a linear head.
         shared: one module for all layers, instead of one a layer.
         extra_inputs: further inputs that the rule concatenates to the pooled vector.
+        reads_pooled: whether the pooled vector is an input at all.
         initial_bias: bias of the output layer at the start.
     """
 
@@ -22,6 +23,7 @@ class HeadSpec:
     hidden: int | None = None
     shared: bool = False
     extra_inputs: int = 0
+    reads_pooled: bool = True
     initial_bias: float = 0.0
 
     def to_json(self) -> dict[str, object]:
@@ -36,14 +38,17 @@ class ExitHeads(nn.Module):
         super().__init__()
         self.spec = spec
         count = 1 if spec.shared else num_layers
-        self.modules_by_layer = nn.ModuleList(_network(spec, width + spec.extra_inputs) for _ in range(count))
+        inputs = (width if spec.reads_pooled else 0) + spec.extra_inputs
+        self.modules_by_layer = nn.ModuleList(_network(spec, inputs) for _ in range(count))
 
     def forward(self, layer: int, pooled: Tensor, extra: Tensor | None = None) -> Tensor:
         """Return the output at layer ``layer`` (1-based): [rows], or [rows, outputs] if there are several."""
         given = 0 if extra is None else extra.shape[-1]
         if given != self.spec.extra_inputs:
             raise ValueError(f"this head takes {self.spec.extra_inputs} extra inputs a row, got {given}")
-        features = pooled if extra is None else torch.cat([pooled, extra.to(pooled.dtype)], dim=-1)
+        parts = [pooled] if self.spec.reads_pooled else []
+        parts += [] if extra is None else [extra.to(pooled.dtype)]
+        features = torch.cat(parts, dim=-1)
         output = self.modules_by_layer[0 if self.spec.shared else layer - 1](features)
         return output.squeeze(-1) if self.spec.outputs == 1 else output
 

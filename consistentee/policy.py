@@ -21,7 +21,7 @@ from consistentee.heads import ExitHeads, HeadSpec
 POLICY = "policy"
 INITIAL_BIAS = -1.5
 
-PolicyInputs = Literal["state", "state+confidence"]
+PolicyInputs = Literal["state", "state+confidence", "confidence"]
 """What a policy reads: the pooled vector alone, or the confidence of the classifier too."""
 
 NUM_CONFIDENCE_FEATURES = 4
@@ -29,8 +29,13 @@ NUM_CONFIDENCE_FEATURES = 4
 
 def policy_spec(reads: PolicyInputs, conditioned: bool) -> HeadSpec:
     """Return the head of a policy: Linear(H, 32), GELU, Linear(32, 1), or 2 outputs where it is conditioned."""
-    extra = NUM_CONFIDENCE_FEATURES if reads == "state+confidence" else 0
-    return HeadSpec(outputs=2 if conditioned else 1, hidden=32, extra_inputs=extra, initial_bias=INITIAL_BIAS)
+    return HeadSpec(
+        outputs=2 if conditioned else 1,
+        hidden=32,
+        extra_inputs=0 if reads == "state" else NUM_CONFIDENCE_FEATURES,
+        reads_pooled=reads != "confidence",
+        initial_bias=INITIAL_BIAS,
+    )
 
 
 def confidence_features(probs: Tensor, previous_prediction: Tensor | None) -> Tensor:
@@ -99,12 +104,12 @@ class PolicyRule(ExitRule):
 
     def start(self, rows: int, num_layers: int) -> State:
         """Remember the answer of the layer before, where the policy reads whether it agrees."""
-        return {"previous": torch.full((rows,), -1)} if self.reads == "state+confidence" else {}
+        return {"previous": torch.full((rows,), -1)} if self.reads != "state" else {}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         """Ask the policy of this layer."""
         extra = None
-        if self.reads == "state+confidence":
+        if self.reads != "state":
             extra = confidence_features(view.probs, state["previous"] if view.layer > 1 else None)
             state["previous"] = view.predictions
         return policy_logit(view.head(POLICY, extra), self.log_alpha).sigmoid() > self.threshold

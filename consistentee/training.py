@@ -214,11 +214,11 @@ def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, 
     optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
     steps_per_epoch = math.ceil(len(source) / stage.batch_size)
     total_steps = steps_per_epoch * stage.epochs
-    scheduler = get_linear_schedule_with_warmup(optimizer, int(recipe.warmup_ratio * total_steps), total_steps)
     model.train(stage.dropout)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        first_step = _resume(checkpoint, parameters, optimizer, scheduler)
+        first_step = _resume(checkpoint, parameters, optimizer)
+        scheduler = _schedule(optimizer, recipe, first_step, total_steps)
         batches = _batches(len(source), stage, recipe, first_step)
         steps = range(first_step, total_steps)
         for step in track(steps, description=f"training {stage.name}", disable=not recipe.progress, transient=True):
@@ -235,6 +235,14 @@ def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, 
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
+
+
+def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:
+    """Return a linear warm-up and decay that stands at ``first_step``."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # what a schedule that does not start at 0 reads
+    warmup_steps = int(recipe.warmup_ratio * total_steps)
+    return get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps, last_epoch=first_step - 1)
 
 
 def _batches(rows: int, stage: Stage, recipe: Recipe, first_step: int) -> Iterator[Tensor]:
@@ -282,7 +290,7 @@ def _save_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer:
     _save_atomically(tensors, path)
 
 
-def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: AdamW, scheduler: LambdaLR) -> int:
+def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: AdamW) -> int:
     """Load a checkpoint, if there is one, and return the step to go on from."""
     if path is None or not path.is_file():
         return 0
@@ -296,10 +304,7 @@ def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: A
                     value = tensors[stored]
                     optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
     torch.set_rng_state(tensors["random_state"])
-    step = int(tensors["step"])
-    for _ in range(step):
-        scheduler.step()
-    return step
+    return int(tensors["step"])
 
 
 def _save_atomically(tensors: dict[str, Tensor], path: Path) -> None:

@@ -86,7 +86,7 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
             folder = tmp_path_factory.mktemp("backbones") / family
             torch.manual_seed(7)
             config = CONFIGS[family]()
-            config.initializer_range = 0.3  # layers of a random model that differ from each other
+            config.initializer_range = 0.1  # layers of a random model that differ from each other
             AutoModel.from_config(config).save_pretrained(folder)
             make_tokenizer(family in ("bert", "electra", "albert")).save_pretrained(folder)
             folders[family] = folder
@@ -104,7 +104,7 @@ def tiny_model(tiny_backbone: Callable[[str], Path]) -> Callable[..., MultiExitM
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for classifier in model.classifiers:
-                weight = torch.randn(num_labels, model.width, generator=generator) * 0.4
+                weight = torch.randn(num_labels, model.width, generator=generator) * 0.3
                 classifier.load_state_dict({"weight": weight, "bias": torch.zeros(num_labels)})
         return model
 
@@ -122,14 +122,14 @@ def random_texts(count: int, seed: int = 0, pairs: bool = False, longest: int = 
 
 
 def make_task(num_labels: int = 3, rows: int = 60, pairs: bool = False, regression: bool = False) -> TaskData:
-    """Return a small task: the label is told by which words a text holds."""
+    """Return a small task: the first word of a text tells the label."""
 
     def split(name: str, count: int, seed: int) -> Split:
         texts = random_texts(count, seed=seed, pairs=pairs)
-        first = [text[0] if isinstance(text, tuple) else text for text in texts]
-        scores = [sum(int(word[1:]) for word in text.split()) / len(text.split()) for text in first]
-        labels = scores if regression else [int(score * num_labels / 60) for score in scores]
-        return Split(name, texts, [score / 20 for score in scores] if regression else labels)
+        first_words = [(text[0] if isinstance(text, tuple) else text).split()[0] for text in texts]
+        scores = [int(word.removeprefix("w")) / len(WORDS) for word in first_words]
+        labels = [3 * score for score in scores] if regression else [int(score * num_labels) for score in scores]
+        return Split(name, texts, labels)
 
     return TaskData(
         name="toy",

@@ -207,7 +207,7 @@ def results(tmp_path_factory):
 def test_table_on_the_terminal(results):
     done = call("table", results)
     assert done.exit_code == 0
-    assert "full (stock model)" in done.output
+    assert "full (stock)" in done.output
 
 
 def test_table_as_a_file(results):
@@ -290,3 +290,84 @@ def test_doctor_warns_of_a_full_disk(monkeypatch):
 
 def test_main_is_the_entry_point():
     assert callable(cli.main)
+
+
+# ---------------------------------------------------------------------------------------------- train, predict
+
+
+@pytest.fixture(scope="module")
+def task_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("task")
+    rows = [f"{'low' if i % 60 < 30 else 'high'}\tw{i % 60} w{i % 60} w{(i * 7) % 60}" for i in range(150)]
+    (folder / "train.tsv").write_text("\n".join(["label\ttext", *rows]) + "\n")
+    (folder / "toy.yaml").write_text(
+        "schema_version: 1\nname: toy\nversion: 1\ndescription: low words or high words\nmetrics: [accuracy]\n"
+        "files: {format: tsv, text: text, label: label, train: train.tsv}\n"
+    )
+    return folder / "toy.yaml"
+
+
+@pytest.fixture(scope="module")
+def trained(task_file, tiny_backbone, tmp_path_factory):
+    out = tmp_path_factory.mktemp("models") / "toy"
+    done = call(
+        *("train", task_file, "--method", "pabee", "--backbone", tiny_backbone("bert"), "--out", out),
+        *("--param", "tolerance=0.2", "--epochs", "1", "--max-length", "16"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "within 1 point" in done.output
+    assert "saved in" in done.output
+    return out
+
+
+def test_predict_shows_label_probability_layer_and_time(trained):
+    done = call("predict", trained, "w1 w2 w3", "w55 [bold]w56")
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.output.splitlines() if line.strip().startswith("w")]
+    assert len(lines) == 2
+    assert "[bold]w56" in done.output  # texts are shown as they are, never read as markup
+    label, probability, layer, milliseconds = lines[0][-4:]
+    assert label in ("low", "high")
+    assert 0.5 <= float(probability) <= 1
+    assert 1 <= int(layer) <= 4
+    assert float(milliseconds) > 0
+
+
+def test_predict_with_a_knob(trained):
+    done = call("predict", trained, "w1", "--knob", "3")
+    assert "patience=3" in done.output
+    assert done.output.count("w1") == 1
+    refused = call("predict", trained, "w1", "--knob", "77")
+    assert refused.exit_code == 2
+    assert "must lie in" in refused.output
+
+
+def test_predict_takes_pairs(trained):
+    assert call("predict", trained, "--pair", "w1", "w2").exit_code == 0
+    assert "w1 | w2" in call("predict", trained, "w1\tw2").output
+    odd = call("predict", trained, "--pair", "w1")
+    assert odd.exit_code == 2
+    assert "even number" in odd.output
+    assert call("predict", trained, "a\tb\tc").exit_code == 2
+    assert call("predict", trained, " ").exit_code == 2
+
+
+def test_train_never_writes_over_other_files(trained, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    done = call("train", "mcid", "--method", "pabee", "--out", tmp_path)
+    assert done.exit_code == 2
+    assert "holds other files" in done.output
+
+
+def test_a_method_that_reads_labels_cannot_predict(trained):
+    from consistentee.model import MultiExitModel
+
+    model = MultiExitModel.from_pretrained(trained)
+    model.description.method_name = "oracle"
+    model.description.method_parameters = {}
+    model.description.default_knob = None
+    folder = trained.with_name("oracle")
+    model.save_pretrained(folder)
+    done = call("predict", folder, "w1")
+    assert done.exit_code == 2
+    assert "cannot predict" in done.output

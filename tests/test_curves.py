@@ -91,11 +91,12 @@ def test_a_perfect_first_layer_leaves_nothing_to_gain(points):
 
 
 def test_area_by_hand():
-    # 0 up to cost 2, then a straight line from 0.5 to 1.0 at cost 4, then 1.0 up to cost 6: (0 + 1.5 + 2) / 5.
-    assert area_under_front([2, 4, 5], [0.5, 1.0, 0.9], lowest=1, highest=6) == pytest.approx(3.5 / 5)
-    assert area_under_front([2, 4], [0.5, 1.0], lowest=1, highest=6, floor=0.2) == pytest.approx(3.7 / 5)
+    # A line from 0 at cost 1 to 0.5 at cost 2, another one to 1.0 at cost 4, then 1.0: (0.25 + 1.5 + 2) / 5.
+    assert area_under_front([2, 4, 5], [0.5, 1.0, 0.9], lowest=1, highest=6) == pytest.approx(3.75 / 5)
+    assert area_under_front([2, 4], [0.5, 1.0], lowest=1, highest=6, floor=0.2) == pytest.approx(3.85 / 5)
     assert area_under_front([1, 3], [0.4, 0.8], lowest=2, highest=3) == pytest.approx(0.7)
-    assert area_under_front([7], [0.9], lowest=1, highest=6) == 0.0
+    assert area_under_front([11], [1.0], lowest=1, highest=6) == pytest.approx(0.25)  # half of a mix, at most
+    assert area_under_front([3], [0.1], lowest=1, highest=6, floor=0.2) == pytest.approx(0.2)
 
 
 def test_area_needs_a_range():

@@ -3,8 +3,7 @@ import pytest
 from matplotlib.image import imread
 from records_by_hand import cell, curve_point, made_up_suite, operating_point, stored, timing, write_results
 
-from benchmarks.analysis.plots import figure, score_limits, styles, write_curves
-from benchmarks.analysis.plots import curve_on_test
+from benchmarks.analysis.plots import curve_on_test, figure, score_limits, styles, write_curves
 from benchmarks.analysis.results import panels
 
 

@@ -117,7 +117,7 @@ def test_full_disk_is_recognised_behind_other_errors():
 
 def test_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*record.json: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot write to .*sub: Not a directory"):
         write_text(tmp_path / "file" / "sub" / "record.json", "text")
 
 

@@ -203,7 +203,7 @@ def test_unknown_format(results):
 def test_report_files_and_terminal(results):
     shown = printed(report_files(results))
     assert {"table.md", "table.csv", "curves.png", "curves.pdf"} <= {path.name for path in results.iterdir()}
-    assert "full (stock model)" in shown
+    assert "full (stock)" in shown
     assert shown == printed(terminal_report(results))
 
 
@@ -231,3 +231,19 @@ def test_text_from_data_stays_text():
     assert r"50\% \& <script>" in latex
     assert r"\begin{tabular}{l}" in latex
     assert escape_latex("a_b^c\\") == r"a\_b\textasciicircum{}c\textbackslash{}"
+
+
+def test_the_terminal_says_in_few_words_what_a_knob_was_chosen_for():
+    points = [operating_point(1, "budget 0.25, budget 0.50, within 1 point", 1.5, 0.6)]
+    panel = panel_of([cell("pabee", points)])
+    assert operating_table(panel, compact=True).cells[0][-1] == "≤25%, ≤50%, -1 pt"
+    assert operating_table(panel).cells[0][-1] == "budget 0.25, 0.50; within 1 point"
+
+
+def test_further_metrics_are_in_files_and_not_on_the_terminal():
+    point = operating_point(1, "budget 0.25", 1.5, 0.6)
+    scores = {"accuracy": 0.6, "f1": 0.7}
+    point = point.model_copy(update={"test": point.test.model_copy(update={"scores": scores})})
+    panel = panel_of([cell("pabee", [point])])
+    assert "f1 %" in operating_table(panel).headings
+    assert "f1 %" not in operating_table(panel, compact=True).headings

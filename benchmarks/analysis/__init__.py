@@ -51,4 +51,4 @@ def _terminal_tables(panels: "list[Panel]", faults: "list[Fault]") -> "Group":
     from benchmarks.analysis.text_tables import to_rich
 
     warnings = [Text(f"left out: {fault}", style="yellow") for fault in faults]
-    return Group(*(to_rich(operating_table(panel, all_metrics=False)) for panel in panels), *warnings)
+    return Group(*(to_rich(operating_table(panel, compact=True)) for panel in panels), *warnings)

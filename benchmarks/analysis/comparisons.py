@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.curves import area_under_front, cheapest_within
-from benchmarks.analysis.results import FULL, REFERENCES, Panel, StoredCell
+from benchmarks.analysis.curves import area_under_front, cheapest_within, pareto_front
+from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, Panel, StoredCell
 from benchmarks.analysis.rows import TableRow, label_rows
 from benchmarks.analysis.statistics import (
     Choice,
@@ -56,8 +56,7 @@ class Comparison:
 
 def curve_summaries(panel: Panel) -> list[CurveSummary]:
     """Summarise every curve of a panel but the full model's, which is a single point."""
-    methods = {cell.record.label: cell.record.method for cell in panel.cells}
-    return [_summary(panel, label) for label in panel.labels if methods[label] != FULL]
+    return [_summary(panel, label) for label, method in panel.methods.items() if method != FULL]
 
 
 def _summary(panel: Panel, label: str) -> CurveSummary:
@@ -75,8 +74,17 @@ def _summary(panel: Panel, label: str) -> CurveSummary:
 
 
 def _layers_area(panel: Panel, label: str, seed: int) -> float:
-    layers, scores = _curve(panel.cells_of(label, seed), "test")
-    return area_under_front(layers, scores, lowest=1, highest=panel.num_layers)
+    """Integrate the test scores of the knobs that are on the front of the validation data."""
+    cells = panel.cells_of(label, seed)
+    chosen = pareto_front(*_curve(cells, "validation"))
+    layers, scores = np.asarray(_curve(cells, "test"))[:, chosen]
+    return area_under_front(layers, scores, lowest=1, highest=panel.num_layers, floor=blind_score(panel))
+
+
+def blind_score(panel: Panel) -> float:
+    """Return the test score of the most frequent class, where it was measured, else 0."""
+    points = [point for cell in panel.cells_of_method(MAJORITY) for point in cell.record.operating_points]
+    return points[0].test.scores[panel.metric] if points else 0.0
 
 
 def _within_one_point(panel: Panel, label: str, seed: int) -> tuple[float, float] | None:
@@ -111,7 +119,7 @@ def _time_area(panel: Panel, rows: Sequence[TableRow]) -> float | None:
         return None
     shares = [1 / row.speedups.time_ratios[1] for row in timed]
     scores = [row.scores[panel.metric] for row in timed]
-    return area_under_front(shares, scores, lowest=1 / panel.num_layers, highest=1)
+    return area_under_front(shares, scores, lowest=1 / panel.num_layers, highest=1, floor=blind_score(panel))
 
 
 def paired_comparisons(panel: Panel) -> list[Comparison]:
@@ -120,8 +128,8 @@ def paired_comparisons(panel: Panel) -> list[Comparison]:
     Without the core method, the first curve is tested against the others. Regressions have no right or wrong
     rows, so they have no tests.
     """
-    methods = {cell.record.label: cell.record.method for cell in panel.cells}
-    curves = [label for label in panel.labels if methods[label] not in (FULL, *REFERENCES)]
+    methods = panel.methods
+    curves = [label for label, method in methods.items() if method not in (FULL, *REFERENCES)]
     if len(curves) < 2 or panel.metric in ("pearson", "spearman"):
         return []
     first = next((label for label in curves if methods[label] == CORE_METHOD), curves[0])

@@ -91,22 +91,20 @@ def area_under_front(
 ) -> float:
     """Return the mean score over all cost budgets in [``lowest``, ``highest``]: one number for a whole curve.
 
-    The area under the Pareto front, divided by the width of the range. Between two points of the front the
-    score is interpolated linearly (a random mix of both knobs reaches it); beyond the most expensive one it stays
-    what it is; below the cheapest one it is ``floor``, because a method that cannot answer so early answers
-    nothing. ``lowest`` and ``highest`` must be the same for all methods that are compared: 1 and L layers, say.
+    The area under the Pareto front, divided by the width of the range. Between two points of the front the score is
+    interpolated linearly, because a random mix of both knobs reaches it; beyond the most expensive one it stays what
+    it is. Below the cheapest one the mix is with ``floor`` at ``lowest``: the score of an answer that looks at nothing.
+    ``lowest``, ``highest`` and ``floor`` must be the same for all methods that are compared: 1 and L layers, say, and
+    the score of the most frequent class.
     """
     if not lowest < highest:
         raise ValueError(f"the range of costs is empty: [{lowest}, {highest}]")
-    front = pareto_front(costs, scores)
-    cost, score = np.asarray(costs, dtype=float)[front], np.asarray(scores, dtype=float)[front]
-    if cost.size == 0 or cost[0] > highest:
-        return floor
-    inside = (cost > lowest) & (cost < highest)
-    start = max(cost[0], lowest)
-    grid = np.concatenate([[start], cost[inside], [highest]])
-    area = np.trapezoid(np.interp(grid, cost, score), grid) + floor * (start - lowest)
-    return float(area / (highest - lowest))
+    cost, score = np.asarray(costs, dtype=float), np.asarray(scores, dtype=float)
+    cost, score = np.concatenate([[lowest], cost]), np.concatenate([[floor], score])
+    front = pareto_front(cost, score)
+    cost, score = cost[front], score[front]
+    grid = np.concatenate([[lowest], cost[(cost > lowest) & (cost < highest)], [highest]])
+    return float(np.trapezoid(np.interp(grid, cost, score), grid) / (highest - lowest))
 
 
 def cheapest_within(costs: ArrayLike, scores: ArrayLike, reference: float, loss: float = 0.01) -> int | None:

@@ -49,7 +49,7 @@ def styles(panels: Sequence[Panel]) -> dict[str, Style]:
     """Give every curve its style, the same in all panels; the core method comes first, the references are grey."""
     import seaborn
 
-    methods = {cell.record.label: cell.record.method for panel in panels for cell in panel.cells}
+    methods = {label: method for panel in panels for label, method in panel.methods.items()}
     curves = sorted(label for label, method in methods.items() if method not in (FULL, MAJORITY, *REFERENCES))
     curves.sort(key=lambda label: methods[label] != "consistentee")
     # Pink and yellow (the seventh and ninth) are too pale on white paper; grey (the eighth) is for the references.
@@ -165,10 +165,12 @@ def _full_row(panel: Panel) -> TableRow | None:
 def score_limits(panel: Panel, style_of: dict[str, Style]) -> tuple[float, float]:
     """Return the range of scores, in percent, that shows all competitors and leaves hopeless references out."""
     shown: list[float] = []
-    for label in panel.labels:
+    for label, method in panel.methods.items():
         if label in style_of and style_of[label].marker:
             shown += curve_on_test(panel, label).scores.tolist()
             shown += [bound for row in label_rows(panel, label) for bound in row.interval]
+        elif method == ORACLE:
+            shown.append(float(curve_on_test(panel, label).scores.max()))
     full = _full_row(panel)
     shown += [full.scores[panel.metric], *full.interval] if full is not None else []
     shown = shown or [0.0, 1.0]

@@ -49,10 +49,15 @@ class Panel:
         return sorted({sample.batch_size for sample in samples})
 
     @property
-    def labels(self) -> list[str]:
-        """Curves by name, the references last."""
+    def methods(self) -> dict[str, str]:
+        """The method behind every curve: the full model first, then by name, the references last."""
         methods = {cell.record.label: cell.record.method for cell in self.cells}
-        return sorted(methods, key=lambda label: (_rank(methods[label]), label))
+        return dict(sorted(methods.items(), key=lambda item: (_rank(item[1]), item[0])))
+
+    @property
+    def labels(self) -> list[str]:
+        """Curves by name, in the order of :attr:`methods`."""
+        return list(self.methods)
 
     def cells_of(self, label: str, seed: int | None = None) -> list[StoredCell]:
         """Return the cells of one curve, of one seed if given."""

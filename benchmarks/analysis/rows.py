@@ -169,7 +169,7 @@ def varied_parameters(cell: StoredCell, siblings: Sequence[StoredCell]) -> str:
 
 def format_value(value: object) -> str:
     """Write a number as briefly as it can be read."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def never_exit_overheads(panel: Panel) -> dict[int, float]:

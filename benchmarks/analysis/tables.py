@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.comparisons import Comparison, CurveSummary, curve_summaries, paired_comparisons
+from benchmarks.analysis.comparisons import Comparison, CurveSummary, blind_score, curve_summaries, paired_comparisons
 from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
+from benchmarks.analysis.statistics import budget_of
 from benchmarks.analysis.text_tables import TextTable, to_latex, to_markdown
 from benchmarks.harness.storage import write_text
 from consistentee.errors import unknown_name
@@ -21,22 +22,28 @@ CellText = Callable[[TableRow], str]
 """What a column shows of a row."""
 
 
-def operating_table(panel: Panel, *, all_metrics: bool = True) -> TextTable:
-    """Return the main table of a panel: what every method does at the knobs chosen on validation data."""
+def operating_table(panel: Panel, *, compact: bool = False) -> TextTable:
+    """Return the main table of a panel: what every method does at the knobs chosen on validation data.
+
+    Args:
+        panel: the cells and timings of one (task, backbone).
+        compact: for a terminal: the task's score alone, and short words for what a knob was chosen for.
+    """
     rows = table_rows(panel)
-    columns = _columns(panel, rows, all_metrics)
+    columns = _columns(panel, rows, compact)
     return TextTable(
         title=f"{panel.task} · {panel.backbone}",
         headings=tuple(columns),
         cells=tuple(tuple(value(row) for value in columns.values()) for row in rows),
-        notes=tuple(_notes(panel, rows)),
+        notes=tuple(_notes(panel, rows, compact)),
         words=("method", "knob", "chosen for"),
     )
 
 
-def _columns(panel: Panel, rows: Sequence[TableRow], all_metrics: bool) -> dict[str, CellText]:
+def _columns(panel: Panel, rows: Sequence[TableRow], compact: bool) -> dict[str, CellText]:
+    reasons = _short_reasons if compact else _reasons
     sizes = panel.batch_sizes or DEFAULT_BATCH_SIZES
-    others = [name for name in rows[0].scores if name != panel.metric] if rows and all_metrics else []
+    others = [name for name in rows[0].scores if name != panel.metric] if rows and not compact else []
     return {
         "method": _method,
         "knob": _knob,
@@ -47,12 +54,26 @@ def _columns(panel: Panel, rows: Sequence[TableRow], all_metrics: bool) -> dict[
         "FLOPs ratio": lambda row: _number(row.speedups.flops_ratio),
         **{f"ms/row b{size}": _milliseconds_at(size) for size in sizes},
         **{f"speed-up b{size}": _speedup_at(size) for size in sizes},
-        "chosen for": lambda row: MISSING if row.method == FULL else ", ".join(row.chosen_for),
+        "chosen for": lambda row: MISSING if row.method == FULL else reasons(row.chosen_for),
     }
 
 
 def _method(row: TableRow) -> str:
-    return "full (stock model)" if row.method == FULL and row.label == FULL else row.label
+    return "full (stock)" if row.method == FULL and row.label == FULL else row.label
+
+
+def _reasons(targets: Sequence[str]) -> str:
+    """Write what a knob was chosen for, budgets as one list: ``budget 0.25, 0.50; within 1 point``."""
+    budgets = [target.removeprefix("budget ") for target in targets if budget_of(target) is not None]
+    others = [target for target in targets if budget_of(target) is None]
+    return "; ".join([*([f"budget {', '.join(budgets)}"] if budgets else []), *others])
+
+
+def _short_reasons(targets: Sequence[str]) -> str:
+    """Write the same in few columns: ``≤25%, ≤50%, -1 pt``."""
+    budgets = [(target, budget_of(target)) for target in targets]
+    short = {"within 1 point": "-1 pt"}
+    return ", ".join(short.get(target, target) if f is None else f"≤{100 * f:g}%" for target, f in budgets)
 
 
 def _knob(row: TableRow) -> str:
@@ -92,12 +113,13 @@ def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
 
 
-def _notes(panel: Panel, rows: Sequence[TableRow]) -> list[str]:
+def _notes(panel: Panel, rows: Sequence[TableRow], compact: bool) -> list[str]:
     """Say what a reader must know before believing the numbers."""
     record = record_of(panel)
     seeds = sorted({cell.record.seed for cell in panel.cells})
     notes = [
-        "Knobs and parameters are chosen on validation data and reported on the test split.",
+        "Knobs and parameters are chosen on validation data and reported on the test split"
+        + (": best within a share of the layers (≤50%), or fewest layers at 1 point lost (-1 pt)." if compact else "."),
         f"{record.train_rows} training, {record.validation_rows} validation, {record.test_rows} test rows; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
         "intervals: bootstrap over test rows.",
@@ -129,6 +151,8 @@ def _timing_note(panel: Panel, rows: Sequence[TableRow]) -> str:
         "operating points and the stock model; spread, (slowest - fastest round) / median, at most "
         f"{', '.join(spreads) or MISSING}."
     )
+    load = timing.environment_before.get("load_average")
+    note += f" Load average before: {load[0]:g}." if isinstance(load, list) and load else ""
     overheads = [f"{ratio:.2f} at batch {size}" for size, ratio in never_exit_overheads(panel).items()]
     return f"{note} Never-exit engine / stock: {', '.join(overheads)}." if overheads else note
 
@@ -147,7 +171,7 @@ def machine(environment: Mapping[str, Any]) -> str:
         *(environment.get("gpus") or []),
         environment.get("cpu"),
         f"{environment['cores_usable']} usable cores" if environment.get("cores_usable") else None,
-        f"{threads} threads" if threads else None,
+        f"{threads} thread{'' if threads == 1 else 's'}" if threads else None,
         environment.get("os"),
         f"Python {environment['python']}" if environment.get("python") else None,
         *(f"{name} {libraries[name]}" for name in ("torch", "transformers") if libraries.get(name)),
@@ -170,10 +194,11 @@ def summary_table(panel: Panel) -> TextTable:
         ),
         cells=tuple(_summary_cells(summary) for summary in summaries),
         notes=(
-            f"Area, layers: mean score over all budgets from 1 to {panel.num_layers} layers, along the Pareto "
-            "front of the test curve; 0 where a method cannot answer so early.",
-            f"Area, time: the same over the timed operating points, from 1/{panel.num_layers} of the stock "
-            "model's time at batch 1 to all of it.",
+            f"Area, layers: mean test score over all budgets from 1 to {panel.num_layers} layers, along the knobs that "
+            "are on the Pareto front of the validation data; below the earliest exit, a mix with the most frequent "
+            f"class ({100 * blind_score(panel):.1f}%).",
+            f"Area, time: the same over the timed operating points, from 1/{panel.num_layers} of the stock model's "
+            "time at batch 1 to all of it.",
             "≤ 1 point lost: the knob with the fewest layers whose validation score is within a point of the "
             "full model's; layers and score are those of the test split.",
         ),

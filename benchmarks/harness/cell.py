@@ -92,7 +92,7 @@ def run_cell(spec: CellSpec, key: str, task: TaskData, folder: RunFolder, *, pro
         model = _train(spec, method, task, folder, progress)
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
-        done = evaluate(task, method, model, spec.budgets)
+        done = evaluate(task, method, model, spec.budgets, progress)
         model.description.default_knob = _default_knob(done)
         record = _record(spec, key, done, train_seconds)
         with replacing(folder.model(key)) as temporary:
@@ -114,12 +114,15 @@ def _train(spec: CellSpec, method: Method, task: TaskData, folder: RunFolder, pr
     return model.eval()
 
 
-def evaluate(task: TaskData, method: Method, model: MultiExitModel, budgets: Sequence[float]) -> Evaluation:
+def evaluate(
+    task: TaskData, method: Method, model: MultiExitModel, budgets: Sequence[float], progress: bool = False
+) -> Evaluation:
     """Trace a trained model on validation and test rows, replay every knob on both, and choose on validation."""
     knobs = [float(knob) for knob in method.knob_values(model)]
     rules = [method.rule(model, knob) for knob in knobs]
-    test_trace = record_trace(model, task.test)
-    validation = replay_curve(rules, knobs, record_trace(model, task.validation), task.metrics)
+    test_trace = record_trace(model, task.test, progress=progress)
+    validation_trace = record_trace(model, task.validation, progress=progress)
+    validation = replay_curve(rules, knobs, validation_trace, task.metrics)
     return Evaluation(
         task=task,
         method=method,

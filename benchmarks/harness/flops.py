@@ -38,13 +38,16 @@ class TokenPolynomial:
     def fit(cls, counted: list[int]) -> "TokenPolynomial":
         """Return the polynomial through the counts at :data:`TOKEN_COUNTS`.
 
-        Raises ValueError if the last count does not lie on it, which no transformer layer should cause.
+        Raises ValueError if the last count does not lie on it.
         """
         powers = np.vander(TOKEN_COUNTS[:3], 3, increasing=True).astype(float)
         constant, linear, quadratic = (round(value) for value in np.linalg.solve(powers, counted[:3]))
         polynomial = cls(constant, linear, quadratic)
         if polynomial(TOKEN_COUNTS).tolist() != counted:
-            raise ValueError(f"operations {counted} at {TOKEN_COUNTS} tokens are not quadratic in the tokens")
+            raise ValueError(
+                f"operations {counted} at {TOKEN_COUNTS} tokens are not quadratic in the tokens; "
+                "a layer, and what a rule reads of it, must cost every row of the same length the same"
+            )
         return polynomial
 
     def __call__(self, tokens: ArrayLike) -> NDArray[np.int64]:

@@ -94,7 +94,7 @@ class Fault:
 @contextmanager
 def only_run(folder: RunFolder) -> Iterator[None]:
     """Keep a second run away from a results folder, and clear away what a killed run left half-written."""
-    folder.lock.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(folder.lock.parent)
     lock = FileLock(folder.lock, timeout=0)
     try:
         lock.acquire()
@@ -110,7 +110,7 @@ def only_run(folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path, where a file or a folder is to be made; at the end it becomes ``path``, whole, on the disk.
+    """Give a temporary path for a file or a folder; at the end it becomes ``path``, whole and on the disk.
 
     Whatever ends the block early, a kill included, leaves ``path`` as it was. Raises DiskFullError.
     """
@@ -136,13 +136,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _temporary_folder(path: Path) -> Path:
     """Make a folder beside ``path``: what is in it reaches its place by a rename, on the same disk."""
+    _make_folder(path.parent)
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent))
+
+
+def _make_folder(path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent))
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if is_disk_full(error):
             raise
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+        raise UserError(f"cannot write to {path}: {error.strerror}") from error
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -211,7 +211,7 @@ def _remaining(started: float, done: int, total: int) -> str:
     if not done:
         return ""
     minutes = (time.monotonic() - started) / done * (total - done) / 60
-    return f" (about {max(1, round(minutes))} min left for the cells)"
+    return f" (at this pace {max(1, round(minutes))} min more for the cells)"
 
 
 def _note_failure(run: _Run, cell: PlannedCell, error: Exception, *, refused: bool) -> FailureRecord:
@@ -242,11 +242,15 @@ def _time_groups(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequenc
         protocol = run.suite.timing
         if not (run.fresh or timing_due(group, members, run.folder, protocol, run.say_fault)):
             continue
-        ready = [
-            cell
-            for cell in [*members, *outside.get(group, [])]
-            if cell.record and timed_points(cell.record, protocol) and run.folder.model(cell.key).is_dir()
+        live = [
+            cell for cell in [*members, *outside.get(group, [])] if cell.record and timed_points(cell.record, protocol)
         ]
+        ready = [cell for cell in live if run.folder.model(cell.key).is_dir()]
+        for cell in live:
+            if cell not in ready:
+                run.say(
+                    f"{cell.spec.name}: not timed, its trained model is gone; a run that includes it makes it again"
+                )
         if ready:
             failures += _time_group(run, group, ready)
     return failures

@@ -1,0 +1,41 @@
+"""A real encoder with untrained exits, and real sentences: what the inner loops are timed on."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from benchmarks.harness.measure import Runner, time_contenders
+from benchmarks.harness.spec import TimingSpec
+from benchmarks.tasks.loader import load_task
+from consistentee.data import TaskData
+from consistentee.encoding import Encoding
+from consistentee.model import MultiExitModel
+
+ROUNDS = 7
+
+
+@pytest.fixture(scope="session")
+def task() -> TaskData:
+    """Movie snippets: 2,000 rows to train on, 500 to read."""
+    return load_task("movie-snippets").capped(train=2000, test=500)
+
+
+@pytest.fixture(scope="session")
+def model() -> MultiExitModel:
+    """minilm-l6 with untrained exits; time does not tell weights."""
+    return MultiExitModel.from_backbone("minilm-l6", num_labels=2)
+
+
+def seconds_by_round(contenders: Sequence[Runner], rows: Sequence[Encoding], batch_size: int) -> dict[str, list[float]]:
+    """Time contenders in interleaved rounds on the CPU: name -> seconds of every round."""
+    protocol = TimingSpec(rounds=ROUNDS, batch_sizes=(batch_size,), rows=len(rows), warmup_batches=3)
+    samples = time_contenders(contenders, rows, protocol, torch.device("cpu"))
+    return {c.name: of_one[0].seconds_per_round for c, of_one in zip(contenders, samples, strict=True)}
+
+
+def report(request: pytest.FixtureRequest, text: str) -> None:
+    """Print a ratio past pytest's capturing, as the README promises."""
+    manager = request.config.pluginmanager.getplugin("capturemanager")
+    with manager.global_and_fixture_disabled():
+        print(f"\n{text}")

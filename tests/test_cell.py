@@ -1,0 +1,170 @@
+"""One cell: knobs are chosen on validation data, live runs agree with replays, what is written agrees with itself."""
+
+import numpy as np
+import pytest
+from conftest import make_task
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.harness.cell import WITHIN_ONE_POINT, choose_knobs, run_cell, same_answers
+from benchmarks.harness.intervals import score_interval
+from benchmarks.harness.records import CurvePoint
+from benchmarks.harness.spec import CellSpec, RecipeSpec
+from benchmarks.harness.storage import LOG_FILE, RunFolder, read_cell, read_predictions
+from consistentee.errors import UserError
+from consistentee.metrics import METRICS, score
+from consistentee.model import MultiExitModel
+
+LAYERS = 4
+
+
+def point(score_: float, histogram: list[int], knob: float = 0.0) -> CurvePoint:
+    return CurvePoint(knob=knob, scores={"accuracy": score_}, exit_histogram=histogram)
+
+
+def chosen(curve: list[CurvePoint], budgets=(0.25, 0.5, 0.75)) -> dict[int, list[str]]:
+    return choose_knobs(curve, "accuracy", budgets)
+
+
+def test_best_score_within_each_budget():
+    curve = [
+        point(0.70, [10, 0, 0, 0]),
+        point(0.80, [0, 10, 0, 0]),
+        point(0.78, [0, 8, 2, 0]),
+        point(0.895, [0, 0, 10, 0]),
+        point(0.90, [0, 0, 0, 10]),
+    ]
+    assert chosen(curve) == {0: ["budget 0.25"], 1: ["budget 0.50"], 3: ["budget 0.75", WITHIN_ONE_POINT]}
+
+
+def test_equal_scores_take_fewer_layers_and_equal_knobs_are_one_point():
+    curve = [point(0.8, [5, 5, 0, 0]), point(0.8, [10, 0, 0, 0]), point(0.8, [0, 0, 0, 10])]
+    assert chosen(curve) == {1: ["budget 0.25", "budget 0.50", "budget 0.75", WITHIN_ONE_POINT]}
+
+
+def test_budgets_that_nothing_meets_are_left_out():
+    assert chosen([point(0.9, [0, 0, 0, 10])]) == {0: [WITHIN_ONE_POINT]}
+
+
+def test_within_one_point_includes_exactly_one_point():
+    assert chosen([point(0.89, [10, 0, 0, 0]), point(0.90, [0, 0, 0, 10])], ()) == {0: [WITHIN_ONE_POINT]}
+    assert chosen([point(0.8899, [10, 0, 0, 0]), point(0.90, [0, 0, 0, 10])], ()) == {1: [WITHIN_ONE_POINT]}
+
+
+histograms = st.lists(st.integers(0, 20), min_size=LAYERS, max_size=LAYERS).filter(any)
+curves = st.lists(st.builds(point, st.floats(0, 1), histograms), min_size=1, max_size=12)
+
+
+@given(curves, st.floats(0.05, 1))
+def test_choices_are_the_best_that_is_allowed(curve, budget):
+    for index, reasons in chosen(curve, (budget,)).items():
+        picked = curve[index]
+        if WITHIN_ONE_POINT in reasons:
+            good = [p for p in curve if p.scores["accuracy"] >= curve[-1].scores["accuracy"] - 0.01]
+            assert picked.average_layers <= min(p.average_layers for p in good) + 1e-9
+        if f"budget {budget:.2f}" in reasons:
+            allowed = [p for p in curve if p.average_layers <= budget * LAYERS]
+            assert picked.scores["accuracy"] >= max((p.scores["accuracy"] for p in allowed), default=0)
+            assert picked.average_layers <= budget * LAYERS + 1e-6
+
+
+@given(st.integers(0, 1000))
+def test_average_layers_is_a_mean(seed):
+    exits = np.random.default_rng(seed).integers(1, LAYERS + 1, size=50)
+    histogram = np.bincount(exits, minlength=LAYERS + 1)[1:].tolist()
+    assert point(0, histogram).average_layers == pytest.approx(exits.mean())
+
+
+def test_same_answers():
+    assert same_answers(np.array([1, 2]), np.array([1, 3])).tolist() == [True, False]
+    assert same_answers(np.array([1.0, 2.0]), np.array([1.00001, 2.01])).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("metric", sorted(METRICS))
+def test_interval_holds_the_score_and_is_reproducible(metric):
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 200)
+    answers = np.where(generator.random(200) < 0.8, labels, 1 - labels)
+    if metric in {"pearson", "spearman"}:
+        labels, answers = labels + generator.normal(0, 0.1, 200), answers + generator.normal(0, 0.1, 200)
+    interval = score_interval(metric, labels, answers, resamples=200, seed=1)
+    assert interval == score_interval(metric, labels, answers, resamples=200, seed=1)
+    assert interval[0] < score(metric, labels, answers) < interval[1]
+
+
+def test_interval_of_an_accuracy_is_the_binomial_one():
+    labels = np.zeros(400, dtype=int)
+    answers = (np.arange(400) < 80).astype(int)
+    low, high = score_interval("accuracy", labels, answers, resamples=4000)
+    half = 1.96 * np.sqrt(0.8 * 0.2 / 400)
+    assert (low, high) == (pytest.approx(0.8 - half, abs=0.006), pytest.approx(0.8 + half, abs=0.006))
+
+
+@pytest.mark.parametrize("answers", [[0, 0, 0], [1, 1, 1]])
+def test_interval_of_certain_scores(answers):
+    value = 1.0 if answers[0] == 0 else 0.0
+    assert score_interval("accuracy", [0, 0, 0], answers, resamples=100) == (value, value)
+    assert score_interval("accuracy", [0], answers[:1]) == (value, value)
+
+
+def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:
+    values = {
+        "task": "toy",
+        "backbone": str(backbone),
+        "method": method,
+        "label": method,
+        "parameters": {},
+        "seed": 0,
+        "recipe": RecipeSpec(epochs=1, max_length=16),
+        "validation_rows": None,
+        "test_rows": None,
+        "budgets": (0.5,),
+        "bootstrap_resamples": 100,
+    }
+    return CellSpec.model_validate({**values, **changes})
+
+
+@pytest.mark.parametrize("method", ["full", "calm-softmax", "pabee", "oracle"])
+def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backbone, toy_task, method):
+    spec, folder = spec_of(tiny_backbone("bert"), method), RunFolder(tmp_path)
+    run_cell(spec, "key", toy_task, folder)
+    record, fault = read_cell(folder.cell(spec), "key")
+    assert fault is None
+    table = read_predictions(folder.cell(spec))
+    assert table["label"].tolist() == list(toy_task.test.labels)
+    for number, operating_point in enumerate(record.operating_points):
+        exits = table[f"exit_layer_{number}"]
+        assert np.bincount(exits, minlength=5)[1:].tolist() == operating_point.test.exit_histogram
+        accuracy = float((table[f"prediction_{number}"] == table["label"]).mean())
+        assert accuracy == pytest.approx(operating_point.test.scores["accuracy"])
+        assert operating_point.live_disagreements == 0
+        assert operating_point.live_rows == (0 if method == "oracle" else len(toy_task.test))
+        assert operating_point.flops > 0
+        assert operating_point.test in record.curve_test
+        assert operating_point.validation in record.curve_validation
+    if method == "full":
+        assert record.operating_points[0].flops == record.full_flops
+    assert record.backbone == "bert"
+    assert "trained in" in (folder.cell(spec) / LOG_FILE).read_text()
+    model = MultiExitModel.from_pretrained(folder.model("key"))
+    assert (model.description.method_name, model.description.task_name, model.max_length) == (method, "toy", 16)
+    assert model.description.default_knob in [point_.knob for point_ in record.operating_points]
+
+
+def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):
+    records = []
+    for name in ("a", "b"):
+        spec = spec_of(tiny_backbone("bert"), "berxit")
+        records.append(run_cell(spec, "key", toy_task, RunFolder(tmp_path / name)))
+    assert records[0].curve_test == records[1].curve_test
+    assert records[0].operating_points == records[1].operating_points
+
+
+def test_regression(tmp_path, tiny_backbone):
+    task = make_task(regression=True)
+    spec = spec_of(tiny_backbone("bert"), "pabee")
+    record = run_cell(spec, "key", task, RunFolder(tmp_path))
+    assert record.metric == "pearson"
+    assert all(p.live_disagreements == 0 for p in record.operating_points)
+    with pytest.raises(UserError, match="deebert is not defined for a regression"):
+        run_cell(spec_of(tiny_backbone("bert"), "deebert"), "key", task, RunFolder(tmp_path))

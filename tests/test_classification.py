@@ -1,0 +1,125 @@
+"""Batched early-exit inference: compaction, order, per-row state, bad input."""
+
+import pytest
+import torch
+from conftest import random_texts
+
+from consistentee.classification import classify, classify_encoded, stock_encoded
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule, NeverExit, ThresholdRule, top_probability
+
+
+class ByKey(ExitRule):
+    """Rows leave at layers that their tokens alone decide."""
+
+    def should_exit(self, view, state):
+        return view.row_keys % view.num_layers < view.layer
+
+
+class CountingState(ExitRule):
+    """Keeps each row's key in its state and checks at every layer that state and rows still belong together."""
+
+    def start(self, rows, num_layers):
+        return {"key": torch.full((rows,), -1)}
+
+    def should_exit(self, view, state):
+        if view.layer > 1:
+            assert torch.equal(state["key"], view.row_keys)
+        state["key"] = view.row_keys
+        return view.row_keys % view.num_layers < view.layer
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_answers_come_in_the_order_of_the_texts(tiny_model, pairs):
+    model = tiny_model()
+    texts = random_texts(23, pairs=pairs)
+    together = classify(model, texts, ByKey(), batch_size=5)
+    for i in (0, 7, 22):
+        alone = classify(model, [texts[i]], ByKey())
+        assert alone.exit_layers[0] == together.exit_layers[i]
+        torch.testing.assert_close(alone.logits[0], together.logits[i], rtol=1e-4, atol=1e-5)
+    assert together.exit_layers.unique().numel() > 1
+
+
+def test_state_follows_its_row(tiny_model):
+    model = tiny_model()
+    exits = classify(model, random_texts(40), CountingState(), batch_size=16).exit_layers
+    assert exits.unique().numel() > 2
+
+
+def test_second_text_of_a_pair_matters(tiny_model):
+    model = tiny_model()
+    logits = classify(model, [("w1 w2", "w3"), ("w1 w2", "w9 w7")], NeverExit()).logits
+    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
+
+
+def test_rows_that_left_are_not_run(tiny_model, monkeypatch):
+    model = tiny_model()
+    widths = []
+    step = model.stepper.step
+
+    def record(layer, hidden, context):
+        widths.append((layer, hidden.shape[0], hidden.shape[1]))
+        return step(layer, hidden, context)
+
+    monkeypatch.setattr(model.stepper, "step", record)
+    texts = ["w1", "w2 w3", "w4 " * 15]
+
+    class LongestLeavesFirst(ExitRule):
+        def should_exit(self, view, state):
+            lengths = view._padding_mask.sum(dim=1)
+            return lengths == lengths.max()
+
+    exits = classify(model, texts, LongestLeavesFirst(), batch_size=3).exit_layers
+    assert exits.tolist() == [3, 2, 1]
+    assert widths == [(1, 3, 17), (2, 2, 4), (3, 1, 3)], "rows and padding columns shrink together"
+
+
+def test_nothing_in_nothing_out(tiny_model):
+    out = classify(tiny_model(), [], NeverExit())
+    assert len(out.predictions) == len(out.exit_layers) == len(out.logits) == 0
+
+
+def test_batch_size_must_be_positive(tiny_model):
+    with pytest.raises(UserError, match="batch size"):
+        classify(tiny_model(), ["w1"], NeverExit(), batch_size=0)
+
+
+@pytest.mark.parametrize("answer", [torch.tensor([1.0, 0.0]), torch.tensor(True), torch.tensor([True])], ids=str)
+def test_a_rule_that_does_not_answer_each_row_is_named(tiny_model, answer):
+    class Sloppy(ExitRule):
+        def should_exit(self, view, state):
+            return answer
+
+    with pytest.raises(ValueError, match=r"Sloppy.should_exit must return bool \[2\]"):
+        classify(tiny_model(), ["w1", "w2"], Sloppy())
+
+
+def test_a_rule_without_a_decision_is_named(tiny_model):
+    class Empty(ExitRule):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Empty does not define should_exit"):
+        classify(tiny_model(), ["w1"], Empty())
+
+
+def test_a_rule_pays_only_for_what_it_reads(tiny_model, monkeypatch):
+    model = tiny_model()
+    asked = []
+    real = model.classify_pooled
+    monkeypatch.setattr(model, "classify_pooled", lambda layer, pooled: (asked.append(layer), real(layer, pooled))[1])
+    classify(model, ["w1"], NeverExit())
+    assert asked == [model.num_layers], "a rule that reads nothing pays for the last classifier alone"
+    asked.clear()
+    classify(model, ["w1"], ThresholdRule(top_probability, 2.0, exit_when="above"))
+    assert asked == [1, 2, 3, 4]
+
+
+def test_stock_and_never_exit_agree_sorted_or_not(tiny_model):
+    model = tiny_model()
+    encodings = model.tokenize(random_texts(13))
+    stock = stock_encoded(model, encodings, batch_size=4)
+    for sort in (False, True):
+        ours = classify_encoded(model, encodings, NeverExit(), batch_size=4, sort_by_length=sort)
+        torch.testing.assert_close(ours.logits, stock, rtol=1e-5, atol=1e-5)
+        assert torch.equal(ours.predictions, stock.argmax(dim=1))

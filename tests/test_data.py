@@ -1,0 +1,67 @@
+"""TaskData, Split and metrics."""
+
+from dataclasses import replace
+
+import pytest
+from conftest import make_task
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consistentee.data import Split, TaskData
+from consistentee.errors import UserError, unknown_name
+from consistentee.metrics import score
+
+
+def test_empty_and_ragged_splits_are_refused():
+    with pytest.raises(UserError, match="the test split is empty"):
+        Split("test", [], [])
+    with pytest.raises(UserError, match="2 texts but 1 labels"):
+        Split("test", ["a", "b"], [0])
+
+
+@given(st.integers(1, 30), st.integers(0, 5))
+def test_caps_draw_the_same_rows_in_order(cap, seed):
+    split = Split("train", [str(i) for i in range(20)], list(range(20)))
+    capped = split.capped(cap, seed)
+    assert len(capped) == min(cap, 20)
+    assert list(capped.labels) == sorted(capped.labels)
+    assert capped.texts == split.capped(cap, seed).texts
+
+
+def test_labels_outside_the_classes_are_named():
+    task = make_task()
+    with pytest.raises(UserError, match="row 1 of test has label 7, which is not one of 3 classes"):
+        replace(task, test=Split("test", ["w1"], [7]))
+    with pytest.raises(UserError, match="not a number"):
+        TaskData("r", 1, *[Split("train", ["a"], [float("nan")])] * 3, label_names=(), metrics=("pearson",))
+
+
+def test_fingerprint_sees_every_text_and_label():
+    task = make_task()
+    assert task.fingerprint() == make_task().fingerprint()
+    texts, labels = list(task.train.texts), list(task.train.labels)
+    changed_text = replace(task, train=Split("train", ["other", *texts[1:]], labels))
+    changed_label = replace(task, train=Split("train", texts, [(labels[0] + 1) % 3, *labels[1:]]))
+    prints = {
+        task.fingerprint(),
+        changed_text.fingerprint(),
+        changed_label.fingerprint(),
+        replace(task, version=2).fingerprint(),
+    }
+    assert len(prints) == 4
+
+
+def test_metrics_by_hand():
+    labels, answers = [1, 0, 1, 1], [1, 0, 0, 1]
+    assert score("accuracy", labels, answers) == pytest.approx(0.75)
+    assert score("f1", labels, answers) == pytest.approx(2 * 2 / (2 * 2 + 0 + 1))
+    assert score("matthews", labels, answers) == pytest.approx((2 * 1 - 0 * 1) / (2 * 3 * 1 * 2) ** 0.5)
+    assert score("pearson", [1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == pytest.approx(1)
+    assert score("spearman", [1.0, 2.0, 3.0], [1.0, 10.0, 5.0]) == pytest.approx(0.5)
+    assert score("pearson", [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]) == 0
+    with pytest.raises(UserError, match="did you mean 'accuracy'"):
+        score("acuracy", labels, answers)
+
+
+def test_unknown_name_without_a_near_one_lists_what_is_known():
+    assert str(unknown_name("task", "zzz", ["b", "a"])) == "unknown task 'zzz'; known: a, b."

@@ -1,0 +1,52 @@
+"""Signals and ThresholdRule, on views made by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consistentee.errors import UserError
+from consistentee.exits import ThresholdRule, entropy, margin, normalised_entropy, predictions_of, top_probability
+from consistentee.trace import Trace
+
+
+def view_of(logits, layer=1):
+    logits = torch.as_tensor(logits, dtype=torch.float32)
+    rows = logits.shape[0]
+    trace = Trace(logits.unsqueeze(1), torch.zeros(rows), {}, torch.ones(rows), torch.arange(rows))
+    return trace.view(layer)
+
+
+UNIFORM = [[0.0, 0.0, 0.0, 0.0]]
+CERTAIN = [[60.0, 0.0, 0.0, 0.0]]
+
+
+def test_signals_at_the_two_ends():
+    assert entropy(view_of(UNIFORM)).item() == pytest.approx(math.log(4))
+    assert normalised_entropy(view_of(UNIFORM)).item() == pytest.approx(1)
+    assert top_probability(view_of(UNIFORM)).item() == pytest.approx(0.25)
+    assert margin(view_of(UNIFORM)).item() == pytest.approx(0)
+    assert entropy(view_of(CERTAIN)).item() == pytest.approx(0, abs=1e-6)
+    assert margin(view_of(CERTAIN)).item() == pytest.approx(1)
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=6))
+def test_signals_stay_in_range_and_are_finite(row):
+    view = view_of([row])
+    assert -1e-6 <= entropy(view).item() <= math.log(len(row)) + 1e-5
+    assert 0 <= margin(view).item() <= top_probability(view).item() <= 1 + 1e-6
+
+
+def test_threshold_is_strict_on_both_sides():
+    view = view_of([[0.0, 0.0], [5.0, 0.0]])
+    assert ThresholdRule(top_probability, 0.5, "above").should_exit(view, {}).tolist() == [False, True]
+    assert ThresholdRule(margin, 0.5, "below").should_exit(view, {}).tolist() == [True, False]
+    assert ThresholdRule(margin, 0.0, "below").should_exit(view, {}).tolist() == [False, False]
+
+
+def test_a_regression_has_no_probabilities():
+    with pytest.raises(UserError, match="regression"):
+        entropy(view_of([[0.3]]))
+    assert predictions_of(torch.tensor([[[0.25], [0.5]]])).tolist() == [[0.25, 0.5]]

@@ -1,0 +1,99 @@
+"""Finding methods by name, entry point or file; knobs and parameters out of range."""
+
+import textwrap
+
+import pytest
+from conftest import make_task
+
+from consistentee.errors import UserError
+from consistentee.method import available_methods, get_method, train_method
+from consistentee.training import Recipe
+
+MINE = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from consistentee import Knob, Method, ThresholdRule
+from consistentee.exits import margin
+from consistentee.stages import train_jointly
+
+@dataclass(frozen=True)
+class Mine(Method):
+    """A method of a user's own."""
+    name: ClassVar[str] = "mine"
+    paper: ClassVar[str] = "unpublished"
+    knob: ClassVar[Knob] = Knob("margin", (-1.0, 0.5, 1.0))
+    scale: float = 1.0
+
+    def fit(self, model, task, recipe):
+        train_jointly(model, task, recipe)
+        return model
+
+    def rule(self, model, knob):
+        self.check_knob(model, knob)
+        return ThresholdRule(margin, knob * self.scale, exit_when="above")
+'''
+
+
+def test_registered_methods_have_their_names():
+    for name in available_methods():
+        method = get_method(name)
+        assert method.name == name
+        assert method.paper
+        assert method.knob.values
+
+
+def test_unknown_names_get_the_nearest():
+    with pytest.raises(UserError, match="unknown method 'deeberd'; did you mean 'deebert'"):
+        get_method("deeberd")
+    with pytest.raises(UserError, match="unknown parameter of consistentee 'alhpa'; did you mean 'alpha'"):
+        get_method("consistentee", alhpa=1)
+
+
+def test_a_method_in_a_file(tmp_path, tiny_model):
+    path = tmp_path / "mine.py"
+    path.write_text(textwrap.dedent(MINE))
+    method = get_method(f"{path}:Mine", scale=0.5)
+    assert method.parameters == {"scale": 0.5}
+    recipe = Recipe(epochs=1, max_length=24)
+    model = train_method(method, f"{path}:Mine", tiny_model(), make_task(), recipe)
+    assert model.description.method_name == f"{path}:Mine"
+    assert model.description.method_parameters == {"scale": 0.5}
+    assert (model.description.task_name, model.max_length) == ("toy", 24)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "message"),
+    [
+        (MINE, "Mein", "unknown class in .*'Mein'; did you mean 'Mine'"),
+        ("1 / 0", "Mine", "cannot be imported: ZeroDivisionError"),
+        ("import nothing_like_it", "Mine", "cannot be imported: ModuleNotFoundError"),
+        ("Mine = 3", "Mine", "not a subclass of consistentee.Method"),
+        (MINE.replace('paper: ClassVar[str] = "unpublished"', ""), "Mine", "does not define.*paper"),
+    ],
+)
+def test_broken_files_are_named(tmp_path, source, name, message):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    with pytest.raises(UserError, match=message):
+        get_method(f"{path}:{name}")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such method file"):
+        get_method(f"{tmp_path}/nowhere.py:Mine")
+
+
+def test_a_broken_entry_point_is_named(monkeypatch):
+    from importlib.metadata import EntryPoint
+
+    from consistentee import method
+
+    broken = EntryPoint("gone", "no_such_package:Gone", "consistentee.methods")
+    monkeypatch.setattr(method, "available_methods", lambda: {"gone": broken})
+    with pytest.raises(UserError, match=r"method 'gone'.*cannot be imported: No module named"):
+        get_method("gone")
+
+
+def test_regression_is_refused_before_any_training(tiny_model):
+    with pytest.raises(UserError, match="deebert is not defined for a regression, and task 'toy' is one"):
+        train_method(get_method("deebert"), "deebert", tiny_model(num_labels=1), make_task(regression=True), Recipe())

@@ -1,0 +1,96 @@
+"""Trace, replay and sweep."""
+
+import pytest
+import torch
+from conftest import make_task, random_texts
+
+from consistentee.data import Split
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule, NeverExit, ThresholdRule, entropy, head_probability
+from consistentee.heads import HeadSpec
+from consistentee.trace import Trace, record_trace, replay, sweep
+
+THRESHOLDS = [1.2, 1.0, 0.95, 0.9, 0.0]
+
+
+def rules():
+    return [ThresholdRule(entropy, threshold, exit_when="below") for threshold in THRESHOLDS]
+
+
+def test_shapes_and_order_do_not_depend_on_batching(tiny_model):
+    model = tiny_model()
+    split = Split("some", random_texts(21), list(range(3)) * 7)
+    trace, other = (record_trace(model, split, batch_size=size) for size in (4, 64))
+    assert trace.logits.shape == (21, 4, 3)
+    assert trace.signals["pooled"].shape == (21, 4, model.width)
+    assert trace.labels.tolist() == list(split.labels)
+    assert torch.equal(trace.row_keys, other.row_keys)
+    torch.testing.assert_close(trace.logits, other.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_trace_equals_the_stock_model_at_the_last_layer(tiny_model):
+    model = tiny_model()
+    trace = record_trace(model, make_task().test)
+    batch = model.collate(model.tokenize(make_task().test.texts))
+    with torch.no_grad():
+        torch.testing.assert_close(trace.logits[:, -1], model.stock_logits(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_sweep_equals_replays_one_by_one(tiny_model):
+    trace = record_trace(tiny_model(), make_task().test)
+    exits = sweep(rules(), trace)
+    assert exits.shape == (len(THRESHOLDS), len(trace))
+    for row, rule in zip(exits, rules(), strict=True):
+        assert torch.equal(row, replay(rule, trace))
+    assert exits.unique().numel() > 2
+
+
+def test_saved_and_loaded_it_replays_the_same(tiny_model, tmp_path):
+    model = tiny_model()
+    model.add_head("gate", HeadSpec())
+    trace = record_trace(model, make_task().test)
+    trace.save(tmp_path / "trace.safetensors")
+    again = Trace.load(tmp_path / "trace.safetensors")
+    assert trace.signals.keys() == again.signals.keys() == {"pooled", "head:gate"}
+    gate = ThresholdRule(head_probability("gate"), 0.5, exit_when="above")
+    for rule in (*rules(), gate):
+        assert torch.equal(replay(rule, trace), replay(rule, again))
+
+
+def test_answers_are_those_of_the_exit_layer(tiny_model):
+    trace = record_trace(tiny_model(), make_task().test)
+    exits = torch.arange(len(trace)) % trace.num_layers + 1
+    expected = [trace.logits[i, layer - 1].argmax().item() for i, layer in enumerate(exits.tolist())]
+    assert trace.predictions(exits).tolist() == expected
+    assert torch.equal(trace.predictions(replay(NeverExit(), trace)), trace.logits[:, -1].argmax(-1))
+
+
+def test_what_a_trace_cannot_say_is_named(tiny_model):
+    trace = record_trace(tiny_model(), make_task().test)
+    with pytest.raises(UserError, match="hidden states"):
+        _ = trace.view(1).hidden
+    with pytest.raises(UserError, match="no signal of head 'policy'"):
+        trace.view(1).head("policy")
+
+
+def test_features_computed_for_one_rule_serve_the_next(tiny_model):
+    trace = record_trace(tiny_model(), make_task().test)
+    sweep(rules(), trace)
+    probs = trace.view(1).probs
+    sweep(rules(), trace)
+    assert trace.view(1).probs is probs
+
+
+def test_state_of_a_rule_starts_afresh_in_every_replay(tiny_model):
+    class Second(ExitRule):
+        def start(self, rows, num_layers):
+            return {"seen": torch.zeros(rows)}
+
+        def should_exit(self, view, state):
+            state["seen"] += 1
+            return state["seen"] >= 2
+
+    trace = record_trace(tiny_model(), make_task().test)
+    rule = Second()
+    for _ in range(2):
+        assert (replay(rule, trace) == 2).all()
