@@ -23,9 +23,8 @@ from consistentee.exits import ExitRule, LayerView, State, ThresholdRule, head_p
 from consistentee.heads import HeadSpec
 from consistentee.method import Knob, Method
 from consistentee.model import MultiExitModel
-from consistentee.stages import train_jointly, training_source
-from consistentee.trace import record_outputs
-from consistentee.training import FeatureBatch, FeatureSource, Recipe, Stage, run_stage
+from consistentee.stages import HeadSchedule, feature_stage, recorded_features, train_jointly, training_source
+from consistentee.training import FeatureBatch, FeatureSource, Recipe, run_stage
 
 _CONFIDENCE = "confidence"
 _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"
@@ -106,17 +105,9 @@ class CALMClassifier(_CALM):
         super().fit(model, task, recipe)
         source = training_source(model, task, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
-        outputs = record_outputs(model, source.encodings, progress="caching features" if recipe.progress else None)
-        stage = Stage(
-            name="confidence",
-            loss=_agreement_loss,
-            trains=(f"exit_heads.{_CONFIDENCE}.",),
-            epochs=self.confidence_epochs,
-            batch_size=self.confidence_batch_size,
-            learning_rate=recipe.head_learning_rate,
-            head_learning_rate=recipe.head_learning_rate,
-            dropout=False,
-        )
+        outputs = recorded_features(model, source, recipe)
+        schedule = HeadSchedule(self.confidence_epochs, self.confidence_batch_size, recipe.head_learning_rate)
+        stage = feature_stage("confidence", _agreement_loss, (f"exit_heads.{_CONFIDENCE}.",), schedule)
         run_stage(model, FeatureSource(model, outputs, source.labels.tolist()), stage, recipe)
         return model
 

@@ -20,9 +20,15 @@ from consistentee.data import TaskData
 from consistentee.exits import ExitRule, ThresholdRule, entropy
 from consistentee.method import Knob, Method
 from consistentee.model import MultiExitModel
-from consistentee.stages import layer_losses, train_last_exit, training_source
-from consistentee.trace import record_outputs
-from consistentee.training import FeatureBatch, FeatureSource, Recipe, Stage, run_stage
+from consistentee.stages import (
+    HeadSchedule,
+    feature_stage,
+    layer_losses,
+    recorded_features,
+    train_last_exit,
+    training_source,
+)
+from consistentee.training import FeatureBatch, FeatureSource, Recipe, run_stage
 
 _FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
 """Fractions of the largest entropy, ln C, from 1 down to 1e-6: trained classifiers are mostly near certain."""
@@ -49,18 +55,11 @@ class DeeBERT(Method):
         train_last_exit(model, task, recipe)
         if model.description.pooler == "shared":
             model.use_pooler("per_exit")
-        outputs = record_outputs(model, source.encodings, progress="caching features" if recipe.progress else None)
+        outputs = recorded_features(model, source, recipe)
         ramps = range(model.num_layers - 1)
-        stage = Stage(
-            name="off-ramps",
-            loss=_off_ramp_loss,
-            trains=tuple(f"{part}.{ramp}." for part in ("poolers", "classifiers") for ramp in ramps),
-            epochs=self.off_ramp_epochs,
-            batch_size=self.off_ramp_batch_size,
-            learning_rate=recipe.head_learning_rate,
-            head_learning_rate=recipe.head_learning_rate,
-            dropout=False,
-        )
+        trains = tuple(f"{part}.{ramp}." for part in ("poolers", "classifiers") for ramp in ramps)
+        schedule = HeadSchedule(self.off_ramp_epochs, self.off_ramp_batch_size, recipe.head_learning_rate)
+        stage = feature_stage("off-ramps", _off_ramp_loss, trains, schedule)
         run_stage(model, FeatureSource(model, outputs, source.labels.tolist()), stage, recipe)
         return model
 

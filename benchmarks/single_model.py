@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.harness.cell import WITHIN_ONE_POINT, Evaluation, evaluate
+from benchmarks.harness.cell import Evaluation, default_knob, evaluate
 from benchmarks.tasks.loader import load_task
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.classification import classify
 from consistentee.data import Text
 from consistentee.errors import UserError
 from consistentee.exits import ExitRule
-from consistentee.method import Method, get_method
+from consistentee.method import Method, get_method, train_method
 from consistentee.model import MultiExitModel
 from consistentee.training import Recipe
 
@@ -69,14 +69,10 @@ def train_model(
     task = load_task(task_name, data_dir)
     method.check_task(task)
     model = MultiExitModel.from_backbone(backbone, task.num_labels, label_names=task.label_names, seed=options.seed)
-    model.description.max_length = options.max_length
     torch.manual_seed(options.seed)
-    model = method.fit(model, task, Recipe(**asdict(options), progress=True)).eval()
+    model = train_method(method, method_name, model, task, Recipe(**asdict(options), progress=True)).eval()
     done = evaluate(task, method, model, _BUDGETS)
-    model.description.task_name = task.name
-    model.description.method_name = method_name
-    model.description.method_parameters = method.parameters
-    model.description.default_knob = done.knobs[_default_point(done)]
+    model.description.default_knob = default_knob(done)
     model.save_pretrained(out)
     return _operating_points(done, out)
 
@@ -88,16 +84,11 @@ def _check_out(out: Path) -> None:
         raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")
 
 
-def _default_point(done: Evaluation) -> int:
-    """Return the point that is cheap at hardly any loss on validation data."""
-    return next(index for index, reasons in done.chosen.items() if WITHIN_ONE_POINT in reasons)
-
-
 def _operating_points(done: Evaluation, out: Path) -> "Table":
-    metric, default, knob_name = done.task.metric, _default_point(done), done.method.knob.name
+    metric, knob_name = done.task.metric, done.method.knob.name
     table = plain_table(
         f"{done.method.name} on {done.task.name}, saved in {out}",
-        f"`consistentee predict {out} TEXT` uses {knob_name}={done.knobs[default]:.4g} unless --knob says otherwise",
+        f"`consistentee predict {out} TEXT` uses {knob_name}={default_knob(done):.4g} unless --knob says otherwise",
     )
     add_columns(table, knob_name, "chosen for")
     add_columns(table, f"validation {metric} %", f"test {metric} %", "test layers", numbers=True)

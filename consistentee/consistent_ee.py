@@ -27,8 +27,15 @@ from consistentee.method import Knob, Method
 from consistentee.model import LayerOutputs, MultiExitModel
 from consistentee.policy import POLICY, PolicyInputs, PolicyRule, exit_probabilities, policy_spec
 from consistentee.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
-from consistentee.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, train_jointly, training_source
-from consistentee.trace import record_outputs
+from consistentee.stages import (
+    BACKBONE_AND_CLASSIFIERS,
+    HeadSchedule,
+    feature_stage,
+    layer_losses,
+    recorded_features,
+    train_jointly,
+    training_source,
+)
 from consistentee.training import (
     FeatureBatch,
     FeatureSource,
@@ -50,6 +57,8 @@ class ConsistentEE(Method):
     Attributes:
         alpha: the price of a layer. The paper's code used 0.005 to 0.2.
         reward: "hardness" makes layers cheap for rows that are memorized late; "vanilla" prices all alike.
+        reward_loss: what a wrong answer costs: "cross-entropy" is the paper's; "error" is 1 for a wrong answer and 0
+            for a right one, which does not pay for layers that only make a right answer more certain.
         estimator: "exact" takes the expected reward in closed form; "reinforce" samples ``rollouts`` exits a row.
         rollouts: K of REINFORCE.
         memorized_layer: taken on the rows the model was trained on ("train", the paper), or on held-out folds.
@@ -68,6 +77,7 @@ class ConsistentEE(Method):
 
     alpha: float = 0.05
     reward: Literal["hardness", "vanilla"] = "hardness"
+    reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
     estimator: Literal["exact", "reinforce"] = "exact"
     rollouts: int = 8
     memorized_layer: Literal["train", "cross-fitted"] = "train"
@@ -95,7 +105,7 @@ class ConsistentEE(Method):
             cross_fitted = cross_fitted_memorized_layer(model, task, recipe, self.folds)
         train_jointly(model, task, recipe)
         model.add_head(POLICY, policy_spec(self.policy_reads, self.conditioned), seed=recipe.seed)
-        outputs = record_outputs(model, source.encodings, progress="caching features" if recipe.progress else None)
+        outputs = recorded_features(model, source, recipe)
         hardness = None
         if self.reward == "hardness":
             measured = memorized_layer_of(outputs.logits, source.labels)
@@ -104,7 +114,7 @@ class ConsistentEE(Method):
         if self.joint_epochs:
             run_stage(model, source, self._joint_stage(hardness, recipe), recipe)
             if self.refit_policy:
-                outputs = record_outputs(model, source.encodings)
+                outputs = recorded_features(model, source, recipe)
                 self._fit_policy(model, source, outputs, hardness, recipe)
         return model
 
@@ -123,7 +133,9 @@ class ConsistentEE(Method):
     ) -> None:
         rows = FeatureSource(model, outputs, source.labels.tolist()) if self.cached else source
         loss = partial(_policy_stage_loss, self, hardness)
-        run_stage(model, rows, self._stage("policy", loss, (f"exit_heads.{POLICY}.",), hardness), recipe)
+        schedule = HeadSchedule(self.policy_epochs, self.policy_batch_size, self.policy_learning_rate)
+        details = {"method": repr(self), "hardness": hardness}
+        run_stage(model, rows, feature_stage("policy", loss, (f"exit_heads.{POLICY}.",), schedule, details), recipe)
 
     def _joint_stage(self, hardness: Tensor | None, recipe: Recipe) -> Stage:
         trains = (*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{POLICY}.")
@@ -138,22 +150,15 @@ class ConsistentEE(Method):
             details={"method": repr(self), "hardness": hardness},
         )
 
-    def _stage(self, name: str, loss: partial[Tensor], trains: tuple[str, ...], hardness: Tensor | None) -> Stage:
-        return Stage(
-            name=name,
-            loss=loss,
-            trains=trains,
-            epochs=self.policy_epochs,
-            batch_size=self.policy_batch_size,
-            learning_rate=self.policy_learning_rate,
-            head_learning_rate=self.policy_learning_rate,
-            details={"method": repr(self), "hardness": hardness},
-            dropout=False,
-        )
-
     def draw_alpha(self, rows: int) -> Tensor:
         """Return the price of a layer for each row of a batch: [rows], constant here."""
         return torch.full((rows,), self.alpha)
+
+    def cost_of_answers(self, outputs: LayerOutputs, labels: Tensor) -> Tensor:
+        """Return what the answer of each layer costs in the reward: [rows, L]."""
+        if self.reward_loss == "cross-entropy":
+            return layer_losses(outputs.logits, labels)
+        return (outputs.logits.argmax(dim=-1) != labels.unsqueeze(1)).to(outputs.logits.dtype)
 
     def prices(self, hardness: Tensor | None, rows: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the price of a layer and the Memorized Layer of the rows of a batch, where the losses are."""
@@ -185,7 +190,7 @@ class ConsistentEECurve(ConsistentEE):
     conditioned: ClassVar[bool] = True
 
     lowest_alpha: float = 1e-4
-    highest_alpha: float = 1.0
+    highest_alpha: float = 10.0
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where P(exit | alpha = knob) > 0.5; the largest knob always exits, 0 never does."""
@@ -206,9 +211,9 @@ def _policy_stage_loss(
     else:
         with torch.no_grad():
             outputs = model(batch.tokens)
-    losses = layer_losses(outputs.logits, batch.labels)
-    alpha, row_hardness = method.prices(hardness, batch.rows, losses)
-    return method.policy_loss(method.ask_policy(model, outputs, alpha), rewards(losses, alpha, row_hardness))
+    costs = method.cost_of_answers(outputs, batch.labels)
+    alpha, row_hardness = method.prices(hardness, batch.rows, costs)
+    return method.policy_loss(method.ask_policy(model, outputs, alpha), rewards(costs, alpha, row_hardness))
 
 
 def _joint_stage_loss(
@@ -219,4 +224,5 @@ def _joint_stage_loss(
     alpha, row_hardness = method.prices(hardness, batch.rows, losses)
     probabilities = method.ask_policy(model, outputs, alpha)
     loss_at_exit = (exit_distribution(probabilities).detach() * losses).sum(dim=1).mean()
-    return loss_at_exit + method.policy_loss(probabilities, rewards(losses, alpha, row_hardness))
+    costs = method.cost_of_answers(outputs, batch.labels)
+    return loss_at_exit + method.policy_loss(probabilities, rewards(costs, alpha, row_hardness))

@@ -1,5 +1,7 @@
 """Encoding: the tokens of one row; Batch: padded tensors of several. The border between text and tensors."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,6 +74,12 @@ def collate(encodings: Sequence[Encoding], pad_id: int, device: torch.device | N
         token_type_ids = torch.tensor([(e.token_type_ids or []) + [0] * (width - len(e)) for e in encodings])
         token_type_ids = token_type_ids.to(device)
     return Batch(input_ids.to(device), padding_mask.to(device), token_type_ids, lengths, encodings)
+
+
+def fingerprint(encodings: Sequence[Encoding]) -> str:
+    """Return a hash of all rows and their order."""
+    rows = [(encoding.input_ids, encoding.token_type_ids) for encoding in encodings]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def tokenize(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[Encoding]:

@@ -1,15 +1,29 @@
 """The stages that several methods share, and the losses they are made of."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data import TaskData
-from consistentee.model import MultiExitModel
-from consistentee.training import Recipe, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.model import LayerOutputs, MultiExitModel
+from consistentee.trace import record_outputs
+from consistentee.training import FeatureBatch, Recipe, Stage, TokenBatch, TokenSource, run_stage
 
 TokenLoss = Callable[[MultiExitModel, TokenBatch], Tensor]
+FeatureLoss = Callable[[MultiExitModel, FeatureBatch], Tensor]
+
+
+@dataclass(frozen=True)
+class HeadSchedule:
+    """How long and how fast heads are trained on cached features."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
 
@@ -71,6 +85,29 @@ def token_stage(name: str, loss: TokenLoss, recipe: Recipe, *, shared: bool = Fa
         learning_rate=recipe.learning_rate,
         head_learning_rate=recipe.head_learning_rate,
         shared=shared,
+    )
+
+
+def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> LayerOutputs:
+    """Return what the model, as it stands, says of the training rows at every layer: one pass in eval mode."""
+    title = "caching features" if recipe.progress else None
+    return record_outputs(model, source.encodings, store=recipe.store, progress=title)
+
+
+def feature_stage(
+    name: str, loss: FeatureLoss, trains: tuple[str, ...], schedule: HeadSchedule, details: dict[str, Any] | None = None
+) -> Stage:
+    """Return a stage that trains heads on what a frozen backbone left; there is no dropout in it."""
+    return Stage(
+        name=name,
+        loss=loss,
+        trains=trains,
+        epochs=schedule.epochs,
+        batch_size=schedule.batch_size,
+        learning_rate=schedule.learning_rate,
+        head_learning_rate=schedule.learning_rate,
+        details=details or {},
+        dropout=False,
     )
 
 

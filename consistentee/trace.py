@@ -1,5 +1,6 @@
 """Trace: what every layer says of every row, recorded in one full-depth pass; any rule is then replayed on it."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,14 @@ from pathlib import Path
 import torch
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from consistentee.data import Split
-from consistentee.encoding import Encoding
+from consistentee.encoding import Encoding, fingerprint
 from consistentee.errors import UserError
 from consistentee.exits import ExitRule, LayerView, predictions_of
+from consistentee.files import hash_tensors, save_tensors
 from consistentee.heads import ExitHeads
 from consistentee.model import LayerOutputs, MultiExitModel
 
@@ -140,18 +142,45 @@ def _heads_of(model: MultiExitModel) -> dict[str, ExitHeads]:
     return {name: model.head(name) for name in model.exit_heads}
 
 
-@torch.no_grad()
 def record_outputs(
     model: MultiExitModel,
     encodings: Sequence[Encoding],
     *,
     batch_size: int = 64,
+    store: Path | None = None,
     progress: str | None = None,
 ) -> LayerOutputs:
     """Run ``model`` at full depth, in eval mode, over tokenised rows: all layers of all rows, in order, on the CPU.
 
-    ``progress`` is the title of a progress bar, or None for none.
+    Args:
+        model: its learned heads do not matter here.
+        encodings: the rows.
+        batch_size: rows a batch; rows of similar length go together.
+        store: folder where outputs are kept, so that methods that share a model share its pass; None keeps nothing.
+        progress: title of a progress bar, or None for none.
     """
+    if store is None:
+        return _run_at_full_depth(model, encodings, batch_size, progress)
+    path = store / f"outputs-{_outputs_key(model, encodings, batch_size)}.safetensors"
+    if not path.is_file():
+        outputs = _run_at_full_depth(model, encodings, batch_size, progress)
+        tensors = {"vectors": outputs.vectors, "logits": outputs.logits}
+        save_tensors(tensors if outputs.pooled is outputs.vectors else tensors | {"pooled": outputs.pooled}, path)
+        return outputs
+    tensors = load_file(path)
+    return LayerOutputs(tensors["vectors"], tensors.get("pooled", tensors["vectors"]), tensors["logits"])
+
+
+def _outputs_key(model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> str:
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("exit_heads.")}
+    parts = [hash_tensors(weights), fingerprint(encodings), batch_size, model.description.pooling, torch.__version__]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def _run_at_full_depth(
+    model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int, progress: str | None
+) -> LayerOutputs:
     model.eval()
     order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
     starts = range(0, len(order), batch_size)
@@ -173,12 +202,16 @@ def record_trace(
     *,
     batch_size: int = 64,
     max_length: int | None = None,
+    store: Path | None = None,
     progress: bool = False,
 ) -> Trace:
-    """Run ``model`` at full depth over a split, once, and keep what every layer says of every row."""
+    """Run ``model`` at full depth over a split, once, and keep what every layer says of every row.
+
+    ``store`` is a folder where full-depth passes are kept, see :func:`record_outputs`.
+    """
     encodings = model.tokenize(split.texts, max_length)
     title = f"tracing {split.name}" if progress else None
-    outputs = record_outputs(model, encodings, batch_size=batch_size, progress=title)
+    outputs = record_outputs(model, encodings, batch_size=batch_size, store=store, progress=title)
     return Trace(
         logits=outputs.logits,
         labels=torch.tensor(split.labels),

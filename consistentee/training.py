@@ -9,7 +9,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,15 +20,16 @@ import torch
 import transformers
 from accelerate import Accelerator
 from rich.progress import track
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 from consistentee.data import Label, Split
-from consistentee.encoding import Batch, Encoding
+from consistentee.encoding import Batch, Encoding, fingerprint
 from consistentee.errors import UserError
+from consistentee.files import hash_tensors, save_tensors
 from consistentee.model import LayerOutputs, MultiExitModel
 
 CHECKPOINT_STEPS = 200
@@ -123,8 +123,7 @@ class TokenSource:
 
     def fingerprint(self) -> str:
         """Hash of tokens and labels."""
-        rows = [(e.input_ids, e.token_type_ids) for e in self.encodings]
-        return hashlib.sha256(json.dumps([rows, self.labels.tolist()]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([fingerprint(self.encodings), self.labels.tolist()]).encode()).hexdigest()
 
 
 class FeatureSource:
@@ -148,7 +147,7 @@ class FeatureSource:
     def fingerprint(self) -> str:
         """Hash of features and labels."""
         tensors = (self.outputs.vectors, self.outputs.logits, self.labels)
-        return _hash_tensors({str(i): tensor for i, tensor in enumerate(tensors)})
+        return hash_tensors({str(i): tensor for i, tensor in enumerate(tensors)})
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recip
     checkpoint = recipe.store / f"{stage.name}-{key}.checkpoint.safetensors"
     _train(model, source, stage, recipe, checkpoint)
     if stage.shared:
-        _save_atomically(model.clone_weights(), final)
+        save_tensors(model.clone_weights(), final)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -287,7 +286,7 @@ def _save_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer:
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
     tensors["random_state"] = torch.get_rng_state()
     tensors["step"] = torch.tensor(step)
-    _save_atomically(tensors, path)
+    save_tensors(tensors, path)
 
 
 def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: AdamW) -> int:
@@ -307,21 +306,10 @@ def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: A
     return int(tensors["step"])
 
 
-def _save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path.name}: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _stage_key(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe) -> str:
     described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress")}
     parts = {
-        "weights": _hash_tensors(model.clone_weights()),
+        "weights": hash_tensors(model.clone_weights()),
         "rows": source.fingerprint(),
         "stage": [
             stage.name,
@@ -331,7 +319,7 @@ def _stage_key(model: MultiExitModel, source: Source, stage: Stage, recipe: Reci
             stage.learning_rate,
             stage.head_learning_rate,
         ],
-        "details": {k: _hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
+        "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
         "recipe": described,
         "code": [_source_of(stage.loss), inspect.getsource(_train)],
         "versions": [torch.__version__, transformers.__version__],
@@ -344,11 +332,3 @@ def _source_of(loss: Callable[..., Tensor]) -> str:
     """Return the source of the module that a loss, or the function that a partial wraps, comes from."""
     function = loss.func if isinstance(loss, partial) else loss
     return inspect.getsource(sys.modules[function.__module__])
-
-
-def _hash_tensors(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

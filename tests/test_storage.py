@@ -13,19 +13,18 @@ from benchmarks.harness.records import CellRecord
 from benchmarks.harness.storage import (
     PREDICTIONS_FILE,
     RECORD_FILE,
-    DiskFullError,
     RunFolder,
     only_run,
     read_all,
     read_cell,
     read_predictions,
-    replacing,
     set_aside,
     write_predictions,
     write_record,
     write_text,
 )
 from consistentee.errors import UserError
+from consistentee.files import DiskFullError, is_disk_full, replacing
 
 RECORD = cell("pabee", [operating_point(2.0, "budget 0.50", 2.5, 0.9)])
 
@@ -111,8 +110,8 @@ def test_full_disk_is_recognised_behind_other_errors():
         except UserError as error:
             return error
 
-    assert storage.is_disk_full(chained())
-    assert not storage.is_disk_full(UserError("something else"))
+    assert is_disk_full(chained())
+    assert not is_disk_full(UserError("something else"))
 
 
 def test_place_that_cannot_be_written(tmp_path):

@@ -20,13 +20,13 @@ from rich.console import Console
 
 from benchmarks import analysis
 from benchmarks.harness import cell as cell_module
-from benchmarks.harness import storage
 from benchmarks.harness.records import CellRecord
 from benchmarks.harness.spec import Filters, load_suite
 from benchmarks.harness.storage import RECORD_FILE, TIMING_FILE, read_all
 from benchmarks.harness.sweep import RunOutcome, run_suite
 from consistentee.data import Split
 from consistentee.errors import UserError
+from consistentee.files import DiskFullError
 
 BROKEN_METHOD = """
 from dataclasses import dataclass
@@ -301,7 +301,7 @@ def test_interrupt_keeps_what_is_finished(bench, monkeypatch):
 def test_full_disk_ends_the_run_and_keeps_what_is_finished(bench, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        with pytest.raises(storage.DiskFullError, match="disk full"):
+        with pytest.raises(DiskFullError, match="disk full"):
             bench.run()
     assert set(bench.records()) == {"full"}
     assert bench.leftovers() == []

@@ -12,7 +12,7 @@ from benchmarks.analysis.curves import pareto_front
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, load_panels
 from benchmarks.analysis.rows import TableRow, label_rows
 from benchmarks.analysis.statistics import points_of
-from benchmarks.harness.storage import replacing
+from consistentee.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

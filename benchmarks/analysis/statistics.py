@@ -10,7 +10,7 @@ from scipy.stats import binomtest, bootstrap
 
 from benchmarks.analysis.curves import average_layers
 from benchmarks.analysis.results import StoredCell
-from benchmarks.harness.records import CurvePoint, OperatingPoint
+from benchmarks.harness.records import WITHIN_ONE_POINT, CurvePoint, OperatingPoint
 
 _TIE = 1e-9
 _BUDGET = re.compile(r"budget (\d*\.?\d+)")
@@ -83,7 +83,7 @@ def choose(cells: Sequence[StoredCell], target: str) -> Choice | None:
         allowed = [c for c in choices if _layers(c) <= budget * c.cell.record.num_layers + _TIE]
     else:
         allowed = [c for c in choices if target in split_targets(c.point)]
-    if target == "within 1 point" and allowed:
+    if target == WITHIN_ONE_POINT and allowed:
         reference = max(full_depth_score(cell) for cell in cells)
         good = [c for c in allowed if _validation_score(c) >= reference - 0.01 - _TIE]
         return min(good, key=lambda c: (_layers(c), -_validation_score(c)), default=None)

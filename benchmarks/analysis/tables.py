@@ -11,6 +11,7 @@ from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
 from benchmarks.analysis.statistics import budget_of
 from benchmarks.analysis.text_tables import TextTable, to_latex, to_markdown
+from benchmarks.harness.records import WITHIN_ONE_POINT
 from benchmarks.harness.storage import write_text
 from consistentee.errors import unknown_name
 
@@ -72,7 +73,7 @@ def _reasons(targets: Sequence[str]) -> str:
 def _short_reasons(targets: Sequence[str]) -> str:
     """Write the same in few columns: ``≤25%, ≤50%, -1 pt``."""
     budgets = [(target, budget_of(target)) for target in targets]
-    short = {"within 1 point": "-1 pt"}
+    short = {WITHIN_ONE_POINT: "-1 pt"}
     return ", ".join(short.get(target, target) if f is None else f"≤{100 * f:g}%" for target, f in budgets)
 
 

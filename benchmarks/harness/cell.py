@@ -17,26 +17,25 @@ from torch import Tensor
 from benchmarks.harness.environment import command_line, describe_environment, now
 from benchmarks.harness.flops import FlopModel
 from benchmarks.harness.intervals import score_interval
-from benchmarks.harness.records import CellRecord, CurvePoint, OperatingPoint
+from benchmarks.harness.records import WITHIN_ONE_POINT, CellRecord, CurvePoint, OperatingPoint
 from benchmarks.harness.spec import CellSpec, display_name
 from benchmarks.harness.storage import (
     LOG_FILE,
     PREDICTIONS_FILE,
     RECORD_FILE,
     RunFolder,
-    replacing,
     write_predictions,
     write_record,
 )
 from consistentee.classification import classify
 from consistentee.data import TaskData
 from consistentee.exits import ExitRule
-from consistentee.method import Method, get_method
+from consistentee.files import replacing
+from consistentee.method import Method, get_method, train_method
 from consistentee.metrics import score
 from consistentee.model import MultiExitModel
 from consistentee.trace import Trace, record_trace, sweep
 
-WITHIN_ONE_POINT = "within 1 point"
 _POINT = 0.01
 _LIVE_BATCH_SIZE = 32
 _SAME_VALUE = 1e-4  # two numeric answers that differ by less are the same answer, summed in another order
@@ -85,15 +84,14 @@ def run_cell(spec: CellSpec, key: str, task: TaskData, folder: RunFolder, *, pro
     """
     cell = folder.cell(spec)
     method = get_method(spec.method, **spec.parameters)
-    method.check_task(task)
     with _log_to(cell / LOG_FILE):
         _logger.info("%s, key %s", spec.name, key)
         started = time.perf_counter()
         model = _train(spec, method, task, folder, progress)
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
-        done = evaluate(task, method, model, spec.budgets, progress)
-        model.description.default_knob = _default_knob(done)
+        done = evaluate(task, method, model, spec.budgets, store=folder.stages, progress=progress)
+        model.description.default_knob = default_knob(done)
         record = _record(spec, key, done, train_seconds)
         with replacing(folder.model(key)) as temporary:
             model.save_pretrained(temporary)
@@ -106,22 +104,27 @@ def run_cell(spec: CellSpec, key: str, task: TaskData, folder: RunFolder, *, pro
 def _train(spec: CellSpec, method: Method, task: TaskData, folder: RunFolder, progress: bool) -> MultiExitModel:
     set_seed(spec.seed)  # methods may draw from the global generators; no cell depends on the one before
     model = MultiExitModel.from_backbone(spec.backbone, task.num_labels, label_names=task.label_names, seed=spec.seed)
-    model.description.max_length = spec.recipe.max_length
-    model = method.fit(model, task, spec.recipe.to_recipe(spec.seed, folder.stages, progress))
-    model.description.task_name = task.name
-    model.description.method_name = spec.method
-    model.description.method_parameters = method.parameters
-    return model.eval()
+    recipe = spec.recipe.to_recipe(spec.seed, folder.stages, progress)
+    return train_method(method, spec.method, model, task, recipe).eval()
 
 
 def evaluate(
-    task: TaskData, method: Method, model: MultiExitModel, budgets: Sequence[float], progress: bool = False
+    task: TaskData,
+    method: Method,
+    model: MultiExitModel,
+    budgets: Sequence[float],
+    *,
+    store: Path | None = None,
+    progress: bool = False,
 ) -> Evaluation:
-    """Trace a trained model on validation and test rows, replay every knob on both, and choose on validation."""
+    """Trace a trained model on validation and test rows, replay every knob on both, and choose on validation.
+
+    ``store`` keeps full-depth passes: methods that put another rule on the same model share them.
+    """
     knobs = [float(knob) for knob in method.knob_values(model)]
     rules = [method.rule(model, knob) for knob in knobs]
-    test_trace = record_trace(model, task.test, progress=progress)
-    validation_trace = record_trace(model, task.validation, progress=progress)
+    test_trace = record_trace(model, task.test, store=store, progress=progress)
+    validation_trace = record_trace(model, task.validation, store=store, progress=progress)
     validation = replay_curve(rules, knobs, validation_trace, task.metrics)
     return Evaluation(
         task=task,
@@ -176,7 +179,7 @@ def choose_knobs(validation: Sequence[CurvePoint], metric: str, budgets: Sequenc
     return dict(sorted(chosen.items()))
 
 
-def _default_knob(done: Evaluation) -> float:
+def default_knob(done: Evaluation) -> float:
     """Return the knob that a user of the saved model gets unasked: cheap, at hardly any loss."""
     return next(done.knobs[index] for index, reasons in done.chosen.items() if WITHIN_ONE_POINT in reasons)
 

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
+WITHIN_ONE_POINT = "within 1 point"
+"""Why an operating point was chosen: the fewest layers that lose at most one point, on validation data."""
+
 
 class Strict(BaseModel):
     """A model that forbids unknown keys."""

@@ -1,11 +1,9 @@
 """Where a run keeps its files, how they are written (whole or not at all), and how they are read back (checked)."""
 
-import errno
 import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from benchmarks.harness.records import CellRecord, FailureRecord, TimingRecord
 from benchmarks.harness.spec import CellSpec, folder_name, validation_sentence
 from consistentee.errors import UserError
+from consistentee.files import PARTIAL, make_folder, replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,19 +27,8 @@ FAILURE_FILE = "failure.json"
 TIMING_FILE = "timing.json"
 LOG_FILE = "log.txt"
 
-_FULL_DISK_CODES = (errno.ENOSPC, errno.EDQUOT)
 _PARQUET_MAGIC = b"PAR1"
-_PARTIAL = ".partial"
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
-
-
-class DiskFullError(UserError):
-    """There is no room for what comes next: the run ends, and everything finished is kept."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(
-            f"disk full while writing {path}: everything finished before is kept; free some space and run again"
-        )
 
 
 @dataclass(frozen=True)
@@ -94,78 +82,18 @@ class Fault:
 @contextmanager
 def only_run(folder: RunFolder) -> Iterator[None]:
     """Keep a second run away from a results folder, and clear away what a killed run left half-written."""
-    _make_folder(folder.lock.parent)
+    make_folder(folder.lock.parent)
     lock = FileLock(folder.lock, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
         raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
     try:
-        for leftover in folder.root.rglob(f".*{_PARTIAL}"):
+        for leftover in folder.root.rglob(f".*{PARTIAL}"):
             shutil.rmtree(leftover, ignore_errors=True)
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path for a file or a folder; at the end it becomes ``path``, whole and on the disk.
-
-    Whatever ends the block early, a kill included, leaves ``path`` as it was. Raises DiskFullError.
-    """
-    temporary: Path | None = None
-    try:
-        temporary = _temporary_folder(path)
-        made = temporary / path.name
-        yield made
-        for part in [made, *made.rglob("*")]:
-            _sync(part)
-        if path.is_dir():  # a folder cannot be renamed over another one
-            shutil.rmtree(path)
-        made.replace(path)
-        _sync(path.parent)
-    except Exception as error:
-        if is_disk_full(error):
-            raise DiskFullError(path) from error
-        raise
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _temporary_folder(path: Path) -> Path:
-    """Make a folder beside ``path``: what is in it reaches its place by a rename, on the same disk."""
-    _make_folder(path.parent)
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent))
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if is_disk_full(error):
-            raise
-        raise UserError(f"cannot write to {path}: {error.strerror}") from error
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Say whether an error, or what caused it, is a full disk; native libraries tell it only in their message."""
-    while error is not None:
-        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL_DISK_CODES):
-            return True
-        if os.strerror(errno.ENOSPC) in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

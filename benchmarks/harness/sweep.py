@@ -31,15 +31,14 @@ from benchmarks.harness.records import FailureRecord
 from benchmarks.harness.spec import Filters, SuiteSpec, display_name, expand
 from benchmarks.harness.storage import (
     FAILURE_FILE,
-    DiskFullError,
     Fault,
     RunFolder,
-    is_disk_full,
     only_run,
     write_record,
     write_text,
 )
 from consistentee.errors import UserError
+from consistentee.files import DiskFullError, is_disk_full
 from consistentee.method import get_method
 
 

@@ -11,6 +11,7 @@ from consistentee.classification import classify_encoded, stock_encoded
 from consistentee.exits import ExitRule, NeverExit
 
 ROWS = 192
+AT_LEAST = {1: 0.90, 8: 0.85, 32: 0.85}
 
 
 def early_exit(model, rule: ExitRule, name: str) -> Runner:
@@ -30,8 +31,8 @@ def test_never_exit_costs_what_the_stock_model_costs(benchmark, request, model, 
     assert ratio <= 1.03
 
 
-@pytest.mark.parametrize(("batch_size", "at_least"), [(1, 0.90), (8, 0.85), (32, 0.85)])
-def test_real_speed_up_is_what_the_layers_allow(benchmark, request, model, task, batch_size, at_least):
+@pytest.mark.parametrize("batch_size", sorted(AT_LEAST))
+def test_real_speed_up_is_what_the_layers_allow(benchmark, request, model, task, batch_size):
     """Allowed time: embedding, one layer and a classifier, plus what each further layer costs times the layers run."""
     rows = model.tokenize(task.test.texts[:ROWS])
     mixed_rule = RandomRule((model.num_layers + 1) / 2, seed=0)
@@ -48,7 +49,7 @@ def test_real_speed_up_is_what_the_layers_allow(benchmark, request, model, task,
     report(
         request,
         f"real / allowed speed-up, batch {batch_size}, {average:.2f} of {model.num_layers} layers: "
-        f"{ratio:.3f} (at least {at_least})",
+        f"{ratio:.3f} (at least {AT_LEAST[batch_size]})",
     )
     benchmark.pedantic(mixed.run, args=(rows[:batch_size],), rounds=20, warmup_rounds=3)
-    assert ratio >= at_least
+    assert ratio >= AT_LEAST[batch_size]

@@ -1,0 +1,110 @@
+"""Files that are written whole or not at all, the full disk that prevents it, and tensors in files."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from consistentee.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARTIAL = ".partial"
+"""Ending of what a killed process may leave half-written; safe to delete."""
+
+_FULL_DISK_CODES = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFullError(UserError):
+    """There is no room for what comes next: the run ends, and everything finished is kept."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"disk full while writing {path}: everything finished before is kept; free some space and run again"
+        )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path for a file or a folder; at the end it becomes ``path``, whole and on the disk.
+
+    Whatever ends the block early, a kill included, leaves ``path`` as it was. Raises DiskFullError.
+    """
+    temporary: Path | None = None
+    try:
+        temporary = _temporary_folder(path)
+        made = temporary / path.name
+        yield made
+        for part in [made, *made.rglob("*")]:
+            _sync(part)
+        if path.is_dir():  # a folder cannot be renamed over another one
+            shutil.rmtree(path)
+        made.replace(path)
+        _sync(path.parent)
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFullError(path) from error
+        raise
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_folder(path: Path) -> Path:
+    """Make a folder beside ``path``: what is in it reaches its place by a rename, on the same disk."""
+    make_folder(path.parent)
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents. Raises UserError where that is not allowed, OSError on a full disk."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise
+        raise UserError(f"cannot write to {path}: {error.strerror}") from error
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Say whether an error, or what caused it, is a full disk; native libraries tell it only in their message."""
+    while error is not None:
+        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL_DISK_CODES):
+            return True
+        if os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_tensors(tensors: "dict[str, Tensor]", path: Path) -> None:
+    """Write tensors as safetensors, atomically. Raises DiskFullError."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def hash_tensors(tensors: "dict[str, Tensor]") -> str:
+    """Return a hash of names and contents."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
