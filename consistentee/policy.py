@@ -22,7 +22,7 @@ POLICY = "policy"
 INITIAL_BIAS = -1.5
 
 PolicyInputs = Literal["state", "state+confidence", "confidence"]
-"""What a policy reads: the pooled vector alone, or the confidence of the classifier too."""
+"""What a policy reads: the pooled vector alone, the confidence of the classifier too, or that alone."""
 
 NUM_CONFIDENCE_FEATURES = 4
 

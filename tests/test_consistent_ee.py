@@ -14,7 +14,7 @@ from consistentee.trace import record_outputs, record_trace, replay, sweep
 from consistentee.training import Recipe
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
-METHOD = ConsistentEE(policy_epochs=4, joint_epochs=1)
+METHOD = ConsistentEE(policy_steps=4, joint_epochs=1)
 
 
 def weights(model, prefix):
@@ -70,9 +70,9 @@ def test_rule_follows_the_probabilities_that_were_trained(tiny_model, reads):
 
 def test_policy_stage_trains_the_policy_alone(tiny_model):
     first = tiny_model()
-    ConsistentEE(policy_epochs=0, joint_epochs=0).fit(first, make_task(), RECIPE)
+    ConsistentEE(policy_steps=0, joint_epochs=0).fit(first, make_task(), RECIPE)
     second = tiny_model()
-    ConsistentEE(policy_epochs=3, joint_epochs=0).fit(second, make_task(), RECIPE)
+    ConsistentEE(policy_steps=3, joint_epochs=0).fit(second, make_task(), RECIPE)
     for prefix in ("backbone.", "classifiers.", "poolers."):
         assert same(weights(first, prefix), weights(second, prefix))
     assert not same(weights(first, "exit_heads."), weights(second, "exit_heads."))
@@ -119,7 +119,7 @@ def test_every_option_trains(tiny_model, options):
     assert replay(rule, record_trace(model, make_task().test)).min() >= 1
 
 
-PRICED = ConsistentEE(reward="vanilla", policy_epochs=40, joint_epochs=0, policy_learning_rate=1e-2)
+PRICED = ConsistentEE(reward="vanilla", policy_steps=100, joint_epochs=0, policy_learning_rate=1e-2)
 
 
 def test_a_higher_price_gives_earlier_exits(tiny_model):
@@ -133,7 +133,7 @@ def test_a_higher_price_gives_earlier_exits(tiny_model):
 
 
 def test_one_conditioned_policy_gives_a_curve(tiny_model):
-    method = ConsistentEECurve(policy_epochs=60, joint_epochs=0, policy_learning_rate=1e-2)
+    method = ConsistentEECurve(policy_steps=160, joint_epochs=0, policy_learning_rate=1e-2)
     model = method.fit(tiny_model(), make_task(rows=200), replace(RECIPE, epochs=4, learning_rate=3e-3))
     trace = record_trace(model, make_task().test)
     exits = sweep([method.rule(model, knob) for knob in method.knob_values(model)], trace)

@@ -22,7 +22,7 @@ from consistentee.trace import Trace, record_trace, replay, sweep
 from consistentee.training import Recipe
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)
-FAST = {"policy_epochs": 4, "off_ramp_epochs": 4, "confidence_epochs": 4}
+FAST = {"policy_steps": 4, "off_ramp_epochs": 4, "confidence_epochs": 4}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,7 +11,7 @@ from consistentee.consistent_ee import ConsistentEE
 from consistentee.training import Recipe
 
 RECIPE = Recipe(epochs=1, max_length=64)
-METHOD = ConsistentEE(policy_epochs=10, joint_epochs=0, reward="vanilla")
+METHOD = ConsistentEE(policy_steps=50, joint_epochs=0, reward="vanilla")
 
 
 def test_cached_features_make_the_policy_stage_cheap(benchmark, request, model, task, monkeypatch: pytest.MonkeyPatch):
