@@ -68,7 +68,8 @@ class ConsistentEE(Method):
             that alone.
         policy_steps, policy_batch_size, policy_learning_rate: of stage 2, however many rows.
         cached: run stage 2 on features that the frozen backbone left, instead of running the backbone again.
-        joint_epochs, joint_learning_rate: of stage 3; 0 epochs leave the jointly trained classifiers as they are.
+        joint_epochs, joint_learning_rate: of stage 3, the rate being the backbone's, and the heads' in the recipe's
+            proportion; 0 epochs leave the jointly trained classifiers as they are.
         refit_policy: fit the policy again after stage 3.
     """
 
@@ -149,7 +150,7 @@ class ConsistentEE(Method):
             epochs=self.joint_epochs,
             batch_size=recipe.batch_size,
             learning_rate=self.joint_learning_rate,
-            head_learning_rate=self.policy_learning_rate,
+            head_learning_rate=self.joint_learning_rate * recipe.head_learning_rate / recipe.learning_rate,
             details={"method": repr(self), "hardness": hardness},
         )
 

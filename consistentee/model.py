@@ -1,6 +1,9 @@
 """MultiExitModel: a stock backbone, its pooling, one internal classifier a layer, and what a method adds."""
 
+import hashlib
+import inspect
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +12,19 @@ from typing import Any, Literal, Self, cast
 import torch
 import transformers
 from huggingface_hub import ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from consistentee import encoding
+from consistentee.backbones import encoders
 from consistentee.backbones.catalog import resolve
 from consistentee.backbones.encoders import stepper_for
 from consistentee.data import Text
 from consistentee.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError, unknown_name
+from consistentee.files import hash_tensors
 from consistentee.heads import ExitHeads, HeadSpec
 
 Pooling = Literal["mean", "cls"]
@@ -260,6 +267,18 @@ class MultiExitModel(
         hidden = self.backbone(**batch.model_inputs).last_hidden_state
         return self.classify_pooled(self.num_layers, self.pool(self.num_layers, hidden, batch.padding_mask))
 
+    def fingerprint(self, *, with_heads: bool = True) -> str:
+        """Return a hash of what a pass gives: weights, pooling, configuration, and the code that runs it.
+
+        ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
+        """
+        heads = () if with_heads else ("exit_heads.",)
+        weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
+        code = [inspect.getsource(module) for module in (sys.modules[__name__], encoders, encoding)]
+        config = self.backbone.config.to_json_string(use_diff=False)
+        parts = [hash_tensors(weights), self.description.pooling, config, *code, torch.__version__]
+        return hashlib.sha256(json.dumps([*parts, transformers.__version__]).encode()).hexdigest()
+
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
@@ -310,6 +329,14 @@ class MultiExitModel(
             )
         if not (folder / _DESCRIPTION_FILE).is_file():
             raise UserError(f"{model_id} is not a saved multi-exit model: it has no {_DESCRIPTION_FILE}")
+        try:
+            return cls._load(folder)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the saved model {model_id} is damaged or incomplete: {reason}") from error
+
+    @classmethod
+    def _load(cls, folder: Path) -> Self:
         description = ModelDescription.from_json(json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8")))
         backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder / "backbone"))
         _take_pooler(backbone)

@@ -17,7 +17,7 @@ from consistentee.data import Split
 from consistentee.encoding import Encoding, fingerprint
 from consistentee.errors import UserError
 from consistentee.exits import ExitRule, LayerView, predictions_of
-from consistentee.files import hash_tensors, save_tensors
+from consistentee.files import save_tensors
 from consistentee.heads import ExitHeads
 from consistentee.model import LayerOutputs, MultiExitModel
 
@@ -172,8 +172,7 @@ def record_outputs(
 
 
 def _outputs_key(model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> str:
-    weights = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("exit_heads.")}
-    parts = [hash_tensors(weights), fingerprint(encodings), batch_size, model.description.pooling, torch.__version__]
+    parts = [model.fingerprint(with_heads=False), fingerprint(encodings), batch_size]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

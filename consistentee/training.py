@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import transformers
 from accelerate import Accelerator
 from rich.progress import track
 from safetensors.torch import load_file
@@ -285,6 +284,8 @@ def _save_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer:
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
     tensors["random_state"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random_state_cuda"] = torch.cuda.get_rng_state()
     tensors["step"] = torch.tensor(step)
     save_tensors(tensors, path)
 
@@ -303,13 +304,15 @@ def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: A
                     value = tensors[stored]
                     optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
     torch.set_rng_state(tensors["random_state"])
+    if "random_state_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random_state_cuda"])
     return int(tensors["step"])
 
 
 def _stage_key(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe) -> str:
     described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress")}
     parts = {
-        "weights": hash_tensors(model.clone_weights()),
+        "model": model.fingerprint(),
         "rows": source.fingerprint(),
         "stage": [
             stage.name,
@@ -322,7 +325,6 @@ def _stage_key(model: MultiExitModel, source: Source, stage: Stage, recipe: Reci
         "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
         "recipe": described,
         "code": [_source_of(stage.loss), inspect.getsource(_train)],
-        "versions": [torch.__version__, transformers.__version__],
         "dropout": stage.dropout,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -49,6 +49,26 @@ def test_loading_names_what_is_wrong(tiny_model, tmp_path):
         MultiExitModel.from_pretrained(tmp_path / "saved")
 
 
+def test_truncated_weights_are_named(tiny_model, tmp_path):
+    tiny_model().save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="saved is damaged or incomplete"):
+        MultiExitModel.from_pretrained(tmp_path / "saved")
+
+
+def test_fingerprint_sees_weights_pooling_and_heads(tiny_model):
+    model = tiny_model(pooling="mean", pooler="none")
+    before, without_heads = model.fingerprint(), model.fingerprint(with_heads=False)
+    assert tiny_model(pooling="mean", pooler="none").fingerprint() == before
+    assert tiny_model(pooling="cls", pooler="none").fingerprint() != before
+    model.add_head("gate", HeadSpec())
+    assert model.fingerprint() != before
+    assert model.fingerprint(with_heads=False) == without_heads
+    model.classifiers[0].bias.data += 1
+    assert model.fingerprint(with_heads=False) != without_heads
+
+
 def test_same_seed_same_new_weights(tiny_backbone):
     build = lambda seed: MultiExitModel.from_backbone(str(tiny_backbone("bert")), 3, seed=seed)  # noqa: E731
     first, again, other = build(1), build(1), build(2)

@@ -36,6 +36,19 @@ def test_trace_equals_the_stock_model_at_the_last_layer(tiny_model):
         torch.testing.assert_close(trace.logits[:, -1], model.stock_logits(batch), rtol=1e-5, atol=1e-5)
 
 
+def test_a_stored_pass_is_read_again_and_only_where_nothing_changed(tiny_model, tmp_path):
+    model, split = tiny_model(), make_task().test
+    first = record_trace(model, split, store=tmp_path)
+    again = record_trace(model, split, store=tmp_path)
+    assert torch.equal(first.logits, again.logits)
+    assert torch.equal(first.signals["pooled"], again.signals["pooled"])
+    assert len(list(tmp_path.iterdir())) == 1
+    with torch.no_grad():
+        model.classifiers[0].bias += 1
+    assert not torch.equal(record_trace(model, split, store=tmp_path).logits, first.logits)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_sweep_equals_replays_one_by_one(tiny_model):
     trace = record_trace(tiny_model(), make_task().test)
     exits = sweep(rules(), trace)
