@@ -23,8 +23,8 @@ from consistentee.exits import ExitRule, LayerView, State, ThresholdRule, head_p
 from consistentee.heads import HeadSpec
 from consistentee.method import Knob, Method
 from consistentee.model import MultiExitModel
-from consistentee.stages import HeadSchedule, feature_stage, recorded_features, train_jointly, training_source
-from consistentee.training import FeatureBatch, FeatureSource, Recipe, run_stage
+from consistentee.stages import recorded_features, train_heads, train_jointly, training_source
+from consistentee.training import FeatureBatch, FeatureSource, Recipe
 
 _CONFIDENCE = "confidence"
 _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"
@@ -40,6 +40,7 @@ class _CALM(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers on the depth-weighted loss."""
+        self.check_task(task)
         train_jointly(model, task, recipe)
         return model
 
@@ -89,16 +90,9 @@ class CALMState(_CALM):
 
 @dataclass(frozen=True)
 class CALMClassifier(_CALM):
-    """Leave where a learned head expects the last classifier to agree.
-
-    Attributes:
-        confidence_epochs, confidence_batch_size: of the head's training, on cached features.
-    """
+    """Leave where a learned head expects the last classifier to agree."""
 
     name: ClassVar[str] = "calm-classifier"
-
-    confidence_epochs: int = 20
-    confidence_batch_size: int = 128
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train as the others, then the confidence head on what the frozen model says."""
@@ -106,9 +100,9 @@ class CALMClassifier(_CALM):
         source = training_source(model, task, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
         outputs = recorded_features(model, source, recipe)
-        schedule = HeadSchedule(self.confidence_epochs, self.confidence_batch_size, recipe.head_learning_rate)
-        stage = feature_stage("confidence", _agreement_loss, (f"exit_heads.{_CONFIDENCE}.",), schedule)
-        run_stage(model, FeatureSource(model, outputs, source.labels.tolist()), stage, recipe)
+        trains = (f"exit_heads.{_CONFIDENCE}.",)
+        rows = FeatureSource(model, outputs, source.labels.tolist())
+        train_heads(model, rows, _agreement_loss, recipe, name="confidence", trains=trains)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:

@@ -21,14 +21,13 @@ from consistentee.exits import ExitRule, ThresholdRule, entropy
 from consistentee.method import Knob, Method
 from consistentee.model import MultiExitModel
 from consistentee.stages import (
-    HeadSchedule,
-    feature_stage,
     layer_losses,
     recorded_features,
+    train_heads,
     train_last_exit,
     training_source,
 )
-from consistentee.training import FeatureBatch, FeatureSource, Recipe, run_stage
+from consistentee.training import FeatureBatch, FeatureSource, Recipe
 
 _FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
 """Fractions of the largest entropy, ln C, from 1 down to 1e-6: trained classifiers are mostly near certain."""
@@ -36,21 +35,15 @@ _FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
 
 @dataclass(frozen=True)
 class DeeBERT(Method):
-    """Two-stage training, entropy rule.
-
-    Attributes:
-        off_ramp_epochs, off_ramp_batch_size: of stage 2, on cached features.
-    """
+    """Two-stage training, entropy rule."""
 
     name: ClassVar[str] = "deebert"
     paper: ClassVar[str] = "Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993"
     knob: ClassVar[Knob] = Knob("entropy", (*(f * math.log(2) for f in _FRACTIONS), 0.0))
 
-    off_ramp_epochs: int = 20
-    off_ramp_batch_size: int = 128
-
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then train the off-ramps on what it leaves."""
+        self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit(model, task, recipe)
         if model.description.pooler == "shared":
@@ -58,9 +51,8 @@ class DeeBERT(Method):
         outputs = recorded_features(model, source, recipe)
         ramps = range(model.num_layers - 1)
         trains = tuple(f"{part}.{ramp}." for part in ("poolers", "classifiers") for ramp in ramps)
-        schedule = HeadSchedule(self.off_ramp_epochs, self.off_ramp_batch_size, recipe.head_learning_rate)
-        stage = feature_stage("off-ramps", _off_ramp_loss, trains, schedule)
-        run_stage(model, FeatureSource(model, outputs, source.labels.tolist()), stage, recipe)
+        rows = FeatureSource(model, outputs, source.labels.tolist())
+        train_heads(model, rows, _off_ramp_loss, recipe, name="off-ramps", trains=trains)
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:

@@ -1,6 +1,7 @@
 """The references that every table carries: full, static, random, oracle and majority class.
 
-They say what an exit rule must beat: the stock model, a shorter model, chance, and what no rule can beat.
+They say what an exit rule must beat: the stock model, a shorter model, chance; and what no rule on the jointly trained
+model can beat.
 """
 
 from collections.abc import Sequence
@@ -56,6 +57,7 @@ class _JointlyTrained(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers on the depth-weighted loss."""
+        self.check_task(task)
         train_jointly(model, task, recipe)
         return model
 
@@ -159,7 +161,7 @@ class OracleRule(ExitRule):
 
 @dataclass(frozen=True)
 class Oracle(_JointlyTrained):
-    """Leave the jointly trained model at the first right answer, else at layer L: the upper bound."""
+    """Leave the jointly trained model at the first right answer, else at layer L: the upper bound of rules on it."""
 
     name: ClassVar[str] = "oracle"
     paper: ClassVar[str] = "reference: the first layer that is right (upper bound; reads the labels)"
@@ -190,7 +192,7 @@ class Majority(Method):
         """Give every classifier a bias, the log frequency of the classes, and no weights."""
         labels = label_tensor(recipe.training_rows(task.train).labels)
         if task.regression:
-            bias = labels.mean().unsqueeze(0)
+            bias = labels.float().mean().unsqueeze(0)
         else:
             bias = torch.bincount(labels, minlength=task.num_labels).float().clamp_min(1e-6).log()
         for classifier in model.classifiers:

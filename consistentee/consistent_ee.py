@@ -12,7 +12,6 @@ the exit is the expectation over the policy, ``sum_t q_t CE_t``; after stage 3 t
 features of the new backbone (``refit_policy``), because one epoch moves the backbone further than the policy follows.
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -30,10 +29,9 @@ from consistentee.policy import POLICY, PolicyInputs, PolicyRule, exit_probabili
 from consistentee.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
 from consistentee.stages import (
     BACKBONE_AND_CLASSIFIERS,
-    HeadSchedule,
-    feature_stage,
     layer_losses,
     recorded_features,
+    train_heads,
     train_jointly,
     training_source,
 )
@@ -53,7 +51,11 @@ _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1.5, -4.5, 201).to
 
 @dataclass(frozen=True)
 class ConsistentEE(Method):
-    """ConsistentEE as published: one policy for one price of a layer.
+    """ConsistentEE: its reward and its three stages, one policy for one price of a layer.
+
+    Where the defaults differ from what was published: the policy also reads confidence, the expected reward is taken
+    in closed form, and the policy is fitted again after stage 3. ``policy_reads="state", estimator="reinforce",
+    refit_policy=False`` and a knob of 0.5 give the published algorithm.
 
     Attributes:
         alpha: the price of a layer. The paper's code used 0.005 to 0.2.
@@ -66,7 +68,6 @@ class ConsistentEE(Method):
         folds: number of folds of the cross-fitting.
         policy_reads: "state" is the paper's; "state+confidence" adds what the classifier says; "confidence" reads
             that alone.
-        policy_steps, policy_batch_size, policy_learning_rate: of stage 2, however many rows.
         cached: run stage 2 on features that the frozen backbone left, instead of running the backbone again.
         joint_epochs, joint_learning_rate: of stage 3, the rate being the backbone's, and the heads' in the recipe's
             proportion; 0 epochs leave the jointly trained classifiers as they are.
@@ -86,9 +87,6 @@ class ConsistentEE(Method):
     memorized_layer: Literal["train", "cross-fitted"] = "train"
     folds: int = 3
     policy_reads: PolicyInputs = "state+confidence"
-    policy_steps: int = 2000
-    policy_batch_size: int = 128
-    policy_learning_rate: float = 5e-3
     cached: bool = True
     joint_epochs: int = 1
     joint_learning_rate: float = 3e-5
@@ -99,9 +97,12 @@ class ConsistentEE(Method):
             raise UserError("consistentee: REINFORCE with a mean baseline needs at least 2 rollouts")
         if self.alpha < 0:
             raise UserError(f"consistentee: alpha must not be negative, got {self.alpha}")
+        if self.folds < 2:
+            raise UserError(f"consistentee: cross-fitting needs at least 2 folds, got {self.folds}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Run the three stages."""
+        self.check_task(task)
         source = training_source(model, task, recipe)
         cross_fitted = None
         if self.reward == "hardness" and self.memorized_layer == "cross-fitted":
@@ -136,10 +137,8 @@ class ConsistentEE(Method):
     ) -> None:
         rows = FeatureSource(model, outputs, source.labels.tolist()) if self.cached else source
         loss = partial(_policy_stage_loss, self, hardness)
-        epochs = math.ceil(self.policy_steps / math.ceil(len(source) / self.policy_batch_size))
-        schedule = HeadSchedule(epochs, self.policy_batch_size, self.policy_learning_rate)
         details = {"method": repr(self), "hardness": hardness}
-        run_stage(model, rows, feature_stage("policy", loss, (f"exit_heads.{POLICY}.",), schedule, details), recipe)
+        train_heads(model, rows, loss, recipe, name="policy", trains=(f"exit_heads.{POLICY}.",), details=details)
 
     def _joint_stage(self, hardness: Tensor | None, recipe: Recipe) -> Stage:
         trains = (*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{POLICY}.")
@@ -188,7 +187,7 @@ class ConsistentEECurve(ConsistentEE):
     The published method has one operating point for each trained policy. This variant answers with the knob alpha.
     Its reward counts wrong answers, and its policy reads confidence alone: on a few thousand training rows a
     classifier's loss keeps falling with depth for nearly every row, right or wrong, so that a reward on the loss moves
-    all rows at once, and a policy that reads the state fits the rows it has seen.
+    all rows at once, and a policy that reads the state fits the rows it has seen. The parameter ``alpha`` is not read.
     """
 
     name: ClassVar[str] = "consistentee-curve"
@@ -200,6 +199,11 @@ class ConsistentEECurve(ConsistentEE):
     policy_reads: PolicyInputs = "confidence"
     lowest_alpha: float = 1e-4
     highest_alpha: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.lowest_alpha < self.highest_alpha:
+            raise UserError("consistentee-curve: lowest_alpha must lie above 0 and below highest_alpha")
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where P(exit | alpha = knob) > 0.5; the largest knob always exits, 0 never does."""

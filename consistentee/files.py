@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_logger = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
 """Ending of what a killed process may leave half-written; safe to delete."""
@@ -97,6 +100,21 @@ def save_tensors(tensors: "dict[str, Tensor]", path: Path) -> None:
 
     with replacing(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+
+
+def load_tensors(path: Path) -> "dict[str, Tensor] | None":
+    """Read a safetensors file of the project's own; None if there is none. A damaged one is named and deleted."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        return None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        _logger.warning("%s is damaged (%s): deleted, and computed again", path, error)
+        path.unlink(missing_ok=True)
+        return None
 
 
 def hash_tensors(tensors: "dict[str, Tensor]") -> str:

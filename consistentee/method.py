@@ -10,6 +10,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from consistentee.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -111,7 +113,12 @@ def get_method(name: str, **parameters: Any) -> Method:
     for parameter in parameters:
         if parameter not in fields:
             raise unknown_name(f"parameter of {name}", parameter, fields)
-    return method_class(**parameters)
+    try:
+        return TypeAdapter(method_class).validate_python(parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"parameter {where!r} of {name} is {first['input']!r}: {first['msg']}") from error
 
 
 def method_class_of(name: str) -> type[Method]:

@@ -276,7 +276,7 @@ class MultiExitModel(
         weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
         code = [inspect.getsource(module) for module in (sys.modules[__name__], encoders, encoding)]
         config = self.backbone.config.to_json_string(use_diff=False)
-        parts = [hash_tensors(weights), self.description.pooling, config, *code, torch.__version__]
+        parts = [hash_tensors(weights), self.description.pooling, config, self.device.type, *code, torch.__version__]
         return hashlib.sha256(json.dumps([*parts, transformers.__version__]).encode()).hexdigest()
 
     def clone_weights(self) -> dict[str, Tensor]:

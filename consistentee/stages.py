@@ -1,7 +1,7 @@
 """The stages that several methods share, and the losses they are made of."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -10,20 +10,10 @@ from torch.nn import functional
 from consistentee.data import TaskData
 from consistentee.model import LayerOutputs, MultiExitModel
 from consistentee.trace import record_outputs
-from consistentee.training import FeatureBatch, Recipe, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.training import FeatureSource, Recipe, Stage, TokenBatch, TokenSource, run_stage
 
 TokenLoss = Callable[[MultiExitModel, TokenBatch], Tensor]
-FeatureLoss = Callable[[MultiExitModel, FeatureBatch], Tensor]
-
-
-@dataclass(frozen=True)
-class HeadSchedule:
-    """How long and how fast heads are trained on cached features."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-
+FeatureLoss = Callable[[MultiExitModel, Any], Tensor]
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
 
@@ -94,21 +84,38 @@ def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe
     return record_outputs(model, source.encodings, store=recipe.store, progress=title)
 
 
-def feature_stage(
-    name: str, loss: FeatureLoss, trains: tuple[str, ...], schedule: HeadSchedule, details: dict[str, Any] | None = None
-) -> Stage:
-    """Return a stage that trains heads on what a frozen backbone left; there is no dropout in it."""
-    return Stage(
+def train_heads(
+    model: MultiExitModel,
+    source: FeatureSource | TokenSource,
+    loss: FeatureLoss,
+    recipe: Recipe,
+    *,
+    name: str,
+    trains: tuple[str, ...],
+    details: dict[str, Any] | None = None,
+) -> None:
+    """Train small heads on what a frozen backbone left, for the recipe's number of steps; there is no dropout.
+
+    Args:
+        model: changed in place.
+        source: cached features; or tokens, where the loss runs the frozen backbone itself.
+        loss: (model, batch) -> scalar.
+        recipe: how long and how fast.
+        name, trains, details: see :class:`consistentee.training.Stage`.
+    """
+    steps_per_epoch = math.ceil(len(source) / recipe.frozen_batch_size)
+    stage = Stage(
         name=name,
         loss=loss,
         trains=trains,
-        epochs=schedule.epochs,
-        batch_size=schedule.batch_size,
-        learning_rate=schedule.learning_rate,
-        head_learning_rate=schedule.learning_rate,
+        epochs=math.ceil(recipe.frozen_steps / steps_per_epoch),
+        batch_size=recipe.frozen_batch_size,
+        learning_rate=recipe.frozen_learning_rate,
+        head_learning_rate=recipe.frozen_learning_rate,
         details=details or {},
         dropout=False,
     )
+    run_stage(model, source, stage, recipe)
 
 
 def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:

@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from rich.progress import track
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from consistentee.data import Split
 from consistentee.encoding import Encoding, fingerprint
 from consistentee.errors import UserError
 from consistentee.exits import ExitRule, LayerView, predictions_of
-from consistentee.files import save_tensors
+from consistentee.files import load_tensors, save_tensors
 from consistentee.heads import ExitHeads
 from consistentee.model import LayerOutputs, MultiExitModel
 
@@ -162,12 +162,12 @@ def record_outputs(
     if store is None:
         return _run_at_full_depth(model, encodings, batch_size, progress)
     path = store / f"outputs-{_outputs_key(model, encodings, batch_size)}.safetensors"
-    if not path.is_file():
+    tensors = load_tensors(path)
+    if tensors is None:
         outputs = _run_at_full_depth(model, encodings, batch_size, progress)
-        tensors = {"vectors": outputs.vectors, "logits": outputs.logits}
-        save_tensors(tensors if outputs.pooled is outputs.vectors else tensors | {"pooled": outputs.pooled}, path)
+        recorded = {"vectors": outputs.vectors, "logits": outputs.logits}
+        save_tensors(recorded if outputs.pooled is outputs.vectors else recorded | {"pooled": outputs.pooled}, path)
         return outputs
-    tensors = load_file(path)
     return LayerOutputs(tensors["vectors"], tensors.get("pooled", tensors["vectors"]), tensors["logits"])
 
 

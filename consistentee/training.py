@@ -12,14 +12,13 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from rich.progress import track
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,21 +27,32 @@ from transformers import get_linear_schedule_with_warmup
 from consistentee.data import Label, Split
 from consistentee.encoding import Batch, Encoding, fingerprint
 from consistentee.errors import UserError
-from consistentee.files import hash_tensors, save_tensors
+from consistentee.files import hash_tensors, load_tensors, save_tensors
 from consistentee.model import LayerOutputs, MultiExitModel
 
 CHECKPOINT_STEPS = 200
 """Steps between two checkpoints of a stage, where a store is given."""
 
 
+_CODE_OF_STAGES = (
+    "consistentee.training",
+    *(f"consistentee.{name}" for name in ("stages", "reward", "policy", "heads")),
+)
+"""Modules that the outcome of a stage depends on, beside the model's own and the one that holds its loss."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train: the same for every method of a suite, so that methods are compared and not recipes.
+
+    Methods may have stages of their own on top (ConsistentEE's third runs the backbone for one more epoch).
 
     Attributes:
         epochs, batch_size: of the stages that run the backbone.
         learning_rate, head_learning_rate: peak rates of the backbone and of everything on top of it.
         weight_decay, warmup_ratio, max_grad_norm: as usual; the rate decays linearly to 0.
+        frozen_steps, frozen_batch_size, frozen_learning_rate: of the stages that train heads on a frozen backbone.
+            Steps, and not epochs, so that a small training set does not leave them half-trained: it takes seconds.
         max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
         max_length: tokens a row.
         seed: seeds new weights, the order of rows and dropout.
@@ -57,6 +67,9 @@ class Recipe:
     weight_decay: float = 0.01
     warmup_ratio: float = 0.1
     max_grad_norm: float = 1.0
+    frozen_steps: int = 2000
+    frozen_batch_size: int = 128
+    frozen_learning_rate: float = 5e-3
     max_rows: int | None = None
     max_length: int = 128
     seed: int = 0
@@ -188,14 +201,16 @@ def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recip
 
     Leaves the model in eval mode with every weight unfrozen. Raises UserError when the loss is not finite.
     """
+    model.to(Accelerator().device)
     if recipe.store is None:
         _train(model, source, stage, recipe, checkpoint=None)
         return
     recipe.store.mkdir(parents=True, exist_ok=True)
     key = _stage_key(model, source, stage, recipe)
     final = recipe.store / f"{stage.name}-{key}.safetensors"
-    if final.is_file():
-        model.load_state_dict(load_file(final))
+    stored = load_tensors(final)
+    if stored is not None:
+        model.load_state_dict(stored)
         model.eval()
         return
     checkpoint = recipe.store / f"{stage.name}-{key}.checkpoint.safetensors"
@@ -207,7 +222,6 @@ def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recip
 
 def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, checkpoint: Path | None) -> None:
     accelerator = Accelerator()
-    model.to(accelerator.device)
     parameters = _freeze_all_but(model, stage.trains)
     optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
     steps_per_epoch = math.ceil(len(source) / stage.batch_size)
@@ -292,9 +306,9 @@ def _save_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer:
 
 def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: AdamW) -> int:
     """Load a checkpoint, if there is one, and return the step to go on from."""
-    if path is None or not path.is_file():
+    tensors = None if path is None else load_tensors(path)
+    if tensors is None:
         return 0
-    tensors = load_file(path)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weight/{name}"])
@@ -302,7 +316,7 @@ def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: A
                 stored = f"optimizer/{key}/{name}"
                 if stored in tensors:
                     value = tensors[stored]
-                    optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+                    optimizer.state[parameter][key] = value.to(parameter.device)  # the fused optimiser counts there too
     torch.set_rng_state(tensors["random_state"])
     if "random_state_cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random_state_cuda"])
@@ -324,13 +338,19 @@ def _stage_key(model: MultiExitModel, source: Source, stage: Stage, recipe: Reci
         ],
         "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
         "recipe": described,
-        "code": [_source_of(stage.loss), inspect.getsource(_train)],
+        "code": [_module_of(stage.loss), *(_source_of(module) for module in _CODE_OF_STAGES)],
         "dropout": stage.dropout,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _source_of(loss: Callable[..., Tensor]) -> str:
+def _module_of(loss: Callable[..., Tensor]) -> str:
     """Return the source of the module that a loss, or the function that a partial wraps, comes from."""
     function = loss.func if isinstance(loss, partial) else loss
-    return inspect.getsource(sys.modules[function.__module__])
+    return _source_of(function.__module__)
+
+
+@cache
+def _source_of(module: str) -> str:
+    """Return a module's source, as it was when it was first asked for: an edit during a run must not change keys."""
+    return inspect.getsource(sys.modules[module]) if module in sys.modules else ""

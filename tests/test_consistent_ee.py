@@ -6,15 +6,15 @@ import pytest
 import torch
 from conftest import make_task
 
-from consistentee import consistent_ee
+from consistentee import consistent_ee, stages
 from consistentee.consistent_ee import ConsistentEE, ConsistentEECurve
 from consistentee.errors import UserError
 from consistentee.policy import POLICY, PolicyRule, confidence_features, exit_probabilities, policy_logit, policy_spec
 from consistentee.trace import record_outputs, record_trace, replay, sweep
 from consistentee.training import Recipe
 
-RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
-METHOD = ConsistentEE(policy_steps=4, joint_epochs=1)
+RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, frozen_steps=4)
+METHOD = ConsistentEE(joint_epochs=1)
 
 
 def weights(model, prefix):
@@ -70,9 +70,9 @@ def test_rule_follows_the_probabilities_that_were_trained(tiny_model, reads):
 
 def test_policy_stage_trains_the_policy_alone(tiny_model):
     first = tiny_model()
-    ConsistentEE(policy_steps=0, joint_epochs=0).fit(first, make_task(), RECIPE)
+    ConsistentEE(joint_epochs=0).fit(first, make_task(), replace(RECIPE, frozen_steps=0))
     second = tiny_model()
-    ConsistentEE(policy_steps=3, joint_epochs=0).fit(second, make_task(), RECIPE)
+    ConsistentEE(joint_epochs=0).fit(second, make_task(), RECIPE)
     for prefix in ("backbone.", "classifiers.", "poolers."):
         assert same(weights(first, prefix), weights(second, prefix))
     assert not same(weights(first, "exit_heads."), weights(second, "exit_heads."))
@@ -86,16 +86,17 @@ def test_joint_stage_trains_backbone_and_classifiers(tiny_model):
 
 
 def test_joint_epochs_are_what_is_asked(tiny_model, monkeypatch):
-    stages = []
+    run = []
     real = consistent_ee.run_stage
 
     def record(model, source, stage, recipe):
-        stages.append((stage.name, stage.epochs))
+        run.append((stage.name, stage.epochs))
         real(model, source, stage, recipe)
 
     monkeypatch.setattr(consistent_ee, "run_stage", record)
+    monkeypatch.setattr(stages, "run_stage", record)
     replace(METHOD, joint_epochs=3).fit(tiny_model(), make_task(), RECIPE)
-    assert stages == [("policy", 4), ("exit-consistent", 3), ("policy", 4)]
+    assert run == [("joint", 2), ("policy", 4), ("exit-consistent", 3), ("policy", 4)]
 
 
 def test_cached_policy_stage_equals_the_stage_that_runs_the_backbone(tiny_model):
@@ -119,22 +120,23 @@ def test_every_option_trains(tiny_model, options):
     assert replay(rule, record_trace(model, make_task().test)).min() >= 1
 
 
-PRICED = ConsistentEE(reward="vanilla", policy_steps=100, joint_epochs=0, policy_learning_rate=1e-2)
+PRICED = ConsistentEE(reward="vanilla", joint_epochs=0)
+LONG = replace(RECIPE, frozen_steps=150, frozen_learning_rate=1e-2)
 
 
 def test_a_higher_price_gives_earlier_exits(tiny_model):
     averages = []
     for alpha in (0.0, 5.0):
         method = replace(PRICED, alpha=alpha)
-        model = method.fit(tiny_model(), make_task(), RECIPE)
+        model = method.fit(tiny_model(), make_task(), LONG)
         averages.append(replay(method.rule(model, 0.5), record_trace(model, make_task().test)).double().mean())
     assert averages[1] == 1
     assert averages[0] > 1.5
 
 
 def test_one_conditioned_policy_gives_a_curve(tiny_model):
-    method = ConsistentEECurve(policy_steps=160, joint_epochs=0, policy_learning_rate=1e-2)
-    model = method.fit(tiny_model(), make_task(rows=200), replace(RECIPE, epochs=4, learning_rate=3e-3))
+    method = ConsistentEECurve(joint_epochs=0, reward_loss="cross-entropy", policy_reads="state+confidence")
+    model = method.fit(tiny_model(), make_task(rows=200), replace(LONG, epochs=4, learning_rate=3e-3))
     trace = record_trace(model, make_task().test)
     exits = sweep([method.rule(model, knob) for knob in method.knob_values(model)], trace)
     assert len({round(mean, 3) for mean in exits.double().mean(dim=1).tolist()}) > 2

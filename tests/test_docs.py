@@ -18,9 +18,9 @@ def test_the_method_of_the_guide_works_and_is_short(tmp_path, tiny_model):
     assert len(source.splitlines()) <= 60
     path = tmp_path / "mine.py"
     path.write_text(source, encoding="utf-8")
-    method = get_method(f"{path}:Gate", gate_epochs=2)
+    method = get_method(f"{path}:Gate")
     task = make_task()
-    model = method.fit(tiny_model(), task, Recipe(epochs=1, max_length=32))
+    model = method.fit(tiny_model(), task, Recipe(epochs=1, max_length=32, frozen_steps=4))
     exits = sweep([method.rule(model, knob) for knob in method.knob_values(model)], record_trace(model, task.test))
     assert (exits[0] == 1).all()
     assert (exits[-1] == model.num_layers).all()

@@ -21,8 +21,9 @@ from consistentee.model import MultiExitModel
 from consistentee.trace import Trace, record_trace, replay, sweep
 from consistentee.training import Recipe
 
-RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)
-FAST = {"policy_steps": 4, "off_ramp_epochs": 4, "confidence_epochs": 4}
+RECIPE = Recipe(
+    epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1, frozen_steps=8
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -49,13 +50,8 @@ class Trained:
         return [(values[i], self.method.rule(self.model, values[i])) for i in picked]
 
 
-def fast_method(name: str) -> Method:
-    method = get_method(name)
-    return get_method(name, **{key: value for key, value in FAST.items() if key in method.parameters})
-
-
 def train(name: str, model: MultiExitModel) -> Trained:
-    method = fast_method(name)
+    method = get_method(name)
     model = method.fit(model, make_task(), RECIPE)
     texts = random_texts(40, seed=9)
     labels = [i % 3 for i in range(40)]
@@ -175,7 +171,7 @@ def test_7_saved_and_loaded_it_predicts_the_same(trained, method_name, family, t
 
 
 def test_regression_works_or_is_refused_by_name(method_name, tiny_model):
-    method = fast_method(method_name)
+    method = get_method(method_name)
     task = make_task(regression=True)
     if not method.supports_regression:
         with pytest.raises(UserError, match=f"{method.name} is not defined for a regression"):

@@ -49,6 +49,19 @@ def test_unknown_names_get_the_nearest():
         get_method("consistentee", alhpa=1)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"reward": "hardnes"}, "parameter 'reward' of consistentee is 'hardnes'"),
+        ({"alpha": "a lot"}, "parameter 'alpha' of consistentee is 'a lot'"),
+        ({"folds": 0}, "at least 2 folds"),
+    ],
+)
+def test_wrong_values_of_parameters_are_named(parameters, message):
+    with pytest.raises(UserError, match=message):
+        get_method("consistentee", **parameters)
+
+
 def test_a_method_in_a_file(tmp_path, tiny_model):
     path = tmp_path / "mine.py"
     path.write_text(textwrap.dedent(MINE))

@@ -120,7 +120,11 @@ def _notes(panel: Panel, rows: Sequence[TableRow], compact: bool) -> list[str]:
     seeds = sorted({cell.record.seed for cell in panel.cells})
     notes = [
         "Knobs and parameters are chosen on validation data and reported on the test split"
-        + (": best within a share of the layers (≤50%), or fewest layers at 1 point lost (-1 pt)." if compact else "."),
+        + (
+            ": best within a share of the layers (≤50%), or fewest layers within 1 point of its own full depth (-1 pt)."
+            if compact
+            else "."
+        ),
         f"{record.train_rows} training, {record.validation_rows} validation, {record.test_rows} test rows; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
         "intervals: bootstrap over test rows.",

@@ -17,7 +17,16 @@ from consistentee.errors import UserError, unknown_name
 from consistentee.method import available_methods
 
 PROJECT_PACKAGES = ("consistentee", "baselines", "benchmarks")
-KEY_LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "consistentee")
+KEY_LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "consistentee",
+)
 
 _ALWAYS_RUN = (
     "consistentee.classification",

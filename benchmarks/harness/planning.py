@@ -16,7 +16,7 @@ from benchmarks.harness.fingerprint import (
 )
 from benchmarks.harness.records import CellRecord, FailureRecord, OperatingPoint, TimingRecord
 from benchmarks.harness.spec import CellSpec, TimingSpec, canonical_json
-from benchmarks.harness.storage import Fault, RunFolder, read_cell, read_failure, read_timing
+from benchmarks.harness.storage import Fault, RunFolder, glance_at_cell, read_cell, read_failure, read_timing
 from benchmarks.tasks.loader import load_task
 from consistentee.data import TaskData
 
@@ -109,6 +109,13 @@ def plan_cells(
             failure = None
         planned.append(PlannedCell(spec, key, record, failure))
     return planned
+
+
+def finished_neighbours(cells: Sequence[CellSpec], inputs: Inputs, folder: RunFolder) -> list[PlannedCell]:
+    """Return the finished cells among those that a run was not asked about; nothing of theirs is touched."""
+    keyed = [(spec, inputs.key(spec)) for spec in cells]
+    found = [PlannedCell(spec, key, glance_at_cell(folder.cell(spec), key)) for spec, key in keyed]
+    return [cell for cell in found if cell.record is not None]
 
 
 def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:

@@ -137,6 +137,12 @@ def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
     return target
 
 
+def glance_at_cell(folder: Path, key: str) -> CellRecord | None:
+    """Return a cell's record if it is whole and has this key; leave everything else alone, where it is."""
+    record, _ = _parse(folder / RECORD_FILE, CellRecord)
+    return record if record is not None and record.key == key else None
+
+
 def read_cell(folder: Path, key: str) -> tuple[CellRecord | None, Fault | None]:
     """Return a cell's record if it is whole and has this key.
 

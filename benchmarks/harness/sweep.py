@@ -21,6 +21,7 @@ from benchmarks.harness.planning import (
     Group,
     Inputs,
     PlannedCell,
+    finished_neighbours,
     groups_of,
     plan_cells,
     reopen_for_timing,
@@ -31,9 +32,12 @@ from benchmarks.harness.records import FailureRecord
 from benchmarks.harness.spec import Filters, SuiteSpec, display_name, expand
 from benchmarks.harness.storage import (
     FAILURE_FILE,
+    TIMING_FILE,
     Fault,
     RunFolder,
     only_run,
+    read_timing,
+    set_aside,
     write_record,
     write_text,
 )
@@ -122,7 +126,7 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     cells = expand(run.suite, filters)
     others = [spec for spec in expand(run.suite, replace(filters, methods=None)) if spec not in cells]
     planned = plan_cells(cells, run.inputs, run.folder, run.say_fault, fresh=run.fresh, retry_failed=retry_failed)
-    neighbours = plan_cells(others, run.inputs, run.folder, run.say_fault)
+    neighbours = finished_neighbours(others, run.inputs, run.folder)
     run.inputs.hashes.save()
     planned = reopen_for_timing(planned, run.folder, run.suite.timing, run.say_fault)
     planned = _refuse_undefined(run, planned)
@@ -251,8 +255,19 @@ def _time_groups(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequenc
                     f"{cell.spec.name}: not timed, its trained model is gone; a run that includes it makes it again"
                 )
         if ready:
+            _keep_times_of_others(run, group, ready)
             failures += _time_group(run, group, ready)
     return failures
+
+
+def _keep_times_of_others(run: _Run, group: Group, timed: Sequence[PlannedCell]) -> None:
+    """Set a timing aside, instead of overwriting it, where it holds cells that cannot be timed again now."""
+    place = run.folder.timing(*group)
+    old, _ = read_timing(place)
+    keys = {cell.key for cell in timed}
+    if old and any(contender.cell_key and contender.cell_key not in keys for contender in old.contenders):
+        kept = set_aside(place / TIMING_FILE, "stale")
+        run.say(f"    the earlier timing, which holds other cells, is kept as {kept.name}")
 
 
 def _time_group(run: _Run, group: Group, cells: Sequence[PlannedCell]) -> list[str]:

@@ -10,8 +10,8 @@ from consistentee import consistent_ee
 from consistentee.consistent_ee import ConsistentEE
 from consistentee.training import Recipe
 
-RECIPE = Recipe(epochs=1, max_length=64)
-METHOD = ConsistentEE(policy_steps=50, joint_epochs=0, reward="vanilla")
+RECIPE = Recipe(epochs=1, max_length=64, frozen_steps=50)
+METHOD = ConsistentEE(joint_epochs=0, reward="vanilla")
 
 
 def test_cached_features_make_the_policy_stage_cheap(benchmark, request, model, task, monkeypatch: pytest.MonkeyPatch):
