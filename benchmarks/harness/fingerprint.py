@@ -184,14 +184,17 @@ def _tree_of(path: Path) -> ast.Module:
 
 def _project_imports(path: Path, module: str) -> set[str]:
     """Return the modules of this project, or of the module's own package, that a file imports, anywhere in it."""
+    packages = {*PROJECT_PACKAGES, module.partition(".")[0]}
     found: set[str] = set()
     for node in ast.walk(_tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, f"{module}.__init__" if path.name == "__init__.py" else module)
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    packages = {*PROJECT_PACKAGES, module.partition(".")[0]}
+            if base.partition(".")[0] in packages:
+                members = {f"{base}.{alias.name}" for alias in node.names}
+                only_modules = all(_source_of(member) is not None for member in members)
+                found |= members if only_modules else {base, *members}
     # A file that imports the package itself may use all of it, through its lazy names.
     return {name for name in found if name.partition(".")[0] in packages} | _all_of_the_library(found)
 
