@@ -197,6 +197,25 @@ def test_filtered_runs_add_up_and_keep_each_others_times(bench):
     assert next(bench.out.rglob(TIMING_FILE)).stat().st_mtime_ns == stamp
 
 
+def test_a_filtered_run_leaves_the_others_alone(finished):
+    bench = finished
+    before = {path: path.read_bytes() for path in (bench.out / "cells").rglob("*") if path.is_file()}
+    bench.run(Filters(methods=["full"]), changes={"recipe": {"epochs": 2, "max_length": 16}})
+    assert bench.said.count("is stale") == 1, "only the cell that was asked for is set aside"
+    kept = [path for path in before if "/full/" not in str(path)]
+    assert kept
+    assert all(path.read_bytes() == before[path] for path in kept)
+
+
+def test_times_that_cannot_be_taken_again_are_kept(finished):
+    bench = finished
+    shutil.rmtree(bench.out / "artifacts" / "models")
+    bench.run(Filters(methods=["pabee"]))
+    (kept,) = bench.out.rglob(f"{TIMING_FILE}.stale-1")
+    assert "is kept as timing.json.stale-1" in bench.said
+    assert "calm-softmax" in kept.read_text()
+
+
 def test_changed_settings_make_results_stale(finished):
     bench = finished
     outcome = bench.run(changes={"recipe": {"epochs": 2, "max_length": 16}})

@@ -145,3 +145,14 @@ def test_a_full_disk_is_named_and_leaves_nothing_behind(tiny_model, tmp_path, mo
     with pytest.raises(UserError, match="disk full while writing"):
         train_jointly(tiny_model(), make_task(), replace(RECIPE, store=tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_stored_stage_is_named_and_trained_again(tiny_model, tmp_path, caplog):
+    recipe = replace(RECIPE, store=tmp_path)
+    first, second = tiny_model(), tiny_model()
+    train_jointly(first, make_task(), recipe)
+    (stored,) = tmp_path.glob("joint-*.safetensors")
+    stored.write_bytes(stored.read_bytes()[:100])
+    train_jointly(second, make_task(), recipe)
+    assert f"{stored} is damaged" in caplog.text
+    assert same_weights(first, second)
