@@ -205,7 +205,7 @@ def figure(panels: Sequence[Panel]) -> "Figure":
 
 
 def _legend_columns(columns: int) -> int:
-    return 3 if columns == 1 else _LEGEND_COLUMNS
+    return 2 if columns == 1 else _LEGEND_COLUMNS
 
 
 def _draw_panel(top: "Axes", bottom: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
