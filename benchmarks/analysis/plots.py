@@ -205,7 +205,7 @@ def figure(panels: Sequence[Panel]) -> "Figure":
 
 
 def _legend_columns(columns: int) -> int:
-    return 2 if columns == 1 else _LEGEND_COLUMNS
+    return min(columns + 1, _LEGEND_COLUMNS)  # one legend entry is nearly as wide as a panel
 
 
 def _draw_panel(top: "Axes", bottom: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
