@@ -55,7 +55,7 @@ class ConsistentEE(Method):
 
     Where the defaults differ from what was published: the policy also reads confidence, the expected reward is taken
     in closed form, and the policy is fitted again after stage 3. ``policy_reads="state", estimator="reinforce",
-    refit_policy=False`` and a knob of 0.5 give the published algorithm.
+    refit_policy=False`` and a knob of 0.5 give the published algorithm, but for the recipe and the initial bias.
 
     Attributes:
         alpha: the price of a layer. The paper's code used 0.005 to 0.2.
