@@ -4,47 +4,18 @@ Training (section 3.3): backbone and all classifiers together, on ``sum_t t * CE
 count the consecutive layers whose answer equals that of the layer before; a change sets the count back to 0; leave
 when it reaches the patience. The earliest exit is patience + 1. For a regression, an answer has not changed if it
 moved by less than ``tolerance``.
-
-The count belongs to each row. Earlier code bases kept one count for a whole batch, which changes exits and accuracy
-as soon as a batch holds more than one row.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from consistentee.data import TaskData
-from consistentee.exits import ExitRule, LayerView, State
+from consistentee.exits import ConsecutiveRule, ExitRule, SameAnswerRule
 from consistentee.method import Knob, Method
 from consistentee.model import MultiExitModel
 from consistentee.stages import train_jointly
 from consistentee.training import Recipe
-
-
-class PatienceRule(ExitRule):
-    """Exit after ``patience`` consecutive layers that agree with the layer before."""
-
-    def __init__(self, patience: int, tolerance: float) -> None:
-        self.patience = patience
-        self.tolerance = tolerance
-
-    def start(self, rows: int, num_layers: int) -> State:
-        """No answer yet (NaN equals nothing), no agreement yet."""
-        return {"previous": torch.full((rows,), torch.nan), "agreements": torch.zeros(rows, dtype=torch.long)}
-
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Count agreements, row by row."""
-        answer = view.predictions.to(state["previous"].dtype)
-        if view.logits.shape[-1] == 1:
-            agrees = (answer - state["previous"]).abs() < self.tolerance
-        else:
-            agrees = answer == state["previous"]
-        state["agreements"] = torch.where(agrees, state["agreements"] + 1, 0)
-        state["previous"] = answer
-        return state["agreements"] >= self.patience
 
 
 @dataclass(frozen=True)
@@ -74,4 +45,4 @@ class PABEE(Method):
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit with patience ``knob``."""
         self.check_knob(model, knob)
-        return PatienceRule(round(knob), self.tolerance)
+        return ConsecutiveRule(SameAnswerRule(self.tolerance), patience=round(knob))

@@ -153,3 +153,46 @@ class ThresholdRule(ExitRule):
         """Compare the signal with the threshold."""
         value = self.signal(view)
         return value > self.threshold if self.exit_when == "above" else value < self.threshold
+
+
+class ConsecutiveRule(ExitRule):
+    """Exit once another rule has wanted to for ``patience`` consecutive layers; one that objects restarts the count.
+
+    The count belongs to each row. Earlier code bases kept one count for a whole batch, which changes exits and accuracy
+    as soon as a batch holds more than one row.
+    """
+
+    def __init__(self, rule: ExitRule, patience: int) -> None:
+        self.rule = rule
+        self.patience = patience
+
+    def start(self, rows: int, num_layers: int) -> State:
+        """Nobody has wanted to leave yet; the state of the other rule lies beside the count."""
+        return {"consecutive": torch.zeros(rows, dtype=torch.long)} | self.rule.start(rows, num_layers)
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Ask the other rule, and count row by row."""
+        wants_out = self.rule.should_exit(view, state)
+        state["consecutive"] = torch.where(wants_out, state["consecutive"] + 1, 0)
+        return state["consecutive"] >= self.patience
+
+
+class SameAnswerRule(ExitRule):
+    """Exit where this layer answers as the one before; a regression's answer may move by less than ``tolerance``."""
+
+    def __init__(self, tolerance: float = 0.0) -> None:
+        self.tolerance = tolerance
+
+    def start(self, rows: int, num_layers: int) -> State:
+        """No answer yet: NaN equals nothing."""
+        return {"previous": torch.full((rows,), torch.nan)}
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Compare the answers."""
+        answer = view.predictions.to(state["previous"].dtype)
+        if view.logits.shape[-1] == 1:
+            agrees = (answer - state["previous"]).abs() < self.tolerance
+        else:
+            agrees = answer == state["previous"]
+        state["previous"] = answer
+        return agrees
