@@ -1,0 +1,54 @@
+"""PCEE-BERT (Zhang et al., Findings of NAACL 2022): leave once some consecutive layers have been confident.
+
+Training: as PABEE, backbone and all classifiers together. Rule: count the consecutive layers whose entropy lies below a
+threshold; one that does not sets the count back to 0; leave when it reaches the patience. Patience alone (PABEE) knows
+few operating points, a threshold alone (DeeBERT) trusts a single overconfident classifier: this asks for both.
+
+Choices: the entropy is divided by ln C, so that one range of thresholds serves every task. The layers need not agree
+on the answer: a row may leave after two layers that are sure of different classes. The patience is a parameter, the
+threshold the knob, since it gives the finer curve; the earliest exit is the layer whose number is the patience.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from consistentee.data import TaskData
+from consistentee.errors import UserError
+from consistentee.exits import ConsecutiveRule, ExitRule, ThresholdRule, normalised_entropy
+from consistentee.method import Knob, Method
+from consistentee.model import MultiExitModel
+from consistentee.stages import train_jointly
+from consistentee.training import Recipe
+
+_THRESHOLDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(73)), 0.0)
+"""From just above the largest normalised entropy: trained classifiers are mostly near certain, hence the logarithm."""
+
+
+@dataclass(frozen=True)
+class PCEEBERT(Method):
+    """Joint training, patience on confidence.
+
+    Attributes:
+        patience: how many consecutive layers must be confident; 1 is a plain entropy rule.
+    """
+
+    name: ClassVar[str] = "pcee-bert"
+    paper: ClassVar[str] = "Zhang et al., PCEE-BERT, Findings of NAACL 2022"
+    knob: ClassVar[Knob] = Knob("normalised entropy", _THRESHOLDS)
+
+    patience: int = 2
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise UserError(f"pcee-bert: the patience must be at least 1, got {self.patience}")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers on the depth-weighted loss."""
+        self.check_task(task)
+        train_jointly(model, task, recipe)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after ``patience`` consecutive layers with a normalised entropy below ``knob``."""
+        self.check_knob(model, knob)
+        return ConsecutiveRule(ThresholdRule(normalised_entropy, knob, exit_when="below"), self.patience)
