@@ -1,0 +1,103 @@
+"""F-PABEE (Gao et al., ICASSP 2023, arXiv 2305.11916): leave once the predicted distribution has stopped moving.
+
+Training: as PABEE, backbone and all classifiers together. Rule: count the consecutive layers whose predicted
+distribution lies closer than a threshold to that of the layer before; one that does not sets the count back to 0; leave
+when it reaches the patience. PABEE is the special case of a distance that is 0 for equal answers and large for others.
+
+Choices: the distance is the Jensen-Shannon divergence (the one the paper found best) or a Kullback-Leibler divergence,
+in nats. Of the two directions of the latter we take KL(this layer || the layer before): it is large where this layer
+believes in a class that the one before had ruled out, which is when to go on. Threshold and patience are both free in
+the paper; here the threshold is the knob, which gives the fine curve, and the patience a parameter, by default 1: the
+only value at which the knob reaches every exit from layer 2 on, and a longer patience costs a layer for every row of a
+small model. A regression has no distributions: refused.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from consistentee.data import TaskData
+from consistentee.errors import UserError
+from consistentee.exits import ConsecutiveRule, ExitRule, LayerView, State
+from consistentee.method import Knob, Method
+from consistentee.model import MultiExitModel
+from consistentee.stages import train_jointly
+from consistentee.training import Recipe
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""(log-probabilities of this layer, and of the layer before; both [rows, classes]) -> float [rows], at least 0."""
+
+_ALWAYS = 1e6
+"""Above any divergence between distributions that a classifier predicts."""
+
+_THRESHOLDS = (_ALWAYS, *(10.0 ** (-exponent / 12) for exponent in range(-12, 73)), 0.0)
+
+
+def kullback_leibler(now: Tensor, before: Tensor) -> Tensor:
+    """Return KL(now || before), in nats; rounding must not take it below 0, where no threshold would hold a row."""
+    return (now.exp() * (now - before)).sum(dim=-1).clamp_min(0.0)
+
+
+def jensen_shannon(now: Tensor, before: Tensor) -> Tensor:
+    """Return the mean KL of the two to their mixture: 0 to ln 2, the same both ways round."""
+    mixture = torch.logaddexp(now, before) - math.log(2)
+    return (kullback_leibler(now, mixture) + kullback_leibler(before, mixture)) / 2
+
+
+_DISTANCES: dict[str, Distance] = {"js": jensen_shannon, "kl": kullback_leibler}
+
+
+class SmallStepRule(ExitRule):
+    """Exit where the predicted distribution lies close to that of the layer before; from layer 2 on."""
+
+    def __init__(self, distance: Distance, threshold: float, num_labels: int) -> None:
+        self.distance = distance
+        self.threshold = threshold
+        self.num_labels = num_labels
+
+    def start(self, rows: int, num_layers: int) -> State:
+        """No distribution yet."""
+        return {"previous": torch.zeros(rows, self.num_labels)}
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Compare the distance with the threshold."""
+        now = view.logits.log_softmax(dim=-1)
+        distance = self.distance(now, state["previous"])
+        state["previous"] = now
+        return (distance < self.threshold) & (view.layer > 1)
+
+
+@dataclass(frozen=True)
+class FPABEE(Method):
+    """Joint training, patience on the distance of successive distributions.
+
+    Attributes:
+        distance: "js" (Jensen-Shannon) or "kl" (Kullback-Leibler, of this layer from the layer before).
+        patience: how many consecutive distances must be small.
+    """
+
+    name: ClassVar[str] = "f-pabee"
+    paper: ClassVar[str] = "Gao et al., F-PABEE, ICASSP 2023, arXiv 2305.11916"
+    knob: ClassVar[Knob] = Knob("distance", _THRESHOLDS)
+
+    distance: Literal["js", "kl"] = "js"
+    patience: int = 1
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise UserError(f"f-pabee: the patience must be at least 1, got {self.patience}")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers on the depth-weighted loss."""
+        self.check_task(task)
+        train_jointly(model, task, recipe)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after ``patience`` consecutive steps shorter than ``knob``."""
+        self.check_knob(model, knob)
+        return ConsecutiveRule(SmallStepRule(_DISTANCES[self.distance], knob, model.num_labels), self.patience)
