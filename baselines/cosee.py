@@ -1,0 +1,168 @@
+"""COSEE (He et al., AAAI 2025, arXiv 2412.13236): train each classifier on the rows that will exit there.
+
+Training, everything together. At each step K random thresholds are put on the exit signals of the model as it stands,
+to see at which layer m* each row would leave; the row's cross-entropy at layer m then weighs
+``softmax_m(-beta_t * |m - m*|)``, averaged over the thresholds, with beta_t growing linearly from 0, since early exits
+mean little (section 3.2). A hinge at every layer but the last keeps the mean signal of easy rows, which the classifier
+of that layer gets right, a margin below that of hard rows, which it gets wrong (section 3.3).
+
+Rule: leave where the signal is below a threshold. The signal (section 3.5) is the energy of the logits, normalised to
+``sigmoid(-logsumexp)``; or entropy, or the largest probability, here as 1 minus it, so that low means sure throughout.
+
+Choices where the paper leaves room: it tunes beta_0 (0.05 to 10) and alpha (0.001 to 1) per task, here both are fixed
+inside that range; the entropy is divided by ln C, so that one margin and one knob range fit every task; where a layer
+gets all rows of a batch right, or all wrong, there is no pair to rank and its hinge is 0. It draws the thresholds
+between the smallest and the largest signal of the epoch before (0 and 1 in the first epoch); here between those of
+the batch itself, which needs no memory from epoch to epoch, so that an interrupted training resumes exactly.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from consistentee.data import TaskData
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule, LayerView, ThresholdRule
+from consistentee.method import Knob, Method
+from consistentee.model import MultiExitModel
+from consistentee.stages import layer_losses, token_stage, training_source
+from consistentee.training import Recipe, TokenBatch, run_stage
+
+_THRESHOLDS = (1.001, *torch.linspace(6, -14, 161).sigmoid().tolist(), 0.0)
+
+
+def normalised_energy(logits: Tensor) -> Tensor:
+    """Return ``sigmoid(-logsumexp(logits))``: [..., classes] -> [...]."""
+    return (-logits.logsumexp(dim=-1)).sigmoid()
+
+
+def normalised_entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of the softmax over ln C: [..., classes] -> [...]."""
+    log_probs = logits.log_softmax(dim=-1)
+    return -(log_probs.exp() * log_probs).sum(dim=-1) / math.log(logits.shape[-1])
+
+
+def doubt(logits: Tensor) -> Tensor:
+    """Return 1 minus the largest probability: [..., classes] -> [...]."""
+    return 1 - logits.softmax(dim=-1).amax(dim=-1)
+
+
+_SIGNALS: dict[str, Callable[[Tensor], Tensor]] = {
+    "energy": normalised_energy,
+    "entropy": normalised_entropy,
+    "max-probability": doubt,
+}
+
+
+@dataclass(frozen=True)
+class COSEE(Method):
+    """Training that weighs rows by where they would exit, threshold rule on the same signal.
+
+    Attributes:
+        signal: what rows leave on, in training and at inference.
+        thresholds: K, drawn at each step.
+        sharpness: beta_0, how closely the weights cluster around the exit at the end of training.
+        ranking: alpha, the weight of the hinge.
+        margin: epsilon of the hinge.
+    """
+
+    name: ClassVar[str] = "cosee"
+    paper: ClassVar[str] = "He et al., COSEE, AAAI 2025, arXiv 2412.13236"
+    knob: ClassVar[Knob] = Knob("signal", _THRESHOLDS)
+
+    signal: Literal["energy", "entropy", "max-probability"] = "energy"
+    thresholds: int = 5
+    sharpness: float = 1.0
+    ranking: float = 0.1
+    margin: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.thresholds < 1:
+            raise UserError(f"cosee: at least 1 threshold must be drawn at a step, got {self.thresholds}")
+        for name in ("sharpness", "ranking", "margin"):
+            if getattr(self, name) < 0:
+                raise UserError(f"cosee: {name} must not be negative, got {getattr(self, name)}")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers in one stage."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        total_steps = math.ceil(len(source) / recipe.batch_size) * recipe.epochs
+        stage = token_stage("consistency-oriented", partial(_loss, self, total_steps), recipe)
+        run_stage(model, source, replace(stage, details={"method": repr(self)}), recipe)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the signal is below ``knob``."""
+        self.check_knob(model, knob)
+        signal = _SIGNALS[self.signal]
+
+        def signal_of(view: LayerView) -> Tensor:
+            return signal(view.logits)
+
+        return ThresholdRule(signal_of, knob, exit_when="below")
+
+
+def _loss(method: COSEE, total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    logits = model(batch.tokens).logits
+    losses = layer_losses(logits, batch.labels)
+    signals = _SIGNALS[method.signal](logits)
+    exits = simulated_exits(signals, _drawn_thresholds(signals, method.thresholds))
+    weights = exit_weights(exits, logits.shape[1], method.sharpness * batch.step / total_steps)
+    correct = logits.argmax(dim=-1) == batch.labels.unsqueeze(1)
+    return (weights * losses).sum(dim=1).mean() + method.ranking * ranking_loss(signals, correct, method.margin)
+
+
+def _drawn_thresholds(signals: Tensor, count: int) -> Tensor:
+    """Draw thresholds uniformly between the smallest and the largest signal of a batch: [count]."""
+    low, high = signals.detach().aminmax()
+    return low + (high - low) * torch.rand(count).to(signals.device)
+
+
+def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
+    """Return the 1-based layer where each row would leave at each threshold.
+
+    Args:
+        signals: [rows, L], low where a layer is sure.
+        thresholds: [K].
+
+    Returns:
+        int64 [K, rows].
+    """
+    wants_out = signals.detach() < thresholds.view(-1, 1, 1)
+    wants_out[..., -1] = True
+    return wants_out.int().argmax(dim=-1) + 1
+
+
+def exit_weights(exits: Tensor, num_layers: int, sharpness: float) -> Tensor:
+    """Return what each row's loss weighs at each layer, averaged over the thresholds: float [rows, L], rows sum to 1.
+
+    Args:
+        exits: m*, 1-based int64 [K, rows].
+        num_layers: L.
+        sharpness: beta_t; 0 weighs all layers alike.
+    """
+    layers = torch.arange(1, num_layers + 1, device=exits.device)
+    distance = (layers - exits.unsqueeze(-1)).abs()
+    return (-sharpness * distance).softmax(dim=-1).mean(dim=0)
+
+
+def ranking_loss(signals: Tensor, correct: Tensor, margin: float) -> Tensor:
+    """Return ``max(0, mean signal of easy rows - mean signal of hard rows + margin)``, averaged over layers 1..L-1.
+
+    Args:
+        signals: [rows, L].
+        correct: whether each layer answers right, bool [rows, L]: easy where it does, hard where it does not.
+        margin: epsilon.
+    """
+    signals, easy = signals[:, :-1], correct[:, :-1].to(signals.dtype)
+    hard = 1 - easy
+    easy_rows, hard_rows = easy.sum(dim=0), hard.sum(dim=0)
+    gap = (signals * easy).sum(dim=0) / easy_rows.clamp_min(1) - (signals * hard).sum(dim=0) / hard_rows.clamp_min(1)
+    comparable = (easy_rows > 0) & (hard_rows > 0)
+    return ((gap + margin).clamp_min(0) * comparable).mean()
