@@ -1,0 +1,185 @@
+"""LeeBERT (Zhu, ACL 2021): exits teach each other, and what each lesson weighs is learned.
+
+Training: each exit learns from the labels and from every other exit, L cross-entropies and L(L-1) distillations, all
+at once. How much each of these L*L terms weighs is itself optimised, on rows the model does not train on (bi-level, or
+"cross-level", optimisation). Rule: as PABEE, leave once the answer has not changed for ``patience`` layers.
+
+The outer gradient. A step ``theta - eta * sum_i w_i grad L_i`` changes the held-out loss by
+``-eta * <grad L_val, grad L_i>`` per unit of w_i: a term deserves weight if it pulls the model where the held-out loss
+falls. L*L backward passes are not needed: with g = grad L_val, the inner product is the slope of L_i along g, so that
+all of them follow from the terms at ``theta + epsilon * g`` and ``theta - epsilon * g`` (the finite difference of
+DARTS, Liu et al., ICLR 2019), with the teachers held where they are. One measurement is one forward and backward pass
+on held-out rows and three forward passes on the batch, whatever the number of terms and parameters; so g spans all
+weights that the stage trains, not a subset. It is taken at every fifth step only, in eval mode, since dropout would
+drown a slope.
+
+Choices where the description leaves room: the held-out loss is the mean cross-entropy over exits, as a row may leave at
+any; a distillation is KL(teacher || student) at temperature 1, and does not move the teacher; a tenth of the training
+rows is held out, drawn with a fixed seed (never the task's validation rows), and not trained on. The weights are two
+softmaxes, one over the cross-entropies and one over the distillations, each with a sum of L: learning from the labels
+can never be given up, and no weight turns negative. They move by exponentiated gradient, the natural step on a simplex,
+scaled so that the best or worst term moves by ``weight_rate``; the recipe's rates, made for AdamW, would hardly move
+them. The scores behind the weights are a parameter of the model during training, so that checkpoints hold them, and
+gone after it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from consistentee.data import TaskData
+from consistentee.errors import UserError
+from consistentee.exits import ConsecutiveRule, ExitRule, SameAnswerRule
+from consistentee.method import Knob, Method
+from consistentee.model import MultiExitModel
+from consistentee.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, token_stage, training_source
+from consistentee.training import Recipe, TokenBatch, TokenSource, run_stage
+
+SCORES = "lesson_scores"
+_HELD_OUT_SEED = 0
+_STEP_LENGTH = 0.01
+"""How far the finite difference moves the parameters, in norm (DARTS)."""
+
+
+@dataclass(frozen=True)
+class LeeBERT(Method):
+    """Mutual distillation with learned loss weights, patience rule.
+
+    Attributes:
+        held_out: fraction of the training rows that judge the weights.
+        weight_every: steps between two updates of the weights.
+        weight_rate: largest change of a weight's logarithm at one update, before the sum is restored.
+    """
+
+    name: ClassVar[str] = "leebert"
+    paper: ClassVar[str] = "Zhu, LeeBERT, ACL 2021"
+    knob: ClassVar[Knob] = Knob("patience", tuple(float(patience) for patience in range(1, 12)))
+
+    held_out: float = 0.1
+    weight_every: int = 5
+    weight_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise UserError(f"leebert: held_out is a fraction between 0 and 1, got {self.held_out}")
+        if self.weight_every < 1:
+            raise UserError(f"leebert: weight_every must be at least 1, got {self.weight_every}")
+        if self.weight_rate < 0:
+            raise UserError(f"leebert: weight_rate must not be negative, got {self.weight_rate}")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, all classifiers and the weights of the lessons in one stage."""
+        self.check_task(task)
+        trained_on, held_out = self.split(model, task, recipe)
+        model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
+        stage = replace(
+            token_stage("mutual-distillation", partial(_loss, self, held_out), recipe),
+            trains=(*BACKBONE_AND_CLASSIFIERS, SCORES),
+            details={"method": repr(self), "held_out": held_out.fingerprint()},
+        )
+        run_stage(model, trained_on, stage, recipe)
+        delattr(model, SCORES)
+        return model
+
+    def split(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> tuple[TokenSource, TokenSource]:
+        """Cut the recipe's training rows into those trained on, and those that judge the weights."""
+        rows = recipe.training_rows(task.train)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_HELD_OUT_SEED)).tolist()
+        count = max(1, round(self.held_out * len(rows)))
+        trained_on = training_source(model, replace(task, train=rows.select(sorted(order[count:]))), recipe)
+        return trained_on, TokenSource(model, rows.select(sorted(order[:count])), recipe.max_length)
+
+    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+        """Return 1..L-1: exits from layer 2 on, and full depth."""
+        return tuple(float(patience) for patience in range(1, model.num_layers))
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit with patience ``knob``."""
+        self.check_knob(model, knob)
+        return ConsecutiveRule(SameAnswerRule(), patience=round(knob))
+
+
+def lessons(logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
+    """Return all terms of the loss, averaged over rows: float [L, L].
+
+    Row t is what exit t learns: from the labels on the diagonal, from exit s in column s.
+
+    Args:
+        logits: [rows, L, classes], of the exits as pupils.
+        teachers: [rows, L, classes], the logits of the same exits as teachers, which must not move.
+        labels: class indices [rows].
+    """
+    said, taught = logits.log_softmax(dim=-1), teachers.log_softmax(dim=-1)
+    teacher_entropy = -(taught.exp() * taught).sum(dim=-1)
+    cross_entropy = -torch.einsum("rtc,rsc->rts", said, taught.exp())
+    distillation = (cross_entropy - teacher_entropy.unsqueeze(1)).mean(dim=0)
+    from_labels = layer_losses(logits, labels).mean(dim=0)
+    return distillation.fill_diagonal_(0.0) + from_labels.diag_embed()
+
+
+def lesson_weights(scores: Tensor) -> Tensor:
+    """Turn scores [L, L] into positive weights [L, L]: the diagonal sums to L, and so does the rest."""
+    diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
+    distillation = scores.masked_fill(diagonal, -torch.inf).flatten().softmax(dim=0).view_as(scores)
+    return len(scores) * (distillation + scores.diagonal().softmax(dim=0).diag_embed())
+
+
+def alignment(model: MultiExitModel, batch: TokenBatch, held_out: TokenBatch) -> Tensor:
+    """Return how fast the held-out loss falls along each term's gradient: ``<grad L_val, grad L_i> / |grad L_val|``.
+
+    Changes nothing: parameters are restored to the bit, and no gradient is left behind.
+
+    Returns:
+        float [L, L], laid out as :func:`lessons`.
+    """
+    was_training = model.training
+    model.eval()
+    named = [parameter for name, parameter in model.named_parameters() if name.startswith(BACKBONE_AND_CLASSIFIERS)]
+    held_out_loss = layer_losses(model(held_out.tokens).logits, held_out.labels).mean()
+    found = torch.autograd.grad(held_out_loss, named, allow_unused=True)
+    moved = [(parameter, gradient) for parameter, gradient in zip(named, found, strict=True) if gradient is not None]
+    norm = torch.stack([gradient.norm() for _, gradient in moved]).norm().clamp_min(torch.finfo(torch.float32).tiny)
+    originals = [parameter.detach().clone() for parameter, _ in moved]
+    with torch.no_grad():
+        teachers = model(batch.tokens).logits
+        ahead, behind = (
+            lessons(_logits_after_step(model, batch, moved, originals, length), teachers, batch.labels)
+            for length in (_STEP_LENGTH / norm, -_STEP_LENGTH / norm)
+        )
+        for (parameter, _), original in zip(moved, originals, strict=True):
+            parameter.copy_(original)
+    model.train(was_training)
+    return (ahead - behind) / (2 * _STEP_LENGTH)
+
+
+def _logits_after_step(
+    model: MultiExitModel,
+    batch: TokenBatch,
+    moved: Sequence[tuple[nn.Parameter, Tensor]],
+    originals: Sequence[Tensor],
+    length: Tensor,
+) -> Tensor:
+    for (parameter, gradient), original in zip(moved, originals, strict=True):
+        parameter.copy_(original + length * gradient)
+    return model(batch.tokens).logits
+
+
+def _loss(method: LeeBERT, held_out: TokenSource, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    scores = model.get_parameter(SCORES)
+    if batch.step % method.weight_every == 0:
+        slopes = alignment(model, batch, _held_out_batch(held_out, batch, batch.step // method.weight_every))
+        with torch.no_grad():
+            scores.add_(method.weight_rate * slopes / slopes.abs().max().clamp_min(torch.finfo(slopes.dtype).tiny))
+    logits = model(batch.tokens).logits
+    terms = lessons(logits, logits.detach(), batch.labels)
+    return (lesson_weights(scores.detach()) * terms).sum()
+
+
+def _held_out_batch(held_out: TokenSource, batch: TokenBatch, number: int) -> TokenBatch:
+    """Return as many held-out rows as ``batch`` has, in turn: which ones depends on ``number`` alone."""
+    size = min(len(batch.rows), len(held_out))
+    return held_out.batch((torch.arange(size) + number * size) % len(held_out), batch.step)
