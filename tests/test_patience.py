@@ -1,0 +1,133 @@
+"""Rules that wait for consecutive layers (PABEE, PCEE-BERT, F-PABEE), on traces of random logits."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baselines.f_pabee import FPABEE, SmallStepRule, jensen_shannon, kullback_leibler
+from baselines.pabee import PABEE
+from baselines.pcee_bert import PCEEBERT
+from consistentee.errors import UserError
+from consistentee.exits import ConsecutiveRule, SameAnswerRule, ThresholdRule, normalised_entropy
+from consistentee.trace import Trace, replay
+
+LAYERS, CLASSES = 8, 3
+
+
+def trace_of(logits):
+    rows = logits.shape[0]
+    return Trace(logits, torch.zeros(rows), {}, torch.ones(rows), torch.arange(rows))
+
+
+@st.composite
+def traces(draw):
+    """Return 64 rows whose answers change now and then: a random walk of the logits."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    steps = torch.randn(64, LAYERS, CLASSES, generator=generator) * draw(st.floats(0.1, 3))
+    return trace_of(steps.cumsum(dim=1))
+
+
+PATIENCE = st.integers(1, LAYERS)
+THRESHOLD = st.floats(0, 1)
+
+
+def first_run(conditions, patience):
+    """Return the 1-based layer that ends the first run of ``patience`` true values, or L: one row, by hand."""
+    run = 0
+    for layer, holds in enumerate(conditions[:-1], start=1):
+        run = run + 1 if holds else 0
+        if run == patience:
+            return layer
+    return len(conditions)
+
+
+@given(traces(), PATIENCE)
+def test_pabee_waits_for_equal_answers(trace, patience):
+    answers = trace.logits.argmax(dim=-1).tolist()
+    expected = [first_run([False, *(a == b for a, b in pairwise(row))], patience) for row in answers]
+    assert replay(ConsecutiveRule(SameAnswerRule(), patience), trace).tolist() == expected
+
+
+@given(st.integers(0, 2**31), PATIENCE, st.floats(0.05, 1))
+def test_a_regression_waits_for_answers_that_move_little(seed, patience, tolerance):
+    values = torch.randn(32, LAYERS, generator=torch.Generator().manual_seed(seed))
+    moves = (values[:, 1:] - values[:, :-1]).abs() < tolerance
+    expected = [first_run([False, *row], patience) for row in moves.tolist()]
+    rule = ConsecutiveRule(SameAnswerRule(tolerance), patience)
+    assert replay(rule, trace_of(values.unsqueeze(-1))).tolist() == expected
+
+
+@given(traces(), PATIENCE, THRESHOLD)
+def test_pcee_bert_waits_for_confident_layers(trace, patience, threshold):
+    probs = trace.logits.softmax(dim=-1)
+    confident = -(probs * probs.log()).sum(dim=-1) / math.log(CLASSES) < threshold
+    expected = [first_run(row, patience) for row in confident.tolist()]
+    assert replay(PCEEBERT(patience=patience).rule(None, threshold), trace).tolist() == expected
+
+
+@given(traces(), THRESHOLD)
+def test_pcee_bert_with_patience_1_is_the_entropy_rule(trace, threshold):
+    exits = replay(PCEEBERT(patience=1).rule(None, threshold), trace)
+    assert torch.equal(exits, replay(ThresholdRule(normalised_entropy, threshold, exit_when="below"), trace))
+
+
+def other_answer(now, before):
+    return (now.argmax(dim=-1) != before.argmax(dim=-1)).float()
+
+
+@given(traces(), PATIENCE, st.floats(1e-6, 1))
+def test_f_pabee_on_a_distance_between_answers_is_pabee(trace, patience, threshold):
+    exits = replay(ConsecutiveRule(SmallStepRule(other_answer, threshold, CLASSES), patience), trace)
+    assert torch.equal(exits, replay(ConsecutiveRule(SameAnswerRule(), patience), trace))
+
+
+def test_distances_by_hand():
+    now, before = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1]]).log()
+    assert kullback_leibler(now, before).item() == pytest.approx(0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1))
+    expected = (0.5 * math.log(0.5 / 0.7) + 0.5 * math.log(0.5 / 0.3) + 0.9 * math.log(0.9 / 0.7)) / 2
+    expected += 0.1 * math.log(0.1 / 0.3) / 2
+    assert jensen_shannon(now, before).item() == pytest.approx(expected)
+
+
+@given(st.integers(0, 2**31), st.floats(0.1, 60))
+def test_distances_stay_in_range_and_vanish_for_equals(seed, scale):
+    logits = torch.randn(2, 50, CLASSES, generator=torch.Generator().manual_seed(seed)) * scale
+    now, before = logits.log_softmax(dim=-1)
+    assert (kullback_leibler(now, before) >= 0).all()
+    assert (jensen_shannon(now, before) >= 0).all()
+    assert (jensen_shannon(now, before) <= math.log(2) + 1e-6).all()
+    torch.testing.assert_close(jensen_shannon(now, before), jensen_shannon(before, now))
+    torch.testing.assert_close(kullback_leibler(now, now), torch.zeros(50))
+
+
+@pytest.mark.parametrize("distance", ["js", "kl"])
+def test_f_pabee_reaches_from_layer_2_to_full_depth(tiny_model, distance):
+    model, method = tiny_model(num_labels=CLASSES), FPABEE(distance=distance)
+    generator = torch.Generator().manual_seed(0)
+    trace = trace_of(torch.randn(64, LAYERS, CLASSES, generator=generator) * 20)
+    assert (replay(method.rule(model, method.knob.values[0]), trace) == 2).all()
+    assert (replay(method.rule(model, method.knob.values[-1]), trace) == LAYERS).all()
+    assert replay(method.rule(model, 1e-3), trace).unique().numel() > 2
+
+
+def test_a_row_whose_answer_never_moves_is_kept_by_the_last_knob(tiny_model):
+    method = FPABEE(distance="kl")
+    trace = trace_of(torch.randn(64, 1, CLASSES, generator=torch.Generator().manual_seed(0)).repeat(1, LAYERS, 1))
+    assert (replay(method.rule(tiny_model(num_labels=CLASSES), 0.0), trace) == LAYERS).all()
+
+
+@pytest.mark.parametrize("method", [PCEEBERT, FPABEE])
+def test_no_patience_is_refused(method):
+    with pytest.raises(UserError, match="patience must be at least 1, got 0"):
+        method(patience=0)
+
+
+def test_pabee_uses_its_tolerance(tiny_model):
+    trace = trace_of(torch.tensor([[0.0, 0.15, 0.3, 0.45]]).unsqueeze(-1))
+    model = tiny_model(num_labels=1)
+    assert replay(PABEE(tolerance=0.2).rule(model, 1), trace).tolist() == [2]
+    assert replay(PABEE(tolerance=0.1).rule(model, 1), trace).tolist() == [4]
