@@ -62,6 +62,22 @@ class Batch:
             inputs["token_type_ids"] = self.token_type_ids
         return inputs
 
+    def select(self, keep: Sequence[int], rows: Tensor) -> "Batch":
+        """Keep some rows, and cut the padding columns that none of them needs.
+
+        ``keep`` and ``rows`` are the same row numbers, as integers and as a tensor on the device of the batch.
+        """
+        lengths = [self.lengths[i] for i in keep]
+        width = max(lengths)
+        token_types = self.token_type_ids
+        return Batch(
+            input_ids=self.input_ids[:, :width].index_select(0, rows),
+            padding_mask=self.padding_mask[:, :width].index_select(0, rows),
+            token_type_ids=None if token_types is None else token_types[:, :width].index_select(0, rows),
+            lengths=lengths,
+            encodings=[self.encodings[i] for i in keep],
+        )
+
 
 def collate(encodings: Sequence[Encoding], pad_id: int, device: torch.device | None = None) -> Batch:
     """Pad ``encodings`` to the longest of them."""

@@ -1,5 +1,6 @@
 """The Memorized Layer: from which layer on a row is answered right for good (ConsistentEE, section 3.3)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -39,21 +40,43 @@ def cross_fitted_memorized_layer(model: MultiExitModel, task: TaskData, recipe: 
     Here the training rows are cut into ``folds`` parts, and each part is judged by a model that starts from the same
     weights and was trained (stage 1) on the other parts. ``model`` is left as it was.
     """
+    return cross_fitted(model, task, recipe, folds=folds, train=train_jointly, judge=_memorized_layer_of_rows)
+
+
+def cross_fitted(
+    model: MultiExitModel,
+    task: TaskData,
+    recipe: Recipe,
+    *,
+    folds: int,
+    train: Callable[[MultiExitModel, TaskData, Recipe], None],
+    judge: Callable[[MultiExitModel, Split, Recipe], Tensor],
+) -> Tensor:
+    """Return what models that have not seen a row say of it, for every training row: [rows].
+
+    Args:
+        model: gives the weights that every fold starts from, and is left as it was.
+        task, recipe: their training rows are cut into ``folds`` parts.
+        folds: number of parts, and of models.
+        train: trains the model, in place, on the other parts.
+        judge: returns one number for each row of the part held out: [rows].
+    """
     rows = recipe.training_rows(task.train)
     start = model.clone_weights()
     fold_of_row = torch.arange(len(rows)) % folds
     fold_of_row = fold_of_row[torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed))]
-    layers = torch.empty(len(rows), dtype=torch.long)
+    held_out_rows, verdicts = [], []
     for fold in range(folds):
         held_out = (fold_of_row == fold).nonzero().flatten()
         seen = (fold_of_row != fold).nonzero().flatten()
         model.load_state_dict(start)
-        train_jointly(model, replace(task, train=rows.select(seen.tolist())), replace(recipe, max_rows=None))
-        layers[held_out] = _judged_by(model, rows.select(held_out.tolist()), recipe)
+        train(model, replace(task, train=rows.select(seen.tolist())), replace(recipe, max_rows=None))
+        held_out_rows.append(held_out)
+        verdicts.append(judge(model, rows.select(held_out.tolist()), recipe))
     model.load_state_dict(start)
-    return layers
+    return torch.cat(verdicts)[torch.cat(held_out_rows).argsort()]
 
 
-def _judged_by(model: MultiExitModel, rows: Split, recipe: Recipe) -> Tensor:
+def _memorized_layer_of_rows(model: MultiExitModel, rows: Split, recipe: Recipe) -> Tensor:
     outputs = record_outputs(model, model.tokenize(rows.texts, recipe.max_length))
     return memorized_layer_of(outputs.logits, label_tensor(rows.labels))

@@ -5,7 +5,7 @@ import inspect
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from consistentee import encoding
-from consistentee.backbones import encoders
+from consistentee.backbones import cascade, encoders
+from consistentee.backbones.cascade import CascadeStepper, check_same_tokens, first_layers
 from consistentee.backbones.catalog import resolve
-from consistentee.backbones.encoders import stepper_for
+from consistentee.backbones.encoders import Stepper, stepper_for
 from consistentee.data import Text
 from consistentee.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError, unknown_name
@@ -55,7 +56,10 @@ class LayerOutputs:
 
 @dataclass
 class ModelDescription:
-    """Everything beside the weights that a saved model needs: JSON-serialisable."""
+    """Everything beside the weights that a saved model needs: JSON-serialisable.
+
+    ``companion_name`` says where the weights of the companion came from; None where there is none.
+    """
 
     num_labels: int
     pooling: Pooling
@@ -68,6 +72,7 @@ class ModelDescription:
     method_parameters: dict[str, Any] = field(default_factory=dict)
     default_knob: float | None = None
     heads: dict[str, HeadSpec] = field(default_factory=dict)
+    companion_name: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
@@ -95,14 +100,18 @@ class MultiExitModel(
     library_name="consistentee",
     tags=["early-exit"],
 ):
-    """A stock encoder with an exit after every layer. Build it with :meth:`from_backbone`."""
+    """A stock encoder with an exit after every layer. Build it with :meth:`from_backbone`.
+
+    It may have a companion: a smaller complete model that runs first, see :meth:`add_companion`.
+    """
 
     def __init__(self, backbone: Any, tokenizer: Any, description: ModelDescription) -> None:
         super().__init__()
         self.backbone = backbone
+        self.companion: Any = None
         self.tokenizer = tokenizer
         self.description = description
-        self.stepper = stepper_for(backbone)
+        self.stepper: Stepper = stepper_for(backbone)
         self.dropout = nn.Dropout(_dropout_of(backbone.config))
         self.classifiers = nn.ModuleList(
             _classifier(self.width, description.num_labels) for _ in range(self.num_layers)
@@ -110,8 +119,6 @@ class MultiExitModel(
         self.poolers = nn.ModuleList()
         self.exit_heads = nn.ModuleDict()
         self._build_poolers(description.pooler)
-        for name, spec in description.heads.items():
-            self.exit_heads[name] = ExitHeads(spec, self.width, self.num_layers)
         self.eval()
 
     @classmethod
@@ -159,8 +166,23 @@ class MultiExitModel(
 
     @property
     def num_layers(self) -> int:
-        """Number of layers, L."""
+        """Number of layers that the engine runs: L, or k + L behind a companion of k layers."""
         return self.stepper.num_layers
+
+    @property
+    def stock_layers(self) -> int:
+        """Number of layers of the stock model, L: what layers are compared with."""
+        return stepper_for(self.backbone).num_layers
+
+    @property
+    def companion_layers(self) -> int:
+        """Number of layers of the companion, k; 0 where there is none."""
+        return self.num_layers - self.stock_layers
+
+    @property
+    def backbones(self) -> list[Any]:
+        """The stock models, in the order they run: the companion, if there is one, and the backbone."""
+        return [self.backbone] if self.companion is None else [self.companion, self.backbone]
 
     @property
     def width(self) -> int:
@@ -202,6 +224,54 @@ class MultiExitModel(
             raise unknown_name("head of this model", name, self.exit_heads)
         return cast(ExitHeads, self.exit_heads[name])
 
+    def first_layers(self, layers: int, seed: int = 0) -> Self:
+        """Return a complete model of its own: copies of the embeddings, the first layers and their poolers.
+
+        Its classifiers are new, seeded with ``seed``. Raises UserError if there are not more layers than that, or if
+        they share weights in a way that no stock model of fewer layers can.
+        """
+        backbone = first_layers(stepper_for(self.backbone), layers)
+        _take_pooler(backbone)
+        name = f"{self.description.backbone_name}, layers 1 to {layers}"
+        description = replace(self.description, backbone_name=name, heads={}, companion_name=None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = type(self)(backbone, self.tokenizer, description)
+        for dense, mine in zip(model.poolers, self.poolers, strict=False):
+            dense.load_state_dict(mine.state_dict())
+        return model.to(self.device)
+
+    def check_companion(self, companion: Self) -> CascadeStepper:
+        """Return what would run a companion and this model. Raises UserError if they do not fit together."""
+        check_same_tokens(companion.tokenizer, self.tokenizer)
+        settings = [(d.num_labels, d.pooling, d.pooler) for d in (companion.description, self.description)]
+        if settings[0] != settings[1]:
+            raise UserError(f"a companion must have its model's labels, pooling and pooler: {settings}")
+        return CascadeStepper(stepper_for(companion.backbone), stepper_for(self.backbone))
+
+    def add_companion(self, companion: Self) -> None:
+        """Put a smaller complete model before this one, which takes over its modules.
+
+        From now on layers 1..k are the companion's, with its classifiers; this model's own follow, and start from the
+        tokens. Every exit gets a pooler of its own, where there are poolers, because the two models' differ.
+
+        Raises:
+            UserError: the companion reads other tokens, or has another width, pooling or number of labels.
+            ValueError: this model has learned heads, which belong to its layers as they are, or a companion already.
+        """
+        if self.exit_heads or self.companion is not None:
+            raise ValueError("a companion must be added once, and before any learned head")
+        stepper = self.check_companion(companion)
+        if self.description.pooler == "shared":
+            companion.use_pooler("per_exit")
+            self.use_pooler("per_exit")
+        companion.to(self.device)
+        self.classifiers = nn.ModuleList([*companion.classifiers, *self.classifiers])
+        self.poolers = nn.ModuleList([*companion.poolers, *self.poolers])
+        self.companion = companion.backbone
+        self.stepper = stepper
+        self.description.companion_name = companion.description.backbone_name
+
     def use_pooler(self, sharing: PoolerSharing) -> None:
         """Change the pooler; one a layer starts from the shared one where there is one."""
         shared = self.poolers[0].state_dict() if len(self.poolers) else None
@@ -213,7 +283,7 @@ class MultiExitModel(
 
     def tokenize(self, texts: Sequence[Text], max_length: int | None = None) -> list[Encoding]:
         """Tokenise texts, cut to ``max_length`` tokens (by default the model's own)."""
-        encodings = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self._position_limit))
+        encodings = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self.stepper.position_limit))
         if not self.stepper.uses_token_types:
             return [Encoding(encoding.input_ids) for encoding in encodings]
         return encodings
@@ -274,19 +344,14 @@ class MultiExitModel(
         """
         heads = () if with_heads else ("exit_heads.",)
         weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
-        code = [inspect.getsource(module) for module in (sys.modules[__name__], encoders, encoding)]
-        config = self.backbone.config.to_json_string(use_diff=False)
-        parts = [hash_tensors(weights), self.description.pooling, config, self.device.type, *code, torch.__version__]
+        code = [inspect.getsource(module) for module in (sys.modules[__name__], encoders, cascade, encoding)]
+        configs = [backbone.config.to_json_string(use_diff=False) for backbone in self.backbones]
+        parts = [hash_tensors(weights), self.description.pooling, *configs, self.device.type, *code, torch.__version__]
         return hashlib.sha256(json.dumps([*parts, transformers.__version__]).encode()).hexdigest()
 
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
-
-    @property
-    def _position_limit(self) -> int:
-        limit = int(self.backbone.config.max_position_embeddings)
-        return limit - self.stepper.reserved_positions
 
     def _build_poolers(self, sharing: PoolerSharing) -> None:
         count = {"none": 0, "shared": 1, "per_exit": self.num_layers}[sharing]
@@ -295,6 +360,8 @@ class MultiExitModel(
     def _save_pretrained(self, save_directory: Path) -> None:
         save_directory.mkdir(parents=True, exist_ok=True)
         self.backbone.config.save_pretrained(save_directory / "backbone")
+        if self.companion is not None:
+            self.companion.config.save_pretrained(save_directory / "companion")
         self.tokenizer.save_pretrained(save_directory / "tokenizer")
         save_file(
             {name: tensor.contiguous() for name, tensor in self.state_dict().items()},
@@ -338,11 +405,23 @@ class MultiExitModel(
     @classmethod
     def _load(cls, folder: Path) -> Self:
         description = ModelDescription.from_json(json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8")))
-        backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder / "backbone"))
-        _take_pooler(backbone)
-        model = cls(backbone, AutoTokenizer.from_pretrained(folder / "tokenizer"), description)
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        bare = replace(description, heads={}, companion_name=None)
+        model = cls(_unloaded_backbone(folder / "backbone"), tokenizer, bare)
+        if description.companion_name is not None:
+            named = replace(bare, backbone_name=description.companion_name)
+            model.add_companion(cls(_unloaded_backbone(folder / "companion"), tokenizer, named))
+        for name, spec in description.heads.items():
+            model.add_head(name, spec)
         model.load_state_dict(load_file(folder / _WEIGHTS_FILE))
         return model.eval()
+
+
+def _unloaded_backbone(folder: Path) -> Any:
+    """Return a stock model of a saved configuration, without its pooler; its weights are yet to be loaded."""
+    backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    _take_pooler(backbone)
+    return backbone
 
 
 def _classifier(width: int, num_labels: int) -> nn.Linear:

@@ -4,10 +4,11 @@ A stepper knows three things of its family: how tokens become the input of layer
 where the layers are. Nothing of a model's arithmetic is written again here.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
@@ -33,6 +34,41 @@ class Context:
     lengths: list[int]
 
 
+class Stepper(Protocol):
+    """What the engine asks of whatever runs layers: a stock encoder, or a cascade of two. Contexts are its own."""
+
+    @property
+    def uses_token_types(self) -> bool:
+        """Whether the embeddings tell the two texts of a pair apart."""
+        ...
+
+    @property
+    def position_limit(self) -> int:
+        """Number of tokens that a row may have."""
+        ...
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers that can be run."""
+        ...
+
+    def layer_module(self, layer: int) -> nn.Module:
+        """Return the stock module that is layer ``layer`` (1-based)."""
+        ...
+
+    def begin(self, batch: Batch) -> tuple[Tensor, Any]:
+        """Embed a batch: the input of layer 1 [rows, tokens, width], and its context."""
+        ...
+
+    def step(self, layer: int, hidden: Tensor, context: Any) -> Tensor:
+        """Run layer ``layer`` (1-based) on [rows, tokens, width]."""
+        ...
+
+    def compact(self, hidden: Tensor, context: Any, keep: Sequence[int], rows: Tensor) -> tuple[Tensor, Any]:
+        """Keep some rows, and cut the padding columns that none of them needs."""
+        ...
+
+
 class EncoderStepper(ABC):
     """Runs a stock encoder one layer at a time.
 
@@ -52,6 +88,17 @@ class EncoderStepper(ABC):
     def num_layers(self) -> int:
         """Number of layers, L."""
         return int(self.config.num_hidden_layers)
+
+    @property
+    def position_limit(self) -> int:
+        """Number of tokens that a row may have."""
+        return int(self.config.max_position_embeddings) - self.reserved_positions
+
+    def config_of_first_layers(self, layers: int) -> Any:
+        """Return the configuration of a stock model whose layers are the first ``layers`` of this one's."""
+        config = copy.deepcopy(self.config)
+        config.num_hidden_layers = layers
+        return config
 
     @abstractmethod
     def layer_module(self, layer: int) -> nn.Module:
@@ -174,13 +221,28 @@ class AlbertStepper(EncoderStepper):
 
     def layer_module(self, layer: int) -> nn.Module:
         """Return the group that serves as layer ``layer``."""
-        layers_per_group = self.num_layers / self.config.num_hidden_groups
-        return self.backbone.encoder.albert_layer_groups[int((layer - 1) / layers_per_group)]
+        return self.backbone.encoder.albert_layer_groups[_albert_group(self.config, layer)]
+
+    def config_of_first_layers(self, layers: int) -> Any:
+        """Return a configuration with the groups that the first layers use, if they are shared the same way there."""
+        config = super().config_of_first_layers(layers)
+        groups = [_albert_group(self.config, layer) for layer in range(1, layers + 1)]
+        config.num_hidden_groups = groups[-1] + 1
+        if groups != [_albert_group(config, layer) for layer in range(1, layers + 1)]:
+            raise UserError(
+                f"no stock ALBERT shares weights as the first {layers} layers of this one do; "
+                "take a number of layers that ends with a group"
+            )
+        return config
 
     def embed(self, batch: Batch) -> Tensor:
         """Embeddings, projected to the width of the layers."""
         embedded = self.backbone.embeddings(batch.input_ids, token_type_ids=batch.token_type_ids)
         return self.backbone.encoder.embedding_hidden_mapping_in(embedded)
+
+
+def _albert_group(config: Any, layer: int) -> int:
+    return int((layer - 1) / (config.num_hidden_layers / config.num_hidden_groups))
 
 
 STEPPERS: dict[str, type[EncoderStepper]] = {

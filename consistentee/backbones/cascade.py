@@ -1,0 +1,134 @@
+"""A cascade: a smaller complete model, the companion, runs before the full one, and what it leaves starts again.
+
+To the engine a cascade of k and L layers is one model of k + L layers. Layers 1..k are the companion's; at layer k + 1
+the rows that are still active are embedded again, from their tokens, and the L layers of the full backbone follow. A
+batch that the companion empties runs nothing of the full backbone, not even its embeddings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from consistentee.backbones.encoders import Context, EncoderStepper
+from consistentee.encoding import Batch
+from consistentee.errors import UserError
+
+# Capitals, accents, punctuation and a second text: where tokenizers of one vocabulary still part ways.
+_PROBE = ("Does Zürich's 3.5% naïvely rise?", "ONE, two: three_4!")
+
+
+@dataclass
+class CascadeContext:
+    """What the layers need beside the hidden states; it changes when the full backbone takes over.
+
+    Attributes:
+        tokens: the rows that are still active, for the full backbone to start from.
+        running: the backbone whose layers run now.
+        layers: the context of its layers.
+    """
+
+    tokens: Batch
+    running: EncoderStepper
+    layers: Context
+
+    @property
+    def padding_mask(self) -> Tensor:
+        """Which tokens of the active rows are real: bool [rows, tokens]."""
+        return self.layers.padding_mask
+
+
+class CascadeStepper:
+    """Runs a companion and then a full backbone, one layer at a time.
+
+    Raises UserError where the two backbones cannot read the same rows or fill the same classifiers.
+    """
+
+    def __init__(self, companion: EncoderStepper, full: EncoderStepper) -> None:
+        self.companion = companion
+        self.full = full
+        if companion.num_layers >= full.num_layers:
+            raise UserError(
+                f"a companion must have fewer layers than its model: {companion.num_layers} of {full.num_layers}"
+            )
+        widths = [int(stepper.config.hidden_size) for stepper in (companion, full)]
+        if widths[0] != widths[1]:
+            raise UserError(f"a companion must be as wide as its model: its width is {widths[0]}, not {widths[1]}")
+        if companion.uses_token_types != full.uses_token_types:
+            raise UserError("a companion must tell the texts of a pair apart the way its model does")
+
+    @property
+    def uses_token_types(self) -> bool:
+        """Whether the embeddings tell the two texts of a pair apart."""
+        return self.full.uses_token_types
+
+    @property
+    def position_limit(self) -> int:
+        """Number of tokens that both backbones can read."""
+        return min(self.companion.position_limit, self.full.position_limit)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers of both backbones, k + L."""
+        return self.companion.num_layers + self.full.num_layers
+
+    def layer_module(self, layer: int) -> nn.Module:
+        """Return the stock module that is layer ``layer`` (1-based) of the cascade."""
+        depth = self.companion.num_layers
+        return self.companion.layer_module(layer) if layer <= depth else self.full.layer_module(layer - depth)
+
+    def begin(self, batch: Batch) -> tuple[Tensor, CascadeContext]:
+        """Embed a batch for the companion: the input of its layer 1 [rows, tokens, width], and the context."""
+        hidden, layers = self.companion.begin(batch)
+        return hidden, CascadeContext(batch, self.companion, layers)
+
+    def step(self, layer: int, hidden: Tensor, context: CascadeContext) -> Tensor:
+        """Run layer ``layer`` (1-based); at the first one of the full backbone ``hidden`` is not read.
+
+        That layer embeds the tokens of the active rows, and makes ``context`` the full backbone's.
+        """
+        depth = self.companion.num_layers
+        if layer <= depth:
+            return self.companion.step(layer, hidden, context.layers)
+        if layer == depth + 1:
+            hidden, context.layers = self.full.begin(context.tokens)
+            context.running = self.full
+        return self.full.step(layer - depth, hidden, context.layers)
+
+    def compact(
+        self, hidden: Tensor, context: CascadeContext, keep: Sequence[int], rows: Tensor
+    ) -> tuple[Tensor, CascadeContext]:
+        """Keep some rows, their tokens too; see :meth:`EncoderStepper.compact`."""
+        hidden, layers = context.running.compact(hidden, context.layers, keep, rows)
+        return hidden, CascadeContext(context.tokens.select(keep, rows), context.running, layers)
+
+
+def first_layers(stepper: EncoderStepper, layers: int) -> Any:
+    """Return a stock model of its own with copies of a backbone's embeddings and first ``layers`` layers.
+
+    Raises UserError if the backbone does not have more layers than that, or shares weights between them in a way that
+    no stock model of fewer layers can.
+    """
+    if not 1 <= layers < stepper.num_layers:
+        raise UserError(
+            f"a companion must have at least 1 layer and fewer than its model's {stepper.num_layers}, got {layers}"
+        )
+    with torch.random.fork_rng(devices=[]):  # weights that are drawn only to be replaced
+        backbone = AutoModel.from_config(stepper.config_of_first_layers(layers))
+    weights = backbone.state_dict()
+    copies = {name: weight for name, weight in stepper.backbone.state_dict().items() if name in weights}
+    backbone.load_state_dict(weights | copies)
+    return backbone
+
+
+def check_same_tokens(first: Any, second: Any) -> None:
+    """Raise UserError unless two tokenizers turn texts into the same tokens."""
+    if first is second:
+        return
+    if first.get_vocab() != second.get_vocab():
+        raise UserError("a companion must have the vocabulary of its model, and this one has another")
+    if any(first(*texts)["input_ids"] != second(*texts)["input_ids"] for texts in (_PROBE, _PROBE[:1])):
+        raise UserError("a companion must have the tokenizer of its model, and this one cuts the same text differently")
