@@ -1,0 +1,149 @@
+"""CascadeBERT (Li et al., EMNLP Findings 2021, arXiv 2012.14682): a cascade of complete models, left on confidence.
+
+Rule: a small complete model answers first; where its largest probability is above a threshold the row leaves, else it
+starts again in the full model. There is no exit inside either. Training: both models are fine-tuned as usual, and the
+small one's loss has a difficulty-aware regularisation on top: of every easy and every hard row,
+``max(0, margin - (confidence of the easy one - confidence of the hard one))``. Two levels of difficulty, a margin and
+a weight of 0.5 are what the released script uses.
+
+Choices where the description leaves room:
+
+* The paper's small model is pretrained at its own depth (2 of 12 layers, L/6). Few backbones have such a sibling, so by
+  default the companion is a copy of the first layers, fine-tuned as a model of its own; for want of pretraining it gets
+  twice the share of the depth, L/3. ``companion_backbone`` names a pretrained one of the same width and tokenizer.
+* A row is hard if a model of the companion's shape that has not seen it answers it wrong (cross-fitting): the rows
+  that a model was trained on all look easy to it.
+* The loss is the mean over all pairs of a batch, where the released code draws one hard row for each easy one: the same
+  on average, without the noise.
+* The regularisation is on the companion alone, whose confidence is the only one that is asked.
+
+Classifiers of the layers where nothing can exit are not trained: a trace of this model means something at the
+companion's last layer and at full depth only. The full model is the stock model, trained as all others train it.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from consistentee.classification import stock_encoded
+from consistentee.data import Split, TaskData
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule, LayerView, State, predictions_of, top_probability
+from consistentee.hardness import cross_fitted
+from consistentee.method import Knob, Method
+from consistentee.model import MultiExitModel
+from consistentee.stages import layer_losses, token_stage, train_last_exit, training_source
+from consistentee.training import Recipe, TokenBatch, label_tensor, run_stage
+
+_THRESHOLDS = tuple(torch.linspace(-3, 12, 76).sigmoid().tolist())
+_JUDGING_BATCH_SIZE = 64
+
+
+class CompanionRule(ExitRule):
+    """Leave after the companion's last layer, if its largest probability is above a threshold; nowhere else."""
+
+    def __init__(self, companion_layers: int, threshold: float) -> None:
+        self.companion_layers = companion_layers
+        self.threshold = threshold
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Compare the confidence with the threshold, and read nothing at other layers."""
+        if view.layer != self.companion_layers:
+            return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
+        return top_probability(view) > self.threshold
+
+
+@dataclass(frozen=True)
+class CascadeBERT(Method):
+    """A companion with difficulty-aware confidence, then the stock model.
+
+    Attributes:
+        companion_layers: depth of the companion; by default a third of L (at least 1) of the same backbone, or all
+            layers of ``companion_backbone``.
+        companion_backbone: a backbone to take the companion from, instead of the model's own.
+        margin, margin_weight: of the difficulty-aware regularisation.
+        folds: of the cross-fitting that finds the hard rows.
+    """
+
+    name: ClassVar[str] = "cascade-bert"
+    paper: ClassVar[str] = "Li et al., CascadeBERT, EMNLP Findings 2021, arXiv 2012.14682"
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, *_THRESHOLDS, 1.0))
+
+    companion_layers: int | None = None
+    companion_backbone: str | None = None
+    margin: float = 0.5
+    margin_weight: float = 0.5
+    folds: int = 3
+
+    def __post_init__(self) -> None:
+        if self.margin < 0 or self.margin_weight < 0:
+            raise UserError("cascade-bert: margin and margin_weight must not be negative")
+        if self.folds < 2:
+            raise UserError(f"cascade-bert: cross-fitting needs at least 2 folds, got {self.folds}")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model and the companion, each on its own, and join them."""
+        self.check_task(task)
+        companion = self._companion(model, recipe.seed)
+        train_last_exit(model, task, recipe)  # before they are joined, so that all methods share this stage
+        hard = cross_fitted(companion, task, recipe, folds=self.folds, train=train_last_exit, judge=_answered_wrong)
+        loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
+        details = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
+        stage = replace(token_stage("companion", loss, recipe), details=details)
+        run_stage(companion, training_source(companion, task, recipe), stage, recipe)
+        model.add_companion(companion)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after the companion where its largest probability is above ``knob``."""
+        self.check_knob(model, knob)
+        return CompanionRule(model.companion_layers, knob)
+
+    def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:
+        """Return the companion before it is fine-tuned. Raises UserError if it does not fit the model."""
+        if self.companion_backbone is None:
+            layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers
+            return model.first_layers(layers, seed)
+        description = model.description
+        companion = MultiExitModel.from_backbone(
+            self.companion_backbone,
+            model.num_labels,
+            label_names=model.label_names,
+            pooling=description.pooling,
+            pooler=description.pooler,
+            seed=seed,
+        )
+        if self.companion_layers not in (None, companion.num_layers):
+            companion = companion.first_layers(self.companion_layers, seed)
+        model.check_companion(companion)
+        return companion
+
+
+def _answered_wrong(model: MultiExitModel, rows: Split, recipe: Recipe) -> Tensor:
+    """Return which rows the model at full depth answers wrong: bool [rows]."""
+    logits = stock_encoded(
+        model, model.tokenize(rows.texts, recipe.max_length), batch_size=_JUDGING_BATCH_SIZE, sort_by_length=True
+    )
+    return predictions_of(logits) != label_tensor(rows.labels)
+
+
+def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:
+    """Return the mean hinge over all pairs of an easy and a hard row; 0 where a batch has only one kind.
+
+    Args:
+        logits: [rows, classes].
+        hard: bool [rows].
+        margin: by how much the confidence of an easy row should exceed that of a hard one.
+    """
+    confidence = logits.softmax(dim=-1).amax(dim=-1)
+    gaps = confidence[~hard].unsqueeze(1) - confidence[hard]
+    return (margin - gaps).clamp_min(0).sum() / max(1, gaps.numel())
+
+
+def _companion_loss(hard: Tensor, margin: float, weight: float, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    logits = model.stock_logits(batch.tokens)
+    task_loss = layer_losses(logits.unsqueeze(1), batch.labels).mean()
+    return task_loss + weight * difficulty_loss(logits, hard[batch.rows].to(logits.device), margin)
