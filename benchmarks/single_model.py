@@ -100,7 +100,7 @@ def _operating_points(done: Evaluation, out: Path) -> "Table":
             ", ".join(reasons),
             f"{100 * validation.scores[metric]:.1f}",
             f"{100 * test.scores[metric]:.1f}",
-            f"{test.average_layers:.2f} of {done.model.num_layers}",
+            f"{test.average_layers:.2f} of {done.model.stock_layers}",
         )
     return table
 

@@ -16,8 +16,8 @@ class Speedups:
 
     Attributes:
         average_layers: layers that a row ran, on average.
-        saved_fraction: ``1 - average / L``, in [0, 1) (PABEE, ConsistentEE).
-        layer_ratio: ``L / average``, at least 1 (ElasticBERT).
+        saved_fraction: ``1 - average / L`` (PABEE, ConsistentEE); below 0 where a cascade runs more than that.
+        layer_ratio: ``L / average`` (ElasticBERT).
         flops_ratio: floating point operations of the full model / of this point; None if not counted.
         time_ratios: batch size -> wall-clock time of the full model / of this point.
     """
@@ -30,7 +30,7 @@ class Speedups:
 
 
 def average_layers(exit_histogram: Sequence[int]) -> float:
-    """Return the mean exit layer (1-based) of ``exit_histogram`` = rows that exit at layer 1, 2, ..., L."""
+    """Return the mean exit layer (1-based) of ``exit_histogram`` = rows that exit at layer 1, 2, ...."""
     counts = np.asarray(exit_histogram, dtype=float)
     if counts.size == 0 or counts.sum() <= 0 or (counts < 0).any():
         raise ValueError("an exit histogram needs at least one row and no negative count")
@@ -39,6 +39,7 @@ def average_layers(exit_histogram: Sequence[int]) -> float:
 
 def speedups(
     exit_histogram: Sequence[int],
+    num_layers: int,
     *,
     flops: float | None = None,
     full_flops: float | None = None,
@@ -48,16 +49,17 @@ def speedups(
     """Derive every ratio from raw numbers: the one place where speed-up is defined.
 
     Args:
-        exit_histogram: rows that exit at layer 1, 2, ..., L.
+        exit_histogram: rows that exit at layer 1, 2, and so on.
+        num_layers: layers of the stock model, L; a cascade has a longer histogram.
         flops, full_flops: floating point operations of the same rows here and in the full model.
         seconds, full_seconds: wall-clock seconds of the same rows in the same rounds, here and in full.
     """
-    average, depth = average_layers(exit_histogram), len(exit_histogram)
+    average = average_layers(exit_histogram)
     full_seconds = full_seconds or {}
     return Speedups(
         average_layers=average,
-        saved_fraction=1 - average / depth,
-        layer_ratio=depth / average,
+        saved_fraction=1 - average / num_layers,
+        layer_ratio=num_layers / average,
         flops_ratio=full_flops / flops if flops and full_flops is not None else None,
         time_ratios={
             batch_size: time_ratio(full_seconds[batch_size], rounds)

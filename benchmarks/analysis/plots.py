@@ -101,17 +101,19 @@ def draw_layers(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
     full = _full_row(panel)
     if full is not None:
         axes.axhline(100 * full.scores[panel.metric], color="0.25", linewidth=0.8, zorder=1, label="full model")
+    deepest = float(panel.num_layers)
     for label in panel.labels:
         if label not in style_of:
             continue
         style, curve = style_of[label], curve_on_test(panel, label)
+        deepest = max(deepest, float(curve.layers.max()))  # a cascade may run more than the stock model
         axes.plot(
             curve.layers, 100 * curve.scores, color=style.colour, linestyle=style.line, linewidth=style.width, zorder=2
         )
         if style.marker:
             rows = label_rows(panel, label)
             _draw_points(axes, panel.metric, rows, [row.speedups.average_layers for row in rows], style)
-    axes.set_xlim(0.85, panel.num_layers + 0.15)
+    axes.set_xlim(0.85, deepest + 0.15)
     axes.set_xlabel("average layers")
 
 

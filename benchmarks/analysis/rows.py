@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.curves import RoundSeconds, Speedups, speedups
+from benchmarks.analysis.curves import RoundSeconds, Speedups, speedups, time_ratio
 from benchmarks.analysis.results import FULL, Panel, StoredCell
 from benchmarks.analysis.statistics import Choice, choose, mean_and_std, targets
 from benchmarks.harness.records import CellRecord, Contender, TimingSamples
@@ -103,7 +104,8 @@ def _row(panel: Panel, reasons: Sequence[str], choices: Sequence[Choice]) -> Tab
             float(np.mean([p.score_interval[1] for p in points])),
         ),
         speedups=speedups(
-            np.sum([p.test.exit_histogram for p in points], axis=0).tolist(),
+            [sum(rows) for rows in zip_longest(*(p.test.exit_histogram for p in points), fillvalue=0)],
+            first.num_layers,
             flops=sum(p.flops for p in points),
             full_flops=sum(choice.cell.record.full_flops for choice in choices),
             seconds=_round_seconds([here for here, _ in timed]),
@@ -183,8 +185,7 @@ def never_exit_overheads(panel: Panel) -> dict[int, float]:
     if not timed:
         return {}
     stock_seconds, seconds = _round_seconds([s for _, s in timed]), _round_seconds([h for h, _ in timed])
-    ratios = speedups([1], seconds=stock_seconds, full_seconds=seconds).time_ratios
-    return dict(sorted(ratios.items()))
+    return {size: time_ratio(seconds[size], stock_seconds[size]) for size in sorted(stock_seconds) if size in seconds}
 
 
 def record_of(panel: Panel) -> CellRecord:

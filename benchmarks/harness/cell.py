@@ -135,7 +135,7 @@ def evaluate(
         test_trace=test_trace,
         validation=validation,
         test=replay_curve(rules, knobs, test_trace, task.metrics),
-        chosen=choose_knobs(validation.points, task.metric, budgets),
+        chosen=choose_knobs(validation.points, task.metric, budgets, model.stock_layers),
     )
 
 
@@ -156,19 +156,21 @@ def replay_curve(rules: Sequence[ExitRule], knobs: Sequence[float], trace: Trace
     return Curve(exits, points)
 
 
-def choose_knobs(validation: Sequence[CurvePoint], metric: str, budgets: Sequence[float]) -> dict[int, list[str]]:
+def choose_knobs(
+    validation: Sequence[CurvePoint], metric: str, budgets: Sequence[float], num_layers: int
+) -> dict[int, list[str]]:
     """Choose operating points on validation data alone: index of the point -> what it was chosen for.
 
-    ``budget f``: the best score among the knobs that run at most ``f * L`` layers on average; equal scores: fewer
-    layers. ``within 1 point``: the fewest layers that lose at most 0.01 on the last knob, the method's latest exits.
-    Knobs that behave alike on every row count as the first of them.
+    ``budget f``: the best score among the knobs that run at most ``f * num_layers`` layers on average; equal scores:
+    fewer layers. ``within 1 point``: the fewest layers that lose at most 0.01 on the last knob, the method's latest
+    exits. Knobs that behave alike on every row count as the first of them. ``num_layers`` is the stock model's L.
     """
     chosen: dict[int, list[str]] = {}
     order = sorted(
         range(len(validation)), key=lambda i: (-validation[i].scores[metric], validation[i].average_layers, i)
     )
     for budget in budgets:
-        limit = budget * len(validation[0].exit_histogram) + _ROUNDING
+        limit = budget * num_layers + _ROUNDING
         within = [index for index in order if validation[index].average_layers <= limit]
         if within:
             chosen.setdefault(within[0], []).append(f"budget {budget:.2f}")
@@ -202,7 +204,7 @@ def _record(spec: CellSpec, key: str, done: Evaluation, train_seconds: float) ->
         parameters=done.method.parameters,
         knob_name=done.method.knob.name,
         seed=spec.seed,
-        num_layers=done.model.num_layers,
+        num_layers=done.model.stock_layers,
         train_rows=min(len(task.train), spec.recipe.max_rows or len(task.train)),
         validation_rows=len(task.validation),
         test_rows=len(task.test),

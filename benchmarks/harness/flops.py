@@ -105,9 +105,13 @@ class FlopModel:
         return total
 
     def full_flops(self, lengths: ArrayLike) -> NDArray[np.int64]:
-        """Return the operations of every row in the stock model, which asks no rule."""
-        tokens = np.asarray(lengths)
-        return self.row_flops(tokens, np.full(tokens.shape, self._model.num_layers), NeverExit())
+        """Return the operations of every row in the stock model, which asks no rule and has no companion."""
+        tokens, companion = np.asarray(lengths, dtype=np.int64), self._model.companion_layers
+        total = self.row_flops(tokens, np.full(tokens.shape, self._model.num_layers), NeverExit())
+        if not companion:
+            return total
+        # What embeds the tokens again for the full backbone is counted in the first of its layers.
+        return total - self.embedding(tokens) - sum(layer(tokens) for layer in self.layers[:companion])
 
     @torch.no_grad()
     def rule_cost(self, rule: ExitRule) -> RuleCost:
@@ -159,9 +163,11 @@ def _count(action: Callable[[], Any]) -> tuple[int, Any]:
 
 @contextmanager
 def _eager_attention(model: MultiExitModel) -> Iterator[None]:
-    usual = model.backbone.config._attn_implementation
-    model.backbone.set_attn_implementation("eager")
+    usual = [backbone.config._attn_implementation for backbone in model.backbones]
+    for backbone in model.backbones:
+        backbone.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.backbone.set_attn_implementation(usual)
+        for backbone, attention in zip(model.backbones, usual, strict=True):
+            backbone.set_attn_implementation(attention)

@@ -21,7 +21,7 @@ class CurvePoint(Strict):
 
     knob: float
     scores: dict[str, float]
-    exit_histogram: list[int] = Field(description="rows that exit at layer 1, 2, ..., L")
+    exit_histogram: list[int] = Field(description="rows that exit at layer 1, 2, ...; a cascade has more layers than L")
 
     @property
     def average_layers(self) -> float:
@@ -60,7 +60,7 @@ class CellRecord(Strict):
     parameters: dict[str, object]
     knob_name: str
     seed: int
-    num_layers: int
+    num_layers: int = Field(description="layers of the stock model, L: budgets and saved layers are measured by it")
     train_rows: int
     validation_rows: int
     test_rows: int

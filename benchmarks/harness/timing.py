@@ -100,7 +100,7 @@ def _stock_contender(model: MultiExitModel) -> _Timed:
     def run(batch: Sequence[Encoding]) -> object:
         return stock_encoded(model, batch, batch_size=len(batch))
 
-    return _Timed("", STOCK, None, float(model.num_layers), Runner(STOCK, run))
+    return _Timed("", STOCK, None, float(model.stock_layers), Runner(STOCK, run))
 
 
 def _contenders(
