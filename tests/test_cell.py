@@ -23,7 +23,7 @@ def point(score_: float, histogram: list[int], knob: float = 0.0) -> CurvePoint:
 
 
 def chosen(curve: list[CurvePoint], budgets=(0.25, 0.5, 0.75)) -> dict[int, list[str]]:
-    return choose_knobs(curve, "accuracy", budgets)
+    return choose_knobs(curve, "accuracy", budgets, LAYERS)
 
 
 def test_best_score_within_each_budget():
@@ -40,6 +40,15 @@ def test_best_score_within_each_budget():
 def test_equal_scores_take_fewer_layers_and_equal_knobs_are_one_point():
     curve = [point(0.8, [5, 5, 0, 0]), point(0.8, [10, 0, 0, 0]), point(0.8, [0, 0, 0, 10])]
     assert chosen(curve) == {1: ["budget 0.25", "budget 0.50", "budget 0.75", WITHIN_ONE_POINT]}
+
+
+def test_budgets_of_a_cascade_are_shares_of_the_stock_model():
+    curve = [point(0.7, [0, 10, 0, 0, 0, 0]), point(0.8, [0, 7, 0, 0, 0, 3]), point(0.9, [0, 0, 0, 0, 0, 10])]
+    assert chosen(curve, (0.5, 0.75, 1.0)) == {
+        0: ["budget 0.50", "budget 0.75"],
+        1: ["budget 1.00"],
+        2: [WITHIN_ONE_POINT],
+    }
 
 
 def test_budgets_that_nothing_meets_are_left_out():
@@ -149,6 +158,23 @@ def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backb
     model = MultiExitModel.from_pretrained(folder.model("key"))
     assert (model.description.method_name, model.description.task_name, model.max_length) == (method, "toy", 16)
     assert model.description.default_knob in [point_.knob for point_ in record.operating_points]
+
+
+def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_path, tiny_backbone, toy_task):
+    spec, folder = (
+        spec_of(tiny_backbone("bert"), "cascade-bert", parameters={"companion_layers": 2}),
+        RunFolder(tmp_path),
+    )
+    written = run_cell(spec, "key", toy_task, folder)
+    record, fault = read_cell(folder.cell(spec), "key")
+    assert fault is None
+    assert record == written
+    assert record.num_layers == LAYERS
+    assert {len(p.exit_histogram) for p in record.curve_test} == {LAYERS + 2}
+    assert all(sum(p.exit_histogram) == p.exit_histogram[1] + p.exit_histogram[-1] for p in record.curve_test)
+    within = next(p for p in record.operating_points if "budget 0.50" in p.chosen_for)
+    assert within.validation.average_layers <= LAYERS / 2
+    assert all(p.live_disagreements == 0 for p in record.operating_points)
 
 
 def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):

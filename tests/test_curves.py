@@ -32,6 +32,7 @@ def test_average_layers_needs_rows(counts):
 def test_speedups_give_every_meaning_its_name():
     found = speedups(
         [2, 0, 0, 2],  # 2.5 of 4 layers
+        4,
         flops=50.0,
         full_flops=100.0,
         seconds={1: [1.0, 2.0, 3.0], 32: [1.0]},
@@ -44,16 +45,23 @@ def test_speedups_give_every_meaning_its_name():
     assert found.time_ratios == {1: 2.0}  # per round 2, 3, 2; batch 32 has no full model to compare with
 
 
+def test_a_cascade_is_measured_by_the_layers_of_the_stock_model():
+    found = speedups([0, 1, 0, 0, 0, 0, 0, 3], 6)  # a companion of 2 layers before 6 others
+    assert found.average_layers == 6.5
+    assert found.saved_fraction == pytest.approx(-0.5 / 6)
+    assert found.layer_ratio == pytest.approx(6 / 6.5)
+
+
 def test_speedups_without_flops_and_clock():
-    found = speedups([1, 1])
+    found = speedups([1, 1], 2)
     assert found.flops_ratio is None
     assert found.time_ratios == {}
-    assert speedups([1, 0], flops=0.0, full_flops=10.0).flops_ratio is None
+    assert speedups([1, 0], 2, flops=0.0, full_flops=10.0).flops_ratio is None
 
 
 @given(histograms)
 def test_speedups_are_consistent_and_bounded(counts):
-    found = speedups(counts)
+    found = speedups(counts, len(counts))
     assert 1 <= found.average_layers <= len(counts)
     assert 0 <= found.saved_fraction < 1
     assert found.layer_ratio >= 1

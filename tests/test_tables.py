@@ -50,6 +50,19 @@ def test_the_full_model_is_first_and_the_references_are_last():
     assert labels[1:-4] == sorted(labels[1:-4])
 
 
+def test_seeds_whose_histograms_differ_in_length_are_added_up():
+    """The companion of a cascade may be chosen among several depths, for each seed on its own."""
+    points = []
+    for histogram in ([0, 100, 0, 0, 0, 0, 0, 100], [100, 0, 0, 0, 0, 0, 100]):
+        point = operating_point(0.5, "budget 1.00", 3.0, 0.8)
+        side = point.test.model_copy(update={"exit_histogram": histogram})
+        points.append(point.model_copy(update={"validation": side, "test": side}))
+    cells = [cell("cascade-bert", [point], seed=seed) for seed, point in enumerate(points)]
+    (row,) = label_rows(panel_of(cells), "cascade-bert")
+    assert row.speedups.average_layers == (2 + 8 + 1 + 7) / 4
+    assert row.speedups.saved_fraction == 1 - 4.5 / LAYERS
+
+
 def test_the_full_model_is_timed_as_the_stock_model():
     cells = made_up_suite()
     panel = panel_of(cells, [timing(cells)])
