@@ -30,7 +30,10 @@ class Predictions:
 
 
 class LiveView(LayerView):
-    """The view of a layer that has just run on the active rows."""
+    """The view of a layer that has just run on the active rows: what a rule reads, and the layer's classifier.
+
+    ``past`` holds the pooled vectors of the layers before [rows, layer - 1, width], or None where nobody reads them.
+    """
 
     def __init__(
         self,
@@ -39,11 +42,14 @@ class LiveView(LayerView):
         hidden: Tensor,
         padding_mask: Tensor,
         rows: Sequence[Encoding],
+        *,
+        past: Tensor | None = None,
     ) -> None:
         self._model = model
         self._hidden = hidden
-        self._padding_mask = padding_mask
+        self.padding_mask = padding_mask
         self._encodings = rows
+        self._past = past
         self.layer = layer
         self.num_layers = model.num_layers
         self.rows = hidden.shape[0]
@@ -57,12 +63,19 @@ class LiveView(LayerView):
     @cached_property
     def pooled(self) -> Tensor:
         """What the classifier reads: [rows, width]."""
-        return self._model.pool(self.layer, self._hidden, self._padding_mask)
+        return self._model.pool(self.layer, self._hidden, self.padding_mask)
+
+    @cached_property
+    def history(self) -> Tensor:
+        """Pooled vectors of layers 1 to this one: [rows, layer, width]. Raises UserError where they are not kept."""
+        if self._past is None:
+            raise UserError("this exit rule reads the pooled vectors of earlier layers: declare reads_history = True")
+        return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
 
     @cached_property
     def logits(self) -> Tensor:
         """Output of the internal classifier: [rows, classes]."""
-        return self._model.classify_pooled(self.layer, self.pooled)
+        return self._model.classify(self.layer, self)
 
     @cached_property
     def row_keys(self) -> Tensor:
@@ -140,8 +153,8 @@ def stock_batch(model: MultiExitModel, batch: Batch) -> Tensor:
 def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple[Tensor, Tensor]:
     """Classify one batch: logits [rows, classes] and 1-based exit layers [rows], in the order of the batch.
 
-    After every layer the rows that exit leave: their hidden states, masks and the rule's state are dropped, and so
-    are the padding columns that only they needed.
+    After every layer the rows that exit leave: their hidden states, masks, history and the rule's state are dropped,
+    and so are the padding columns that only they needed.
     """
     rows = len(batch.lengths)
     logits = torch.empty(rows, model.num_labels, device=model.device)
@@ -150,15 +163,17 @@ def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple
     encodings = list(batch.encodings)
     state = {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
     hidden, context = model.stepper.begin(batch)
+    past = no_history_yet(model, rule, rows)
     for layer in range(1, model.num_layers + 1):
         hidden = model.stepper.step(layer, hidden, context)
-        view = LiveView(model, layer, hidden, context.padding_mask, encodings)
+        view = LiveView(model, layer, hidden, context.padding_mask, encodings, past=past)
         if layer == model.num_layers:
             logits[active.to(model.device)] = view.logits
             break
         leaves = rule.should_exit(view, state)
         _check_decision(rule, leaves, len(active))
         leaving = leaves.nonzero().flatten().tolist()
+        past = past if past is None else view.history
         if not leaving:
             continue
         logits[active[leaving].to(model.device)] = view.logits[leaving]
@@ -170,9 +185,17 @@ def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple
         kept = torch.tensor(keep, device=model.device)
         hidden, context = model.stepper.compact(hidden, context, keep, kept)
         state = {name: tensor[kept] for name, tensor in state.items()}
+        past = past if past is None else past[kept]
         encodings = [encodings[i] for i in keep]
         active = active[keep]
     return logits, exit_layers
+
+
+def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor | None:
+    """Return the history before layer 1 [rows, 0, width], or None where neither classifiers nor rule read it."""
+    if not (model.reads_history or rule.reads_history):
+        return None
+    return torch.empty(rows, 0, model.width, device=model.device)
 
 
 def _check_decision(rule: ExitRule, leaves: Tensor, rows: int) -> None:

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,6 +43,15 @@ class LayerView(ABC):
     @abstractmethod
     def pooled(self) -> Tensor:
         """The vector that the classifier of this layer reads: [rows, width]."""
+
+    @cached_property
+    @abstractmethod
+    def history(self) -> Tensor:
+        """``pooled`` of layers 1 to this one: [rows, layer, width].
+
+        Live, it is kept only for a rule that declares ``reads_history`` or classifiers that read it; others get a
+        UserError.
+        """
 
     @cached_property
     @abstractmethod
@@ -85,7 +94,13 @@ def predictions_of(logits: Tensor) -> Tensor:
 
 
 class ExitRule:
-    """Decides, layer by layer, which rows stop. Subclass it, or use ThresholdRule."""
+    """Decides, layer by layer, which rows stop. Subclass it, or use ThresholdRule.
+
+    Class attributes:
+        reads_history: the rule reads ``view.history``, which the engine then keeps for every row.
+    """
+
+    reads_history: ClassVar[bool] = False
 
     def start(self, rows: int, num_layers: int) -> State:
         """Return the per-row state before the first layer: tensors with ``rows`` first."""

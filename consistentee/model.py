@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -17,19 +18,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from consistentee import encoding
+from consistentee import classifiers, encoding
 from consistentee.backbones import cascade, encoders
 from consistentee.backbones.cascade import CascadeStepper, check_same_tokens, first_layers
-from consistentee.backbones.catalog import resolve
+from consistentee.backbones.catalog import Pooling, resolve
 from consistentee.backbones.encoders import Stepper, stepper_for
+from consistentee.classifiers import (
+    ClassifierSpec,
+    InternalClassifier,
+    LinearClassifier,
+    ReadableLayer,
+    RecordedLayer,
+    build_classifiers,
+    pool_tokens,
+)
 from consistentee.data import Text
 from consistentee.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import hash_tensors
 from consistentee.heads import ExitHeads, HeadSpec
-
-Pooling = Literal["mean", "cls"]
-"""How the tokens become one vector: their mean, or the first token."""
 
 PoolerSharing = Literal["none", "shared", "per_exit"]
 """Whether a tanh layer follows the pooling: none, one for all layers (BERT's own), or one an exit (DeeBERT)."""
@@ -73,10 +80,12 @@ class ModelDescription:
     default_knob: float | None = None
     heads: dict[str, HeadSpec] = field(default_factory=dict)
     companion_name: str | None = None
+    classifier: ClassifierSpec = field(default_factory=ClassifierSpec)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
-        values = dict(self.__dict__, heads={name: spec.to_json() for name, spec in self.heads.items()})
+        heads = {name: spec.to_json() for name, spec in self.heads.items()}
+        values = dict(self.__dict__, heads=heads, classifier=self.classifier.to_json())
         return {"format_version": FORMAT_VERSION, **values}
 
     @classmethod
@@ -89,6 +98,7 @@ class ModelDescription:
         try:
             values["label_names"] = tuple(values["label_names"])
             values["heads"] = {name: HeadSpec(**spec) for name, spec in values["heads"].items()}
+            values["classifier"] = ClassifierSpec(**values.get("classifier", {}))  # older models say none: linear
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise UserError(f"{_DESCRIPTION_FILE} of the saved model is damaged: {error}") from error
@@ -112,10 +122,7 @@ class MultiExitModel(
         self.tokenizer = tokenizer
         self.description = description
         self.stepper: Stepper = stepper_for(backbone)
-        self.dropout = nn.Dropout(_dropout_of(backbone.config))
-        self.classifiers = nn.ModuleList(
-            _classifier(self.width, description.num_labels) for _ in range(self.num_layers)
-        )
+        self.classifiers = self._build_classifiers(description.classifier)
         self.poolers = nn.ModuleList()
         self.exit_heads = nn.ModuleDict()
         self._build_poolers(description.pooler)
@@ -247,6 +254,8 @@ class MultiExitModel(
         settings = [(d.num_labels, d.pooling, d.pooler) for d in (companion.description, self.description)]
         if settings[0] != settings[1]:
             raise UserError(f"a companion must have its model's labels, pooling and pooler: {settings}")
+        if {companion.description.classifier.kind, self.description.classifier.kind} != {"linear"}:
+            raise UserError("a companion and its model must have linear classifiers")
         return CascadeStepper(stepper_for(companion.backbone), stepper_for(self.backbone))
 
     def add_companion(self, companion: Self) -> None:
@@ -281,6 +290,34 @@ class MultiExitModel(
             for dense in self.poolers:
                 dense.load_state_dict(shared)
 
+    def use_classifier(self, spec: ClassifierSpec, seed: int = 0) -> None:
+        """Give the exits untrained classifiers of another kind, whose weights ``seed`` seeds.
+
+        Where the spec leaves layer L its linear classifier, that one stays as it is. Raises UserError for an unknown
+        kind.
+        """
+        last = self.classifiers[-1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.classifiers = self._build_classifiers(spec).to(self.device).train(self.training)
+        if not spec.at_last_layer and isinstance(last, LinearClassifier):
+            self.classifiers[-1] = last
+        self.description.classifier = spec
+
+    def classifier(self, layer: int) -> InternalClassifier:
+        """Return the internal classifier of layer ``layer`` (1-based)."""
+        return cast(InternalClassifier, self.classifiers[layer - 1])
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether some classifier reads the pooled vectors of the layers before its own."""
+        return any(self.classifier(t).reads_history for t in range(1, self.num_layers + 1))
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether some classifier reads every token of its layer, and not the pooled vector alone."""
+        return any(self.classifier(t).reads_tokens for t in range(1, self.num_layers + 1))
+
     def tokenize(self, texts: Sequence[Text], max_length: int | None = None) -> list[Encoding]:
         """Tokenise texts, cut to ``max_length`` tokens (by default the model's own)."""
         encodings = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self.stepper.position_limit))
@@ -294,10 +331,7 @@ class MultiExitModel(
 
     def pool_tokens(self, hidden: Tensor, padding_mask: Tensor) -> Tensor:
         """Turn [rows, tokens, width] into [rows, width]: the mean of the real tokens, or the first token."""
-        if self.description.pooling == "cls":
-            return hidden[:, 0]
-        weights = padding_mask.to(hidden.dtype)
-        return torch.einsum("bth,bt->bh", hidden, weights) / weights.sum(dim=1, keepdim=True)
+        return pool_tokens(hidden, padding_mask, self.description.pooling)
 
     def apply_pooler(self, layer: int, vector: Tensor) -> Tensor:
         """Apply the tanh layer of the pooler, where there is one, to [rows, width]."""
@@ -310,32 +344,51 @@ class MultiExitModel(
         """Return what the classifier of layer ``layer`` reads: [rows, width]."""
         return self.apply_pooler(layer, self.pool_tokens(hidden, padding_mask))
 
+    def classify(self, layer: int, readable: ReadableLayer) -> Tensor:
+        """Return the logits of the internal classifier of layer ``layer``, whatever it reads: [rows, classes]."""
+        return self.classifier(layer)(readable)
+
     def classify_pooled(self, layer: int, pooled: Tensor) -> Tensor:
-        """Return the logits of the internal classifier of layer ``layer``: [rows, classes]."""
-        return self.classifiers[layer - 1](self.dropout(pooled))
+        """As :meth:`classify`, of the pooled vector [rows, width]. Raises UserError where that is not all it reads."""
+        classifier = self.classifier(layer)
+        if classifier.reads_tokens or classifier.reads_history:
+            kind = self.description.classifier.kind
+            raise UserError(f"the {kind} classifier of layer {layer} reads more than the pooled vector of its layer")
+        return classifier(RecordedLayer(pooled.unsqueeze(1)))
 
     def forward(self, batch: Batch) -> LayerOutputs:
         """Run all layers on all rows: what training and tracing read."""
+        keeps_tokens = self.reads_tokens
         hidden, context = self.stepper.begin(batch)
-        vectors = []
+        vectors, states = [], []
         for layer in range(1, self.num_layers + 1):
             hidden = self.stepper.step(layer, hidden, context)
             vectors.append(self.pool_tokens(hidden, context.padding_mask))
-        return self.read_vectors(torch.stack(vectors, dim=1))
+            states.append(hidden if keeps_tokens else None)
+        return self._read(torch.stack(vectors, dim=1), states, context.padding_mask)
 
     def read_vectors(self, vectors: Tensor) -> LayerOutputs:
-        """Apply every layer's pooler and classifier to pooled tokens [rows, L, width], left by a frozen backbone."""
+        """Apply every layer's pooler and classifier to pooled tokens [rows, L, width], left by a frozen backbone.
+
+        Raises UserError where a classifier reads every token, which the backbone has not left.
+        """
+        return self._read(vectors, [None] * self.num_layers, None)
+
+    def _read(self, vectors: Tensor, states: Sequence[Tensor | None], padding_mask: Tensor | None) -> LayerOutputs:
         layers = range(1, self.num_layers + 1)
         pooled = vectors
         if len(self.poolers):
             pooled = torch.stack([self.apply_pooler(t, vectors[:, t - 1]) for t in layers], dim=1)
-        logits = torch.stack([self.classify_pooled(t, pooled[:, t - 1]) for t in layers], dim=1)
+        readable = [RecordedLayer(pooled[:, :t], states[t - 1], padding_mask) for t in layers]
+        logits = torch.stack([self.classify(t, readable[t - 1]) for t in layers], dim=1)
         return LayerOutputs(vectors, pooled, logits)
 
     def stock_logits(self, batch: Batch) -> Tensor:
         """Run the stock backbone's own forward and the last classifier: [rows, classes]. The model without exits."""
-        hidden = self.backbone(**batch.model_inputs).last_hidden_state
-        return self.classify_pooled(self.num_layers, self.pool(self.num_layers, hidden, batch.padding_mask))
+        keeps_all = self.classifier(self.num_layers).reads_history
+        output = self.backbone(**batch.model_inputs, output_hidden_states=keeps_all)
+        states = output.hidden_states[1:] if keeps_all else (output.last_hidden_state,)
+        return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
         """Return a hash of what a pass gives: weights, pooling, configuration, and the code that runs it.
@@ -344,14 +397,26 @@ class MultiExitModel(
         """
         heads = () if with_heads else ("exit_heads.",)
         weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
-        code = [inspect.getsource(module) for module in (sys.modules[__name__], encoders, cascade, encoding)]
+        modules = (sys.modules[__name__], classifiers, encoders, cascade, encoding)
+        code = [inspect.getsource(module) for module in modules]
         configs = [backbone.config.to_json_string(use_diff=False) for backbone in self.backbones]
-        parts = [hash_tensors(weights), self.description.pooling, *configs, self.device.type, *code, torch.__version__]
-        return hashlib.sha256(json.dumps([*parts, transformers.__version__]).encode()).hexdigest()
+        shapes = [self.description.pooling, self.description.classifier.to_json(), *configs]
+        parts = [hash_tensors(weights), *shapes, self.device.type, *code, torch.__version__, transformers.__version__]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
+
+    def _build_classifiers(self, spec: ClassifierSpec) -> nn.ModuleList:
+        return build_classifiers(
+            spec,
+            num_layers=self.num_layers,
+            width=self.width,
+            num_labels=self.num_labels,
+            pooling=self.description.pooling,
+            dropout=_dropout_of(self.backbone.config),
+        )
 
     def _build_poolers(self, sharing: PoolerSharing) -> None:
         count = {"none": 0, "shared": 1, "per_exit": self.num_layers}[sharing]
@@ -424,11 +489,26 @@ def _unloaded_backbone(folder: Path) -> Any:
     return backbone
 
 
-def _classifier(width: int, num_labels: int) -> nn.Linear:
-    linear = nn.Linear(width, num_labels)
-    nn.init.normal_(linear.weight, std=0.02)
-    nn.init.zeros_(linear.bias)
-    return linear
+class _StockLayer:
+    """The last layer of a stock forward, as its classifier reads it; pooled only when asked for."""
+
+    def __init__(self, model: MultiExitModel, states: Sequence[Tensor], padding_mask: Tensor) -> None:
+        """``states``: hidden states of layers 1..L, or of layer L alone where its classifier reads no history."""
+        self._model = model
+        self._states = states
+        self.hidden = states[-1]
+        self.padding_mask = padding_mask
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """The last layer's tokens as one vector: [rows, width]."""
+        return self._model.pool(self._model.num_layers, self.hidden, self.padding_mask)
+
+    @cached_property
+    def history(self) -> Tensor:
+        """All layers' pooled vectors: [rows, L, width]."""
+        pooled = [self._model.pool(t, hidden, self.padding_mask) for t, hidden in enumerate(self._states, start=1)]
+        return torch.stack(pooled, dim=1)
 
 
 def _dropout_of(config: Any) -> float:

@@ -112,6 +112,11 @@ class TraceView(LayerView):
         return self._trace.signals["pooled"][:, self.layer - 1]
 
     @cached_property
+    def history(self) -> Tensor:
+        """Pooled vectors of layers 1 to this one: [rows, layer, width]."""
+        return self._trace.signals["pooled"][:, : self.layer]
+
+    @cached_property
     def logits(self) -> Tensor:
         """Output of the internal classifier: [rows, classes]."""
         return self._trace.logits[:, self.layer - 1]

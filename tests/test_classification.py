@@ -67,7 +67,7 @@ def test_rows_that_left_are_not_run(tiny_model, monkeypatch):
 
     class LongestLeavesFirst(ExitRule):
         def should_exit(self, view, state):
-            lengths = view._padding_mask.sum(dim=1)
+            lengths = view.padding_mask.sum(dim=1)
             return lengths == lengths.max()
 
     exits = classify(model, texts, LongestLeavesFirst(), batch_size=3).exit_layers
@@ -106,8 +106,8 @@ def test_a_rule_without_a_decision_is_named(tiny_model):
 def test_a_rule_pays_only_for_what_it_reads(tiny_model, monkeypatch):
     model = tiny_model()
     asked = []
-    real = model.classify_pooled
-    monkeypatch.setattr(model, "classify_pooled", lambda layer, pooled: (asked.append(layer), real(layer, pooled))[1])
+    real = model.classify
+    monkeypatch.setattr(model, "classify", lambda layer, readable: (asked.append(layer), real(layer, readable))[1])
     classify(model, ["w1"], NeverExit())
     assert asked == [model.num_layers], "a rule that reads nothing pays for the last classifier alone"
     asked.clear()

@@ -1,9 +1,9 @@
 """Floating point operations of early-exit classification, row by row: counted once a layer, times the calls.
 
 Counted by torch's own counter (a multiply-add is two operations; only products of matrices count) with eager attention,
-because on a CPU the counter sees nothing of the fused one. What a layer costs is a polynomial of the row's tokens,
-``a + b*n + c*n^2``: attention is quadratic, all else linear or constant. Padding costs time, but is no operation of a
-row, and is not counted.
+in the backbone and in classifiers that have one, because on a CPU the counter sees nothing of the fused one. What a
+layer costs is a polynomial of the row's tokens, ``a + b*n + c*n^2``: attention is quadratic, all else linear or
+constant. Padding costs time, but is no operation of a row, and is not counted.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from consistentee.classification import LiveView
+from consistentee.classification import LiveView, no_history_yet
 from consistentee.encoding import Encoding
 from consistentee.exits import ExitRule, NeverExit
 from consistentee.model import MultiExitModel
@@ -58,7 +59,7 @@ class TokenPolynomial:
 
 @dataclass(frozen=True)
 class RuleCost:
-    """What a rule reads at each layer, and what the answer costs there beyond that."""
+    """What a rule reads at each layer and what is kept of it for later ones, and what the answer costs beyond that."""
 
     reading: list[TokenPolynomial]
     answering: list[TokenPolynomial]
@@ -118,7 +119,8 @@ class FlopModel:
         """Count what a rule reads: it is asked at every layer of a row that never leaves."""
         reading, answering = [], []
         for row, layers in zip(self._rows, self._layers, strict=True):
-            counts = self._ask_at_every_layer(rule, row, layers)
+            with sdpa_kernel(SDPBackend.MATH):
+                counts = self._ask_at_every_layer(rule, row, layers)
             reading.append([asked for asked, _ in counts])
             answering.append([answered for _, answered in counts])
         return RuleCost(
@@ -129,12 +131,16 @@ class FlopModel:
     def _ask_at_every_layer(self, rule: ExitRule, row: Encoding, layers: list[_CountedLayer]) -> list[tuple[int, int]]:
         model = self._model
         state = {name: tensor.to(model.device) for name, tensor in rule.start(1, model.num_layers).items()}
+        past = no_history_yet(model, rule, 1)
         counts = []
         for number, counted in enumerate(layers, start=1):
-            view = LiveView(model, number, counted.hidden, counted.padding_mask, [row])
+            view = LiveView(model, number, counted.hidden, counted.padding_mask, [row], past=past)
             asked = 0
-            if number < model.num_layers:  # at the last layer every row leaves, and no rule is asked
+            if number < model.num_layers:  # at the last layer every row leaves: no rule is asked, no history kept
                 asked, _ = _count(partial(rule.should_exit, view, state))
+                if past is not None:
+                    kept, past = _count(partial(getattr, view, "history"))
+                    asked += kept
             answered, _ = _count(partial(getattr, view, "logits"))
             counts.append((asked, answered))
         return counts

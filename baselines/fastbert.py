@@ -1,0 +1,113 @@
+"""FastBERT (Liu et al., ACL 2020, arXiv 2004.02178): students distilled from the fine-tuned model's own last answer.
+
+Training: the backbone and the teacher, the classifier of layer L, are fine-tuned; then both are frozen, and the
+students, the classifiers before it, learn to give the teacher's distribution: ``sum_{t<L} KL(teacher || student_t)``.
+No label is read, so rows without labels would do. Rule: leave where the entropy of the student, divided by ln C, is
+below a threshold, the *speed*: 0 never leaves, 1 leaves at layer 1.
+
+A student looks at all tokens of its layer: 128 wide, with self-attention inside (``classifier="attention"``).
+``classifier="linear"`` gives the same training to the classifiers that the other methods have.
+
+Choices: the teacher is the linear classifier of the stock model, and not one with attention as in the paper, so that
+the full model, and the stage that trains it, are those of the other methods. The attention has two heads. The paper
+writes the divergence with the student first; here the teacher is, so that a student must cover what the teacher holds
+possible. Fine-tuning takes the recipe's epochs and distillation 5/3 of them, the paper's proportion; linear students
+read cached features instead, for the recipe's number of steps, and have a pooler each where the backbone has one. The
+frozen model runs without dropout.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.classifiers import ClassifierSpec
+from consistentee.data import TaskData
+from consistentee.exits import ExitRule, ThresholdRule, normalised_entropy
+from consistentee.method import Knob, Method
+from consistentee.model import MultiExitModel
+from consistentee.stages import recorded_features, train_heads, train_last_exit, training_source
+from consistentee.training import FeatureBatch, FeatureSource, Recipe, Stage, TokenBatch, TokenSource, run_stage
+
+_SPEEDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(1, 73)), 0.0)
+"""From just above the largest normalised entropy down to 0: distilled students are mostly near certain."""
+
+
+@dataclass(frozen=True)
+class FastBERT(Method):
+    """Self-distillation, normalised-entropy rule.
+
+    Attributes:
+        classifier: what the students are: "attention" is the paper's.
+    """
+
+    name: ClassVar[str] = "fastbert"
+    paper: ClassVar[str] = "Liu et al., FastBERT, ACL 2020, arXiv 2004.02178"
+    knob: ClassVar[Knob] = Knob("speed", _SPEEDS)
+
+    classifier: Literal["attention", "linear"] = "attention"
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, then distil it into the students."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        train_last_exit(model, task, recipe)  # before the students are put in, so that DeeBERT's stage is this one
+        if self.classifier == "attention":
+            _distil_attention(model, source, recipe)
+        else:
+            _distil_linear(model, source, recipe)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the normalised entropy is below ``knob``."""
+        self.check_knob(model, knob)
+        return ThresholdRule(normalised_entropy, knob, exit_when="below")
+
+
+def _distil_attention(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+    """Train students that read every token: the frozen backbone runs again for every batch."""
+    model.use_classifier(ClassifierSpec("attention", width=128, attention_heads=2, at_last_layer=False), recipe.seed)
+    stage = Stage(
+        name="self-distillation",
+        loss=_loss_on_tokens,
+        trains=_students(model, "classifiers"),
+        epochs=math.ceil(recipe.epochs * 5 / 3),
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.head_learning_rate,
+        head_learning_rate=recipe.head_learning_rate,
+        dropout=False,
+    )
+    run_stage(model, source, stage, recipe)
+
+
+def _distil_linear(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+    """Train students that read the pooled vector, on what the frozen backbone left once."""
+    if model.description.pooler == "shared":
+        model.use_pooler("per_exit")
+    rows = FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
+    trains = _students(model, "poolers", "classifiers")
+    train_heads(model, rows, _loss_on_features, recipe, name="self-distillation", trains=trains)
+
+
+def _students(model: MultiExitModel, *parts: str) -> tuple[str, ...]:
+    return tuple(f"{part}.{exit_index}." for part in parts for exit_index in range(model.num_layers - 1))
+
+
+def _loss_on_tokens(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    return distillation_loss(model(batch.tokens).logits)
+
+
+def _loss_on_features(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    return distillation_loss(model.read_vectors(batch.outputs.vectors).logits)
+
+
+def distillation_loss(logits: Tensor) -> Tensor:
+    """Return ``sum_{t<L} KL(teacher || student_t)``, averaged over rows, of logits [rows, L, classes].
+
+    The teacher is the last layer; no gradient reaches it.
+    """
+    students, teacher = logits[:, :-1].log_softmax(dim=-1), logits[:, -1:].detach().log_softmax(dim=-1)
+    divergences = functional.kl_div(students, teacher.expand_as(students), log_target=True, reduction="none")
+    return divergences.sum(dim=(1, 2)).mean()

@@ -1,0 +1,81 @@
+"""GPFEE (Liao et al., NAACL 2021, "A Global Past-Future Early Exit Method"): classifiers with the whole model in view.
+
+A classifier that reads its own layer alone throws away the layers before it and knows nothing of those after. Here the
+classifier of layer t reads the states s_1..s_t of all layers so far, and predictions of s_{t+1}..s_L made from s_t.
+Training: backbone and classifiers together, on the depth-weighted cross-entropy ``sum_t t * CE_t / sum_t t`` and an
+imitation loss, one minus the cosine of each predicted state and the real one. Rule: leave where the entropy of the
+classifier, in nats, is below a threshold S.
+
+Choices: a state is the pooled vector, after the pooler where there is one. Past and future are each gathered by a gate,
+a softmax over layers of a learned score (see :class:`consistentee.classifiers.PastFutureClassifier`), and read side by
+side. A state is predicted as the current one plus a step that a small network gives. The imitation loss is averaged
+over all pairs of a layer and a later one, and added with weight 1; the real states are detached, so that they do not
+come to meet the predictions, while the state predicted from is not.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.classifiers import ClassifierSpec, PastFutureClassifier
+from consistentee.data import TaskData
+from consistentee.exits import ExitRule, ThresholdRule, entropy
+from consistentee.method import Knob, Method
+from consistentee.model import MultiExitModel
+from consistentee.stages import depth_weighted_loss, layer_losses, token_stage, training_source
+from consistentee.training import Recipe, TokenBatch, run_stage
+
+_FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
+"""Fractions of the largest entropy, ln C, from 1 down to 1e-6: trained classifiers are mostly near certain."""
+
+
+@dataclass(frozen=True)
+class GPFEE(Method):
+    """Past-future classifiers, joint training with imitation, entropy rule."""
+
+    name: ClassVar[str] = "gpfee"
+    paper: ClassVar[str] = "Liao et al., A Global Past-Future Early Exit Method, NAACL 2021"
+    knob: ClassVar[Knob] = Knob("entropy", (*(f * math.log(2) for f in _FRACTIONS), 0.0))
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and past-future classifiers in one stage."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        model.use_classifier(ClassifierSpec("past-future"), recipe.seed)
+        run_stage(model, source, token_stage("past-future", _loss, recipe), recipe)
+        return model
+
+    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+        """Return thresholds from just above ln C, the largest entropy, down to 0."""
+        largest = math.log(model.num_labels) * 1.001
+        return (*(fraction * largest for fraction in _FRACTIONS), 0.0)
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the entropy is below ``knob`` nats."""
+        self.check_knob(model, knob)
+        return ThresholdRule(entropy, knob, exit_when="below")
+
+
+def _loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    outputs = model(batch.tokens)
+    return depth_weighted_loss(layer_losses(outputs.logits, batch.labels)) + imitation_loss(model, outputs.pooled)
+
+
+def imitation_loss(model: MultiExitModel, pooled: Tensor) -> Tensor:
+    """Return one minus the cosine of predicted and real later states, averaged over rows and pairs of layers.
+
+    Args:
+        model: one with past-future classifiers.
+        pooled: the real states of all layers: [rows, L, width].
+    """
+    distances = []
+    for t in range(1, model.num_layers):
+        classifier = cast(PastFutureClassifier, model.classifier(t))
+        predicted, real = classifier.predict_future(pooled[:, t - 1]), pooled[:, t:].detach()
+        distances.append(1 - functional.cosine_similarity(predicted, real, dim=-1))
+    return torch.cat(distances, dim=1).mean()
