@@ -190,7 +190,7 @@ class LayerGate(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Return the weighted mean of [rows, layers, width]: [rows, width]."""
         weights = (self.score(states).squeeze(-1) + self.bias).softmax(dim=-1)
-        return torch.einsum("rl,rlh->rh", weights, states)
+        return (weights.unsqueeze(1) @ states).squeeze(1)
 
 
 class PastFutureClassifier(InternalClassifier):

@@ -1,0 +1,360 @@
+"""Internal classifiers of every kind: what they read, padding, history, saving, FLOPs, and a kind of one's own."""
+
+import json
+
+import pytest
+import torch
+from conftest import FAMILIES, make_task, random_texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from baselines.references import StaticRule
+from benchmarks.harness.flops import FlopModel
+from consistentee import classifiers
+from consistentee.classification import classify, classify_encoded, stock_encoded
+from consistentee.classifiers import (
+    KINDS,
+    ClassifierSpec,
+    Exit,
+    InternalClassifier,
+    LinearClassifier,
+    RecordedLayer,
+    build_classifiers,
+)
+from consistentee.encoding import Encoding
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule, NeverExit, ThresholdRule, entropy
+from consistentee.model import MultiExitModel
+from consistentee.trace import record_trace, replay
+
+WIDTH, INNER, CLASSES, LAYERS = 32, 8, 3, 4
+SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in KINDS}
+
+
+@pytest.fixture(params=SPECS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Return the name of a kind."""
+    return request.param
+
+
+def perturb(model: MultiExitModel) -> MultiExitModel:
+    """Give every classifier weights that matter: gates start at zero, outputs small."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.classifiers.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+    return model
+
+
+def model_with(tiny_model, kind: str, family: str = "bert", **options) -> MultiExitModel:
+    model = tiny_model(family, **options)
+    model.use_classifier(SPECS[kind], seed=1)
+    return perturb(model)
+
+
+class ByKey(ExitRule):
+    """Rows leave at layers that their tokens alone decide."""
+
+    def should_exit(self, view, state):
+        return view.row_keys % view.num_layers < view.layer
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_depth_is_the_stock_model_with_the_last_classifier(tiny_model, kind, family):
+    model = model_with(tiny_model, kind, family)
+    encodings = model.tokenize(random_texts(9))
+    stock = stock_encoded(model, encodings, batch_size=4)
+    ours = classify_encoded(model, encodings, NeverExit(), batch_size=4)
+    torch.testing.assert_close(ours.logits, stock, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(stock[0], stock[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("pooler", ["none", "shared", "per_exit"])
+def test_what_a_trace_says_is_what_inference_says(tiny_model, kind, pooler):
+    model = model_with(tiny_model, kind, pooling="mean", pooler=pooler)
+    task = make_task()
+    trace = record_trace(model, task.test)
+    average = entropy(trace.view(1)).mean().item()
+    for rule in (ByKey(), ThresholdRule(entropy, average, "below")):
+        exits = replay(rule, trace)
+        assert exits.unique().numel() > 1
+        live = classify(model, task.test.texts, rule, batch_size=7)
+        assert torch.equal(live.exit_layers, exits)
+        torch.testing.assert_close(live.logits, trace.logits_at(exits), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(kind=st.sampled_from(list(SPECS)), pooling=st.sampled_from(["mean", "cls"]), data=st.data())
+def test_padding_never_matters(kind, pooling, data):
+    tokens, padding = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
+    torch.manual_seed(0)
+    built = build_classifiers(
+        SPECS[kind], num_layers=3, width=WIDTH, num_labels=CLASSES, pooling=pooling, dropout=0.1
+    ).eval()
+    hidden = torch.randn(2, tokens, WIDTH, generator=generator)
+    garbage = 100 * torch.randn(2, padding, WIDTH, generator=generator)
+    for layer, classifier in enumerate(built, start=1):
+        short, padded = (
+            classifier(_layer(torch.cat(parts, dim=1), tokens, layer, pooling))
+            for parts in ([hidden], [hidden, garbage])
+        )
+        torch.testing.assert_close(padded, short, rtol=1e-4, atol=1e-5)
+
+
+def _layer(hidden, tokens: int, layer: int, pooling) -> RecordedLayer:
+    mask = (torch.arange(hidden.shape[1]) < tokens).expand(len(hidden), -1)
+    pooled = classifiers.pool_tokens(hidden, mask, pooling)
+    return RecordedLayer(torch.stack([pooled] * layer, dim=1), hidden, mask)
+
+
+def test_every_real_token_matters_to_attention(tiny_model):
+    """Also with [CLS] pooling, where the linear classifier sees the first token alone."""
+    hidden = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    changed = hidden.clone()
+    changed[0, 3] += 1
+    for kind, sees_it in (("linear", False), ("attention", True)):
+        classifier = model_with(tiny_model, kind, pooling="cls").classifier(2)
+        before, after = (classifier(RecordedLayer(h[:, :1], h, mask)) for h in (hidden, changed))
+        assert torch.allclose(before, after) != sees_it
+
+
+def test_every_layer_so_far_matters_to_past_future(tiny_model):
+    model = model_with(tiny_model, "past-future")
+    history = torch.randn(1, LAYERS, WIDTH, generator=torch.Generator().manual_seed(0))
+    for layer in range(1, LAYERS + 1):
+        read = history[:, :layer].clone().requires_grad_()
+        model.classifier(layer)(RecordedLayer(read)).square().sum().backward()
+        assert (read.grad.abs().sum(dim=-1) > 0).all()
+
+
+class TestHistory:
+    """The pooled vectors of earlier layers, kept row by row."""
+
+    def test_it_follows_its_row_when_others_leave(self, tiny_model, kind):
+        model = model_with(tiny_model, kind)
+        task = make_task()
+        trace = record_trace(model, task.test)
+        recorded = dict(zip(trace.row_keys.tolist(), trace.signals["pooled"], strict=True))
+        sizes = []
+
+        class ReadsHistory(ByKey):
+            reads_history = True
+
+            def should_exit(self, view, state):
+                expected = torch.stack([recorded[key][: view.layer] for key in view.row_keys.tolist()])
+                torch.testing.assert_close(view.history, expected, rtol=1e-4, atol=1e-5)
+                sizes.append(view.rows)
+                return super().should_exit(view, state)
+
+        classify(model, task.test.texts, ReadsHistory(), batch_size=16)
+        assert len(set(sizes)) > 2, "batches shrank"
+
+    def test_a_rule_that_does_not_declare_it_is_told_so(self, tiny_model):
+        class Undeclared(ExitRule):
+            def should_exit(self, view, state):
+                return view.history.mean(dim=(1, 2)) > 0
+
+        model = tiny_model()
+        with pytest.raises(UserError, match="reads_history = True"):
+            classify(model, ["w1"], Undeclared())
+        replay(Undeclared(), record_trace(model, make_task().test))
+
+    @pytest.mark.parametrize(
+        ("kind", "pooled_at"), [("linear", [4]), ("attention", []), ("past-future", [1, 2, 3, 4])], ids=str
+    )
+    def test_only_who_reads_it_pays_for_it(self, tiny_model, monkeypatch, kind, pooled_at):
+        model = model_with(tiny_model, kind)
+        layers = []
+        pool = model.pool
+        monkeypatch.setattr(model, "pool", lambda layer, *rest: (layers.append(layer), pool(layer, *rest))[1])
+        classify(model, ["w1"], NeverExit())
+        assert layers == pooled_at
+
+
+class TestVectors:
+    """Answers from pooled vectors alone, as frozen stages cache them."""
+
+    @pytest.mark.parametrize("readable", ["linear", "past-future"])
+    def test_they_serve_who_reads_no_tokens(self, tiny_model, readable):
+        model = model_with(tiny_model, readable, pooling="cls", pooler="shared")
+        with torch.no_grad():
+            outputs = model(model.collate(model.tokenize(random_texts(5))))
+            again = model.read_vectors(outputs.vectors)
+        torch.testing.assert_close(again.logits, outputs.logits)
+        torch.testing.assert_close(again.pooled, outputs.pooled)
+
+    def test_they_do_not_serve_attention(self, tiny_model):
+        with pytest.raises(UserError, match="reads every token cannot answer from pooled vectors"):
+            model_with(tiny_model, "attention").read_vectors(torch.randn(2, LAYERS, WIDTH))
+
+    def test_one_vector_serves_the_linear_alone(self, tiny_model, kind):
+        model, vector = model_with(tiny_model, kind), torch.randn(2, WIDTH)
+        if kind == "linear":
+            assert torch.equal(model.classify_pooled(2, vector), model.classifier(2)(RecordedLayer(vector[:, None])))
+        else:
+            with pytest.raises(UserError, match=f"{kind} classifier of layer 2 reads more"):
+                model.classify_pooled(2, vector)
+
+
+class TestChoosing:
+    """use_classifier, and the description it leaves."""
+
+    def test_saved_and_loaded_it_answers_the_same(self, tiny_model, kind, tmp_path):
+        model = model_with(tiny_model, kind)
+        model.save_pretrained(tmp_path / "saved")
+        again = MultiExitModel.from_pretrained(tmp_path / "saved")
+        assert again.description == model.description
+        assert again.description.classifier.kind == kind
+        texts = random_texts(12)
+        for rule in (NeverExit(), ByKey()):
+            assert torch.equal(classify(model, texts, rule).logits, classify(again, texts, rule).logits)
+
+    def test_a_model_saved_before_there_were_kinds_is_linear(self, tiny_model, tmp_path):
+        model = tiny_model()
+        model.save_pretrained(tmp_path / "saved")
+        path = tmp_path / "saved" / "multi_exit.json"
+        description = json.loads(path.read_text())
+        del description["classifier"]
+        path.write_text(json.dumps(description))
+        again = MultiExitModel.from_pretrained(tmp_path / "saved")
+        assert again.description == model.description
+        assert all(isinstance(classifier, LinearClassifier) for classifier in again.classifiers)
+
+    def test_the_last_one_may_stay_as_it_is(self, tiny_model, kind):
+        model = tiny_model()
+        last = model.classifiers[-1]
+        model.use_classifier(ClassifierSpec(kind, at_last_layer=False))
+        assert model.classifiers[-1] is last
+        assert all(isinstance(classifier, KINDS[kind]) for classifier in model.classifiers[:-1])
+        model.use_classifier(ClassifierSpec(kind))
+        assert model.classifiers[-1] is not last
+
+    def test_same_seed_same_weights(self, tiny_model, kind):
+        states = []
+        for seed in (1, 1, 2):
+            model = tiny_model()
+            model.use_classifier(SPECS[kind], seed=seed)
+            states.append(torch.cat([parameter.flatten() for parameter in model.classifiers.parameters()]))
+        assert torch.equal(states[0], states[1])
+        assert not torch.equal(states[0], states[2])
+
+    def test_it_takes_the_mode_of_the_model(self, tiny_model, kind):
+        model = tiny_model()
+        model.use_classifier(SPECS[kind])
+        assert not any(module.training for module in model.classifiers.modules())
+
+    def test_what_cannot_be_built_is_named(self, tiny_model):
+        model = tiny_model()
+        with pytest.raises(UserError, match="unknown kind of classifier 'atention'; did you mean 'attention'"):
+            model.use_classifier(ClassifierSpec("atention"))
+        with pytest.raises(UserError, match="width 8 cannot have 3 heads"):
+            model.use_classifier(ClassifierSpec("attention", width=8, attention_heads=3))
+        assert model.description.classifier == ClassifierSpec()
+
+    def test_the_fingerprint_sees_what_weights_do_not_tell(self, tiny_model):
+        prints = set()
+        for heads in (1, 2):
+            model = tiny_model()
+            model.use_classifier(ClassifierSpec("attention", width=INNER, attention_heads=heads))
+            prints.add(model.fingerprint())
+        assert len(prints) == 2
+
+
+def pooling_cost(n: int, pooling: str, width: int = WIDTH) -> int:
+    return 2 * n * width if pooling == "mean" else 0
+
+
+def linear_cost(n: int, pooling: str) -> int:
+    return pooling_cost(n, pooling) + 2 * WIDTH * CLASSES
+
+
+def attention_cost(n: int, pooling: str) -> int:
+    """Projection, query-key-value, scores and mixing, output projection; pooled; hidden layer and output."""
+    tokens = 2 * n * WIDTH * INNER + 2 * n * INNER * 3 * INNER + 2 * 2 * n * n * INNER + 2 * n * INNER * INNER
+    return tokens + pooling_cost(n, pooling, INNER) + 2 * INNER * INNER + 2 * INNER * CLASSES
+
+
+def past_future_cost(layer: int) -> int:
+    """A gate scores and sums each state; a predictor takes one narrow layer, and a step for each layer to come."""
+    later = LAYERS - layer
+    gates = 2 * 2 * LAYERS * WIDTH
+    predictor = 2 * WIDTH * INNER + 2 * INNER * later * WIDTH if later else 0
+    return gates + predictor + 2 * WIDTH * (2 if later else 1) * CLASSES
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+class TestFlops:
+    """Counted, against closed formulas: two operations a multiply-add."""
+
+    @pytest.mark.parametrize("n", [1, 10])
+    def test_of_an_answer(self, tiny_model, kind, pooling, n):
+        model = model_with(tiny_model, kind, pooling=pooling, pooler="none")
+        flops = FlopModel(model)
+        before = sum(int(layer(n)) for layer in flops.layers[:2])
+        answer = {
+            "linear": linear_cost(n, pooling),
+            "attention": attention_cost(n, pooling),
+            "past-future": 2 * pooling_cost(n, pooling) + past_future_cost(2),
+        }
+        assert flops.row_flops([n], [2], StaticRule(2)).tolist() == [before + answer[kind]]
+
+    def test_of_asking_at_every_layer(self, tiny_model, kind, pooling):
+        n, rule = 10, ThresholdRule(entropy, 0.5, "below")
+        flops = FlopModel(model_with(tiny_model, kind, pooling=pooling, pooler="none"))
+        layers = sum(int(layer(n)) for layer in flops.layers[:3])
+        asked = {
+            "linear": 3 * linear_cost(n, pooling),
+            "attention": 3 * attention_cost(n, pooling),
+            "past-future": 3 * pooling_cost(n, pooling) + sum(past_future_cost(layer) for layer in (1, 2, 3)),
+        }
+        assert flops.row_flops([n], [3], rule).tolist() == [layers + asked[kind]]
+
+    def test_of_full_depth_are_what_the_counter_sees_in_the_stock_model(self, tiny_model, kind, pooling):
+        model, tokens = model_with(tiny_model, kind, pooling=pooling, pooler="shared"), 17
+        flops = FlopModel(model)
+        model.backbone.set_attn_implementation("eager")
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model.stock_logits(model.collate([Encoding([5] * tokens, [0] * tokens)]))
+        assert flops.full_flops([tokens]).tolist() == [counter.get_total_flops()]
+
+
+class MaxOfAll(InternalClassifier):
+    """A kind of one's own: the largest value of every feature, over tokens and over the layers before."""
+
+    reads_tokens = True
+    reads_history = True
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        self.output = nn.Linear(2 * place.width, place.num_labels)
+
+    def forward(self, layer):
+        tokens = layer.hidden.masked_fill(~layer.padding_mask[:, :, None], -torch.inf).amax(dim=1)
+        return self.output(torch.cat([tokens, layer.history.amax(dim=1)], dim=-1))
+
+
+def test_a_kind_of_ones_own_is_entered_in_one_place(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, "max", MaxOfAll)
+    model = tiny_model()
+    model.use_classifier(ClassifierSpec("max"))
+    task = make_task()
+    trace = record_trace(model, task.test)
+    live = classify(model, task.test.texts, ByKey(), batch_size=7)
+    exits = replay(ByKey(), trace)
+    assert torch.equal(live.exit_layers, exits)
+    torch.testing.assert_close(live.logits, trace.logits_at(exits), rtol=1e-4, atol=1e-5)
+    encodings = model.tokenize(task.test.texts)
+    torch.testing.assert_close(stock_encoded(model, encodings, batch_size=8), trace.logits[:, -1], rtol=1e-4, atol=1e-5)
+    flops = FlopModel(model)
+    assert flops.full_flops([9])[0] - sum(int(layer(9)) for layer in flops.layers) > 2 * 2 * WIDTH * CLASSES - 1
+    model.save_pretrained(tmp_path / "saved")
+    again = MultiExitModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(record_trace(again, task.test).logits, trace.logits)
+    monkeypatch.delitem(KINDS, "max")
+    with pytest.raises(UserError, match="unknown kind of classifier 'max'"):
+        MultiExitModel.from_pretrained(tmp_path / "saved")

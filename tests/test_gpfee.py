@@ -1,0 +1,52 @@
+"""GPFEE: what the imitation loss asks for, and that training meets it."""
+
+import torch
+from conftest import make_task, random_texts
+
+from baselines.gpfee import GPFEE, imitation_loss
+from consistentee.classifiers import ClassifierSpec, PastFutureClassifier
+from consistentee.model import MultiExitModel
+from consistentee.training import Recipe
+
+
+def with_past_future(model: MultiExitModel) -> MultiExitModel:
+    model.use_classifier(ClassifierSpec("past-future", width=16))
+    return model
+
+
+def test_imitation_is_one_minus_the_cosine_over_all_pairs(tiny_model):
+    model = with_past_future(tiny_model())
+    pooled = torch.randn(5, model.num_layers, model.width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for t in range(1, model.num_layers):
+            for parameter in model.classifier(t).predictor.parameters():
+                parameter.zero_()  # every later state is predicted to be the current one
+    cosine = torch.nn.functional.cosine_similarity(pooled[:, :, None], pooled[:, None], dim=-1)
+    pairs = [1 - cosine[:, t, later] for t in range(4) for later in range(t + 1, 4)]
+    torch.testing.assert_close(imitation_loss(model, pooled), torch.stack(pairs).mean())
+
+
+def test_real_states_do_not_come_to_meet_the_predictions(tiny_model):
+    model = with_past_future(tiny_model())
+    pooled = torch.randn(5, model.num_layers, model.width, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    imitation_loss(model, pooled).backward()
+    moved = pooled.grad.abs().sum(dim=(0, 2))
+    assert moved[-1] == 0
+    assert (moved[:-1] > 0).all()
+
+
+def test_training_makes_the_future_predictable(tiny_model):
+    """Better than with the predictors of the start, and than taking the current state for a later one."""
+    recipe = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)
+    model = GPFEE().fit(tiny_model(), make_task(), recipe)
+    with torch.no_grad():
+        pooled = model(model.collate(model.tokenize(random_texts(20, seed=8)))).pooled
+        learned = imitation_loss(model, pooled)
+        first = model.classifier(1)
+        assert isinstance(first, PastFutureClassifier)
+        predicted = torch.nn.functional.cosine_similarity(first.predict_future(pooled[:, 0]), pooled[:, 1:], dim=-1)
+        current = torch.nn.functional.cosine_similarity(pooled[:, :1], pooled[:, 1:], dim=-1)
+        model.use_classifier(ClassifierSpec("past-future"), recipe.seed)
+        untrained = imitation_loss(model, pooled)
+    assert learned < 0.5 * untrained
+    assert predicted.mean() > current.mean()
