@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from consistentee.backbones.token_exits import layers_run
 from consistentee.data import Text
 from consistentee.encoding import Batch, Encoding
 from consistentee.errors import UserError
@@ -22,11 +23,13 @@ class Predictions:
         predictions: class indices (int64 [N]), or values (float [N]) for a regression.
         exit_layers: int64 [N], 1-based.
         logits: [N, classes], of the classifier at the exit layer.
+        layers_run: float [N], layers that a row's tokens ran on average; the exit layer, where no token exits by itself.
     """
 
     predictions: Tensor
     exit_layers: Tensor
     logits: Tensor
+    layers_run: Tensor
 
 
 class LiveView(LayerView):
@@ -129,7 +132,10 @@ def classify_encoded(
     parts = [
         classify_batch(model, model.collate([encodings[i] for i in rows]), rule) for rows in _chunks(order, batch_size)
     ]
-    return _in_order(order, [part[0] for part in parts], [part[1] for part in parts], model.num_labels)
+    logits = _in_order(order, [part[0] for part in parts], torch.empty(0, model.num_labels))
+    exit_layers = _in_order(order, [part[1] for part in parts], torch.empty(0, dtype=torch.long))
+    ran = layers_run(model.live_tokens(encodings), exit_layers)
+    return Predictions(predictions_of(logits), exit_layers, logits, ran)
 
 
 def stock_encoded(
@@ -139,8 +145,7 @@ def stock_encoded(
     model.eval()
     order = _order(encodings, sort_by_length)
     parts = [stock_batch(model, model.collate([encodings[i] for i in rows])) for rows in _chunks(order, batch_size)]
-    layers = [torch.full((len(part),), model.num_layers) for part in parts]
-    return _in_order(order, parts, layers, model.num_labels).logits
+    return _in_order(order, parts, torch.empty(0, model.num_labels))
 
 
 @torch.inference_mode()
@@ -218,10 +223,6 @@ def _chunks(order: list[int], size: int) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def _in_order(order: list[int], logits: list[Tensor], exit_layers: list[Tensor], num_labels: int) -> Predictions:
-    if not order:
-        empty = torch.empty(0, num_labels)
-        return Predictions(predictions_of(empty), torch.empty(0, dtype=torch.long), empty)
-    back = torch.argsort(torch.tensor(order))
-    all_logits = torch.cat(logits).cpu()[back]
-    return Predictions(predictions_of(all_logits), torch.cat(exit_layers)[back], all_logits)
+def _in_order(order: list[int], parts: list[Tensor], nothing: Tensor) -> Tensor:
+    """Join what the batches gave, in the order asked: [N, ...] on the CPU; ``nothing`` if there is no batch."""
+    return torch.cat(parts).cpu()[torch.argsort(torch.tensor(order))] if parts else nothing

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from consistentee import classifiers, encoding
-from consistentee.backbones import cascade, encoders
+from consistentee.backbones import cascade, encoders, token_exits
 from consistentee.backbones.cascade import CascadeStepper, check_same_tokens, first_layers
 from consistentee.backbones.catalog import Pooling, resolve
 from consistentee.backbones.encoders import Stepper, stepper_for
+from consistentee.backbones.token_exits import TokenExits, TokenExitStepper
 from consistentee.classifiers import (
     ClassifierSpec,
     InternalClassifier,
@@ -44,6 +45,7 @@ PoolerSharing = Literal["none", "shared", "per_exit"]
 FORMAT_VERSION = 1
 _DESCRIPTION_FILE = "multi_exit.json"
 _WEIGHTS_FILE = "model.safetensors"
+_TOKEN_EXITS = "token_exits.schedule"
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class MultiExitModel(
     It may have a companion: a smaller complete model that runs first, see :meth:`add_companion`.
     """
 
+    token_exits: TokenExits | None
+
     def __init__(self, backbone: Any, tokenizer: Any, description: ModelDescription) -> None:
         super().__init__()
         self.backbone = backbone
@@ -122,6 +126,7 @@ class MultiExitModel(
         self.tokenizer = tokenizer
         self.description = description
         self.stepper: Stepper = stepper_for(backbone)
+        self.register_module("token_exits", None)
         self.classifiers = self._build_classifiers(description.classifier)
         self.poolers = nn.ModuleList()
         self.exit_heads = nn.ModuleDict()
@@ -266,10 +271,11 @@ class MultiExitModel(
 
         Raises:
             UserError: the companion reads other tokens, or has another width, pooling or number of labels.
-            ValueError: this model has learned heads, which belong to its layers as they are, or a companion already.
+            ValueError: this model has learned heads or token exits, which belong to its layers as they are, or a
+                companion already.
         """
-        if self.exit_heads or self.companion is not None:
-            raise ValueError("a companion must be added once, and before any learned head")
+        if self.exit_heads or self.token_exits is not None or self.companion is not None:
+            raise ValueError("a companion must be added once, before any learned head, and without token exits")
         stepper = self.check_companion(companion)
         if self.description.pooler == "shared":
             companion.use_pooler("per_exit")
@@ -317,6 +323,29 @@ class MultiExitModel(
     def reads_tokens(self) -> bool:
         """Whether some classifier reads every token of its layer, and not the pooled vector alone."""
         return any(self.classifier(t).reads_tokens for t in range(1, self.num_layers + 1))
+
+    def use_token_exits(self, schedule: Tensor) -> None:
+        """From now on, let every token exit by itself, in training and at inference; rules still let rows exit.
+
+        Args:
+            schedule: the 1-based exit layer of every token of the vocabulary: int64 [vocabulary].
+
+        Raises ValueError for a schedule of another shape, or with layers outside of 1..L; or behind a companion.
+        """
+        if self.companion is not None:
+            raise ValueError("tokens cannot exit by themselves in a cascade")
+        vocabulary = self.backbone.config.vocab_size
+        if schedule.shape != (vocabulary,):
+            raise ValueError(f"a schedule of token exits must be [{vocabulary}], got {list(schedule.shape)}")
+        self.token_exits = TokenExits(schedule, self.num_layers).to(self.device)
+        self.stepper = TokenExitStepper(stepper_for(self.backbone), self.token_exits)
+
+    def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor | None:
+        """Return how many tokens of each row run each layer that the row runs: int64 [N, L], on the CPU.
+
+        None where no token exits by itself: then all of them do.
+        """
+        return None if self.token_exits is None else self.token_exits.live_tokens(encodings)
 
     def tokenize(self, texts: Sequence[Text], max_length: int | None = None) -> list[Encoding]:
         """Tokenise texts, cut to ``max_length`` tokens (by default the model's own)."""
@@ -397,7 +426,7 @@ class MultiExitModel(
         """
         heads = () if with_heads else ("exit_heads.",)
         weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
-        modules = (sys.modules[__name__], classifiers, encoders, cascade, encoding)
+        modules = (sys.modules[__name__], classifiers, encoders, cascade, token_exits, encoding)
         code = [inspect.getsource(module) for module in modules]
         configs = [backbone.config.to_json_string(use_diff=False) for backbone in self.backbones]
         shapes = [self.description.pooling, self.description.classifier.to_json(), *configs]
@@ -478,7 +507,10 @@ class MultiExitModel(
             model.add_companion(cls(_unloaded_backbone(folder / "companion"), tokenizer, named))
         for name, spec in description.heads.items():
             model.add_head(name, spec)
-        model.load_state_dict(load_file(folder / _WEIGHTS_FILE))
+        weights = load_file(folder / _WEIGHTS_FILE)
+        if _TOKEN_EXITS in weights:
+            model.use_token_exits(weights[_TOKEN_EXITS])
+        model.load_state_dict(weights)
         return model.eval()
 
 

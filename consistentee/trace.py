@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from consistentee.backbones.token_exits import layers_run
 from consistentee.data import Split
 from consistentee.encoding import Encoding, fingerprint
 from consistentee.errors import UserError
@@ -34,6 +35,7 @@ class Trace:
         lengths: number of tokens a row: int64 [N].
         row_keys: see :class:`LayerView`: int64 [N].
         heads: the model's learned heads, for rules that give them extra inputs; not saved with the trace.
+        live_tokens: see :meth:`MultiExitModel.live_tokens`: int64 [N, L], or None.
     """
 
     logits: Tensor
@@ -42,6 +44,7 @@ class Trace:
     lengths: Tensor
     row_keys: Tensor
     heads: dict[str, ExitHeads] = field(default_factory=dict)
+    live_tokens: Tensor | None = None
     _views: dict[int, "TraceView"] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -66,6 +69,10 @@ class Trace:
         """Return each row's answer at its exit layer: [N]."""
         return predictions_of(self.logits_at(exits))
 
+    def layers_run(self, exits: Tensor) -> Tensor:
+        """Return how many layers each row's tokens run on average, if rows leave at ``exits``: float [N]."""
+        return layers_run(self.live_tokens, exits)
+
     def save(self, path: Path) -> None:
         """Write the tensors to one safetensors file."""
         tensors = {
@@ -74,6 +81,8 @@ class Trace:
             "lengths": self.lengths,
             "row_keys": self.row_keys,
         }
+        if self.live_tokens is not None:
+            tensors["live_tokens"] = self.live_tokens
         tensors |= {f"signal/{name}": tensor for name, tensor in self.signals.items()}
         save_file(
             {name: t.contiguous() for name, t in tensors.items()},
@@ -88,7 +97,15 @@ class Trace:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         signals = {n.removeprefix("signal/"): t for n, t in tensors.items() if n.startswith("signal/")}
         heads = {} if model is None else _heads_of(model)
-        return cls(tensors["logits"], tensors["labels"], signals, tensors["lengths"], tensors["row_keys"], heads)
+        return cls(
+            logits=tensors["logits"],
+            labels=tensors["labels"],
+            signals=signals,
+            lengths=tensors["lengths"],
+            row_keys=tensors["row_keys"],
+            heads=heads,
+            live_tokens=tensors.get("live_tokens"),
+        )
 
 
 class TraceView(LayerView):
@@ -223,6 +240,7 @@ def record_trace(
         lengths=torch.tensor([len(encoding) for encoding in encodings]),
         row_keys=torch.tensor([encoding.key for encoding in encodings]),
         heads=_heads_of(model),
+        live_tokens=model.live_tokens(encodings),
     )
 
 

@@ -1,12 +1,12 @@
 """Layer-stepping for encoders: a stock Hugging Face model, run one layer at a time by calling its own layers.
 
-A stepper knows three things of its family: how tokens become the input of layer 1, how a layer is called, and
-where the layers are. Nothing of a model's arithmetic is written again here.
+A stepper knows four things of its family: how tokens become the input of layer 1, how a layer is called, where the
+layers are, and which parts a layer has. Nothing of a model's arithmetic is written again here.
 """
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -69,6 +69,24 @@ class Stepper(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class LayerParts:
+    """The modules of a stock layer, for who does not run it on every token (see ``token_exits.py``).
+
+    Attributes:
+        query, key, value: projections of the attention, of hidden states [..., width].
+        dropout: of the attention's weights.
+        finish: what follows the attention, token by token: (what the attention gave [tokens, width], the hidden
+            states that went into the layer [tokens, width]) -> the hidden states that leave it.
+    """
+
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    dropout: nn.Dropout
+    finish: Callable[[Tensor, Tensor], Tensor]
+
+
 class EncoderStepper(ABC):
     """Runs a stock encoder one layer at a time.
 
@@ -77,8 +95,8 @@ class EncoderStepper(ABC):
         reserved_positions: positions of the table that no token ever has (RoBERTa counts from the padding id + 1).
     """
 
-    uses_token_types: ClassVar[bool] = False
-    reserved_positions: ClassVar[int] = 0
+    uses_token_types: bool = False
+    reserved_positions: int = 0
 
     def __init__(self, backbone: Any) -> None:
         self.backbone = backbone
@@ -107,6 +125,13 @@ class EncoderStepper(ABC):
     @abstractmethod
     def embed(self, batch: Batch) -> Tensor:
         """Return the input of layer 1: [rows, tokens, width]."""
+
+    def parts(self, layer: int) -> LayerParts:
+        """Return the modules that layer ``layer`` (1-based) is made of.
+
+        Raises UserError for a family that does not say so.
+        """
+        raise UserError(f"token-level exits are not supported for architecture {self.config.model_type!r}")
 
     def position_bias(self, hidden: Tensor) -> Tensor | None:
         """Return the bias that every layer adds to its attention scores, if the family has one."""
@@ -156,6 +181,16 @@ class BertStepper(EncoderStepper):
         """Word, position and token-type embeddings."""
         return self.backbone.embeddings(input_ids=batch.input_ids, token_type_ids=batch.token_type_ids)
 
+    def parts(self, layer: int) -> LayerParts:
+        """Projections under ``attention.self``."""
+        module: Any = self.layer_module(layer)
+        attention = module.attention.self
+
+        def finish(mixed: Tensor, hidden: Tensor) -> Tensor:
+            return module.feed_forward_chunk(module.attention.output(mixed, hidden))
+
+        return LayerParts(attention.query, attention.key, attention.value, attention.dropout, finish)
+
 
 class RobertaStepper(BertStepper):
     """RoBERTa and XLM-RoBERTa: as BERT; positions count from the padding id, and pairs are told apart by separators."""
@@ -196,6 +231,17 @@ class MPNetStepper(EncoderStepper):
         """Run one layer with the position bias."""
         return self.layer_module(layer)(hidden, context.attention_mask, context.position_bias)[0]
 
+    def parts(self, layer: int) -> LayerParts:
+        """Projections under ``attention.attn``, the one that follows the attention among them."""
+        module: Any = self.layer_module(layer)
+        outer, attention = module.attention, module.attention.attn
+
+        def finish(mixed: Tensor, hidden: Tensor) -> Tensor:
+            attended = outer.LayerNorm(outer.dropout(attention.o(mixed)) + hidden)
+            return module.output(module.intermediate(attended), attended)
+
+        return LayerParts(attention.q, attention.k, attention.v, attention.dropout, finish)
+
 
 class DistilBertStepper(EncoderStepper):
     """DistilBERT: layers under ``transformer.layer``."""
@@ -212,6 +258,17 @@ class DistilBertStepper(EncoderStepper):
     def embed(self, batch: Batch) -> Tensor:
         """Word and position embeddings."""
         return self.backbone.embeddings(batch.input_ids)
+
+    def parts(self, layer: int) -> LayerParts:
+        """Projections under ``attention``, the one that follows the attention among them."""
+        module: Any = self.layer_module(layer)
+        attention = module.attention
+
+        def finish(mixed: Tensor, hidden: Tensor) -> Tensor:
+            attended = module.sa_layer_norm(attention.out_lin(mixed) + hidden)
+            return module.output_layer_norm(module.ffn.ff_chunk(attended) + attended)
+
+        return LayerParts(attention.q_lin, attention.k_lin, attention.v_lin, attention.dropout, finish)
 
 
 class AlbertStepper(EncoderStepper):
@@ -239,6 +296,20 @@ class AlbertStepper(EncoderStepper):
         """Embeddings, projected to the width of the layers."""
         embedded = self.backbone.embeddings(batch.input_ids, token_type_ids=batch.token_type_ids)
         return self.backbone.encoder.embedding_hidden_mapping_in(embedded)
+
+    def parts(self, layer: int) -> LayerParts:
+        """Projections of the one layer of the group. Raises UserError for groups of several."""
+        group: Any = self.layer_module(layer)
+        if len(group.albert_layers) != 1:
+            raise UserError("token-level exits need an ALBERT whose groups have one layer each (inner_group_num = 1)")
+        module = group.albert_layers[0]
+        attention = module.attention
+
+        def finish(mixed: Tensor, hidden: Tensor) -> Tensor:
+            attended = attention.LayerNorm(hidden + attention.output_dropout(attention.dense(mixed)))
+            return module.full_layer_layer_norm(module.ff_chunk(attended) + attended)
+
+        return LayerParts(attention.query, attention.key, attention.value, attention.attention_dropout, finish)
 
 
 def _albert_group(config: Any, layer: int) -> int:

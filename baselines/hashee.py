@@ -1,0 +1,110 @@
+"""HashEE (Sun et al., Findings of ACL 2022, arXiv 2203.01670): every token has a fixed exit layer, found by a hash.
+
+The hash is the paper's frequency hash: frequent tokens exit early, rare ones late. A token that has exited keeps its
+hidden state and is still attended to. Training runs with the same exits as inference, and the answer is read after
+layer L, so there is one classifier and no decision to make.
+
+Choices, where the description leaves room:
+
+- A bucket takes an equal share of the training rows' tokens, not of the vocabulary: in a text nearly all tokens are
+  among the most frequent words, and equal shares of the vocabulary would let almost every token out at one layer.
+- Bucket b of B exits at layer ceil(b * M / B), where M is ``max_layer``: the buckets spread evenly over 1..M.
+- Tokens that no training row has count as the rarest: the last bucket.
+- [CLS] runs to layer M, because the classifier may read it. Other special tokens ([SEP], [UNK]) are tokens like others.
+
+There is no knob: the operating points come from the parameters, one training each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from consistentee.data import TaskData
+from consistentee.encoding import Encoding
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule, NeverExit
+from consistentee.method import Knob, Method
+from consistentee.model import MultiExitModel
+from consistentee.stages import layer_losses, token_stage, training_source
+from consistentee.training import Recipe, TokenBatch, run_stage
+
+
+@dataclass(frozen=True)
+class HashEE(Method):
+    """Tokens exit by frequency, rows never do.
+
+    Attributes:
+        max_layer: the layer after which no token is updated any more; None for the last.
+        buckets: groups of tokens of falling frequency; None for one a layer.
+    """
+
+    name: ClassVar[str] = "hashee"
+    paper: ClassVar[str] = "Sun et al., HashEE, Findings of ACL 2022, arXiv 2203.01670"
+    knob: ClassVar[Knob] = Knob("layer", (12.0,))
+    supports_regression: ClassVar[bool] = True
+
+    max_layer: int | None = None
+    buckets: int | None = None
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Hash the tokens, then fine-tune backbone and last classifier with the tokens exiting.
+
+        Raises UserError if ``max_layer`` or ``buckets`` does not fit the model.
+        """
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        model.use_token_exits(self.schedule(model, source.encodings))
+        run_stage(model, source, token_stage("token-exits", _last_layer_loss, recipe, shared=True), recipe)
+        return model
+
+    def schedule(self, model: MultiExitModel, encodings: Sequence[Encoding]) -> Tensor:
+        """Return the exit layer of every token of the vocabulary, from the rows to train on: int64 [vocabulary]."""
+        max_layer = model.num_layers if self.max_layer is None else self.max_layer
+        buckets = max_layer if self.buckets is None else self.buckets
+        if not 1 <= max_layer <= model.num_layers:
+            raise UserError(f"{self.name}: max_layer must lie in 1..{model.num_layers}, got {max_layer}")
+        if not 1 <= buckets <= max_layer:
+            raise UserError(f"{self.name}: buckets must lie in 1..{max_layer}, the layers there are, got {buckets}")
+        counts = token_counts(encodings, model.backbone.config.vocab_size)
+        first = model.tokenizer.cls_token_id
+        if first is not None:
+            counts[first] = 0
+        # ceil((bucket + 1) * max_layer / buckets), in whole numbers
+        return ((frequency_buckets(counts, buckets) + 1) * max_layer + buckets - 1) // buckets
+
+    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+        """There is one value: the layer that the answer is read at."""
+        return (float(model.num_layers),)
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Never let a row exit: its tokens do."""
+        self.check_knob(model, knob)
+        return NeverExit()
+
+
+def token_counts(encodings: Sequence[Encoding], vocabulary: int) -> Tensor:
+    """Count how often each token of the vocabulary occurs: int64 [vocabulary]."""
+    tokens = torch.tensor([token for row in encodings for token in row.input_ids], dtype=torch.long)
+    return torch.bincount(tokens, minlength=vocabulary)
+
+
+def frequency_buckets(counts: Tensor, buckets: int) -> Tensor:
+    """Return every token's bucket, 0 for the most frequent tokens: int64 [vocabulary].
+
+    A token's bucket is told by the share of all occurrences that more frequent tokens have; tokens that never occur
+    are in the last one. Equally frequent tokens stand in the order of their ids.
+    """
+    frequent_first = counts.argsort(descending=True, stable=True)
+    sorted_counts = counts[frequent_first]
+    before = sorted_counts.cumsum(dim=0) - sorted_counts
+    result = torch.empty_like(counts)
+    result[frequent_first] = (before * buckets // counts.sum().clamp_min(1)).clamp_max(buckets - 1)
+    result[counts == 0] = buckets - 1
+    return result
+
+
+def _last_layer_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    return layer_losses(model(batch.tokens).logits[:, -1:], batch.labels).mean()

@@ -1,0 +1,204 @@
+"""Token-level exits: every token has a layer of its own, after which it is not updated any more.
+
+A token that has exited keeps its hidden state and is still attended to: keys and values are computed from it. It costs
+no query, no attention output and no feed-forward. Rules, pooling and classifiers see the hidden states of all tokens,
+as always, and a rule may still let the whole row exit.
+
+What runs are the stock model's own modules: the whole layer while every token is live, its parts afterwards, on the
+live tokens alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from consistentee.backbones.encoders import Context, EncoderStepper, LayerParts
+from consistentee.encoding import Batch, Encoding
+
+
+class TokenExits(nn.Module):
+    """The schedule: the exit layer of every token of the vocabulary, special tokens included.
+
+    A module, so that the schedule is saved, moved and fingerprinted with the weights.
+    """
+
+    schedule: Tensor
+
+    def __init__(self, schedule: Tensor, num_layers: int) -> None:
+        super().__init__()
+        if not (len(schedule) and 1 <= int(schedule.min()) and int(schedule.max()) <= num_layers):
+            raise ValueError(f"the exit layers of tokens must lie in 1..{num_layers}")
+        self.num_layers = num_layers
+        self.register_buffer("schedule", schedule.long())
+
+    def exit_layers(self, batch: Batch) -> Tensor:
+        """Return the exit layer of every token of a batch, 0 for padding: int64 [rows, tokens], on the CPU."""
+        return self.schedule[batch.input_ids].masked_fill(~batch.padding_mask, 0).cpu()
+
+    def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor:
+        """Return how many tokens of each row are live at each layer: int64 [N, L], on the CPU."""
+        tokens = torch.tensor([token for row in encodings for token in row.input_ids], dtype=torch.long)
+        lengths = torch.tensor([len(row) for row in encodings], dtype=torch.long)
+        rows, bins = torch.arange(len(encodings)).repeat_interleave(lengths), self.num_layers + 1
+        exits = self.schedule.cpu()[tokens]
+        exit_counts = torch.bincount(rows * bins + exits, minlength=len(encodings) * bins).view(len(encodings), bins)
+        return exit_counts.flip(1).cumsum(dim=1).flip(1)[:, 1:]
+
+
+def layers_run(live_tokens: Tensor | None, exits: Tensor) -> Tensor:
+    """Return the layers that each row ran: the mean over its tokens, special ones included, padding not: float64 [N].
+
+    A token runs up to its own exit layer or its row's, whichever comes first.
+
+    Args:
+        live_tokens: int64 [N, L], the tokens of a row that run each layer; None if all of them run every layer.
+        exits: the rows' 1-based exit layers, int64 [N].
+    """
+    if live_tokens is None:
+        return exits.double()
+    ran = live_tokens.cumsum(dim=1).gather(1, exits.unsqueeze(1) - 1).squeeze(1)
+    return ran.double() / live_tokens[:, 0]  # exit layers start at 1: at layer 1 every token is live
+
+
+@dataclass(frozen=True)
+class TokenContext(Context):
+    """What the layers need where tokens exit.
+
+    Attributes:
+        exit_layers: of every token, 0 for padding: int64 [rows, tokens]. It stays on the CPU, where the live tokens
+            are listed, so that no layer waits for a device.
+    """
+
+    exit_layers: Tensor
+
+
+@dataclass(frozen=True)
+class _LiveTokens:
+    """Where the live tokens of a layer are: indices on the model's device.
+
+    Attributes:
+        rows: rows that have live tokens, [running rows].
+        tokens: live tokens among all tokens of the batch, flattened: [live].
+        columns: their positions in their rows, [live].
+        slots: their places among the queries, which are padded to ``queries`` a running row and flattened: [live].
+        queries: the largest number of live tokens in a row.
+    """
+
+    rows: Tensor
+    tokens: Tensor
+    columns: Tensor
+    slots: Tensor
+    queries: int
+
+    @classmethod
+    def of(cls, live: Tensor, device: torch.device) -> "_LiveTokens":
+        """List the live tokens of bool [rows, tokens], on the CPU, of which there is at least one."""
+        counts = live.sum(dim=1)
+        queries = int(counts.max())
+        rows, columns = live.nonzero(as_tuple=True)
+        running = (counts > 0).cumsum(dim=0) - 1
+        slots = running[rows] * queries + (live.cumsum(dim=1) - 1)[rows, columns]
+        listed = (counts.nonzero().flatten(), rows * live.shape[1] + columns, columns, slots)
+        return cls(*(indices.to(device) for indices in listed), queries)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """Turn one vector a live token [live, ...] into [running rows, queries, ...]."""
+        shape = (len(self.rows), self.queries, *packed.shape[1:])
+        slots = len(self.rows) * self.queries
+        if len(packed) == slots:  # equally many live tokens in every row: nothing to pad
+            return packed.view(shape)
+        return packed.new_zeros(slots, *packed.shape[1:]).index_copy(0, self.slots, packed).view(shape)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """Turn [running rows, queries, ...] into one vector a live token [live, ...]."""
+        flat = padded.flatten(0, 1)
+        return flat if len(flat) == len(self.slots) else flat.index_select(0, self.slots)
+
+
+class TokenExitStepper(EncoderStepper):
+    """Runs a stock encoder one layer at a time, each layer on its live tokens."""
+
+    def __init__(self, stepper: EncoderStepper, token_exits: TokenExits) -> None:
+        super().__init__(stepper.backbone)
+        self.uses_token_types = stepper.uses_token_types
+        self.reserved_positions = stepper.reserved_positions
+        self._stepper = stepper
+        self._token_exits = token_exits
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return self._stepper.num_layers
+
+    def layer_module(self, layer: int) -> nn.Module:
+        """Return the stock module that is layer ``layer``."""
+        return self._stepper.layer_module(layer)
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the input of layer 1."""
+        return self._stepper.embed(batch)
+
+    def parts(self, layer: int) -> LayerParts:
+        """Return the modules that layer ``layer`` is made of."""
+        return self._stepper.parts(layer)
+
+    def begin(self, batch: Batch) -> tuple[Tensor, TokenContext]:
+        """Embed a batch, and look up where its tokens exit."""
+        hidden, context = self._stepper.begin(batch)
+        return hidden, TokenContext(**vars(context), exit_layers=self._token_exits.exit_layers(batch))
+
+    def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+        """Run layer ``layer`` (1-based) on the live tokens; the others' states [rows, tokens, width] stay as they are.
+
+        Padding is no token: what stands in its place has no meaning after any layer.
+        """
+        assert isinstance(context, TokenContext)
+        live = context.exit_layers >= layer
+        count = int(live.sum())
+        if count == sum(context.lengths):
+            return self._stepper.step(layer, hidden, context)
+        return self._step_live(layer, hidden, context, live) if count else hidden
+
+    def compact(
+        self, hidden: Tensor, context: Context, keep: Sequence[int], rows: Tensor
+    ) -> tuple[Tensor, TokenContext]:
+        """Keep some rows, and cut the padding columns that none of them needs."""
+        assert isinstance(context, TokenContext)
+        hidden, kept = self._stepper.compact(hidden, context, keep, rows)
+        exit_layers = context.exit_layers[list(keep), : hidden.shape[1]]
+        return hidden, TokenContext(**vars(kept), exit_layers=exit_layers)
+
+    def _step_live(self, layer: int, hidden: Tensor, context: TokenContext, live: Tensor) -> Tensor:
+        """Run a layer's parts: keys and values of every token in the rows that have live ones, all else of live ones."""
+        parts = self._stepper.parts(layer)
+        places = _LiveTokens.of(live, hidden.device)
+        states = hidden.flatten(0, 1).index_select(0, places.tokens)
+        attended = hidden if len(places.rows) == len(hidden) else hidden.index_select(0, places.rows)
+        mixed = scaled_dot_product_attention(
+            self._split_heads(places.pad(parts.query(states))),
+            self._split_heads(parts.key(attended)),
+            self._split_heads(parts.value(attended)),
+            attn_mask=_attention_mask(context, places),
+            dropout_p=parts.dropout.p if parts.dropout.training else 0.0,
+        )
+        updated = parts.finish(places.pack(mixed.transpose(1, 2).flatten(2)), states)
+        return hidden.flatten(0, 1).index_copy(0, places.tokens, updated).view_as(hidden)
+
+    def _split_heads(self, projected: Tensor) -> Tensor:
+        """Turn [rows, tokens, width] into [rows, heads, tokens, width / heads]."""
+        return projected.unflatten(2, (self.config.num_attention_heads, -1)).transpose(1, 2)
+
+
+def _attention_mask(context: TokenContext, places: _LiveTokens) -> Tensor | None:
+    """Return what the live tokens' attention may see: bool, or with a position bias float, [rows, heads or 1, ., tokens]."""
+    tokens = context.padding_mask.shape[1]
+    unpadded = min(context.lengths) == tokens
+    real = context.padding_mask.index_select(0, places.rows)[:, None, None, :]
+    if context.position_bias is None:
+        return None if unpadded else real
+    bias_of_token = context.position_bias[0].transpose(0, 1).index_select(0, places.columns)
+    bias = places.pad(bias_of_token).transpose(1, 2)
+    return bias if unpadded else bias.masked_fill(~real, float("-inf"))
