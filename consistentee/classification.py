@@ -23,7 +23,7 @@ class Predictions:
         predictions: class indices (int64 [N]), or values (float [N]) for a regression.
         exit_layers: int64 [N], 1-based.
         logits: [N, classes], of the classifier at the exit layer.
-        layers_run: float [N], layers that a row's tokens ran on average; the exit layer, where no token exits by itself.
+        layers_run: float [N], layers that a row's tokens ran on average: the exit layer, unless tokens exit too.
     """
 
     predictions: Tensor

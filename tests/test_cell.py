@@ -84,6 +84,12 @@ def test_average_layers_is_a_mean(seed):
     assert point(0, histogram).average_layers == pytest.approx(exits.mean())
 
 
+def test_average_layers_is_the_tokens_mean_where_they_exit():
+    values = {"knob": 4.0, "scores": {"accuracy": 0.5}, "exit_histogram": [0, 0, 0, 9]}
+    assert CurvePoint.model_validate(values).average_layers == 4, "a record of before tokens exited"
+    assert CurvePoint.model_validate(values | {"token_layers": 2.5}).average_layers == 2.5
+
+
 def test_same_answers():
     assert same_answers(np.array([1, 2]), np.array([1, 3])).tolist() == [True, False]
     assert same_answers(np.array([1.0, 2.0]), np.array([1.00001, 2.01])).tolist() == [True, False]
@@ -133,7 +139,7 @@ def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:
     return CellSpec.model_validate({**values, **changes})
 
 
-@pytest.mark.parametrize("method", ["full", "calm-softmax", "pabee", "oracle"])
+@pytest.mark.parametrize("method", ["full", "calm-softmax", "pabee", "oracle", "hashee"])
 def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backbone, toy_task, method):
     spec, folder = spec_of(tiny_backbone("bert"), method), RunFolder(tmp_path)
     run_cell(spec, "key", toy_task, folder)
@@ -153,6 +159,9 @@ def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backb
         assert operating_point.validation in record.curve_validation
     if method == "full":
         assert record.operating_points[0].flops == record.full_flops
+    if method == "hashee":
+        assert record.operating_points[0].flops < record.full_flops
+        assert 1 < record.operating_points[0].test.average_layers < 4
     assert record.backbone == "bert"
     assert "trained in" in (folder.cell(spec) / LOG_FILE).read_text()
     model = MultiExitModel.from_pretrained(folder.model("key"))

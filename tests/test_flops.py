@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.references import OracleRule, StaticRule
-from benchmarks.harness.flops import TOKEN_COUNTS, FlopModel, TokenPolynomial
+from benchmarks.harness.flops import PARTLY_LIVE, TOKEN_COUNTS, FlopModel, LayerCost, TokenPolynomial
+from consistentee.classification import classify_encoded
 from consistentee.encoding import Encoding
 from consistentee.exits import NeverExit, ThresholdRule, entropy, head_probability
 from consistentee.heads import HeadSpec
@@ -86,3 +88,50 @@ def test_counts_off_the_polynomial_are_noticed():
     with pytest.raises(ValueError, match="not quadratic"):
         TokenPolynomial.fit(cubic)
     assert TokenPolynomial.fit([5 + 2 * n + 7 * n * n for n in TOKEN_COUNTS]) == TokenPolynomial(5, 2, 7)
+
+
+def test_a_layer_of_live_tokens_is_the_closed_formula(tiny_model):
+    model = tiny_model("bert", pooler="none", pooling="cls")
+    schedule = torch.full((64,), 4)
+    schedule[[10, 11]] = torch.tensor([1, 3])
+    model.use_token_exits(schedule)
+    rows = [Encoding([2, 10, 10, 11, 3]), Encoding([11]), Encoding([10, 10])]
+    flops = FlopModel(model)
+    live = model.live_tokens(rows)
+    exits = [4, 4, 2]
+
+    def layer(n: int, m: int) -> int:
+        keys_and_values, rest = 2 * 2 * n * WIDTH**2, 2 * 2 * m * WIDTH**2 + 2 * 2 * m * WIDTH * INNER
+        return keys_and_values + rest + 2 * 2 * n * m * WIDTH if m else 0
+
+    expected = [
+        sum(layer(len(row), m) for m in counts[:exit_layer]) + 2 * WIDTH * CLASSES
+        for row, counts, exit_layer in zip(rows, live.tolist(), exits, strict=True)
+    ]
+    lengths = [len(row) for row in rows]
+    assert flops.row_flops(lengths, exits, NeverExit(), live).tolist() == expected
+    assert layer(7, 7) == bert_layer(7)
+    assert flops.full_flops(7) == 4 * bert_layer(7) + 2 * WIDTH * CLASSES
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_operations_of_a_row_whose_tokens_exit_are_what_the_counter_sees(tiny_model, family):
+    model = tiny_model(family)
+    schedule = torch.randint(1, 4, (64,), generator=torch.Generator().manual_seed(2))
+    model.use_token_exits(schedule)
+    row = Encoding(list(range(2, 19)), [0] * 17 if model.stepper.uses_token_types else None)
+    expected = FlopModel(model).row_flops([17], [4], NeverExit(), model.live_tokens([row]))
+    usual = model.backbone.config._attn_implementation
+    model.backbone.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        classify_encoded(model, [row], NeverExit(), batch_size=1)
+    model.backbone.set_attn_implementation(usual)
+    assert expected.tolist() == [counter.get_total_flops()]
+
+
+def test_counts_that_are_not_a_layers_parts_are_noticed():
+    full = TokenPolynomial(5, 20, 7)
+    counted = [5 + 4 * n + 16 * m + 7 * n * m for n, m in PARTLY_LIVE]
+    assert LayerCost.fit(full, counted) == LayerCost(full, attended=4)
+    with pytest.raises(ValueError, match="do not fit"):
+        LayerCost.fit(full, [counted[0], counted[1] + 1, counted[2]])

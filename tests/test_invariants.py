@@ -12,8 +12,10 @@ import torch
 from conftest import FAMILIES, make_task, random_texts
 from torch import Tensor
 
+from consistentee.backbones.encoders import stepper_for
 from consistentee.classification import classify, classify_encoded, stock_encoded
 from consistentee.data import Split
+from consistentee.encoding import Encoding
 from consistentee.errors import UserError
 from consistentee.exits import ExitRule, NeverExit
 from consistentee.method import Method, available_methods, get_method
@@ -77,11 +79,28 @@ def live_rules(case: Trained) -> list[tuple[float, ExitRule]]:
     return case.rules()
 
 
+@torch.no_grad()
+def full_depth_logits(model: MultiExitModel, encodings: list[Encoding], batch_size: int) -> Tensor:
+    """Return what the stock model answers: where tokens exit, its layers run on all, and exited ones are put back."""
+    if model.token_exits is None:
+        return stock_encoded(model, encodings, batch_size=batch_size)
+    stepper, answers = stepper_for(model.backbone), []
+    for start in range(0, len(encodings), batch_size):
+        batch = model.collate(encodings[start : start + batch_size])
+        exits = model.token_exits.schedule[batch.input_ids].unsqueeze(-1)
+        hidden, context = stepper.begin(batch)
+        for layer in range(1, model.num_layers + 1):
+            hidden = torch.where(exits >= layer, stepper.step(layer, hidden, context), hidden)
+        pooled = model.pool(model.num_layers, hidden, batch.padding_mask)
+        answers.append(model.classify_pooled(model.num_layers, pooled))
+    return torch.cat(answers)
+
+
 def test_1_never_exit_is_the_stock_model(trained, method_name, family):
     case = trained(method_name, family)
     encodings = case.model.tokenize(case.texts)
     for batch_size in (1, 8):
-        stock = stock_encoded(case.model, encodings, batch_size=batch_size)
+        stock = full_depth_logits(case.model, encodings, batch_size)
         ours = classify_encoded(case.model, encodings, NeverExit(), batch_size=batch_size)
         assert (ours.exit_layers == case.model.num_layers).all()
         torch.testing.assert_close(ours.logits, stock, rtol=1e-5, atol=1e-5)
@@ -97,6 +116,7 @@ def test_2_replay_equals_reality(trained, method_name, family, sort_by_length):
             assert torch.equal(live.exit_layers, exits), f"knob {knob}, batch size {batch_size}"
             assert torch.equal(live.predictions, case.trace.predictions(exits))
             torch.testing.assert_close(live.logits, case.trace.logits_at(exits), rtol=1e-4, atol=1e-4)
+            assert torch.equal(live.layers_run, case.trace.layers_run(exits))
 
 
 def test_3_a_rows_fate_is_its_own(trained, method_name, family):
@@ -112,22 +132,29 @@ def test_3_a_rows_fate_is_its_own(trained, method_name, family):
 
 
 @contextmanager
-def counted_rows(model: MultiExitModel) -> Iterator[list[int]]:
-    """Count the rows of every call of a stock layer, by hooks on the stock modules."""
+def counted_calls(model: MultiExitModel, part: str, count: Callable[[Tensor], int]) -> Iterator[list[int]]:
+    """Count what goes into one part of the layers, called ``part``, by hooks on the stock modules."""
     counts: list[int] = []
-    modules = {id(m): m for m in (model.stepper.layer_module(i + 1) for i in range(model.num_layers))}
-    hooks = [m.register_forward_hook(lambda _, args, __: counts.append(len(args[0]))) for m in modules.values()]
+    modules = {id(m): m for m in (getattr(model.stepper.parts(i + 1), part) for i in range(model.num_layers))}
+    hooks = [m.register_forward_hook(lambda _, args, __: counts.append(count(args[0]))) for m in modules.values()]
     yield counts
     for hook in hooks:
         hook.remove()
 
 
 def test_4_layers_counted_are_layers_run(trained, method_name, family):
+    """Rows are counted at the keys, which every running row needs; tokens at the queries, where there is no padding."""
     case = trained(method_name, family)
+    lengths = case.trace.lengths
+    live_tokens = lengths.unsqueeze(1) if case.trace.live_tokens is None else case.trace.live_tokens
+    layers = torch.arange(1, case.model.num_layers + 1)
     for knob, rule in live_rules(case):
-        with counted_rows(case.model) as counts:
+        with counted_calls(case.model, "key", len) as rows:
             live = classify(case.model, case.texts, rule, batch_size=7)
-        assert sum(counts) == live.exit_layers.sum(), f"knob {knob}"
+        assert sum(rows) == ((layers <= live.exit_layers.unsqueeze(1)) & (live_tokens > 0)).sum(), f"knob {knob}"
+        with counted_calls(case.model, "query", lambda states: states[..., 0].numel()) as tokens:
+            classify(case.model, case.texts, rule, batch_size=1)
+        assert sum(tokens) == pytest.approx((live.layers_run * lengths).sum().item()), f"knob {knob}"
 
 
 def test_5_knob_is_ordered_from_earliest_to_full_depth(trained, method_name, family):
@@ -137,8 +164,8 @@ def test_5_knob_is_ordered_from_earliest_to_full_depth(trained, method_name, fam
     assert exits.min() >= 1
     assert exits.max() <= layers
     assert (exits[1:] >= exits[:-1]).all(), "a stricter knob never exits earlier"
-    # These wait: for agreement, the right answer, the last layer.
-    if method_name not in ("pabee", "leebert", "oracle", "full"):
+    waits = method_name in ("pabee", "leebert", "oracle")  # for agreement, for the right answer
+    if not waits and len(exits) > 1:  # one operating point is no range of exits
         assert (exits[0] == exits[0, 0]).all(), "the first knob gives the first possible exit to every row"
         assert exits[0, 0] <= max(2, case.model.companion_layers), (
             "a cascade's first exit is its companion's last layer"

@@ -1,4 +1,4 @@
-"""Token-level exits: live tokens alone are run, and it equals the stock layer on all tokens with exited ones put back."""
+"""Token-level exits: only live tokens run, and that equals the stock layer on all tokens with exited ones put back."""
 
 import pytest
 import torch
@@ -82,3 +82,122 @@ def test_gradients_are_those_of_the_stock_layers(tiny_model, family):
     assert gradients[0].keys() == gradients[1].keys()
     for name, expected in gradients[1].items():
         torch.testing.assert_close(gradients[0][name], expected, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_that_all_run_to_the_end_are_the_stock_model(tiny_model, family):
+    model = tiny_model(family)
+    encodings = model.tokenize(random_texts(12))
+    model.use_token_exits(full_depth())
+    ours = classify_encoded(model, encodings, NeverExit(), batch_size=5)
+    stock = stock_encoded(model, encodings, batch_size=5)
+    torch.testing.assert_close(ours.logits, stock, rtol=1e-5, atol=1e-5)
+    assert (ours.layers_run == LAYERS).all()
+
+
+def test_while_all_tokens_are_live_the_stock_layer_runs_and_later_layers_run_on_no_more_than_is_live(tiny_model):
+    model = tiny_model("bert")
+    schedule = full_depth()
+    schedule[VOCABULARY.index("w0")] = 2
+    model.use_token_exits(schedule)
+    batch = model.collate(model.tokenize(["w1 w0 w0", "w0"]))
+    whole, queries, keys = [], [], []
+    for number, layer in enumerate(model.backbone.encoder.layer, start=1):
+        layer.register_forward_hook(lambda *_, number=number: whole.append(number))
+        layer.attention.self.query.register_forward_hook(lambda _, args, __: queries.append(args[0].shape[:-1]))
+        layer.attention.self.key.register_forward_hook(lambda _, args, __: keys.append(args[0].shape[:-1]))
+    stepped(model, batch)
+    assert whole == [1, 2]
+    assert queries == [(2, 5), (2, 5), (5,), (5,)], "[CLS] w1 [SEP], [CLS] [SEP]"
+    assert keys == [(2, 5)] * 4, "tokens that have exited are attended to"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_whose_tokens_have_all_exited_costs_nothing_more(tiny_model, family):
+    model = tiny_model(family)
+    schedule = torch.ones(len(VOCABULARY), dtype=torch.long)
+    schedule[VOCABULARY.index("w1")] = 3
+    model.use_token_exits(schedule)
+    rows: list[int] = []
+    for part in {id(m): m for m in (model.stepper.parts(layer).key for layer in range(1, LAYERS + 1))}.values():
+        part.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
+    batch = model.collate(model.tokenize(["w0 w0 w0 w0", "w0 w1", "w2"]))
+    with torch.no_grad():
+        states = stepped(model, batch)
+        expected = stock_layers_with_exited_tokens_put_back(model, batch)
+    assert rows[:3] == [3, 1, 1], "all rows, then the one that has w1, then none"
+    assert torch.equal(states[3], states[2])
+    assert torch.equal(states[3][[0, 2]], states[0][[0, 2]])
+    torch.testing.assert_close(states[3][1, :4], expected[3][1, :4], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_still_exit_by_rule_and_as_replayed(tiny_model, family):
+    model, split = tiny_model(family), make_task().test
+    model.use_token_exits(mixed_schedule())
+    trace = record_trace(model, split)
+    for share in (0.2, 0.6):
+        threshold = float(entropy(trace.view(1)).quantile(share))
+        rule = ThresholdRule(entropy, threshold + 1e-4, exit_when="below")
+        exits = replay(rule, trace)
+        assert exits.unique().numel() > 1
+        for batch_size in (1, 7):
+            live = classify(model, split.texts, rule, batch_size=batch_size)
+            assert torch.equal(live.exit_layers, exits)
+            assert torch.equal(live.layers_run, trace.layers_run(exits))
+            torch.testing.assert_close(live.logits, trace.logits_at(exits), rtol=1e-4, atol=1e-4)
+
+
+@given(
+    st.lists(st.lists(st.integers(1, LAYERS), min_size=1, max_size=9), min_size=1, max_size=5),
+    st.integers(1, LAYERS),
+)
+def test_layers_run_is_the_mean_over_tokens_of_what_comes_first(token_exits, row_exit):
+    live = torch.tensor([[sum(t >= layer for t in row) for layer in range(1, LAYERS + 1)] for row in token_exits])
+    expected = [sum(min(t, row_exit) for t in row) / len(row) for row in token_exits]
+    exits = torch.full((len(token_exits),), row_exit)
+    assert layers_run(live, exits).tolist() == pytest.approx(expected)
+    assert layers_run(None, exits).tolist() == [row_exit] * len(token_exits)
+
+
+def test_live_tokens_are_counted_row_by_row(tiny_model):
+    model = tiny_model("bert")
+    assert model.live_tokens([Encoding([2, 3])]) is None
+    schedule = full_depth()
+    schedule[[5, 6]] = torch.tensor([1, 3])
+    model.use_token_exits(schedule)
+    rows = [Encoding([2, 5, 5, 3]), Encoding([6]), Encoding([5])]
+    assert model.live_tokens(rows).tolist() == [[4, 2, 2, 2], [1, 1, 1, 0], [1, 0, 0, 0]]
+    nothing = classify(model, [], NeverExit())
+    assert len(nothing.layers_run) == len(nothing.predictions) == 0
+
+
+def test_the_schedule_is_saved_with_the_model_and_the_trace(tiny_model, tmp_path):
+    model, split = tiny_model("bert"), make_task().test
+    before = model.fingerprint()
+    model.use_token_exits(mixed_schedule())
+    assert model.fingerprint(with_heads=False) != before
+    model.save_pretrained(tmp_path / "model")
+    again = MultiExitModel.from_pretrained(tmp_path / "model")
+    assert torch.equal(again.token_exits.schedule, mixed_schedule())
+    trace = record_trace(again, split)
+    trace.save(tmp_path / "trace.safetensors")
+    assert torch.equal(Trace.load(tmp_path / "trace.safetensors").live_tokens, trace.live_tokens)
+    assert torch.equal(trace.logits, record_trace(model, split).logits)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "fault"),
+    [(torch.ones(3), r"\[64\]"), (torch.zeros(64), r"1\.\.4"), (torch.full((64,), LAYERS + 1), r"1\.\.4")],
+)
+def test_schedules_that_do_not_fit_are_refused(tiny_model, schedule, fault):
+    with pytest.raises(ValueError, match=fault):
+        tiny_model("bert").use_token_exits(schedule)
+
+
+def test_families_that_do_not_name_their_parts_are_refused(tiny_model):
+    model = tiny_model("albert")
+    group = model.backbone.encoder.albert_layer_groups[0].albert_layers
+    group.append(group[0])
+    with pytest.raises(UserError, match="one layer each"):
+        model.stepper.parts(1)

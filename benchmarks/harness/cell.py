@@ -151,6 +151,7 @@ def replay_curve(rules: Sequence[ExitRule], knobs: Sequence[float], trace: Trace
                 knob=knob,
                 scores={metric: score(metric, labels, answers) for metric in metrics},
                 exit_histogram=np.bincount(exit_layers.numpy(), minlength=trace.num_layers + 1)[1:].tolist(),
+                token_layers=None if trace.live_tokens is None else float(trace.layers_run(exit_layers).mean()),
             )
         )
     return Curve(exits, points)
@@ -222,7 +223,8 @@ def _record(spec: CellSpec, key: str, done: Evaluation, train_seconds: float) ->
 def _operating_point(spec: CellSpec, done: Evaluation, flops: FlopModel, index: int) -> OperatingPoint:
     trace, exits = done.test_trace, done.test.exits[index]
     live = not done.method.replay_only
-    row_flops = flops.row_flops(trace.lengths.numpy(), exits.numpy(), done.rules[index] if live else None)
+    rule = done.rules[index] if live else None
+    row_flops = flops.row_flops(trace.lengths.numpy(), exits.numpy(), rule, trace.live_tokens)
     interval = score_interval(
         done.task.metric,
         trace.labels.numpy(),

@@ -1,14 +1,15 @@
 """Floating point operations of early-exit classification, row by row: counted once a layer, times the calls.
 
-Counted by torch's own counter (a multiply-add is two operations; only products of matrices count) with eager attention,
-in the backbone and in classifiers that have one, because on a CPU the counter sees nothing of the fused one. What a
-layer costs is a polynomial of the row's tokens, ``a + b*n + c*n^2``: attention is quadratic, all else linear or
-constant. Padding costs time, but is no operation of a row, and is not counted.
+Counted by torch's own counter (a multiply-add is two operations; only products of matrices count) with attention that
+is not fused, in the backbone and in classifiers that have one, because on a CPU the counter sees nothing of the fused
+one. What a layer costs is a polynomial of the row's tokens, ``a + b*n + c*n^2``: attention is quadratic, all else linear
+or constant. Where tokens exit by themselves, a layer costs what its live tokens cost, and the keys and values of all.
+Padding costs time, but is no operation of a row, and is not counted.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from consistentee.backbones.token_exits import TokenContext
 from consistentee.classification import LiveView, no_history_yet
 from consistentee.encoding import Encoding
 from consistentee.exits import ExitRule, NeverExit
@@ -25,6 +27,9 @@ from consistentee.model import MultiExitModel
 
 TOKEN_COUNTS = (2, 4, 8, 12)
 """Row lengths that are counted: three determine the polynomial, the last one checks it."""
+
+PARTLY_LIVE = ((8, 3), (12, 5), (12, 1))
+"""Row lengths and live tokens that are counted where tokens exit: one determines what is left, the others check it."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,36 @@ class TokenPolynomial:
 
 
 @dataclass(frozen=True)
+class LayerCost:
+    """Operations of a layer on a row with n tokens, m of them live; exact.
+
+    Attributes:
+        full: of a row whose tokens are all live.
+        attended: what a token costs that is only attended to, a part of ``full.linear``: its key and its value.
+    """
+
+    full: TokenPolynomial
+    attended: int = 0
+
+    @classmethod
+    def fit(cls, full: TokenPolynomial, counted: list[int]) -> "LayerCost":
+        """Return the cost that fits the counts at :data:`PARTLY_LIVE`. Raises ValueError if one does not lie on it."""
+        tokens, live = np.transpose(PARTLY_LIVE)
+        without = cls(full)(tokens, live)
+        cost = cls(full, round((counted[0] - without[0]) / (tokens[0] - live[0])))
+        if cost(tokens, live).tolist() != counted:
+            raise ValueError(f"operations {counted} at {PARTLY_LIVE} tokens and live ones do not fit a layer's parts")
+        return cost
+
+    def __call__(self, tokens: ArrayLike, live: ArrayLike | None = None) -> NDArray[np.int64]:
+        """Return the operations of rows with these numbers of tokens, and of live ones (None: all); 0 if none is."""
+        n = np.asarray(tokens, dtype=np.int64)
+        m = n if live is None else np.asarray(live, dtype=np.int64)
+        whole = self.full.constant + self.full.linear * m + self.full.quadratic * n * m
+        return np.where(m > 0, whole + self.attended * (n - m), 0)
+
+
+@dataclass(frozen=True)
 class RuleCost:
     """What a rule reads at each layer and what is kept of it for later ones, and what the answer costs beyond that."""
 
@@ -80,28 +115,37 @@ class FlopModel:
     def __init__(self, model: MultiExitModel) -> None:
         self._model = model
         self._rows = [self._row(tokens) for tokens in TOKEN_COUNTS]
-        with _eager_attention(model), torch.no_grad():
-            runs = [self._run_layers(row) for row in self._rows]
+        with _unfused_attention(model), torch.no_grad():
+            runs = [self._run_layers(row, live=len(row)) for row in self._rows]
+            points = PARTLY_LIVE if model.token_exits is not None else ()
+            partly_live = [self._run_layers(self._row(tokens), live)[1] for tokens, live in points]
         self._layers = [layers for _, layers in runs]
         self.embedding = TokenPolynomial.fit([operations for operations, _ in runs])
-        self.layers = [
-            TokenPolynomial.fit([layers[i].operations for layers in self._layers]) for i in range(model.num_layers)
-        ]
+        full = [TokenPolynomial.fit(counted) for counted in _by_layer(self._layers)]
+        if model.token_exits is None:
+            self.layers = [LayerCost(polynomial) for polynomial in full]
+        else:
+            self.layers = [LayerCost.fit(*layer) for layer in zip(full, _by_layer(partly_live), strict=True)]
 
-    def row_flops(self, lengths: ArrayLike, exits: ArrayLike, rule: ExitRule | None) -> NDArray[np.int64]:
+    def row_flops(
+        self, lengths: ArrayLike, exits: ArrayLike, rule: ExitRule | None, live_tokens: ArrayLike | None = None
+    ) -> NDArray[np.int64]:
         """Return the operations of every row: embedding, layers run, what the rule reads, the answering classifier.
 
         Args:
             lengths: tokens a row, [N].
             exits: 1-based exit layers, [N].
             rule: the exit rule; None for a bound that knows where to leave without reading anything.
+            live_tokens: tokens of a row that run each layer, [N, L]; None if all of them do.
         """
         tokens, layers = np.asarray(lengths, dtype=np.int64), np.asarray(exits, dtype=np.int64)
         cost = self.rule_cost(NeverExit() if rule is None else rule)
+        live = None if live_tokens is None else np.asarray(live_tokens)
         total = self.embedding(tokens)
         for index in range(self._model.num_layers):
             ran, left = layers > index, layers == index + 1
-            total = total + np.where(ran, self.layers[index](tokens) + cost.reading[index](tokens), 0)
+            layer = self.layers[index](tokens, None if live is None else live[:, index])
+            total = total + np.where(ran, layer + cost.reading[index](tokens), 0)
             total = total + np.where(left, cost.answering[index](tokens), 0)
         return total
 
@@ -150,15 +194,25 @@ class FlopModel:
         types = [0] * tokens if self._model.stepper.uses_token_types else None
         return Encoding([ordinary] * tokens, types)
 
-    def _run_layers(self, row: Encoding) -> tuple[int, list[_CountedLayer]]:
+    def _run_layers(self, row: Encoding, live: int) -> tuple[int, list[_CountedLayer]]:
+        """Run every layer on the first ``live`` tokens of a row, whatever the schedule of a model whose tokens exit."""
         stepper = self._model.stepper
         batch = self._model.collate([row])
         embedding, (hidden, context) = _count(partial(stepper.begin, batch))
+        if isinstance(context, TokenContext):
+            exit_layers = torch.zeros_like(context.exit_layers)
+            exit_layers[:, :live] = self._model.num_layers
+            context = replace(context, exit_layers=exit_layers)
         layers = []
         for layer in range(1, self._model.num_layers + 1):
             operations, hidden = _count(partial(stepper.step, layer, hidden, context))
             layers.append(_CountedLayer(operations, hidden, context.padding_mask))
         return embedding, layers
+
+
+def _by_layer(runs: list[list[_CountedLayer]]) -> list[list[int]]:
+    """Turn runs of all layers into the operations of each layer in all runs."""
+    return [[counted.operations for counted in layer] for layer in zip(*runs, strict=True)]
 
 
 def _count(action: Callable[[], Any]) -> tuple[int, Any]:
@@ -168,12 +222,13 @@ def _count(action: Callable[[], Any]) -> tuple[int, Any]:
 
 
 @contextmanager
-def _eager_attention(model: MultiExitModel) -> Iterator[None]:
+def _unfused_attention(model: MultiExitModel) -> Iterator[None]:
     usual = [backbone.config._attn_implementation for backbone in model.backbones]
     for backbone in model.backbones:
         backbone.set_attn_implementation("eager")
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         for backbone, attention in zip(model.backbones, usual, strict=True):
             backbone.set_attn_implementation(attention)

@@ -22,10 +22,15 @@ class CurvePoint(Strict):
     knob: float
     scores: dict[str, float]
     exit_histogram: list[int] = Field(description="rows that exit at layer 1, 2, ...; a cascade has more layers than L")
+    token_layers: float | None = Field(
+        None, description="where tokens exit by themselves: layers that a row's tokens ran, mean over tokens, then rows"
+    )
 
     @property
     def average_layers(self) -> float:
-        """Mean exit layer, 1-based."""
+        """Layers that a row ran, on average: its exit layer (1-based), or the mean over its tokens where they exit."""
+        if self.token_layers is not None:
+            return self.token_layers
         layers = sum(layer * rows for layer, rows in enumerate(self.exit_histogram, start=1))
         return layers / sum(self.exit_histogram)
 

@@ -120,6 +120,6 @@ def _contender(
     def run(batch: Sequence[Encoding]) -> object:
         return classify_encoded(model, batch, rule, batch_size=len(batch))
 
-    exits = classify_encoded(model, rows, rule, batch_size=_COUNTING_BATCH_SIZE).exit_layers
+    layers = classify_encoded(model, rows, rule, batch_size=_COUNTING_BATCH_SIZE).layers_run
     label = cell.spec.label
-    return _Timed(cell.key, label, knob, float(exits.double().mean()), Runner(f"{label} at {knob:g}", run))
+    return _Timed(cell.key, label, knob, float(layers.mean()), Runner(f"{label} at {knob:g}", run))

@@ -29,7 +29,7 @@ class TokenExits(nn.Module):
 
     def __init__(self, schedule: Tensor, num_layers: int) -> None:
         super().__init__()
-        if not (len(schedule) and 1 <= int(schedule.min()) and int(schedule.max()) <= num_layers):
+        if int(schedule.min()) < 1 or int(schedule.max()) > num_layers:
             raise ValueError(f"the exit layers of tokens must lie in 1..{num_layers}")
         self.num_layers = num_layers
         self.register_buffer("schedule", schedule.long())
@@ -101,8 +101,13 @@ class _LiveTokens:
         rows, columns = live.nonzero(as_tuple=True)
         running = (counts > 0).cumsum(dim=0) - 1
         slots = running[rows] * queries + (live.cumsum(dim=1) - 1)[rows, columns]
-        listed = (counts.nonzero().flatten(), rows * live.shape[1] + columns, columns, slots)
-        return cls(*(indices.to(device) for indices in listed), queries)
+        return cls(
+            rows=counts.nonzero().flatten().to(device),
+            tokens=(rows * live.shape[1] + columns).to(device),
+            columns=columns.to(device),
+            slots=slots.to(device),
+            queries=queries,
+        )
 
     def pad(self, packed: Tensor) -> Tensor:
         """Turn one vector a live token [live, ...] into [running rows, queries, ...]."""
@@ -172,7 +177,7 @@ class TokenExitStepper(EncoderStepper):
         return hidden, TokenContext(**vars(kept), exit_layers=exit_layers)
 
     def _step_live(self, layer: int, hidden: Tensor, context: TokenContext, live: Tensor) -> Tensor:
-        """Run a layer's parts: keys and values of every token in the rows that have live ones, all else of live ones."""
+        """Run a layer's parts: keys and values of all tokens in rows that have live ones, all else of live ones."""
         parts = self._stepper.parts(layer)
         places = _LiveTokens.of(live, hidden.device)
         states = hidden.flatten(0, 1).index_select(0, places.tokens)
@@ -193,7 +198,7 @@ class TokenExitStepper(EncoderStepper):
 
 
 def _attention_mask(context: TokenContext, places: _LiveTokens) -> Tensor | None:
-    """Return what the live tokens' attention may see: bool, or with a position bias float, [rows, heads or 1, ., tokens]."""
+    """Return what queries may see, as attention takes it: [running rows, heads or 1, queries or 1, tokens], or None."""
     tokens = context.padding_mask.shape[1]
     unpadded = min(context.lengths) == tokens
     real = context.padding_mask.index_select(0, places.rows)[:, None, None, :]
