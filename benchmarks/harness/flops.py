@@ -2,9 +2,9 @@
 
 Counted by torch's own counter (a multiply-add is two operations; only products of matrices count) with attention that
 is not fused, in the backbone and in classifiers that have one, because on a CPU the counter sees nothing of the fused
-one. What a layer costs is a polynomial of the row's tokens, ``a + b*n + c*n^2``: attention is quadratic, all else linear
-or constant. Where tokens exit by themselves, a layer costs what its live tokens cost, and the keys and values of all.
-Padding costs time, but is no operation of a row, and is not counted.
+one. What a layer costs is a polynomial of the row's tokens, ``a + b*n + c*n^2``: attention is quadratic, all else
+linear or constant. Where tokens exit by themselves, a layer costs what its live tokens cost, and the keys and values of
+all. Padding costs time, but is no operation of a row, and is not counted.
 """
 
 from collections.abc import Callable, Iterator
