@@ -178,7 +178,7 @@ def test_debug_shows_where(runs):
         (["table", "no-such-folder"], "holds no results"),
         (["plot", "no-such-folder"], "holds no results"),
         (["predict", "no-such-folder", "text"], "no such model folder"),
-        (["train", "mcid", "--method", "deebart", "--out", "x"], "unknown method 'deebart'; did you mean 'deebert'?"),
+        (["train", "mcid", "--method", "deebart", "--out", "x"], "unknown method 'deebart'; did you mean 'deebert'"),
         (["train", "mcid", "--method", "deebert", "--param", "a", "--out", "x"], "--param takes key=value"),
     ],
 )
