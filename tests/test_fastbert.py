@@ -54,7 +54,6 @@ def test_students_reach_their_teacher_without_labels(tiny_model, monkeypatch, cl
     )
     model = FastBERT(classifier).fit(tiny_model(pooling="mean"), with_random_labels(task), replace(RECIPE, epochs=3))
     *_, student, teacher = accuracy_by_layer(model, task.test).tolist()
-    print("ACC", student, teacher)
     assert teacher > 90
     assert student > teacher - 2
 
@@ -102,6 +101,5 @@ def test_students_reach_their_teacher_on_mcid():
     model = MultiExitModel.from_backbone("minilm-l6", task.num_labels)
     model = FastBERT().fit(model, task, Recipe(epochs=3, max_length=64))
     *_, student, teacher = accuracy_by_layer(model, task.test).tolist()
-    print("ACC", student, teacher)
     assert teacher > 80
     assert student > teacher - 2

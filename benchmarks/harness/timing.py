@@ -16,7 +16,7 @@ from consistentee.classification import classify_encoded, stock_encoded
 from consistentee.data import TaskData
 from consistentee.encoding import Encoding
 from consistentee.exits import ExitRule
-from consistentee.method import get_method
+from consistentee.method import Method, get_method
 from consistentee.model import MultiExitModel
 
 STOCK = "stock model"
@@ -53,13 +53,15 @@ def run_timing(
         progress: show a progress bar.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Methods first: the file of one may bring the kind of classifier that its model is loaded with.
+    methods = [get_method(cell.spec.method, **cell.spec.parameters) for cell in cells]
     models = {c.key: MultiExitModel.from_pretrained(folder.model(c.key)).eval().to(device) for c in cells}
     stock = models[_stock_cell(cells).key]
     rows = stock.tokenize(task.test.texts[: protocol.rows])
     before = describe_environment() | describe_conditions()
     timed = [_stock_contender(stock)]
-    for cell in cells:
-        timed += _contenders(cell, models[cell.key], rows, protocol)
+    for cell, method in zip(cells, methods, strict=True):
+        timed += _contenders(cell, method, models[cell.key], rows, protocol)
     with Progress(transient=True, disable=not progress) as bar:
         passes = bar.add_task(f"timing {len(timed)} contenders", total=number_of_passes(len(timed), protocol))
         samples = time_contenders(
@@ -104,10 +106,9 @@ def _stock_contender(model: MultiExitModel) -> _Timed:
 
 
 def _contenders(
-    cell: PlannedCell, model: MultiExitModel, rows: Sequence[Encoding], protocol: TimingSpec
+    cell: PlannedCell, method: Method, model: MultiExitModel, rows: Sequence[Encoding], protocol: TimingSpec
 ) -> list[_Timed]:
     assert cell.record is not None
-    method = get_method(cell.spec.method, **cell.spec.parameters)
     return [
         _contender(cell, model, method.rule(model, point.knob), point.knob, rows)
         for point in timed_points(cell.record, protocol)
