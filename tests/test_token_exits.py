@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from consistentee.backbones.encoders import stepper_for
+from consistentee.backbones.encoders import EncoderStepper, stepper_for
 from consistentee.backbones.token_exits import layers_run
 from consistentee.classification import classify, classify_encoded, stock_encoded
 from consistentee.encoding import Batch, Encoding
@@ -195,8 +195,10 @@ def test_schedules_that_do_not_fit_are_refused(tiny_model, schedule, fault):
         tiny_model("bert").use_token_exits(schedule)
 
 
-def test_families_that_do_not_name_their_parts_are_refused(tiny_model):
+def test_models_whose_layers_have_no_known_parts_are_refused(tiny_model):
     model = tiny_model("albert")
+    with pytest.raises(UserError, match="not supported for architecture 'albert'"):
+        EncoderStepper.parts(model.stepper, 1)
     group = model.backbone.encoder.albert_layer_groups[0].albert_layers
     group.append(group[0])
     with pytest.raises(UserError, match="one layer each"):
