@@ -1,12 +1,14 @@
 """FastBERT (Liu et al., ACL 2020, arXiv 2004.02178): students distilled from the fine-tuned model's own last answer.
 
-Training: the backbone and the teacher, the classifier of layer L, are fine-tuned; then both are frozen, and the
-students, the classifiers before it, learn to give the teacher's distribution: ``sum_{t<L} KL(teacher || student_t)``.
-No label is read, so rows without labels would do. Rule: leave where the entropy of the student, divided by ln C, is
-below a threshold, the *speed*: 0 never leaves, 1 leaves at layer 1.
+Training (section 3.2): the backbone and the teacher, the classifier of layer L, are fine-tuned; then both are frozen,
+and the students, the classifiers before it, learn to give the teacher's distribution:
+``sum_{t<L} KL(teacher || student_t)``. No label is read, so rows without labels would do. Rule (section 3.3): leave
+where the entropy of the student, divided by ln C, is at most a threshold, the *speed*; written here as "below", so that
+0 never leaves, and anything above 1 leaves at layer 1.
 
-A student looks at all tokens of its layer: 128 wide, with self-attention inside (``classifier="attention"``).
-``classifier="linear"`` gives the same training to the classifiers that the other methods have.
+A student (section 3.1) looks at all tokens of its layer: 128 wide, with self-attention inside
+(``classifier="attention"``). ``classifier="linear"`` gives the same training to the classifiers that the other methods
+have.
 
 Choices: the teacher is the linear classifier of the stock model, and not one with attention as in the paper, so that
 the full model, and the stage that trains it, are those of the other methods. The attention has two heads. The paper
