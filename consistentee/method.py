@@ -1,7 +1,9 @@
 """Method, the interface every early-exit method has; and how methods are found by name, file or entry point."""
 
 import dataclasses
+import hashlib
 import importlib.util
+import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -125,20 +127,48 @@ def method_class_of(name: str) -> type[Method]:
     """Return the class behind a method's name or ``file.py:ClassName``; errors as for :func:`get_method`."""
     if ".py:" in name:
         path, _, attribute = name.rpartition(":")
-        return _checked(_load_file(Path(path), attribute), name)
+        module = _load_file(Path(path))
+        if not hasattr(module, attribute):
+            raise unknown_name(f"class in {path}", attribute, _own_methods(module))
+        return _checked(getattr(module, attribute), name)
     methods = available_methods()
     if name not in methods:
         raise unknown_name("method", name, methods)
     try:
-        return _checked(methods[name].load(), name)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise UserError(f"method {name!r} ({methods[name].value}) cannot be imported: {error}") from error
+        loaded = methods[name].load()
+    except (Exception, SystemExit) as error:  # a plug-in may fail in any way at all, and even end the process
+        raise UserError(f"method {name!r} ({methods[name].value}) cannot be imported: {_sentence(error)}") from error
+    return _checked(loaded, name)
 
 
-def _load_file(path: Path, attribute: str) -> Any:
+def methods_in_file(path: Path) -> list[str]:
+    """Return every method that a Python file defines, as ``file.py:ClassName``, in the order of the file.
+
+    Raises UserError for a file that cannot be imported, and for one that defines no method.
+    """
+    classes = _own_methods(_load_file(path))
+    if not classes:
+        raise UserError(f"{path} defines no subclass of consistentee.Method")
+    return [f"{path}:{name}" for name in classes]
+
+
+def _own_methods(module: Any) -> list[str]:
+    """Return the methods that a module defines itself; a class left abstract is a base for others, and not one."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+        and not (inspect.isabstract(value) or name.startswith("_"))
+    ]
+
+
+def _load_file(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"no such method file: {path}")
-    module_name = f"consistentee_user_method_{path.stem}"
+    folder = hashlib.sha256(str(path.resolve().parent).encode()).hexdigest()[:8]
+    module_name = f"consistentee_user_method_{folder}_{path.stem}"  # two folders may have files of the same name
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -146,12 +176,13 @@ def _load_file(path: Path, attribute: str) -> Any:
     sys.modules[module_name] = module  # dataclasses look their own module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a user's file may fail in any way at all
-        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    if not hasattr(module, attribute):
-        classes = [n for n, value in vars(module).items() if isinstance(value, type) and issubclass(value, Method)]
-        raise unknown_name(f"class in {path}", attribute, classes)
-    return getattr(module, attribute)
+    except (Exception, SystemExit) as error:  # a user's file may fail in any way at all, and even end the process
+        raise UserError(f"{path} cannot be imported: {_sentence(error)}") from error
+    return module
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
 
 
 def _checked(candidate: Any, name: str) -> type[Method]:
@@ -160,4 +191,8 @@ def _checked(candidate: Any, name: str) -> type[Method]:
     missing = [a for a in ("name", "paper", "knob") if not hasattr(candidate, a)]
     if missing:
         raise UserError(f"{name} does not define the class attribute(s) {', '.join(missing)}")
+    if not (isinstance(candidate.knob, Knob) and candidate.knob.values):
+        raise UserError(f"the knob of {name} must be a consistentee.Knob with at least one value")
+    if inspect.isabstract(candidate):
+        raise UserError(f"{name} does not define {' and '.join(sorted(candidate.__abstractmethods__))}")
     return candidate

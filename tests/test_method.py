@@ -103,7 +103,7 @@ def test_a_broken_entry_point_is_named(monkeypatch):
 
     broken = EntryPoint("gone", "no_such_package:Gone", "consistentee.methods")
     monkeypatch.setattr(method, "available_methods", lambda: {"gone": broken})
-    with pytest.raises(UserError, match=r"method 'gone'.*cannot be imported: No module named"):
+    with pytest.raises(UserError, match=r"method 'gone'.*cannot be imported: ModuleNotFoundError: No module named"):
         get_method("gone")
 
 
