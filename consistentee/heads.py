@@ -37,12 +37,15 @@ class ExitHeads(nn.Module):
     def __init__(self, spec: HeadSpec, width: int, num_layers: int) -> None:
         super().__init__()
         self.spec = spec
+        self.num_layers = num_layers
         count = 1 if spec.shared else num_layers
         inputs = (width if spec.reads_pooled else 0) + spec.extra_inputs
         self.modules_by_layer = nn.ModuleList(_network(spec, inputs) for _ in range(count))
 
     def forward(self, layer: int, pooled: Tensor, extra: Tensor | None = None) -> Tensor:
         """Return the output at layer ``layer`` (1-based): [rows], or [rows, outputs] if there are several."""
+        if not 1 <= layer <= self.num_layers:
+            raise ValueError(f"layers count from 1 to {self.num_layers}, and this head was asked for layer {layer}")
         given = 0 if extra is None else extra.shape[-1]
         if given != self.spec.extra_inputs:
             raise ValueError(f"this head takes {self.spec.extra_inputs} extra inputs a row, got {given}")

@@ -1,74 +1,37 @@
 """Fixtures: small random models of every encoder family, and a small task that can be learned."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import (
-    AlbertConfig,
-    AutoModel,
-    BertConfig,
-    DistilBertConfig,
-    ElectraConfig,
-    MPNetConfig,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-)
 
-from consistentee.data import Split, TaskData, Text
+from benchmarks.contract.tiny_models import (
+    CONFIGS,
+    FAMILIES,
+    PAD_ID,
+    VOCABULARY,
+    WORDS,
+    TinyModels,
+    make_task,
+    make_tokenizer,
+    random_texts,
+)
+from consistentee.data import TaskData
 from consistentee.model import MultiExitModel
 
+__all__ = [
+    "CONFIGS",
+    "FAMILIES",
+    "PAD_ID",
+    "VOCABULARY",
+    "WORDS",
+    "make_task",
+    "make_tokenizer",
+    "random_texts",
+]
+
 torch.set_num_threads(1)
-
-WORDS = [f"w{i}" for i in range(60)]
-# Padding has id 1: what RoBERTa and MPNet count positions from, and a trap for code that takes it to be 0.
-VOCABULARY = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", *WORDS]
-PAD_ID = 1
-_SMALL = {"vocab_size": len(VOCABULARY), "pad_token_id": PAD_ID, "hidden_size": 32, "num_attention_heads": 4}
-_SIZE = _SMALL | {"num_hidden_layers": 4, "intermediate_size": 64, "max_position_embeddings": 66}
-
-CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
-    "bert": lambda: BertConfig(**_SIZE),
-    "roberta": lambda: RobertaConfig(**_SIZE, type_vocab_size=1),
-    "electra": lambda: ElectraConfig(**_SIZE, embedding_size=16),
-    "mpnet": lambda: MPNetConfig(**_SIZE),
-    "distilbert": lambda: DistilBertConfig(
-        vocab_size=len(VOCABULARY),
-        pad_token_id=PAD_ID,
-        dim=32,
-        hidden_dim=64,
-        n_heads=4,
-        n_layers=4,
-        max_position_embeddings=66,
-    ),
-    "albert": lambda: AlbertConfig(**_SIZE, embedding_size=16, num_hidden_groups=2),
-}
-FAMILIES = sorted(CONFIGS)
-
-
-def make_tokenizer(uses_token_types: bool) -> PreTrainedTokenizerFast:
-    """Build a word-level tokenizer with [CLS] and [SEP]."""
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0",
-        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if uses_token_types else [])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        model_input_names=names,
-    )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,69 +40,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function: family -> directory with a small random model (4 layers, width 32) and its tokenizer."""
-    folders: dict[str, Path] = {}
-
-    def build(family: str) -> Path:
-        if family not in folders:
-            folder = tmp_path_factory.mktemp("backbones") / family
-            torch.manual_seed(7)
-            config = CONFIGS[family]()
-            config.initializer_range = 0.1  # layers of a random model that differ from each other
-            AutoModel.from_config(config).save_pretrained(folder)
-            make_tokenizer(family in ("bert", "electra", "albert")).save_pretrained(folder)
-            folders[family] = folder
-        return folders[family]
-
-    return build
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    """Tiny models of every family, their backbones in one folder for the session."""
+    return TinyModels(tmp_path_factory.mktemp("backbones"))
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_backbone: Callable[[str], Path]) -> Callable[..., MultiExitModel]:
+def tiny_backbone(tiny_models: TinyModels) -> Callable[[str], Path]:
+    """Return a function: family -> directory with a small random model (4 layers, width 32) and its tokenizer."""
+    return tiny_models.backbone
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_models: TinyModels) -> Callable[..., MultiExitModel]:
     """Return a function: (family, num_labels=3, ...) -> a fresh multi-exit model whose classifiers disagree."""
-
-    def build(family: str = "bert", num_labels: int = 3, **options: object) -> MultiExitModel:
-        model = MultiExitModel.from_backbone(str(tiny_backbone(family)), num_labels, **options)  # type: ignore[arg-type]
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for classifier in model.classifiers:
-                weight = torch.randn(num_labels, model.width, generator=generator) * 0.3
-                classifier.load_state_dict({"weight": weight, "bias": torch.zeros(num_labels)})
-        return model
-
-    return build
-
-
-def random_texts(count: int, seed: int = 0, pairs: bool = False, longest: int = 20) -> list[Text]:
-    """Return texts of mixed length, single or pairs."""
-    generator = random.Random(seed)
-
-    def sentence() -> str:
-        return " ".join(generator.choices(WORDS, k=generator.randint(1, longest)))
-
-    return [(sentence(), sentence()) if pairs else sentence() for _ in range(count)]
-
-
-def make_task(num_labels: int = 3, rows: int = 60, pairs: bool = False, regression: bool = False) -> TaskData:
-    """Return a small task: the first word of a text tells the label."""
-
-    def split(name: str, count: int, seed: int) -> Split:
-        texts = random_texts(count, seed=seed, pairs=pairs)
-        first_words = [(text[0] if isinstance(text, tuple) else text).split()[0] for text in texts]
-        scores = [int(word.removeprefix("w")) / len(WORDS) for word in first_words]
-        labels = [3 * score for score in scores] if regression else [int(score * num_labels) for score in scores]
-        return Split(name, texts, labels)
-
-    return TaskData(
-        name="toy",
-        version=1,
-        train=split("train", rows, 1),
-        validation=split("validation", rows // 2, 2),
-        test=split("test", rows // 2, 3),
-        label_names=() if regression else tuple(f"class {i}" for i in range(num_labels)),
-        metrics=("pearson", "spearman") if regression else ("accuracy",),
-    )
+    return tiny_models.model
 
 
 @pytest.fixture
