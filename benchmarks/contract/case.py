@@ -2,7 +2,9 @@
 
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,20 @@ from torch import Tensor
 
 import consistentee
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
-from benchmarks.contract.watching import FIT_SECTION, BrokenContractError, WatchedRule, state_breaks
+from benchmarks.contract.watching import FIT_SECTION, KNOB_SECTION, BrokenContractError, WatchedRule, state_breaks
 from consistentee.classification import Predictions, classify
 from consistentee.data import Split, TaskData, Text
 from consistentee.errors import UserError
 from consistentee.exits import ExitRule
 from consistentee.method import Method
 from consistentee.model import MultiExitModel
-from consistentee.trace import Trace, record_trace, replay
+from consistentee.trace import Trace, record_trace, replay, sweep
 from consistentee.training import Recipe
 
 _NOT_THE_AUTHORS = [Path(str(file)).parent for file in (torch.__file__, consistentee.__file__, __file__)]
 
 ROWS = 40
+_KNOBS = 5
 RECIPE = Recipe(
     epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1, frozen_steps=8
 )
@@ -42,10 +45,16 @@ class Case:
     trace: Trace
     _alone: dict[float, Predictions] = field(default_factory=dict, repr=False)
 
-    def knobs(self, count: int = 5) -> list[float]:
-        """Return knob values spread over the range, both ends included."""
+    @cached_property
+    def knobs(self) -> list[float]:
+        """Knob values whose average exits are spread over the range, both ends included."""
         values = list(self.method.knob_values(self.model))
-        return [values[i] for i in sorted({round(i * (len(values) - 1) / (count - 1)) for i in range(count)})]
+        places = torch.arange(len(values), dtype=torch.float)
+        with suppress(Exception):  # a rule that cannot be replayed: another check says so
+            places = sweep([self.rule(value) for value in values], self.trace).float().mean(dim=1)
+        wanted = torch.linspace(float(places.min()), float(places.max()), _KNOBS)
+        nearest = (places.unsqueeze(0) - wanted.unsqueeze(1)).abs().argmin(dim=1).tolist()
+        return [values[i] for i in sorted({0, *nearest, len(values) - 1})]
 
     def rule(self, knob: float) -> ExitRule:
         """Return a fresh rule."""
@@ -90,6 +99,8 @@ class Case:
 def train_case(method: Method, family: str, models: TinyModels) -> Case:
     """Train a method as a run would, on a toy task of 3 classes. Raises BrokenContractError if that fails."""
     model = fitted(method, models.model(family), make_task())
+    if not method.knob_values(model):
+        raise BrokenContractError("knob_values() is empty: there is nothing to sweep", section=KNOB_SECTION)
     texts = random_texts(ROWS, seed=9)
     labels = [i % 3 for i in range(ROWS)]
     return Case(method, family, models, model, texts, record_trace(model, Split("unseen", texts, labels)))
