@@ -15,6 +15,10 @@ from consistentee.errors import UserError
 
 _SEVERAL_VALUES = {
     "run": {"--tasks", "--methods", "--backbones", "--seeds"},
+    "list": {"--methods"},
+    "table": {"--methods"},
+    "plot": {"--methods"},
+    "check-method": {"--families", "--param"},
     "train": {"--param"},
 }
 """Options that take all the words after them, up to the next option."""
@@ -88,6 +92,29 @@ def listed(values: Sequence[str] | None) -> list[str] | None:
     return [name for name in names if name]
 
 
+def _found(methods: Sequence[str] | None) -> list[str] | None:
+    """Return the methods of the command line, those of files and folders included; say what cannot be used."""
+    names = listed(methods)
+    if names is None:
+        return None
+    from benchmarks.plugins import usable_methods
+
+    found = usable_methods(names)
+    for file, reason in found.unavailable:
+        print(f"unavailable: {file}: {reason}", file=sys.stderr)
+    return found.names
+
+
+def _labels(methods: Sequence[str] | None) -> list[str] | None:
+    """Return what methods of the command line are called in results."""
+    names = listed(methods)
+    if names is None:
+        return None
+    from benchmarks.plugins import labels_of
+
+    return labels_of(names)
+
+
 def parsed_seeds(values: Sequence[str] | None) -> list[int] | None:
     """Return seeds as numbers. Raises UserError for anything else."""
     names = listed(values)
@@ -149,6 +176,12 @@ DataOption = Annotated[
         "--data", envvar="CONSISTENTEE_DATA", help="Folder with data files; looked into before packages and the hub."
     ),
 ]
+OnlyMethodsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--methods", metavar="A B ...", help="Only these, by label, file.py:Class or folder/ (and the full model)."
+    ),
+]
 ResultsArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder, such as results/quick.")]
 
 
@@ -170,15 +203,37 @@ def _options(
     pass
 
 
-@app.command("list", epilog=_examples("consistentee list", "consistentee list methods", "consistentee list suites"))
+@app.command(
+    "list",
+    epilog=_examples(
+        "consistentee list",
+        "consistentee list methods --detail",
+        "consistentee list methods --methods my-methods/ mine.py:Mine",
+        "consistentee list suites",
+    ),
+)
 def list_names(
     kind: Annotated[str, typer.Argument(metavar="[methods|tasks|backbones|suites]", help="What to list.")] = "all",
+    *,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--methods", metavar="A B ...", help="Also the methods of these files, file.py:Class or folder/."),
+    ] = None,
+    detail: Annotated[
+        bool, typer.Option("--detail", help="A card for each method: what it trains, reads and adds. Takes a minute.")
+    ] = False,
 ) -> None:
     """Show the methods, tasks, backbones and suites that can be named."""
     from benchmarks.inventory import inventories
 
     console = output_console()
-    for table in inventories(kind):
+    places = listed(methods) or []
+    if detail and kind == "methods":
+        from benchmarks.method_cards import write_cards
+
+        write_cards(places, console)
+        return
+    for table in inventories(kind, places):
         console.print(table)
 
 
@@ -210,7 +265,9 @@ def run(
     ] = None,
     methods: Annotated[
         list[str] | None,
-        typer.Option("--methods", metavar="A B ...", help="Only these methods or labels, or file.py:Class."),
+        typer.Option(
+            "--methods", metavar="A B ...", help="Only these methods or labels, file.py:Class, or all of folder/."
+        ),
     ] = None,
     backbones: Annotated[
         list[str] | None,
@@ -231,7 +288,7 @@ def run(
     spec = load_suite(suite)
     outcome = run_suite(
         spec,
-        Filters(tasks=listed(tasks), methods=listed(methods), backbones=listed(backbones), seeds=parsed_seeds(seeds)),
+        Filters(tasks=listed(tasks), methods=_found(methods), backbones=listed(backbones), seeds=parsed_seeds(seeds)),
         out=out or Path("results") / spec.name,
         data_dir=_existing(data),
         fresh=fresh,
@@ -255,25 +312,26 @@ def table(
     table_format: Annotated[
         str | None, typer.Option("--format", metavar="md|csv|latex", help="Write and print this format.")
     ] = None,
+    methods: OnlyMethodsOption = None,
 ) -> None:
     """Show the results of a run; with --format, also write them as table.md, table.csv or table.tex."""
     from benchmarks.analysis import terminal_report
     from benchmarks.analysis.tables import write_table
 
     if table_format is None:
-        output_console(RESULTS_WIDTH).print(terminal_report(results))
+        output_console(RESULTS_WIDTH).print(terminal_report(results, _labels(methods)))
         return
-    path = write_table(results, table_format)
+    path = write_table(results, table_format, _labels(methods))
     print(path.read_text(encoding="utf-8"), end="")
     print(f"written to {path}", file=sys.stderr)
 
 
 @app.command(epilog=_examples("consistentee plot results/quick"))
-def plot(results: ResultsArgument) -> None:
+def plot(results: ResultsArgument, methods: OnlyMethodsOption = None) -> None:
     """Draw score against layers and against time: curves.png and curves.pdf in the results folder."""
     from benchmarks.analysis.plots import write_curves
 
-    for path in write_curves(results):
+    for path in write_curves(results, _labels(methods)):
         print(path)
 
 
@@ -339,6 +397,95 @@ def predict(
     from benchmarks.single_model import predict_texts, rows_of
 
     output_console().print(predict_texts(model, rows_of(texts, pair), knob))
+
+
+@app.command(
+    "new-method",
+    epilog=_examples("consistentee new-method early-gate", "consistentee new-method EarlyGate --out methods/gate.py"),
+)
+def new_method(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: early-gate, EarlyGate.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File to write.", show_default="early_gate.py here")] = None,
+) -> None:
+    """Write a working method with a learned exit head in one file, to make your own from."""
+    from benchmarks.new_method import next_steps, write_method
+
+    print(next_steps(write_method(name, out)))
+
+
+@app.command(
+    "check-method",
+    epilog=_examples(
+        "consistentee check-method mine.py:Mine",
+        "consistentee check-method deebert --families bert mpnet",
+        "Exit codes: 0 all checks pass, 1 the contract is broken, 2 the method cannot be loaded.",
+    ),
+)
+def check_method(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="file.py:Class, or a registered name.")],
+    *,
+    families: Annotated[
+        list[str] | None,
+        typer.Option("--families", metavar="A B ...", help="Encoder families.", show_default="all"),
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", metavar="KEY=VALUE ...", help="Parameters of the method.")
+    ] = None,
+) -> None:
+    """Put a method under the contract on tiny models, in less than a minute: what fails, and where to look."""
+    from benchmarks.contract.run import check_method as check
+    from benchmarks.contract.run import report_table
+    from consistentee.method import get_method
+
+    report = check(method, get_method(method, **parsed_parameters(param)), listed(families), progress=True)
+    output_console().print(report_table(report))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command(
+    "check-task",
+    epilog=_examples("consistentee check-task tickets.yaml", "consistentee check-task mcid --data DATA"),
+)
+def check_task(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task's YAML file, or its name.")],
+    *,
+    backbone: Annotated[
+        str | None,
+        typer.Option("--backbone", help="Measure lengths in this backbone's tokens.", show_default="in words"),
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Read every row of a task: sizes, labels, lengths, leakage between splits; what is wrong, in plain words."""
+    from benchmarks.tasks.check import check_task as check
+    from benchmarks.tasks.check import report_tables
+
+    report = check(task, _existing(data), backbone)
+    output_console().print(report_tables(report))
+    if report.errors:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=_examples(
+        "consistentee leaderboard results/quick",
+        "consistentee leaderboard results/* --format md > leaderboard.md",
+    )
+)
+def leaderboard(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Results folders, of this machine and of others.")
+    ],
+    table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv", help="Print this format.")] = None,
+) -> None:
+    """Rank methods over tasks by the area under their curves, with intervals; say where every result comes from."""
+    from benchmarks.analysis.leaderboard import load_leaderboard, to_terminal, to_text
+
+    board = load_leaderboard(results)
+    if table_format is None:
+        output_console(RESULTS_WIDTH).print(to_terminal(board))
+    else:
+        print(to_text(board, table_format), end="")
 
 
 @app.command(epilog=_examples("consistentee doctor", "consistentee doctor --data DATA"))

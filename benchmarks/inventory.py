@@ -1,27 +1,64 @@
 """What can be named: methods, tasks, backbones and suites; and fetching them by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.harness.spec import list_suites, load_suite
+from benchmarks.plugins import find_methods
 from benchmarks.tasks.loader import list_tasks, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import list_backbones, resolve
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
-from consistentee.method import available_methods, method_class_of
+from consistentee.method import Method, available_methods, method_class_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def inventories(kind: str = "all") -> list["Table"]:
-    """Return the table of one kind of name, or of all four. Raises UserError for an unknown kind."""
+def inventories(kind: str = "all", places: Sequence[str] = ()) -> list["Table"]:
+    """Return the table of one kind of name, or of all four. Raises UserError for an unknown kind.
+
+    ``places`` are files and folders whose methods are listed beside the registered ones.
+    """
+    builders: dict[str, Callable[[], Table]] = {"methods": partial(_methods, places), **_INVENTORIES}
     if kind == "all":
-        return [build() for build in _INVENTORIES.values()]
-    if kind not in _INVENTORIES:
-        raise unknown_name("list", kind, _INVENTORIES)
-    return [_INVENTORIES[kind]()]
+        return [build() for build in builders.values()]
+    if kind not in builders:
+        raise unknown_name("list", kind, builders)
+    return [builders[kind]()]
+
+
+@dataclass(frozen=True)
+class ListedMethod:
+    """A method that can be named: its class, or why it is not to be had."""
+
+    name: str
+    method: type[Method] | None
+    reason: str = ""
+
+
+def listed_methods(places: Sequence[str] = ()) -> list[ListedMethod]:
+    """Return all registered methods, then those of files and folders; what is broken says why, and breaks nothing."""
+    listed = [_listed(name) for name in sorted(available_methods())]
+    for place in places:
+        try:
+            found = find_methods([place])
+        except UserError as error:
+            listed.append(ListedMethod(place, None, str(error)))
+            continue
+        listed += [_listed(name) for name in found.names if name not in available_methods()]
+        listed += [ListedMethod(file, None, reason) for file, reason in found.unavailable]
+    return listed
+
+
+def _listed(name: str) -> ListedMethod:
+    try:
+        return ListedMethod(name, method_class_of(name))
+    except UserError as error:
+        return ListedMethod(name, None, str(error))
 
 
 def fetch_by_name(name: str) -> str:
@@ -46,15 +83,14 @@ def _table(title: str, *headings: str) -> "Table":
     return table
 
 
-def _methods() -> "Table":
+def _methods(places: Sequence[str]) -> "Table":
     table = _table("Methods", "name", "knob", "regression", "source")
-    for name in sorted(available_methods()):
-        try:
-            method = method_class_of(name)
-        except UserError as error:
-            add_row(table, name, "unavailable", "", error)
-            continue
-        add_row(table, name, method.knob.name, "yes" if method.supports_regression else "no", method.paper)
+    for listed in listed_methods(places):
+        if listed.method is None:
+            add_row(table, listed.name, "unavailable", "", listed.reason)
+        else:
+            regression = "yes" if listed.method.supports_regression else "no"
+            add_row(table, listed.name, listed.method.knob.name, regression, listed.method.paper)
     return table
 
 
@@ -90,7 +126,6 @@ def _suites() -> "Table":
 
 
 _INVENTORIES: dict[str, Callable[[], "Table"]] = {
-    "methods": _methods,
     "tasks": _tasks,
     "backbones": _backbones,
     "suites": _suites,

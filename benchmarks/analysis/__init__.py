@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Group
 
     from benchmarks.analysis.results import Panel
@@ -33,14 +35,14 @@ def report_files(out_dir: Path) -> "Group":
     return _terminal_tables(panels, faults)
 
 
-def terminal_report(out_dir: Path) -> "Group":
+def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None) -> "Group":
     """Return the operating points of all (task, backbone) as tables for a terminal; damaged records are named.
 
-    Raises UserError if the folder holds no results.
+    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`.
     """
     from benchmarks.analysis.results import load_panels
 
-    return _terminal_tables(*load_panels(out_dir))
+    return _terminal_tables(*load_panels(out_dir, labels))
 
 
 def _terminal_tables(panels: "list[Panel]", faults: "list[Fault]") -> "Group":

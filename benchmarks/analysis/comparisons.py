@@ -66,15 +66,15 @@ def _summary(panel: Panel, label: str) -> CurveSummary:
     everywhere = len(reached) == len(seeds)
     return CurveSummary(
         label=label,
-        layers_area=float(np.mean([_layers_area(panel, label, seed) for seed in seeds])),
-        time_area=_time_area(panel, label_rows(panel, label)),
+        layers_area=float(np.mean([layers_area(panel, label, seed) for seed in seeds])),
+        time_area=time_area(panel, label_rows(panel, label)),
         layers_within=float(np.mean([layers for layers, _ in reached])) if everywhere else None,
         score_within=float(np.mean([score for _, score in reached])) if everywhere else None,
     )
 
 
-def _layers_area(panel: Panel, label: str, seed: int) -> float:
-    """Integrate the test scores of the knobs that are on the front of the validation data."""
+def layers_area(panel: Panel, label: str, seed: int) -> float:
+    """Integrate the test scores of the knobs that are on the front of the validation data: area under score-layers."""
     cells = panel.cells_of(label, seed)
     chosen = pareto_front(*_curve(cells, "validation"))
     layers, scores = np.asarray(_curve(cells, "test"))[:, chosen]
@@ -112,8 +112,8 @@ def _curve(cells: Sequence[StoredCell], split: str) -> tuple[list[float], list[f
     return layers, scores
 
 
-def _time_area(panel: Panel, rows: Sequence[TableRow]) -> float | None:
-    """Integrate over time as a share of the stock model's, so that machines can be compared."""
+def time_area(panel: Panel, rows: Sequence[TableRow]) -> float | None:
+    """Integrate over time as a share of the stock model's at batch 1, along timed rows; None if there are none."""
     timed = [row for row in rows if 1 in row.speedups.time_ratios]
     if not timed:
         return None

@@ -250,12 +250,12 @@ def _add_legend(drawn: "Figure", panels: Sequence[Panel], style_of: dict[str, St
     drawn.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.4)
 
 
-def write_curves(out_dir: Path) -> tuple[Path, Path]:
+def write_curves(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[Path, Path]:
     """Write ``curves.png`` (200 dpi) and ``curves.pdf`` into a results folder and return their paths.
 
-    Raises UserError if the folder holds no results.
+    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`.
     """
-    panels, _ = load_panels(out_dir)
+    panels, _ = load_panels(out_dir, labels)
     return save_figure(figure(panels), out_dir)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.harness.records import CellRecord, Contender, TimingRecord
 from benchmarks.harness.storage import Fault, read_all
-from consistentee.errors import UserError
+from consistentee.errors import UserError, unknown_name
 
 FULL = "full"
 ORACLE = "oracle"
@@ -98,15 +98,31 @@ def panels(cells: Sequence[StoredCell], timings: Sequence[TimingRecord]) -> list
     ]
 
 
-def load_panels(out_dir: Path) -> tuple[list[Panel], list[Fault]]:
+def load_panels(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[list[Panel], list[Fault]]:
     """Read all records of a results folder, and what could not be read.
 
-    Raises UserError if the folder holds no record that can be read.
+    Args:
+        out_dir: a folder that a run has filled.
+        labels: only these curves, by label or method. The full model and the majority class stay in any case, because
+            the others are measured against them.
+
+    Raises:
+        UserError: the folder holds no record that can be read, or none of a label.
     """
     cells, timings, faults = read_all(out_dir)
     if not cells:
         raise UserError(f"{faults[0]}, and {out_dir} holds no other finished cell; run the suite again")
-    return panels([StoredCell(record, folder) for folder, record in cells], timings), faults
+    stored = [StoredCell(record, folder) for folder, record in cells]
+    return panels(stored if labels is None else _narrowed(stored, labels), timings), faults
+
+
+def _narrowed(cells: Sequence[StoredCell], labels: Sequence[str]) -> list[StoredCell]:
+    known = {name for cell in cells for name in (cell.record.label, cell.record.method)}
+    for label in labels:
+        if label not in known:
+            raise unknown_name("method in these results", label, known)
+    wanted = {FULL, MAJORITY, *labels}
+    return [cell for cell in cells if wanted & {cell.record.label, cell.record.method}]
 
 
 def _rank(method: str) -> int:

@@ -116,12 +116,13 @@ def paired_test(
         only_first=only_first,
         only_second=only_second,
         difference=float(delta.mean()),
-        interval=_interval_of_mean(delta, resamples, seed),
+        interval=interval_of_mean(delta, resamples, seed),
         p_value=float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
     )
 
 
-def _interval_of_mean(values: NDArray[np.float64], resamples: int, seed: int) -> tuple[float, float]:
+def interval_of_mean(values: NDArray[np.float64], resamples: int, seed: int) -> tuple[float, float]:
+    """Return the 95% bootstrap interval of the mean of values [N]."""
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
     result = bootstrap(

@@ -318,19 +318,20 @@ FORMATS: dict[str, Callable[[Sequence[Panel]], str]] = {
 _SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
 
 
-def write_table(out_dir: Path, table_format: str = "md") -> Path:
+def write_table(out_dir: Path, table_format: str = "md", labels: Sequence[str] | None = None) -> Path:
     """Write ``table.md``, ``table.csv`` or ``table.tex`` into a results folder and return its path.
 
     Args:
         out_dir: a folder that a run has filled.
         table_format: ``md``, ``csv`` or ``latex``.
+        labels: only these curves, see :func:`benchmarks.analysis.results.load_panels`.
 
     Raises:
         UserError: the format is unknown, or the folder holds no results.
     """
     if table_format not in FORMATS:
         raise unknown_name("table format", table_format, FORMATS)
-    panels, _ = load_panels(out_dir)
+    panels, _ = load_panels(out_dir, labels)
     path = out_dir / f"table.{_SUFFIXES[table_format]}"
     write_text(path, FORMATS[table_format](panels))
     return path

@@ -287,7 +287,7 @@ def saved_and_loaded_it_predicts_the_same(case: Case) -> None:
             raise BrokenContractError(
                 "saved and loaded, the model gives other answers",
                 f"knob {knob:g}",
-                "What the rule uses must be in the model's weights or in the method's parameters, not left elsewhere by fit()",
+                "What a rule uses must be in the weights or the method's parameters, not left elsewhere by fit()",
                 FIT_SECTION,
             )
 
