@@ -422,7 +422,9 @@ def new_method(
     ),
 )
 def check_method(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="file.py:Class, or a registered name.")],
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="file.py:Class, file.py, folder/, or a registered name.")
+    ],
     *,
     families: Annotated[
         list[str] | None,
@@ -437,9 +439,12 @@ def check_method(
     from benchmarks.contract.run import report_table
     from consistentee.method import get_method
 
-    report = check(method, get_method(method, **parsed_parameters(param)), listed(families), progress=True)
-    output_console().print(report_table(report))
-    if not report.passed:
+    passed = True
+    for name in _found([method]) or []:
+        report = check(name, get_method(name, **parsed_parameters(param)), listed(families), progress=True)
+        output_console().print(report_table(report))
+        passed &= report.passed
+    if not passed:
         raise typer.Exit(1)
 
 

@@ -80,24 +80,35 @@ def test_parameters_are_read_as_yaml():
 # ---------------------------------------------------------------------------------------------- help
 
 
-def test_help_is_quick_and_loads_nothing_heavy():
-    program = "import sys; from benchmarks.cli import main; sys.argv = ['consistentee', '--help']\n"
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [(["--help"], "Examples"), (["new-method", "gate"], "written: gate.py:Gate"), (["check-method", "--help"], "Exit")],
+)
+def test_help_and_new_method_are_quick_and_load_nothing_heavy(words, shown, tmp_path):
+    program = f"import sys; from benchmarks.cli import main; sys.argv = ['consistentee', *{words}]\n"
     program += "try: main()\nexcept SystemExit: pass\n"
     program += "print('HEAVY', [m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'sklearn', 'scipy') "
     program += "if m in sys.modules])"
-    best = min(_seconds(program) for _ in range(3))
+    best = min(_seconds(program, shown, tmp_path) for _ in range(3))
     assert best < 0.7
 
 
-def _seconds(program):
+def _seconds(program, shown, folder):
+    (folder / "gate.py").unlink(missing_ok=True)
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder)
     assert "HEAVY []" in done.stdout
-    assert "Examples" in done.stdout
+    assert shown in done.stdout
     return time.perf_counter() - start
 
 
-@pytest.mark.parametrize("command", ["list", "fetch", "run", "table", "plot", "train", "predict", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("list", "fetch", "run", "table", "plot", "train", "predict", "doctor"),
+        *("new-method", "check-method", "check-task", "leaderboard"),
+    ],
+)
 def test_every_command_teaches_by_example(command):
     shown = call(command, "--help")
     assert shown.exit_code == 0
@@ -178,6 +189,16 @@ def test_debug_shows_where(runs):
         (["table", "no-such-folder"], "holds no results"),
         (["plot", "no-such-folder"], "holds no results"),
         (["predict", "no-such-folder", "text"], "no such model folder"),
+        (["table", "no-such-folder", "--methods", "mine/"], "no such folder of methods: mine/"),
+        (["leaderboard", "no-such-folder"], "no results to rank; no-such-folder holds no results"),
+        (["leaderboard", "results/classification", "--format", "latex"], "unknown format of a leaderboard 'latex'"),
+        (["check-method", "nowhere.py:Mine"], "no such method file: nowhere.py"),
+        (["check-method", "deebart"], "unknown method 'deebart'; did you mean 'deebert'"),
+        (["check-method", "full", "--families", "bertt"], "unknown family 'bertt'; did you mean 'bert'"),
+        (["check-task", "mcdi"], "unknown task 'mcdi'; did you mean 'mcid'?"),
+        (["check-task", "nowhere.yaml"], "no such task file: nowhere.yaml"),
+        (["new-method", "3d"], "cannot name a method"),
+        (["new-method", "deebert"], "a method called 'deebert' is registered already"),
         (["train", "mcid", "--method", "deebart", "--out", "x"], "unknown method 'deebart'; did you mean 'deebert'"),
         (["train", "mcid", "--method", "deebert", "--param", "a", "--out", "x"], "--param takes key=value"),
     ],
@@ -218,6 +239,22 @@ def test_table_as_a_file(results):
     assert call("table", results, "--format", "html").exit_code == 2
 
 
+def test_table_and_plot_of_some_methods(results, monkeypatch):
+    done = call("table", results, "--methods", "deebert")
+    assert done.exit_code == 0
+    assert "deebert" in done.output
+    assert "full (stock)" in done.output  # what the others are measured against
+    assert "pabee" not in done.output
+    drawn = []
+    monkeypatch.setattr("benchmarks.analysis.plots.figure", lambda panels: drawn.extend(panels[0].labels))
+    monkeypatch.setattr("benchmarks.analysis.plots.save_figure", lambda figure, out: ())
+    assert call("plot", results, "--methods", "deebert", "static").exit_code == 0
+    assert drawn == ["full", "deebert", "static", "majority"]
+    unknown = call("plot", results, "--methods", "deebart")
+    assert unknown.exit_code == 2
+    assert "unknown method in these results 'deebart'; did you mean 'deebert'" in unknown.output
+
+
 def test_plot(results):
     done = call("plot", results)
     assert done.exit_code == 0
@@ -243,6 +280,91 @@ def test_a_method_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch)
     done = call("list", "methods")
     assert "unavailable" in done.output
     assert "no module x" in done.output
+
+
+BROKEN_PLUGINS = {
+    "ends_the_process": ("raise SystemExit(3)", "SystemExit: 3"),
+    "lacks_a_module": ("import nothing_like_it", "No module named 'nothing_like_it'"),
+    "cannot_be_read": ("class Mine(:", "SyntaxError"),
+    "knows_no_class": ("", "has no attribute 'Mine'"),
+    "is_no_method": ("Mine = 3", "is not a subclass of consistentee.Method"),
+    "says_little": (
+        "from consistentee import Method\nclass Mine(Method):\n    name = paper = 'x'\n    knob = 'x'\n",
+        "must be a consistentee.Knob",
+    ),
+    "is_half_done": (
+        "from consistentee import Knob, Method\nclass Mine(Method):\n"
+        "    name = paper = 'x'\n    knob = Knob('k', (1.0,))\n",
+        "does not define fit and rule",
+    ),
+}
+
+
+def test_broken_plugins_never_take_the_command_line_down(monkeypatch, tmp_path):
+    from importlib.metadata import EntryPoint
+
+    from benchmarks import inventory
+    from consistentee import method
+
+    for name, (source, _) in BROKEN_PLUGINS.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    points = {name: EntryPoint(name, f"{name}:Mine", "consistentee.methods") for name in BROKEN_PLUGINS}
+    points["full"] = EntryPoint("full", "baselines.references:Full", "consistentee.methods")
+    for module in (inventory, method):
+        monkeypatch.setattr(module, "available_methods", lambda: points)
+    done = call("list", "methods")
+    assert done.exit_code == 0
+    shown = " ".join(done.output.split())
+    assert shown.count("unavailable") == len(BROKEN_PLUGINS)
+    for _, reason in BROKEN_PLUGINS.values():
+        assert reason in shown
+    assert "the backbone itself" in shown
+
+
+@pytest.fixture
+def plugin_folder(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    assert call("new-method", "early gate", "--out", folder).exit_code == 0
+    assert call("new-method", "LateGate", "--out", folder / "another_name.py").exit_code == 0
+    (folder / "broken.py").write_text("raise SystemExit('no')")
+    (folder / "shared.py").write_text("LEARNING_RATE = 1")
+    return folder
+
+
+def test_methods_of_a_folder_are_listed_and_the_broken_file_with_its_reason(plugin_folder):
+    done = call("list", "methods", "--methods", f"{plugin_folder}/", "nowhere.py")
+    assert done.exit_code == 0
+    for text in ("early_gate.py:EarlyGate", "another_name.py:LateGate", "SystemExit: no", "no such method file"):
+        assert text in done.output
+    assert done.output.count("unavailable") == 2
+
+
+def test_run_takes_the_methods_of_a_folder(runs, plugin_folder):
+    done = call("run", "quick", "--methods", "full", f"{plugin_folder}/")
+    assert done.exit_code == 0, done.output
+    ((_, filters, _),) = runs.calls
+    gates = [f"{plugin_folder}/another_name.py:LateGate", f"{plugin_folder}/early_gate.py:EarlyGate"]
+    assert filters.methods == ["full", *gates]
+    assert f"unavailable: {plugin_folder}/broken.py" in done.output
+
+
+def test_run_takes_all_methods_of_one_file(runs, plugin_folder):
+    assert call("run", "quick", "--methods", plugin_folder / "early_gate.py").exit_code == 0
+    assert runs.calls[0][1].methods == [f"{plugin_folder}/early_gate.py:EarlyGate"]
+
+
+def test_check_method_ends_with_1_where_the_contract_is_broken(plugin_folder):
+    sound = call("check-method", plugin_folder / "early_gate.py", "--families", "bert")
+    assert sound.exit_code == 0, sound.output
+    assert "all checks pass" in sound.output
+    source = (plugin_folder / "early_gate.py").read_text()
+    (plugin_folder / "early_gate.py").write_text(source.replace("self.check_knob(model, knob)", "pass"))
+    broken = call("check-method", plugin_folder / "early_gate.py", "--families", "bert", "--param", "hidden=8")
+    assert broken.exit_code == 1
+    assert "rule() takes knobs that are out of range" in broken.output
+    assert "the contract is broken" in broken.output
 
 
 def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):

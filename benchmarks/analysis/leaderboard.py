@@ -259,7 +259,7 @@ def _names(cells: Sequence[StoredCell]) -> dict[tuple[str, str], str]:
     for cell in cells:
         methods.setdefault(cell.record.label, set()).add(cell.record.method)
     return {
-        (label, method): label if len(methods[label]) == 1 else f"{label} ({method})"
+        (label, method): label if len(found) == 1 else f"{label} ({method})"
         for label, found in methods.items()
         for method in found
     }
@@ -306,11 +306,13 @@ def _standing(kind: Kind, machine: str, results: Sequence[Result], letters: dict
     entries = [_entry(method, by_run, ranks.get(method), sources[method]) for method, by_run in competitors.items()]
     entries.sort(key=lambda entry: (entry.rank is None, entry.rank or 0.0, -entry.area))
     entries = [replace(e, place=None if e.rank is None else 1 + i) for i, e in enumerate(entries)]
-    references = [_entry(m, areas[m], None, sources[m]) for m in REFERENCES if m in areas and m != MAJORITY]
+    references = [_entry(m, areas[m], None, sources[m]) for m in _YARDSTICKS if m in areas]
     return Standing(kind, machine, entries, references, len({run.setting for run in runs}), len(runs))
 
 
 _NOT_RANKED = (FULL, *REFERENCES)
+_YARDSTICKS = tuple(method for method in REFERENCES if method not in (MAJORITY, ORACLE))
+"""Neither the floor of the scale, nor what reads the labels and leaves too late to have a whole curve."""
 
 
 def _ranks(complete: dict[str, dict[Run, float]], runs: Sequence[Run]) -> dict[str, NDArray[np.float64]]:
@@ -366,8 +368,6 @@ def _table(board: Leaderboard, standing: Standing) -> TextTable:
 
 def _cells(entry: Entry, standing: Standing, *, reference: bool = False) -> tuple[str, ...]:
     mark = " (reference)" if reference else "" if entry.runs == standing.runs else " *"
-    if entry.method == ORACLE:
-        mark = " (upper bound)"
     area = f"{100 * entry.area:.1f}"
     if entry.area_interval is not None:
         area += " [{:.1f}, {:.1f}]".format(*(100 * bound for bound in entry.area_interval))
