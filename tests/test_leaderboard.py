@@ -1,0 +1,278 @@
+"""The leaderboard: ranks, intervals, tasks that are missing, machines, and records that are damaged."""
+
+import csv
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from records_by_hand import ENVIRONMENT, LAYER_ACCURACY, made_up_suite, timing, write_results
+from typer.testing import CliRunner
+
+from benchmarks.analysis.leaderboard import (
+    leaderboard_tables,
+    load_leaderboard,
+    machine_of,
+    record_fault,
+    timing_fault,
+    to_text,
+)
+from benchmarks.cli import app
+from benchmarks.harness.storage import write_record
+from consistentee.errors import UserError
+
+BY_STRENGTH = [
+    *("consistentee", "calm-softmax", "calm-classifier", "berxit"),
+    *("pabee", "deebert", "calm-state"),
+]
+OTHER_MACHINE = {**ENVIRONMENT, "cpu": "Other CPU", "gpus": ["Some GPU"]}
+
+
+def write_cell(folder, record):
+    place = folder / "cells" / record.task / "minilm-l6" / record.label / "default" / f"seed{record.seed}"
+    write_record(place / "record.json", record)
+    return place / "record.json"
+
+
+def standing(board, kind="layers"):
+    return next(s for s in board.standings if s.kind == kind)
+
+
+def entry(board, method, kind="layers"):
+    return next(e for e in standing(board, kind).entries if e.method == method)
+
+
+@pytest.fixture
+def results(tmp_path):
+    write_results(tmp_path / "one", tasks=("mcid", "rte"))
+    return tmp_path / "one"
+
+
+def test_methods_are_ranked_by_their_curves(results):
+    board = load_leaderboard([results])
+    assert [s.kind for s in board.standings] == ["layers", "time"]
+    for found in board.standings:
+        assert [e.method for e in found.entries] == BY_STRENGTH
+        assert [e.place for e in found.entries] == list(range(1, 8))
+        assert [e.rank for e in found.entries] == list(range(1, 8))
+        assert (found.tasks, found.runs) == (2, 2)
+        assert [e.method for e in found.references] == ["static", "random"]
+        assert all(e.place is None and e.rank is None for e in found.references)
+    assert board.machines == {"A": "Made-up CPU, 2 cores"}
+    assert board.notes == []
+
+
+def test_the_scale_runs_from_the_majority_class_to_the_full_model(results):
+    static = standing(load_leaderboard([results])).references[0]
+    floor, full = 0.2, LAYER_ACCURACY[-1]  # static-k is LAYER_ACCURACY; its mean over budgets, by hand:
+    layers = np.linspace(1, 6, 501)
+    area = np.trapezoid(np.interp(layers, np.arange(1, 7), LAYER_ACCURACY), layers) / 5
+    assert static.area == pytest.approx((area - floor) / (full - floor), abs=0.005)
+
+
+def test_intervals_are_over_tasks_and_seeds(results):
+    for task in ("mcid", "rte"):
+        for record in made_up_suite(seed=1, task=task):
+            shifted = [
+                p.model_copy(update={"scores": {"accuracy": p.scores["accuracy"] - 0.02}}) for p in record.curve_test
+            ]
+            write_cell(results, record.model_copy(update={"curve_test": shifted} if record.label == "deebert" else {}))
+    found = entry(load_leaderboard([results]), "deebert")
+    assert (found.tasks, found.runs) == (2, 4)
+    low, high = found.area_interval
+    assert low < found.area < high
+    single = entry(load_leaderboard([results]), "pabee")
+    assert single.area_interval[0] == pytest.approx(single.area_interval[1])
+
+
+def test_one_run_has_no_interval(tmp_path):
+    write_results(tmp_path)
+    found = entry(load_leaderboard([tmp_path]), "deebert")
+    assert found.area_interval is None
+    assert found.rank_interval is None
+
+
+def test_a_method_without_a_task_is_marked_and_has_no_place(results):
+    shutil.rmtree(results / "cells" / "rte" / "minilm-l6" / "consistentee")
+    board = load_leaderboard([results])
+    ranked = [e for e in standing(board).entries if e.place]
+    assert [e.method for e in ranked] == BY_STRENGTH[1:]
+    assert [e.rank for e in ranked] == [1, 2, 3, 4, 5, 6]  # it does not count in the others' ranks
+    missing = standing(board).entries[-1]
+    assert (missing.method, missing.tasks, missing.runs, missing.place) == ("consistentee", 1, 1, None)
+    table = leaderboard_tables(board)[0]
+    assert table.cells[6][:2] == ("", "consistentee *")
+    assert table.cells[6][4] == "1 of 2"
+    assert any(note.startswith("* lacks runs") for note in table.notes)
+
+
+def test_other_sizes_of_a_task_are_another_task(results, tmp_path):
+    for record in made_up_suite():
+        write_cell(tmp_path / "two", record.model_copy(update={"train_rows": 500}))
+    assert standing(load_leaderboard([results, tmp_path / "two"])).tasks == 3
+
+
+# ---------------------------------------------------------------------------------------------- several folders
+
+
+def foreign(label, task="mcid", **changes):
+    record = next(r for r in made_up_suite(task=task) if r.label == "deebert")
+    update = {"label": label, "method": f"{label.lower()}.py:{label}", "environment": OTHER_MACHINE, **changes}
+    return record.model_copy(update={**update, "key": f"{task}/{label}"})
+
+
+def test_a_result_of_another_machine_is_ranked_by_layers_and_marked(results, tmp_path):
+    for task in ("mcid", "rte"):
+        write_cell(tmp_path / "two", foreign("Mine", task))  # it has neither the full model nor the majority class
+    board = load_leaderboard([results, tmp_path / "two"])
+    assert board.machines == {"A": "Made-up CPU, 2 cores", "B": "Some GPU"}
+    mine, deebert = entry(board, "Mine"), entry(board, "deebert")
+    assert mine.area == pytest.approx(deebert.area)
+    assert mine.rank == deebert.rank == 6.5
+    assert (mine.machines, deebert.machines) == ("B", "A")
+
+
+def test_times_are_compared_within_one_machine(results, tmp_path):
+    cells = [foreign("Mine", task) for task in ("mcid", "rte")]
+    for record in cells:
+        write_cell(tmp_path / "two", record)
+        place = tmp_path / "two" / "timings" / record.task / "minilm-l6" / "seed0" / "timing.json"
+        write_record(place, timing([record], task=record.task))
+    board = load_leaderboard([results, tmp_path / "two"])
+    times = [s for s in board.standings if s.kind == "time"]
+    assert [(s.machine, len(s.entries)) for s in times] == [("Made-up CPU, 2 cores", 7), ("Some GPU", 1)]
+    assert [t.title for t in leaderboard_tables(board)] == [
+        "Leaderboard by layers",
+        "Leaderboard by time at batch size 1, on machine A",
+        "Leaderboard by time at batch size 1, on machine B",
+    ]
+
+
+def test_the_folder_named_first_counts_where_two_have_the_same(results, tmp_path):
+    write_cell(tmp_path / "two", foreign("deebert", method="deebert"))
+    board = load_leaderboard([results, tmp_path / "two"])
+    assert entry(board, "deebert").machines == "A"
+    assert entry(load_leaderboard([tmp_path / "two", results]), "deebert").machines == "A B"
+
+
+def test_one_label_of_two_methods_is_told_apart(results, tmp_path):
+    write_cell(tmp_path / "two", foreign("deebert"))
+    methods = {e.method for e in standing(load_leaderboard([results, tmp_path / "two"])).entries}
+    assert {"deebert (deebert)", "deebert (deebert.py:deebert)"} <= methods
+
+
+def test_the_same_folder_twice_is_one(results):
+    assert load_leaderboard([results, results]) == load_leaderboard([results])
+
+
+# ---------------------------------------------------------------------------------------------- damage
+
+
+def test_what_cannot_be_read_is_named_and_left_out(results, tmp_path):
+    place = results / "cells" / "mcid" / "minilm-l6"
+    (place / "deebert" / "default" / "seed0" / "record.json").write_text("{")
+    (results / "timings" / "rte" / "minilm-l6" / "seed0" / "timing.json").write_text('{"schema_version": 7}')
+    board = load_leaderboard([results, tmp_path / "nothing"])
+    assert len(board.notes) == 3
+    for part in ("deebert", "schema version 7", "nothing holds no results"):
+        assert sum(part in note for note in board.notes) == 1
+    assert entry(board, "deebert").tasks == 1
+    assert entry(board, "pabee").place is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"curve_test": []}, "curves are empty"),
+        ({"curve_validation": []}, "curves are empty or of different lengths"),
+        ({"operating_points": []}, "no operating point"),
+        ({"metric": "f1"}, "no finite f1"),
+        ({"num_layers": 5}, "none of 5 layers"),
+    ],
+)
+def test_a_record_that_validates_but_says_nothing_is_left_out(results, changes, fault):
+    record = next(r for r in made_up_suite() if r.label == "deebert").model_copy(update=changes)
+    assert fault in record_fault(record)
+    write_cell(results, record)
+    board = load_leaderboard([results])
+    assert any(fault in note for note in board.notes)
+    assert entry(board, "deebert").tasks == 1
+
+
+def test_infinite_scores_and_empty_histograms_are_faults():
+    record = next(r for r in made_up_suite() if r.label == "deebert")
+    point = record.curve_test[0]
+    for update, fault in (
+        ({"scores": {"accuracy": float("nan")}}, "no finite accuracy"),
+        ({"exit_histogram": [0] * 6}, "exit histogram"),
+        ({"exit_histogram": [-1, 2, 0, 0, 0, 0]}, "exit histogram"),
+    ):
+        bad = [point.model_copy(update=update), *record.curve_test[1:]]
+        assert fault in record_fault(record.model_copy(update={"curve_test": bad}))
+    assert record_fault(record) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"seconds_per_round": [1.0]}, "lacks rounds"),
+        ({"seconds_per_round": [0.0, 1.0, 1.0]}, "times that are none"),
+        ({"seconds_per_batch": [[1.0], [1.0], [1.0]]}, "lacks batches"),
+    ],
+)
+def test_timings_that_cannot_be_are_left_out(results, change, fault):
+    place = results / "timings" / "mcid" / "minilm-l6" / "seed0" / "timing.json"
+    values = json.loads(place.read_text())
+    values["contenders"][1]["samples"][0] |= change
+    place.write_text(json.dumps(values))
+    board = load_leaderboard([results])
+    assert any(fault in note for note in board.notes)
+    assert standing(board, "time").tasks == 1
+    assert timing_fault(timing(made_up_suite())) is None
+
+
+def test_a_full_model_no_better_than_the_majority_gives_no_scale(results):
+    record = next(r for r in made_up_suite() if r.label == "full")
+    flat = [p.model_copy(update={"scores": {"accuracy": 0.1}}) for p in record.curve_test]
+    write_cell(results, record.model_copy(update={"curve_test": flat}))
+    board = load_leaderboard([results])
+    assert "no better there than the most frequent class" in board.notes[0]
+    assert standing(board).tasks == 1
+
+
+def test_nothing_to_rank_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"no results to rank; .*holds no results"):
+        load_leaderboard([tmp_path])
+
+
+def test_machines_are_named_by_what_computes():
+    record = made_up_suite()[0]
+    assert machine_of(record) == "Made-up CPU, 2 cores"
+    assert machine_of(record.model_copy(update={"environment": OTHER_MACHINE})) == "Some GPU"
+    assert machine_of(record.model_copy(update={"environment": {}})) == "unknown CPU"
+
+
+# ---------------------------------------------------------------------------------------------- forms
+
+
+def test_markdown_and_csv_hold_the_same_standings(results, tmp_path):
+    board = load_leaderboard([results, tmp_path / "nothing"])
+    markdown = to_text(board, "md")
+    assert markdown.count("| 1 | consistentee |") == 2
+    assert "left out: " in markdown
+    rows = list(csv.DictReader(io.StringIO(to_text(board, "csv"))))
+    assert [row["method"] for row in rows if row["cost"] == "layers" and row["place"]] == BY_STRENGTH
+    assert {row["machines"] for row in rows} == {"Made-up CPU, 2 cores"}
+    with pytest.raises(UserError, match="unknown format of a leaderboard 'html'"):
+        to_text(board, "html")
+
+
+def test_the_command_prints_to_the_terminal_and_as_text(results):
+    shown = CliRunner().invoke(app, ["leaderboard", str(results)])
+    assert shown.exit_code == 0, shown.output
+    assert "Leaderboard by layers" in shown.output
+    assert "static (reference)" in shown.output
+    assert "A: Made-up CPU, 2 cores" in shown.output
+    text = CliRunner().invoke(app, ["leaderboard", str(results), "--format", "md"])
+    assert text.output.startswith("## Leaderboard by layers")

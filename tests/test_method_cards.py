@@ -1,0 +1,84 @@
+"""Method cards: found out on a tiny model, for the project's methods and for anybody's, broken ones too."""
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.cli import app
+from benchmarks.method_cards import MethodCard, method_card
+from benchmarks.new_method import write_method
+from consistentee.method import get_method
+
+
+def card(name, models, **parameters) -> MethodCard:
+    return method_card(name, get_method(name, **parameters), models)
+
+
+def test_a_card_says_what_is_trained_added_and_read(tiny_models):
+    berxit = card("berxit", tiny_models)
+    assert (berxit.paper, berxit.year) == ("Xin et al., BERxiT, EACL 2021", "2021")
+    assert berxit.trains == "backbone, classifiers, poolers, head uncertainty"
+    assert berxit.extra_parameters == 768 + 1
+    assert berxit.reads == "head uncertainty"
+    assert berxit.knob == "uncertainty, 1 to 0 (75 values, L = 4)"
+    assert berxit.supports == "single texts, pairs"
+    assert berxit.what == "Alternating training, learning-to-exit rule."
+
+
+def test_extra_parameters_are_those_of_bert_base(tiny_models):
+    assert card("calm-softmax", tiny_models).extra_parameters == 0
+    assert card("deebert", tiny_models).extra_parameters == 11 * (768 * 768 + 768)  # a pooler for every off-ramp
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("full", "nothing"),
+        ("random", "a hash of the tokens"),
+        ("calm-state", "the pooled vector"),
+        ("calm-softmax", "the classifier"),
+        ("consistentee", "the classifier, head policy"),
+        ("oracle", "the classifier, the true labels"),
+    ],
+)
+def test_what_a_rule_reads_is_what_it_asks_for(tiny_models, name, reads):
+    assert card(name, tiny_models).reads == reads
+
+
+def test_one_classifier_alone_is_named(tiny_models):
+    assert "the classifier of layer 4" in card("full", tiny_models).trains
+
+
+def test_kinds_of_tasks(tiny_models):
+    assert card("pabee", tiny_models).supports == "single texts, pairs, regression"
+    assert card("oracle", tiny_models).supports == "single texts, pairs; replayed on a trace only"
+
+
+def test_a_method_that_fails_says_so_on_its_card(tmp_path, tiny_models):
+    name = write_method("gate", tmp_path)
+    path = tmp_path / "gate.py"
+    path.write_text(path.read_text().replace("outputs = recorded_features", "outputs = 1 / 0, recorded_features"))
+    broken = card(name, tiny_models)
+    assert "could not be found out: fit() fails: ZeroDivisionError: division by zero (gate.py, line" in broken.trains
+    assert broken.extra_parameters is None
+    assert broken.paper == "unpublished"
+
+
+def test_a_rule_that_reads_more_at_some_layers(tmp_path, tiny_models):
+    name = write_method("gate", tmp_path)
+    path = tmp_path / "gate.py"
+    late = 'ThresholdRule(lambda v: v.head("gate") if v.layer > 1 else v.logits.amax(-1) - 9e9, knob, "above")'
+    path.write_text(path.read_text().replace('ThresholdRule(head_probability("gate"), knob, exit_when="above")', late))
+    assert card(name, tiny_models).reads == "the classifier at layer 1; head gate at layers 2 to 3"
+
+
+def test_the_command_shows_cards_of_files_and_of_broken_ones(tmp_path, monkeypatch):
+    from benchmarks import inventory
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inventory, "available_methods", dict)
+    write_method("gate")
+    (tmp_path / "broken.py").write_text("raise SystemExit(1)")
+    done = CliRunner().invoke(app, ["list", "methods", "--detail", "--methods", "gate.py", "broken.py"])
+    assert done.exit_code == 0, done.output
+    assert "head gate" in done.output
+    assert "broken.py: unavailable: broken.py cannot be imported: SystemExit: 1" in done.output

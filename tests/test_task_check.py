@@ -1,0 +1,134 @@
+"""check-task: what a task looks like, and what would spoil its scores."""
+
+from dataclasses import replace
+
+import pytest
+from conftest import make_task
+from test_sweep import write_task
+from typer.testing import CliRunner
+
+from benchmarks.cli import app
+from benchmarks.tasks import check
+from benchmarks.tasks.check import Overlap, check_task, normalised, overlaps
+from consistentee.data import Split
+from consistentee.errors import UserError
+
+
+def call(*args):
+    return CliRunner().invoke(app, ["check-task", *map(str, args)], env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
+
+
+def task_of(monkeypatch, train, validation, test, **changes):
+    """Let the loader return a task with these (text, label) rows."""
+    rows = {"train": train, "validation": validation, "test": test}
+    splits = {n: Split(n, [text for text, _ in part], [label for _, label in part]) for n, part in rows.items()}
+    task = replace(make_task(), **{"label_names": ("no", "yes"), **splits, **changes})
+    monkeypatch.setattr(check, "load_task", lambda name, data_dir: task)
+    return check_task("mcid")
+
+
+def many(prefix, count=150):
+    return [(f"{prefix} {i}", i % 2) for i in range(count)]
+
+
+def test_a_sound_task_has_no_findings(monkeypatch):
+    report = task_of(monkeypatch, many("a"), many("b"), many("c"))
+    assert report.errors == []
+    assert report.warnings == []
+    assert report.lengths["train"].tolist() == [2] * 150
+
+
+def test_texts_are_compared_without_case_spaces_and_unicode_forms():
+    assert normalised("Ｈello  World ") == normalised("hello world") == ("hello world",)
+    assert normalised(("A", "b")) != normalised(("b", "A"))
+
+
+def test_overlaps_and_contradictions_are_counted(monkeypatch):
+    train = [("one", 0), ("One", 1), ("two", 0), ("two ", 0), ("three", 1), ("four", 0)]
+    task = replace(
+        make_task(),
+        train=Split("train", *zip(*train, strict=True)),
+        validation=Split("validation", ["five", "TWO"], [0, 1]),
+        test=Split("test", ["five", "one", "six", "seven"], [0, 0, 1, 1]),
+    )
+    found = {(o.first, o.second): o for o in overlaps(task)}
+    assert found["train", "train"] == Overlap("train", "train", 2, 2 / 6, 1)
+    assert found["train", "validation"] == Overlap("train", "validation", 1, 0.5, 1)
+    assert found["train", "test"] == Overlap("train", "test", 1, 0.25, 0)  # "one" has both labels in train
+    assert found["validation", "test"] == Overlap("validation", "test", 1, 0.25, 0)
+
+
+def test_a_little_leakage_is_a_warning_and_much_is_an_error(monkeypatch):
+    little = task_of(monkeypatch, many("a"), many("b"), [*many("c"), ("A 1", 0)])
+    assert little.errors == []
+    assert little.warnings == ["1 rows of test (0.7%) have a text of train, 1 of them with another label"]
+    much = task_of(monkeypatch, many("a"), many("b"), [*many("c", 120), *many("a", 30)])
+    assert "30 rows of test (20.0%) have a text of train: the score would measure memory" in much.errors[0]
+
+
+def test_labels_that_are_missing_are_named(monkeypatch):
+    names = tuple(f"class {i}" for i in range(9))
+    report = task_of(monkeypatch, many("a"), many("b"), [(f"c {i}", 1) for i in range(150)], label_names=names)
+    assert any(
+        e == "train has no row of class 2, class 3, class 4, class 5, class 6 and 2 more: nothing can learn it"
+        for e in report.errors
+    )
+    assert any("every row of test has the same label" in e for e in report.errors)
+    assert any("validation has no row of class 2" in w and "never scored there" in w for w in report.warnings)
+
+
+def test_small_and_one_sided_splits_and_long_texts_are_warned_of(monkeypatch):
+    one_sided = [(f"c {i}", int(i < 5)) for i in range(200)]
+    report = task_of(monkeypatch, [("word " * 200 + str(i), i % 2) for i in range(150)], many("b", 40), one_sided)
+    assert report.errors == []
+    assert "98% of test are no: accuracy hardly tells methods apart" in report.warnings
+    assert "validation has 40 rows: one row is 2.5 points, and knobs are chosen on it" in report.warnings
+    assert any(w.startswith("100% of train have more than 128 words") for w in report.warnings)
+
+
+def test_lengths_in_tokens_of_a_backbone(tmp_path, tiny_backbone):
+    path = write_task(tmp_path, "toy")
+    words, tokens = check_task(str(path)), check_task(str(path), backbone=str(tiny_backbone("bert")))
+    assert (tokens.lengths["train"] == words.lengths["train"] + 2).all()  # [CLS] and [SEP]
+
+
+def test_the_command_shows_tables_and_ends_with_0(tmp_path):
+    done = call(write_task(tmp_path, "toy"))
+    assert done.exit_code == 0, done.output
+    for text in (
+        "toy, version 1: single texts, 3 classes, scored by accuracy",
+        "train",
+        "Labels: rows (%)",
+        "warnings",
+    ):
+        assert text in done.output
+
+
+def test_a_regression_shows_its_targets(tmp_path):
+    done = call(write_task(tmp_path, "toy", regression=True))
+    assert done.exit_code == 0, done.output
+    assert "Targets" in done.output
+    assert "a number" in done.output
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("\t1", "empty text in column 'text'"), ("w1", "1 cell, but the first line has 2"), ("w1\t ", "missing label")],
+)
+def test_a_faulty_row_is_named_by_file_and_line_and_ends_with_1(tmp_path, line, message):
+    path = write_task(tmp_path, "toy")
+    with (tmp_path / "toy-test.tsv").open("a") as file:
+        file.write(line + "\n")
+    done = call(path)
+    assert done.exit_code == 1
+    assert f"toy-test.tsv:32: {message}" in " ".join(done.output.split())
+    assert "1 errors" in done.output
+
+
+def test_a_faulty_yaml_is_an_error_and_a_missing_one_a_wrong_name(tmp_path):
+    (tmp_path / "toy.yaml").write_text("name: toy")
+    done = call(tmp_path / "toy.yaml")
+    assert done.exit_code == 1
+    assert "error:" in done.output
+    with pytest.raises(UserError, match="no such task file"):
+        check_task(str(tmp_path / "tou.yaml"))
