@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -95,11 +96,17 @@ def test_help_and_new_method_are_quick_and_load_nothing_heavy(words, shown, tmp_
 
 def _seconds(program, shown, folder):
     (folder / "gate.py").unlink(missing_ok=True)
-    start = time.perf_counter()
+    start = _processor_seconds_of_children()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder)
     assert "HEAVY []" in done.stdout
     assert shown in done.stdout
-    return time.perf_counter() - start
+    return _processor_seconds_of_children() - start
+
+
+def _processor_seconds_of_children():
+    """What finished children took of the processor: a busy machine does not make a program slow to start."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 @pytest.mark.parametrize(
