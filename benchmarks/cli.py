@@ -484,7 +484,8 @@ def leaderboard(
     table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv", help="Print this format.")] = None,
 ) -> None:
     """Rank methods over tasks by the area under their curves, with intervals; say where every result comes from."""
-    from benchmarks.analysis.leaderboard import load_leaderboard, to_terminal, to_text
+    from benchmarks.analysis.leaderboard import load_leaderboard
+    from benchmarks.analysis.leaderboard_tables import to_terminal, to_text
 
     board = load_leaderboard(results)
     if table_format is None:

@@ -63,10 +63,9 @@ def labels_of(places: Sequence[str]) -> list[str]:
 
 def _is_folder(place: str, path: Path) -> bool:
     # The slash is needed: a folder may have the name of a method, such as consistentee/ beside a checkout.
-    written_as_path = any(separator in place for separator in ("/", "\\")) or place in (".", "..")
-    if written_as_path and not path.is_dir() and ".py:" not in place:
+    if place.endswith("/") and not path.is_dir():
         raise UserError(f"no such folder of methods: {place}")
-    return written_as_path and path.is_dir()
+    return ("/" in place or "\\" in place or place in (".", "..")) and path.is_dir()
 
 
 def _methods_of_folder(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:

@@ -10,14 +10,8 @@ import pytest
 from records_by_hand import ENVIRONMENT, LAYER_ACCURACY, made_up_suite, timing, write_results
 from typer.testing import CliRunner
 
-from benchmarks.analysis.leaderboard import (
-    leaderboard_tables,
-    load_leaderboard,
-    machine_of,
-    record_fault,
-    timing_fault,
-    to_text,
-)
+from benchmarks.analysis.leaderboard import load_leaderboard, machine_of, record_fault, timing_fault
+from benchmarks.analysis.leaderboard_tables import leaderboard_tables, to_text
 from benchmarks.cli import app
 from benchmarks.harness.storage import write_record
 from consistentee.errors import UserError

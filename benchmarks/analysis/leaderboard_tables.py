@@ -1,0 +1,128 @@
+"""The leaderboard in its forms: tables for a terminal, Markdown, CSV."""
+
+import csv
+import io
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from benchmarks.analysis.leaderboard import Entry, Leaderboard, Standing
+from benchmarks.analysis.tables import MISSING
+from benchmarks.analysis.text_tables import TextTable, to_markdown, to_rich
+from consistentee.errors import unknown_name
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+
+def leaderboard_tables(board: Leaderboard) -> list[TextTable]:
+    """Return one table a standing."""
+    return [_table(board, standing) for standing in board.standings]
+
+
+def _table(board: Leaderboard, standing: Standing) -> TextTable:
+    title = "Leaderboard by layers"
+    if standing.kind == "time":
+        letter = next(letter for letter, machine in board.machines.items() if machine == standing.machine)
+        title = f"Leaderboard by time at batch size 1, on machine {letter}"
+    lines = [_cells(entry, standing) for entry in standing.entries]
+    lines += [_cells(entry, standing, reference=True) for entry in standing.references]
+    return TextTable(
+        title=title,
+        headings=("place", "method", "area % [95%]", "mean rank [95%]", "tasks", "runs", "from"),
+        cells=tuple(lines),
+        notes=tuple(_notes(board, standing)),
+        words=("method", "from"),
+    )
+
+
+def _cells(entry: Entry, standing: Standing, *, reference: bool = False) -> tuple[str, ...]:
+    mark = " (reference)" if reference else "" if entry.runs == standing.runs else " *"
+    area = f"{100 * entry.area:.1f}"
+    if entry.area_interval is not None:
+        area += " [{:.1f}, {:.1f}]".format(*(100 * bound for bound in entry.area_interval))
+    rank = MISSING if entry.rank is None else f"{entry.rank:.2f}"
+    if entry.rank_interval is not None:
+        rank += " [{:.2f}, {:.2f}]".format(*entry.rank_interval)
+    return (
+        "" if entry.place is None else str(entry.place),
+        entry.method + mark,
+        area,
+        rank,
+        f"{entry.tasks} of {standing.tasks}",
+        f"{entry.runs} of {standing.runs}",
+        entry.machines,
+    )
+
+
+def _notes(board: Leaderboard, standing: Standing) -> list[str]:
+    cost = "from 1 layer to all" if standing.kind == "layers" else "from 1/L of the stock model's time to all of it"
+    notes = [
+        f"Area: mean test score over all budgets, {cost}, along the knobs that validation data chooses; "
+        "0 is the most frequent class, 100 the full model at every budget.",
+        "A run is a task, a backbone and a seed. Intervals: bootstrap over runs; with few runs they are rough.",
+    ]
+    if any(entry.runs < standing.runs for entry in standing.entries):
+        notes.append("* lacks runs, so it has no place: its area is over other runs than the others'.")
+    notes.append("Machines: " + "; ".join(f"{letter}: {machine}" for letter, machine in board.machines.items()) + ".")
+    return notes
+
+
+def to_terminal(board: Leaderboard) -> "Group":
+    """Return the leaderboard for a terminal; what was left out is said below it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    warnings = [Text(note, style="yellow") for note in board.notes]
+    return Group(*map(to_rich, leaderboard_tables(board)), *warnings)
+
+
+def to_text(board: Leaderboard, table_format: str) -> str:
+    """Write the leaderboard as ``md`` or ``csv``. Raises UserError for another format."""
+    writers = {"md": _to_markdown, "csv": _to_csv}
+    if table_format not in writers:
+        raise unknown_name("format of a leaderboard", table_format, writers)
+    return writers[table_format](board)
+
+
+def _to_markdown(board: Leaderboard) -> str:
+    tables = leaderboard_tables(board)
+    tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, *board.notes))
+    return to_markdown(tables)
+
+
+def _to_csv(board: Leaderboard) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, _CSV_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for standing in board.standings:
+        for entry in (*standing.entries, *standing.references):
+            machines = [board.machines[letter] for letter in entry.machines.split()]
+            writer.writerow(
+                {
+                    "cost": standing.kind,
+                    "place": entry.place or "",
+                    "method": entry.method,
+                    "reference": entry in standing.references,
+                    "area": entry.area,
+                    **_bounds("area", entry.area_interval),
+                    "mean_rank": "" if entry.rank is None else entry.rank,
+                    **_bounds("mean_rank", entry.rank_interval),
+                    "tasks": entry.tasks,
+                    "tasks_in_all": standing.tasks,
+                    "runs": entry.runs,
+                    "runs_in_all": standing.runs,
+                    "machines": "; ".join(machines),
+                }
+            )
+    return stream.getvalue()
+
+
+_CSV_FIELDS = (
+    *("cost", "place", "method", "reference", "area", "area_low", "area_high"),
+    *("mean_rank", "mean_rank_low", "mean_rank_high", "tasks", "tasks_in_all", "runs", "runs_in_all", "machines"),
+)
+
+
+def _bounds(name: str, interval: tuple[float, float] | None) -> dict[str, object]:
+    low, high = interval or ("", "")
+    return {f"{name}_low": low, f"{name}_high": high}
