@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.contract.case import ROWS, Case, described, fitted, rows_of, train_case
-from benchmarks.contract.reference import reference_logits, rows_through_layers
+from benchmarks.contract.reference import counted_work, reference_logits, reported_work
 from benchmarks.contract.tiny_models import make_task
 from benchmarks.contract.watching import (
     FIT_SECTION,
@@ -63,6 +63,8 @@ def replay_is_reality(case: Case) -> None:
         for live in (case.alone(knob), *runs):
             if not torch.equal(live.exit_layers, exits):
                 raise why_exits_differ(case, knob)
+            if not torch.equal(live.layers_run, case.trace.layers_run(exits)):
+                raise BrokenContractError("live and replayed layers differ at the same exit layer", f"knob {knob:g}")
             if not torch.allclose(live.logits, case.trace.logits_at(exits), rtol=_CLOSE, atol=_CLOSE):
                 raise BrokenContractError(
                     "live and replayed answers differ at the same exit layer",
@@ -161,13 +163,15 @@ def _agrees_while_nobody_leaves(case: Case, knob: float, row: int) -> bool:
 
 def layers_counted_are_layers_run(case: Case) -> None:
     """4: the layers reported are the layers that hooks on the stock modules count."""
+    batch_size = 7 if case.model.token_exits is None else 1
     for knob in case.knobs:
-        with rows_through_layers(case.model) as counts:
-            live = case.live(knob, batch_size=7)
-        if sum(counts) != live.exit_layers.sum():
+        with counted_work(case.model) as counts:
+            live = case.live(knob, batch_size=batch_size)
+        reported = reported_work(case.model, case.trace, live)
+        if sum(counts) != reported:
             raise BrokenContractError(
                 "layers run that nobody counts",
-                f"{int(live.exit_layers.sum())} are reported and {sum(counts)} ran (knob {knob:g})",
+                f"{reported} are reported and {sum(counts)} ran (knob {knob:g})",
                 "A rule or a head must not run layers of its own",
             )
 
@@ -223,7 +227,7 @@ def _check_first_exit(case: Case, exits: Tensor, knob: float) -> None:
         if exits.min() == case.model.num_layers:
             example = f"with {knob:g}, every row runs to layer {case.model.num_layers}"
             raise BrokenContractError("the first value of the knob lets no row leave early", example, "", KNOB_SECTION)
-    elif exits.max() > 1:
+    elif exits.max() > max(1, case.model.companion_layers):  # a cascade's first exit is its companion's last layer
         raise BrokenContractError(
             "the first value of the knob must let every row of a rule without state leave at layer 1; perhaps "
             + _COUNTS_FROM_0,

@@ -6,26 +6,64 @@ The one place to change where a method's model is more than one stock encoder.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from consistentee.classification import stock_encoded
+from consistentee.backbones.encoders import stepper_for
+from consistentee.classification import Predictions, stock_encoded
 from consistentee.encoding import Encoding
 from consistentee.model import MultiExitModel
+from consistentee.trace import Trace
 
 
 def reference_logits(model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> Tensor:
-    """Return the logits [N, classes] of the model without exits: the stock backbone's own forward."""
-    return stock_encoded(model, encodings, batch_size=batch_size)
+    """Return the logits [N, classes] of the model without exits: the stock backbone's own forward.
+
+    Where tokens exit by themselves: the stock layers, run on all tokens, with the states of exited ones put back.
+    """
+    if model.token_exits is None:
+        return stock_encoded(model, encodings, batch_size=batch_size)
+    starts = range(0, len(encodings), batch_size)
+    return torch.cat([_with_exited_tokens_put_back(model, encodings[i : i + batch_size]) for i in starts])
+
+
+@torch.no_grad()
+def _with_exited_tokens_put_back(model: MultiExitModel, encodings: Sequence[Encoding]) -> Tensor:
+    assert model.token_exits is not None
+    stepper, batch = stepper_for(model.backbone), model.collate(encodings)
+    exits = model.token_exits.schedule[batch.input_ids].unsqueeze(-1)
+    hidden, context = stepper.begin(batch)
+    for layer in range(1, model.num_layers + 1):
+        hidden = torch.where(exits >= layer, stepper.step(layer, hidden, context), hidden)
+    return model.classify_pooled(model.num_layers, model.pool(model.num_layers, hidden, batch.padding_mask))
 
 
 @contextmanager
-def rows_through_layers(model: MultiExitModel) -> Iterator[list[int]]:
-    """Count the rows of every call of a layer, by hooks on the stock modules: their sum is the layers that ran."""
+def counted_work(model: MultiExitModel) -> Iterator[list[int]]:
+    """Count the rows of every call of a layer, by hooks on the stock modules: their sum is the layers that ran.
+
+    Where tokens exit by themselves: the tokens that a layer updates, which padding joins unless rows run one by one.
+    """
     counts: list[int] = []
-    modules = {id(m): m for m in (model.stepper.layer_module(i + 1) for i in range(model.num_layers))}
-    hooks = [m.register_forward_hook(lambda _, args, __: counts.append(len(args[0]))) for m in modules.values()]
+    layers = range(1, model.num_layers + 1)
+    if model.token_exits is None:
+        modules = [model.stepper.layer_module(layer) for layer in layers]
+    else:
+        modules = [stepper_for(model.backbone).parts(layer).query for layer in layers]
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
+        counts.append(len(inputs[0]) if model.token_exits is None else inputs[0][..., 0].numel())
+
+    hooks = [module.register_forward_hook(count) for module in {id(m): m for m in modules}.values()]
     try:
         yield counts
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def reported_work(model: MultiExitModel, trace: Trace, live: Predictions) -> int:
+    """Return what the answers say that ran, in the unit of :func:`counted_work`."""
+    if model.token_exits is None:
+        return int(live.exit_layers.sum())
+    return round(float((live.layers_run * trace.lengths).sum()))
