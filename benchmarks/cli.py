@@ -305,7 +305,11 @@ def run(
 
 
 @app.command(
-    epilog=_examples("consistentee table results/quick", "consistentee table results/quick --format latex > table.tex")
+    epilog=_examples(
+        "consistentee table results/quick",
+        "consistentee table results/quick --format latex > table.tex",
+        "consistentee table results/classification --published --format md",
+    )
 )
 def table(
     results: ResultsArgument,
@@ -313,15 +317,17 @@ def table(
         str | None, typer.Option("--format", metavar="md|csv|latex", help="Write and print this format.")
     ] = None,
     methods: OnlyMethodsOption = None,
+    published: Annotated[bool, typer.Option("--published", help="Beside the figures that papers print.")] = False,
 ) -> None:
-    """Show the results of a run; with --format, also write them as table.md, table.csv or table.tex."""
+    """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...)."""
     from benchmarks.analysis import terminal_report
+    from benchmarks.analysis.published import write_published
     from benchmarks.analysis.tables import write_table
 
     if table_format is None:
-        output_console(RESULTS_WIDTH).print(terminal_report(results, _labels(methods)))
+        output_console(RESULTS_WIDTH).print(terminal_report(results, _labels(methods), published=published))
         return
-    path = write_table(results, table_format, _labels(methods))
+    path = (write_published if published else write_table)(results, table_format, _labels(methods))
     print(path.read_text(encoding="utf-8"), end="")
     print(f"written to {path}", file=sys.stderr)
 

@@ -35,22 +35,27 @@ def report_files(out_dir: Path) -> "Group":
     return _terminal_tables(panels, faults)
 
 
-def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None) -> "Group":
+def terminal_report(
+    out_dir: Path, labels: "Sequence[str] | None" = None, *, published: bool = False
+) -> "Group":
     """Return the operating points of all (task, backbone) as tables for a terminal; damaged records are named.
 
-    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`.
+    ``published`` shows them beside the figures that papers print instead. ``labels`` and errors are those of
+    :func:`benchmarks.analysis.results.load_panels`.
     """
     from benchmarks.analysis.results import load_panels
 
-    return _terminal_tables(*load_panels(out_dir, labels))
+    return _terminal_tables(*load_panels(out_dir, labels), published=published)
 
 
-def _terminal_tables(panels: "list[Panel]", faults: "list[Fault]") -> "Group":
+def _terminal_tables(panels: "list[Panel]", faults: "list[Fault]", *, published: bool = False) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
+    from benchmarks.analysis.published import published_table
     from benchmarks.analysis.tables import operating_table
     from benchmarks.analysis.text_tables import to_rich
 
+    tables = [published_table(panel) if published else operating_table(panel, compact=True) for panel in panels]
     warnings = [Text(f"left out: {fault}", style="yellow") for fault in faults]
-    return Group(*(to_rich(operating_table(panel, compact=True)) for panel in panels), *warnings)
+    return Group(*map(to_rich, tables), *warnings)

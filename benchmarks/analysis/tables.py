@@ -315,7 +315,8 @@ FORMATS: dict[str, Callable[[Sequence[Panel]], str]] = {
     "csv": to_csv,
     "latex": lambda panels: to_latex([table for panel in panels for table in panel_tables(panel)]),
 }
-_SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
+SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
+"""Format -> the ending of its file."""
 
 
 def write_table(out_dir: Path, table_format: str = "md", labels: Sequence[str] | None = None) -> Path:
@@ -332,6 +333,6 @@ def write_table(out_dir: Path, table_format: str = "md", labels: Sequence[str] |
     if table_format not in FORMATS:
         raise unknown_name("table format", table_format, FORMATS)
     panels, _ = load_panels(out_dir, labels)
-    path = out_dir / f"table.{_SUFFIXES[table_format]}"
+    path = out_dir / f"table.{SUFFIXES[table_format]}"
     write_text(path, FORMATS[table_format](panels))
     return path

@@ -1,0 +1,197 @@
+"""Our numbers beside those that papers print: which name is which, what is comparable, and what nobody published."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks.analysis.results import FULL, REFERENCES, Panel, load_panels
+from benchmarks.analysis.rows import TableRow, label_rows
+from benchmarks.analysis.statistics import budget_of
+from benchmarks.analysis.tables import MISSING, SUFFIXES
+from benchmarks.analysis.text_tables import TextTable, to_latex, to_markdown
+from benchmarks.harness.storage import write_text
+from consistentee.errors import unknown_name
+
+HALF = 0.5
+"""The share of the layers that our numbers may use: most published figures are for a speed-up near 2."""
+
+_FOLDER = files("benchmarks") / "published"
+_NEVER_PUBLISHED = tuple(method for method in REFERENCES if method != "static")
+
+
+class Names(BaseModel):
+    """``names.yaml``: what printed names mean here; the lists hold what has no counterpart."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    methods: dict[str, str]
+    unmapped_methods: list[str]
+    tasks: dict[str, str]
+    unmapped_tasks: list[str]
+    splits: dict[str, str]
+    speedup_definitions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class PublishedResult:
+    """One printed figure; values and speed-ups are quoted, not converted.
+
+    Attributes:
+        source, table, url: where it stands.
+        method, backbone, task, metric: as printed.
+        value: the score, in percent, or a difference where ``metric`` says so.
+        speedup, speedup_definition: as printed, in the source's own meaning; may be empty.
+    """
+
+    source: str
+    table: str
+    method: str
+    backbone: str
+    task: str
+    metric: str
+    value: str
+    speedup: str
+    speedup_definition: str
+    url: str
+
+
+@cache
+def published_results() -> tuple[PublishedResult, ...]:
+    """Read all printed figures, in the order of the file."""
+    text = (_FOLDER / "results.csv").read_text(encoding="utf-8")
+    stripped = ({name: value.strip() for name, value in row.items()} for row in csv.DictReader(text.splitlines()))
+    return tuple(PublishedResult(**row) for row in stripped)
+
+
+@cache
+def names() -> Names:
+    """Read the mapping of names."""
+    return Names.model_validate(yaml.safe_load((_FOLDER / "names.yaml").read_text(encoding="utf-8")))
+
+
+def published_for(task: str, method: str) -> list[PublishedResult]:
+    """Return what is printed for one of our tasks and one of our methods."""
+    mapping = names()
+    return [
+        result
+        for result in published_results()
+        if mapping.tasks.get(result.task) == task and mapping.methods.get(result.method) == method
+    ]
+
+
+def published_table(panel: Panel) -> TextTable:
+    """Return our test scores within half of the layers beside every printed figure of the same method and task.
+
+    A method has a line for each printed figure, and one line of "n/a" where nobody printed any; methods that were not
+    run here follow.
+    """
+    ran = {label: method for label, method in panel.methods.items() if method not in _NEVER_PUBLISHED}
+    not_run = [method for method in dict.fromkeys(names().methods.values()) if method not in ran.values()]
+    lines = []
+    for label, method in ran.items():
+        ours = _our_cells(panel, row_for_half(panel, label), label)
+        printed = published_for(panel.task, method)
+        lines += [(*ours, *_printed_cells(result)) for result in printed] or [(*ours, *[MISSING] * 7)]
+    for method in not_run:
+        ours = _our_cells(panel, None, method)
+        lines += [(*ours, *_printed_cells(result)) for result in published_for(panel.task, method)]
+    return TextTable(
+        title=f"Beside published figures · {panel.task} · {panel.backbone}",
+        headings=(
+            "method",
+            "ours %",
+            "our metric",
+            "layer ratio",
+            "FLOPs ratio",
+            "time ratio b1",
+            "printed",
+            "metric",
+            "backbone",
+            "split",
+            "speed-up",
+            "its definition",
+            "source",
+        ),
+        cells=tuple(lines),
+        notes=(
+            f"Ours: {panel.backbone}, {panel.num_layers} layers, the task's test split"
+            f"{_split_note(panel)}; the knob that scores best on validation data within half of the layers; "
+            "layer ratio = L / average layers, FLOPs ratio and time ratio (batch size 1) = full model / method.",
+            "Printed: quoted from the source with its own backbone, metric, split and meaning of speed-up; other "
+            "backbones and splits are no comparison of methods. n/a: not measured, or not in the collection "
+            "(benchmarks/published/README.md).",
+        ),
+        words=("method", "our metric", "metric", "backbone", "split", "its definition", "source"),
+    )
+
+
+def row_for_half(panel: Panel, label: str) -> TableRow | None:
+    """Return the row of a curve that was chosen for half of the layers; the full model's only row; None if none was."""
+    rows = label_rows(panel, label)
+    if panel.methods[label] == FULL:
+        return rows[0] if rows else None
+    return next((row for row in rows if any(budget_of(target) == HALF for target in row.chosen_for)), None)
+
+
+def _our_cells(panel: Panel, row: TableRow | None, label: str) -> tuple[str, ...]:
+    if row is None:
+        return (label, MISSING, panel.metric, MISSING, MISSING, MISSING)
+    ratios = row.speedups
+    return (
+        label,
+        f"{100 * row.scores[panel.metric]:.1f}",
+        panel.metric,
+        f"{ratios.layer_ratio:.2f}",
+        MISSING if ratios.flops_ratio is None else f"{ratios.flops_ratio:.2f}",
+        f"{ratios.time_ratios[1]:.2f}" if 1 in ratios.time_ratios else MISSING,
+    )
+
+
+def _printed_cells(result: PublishedResult) -> tuple[str, ...]:
+    mapping = names()
+    return (
+        result.value or MISSING,
+        result.metric,
+        result.backbone,
+        mapping.splits[result.table],
+        result.speedup or MISSING,
+        mapping.speedup_definitions[result.speedup_definition],
+        f"{result.source}: {result.method}",
+    )
+
+
+def _split_note(panel: Panel) -> str:
+    notes = panel.cells[0].record.task_notes
+    return f" ({notes.split('.')[0]})" if "dev" in notes.split(".")[0] else ""
+
+
+def write_published(out_dir: Path, table_format: str, labels: Sequence[str] | None = None) -> Path:
+    """Write ``published.md``, ``published.csv`` or ``published.tex`` into a results folder and return its path.
+
+    Raises:
+        UserError: the format is unknown, or the folder holds no results; see
+            :func:`benchmarks.analysis.results.load_panels` for ``labels``.
+    """
+    if table_format not in SUFFIXES:
+        raise unknown_name("table format", table_format, SUFFIXES)
+    panels, _ = load_panels(out_dir, labels)
+    write = {"md": to_markdown, "latex": to_latex, "csv": lambda tables: _to_csv(panels, tables)}[table_format]
+    path = out_dir / f"published.{SUFFIXES[table_format]}"
+    write_text(path, write([published_table(panel) for panel in panels]))
+    return path
+
+
+def _to_csv(panels: Sequence[Panel], tables: Sequence[TextTable]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["task", "our backbone", *tables[0].headings])
+    for panel, table in zip(panels, tables, strict=True):
+        writer.writerows([panel.task, panel.backbone, *line] for line in table.cells)
+    return stream.getvalue()
