@@ -194,16 +194,18 @@ def made_up_suite(seed: int = 0, task: str = "mcid") -> list[CellRecord]:
     return cells
 
 
-def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",)) -> None:
+def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",), seeds: Sequence[int] = (0,)) -> None:
     """Write cells, predictions and timings of a made-up suite, as a run does."""
     for task in tasks:
-        cells = made_up_suite(task=task)
-        for record in cells:
-            folder = out_dir / "cells" / task / "minilm-l6" / record.label / "default" / "seed0"
-            write_record(folder / "record.json", record)
-            write_predictions(folder / "predictions.parquet", _predictions(record))
-        timed = [record for record in cells if record.method != "oracle"]
-        write_record(out_dir / "timings" / task / "minilm-l6" / "seed0" / "timing.json", timing(timed, task=task))
+        for seed in seeds:
+            cells = made_up_suite(task=task, seed=seed)
+            for record in cells:
+                folder = out_dir / "cells" / task / "minilm-l6" / record.label / "default" / f"seed{seed}"
+                write_record(folder / "record.json", record)
+                write_predictions(folder / "predictions.parquet", _predictions(record))
+            timed = [record for record in cells if record.method != "oracle"]
+            timings = out_dir / "timings" / task / "minilm-l6" / f"seed{seed}"
+            write_record(timings / "timing.json", timing(timed, seed=seed, task=task))
 
 
 def _predictions(record: CellRecord) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from benchmarks.analysis import report_files, terminal_report
 from benchmarks.analysis.comparisons import curve_summaries, paired_comparisons
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows import label_rows, table_rows
-from benchmarks.analysis.tables import machine, operating_table, to_csv, write_table
+from benchmarks.analysis.tables import comparison_table, machine, operating_table, to_csv, write_table
 from benchmarks.analysis.text_tables import TextTable, escape_latex, to_latex, to_markdown
 from consistentee.errors import UserError
 
@@ -187,6 +187,42 @@ def test_paired_tests_of_the_core_method(results):
     against_deebert = next(c for c in comparisons if c.second == "deebert" and c.target == "budget 0.50")
     assert against_deebert.test.difference > 0
     assert against_deebert.test.p_value < 0.05
+
+
+def test_paired_tests_say_how_sure_they_are_in_the_tasks_metric(results):
+    (panel,), _ = load_panels(results)
+    table = comparison_table(panel, paired_comparisons(panel))
+    assert table.headings[2] == "accuracy, points [95%]"
+    for comparison in paired_comparisons(panel):
+        assert comparison.test is not None
+        assert comparison.seeds == (0,)
+        assert comparison.difference == pytest.approx(comparison.test.difference, abs=0.01)
+        assert comparison.interval == pytest.approx(comparison.test.interval, abs=0.02)
+
+
+def test_whole_curves_are_read_at_fixed_shares_of_the_layers():
+    summaries = {summary.label: summary for summary in curve_summaries(panel_of(made_up_suite()))}
+    scores = summaries["deebert"].at_budgets
+    assert list(scores) == [0.25, 1 / 3, 0.5, 0.75]
+    assert list(scores.values()) == sorted(scores.values())
+    assert summaries["deebert"].flops_area is not None
+    late = cell("late", [operating_point(0.5, "within 1 point", 5.0, 0.9)])
+    (alone,) = curve_summaries(panel_of([late]))
+    assert set(alone.at_budgets.values()) == {None}
+
+
+def test_several_seeds_have_an_interval_over_rows_and_seeds(tmp_path):
+    write_results(tmp_path, seeds=(0, 1, 2))
+    (panel,), _ = load_panels(tmp_path)
+    half = next(row for row in label_rows(panel, "deebert") if "budget 0.50" in row.chosen_for)
+    assert half.seeds == (0, 1, 2)
+    low, high = half.interval
+    assert low < half.scores["accuracy"] < high
+    assert (low, high) != half.choices[0].point.score_interval
+    (half.choices[0].cell.folder / "predictions.parquet").unlink()
+    fresh, _ = load_panels(tmp_path)
+    row = next(row for row in label_rows(fresh[0], "deebert") if "budget 0.50" in row.chosen_for)
+    assert row.interval == pytest.approx(row.choices[0].point.score_interval)
 
 
 def test_csv_keeps_raw_numbers(results):

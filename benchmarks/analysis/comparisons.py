@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.analysis.curves import area_under_front, cheapest_within, pareto_front
+from benchmarks.analysis.resampling import can_resample, interval, mean_over_drawn_seeds, resampled_scores
 from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, Panel, StoredCell
-from benchmarks.analysis.rows import TableRow, label_rows
+from benchmarks.analysis.rows import Answers, TableRow, answers_of, label_rows
 from benchmarks.analysis.statistics import (
     Choice,
     PairedTest,
@@ -18,10 +18,11 @@ from benchmarks.analysis.statistics import (
     points_of,
     targets,
 )
-from benchmarks.harness.storage import read_predictions
 from consistentee.errors import UserError
 
 CORE_METHOD = "consistentee"
+BUDGETS = (0.25, 1 / 3, 0.5, 0.75)
+"""Shares of the layers at which whole curves are read."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +32,45 @@ class CurveSummary:
     Attributes:
         label: the curve.
         layers_area: area under the score-layers front, see :func:`area_under_front`.
+        flops_area: area under the score-FLOPs front of the operating points.
         time_area: area under the score-time front at batch 1; None if not timed.
+        at_budgets: for each share of the layers in :data:`BUDGETS`, the test score of the knob that scores best on
+            validation data within that share there; None if no knob is.
         layers_within: test layers at the knob that loses at most a point on validation data, if one does.
         score_within: test score there.
     """
 
     label: str
     layers_area: float
+    flops_area: float | None
     time_area: float | None
+    at_budgets: dict[float, float | None]
     layers_within: float | None
     score_within: float | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A paired test between the operating points that two curves have for one target."""
+    """A paired test between the operating points that two curves have for one target.
+
+    Attributes:
+        target: what both were chosen for.
+        first, second: labels.
+        seeds: the seeds that both have.
+        difference: score of the first minus score of the second in the task's metric, averaged over seeds.
+        interval: 95% paired bootstrap interval of that, over rows and seeds; None for a metric of ranks.
+        seed: the seed of ``test``.
+        test: which rows each has right, and McNemar's test, on one seed; None for a regression.
+    """
 
     target: str
     first: str
     second: str
+    seeds: tuple[int, ...]
+    difference: float
+    interval: tuple[float, float] | None
     seed: int
-    test: PairedTest
+    test: PairedTest | None
 
 
 def curve_summaries(panel: Panel) -> list[CurveSummary]:
@@ -64,10 +83,13 @@ def _summary(panel: Panel, label: str) -> CurveSummary:
     within = [_within_one_point(panel, label, seed) for seed in seeds]
     reached = [point for point in within if point is not None]
     everywhere = len(reached) == len(seeds)
+    rows = label_rows(panel, label)
     return CurveSummary(
         label=label,
         layers_area=float(np.mean([layers_area(panel, label, seed) for seed in seeds])),
-        time_area=time_area(panel, label_rows(panel, label)),
+        flops_area=_ratio_area(panel, [(row, row.speedups.flops_ratio) for row in rows]),
+        time_area=time_area(panel, rows),
+        at_budgets={budget: _score_within(panel, label, seeds, budget) for budget in BUDGETS},
         layers_within=float(np.mean([layers for layers, _ in reached])) if everywhere else None,
         score_within=float(np.mean([score for _, score in reached])) if everywhere else None,
     )
@@ -114,45 +136,85 @@ def _curve(cells: Sequence[StoredCell], split: str) -> tuple[list[float], list[f
 
 def time_area(panel: Panel, rows: Sequence[TableRow]) -> float | None:
     """Integrate over time as a share of the stock model's at batch 1, along timed rows; None if there are none."""
-    timed = [row for row in rows if 1 in row.speedups.time_ratios]
-    if not timed:
+    return _ratio_area(panel, [(row, row.speedups.time_ratios.get(1)) for row in rows])
+
+
+def _score_within(panel: Panel, label: str, seeds: Sequence[int], budget: float) -> float | None:
+    """Return the mean over seeds of the test score at the best validation score within a share of the layers."""
+    scores = []
+    for seed in seeds:
+        cells = panel.cells_of(label, seed)
+        (layers, validation), (_, test) = _curve(cells, "validation"), _curve(cells, "test")
+        allowed = [i for i, used in enumerate(layers) if used <= budget * panel.num_layers + 1e-9]
+        if not allowed:
+            return None
+        scores.append(test[min(allowed, key=lambda i: (-validation[i], layers[i]))])
+    return float(np.mean(scores))
+
+
+def _ratio_area(panel: Panel, points: Sequence[tuple[TableRow, float | None]]) -> float | None:
+    """Integrate test scores over cost as a share of the stock model's: (row, stock / row) -> area, None if unknown."""
+    known = [(1 / ratio, row.scores[panel.metric]) for row, ratio in points if ratio]
+    if not known:
         return None
-    shares = [1 / row.speedups.time_ratios[1] for row in timed]
-    scores = [row.scores[panel.metric] for row in timed]
+    shares, scores = zip(*known, strict=True)
     return area_under_front(shares, scores, lowest=1 / panel.num_layers, highest=1, floor=blind_score(panel))
 
 
 def paired_comparisons(panel: Panel) -> list[Comparison]:
     """Test the core method against every other one that shares a target with it, on the same test rows.
 
-    Without the core method, the first curve is tested against the others. Regressions have no right or wrong
-    rows, so they have no tests.
+    Without the core method, the first curve is tested against the others.
     """
     methods = panel.methods
     curves = [label for label, method in methods.items() if method not in (FULL, *REFERENCES)]
-    if len(curves) < 2 or panel.metric in ("pearson", "spearman"):
+    if len(curves) < 2:
         return []
     first = next((label for label in curves if methods[label] == CORE_METHOD), curves[0])
-    seed = min(cell.record.seed for cell in panel.cells_of(first))
-    comparisons = []
-    for target in targets(panel.cells_of(first, seed)):
-        for second in curves:
-            pair = choose(panel.cells_of(first, seed), target), choose(panel.cells_of(second, seed), target)
-            if second != first and pair[0] is not None and pair[1] is not None:
-                comparisons += _compare(target, pair[0], pair[1])
-    return comparisons
+    others = [label for label in curves if label != first]
+    shared = targets(panel.cells_of(first))
+    found = [_compare(panel, target, first, second) for target in shared for second in others]
+    return [comparison for comparison in found if comparison is not None]
 
 
-def _compare(target: str, first: Choice, second: Choice) -> list[Comparison]:
+def _compare(panel: Panel, target: str, first: str, second: str) -> Comparison | None:
+    pairs = [
+        (one, other)
+        for seed in sorted({cell.record.seed for cell in panel.cells_of(first)})
+        if (one := choose(panel.cells_of(first, seed), target)) is not None
+        and (other := choose(panel.cells_of(second, seed), target)) is not None
+    ]
+    if not pairs:
+        return None
     try:
-        test = paired_test(correct_rows(first), correct_rows(second))
-    except (UserError, ValueError):  # predictions are gone, or of other rows: the tables still stand
-        return []
-    return [Comparison(target, first.cell.record.label, second.cell.record.label, first.cell.record.seed, test)]
+        answers = [(answers_of(one), answers_of(other)) for one, other in pairs]
+    except UserError:  # predictions are gone: the tables still stand
+        return None
+    labels = answers[0][0].labels
+    if any(not np.array_equal(labels, side.labels) for pair in answers for side in pair):
+        return None  # other rows
+    categorical = panel.metric not in ("pearson", "spearman")
+    return Comparison(
+        target=target,
+        first=first,
+        second=second,
+        seeds=tuple(one.cell.record.seed for one, _ in pairs),
+        difference=float(np.mean([_test_score(one) - _test_score(other) for one, other in pairs])),
+        interval=_interval_of_difference(panel.metric, answers),
+        seed=pairs[0][0].cell.record.seed,
+        test=paired_test(*(side.predictions == labels for side in answers[0])) if categorical else None,
+    )
 
 
-def correct_rows(choice: Choice) -> NDArray[np.bool_]:
-    """Return which test rows an operating point answers right: bool [N]."""
-    index = choice.cell.record.operating_points.index(choice.point)
-    predictions = read_predictions(choice.cell.folder).sort_values("row")
-    return (predictions[f"prediction_{index}"] == predictions["label"]).to_numpy()
+def _test_score(choice: Choice) -> float:
+    return choice.point.test.scores[choice.cell.record.metric]
+
+
+def _interval_of_difference(metric: str, answers: Sequence[tuple[Answers, Answers]]) -> tuple[float, float] | None:
+    labels = answers[0][0].labels
+    if not can_resample(metric, labels):
+        return None
+    first, second = (
+        resampled_scores(metric, labels, [side.predictions for side in sides]) for sides in zip(*answers, strict=True)
+    )
+    return interval(mean_over_drawn_seeds(first - second))

@@ -11,16 +11,12 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.analysis.results import FULL, REFERENCES, Panel, load_panels
-from benchmarks.analysis.rows import TableRow, label_rows
-from benchmarks.analysis.statistics import budget_of
+from benchmarks.analysis.results import REFERENCES, Panel, load_panels
+from benchmarks.analysis.rows import TableRow, row_for_half
 from benchmarks.analysis.tables import MISSING, SUFFIXES
 from benchmarks.analysis.text_tables import TextTable, to_latex, to_markdown
 from benchmarks.harness.storage import write_text
 from consistentee.errors import unknown_name
-
-HALF = 0.5
-"""The share of the layers that our numbers may use: most published figures are for a speed-up near 2."""
 
 _FOLDER = files("benchmarks") / "published"
 _NEVER_PUBLISHED = tuple(method for method in REFERENCES if method != "static")
@@ -130,14 +126,6 @@ def published_table(panel: Panel) -> TextTable:
         ),
         words=("method", "our metric", "metric", "backbone", "split", "its definition", "source"),
     )
-
-
-def row_for_half(panel: Panel, label: str) -> TableRow | None:
-    """Return the row of a curve that was chosen for half of the layers; the full model's only row; None if none was."""
-    rows = label_rows(panel, label)
-    if panel.methods[label] == FULL:
-        return rows[0] if rows else None
-    return next((row for row in rows if any(budget_of(target) == HALF for target in row.chosen_for)), None)
 
 
 def _our_cells(panel: Panel, row: TableRow | None, label: str) -> tuple[str, ...]:

@@ -2,15 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.analysis.curves import RoundSeconds, Speedups, speedups, time_ratio
+from benchmarks.analysis.resampling import interval_over_rows_and_seeds
 from benchmarks.analysis.results import FULL, Panel, StoredCell
-from benchmarks.analysis.statistics import Choice, choose, mean_and_std, targets
+from benchmarks.analysis.statistics import Choice, budget_of, choose, mean_and_std, targets
 from benchmarks.harness.records import CellRecord, Contender, TimingSamples
+from benchmarks.harness.storage import PREDICTIONS_FILE, read_predictions
+from consistentee.errors import UserError
+
+HALF = 0.5
+"""The share of the layers at which methods are compared in one number: published figures are for speed-ups near 2."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class TableRow:
         seeds: the seeds that are averaged.
         scores: mean test score by metric.
         score_std: standard deviation of the task's score over seeds; None for one seed.
-        interval: 95% bootstrap interval over rows, its bounds averaged over seeds.
+        interval: 95% bootstrap interval: over rows for one seed, over rows and seeds for several.
         speedups: all ratios.
         clocks: by batch size; empty if not timed.
         choices: what was chosen, one a seed.
@@ -78,6 +86,14 @@ def label_rows(panel: Panel, label: str) -> list[TableRow]:
     return sorted(rows, key=lambda row: row.speedups.average_layers)
 
 
+def row_for_half(panel: Panel, label: str) -> TableRow | None:
+    """Return the row of a curve that was chosen for half of the layers; the full model's only row; None if none was."""
+    rows = label_rows(panel, label)
+    if panel.methods[label] == FULL:
+        return rows[0] if rows else None
+    return next((row for row in rows if any(budget_of(target) == HALF for target in row.chosen_for)), None)
+
+
 def _choices(panel: Panel, label: str, target: str) -> list[Choice]:
     seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
     choices = [choose(panel.cells_of(label, seed), target) for seed in seeds]
@@ -99,10 +115,7 @@ def _row(panel: Panel, reasons: Sequence[str], choices: Sequence[Choice]) -> Tab
         seeds=tuple(choice.cell.record.seed for choice in choices),
         scores={name: mean for name, (mean, _) in by_metric.items()},
         score_std=by_metric[first.metric][1],
-        interval=(
-            float(np.mean([p.score_interval[0] for p in points])),
-            float(np.mean([p.score_interval[1] for p in points])),
-        ),
+        interval=_interval(first.metric, choices),
         speedups=speedups(
             [sum(rows) for rows in zip_longest(*(p.test.exit_histogram for p in points), fillvalue=0)],
             first.num_layers,
@@ -114,6 +127,53 @@ def _row(panel: Panel, reasons: Sequence[str], choices: Sequence[Choice]) -> Tab
         clocks=_clocks([here for here, _ in timed]),
         choices=tuple(choices),
     )
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an operating point says of every test row: labels, predictions and exit layers, each [N]."""
+
+    labels: NDArray
+    predictions: NDArray
+    exit_layers: NDArray[np.int64]
+
+
+def answers_of(choice: Choice) -> Answers:
+    """Read the answers of an operating point, by row. Raises UserError if they cannot be read."""
+    index = choice.cell.record.operating_points.index(choice.point)
+    columns = predictions_of(choice.cell.folder)
+    try:
+        return Answers(columns["label"], columns[f"prediction_{index}"], columns[f"exit_layer_{index}"])
+    except KeyError as error:
+        raise UserError(f"{choice.cell.folder / PREDICTIONS_FILE} lacks column {error}") from error
+
+
+def predictions_of(folder: Path) -> dict[str, NDArray]:
+    """Read the predictions of a cell, column by column, rows in order; a file is read once as long as it is the same.
+
+    Raises UserError if they cannot be read.
+    """
+    path = folder / PREDICTIONS_FILE
+    return _predictions(folder, path.stat().st_mtime_ns if path.is_file() else None)
+
+
+@lru_cache(maxsize=4096)
+def _predictions(folder: Path, changed: int | None) -> dict[str, NDArray]:
+    table = read_predictions(folder).sort_values("row")
+    return {str(name): table[name].to_numpy() for name in table.columns}
+
+
+def _interval(metric: str, choices: Sequence[Choice]) -> tuple[float, float]:
+    points = [choice.point for choice in choices]
+    recorded = [point.score_interval for point in points]
+    if len(choices) > 1:
+        try:
+            answers = [answers_of(choice) for choice in choices]
+        except UserError:  # predictions are gone: what was recorded of each seed still stands
+            answers = []
+        if answers and all(np.array_equal(one.labels, answers[0].labels) for one in answers):
+            return interval_over_rows_and_seeds(metric, answers[0].labels, [one.predictions for one in answers])
+    return float(np.mean([low for low, _ in recorded])), float(np.mean([high for _, high in recorded]))
 
 
 def _timings(panel: Panel, choices: Sequence[Choice]) -> list[tuple[Contender, Contender]]:

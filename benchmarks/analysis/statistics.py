@@ -121,6 +121,19 @@ def paired_test(
     )
 
 
+def holm(p_values: ArrayLike) -> list[float]:
+    """Correct p-values for their number by Holm's procedure: the i-th smallest of n is multiplied by ``n - i + 1``.
+
+    A larger one is never corrected to less than a smaller one, and none to more than 1.
+    """
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(values.size, 0, -1)
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1)
+    return [float(value) for value in corrected]
+
+
 def interval_of_mean(values: NDArray[np.float64], resamples: int, seed: int) -> tuple[float, float]:
     """Return the 95% bootstrap interval of the mean of values [N]."""
     if np.ptp(values) == 0:

@@ -2,14 +2,22 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.comparisons import Comparison, CurveSummary, blind_score, curve_summaries, paired_comparisons
+from benchmarks.analysis.comparisons import (
+    BUDGETS,
+    Comparison,
+    CurveSummary,
+    blind_score,
+    curve_summaries,
+    paired_comparisons,
+)
+from benchmarks.analysis.ranking import AREA, HALF_BUDGET, PairOverTasks, Ranking, pairs_over_tasks, rank, score_table
 from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
-from benchmarks.analysis.statistics import budget_of
+from benchmarks.analysis.statistics import budget_of, holm
 from benchmarks.analysis.text_tables import TextTable, to_latex, to_markdown
 from benchmarks.harness.records import WITHIN_ONE_POINT
 from benchmarks.harness.storage import write_text
@@ -127,7 +135,7 @@ def _notes(panel: Panel, rows: Sequence[TableRow], compact: bool) -> list[str]:
         ),
         f"{record.train_rows} training, {record.validation_rows} validation, {record.test_rows} test rows; "
         f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
-        "intervals: bootstrap over test rows.",
+        f"intervals: bootstrap over test rows{' and seeds' if len(seeds) > 1 else ''}.",
         f"Layers of {panel.num_layers}, 1-based; saved = 1 - layers / {panel.num_layers}; "
         "FLOPs ratio and speed-up = full model / method; b = batch size.",
         _timing_note(panel, rows),
@@ -193,7 +201,9 @@ def summary_table(panel: Panel) -> TextTable:
         headings=(
             "method",
             "area, layers %",
+            "area, FLOPs %",
             "area, time %",
+            *(f"≤ {100 * budget:.0f}% of layers" for budget in BUDGETS),
             "layers at ≤ 1 point lost",
             f"{panel.metric} % there",
         ),
@@ -202,8 +212,10 @@ def summary_table(panel: Panel) -> TextTable:
             f"Area, layers: mean test score over all budgets from 1 to {panel.num_layers} layers, along the knobs that "
             "are on the Pareto front of the validation data; below the earliest exit, a mix with the most frequent "
             f"class ({100 * blind_score(panel):.1f}%).",
-            f"Area, time: the same over the timed operating points, from 1/{panel.num_layers} of the stock model's "
-            "time at batch 1 to all of it.",
+            f"Area, FLOPs and time: the same over the operating points, from 1/{panel.num_layers} of the stock model's "
+            "FLOPs, or of its time at batch 1, to all of it.",
+            f"≤ 50% of layers: {panel.metric} on the test split, in percent, of the knob that scores best on "
+            "validation data among those that run at most half of the layers there.",
             "≤ 1 point lost: the knob with the fewest layers whose validation score is within a point of the "
             "full model's; layers and score are those of the test split.",
         ),
@@ -214,49 +226,121 @@ def summary_table(panel: Panel) -> TextTable:
 def _summary_cells(summary: CurveSummary) -> tuple[str, ...]:
     return (
         summary.label,
-        f"{100 * summary.layers_area:.1f}",
-        MISSING if summary.time_area is None else f"{100 * summary.time_area:.1f}",
+        _percent(summary.layers_area),
+        _percent(summary.flops_area),
+        _percent(summary.time_area),
+        *(_percent(summary.at_budgets[budget]) for budget in BUDGETS),
         _number(summary.layers_within),
-        MISSING if summary.score_within is None else f"{100 * summary.score_within:.1f}",
+        _percent(summary.score_within),
     )
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.1f}"
 
 
 def comparison_table(panel: Panel, comparisons: Sequence[Comparison]) -> TextTable:
     """Return the paired tests of the methods that share a budget."""
+    tested = [comparison.test for comparison in comparisons if comparison.test is not None]
+    corrected = iter(holm([test.p_value for test in tested]))
+    seeds = sorted({seed for comparison in comparisons for seed in comparison.seeds})
     return TextTable(
         title=f"Paired tests · {panel.task} · {panel.backbone}",
         headings=(
             "chosen for",
             "pair",
-            "difference, points [95%]",
+            f"{panel.metric}, points [95%]",
             "only first right",
             "only second right",
             "p",
+            "p, Holm",
         ),
-        cells=tuple(
-            (
-                comparison.target,
-                f"{comparison.first} − {comparison.second}",
-                _difference(comparison),
-                str(comparison.test.only_first),
-                str(comparison.test.only_second),
-                f"{comparison.test.p_value:.3f}" if comparison.test.p_value >= 0.001 else "< 0.001",
-            )
-            for comparison in comparisons
-        ),
+        cells=tuple(_comparison_cells(comparison, corrected) for comparison in comparisons),
         notes=(
-            "Difference in the share of right answers on the same test rows, "
-            f"seed {comparisons[0].seed}; paired bootstrap interval.",
-            f"p: exact McNemar test, two-sided, not corrected for {len(comparisons)} tests.",
+            f"Points: difference in {panel.metric} on the same test rows, mean of seed"
+            f"{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; paired bootstrap interval over rows"
+            f"{' and seeds' if len(seeds) > 1 else ''}.",
+            f"Only first right, p: exact McNemar test on seed {comparisons[0].seed}, two-sided; Holm: corrected for "
+            f"the {len(tested)} tests of this table.",
         ),
         words=("chosen for", "pair"),
     )
 
 
-def _difference(comparison: Comparison) -> str:
+def _comparison_cells(comparison: Comparison, corrected: Iterator[float]) -> tuple[str, ...]:
     test = comparison.test
-    low, high = test.interval
-    return f"{100 * test.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    counts = [MISSING] * 4
+    if test is not None:
+        counts = [str(test.only_first), str(test.only_second), p_value(test.p_value), p_value(next(corrected))]
+    return (
+        comparison.target,
+        f"{comparison.first} − {comparison.second}",
+        _difference(comparison),
+        *counts,
+    )
+
+
+def p_value(value: float) -> str:
+    """Write a p-value."""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _difference(comparison: Comparison) -> str:
+    difference = f"{100 * comparison.difference:+.1f}"
+    if comparison.interval is None:
+        return difference
+    low, high = comparison.interval
+    return f"{difference} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def ranking_tables(panels: Sequence[Panel]) -> list[TextTable]:
+    """Return the ranks over tasks, one table a statistic; nothing with fewer than 2 tasks or 3 methods."""
+    rankings = [rank(score_table(panels, statistic)) for statistic in (AREA, HALF_BUDGET)]
+    return [_ranking_table(ranking) for ranking in rankings if ranking is not None]
+
+
+def _ranking_table(ranking: Ranking) -> TextTable:
+    table = ranking.table
+    pairs = {pair.second: pair for pair in pairs_over_tasks(table)}
+    order = sorted(range(len(table.methods)), key=lambda i: ranking.mean_ranks[i])
+    blocks = len(table.blocks)
+    return TextTable(
+        title=f"Ranks over {blocks} tasks · {table.statistic}",
+        headings=("method", "mean rank", "mean %", "consistentee wins", "loses", "median, points", "p", "p, Holm"),
+        cells=tuple(
+            (
+                table.methods[i],
+                f"{ranking.mean_ranks[i]:.2f}",
+                f"{100 * table.scores[:, i].mean():.1f}",
+                *_pair_cells(pairs.get(table.methods[i])),
+            )
+            for i in order
+        ),
+        notes=(
+            f"Ranks: 1 is best; Friedman's test of no difference at all: p = {p_value(ranking.friedman_p)}; Nemenyi's "
+            f"critical difference at 5%: {ranking.critical_difference:.2f} ranks.",
+            "Not told apart by it: " + "; ".join(" = ".join(group) for group in ranking.groups) + "."
+            if ranking.groups
+            else "All neighbours are told apart by it.",
+            "Wins, loses: tasks where consistentee scores above, below; p: Wilcoxon's signed-rank test over tasks, "
+            f"two-sided (with {blocks} tasks at least {2.0 ** (1 - blocks):.2g}); Holm: corrected for "
+            f"{len(pairs)} tests. Scores are averaged over seeds first.",
+            *((f"Left out, because some task lacks them: {', '.join(table.left_out)}.",) if table.left_out else ()),
+        ),
+        words=("method",),
+    )
+
+
+def _pair_cells(pair: PairOverTasks | None) -> tuple[str, ...]:
+    if pair is None:
+        return (MISSING,) * 5
+    return (
+        str(pair.wins),
+        str(pair.losses),
+        f"{100 * pair.difference:+.1f}",
+        p_value(pair.p_value),
+        p_value(pair.holm_p_value),
+    )
 
 
 def panel_tables(panel: Panel) -> list[TextTable]:
@@ -310,10 +394,15 @@ def _csv_record(panel: Panel, row: TableRow) -> dict[str, object]:
     return record | others
 
 
+def all_tables(panels: Sequence[Panel]) -> list[TextTable]:
+    """Return the tables of all panels, and the ranks over them."""
+    return [*(table for panel in panels for table in panel_tables(panel)), *ranking_tables(panels)]
+
+
 FORMATS: dict[str, Callable[[Sequence[Panel]], str]] = {
-    "md": lambda panels: to_markdown([table for panel in panels for table in panel_tables(panel)]),
+    "md": lambda panels: to_markdown(all_tables(panels)),
     "csv": to_csv,
-    "latex": lambda panels: to_latex([table for panel in panels for table in panel_tables(panel)]),
+    "latex": lambda panels: to_latex(all_tables(panels)),
 }
 SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
 """Format -> the ending of its file."""
