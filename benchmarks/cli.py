@@ -334,11 +334,22 @@ def table(
 
 @app.command(epilog=_examples("consistentee plot results/quick"))
 def plot(results: ResultsArgument, methods: OnlyMethodsOption = None) -> None:
-    """Draw score against layers and against time: curves.png and curves.pdf in the results folder."""
-    from benchmarks.analysis.plots import write_curves
+    """Draw all figures as PNG and PDF into the results folder: curves, exits, speed-ups, ranks, ..."""
+    from benchmarks.analysis.figures import write_figures
 
-    for path in write_curves(results, _labels(methods)):
+    paths, missing = write_figures(results, _labels(methods))
+    for path in paths:
         print(path)
+    for line in missing:
+        print(f"not drawn: {line}", file=sys.stderr)
+
+
+@app.command(epilog=_examples("consistentee report results/quick"))
+def report(results: ResultsArgument) -> None:
+    """Write report.html: tables, figures, provenance and warnings in one file that needs no network."""
+    from benchmarks.analysis.report import write_report
+
+    print(write_report(results))
 
 
 @app.command(
@@ -503,10 +514,10 @@ def leaderboard(
 @app.command(epilog=_examples("consistentee doctor", "consistentee doctor --data DATA"))
 def doctor(data: DataOption = None) -> None:
     """Check this machine: versions, threads, cache and disk, data, hub; and say what would help."""
-    from benchmarks.doctor import examine, report
+    from benchmarks import doctor as examination
 
-    findings = examine(data)
-    output_console().print(report(findings))
+    findings = examination.examine(data)
+    output_console().print(examination.report(findings))
     if any(finding.verdict == "problem" for finding in findings):
         raise typer.Exit(1)
 

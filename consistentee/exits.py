@@ -113,6 +113,10 @@ class ExitRule:
         """
         raise NotImplementedError(f"{type(self).__name__} does not define should_exit")
 
+    def compared_value(self, view: LayerView, state: State) -> Tensor | None:
+        """Return what this rule compares with its threshold, for plots: float [rows]; None if it compares nothing."""
+        return None
+
 
 class NeverExit(ExitRule):
     """Every row runs to the last layer: the stock model."""
@@ -168,6 +172,10 @@ class ThresholdRule(ExitRule):
         """Compare the signal with the threshold."""
         value = self.signal(view)
         return value > self.threshold if self.exit_when == "above" else value < self.threshold
+
+    def compared_value(self, view: LayerView, state: State) -> Tensor:
+        """Return the signal."""
+        return self.signal(view)
 
 
 class ConsecutiveRule(ExitRule):

@@ -108,8 +108,12 @@ class PolicyRule(ExitRule):
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         """Ask the policy of this layer."""
+        return self.compared_value(view, state) > self.threshold
+
+    def compared_value(self, view: LayerView, state: State) -> Tensor:
+        """Return P(exit)."""
         extra = None
         if self.reads != "state":
             extra = confidence_features(view.probs, state["previous"] if view.layer > 1 else None)
             state["previous"] = view.predictions
-        return policy_logit(view.head(POLICY, extra), self.log_alpha).sigmoid() > self.threshold
+        return policy_logit(view.head(POLICY, extra), self.log_alpha).sigmoid()

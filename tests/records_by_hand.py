@@ -59,6 +59,7 @@ def operating_point(knob: float, chosen_for: str, average: float, score: float) 
         flops=1e9 * average,
         live_rows=ROWS,
         live_disagreements=0,
+        signal_quantiles=[[0.1, 0.2, 0.3 + 0.1 * t, 0.8, 0.9] for t in range(1, LAYERS)],
     )
 
 
@@ -210,6 +211,8 @@ def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",), seeds: Sequen
 
 def _predictions(record: CellRecord) -> pd.DataFrame:
     columns = {"row": np.arange(ROWS), "label": np.arange(ROWS) % 4, "full_prediction": np.arange(ROWS) % 4}
+    for t in range(1, LAYERS + 1):  # row i is right from layer 1 + i % 8 on, if ever
+        columns[f"layer_prediction_{t}"] = np.where(t >= 1 + np.arange(ROWS) % 8, columns["label"], 4)
     for i, point in enumerate(record.operating_points):
         right = np.arange(ROWS) < round(point.test.scores["accuracy"] * ROWS)
         columns[f"prediction_{i}"] = np.where(right, columns["label"], columns["label"] + 1)

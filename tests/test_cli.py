@@ -112,7 +112,7 @@ def _processor_seconds_of_children():
 @pytest.mark.parametrize(
     "command",
     [
-        *("list", "fetch", "run", "table", "plot", "train", "predict", "doctor"),
+        *("list", "fetch", "run", "table", "plot", "report", "train", "predict", "doctor"),
         *("new-method", "check-method", "check-task", "leaderboard"),
     ],
 )

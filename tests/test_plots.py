@@ -3,8 +3,9 @@ import pytest
 from matplotlib.image import imread
 from records_by_hand import cell, curve_point, made_up_suite, operating_point, stored, timing, write_results
 
-from benchmarks.analysis.plots import curve_on_test, figure, score_limits, styles, write_curves
+from benchmarks.analysis.plots import curve_on_test, figure, score_limits, write_curves
 from benchmarks.analysis.results import panels
+from benchmarks.analysis.styles import bold_curves, styles
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +30,33 @@ def test_every_method_has_its_own_colour_marker_and_references_are_grey(panel):
     assert "majority" not in found
 
 
-def test_more_methods_than_styles_still_get_one():
-    cells = [cell(f"method-{i}", [operating_point(0.5, "budget 0.50", 3.0, 0.8)]) for i in range(15)]
-    (many,) = panels([stored(record) for record in cells], [])
-    assert len(styles([many])) == 15
+@pytest.fixture(scope="module")
+def many():
+    """A panel of 25 methods; the higher the number, the better the method."""
+    cells = [cell(f"method-{i:02}", [operating_point(0.5, "budget 0.50", 3.0, 0.6 + i / 100)]) for i in range(23)]
+    cells += [cell(name, [operating_point(0.5, "budget 0.50", 3.0, 0.5)]) for name in ("consistentee", "static")]
+    (found,) = panels([stored(record) for record in cells], [])
+    return found
+
+
+def test_no_two_of_many_methods_look_alike(many):
+    drawn = [style for style in styles([many]).values() if style.marker]
+    assert len(drawn) == 24
+    assert len({(style.colour, style.marker) for style in drawn}) == 24
+    assert len({(style.colour, str(style.line)) for style in drawn}) == 24
+
+
+def test_of_many_methods_the_core_and_the_best_stand_out(many):
+    bold = bold_curves([many])
+    assert bold[0] == "consistentee"
+    assert bold[1:] == [f"method-{i:02}" for i in range(22, 15, -1)]
+    assert {label for label, style in styles([many]).items() if style.bold and style.marker} == set(bold)
+    lines = figure([many]).axes[0].containers
+    assert sum(container.has_yerr for container in lines) == len(bold)
+
+
+def test_few_methods_all_stand_out(panel):
+    assert len(bold_curves([panel])) == 7
 
 
 def test_the_curve_of_one_cell_is_its_whole_test_curve(panel):

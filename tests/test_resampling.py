@@ -31,6 +31,7 @@ def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypa
     drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
     weights = np.stack([np.bincount(rows, minlength=ROWS) / ROWS for rows in drawn])
     monkeypatch.setattr("benchmarks.analysis.resampling._row_weights", lambda *_: weights)
+    monkeypatch.setattr("benchmarks.analysis.resampling.RESAMPLES", len(drawn))
     found = resampled_scores(metric, labels, [predictions, predictions])
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]
     assert found == pytest.approx(np.stack([expected, expected], axis=1))

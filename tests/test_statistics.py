@@ -91,22 +91,19 @@ def test_mcnemar_by_hand():
     assert (test.only_first, test.only_second, test.rows) == (9, 1, 30)
     assert test.p_value == pytest.approx(2 * binom.cdf(1, 10, 0.5))
     assert test.difference == pytest.approx(8 / 30)
-    assert test.interval[0] < test.difference < test.interval[1]
 
 
 def test_equal_answers_differ_in_nothing():
     test = paired_test([True, False, True], [True, False, True])
-    assert (test.difference, test.interval, test.p_value) == (0.0, (0.0, 0.0), 1.0)
+    assert (test.difference, test.p_value) == (0.0, 1.0)
 
 
 @given(answers)
 def test_swapping_the_methods_swaps_the_result(pairs):
     first, second = zip(*pairs, strict=True)
-    one, other = paired_test(first, second, resamples=50), paired_test(second, first, resamples=50)
+    one, other = paired_test(first, second), paired_test(second, first)
     assert one.p_value == pytest.approx(other.p_value)
     assert one.difference == pytest.approx(-other.difference)
-    assert one.interval[0] == pytest.approx(-other.interval[1], abs=0.2)
-    assert one == paired_test(first, second, resamples=50)  # seeded
 
 
 def test_other_rows_cannot_be_paired():

@@ -35,9 +35,7 @@ def report_files(out_dir: Path) -> "Group":
     return _terminal_tables(panels, faults)
 
 
-def terminal_report(
-    out_dir: Path, labels: "Sequence[str] | None" = None, *, published: bool = False
-) -> "Group":
+def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, published: bool = False) -> "Group":
     """Return the operating points of all (task, backbone) as tables for a terminal; damaged records are named.
 
     ``published`` shows them beside the figures that papers print instead. ``labels`` and errors are those of

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -75,7 +76,8 @@ class Comparison:
 
 def curve_summaries(panel: Panel) -> list[CurveSummary]:
     """Summarise every curve of a panel but the full model's, which is a single point."""
-    return [_summary(panel, label) for label, method in panel.methods.items() if method != FULL]
+    labels = [label for label, method in panel.methods.items() if method != FULL]
+    return [panel.once(f"summary of {label}", partial(_summary, panel, label)) for label in labels]
 
 
 def _summary(panel: Panel, label: str) -> CurveSummary:
@@ -214,7 +216,6 @@ def _interval_of_difference(metric: str, answers: Sequence[tuple[Answers, Answer
     labels = answers[0][0].labels
     if not can_resample(metric, labels):
         return None
-    first, second = (
-        resampled_scores(metric, labels, [side.predictions for side in sides]) for sides in zip(*answers, strict=True)
-    )
-    return interval(mean_over_drawn_seeds(first - second))
+    both = [side.predictions for pair in answers for side in pair]
+    scores = resampled_scores(metric, labels, both)
+    return interval(mean_over_drawn_seeds(scores[:, ::2] - scores[:, 1::2]))

@@ -3,38 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.analysis.curves import pareto_front
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, load_panels
+from benchmarks.analysis.results import FULL, ORACLE, Panel, StoredCell, load_panels
 from benchmarks.analysis.rows import TableRow, label_rows
 from benchmarks.analysis.statistics import points_of
+from benchmarks.analysis.styles import Style, styles
 from consistentee.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MARKERS = ("o", "s", "^", "D", "v", "p", "<", ">", "h", "d")
-_LINES = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (2, 1)), (0, (1, 0.8)))
-_REFERENCE_GREYS = {"static": "0.35", "random": "0.6", ORACLE: "0.35"}
-_REFERENCE_LINES: dict[str, Any] = {"static": (0, (5, 2)), "random": (0, (1, 1.5)), ORACLE: (0, (1, 1))}
-_REFERENCE_WIDTHS = {"static": 1.2, "random": 1.2, ORACLE: 0.8}
 _COLUMNS = 4
 _LEGEND_COLUMNS = 5
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a curve is drawn: colour, marker and line all differ, so that grey print and colour-blind eyes can follow."""
-
-    colour: Any
-    line: Any
-    marker: str | None
-    width: float
 
 
 @dataclass(frozen=True)
@@ -43,27 +29,6 @@ class DrawnCurve:
 
     layers: NDArray[np.float64]
     scores: NDArray[np.float64]
-
-
-def styles(panels: Sequence[Panel]) -> dict[str, Style]:
-    """Give every curve its style, the same in all panels; the core method comes first, the references are grey."""
-    import seaborn
-
-    methods = {label: method for panel in panels for label, method in panel.methods.items()}
-    curves = sorted(label for label, method in methods.items() if method not in (FULL, MAJORITY, *REFERENCES))
-    curves.sort(key=lambda label: methods[label] != "consistentee")
-    # Pink and yellow (the seventh and ninth) are too pale on white paper; grey (the eighth) is for the references.
-    palette = [colour for i, colour in enumerate(seaborn.color_palette("colorblind")) if i not in (6, 7, 8)]
-    found = {
-        label: Style(
-            palette[i % len(palette)], _LINES[i % len(_LINES)], _MARKERS[i % len(_MARKERS)], 2.2 if i == 0 else 1.4
-        )
-        for i, label in enumerate(curves)
-    }
-    for label, method in sorted(methods.items()):
-        if method in _REFERENCE_GREYS:
-            found[label] = Style(_REFERENCE_GREYS[method], _REFERENCE_LINES[method], None, _REFERENCE_WIDTHS[method])
-    return found
 
 
 def curve_on_test(panel: Panel, label: str) -> DrawnCurve:
@@ -98,7 +63,7 @@ def _mean_curve(cells: Sequence[StoredCell], split: str) -> tuple[NDArray[np.flo
 
 def draw_layers(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
     """Draw score against average layers: curves over the knob, operating points with their intervals."""
-    full = _full_row(panel)
+    full = full_row(panel)
     if full is not None:
         axes.axhline(100 * full.scores[panel.metric], color="0.25", linewidth=0.8, zorder=1, label="full model")
     deepest = float(panel.num_layers)
@@ -108,7 +73,12 @@ def draw_layers(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
         style, curve = style_of[label], curve_on_test(panel, label)
         deepest = max(deepest, float(curve.layers.max()))  # a cascade may run more than the stock model
         axes.plot(
-            curve.layers, 100 * curve.scores, color=style.colour, linestyle=style.line, linewidth=style.width, zorder=2
+            curve.layers,
+            100 * curve.scores,
+            color=style.colour,
+            linestyle=style.line,
+            linewidth=style.width,
+            zorder=2 if style.bold else 1.5,
         )
         if style.marker:
             rows = label_rows(panel, label)
@@ -119,7 +89,7 @@ def draw_layers(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
 
 def draw_times(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
     """Draw score against milliseconds a row at batch 1: the operating points, joined, and the stock model."""
-    full = _full_row(panel)
+    full = full_row(panel)
     if full is not None:
         axes.axhline(100 * full.scores[panel.metric], color="0.25", linewidth=0.8, zorder=1)
         if 1 in full.clocks:
@@ -132,7 +102,14 @@ def draw_times(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
             continue
         style, times = style_of[label], [row.clocks[1].milliseconds for row in rows]
         scores = [100 * row.scores[panel.metric] for row in rows]
-        axes.plot(times, scores, color=style.colour, linestyle=style.line, linewidth=style.width, zorder=2)
+        axes.plot(
+            times,
+            scores,
+            color=style.colour,
+            linestyle=style.line,
+            linewidth=style.width,
+            zorder=2 if style.bold else 1.5,
+        )
         if style.marker:
             _draw_points(axes, panel.metric, rows, times, style)
     axes.set_xlim(left=0)
@@ -140,26 +117,30 @@ def draw_times(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
 
 
 def _draw_points(axes: "Axes", metric: str, rows: Sequence[TableRow], costs: Sequence[float], style: Style) -> None:
+    """Draw operating points; only bold curves show their intervals, twenty of them would hide each other."""
     scores = np.asarray([row.scores[metric] for row in rows])
     low, high = np.asarray([row.interval for row in rows]).T
     axes.errorbar(
         costs,
         100 * scores,
         # An interval that does not hold the score itself (a skewed bootstrap) must not give a negative bar.
-        yerr=100 * np.maximum([scores - low, high - scores], 0),
+        yerr=100 * np.maximum([scores - low, high - scores], 0) if style.bold else None,
         color=style.colour,
         linestyle="none",
         marker=style.marker,
-        markersize=6.5,
-        markeredgecolor="white",
-        markeredgewidth=0.7,
-        elinewidth=0.9,
+        markersize=6.5 if style.bold else 4.5,
+        markerfacecolor=style.face,
+        markeredgecolor=style.edge,
+        markeredgewidth=1.1 if style.open_marker else 0.7,
+        elinewidth=0.8,
+        alpha=1 if style.bold else 0.85,
         capsize=0,
-        zorder=3,
+        zorder=3 if style.bold else 1.8,
     )
 
 
-def _full_row(panel: Panel) -> TableRow | None:
+def full_row(panel: Panel) -> TableRow | None:
+    """Return the full model's row, if there is one."""
     rows = [row for cell in panel.cells_of_method(FULL) for row in label_rows(panel, cell.record.label)]
     return rows[0] if rows else None
 
@@ -173,7 +154,7 @@ def score_limits(panel: Panel, style_of: dict[str, Style]) -> tuple[float, float
             shown += [bound for row in label_rows(panel, label) for bound in row.interval]
         elif method == ORACLE:
             shown.append(float(curve_on_test(panel, label).scores.max()))
-    full = _full_row(panel)
+    full = full_row(panel)
     shown += [full.scores[panel.metric], *full.interval] if full is not None else []
     shown = shown or [0.0, 1.0]
     low, high = 100 * min(shown), 100 * max(shown)
@@ -231,21 +212,10 @@ def _add_legend(drawn: "Figure", panels: Sequence[Panel], style_of: dict[str, St
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D(
-            [],
-            [],
-            color=style.colour,
-            linestyle=style.line,
-            linewidth=style.width,
-            marker=style.marker or "",
-            markersize=6.5,
-            markeredgecolor="white",
-            markeredgewidth=0.7,
-            label=f"{label} (upper bound)" if label == ORACLE else label,
-        )
+        Line2D([], [], **style.line2d(label=f"{label} (upper bound)" if label == ORACLE else label))
         for label, style in style_of.items()
     ]
-    if any(_full_row(panel) is not None for panel in panels):
+    if any(full_row(panel) is not None for panel in panels):
         handles.append(Line2D([], [], color="0.25", linewidth=0.8, marker="*", markersize=9, label="full model"))
     drawn.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.4)
 
@@ -259,11 +229,13 @@ def write_curves(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[Pa
     return save_figure(figure(panels), out_dir)
 
 
-def save_figure(drawn: "Figure", out_dir: Path) -> tuple[Path, Path]:
+def save_figure(drawn: "Figure", out_dir: Path, name: str = "curves") -> tuple[Path, Path]:
     """Write a figure as PNG and PDF, atomically; the PDF keeps its letters as text."""
     from matplotlib import rc_context
 
-    paths = out_dir / "curves.png", out_dir / "curves.pdf"
+    drawn.draw_without_rendering()
+    drawn.set_layout_engine("none")  # the places are found: they are the same in both files
+    paths = out_dir / f"{name}.png", out_dir / f"{name}.pdf"
     with rc_context({"pdf.fonttype": 42}):
         for path, kind in zip(paths, ("png", "pdf"), strict=True):
             with replacing(path) as temporary:

@@ -68,7 +68,8 @@ class PairOverTasks:
         first, second: labels.
         wins, losses: blocks where the first scores higher, lower.
         difference: median over blocks of first - second.
-        p_value: Wilcoxon's signed-rank test over blocks, two-sided; with n blocks it cannot be below ``2 ** (1 - n)``.
+        p_value: Wilcoxon's signed-rank test over blocks, two-sided; with n blocks the exact one cannot be below
+            ``2 ** (1 - n)``.
         holm_p_value: the same, corrected by Holm's procedure for all pairs of the first method.
     """
 
@@ -159,7 +160,7 @@ def pairs_over_tasks(table: ScoreTable, first: str = CORE_METHOD) -> list[PairOv
     own = table.scores[:, table.methods.index(first)]
     others = [label for label in table.methods if label != first]
     deltas = [own - table.scores[:, table.methods.index(label)] for label in others]
-    p_values = [1.0 if not delta.any() else float(wilcoxon(delta).pvalue) for delta in deltas]
+    p_values = [_signed_rank_test(delta) for delta in deltas]
     return [
         PairOverTasks(
             first=first,
@@ -172,3 +173,12 @@ def pairs_over_tasks(table: ScoreTable, first: str = CORE_METHOD) -> list[PairOv
         )
         for label, delta, p_value, corrected in zip(others, deltas, p_values, holm(p_values), strict=True)
     ]
+
+
+def _signed_rank_test(deltas: NDArray[np.float64]) -> float:
+    """Return Wilcoxon's p: exact where all differences are distinct and none is 0, else by the normal approximation."""
+    sizes = np.abs(deltas)
+    if not sizes.any():
+        return 1.0
+    exact = sizes.all() and np.unique(sizes).size == sizes.size
+    return float(wilcoxon(deltas, method="exact" if exact else "asymptotic").pvalue)

@@ -75,9 +75,9 @@ def resampled_scores(metric: str, labels: ArrayLike, predictions: ArrayLike, *, 
     """
     terms_of, score_of = _TERMS[metric]
     true = np.asarray(labels, dtype=float)
-    terms = [terms_of(true, answers) for answers in np.asarray(predictions, dtype=float)]
+    terms = np.stack([terms_of(true, answers) for answers in np.asarray(predictions, dtype=float)], axis=1)
     weights = _row_weights(len(true), RESAMPLES, seed)
-    return np.stack([score_of(weights @ part) for part in terms], axis=1)
+    return score_of((weights @ terms.reshape(len(true), -1)).reshape(RESAMPLES, *terms.shape[1:]))
 
 
 def mean_over_drawn_seeds(scores: Floats, *, seed: int = 0) -> Floats:

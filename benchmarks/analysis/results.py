@@ -1,12 +1,15 @@
 """The records of one results folder, grouped as tables and plots need them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from benchmarks.harness.records import CellRecord, Contender, TimingRecord
 from benchmarks.harness.storage import Fault, read_all
 from consistentee.errors import UserError, unknown_name
+
+_T = TypeVar("_T")
 
 FULL = "full"
 ORACLE = "oracle"
@@ -31,6 +34,14 @@ class Panel:
     backbone: str
     cells: tuple[StoredCell, ...]
     timings: tuple[TimingRecord, ...]
+    _derived: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, name: str, derive: Callable[[], _T]) -> _T:
+        """Return what was derived from this panel under a name; tables and figures ask for the same things."""
+        if name not in self._derived:
+            self._derived[name] = derive()
+        found: _T = self._derived[name]
+        return found
 
     @property
     def metric(self) -> str:

@@ -76,6 +76,10 @@ def table_rows(panel: Panel) -> list[TableRow]:
 
 def label_rows(panel: Panel, label: str) -> list[TableRow]:
     """Return the rows of one curve; targets that choose the same knobs share a row."""
+    return panel.once(f"rows of {label}", lambda: _label_rows(panel, label))
+
+
+def _label_rows(panel: Panel, label: str) -> list[TableRow]:
     chosen: dict[tuple[tuple[str, float], ...], tuple[list[str], list[Choice]]] = {}
     for target in targets(panel.cells_of(label)):
         choices = _choices(panel, label, target)

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, bootstrap
 
-from benchmarks.analysis.curves import average_layers
 from benchmarks.analysis.results import StoredCell
 from benchmarks.harness.records import WITHIN_ONE_POINT, CurvePoint, OperatingPoint
 
@@ -32,7 +31,6 @@ class PairedTest:
         rows: number of rows.
         only_first, only_second: rows that only one of them has right.
         difference: accuracy of the first minus accuracy of the second.
-        interval: 95% paired bootstrap interval of the difference.
         p_value: exact McNemar test, two-sided, not corrected for the number of tests.
     """
 
@@ -40,7 +38,6 @@ class PairedTest:
     only_first: int
     only_second: int
     difference: float
-    interval: tuple[float, float]
     p_value: float
 
 
@@ -101,22 +98,18 @@ def mean_and_std(values: ArrayLike) -> tuple[float, float | None]:
     return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None
 
 
-def paired_test(
-    first_correct: ArrayLike, second_correct: ArrayLike, *, resamples: int = 2000, seed: int = 0
-) -> PairedTest:
+def paired_test(first_correct: ArrayLike, second_correct: ArrayLike) -> PairedTest:
     """Compare two methods by which rows each has right: bool [N] and bool [N], in the same order."""
     first, second = np.asarray(first_correct, dtype=bool), np.asarray(second_correct, dtype=bool)
     if first.shape != second.shape or first.ndim != 1 or first.size == 0:
         raise ValueError(f"a paired test needs the same rows, got {first.shape} and {second.shape}")
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
-    delta = first.astype(float) - second.astype(float)
     return PairedTest(
         rows=first.size,
         only_first=only_first,
         only_second=only_second,
-        difference=float(delta.mean()),
-        interval=interval_of_mean(delta, resamples, seed),
+        difference=(only_first - only_second) / first.size,
         p_value=float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
     )
 
@@ -155,9 +148,9 @@ def _validation_score(choice: Choice) -> float:
 
 
 def _layers(choice: Choice) -> float:
-    return average_layers(choice.point.validation.exit_histogram)
+    return choice.point.validation.average_layers
 
 
 def points_of(curve: Sequence[CurvePoint], metric: str) -> tuple[list[float], list[float]]:
     """Return the average layers and the scores along a curve."""
-    return [average_layers(p.exit_histogram) for p in curve], [p.scores[metric] for p in curve]
+    return [p.average_layers for p in curve], [p.scores[metric] for p in curve]

@@ -18,6 +18,7 @@ from benchmarks.harness.environment import command_line, describe_environment, n
 from benchmarks.harness.flops import FlopModel
 from benchmarks.harness.intervals import score_interval
 from benchmarks.harness.records import WITHIN_ONE_POINT, CellRecord, CurvePoint, OperatingPoint
+from benchmarks.harness.signals import signal_quantiles
 from benchmarks.harness.spec import CellSpec, display_name
 from benchmarks.harness.storage import (
     LOG_FILE,
@@ -241,6 +242,7 @@ def _operating_point(spec: CellSpec, done: Evaluation, flops: FlopModel, index: 
         flops=float(row_flops.sum()),
         live_rows=len(done.task.test) if live else 0,
         live_disagreements=_live_disagreements(done, index) if live else 0,
+        signal_quantiles=signal_quantiles(done.rules[index], trace) if live else [],
     )
 
 
@@ -268,6 +270,8 @@ def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor]) -> pd.DataFra
         "label": trace.labels.numpy(),
         "full_prediction": trace.predictions(full_depth).numpy(),
     }
+    for layer in range(1, trace.num_layers + 1):
+        columns[f"layer_prediction_{layer}"] = trace.view(layer).predictions.numpy()
     for number, exits in enumerate(chosen_exits):
         columns[f"prediction_{number}"] = trace.predictions(exits).numpy()
         columns[f"exit_layer_{number}"] = exits.numpy()

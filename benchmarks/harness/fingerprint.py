@@ -34,7 +34,12 @@ _ALWAYS_RUN = (
     "consistentee.trace",
     "consistentee.training",
 )
-_HARNESS = ("benchmarks.harness.cell", "benchmarks.harness.flops", "benchmarks.harness.intervals")
+_HARNESS = (
+    "benchmarks.harness.cell",
+    "benchmarks.harness.flops",
+    "benchmarks.harness.intervals",
+    "benchmarks.harness.signals",
+)
 # What these give a cell (weights and pooling, the knowledge that a name is wrong) is in its key or not in its results.
 _COVERED_OTHERWISE = ("consistentee.backbones.catalog", "consistentee.backbones.wheels", "consistentee.errors")
 

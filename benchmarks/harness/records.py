@@ -9,6 +9,9 @@ SCHEMA_VERSION = 1
 WITHIN_ONE_POINT = "within 1 point"
 """Why an operating point was chosen: the fewest layers that lose at most one point, on validation data."""
 
+SIGNAL_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+"""Levels of :attr:`OperatingPoint.signal_quantiles`."""
+
 
 class Strict(BaseModel):
     """A model that forbids unknown keys."""
@@ -48,6 +51,11 @@ class OperatingPoint(Strict):
     flops: float = Field(description="floating point operations of all test rows, padding not counted")
     live_rows: int = Field(description="test rows that were classified live, 0 for a rule that needs labels")
     live_disagreements: int = Field(description="rows whose live exit layer or answer differs from the replay")
+    signal_quantiles: list[list[float]] = Field(
+        default=[],
+        description="10, 25, 50, 75 and 90% quantiles over test rows of what the rule compares with its threshold, at "
+        "layer 1, 2, ..., L - 1; empty if it compares nothing, and in records that are older than this field",
+    )
 
 
 class CellRecord(Strict):

@@ -116,8 +116,9 @@ def write_predictions(path: Path, columns: "pd.DataFrame") -> None:
 def read_predictions(cell: Path) -> "pd.DataFrame":
     """Read the predictions of a cell's folder, one line a test row.
 
-    Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), and for operating point i (the order of
-    the record) ``prediction_i`` and ``exit_layer_i``. Raises UserError if the file cannot be read.
+    Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), ``layer_prediction_t`` for layer t = 1, 2, ...
+    (not in folders written before version 0.2), and for operating point i (the order of the record) ``prediction_i``
+    and ``exit_layer_i``. Raises UserError if the file cannot be read.
     """
     import pandas as pd
 

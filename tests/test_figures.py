@@ -1,0 +1,104 @@
+"""The figures beside the curves: what they count, and that each of them can be drawn, or says why not."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from records_by_hand import LAYERS, ROWS, cell, made_up_suite, operating_point, stored, timing, write_results
+
+from benchmarks.analysis.exit_plots import (
+    exit_shares,
+    memorized_against_exit,
+    memorized_layers,
+    policy_figure,
+    signal_by_layer,
+)
+from benchmarks.analysis.figures import FIGURES, drawn_figures, write_figures
+from benchmarks.analysis.results import load_panels, panels
+from benchmarks.analysis.rows import row_for_half
+from benchmarks.analysis.speed_plots import measured_speedups
+from consistentee.hardness import memorized_layer
+
+tables = st.integers(1, 6).flatmap(
+    lambda layers: st.lists(st.lists(st.booleans(), min_size=layers, max_size=layers), min_size=1, max_size=20)
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    write_results(folder, tasks=("mcid", "sst2"))
+    return folder
+
+
+@given(tables)
+def test_memorized_layers_are_those_of_the_library(table):
+    correct = np.asarray(table)
+    assert memorized_layers(correct).tolist() == memorized_layer(torch.as_tensor(correct)).tolist()
+
+
+def test_memorized_layers_against_exits_count_every_row(results):
+    panel = load_panels(results)[0][0]
+    counts = memorized_against_exit(panel, "deebert")
+    assert counts is not None
+    assert counts.shape == (LAYERS, LAYERS)
+    assert counts.sum() == ROWS
+    eighth = ROWS // 8  # rows that are never right count as Memorized Layer L
+    assert counts.sum(axis=1).tolist() == [eighth] * 5 + [3 * eighth]
+    row = row_for_half(panel, "deebert")
+    assert row is not None
+    assert (counts.sum(axis=0) / ROWS).tolist() == exit_shares(row).tolist()
+
+
+def test_records_without_the_answers_of_layers_have_no_memorized_layer():
+    (panel,) = panels([stored(record) for record in made_up_suite()], [])
+    assert memorized_against_exit(panel, "deebert") is None
+    assert memorized_against_exit(panel, "majority") is None
+
+
+def test_a_cascade_may_have_more_exits_than_its_peers():
+    point = operating_point(0.5, "budget 0.50", 3.0, 0.8)
+    longer = point.test.model_copy(update={"exit_histogram": [50, 0, 100, 0, 0, 0, 0, 50]})
+    cells = [cell("deebert", [point]), cell("cascade", [point.model_copy(update={"test": longer})])]
+    (panel,) = panels([stored(record) for record in cells], [])
+    drawn = {kind.name: figure for kind, figure in drawn_figures([panel])}
+    assert [label.get_text() for label in drawn["exits"].axes[0].get_xticklabels()] == [str(t) for t in range(1, 9)]
+
+
+def test_measured_against_allowed():
+    cells = made_up_suite()
+    (panel,) = panels([stored(record) for record in cells], [timing(cells)])
+    points = measured_speedups(panel, 1)
+    assert len(points) == sum(len(record.operating_points) for record in cells)
+    for _, allowed, measured in points:
+        assert measured == pytest.approx(allowed)  # the made-up clock follows the layers
+    assert measured_speedups(panel, 7) == []
+
+
+def test_signals_are_averaged_over_seeds_and_needed_of_all():
+    cells = [cell("consistentee", [operating_point(0.5, "budget 0.50", 3.0, 0.8)], seed=seed) for seed in (0, 1)]
+    (panel,) = panels([stored(record) for record in cells], [])
+    quantiles = signal_by_layer(panel, "consistentee")
+    assert quantiles is not None
+    assert quantiles.shape == (LAYERS - 1, 5)
+    older = cells[1].operating_points[0].model_copy(update={"signal_quantiles": []})
+    cells[1] = cells[1].model_copy(update={"operating_points": [older]})
+    (panel,) = panels([stored(record) for record in cells], [])
+    assert signal_by_layer(panel, "consistentee") is None
+    assert policy_figure([panel]) is None
+
+
+def test_every_figure_is_written(results):
+    paths, missing = write_figures(results)
+    assert missing == []
+    assert {path.name for path in paths} == {f"{kind.name}.{end}" for kind in FIGURES for end in ("png", "pdf")}
+    assert all(path.stat().st_size > 5000 for path in paths)
+
+
+def test_what_cannot_be_drawn_says_why():
+    alone = cell("deebert", [operating_point(0.9, "within 1 point", 5.0, 0.8)])
+    (panel,) = panels([stored(alone)], [])
+    missing = {kind.name for kind, figure in drawn_figures([panel]) if figure is None}
+    assert missing == {"methods", "exits", "memorized", "speedups", "policy", "ranks"}
+    assert all(kind.missing for kind in FIGURES if kind.name in missing)
