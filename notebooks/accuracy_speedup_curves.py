@@ -1,0 +1,66 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation: {extension: .py, format_name: percent}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown]
+# # Accuracy against speed-up
+#
+# A method with a knob is a curve. Three things are called speed-up; one function derives all of them from raw counts.
+
+# %%
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+import benchmarks
+from benchmarks.analysis.comparisons import curve_summaries
+from benchmarks.analysis.curves import speedups
+from benchmarks.analysis.exit_plots import exit_histogram_figure
+from benchmarks.analysis.plots import curve_on_test, figure
+from benchmarks.analysis.results import load_panels
+from benchmarks.analysis.speed_plots import speedup_figure
+
+results = Path(benchmarks.__file__).parents[1] / "results" / "classification"
+panels, _ = load_panels(results)
+panel = next(panel for panel in panels if panel.task == "mcid")
+
+# %%
+point = next(cell for cell in panel.cells if cell.record.label == "deebert").record.operating_points[-1]
+speedups(point.test.exit_histogram)
+
+# %% [markdown]
+# All methods of all tasks, against layers and against time.
+
+# %%
+figure(panels)
+
+# %% [markdown]
+# Does the clock follow the layers? On the diagonal, measured and allowed speed-up are equal.
+
+# %%
+speedup_figure(panels)
+
+# %%
+exit_histogram_figure(panels)
+
+# %% [markdown]
+# A figure of your own takes a few lines: `curve_on_test` gives a curve averaged over seeds, and of a grid of parameters
+# only what validation data would choose.
+
+# %%
+fig, axes = plt.subplots(figsize=(5, 3.5))
+for label in ("consistentee-curve", "deebert", "pabee", "static"):
+    curve = curve_on_test(panel, label)
+    axes.plot(panel.num_layers / curve.layers, 100 * curve.scores, label=label)
+axes.set(xlabel="layer ratio, L / average layers", ylabel=f"{panel.metric}, %", title=panel.task)
+axes.legend(frameon=False)
+# %% [markdown]
+# One number for a whole curve: the area under its Pareto front, the mean score over all budgets of layers.
+
+# %%
+areas = {summary.label: summary.layers_area for summary in curve_summaries(panel)}
+assert all(0 <= area <= 1 for area in areas.values())
+dict(sorted(areas.items(), key=lambda item: -item[1]))

