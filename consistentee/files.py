@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ _logger = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
 """Ending of what a killed process may leave half-written; safe to delete."""
+
+LOCK = ".lock"
+"""Ending of the hidden files that :func:`only_one` locks; empty, and safe to delete while nobody computes."""
 
 _FULL_DISK_CODES = (errno.ENOSPC, errno.EDQUOT)
 
@@ -31,6 +36,10 @@ class DiskFullError(UserError):
         super().__init__(
             f"disk full while writing {path}: everything finished before is kept; free some space and run again"
         )
+        self.path = path
+
+    def __reduce__(self) -> tuple[type["DiskFullError"], tuple[Path]]:
+        return DiskFullError, (self.path,)  # it travels from a worker to the run
 
 
 @contextmanager
@@ -57,6 +66,37 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Let one process at a time work on what becomes ``path``; others wait here, and should look for it then.
+
+    The system itself lets go of the lock of a process that is killed.
+    """
+    make_folder(path.parent)
+    with FileLock(_lock_file(path)):
+        yield
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}{LOCK}")
+
+
+def clear_leftovers(root: Path) -> None:
+    """Delete what killed processes left half-written below ``root``, and the lock files that nobody holds."""
+    for leftover in list(root.rglob(f".*{PARTIAL}")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+    for file in list(root.rglob(f".*{LOCK}")):
+        lock = FileLock(file, timeout=0)
+        try:
+            with lock:
+                file.unlink(missing_ok=True)
+        except Timeout:  # a worker that outlived its run is still at it
+            continue
 
 
 def _temporary_folder(path: Path) -> Path:

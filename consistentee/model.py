@@ -46,6 +46,11 @@ FORMAT_VERSION = 1
 _DESCRIPTION_FILE = "multi_exit.json"
 _WEIGHTS_FILE = "model.safetensors"
 _TOKEN_EXITS = "token_exits.schedule"
+# Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
+_CODE_OF_A_PASS = tuple(
+    inspect.getsource(module)
+    for module in (sys.modules[__name__], classifiers, encoders, cascade, token_exits, encoding)
+)
 
 
 @dataclass(frozen=True)
@@ -426,11 +431,10 @@ class MultiExitModel(
         """
         heads = () if with_heads else ("exit_heads.",)
         weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
-        modules = (sys.modules[__name__], classifiers, encoders, cascade, token_exits, encoding)
-        code = [inspect.getsource(module) for module in modules]
         configs = [backbone.config.to_json_string(use_diff=False) for backbone in self.backbones]
         shapes = [self.description.pooling, self.description.classifier.to_json(), *configs]
-        parts = [hash_tensors(weights), *shapes, self.device.type, *code, torch.__version__, transformers.__version__]
+        parts = [hash_tensors(weights), *shapes, self.device.type, *_CODE_OF_A_PASS]
+        parts += [torch.__version__, transformers.__version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def clone_weights(self) -> dict[str, Tensor]:

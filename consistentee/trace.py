@@ -18,7 +18,7 @@ from consistentee.data import Split
 from consistentee.encoding import Encoding, fingerprint
 from consistentee.errors import UserError
 from consistentee.exits import ExitRule, LayerView, predictions_of
-from consistentee.files import load_tensors, save_tensors
+from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.heads import ExitHeads
 from consistentee.model import LayerOutputs, MultiExitModel
 
@@ -184,12 +184,13 @@ def record_outputs(
     if store is None:
         return _run_at_full_depth(model, encodings, batch_size, progress)
     path = store / f"outputs-{_outputs_key(model, encodings, batch_size)}.safetensors"
-    tensors = load_tensors(path)
-    if tensors is None:
-        outputs = _run_at_full_depth(model, encodings, batch_size, progress)
-        recorded = {"vectors": outputs.vectors, "logits": outputs.logits}
-        save_tensors(recorded if outputs.pooled is outputs.vectors else recorded | {"pooled": outputs.pooled}, path)
-        return outputs
+    with only_one(path):
+        tensors = load_tensors(path)
+        if tensors is None:
+            outputs = _run_at_full_depth(model, encodings, batch_size, progress)
+            recorded = {"vectors": outputs.vectors, "logits": outputs.logits}
+            save_tensors(recorded if outputs.pooled is outputs.vectors else recorded | {"pooled": outputs.pooled}, path)
+            return outputs
     return LayerOutputs(tensors["vectors"], tensors.get("pooled", tensors["vectors"]), tensors["logits"])
 
 

@@ -27,7 +27,7 @@ from transformers import get_linear_schedule_with_warmup
 from consistentee.data import Label, Split
 from consistentee.encoding import Batch, Encoding, fingerprint
 from consistentee.errors import UserError
-from consistentee.files import hash_tensors, load_tensors, save_tensors
+from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.model import LayerOutputs, MultiExitModel
 
 CHECKPOINT_STEPS = 200
@@ -199,7 +199,8 @@ def label_tensor(labels: Sequence[Label]) -> Tensor:
 def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
-    Leaves the model in eval mode with every weight unfrozen. Raises UserError when the loss is not finite.
+    Leaves the model in eval mode with every weight unfrozen. Processes that want the same stage at the same time take
+    turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
     model.to(Accelerator().device)
     if recipe.store is None:
@@ -208,16 +209,17 @@ def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recip
     recipe.store.mkdir(parents=True, exist_ok=True)
     key = _stage_key(model, source, stage, recipe)
     final = recipe.store / f"{stage.name}-{key}.safetensors"
-    stored = load_tensors(final)
-    if stored is not None:
-        model.load_state_dict(stored)
-        model.eval()
-        return
     checkpoint = recipe.store / f"{stage.name}-{key}.checkpoint.safetensors"
-    _train(model, source, stage, recipe, checkpoint)
-    if stage.shared:
-        save_tensors(model.clone_weights(), final)
-    checkpoint.unlink(missing_ok=True)
+    with only_one(final):
+        stored = load_tensors(final)
+        if stored is not None:
+            model.load_state_dict(stored)
+            model.eval()
+        else:
+            _train(model, source, stage, recipe, checkpoint)
+            if stage.shared:
+                save_tensors(model.clone_weights(), final)
+        checkpoint.unlink(missing_ok=True)
 
 
 def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, checkpoint: Path | None) -> None:

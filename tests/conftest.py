@@ -1,7 +1,10 @@
 """Fixtures: small random models of every encoder family, and a small task that can be learned."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 import pytest
 import torch

@@ -142,7 +142,7 @@ def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:
 @pytest.mark.parametrize("method", ["full", "calm-softmax", "pabee", "oracle", "hashee"])
 def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backbone, toy_task, method):
     spec, folder = spec_of(tiny_backbone("bert"), method), RunFolder(tmp_path)
-    run_cell(spec, "key", toy_task, folder)
+    run_cell(spec, "key", toy_task, folder, command="")
     record, fault = read_cell(folder.cell(spec), "key")
     assert fault is None
     table = read_predictions(folder.cell(spec))
@@ -193,7 +193,7 @@ def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):
     records = []
     for name in ("a", "b"):
         spec = spec_of(tiny_backbone("bert"), "berxit")
-        records.append(run_cell(spec, "key", toy_task, RunFolder(tmp_path / name)))
+        records.append(run_cell(spec, "key", toy_task, RunFolder(tmp_path / name), command=""))
     assert records[0].curve_test == records[1].curve_test
     assert records[0].operating_points == records[1].operating_points
 
@@ -201,8 +201,8 @@ def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):
 def test_regression(tmp_path, tiny_backbone):
     task = make_task(regression=True)
     spec = spec_of(tiny_backbone("bert"), "pabee")
-    record = run_cell(spec, "key", task, RunFolder(tmp_path))
+    record = run_cell(spec, "key", task, RunFolder(tmp_path), command="")
     assert record.metric == "pearson"
     assert all(p.live_disagreements == 0 for p in record.operating_points)
     with pytest.raises(UserError, match="deebert is not defined for a regression"):
-        run_cell(spec_of(tiny_backbone("bert"), "deebert"), "key", task, RunFolder(tmp_path))
+        run_cell(spec_of(tiny_backbone("bert"), "deebert"), "key", task, RunFolder(tmp_path), command="")

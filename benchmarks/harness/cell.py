@@ -14,7 +14,7 @@ from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.harness.environment import command_line, describe_environment, now
+from benchmarks.harness.environment import describe_environment, now
 from benchmarks.harness.flops import FlopModel
 from benchmarks.harness.intervals import score_interval
 from benchmarks.harness.records import WITHIN_ONE_POINT, CellRecord, CurvePoint, OperatingPoint
@@ -73,7 +73,7 @@ class Evaluation:
     chosen: dict[int, list[str]]
 
 
-def run_cell(spec: CellSpec, key: str, task: TaskData, folder: RunFolder, *, progress: bool = False) -> CellRecord:
+def run_cell(spec: CellSpec, key: str, task: TaskData, folder: RunFolder, *, command: str) -> CellRecord:
     """Run one cell and write its folder: predictions, log, trained model, and last the record that makes it done.
 
     Args:
@@ -81,19 +81,19 @@ def run_cell(spec: CellSpec, key: str, task: TaskData, folder: RunFolder, *, pro
         key: its key, see :func:`benchmarks.harness.fingerprint.cell_key`.
         task: the task, its rows already capped.
         folder: the run's folder.
-        progress: show progress bars.
+        command: what the user typed.
     """
     cell = folder.cell(spec)
     method = get_method(spec.method, **spec.parameters)
     with _log_to(cell / LOG_FILE):
         _logger.info("%s, key %s", spec.name, key)
         started = time.perf_counter()
-        model = _train(spec, method, task, folder, progress)
+        model = _train(spec, method, task, folder)
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
-        done = evaluate(task, method, model, spec.budgets, store=folder.stages, progress=progress)
+        done = evaluate(task, method, model, spec.budgets, store=folder.stages)
         model.description.default_knob = default_knob(done)
-        record = _record(spec, key, done, train_seconds)
+        record = _record(spec, key, done, train_seconds, command)
         with replacing(folder.model(key)) as temporary:
             model.save_pretrained(temporary)
         chosen_exits = [done.test.exits[index] for index in done.chosen]
@@ -102,10 +102,10 @@ def run_cell(spec: CellSpec, key: str, task: TaskData, folder: RunFolder, *, pro
     return record
 
 
-def _train(spec: CellSpec, method: Method, task: TaskData, folder: RunFolder, progress: bool) -> MultiExitModel:
+def _train(spec: CellSpec, method: Method, task: TaskData, folder: RunFolder) -> MultiExitModel:
     set_seed(spec.seed)  # methods may draw from the global generators; no cell depends on the one before
     model = MultiExitModel.from_backbone(spec.backbone, task.num_labels, label_names=task.label_names, seed=spec.seed)
-    recipe = spec.recipe.to_recipe(spec.seed, folder.stages, progress)
+    recipe = spec.recipe.to_recipe(spec.seed, folder.stages)
     return train_method(method, spec.method, model, task, recipe).eval()
 
 
@@ -116,7 +116,6 @@ def evaluate(
     budgets: Sequence[float],
     *,
     store: Path | None = None,
-    progress: bool = False,
 ) -> Evaluation:
     """Trace a trained model on validation and test rows, replay every knob on both, and choose on validation.
 
@@ -124,8 +123,8 @@ def evaluate(
     """
     knobs = [float(knob) for knob in method.knob_values(model)]
     rules = [method.rule(model, knob) for knob in knobs]
-    test_trace = record_trace(model, task.test, store=store, progress=progress)
-    validation_trace = record_trace(model, task.validation, store=store, progress=progress)
+    test_trace = record_trace(model, task.test, store=store)
+    validation_trace = record_trace(model, task.validation, store=store)
     validation = replay_curve(rules, knobs, validation_trace, task.metrics)
     return Evaluation(
         task=task,
@@ -188,7 +187,7 @@ def default_knob(done: Evaluation) -> float:
     return next(done.knobs[index] for index, reasons in done.chosen.items() if WITHIN_ONE_POINT in reasons)
 
 
-def _record(spec: CellSpec, key: str, done: Evaluation, train_seconds: float) -> CellRecord:
+def _record(spec: CellSpec, key: str, done: Evaluation, train_seconds: float, command: str) -> CellRecord:
     task, trace = done.task, done.test_trace
     flops = FlopModel(done.model)
     points = [_operating_point(spec, done, flops, index) for index in done.chosen]
@@ -215,7 +214,7 @@ def _record(spec: CellSpec, key: str, done: Evaluation, train_seconds: float) ->
         curve_test=done.test.points,
         operating_points=points,
         train_seconds=train_seconds,
-        command=command_line(),
+        command=command,
         environment=describe_environment(),
         finished_at=now(),
     )

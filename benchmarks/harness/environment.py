@@ -36,7 +36,7 @@ def describe_environment() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cores_physical": psutil.cpu_count(logical=False),
         "cores_logical": psutil.cpu_count(),
-        "cores_usable": _usable_cores(),
+        "cores_usable": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": _gpus(),
         "os": f"{platform.system()} {platform.release()}",
@@ -102,11 +102,12 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or "unknown"
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not every system can say
-        return os.cpu_count()
+        return os.cpu_count() or 1
 
 
 def _threads() -> dict[str, Any]:

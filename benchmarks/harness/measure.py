@@ -38,8 +38,6 @@ def time_contenders(
     rows: Sequence[Encoding],
     protocol: TimingSpec,
     device: torch.device,
-    *,
-    on_pass: Callable[[], None] = lambda: None,
 ) -> list[list[TimingSamples]]:
     """Time all contenders on the same rows.
 
@@ -48,7 +46,6 @@ def time_contenders(
         rows: tokenised rows, in the order of the data.
         protocol: rounds, batch sizes, warm-up.
         device: where the contenders compute; on a GPU its own clock is read.
-        on_pass: called after every timed pass.
 
     Returns:
         For every contender its samples, one a batch size.
@@ -63,7 +60,6 @@ def time_contenders(
                 run(batch)
             with _garbage_collection_off():
                 seconds.setdefault(planned, []).append([_timed(run, batch, device) for batch in batches])
-            on_pass()
     return [
         [_samples(size, len(rows), seconds[_Pass(size, index)]) for size in protocol.batch_sizes]
         for index in range(len(contenders))
@@ -74,11 +70,6 @@ def passes_of_round(round_number: int, contenders: int, batch_sizes: Sequence[in
     """Return the passes of one round: batch size by batch size, all contenders, rotated by the round."""
     order = [(round_number + place) % contenders for place in range(contenders)]
     return [_Pass(size, contender) for size in batch_sizes for contender in order]
-
-
-def number_of_passes(contenders: int, protocol: TimingSpec) -> int:
-    """Return how many timed passes a timing run takes."""
-    return protocol.rounds * len(protocol.batch_sizes) * contenders
 
 
 def _samples(batch_size: int, rows: int, seconds: list[list[float]]) -> TimingSamples:

@@ -15,8 +15,8 @@ from benchmarks.harness.fingerprint import (
     modules_fingerprint,
 )
 from benchmarks.harness.records import CellRecord, FailureRecord, OperatingPoint, TimingRecord
-from benchmarks.harness.spec import CellSpec, TimingSpec, canonical_json
-from benchmarks.harness.storage import Fault, RunFolder, glance_at_cell, read_cell, read_failure, read_timing
+from benchmarks.harness.spec import CellSpec, Group, TimingSpec, canonical_json
+from benchmarks.harness.storage import Fault, RunFolder, model_fault, read_cell, read_failure, read_timing
 from benchmarks.tasks.loader import load_task
 from consistentee.data import TaskData
 
@@ -26,10 +26,6 @@ _TIMING_CODE = (
     "consistentee.classification",
     "consistentee.backbones.encoders",
 )
-
-
-Group = tuple[str, str, int]
-"""Task, backbone and seed: what is timed together."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,12 @@ class PlannedCell:
     @property
     def group(self) -> Group:
         """The cell's group."""
-        return self.spec.task, self.spec.backbone, self.spec.seed
+        return self.spec.group
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is to be computed."""
+        return self.record is None and self.failure is None
 
 
 class Inputs:
@@ -85,13 +86,13 @@ def plan_cells(
     fresh: bool = False,
     retry_failed: bool = False,
 ) -> list[PlannedCell]:
-    """Look up on disk what became of every cell; what cannot be used is set aside and reported to ``on_fault``.
+    """Look up on disk what became of every cell; nothing is changed there.
 
     Args:
         cells: the cells.
         inputs: their tasks and backbones.
         folder: the run's folder.
-        on_fault: called with every damaged or stale file.
+        on_fault: called with every damaged or stale file, whose cell counts as missing.
         fresh: take every cell for missing.
         retry_failed: take failed cells for missing.
     """
@@ -114,7 +115,7 @@ def plan_cells(
 def finished_neighbours(cells: Sequence[CellSpec], inputs: Inputs, folder: RunFolder) -> list[PlannedCell]:
     """Return the finished cells among those that a run was not asked about; nothing of theirs is touched."""
     keyed = [(spec, inputs.key(spec)) for spec in cells]
-    found = [PlannedCell(spec, key, glance_at_cell(folder.cell(spec), key)) for spec, key in keyed]
+    found = [PlannedCell(spec, key, read_cell(folder.cell(spec), key)[0]) for spec, key in keyed]
     return [cell for cell in found if cell.record is not None]
 
 
@@ -148,7 +149,7 @@ def covers(timing: TimingRecord, cells: Iterable[PlannedCell], protocol: TimingS
 def reopen_for_timing(
     cells: Sequence[PlannedCell], folder: RunFolder, protocol: TimingSpec, on_fault: Callable[[Fault], None]
 ) -> list[PlannedCell]:
-    """Take finished cells for missing where a timing is due and needs their model, which is no longer there."""
+    """Take finished cells for missing where a timing is due and needs their model, which is damaged or gone."""
     planned = []
     for group, members in groups_of(cells).items():
         due = timing_due(group, members, folder, protocol, on_fault)
@@ -164,7 +165,7 @@ def timing_due(
     on_fault: Callable[[Fault], None],
 ) -> bool:
     """Say whether a group has to be timed, now or once its missing cells are done."""
-    if any(cell.record is None and cell.failure is None for cell in cells):
+    if any(cell.is_missing for cell in cells):
         return True
     if not any(cell.record and timed_points(cell.record, protocol) for cell in cells):
         return False
@@ -176,4 +177,4 @@ def timing_due(
 
 def _without_lost_model(cell: PlannedCell, folder: RunFolder, protocol: TimingSpec) -> PlannedCell:
     needed = cell.record is not None and timed_points(cell.record, protocol)
-    return replace(cell, record=None) if needed and not folder.model(cell.key).is_dir() else cell
+    return replace(cell, record=None) if needed and model_fault(folder.model(cell.key)) else cell

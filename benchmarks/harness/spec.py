@@ -19,6 +19,9 @@ from consistentee.method import available_methods
 if TYPE_CHECKING:
     from consistentee.training import Recipe
 
+Group = tuple[str, str, int]
+"""Task, backbone and seed: the cells that share stages, and are timed together."""
+
 SUITES_DIR = Path(__file__).parents[1] / "suites"
 
 
@@ -41,16 +44,17 @@ class RecipeSpec(Strict):
     max_rows: int | None = Field(default=None, ge=1)
     max_length: int = Field(default=128, ge=3)
 
-    def to_recipe(self, seed: int, store: Path | None = None, progress: bool = False) -> "Recipe":
+    def to_recipe(self, seed: int, store: Path | None = None) -> "Recipe":
         """Return the recipe of one training run; ``store`` keeps stage-1 models that methods share."""
         from consistentee.training import Recipe
 
-        return Recipe(**self.model_dump(), seed=seed, store=store, progress=progress)
+        return Recipe(**self.model_dump(), seed=seed, store=store)
 
 
 class TaskOverride(Strict):
-    """What differs for one task: fields of the recipe, and caps on the rows that are scored."""
+    """What differs for one task: its seeds, fields of the recipe, and caps on the rows that are scored."""
 
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     recipe: dict[str, Any] = Field(default_factory=dict)
     validation_rows: int | None = Field(default=None, ge=1)
     test_rows: int | None = Field(default=None, ge=1)
@@ -140,6 +144,10 @@ class SuiteSpec(Strict):
             self.recipe_for(task)
         return self
 
+    def seeds_for(self, task: str) -> tuple[int, ...]:
+        """Return the seeds of one task."""
+        return self.task_overrides.get(task, TaskOverride()).seeds or self.seeds
+
     def recipe_for(self, task: str) -> RecipeSpec:
         """Return the recipe of one task, its overrides applied."""
         override = self.task_overrides.get(task, TaskOverride())
@@ -167,6 +175,11 @@ class CellSpec(Strict):
         values = ", ".join(f"{key}={value}" for key, value in self.parameters.items())
         method = f"{self.label} ({values})" if values else self.label
         return f"{display_name(self.task)} · {display_name(self.backbone)} · {method} · seed {self.seed}"
+
+    @property
+    def group(self) -> Group:
+        """Which cells share its stages and its timing."""
+        return self.task, self.backbone, self.seed
 
     @property
     def folder(self) -> Path:
@@ -271,14 +284,11 @@ def expand(suite: SuiteSpec, filters: Filters | None = None) -> list[CellSpec]:
     """Return the cells of a suite, narrowed by ``filters``: all methods of one (task, backbone, seed) in a row."""
     filters = filters or Filters()
     methods = select_methods(suite, filters.methods)
-    groups = itertools.product(
-        suite.tasks if filters.tasks is None else filters.tasks,
-        suite.backbones if filters.backbones is None else filters.backbones,
-        suite.seeds if filters.seeds is None else filters.seeds,
-    )
     return [
         _cell(suite, entry, task=task, backbone=backbone, seed=seed, parameters=parameters)
-        for task, backbone, seed in groups
+        for task in (suite.tasks if filters.tasks is None else filters.tasks)
+        for backbone in (suite.backbones if filters.backbones is None else filters.backbones)
+        for seed in (suite.seeds_for(task) if filters.seeds is None else filters.seeds)
         for entry in methods
         for parameters in entry.combinations()
     ]

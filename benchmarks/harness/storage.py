@@ -3,10 +3,9 @@
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from benchmarks.harness.records import CellRecord, FailureRecord, TimingRecord
 from benchmarks.harness.spec import CellSpec, folder_name, validation_sentence
 from consistentee.errors import UserError
-from consistentee.files import PARTIAL, make_folder, replacing
+from consistentee.files import clear_leftovers, make_folder, replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,6 +58,10 @@ class RunFolder:
         """Held by the run that writes here."""
         return self.root / "artifacts" / "run.lock"
 
+    def turn(self, key: str) -> Path:
+        """What a process locks while it computes the cell or timing of this key."""
+        return self.root / "artifacts" / "turns" / key
+
     @property
     def fingerprints(self) -> Path:
         """Cache of file hashes."""
@@ -67,21 +70,34 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that could not be used: what it was, what is wrong with it, and where it was put."""
+    """A file that cannot be used: which, what is wrong with it, and what goes with it.
+
+    Attributes:
+        path: the file.
+        kind: damaged, or made from something else.
+        reason: what is wrong.
+        whole: what has to leave its place with it: the folder of a cell, or the file alone.
+        moved_to: where that was put, once it was.
+    """
 
     path: Path
     kind: Literal["damaged", "stale"]
     reason: str
-    moved_to: Path | None
+    whole: Path
+    moved_to: Path | None = None
 
     def __str__(self) -> str:
         where = f"; set aside as {self.moved_to.name}" if self.moved_to else ""
         return f"{self.path} is {self.kind} ({self.reason}){where}"
 
+    def set_aside(self) -> "Fault":
+        """Move the file, with what belongs to it, out of the way; return the fault that says where."""
+        return replace(self, moved_to=set_aside(self.whole, self.kind))
+
 
 @contextmanager
 def only_run(folder: RunFolder) -> Iterator[None]:
-    """Keep a second run away from a results folder, and clear away what a killed run left half-written."""
+    """Keep a second run away from a results folder, and clear away what killed processes leave half-written."""
     make_folder(folder.lock.parent)
     lock = FileLock(folder.lock, timeout=0)
     try:
@@ -89,10 +105,10 @@ def only_run(folder: RunFolder) -> Iterator[None]:
     except Timeout as error:
         raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
     try:
-        for leftover in folder.root.rglob(f".*{PARTIAL}"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        clear_leftovers(folder.root)
         yield
     finally:
+        clear_leftovers(folder.root)
         lock.release()
 
 
@@ -138,27 +154,18 @@ def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
     return target
 
 
-def glance_at_cell(folder: Path, key: str) -> CellRecord | None:
-    """Return a cell's record if it is whole and has this key; leave everything else alone, where it is."""
-    record, _ = _parse(folder / RECORD_FILE, CellRecord)
-    return record if record is not None and record.key == key else None
-
-
 def read_cell(folder: Path, key: str) -> tuple[CellRecord | None, Fault | None]:
-    """Return a cell's record if it is whole and has this key.
-
-    A cell that is damaged or was made from something else is set aside, folder and all, and reported.
-    """
+    """Return a cell's record if it is whole and has this key; or what is wrong with the one that lies there."""
     record, reason = _parse(folder / RECORD_FILE, CellRecord)
     if record is None and reason is None:
         return None, None
     reason = reason or _parquet_fault(folder / PREDICTIONS_FILE)
     if reason:
-        return None, Fault(folder / RECORD_FILE, "damaged", reason, set_aside(folder, "damaged"))
+        return None, Fault(folder / RECORD_FILE, "damaged", reason, whole=folder)
     assert record is not None
     if record.key != key:
         reason = "made from other data, code, settings or libraries"
-        return None, Fault(folder / RECORD_FILE, "stale", reason, set_aside(folder, "stale"))
+        return None, Fault(folder / RECORD_FILE, "stale", reason, whole=folder)
     return record, None
 
 
@@ -169,11 +176,11 @@ def read_failure(folder: Path, key: str) -> FailureRecord | None:
 
 
 def read_timing(folder: Path) -> tuple[TimingRecord | None, Fault | None]:
-    """Return a timing record if it is whole; a damaged one is set aside and reported."""
+    """Return a timing record if it is whole; or what is wrong with it."""
     path = folder / TIMING_FILE
     record, reason = _parse(path, TimingRecord)
     if reason:
-        return None, Fault(path, "damaged", reason, set_aside(path, "damaged"))
+        return None, Fault(path, "damaged", reason, whole=path)
     return record, None
 
 
@@ -186,18 +193,31 @@ def read_all(root: Path) -> tuple[list[tuple[Path, CellRecord]], list[TimingReco
     for path in _files(root / "cells", RECORD_FILE):
         record, reason = _parse(path, CellRecord)
         if record is None:
-            faults.append(Fault(path, "damaged", reason or "vanished", None))
+            faults.append(Fault(path, "damaged", reason or "vanished", whole=path))
         else:
             cells.append((path.parent, record))
     for path in _files(root / "timings", TIMING_FILE):
         timing, reason = _parse(path, TimingRecord)
         if timing is None:
-            faults.append(Fault(path, "damaged", reason or "vanished", None))
+            faults.append(Fault(path, "damaged", reason or "vanished", whole=path))
         else:
             timings.append(timing)
     if not cells and not faults:
         raise UserError(f"{root} holds no results; `consistentee run SUITE --out {root}` makes some")
     return cells, timings, faults
+
+
+def model_fault(folder: Path) -> str | None:
+    """Say what is wrong with the folder of a saved model, without loading it: JSON, and weights that are cut off."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        for path in [folder / "multi_exit.json", *sorted(folder.rglob("*.json"))]:
+            json.loads(path.read_text(encoding="utf-8"))
+        with safe_open(folder / "model.safetensors", framework="numpy"):
+            return None
+    except (OSError, ValueError, SafetensorError) as error:
+        return str(error)
 
 
 def _files(root: Path, name: str) -> list[Path]:

@@ -1,12 +1,8 @@
-"""A run of a suite: what is missing is computed, cell after cell, then timed; what is done is kept and reported."""
+"""A run of a suite: what is missing is computed, every cell in its own process, then timed; what is done is kept."""
 
 import json
-import os
 import shutil
-import sys
-import time
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +11,10 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks.harness.environment import command_line, describe_conditions, describe_environment, now
+from benchmarks.harness.environment import command_line, describe_conditions, describe_environment
+from benchmarks.harness.failures import note_failure
 from benchmarks.harness.fingerprint import FileHashes
+from benchmarks.harness.jobs import CellJob, Job, Surroundings, TimingJob
 from benchmarks.harness.planning import (
     Group,
     Inputs,
@@ -28,21 +26,22 @@ from benchmarks.harness.planning import (
     timed_points,
     timing_due,
 )
-from benchmarks.harness.records import FailureRecord
-from benchmarks.harness.spec import Filters, SuiteSpec, display_name, expand
+from benchmarks.harness.progress import RunProgress
+from benchmarks.harness.records import CellRecord
+from benchmarks.harness.schedulers import Schedule
+from benchmarks.harness.spec import Filters, SuiteSpec, expand
 from benchmarks.harness.storage import (
-    FAILURE_FILE,
     TIMING_FILE,
     Fault,
     RunFolder,
+    model_fault,
     only_run,
+    read_cell,
     read_timing,
     set_aside,
-    write_record,
     write_text,
 )
 from consistentee.errors import UserError
-from consistentee.files import DiskFullError, is_disk_full
 from consistentee.method import get_method
 
 
@@ -72,18 +71,18 @@ class _Run:
     suite: SuiteSpec
     folder: RunFolder
     inputs: Inputs
+    surroundings: Surroundings
+    schedule: Schedule
     console: Console
-    progress: bool
     fresh: bool
-    changed: bool = False
 
     def say(self, line: str) -> None:
         """Print one line of plain text."""
         self.console.print(escape(line), highlight=False, soft_wrap=True)
 
-    def say_fault(self, fault: Fault) -> None:
-        """Report a file that was set aside."""
-        self.say(str(fault))
+    def put_aside(self, fault: Fault) -> None:
+        """Move what cannot be used out of the way, and say so."""
+        self.say(str(fault.set_aside()))
 
 
 def run_suite(
@@ -94,12 +93,13 @@ def run_suite(
     data_dir: Path | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
-    progress: bool = True,
+    schedule: Schedule | None = None,
     console: Console | None = None,
 ) -> RunOutcome:
     """Run what is missing of a suite, then time it, then write tables and figures.
 
-    Interrupt it at any moment: every finished cell is whole on disk and is used by the next run.
+    Interrupt it at any moment: every finished cell is whole on disk and is used by the next run. Processes are started
+    for the cells, so a script that calls this needs the usual ``if __name__ == "__main__":``.
 
     Args:
         suite: see :func:`benchmarks.harness.spec.load_suite`.
@@ -108,16 +108,22 @@ def run_suite(
         data_dir: where data files are looked for first.
         fresh: compute everything again.
         retry_failed: try failed cells again.
-        progress: show bars, where the console is a terminal.
+        schedule: where cells run; by default here, one after another.
         console: where lines go; standard error by default.
 
     Raises:
-        UserError: something that concerns the whole run, before any training; or a full disk.
+        UserError: something that concerns the whole run, before any training; or a full disk, or lost workers.
     """
-    console = console or Console(stderr=True)
     folder = RunFolder(out)
-    inputs = Inputs(data_dir, FileHashes(folder.fingerprints))
-    run = _Run(suite, folder, inputs, console, progress and console.is_terminal, fresh)
+    run = _Run(
+        suite,
+        folder,
+        Inputs(data_dir, FileHashes(folder.fingerprints)),
+        Surroundings(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line()),
+        schedule or Schedule(),
+        console or Console(stderr=True),
+        fresh,
+    )
     with only_run(folder):
         return _run(run, filters or Filters(), retry_failed)
 
@@ -125,130 +131,149 @@ def run_suite(
 def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     cells = expand(run.suite, filters)
     others = [spec for spec in expand(run.suite, replace(filters, methods=None)) if spec not in cells]
-    planned = plan_cells(cells, run.inputs, run.folder, run.say_fault, fresh=run.fresh, retry_failed=retry_failed)
+    planned = plan_cells(cells, run.inputs, run.folder, run.put_aside, fresh=run.fresh, retry_failed=retry_failed)
     neighbours = finished_neighbours(others, run.inputs, run.folder)
     run.inputs.hashes.save()
-    planned = reopen_for_timing(planned, run.folder, run.suite.timing, run.say_fault)
-    planned = _refuse_undefined(run, planned)
-    _announce(run, planned)
+    planned = reopen_for_timing(planned, run.folder, run.suite.timing, run.put_aside)
+    planned = refuse_undefined(planned, run.inputs, lambda cell, reason: _note_refusal(run, cell, reason))
+    run.say(f"{summary(run.suite, planned)}; results in {run.folder.root}")
     if run.fresh:
         shutil.rmtree(run.folder.stages, ignore_errors=True)
-    missing = sum(_is_missing(cell) for cell in planned)
-    finished = _compute(run, planned, missing)
-    failures = _time_groups(run, finished, neighbours)
-    if run.changed:
+    missing = sum(cell.is_missing for cell in planned)
+    finished = _compute(run, planned)
+    timings = _due_timings(run, finished, neighbours)
+    timing_failures = _time(run, timings)
+    if missing or timings:
         _describe_run(run)
-    return _outcome(run, finished, missing, failures)
+    return _outcome(run, finished, missing, timing_failures)
 
 
-def _is_missing(cell: PlannedCell) -> bool:
-    return cell.record is None and cell.failure is None
+def refuse_undefined(
+    planned: Sequence[PlannedCell], inputs: Inputs, refuse: Callable[[PlannedCell, str], PlannedCell]
+) -> list[PlannedCell]:
+    """Build the method of every missing cell, so that a wrong name or parameter ends the run before any training.
 
-
-def _refuse_undefined(run: _Run, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
-    """Build the method of every missing cell, so that a wrong name or parameter ends the run before any training."""
+    A cell whose method is not defined for its task becomes what ``refuse`` makes of it and the reason.
+    """
     checked = []
     for cell in planned:
-        if _is_missing(cell):
+        if cell.is_missing:
             method = get_method(cell.spec.method, **cell.spec.parameters)
             try:
-                method.check_task(run.inputs.task(cell.spec))
+                method.check_task(inputs.task(cell.spec))
             except UserError as error:
-                checked.append(replace(cell, failure=_note_failure(run, cell, error, refused=True)))
+                checked.append(refuse(cell, str(error)))
                 continue
         checked.append(cell)
     return checked
 
 
-def _announce(run: _Run, planned: Sequence[PlannedCell]) -> None:
+def _note_refusal(run: _Run, cell: PlannedCell, reason: str) -> PlannedCell:
+    return replace(cell, failure=note_failure(run.folder.cell(cell.spec), cell.key, reason, refused=True))
+
+
+def summary(suite: SuiteSpec, planned: Sequence[PlannedCell]) -> str:
+    """Say in one line how far a suite has come."""
     done = sum(cell.record is not None for cell in planned)
-    missing = sum(_is_missing(cell) for cell in planned)
+    missing = sum(cell.is_missing for cell in planned)
     refused = sum(bool(cell.failure and cell.failure.refused) for cell in planned)
     failed = len(planned) - done - missing - refused
     parts = [f"{done} done", f"{missing} to run"]
     parts += [f"{refused} not defined for their task"] if refused else []
     parts += [f"{failed} failed before (--retry-failed tries them again)"] if failed else []
-    run.say(f"suite {run.suite.name}: {len(planned)} cells: {', '.join(parts)}; results in {run.folder.root}")
+    return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"
 
 
-def _compute(run: _Run, planned: Sequence[PlannedCell], missing: int) -> list[PlannedCell]:
-    """Run the missing cells one after another; a failure is noted, and the run goes on."""
-    finished, number, started = [], 0, time.monotonic()
-    for cell in planned:
-        if not _is_missing(cell):
-            finished.append(cell)
-            continue
-        number += 1
-        run.say(f"[{number}/{missing}] {cell.spec.name}{_remaining(started, number - 1, missing)}")
-        finished.append(_attempt(run, cell))
-    return finished
+class _CellWatcher:
+    """Reads what became of every job, and shows it."""
+
+    def __init__(self, run: _Run, cells: dict[Job, PlannedCell]) -> None:
+        self.cells = cells
+        self.progress = RunProgress(run.console, len(cells))
+
+    def started(self, job: Job) -> None:
+        """Show it."""
+        self.progress.started(job)
+
+    def ended(self, job: Job) -> None:
+        """Read the record or the note of a failure."""
+        cell = self.cells[job]
+        record, _ = read_cell(job.place, job.key)
+        if record is not None and job.is_done():
+            self.cells[job] = replace(cell, record=record)
+            self.progress.ended(job, *_result_lines(record))
+            return
+        failure = job.failure() or note_failure(job.place, job.key, "it left neither a record nor a note of a failure")
+        self.cells[job] = replace(cell, failure=failure)
+        self.progress.ended(job, f"failed: {failure.error}", failed=True)
 
 
-def _attempt(run: _Run, cell: PlannedCell) -> PlannedCell:
-    from benchmarks.harness.cell import run_cell
-
-    started = time.monotonic()
-    run.changed = True
-    try:
-        task = run.inputs.task(cell.spec)
-        record = run_cell(cell.spec, cell.key, task, run.folder, progress=run.progress)
-    except Exception as error:  # a method may fail in any way at all; the other cells are still worth running
-        if is_disk_full(error):
-            raise DiskFullError(run.folder.cell(cell.spec)) from error
-        failure = _note_failure(run, cell, error, refused=False)
-        run.say(f"    failed: {failure.error}")
-        return replace(cell, failure=failure)
-    (run.folder.cell(cell.spec) / FAILURE_FILE).unlink(missing_ok=True)
-    best = max(record.curve_test, key=lambda point: point.average_layers)
-    run.say(
-        f"    {record.metric} {100 * best.scores[record.metric]:.1f} at {best.average_layers:.2f} of "
-        f"{record.num_layers} layers, {time.monotonic() - started:.0f} s"
-    )
+def _result_lines(record: CellRecord) -> list[str]:
+    deepest = max(record.curve_test, key=lambda point: point.average_layers)
+    score = f"{record.metric} {100 * deepest.scores[record.metric]:.1f}"
     wrong = [point for point in record.operating_points if point.live_disagreements]
-    for point in wrong:
-        run.say(f"    {point.live_disagreements} of {point.live_rows} rows differ live at knob {point.knob:g}")
-    return replace(cell, record=record)
+    return [
+        f"{score} at {deepest.average_layers:.2f} of {record.num_layers} layers",
+        *(f"{point.live_disagreements} of {point.live_rows} rows differ live at knob {point.knob:g}" for point in wrong),
+    ]
 
 
-def _remaining(started: float, done: int, total: int) -> str:
-    if not done:
-        return ""
-    minutes = (time.monotonic() - started) / done * (total - done) / 60
-    return f" (at this pace {max(1, round(minutes))} min more for the cells)"
+def _compute(run: _Run, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """Run the missing cells; a failure is noted, and the run goes on."""
+    jobs = {number: _cell_job(run, cell) for number, cell in enumerate(planned) if cell.is_missing}
+    watcher = _CellWatcher(run, {job: planned[number] for number, job in jobs.items()})
+    with watcher.progress:
+        run.schedule.run_cells(list(jobs.values()), watcher)
+    return [watcher.cells[jobs[number]] if number in jobs else cell for number, cell in enumerate(planned)]
 
 
-def _note_failure(run: _Run, cell: PlannedCell, error: Exception, *, refused: bool) -> FailureRecord:
-    text = " ".join(str(error).split()) or "no message"
-    failure = FailureRecord(
-        key=cell.key,
-        error=text if isinstance(error, UserError) else f"{type(error).__name__}: {text}",
-        refused=refused,
-        traceback="" if refused else _without_folders("".join(traceback.format_exception(error))),
-        failed_at=now(),
-    )
-    write_record(run.folder.cell(cell.spec) / FAILURE_FILE, failure)
-    return failure
+def _cell_job(run: _Run, cell: PlannedCell) -> CellJob:
+    job = CellJob(run.surroundings, None, cell.spec, cell.key)
+    return replace(job, replaces=job.finished_at())
 
 
-def _without_folders(text: str) -> str:
-    """Shorten the folders of this machine in a traceback."""
-    for folder, shown in ((Path.cwd(), "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
-        text = text.replace(f"{folder}{os.sep}", f"{shown}{os.sep}")
-    return text
+class _TimingWatcher:
+    """Reads what became of every timing, and shows it."""
+
+    def __init__(self, run: _Run, total: int) -> None:
+        self.failures: list[str] = []
+        self.progress = RunProgress(run.console, total)
+
+    def started(self, job: Job) -> None:
+        """Show it."""
+        self.progress.started(job)
+
+    def ended(self, job: Job) -> None:
+        """Read the note of a failure, if the timing is not there."""
+        if job.is_done():
+            self.progress.ended(job)
+            return
+        failure = job.failure()
+        reason = failure.error if failure else "it left neither a record nor a note of a failure"
+        self.failures.append(f"{job.name}: {reason}")
+        self.progress.ended(job, f"failed: {reason}", failed=True)
 
 
-def _time_groups(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequence[PlannedCell]) -> list[str]:
-    """Time every group that is due, the finished cells outside the filter included; return what failed."""
-    failures = []
+def _time(run: _Run, timings: Sequence[TimingJob]) -> list[str]:
+    """Take the times, when no cell runs; return what failed: scores are worth keeping without their times."""
+    watcher = _TimingWatcher(run, len(timings))
+    with watcher.progress:
+        run.schedule.run_timings(timings, watcher)
+    return watcher.failures
+
+
+def _due_timings(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequence[PlannedCell]) -> list[TimingJob]:
+    """Return the timings that are due, of the finished cells outside the filter too."""
+    jobs = []
     outside = groups_of(neighbours)
     for group, members in groups_of(finished).items():
         protocol = run.suite.timing
-        if not (run.fresh or timing_due(group, members, run.folder, protocol, run.say_fault)):
+        if not (run.fresh or timing_due(group, members, run.folder, protocol, run.put_aside)):
             continue
         live = [
             cell for cell in [*members, *outside.get(group, [])] if cell.record and timed_points(cell.record, protocol)
         ]
-        ready = [cell for cell in live if run.folder.model(cell.key).is_dir()]
+        ready = [cell for cell in live if model_fault(run.folder.model(cell.key)) is None]
         for cell in live:
             if cell not in ready:
                 run.say(
@@ -256,8 +281,9 @@ def _time_groups(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequenc
                 )
         if ready:
             _keep_times_of_others(run, group, ready)
-            failures += _time_group(run, group, ready)
-    return failures
+            job = TimingJob(run.surroundings, None, tuple(ready), protocol)
+            jobs.append(replace(job, replaces=job.finished_at()))
+    return jobs
 
 
 def _keep_times_of_others(run: _Run, group: Group, timed: Sequence[PlannedCell]) -> None:
@@ -268,24 +294,6 @@ def _keep_times_of_others(run: _Run, group: Group, timed: Sequence[PlannedCell])
     if old and any(contender.cell_key and contender.cell_key not in keys for contender in old.contenders):
         kept = set_aside(place / TIMING_FILE, "stale")
         run.say(f"    the earlier timing, which holds other cells, is kept as {kept.name}")
-
-
-def _time_group(run: _Run, group: Group, cells: Sequence[PlannedCell]) -> list[str]:
-    from benchmarks.harness.timing import run_timing
-
-    name = " · ".join(display_name(str(part)) for part in group)
-    points = sum(len(timed_points(cell.record, run.suite.timing)) for cell in cells if cell.record)
-    run.say(f"timing {name}: {points} operating points and the stock model")
-    run.changed = True
-    try:
-        task = run.inputs.task(cells[0].spec)
-        run_timing(cells, task, run.suite.timing, run.folder, progress=run.progress)
-    except Exception as error:  # scores are worth keeping without their times
-        if is_disk_full(error):
-            raise DiskFullError(run.folder.timing(*group)) from error
-        run.say(f"    failed: {error}")
-        return [f"timing {name}: {type(error).__name__}: {error}"]
-    return []
 
 
 def _describe_run(run: _Run) -> None:

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
-from benchmarks.harness.environment import command_line, describe_conditions, describe_environment, now
-from benchmarks.harness.measure import Runner, number_of_passes, time_contenders
+from benchmarks.harness.environment import describe_conditions, describe_environment, now
+from benchmarks.harness.measure import Runner, time_contenders
 from benchmarks.harness.planning import PlannedCell, protocol_key, timed_points
 from benchmarks.harness.records import Contender, TimingRecord
 from benchmarks.harness.spec import TimingSpec, display_name
-from benchmarks.harness.storage import TIMING_FILE, RunFolder, write_record
+from benchmarks.harness.storage import TIMING_FILE, RunFolder, set_aside, write_record
 from consistentee.classification import classify_encoded, stock_encoded
 from consistentee.data import TaskData
 from consistentee.encoding import Encoding
+from consistentee.errors import UserError
 from consistentee.exits import ExitRule
 from consistentee.method import Method, get_method
 from consistentee.model import MultiExitModel
@@ -41,7 +42,7 @@ def run_timing(
     protocol: TimingSpec,
     folder: RunFolder,
     *,
-    progress: bool = False,
+    command: str,
 ) -> TimingRecord:
     """Time the operating points of finished cells of one (task, backbone, seed), and write the timing record.
 
@@ -50,23 +51,19 @@ def run_timing(
         task: their task.
         protocol: how to time.
         folder: the run's folder.
-        progress: show a progress bar.
+        command: what the user typed.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Methods first: the file of one may bring the kind of classifier that its model is loaded with.
     methods = [get_method(cell.spec.method, **cell.spec.parameters) for cell in cells]
-    models = {c.key: MultiExitModel.from_pretrained(folder.model(c.key)).eval().to(device) for c in cells}
+    models = {cell.key: _load(folder.model(cell.key)).to(device) for cell in cells}
     stock = models[_stock_cell(cells).key]
     rows = stock.tokenize(task.test.texts[: protocol.rows])
     before = describe_environment() | describe_conditions()
     timed = [_stock_contender(stock)]
     for cell, method in zip(cells, methods, strict=True):
         timed += _contenders(cell, method, models[cell.key], rows, protocol)
-    with Progress(transient=True, disable=not progress) as bar:
-        passes = bar.add_task(f"timing {len(timed)} contenders", total=number_of_passes(len(timed), protocol))
-        samples = time_contenders(
-            [contender.runner for contender in timed], rows, protocol, device, on_pass=lambda: bar.advance(passes)
-        )
+    samples = time_contenders([contender.runner for contender in timed], rows, protocol, device)
     spec = cells[0].spec
     record = TimingRecord(
         key=protocol_key(protocol),
@@ -86,11 +83,20 @@ def run_timing(
         ],
         environment_before=before,
         environment_after=describe_conditions(),
-        command=command_line(),
+        command=command,
         finished_at=now(),
     )
     write_record(folder.timing(*cells[0].group) / TIMING_FILE, record)
     return record
+
+
+def _load(folder: Path) -> MultiExitModel:
+    """Load a model; one that cannot be loaded is set aside, so that the next run makes it again."""
+    try:
+        return MultiExitModel.from_pretrained(folder).eval()
+    except UserError:
+        set_aside(folder, "damaged")
+        raise
 
 
 def _stock_cell(cells: Sequence[PlannedCell]) -> PlannedCell:
