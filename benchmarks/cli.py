@@ -253,6 +253,8 @@ def fetch(
         "consistentee run quick",
         "consistentee run classification --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
         "consistentee run classification --methods full,consistentee mine.py:MyMethod --seeds 0 1 2",
+        "consistentee run classification --data DATA --dry-run",
+        "consistentee run classification --data DATA --workers 4",
         "Run it again at any time: only what is missing is computed.",
     )
 )
@@ -280,19 +282,44 @@ def run(
     out: Annotated[Path | None, typer.Option("--out", help="Results folder.", show_default="results/SUITE")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
+    ] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="Run on a dask cluster, such as tcp://host:8786."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")
+    ] = False,
 ) -> None:
     """Run what is missing of a suite: train, measure, time; then write tables and figures."""
     from benchmarks.harness.spec import Filters, load_suite
-    from benchmarks.harness.sweep import run_suite
 
     spec = load_suite(suite)
+    filters = Filters(
+        tasks=listed(tasks), methods=_found(methods), backbones=listed(backbones), seeds=parsed_seeds(seeds)
+    )
+    if scheduler is not None and workers > 1:
+        raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
+    out, data = out or Path("results") / spec.name, _existing(data)
+    if dry_run:
+        from benchmarks.harness.forecast import plan_lines
+
+        again = {"fresh": fresh, "retry_failed": retry_failed}
+        print("\n".join(plan_lines(spec, filters, out=out, data_dir=data, workers=workers, **again)))
+        return
+    from benchmarks.harness.schedulers import Schedule
+    from benchmarks.harness.sweep import run_suite
+
     outcome = run_suite(
         spec,
-        Filters(tasks=listed(tasks), methods=_found(methods), backbones=listed(backbones), seeds=parsed_seeds(seeds)),
-        out=out or Path("results") / spec.name,
-        data_dir=_existing(data),
+        filters,
+        out=out,
+        data_dir=data,
         fresh=fresh,
         retry_failed=retry_failed,
+        schedule=Schedule(workers, scheduler),
     )
     if outcome.table is not None:
         output_console(RESULTS_WIDTH).print(outcome.table)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from benchmarks import cli, doctor
 from benchmarks.cli import app, listed, normalised, parsed_parameters, parsed_seeds
+from benchmarks.harness.schedulers import Schedule
 from consistentee.errors import UserError
 
 
@@ -145,6 +146,35 @@ def test_run_as_typed(runs, tmp_path):
     assert options["out"] == Path("results/classification")
     assert options["retry_failed"]
     assert not options["fresh"]
+
+
+def test_run_side_by_side(runs):
+    assert call("run", "quick").exit_code == 0
+    assert call("run", "quick", "--workers", "4").exit_code == 0
+    assert call("run", "quick", "--scheduler", "tcp://host:8786").exit_code == 0
+    assert [options["schedule"] for _, _, options in runs.calls] == [
+        Schedule(1),
+        Schedule(4),
+        Schedule(address="tcp://host:8786"),
+    ]
+    done = call("run", "quick", "--workers", "2", "--scheduler", "tcp://host:8786")
+    assert done.exit_code == 2
+    assert "not both" in done.output
+    assert call("run", "quick", "--workers", "0").exit_code == 2
+
+
+def test_dry_run_prints_the_plan_and_runs_nothing(runs, monkeypatch):
+    seen = {}
+
+    def plan_lines(suite, filters, **options):
+        seen.update(options, methods=filters.methods)
+        return ["the plan", "its estimate"]
+
+    monkeypatch.setattr("benchmarks.harness.forecast.plan_lines", plan_lines)
+    done = call("run", "quick", "--dry-run", "--methods", "full", "--workers", "2", "--retry-failed")
+    assert done.output == "the plan\nits estimate\n"
+    assert (seen["methods"], seen["workers"], seen["retry_failed"], seen["fresh"]) == (["full"], 2, True, False)
+    assert runs.calls == []
 
 
 def test_run_names_failures_and_ends_with_1(runs):

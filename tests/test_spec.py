@@ -41,6 +41,12 @@ def suite(**changes: object) -> SuiteSpec:
     return SuiteSpec.model_validate({**SUITE, **changes})
 
 
+def test_a_task_may_have_seeds_of_its_own():
+    more = suite(task_overrides={"rte": {"seeds": [0, 1, 2]}}, seeds=[0])
+    assert {(cell.task, cell.seed) for cell in expand(more)} == {("sst2", 0), ("rte", 0), ("rte", 1), ("rte", 2)}
+    assert {cell.seed for cell in expand(more, Filters(seeds=[7]))} == {7}
+
+
 def written(folder: Path, **changes: object) -> Path:
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump({**SUITE, **changes}))

@@ -140,6 +140,8 @@ def test_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
     spoil(folder)
     record, fault = read_cell(folder, "k")
     assert record is None
+    assert folder.is_dir(), "looking changes nothing"
+    fault = fault.set_aside()
     assert fault.kind == "damaged"
     assert reason in str(fault)
     assert "\n" not in str(fault)
@@ -152,6 +154,7 @@ def test_stale_cell_is_set_aside_whole(tmp_path):
         folder = stored_cell(tmp_path, key="old")
         _, fault = read_cell(folder, "new")
         assert fault.kind == "stale"
+        fault.set_aside()
         assert (folder.with_name(f"seed0.stale-{number}") / RECORD_FILE).exists()
 
 

@@ -1,33 +1,35 @@
 """A run of a suite: what is done is kept, what is missing is computed, no end of a run leaves anything half-done."""
 
 import copy
-import errno
-import io
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import make_task
-from rich.console import Console
+from small_suite import Bench, wait_until, write_task
 
 from benchmarks import analysis
-from benchmarks.harness import cell as cell_module
-from benchmarks.harness.records import CellRecord
-from benchmarks.harness.spec import Filters, load_suite
+from benchmarks.harness import fingerprint, schedulers
+from benchmarks.harness.spec import Filters
 from benchmarks.harness.storage import RECORD_FILE, TIMING_FILE, read_all
-from benchmarks.harness.sweep import RunOutcome, run_suite
-from consistentee.data import Split
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError
 
+METHOD = """
+from dataclasses import dataclass
+from baselines.references import Full
+
+@dataclass(frozen=True)
+class Mine(Full):
+    def fit(self, model, task, recipe):
+        {statement}
+        return super().fit(model, task, recipe)
+"""
 BROKEN_METHOD = """
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,71 +42,24 @@ class Broken(Full):
 """
 
 
-def write_task(folder: Path, name: str, regression: bool = False) -> Path:
-    """Write a toy task as files and a YAML."""
-    task = make_task(regression=regression)
-
-    def write(file: str, split: Split) -> None:
-        rows = [f"{text}\t{label}" for text, label in zip(split.texts, split.labels, strict=True)]
-        (folder / file).write_text("\n".join(["text\tlabel", *rows]) + "\n")
-
-    for split in (task.train, task.validation, task.test):
-        write(f"{name}-{split.name}.tsv", split)
-    files = {"folder": ".", "format": "tsv", "text": "text", "label": "label"}
-    files |= {split: f"{name}-{split}.tsv" for split in ("train", "validation", "test")}
-    spec = {"schema_version": 1, "name": name, "version": 1, "description": "d", "files": files}
-    spec |= {"target": "number", "metrics": ["pearson"]} if regression else {"metrics": ["accuracy"]}
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(spec))
+def write_method(folder: Path, statement: str) -> Path:
+    """Write a method that does something before it trains."""
+    path = folder / "mine.py"
+    path.write_text(METHOD.format(statement=statement))
+    forget_code()
     return path
 
 
-class Bench:
-    """A small suite, its results folder, and what its runs said."""
+def forget_code() -> None:
+    """Let code be read again: within one process a file is taken to stay as it is."""
+    for cached in (fingerprint.code_fingerprint, fingerprint._tree_of, fingerprint._code_hash):
+        cached.cache_clear()
 
-    def __init__(self, folder: Path, backbone: Path) -> None:
-        self.folder = folder
-        self.out = folder / "out"
-        self.suite_file = folder / "suite.yaml"
-        self.said = ""
-        self.outcome: RunOutcome | None = None
-        self.values = {
-            "name": "toy",
-            "description": "d",
-            "cost": "seconds",
-            "tasks": [str(write_task(folder, "toy"))],
-            "backbones": [str(backbone)],
-            "seeds": [0],
-            "recipe": {"epochs": 1, "max_length": 16},
-            "methods": ["full", "oracle", "calm-softmax"],
-            "bootstrap_resamples": 100,
-            "timing": {"rows": 8, "batch_sizes": [1, 4]},
-        }
 
-    def write(self, **changes: object) -> Path:
-        self.suite_file.write_text(yaml.safe_dump({**self.values, **changes}))
-        return self.suite_file
-
-    def run(self, filters: Filters | None = None, *, changes: dict | None = None, **options: object) -> RunOutcome:
-        console = Console(file=io.StringIO(), width=1000)
-        suite = load_suite(self.write(**(changes or {})))
-        try:
-            return run_suite(suite, filters, out=self.out, console=console, **options)
-        finally:
-            self.said = console.file.getvalue()
-
-    def records(self) -> dict[str, CellRecord]:
-        return {record.label: record for _, record in read_all(self.out)[0]}
-
-    def folder_of(self, label: str) -> Path:
-        return next(folder for folder, record in read_all(self.out)[0] if record.label == label)
-
-    def finished_cells(self) -> list[Path]:
-        # A record that is being written lies in a folder of another name.
-        return list(self.out.glob(f"cells/*/*/*/*/seed0/{RECORD_FILE}"))
-
-    def leftovers(self) -> list[Path]:
-        return [path for path in self.out.rglob("*") if path.name.endswith(".partial")]
+def spoil(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
 
 
 @pytest.fixture
@@ -136,20 +91,7 @@ def forbid_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
         raise AssertionError("a cell was computed")
 
-    monkeypatch.setattr(cell_module, "run_cell", fail)
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, cells: int, error: BaseException) -> None:
-    """Let ``cells`` cells pass, and raise ``error`` in the middle of writing the next one."""
-    real = cell_module.write_predictions
-    count = iter(range(100))
-
-    def write(*args: object) -> None:
-        if next(count) == cells:
-            raise error
-        real(*args)
-
-    monkeypatch.setattr(cell_module, "write_predictions", write)
+    monkeypatch.setattr(schedulers, "execute", fail)
 
 
 def test_whole_run(finished_once):
@@ -273,10 +215,7 @@ def test_failed_cell_is_noted_and_the_run_goes_on(bench):
     method.write_text(
         BROKEN_METHOD.replace("        raise", "        return super().fit(model, task, recipe)\n        raise")
     )
-    from benchmarks.harness import fingerprint
-
-    for cached in (fingerprint.code_fingerprint, fingerprint._tree_of, fingerprint._code_hash):
-        cached.cache_clear()  # within one process a file is taken to stay as it is
+    forget_code()
     mended = bench.run(filters)
     assert mended.computed == 1
     assert mended.failed == ()
@@ -307,47 +246,82 @@ def test_unknown_names_end_the_run_before_any_training(bench, forbid_cells, chan
         bench.run(changes=changes)
 
 
-def test_interrupt_keeps_what_is_finished(bench, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 1, KeyboardInterrupt())
-        with pytest.raises(KeyboardInterrupt):
-            bench.run()
-    assert set(bench.records()) == {"full"}
+def test_interrupt_keeps_what_is_finished(bench):
+    bench.write()
+    process = bench.start()
+    wait_until(lambda: bench.finished_cells() or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does
+    assert process.wait(120) == 130
     assert bench.leftovers() == []
-    assert bench.run().computed == 2
+    done = len(bench.finished_cells())
+    assert 1 <= done < 3
+    assert bench.run().computed == 3 - done
 
 
-def test_full_disk_ends_the_run_and_keeps_what_is_finished(bench, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 1, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        with pytest.raises(DiskFullError, match="disk full"):
-            bench.run()
+def test_full_disk_ends_the_run_and_keeps_what_is_finished(bench):
+    full_disk = write_method(bench.folder, "raise OSError(28, 'No space left on device')")
+    methods = ["full", f"{full_disk}:Mine", "oracle"]
+    with pytest.raises(DiskFullError, match="disk full"):
+        bench.run(Filters(methods=methods))
     assert set(bench.records()) == {"full"}
     assert bench.leftovers() == []
     assert list(bench.out.rglob("failure.json")) == []
-    assert bench.run().computed == 2
+    assert bench.run(Filters(methods=["full", "oracle"])).computed == 1
 
 
-def test_killed_run_is_finished_by_the_next_one(bench, finished_once):
-    bench.write()
-    code = (
-        "from pathlib import Path\n"
-        "from benchmarks.harness.spec import load_suite\nfrom benchmarks.harness.sweep import run_suite\n"
-        f"run_suite(load_suite({str(bench.suite_file)!r}), out=Path({str(bench.out)!r}))\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not bench.finished_cells() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = len(bench.finished_cells())
-    assert done >= 1
-    outcome = bench.run()
-    assert (outcome.finished, outcome.failed) == (3, ())
-    assert outcome.computed == 3 - done, bench.said
-    assert "damaged" not in bench.said
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
+def test_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench, name):
+    method = write_method(bench.folder, f"import os, signal; os.kill(os.getpid(), signal.{name})")
+    outcome = bench.run(Filters(methods=[f"{method}:Mine", "full"]))
+    assert outcome.finished == 1
+    (line,) = outcome.failed
+    assert f"its process was ended by signal {name}" in line
+    (note,) = bench.out.rglob("failure.json")
+    if name == "SIGSEGV":
+        assert "mine.py" in note.read_text(), "where it died is kept"
     assert bench.leftovers() == []
-    for label, record in finished_once.records().items():
-        assert bench.records()[label].curve_test == record.curve_test
-        assert bench.records()[label].operating_points == record.operating_points
+
+
+def test_code_that_changes_during_the_run_is_noticed(bench):
+    method = write_method(bench.folder, "open(__file__, 'a').write('VALUE = 1\\n')")
+    entries = [{"method": f"{method}:Mine", "label": label} for label in ("first", "second")]
+    outcome = bench.run(changes={"methods": entries})
+    (line,) = outcome.failed
+    assert "second" in line
+    assert "have changed since the run began" in line
+
+
+def test_every_unusable_record_is_named_and_the_rest_unharmed(bench):
+    method = write_method(bench.folder, "pass")
+    filters = Filters(methods=["full", "oracle", "calm-softmax", f"{method}:Mine", "static"])
+    assert bench.run(filters).finished == 5
+    places = {label: bench.folder_of(label) / RECORD_FILE for label in bench.records()}
+    kept = {path: path.stat().st_mtime_ns for path in places["static"].parent.iterdir()}
+    scores = bench.results()
+    os.truncate(places["full"], 200)
+    spoil(places["oracle"], "{", '{"surprise": 1,')
+    spoil(places["calm-softmax"], '"schema_version": 1', '"schema_version": 0')
+    write_method(bench.folder, "print('changed')")
+    outcome = bench.run(filters)
+    assert (outcome.finished, outcome.computed, outcome.failed) == (5, 4, ())
+    for label, reason in {
+        "full": "is damaged (Invalid JSON",
+        "oracle": "is damaged (surprise: Extra inputs are not permitted",
+        "calm-softmax": "is damaged (schema version 0, this version reads 1",
+        "Mine": "is stale (made from other data, code, settings or libraries",
+    }.items():
+        assert f"{places[label]} {reason}" in bench.said
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert bench.results() == scores
+    assert len(list(bench.out.glob("cells/*/*/*/*/seed0.*-1"))) == 4
+
+
+def test_damaged_model_is_made_again_for_the_timing(finished):
+    bench = finished
+    key = bench.records()["full"].key
+    weights = bench.out / "artifacts" / "models" / key / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    next(bench.out.rglob(TIMING_FILE)).unlink()
+    outcome = bench.run()
+    assert (outcome.computed, outcome.failed) == (1, ())
+    assert len(read_all(bench.out)[1]) == 1

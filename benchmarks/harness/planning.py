@@ -15,10 +15,12 @@ from benchmarks.harness.fingerprint import (
     modules_fingerprint,
 )
 from benchmarks.harness.records import CellRecord, FailureRecord, OperatingPoint, TimingRecord
-from benchmarks.harness.spec import CellSpec, Group, TimingSpec, canonical_json
+from benchmarks.harness.spec import CellSpec, Group, SuiteSpec, TimingSpec, canonical_json
 from benchmarks.harness.storage import Fault, RunFolder, model_fault, read_cell, read_failure, read_timing
 from benchmarks.tasks.loader import load_task
 from consistentee.data import TaskData
+from consistentee.errors import UserError
+from consistentee.method import get_method
 
 _TIMING_CODE = (
     "benchmarks.harness.measure",
@@ -110,6 +112,38 @@ def plan_cells(
             failure = None
         planned.append(PlannedCell(spec, key, record, failure))
     return planned
+
+
+def refuse_undefined(
+    planned: Sequence[PlannedCell], inputs: Inputs, refuse: Callable[[PlannedCell, str], PlannedCell]
+) -> list[PlannedCell]:
+    """Build the method of every missing cell, so that a wrong name or parameter ends the run before any training.
+
+    A cell whose method is not defined for its task becomes what ``refuse`` makes of it and the reason.
+    """
+    checked = []
+    for cell in planned:
+        if cell.is_missing:
+            method = get_method(cell.spec.method, **cell.spec.parameters)
+            try:
+                method.check_task(inputs.task(cell.spec))
+            except UserError as error:
+                checked.append(refuse(cell, str(error)))
+                continue
+        checked.append(cell)
+    return checked
+
+
+def summary(suite: SuiteSpec, planned: Sequence[PlannedCell]) -> str:
+    """Say in one line how far a suite has come."""
+    done = sum(cell.record is not None for cell in planned)
+    missing = sum(cell.is_missing for cell in planned)
+    refused = sum(bool(cell.failure and cell.failure.refused) for cell in planned)
+    failed = len(planned) - done - missing - refused
+    parts = [f"{done} done", f"{missing} to run"]
+    parts += [f"{refused} not defined for their task"] if refused else []
+    parts += [f"{failed} failed before (--retry-failed tries them again)"] if failed else []
+    return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"
 
 
 def finished_neighbours(cells: Sequence[CellSpec], inputs: Inputs, folder: RunFolder) -> list[PlannedCell]:

@@ -228,5 +228,7 @@ def _cluster(address: str) -> Iterator["Client"]:
         try:
             client.wait_for_workers(1, timeout=_SECONDS_TO_WAIT_FOR_WORKERS)
         except TimeoutError as error:
-            raise UserError(f"the dask scheduler at {address} has no workers; start some: dask worker {address}") from error
+            raise UserError(
+                f"the dask scheduler at {address} has no workers; start some: dask worker {address}"
+            ) from error
         yield client

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from benchmarks.harness.planning import (
     finished_neighbours,
     groups_of,
     plan_cells,
+    refuse_undefined,
     reopen_for_timing,
+    summary,
     timed_points,
     timing_due,
 )
@@ -41,8 +43,6 @@ from benchmarks.harness.storage import (
     set_aside,
     write_text,
 )
-from consistentee.errors import UserError
-from consistentee.method import get_method
 
 
 @dataclass(frozen=True)
@@ -148,40 +148,8 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     return _outcome(run, finished, missing, timing_failures)
 
 
-def refuse_undefined(
-    planned: Sequence[PlannedCell], inputs: Inputs, refuse: Callable[[PlannedCell, str], PlannedCell]
-) -> list[PlannedCell]:
-    """Build the method of every missing cell, so that a wrong name or parameter ends the run before any training.
-
-    A cell whose method is not defined for its task becomes what ``refuse`` makes of it and the reason.
-    """
-    checked = []
-    for cell in planned:
-        if cell.is_missing:
-            method = get_method(cell.spec.method, **cell.spec.parameters)
-            try:
-                method.check_task(inputs.task(cell.spec))
-            except UserError as error:
-                checked.append(refuse(cell, str(error)))
-                continue
-        checked.append(cell)
-    return checked
-
-
 def _note_refusal(run: _Run, cell: PlannedCell, reason: str) -> PlannedCell:
     return replace(cell, failure=note_failure(run.folder.cell(cell.spec), cell.key, reason, refused=True))
-
-
-def summary(suite: SuiteSpec, planned: Sequence[PlannedCell]) -> str:
-    """Say in one line how far a suite has come."""
-    done = sum(cell.record is not None for cell in planned)
-    missing = sum(cell.is_missing for cell in planned)
-    refused = sum(bool(cell.failure and cell.failure.refused) for cell in planned)
-    failed = len(planned) - done - missing - refused
-    parts = [f"{done} done", f"{missing} to run"]
-    parts += [f"{refused} not defined for their task"] if refused else []
-    parts += [f"{failed} failed before (--retry-failed tries them again)"] if failed else []
-    return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"
 
 
 class _CellWatcher:
@@ -214,7 +182,10 @@ def _result_lines(record: CellRecord) -> list[str]:
     wrong = [point for point in record.operating_points if point.live_disagreements]
     return [
         f"{score} at {deepest.average_layers:.2f} of {record.num_layers} layers",
-        *(f"{point.live_disagreements} of {point.live_rows} rows differ live at knob {point.knob:g}" for point in wrong),
+        *(
+            f"{point.live_disagreements} of {point.live_rows} rows differ live at knob {point.knob:g}"
+            for point in wrong
+        ),
     ]
 
 

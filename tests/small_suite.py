@@ -1,0 +1,112 @@
+"""A suite that runs in seconds, its results folder, and what its runs said."""
+
+import io
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+from conftest import make_task
+from rich.console import Console
+
+from benchmarks.harness.records import CellRecord
+from benchmarks.harness.spec import Filters, load_suite
+from benchmarks.harness.storage import RECORD_FILE, read_all, read_predictions
+from benchmarks.harness.sweep import RunOutcome, run_suite
+from consistentee.data import Split
+
+
+def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def write_task(folder: Path, name: str, regression: bool = False) -> Path:
+    """Write a toy task as files and a YAML."""
+    task = make_task(regression=regression)
+
+    def write(file: str, split: Split) -> None:
+        rows = [f"{text}\t{label}" for text, label in zip(split.texts, split.labels, strict=True)]
+        (folder / file).write_text("\n".join(["text\tlabel", *rows]) + "\n")
+
+    for split in (task.train, task.validation, task.test):
+        write(f"{name}-{split.name}.tsv", split)
+    files = {"folder": ".", "format": "tsv", "text": "text", "label": "label"}
+    files |= {split: f"{name}-{split}.tsv" for split in ("train", "validation", "test")}
+    spec = {"schema_version": 1, "name": name, "version": 1, "description": "d", "files": files}
+    spec |= {"target": "number", "metrics": ["pearson"]} if regression else {"metrics": ["accuracy"]}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+class Bench:
+    """A small suite, its results folder, and what its runs said."""
+
+    def __init__(self, folder: Path, backbone: Path) -> None:
+        self.folder = folder
+        self.out = folder / "out"
+        self.suite_file = folder / "suite.yaml"
+        self.said = ""
+        self.outcome: RunOutcome | None = None
+        self.values = {
+            "name": "toy",
+            "description": "d",
+            "cost": "seconds",
+            "tasks": [str(write_task(folder, "toy"))],
+            "backbones": [str(backbone)],
+            "seeds": [0],
+            "recipe": {"epochs": 1, "max_length": 16},
+            "methods": ["full", "oracle", "calm-softmax"],
+            "bootstrap_resamples": 100,
+            "timing": {"rows": 8, "batch_sizes": [1, 4]},
+        }
+
+    def write(self, **changes: object) -> Path:
+        self.suite_file.write_text(yaml.safe_dump({**self.values, **changes}))
+        return self.suite_file
+
+    def run(self, filters: Filters | None = None, *, changes: dict | None = None, **options: object) -> RunOutcome:
+        console = Console(file=io.StringIO(), width=1000)
+        suite = load_suite(self.write(**(changes or {})))
+        try:
+            return run_suite(suite, filters, out=self.out, console=console, **options)
+        finally:
+            self.said = console.file.getvalue()
+
+    def records(self) -> dict[str, CellRecord]:
+        return {record.label: record for _, record in read_all(self.out)[0]}
+
+    def folder_of(self, label: str) -> Path:
+        return next(folder for folder, record in read_all(self.out)[0] if record.label == label)
+
+    def finished_cells(self) -> list[Path]:
+        # A record that is being written lies in a folder of another name.
+        return list(self.out.glob(f"cells/*/*/*/*/seed0/{RECORD_FILE}"))
+
+    def leftovers(self) -> list[Path]:
+        """Return what is temporary: hidden files and folders, and checkpoints of training."""
+        return [p for p in self.out.rglob("*") if p.name.startswith(".") or ".checkpoint." in p.name]
+
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
+        """Start the command in a process group of its own."""
+        arguments = ["run", str(self.suite_file), "--out", str(self.out), *options]
+        command = [sys.executable, "-m", "benchmarks.cli", *arguments]
+        with (self.folder / "said.txt").open("ab") as said:
+            return subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True, env=os.environ)
+
+    def results(self) -> dict[str, tuple[object, ...]]:
+        """Return what must not depend on how a run went: scores, layers, exits and answers of every cell."""
+        return {
+            record.label: (
+                record.curve_validation,
+                record.curve_test,
+                record.operating_points,
+                read_predictions(folder).to_dict("list"),
+            )
+            for folder, record in read_all(self.out)[0]
+        }

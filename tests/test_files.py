@@ -1,0 +1,98 @@
+"""Work that one process does and others wait for, and what killed processes leave behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from conftest import make_task
+
+from consistentee import trace, training
+from consistentee.files import DiskFullError, clear_leftovers, only_one
+from consistentee.stages import train_jointly
+from consistentee.training import Recipe
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from consistentee.files import only_one
+with only_one(Path(sys.argv[1])):
+    print("holding", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "holding\n"
+    return process
+
+
+def test_others_wait_until_the_holder_is_killed(tmp_path):
+    process = hold(tmp_path / "stage")
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(lambda: only_one(tmp_path / "stage").__enter__())
+        time.sleep(0.3)
+        assert not waiting.done()
+        os.kill(process.pid, signal.SIGKILL)
+        waiting.result(timeout=20)
+    process.wait()
+
+
+def test_leftovers_go_and_locks_that_are_held_stay(tmp_path):
+    for name in (".model.x1.partial", "cells/.record.json.x2.partial"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / ".said.x3.partial").write_text("half")
+    (tmp_path / "record.json").write_text("{}")
+    with only_one(tmp_path / "free"):
+        pass
+    with only_one(tmp_path / "cells" / "held"):
+        clear_leftovers(tmp_path)
+        kept = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+        assert kept == ["cells/.held.lock", "record.json"]
+    clear_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["record.json"]
+
+
+def test_full_disk_travels_between_processes():
+    error = DiskFullError(Path("here"))
+    kind, arguments = error.__reduce__()
+    assert str(kind(*arguments)) == str(error)
+
+
+def both(do):
+    """Do the same thing twice at once, as two cells of one group do."""
+    with ThreadPoolExecutor(2) as pool:
+        return [done.result() for done in [pool.submit(do), pool.submit(do)]]
+
+
+def test_a_shared_stage_is_trained_once_by_two_that_want_it(tmp_path, tiny_model, monkeypatch):
+    models = [tiny_model(), tiny_model()]
+    unused, trained, real = list(models), [], training._train
+
+    def count(*args):
+        trained.append(args)
+        real(*args)
+
+    monkeypatch.setattr(training, "_train", count)
+    both(lambda: train_jointly(unused.pop(), make_task(), Recipe(epochs=1, max_length=16, store=tmp_path)))
+    assert len(trained) == 1
+    for first, second in zip(*(model.state_dict().values() for model in models), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_a_shared_pass_is_run_once_by_two_that_want_it(tmp_path, tiny_model, monkeypatch):
+    model, passes, real = tiny_model(), [], trace._run_at_full_depth
+
+    def count(*args):
+        passes.append(args)
+        return real(*args)
+
+    monkeypatch.setattr(trace, "_run_at_full_depth", count)
+    traces = both(lambda: trace.record_trace(model, make_task().test, store=tmp_path))
+    assert len(passes) == 1
+    assert torch.equal(traces[0].logits, traces[1].logits)

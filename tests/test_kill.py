@@ -1,0 +1,160 @@
+"""Kill -9 at any moment, of a whole run or of one worker: nothing but time is lost."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from small_suite import Bench, wait_until
+
+from benchmarks import analysis
+from benchmarks.harness.schedulers import Schedule
+from benchmarks.harness.storage import read_all
+from consistentee.errors import UserError
+
+METHODS = ["full", "calm-softmax", "pabee", "static", "deebert"]
+
+
+def bench_in(folder: Path, backbone: Path) -> Bench:
+    bench = Bench(folder, backbone)
+    bench.values["methods"] = METHODS
+    bench.values["recipe"] = {"epochs": 1, "max_length": 16, "frozen_steps": 60}
+    bench.write()
+    return bench
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Callable[[str], Path]) -> Bench:
+    bench = bench_in(tmp_path_factory.mktemp("uninterrupted"), tiny_backbone("bert"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "report_files", lambda out: None)
+        bench.outcome = bench.run()
+    return bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(analysis, "report_files", lambda out: None)
+    return bench_in(tmp_path, tiny_backbone("bert"))
+
+
+def stamps(bench: Bench) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in bench.finished_cells()}
+
+
+def kill_after(bench: Bench, seconds: float) -> None:
+    """Start a run, wait until its first cell is at work and then some time, and kill its whole process group."""
+    process = bench.start()
+    wait_until(lambda: list(bench.out.glob("artifacts/turns/.*.partial")) or process.poll() is not None)
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def assert_completed(bench: Bench, uninterrupted: Bench, finished_before: dict[Path, int]) -> None:
+    """Complete the suite, and compare it with the one that nothing happened to."""
+    outcome = bench.run()
+    assert (outcome.finished, outcome.failed) == (len(METHODS), ())
+    assert outcome.computed == len(METHODS) - len(finished_before), bench.said
+    assert "damaged" not in bench.said
+    now = stamps(bench)
+    assert {path: now[path] for path in finished_before} == finished_before, "no finished cell is run twice"
+    assert bench.results() == uninterrupted.results()
+    _, timings, faults = read_all(bench.out)
+    assert (len(timings), faults) == (1, [])
+    assert bench.leftovers() == []
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_kill_of_the_whole_run(bench, uninterrupted, kills):
+    moments = random.Random(0)
+    finished: dict[Path, int] = {}
+    for _ in range(kills):
+        kill_after(bench, moments.uniform(0, 4))
+        now = stamps(bench)
+        assert {path: now[path] for path in finished} == finished, "no finished cell is run twice"
+        finished = now
+    assert_completed(bench, uninterrupted, finished)
+
+
+class Cluster:
+    """A dask scheduler and two workers on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{port}"
+        self._folder = folder
+        self._processes = [self._start("scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")]
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1"]
+        self.workers = [self._start("worker", self.address, *options) for _ in range(2)]
+
+    def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dask", *arguments]
+        with (self._folder / "dask.txt").open("ab") as said:
+            return subprocess.Popen(command, stdout=said, stderr=said, cwd=self._folder)
+
+    def close(self) -> None:
+        for process in [*self.workers, *self._processes]:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path)
+    yield cluster
+    cluster.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_workers_give_what_one_process_gives(bench, uninterrupted, cluster):
+    outcome = bench.run(schedule=Schedule(address=cluster.address))
+    assert (outcome.finished, outcome.failed) == (len(METHODS), ())
+    assert bench.results() == uninterrupted.results()
+    assert (len(read_all(bench.out)[1]), bench.leftovers()) == (1, [])
+    threads = {record.environment["threads"]["torch"] for record in bench.records().values()}
+    assert threads == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kill_of_a_worker_costs_nothing_but_time(bench, uninterrupted, cluster):
+    def kill_one() -> None:
+        wait_until(bench.finished_cells)
+        cluster.workers[0].kill()
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    outcome = bench.run(schedule=Schedule(address=cluster.address))
+    killer.join()
+    assert cluster.workers[0].poll() is not None
+    assert (outcome.finished, outcome.failed) == (len(METHODS), ())
+    assert bench.results() == uninterrupted.results()
+    assert (len(read_all(bench.out)[1]), bench.leftovers()) == (1, [])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_local_workers_give_what_one_process_gives(bench, uninterrupted):
+    outcome = bench.run(schedule=Schedule(workers=2))
+    assert (outcome.finished, outcome.failed) == (len(METHODS), ())
+    assert bench.results() == uninterrupted.results()
+    assert bench.leftovers() == []
+
+
+def test_scheduler_that_does_not_answer(bench):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"no dask scheduler answers at {address}"):
+            bench.run(schedule=Schedule(address=address))

@@ -1,0 +1,39 @@
+"""Schedulers: which job is next, and what part of a machine it may use."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from benchmarks.harness.schedulers import Share, next_job
+from benchmarks.harness.spec import Group
+
+
+@dataclass(frozen=True)
+class Waiting:
+    name: str
+    task: str
+
+    @property
+    def group(self) -> Group:
+        return self.task, "backbone", 0
+
+
+def test_next_job_is_of_the_group_with_the_fewest_running():
+    jobs = [Waiting(f"{task}{i}", task) for task in ("rte", "mrpc") for i in range(2)]
+    assert next_job(jobs, []).name == "rte0"
+    assert next_job(jobs[1:], [jobs[0]]).name == "mrpc0", "cells of one group may want the same stage"
+    assert next_job([jobs[1], jobs[3]], [jobs[0], jobs[2]]).name == "rte1", "the order of the suite, otherwise"
+
+
+@pytest.mark.parametrize(
+    ("slots", "limit", "cores", "threads"),
+    [
+        ({"a": 2}, None, 8, 4),
+        ({"a": 2, "b": 6}, None, 8, 4),
+        ({"a": 16}, None, 8, 1),
+        ({"a": 2}, 1, 8, 1),
+        ({}, None, 8, 8),
+    ],
+)
+def test_jobs_share_the_cores_of_their_host(slots, limit, cores, threads):
+    assert Share(slots, limit).threads("a", cores) == threads
