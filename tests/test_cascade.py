@@ -398,4 +398,4 @@ def test_outputs_of_a_cascade_are_stored_under_a_key_of_their_own(cascade, tmp_p
     encodings = [Encoding([2, 5, 3], [0, 0, 0])]
     for one in (model, full):
         record_outputs(one, encodings, store=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("outputs-*"))) == 2

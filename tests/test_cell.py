@@ -177,7 +177,7 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
         spec_of(tiny_backbone("bert"), "cascade-bert", parameters={"companion_layers": 2}),
         RunFolder(tmp_path),
     )
-    written = run_cell(spec, "key", toy_task, folder)
+    written = run_cell(spec, "key", toy_task, folder, command="")
     record, fault = read_cell(folder.cell(spec), "key")
     assert fault is None
     assert record == written

@@ -10,6 +10,7 @@ from records_by_hand import write_results
 from typer.testing import CliRunner
 
 from benchmarks import cli, doctor
+from benchmarks.analysis.figures import FigureKind
 from benchmarks.cli import app, listed, normalised, parsed_parameters, parsed_seeds
 from benchmarks.harness.schedulers import Schedule
 from consistentee.errors import UserError
@@ -282,8 +283,8 @@ def test_table_and_plot_of_some_methods(results, monkeypatch):
     assert "full (stock)" in done.output  # what the others are measured against
     assert "pabee" not in done.output
     drawn = []
-    monkeypatch.setattr("benchmarks.analysis.plots.figure", lambda panels: drawn.extend(panels[0].labels))
-    monkeypatch.setattr("benchmarks.analysis.plots.save_figure", lambda figure, out: ())
+    listing = FigureKind("curves", "", "", "", lambda panels: drawn.extend(panels[0].labels))
+    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", [listing])
     assert call("plot", results, "--methods", "deebert", "static").exit_code == 0
     assert drawn == ["full", "deebert", "static", "majority"]
     unknown = call("plot", results, "--methods", "deebart")

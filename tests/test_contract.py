@@ -72,7 +72,7 @@ class Rule(ExitRule):
     def __init__(self, model, threshold):
         self.classifiers, self.threshold = model.classifiers, threshold
     def should_exit(self, view, state):
-        return self.classifiers[view.layer](view.pooled).softmax(-1).amax(-1) > self.threshold
+        return self.classifiers[view.layer](view).softmax(-1).amax(-1) > self.threshold
 
 class Mine(Base):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, 0.5, 1.0))
