@@ -22,6 +22,7 @@ from benchmarks.contract.watching import BrokenContractError, WatchedRule
 from benchmarks.inventory import listed_methods
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.classification import classify
+from consistentee.classifiers import ClassifierSpec
 from consistentee.method import Method, get_method
 from consistentee.model import ModelDescription, MultiExitModel
 from consistentee.trace import record_trace, replay
@@ -157,10 +158,13 @@ def _extra_on_bert_base(model: MultiExitModel, extra_here: int) -> int | None:
 def _described_extra(config: object, description: ModelDescription) -> int:
     with torch.device("meta"):
         counts = []
-        for found in (description, replace(description, heads={}, pooler="shared")):
+        for found in (description, replace(description, heads={}, pooler="shared", classifier=ClassifierSpec())):
             backbone = AutoModel.from_config(config)
             backbone.pooler = None
-            counts.append(_count(MultiExitModel(backbone, None, found)))
+            model = MultiExitModel(backbone, None, replace(found, heads={}, companion_name=None))
+            for name, spec in found.heads.items():
+                model.add_head(name, spec)
+            counts.append(_count(model))
     return counts[0] - counts[1]
 
 
