@@ -29,7 +29,7 @@ panel = next(panel for panel in panels if panel.task == "mcid")
 
 # %%
 point = next(cell for cell in panel.cells if cell.record.label == "deebert").record.operating_points[-1]
-speedups(point.test.exit_histogram)
+speedups(point.test.average_layers, panel.num_layers)
 
 # %% [markdown]
 # All methods of all tasks, against layers and against time.

@@ -31,7 +31,7 @@ def test_average_layers_needs_rows(counts):
 
 def test_speedups_give_every_meaning_its_name():
     found = speedups(
-        [2, 0, 0, 2],  # 2.5 of 4 layers
+        2.5,
         4,
         flops=50.0,
         full_flops=100.0,
@@ -46,22 +46,22 @@ def test_speedups_give_every_meaning_its_name():
 
 
 def test_a_cascade_is_measured_by_the_layers_of_the_stock_model():
-    found = speedups([0, 1, 0, 0, 0, 0, 0, 3], 6)  # a companion of 2 layers before 6 others
+    found = speedups(average_layers([0, 1, 0, 0, 0, 0, 0, 3]), 6)  # a companion of 2 layers before 6 others
     assert found.average_layers == 6.5
     assert found.saved_fraction == pytest.approx(-0.5 / 6)
     assert found.layer_ratio == pytest.approx(6 / 6.5)
 
 
 def test_speedups_without_flops_and_clock():
-    found = speedups([1, 1], 2)
+    found = speedups(1.5, 2)
     assert found.flops_ratio is None
     assert found.time_ratios == {}
-    assert speedups([1, 0], 2, flops=0.0, full_flops=10.0).flops_ratio is None
+    assert speedups(1.0, 2, flops=0.0, full_flops=10.0).flops_ratio is None
 
 
 @given(histograms)
 def test_speedups_are_consistent_and_bounded(counts):
-    found = speedups(counts, len(counts))
+    found = speedups(average_layers(counts), len(counts))
     assert 1 <= found.average_layers <= len(counts)
     assert 0 <= found.saved_fraction < 1
     assert found.layer_ratio >= 1

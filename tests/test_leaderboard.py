@@ -182,7 +182,7 @@ def test_what_cannot_be_read_is_named_and_left_out(results, tmp_path):
         ({"curve_validation": []}, "curves are empty or of different lengths"),
         ({"operating_points": []}, "no operating point"),
         ({"metric": "f1"}, "no finite f1"),
-        ({"num_layers": 5}, "none of 5 layers"),
+        ({"num_layers": 9}, "does not hold 9 layers"),
     ],
 )
 def test_a_record_that_validates_but_says_nothing_is_left_out(results, changes, fault):

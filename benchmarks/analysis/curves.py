@@ -38,7 +38,7 @@ def average_layers(exit_histogram: Sequence[int]) -> float:
 
 
 def speedups(
-    exit_histogram: Sequence[int],
+    layers: float,
     num_layers: int,
     *,
     flops: float | None = None,
@@ -49,17 +49,16 @@ def speedups(
     """Derive every ratio from raw numbers: the one place where speed-up is defined.
 
     Args:
-        exit_histogram: rows that exit at layer 1, 2, and so on.
-        num_layers: layers of the stock model, L; a cascade has a longer histogram.
+        layers: that a row ran, on average; for tokens that exit by themselves, averaged over them too.
+        num_layers: layers of the stock model, L; a cascade may run more.
         flops, full_flops: floating point operations of the same rows here and in the full model.
         seconds, full_seconds: wall-clock seconds of the same rows in the same rounds, here and in full.
     """
-    average = average_layers(exit_histogram)
     full_seconds = full_seconds or {}
     return Speedups(
-        average_layers=average,
-        saved_fraction=1 - average / num_layers,
-        layer_ratio=num_layers / average,
+        average_layers=layers,
+        saved_fraction=1 - layers / num_layers,
+        layer_ratio=num_layers / layers,
         flops_ratio=full_flops / flops if flops and full_flops is not None else None,
         time_ratios={
             batch_size: time_ratio(full_seconds[batch_size], rounds)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +120,7 @@ def _row(panel: Panel, reasons: Sequence[str], choices: Sequence[Choice]) -> Tab
         score_std=by_metric[first.metric][1],
         interval=_interval(first.metric, choices),
         speedups=speedups(
-            [sum(rows) for rows in zip_longest(*(p.test.exit_histogram for p in points), fillvalue=0)],
+            float(np.mean([p.test.average_layers for p in points])),
             first.num_layers,
             flops=sum(p.flops for p in points),
             full_flops=sum(choice.cell.record.full_flops for choice in choices),
