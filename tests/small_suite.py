@@ -18,6 +18,14 @@ from benchmarks.harness.storage import RECORD_FILE, read_all, read_predictions
 from benchmarks.harness.sweep import RunOutcome, run_suite
 from consistentee.data import Split
 
+# A shell makes its commands in the background deaf to Ctrl-C, and so what they start.
+_PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from benchmarks.cli import main
+main()
+"""
+
 
 def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
@@ -95,7 +103,7 @@ class Bench:
     def start(self, *options: str) -> subprocess.Popen[bytes]:
         """Start the command in a process group of its own."""
         arguments = ["run", str(self.suite_file), "--out", str(self.out), *options]
-        command = [sys.executable, "-m", "benchmarks.cli", *arguments]
+        command = [sys.executable, "-c", _PROGRAM, *arguments]
         with (self.folder / "said.txt").open("ab") as said:
             return subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True, env=os.environ)
 
