@@ -235,6 +235,18 @@ def test_a_full_model_no_better_than_the_majority_gives_no_scale(results):
     assert standing(board).tasks == 1
 
 
+def test_a_narrow_scale_is_warned_of_and_kept(results):
+    record = next(r for r in made_up_suite() if r.label == "full")
+    flat = [p.model_copy(update={"scores": {"accuracy": 0.23}}) for p in record.curve_test]
+    write_cell(results, record.model_copy(update={"curve_test": flat}))
+    board = load_leaderboard([results])
+    assert board.notes == [
+        "mcid, minilm-l6, seed 0: the full model is only 3.0 points above the most frequent class, so areas there are "
+        "mostly noise; trust the ranks"
+    ]
+    assert standing(board).tasks == 2
+
+
 def test_nothing_to_rank_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"no results to rank; .*holds no results"):
         load_leaderboard([tmp_path])

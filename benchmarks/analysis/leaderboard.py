@@ -28,6 +28,8 @@ from benchmarks.harness.records import CellRecord, TimingRecord
 from benchmarks.harness.storage import read_all
 from consistentee.errors import UserError
 
+NARROW_SCALE = 0.1
+"""Width of the scale, in score, below which a reader is warned."""
 _RESAMPLES = 2000
 Kind = Literal["layers", "time"]
 
@@ -113,6 +115,7 @@ class _Collected:
     cells: dict[Path, list[StoredCell]] = field(default_factory=dict)
     timings: dict[Path, list[TimingRecord]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    narrow: dict[Run, float] = field(default_factory=dict)
 
 
 def load_leaderboard(folders: Sequence[Path]) -> Leaderboard:
@@ -135,8 +138,16 @@ def load_leaderboard(folders: Sequence[Path]) -> Leaderboard:
     return Leaderboard(
         standings=[standing for standing in standings if standing.entries or standing.references],
         machines={letter: machine for machine, letter in letters.items()},
-        notes=[f"left out: {line}" for line in collected.left_out],
+        notes=[*(f"left out: {line}" for line in collected.left_out), *_narrow_scales(collected)],
     )
+
+
+def _narrow_scales(collected: _Collected) -> list[str]:
+    return [
+        f"{run.task}, {run.backbone}, seed {run.seed}: the full model is only {100 * width:.1f} points above the most "
+        "frequent class, so areas there are mostly noise; trust the ranks"
+        for run, width in collected.narrow.items()
+    ]
 
 
 def _letter(number: int) -> str:
@@ -233,6 +244,8 @@ def _results(collected: _Collected) -> list[Result]:
                 where = f"{run.task} in {folder}, seed {run.seed}"
                 collected.left_out.append(f"{where}: the full model is no better there than the most frequent class")
                 continue
+            if scale[1] - scale[0] < NARROW_SCALE:
+                collected.narrow[run] = scale[1] - scale[0]
             for label in {cell.record.label: None for cell in own}:
                 result = _result(panel, label, names[label, panel.methods[label]], run, scale)
                 results.setdefault((result.method, run, result.machine), result)
