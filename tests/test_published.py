@@ -8,6 +8,7 @@ from benchmarks.analysis.published import names, published_for, published_result
 from benchmarks.analysis.results import panels
 from benchmarks.tasks.loader import list_tasks
 from consistentee.errors import UserError
+from consistentee.method import available_methods
 
 
 def panel_of(task):
@@ -38,8 +39,9 @@ def test_every_printed_name_is_mapped_or_listed_as_unmapped(column, mapped, unma
     assert printed == known | left_out  # nothing forgotten, nothing that is printed nowhere
 
 
-def test_mapped_tasks_are_tasks_of_this_project():
+def test_mapped_tasks_and_methods_are_those_of_this_project():
     assert set(names().tasks.values()) <= set(list_tasks())
+    assert set(names().methods.values()) <= set(available_methods())
 
 
 def test_figures_are_quoted_with_split_backbone_and_meaning_of_speedup():
@@ -72,7 +74,7 @@ def test_a_method_has_a_line_for_each_printed_figure():
 
 
 def test_methods_that_were_not_run_follow_with_our_cells_empty():
-    line = lines_of("mrpc", "cascadebert")[0]
+    line = lines_of("mrpc", "cascade-bert")[0]
     assert line["ours %"] == line["time ratio b1"] == "n/a"
     assert line["split"] == "GLUE dev"
 
