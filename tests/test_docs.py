@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from test_sweep import write_task
+from small_suite import write_task
 
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.plots import curve_on_test, styles
@@ -88,7 +88,7 @@ def test_sections_that_check_method_points_to_exist():
 
 def test_commands_that_the_documents_show_exist():
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    for document in ("README.md", "docs/add_a_method.md", "docs/tasks.md"):
+    for document in ("README.md", "docs/add_a_method.md", "docs/running.md", "docs/tasks.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
         for block in re.findall(r"```\n(.*?)```", text, re.DOTALL):
             shown = set(re.findall(r"^consistentee ([\w-]+)", block, re.MULTILINE))

@@ -15,6 +15,7 @@ from benchmarks.contract.tiny_models import TinyModels
 from consistentee.classification import classify
 from consistentee.errors import UserError
 from consistentee.method import available_methods, get_method
+from consistentee.trace import replay
 
 EVERYWHERE = [check for check in CHECKS if check.every_family]
 ONCE = [check for check in CHECKS if not check.every_family]
@@ -55,6 +56,18 @@ def test_on_every_family(trained, method_name, family, check):
 @pytest.mark.parametrize("check", ONCE, ids=[check.run.__name__ for check in ONCE])
 def test_once(trained, method_name, check):
     run(check, trained(method_name, "bert"))
+
+
+WAITS = ("pabee", "leebert", "oracle")  # for agreement, for the right answer
+
+
+def test_the_first_knob_gives_the_first_possible_exit_to_every_row(trained, method_name, family):
+    case = trained(method_name, family)
+    if method_name in WAITS or len(case.method.knob_values(case.model)) == 1:
+        pytest.skip("its rows leave one by one, or there is one operating point")
+    exits = replay(case.rule(case.method.knob_values(case.model)[0]), case.trace)
+    assert (exits == exits[0]).all()
+    assert exits[0] <= max(2, case.model.companion_layers)  # a rule that compares layers leaves at the second
 
 
 def test_an_oracle_cannot_run_live(trained):

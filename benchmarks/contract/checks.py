@@ -63,11 +63,13 @@ def replay_is_reality(case: Case) -> None:
         for live in (case.alone(knob), *runs):
             if not torch.equal(live.exit_layers, exits):
                 raise why_exits_differ(case, knob)
+            if not torch.equal(live.predictions, case.trace.predictions(exits)):
+                raise BrokenContractError("live and replayed answers differ at the same exit layer", f"knob {knob:g}")
             if not torch.equal(live.layers_run, case.trace.layers_run(exits)):
                 raise BrokenContractError("live and replayed layers differ at the same exit layer", f"knob {knob:g}")
             if not torch.allclose(live.logits, case.trace.logits_at(exits), rtol=_CLOSE, atol=_CLOSE):
                 raise BrokenContractError(
-                    "live and replayed answers differ at the same exit layer",
+                    "live and replayed logits differ at the same exit layer",
                     f"knob {knob:g}",
                     "A classifier must give a row the same live and in a full-depth pass",
                 )

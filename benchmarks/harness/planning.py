@@ -26,7 +26,10 @@ _TIMING_CODE = (
     "benchmarks.harness.measure",
     "benchmarks.harness.timing",
     "consistentee.classification",
+    "consistentee.classifiers",
+    "consistentee.backbones.cascade",
     "consistentee.backbones.encoders",
+    "consistentee.backbones.token_exits",
 )
 
 

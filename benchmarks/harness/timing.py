@@ -13,6 +13,7 @@ from benchmarks.harness.records import Contender, TimingRecord
 from benchmarks.harness.spec import TimingSpec, display_name
 from benchmarks.harness.storage import TIMING_FILE, RunFolder, set_aside, write_record
 from consistentee.classification import classify_encoded, stock_encoded
+from consistentee.classifiers import LinearClassifier
 from consistentee.data import TaskData
 from consistentee.encoding import Encoding
 from consistentee.errors import UserError
@@ -57,7 +58,7 @@ def run_timing(
     # Methods first: the file of one may bring the kind of classifier that its model is loaded with.
     methods = [get_method(cell.spec.method, **cell.spec.parameters) for cell in cells]
     models = {cell.key: _load(folder.model(cell.key)).to(device) for cell in cells}
-    stock = models[_stock_cell(cells).key]
+    stock = _stock_model(cells, models)
     rows = stock.tokenize(task.test.texts[: protocol.rows])
     before = describe_environment() | describe_conditions()
     timed = [_stock_contender(stock)]
@@ -99,9 +100,14 @@ def _load(folder: Path) -> MultiExitModel:
         raise
 
 
-def _stock_cell(cells: Sequence[PlannedCell]) -> PlannedCell:
-    """Return whose model stands for the stock model: the full one's where there is one; time does not tell weights."""
-    return next((cell for cell in cells if cell.spec.method == _FULL), cells[0])
+def _stock_model(cells: Sequence[PlannedCell], models: dict[str, MultiExitModel]) -> MultiExitModel:
+    """Return what stands for the stock model: the full one where there is one; time does not tell weights.
+
+    Else the first with a linear last classifier, since a method's own kind of classifier costs more than the stock one.
+    """
+    full = [models[cell.key] for cell in cells if cell.spec.method == _FULL]
+    linear = [model for model in models.values() if isinstance(model.classifier(model.num_layers), LinearClassifier)]
+    return next(iter([*full, *linear, *models.values()]))
 
 
 def _stock_contender(model: MultiExitModel) -> _Timed:
