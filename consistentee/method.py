@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from consistentee.training import Recipe
 
 ENTRY_POINT_GROUP = "consistentee.methods"
+"""Methods whose rows are instances: classification."""
+
+TOKEN_ENTRY_POINT_GROUP = "consistentee.token_methods"
+"""Methods whose rows are tokens being decoded: generation."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,9 @@ def train_method(
     return model
 
 
-def available_methods() -> dict[str, EntryPoint]:
-    """Return the registered methods by name, without importing any of them."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+def available_methods(group: str = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:
+    """Return the registered methods of a group by name, without importing any of them."""
+    return {point.name: point for point in entry_points(group=group)}
 
 
 def get_method(name: str, **parameters: Any) -> Method:
@@ -131,7 +135,7 @@ def method_class_of(name: str) -> type[Method]:
         if not hasattr(module, attribute):
             raise unknown_name(f"class in {path}", attribute, _own_methods(module))
         return _checked(getattr(module, attribute), name)
-    methods = available_methods()
+    methods = available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)
     if name not in methods:
         raise unknown_name("method", name, methods)
     try:

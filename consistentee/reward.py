@@ -1,27 +1,31 @@
 """The reward of an exit and its policy gradient: exact, or by REINFORCE (ConsistentEE, sections 3.2 and 3.3)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def rewards(losses: Tensor, alpha: float | Tensor, hardness: Tensor | None = None) -> Tensor:
-    """Return the reward of leaving at each layer, ``R_t = -CE_t - alpha * (1 - m/L) * t``.
+def rewards(
+    losses: Tensor, alpha: float | Tensor, hardness: Tensor | None = None, layers: Sequence[int] | None = None
+) -> Tensor:
+    """Return the reward of leaving at each exit, ``R_t = -CE_t - alpha * (1 - m/L) * t``.
 
     Args:
-        losses: CE_t, float [rows, L].
+        losses: CE_t, float [rows, exits].
         alpha: the price of a layer: one number, or float [rows].
         hardness: the Memorized Layer m of each row, int64 [rows]; None gives the vanilla reward, without the
             factor ``1 - m/L``.
+        layers: the layer t of each exit, the last one being L; None where every layer is an exit: 1..L.
 
     Returns:
-        float [rows, L].
+        float [rows, exits].
     """
-    num_layers = losses.shape[1]
-    layers = torch.arange(1, num_layers + 1, device=losses.device, dtype=losses.dtype)
+    depths = range(1, losses.shape[1] + 1) if layers is None else layers
     price = torch.as_tensor(alpha, dtype=losses.dtype, device=losses.device).expand(len(losses))
     if hardness is not None:
-        price = price * (1 - hardness.to(losses.dtype) / num_layers)
-    return -losses - price.unsqueeze(1) * layers
+        price = price * (1 - hardness.to(losses.dtype) / depths[-1])
+    return -losses - price.unsqueeze(1) * losses.new_tensor(list(depths))
 
 
 def exit_distribution(exit_probabilities: Tensor) -> Tensor:

@@ -213,13 +213,19 @@ def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recip
     with only_one(final):
         stored = load_tensors(final)
         if stored is not None:
-            model.load_state_dict(stored)
+            model.load_state_dict(stored, strict=False)  # all others are as the key says
             model.eval()
         else:
             _train(model, source, stage, recipe, checkpoint)
             if stage.shared:
-                save_tensors(model.clone_weights(), final)
+                save_tensors(_trained_weights(model, stage), final)
         checkpoint.unlink(missing_ok=True)
+
+
+def _trained_weights(model: MultiExitModel, stage: Stage) -> dict[str, Tensor]:
+    """Return copies of the weights that a stage changes, which may be a small part of a large model."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(stage.trains)}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
 
 
 def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, checkpoint: Path | None) -> None:

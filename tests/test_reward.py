@@ -29,6 +29,12 @@ def test_alpha_may_differ_from_row_to_row():
     torch.testing.assert_close(rewards(losses, torch.tensor([0.0, 1.0])), torch.tensor([[0.0, 0.0], [-1.0, -2.0]]))
 
 
+def test_exits_at_some_layers_pay_for_the_layers_they_are_at():
+    losses = torch.tensor([[0.5, 0.2, 0.1]])
+    reward = rewards(losses, 0.3, hardness=torch.tensor([4]), layers=(2, 4, 8))
+    torch.testing.assert_close(reward, torch.tensor([[-0.8, -0.8, -1.3]]))  # half of the price: m = 4 of 8
+
+
 @given(probabilities)
 def test_exit_distribution_is_a_distribution(p):
     q = exit_distribution(p)
