@@ -312,7 +312,7 @@ def test_list_names_all_four_kinds():
 def test_a_method_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch):
     from benchmarks import inventory
 
-    monkeypatch.setattr(inventory, "available_methods", lambda: {"broken": None})
+    monkeypatch.setattr(inventory, "available_methods", lambda *_: {"broken": None})
     monkeypatch.setattr(inventory, "method_class_of", lambda name: (_ for _ in ()).throw(UserError("no module x")))
     done = call("list", "methods")
     assert "unavailable" in done.output
@@ -349,7 +349,7 @@ def test_broken_plugins_never_take_the_command_line_down(monkeypatch, tmp_path):
     points = {name: EntryPoint(name, f"{name}:Mine", "consistentee.methods") for name in BROKEN_PLUGINS}
     points["full"] = EntryPoint("full", "baselines.references:Full", "consistentee.methods")
     for module in (inventory, method):
-        monkeypatch.setattr(module, "available_methods", lambda: points)
+        monkeypatch.setattr(module, "available_methods", lambda *_: points)
     done = call("list", "methods")
     assert done.exit_code == 0
     shown = " ".join(done.output.split())

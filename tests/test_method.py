@@ -102,7 +102,7 @@ def test_a_broken_entry_point_is_named(monkeypatch):
     from consistentee import method
 
     broken = EntryPoint("gone", "no_such_package:Gone", "consistentee.methods")
-    monkeypatch.setattr(method, "available_methods", lambda: {"gone": broken})
+    monkeypatch.setattr(method, "available_methods", lambda *_: {"gone": broken})
     with pytest.raises(UserError, match=r"method 'gone'.*cannot be imported: ModuleNotFoundError: No module named"):
         get_method("gone")
 
