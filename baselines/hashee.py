@@ -4,20 +4,23 @@ The hash is the paper's frequency hash: frequent tokens exit early, rare ones la
 hidden state and is still attended to. Training runs with the same exits as inference, and the answer is read after
 layer L, so there is one classifier and no decision to make.
 
-Choices, where the description leaves room:
+Where the description leaves room, the choices are those of the authors' published code:
 
-- A bucket takes an equal share of the training rows' tokens, not of the vocabulary: in a text nearly all tokens are
-  among the most frequent words, and equal shares of the vocabulary would let almost every token out at one layer.
-- Bucket b of B exits at layer ceil(b * M / B), where M is ``max_layer``: the buckets spread evenly over 1..M.
-- Tokens that no training row has count as the rarest: the last bucket.
-- [CLS] runs to layer M, because the classifier may read it. Other special tokens ([SEP], [UNK]) are tokens like others.
+- A bucket holds an equal share of the distinct tokens that the rows to train on have. Nearly all of a text is among the
+  most frequent of them, so most tokens exit at layer 1. ``equal_shares="occurrences"`` gives every bucket an equal
+  share of the text instead, and so a later exit on average; the authors' code has that cut too, disabled.
+- Bucket b of B exits at layer 1 + (b - 1) * floor(M / B), where M is ``max_layer``; the few distinct tokens that an
+  equal share leaves over are the rarest, and go one step later where there is one.
+- Special tokens and tokens never seen run to layer M.
+
+Unlike the authors', the counts are of the training rows alone: the validation rows choose operating points here.
 
 There is no knob: the operating points come from the parameters, one training each.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +42,7 @@ class HashEE(Method):
     Attributes:
         max_layer: the layer after which no token is updated any more; None for the last.
         buckets: groups of tokens of falling frequency; None for one a layer.
+        equal_shares: what the buckets have equal shares of, distinct tokens or occurrences in the text.
     """
 
     name: ClassVar[str] = "hashee"
@@ -48,6 +52,7 @@ class HashEE(Method):
 
     max_layer: int | None = None
     buckets: int | None = None
+    equal_shares: Literal["vocabulary", "occurrences"] = "vocabulary"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Hash the tokens, then fine-tune backbone and last classifier with the tokens exiting.
@@ -69,11 +74,10 @@ class HashEE(Method):
         if not 1 <= buckets <= max_layer:
             raise UserError(f"{self.name}: buckets must lie in 1..{max_layer}, the layers there are, got {buckets}")
         counts = token_counts(encodings, model.backbone.config.vocab_size)
-        first = model.tokenizer.cls_token_id
-        if first is not None:
-            counts[first] = 0
-        # ceil((bucket + 1) * max_layer / buckets), in whole numbers
-        return ((frequency_buckets(counts, buckets) + 1) * max_layer + buckets - 1) // buckets
+        counts[model.tokenizer.all_special_ids] = 0
+        cut = frequency_buckets if self.equal_shares == "vocabulary" else occurrence_buckets
+        layers = 1 + cut(counts, buckets) * (max_layer // buckets)
+        return layers.where(counts > 0, max_layer).clamp_max(max_layer)
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         """There is one value: the layer that the answer is read at."""
@@ -94,15 +98,25 @@ def token_counts(encodings: Sequence[Encoding], vocabulary: int) -> Tensor:
 def frequency_buckets(counts: Tensor, buckets: int) -> Tensor:
     """Return every token's bucket, 0 for the most frequent tokens: int64 [vocabulary].
 
-    A token's bucket is told by the share of all occurrences that more frequent tokens have; tokens that never occur
-    are in the last one. Equally frequent tokens stand in the order of their ids.
+    Every bucket has the same number of the tokens that occur, and the number left over, fewer than ``buckets``, comes
+    after the last. Equally frequent tokens stand in the order of their ids.
+    """
+    rank = torch.empty_like(counts)
+    rank[counts.argsort(descending=True, stable=True)] = torch.arange(len(counts))
+    size = max(1, int((counts > 0).sum()) // buckets)
+    return rank // size
+
+
+def occurrence_buckets(counts: Tensor, buckets: int) -> Tensor:
+    """Return every token's bucket as :func:`frequency_buckets` does, with an equal share of the occurrences in each.
+
+    A token's bucket, 0 to ``buckets`` - 1, is told by the share of all occurrences that more frequent tokens have.
     """
     frequent_first = counts.argsort(descending=True, stable=True)
     sorted_counts = counts[frequent_first]
     before = sorted_counts.cumsum(dim=0) - sorted_counts
     result = torch.empty_like(counts)
     result[frequent_first] = (before * buckets // counts.sum().clamp_min(1)).clamp_max(buckets - 1)
-    result[counts == 0] = buckets - 1
     return result
 
 
