@@ -235,6 +235,20 @@ def test_a_full_model_no_better_than_the_majority_gives_no_scale(results):
     assert standing(board).tasks == 1
 
 
+def test_where_no_full_model_beats_the_majority_there_is_a_warning_and_no_standing(tmp_path):
+    for record in made_up_suite():
+        if record.task == "mcid":
+            flat = [p.model_copy(update={"scores": {"accuracy": 0.1}}) for p in record.curve_test]
+            write_cell(tmp_path, record.model_copy(update={"curve_test": flat}) if record.label == "full" else record)
+    board = load_leaderboard([tmp_path])
+    assert board.standings == []
+    assert all("no better there than the most frequent class" in note for note in board.notes)
+    for options in ((), ("--format", "md"), ("--format", "csv")):
+        done = CliRunner().invoke(app, ["leaderboard", str(tmp_path), *options])
+        assert done.exit_code == 0, done.output
+        assert ("no better there" in " ".join(done.output.split())) == ("csv" not in options)
+
+
 def test_a_narrow_scale_is_warned_of_and_kept(results):
     record = next(r for r in made_up_suite() if r.label == "full")
     flat = [p.model_copy(update={"scores": {"accuracy": 0.23}}) for p in record.curve_test]

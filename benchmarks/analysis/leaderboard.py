@@ -121,12 +121,13 @@ class _Collected:
 def load_leaderboard(folders: Sequence[Path]) -> Leaderboard:
     """Rank the methods of some results folders.
 
-    What cannot be read is named in the notes and left out. Where two folders have the same method on the same run, the
-    folder named first counts. Raises UserError if no folder holds a usable result.
+    What cannot be read is named in the notes and left out, and so is a run whose full model is no better than the most
+    frequent class; where that is every run, there is no standing. Where two folders have the same method on the same
+    run, the folder named first counts. Raises UserError if no folder holds a usable result.
     """
     collected = _collect(dict.fromkeys(folders))
     results = _results(collected)
-    if not results:
+    if not collected.cells:
         raise UserError("no results to rank" + "".join(f"; {line}" for line in collected.left_out[:3]))
     letters = {machine: _letter(i) for i, machine in enumerate(dict.fromkeys(result.machine for result in results))}
     standings = [_standing("layers", "", results, letters)]

@@ -86,6 +86,8 @@ def to_text(board: Leaderboard, table_format: str) -> str:
 
 def _to_markdown(board: Leaderboard) -> str:
     tables = leaderboard_tables(board)
+    if not tables:
+        return "\n".join(f"- {note}" for note in board.notes) + "\n"
     tables[-1] = replace(tables[-1], notes=(*tables[-1].notes, *board.notes))
     return to_markdown(tables)
 
