@@ -93,12 +93,13 @@ def train_method(
 ) -> "MultiExitModel":
     """Check the task, fit ``method`` on it, and note in the model what it was trained for and by which method.
 
-    ``name`` is what :func:`get_method` found the method by, so that a saved model finds its rule again.
+    ``name`` is what :func:`get_method` found the method by, so that a saved model finds its rule again: a file is noted
+    by its absolute path.
     """
     method.check_task(task)
     model = method.fit(model, task, recipe)
     model.description.task_name = task.name
-    model.description.method_name = name
+    model.description.method_name = _absolute_name(name)
     model.description.method_parameters = method.parameters
     model.description.max_length = recipe.max_length
     return model
@@ -143,6 +144,11 @@ def method_class_of(name: str) -> type[Method]:
     except (Exception, SystemExit) as error:  # a plug-in may fail in any way at all, and even end the process
         raise UserError(f"method {name!r} ({methods[name].value}) cannot be imported: {_sentence(error)}") from error
     return _checked(loaded, name)
+
+
+def _absolute_name(name: str) -> str:
+    path, _, attribute = name.rpartition(":")
+    return f"{Path(path).resolve()}:{attribute}" if ".py:" in name else name
 
 
 def methods_in_file(path: Path) -> list[str]:

@@ -34,6 +34,17 @@ class Mine(Method):
 '''
 
 
+def test_a_trained_model_notes_the_absolute_path_of_its_method(tiny_model, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    model = train_method(get_method("mine.py:Mine"), "mine.py:Mine", tiny_model(), make_task(), Recipe(epochs=1))
+    assert model.description.method_name == f"{tmp_path / 'mine.py'}:Mine"
+    monkeypatch.chdir(tmp_path.parent)
+    assert get_method(model.description.method_name).name == "mine"
+    model = train_method(get_method("full"), "full", tiny_model(), make_task(), Recipe(epochs=1))
+    assert model.description.method_name == "full"
+
+
 def test_registered_methods_have_their_names():
     for name in available_methods():
         method = get_method(name)
