@@ -16,7 +16,7 @@ from consistentee.data import Text
 from consistentee.errors import UserError
 from consistentee.exits import ExitRule
 from consistentee.method import Method, get_method, train_method
-from consistentee.model import MultiExitModel
+from consistentee.model import ModelDescription, MultiExitModel
 from consistentee.training import Recipe
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ def predict_texts(folder: Path, rows: Sequence[Text], knob: float | None = None)
     """
     if not folder.is_dir():
         raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")
+    method = _method_of(folder)  # before the model, which may need the kind of classifiers that its file enters
     model = MultiExitModel.from_pretrained(folder)
-    method = _method_of(model, folder)
     knob = _knob_of(model, method, knob)
     rule = method.rule(model, knob)
     classify(model, rows[:1], rule, batch_size=1)  # the first call of a process pays for more than itself
@@ -151,8 +151,8 @@ def predict_texts(folder: Path, rows: Sequence[Text], knob: float | None = None)
     return table
 
 
-def _method_of(model: MultiExitModel, folder: Path) -> Method:
-    description = model.description
+def _method_of(folder: Path) -> Method:
+    description = ModelDescription.read(folder)
     if description.method_name is None:
         raise UserError(f"{folder} does not say which method trained it, so there is no exit rule to use")
     method = get_method(description.method_name, **description.method_parameters)

@@ -110,6 +110,18 @@ class ModelDescription:
         except (KeyError, TypeError) as error:
             raise UserError(f"{_DESCRIPTION_FILE} of the saved model is damaged: {error}") from error
 
+    @classmethod
+    def read(cls, folder: Path) -> "ModelDescription":
+        """Return the description of a saved model. Raises UserError if the folder holds none that can be read."""
+        path = folder / _DESCRIPTION_FILE
+        if not path.is_file():
+            raise UserError(f"{folder} is not a saved multi-exit model: it has no {_DESCRIPTION_FILE}")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"the saved model {folder} is damaged or incomplete: {error}") from error
+        return cls.from_json(values)
+
 
 class MultiExitModel(
     nn.Module,
@@ -492,17 +504,15 @@ class MultiExitModel(
                     token=token,
                 )
             )
-        if not (folder / _DESCRIPTION_FILE).is_file():
-            raise UserError(f"{model_id} is not a saved multi-exit model: it has no {_DESCRIPTION_FILE}")
+        description = ModelDescription.read(folder)
         try:
-            return cls._load(folder)
+            return cls._load(folder, description)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"the saved model {model_id} is damaged or incomplete: {reason}") from error
 
     @classmethod
-    def _load(cls, folder: Path) -> Self:
-        description = ModelDescription.from_json(json.loads((folder / _DESCRIPTION_FILE).read_text(encoding="utf-8")))
+    def _load(cls, folder: Path, description: ModelDescription) -> Self:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
         bare = replace(description, heads={}, companion_name=None)
         model = cls(_unloaded_backbone(folder / "backbone"), tokenizer, bare)

@@ -13,6 +13,7 @@ from benchmarks import cli, doctor
 from benchmarks.analysis.figures import FigureKind
 from benchmarks.cli import app, listed, normalised, parsed_parameters, parsed_seeds
 from benchmarks.harness.schedulers import Schedule
+from consistentee import classifiers
 from consistentee.errors import UserError
 
 
@@ -500,6 +501,40 @@ def test_predict_with_a_knob(trained):
     refused = call("predict", trained, "w1", "--knob", "77")
     assert refused.exit_code == 2
     assert "must lie in" in refused.output
+
+
+METHOD_WITH_A_KIND = """
+from consistentee import get_method
+from consistentee.classifiers import KINDS, ClassifierSpec, LinearClassifier
+from consistentee.method import method_class_of
+
+class Mine(LinearClassifier):
+    "A kind of a user's own."
+
+KINDS["mine"] = Mine
+
+class Patient(method_class_of("pabee")):
+    def fit(self, model, task, recipe):
+        model.use_classifier(ClassifierSpec("mine"), recipe.seed)
+        return super().fit(model, task, recipe)
+"""
+
+
+def test_predict_loads_a_method_with_its_own_kind_of_classifier(task_file, tiny_backbone, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(METHOD_WITH_A_KIND)
+    shipped = dict(classifiers.KINDS)
+    monkeypatch.setattr(classifiers, "KINDS", dict(shipped))
+    monkeypatch.chdir(tmp_path)
+    done = call(
+        *("train", task_file, "--method", "mine.py:Patient", "--backbone", tiny_backbone("bert"), "--out", "model"),
+        *("--epochs", "1", "--max-length", "16", "--max-rows", "30"),
+    )
+    assert done.exit_code == 0, done.output
+    monkeypatch.setattr(classifiers, "KINDS", shipped)  # as in a new process
+    monkeypatch.chdir(tmp_path.parent)
+    done = call("predict", tmp_path / "model", "w1 w2")
+    assert done.exit_code == 0, done.output
+    assert "w1 w2" in done.output
 
 
 def test_predict_takes_pairs(trained):
