@@ -439,11 +439,12 @@ class MultiExitModel(
     def fingerprint(self, *, with_heads: bool = True) -> str:
         """Return a hash of what a pass gives: weights, pooling, configuration, and the code that runs it.
 
+        A backbone counts without the place it was loaded from.
         ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
         """
         heads = () if with_heads else ("exit_heads.",)
         weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
-        configs = [backbone.config.to_json_string(use_diff=False) for backbone in self.backbones]
+        configs = [_config_without_place(backbone.config) for backbone in self.backbones]
         shapes = [self.description.pooling, self.description.classifier.to_json(), *configs]
         parts = [hash_tensors(weights), *shapes, self.device.type, *_CODE_OF_A_PASS]
         parts += [torch.__version__, transformers.__version__]
@@ -555,6 +556,10 @@ class _StockLayer:
         """All layers' pooled vectors: [rows, L, width]."""
         pooled = [self._model.pool(t, hidden, self.padding_mask) for t, hidden in enumerate(self._states, start=1)]
         return torch.stack(pooled, dim=1)
+
+
+def _config_without_place(config: Any) -> str:
+    return json.dumps({**json.loads(config.to_json_string(use_diff=False)), "_name_or_path": None}, sort_keys=True)
 
 
 def _dropout_of(config: Any) -> float:

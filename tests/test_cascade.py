@@ -201,6 +201,11 @@ class TestModel:
         next(model.companion.parameters()).data += 1
         assert model.fingerprint() != before
 
+    def test_a_reloaded_model_keeps_its_fingerprint(self, cascade, tmp_path):
+        for number, model in enumerate(cascade()):
+            model.save_pretrained(tmp_path / str(number))
+            assert MultiExitModel.from_pretrained(tmp_path / str(number)).fingerprint() == model.fingerprint()
+
     def test_poolers_of_both_models_are_kept(self, cascade):
         model, companion, full = cascade(pooling="cls", pooler="shared")
         weights = [dense.weight for dense in model.poolers]
