@@ -12,7 +12,7 @@ model is built or loaded with it. Training, tracing, batched inference, FLOPs an
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from consistentee.backbones.catalog import Pooling
 from consistentee.errors import UserError, unknown_name
+from consistentee.source_code import module_source
 
 
 @dataclass(frozen=True)
@@ -112,10 +113,17 @@ class InternalClassifier(nn.Module, ABC):
     Class attributes:
         reads_tokens: ``forward`` reads ``hidden`` or ``padding_mask``: a full-depth pass keeps every layer's tokens.
         reads_history: ``forward`` reads ``history``: inference pools at every layer and keeps the vectors of each row.
+        source_code: the text of the file that the class was read from, for fingerprints; set by itself.
     """
 
     reads_tokens: ClassVar[bool] = False
     reads_history: ClassVar[bool] = False
+    source_code: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        # Now, because the file may be edited and read again in the same process.
+        super().__init_subclass__(**keywords)
+        cls.source_code = module_source(cls.__module__)
 
     @abstractmethod
     def __init__(self, spec: ClassifierSpec, place: Exit) -> None:

@@ -38,6 +38,7 @@ from consistentee.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import hash_tensors
 from consistentee.heads import ExitHeads, HeadSpec
+from consistentee.source_code import code_of
 
 PoolerSharing = Literal["none", "shared", "per_exit"]
 """Whether a tanh layer follows the pooling: none, one for all layers (BERT's own), or one an exit (DeeBERT)."""
@@ -439,14 +440,14 @@ class MultiExitModel(
     def fingerprint(self, *, with_heads: bool = True) -> str:
         """Return a hash of what a pass gives: weights, pooling, configuration, and the code that runs it.
 
-        A backbone counts without the place it was loaded from.
+        A user's own kind of classifier counts with its code, and a backbone without the place it was loaded from.
         ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
         """
         heads = () if with_heads else ("exit_heads.",)
         weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
         configs = [_config_without_place(backbone.config) for backbone in self.backbones]
         shapes = [self.description.pooling, self.description.classifier.to_json(), *configs]
-        parts = [hash_tensors(weights), *shapes, self.device.type, *_CODE_OF_A_PASS]
+        parts = [hash_tensors(weights), *shapes, self.device.type, *_CODE_OF_A_PASS, *code_of(self.classifiers)]
         parts += [torch.__version__, transformers.__version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

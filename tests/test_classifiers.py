@@ -1,6 +1,9 @@
 """Internal classifiers of every kind: what they read, padding, history, saving, FLOPs, and a kind of one's own."""
 
 import json
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +31,7 @@ from consistentee.encoding import Encoding
 from consistentee.errors import UserError
 from consistentee.exits import ExitRule, NeverExit, ThresholdRule, entropy
 from consistentee.model import MultiExitModel
+from consistentee.source_code import code_of
 from consistentee.trace import record_trace, replay
 
 WIDTH, INNER, CLASSES, LAYERS = 32, 8, 3, 4
@@ -263,6 +267,70 @@ class TestChoosing:
             model.use_classifier(ClassifierSpec("attention", width=INNER, attention_heads=heads))
             prints.add(model.fingerprint())
         assert len(prints) == 2
+
+
+OWN_KIND = """
+from torch import nn
+from consistentee.classifiers import KINDS, InternalClassifier
+
+class Mine(InternalClassifier):
+    def __init__(self, spec, place):
+        super().__init__(spec, place)
+        self.output = nn.Linear(place.width, place.num_labels)
+
+    def forward(self, layer):
+        return self.output(layer.pooled)
+
+KINDS["mine"] = Mine
+"""
+
+
+class TestOwnKind:
+    @pytest.fixture
+    def fingerprint(self, tiny_model, tmp_path, monkeypatch):
+        """Return a function: code -> fingerprint of a model with the kind that it enters, the file edited since."""
+        monkeypatch.setattr(classifiers, "KINDS", dict(KINDS))
+        monkeypatch.delitem(sys.modules, "own_kind", raising=False)
+
+        def fingerprint_with(code: str) -> str:
+            path = tmp_path / "own_kind.py"
+            path.write_text(code)
+            module = types.ModuleType("own_kind")
+            module.__file__ = str(path)
+            monkeypatch.setitem(sys.modules, "own_kind", module)
+            exec(compile(code, path, "exec"), vars(module))
+            path.write_text("an edit after the code was read")
+            model = tiny_model()
+            model.use_classifier(ClassifierSpec("mine"))
+            return model.fingerprint()
+
+        return fingerprint_with
+
+    def test_its_code_is_in_the_fingerprint(self, fingerprint):
+        before = fingerprint(OWN_KIND)
+        assert fingerprint(OWN_KIND) == before
+        assert fingerprint(OWN_KIND.replace("self.output(layer.pooled)", "2 * self.output(layer.pooled)")) != before
+
+    def test_a_module_within_counts_by_its_file(self):
+        class Part(nn.Linear):
+            """A module of this file."""
+
+        assert code_of(nn.ModuleList([Part(1, 1)])) == [Path(__file__).read_text()]
+        assert code_of(nn.ModuleList([nn.Linear(1, 1)])) == []
+
+    def test_the_kinds_of_the_library_count_by_its_modules(self, tiny_model):
+        for spec in SPECS.values():
+            model = tiny_model()
+            model.use_classifier(spec)
+            assert code_of(model.classifiers) == []
+
+    def test_code_without_a_file_is_like_no_other(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "own_kind", types.ModuleType("own_kind"))
+        one = type("One", (nn.Linear,), {"__module__": "own_kind"})
+        found = code_of(one(1, 1))
+        assert len(found) == 1
+        assert len(found[0]) >= 32
+        assert code_of(one(1, 1)) == found
 
 
 def pooling_cost(n: int, pooling: str, width: int = WIDTH) -> int:
