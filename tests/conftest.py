@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 import pytest
 import torch
 
+from benchmarks.contract.tiny_decoders import DECODER_FAMILIES, TinyDecoders, random_prompts
 from benchmarks.contract.tiny_models import (
     CONFIGS,
     FAMILIES,
@@ -21,16 +22,19 @@ from benchmarks.contract.tiny_models import (
     random_texts,
 )
 from consistentee.data import TaskData
+from consistentee.decoder import MultiExitDecoder
 from consistentee.model import MultiExitModel
 
 __all__ = [
     "CONFIGS",
+    "DECODER_FAMILIES",
     "FAMILIES",
     "PAD_ID",
     "VOCABULARY",
     "WORDS",
     "make_task",
     "make_tokenizer",
+    "random_prompts",
     "random_texts",
 ]
 
@@ -58,6 +62,24 @@ def tiny_backbone(tiny_models: TinyModels) -> Callable[[str], Path]:
 def tiny_model(tiny_models: TinyModels) -> Callable[..., MultiExitModel]:
     """Return a function: (family, num_labels=3, ...) -> a fresh multi-exit model whose classifiers disagree."""
     return tiny_models.model
+
+
+@pytest.fixture(scope="session")
+def tiny_decoders(tmp_path_factory: pytest.TempPathFactory) -> TinyDecoders:
+    """Tiny decoders of every family, their backbones in one folder for the session."""
+    return TinyDecoders(tmp_path_factory.mktemp("decoders"))
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder_backbone(tiny_decoders: TinyDecoders) -> Callable[..., Path]:
+    """Return a function: (family="llama", pad_token=True) -> directory of a small random decoder."""
+    return tiny_decoders.backbone
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tiny_decoders: TinyDecoders) -> Callable[..., MultiExitDecoder]:
+    """Return a function: (family="llama", ...) -> a fresh multi-exit decoder whose exits disagree."""
+    return tiny_decoders.model
 
 
 @pytest.fixture

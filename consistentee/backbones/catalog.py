@@ -130,6 +130,11 @@ def resolve(name: str) -> ResolvedBackbone:
     return _describe(folder)
 
 
+def resolve_decoder(name: str) -> str:
+    """Return the folder of a decoder; arguments and errors as for :func:`resolve`."""
+    return resolve(name).path
+
+
 def _from_hub(name: str) -> Path:
     tried = "the catalogue ships it in no package" if name in list_backbones() else f"no directory {name}"
     shipped = ", ".join(b.name for b in _BACKBONES if isinstance(b.source, Shipment))

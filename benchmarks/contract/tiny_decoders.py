@@ -1,0 +1,96 @@
+"""Small random decoders of every family: where generation is checked in seconds."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from consistentee.decoder import MultiExitDecoder
+
+WORDS = [consonant + vowel for consonant in "bdfghjklmnpr" for vowel in "aeiou"]
+_SPECIAL = ["<unk>", "<pad>", "<s>", "</s>"]
+_SPACE = "\u0120"  # what byte-level tokenizers write for a space
+VOCABULARY = [*_SPECIAL, *sorted(set("".join(WORDS))), _SPACE, *WORDS, *(_SPACE + word for word in WORDS)]
+_IDS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+_SIZE = {
+    **_IDS,
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+DECODER_CONFIGS: dict[str, Callable[[], PretrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**_SIZE, tie_word_embeddings=True),
+    "mistral": lambda: MistralConfig(**_SIZE),
+    "qwen2": lambda: Qwen2Config(**_SIZE),
+    "qwen3": lambda: Qwen3Config(**_SIZE, head_dim=16),
+    "gpt2": lambda: GPT2Config(**_IDS, vocab_size=len(VOCABULARY), n_embd=32, n_layer=4, n_head=4, n_positions=128),
+}
+DECODER_FAMILIES = sorted(DECODER_CONFIGS)
+
+
+def make_decoder_tokenizer(pad_token: bool = True) -> PreTrainedTokenizerFast:
+    """Build a byte-level BPE tokenizer, a token a word, that puts <s> before a text."""
+    ids = {token: i for i, token in enumerate(VOCABULARY)}
+    merges = [(word[0], word[1]) for word in WORDS] + [(_SPACE, word) for word in WORDS]
+    tokenizer = Tokenizer(models.BPE(ids, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    if pad_token:
+        names["pad_token"] = "<pad>"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+class TinyDecoders:
+    """Tiny decoders by family; their backbones (4 layers, width 32, random) are written to a folder once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def backbone(self, family: str = "llama", *, pad_token: bool = True) -> Path:
+        """Return the directory of a small random decoder and its tokenizer."""
+        directory = self._folder / (family if pad_token else f"{family}-without-padding")
+        if not directory.is_dir():
+            transformers.utils.logging.disable_progress_bar()
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(7)
+                config = DECODER_CONFIGS[family]()
+                config.initializer_range = 0.3  # layers that differ from each other, and a next token that varies
+                AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+            make_decoder_tokenizer(pad_token).save_pretrained(directory)
+        return directory
+
+    def model(self, family: str = "llama", *, pad_token: bool = True, **options: object) -> MultiExitDecoder:
+        """Return a fresh multi-exit decoder whose adapters are random, so that its exits disagree."""
+        directory = self.backbone(family, pad_token=pad_token)
+        model = MultiExitDecoder.from_backbone(str(directory), **options)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in model.exit_adapters.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        return model
+
+
+def random_prompts(count: int, seed: int = 0, longest: int = 20) -> list[str]:
+    """Return texts of 1 to ``longest`` words."""
+    generator = random.Random(seed)
+    return [" ".join(generator.choices(WORDS, k=generator.randint(1, longest))) for _ in range(count)]

@@ -1,0 +1,382 @@
+"""MultiExitDecoder: a stock causal language model with exits after some of its layers, and what a method adds."""
+
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import torch
+import transformers
+from huggingface_hub import ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from consistentee import exit_adapters
+from consistentee.backbones import decoders
+from consistentee.backbones.catalog import resolve_decoder
+from consistentee.backbones.decoders import DecoderStepper, check_decoder_family, decoder_stepper_for, positions_of
+from consistentee.decoder_description import (
+    DESCRIPTION_FILE,
+    DecoderDescription,
+    check_exit_layers,
+    default_exit_layers,
+)
+from consistentee.errors import UserError, unknown_name
+from consistentee.exit_adapters import AdapterKind, ExitAdapter, build_adapter
+from consistentee.files import hash_tensors
+from consistentee.heads import ExitHeads, HeadSpec
+
+_WEIGHTS_FILE = "model.safetensors"
+# Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
+_CODE_OF_A_PASS = tuple(inspect.getsource(module) for module in (sys.modules[__name__], decoders, exit_adapters))
+
+
+class MultiExitDecoder(
+    nn.Module,
+    ModelHubMixin,
+    library_name="consistentee",
+    tags=["early-exit"],
+):
+    """A stock causal language model whose tokens may exit at some of the layers. See :meth:`from_backbone`.
+
+    Layer L is always the last exit and is the stock model's own. Every earlier exit reads its hidden state through an
+    adapter (see :mod:`consistentee.exit_adapters`) and the one LM head.
+    """
+
+    def __init__(self, backbone: Any, tokenizer: Any, description: DecoderDescription) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.description = description
+        self.stepper: DecoderStepper = decoder_stepper_for(backbone)
+        self.exit_adapters = self._build_adapters()
+        self.exit_heads = nn.ModuleDict()
+        self.eval()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name: str,
+        *,
+        exit_layers: Sequence[int] | None = None,
+        adapter: AdapterKind = "low-rank",
+        rank: int = 16,
+        seed: int = 0,
+    ) -> Self:
+        """Put untrained exits on a pretrained decoder, which is loaded in float32.
+
+        Args:
+            name: a name of the catalogue, a directory, or an id on the Hugging Face hub.
+            exit_layers: 1-based and increasing; layer L is added where it is missing. By default five, evenly spaced.
+            adapter, rank: what the exits below L have of their own.
+            seed: seeds the new weights.
+
+        Raises:
+            UserError: the name is unknown, the weights cannot be had, or the architecture is not supported.
+        """
+        backbone, tokenizer = _load_backbone(resolve_decoder(name))
+        num_layers = int(backbone.config.num_hidden_layers)
+        chosen = default_exit_layers(num_layers) if exit_layers is None else check_exit_layers(exit_layers, num_layers)
+        directory = Path(name).expanduser()
+        description = DecoderDescription(
+            backbone_name=str(directory.resolve()) if directory.is_dir() else name,
+            backbone_hash=_hash_backbone(backbone),
+            exit_layers=chosen,
+            adapter=adapter,
+            rank=rank,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(backbone, tokenizer, description)
+
+    # ------------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return self.stepper.num_layers
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return self.stepper.width
+
+    @property
+    def exit_layers(self) -> tuple[int, ...]:
+        """The layers that a token may leave at: 1-based, increasing, the last one is L."""
+        return self.description.exit_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return cast(torch.device, self.backbone.lm_head.weight.device)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end a text, as the stock model's ``generate`` has them; may be empty."""
+        settings = getattr(self.backbone, "generation_config", None)
+        for ids in (getattr(settings, "eos_token_id", None), self.tokenizer.eos_token_id):
+            if ids is not None:
+                return frozenset([ids] if isinstance(ids, int) else ids)
+        return frozenset()
+
+    @property
+    def pad_id(self) -> int:
+        """The token to pad with. Padding is masked everywhere, so a tokenizer without one needs none: any will do."""
+        return 0 if self.tokenizer.pad_token_id is None else int(self.tokenizer.pad_token_id)
+
+    # ------------------------------------------------------------------------------------------------- exits and heads
+
+    def state(self, hidden: Tensor) -> Tensor:
+        """Return what learned heads read of hidden states [..., width]: the stock final norm of them."""
+        return self.stepper.normalise(hidden)
+
+    def logits(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return what exit layer ``layer`` says of its hidden states: [..., width] -> [..., vocabulary].
+
+        Raises ValueError at a layer that is no exit.
+        """
+        if layer == self.num_layers:
+            return self.stepper.unembed(self.stepper.normalise(hidden))
+        return self.adapter(layer)(hidden, self.stepper)
+
+    def adapter(self, layer: int) -> ExitAdapter:
+        """Return the adapter of exit layer ``layer`` < L. Raises ValueError at any other layer."""
+        if str(layer) not in self.exit_adapters:
+            raise ValueError(f"layer {layer} has no exit adapter; exits: {self.exit_layers}, the last one without")
+        return cast(ExitAdapter, self.exit_adapters[str(layer)])
+
+    def use_adapters(self, kind: AdapterKind, rank: int = 16, seed: int = 0) -> None:
+        """Give the exits untrained adapters of another kind, whose weights ``seed`` seeds.
+
+        Raises UserError for an unknown kind or a rank below 1.
+        """
+        self.description.adapter, self.description.rank = kind, rank
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.exit_adapters = self._build_adapters().train(self.training)
+
+    def _build_adapters(self) -> nn.ModuleDict:
+        kind, rank = self.description.adapter, self.description.rank
+        return nn.ModuleDict({str(layer): build_adapter(kind, rank, self.stepper) for layer in self.exit_layers[:-1]})
+
+    def add_head(self, name: str, spec: HeadSpec, seed: int = 0) -> ExitHeads:
+        """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights.
+
+        One that is not shared has a module for each of the L layers.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            heads = ExitHeads(spec, self.width, self.num_layers).to(self.device)
+        self.exit_heads[name] = heads
+        self.description.heads[name] = spec
+        return heads
+
+    def head(self, name: str) -> ExitHeads:
+        """Return a head that a method added. Raises UserError for an unknown name."""
+        if name not in self.exit_heads:
+            raise unknown_name("head of this model", name, self.exit_heads)
+        return cast(ExitHeads, self.exit_heads[name])
+
+    # ------------------------------------------------------------------------------------------------- text and tokens
+
+    def encode(
+        self, prompts: Sequence[str], max_tokens: int | None = None, keep: Literal["start", "end"] = "end"
+    ) -> list[list[int]]:
+        """Tokenise prompts, with the special tokens that the tokenizer adds.
+
+        Args:
+            prompts: texts.
+            max_tokens: cut each to this many tokens, the special ones included, which are never cut.
+            keep: which end of a long text is kept.
+
+        Raises UserError for a prompt without any token, and where the special tokens alone are too many.
+        """
+        special = self.tokenizer.num_special_tokens_to_add()
+        if max_tokens is not None and max_tokens <= special:
+            raise UserError(f"prompts cannot be cut to {max_tokens} tokens: the tokenizer adds {special} of its own")
+        self.tokenizer.truncation_side = "left" if keep == "end" else "right"
+        options = {} if max_tokens is None else {"truncation": True, "max_length": max_tokens}
+        rows = [self.tokenizer(prompt, verbose=False, **options)["input_ids"] for prompt in prompts]
+        for place, row in enumerate(rows, start=1):
+            if len(row) <= special:
+                raise UserError(f"prompt {place} of {len(rows)} is empty: there is nothing to go on from")
+        return rows
+
+    def decode(self, tokens: Sequence[int] | Tensor) -> str:
+        """Return the text of some tokens [T], without special tokens."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    # ------------------------------------------------------------------------------------------------- full depth
+
+    def stock_logits(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
+        """Run the stock model's own forward: int64 [rows, tokens] -> [rows, tokens, vocabulary].
+
+        ``padding_mask`` is bool [rows, tokens], True where there is a real token; what is said of padding means
+        nothing. Raises UserError for rows that are longer than the model can read.
+        """
+        self.stepper.check_length(tokens.shape[1])
+        output = self.backbone(
+            input_ids=tokens,
+            attention_mask=padding_mask.long(),
+            position_ids=positions_of(padding_mask),
+            use_cache=False,
+        )
+        return output.logits
+
+    def hidden_states(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
+        """Run all layers on all tokens, and return the hidden states after every exit layer.
+
+        Args:
+            tokens: int64 [rows, tokens], padded on either side.
+            padding_mask: bool [rows, tokens], True where there is a real token.
+
+        Returns:
+            [rows, tokens, exits, width]; what is said of padding means nothing.
+
+        Raises UserError for rows that are longer than the model can read.
+        """
+        hidden, context = self.stepper.begin(tokens, padding_mask)
+        states = []
+        for layer in range(1, self.num_layers + 1):
+            hidden = self.stepper.step(layer, hidden, context)
+            if layer in self.exit_layers:
+                states.append(hidden)
+        return torch.stack(states, dim=2)
+
+    # ------------------------------------------------------------------------------------------------- weights
+
+    def fingerprint(self, *, with_heads: bool = True) -> str:
+        """Return a hash of what a pass gives: weights, exits, configuration, and the code that runs it.
+
+        ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
+        """
+        weights = self._weights_beside_backbone()
+        kept = {name: tensor for name, tensor in weights.items() if with_heads or not name.startswith("exit_heads.")}
+        return _hash_json(self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter)
+
+    def backbone_fingerprint(self) -> str:
+        """Return a hash of what the hidden states depend on: it stays when adapters and heads are trained."""
+        config = {name: value for name, value in self.backbone.config.to_dict().items() if name != "_name_or_path"}
+        versions = [torch.__version__, transformers.__version__]
+        weights = _hash_backbone(self.backbone)
+        return _hash_json(weights, config, self.exit_layers, self.device.type, *versions, *_CODE_OF_A_PASS)
+
+    def clone_weights(self) -> dict[str, Tensor]:
+        """Return a copy of all weights, on the CPU."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
+
+    def _weights_beside_backbone(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")}
+
+    # ------------------------------------------------------------------------------------------------- files
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, with_backbone: bool | None = None, **options: Any
+    ) -> str | None:
+        """Save the model as safetensors and JSON.
+
+        The weights of a backbone that is as it was loaded are not written again: its name and a hash are, and loading
+        takes them from there.
+
+        Args:
+            save_directory: a folder, made if needed.
+            with_backbone: write the backbone's weights too; by default where they were trained, or came from such a
+                folder themselves. Do so before pushing a model whose backbone is a directory of yours.
+            options: as for ``huggingface_hub.ModelHubMixin.save_pretrained``.
+        """
+        if with_backbone is not None:
+            self.description.with_backbone = with_backbone
+        return super().save_pretrained(save_directory, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_directory.mkdir(parents=True, exist_ok=True)
+        current = _hash_backbone(self.backbone)
+        if current != self.description.backbone_hash:
+            self.description.with_backbone = True
+        if self.description.with_backbone:
+            self.description.backbone_hash = current
+            self.backbone.save_pretrained(save_directory / "backbone")
+        self.tokenizer.save_pretrained(save_directory / "tokenizer")
+        weights = {name: tensor.contiguous() for name, tensor in self._weights_beside_backbone().items()}
+        save_file(weights, save_directory / _WEIGHTS_FILE)
+        text = json.dumps(self.description.to_json(), indent=2)
+        (save_directory / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        backbone: str | None = None,
+        **_: Any,
+    ) -> Self:
+        """``backbone``: where the backbone is now, if not where it was when the model was saved."""
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                )
+            )
+        if not (folder / DESCRIPTION_FILE).is_file():
+            raise UserError(f"{model_id} is not a saved multi-exit decoder: it has no {DESCRIPTION_FILE}")
+        try:
+            return cls._load(folder, backbone)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the saved decoder {model_id} is damaged or incomplete: {reason}") from error
+
+    @classmethod
+    def _load(cls, folder: Path, backbone_name: str | None) -> Self:
+        values = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        description = DecoderDescription.from_json(values)
+        heads, description.heads = description.heads, {}
+        name = backbone_name or description.backbone_name
+        source = str(folder / "backbone") if description.with_backbone else resolve_decoder(name)
+        backbone, _ = _load_backbone(source, with_tokenizer=False)
+        if _hash_backbone(backbone) != description.backbone_hash:
+            raise UserError(
+                f"the backbone {name} is not the one that the exits of {folder} were trained on: its weights differ; "
+                "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
+            )
+        model = cls(backbone, AutoTokenizer.from_pretrained(folder / "tokenizer"), description)
+        for head, spec in heads.items():
+            model.add_head(head, spec)
+        found = model.load_state_dict(load_file(folder / _WEIGHTS_FILE), strict=False)
+        missing = [key for key in found.missing_keys if not key.startswith("backbone.")]
+        if missing or found.unexpected_keys:
+            raise ValueError(f"{_WEIGHTS_FILE} holds other weights than described: {missing + found.unexpected_keys}")
+        return model.eval()
+
+
+def _load_backbone(folder: str, with_tokenizer: bool = True) -> tuple[Any, Any]:
+    """Return the stock model in a folder, in float32, and its tokenizer. Raises UserError for another architecture."""
+    check_decoder_family(AutoConfig.from_pretrained(folder))
+    transformers.utils.logging.disable_progress_bar()
+    backbone = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    return backbone, AutoTokenizer.from_pretrained(folder) if with_tokenizer else None
+
+
+def _hash_backbone(backbone: Any) -> str:
+    """Return a hash of the weights; what is tied is counted once."""
+    return hash_tensors(dict(backbone.named_parameters()))
+
+
+def _hash_json(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

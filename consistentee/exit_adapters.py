@@ -1,0 +1,80 @@
+"""Exit adapters: what lies between the hidden state of a middle layer and the LM head of a decoder."""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor, nn
+
+from consistentee.backbones.decoders import DecoderStepper
+from consistentee.errors import unknown_name
+
+AdapterKind = Literal["norm", "low-rank", "head"]
+"""What an exit has of its own.
+
+``norm``: a final norm (its gain, and its bias where the family has one); the LM head is the model's. ``low-rank``:
+that, and a low-rank correction of the normed state. ``head``: a full copy of the LM head, as in ConsistentEE's code:
+width * vocabulary weights an exit (SmolLM2-135M: 28.3 million, 113 MB in float32; LLaMA-7B: 131 million, 524 MB),
+against 2 * rank * width of a low-rank adapter.
+"""
+
+
+class ExitAdapter(nn.Module, ABC):
+    """Reads the hidden state of one exit layer; at the start, exactly as the stock model reads its last layer."""
+
+    @abstractmethod
+    def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Return logits [..., vocabulary] of hidden states [..., width]; ``stepper`` has the stock norm and LM head."""
+
+
+class NormAdapter(ExitAdapter):
+    """A final norm of its own before the shared LM head."""
+
+    def __init__(self, final_norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = copy.deepcopy(final_norm)
+
+    def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Norm and shared LM head."""
+        return stepper.unembed(self.norm(hidden))
+
+
+class LowRankAdapter(NormAdapter):
+    """A final norm of its own, and a low-rank residual that starts at zero, before the shared LM head."""
+
+    def __init__(self, final_norm: nn.Module, width: int, rank: int) -> None:
+        super().__init__(final_norm)
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Norm, residual and shared LM head."""
+        state = self.norm(hidden)
+        return stepper.unembed(state + self.up(self.down(state)))
+
+
+class HeadAdapter(ExitAdapter):
+    """A copy of the LM head behind the stock final norm."""
+
+    def __init__(self, lm_head: nn.Module) -> None:
+        super().__init__()
+        self.lm_head = copy.deepcopy(lm_head)
+
+    def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Stock norm and this exit's own LM head."""
+        return self.lm_head(stepper.normalise(hidden))
+
+
+def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> ExitAdapter:
+    """Return an untrained adapter, which reads as the stock model does. Raises UserError for an unknown kind."""
+    if kind == "norm":
+        adapter: ExitAdapter = NormAdapter(stepper.final_norm)
+    elif kind == "low-rank":
+        adapter = LowRankAdapter(stepper.final_norm, stepper.width, rank)
+    elif kind == "head":
+        adapter = HeadAdapter(stepper.backbone.lm_head)
+    else:
+        raise unknown_name("exit adapter", kind, ("norm", "low-rank", "head"))
+    like = stepper.backbone.lm_head.weight
+    return adapter.to(like.device, like.dtype)
