@@ -1,0 +1,173 @@
+"""Calibration: p-values by hand, the fixed-sequence test, and the promise on losses whose risk is known."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consistentee.calibration import (
+    LAMBDAS,
+    hoeffding_bentkus,
+    learn_then_test,
+    risk_losses,
+    split_study,
+    textual_losses,
+)
+from consistentee.errors import UserError
+
+
+def binomial_cdf(most: int, count: int, chance: float) -> float:
+    return sum(math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(most + 1))
+
+
+def test_the_grid_runs_down_from_the_most_cautious_threshold():
+    assert LAMBDAS[:3] == (1.0, 0.95, 0.9)
+    assert LAMBDAS[-1] == 0.0
+    assert len(LAMBDAS) == 21
+
+
+def test_where_hoeffding_is_sharper():
+    divergence = 0.1 * math.log(0.1 / 0.5) + 0.9 * math.log(0.9 / 0.5)
+    assert hoeffding_bentkus(0.1, 10, 0.5) == pytest.approx(math.exp(-10 * divergence))  # 0.0252 < 0.0292
+    assert hoeffding_bentkus(0.0, 28, 0.1) == pytest.approx(0.9**28)
+
+
+def test_where_bentkus_is_sharper():
+    expected = math.e * binomial_cdf(40, 100, 0.5)
+    assert expected == pytest.approx(0.0773, abs=1e-4)
+    assert hoeffding_bentkus(0.4, 100, 0.5) == pytest.approx(expected)
+
+
+def test_a_sum_of_losses_between_two_whole_numbers_is_rounded_up():
+    expected = math.e * binomial_cdf(40, 100, 0.5)
+    assert hoeffding_bentkus(0.3951, 100, 0.5) == pytest.approx(expected)
+    assert hoeffding_bentkus(0.4 + 1e-12, 100, 0.5) == pytest.approx(expected)  # not 41: this is rounding
+
+
+def test_a_mean_that_is_not_below_delta_proves_nothing():
+    assert hoeffding_bentkus(0.5, 100, 0.5) == 1.0
+    assert hoeffding_bentkus(1.0, 100, 0.5) == 1.0
+
+
+@given(
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(1, 500),
+    st.floats(0.01, 0.99),
+)
+def test_more_loss_never_proves_more(first, second, count, delta):
+    less, more = sorted((first, second))
+    p_less, p_more = hoeffding_bentkus(less, count, delta), hoeffding_bentkus(more, count, delta)
+    assert 0 <= p_less <= p_more + 1e-12
+    assert p_more <= 1
+
+
+@given(st.floats(0, 0.5), st.integers(1, 300), st.floats(0.05, 0.45))
+def test_a_larger_tolerance_is_never_harder_to_prove(mean, count, delta):
+    assert hoeffding_bentkus(mean, count, 2 * delta) <= hoeffding_bentkus(mean, count, delta) + 1e-12
+
+
+def table(*means: float, prompts: int = 100) -> np.ndarray:
+    """Losses of 0 and 1 with the given mean at each threshold."""
+    return np.array([[float(row < mean * prompts) for mean in means] for row in range(prompts)])
+
+
+def test_the_last_threshold_before_the_first_failure_is_kept():
+    found = learn_then_test(table(0.0, 0.01, 0.3, 0.0), delta=0.1)
+    assert found.accepted
+    assert found.chosen == 1  # the fourth would pass, but the search has ended
+    assert len(found.p_values) == 3
+    assert found.p_values[:2] == pytest.approx([0.9**100, hoeffding_bentkus(0.01, 100, 0.1)])
+    assert found.p_values[2] == 1.0
+
+
+def test_without_any_proof_the_most_cautious_threshold_is_left():
+    found = learn_then_test(table(0.09, 0.0, 0.0), delta=0.1)
+    assert (found.chosen, found.accepted) == (0, False)
+    assert learn_then_test(table(0.0, 0.0, prompts=5), delta=0.1).accepted is False  # 0.9 ** 5 > 0.05
+
+
+def test_the_least_cautious_threshold_can_be_reached():
+    assert learn_then_test(table(0.0, 0.0, 0.0), delta=0.1).chosen == 2
+
+
+RISKS = np.array([0.0, 0.02, 0.04, 0.06, 0.08, 0.101, 0.12, 0.15, 0.2, 0.3])
+
+
+def known_risk(prompts: int) -> np.ndarray:
+    """Losses whose means are RISKS: a prompt fails from some threshold on."""
+    draws = np.random.default_rng(1).permutation(prompts) / prompts
+    return (draws[:, None] < RISKS).astype(float)
+
+
+def test_the_promise_is_kept_on_losses_of_known_risk():
+    """5,700 held-out prompts of 6,000: their mean is the risk within 0.4 points, and only 0.101 is that close."""
+    study = split_study(known_risk(6000), delta=0.1, epsilon=0.05, splits=300, seed=0, calibration_share=0.05)
+    assert study.share <= 0.05 + study.sampling_error
+    assert np.mean(RISKS[study.chosen] > 0.1) <= 0.05 + study.sampling_error
+    assert study.chosen.max() >= 3  # it is not kept by never moving
+
+
+def test_the_empirical_mean_breaks_the_promise():
+    def by_the_mean(losses, delta, epsilon):
+        return int(np.flatnonzero(losses.mean(axis=0) <= delta).max())
+
+    study = split_study(known_risk(6000), 0.1, 0.05, splits=300, seed=0, calibration_share=0.05, pick=by_the_mean)
+    assert study.share > 0.05 + study.sampling_error
+    assert np.mean(RISKS[study.chosen] > 0.1) > 0.3
+
+
+def test_a_study_is_the_same_again_and_another_seed_splits_otherwise():
+    losses = np.random.default_rng(0).random((40, 3)) * np.array([0.1, 0.3, 0.6])
+    first, again = (split_study(losses, 0.3, splits=20, seed=5) for _ in range(2))
+    assert np.array_equal(first.risks, again.risks)
+    assert not np.array_equal(first.risks, split_study(losses, 0.3, splits=20, seed=6).risks)
+    assert first.risks.shape == first.chosen.shape == (20,)
+
+
+def test_no_prompt_chooses_and_is_held_out_at_once():
+    losses = np.linspace(0.001, 0.01, 10)[:, None]
+    seen = []
+
+    def note(part, delta, epsilon):
+        seen.append(part.sum())
+        return 0
+
+    study = split_study(losses, 0.1, splits=8, calibration_share=0.3, pick=note)
+    assert np.allclose(np.array(seen) + study.risks * 7, losses.sum())
+
+
+@pytest.mark.parametrize(
+    ("losses", "delta", "epsilon", "message"),
+    [
+        ([[0.0, 1.2]], 0.1, 0.05, "losses in 0..1"),
+        ([[0.0, float("nan")]], 0.1, 0.05, "losses in 0..1"),
+        ([], 0.1, 0.05, "every prompt and threshold"),
+        ([0.1, 0.2], 0.1, 0.05, "every prompt and threshold"),
+        ([[0.1]], 0.0, 0.05, "delta must lie between 0 and 1, got 0"),
+        ([[0.1]], 0.1, 1.0, "epsilon must lie between 0 and 1, got 1"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_said(losses, delta, epsilon, message):
+    with pytest.raises(UserError, match=message):
+        learn_then_test(losses, delta, epsilon)
+
+
+def test_one_prompt_cannot_be_split():
+    with pytest.raises(UserError, match="two prompts"):
+        split_study([[0.1]], 0.2)
+
+
+def test_textual_losses_by_hand():
+    """ROUGE-L of "a b c d" against "a c d e": the common subsequence has 3 words of 4 and 4, so F = 0.75."""
+    texts, full = ["a b c d", "the same", "?!", "nothing shared"], ["a c d e", "the same", "?!", "other words"]
+    assert textual_losses(texts, full) == pytest.approx([0.25, 0.0, 0.0, 1.0])
+
+
+def test_risk_losses_by_hand():
+    references = ["a b c d"] * 3
+    full = ["a b c d", "a b x y", "a b"]  # F = 1, 0.5 and 2/3
+    early = ["a b x y", "a b c d", "a b"]
+    assert risk_losses(early, full, references) == pytest.approx([0.5, 0.0, 0.0])  # a gain is no negative loss
