@@ -1,0 +1,67 @@
+"""The scores of texts: ROUGE, whose arithmetic is rouge-score's, and agreement with the full model's tokens."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from consistentee.errors import unknown_name
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+TEXT_METRICS = ("rouge1", "rouge2", "rougeL")
+"""F1 of shared words, shared word pairs, and the longest common subsequence of words; Lin, 2004, "ROUGE"."""
+
+
+def rouge(
+    references: Sequence[str], texts: Sequence[str], metrics: Sequence[str] = TEXT_METRICS
+) -> dict[str, NDArray[np.float64]]:
+    """Return the F1 of every text [N] against its reference [N], in [0, 1], by metric: [N] each.
+
+    Words are stemmed (Porter) and lower-cased; only ASCII letters and digits make words, so that a text or reference
+    without any scores 0. Raises UserError for an unknown metric, ValueError where the two differ in number.
+    """
+    for metric in metrics:
+        if metric not in TEXT_METRICS:
+            raise unknown_name("metric", metric, TEXT_METRICS)
+    scorer = _scorer()
+    scores = [scorer.score(reference, text) for reference, text in zip(references, texts, strict=True)]
+    return {metric: np.array([score[metric].fmeasure for score in scores], dtype=np.float64) for metric in metrics}
+
+
+def score_texts(metric: str, references: Sequence[str], texts: Sequence[str]) -> float:
+    """Return the mean of one metric over all texts; see :func:`rouge`. 0 where there are none."""
+    scores = rouge(references, texts, [metric])[metric]
+    return float(scores.mean()) if len(scores) else 0.0
+
+
+@cache
+def _scorer() -> "RougeScorer":
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(list(TEXT_METRICS), use_stemmer=True)
+
+
+def token_match(full: Sequence[Any], tokens: Sequence[Any]) -> NDArray[np.float64]:
+    """Return which share of the new tokens equals the full model's: [N], in [0, 1].
+
+    Args:
+        full: the full model's new tokens, int [tokens] a text: tensors, arrays or lists.
+        tokens: those of the run to judge.
+
+    A place counts as equal where both have the same token; the share is of the places of the longer of the two, so that
+    stopping early is no agreement. Two empty texts agree.
+
+    Raises:
+        ValueError: the two differ in number.
+    """
+    pairs = zip(full, tokens, strict=True)
+    return np.array([_match(np.asarray(ours), np.asarray(theirs)) for ours, theirs in pairs], dtype=np.float64)
+
+
+def _match(full: NDArray, tokens: NDArray) -> float:
+    shared, longer = sorted((len(full), len(tokens)))
+    return float((full[:shared] == tokens[:shared]).sum()) / longer if longer else 1.0

@@ -1,0 +1,147 @@
+"""TextTask, PromptSplit, Prompt, and the rule by which prompts are cut."""
+
+import copy
+import pickle
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consistentee.errors import UserError
+from consistentee.text_data import Prompt, PromptSplit, TextTask, cut_prompt, fit_prompt
+
+
+def by_word(text):
+    """A tokenizer: a start token, then one for every word."""
+    return [0, *(len(word) for word in text.split())]
+
+
+def by_character(text):
+    return [ord(character) for character in text]
+
+
+def make_text_task(**changes) -> TextTask:
+    rows = {"train": 6, "validation": 4, "test": 5}
+    splits = {
+        name: PromptSplit(name, [Prompt("Say ", f"{name} {i}", ":") for i in range(n)], [f" {i}" for i in range(n)])
+        for name, n in rows.items()
+    }
+    fields = {"template": "Say {word}:", "max_prompt_tokens": 20, "max_new_tokens": 8, **splits, **changes}
+    return TextTask("say", 1, metrics=("rougeL",), **fields)
+
+
+# ------------------------------------------------------------------------------------------------ prompts
+
+
+def test_a_prompt_is_its_text_and_survives_copying():
+    prompt = Prompt("Article: ", "one two", "\nSummary:")
+    assert prompt == "Article: one two\nSummary:"
+    for twin in (pickle.loads(pickle.dumps(prompt)), copy.deepcopy(prompt)):
+        assert isinstance(twin, Prompt)
+        assert (twin.before, twin.body, twin.after) == ("Article: ", "one two", "\nSummary:")
+
+
+def test_the_body_is_cut_and_never_the_instruction():
+    prompt = Prompt("Article:\n", "one two three four", "\nSay it shortly.")
+    assert cut_prompt(by_word, prompt, 7) == "Article:\none two\nSay it shortly."
+    assert cut_prompt(by_word, prompt, 7, "end") == "Article:\nthree four\nSay it shortly."
+    assert fit_prompt(by_word, prompt, 6) == [0, 8, 3, 3, 2, 8]
+    assert fit_prompt(by_word, prompt, 6, "end") == [0, 8, 4, 3, 2, 8]
+
+
+def test_what_fits_stays_the_same_object():
+    prompt = Prompt("Article: ", "one two")
+    for limit in (4, 5, None):
+        assert cut_prompt(by_word, prompt, limit) is prompt
+
+
+def test_a_plain_string_is_all_body():
+    assert cut_prompt(by_word, "one two  three", 3) == "one two"
+    assert cut_prompt(by_word, "one two  three", 3, "end") == "two  three"
+
+
+def test_text_without_spaces_is_cut_within():
+    assert cut_prompt(by_character, "x" * 100, 50) == "x" * 48
+    assert cut_prompt(by_character, "y" * 76 + "x" * 24, 30, "end") == "y" * 4 + "x" * 24
+
+
+@pytest.mark.parametrize("limit", [4, 1, 0])
+def test_an_instruction_that_leaves_no_room_is_refused(limit):
+    with pytest.raises(UserError, match=rf"may have {limit} tokens, but 'Sum up: \.\.\. !' leaves no room"):
+        cut_prompt(by_word, Prompt("Sum up: ", "one two three", " !"), limit)
+
+
+WORDS = st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=300), min_size=1, max_size=40), min_size=1)
+
+
+@given(words=WORDS, limit=st.integers(27, 200), keep=st.sampled_from(["start", "end"]))
+def test_a_cut_prompt_fits_keeps_one_end_and_wastes_no_word(words, limit, keep):
+    prompt = Prompt("<", " ".join(words), ">")
+    cut = cut_prompt(by_character, prompt, limit, keep)
+    assert len(cut) <= limit
+    assert (cut[0], cut[-1]) == ("<", ">")
+    body = cut[1:-1]
+    assert prompt.body.startswith(body) if keep == "start" else prompt.body.endswith(body)
+    if cut != prompt:
+        assert len(cut) + 25 > limit  # another piece, and the space before it, would not have fitted
+
+
+# ------------------------------------------------------------------------------------------------ splits and tasks
+
+
+def test_empty_and_ragged_splits_and_empty_prompts_are_refused():
+    with pytest.raises(UserError, match="the test split is empty"):
+        PromptSplit("test", [], [])
+    with pytest.raises(UserError, match="2 prompts but 1 references"):
+        PromptSplit("test", ["a", "b"], ["c"])
+    with pytest.raises(UserError, match="row 2 of the test split has an empty prompt"):
+        PromptSplit("test", ["a", " \n"], ["c", "d"])
+
+
+@given(st.integers(1, 30), st.integers(0, 5))
+def test_caps_draw_the_same_rows_in_order(cap, seed):
+    split = PromptSplit("train", [f"{i:02}" for i in range(20)], [f" {i:02}" for i in range(20)])
+    capped = split.capped(cap, seed)
+    assert len(capped) == min(cap, 20)
+    assert list(capped.prompts) == sorted(capped.prompts)
+    assert [" " + prompt for prompt in capped.prompts] == list(capped.references)
+    assert capped == split.capped(cap, seed)
+
+
+def test_a_split_says_which_prompts_were_cut():
+    split = PromptSplit("test", [Prompt("a ", "b c d"), "b", Prompt("", "b c")], ["", "", ""])
+    fitting, cut = split.cut(by_word, 3)
+    assert list(fitting.prompts) == ["a b", "b", "b c"]
+    assert cut == [True, False, False]
+    assert split.cut(by_word, None) == (split, [False] * 3)
+
+
+def test_task_caps_every_split():
+    task = make_text_task().capped(train=3, test=2)
+    assert [len(s) for s in (task.train, task.validation, task.test)] == [3, 4, 2]
+    assert task.metric == "rougeL"
+
+
+def test_faulty_tasks_are_refused():
+    with pytest.raises(UserError, match="'say' names no metric"):
+        replace(make_text_task(), metrics=())
+    with pytest.raises(UserError, match="max_new_tokens must be at least 1, got 0"):
+        make_text_task(max_new_tokens=0)
+
+
+def test_fingerprint_sees_prompts_where_they_may_be_cut_references_and_limits():
+    task = make_text_task()
+    assert task.fingerprint() == make_text_task().fingerprint()
+    prompts, references = list(task.test.prompts), list(task.test.references)
+    changed = [
+        replace(task, test=PromptSplit("test", ["other", *prompts[1:]], references)),
+        replace(task, test=PromptSplit("test", [Prompt("", prompts[0]), *prompts[1:]], references)),
+        replace(task, test=PromptSplit("test", prompts, ["other", *references[1:]])),
+        replace(task, version=2),
+        replace(task, max_prompt_tokens=19),
+        replace(task, max_new_tokens=9),
+        replace(task, keep="end"),
+        replace(task, metrics=("rouge1",)),
+    ]
+    assert len({task.fingerprint(), *(other.fingerprint() for other in changed)}) == 9

@@ -1,0 +1,77 @@
+"""ROUGE by hand and against rouge-score; the share of tokens that equal the full model's."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+
+from consistentee.errors import UserError
+from consistentee.text_metrics import TEXT_METRICS, rouge, score_texts, token_match
+
+
+def test_rouge_by_hand():
+    scores = rouge(["the cat sat on the mat"], [" The cat lay on a mat."])
+    # 4 of 6 words on both sides: the, cat, on, mat; 1 of 5 pairs: "the cat"; the four words are in order.
+    assert scores["rouge1"] == pytest.approx([4 / 6])
+    assert scores["rouge2"] == pytest.approx([1 / 5])
+    assert scores["rougeL"] == pytest.approx([4 / 6])
+
+
+def test_order_counts_for_rouge_l_alone():
+    scores = rouge(["one two three four"], ["four three two one"])
+    assert scores["rouge1"] == pytest.approx([1])
+    assert scores["rougeL"] == pytest.approx([1 / 4])
+
+
+def test_words_are_stemmed():
+    assert score_texts("rouge1", ["runs quickly"], ["running quickly"]) == pytest.approx(1)
+
+
+def test_the_mean_is_over_texts_and_no_words_score_0():
+    references, texts = ["one two", "one two", "", "…"], ["one two", "", "", "…"]
+    assert rouge(references, texts, ["rougeL"])["rougeL"].tolist() == [1, 0, 0, 0]
+    assert score_texts("rougeL", references, texts) == pytest.approx(0.25)
+    assert score_texts("rougeL", [], []) == 0
+
+
+WORDS = st.lists(st.sampled_from(["running", "runs", "cat", "cats", "a", "Mat!", "\n"]), max_size=12).map(" ".join)
+
+
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=4))
+def test_rouge_is_that_of_the_package(pairs):
+    references, texts = zip(*pairs, strict=True)
+    ours = rouge(references, texts)
+    assert tuple(ours) == TEXT_METRICS
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    for row, (reference, text) in enumerate(pairs):
+        for metric, score in scorer.score(reference, text).items():
+            assert ours[metric][row] == score.fmeasure
+
+
+def test_faulty_calls_are_refused():
+    with pytest.raises(UserError, match="unknown metric 'rougeN'; did you mean"):
+        rouge(["a"], ["a"], ["rougeN"])
+    with pytest.raises(ValueError, match="zip"):
+        rouge(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="zip"):
+        token_match([[1]], [])
+
+
+def test_token_match_by_hand():
+    full = [[1, 2, 3, 4], [1, 2], [1, 2, 3], [], [], [5]]
+    ours = [[1, 9, 3, 4], [1, 2, 3, 4], [1], [], [1, 2], [5]]
+    assert token_match(full, ours).tolist() == pytest.approx([3 / 4, 2 / 4, 1 / 3, 1, 0, 1])
+    tensors = token_match([torch.tensor(row) for row in full], [torch.tensor(row) for row in ours])
+    assert tensors.tolist() == token_match(full, ours).tolist()
+
+
+TOKENS = st.lists(st.integers(0, 3), max_size=8)
+
+
+@given(TOKENS, TOKENS)
+def test_token_match_is_symmetric_and_1_for_equal_tokens_alone(first, second):
+    (match,) = token_match([first], [second])
+    assert match == token_match([second], [first])[0]
+    assert 0 <= match <= 1
+    assert (match == 1) == (first == second)
