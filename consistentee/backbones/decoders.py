@@ -267,11 +267,10 @@ DECODER_STEPPERS: dict[str, Callable[[Any], DecoderStepper]] = {
 """``config.model_type`` -> stepper."""
 
 
-def check_decoder_family(config: Any) -> None:
-    """Raise UserError if no stepper knows the architecture of a configuration."""
+def check_decoder_family(family: str) -> None:
+    """Raise UserError if no stepper knows an architecture, which is given as ``config.model_type``."""
     from consistentee.backbones.encoders import STEPPERS
 
-    family = config.model_type
     if family in STEPPERS:
         raise UserError(f"{family!r} is an encoder, which generates no text; use MultiExitModel.from_backbone for it")
     if family not in DECODER_STEPPERS:
@@ -281,7 +280,7 @@ def check_decoder_family(config: Any) -> None:
 
 def decoder_stepper_for(backbone: Any) -> DecoderStepper:
     """Return the stepper of a stock causal language model. Raises UserError for a family that has none."""
-    check_decoder_family(backbone.config)
+    check_decoder_family(backbone.config.model_type)
     return DECODER_STEPPERS[backbone.config.model_type](backbone)
 
 

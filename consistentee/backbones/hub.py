@@ -12,6 +12,8 @@ from consistentee.errors import UserError
 _PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt"]
 _PATTERNS += [
     "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
     "added_tokens.json",
     "spiece.model",
     "*.sentencepiece.*",
