@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from benchmarks.harness.cell import WITHIN_ONE_POINT, choose_knobs, run_cell, same_answers
 from benchmarks.harness.intervals import score_interval
-from benchmarks.harness.records import CurvePoint
+from benchmarks.harness.records import CellRecord, CurvePoint
 from benchmarks.harness.spec import CellSpec, RecipeSpec
 from benchmarks.harness.storage import LOG_FILE, RunFolder, read_cell, read_predictions
 from consistentee.errors import UserError
@@ -143,7 +143,7 @@ def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:
 def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backbone, toy_task, method):
     spec, folder = spec_of(tiny_backbone("bert"), method), RunFolder(tmp_path)
     run_cell(spec, "key", toy_task, folder, command="")
-    record, fault = read_cell(folder.cell(spec), "key")
+    record, fault = read_cell(folder.cell(spec), "key", CellRecord)
     assert fault is None
     table = read_predictions(folder.cell(spec))
     assert table["label"].tolist() == list(toy_task.test.labels)
@@ -178,7 +178,7 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
         RunFolder(tmp_path),
     )
     written = run_cell(spec, "key", toy_task, folder, command="")
-    record, fault = read_cell(folder.cell(spec), "key")
+    record, fault = read_cell(folder.cell(spec), "key", CellRecord)
     assert fault is None
     assert record == written
     assert record.num_layers == LAYERS

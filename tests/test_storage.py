@@ -39,7 +39,7 @@ def stored_cell(root: Path, key: str = "k") -> Path:
 
 def test_round_trip(tmp_path):
     folder = stored_cell(tmp_path)
-    record, fault = read_cell(folder, "k")
+    record, fault = read_cell(folder, "k", CellRecord)
     assert fault is None
     assert record == RECORD.model_copy(update={"key": "k"})
     assert read_predictions(folder)["label"].tolist() == [1, 0]
@@ -47,7 +47,7 @@ def test_round_trip(tmp_path):
 
 
 def test_nothing_there_is_no_fault(tmp_path):
-    assert read_cell(tmp_path / "seed0", "k") == (None, None)
+    assert read_cell(tmp_path / "seed0", "k", CellRecord) == (None, None)
 
 
 def interrupted(path: Path) -> None:
@@ -138,7 +138,7 @@ def test_place_that_cannot_be_written(tmp_path):
 def test_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
     folder = stored_cell(tmp_path)
     spoil(folder)
-    record, fault = read_cell(folder, "k")
+    record, fault = read_cell(folder, "k", CellRecord)
     assert record is None
     assert folder.is_dir(), "looking changes nothing"
     fault = fault.set_aside()
@@ -152,7 +152,7 @@ def test_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
 def test_stale_cell_is_set_aside_whole(tmp_path):
     for number in (1, 2):
         folder = stored_cell(tmp_path, key="old")
-        _, fault = read_cell(folder, "new")
+        _, fault = read_cell(folder, "new", CellRecord)
         assert fault.kind == "stale"
         fault.set_aside()
         assert (folder.with_name(f"seed0.stale-{number}") / RECORD_FILE).exists()

@@ -6,15 +6,16 @@ import importlib.util
 import json
 import platform
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness.spec import CellSpec, canonical_json, label_of
+from benchmarks.harness.spec import BaseCellSpec, canonical_json, label_of
 from benchmarks.harness.storage import write_text
 from consistentee.errors import UserError, unknown_name
-from consistentee.method import available_methods
+from consistentee.method import ENTRY_POINT_GROUP, available_methods
 
 PROJECT_PACKAGES = ("consistentee", "baselines", "benchmarks")
 KEY_LIBRARIES = (
@@ -28,17 +29,36 @@ KEY_LIBRARIES = (
     "consistentee",
 )
 
-_ALWAYS_RUN = (
-    "consistentee.classification",
-    "consistentee.metrics",
-    "consistentee.trace",
-    "consistentee.training",
-)
-_HARNESS = (
-    "benchmarks.harness.cell",
-    "benchmarks.harness.flops",
-    "benchmarks.harness.intervals",
-    "benchmarks.harness.signals",
+
+@dataclass(frozen=True)
+class CellCode:
+    """The code that runs in every cell of a kind, beside the method's own.
+
+    Attributes:
+        method_group: entry points of the methods.
+        library: modules, with all that they import.
+        harness: modules, without what they import.
+    """
+
+    method_group: str
+    library: tuple[str, ...]
+    harness: tuple[str, ...]
+
+
+CLASSIFICATION_CODE = CellCode(
+    ENTRY_POINT_GROUP,
+    library=(
+        "consistentee.classification",
+        "consistentee.metrics",
+        "consistentee.trace",
+        "consistentee.training",
+    ),
+    harness=(
+        "benchmarks.harness.cell",
+        "benchmarks.harness.flops",
+        "benchmarks.harness.intervals",
+        "benchmarks.harness.signals",
+    ),
 )
 # What these give a cell (weights and pooling, the knowledge that a name is wrong) is in its key or not in its results.
 _COVERED_OTHERWISE = ("consistentee.backbones.catalog", "consistentee.backbones.wheels", "consistentee.errors")
@@ -92,20 +112,23 @@ def backbone_identity(name: str, hashes: FileHashes) -> dict[str, Any]:
     }
 
 
-def cell_key(spec: CellSpec, task_fingerprint: str, backbone: dict[str, Any]) -> str:
+def cell_key(
+    spec: BaseCellSpec, task_fingerprint: str, backbone: dict[str, Any], code: CellCode = CLASSIFICATION_CODE
+) -> str:
     """Return the key of a cell: a hash of all that its results depend on.
 
     Args:
         spec: the cell; labels and paths are left out, because a name changes no result.
-        task_fingerprint: :meth:`TaskData.fingerprint` of the rows used.
-        backbone: :func:`backbone_identity`.
+        task_fingerprint: of the rows used.
+        backbone: what identifies it, such as :func:`backbone_identity`.
+        code: what runs in it.
     """
-    described = spec.model_dump(mode="json", exclude={"label", "task", "backbone"})
+    described = spec.model_dump(mode="json", exclude={"label", "backbone", *spec.names_of_rows})
     parts = {
         "spec": {**described, "method": label_of(spec.method)},
         "task": task_fingerprint,
         "backbone": backbone,
-        "code": code_fingerprint(spec.method),
+        "code": code_fingerprint(spec.method, code),
         "libraries": library_versions(KEY_LIBRARIES),
         "python": platform.python_version_tuple()[:2],
     }
@@ -134,7 +157,7 @@ def _version(name: str) -> str | None:
 
 
 @cache
-def code_fingerprint(method: str) -> str:
+def code_fingerprint(method: str, code: CellCode = CLASSIFICATION_CODE) -> str:
     """Return a hash of the code behind a method's results: its module, what that imports, and what always runs.
 
     Found by reading sources, never by importing them. Comments, docstrings and formatting do not count.
@@ -145,11 +168,11 @@ def code_fingerprint(method: str) -> str:
             raise UserError(f"no such method file: {path}")
         own, start = _code_hash(path), _project_imports(path, "")
     else:
-        methods = available_methods()
+        methods = available_methods(code.method_group)
         if method not in methods:
             raise unknown_name("method", method, methods)
         own, start = "", {methods[method].module}
-    reached = _reachable(start | set(_ALWAYS_RUN)) | set(_HARNESS)
+    reached = _reachable(start | set(code.library)) | set(code.harness)
     return hashlib.sha256(canonical_json([own, _code_of(reached)]).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from benchmarks.harness.planning import (
     timing_due,
 )
 from benchmarks.harness.records import FailureRecord
-from benchmarks.harness.spec import CellSpec, Filters, SuiteSpec, display_name, expand
+from benchmarks.harness.spec import BaseCellSpec, BaseSuite, CellSpec, Filters, display_name, expand
 from benchmarks.harness.storage import RunFolder
 
 _MEASURED_STEPS = 3
@@ -33,7 +33,7 @@ class Estimate:
 
 
 def plan_lines(
-    suite: SuiteSpec,
+    suite: BaseSuite,
     filters: Filters | None = None,
     *,
     out: Path,
@@ -86,8 +86,10 @@ def _state(cell: PlannedCell) -> str:
 def _time_lines(missing: Sequence[PlannedCell], done: Sequence[PlannedCell], inputs: Inputs, workers: int) -> list[str]:
     if not missing:
         return []
+    if not all(isinstance(cell.spec, CellSpec) for cell in missing):
+        return [_generation_line(missing, done)]
     forecast = Forecast(done, lambda spec: _training_rows(spec, inputs), lambda spec: measured_rate(spec, inputs))
-    estimates = [forecast.estimate(cell.spec) for cell in missing]
+    estimates = [forecast.estimate(cell.spec) for cell in missing if isinstance(cell.spec, CellSpec)]
     minutes = sum(estimate.seconds for estimate in estimates) / workers / 60
     sources = [f"{n} from {s}" for s in dict.fromkeys(e.source for e in estimates) if (n := _count(estimates, s))]
     side_by_side = f" with {workers} workers that do not slow each other down" if workers > 1 else ""
@@ -95,6 +97,15 @@ def _time_lines(missing: Sequence[PlannedCell], done: Sequence[PlannedCell], inp
         f"training: about {minutes:.0f} min{side_by_side} ({'; '.join(sources)}); "
         "stages that methods share are counted for each of them, passes over test rows and timings come on top"
     ]
+
+
+def _generation_line(missing: Sequence[PlannedCell], done: Sequence[PlannedCell]) -> str:
+    """Decoding takes most of the time, and how long texts become shows only when they are decoded."""
+    alike = {cell.spec.label: cell.record.train_seconds for cell in done if cell.record}
+    known = [alike[cell.spec.label] for cell in missing if cell.spec.label in alike]
+    if not known:
+        return "no time estimate: it needs a finished cell of the same method"
+    return f"training: about {sum(known) / 60:.0f} min for {len(known)} of {len(missing)} cells, as other cells took"
 
 
 def _count(estimates: Sequence[Estimate], source: str) -> int:
@@ -134,7 +145,9 @@ class Forecast:
         per_row = [
             cell.record.train_seconds / self._row_epochs(cell.spec)
             for cell in self._done
-            if cell.record and (cell.spec.backbone, cell.spec.label) == (spec.backbone, spec.label)
+            if cell.record
+            and isinstance(cell.spec, CellSpec)
+            and (cell.spec.backbone, cell.spec.label) == (spec.backbone, spec.label)
         ]
         if per_row:
             return Estimate(
@@ -142,7 +155,7 @@ class Forecast:
             )
         return Estimate(self._measured(spec) * self._row_epochs(spec), "rows x epochs at a rate measured just now")
 
-    def _seconds(self, alike: Callable[[CellSpec], bool]) -> list[float]:
+    def _seconds(self, alike: Callable[[BaseCellSpec], bool]) -> list[float]:
         return [cell.record.train_seconds for cell in self._done if cell.record and alike(cell.spec)]
 
     def _row_epochs(self, spec: CellSpec) -> int:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.harness.fingerprint import FileHashes
+from benchmarks.harness.kinds import kind_named
 from benchmarks.harness.planning import Inputs, PlannedCell, protocol_key, timed_points
 from benchmarks.harness.records import FailureRecord
-from benchmarks.harness.spec import CellSpec, Group, TimingSpec, display_name
+from benchmarks.harness.spec import BaseCellSpec, Group, TimingSpec, display_name
 from benchmarks.harness.storage import RunFolder, read_cell, read_failure, read_timing
 from consistentee.errors import UserError
 
@@ -92,7 +93,7 @@ class Job(ABC):
 class CellJob(Job):
     """One cell."""
 
-    spec: CellSpec
+    spec: BaseCellSpec
     cell_key: str
 
     @property
@@ -117,16 +118,15 @@ class CellJob(Job):
 
     def finished_at(self) -> str | None:
         """Return when the record was made."""
-        record, _ = read_cell(self.place, self.key)
+        record, _ = read_cell(self.place, self.key, kind_named(self.spec.kind).record)
         return record.finished_at if record else None
 
     def compute(self) -> None:
         """Run the cell. Raises UserError if it is no longer the one that was planned."""
-        from benchmarks.harness.cell import run_cell
-
         inputs = self.surroundings.inputs()
         if inputs.key(self.spec) != self.key:
             raise UserError("code, data or libraries have changed since the run began; run it again")
+        run_cell = kind_named(self.spec.kind).cell_runner()
         task = inputs.task(self.spec)
         run_cell(self.spec, self.key, task, self.surroundings.folder, command=self.surroundings.command)
 
@@ -162,12 +162,11 @@ class TimingJob(Job):
 
     def finished_at(self) -> str | None:
         """Return when the timing was taken."""
-        timing, _ = read_timing(self.place)
+        timing, _ = read_timing(self.place, self.cells[0].kind.timing)
         return timing.finished_at if timing else None
 
     def compute(self) -> None:
         """Take the times."""
-        from benchmarks.harness.timing import run_timing
-
+        run_timing = self.cells[0].kind.timing_runner()
         task = self.surroundings.inputs().task(self.cells[0].spec)
         run_timing(self.cells, task, self.protocol, self.surroundings.folder, command=self.surroundings.command)

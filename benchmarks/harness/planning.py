@@ -1,51 +1,45 @@
 """What a run has to do: which cells are done, failed, refused or missing, and which timings are. Never loads torch."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness.fingerprint import (
     KEY_LIBRARIES,
     FileHashes,
-    backbone_identity,
     cell_key,
     library_versions,
     modules_fingerprint,
 )
-from benchmarks.harness.records import CellRecord, FailureRecord, OperatingPoint, TimingRecord
-from benchmarks.harness.spec import CellSpec, Group, SuiteSpec, TimingSpec, canonical_json
+from benchmarks.harness.kinds import Kind, kind_named
+from benchmarks.harness.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord
+from benchmarks.harness.spec import BaseCellSpec, BaseSuite, Group, TimingSpec, canonical_json
 from benchmarks.harness.storage import Fault, RunFolder, model_fault, read_cell, read_failure, read_timing
-from benchmarks.tasks.loader import load_task
-from consistentee.data import TaskData
 from consistentee.errors import UserError
 from consistentee.method import get_method
-
-_TIMING_CODE = (
-    "benchmarks.harness.measure",
-    "benchmarks.harness.timing",
-    "consistentee.classification",
-    "consistentee.classifiers",
-    "consistentee.backbones.cascade",
-    "consistentee.backbones.encoders",
-    "consistentee.backbones.token_exits",
-)
 
 
 @dataclass(frozen=True)
 class PlannedCell:
     """A cell of a run: ``record`` if it is done, ``failure`` if it was tried in vain, neither if it is missing."""
 
-    spec: CellSpec
+    spec: BaseCellSpec
     key: str
-    record: CellRecord | None = None
+    record: BaseRecord | None = None
     failure: FailureRecord | None = None
 
     @property
     def group(self) -> Group:
         """The cell's group."""
         return self.spec.group
+
+    @property
+    def kind(self) -> Kind:
+        """The cell's kind."""
+        return kind_named(self.spec.kind)
 
     @property
     def is_missing(self) -> bool:
@@ -59,31 +53,29 @@ class Inputs:
     def __init__(self, data_dir: Path | None, hashes: FileHashes) -> None:
         self._data_dir = data_dir
         self.hashes = hashes
-        self._load = cache(self._load_task)
+        self._tasks: dict[Hashable, Any] = {}
+        self._fingerprints: dict[Hashable, str] = {}
         self._identity = cache(self._identify)
-        self._fingerprint = cache(self._task_fingerprint)
 
-    def task(self, spec: CellSpec) -> TaskData:
-        """Return a cell's task, its validation and test rows capped."""
-        return self._load(spec.task, spec.validation_rows, spec.test_rows)
+    def task(self, spec: BaseCellSpec) -> Any:
+        """Return a cell's task, its validation and test rows capped: whatever :meth:`Kind.load_task` gives."""
+        if spec.rows not in self._tasks:
+            self._tasks[spec.rows] = kind_named(spec.kind).load_task(spec, self._data_dir)
+        return self._tasks[spec.rows]
 
-    def key(self, spec: CellSpec) -> str:
+    def key(self, spec: BaseCellSpec) -> str:
         """Return a cell's key. Raises UserError for what cannot be had."""
-        task = self._fingerprint(spec.task, spec.validation_rows, spec.test_rows)
-        return cell_key(spec, task, self._identity(spec.backbone))
+        if spec.rows not in self._fingerprints:
+            self._fingerprints[spec.rows] = self.task(spec).fingerprint()
+        backbone = self._identity(spec.kind, spec.backbone)
+        return cell_key(spec, self._fingerprints[spec.rows], backbone, kind_named(spec.kind).code)
 
-    def _load_task(self, name: str, validation_rows: int | None, test_rows: int | None) -> TaskData:
-        return load_task(name, self._data_dir).capped(validation=validation_rows, test=test_rows)
-
-    def _task_fingerprint(self, name: str, validation_rows: int | None, test_rows: int | None) -> str:
-        return self._load(name, validation_rows, test_rows).fingerprint()
-
-    def _identify(self, backbone: str) -> dict[str, object]:
-        return backbone_identity(backbone, self.hashes)
+    def _identify(self, kind: str, backbone: str) -> dict[str, object]:
+        return kind_named(kind).backbone_identity(backbone, self.hashes)
 
 
 def plan_cells(
-    cells: Sequence[CellSpec],
+    cells: Sequence[BaseCellSpec],
     inputs: Inputs,
     folder: RunFolder,
     on_fault: Callable[[Fault], None],
@@ -107,7 +99,7 @@ def plan_cells(
         if fresh:
             planned.append(PlannedCell(spec, key))
             continue
-        record, fault = read_cell(folder.cell(spec), key)
+        record, fault = read_cell(folder.cell(spec), key, kind_named(spec.kind).record)
         if fault:
             on_fault(fault)
         failure = None if record else read_failure(folder.cell(spec), key)
@@ -129,7 +121,7 @@ def refuse_undefined(
         if cell.is_missing:
             method = get_method(cell.spec.method, **cell.spec.parameters)
             try:
-                method.check_task(inputs.task(cell.spec))
+                cell.kind.check_method(method, inputs.task(cell.spec))
             except UserError as error:
                 checked.append(refuse(cell, str(error)))
                 continue
@@ -137,7 +129,7 @@ def refuse_undefined(
     return checked
 
 
-def summary(suite: SuiteSpec, planned: Sequence[PlannedCell]) -> str:
+def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
     """Say in one line how far a suite has come."""
     done = sum(cell.record is not None for cell in planned)
     missing = sum(cell.is_missing for cell in planned)
@@ -149,10 +141,13 @@ def summary(suite: SuiteSpec, planned: Sequence[PlannedCell]) -> str:
     return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"
 
 
-def finished_neighbours(cells: Sequence[CellSpec], inputs: Inputs, folder: RunFolder) -> list[PlannedCell]:
+def finished_neighbours(cells: Sequence[BaseCellSpec], inputs: Inputs, folder: RunFolder) -> list[PlannedCell]:
     """Return the finished cells among those that a run was not asked about; nothing of theirs is touched."""
     keyed = [(spec, inputs.key(spec)) for spec in cells]
-    found = [PlannedCell(spec, key, read_cell(folder.cell(spec), key)[0]) for spec, key in keyed]
+    found = [
+        PlannedCell(spec, key, read_cell(folder.cell(spec), key, kind_named(spec.kind).record)[0])
+        for spec, key in keyed
+    ]
     return [cell for cell in found if cell.record is not None]
 
 
@@ -166,17 +161,16 @@ def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:
 
 def protocol_key(protocol: TimingSpec) -> str:
     """Return a hash of how a timing is taken: protocol, code, libraries. What was timed is in its contenders."""
-    parts = [protocol.model_dump(mode="json"), modules_fingerprint(_TIMING_CODE), library_versions(KEY_LIBRARIES)]
+    parts = [protocol.model_dump(mode="json"), modules_fingerprint(protocol.code), library_versions(KEY_LIBRARIES)]
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
 
 
-def timed_points(record: CellRecord, protocol: TimingSpec) -> list[OperatingPoint]:
+def timed_points(record: BaseRecord, protocol: TimingSpec) -> Sequence[BaseOperatingPoint]:
     """Return the operating points of a cell that are timed: the cheapest ones that can run live."""
-    live = [point for point in record.operating_points if point.live_rows]
-    return sorted(live, key=lambda point: point.test.average_layers)[: protocol.points_per_cell]
+    return record.timed_points(protocol.points_per_cell)
 
 
-def covers(timing: TimingRecord, cells: Iterable[PlannedCell], protocol: TimingSpec) -> bool:
+def covers(timing: BaseTimingRecord, cells: Iterable[PlannedCell], protocol: TimingSpec) -> bool:
     """Say whether a timing was taken by this protocol and holds every operating point of the cells that are done."""
     timed = {(contender.cell_key, contender.knob) for contender in timing.contenders}
     wanted = {(cell.key, point.knob) for cell in cells if cell.record for point in timed_points(cell.record, protocol)}
@@ -206,7 +200,7 @@ def timing_due(
         return True
     if not any(cell.record and timed_points(cell.record, protocol) for cell in cells):
         return False
-    timing, fault = read_timing(folder.timing(*group))
+    timing, fault = read_timing(folder.timing(*group), cells[0].kind.timing)
     if fault:
         on_fault(fault)
     return timing is None or not covers(timing, cells, protocol)
@@ -214,4 +208,9 @@ def timing_due(
 
 def _without_lost_model(cell: PlannedCell, folder: RunFolder, protocol: TimingSpec) -> PlannedCell:
     needed = cell.record is not None and timed_points(cell.record, protocol)
-    return replace(cell, record=None) if needed and model_fault(folder.model(cell.key)) else cell
+    return replace(cell, record=None) if needed and lost_model(cell, folder) else cell
+
+
+def lost_model(cell: PlannedCell, folder: RunFolder) -> str | None:
+    """Say what is wrong with the trained model of a cell, which only timing needs; None if nothing is."""
+    return model_fault(folder.model(cell.key), cell.kind.model_file)

@@ -1,5 +1,6 @@
 """Record: one operating point, raw numbers first. The schema of everything the harness writes."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,13 +39,18 @@ class CurvePoint(Strict):
         return layers / sum(self.exit_histogram)
 
 
-class OperatingPoint(Strict):
+class BaseOperatingPoint(Strict):
     """One value of the knob, chosen on validation data, measured on the test split."""
 
     knob: float
     chosen_for: str = Field(
         description="why this knob, on validation data: 'budget 0.50' or 'within 1 point'; several are joined by ', '"
     )
+
+
+class OperatingPoint(BaseOperatingPoint):
+    """An operating point of classification."""
+
     validation: CurvePoint
     test: CurvePoint
     score_interval: tuple[float, float] = Field(description="95% bootstrap interval of the test score, over rows")
@@ -58,8 +64,8 @@ class OperatingPoint(Strict):
     )
 
 
-class CellRecord(Strict):
-    """What one cell (task, backbone, method with parameters, seed) leaves behind."""
+class BaseRecord(Strict):
+    """What the record of a cell of any kind tells: what was run, on how many rows, when and where."""
 
     schema_version: Literal[1] = 1
     key: str
@@ -77,14 +83,45 @@ class CellRecord(Strict):
     train_rows: int
     validation_rows: int
     test_rows: int
-    full_flops: float = Field(description="floating point operations of the stock model on all test rows")
-    curve_validation: list[CurvePoint]
-    curve_test: list[CurvePoint]
-    operating_points: list[OperatingPoint]
     train_seconds: float
     command: str
     environment: dict[str, object]
     finished_at: str
+
+    def timed_points(self, at_most: int) -> Sequence[BaseOperatingPoint]:
+        """Return the operating points that are timed: the cheapest ones that can run live."""
+        raise NotImplementedError
+
+    def summary_lines(self) -> list[str]:
+        """Say in a line or two what came out, while a run goes on."""
+        raise NotImplementedError
+
+
+class CellRecord(BaseRecord):
+    """What one cell of classification (task, backbone, method with parameters, seed) leaves behind."""
+
+    full_flops: float = Field(description="floating point operations of the stock model on all test rows")
+    curve_validation: list[CurvePoint]
+    curve_test: list[CurvePoint]
+    operating_points: list[OperatingPoint]
+
+    def timed_points(self, at_most: int) -> list[OperatingPoint]:
+        """Return the operating points that are timed: the cheapest ones that can run live."""
+        live = [point for point in self.operating_points if point.live_rows]
+        return sorted(live, key=lambda point: point.test.average_layers)[:at_most]
+
+    def summary_lines(self) -> list[str]:
+        """Score at the latest exits; rows whose live run differs from the replay, where there are any."""
+        deepest = max(self.curve_test, key=lambda point: point.average_layers)
+        score = f"{self.metric} {100 * deepest.scores[self.metric]:.1f}"
+        wrong = [point for point in self.operating_points if point.live_disagreements]
+        return [
+            f"{score} at {deepest.average_layers:.2f} of {self.num_layers} layers",
+            *(
+                f"{point.live_disagreements} of {point.live_rows} rows differ live at knob {point.knob:g}"
+                for point in wrong
+            ),
+        ]
 
 
 class FailureRecord(Strict):
@@ -107,17 +144,22 @@ class TimingSamples(Strict):
     seconds_per_batch: list[list[float]] = Field(description="[rounds][batches], in the order of the data")
 
 
-class Contender(Strict):
+class BaseContender(Strict):
     """One operating point (or the stock model) in a timing run."""
 
     cell_key: str = Field(description="empty for the stock model")
     label: str
     knob: float | None
     average_layers: float = Field(description="over the timed rows")
+
+
+class Contender(BaseContender):
+    """A contender of classification."""
+
     samples: list[TimingSamples]
 
 
-class TimingRecord(Strict):
+class BaseTimingRecord(Strict):
     """All operating points of one (task, backbone, seed) and the stock model, timed in interleaved rounds."""
 
     schema_version: Literal[1] = 1
@@ -126,8 +168,14 @@ class TimingRecord(Strict):
     backbone: str
     seed: int
     rounds: int
-    contenders: list[Contender]
+    contenders: Sequence[BaseContender]
     environment_before: dict[str, object]
     environment_after: dict[str, object]
     command: str
     finished_at: str
+
+
+class TimingRecord(BaseTimingRecord):
+    """The timing of a group of cells of classification."""
+
+    contenders: list[Contender]

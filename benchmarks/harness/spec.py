@@ -1,20 +1,23 @@
-"""SuiteSpec: which tasks, methods, backbones and seeds; CellSpec: one combination of them, fully specified."""
+"""SuiteSpec: which tasks, methods, backbones and seeds; CellSpec: one combination of them, fully specified.
+
+What every kind of suite and cell has is in BaseSuite and BaseCellSpec.
+"""
 
 import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from benchmarks.harness.records import Strict
 from consistentee.errors import UserError, unknown_name
-from consistentee.method import available_methods
+from consistentee.method import ENTRY_POINT_GROUP, available_methods
 
 if TYPE_CHECKING:
     from consistentee.training import Recipe
@@ -93,7 +96,21 @@ class MethodEntry(Strict):
 
 
 class TimingSpec(Strict):
-    """How the operating points are timed: rounds interleaved over all of them and the stock model."""
+    """How the operating points are timed: rounds interleaved over all of them and the stock model.
+
+    Class attributes:
+        code: modules that take the times, which the key of a timing covers.
+    """
+
+    code: ClassVar[tuple[str, ...]] = (
+        "benchmarks.harness.measure",
+        "benchmarks.harness.timing",
+        "consistentee.classification",
+        "consistentee.classifiers",
+        "consistentee.backbones.cascade",
+        "consistentee.backbones.encoders",
+        "consistentee.backbones.token_exits",
+    )
 
     rounds: int = Field(default=3, ge=3, description="fewer than 3 rounds show no spread")
     batch_sizes: tuple[int, ...] = (1, 32)
@@ -109,8 +126,11 @@ class TimingSpec(Strict):
         return sizes
 
 
-class SuiteSpec(Strict):
-    """One suite: everything a run does, as its YAML says."""
+class BaseSuite(Strict):
+    """What every suite says, whatever its rows are; the kinds add how they train and what they score."""
+
+    kind: str
+    method_group: ClassVar[str]
 
     name: str = Field(pattern=r"^[\w.-]+$")
     description: str
@@ -119,10 +139,6 @@ class SuiteSpec(Strict):
     backbones: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
-    recipe: RecipeSpec = RecipeSpec()
-    task_overrides: dict[str, TaskOverride] = Field(default_factory=dict)
-    validation_rows: int | None = Field(default=None, ge=1)
-    test_rows: int | None = Field(default=None, ge=1)
     budgets: tuple[float, ...] = Field(default=(0.25, 0.5, 0.75), description="fractions of the layers")
     bootstrap_resamples: int = Field(default=1000, ge=100)
     timing: TimingSpec = TimingSpec()
@@ -135,11 +151,37 @@ class SuiteSpec(Strict):
         return tuple(sorted(set(budgets)))
 
     @model_validator(mode="after")
-    def _consistent(self) -> "SuiteSpec":
+    def _labels_differ(self) -> Self:
         labels = [entry.label for entry in self.methods]
         doubled = sorted({label for label in labels if labels.count(label) > 1})
         if doubled:
             raise ValueError(f"the label {doubled[0]!r} is used by two entries; give one of them another label")
+        return self
+
+    def seeds_for(self, task: str) -> tuple[int, ...]:
+        """Return the seeds of one task."""
+        return self.seeds
+
+    def cell(
+        self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
+    ) -> "BaseCellSpec":
+        """Return one cell, fully specified."""
+        raise NotImplementedError
+
+
+class SuiteSpec(BaseSuite):
+    """A suite of classification: everything a run does, as its YAML says."""
+
+    kind: Literal["classification"] = "classification"
+    method_group: ClassVar[str] = ENTRY_POINT_GROUP
+
+    recipe: RecipeSpec = RecipeSpec()
+    task_overrides: dict[str, TaskOverride] = Field(default_factory=dict)
+    validation_rows: int | None = Field(default=None, ge=1)
+    test_rows: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _recipes_are_valid(self) -> Self:
         for task in self.task_overrides:
             self.recipe_for(task)
         return self
@@ -153,9 +195,32 @@ class SuiteSpec(Strict):
         override = self.task_overrides.get(task, TaskOverride())
         return RecipeSpec(**{**self.recipe.model_dump(), **override.recipe})
 
+    def cell(
+        self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
+    ) -> "CellSpec":
+        """Return one cell, fully specified."""
+        override = self.task_overrides.get(task, TaskOverride())
+        return CellSpec(
+            task=task,
+            backbone=backbone,
+            method=entry.method,
+            label=entry.label,
+            parameters=parameters,
+            seed=seed,
+            recipe=self.recipe_for(task),
+            validation_rows=override.validation_rows or self.validation_rows,
+            test_rows=override.test_rows or self.test_rows,
+            budgets=self.budgets,
+            bootstrap_resamples=self.bootstrap_resamples,
+        )
 
-class CellSpec(Strict):
-    """One cell: a task, a backbone, a method with parameters, a seed, and how they are trained and scored."""
+
+class BaseCellSpec(Strict):
+    """One cell: a task, a backbone, a method with parameters, a seed, and how its points are chosen and scored."""
+
+    kind: ClassVar[str]
+    names_of_rows: ClassVar[frozenset[str]] = frozenset({"task"})
+    """Fields that only say where rows come from: what matters are the rows themselves."""
 
     task: str
     backbone: str
@@ -163,9 +228,6 @@ class CellSpec(Strict):
     label: str
     parameters: dict[str, Any]
     seed: int
-    recipe: RecipeSpec
-    validation_rows: int | None
-    test_rows: int | None
     budgets: tuple[float, ...]
     bootstrap_resamples: int
 
@@ -187,6 +249,26 @@ class CellSpec(Strict):
         parameters = "default" if not self.parameters else short_hash(self.parameters)
         parts = (folder_name(self.task), folder_name(self.backbone), folder_name(self.label), parameters)
         return Path(*parts) / f"seed{self.seed}"
+
+    @property
+    def rows(self) -> tuple[Hashable, ...]:
+        """What its rows depend on: cells with the same have the same data."""
+        raise NotImplementedError
+
+
+class CellSpec(BaseCellSpec):
+    """A cell of classification."""
+
+    kind: ClassVar[str] = "classification"
+
+    recipe: RecipeSpec
+    validation_rows: int | None
+    test_rows: int | None
+
+    @property
+    def rows(self) -> tuple[Hashable, ...]:
+        """Task and caps."""
+        return self.task, self.validation_rows, self.test_rows
 
 
 @dataclass(frozen=True)
@@ -230,7 +312,7 @@ def list_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SUITES_DIR.glob("*.yaml"))}
 
 
-def load_suite(name_or_path: str | Path) -> SuiteSpec:
+def load_suite(name_or_path: str | Path) -> BaseSuite:
     """Read a suite, by its name or as the path of a YAML file.
 
     Raises UserError for an unknown name, and for a file that is not a valid suite (the field is named).
@@ -262,7 +344,7 @@ def validation_sentence(error: ValidationError) -> str:
     return "; ".join(faults)
 
 
-def select_methods(suite: SuiteSpec, names: Sequence[str] | None) -> list[MethodEntry]:
+def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[MethodEntry]:
     """Return the suite's entries with these labels or method names.
 
     A name that the suite lacks but that is registered, or ``path/to/file.py:Class``, is added with its defaults.
@@ -270,44 +352,26 @@ def select_methods(suite: SuiteSpec, names: Sequence[str] | None) -> list[Method
     if names is None:
         return list(suite.methods)
     chosen: list[MethodEntry] = []
+    registered = available_methods(suite.method_group)
     for name in names:
         found = [entry for entry in suite.methods if name in (entry.label, entry.method)]
-        if not found and (".py:" in name or name in available_methods()):
+        if not found and (".py:" in name or name in registered):
             found = [MethodEntry.model_validate(name)]
         if not found:
-            raise unknown_name("method", name, {*available_methods(), *(entry.label for entry in suite.methods)})
+            raise unknown_name("method", name, {*registered, *(entry.label for entry in suite.methods)})
         chosen += [entry for entry in found if entry not in chosen]
     return chosen
 
 
-def expand(suite: SuiteSpec, filters: Filters | None = None) -> list[CellSpec]:
+def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpec]:
     """Return the cells of a suite, narrowed by ``filters``: all methods of one (task, backbone, seed) in a row."""
     filters = filters or Filters()
     methods = select_methods(suite, filters.methods)
     return [
-        _cell(suite, entry, task=task, backbone=backbone, seed=seed, parameters=parameters)
+        suite.cell(entry, task=task, backbone=backbone, seed=seed, parameters=parameters)
         for task in (suite.tasks if filters.tasks is None else filters.tasks)
         for backbone in (suite.backbones if filters.backbones is None else filters.backbones)
         for seed in (suite.seeds_for(task) if filters.seeds is None else filters.seeds)
         for entry in methods
         for parameters in entry.combinations()
     ]
-
-
-def _cell(
-    suite: SuiteSpec, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
-) -> CellSpec:
-    override = suite.task_overrides.get(task, TaskOverride())
-    return CellSpec(
-        task=task,
-        backbone=backbone,
-        method=entry.method,
-        label=entry.label,
-        parameters=parameters,
-        seed=seed,
-        recipe=suite.recipe_for(task),
-        validation_rows=override.validation_rows or suite.validation_rows,
-        test_rows=override.test_rows or suite.test_rows,
-        budgets=suite.budgets,
-        bootstrap_resamples=suite.bootstrap_resamples,
-    )

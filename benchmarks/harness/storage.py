@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from benchmarks.harness.records import CellRecord, FailureRecord, TimingRecord
-from benchmarks.harness.spec import CellSpec, folder_name, validation_sentence
+from benchmarks.harness.records import BaseRecord, BaseTimingRecord, CellRecord, FailureRecord, TimingRecord
+from benchmarks.harness.spec import BaseCellSpec, folder_name, validation_sentence
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing
 
@@ -28,6 +28,8 @@ LOG_FILE = "log.txt"
 
 _PARQUET_MAGIC = b"PAR1"
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
+_RecordT = TypeVar("_RecordT", bound=BaseRecord)
+_TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class RunFolder:
 
     root: Path
 
-    def cell(self, spec: CellSpec) -> Path:
+    def cell(self, spec: BaseCellSpec) -> Path:
         """Folder of a cell: record, predictions, log."""
         return self.root / "cells" / spec.folder
 
@@ -154,9 +156,9 @@ def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
     return target
 
 
-def read_cell(folder: Path, key: str) -> tuple[CellRecord | None, Fault | None]:
+def read_cell(folder: Path, key: str, schema: type[_RecordT]) -> tuple[_RecordT | None, Fault | None]:
     """Return a cell's record if it is whole and has this key; or what is wrong with the one that lies there."""
-    record, reason = _parse(folder / RECORD_FILE, CellRecord)
+    record, reason = _parse(folder / RECORD_FILE, schema)
     if record is None and reason is None:
         return None, None
     reason = reason or _parquet_fault(folder / PREDICTIONS_FILE)
@@ -175,29 +177,38 @@ def read_failure(folder: Path, key: str) -> FailureRecord | None:
     return failure if failure is not None and failure.key == key else None
 
 
-def read_timing(folder: Path) -> tuple[TimingRecord | None, Fault | None]:
+def read_timing(folder: Path, schema: type[_TimingT]) -> tuple[_TimingT | None, Fault | None]:
     """Return a timing record if it is whole; or what is wrong with it."""
     path = folder / TIMING_FILE
-    record, reason = _parse(path, TimingRecord)
+    record, reason = _parse(path, schema)
     if reason:
         return None, Fault(path, "damaged", reason, whole=path)
     return record, None
 
 
 def read_all(root: Path) -> tuple[list[tuple[Path, CellRecord]], list[TimingRecord], list[Fault]]:
+    """Read what a run of classification left behind, as :func:`read_results` does."""
+    return read_results(root, CellRecord, TimingRecord)
+
+
+def read_results(
+    root: Path, record_schema: type[_RecordT], timing_schema: type[_TimingT]
+) -> tuple[list[tuple[Path, _RecordT]], list[_TimingT], list[Fault]]:
     """Read what a run left behind: (cell folder, record) of every cell, every timing, and the unreadable files.
 
     Nothing is moved: reading results never changes them. Raises UserError if the folder holds no record at all.
     """
-    cells, timings, faults = [], [], []
+    cells: list[tuple[Path, _RecordT]] = []
+    timings: list[_TimingT] = []
+    faults: list[Fault] = []
     for path in _files(root / "cells", RECORD_FILE):
-        record, reason = _parse(path, CellRecord)
+        record, reason = _parse(path, record_schema)
         if record is None:
             faults.append(Fault(path, "damaged", reason or "vanished", whole=path))
         else:
             cells.append((path.parent, record))
     for path in _files(root / "timings", TIMING_FILE):
-        timing, reason = _parse(path, TimingRecord)
+        timing, reason = _parse(path, timing_schema)
         if timing is None:
             faults.append(Fault(path, "damaged", reason or "vanished", whole=path))
         else:
@@ -207,12 +218,30 @@ def read_all(root: Path) -> tuple[list[tuple[Path, CellRecord]], list[TimingReco
     return cells, timings, faults
 
 
-def model_fault(folder: Path) -> str | None:
-    """Say what is wrong with the folder of a saved model, without loading it: JSON, and weights that are cut off."""
+def kind_of_results(root: Path) -> str | None:
+    """Return which kind of suite filled a results folder, from its first record that says so; None if none does.
+
+    Records of classification say nothing: they are older than the other kinds.
+    """
+    for path in _files(root / "cells", RECORD_FILE):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a damaged record is told of when it is read
+            continue
+        if isinstance(values, dict):
+            return str(values.get("kind", "classification"))
+    return None
+
+
+def model_fault(folder: Path, description: str = "multi_exit.json") -> str | None:
+    """Say what is wrong with the folder of a saved model, without loading it: JSON, and weights that are cut off.
+
+    ``description`` is the file that says what the weights are.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
-        for path in [folder / "multi_exit.json", *sorted(folder.rglob("*.json"))]:
+        for path in [folder / description, *sorted(folder.rglob("*.json"))]:
             json.loads(path.read_text(encoding="utf-8"))
         with safe_open(folder / "model.safetensors", framework="numpy"):
             return None

@@ -21,6 +21,7 @@ from benchmarks.harness.planning import (
     PlannedCell,
     finished_neighbours,
     groups_of,
+    lost_model,
     plan_cells,
     refuse_undefined,
     reopen_for_timing,
@@ -29,20 +30,20 @@ from benchmarks.harness.planning import (
     timing_due,
 )
 from benchmarks.harness.progress import RunProgress
-from benchmarks.harness.records import CellRecord
 from benchmarks.harness.schedulers import Schedule
-from benchmarks.harness.spec import Filters, SuiteSpec, expand
+from benchmarks.harness.spec import BaseSuite, Filters, expand
 from benchmarks.harness.storage import (
     TIMING_FILE,
     Fault,
     RunFolder,
-    model_fault,
+    kind_of_results,
     only_run,
     read_cell,
     read_timing,
     set_aside,
     write_text,
 )
+from consistentee.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class RunOutcome:
 class _Run:
     """The state of one call of :func:`run_suite`."""
 
-    suite: SuiteSpec
+    suite: BaseSuite
     folder: RunFolder
     inputs: Inputs
     surroundings: Surroundings
@@ -86,7 +87,7 @@ class _Run:
 
 
 def run_suite(
-    suite: SuiteSpec,
+    suite: BaseSuite,
     filters: Filters | None = None,
     *,
     out: Path,
@@ -124,8 +125,17 @@ def run_suite(
         console or Console(stderr=True),
         fresh,
     )
+    _refuse_another_kind(suite, folder)
     with only_run(folder):
         return _run(run, filters or Filters(), retry_failed)
+
+
+def _refuse_another_kind(suite: BaseSuite, folder: RunFolder) -> None:
+    found = kind_of_results(folder.root)
+    if found not in (None, suite.kind):
+        raise UserError(
+            f"{folder.root} holds results of {found}, suite {suite.name!r} is {suite.kind}; give another --out"
+        )
 
 
 def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
@@ -166,27 +176,14 @@ class _CellWatcher:
     def ended(self, job: Job) -> None:
         """Read the record or the note of a failure."""
         cell = self.cells[job]
-        record, _ = read_cell(job.place, job.key)
+        record, _ = read_cell(job.place, job.key, cell.kind.record)
         if record is not None and job.is_done():
             self.cells[job] = replace(cell, record=record)
-            self.progress.ended(job, *_result_lines(record))
+            self.progress.ended(job, *record.summary_lines())
             return
         failure = job.failure() or note_failure(job.place, job.key, "it left neither a record nor a note of a failure")
         self.cells[job] = replace(cell, failure=failure)
         self.progress.ended(job, f"failed: {failure.error}", failed=True)
-
-
-def _result_lines(record: CellRecord) -> list[str]:
-    deepest = max(record.curve_test, key=lambda point: point.average_layers)
-    score = f"{record.metric} {100 * deepest.scores[record.metric]:.1f}"
-    wrong = [point for point in record.operating_points if point.live_disagreements]
-    return [
-        f"{score} at {deepest.average_layers:.2f} of {record.num_layers} layers",
-        *(
-            f"{point.live_disagreements} of {point.live_rows} rows differ live at knob {point.knob:g}"
-            for point in wrong
-        ),
-    ]
 
 
 def _compute(run: _Run, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
@@ -244,7 +241,7 @@ def _due_timings(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequenc
         live = [
             cell for cell in [*members, *outside.get(group, [])] if cell.record and timed_points(cell.record, protocol)
         ]
-        ready = [cell for cell in live if model_fault(run.folder.model(cell.key)) is None]
+        ready = [cell for cell in live if lost_model(cell, run.folder) is None]
         for cell in live:
             if cell not in ready:
                 run.say(
@@ -260,7 +257,7 @@ def _due_timings(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequenc
 def _keep_times_of_others(run: _Run, group: Group, timed: Sequence[PlannedCell]) -> None:
     """Set a timing aside, instead of overwriting it, where it holds cells that cannot be timed again now."""
     place = run.folder.timing(*group)
-    old, _ = read_timing(place)
+    old, _ = read_timing(place, timed[0].kind.timing)
     keys = {cell.key for cell in timed}
     if old and any(contender.cell_key and contender.cell_key not in keys for contender in old.contenders):
         kept = set_aside(place / TIMING_FILE, "stale")

@@ -1,0 +1,89 @@
+"""What differs between a suite of classification and one of generation; all else of a run is the same for both."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from benchmarks.harness.fingerprint import CLASSIFICATION_CODE, CellCode, FileHashes, backbone_identity
+from benchmarks.harness.records import BaseRecord, BaseTimingRecord, CellRecord, TimingRecord
+from benchmarks.harness.spec import CellSpec
+from benchmarks.tasks.loader import load_task
+from consistentee.data import TaskData
+from consistentee.method import Method
+
+
+class Kind(ABC):
+    """How the cells of a suite get their rows, run, and are written. Never loads torch unless it is told to run.
+
+    Class attributes:
+        record, timing: schemas of what cells and timings leave behind.
+        code: what runs in every cell.
+        model_file: the file that says what the weights of a saved model are.
+    """
+
+    record: ClassVar[type[BaseRecord]]
+    timing: ClassVar[type[BaseTimingRecord]]
+    code: ClassVar[CellCode]
+    model_file: ClassVar[str]
+
+    @abstractmethod
+    def load_task(self, spec: Any, data_dir: Path | None) -> Any:
+        """Return the rows of a cell, capped; their ``fingerprint()`` is a hash of them."""
+
+    @abstractmethod
+    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+        """Return what identifies a backbone. Fetches it if need be."""
+
+    @abstractmethod
+    def check_method(self, method: Method, task: Any) -> None:
+        """Raise UserError if a method is not defined for a task, as :meth:`load_task` returns it."""
+
+    @abstractmethod
+    def cell_runner(self) -> Callable[..., Any]:
+        """Return the function (spec, key, task, folder, *, command) that runs a cell and writes its folder."""
+
+    @abstractmethod
+    def timing_runner(self) -> Callable[..., Any]:
+        """Return the function (cells, task, protocol, folder, *, command) that takes the times of a group."""
+
+
+class Classification(Kind):
+    """Rows are instances."""
+
+    record = CellRecord
+    timing = TimingRecord
+    code = CLASSIFICATION_CODE
+    model_file = "multi_exit.json"
+
+    def load_task(self, spec: CellSpec, data_dir: Path | None) -> TaskData:
+        """Return the task; its training rows are capped by the recipe."""
+        return load_task(spec.task, data_dir).capped(validation=spec.validation_rows, test=spec.test_rows)
+
+    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+        """Hashes of its files, and how it is pooled."""
+        return backbone_identity(name, hashes)
+
+    def check_method(self, method: Method, task: TaskData) -> None:
+        """Ask the method."""
+        method.check_task(task)
+
+    def cell_runner(self) -> Callable[..., Any]:
+        """Return :func:`benchmarks.harness.cell.run_cell`."""
+        from benchmarks.harness.cell import run_cell
+
+        return run_cell
+
+    def timing_runner(self) -> Callable[..., Any]:
+        """Return :func:`benchmarks.harness.timing.run_timing`."""
+        from benchmarks.harness.timing import run_timing
+
+        return run_timing
+
+
+_KINDS: dict[str, Kind] = {"classification": Classification()}
+
+
+def kind_named(name: str) -> Kind:
+    """Return a kind by the name that suites and cells give it."""
+    return _KINDS[name]
