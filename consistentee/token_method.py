@@ -1,0 +1,85 @@
+"""TokenMethod, the interface of the methods of generation: what leaves early there is a token being decoded.
+
+How to train, which rule, which knob, as in :mod:`consistentee.method`, where these methods are found by name too. The
+rules are the same objects as in classification; what differs is the model, the task and the recipe.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from consistentee.errors import UserError
+from consistentee.method import Method
+
+if TYPE_CHECKING:
+    from consistentee.decoder import MultiExitDecoder
+    from consistentee.exits import ExitRule
+    from consistentee.generation import Generations
+    from consistentee.text_data import TextTask
+    from consistentee.token_recipe import TokenRecipe
+
+
+@dataclass(frozen=True)
+class TokenMethod(Method):
+    """How to train a decoder's exits, which rule, which knob. Subclasses are frozen dataclasses, as those of Method.
+
+    Class attributes, beside Method's:
+        kv: what fills the keys and values of the layers that a token skips, see :func:`consistentee.generate`.
+    """
+
+    # Each override narrows the types of Method's: a method is given the models and tasks of its own group alone.
+
+    kv: ClassVar[Literal["propagate", "exact"]] = "propagate"
+
+    @abstractmethod
+    def fit(  # type: ignore[override]
+        self, model: "MultiExitDecoder", task: "TextTask", recipe: "TokenRecipe"
+    ) -> "MultiExitDecoder":
+        """Train ``model`` (a fresh multi-exit decoder, changed in place) on ``task.train`` and return it."""
+
+    @abstractmethod
+    def rule(self, model: "MultiExitDecoder", knob: float) -> "ExitRule":  # type: ignore[override]
+        """Return the exit rule at one value of the knob."""
+
+    def knob_values(self, model: "MultiExitDecoder") -> Sequence[float]:  # type: ignore[override]
+        """Return the values worth sweeping on this model, from earliest to latest exits.
+
+        With the first one every token that may leaves at the first exit, with the last one all run to full depth.
+        """
+        return self.knob.values
+
+    def check_knob(self, model: "MultiExitDecoder", knob: float) -> None:  # type: ignore[override]
+        """Raise UserError if ``knob`` lies outside the range of this method's knob."""
+        super().check_knob(model, knob)  # type: ignore[arg-type]
+
+    def check_task(self, task: "TextTask") -> None:  # type: ignore[override]
+        """Raise UserError if the task does not ask for texts."""
+        from consistentee.text_data import TextTask
+
+        if not isinstance(task, TextTask):
+            raise UserError(f"{self.name} lets tokens exit while a text is written, and {task.name!r} asks for labels")
+
+    def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
+        """Write a text after every prompt, at one value of the knob.
+
+        ``options`` are those of :func:`consistentee.generate`. Methods that decode in another way override this.
+        """
+        from consistentee.generation import generate
+
+        return generate(model, prompts, self.rule(model, knob), kv=self.kv, **options)
+
+
+def train_token_method(
+    method: TokenMethod, name: str, model: "MultiExitDecoder", task: "TextTask", recipe: "TokenRecipe"
+) -> "MultiExitDecoder":
+    """Check the task, fit ``method`` on it, and note in the model what it was trained for and by which method.
+
+    ``name`` is what :func:`consistentee.get_method` found the method by, so that a saved model finds its rule again.
+    """
+    method.check_task(task)
+    model = method.fit(model, task, recipe)
+    model.description.task_name = task.name
+    model.description.method_name = name
+    model.description.method_parameters = method.parameters
+    return model
