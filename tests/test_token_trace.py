@@ -1,0 +1,213 @@
+"""The trace of tokens: what is recorded beside what, and rules replayed on it."""
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES
+
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule, NeverExit, ThresholdRule, margin
+from consistentee.heads import HeadSpec
+from consistentee.text_data import PromptSplit
+from consistentee.token_rows import collate_rows, encode_rows
+from consistentee.token_trace import TokenTraceView, record_token_trace, record_tokens, replay_tokens, sweep_tokens
+
+ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
+SPLIT = PromptSplit("train", ["ba be", "bi bo bu da"], [" de di", " ga ge gi go"])
+
+
+class FromLayer(ExitRule):
+    """Leave at an exit that depends on the step: what a decaying threshold does."""
+
+    def __init__(self):
+        self.steps = []
+
+    def should_exit(self, view, state):
+        self.steps.append((view.step, view.layer, view.rows))
+        return torch.full((view.rows,), view.layer >= view.step)
+
+
+def test_states_lie_beside_the_token_they_give(tiny_decoder):
+    """Row 0 reads 2 7 9 30 31: after 9 it should say 30, after 30 31, after 31 3. Row 1 reads 2 8 40."""
+    model = tiny_decoder(exit_layers=(2,))
+    trace = record_tokens(model, ROWS)
+    assert trace.targets.tolist() == [30, 31, 3, 40, 3]
+    assert trace.row.tolist() == [0, 0, 0, 1, 1]
+    assert trace.step.tolist() == [0, 1, 2, 0, 1]
+    assert trace.may_exit.tolist() == [1, 2, 4], "the first token of a response is read off the prompt"
+    assert trace.exit_layers == (2, 4)
+    alone = [torch.tensor([[2, 7, 9, 30, 31]]), torch.tensor([[2, 8, 40]])]
+    states = [model.hidden_states(tokens, torch.ones_like(tokens, dtype=torch.bool))[0] for tokens in alone]
+    expected = torch.cat([states[0][2:5], states[1][1:3]])
+    torch.testing.assert_close(trace.hidden, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_last_exit_says_what_the_stock_model_says(tiny_decoder, family):
+    model = tiny_decoder(family)
+    trace = record_tokens(model, ROWS)
+    tokens = torch.tensor([[2, 7, 9, 30, 31]])
+    stock = model.stock_logits(tokens, torch.ones_like(tokens, dtype=torch.bool))[0, 2:]
+    view = TokenTraceView(trace, len(trace.exit_layers) - 1, torch.arange(3), step=1)
+    torch.testing.assert_close(view.logits, stock, atol=1e-4, rtol=1e-4)
+    assert view.labels.tolist() == [30, 31, 3]
+
+
+def test_rows_by_hand(tiny_decoder):
+    batch = collate_rows(tiny_decoder(), ROWS)
+    pad = tiny_decoder().pad_id
+    assert batch.tokens.tolist() == [[2, 7, 9, 30, 31], [2, 8, 40, pad, pad]]
+    assert batch.padding_mask.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
+    assert batch.gives_response.tolist() == [[False, False, True, True, True], [False, True, True, False, False]]
+    assert batch.targets.tolist() == [30, 31, 3, 40, 3]
+    assert batch.step.tolist() == [0, 1, 2, 0, 1]
+
+
+def test_neighbours_and_padding_change_nothing(tiny_decoder):
+    model = tiny_decoder()
+    together = record_tokens(model, ROWS, batch_size=2)
+    for other in (record_tokens(model, ROWS, batch_size=1), record_tokens(model, [*ROWS, ([2] * 30, [5] * 9)])):
+        torch.testing.assert_close(other.hidden[:5], together.hidden, atol=1e-5, rtol=1e-4)
+        assert torch.equal(other.targets[:5], together.targets)
+        assert torch.equal(other.row_keys[:5], together.row_keys)
+
+
+def test_an_empty_response_has_no_tokens(tiny_decoder):
+    trace = record_tokens(tiny_decoder(), [([2, 7], []), ([2, 8], [40])])
+    assert trace.row.tolist() == [1]
+    assert not len(trace.may_exit)
+    assert replay_tokens(NeverExit(), trace).tolist() == [4]
+
+
+def test_references_become_responses_that_end(tiny_decoder):
+    model = tiny_decoder()
+    rows = encode_rows(model, SPLIT, max_prompt_tokens=None, max_new_tokens=4)
+    assert [prompt for prompt, _ in rows] == model.encode(SPLIT.prompts)
+    assert [model.decode(response) for _, response in rows] == [" de di", " ga ge gi go"]
+    assert [response[-1] in model.end_tokens for _, response in rows] == [True, False], "the second one is cut before"
+    assert [len(response) for _, response in rows] == [3, 4]
+
+
+def test_a_response_is_cut_to_the_context(tiny_decoder):
+    model = tiny_decoder()
+    limit = model.stepper.position_limit
+    long = PromptSplit("train", [" ".join(["ba"] * (limit - 3))], [" be bi bo bu"])
+    ((prompt, response),) = encode_rows(model, long, max_prompt_tokens=None, max_new_tokens=9)
+    assert len(prompt) + len(response) == limit
+
+
+def test_impossible_rows_are_named(tiny_decoder):
+    with pytest.raises(UserError, match="row 2 has an empty prompt"):
+        record_tokens(tiny_decoder(), [ROWS[0], ([], [5])])
+    with pytest.raises(UserError, match=r"row 1 has 3 \+ 200 tokens"):
+        record_tokens(tiny_decoder(), [([2, 7, 9], [5] * 200)])
+
+
+def test_a_pass_is_stored_once_and_survives_the_training_of_exits(tiny_decoder, tmp_path, monkeypatch):
+    model = tiny_decoder()
+    limits = {"max_prompt_tokens": 8, "max_new_tokens": 4, "store": tmp_path}
+    first = record_token_trace(model, SPLIT, **limits)
+    model.add_head("policy", HeadSpec())
+    with torch.no_grad():
+        for parameter in model.exit_adapters.parameters():
+            parameter.add_(1.0)
+    monkeypatch.setattr(model, "hidden_states", lambda *_: pytest.fail("the store was not used"))
+    again = record_token_trace(model, SPLIT, **limits)
+    assert torch.equal(first.hidden, again.hidden)
+    assert first.hidden.dtype == torch.float16
+    monkeypatch.undo()
+    record_token_trace(model, SPLIT, **{**limits, "max_new_tokens": 3})
+    assert len(list(tmp_path.glob("hidden-*.safetensors"))) == 2
+
+
+def test_states_beyond_float16_stay_float32(tiny_decoder, monkeypatch):
+    model = tiny_decoder()
+    real = model.hidden_states
+    monkeypatch.setattr(model, "hidden_states", lambda *inputs: real(*inputs) * 1e5)
+    trace = record_tokens(model, ROWS, dtype=torch.float16)
+    assert trace.hidden.dtype == torch.float32
+    assert trace.hidden.isfinite().all()
+
+
+def test_replay_by_hand(tiny_decoder):
+    model = tiny_decoder()
+    trace = record_tokens(model, ROWS)
+    margins = torch.stack(
+        [
+            margin(TokenTraceView(trace, index, torch.arange(len(trace)), step=1))
+            for index in range(len(trace.exit_layers) - 1)
+        ],
+        dim=1,
+    )
+    threshold = margins[trace.may_exit].flatten().sort().values[4:6].mean().item()  # between two values, on neither
+    expected = []
+    for token, step in zip(margins.tolist(), trace.step.tolist(), strict=True):
+        leaves = [layer for layer, value in zip((1, 2, 3), token, strict=True) if value > threshold and step]
+        expected.append(min(leaves, default=4))
+    exits = replay_tokens(ThresholdRule(margin, threshold, "above"), trace)
+    assert exits.tolist() == expected
+    assert len(set(expected)) > 1
+
+
+def test_the_first_token_of_a_response_never_exits(tiny_decoder):
+    trace = record_tokens(tiny_decoder(exit_layers=(3,)), ROWS)
+    exits = replay_tokens(ThresholdRule(margin, -1.0, "above"), trace)
+    assert exits.tolist() == [4, 3, 3, 4, 3]
+
+
+def test_a_rule_is_asked_about_one_step_at_a_time(tiny_decoder):
+    trace = record_tokens(tiny_decoder(exit_layers=(1, 2)), ROWS)
+    rule = FromLayer()
+    assert replay_tokens(rule, trace).tolist() == [4, 1, 2, 4, 1]
+    assert rule.steps == [(1, 1, 2), (2, 1, 1), (2, 2, 1)]
+
+
+def test_a_sweep_computes_logits_once_and_equals_single_replays(tiny_decoder, monkeypatch):
+    model = tiny_decoder()
+    trace = record_tokens(model, ROWS)
+    rules = [ThresholdRule(margin, threshold, "above") for threshold in (0.0, 0.1, 0.3, 2.0)]
+    single = torch.stack([replay_tokens(rule, trace) for rule in rules])
+    asked = []
+    real = model.logits
+
+    def counted(layer, hidden):
+        asked.append(layer)
+        return real(layer, hidden)
+
+    monkeypatch.setattr(model, "logits", counted)
+    assert torch.equal(sweep_tokens(rules, trace), single)
+    assert len(asked) == 2 * 3, "two steps, three exits before the last"
+
+
+def test_chunks_change_nothing(tiny_decoder, monkeypatch):
+    model = tiny_decoder()
+    trace = record_tokens(model, [([2, 7, 5 + i], [30 + i, 31, 3]) for i in range(7)])
+    rules = [ThresholdRule(margin, threshold, "above") for threshold in (0.0, 0.1, 0.3)]
+    whole = sweep_tokens(rules, trace)
+    monkeypatch.setattr("consistentee.token_trace.CHUNK", 2)
+    assert torch.equal(sweep_tokens(rules, trace), whole)
+
+
+def test_heads_read_the_normalised_state_of_the_true_layer(tiny_decoder):
+    model = tiny_decoder(exit_layers=(2,))
+    model.add_head("policy", HeadSpec())
+    trace = record_tokens(model, ROWS)
+    view = TokenTraceView(trace, 0, trace.may_exit, step=1)
+    expected = model.head("policy")(2, model.state(trace.hidden[trace.may_exit, 0]))
+    torch.testing.assert_close(view.head("policy"), expected)
+    assert (view.layer, view.num_layers) == (2, 4)
+
+
+def test_a_row_key_depends_on_prompt_and_step_alone(tiny_decoder):
+    model = tiny_decoder()
+    trace = record_tokens(model, ROWS)
+    other = record_tokens(model, [(ROWS[0][0], [60, 61, 62]), ROWS[1]])
+    assert torch.equal(trace.row_keys, other.row_keys)
+    assert len(trace.row_keys.unique()) == len(trace)
+
+
+def test_history_holds_the_states_of_the_exits_so_far(tiny_decoder):
+    model = tiny_decoder(exit_layers=(1, 3))
+    trace = record_tokens(model, ROWS)
+    view = TokenTraceView(trace, 1, trace.may_exit, step=1)
+    torch.testing.assert_close(view.history, model.state(trace.hidden[trace.may_exit, :2]))
+    torch.testing.assert_close(view.history[:, -1], view.pooled)
