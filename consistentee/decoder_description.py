@@ -25,6 +25,7 @@ class DecoderDescription:
         heads: learned heads by name.
         with_backbone: the backbone's weights are saved with the model, and not only its name and hash.
         task_name, method_name, method_parameters, default_knob: what it was trained for, and by which method.
+        max_prompt_tokens, max_new_tokens: the longest prompts and texts that it was trained on; None where it was not.
     """
 
     backbone_name: str
@@ -38,6 +39,8 @@ class DecoderDescription:
     method_name: str | None = None
     method_parameters: dict[str, Any] = field(default_factory=dict)
     default_knob: float | None = None
+    max_prompt_tokens: int | None = None
+    max_new_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
