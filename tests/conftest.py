@@ -9,7 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 import pytest
 import torch
 
-from benchmarks.contract.tiny_decoders import DECODER_FAMILIES, TinyDecoders, random_prompts
+from benchmarks.contract.tiny_decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
 from benchmarks.contract.tiny_models import (
     CONFIGS,
     FAMILIES,
@@ -33,6 +33,7 @@ __all__ = [
     "VOCABULARY",
     "WORDS",
     "make_task",
+    "make_text_task",
     "make_tokenizer",
     "random_prompts",
     "random_texts",

@@ -1,4 +1,4 @@
-"""Small random decoders of every family: where generation is checked in seconds."""
+"""Small random decoders of every family, and a task for them: where generation is checked in seconds."""
 
 import random
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from consistentee.decoder import MultiExitDecoder
+from consistentee.text_data import PromptSplit, TextTask
 
 WORDS = [consonant + vowel for consonant in "bdfghjklmnpr" for vowel in "aeiou"]
 _SPECIAL = ["<unk>", "<pad>", "<s>", "</s>"]
@@ -94,3 +95,29 @@ def random_prompts(count: int, seed: int = 0, longest: int = 20) -> list[str]:
     """Return texts of 1 to ``longest`` words."""
     generator = random.Random(seed)
     return [" ".join(generator.choices(WORDS, k=generator.randint(1, longest))) for _ in range(count)]
+
+
+def make_text_task(rows: int = 40) -> TextTask:
+    """Return a small task: a text goes on with the words that follow in the list."""
+
+    def split(name: str, count: int, seed: int) -> PromptSplit:
+        generator = random.Random(seed)
+        prompts, references = [], []
+        for _ in range(count):
+            start, read, written = generator.randrange(40), generator.randint(1, 4), generator.randint(1, 6)
+            words = WORDS[start : start + read + written]
+            prompts.append(" ".join(words[:read]))
+            references.append("".join(f" {word}" for word in words[read:]))
+        return PromptSplit(name, prompts, references)
+
+    return TextTask(
+        name="toy-text",
+        version=1,
+        train=split("train", rows, 1),
+        validation=split("validation", rows // 2, 2),
+        test=split("test", rows // 2, 3),
+        metrics=("rougeL",),
+        template="{prompt}",
+        max_prompt_tokens=16,
+        max_new_tokens=8,
+    )
