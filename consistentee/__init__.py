@@ -13,6 +13,7 @@ _EXPORTS = {
     "Knob": "method",
     "LayerView": "exits",
     "Method": "method",
+    "MultiExitDecoder": "decoder",
     "MultiExitModel": "model",
     "NeverExit": "exits",
     "Prompt": "text_data",

@@ -10,28 +10,22 @@ from typing import Any, Literal, Self, cast
 
 import torch
 import transformers
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelHubMixin
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from consistentee import exit_adapters
+from consistentee import decoder_files, exit_adapters, lora
 from consistentee.backbones import decoders
 from consistentee.backbones.catalog import resolve_decoder
-from consistentee.backbones.decoders import DecoderStepper, check_decoder_family, decoder_stepper_for, positions_of
-from consistentee.decoder_description import (
-    DESCRIPTION_FILE,
-    DecoderDescription,
-    check_exit_layers,
-    default_exit_layers,
-)
+from consistentee.backbones.decoders import DecoderStepper, decoder_stepper_for, positions_of
+from consistentee.decoder_description import DecoderDescription, check_exit_layers, default_exit_layers
 from consistentee.errors import UserError, unknown_name
 from consistentee.exit_adapters import AdapterKind, ExitAdapter, build_adapter
 from consistentee.files import hash_tensors
 from consistentee.heads import ExitHeads, HeadSpec
+from consistentee.lora import LoraSpec, is_lora
 
-_WEIGHTS_FILE = "model.safetensors"
 # Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
 _CODE_OF_A_PASS = tuple(inspect.getsource(module) for module in (sys.modules[__name__], decoders, exit_adapters))
 
@@ -79,20 +73,21 @@ class MultiExitDecoder(
         Raises:
             UserError: the name is unknown, the weights cannot be had, or the architecture is not supported.
         """
-        backbone, tokenizer = _load_backbone(resolve_decoder(name))
+        folder = resolve_decoder(name)
+        backbone = decoder_files.load_backbone(folder)
         num_layers = int(backbone.config.num_hidden_layers)
         chosen = default_exit_layers(num_layers) if exit_layers is None else check_exit_layers(exit_layers, num_layers)
         directory = Path(name).expanduser()
         description = DecoderDescription(
             backbone_name=str(directory.resolve()) if directory.is_dir() else name,
-            backbone_hash=_hash_backbone(backbone),
+            backbone_hash=decoder_files.hash_backbone(backbone),
             exit_layers=chosen,
             adapter=adapter,
             rank=rank,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(backbone, tokenizer, description)
+            return cls(backbone, decoder_files.load_tokenizer(folder), description)
 
     # ------------------------------------------------------------------------------------------------- what it is
 
@@ -183,6 +178,39 @@ class MultiExitDecoder(
             raise unknown_name("head of this model", name, self.exit_heads)
         return cast(ExitHeads, self.exit_heads[name])
 
+    def add_lora(self, rank: int = 16, targets: Sequence[str] | None = None, seed: int = 0) -> None:
+        """Put a trainable low-rank path beside some modules of every layer; it changes nothing until it is trained.
+
+        Layer L reads the adapted layers too: it is the stock model's own only while they give zero.
+
+        Args:
+            rank: number of directions.
+            targets: last parts of the modules' names, by default the projections of the attention's queries and
+                values, or the joint projection where there is one.
+            seed: seeds the new weights.
+
+        Raises UserError without peft (the extra ``lora``), for targets that the backbone lacks, and a rank below 1;
+        and ValueError where there is LoRA already.
+        """
+        if self.lora_weights:
+            raise ValueError("this decoder has LoRA already; merge_lora() it before adding another")
+        spec = LoraSpec(rank, self.stepper.lora_targets if targets is None else tuple(targets))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            lora.add_lora(self.backbone, spec)
+        self.description.lora = spec
+        self.eval()
+
+    def merge_lora(self) -> None:
+        """Add what LoRA has learned to the backbone's weights, which count as trained from then on."""
+        lora.merge_lora(self.backbone)
+        self.description.lora = None
+
+    @property
+    def lora_weights(self) -> tuple[str, ...]:
+        """Names of LoRA's weights, for a stage that trains them; empty without LoRA."""
+        return tuple(name for name, _ in self.named_parameters() if is_lora(name))
+
     # ------------------------------------------------------------------------------------------------- text and tokens
 
     def encode(
@@ -256,23 +284,25 @@ class MultiExitDecoder(
 
         ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
         """
-        weights = self._weights_beside_backbone()
-        kept = {name: tensor for name, tensor in weights.items() if with_heads or not name.startswith("exit_heads.")}
+        heads = () if with_heads else ("exit_heads.",)
+        kept = {name: tensor for name, tensor in self._own_weights().items() if not name.startswith(heads)}
         return _hash_json(self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter)
 
     def backbone_fingerprint(self) -> str:
         """Return a hash of what the hidden states depend on: it stays when adapters and heads are trained."""
         config = {name: value for name, value in self.backbone.config.to_dict().items() if name != "_name_or_path"}
         versions = [torch.__version__, transformers.__version__]
-        weights = _hash_backbone(self.backbone)
+        weights = hash_tensors(dict(self.backbone.named_parameters()))
         return _hash_json(weights, config, self.exit_layers, self.device.type, *versions, *_CODE_OF_A_PASS)
 
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
 
-    def _weights_beside_backbone(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("backbone.")}
+    def _own_weights(self) -> dict[str, Tensor]:
+        """Return everything but what the stock model has."""
+        weights = self.state_dict()
+        return {name: tensor for name, tensor in weights.items() if is_lora(name) or not name.startswith("backbone.")}
 
     # ------------------------------------------------------------------------------------------------- files
 
@@ -295,47 +325,19 @@ class MultiExitDecoder(
         return super().save_pretrained(save_directory, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        save_directory.mkdir(parents=True, exist_ok=True)
-        current = _hash_backbone(self.backbone)
+        current = decoder_files.hash_backbone(self.backbone)
         if current != self.description.backbone_hash:
             self.description.with_backbone = True
         if self.description.with_backbone:
             self.description.backbone_hash = current
-            self.backbone.save_pretrained(save_directory / "backbone")
-        self.tokenizer.save_pretrained(save_directory / "tokenizer")
-        weights = {name: tensor.contiguous() for name, tensor in self._weights_beside_backbone().items()}
-        save_file(weights, save_directory / _WEIGHTS_FILE)
-        text = json.dumps(self.description.to_json(), indent=2)
-        (save_directory / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+            decoder_files.write_backbone(save_directory, self.backbone)
+        decoder_files.write_decoder(save_directory, self.description, self.tokenizer, self._own_weights())
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        backbone: str | None = None,
-        **_: Any,
-    ) -> Self:
+    def _from_pretrained(cls, *, model_id: str, backbone: str | None = None, **options: Any) -> Self:
         """``backbone``: where the backbone is now, if not where it was when the model was saved."""
-        folder = Path(model_id)
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                )
-            )
-        if not (folder / DESCRIPTION_FILE).is_file():
-            raise UserError(f"{model_id} is not a saved multi-exit decoder: it has no {DESCRIPTION_FILE}")
+        hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        folder = decoder_files.saved_folder(model_id, **{name: options[name] for name in hub if name in options})
         try:
             return cls._load(folder, backbone)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -344,38 +346,32 @@ class MultiExitDecoder(
 
     @classmethod
     def _load(cls, folder: Path, backbone_name: str | None) -> Self:
-        values = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        description = DecoderDescription.from_json(values)
-        heads, description.heads = description.heads, {}
+        description = decoder_files.read_description(folder)
         name = backbone_name or description.backbone_name
-        source = str(folder / "backbone") if description.with_backbone else resolve_decoder(name)
-        backbone, _ = _load_backbone(source, with_tokenizer=False)
-        if _hash_backbone(backbone) != description.backbone_hash:
+        inside = folder / decoder_files.BACKBONE_FOLDER
+        try:
+            source = str(inside) if description.with_backbone else resolve_decoder(name)
+        except UserError as error:
+            raise UserError(
+                f"{folder} was saved without its backbone, which cannot be had: {error}; if it lies elsewhere now, say "
+                "so with from_pretrained(..., backbone=DIRECTORY)"
+            ) from error
+        backbone = decoder_files.load_backbone(source)
+        if decoder_files.hash_backbone(backbone) != description.backbone_hash:
             raise UserError(
                 f"the backbone {name} is not the one that the exits of {folder} were trained on: its weights differ; "
                 "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
             )
-        model = cls(backbone, AutoTokenizer.from_pretrained(folder / "tokenizer"), description)
-        for head, spec in heads.items():
+        model = cls(backbone, decoder_files.load_tokenizer(folder / decoder_files.TOKENIZER_FOLDER), description)
+        for head, spec in description.heads.items():
             model.add_head(head, spec)
-        found = model.load_state_dict(load_file(folder / _WEIGHTS_FILE), strict=False)
-        missing = [key for key in found.missing_keys if not key.startswith("backbone.")]
-        if missing or found.unexpected_keys:
-            raise ValueError(f"{_WEIGHTS_FILE} holds other weights than described: {missing + found.unexpected_keys}")
+        if description.lora is not None:
+            model.add_lora(description.lora.rank, description.lora.targets)
+        weights = load_file(folder / decoder_files.WEIGHTS_FILE)
+        if weights.keys() != model._own_weights().keys():
+            raise ValueError(f"{decoder_files.WEIGHTS_FILE} holds other weights than the description says")
+        model.load_state_dict(weights, strict=False)  # the backbone has its own already
         return model.eval()
-
-
-def _load_backbone(folder: str, with_tokenizer: bool = True) -> tuple[Any, Any]:
-    """Return the stock model in a folder, in float32, and its tokenizer. Raises UserError for another architecture."""
-    check_decoder_family(AutoConfig.from_pretrained(folder).model_type)
-    transformers.utils.logging.disable_progress_bar()
-    backbone = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    return backbone, AutoTokenizer.from_pretrained(folder) if with_tokenizer else None
-
-
-def _hash_backbone(backbone: Any) -> str:
-    """Return a hash of the weights; what is tied is counted once."""
-    return hash_tensors(dict(backbone.named_parameters()))
 
 
 def _hash_json(*parts: Any) -> str:

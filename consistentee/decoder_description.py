@@ -7,6 +7,7 @@ from typing import Any
 from consistentee.errors import UserError
 from consistentee.exit_adapters import AdapterKind
 from consistentee.heads import HeadSpec
+from consistentee.lora import LoraSpec
 
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "multi_exit_decoder.json"
@@ -23,6 +24,7 @@ class DecoderDescription:
         exit_layers: 1-based, increasing; the last one is L.
         adapter, rank: what the exits below L have of their own.
         heads: learned heads by name.
+        lora: low-rank adaptation of the backbone, or None.
         with_backbone: the backbone's weights are saved with the model, and not only its name and hash.
         task_name, method_name, method_parameters, default_knob: what it was trained for, and by which method.
         max_prompt_tokens, max_new_tokens: the longest prompts and texts that it was trained on; None where it was not.
@@ -34,6 +36,7 @@ class DecoderDescription:
     adapter: AdapterKind = "low-rank"
     rank: int = 16
     heads: dict[str, HeadSpec] = field(default_factory=dict)
+    lora: LoraSpec | None = None
     with_backbone: bool = False
     task_name: str | None = None
     method_name: str | None = None
@@ -45,7 +48,8 @@ class DecoderDescription:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
         heads = {name: spec.to_json() for name, spec in self.heads.items()}
-        return {"format_version": FORMAT_VERSION, **dict(self.__dict__, heads=heads)}
+        lora = None if self.lora is None else self.lora.to_json()
+        return {"format_version": FORMAT_VERSION, **dict(self.__dict__, heads=heads, lora=lora)}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DecoderDescription":
@@ -59,6 +63,8 @@ class DecoderDescription:
         try:
             values["exit_layers"] = tuple(values["exit_layers"])
             values["heads"] = {name: HeadSpec(**spec) for name, spec in values["heads"].items()}
+            if values["lora"] is not None:
+                values["lora"] = LoraSpec(values["lora"]["rank"], tuple(values["lora"]["targets"]))
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise UserError(f"{DESCRIPTION_FILE} of the saved decoder is damaged: {error}") from error

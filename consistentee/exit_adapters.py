@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from consistentee.backbones.decoders import DecoderStepper
-from consistentee.errors import unknown_name
+from consistentee.errors import UserError, unknown_name
 
 AdapterKind = Literal["norm", "low-rank", "head"]
 """What an exit has of its own.
@@ -67,7 +67,12 @@ class HeadAdapter(ExitAdapter):
 
 
 def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> ExitAdapter:
-    """Return an untrained adapter, which reads as the stock model does. Raises UserError for an unknown kind."""
+    """Return an untrained adapter, which reads as the stock model does.
+
+    Raises UserError for an unknown kind and for a rank below 1.
+    """
+    if rank < 1:
+        raise UserError(f"the rank of an exit adapter must be at least 1, got {rank}")
     if kind == "norm":
         adapter: ExitAdapter = NormAdapter(stepper.final_norm)
     elif kind == "low-rank":
@@ -75,6 +80,6 @@ def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> Exit
     elif kind == "head":
         adapter = HeadAdapter(stepper.backbone.lm_head)
     else:
-        raise unknown_name("exit adapter", kind, ("norm", "low-rank", "head"))
+        raise unknown_name("kind of exit adapter", kind, ("norm", "low-rank", "head"))
     like = stepper.backbone.lm_head.weight
     return adapter.to(like.device, like.dtype)

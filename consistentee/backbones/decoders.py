@@ -7,7 +7,7 @@ and how a layer makes the keys and values that later tokens attend to. The atten
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
@@ -52,7 +52,13 @@ def positions_of(padding_mask: Tensor) -> Tensor:
 
 
 class DecoderStepper(ABC):
-    """Runs a stock causal language model one layer at a time."""
+    """Runs a stock causal language model one layer at a time.
+
+    Class attributes:
+        lora_targets: the modules of a layer that low-rank adaptation is usually put beside.
+    """
+
+    lora_targets: ClassVar[tuple[str, ...]]
 
     def __init__(self, backbone: Any) -> None:
         """``backbone``: what ``AutoModelForCausalLM`` loads."""
@@ -157,6 +163,8 @@ class DecoderStepper(ABC):
 class LlamaStepper(DecoderStepper):
     """Llama and what is built like it (Mistral, Qwen2, SmolLM): rotary positions, RMS norms, shared keys."""
 
+    lora_targets = ("q_proj", "v_proj")
+
     @property
     def kv_heads(self) -> int:
         """Number of heads of the keys and values, which groups of query heads share."""
@@ -216,6 +224,8 @@ class Qwen3Stepper(LlamaStepper):
 
 class GPT2Stepper(DecoderStepper):
     """GPT-2: learned positions in the embeddings, one projection for queries, keys and values."""
+
+    lora_targets = ("c_attn",)
 
     @property
     def kv_heads(self) -> int:

@@ -1,0 +1,72 @@
+"""Low-rank adaptation (LoRA) of a decoder's layers, with peft, an optional dependency."""
+
+from dataclasses import asdict, dataclass
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from consistentee.errors import UserError
+
+_MARK = ".lora_"
+_WRAPPED = ".base_layer."
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """Which modules of every layer are adapted, by the last part of their name, and by how many directions."""
+
+    rank: int
+    targets: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields, to rebuild it from."""
+        return asdict(self)
+
+
+def add_lora(backbone: nn.Module, spec: LoraSpec) -> None:
+    """Put a trainable low-rank path beside the modules that ``spec`` names: it gives zero until it is trained.
+
+    The scale is 1 (alpha = rank). Raises UserError without peft, and where the backbone has no such modules.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError('LoRA needs peft, which is not installed; run: pip install "consistentee[lora]"') from error
+    if spec.rank < 1:
+        raise UserError(f"the rank of LoRA must be at least 1, got {spec.rank}")
+    linear: dict[str, nn.Module] = {}
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            linear[name.rpartition(".")[2]] = module
+    absent = sorted(set(spec.targets) - linear.keys())
+    if absent or not spec.targets:
+        raise UserError(f"the backbone has no modules named {absent} for LoRA; it has {', '.join(sorted(linear))}")
+    transposed = {isinstance(linear[target], Conv1D) for target in spec.targets}
+    if len(transposed) > 1:
+        raise UserError(f"LoRA cannot adapt {', '.join(spec.targets)} at once: their weights lie in different ways")
+    config = LoraConfig(
+        r=spec.rank, lora_alpha=spec.rank, target_modules=list(spec.targets), fan_in_fan_out=transposed.pop()
+    )
+    inject_adapter_in_model(config, backbone)
+    backbone.requires_grad_(True)  # as the weights of a model are; stages say which of them they train
+
+
+def merge_lora(backbone: nn.Module) -> None:
+    """Add what LoRA has learned to the weights it stands beside, and take it away: passes cost nothing extra then."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    wrapped = [(name, module) for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, module in wrapped:
+        parent, _, child = name.rpartition(".")
+        module.merge()
+        setattr(backbone.get_submodule(parent), child, module.get_base_layer())
+
+
+def is_lora(name: str) -> bool:
+    """Say whether a weight of this name belongs to LoRA."""
+    return _MARK in name
+
+
+def base_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the stock model among those of one with LoRA, by their stock names."""
+    return {name.replace(_WRAPPED, "."): tensor for name, tensor in weights.items() if not is_lora(name)}

@@ -1,0 +1,150 @@
+"""Layer-stepping of decoders: equal to the stock models, layer by layer, padding and caches included."""
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, random_prompts
+from transformers import AutoModelForCausalLM, DynamicCache, MistralConfig, OPTConfig, Qwen2Config
+
+from consistentee.backbones.decoders import DecoderContext, decoder_stepper_for, positions_of
+from consistentee.errors import UserError
+
+
+def pad(rows, side, pad_id=1):
+    """Return tokens and padding mask of rows padded on one side."""
+    columns = max(map(len, rows))
+    tokens = torch.full((len(rows), columns), pad_id)
+    mask = torch.zeros(len(rows), columns, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(columns - len(row), columns) if side == "left" else slice(0, len(row))
+        tokens[i, place] = torch.tensor(row)
+        mask[i, place] = True
+    return tokens, mask
+
+
+def random_model(config):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(params=["left", "right"])
+def batch(request, tiny_decoder):
+    """Rows of 1 to 20 tokens: int64 tokens and padding mask."""
+    return pad(tiny_decoder().encode(random_prompts(6, seed=2)), request.param)
+
+
+@pytest.fixture(autouse=True)
+def no_gradients():
+    """Nothing is trained here."""
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+class TestEveryFamily:
+    def test_sizes(self, tiny_decoder, family):
+        stepper = tiny_decoder(family).stepper
+        config = stepper.config
+        heads = config.num_attention_heads if family == "gpt2" else 2
+        sizes = (stepper.num_layers, stepper.width, stepper.vocabulary, stepper.position_limit, stepper.kv_heads)
+        assert sizes == (4, 32, config.vocab_size, 128, heads)
+        assert stepper.head_dim == (16 if family == "qwen3" else 8)
+
+    def test_every_layer_equals_the_stock_model(self, tiny_decoder, family, batch):
+        model = tiny_decoder(family)
+        tokens, mask = batch
+        positions = positions_of(mask)
+        stock = model.backbone(tokens, attention_mask=mask.long(), position_ids=positions, output_hidden_states=True)
+        hidden, context = model.stepper.begin(tokens, mask)
+        torch.testing.assert_close(hidden, stock.hidden_states[0])
+        for layer in range(1, 5):
+            hidden = model.stepper.step(layer, hidden, context)
+            if layer < 4:  # the stock model says of its last layer only what its norm leaves
+                torch.testing.assert_close(hidden[mask], stock.hidden_states[layer][mask])
+        state = model.stepper.normalise(hidden)
+        torch.testing.assert_close(state[mask], stock.hidden_states[4][mask])
+        torch.testing.assert_close(model.stepper.unembed(state)[mask], stock.logits[mask])
+
+    def test_keys_and_values_are_those_of_the_stock_cache(self, tiny_decoder, family, batch):
+        model = tiny_decoder(family)
+        tokens, mask = batch
+        positions = positions_of(mask)
+        stock = model.backbone(
+            tokens, attention_mask=mask.long(), position_ids=positions, output_hidden_states=True, use_cache=True
+        )
+        rotation = model.stepper.rotation(stock.hidden_states[0], positions)
+        for layer in range(1, 5):
+            keys, values = model.stepper.keys_values(layer, stock.hidden_states[layer - 1], rotation)
+            cached = stock.cache.layers[layer - 1]
+            assert keys.shape == (*mask.shape[:1], model.stepper.kv_heads, mask.shape[1], model.stepper.head_dim)
+            for mine, theirs in ((keys, cached.keys), (values, cached.values)):
+                torch.testing.assert_close(mine.transpose(1, 2)[mask], theirs.transpose(1, 2)[mask])
+
+    def test_token_by_token_through_a_cache_equals_one_pass(self, tiny_decoder, family):
+        model = tiny_decoder(family)
+        tokens = torch.tensor(model.encode(["ba de di fo gu ha"]))
+        whole = model.stock_logits(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        cache = DynamicCache()
+        for place in range(tokens.shape[1]):
+            positions = torch.tensor([[place]])
+            hidden = model.stepper.embed(tokens[:, place : place + 1], positions)
+            context = DecoderContext(positions, model.stepper.rotation(hidden, positions), None, cache)
+            for layer in range(1, 5):
+                hidden = model.stepper.step(layer, hidden, context)
+            torch.testing.assert_close(model.logits(4, hidden)[:, 0], whole[:, place])
+
+    def test_too_many_tokens_are_refused(self, tiny_decoder, family):
+        model = tiny_decoder(family)
+        tokens = torch.full((1, 129), 5)
+        with pytest.raises(
+            UserError, match=r"129 tokens are more than this model reads at once: 128 \(its positions\)"
+        ):
+            model.stock_logits(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        with pytest.raises(UserError, match="129 tokens"):
+            model.hidden_states(tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+
+def test_positions_count_real_tokens():
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]]).bool()
+    assert positions_of(mask).tolist() == [[0, 0, 0, 1, 2], [0, 1, 2, 0, 0]]
+
+
+SMALL = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "max_position_embeddings": 64}
+WINDOWS = {
+    "mistral": lambda window: MistralConfig(**SMALL, sliding_window=window),
+    "qwen2": lambda window: Qwen2Config(
+        **SMALL, use_sliding_window=window is not None, sliding_window=window, max_window_layers=1
+    ),
+}
+
+
+@pytest.mark.parametrize("family", sorted(WINDOWS))
+def test_rows_end_where_a_sliding_window_would_hide_tokens(family):
+    model = random_model(WINDOWS[family](8))
+    stepper = decoder_stepper_for(model)
+    assert stepper.position_limit == 8
+    tokens = torch.arange(9).unsqueeze(0)
+    with pytest.raises(UserError, match=r"9 tokens are more .*: 8 \(its sliding attention window\)"):
+        stepper.begin(tokens, torch.ones_like(tokens, dtype=torch.bool))
+
+    fits = tokens[:, :8]
+    hidden, context = stepper.begin(fits, torch.ones_like(fits, dtype=torch.bool))
+    for layer in (1, 2):
+        hidden = stepper.step(layer, hidden, context)
+    torch.testing.assert_close(stepper.unembed(stepper.normalise(hidden)), model(fits).logits)
+    without = random_model(WINDOWS[family](None))
+    without.load_state_dict(model.state_dict())
+    assert decoder_stepper_for(without).position_limit == 64
+    torch.testing.assert_close(without(fits).logits, model(fits).logits)
+    assert not torch.allclose(without(tokens).logits, model(tokens).logits)  # one token more, and the window shows
+
+
+def test_unsupported_architectures_are_named(tiny_backbone, tmp_path):
+    config = OPTConfig(vocab_size=40, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4)
+    with pytest.raises(
+        UserError, match="decoders of architecture 'opt'; supported: gpt2, llama, mistral, qwen2, qwen3"
+    ):
+        decoder_stepper_for(random_model(config))
+    with pytest.raises(UserError, match="'bert' is an encoder, which generates no text; use MultiExitModel"):
+        decoder_stepper_for(AutoModelForCausalLM.from_pretrained(tiny_backbone("bert")))

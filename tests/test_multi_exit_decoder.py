@@ -1,0 +1,351 @@
+"""MultiExitDecoder: exits and adapters, text and tokens, saving and loading."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, random_prompts
+from test_decoders import pad
+from transformers import AutoModelForCausalLM
+
+from consistentee import MultiExitDecoder
+from consistentee.decoder_description import default_exit_layers
+from consistentee.errors import UserError
+from consistentee.heads import HeadSpec
+
+KINDS = ["norm", "low-rank", "head"]
+
+
+@torch.no_grad()
+def all_logits(model):
+    """Return what every exit says of a padded batch: [exits, rows, tokens, vocabulary]; 0 for padding."""
+    tokens, mask = pad(model.encode(random_prompts(5, seed=4)), "left")
+    hidden = model.hidden_states(tokens, mask)
+    logits = torch.stack([model.logits(t, hidden[:, :, i]) for i, t in enumerate(model.exit_layers)])
+    return torch.where(mask.unsqueeze(-1), logits, 0)
+
+
+def train_a_little(model, prefix):
+    for name, parameter in model.named_parameters():
+        if name.startswith(prefix):
+            parameter.data.add_(0.1)
+
+
+class TestExits:
+    def test_default_exits_are_spread_evenly(self):
+        assert default_exit_layers(30) == (6, 12, 18, 24, 30)
+        assert default_exit_layers(12) == (2, 5, 7, 10, 12)
+        assert default_exit_layers(4) == (1, 2, 3, 4)
+
+    def test_chosen_exits_end_with_the_last_layer(self, tiny_decoder):
+        assert tiny_decoder(exit_layers=[1, 3]).exit_layers == (1, 3, 4)
+        assert tiny_decoder(exit_layers=[4]).exit_layers == (4,)
+
+    @pytest.mark.parametrize("layers", [[0, 2], [2, 5], [3, 2], [2, 2]])
+    def test_impossible_exits_are_refused(self, tiny_decoder, layers):
+        with pytest.raises(UserError, match=r"must increase and lie in 1\.\.4"):
+            tiny_decoder(exit_layers=layers)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("family", DECODER_FAMILIES)
+    def test_untrained_exits_read_as_the_stock_model_does(self, tiny_decoder_backbone, family, kind):
+        model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone(family)), adapter=kind)
+        hidden = torch.randn(3, 5, model.width)
+        stock = model.backbone.lm_head(model.state(hidden))
+        assert all(torch.equal(model.logits(layer, hidden), stock) for layer in model.exit_layers)
+
+    def test_the_last_exit_is_the_stock_model(self, tiny_decoder):
+        model = tiny_decoder()
+        tokens, mask = pad(model.encode(random_prompts(5)), "right")
+        hidden = model.hidden_states(tokens, mask)
+        assert hidden.shape == (*tokens.shape, 4, model.width)
+        torch.testing.assert_close(model.logits(4, hidden[:, :, -1])[mask], model.stock_logits(tokens, mask)[mask])
+        assert not torch.allclose(model.logits(3, hidden[:, :, -1]), model.logits(4, hidden[:, :, -1]))
+
+    def test_hidden_states_are_those_of_the_exits(self, tiny_decoder):
+        every, some = tiny_decoder(), tiny_decoder(exit_layers=[2])
+        tokens, mask = pad(every.encode(random_prompts(5)), "left")
+        assert torch.equal(some.hidden_states(tokens, mask), every.hidden_states(tokens, mask)[:, :, [1, 3]])
+
+    def test_a_layer_without_exit_has_no_logits(self, tiny_decoder):
+        model = tiny_decoder(exit_layers=[2])
+        for layer in (0, 1, 3, 5):
+            with pytest.raises(ValueError, match=rf"layer {layer} has no exit adapter; exits: \(2, 4\)"):
+                model.logits(layer, torch.randn(1, model.width))
+
+    def test_adapters_have_the_sizes_that_are_said(self, tiny_decoder):
+        model = tiny_decoder()
+        sizes = {}
+        for kind in KINDS:
+            model.use_adapters(kind, rank=2)
+            sizes[kind] = sum(p.numel() for p in model.adapter(1).parameters())
+        width, vocabulary = 32, model.stepper.vocabulary
+        assert sizes == {"norm": width, "low-rank": width + 2 * 2 * width, "head": width * vocabulary}
+        assert (model.description.adapter, model.description.rank) == ("head", 2)
+
+    def test_adapters_are_checked(self, tiny_decoder):
+        with pytest.raises(UserError, match="unknown kind of exit adapter 'lowrank'; did you mean 'low-rank'"):
+            tiny_decoder(adapter="lowrank")
+        with pytest.raises(UserError, match="rank of an exit adapter must be at least 1, got 0"):
+            tiny_decoder().use_adapters("low-rank", rank=0)
+
+    def test_a_head_of_its_own_is_not_tied(self, tiny_decoder):
+        model = tiny_decoder(adapter="head")
+        hidden = torch.randn(2, model.width)
+        before = model.logits(4, hidden)
+        train_a_little(model, "exit_adapters.2")
+        assert torch.equal(model.logits(4, hidden), before)
+
+    def test_same_seed_same_new_weights(self, tiny_decoder_backbone):
+        weights = []
+        for seed in (1, 1, 2):
+            model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone()), seed=seed)
+            weights.append(model.adapter(1).down.weight)
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+
+
+class TestHeads:
+    def test_heads_read_the_state(self, tiny_decoder):
+        model = tiny_decoder()
+        head = model.add_head("policy", HeadSpec(), seed=3)
+        state = model.state(torch.randn(5, model.width))
+        assert head(4, state).shape == (5,)
+        assert len(head.modules_by_layer) == 4
+        assert model.head("policy") is head
+        with pytest.raises(UserError, match="unknown head of this model 'polcy'; did you mean 'policy'"):
+            model.head("polcy")
+
+
+class TestText:
+    def test_prompts_keep_the_special_tokens(self, tiny_decoder):
+        model = tiny_decoder()
+        (row,) = model.encode(["ba de di"])
+        assert row[0] == model.tokenizer.bos_token_id
+        assert len(row) == 4
+        assert model.decode(row) == "ba de di"
+        assert model.decode(torch.tensor([*row, *model.end_tokens])) == "ba de di"
+
+    @pytest.mark.parametrize(("keep", "text"), [("end", " fo gu"), ("start", "ba pe")])
+    def test_long_prompts_are_cut(self, tiny_decoder, keep, text):
+        model = tiny_decoder()
+        (row,) = model.encode(["ba pe di fo gu"], max_tokens=3, keep=keep)
+        assert row[0] == model.tokenizer.bos_token_id
+        assert len(row) == 3
+        assert model.decode(row) == text
+        assert model.encode(["ba pe"], max_tokens=3, keep=keep) == model.encode(["ba pe"])
+        assert len(model.encode(["ba pe di fo gu"])[0]) == 6  # no cut outlives its call
+
+    def test_empty_prompts_are_named(self, tiny_decoder):
+        with pytest.raises(UserError, match="prompt 2 of 3 is empty"):
+            tiny_decoder().encode(["ba", "", "de"])
+        assert tiny_decoder().encode([]) == []
+
+    def test_a_cut_must_leave_a_token(self, tiny_decoder):
+        with pytest.raises(UserError, match="cannot be cut to 1 tokens: the tokenizer adds 1"):
+            tiny_decoder().encode(["ba de"], max_tokens=1)
+
+    def test_a_tokenizer_without_padding_works(self, tiny_decoder):
+        model, usual = tiny_decoder(pad_token=False), tiny_decoder()
+        assert model.tokenizer.pad_token_id is None
+        rows = model.encode(random_prompts(5))
+        padded = [pad(rows, side, pad_id) for side in ("left", "right") for pad_id in (model.pad_id, 9)]
+        logits = [model.stock_logits(*batch)[batch[1]] for batch in padded]
+        assert rows == usual.encode(random_prompts(5))
+        for other in logits[1:]:
+            torch.testing.assert_close(other, logits[0])
+
+    def test_end_tokens_are_those_of_the_stock_generate(self, tiny_decoder):
+        model = tiny_decoder()
+        assert model.end_tokens == {3}
+        model.backbone.generation_config.eos_token_id = [3, 7]
+        assert model.end_tokens == {3, 7}
+        model.backbone.generation_config.eos_token_id = None
+        assert model.end_tokens == {model.tokenizer.eos_token_id}
+
+
+class TestFiles:
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("with_backbone", [None, True])
+    def test_save_and_load_give_the_same_predictions(self, tiny_decoder, tmp_path, kind, with_backbone):
+        model = tiny_decoder("qwen3", adapter=kind, exit_layers=[1, 3])
+        model.add_head("policy", HeadSpec(hidden=8, extra_inputs=2))
+        model.description.method_name = "some-method"
+        model.save_pretrained(tmp_path / "saved", with_backbone=with_backbone)
+        again = MultiExitDecoder.from_pretrained(tmp_path / "saved")
+        assert again.description == model.description
+        assert torch.equal(all_logits(again), all_logits(model))
+        state = again.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+        assert again.fingerprint() == model.fingerprint()
+        assert again.end_tokens == model.end_tokens
+        assert (tmp_path / "saved" / "backbone").exists() == bool(with_backbone)
+
+    @pytest.mark.parametrize("family", DECODER_FAMILIES)
+    def test_every_family_is_loaded_from_its_name(self, tiny_decoder, tmp_path, family):
+        model = tiny_decoder(family)
+        model.save_pretrained(tmp_path / "saved")
+        assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(tmp_path / "saved")), all_logits(model))
+        files = [path for path in (tmp_path / "saved").rglob("*") if path.is_file()]
+        assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".txt", ".md"}
+        assert (tmp_path / "saved" / "model.safetensors").stat().st_size < 30_000  # adapters alone
+
+    def test_a_trained_backbone_is_saved(self, tiny_decoder, tmp_path):
+        model = tiny_decoder("llama")
+        before = all_logits(model)
+        train_a_little(model, "backbone.model.layers.1.mlp")
+        assert not torch.equal(all_logits(model), before)
+        for name in ("saved", "again"):
+            model.save_pretrained(tmp_path / name)
+            again = MultiExitDecoder.from_pretrained(tmp_path / name)
+            assert torch.equal(all_logits(again), all_logits(model))
+            model = again
+        stock = AutoModelForCausalLM.from_pretrained(tmp_path / "again" / "backbone")  # anyone can load it
+        assert torch.equal(stock.model.layers[1].mlp.up_proj.weight, model.backbone.model.layers[1].mlp.up_proj.weight)
+
+    def test_a_changed_backbone_is_detected(self, tiny_decoder_backbone, tmp_path):
+        shutil.copytree(tiny_decoder_backbone(), tmp_path / "stock")
+        model = MultiExitDecoder.from_backbone(str(tmp_path / "stock"))
+        model.save_pretrained(tmp_path / "saved")
+        train_a_little(model, "backbone.model.norm")
+        model.backbone.save_pretrained(tmp_path / "stock")
+        with pytest.raises(
+            UserError, match=r"not the one that the exits of .*saved were trained on: its weights differ"
+        ):
+            MultiExitDecoder.from_pretrained(tmp_path / "saved")
+
+    def test_a_moved_backbone_is_found_where_it_is_said_to_be(self, tiny_decoder_backbone, tmp_path, monkeypatch):
+        shutil.copytree(tiny_decoder_backbone(), tmp_path / "stock")
+        monkeypatch.chdir(tmp_path)
+        model = MultiExitDecoder.from_backbone("stock")
+        model.save_pretrained("saved")
+        monkeypatch.chdir("/")
+        saved = str(tmp_path / "saved")
+        assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(saved)), all_logits(model))
+        (tmp_path / "stock").rename(tmp_path / "moved")
+        with pytest.raises(UserError, match="saved without its backbone, which cannot be had: no such directory"):
+            MultiExitDecoder.from_pretrained(saved)
+        again = MultiExitDecoder.from_pretrained(saved, backbone=str(tmp_path / "moved"))
+        assert torch.equal(all_logits(again), all_logits(model))
+
+    def test_loading_names_what_is_wrong(self, tiny_decoder, tmp_path):
+        with pytest.raises(UserError, match="not a saved multi-exit decoder"):
+            MultiExitDecoder.from_pretrained(tmp_path)
+        tiny_decoder().save_pretrained(tmp_path / "saved")
+        path = tmp_path / "saved" / "multi_exit_decoder.json"
+        description = json.loads(path.read_text())
+        damaged = {"format_version": 99}, {"surprise": 1}, {"rank": 3}, {"exit_layers": [2, 4]}
+        for change, message in zip(damaged, ["format 99", "damaged", "damaged", "other weights"], strict=True):
+            path.write_text(json.dumps(description | change))
+            with pytest.raises(UserError, match=message):
+                MultiExitDecoder.from_pretrained(tmp_path / "saved")
+        path.write_text(json.dumps(description))
+        weights = tmp_path / "saved" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:1000])
+        with pytest.raises(UserError, match="saved is damaged or incomplete"):
+            MultiExitDecoder.from_pretrained(tmp_path / "saved")
+
+    def test_encoders_and_other_decoders_are_refused_before_their_weights_are_read(self, tiny_backbone, tmp_path):
+        with pytest.raises(UserError, match="'bert' is an encoder"):
+            MultiExitDecoder.from_backbone(str(tiny_backbone("bert")))
+        (tmp_path / "config.json").write_text('{"model_type": "opt"}')
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        with pytest.raises(UserError, match="no layer-stepping for decoders of architecture 'opt'"):
+            MultiExitDecoder.from_backbone(str(tmp_path))
+
+
+class TestFingerprint:
+    def test_it_sees_weights_exits_and_heads(self, tiny_decoder):
+        model = tiny_decoder()
+        before, without_heads = model.fingerprint(), model.fingerprint(with_heads=False)
+        assert tiny_decoder().fingerprint() == before
+        assert tiny_decoder(exit_layers=[2]).fingerprint() != before
+        model.add_head("gate", HeadSpec())
+        assert model.fingerprint() != before
+        assert model.fingerprint(with_heads=False) == without_heads
+        train_a_little(model, "exit_adapters.")
+        assert model.fingerprint(with_heads=False) != without_heads
+
+    def test_hidden_states_depend_on_the_backbone_alone(self, tiny_decoder):
+        model = tiny_decoder()
+        before = model.backbone_fingerprint()
+        model.use_adapters("norm")
+        model.add_head("gate", HeadSpec())
+        assert model.backbone_fingerprint() == before
+        assert tiny_decoder(exit_layers=[2]).backbone_fingerprint() != before
+        train_a_little(model, "backbone.model.layers.2.")
+        assert model.backbone_fingerprint() != before
+
+    def test_cloned_weights_are_copies(self, tiny_decoder):
+        model = tiny_decoder()
+        weights = model.clone_weights()
+        assert weights.keys() == model.state_dict().keys()
+        train_a_little(model, "exit_adapters.")
+        assert not torch.equal(weights["exit_adapters.1.norm.weight"], model.adapter(1).norm.weight)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+class TestLora:
+    def test_it_changes_nothing_until_it_is_trained(self, tiny_decoder, family):
+        model = tiny_decoder(family)
+        before, hash_before = all_logits(model), model.fingerprint()
+        model.add_lora(rank=2)
+        assert torch.equal(all_logits(model), before)
+        assert model.fingerprint() != hash_before
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        targets = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn",)}[family]
+        assert len(model.lora_weights) == 2 * 4 * len(targets)
+        train_a_little(model, model.lora_weights)
+        assert not torch.allclose(all_logits(model), before)
+
+    def test_stepping_and_propagation_use_it(self, tiny_decoder, family):
+        model = tiny_decoder(family)
+        hidden, context = model.stepper.begin(torch.tensor([[5, 9, 12]]), torch.ones(1, 3, dtype=torch.bool))
+        before = model.stepper.keys_values(2, hidden, context.rotation)[1]
+        model.add_lora(rank=2)
+        train_a_little(model, model.lora_weights)
+        assert not torch.allclose(model.stepper.keys_values(2, hidden, context.rotation)[1], before)
+        tokens, mask = pad(model.encode(random_prompts(5)), "left")
+        last = model.logits(4, model.hidden_states(tokens, mask)[:, :, -1])
+        torch.testing.assert_close(last[mask], model.stock_logits(tokens, mask)[mask])
+
+    @pytest.mark.parametrize("with_backbone", [None, True])
+    def test_save_and_load(self, tiny_decoder, tmp_path, family, with_backbone):
+        model = tiny_decoder(family)
+        model.add_lora(rank=2, targets=["c_proj"] if family == "gpt2" else ["k_proj", "down_proj"])
+        train_a_little(model, model.lora_weights)
+        model.save_pretrained(tmp_path / "saved", with_backbone=with_backbone)
+        again = MultiExitDecoder.from_pretrained(tmp_path / "saved")
+        assert again.description == model.description
+        assert torch.equal(all_logits(again), all_logits(model))
+        assert (tmp_path / "saved" / "backbone").exists() == bool(with_backbone)
+
+    def test_merged_weights_say_the_same(self, tiny_decoder, tmp_path, family):
+        model = tiny_decoder(family)
+        model.add_lora(rank=2)
+        train_a_little(model, model.lora_weights)
+        before = all_logits(model)
+        names = tiny_decoder(family).state_dict().keys()
+        model.merge_lora()
+        torch.testing.assert_close(all_logits(model), before)
+        assert model.state_dict().keys() == names
+        model.save_pretrained(tmp_path / "saved")
+        assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(tmp_path / "saved")), all_logits(model))
+
+    def test_bad_requests_are_named(self, tiny_decoder, family, monkeypatch):
+        model = tiny_decoder(family)
+        with pytest.raises(UserError, match=r"no modules named \['wq'\] for LoRA; it has .*c_proj|down_proj"):
+            model.add_lora(targets=["wq"])
+        with pytest.raises(UserError, match="rank of LoRA must be at least 1"):
+            model.add_lora(rank=0)
+        monkeypatch.setitem(sys.modules, "peft", None)
+        with pytest.raises(
+            UserError, match=r'needs peft, which is not installed; run: pip install "consistentee\[lora\]"'
+        ):
+            model.add_lora()
+        monkeypatch.undo()
+        model.add_lora(rank=2)
+        with pytest.raises(ValueError, match="LoRA already"):
+            model.add_lora(rank=2)
