@@ -11,7 +11,7 @@ chunks of tokens, once for all the rules of a sweep.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -60,6 +60,11 @@ class TokenTrace:
     def may_exit(self) -> Tensor:
         """Numbers of the tokens that are decoded one by one, and hence may leave early: int64 [at most N]."""
         return (self.step > 0).nonzero().flatten()
+
+    def select(self, tokens: Tensor) -> "TokenTrace":
+        """Return the trace of some tokens alone, given by their numbers, in the given order."""
+        columns = ("hidden", "targets", "row", "step", "row_keys")
+        return replace(self, **{name: getattr(self, name)[tokens] for name in columns})
 
     def states(self, exit_index: int, tokens: Tensor) -> Tensor:
         """Return hidden states after one exit layer, on the model's device, as float32: [tokens, width]."""

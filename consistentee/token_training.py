@@ -149,13 +149,17 @@ def _has_weights(model: MultiExitDecoder, prefixes: tuple[str, ...]) -> bool:
     return any(name.startswith(prefixes) for name, _ in model.named_parameters())
 
 
+@torch.no_grad()
+def wanted_answers(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
+    """Return what exits should say: tokens, int64 [n], or what the last exit says, float [n, vocabulary]."""
+    if target == "label":
+        return batch.targets
+    return model.logits(model.exit_layers[-1], batch.hidden[:, -1]).softmax(dim=-1)
+
+
 def _exit_loss(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
     """Return the loss of every exit but the last, weighted by depth."""
-    early = model.exit_layers[:-1]
-    wanted = batch.targets
-    if target == "full model":
-        with torch.no_grad():
-            wanted = model.logits(model.exit_layers[-1], batch.hidden[:, -1]).softmax(dim=-1)
+    early, wanted = model.exit_layers[:-1], wanted_answers(target, model, batch)
     losses = [
         weight * functional.cross_entropy(model.logits(layer, batch.hidden[:, index]), wanted)
         for index, (layer, weight) in enumerate(zip(early, exit_weights(early), strict=True))

@@ -1,0 +1,271 @@
+"""ConsistentEE on tokens: its reward, its stages, its rule; and that it is the method of classification, on tokens."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import make_task, make_text_task
+from torch.nn import functional
+
+from consistentee import consistent_ee_tokens, token_training
+from consistentee.consistent_ee import ConsistentEE
+from consistentee.consistent_ee_tokens import (
+    ConsistentEETokens,
+    ConsistentEETokensCurve,
+    memorized_exit_layer,
+    token_policy_spec,
+)
+from consistentee.errors import UserError
+from consistentee.model import LayerOutputs
+from consistentee.policy import POLICY, policy_spec
+from consistentee.reward import rewards
+from consistentee.token_answers import exit_answers
+from consistentee.token_recipe import TokenRecipe
+from consistentee.token_sources import DrawnTokens
+from consistentee.token_trace import record_tokens, replay_tokens, sweep_tokens
+
+RECIPE = TokenRecipe(
+    exit_steps=10, exit_batch_size=16, exit_learning_rate=1e-2, head_steps=10, head_batch_size=16, head_tokens=60
+)
+ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
+READS = ["state", "state+confidence", "confidence"]
+
+
+def add_random_policy(model, reads, conditioned=False):
+    head = model.add_head(POLICY, token_policy_spec(reads, conditioned))
+    generator = torch.Generator().manual_seed(2)
+    head.load_state_dict({n: torch.randn(t.shape, generator=generator) for n, t in head.state_dict().items()})
+
+
+def all_states(trace):
+    """Return all tokens of a trace as one batch, in their order."""
+    source = DrawnTokens(trace, torch.arange(len(trace)), len(trace), seed=0)
+    return source.batch(source.tokens.argsort(), 0)
+
+
+def test_papers_policy_for_decoders_has_the_papers_shape(tiny_decoder):
+    model = tiny_decoder()
+    head = model.add_head(POLICY, token_policy_spec("state", conditioned=False))
+    assert len(head.modules_by_layer) == model.num_layers
+    assert {(linear.in_features, linear.out_features) for linear in head.modules_by_layer} == {(model.width, 1)}
+
+
+def test_memorized_exit_layer_by_hand():
+    correct = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 0]], dtype=torch.bool)
+    assert memorized_exit_layer(correct, (6, 12, 30)).tolist() == [6, 12, 30, 30, 30]
+
+
+def test_answers_by_hand(tiny_decoder):
+    model = tiny_decoder(exit_layers=(2,))
+    trace = record_tokens(model, ROWS)
+    logits = torch.stack([model.logits(layer, trace.hidden[:, i]) for i, layer in enumerate((2, 4))], dim=1)
+    named = logits.argmax(-1)
+    by_label = exit_answers(trace)
+    assert torch.equal(by_label.wanted, trace.targets)
+    assert torch.equal(by_label.predictions, named)
+    expected = -logits.log_softmax(-1).gather(-1, trace.targets[:, None, None].expand(-1, 2, 1)).squeeze(-1)
+    torch.testing.assert_close(by_label.losses, expected)
+    by_full = exit_answers(trace, "full model")
+    assert torch.equal(by_full.wanted, named[:, 1])
+    assert by_full.correct[:, 1].all()
+    assert torch.equal(by_full.confidence[:, 1, 3], (named[:, 0] == named[:, 1]).float())
+
+
+def test_answers_are_stored_and_depend_on_the_exits(tiny_decoder, tmp_path, monkeypatch):
+    model = tiny_decoder()
+    trace = record_tokens(model, ROWS)
+    first = exit_answers(trace, store=tmp_path)
+    monkeypatch.setattr(model, "logits", lambda *_: pytest.fail("the store was not used"))
+    assert torch.equal(exit_answers(trace, store=tmp_path).losses, first.losses)
+    monkeypatch.undo()
+    with torch.no_grad():
+        for parameter in model.exit_adapters.parameters():
+            parameter.add_(0.1)
+    assert not torch.equal(exit_answers(trace, store=tmp_path).losses, first.losses)
+
+
+@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("estimator", ["exact", "reinforce"])
+def test_objective_is_that_of_classification_on_the_same_tensors(tiny_decoder, reads, estimator):
+    """Where every layer is an exit, a token is a row and its next token a label."""
+    model = tiny_decoder()
+    trace = record_tokens(model, [(prompt, [*response, *range(20, 60)]) for prompt, response in ROWS])
+    add_random_policy(model, reads)
+    answers, batch = exit_answers(trace), all_states(trace)
+    hardness = memorized_exit_layer(answers.correct, model.exit_layers)
+    method = ConsistentEETokens(alpha=0.3, policy_reads=reads, estimator=estimator)
+    torch.manual_seed(0)
+    loss = consistent_ee_tokens._policy_stage_loss(method, answers, hardness, model, batch)
+
+    logits = torch.stack([model.logits(layer, batch.hidden[:, i]) for i, layer in enumerate(model.exit_layers)], dim=1)
+    outputs = LayerOutputs(batch.hidden, model.state(batch.hidden), logits)
+    classification = ConsistentEE(alpha=0.3, policy_reads=reads, estimator=estimator, rollouts=method.rollouts)
+    probabilities = classification.ask_policy(model, outputs, torch.full((len(trace),), 0.3))
+    costs = classification.cost_of_answers(outputs, trace.targets)
+    torch.manual_seed(0)
+    expected = classification.policy_loss(probabilities, rewards(costs, 0.3, hardness))
+    torch.testing.assert_close(loss, expected)
+
+
+def test_reward_counts_true_layers(tiny_decoder, monkeypatch):
+    model = tiny_decoder(exit_layers=(3,))
+    trace = record_tokens(model, ROWS)
+    add_random_policy(model, "state")
+    answers = exit_answers(trace)
+    given = []
+    monkeypatch.setattr(ConsistentEETokens, "policy_loss", lambda _, p, reward: given.append(reward) or p.sum())
+    hardness = torch.tensor([3, 4, 3, 4, 3])
+    consistent_ee_tokens._policy_stage_loss(ConsistentEETokens(alpha=0.5), answers, hardness, model, all_states(trace))
+    price = 0.5 * (1 - hardness / 4)
+    expected = -answers.losses - torch.stack([price * 3, price * 4], dim=1)
+    torch.testing.assert_close(given[0], expected)
+
+
+def test_prompts_and_first_tokens_are_outside_of_the_reward(tiny_decoder, monkeypatch):
+    asked = []
+    real = consistent_ee_tokens.exit_answers
+    monkeypatch.setattr(
+        consistent_ee_tokens, "exit_answers", lambda trace, *a, **k: asked.append(trace) or real(trace, *a, **k)
+    )
+    model = ConsistentEETokens().fit(tiny_decoder(), make_text_task(), RECIPE)
+    (trace,) = asked
+    assert len(trace) == RECIPE.head_tokens
+    assert trace.step.min() == 1
+    responses = {token for _, response in RECIPE.training_rows(model, make_text_task()) for token in response[1:]}
+    assert set(trace.targets.tolist()) <= responses
+
+
+@pytest.mark.parametrize("reads", READS)
+def test_rule_follows_the_probabilities_that_were_trained(tiny_decoder, reads):
+    model = tiny_decoder(exit_layers=(1, 3))
+    trace = record_tokens(model, [(prompt, [*response, *range(20, 60)]) for prompt, response in ROWS])
+    add_random_policy(model, reads)
+    method = ConsistentEETokens(policy_reads=reads)
+    with torch.no_grad():
+        p = method.ask_policy(model, all_states(trace), exit_answers(trace).confidence, torch.ones(len(trace)))
+    first = p[:, 0].sort().values
+    threshold = first[len(first) // 2 : len(first) // 2 + 2].mean().item()  # between two values, on neither
+    leaves = torch.cat([p[:, :-1] > threshold, torch.ones(len(p), 1, dtype=torch.bool)], dim=1)
+    expected = torch.tensor([1, 3, 4])[leaves.int().argmax(dim=1)].where(trace.step > 0, torch.tensor(4))
+    assert expected.unique().numel() > 1
+    assert torch.equal(replay_tokens(method.rule(model, threshold), trace), expected)
+
+
+@pytest.mark.parametrize("method", [ConsistentEETokens(), ConsistentEETokensCurve()], ids=lambda method: method.name)
+def test_knob_runs_from_the_first_exit_to_full_depth(tiny_decoder, method):
+    model = tiny_decoder(exit_layers=(2, 3))
+    trace = record_tokens(model, ROWS)
+    add_random_policy(model, "state", method.conditioned)
+    values = method.knob_values(model)
+    exits = sweep_tokens([method.rule(model, knob) for knob in values], trace)[:, trace.may_exit]
+    assert (exits[0] == 2).all()
+    assert (exits[-1] == 4).all()
+    assert (exits[1:] >= exits[:-1]).all(), "a later knob never exits earlier"
+    with pytest.raises(UserError, match="must lie in"):
+        method.rule(model, -1.0)
+
+
+def test_policy_stage_trains_the_policy_alone(tiny_decoder):
+    models = [tiny_decoder(), tiny_decoder()]
+    for model, steps in zip(models, (0, 10), strict=True):
+        ConsistentEETokens().fit(model, make_text_task(), replace(RECIPE, head_steps=steps))
+    first, second = (model.state_dict() for model in models)
+    assert {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])} == {"exit_heads"}
+
+
+def test_third_stage_trains_exits_and_fits_the_policy_again(tiny_decoder, monkeypatch):
+    run = []
+    real = token_training.run_stage
+    monkeypatch.setattr(
+        token_training, "run_stage", lambda m, source, stage, r: run.append(stage.name) or real(m, source, stage, r)
+    )
+    models = [tiny_decoder(), tiny_decoder()]
+    for model, steps in zip(models, (0, 10), strict=True):
+        ConsistentEETokens(consistent_steps=steps).fit(model, make_text_task(), RECIPE)
+    assert run == ["exits", "policy", "exits", "policy", "exit-consistent", "policy"]
+    first, second = (model.state_dict() for model in models)
+    parts = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
+    assert parts == {"exit_adapters", "exit_heads"}
+
+
+def test_exit_consistent_loss_by_hand(tiny_decoder):
+    """A policy that always leaves at layer 3 asks that exit alone to be right; one that never leaves asks none."""
+    model = tiny_decoder(exit_layers=(1, 3))
+    trace = record_tokens(model, ROWS)
+    answers, batch = exit_answers(trace), all_states(trace)
+    model.add_head(POLICY, token_policy_spec("state", conditioned=False))
+    losses = {}
+    for name, biases in {"third": (-50.0, 50.0), "never": (-50.0, -50.0)}.items():
+        with torch.no_grad():
+            for layer, bias in zip((1, 3), biases, strict=True):
+                model.head(POLICY).modules_by_layer[layer - 1].bias.fill_(bias)
+        losses[name] = consistent_ee_tokens._exit_consistent_loss(ConsistentEETokens(), "label", answers, model, batch)
+    expected = functional.cross_entropy(model.logits(3, batch.hidden[:, 1]), batch.targets)
+    torch.testing.assert_close(losses["third"], expected)
+    assert losses["never"] == 0
+    losses["never"].backward()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"estimator": "reinforce"},
+        {"reward": "vanilla"},
+        {"reward_loss": "error"},
+        {"judged_by": "full model"},
+        {"policy_reads": "state+confidence"},
+        {"policy_reads": "confidence", "consistent_steps": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("method", [ConsistentEETokens, ConsistentEETokensCurve])
+def test_every_option_trains(tiny_decoder, method, options):
+    method = method(**options)
+    model = method.fit(tiny_decoder(), make_text_task(), RECIPE)
+    trace = record_tokens(model, ROWS)
+    assert set(replay_tokens(method.rule(model, 0.5), trace).tolist()) <= set(model.exit_layers)
+
+
+def test_a_higher_price_gives_earlier_exits(tiny_decoder):
+    recipe = replace(RECIPE, head_steps=150, head_learning_rate=3e-2)
+    averages = []
+    for alpha in (0.0, 5.0):
+        method = ConsistentEETokens(alpha=alpha, reward="vanilla")
+        model = method.fit(tiny_decoder(), make_text_task(), recipe)
+        trace = record_tokens(model, recipe.training_rows(model, make_text_task()))
+        averages.append(replay_tokens(method.rule(model, 0.5), trace)[trace.may_exit].double().mean().item())
+    assert averages[1] < 1.2
+    assert averages[0] > 1.5
+
+
+def test_one_conditioned_policy_gives_a_curve(tiny_decoder):
+    method = ConsistentEETokensCurve(reward="vanilla")
+    model = method.fit(tiny_decoder(), make_text_task(), replace(RECIPE, head_steps=150, head_learning_rate=3e-2))
+    trace = record_tokens(model, RECIPE.training_rows(model, make_text_task()))
+    exits = sweep_tokens([method.rule(model, knob) for knob in method.knob_values(model)], trace)
+    assert len({round(mean, 3) for mean in exits.double().mean(dim=1).tolist()}) > 4
+
+
+def test_a_decoder_without_early_exits_needs_no_policy(tiny_decoder):
+    model = ConsistentEETokens().fit(tiny_decoder(exit_layers=()), make_text_task(), RECIPE)
+    assert replay_tokens(ConsistentEETokens().rule(model, 0.5), record_tokens(model, ROWS)).tolist() == [4] * 5
+
+
+def test_confidence_is_read_as_in_classification():
+    assert token_policy_spec("state+confidence", conditioned=True) == policy_spec("state+confidence", conditioned=True)
+
+
+def test_methods_refuse_tasks_of_the_other_kind(tiny_decoder):
+    with pytest.raises(UserError, match="'toy' asks for labels"):
+        ConsistentEETokens().fit(tiny_decoder(), make_task(), RECIPE)
+    with pytest.raises(UserError, match="'toy-text' asks for texts"):
+        ConsistentEE().check_task(make_text_task())
+
+
+def test_impossible_parameters_are_refused():
+    with pytest.raises(UserError, match="at least 2 rollouts"):
+        ConsistentEETokens(estimator="reinforce", rollouts=1)
+    with pytest.raises(UserError, match="alpha"):
+        ConsistentEETokens(alpha=-0.1)
+    with pytest.raises(UserError, match="lowest_alpha"):
+        ConsistentEETokensCurve(lowest_alpha=2.0)
