@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import DECODER_FAMILIES
+from conftest import DECODER_FAMILIES, random_prompts
 
 from consistentee.errors import UserError
-from consistentee.exits import ExitRule, NeverExit, ThresholdRule, margin
+from consistentee.exits import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, margin
+from consistentee.generation import generate
 from consistentee.heads import HeadSpec
 from consistentee.text_data import PromptSplit
 from consistentee.token_rows import collate_rows, encode_rows
@@ -24,6 +25,13 @@ class FromLayer(ExitRule):
     def should_exit(self, view, state):
         self.steps.append((view.step, view.layer, view.rows))
         return torch.full((view.rows,), view.layer >= view.step)
+
+
+class ByKey(ExitRule):
+    """Leave at an exit drawn by the token's key."""
+
+    def should_exit(self, view, state):
+        return view.row_keys % 3 < view.layer
 
 
 def test_states_lie_beside_the_token_they_give(tiny_decoder):
@@ -211,3 +219,27 @@ def test_history_holds_the_states_of_the_exits_so_far(tiny_decoder):
     view = TokenTraceView(trace, 1, trace.may_exit, step=1)
     torch.testing.assert_close(view.history, model.state(trace.hidden[trace.may_exit, :2]))
     torch.testing.assert_close(view.history[:, -1], view.pooled)
+
+
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ByKey(),
+        FromLayer(),
+        ThresholdRule(margin, 0.15, "above"),
+        ConsecutiveRule(ThresholdRule(margin, 0.05, "above"), patience=2),
+        SameAnswerRule(),
+    ],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_replay_on_what_was_generated_equals_live_decoding(tiny_decoder, family, rule):
+    """With exact keys and values, what early exits write is what a full-depth pass over it would have decided."""
+    model = tiny_decoder(family)
+    prompts = random_prompts(7, seed=1)
+    written = generate(model, prompts, rule, kv="exact", max_new_tokens=12, batch_size=4)
+    rows = zip(model.encode(prompts), (tokens.tolist() for tokens in written.tokens), strict=True)
+    trace = record_tokens(model, list(rows))
+    live = torch.cat(written.exit_layers)
+    assert live[trace.may_exit].unique().numel() > 1
+    assert replay_tokens(rule, trace).tolist() == live.tolist()
