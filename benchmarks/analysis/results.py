@@ -3,13 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
-from benchmarks.harness.records import CellRecord, Contender, TimingRecord
-from benchmarks.harness.storage import Fault, read_all
+from benchmarks.harness.records import (
+    BaseContender,
+    BaseRecord,
+    BaseTimingRecord,
+    CellRecord,
+    Contender,
+    TimingRecord,
+)
+from benchmarks.harness.storage import Fault, read_results
 from consistentee.errors import UserError, unknown_name
 
 _T = TypeVar("_T")
+_RecordT = TypeVar("_RecordT", bound=BaseRecord)
+_TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
+_ContenderT = TypeVar("_ContenderT", bound=BaseContender)
 
 FULL = "full"
 ORACLE = "oracle"
@@ -19,21 +29,21 @@ REFERENCES = ("static", "random", ORACLE, MAJORITY)
 
 
 @dataclass(frozen=True)
-class StoredCell:
+class BaseStoredCell(Generic[_RecordT]):
     """A cell's record, and the folder that also holds its predictions."""
 
-    record: CellRecord
+    record: _RecordT
     folder: Path
 
 
 @dataclass(frozen=True)
-class Panel:
+class BasePanel(Generic[_RecordT, _TimingT, _ContenderT]):
     """All cells and timings of one (task, backbone): one table, one panel of the figure."""
 
     task: str
     backbone: str
-    cells: tuple[StoredCell, ...]
-    timings: tuple[TimingRecord, ...]
+    cells: tuple[BaseStoredCell[_RecordT], ...]
+    timings: tuple[_TimingT, ...]
     _derived: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, name: str, derive: Callable[[], _T]) -> _T:
@@ -56,8 +66,13 @@ class Panel:
     @property
     def batch_sizes(self) -> list[int]:
         """The batch sizes that were timed."""
-        samples = [s for t in self.timings for c in t.contenders for s in c.samples]
+        samples = [sample for contender in self.contenders for sample in contender.samples]
         return sorted({sample.batch_size for sample in samples})
+
+    @property
+    def contenders(self) -> list[_ContenderT]:
+        """All that was timed, of all seeds."""
+        return [cast(_ContenderT, contender) for timing in self.timings for contender in timing.contenders]
 
     @property
     def methods(self) -> dict[str, str]:
@@ -70,36 +85,43 @@ class Panel:
         """Curves by name, in the order of :attr:`methods`."""
         return list(self.methods)
 
-    def cells_of(self, label: str, seed: int | None = None) -> list[StoredCell]:
+    def cells_of(self, label: str, seed: int | None = None) -> list[BaseStoredCell[_RecordT]]:
         """Return the cells of one curve, of one seed if given."""
         found = [cell for cell in self.cells if cell.record.label == label]
         return [cell for cell in found if seed is None or cell.record.seed == seed]
 
-    def cells_of_method(self, method: str) -> list[StoredCell]:
+    def cells_of_method(self, method: str) -> list[BaseStoredCell[_RecordT]]:
         """Return the cells of one method, whatever their label."""
         return [cell for cell in self.cells if cell.record.method == method]
 
-    def stock(self, seed: int) -> Contender | None:
+    def stock(self, seed: int) -> _ContenderT | None:
         """Return the stock model's timing for a seed, if there is one."""
         return self._contender(seed, "", None)
 
-    def contender(self, cell: CellRecord, knob: float) -> Contender | None:
+    def contender(self, cell: _RecordT, knob: float) -> _ContenderT | None:
         """Return the timing of one operating point, if there is one."""
         return self._contender(cell.seed, cell.key, knob)
 
-    def _contender(self, seed: int, cell_key: str, knob: float | None) -> Contender | None:
+    def _contender(self, seed: int, cell_key: str, knob: float | None) -> _ContenderT | None:
         for timing in self.timings:
             for contender in timing.contenders:
                 if timing.seed == seed and contender.cell_key == cell_key and knob in (None, contender.knob):
-                    return contender
+                    return cast(_ContenderT, contender)
         return None
 
 
-def panels(cells: Sequence[StoredCell], timings: Sequence[TimingRecord]) -> list[Panel]:
+StoredCell: TypeAlias = BaseStoredCell[CellRecord]
+Panel: TypeAlias = BasePanel[CellRecord, TimingRecord, Contender]
+"""Of classification, as :data:`StoredCell`."""
+
+
+def panels(
+    cells: Sequence[BaseStoredCell[_RecordT]], timings: Sequence[_TimingT]
+) -> list[BasePanel[_RecordT, _TimingT, Any]]:
     """Group cells and timings by (task, backbone), in alphabetical order."""
     keys = sorted({(cell.record.task, cell.record.backbone) for cell in cells})
     return [
-        Panel(
+        BasePanel(
             task,
             backbone,
             tuple(c for c in cells if (c.record.task, c.record.backbone) == (task, backbone)),
@@ -120,23 +142,37 @@ def load_panels(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[lis
     Raises:
         UserError: the folder holds no record that can be read, or none of a label.
     """
-    cells, timings, faults = read_all(out_dir)
+    return load_panels_of(CellRecord, TimingRecord, out_dir, labels)
+
+
+def load_panels_of(
+    record: type[_RecordT], timing: type[_TimingT], out_dir: Path, labels: Sequence[str] | None = None
+) -> tuple[list[BasePanel[_RecordT, _TimingT, Any]], list[Fault]]:
+    """Read records of some kind, as :func:`load_panels` does those of classification."""
+    cells, timings, faults = read_results(out_dir, record, timing)
     if not cells:
         raise UserError(f"{faults[0]}, and {out_dir} holds no other finished cell; run the suite again")
-    stored = [StoredCell(record, folder) for folder, record in cells]
+    stored = [BaseStoredCell(record, folder) for folder, record in cells]
     return panels(stored if labels is None else _narrowed(stored, labels), timings), faults
 
 
-def _narrowed(cells: Sequence[StoredCell], labels: Sequence[str]) -> list[StoredCell]:
+def _narrowed(cells: Sequence[BaseStoredCell[_RecordT]], labels: Sequence[str]) -> list[BaseStoredCell[_RecordT]]:
     known = {name for cell in cells for name in (cell.record.label, cell.record.method)}
     for label in labels:
         if label not in known:
             raise unknown_name("method in these results", label, known)
     wanted = {FULL, MAJORITY, *labels}
-    return [cell for cell in cells if wanted & {cell.record.label, cell.record.method}]
+    return [cell for cell in cells if wanted & {cell.record.label, role_of(cell.record.method), cell.record.method}]
+
+
+def role_of(method: str) -> str:
+    """Return the name by which references are known, whatever their rows are: ``token-static`` is ``static``."""
+    role = method.removeprefix("token-")
+    return role if role in (FULL, *REFERENCES) else method
 
 
 def _rank(method: str) -> int:
-    if method == FULL:
+    role = role_of(method)
+    if role == FULL:
         return 0
-    return 2 + REFERENCES.index(method) if method in REFERENCES else 1
+    return 2 + REFERENCES.index(role) if role in REFERENCES else 1

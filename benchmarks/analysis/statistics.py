@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, bootstrap
 
 from benchmarks.analysis.results import StoredCell
-from benchmarks.harness.records import WITHIN_ONE_POINT, CurvePoint, OperatingPoint
+from benchmarks.harness.records import WITHIN_ONE_POINT, BaseOperatingPoint, CurvePoint, OperatingPoint
 
 _TIE = 1e-9
 _BUDGET = re.compile(r"budget (\d*\.?\d+)")
@@ -55,7 +55,7 @@ def targets(cells: Iterable[StoredCell]) -> list[str]:
     return sorted(found, key=lambda target: (budgets[target] is None, budgets[target] or 0.0, target))
 
 
-def split_targets(point: OperatingPoint) -> list[str]:
+def split_targets(point: BaseOperatingPoint) -> list[str]:
     """Return the single reasons why a knob was chosen: equal knobs share one point."""
     return [target.strip() for target in point.chosen_for.split(",")]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.analysis.comparisons import CORE_METHOD, curve_summaries
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel
+from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, BasePanel, Panel, role_of
 
 BOLD_METHODS = 8
 """Up to so many competitors are all drawn boldly; of more, the core methods and the strongest others."""
@@ -66,10 +66,10 @@ class Style:
         } | more
 
 
-def competitors(panels: Sequence[Panel]) -> list[str]:
+def competitors(panels: Sequence[BasePanel[Any, Any, Any]]) -> list[str]:
     """Return the curves that compete: the core method first, its variants next, then the others by name."""
     methods = {label: method for panel in panels for label, method in panel.methods.items()}
-    curves = [label for label, method in methods.items() if method not in (FULL, *REFERENCES)]
+    curves = [label for label, method in methods.items() if role_of(method) not in (FULL, *REFERENCES)]
     return sorted(curves, key=lambda label: (methods[label] != CORE_METHOD, not is_core(methods[label]), label))
 
 
@@ -100,11 +100,15 @@ def panels_method(panels: Sequence[Panel], label: str) -> str:
 
 def styles(panels: Sequence[Panel]) -> dict[str, Style]:
     """Give every curve its style, the same in all panels; the core methods come first, the references are grey."""
+    return styles_with(panels, bold_curves(panels))
+
+
+def styles_with(panels: Sequence[BasePanel[Any, Any, Any]], bold: Sequence[str]) -> dict[str, Style]:
+    """As :func:`styles`, where the curves to be drawn boldly are given."""
     import seaborn
 
     # Pink and yellow (the seventh and ninth) are too pale on white paper; grey (the eighth) is for the references.
     palette = [colour for i, colour in enumerate(seaborn.color_palette("colorblind")) if i not in (6, 7, 8)]
-    bold = bold_curves(panels)
     # Bold curves come first, so that they have the strongest styles: filled markers, and all colours differ.
     ordered = sorted(competitors(panels), key=lambda label: label not in bold)
     found = {}
@@ -120,6 +124,7 @@ def styles(panels: Sequence[Panel]) -> dict[str, Style]:
         )
     methods = {label: method for panel in panels for label, method in panel.methods.items()}
     for label, method in sorted(methods.items()):
-        if method in _REFERENCE_GREYS and method != MAJORITY:
-            found[label] = Style(_REFERENCE_GREYS[method], _REFERENCE_LINES[method], None, _REFERENCE_WIDTHS[method])
+        role = role_of(method)
+        if role in _REFERENCE_GREYS and role != MAJORITY:
+            found[label] = Style(_REFERENCE_GREYS[role], _REFERENCE_LINES[role], None, _REFERENCE_WIDTHS[role])
     return found

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.harness.spec import BaseCellSpec, canonical_json, label_of
 from benchmarks.harness.storage import write_text
 from consistentee.errors import UserError, unknown_name
-from consistentee.method import ENTRY_POINT_GROUP, available_methods
+from consistentee.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
 
 PROJECT_PACKAGES = ("consistentee", "baselines", "benchmarks")
 KEY_LIBRARIES = (
@@ -38,11 +38,13 @@ class CellCode:
         method_group: entry points of the methods.
         library: modules, with all that they import.
         harness: modules, without what they import.
+        libraries: installed ones, whose versions count.
     """
 
     method_group: str
     library: tuple[str, ...]
     harness: tuple[str, ...]
+    libraries: tuple[str, ...] = KEY_LIBRARIES
 
 
 CLASSIFICATION_CODE = CellCode(
@@ -60,6 +62,28 @@ CLASSIFICATION_CODE = CellCode(
         "benchmarks.harness.signals",
     ),
 )
+GENERATION_CODE = CellCode(
+    TOKEN_ENTRY_POINT_GROUP,
+    library=(
+        "consistentee.calibration",
+        "consistentee.generation",
+        "consistentee.speculation",
+        "consistentee.text_data",
+        "consistentee.text_metrics",
+        "consistentee.token_trace",
+        "consistentee.token_training",
+    ),
+    harness=(
+        "benchmarks.harness.calibration_study",
+        "benchmarks.harness.generation_cell",
+        "benchmarks.harness.generation_decoding",
+        "benchmarks.harness.generation_flops",
+        "benchmarks.harness.generation_scores",
+        "benchmarks.harness.generation_selection",
+    ),
+    libraries=(*KEY_LIBRARIES, "rouge-score"),
+)
+
 # What these give a cell (weights and pooling, the knowledge that a name is wrong) is in its key or not in its results.
 _COVERED_OTHERWISE = ("consistentee.backbones.catalog", "consistentee.backbones.wheels", "consistentee.errors")
 
@@ -103,13 +127,14 @@ def backbone_identity(name: str, hashes: FileHashes) -> dict[str, Any]:
     from consistentee.backbones.catalog import resolve
 
     found = resolve(name)
-    folder = Path(found.path)
+    files = file_hashes(Path(found.path), hashes)
+    return {"pooling": found.pooling, "pooler": found.pooler, "files": files}
+
+
+def file_hashes(folder: Path, hashes: FileHashes) -> dict[str, str]:
+    """Return the hashes of the files of a pretrained model, by their place in its folder."""
     files = sorted(p for p in folder.rglob("*") if p.suffix in {".json", ".safetensors", ".txt", ".model"})
-    return {
-        "pooling": found.pooling,
-        "pooler": found.pooler,
-        "files": {path.relative_to(folder).as_posix(): hashes.sha256(path) for path in files},
-    }
+    return {path.relative_to(folder).as_posix(): hashes.sha256(path) for path in files}
 
 
 def cell_key(
@@ -129,7 +154,7 @@ def cell_key(
         "task": task_fingerprint,
         "backbone": backbone,
         "code": code_fingerprint(spec.method, code),
-        "libraries": library_versions(KEY_LIBRARIES),
+        "libraries": library_versions(code.libraries),
         "python": platform.python_version_tuple()[:2],
     }
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()

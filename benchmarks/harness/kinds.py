@@ -2,15 +2,29 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from benchmarks.harness.fingerprint import CLASSIFICATION_CODE, CellCode, FileHashes, backbone_identity
+from benchmarks.harness.fingerprint import (
+    CLASSIFICATION_CODE,
+    GENERATION_CODE,
+    CellCode,
+    FileHashes,
+    backbone_identity,
+    file_hashes,
+)
+from benchmarks.harness.generation_records import DecodingTimingRecord, GenerationRecord
+from benchmarks.harness.generation_spec import GenerationCellSpec
 from benchmarks.harness.records import BaseRecord, BaseTimingRecord, CellRecord, TimingRecord
 from benchmarks.harness.spec import CellSpec
 from benchmarks.tasks.loader import load_task
 from consistentee.data import TaskData
+from consistentee.errors import UserError
 from consistentee.method import Method
+
+if TYPE_CHECKING:
+    from consistentee.text_data import TextTask
 
 
 class Kind(ABC):
@@ -58,7 +72,10 @@ class Classification(Kind):
 
     def load_task(self, spec: CellSpec, data_dir: Path | None) -> TaskData:
         """Return the task; its training rows are capped by the recipe."""
-        return load_task(spec.task, data_dir).capped(validation=spec.validation_rows, test=spec.test_rows)
+        task = load_task(spec.task, data_dir)
+        if not isinstance(task, TaskData):
+            raise UserError(f"task {spec.task!r} asks for texts, not for labels: run it in a suite of generation")
+        return task.capped(validation=spec.validation_rows, test=spec.test_rows)
 
     def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
         """Hashes of its files, and how it is pooled."""
@@ -81,7 +98,71 @@ class Classification(Kind):
         return run_timing
 
 
-_KINDS: dict[str, Kind] = {"classification": Classification()}
+@dataclass(frozen=True)
+class TextRows:
+    """The rows of a cell of generation.
+
+    Attributes:
+        task: whose validation and test prompts are decoded, capped.
+        training: whose training rows are trained on.
+    """
+
+    task: "TextTask"
+    training: "TextTask"
+
+    def fingerprint(self) -> str:
+        """Return a hash of both."""
+        return f"{self.task.fingerprint()} {self.training.fingerprint()}"
+
+
+class Generation(Kind):
+    """Rows are tokens being decoded."""
+
+    record = GenerationRecord
+    timing = DecodingTimingRecord
+    code = GENERATION_CODE
+    model_file = "multi_exit_decoder.json"
+
+    def load_task(self, spec: GenerationCellSpec, data_dir: Path | None) -> TextRows:
+        """Return the task that is decoded and the one that is trained on."""
+        task = _text_task(spec.task, data_dir)
+        training = task if spec.train_on == spec.task else _text_task(spec.train_on, data_dir)
+        return TextRows(task.capped(validation=spec.validation_prompts, test=spec.test_prompts), training)
+
+    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+        """Hashes of its files."""
+        from consistentee.backbones.catalog import resolve_decoder
+
+        return {"files": file_hashes(Path(resolve_decoder(name)), hashes)}
+
+    def check_method(self, method: Method, task: TextRows) -> None:
+        """Ask the method about both tasks."""
+        method.check_task(task.task)  # type: ignore[arg-type]  # methods of this group take tasks of texts
+        method.check_task(task.training)  # type: ignore[arg-type]
+
+    def cell_runner(self) -> Callable[..., Any]:
+        """Return :func:`benchmarks.harness.generation_cell.run_generation_cell`."""
+        from benchmarks.harness.generation_cell import run_generation_cell
+
+        return run_generation_cell
+
+    def timing_runner(self) -> Callable[..., Any]:
+        """Return :func:`benchmarks.harness.generation_timing.run_decoding_timing`."""
+        from benchmarks.harness.generation_timing import run_decoding_timing
+
+        return run_decoding_timing
+
+
+def _text_task(name: str, data_dir: Path | None) -> "TextTask":
+    from consistentee.text_data import TextTask
+
+    task = load_task(name, data_dir)
+    if not isinstance(task, TextTask):
+        raise UserError(f"task {name!r} asks for labels, not for texts: run it in a suite of classification")
+    return task
+
+
+_KINDS: dict[str, Kind] = {"classification": Classification(), "generation": Generation()}
 
 
 def kind_named(name: str) -> Kind:

@@ -135,10 +135,15 @@ class FailureRecord(Strict):
     failed_at: str
 
 
-class TimingSamples(Strict):
+class BaseSamples(Strict):
     """Raw wall-clock samples of one contender at one batch size: the same rows in every round."""
 
     batch_size: int
+
+
+class TimingSamples(BaseSamples):
+    """Samples of a contender of classification."""
+
     rows: int
     seconds_per_round: list[float]
     seconds_per_batch: list[list[float]] = Field(description="[rounds][batches], in the order of the data")
@@ -151,6 +156,7 @@ class BaseContender(Strict):
     label: str
     knob: float | None
     average_layers: float = Field(description="over the timed rows")
+    samples: Sequence[BaseSamples]
 
 
 class Contender(BaseContender):

@@ -1,6 +1,6 @@
 """SuiteSpec: which tasks, methods, backbones and seeds; CellSpec: one combination of them, fully specified.
 
-What every kind of suite and cell has is in BaseSuite and BaseCellSpec.
+What every kind of suite and cell has is in BaseSuite and BaseCellSpec; for generation see generation_spec.
 """
 
 import hashlib
@@ -330,9 +330,15 @@ def load_suite(name_or_path: str | Path) -> BaseSuite:
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a mapping of the fields of a suite")
     try:
-        return SuiteSpec(**values)
+        return _suite_class(values.get("kind"))(**values)
     except ValidationError as error:
         raise UserError(f"{path}: {validation_sentence(error)}") from error
+
+
+def _suite_class(kind: object) -> type[BaseSuite]:
+    from benchmarks.harness.generation_spec import GenerationSuite
+
+    return GenerationSuite if kind == "generation" else SuiteSpec  # which names an unknown kind as a fault
 
 
 def validation_sentence(error: ValidationError) -> str:

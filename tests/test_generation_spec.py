@@ -1,0 +1,114 @@
+"""GenerationSuite: what a suite of generation may say, and the cells it stands for."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.harness.fingerprint import GENERATION_CODE, cell_key
+from benchmarks.harness.generation_spec import GenerationCellSpec, GenerationSuite
+from benchmarks.harness.spec import Filters, SuiteSpec, expand, load_suite
+from consistentee.errors import UserError
+
+SUITE = {
+    "name": "small",
+    "kind": "generation",
+    "description": "d",
+    "cost": "c",
+    "tasks": ["alpaca", "xsum"],
+    "backbones": ["smollm2-135m"],
+    "seeds": [0],
+    "methods": ["token-full", {"method": "calm-tokens-softmax", "label": "calm", "grid": {"tau": [0.0, 4.0]}}],
+}
+
+
+def suite(**changes: object) -> GenerationSuite:
+    return GenerationSuite.model_validate({**SUITE, **changes})
+
+
+def cell(**changes: object) -> GenerationCellSpec:
+    found = expand(suite(**changes))[0]
+    assert isinstance(found, GenerationCellSpec)
+    return found
+
+
+def written(folder: Path, **changes: object) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**SUITE, **changes}))
+    return path
+
+
+def test_kind_of_a_file_decides(tmp_path):
+    assert isinstance(load_suite(written(tmp_path)), GenerationSuite)
+    assert isinstance(load_suite("quick"), SuiteSpec)
+    with pytest.raises(UserError, match="kind"):
+        load_suite(written(tmp_path, kind="translation"))
+
+
+def test_cells_train_on_their_own_task_or_on_a_common_one():
+    assert {(c.task, c.train_on) for c in expand(suite())} == {("alpaca", "alpaca"), ("xsum", "xsum")}
+    common = expand(suite(train_on="alpaca"))
+    assert {(c.task, c.train_on) for c in common} == {("alpaca", "alpaca"), ("xsum", "alpaca")}
+    assert len(common) == 2 * (1 + 2)
+
+
+def test_overrides_of_a_task():
+    spec = suite(test_prompts=64, task_overrides={"xsum": {"test_prompts": 8, "max_new_tokens": 24, "seeds": [0, 1]}})
+    by_task = {c.task: c for c in expand(spec)}
+    assert (by_task["alpaca"].test_prompts, by_task["alpaca"].max_new_tokens) == (64, None)
+    assert (by_task["xsum"].test_prompts, by_task["xsum"].max_new_tokens) == (8, 24)
+    assert {c.seed for c in expand(spec) if c.task == "xsum"} == {0, 1}
+
+
+def test_study_belongs_to_the_methods_and_tasks_it_names():
+    spec = suite(calibration={"methods": ["calm"], "tasks": ["alpaca"], "study": {"splits": 7}})
+    studied = {(c.task, c.label) for c in expand(spec) if c.study}
+    assert studied == {("alpaca", "calm")}
+    assert {c.study.splits for c in expand(spec) if c.study} == {7}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": "red"}, "colour: Extra inputs"),
+        ({"recipe": {"epochs": 3}}, "recipe.epochs: Extra inputs"),
+        ({"exits": {"adapter": "linear"}}, "exits.adapter"),
+        ({"max_new_tokens": 1}, "max_new_tokens"),
+        ({"test_prompts": 0}, "test_prompts"),
+        ({"methods": ["token-full", "token-full"]}, "label 'token-full' is used by two entries"),
+        ({"calibration": {"methods": ["free"]}}, "calibration names 'free'"),
+        ({"calibration": {"methods": ["calm"], "study": {"textual": [1.5]}}}, "delta lies between 0 and 1"),
+        ({"timing": {"rounds": 2}}, "timing.rounds"),
+    ],
+)
+def test_faults_are_named(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        load_suite(written(tmp_path, **changes))
+
+
+def test_methods_of_classification_are_no_methods_of_generation():
+    with pytest.raises(UserError, match="unknown method 'pabee'"):
+        expand(suite(), Filters(methods=["pabee"]))
+
+
+def test_key_depends_on_what_is_decoded_and_not_on_names(tmp_path):
+    method = tmp_path / "mine.py"
+    method.write_text("class Mine: ...\n")
+
+    def key(**changes: object) -> str:
+        entry = {"method": f"{method}:Mine", "label": str(changes.pop("label", "mine"))}
+        return cell_key(cell(methods=[entry], **changes), "rows", {"files": {}}, GENERATION_CODE)
+
+    assert key() == key(label="other") == key(tasks=["dolly"]) == key(train_on="dolly")
+    others = [{"max_new_tokens": 24}, {"exits": {"rank": 4}}, {"recipe": {"exit_steps": 3}}, {"batch_size": 4}]
+    assert len({key(), *(key(**change) for change in others)}) == 1 + len(others)
+
+
+def test_reading_a_suite_loads_no_torch(tmp_path):
+    code = (
+        "import sys\nfrom benchmarks.harness.spec import expand, load_suite\nimport benchmarks.harness.kinds\n"
+        f"assert expand(load_suite({str(written(tmp_path))!r}))\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
