@@ -22,6 +22,7 @@ def write_model(folder, config=None, pooling=None, weights="model.safetensors"):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config or {"model_type": "bert"}))
     (folder / weights).write_bytes(b"")
+    (folder / "tokenizer.json").write_text("{}")
     if pooling is not None:
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
@@ -77,6 +78,9 @@ def test_directory_that_is_no_model(tmp_path):
         resolve(str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"no safetensors weights; pickle weights"):
         resolve(str(write_model(tmp_path / "pickled", weights="pytorch_model.bin")))
+    (write_model(tmp_path / "mute") / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"mute holds no tokenizer; save it there too \(tokenizer\.json, vocab"):
+        resolve(str(tmp_path / "mute"))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         resolve(str(tmp_path))

@@ -233,6 +233,8 @@ def _check_pretrained(directory: Path) -> dict[str, object]:
     config = _read_json(directory / "config.json")
     if not any(directory.glob("*.safetensors")):
         raise UserError(f"{directory} {hub.NO_SAFETENSORS}")
+    if not any((directory / name).is_file() for name in hub.TOKENIZER_FILES):  # transformers would make up an empty one
+        raise UserError(f"{directory} holds no tokenizer; save it there too ({', '.join(hub.TOKENIZER_FILES)})")
     return config
 
 

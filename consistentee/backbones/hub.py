@@ -23,6 +23,15 @@ _OTHER_FORMATS = ["*/*.safetensors"]  # folders of a repository hold other forma
 _TIMEOUT = 5.0
 _DEADLINE = 8.0  # the library's timeout does not cover the look-up of a host name
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""One of them holds the vocabulary, whatever the tokenizer."""
 NO_SAFETENSORS = "has no safetensors weights; pickle weights (.bin, .pt) are never loaded, so convert them first"
 
 
@@ -111,9 +120,7 @@ def _cached_snapshot(repository: str) -> Path | None:
     except (LocalEntryNotFoundError, OSError):
         return None
     folder = Path(snapshot)
-    has_tokenizer = any(
-        (folder / name).exists() for name in ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
-    )
+    has_tokenizer = any((folder / name).exists() for name in TOKENIZER_FILES)
     complete = (folder / "config.json").exists() and any(folder.glob("*.safetensors")) and has_tokenizer
     return folder if complete and not _missing_shards(folder) else None
 
