@@ -83,19 +83,7 @@ def write_cards(places: Sequence[str], console: "Console") -> None:
 
 def method_card(name: str, method: Method, models: TinyModels) -> MethodCard:
     """Train a method on a tiny model and describe it; what fails there is said on the card, and breaks nothing."""
-    year = _YEAR.search(method.paper)
-    docstring = (type(method).__doc__ or "").strip().splitlines()
-    card = MethodCard(
-        name=name,
-        what=docstring[0] if docstring and type(method).__doc__ != Method.__doc__ else "",
-        paper=method.paper,
-        year=year.group() if year else "",
-        trains=_UNKNOWN,
-        extra_parameters=None,
-        reads=_UNKNOWN,
-        knob=method.knob.name,
-        supports=_UNKNOWN,
-    )
+    card = stated_card(name, method)
     plain = models.model(_FAMILY)
     before = plain.clone_weights()
     parameters = _count(plain)
@@ -116,13 +104,30 @@ def method_card(name: str, method: Method, models: TinyModels) -> MethodCard:
         return replace(card, trains=f"{_UNKNOWN}: {described(error)}")
 
 
+def stated_card(name: str, method: Method) -> MethodCard:
+    """Return what a class says of itself, whatever its rows are; what must be found out by training is left open."""
+    year = _YEAR.search(method.paper)
+    docstring = (type(method).__doc__ or "").strip().splitlines()
+    return MethodCard(
+        name=name,
+        what=docstring[0] if docstring and type(method).__doc__ != Method.__doc__ else "",
+        paper=method.paper,
+        year=year.group() if year else "",
+        trains=_UNKNOWN,
+        extra_parameters=None,
+        reads=_UNKNOWN,
+        knob=method.knob.name,
+        supports=_UNKNOWN,
+    )
+
+
 def _kinds(method: Method, model: MultiExitModel) -> str:
+    """Say which tasks a method whose rows are instances can be used on."""
     kinds = ["single texts"]
     with suppress(Exception):  # a user's rule may fail in any way at all: then it does not take pairs
         replay(method.rule(model, method.knob_values(model)[-1]), record_trace(model, make_task(pairs=True).test))
         kinds.append("pairs")
     kinds += ["regression"] if method.supports_regression else []
-    kinds += ["generation"] if getattr(method, "supports_generation", False) else []
     return ", ".join(kinds) + ("; replayed on a trace only" if method.replay_only else "")
 
 

@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.method_cards import MethodCard, method_card
+from benchmarks.method_cards import MethodCard, method_card, stated_card
 from benchmarks.new_method import write_method
 from consistentee.method import get_method
 
@@ -46,6 +46,12 @@ def test_what_a_rule_reads_is_what_it_asks_for(tiny_models, name, reads):
 
 def test_one_classifier_alone_is_named(tiny_models):
     assert "the classifier of layer 4" in card("full", tiny_models).trains
+
+
+def test_what_a_class_says_of_itself_costs_no_training():
+    stated = stated_card("pabee", get_method("pabee"))
+    assert (stated.year, stated.knob, stated.extra_parameters) == ("2020", "patience", None)
+    assert {stated.trains, stated.reads, stated.supports} == {"could not be found out"}
 
 
 def test_kinds_of_tasks(tiny_models):
