@@ -12,8 +12,9 @@ from typing import ClassVar
 
 import pytest
 
+from benchmarks.inventory import fetch_by_name
 from consistentee.backbones import catalog, hub
-from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve
+from consistentee.backbones.catalog import Decoder, Encoder, ResolvedBackbone, list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, is_fetched
 from consistentee.errors import UserError
 
@@ -31,7 +32,7 @@ def write_model(folder, config=None, pooling=None, weights="model.safetensors"):
 
 def test_catalogue_entries_are_complete():
     backbones = list_backbones()
-    assert {"minilm-l6", "mpnet-base", "bert-base-uncased"} <= backbones.keys()
+    assert {"minilm-l6", "mpnet-base", "bert-base-uncased", "smollm2-135m", "huggyllama/llama-7b"} <= backbones.keys()
     for name, backbone in backbones.items():
         assert backbone.name == name
         assert backbone.layers > 0
@@ -48,6 +49,33 @@ def test_a_shipped_name_is_fetched(monkeypatch, tmp_path):
     monkeypatch.setattr(catalog, "fetch", lambda shipment: tmp_path / shipment.name)
     assert resolve("minilm-l6") == ResolvedBackbone(str(tmp_path / "minilm-l6"), "mean", False)
     assert resolve("mpnet-base") == ResolvedBackbone(str(tmp_path / "mpnet-base"), "mean", False)
+
+
+def test_encoders_and_decoders_are_told_apart(tmp_path):
+    kinds = {name: backbone.kind for name, backbone in list_backbones().items()}
+    assert (kinds["minilm-l6"], kinds["smollm2-135m"], kinds["gpt2"]) == ("encoder", "decoder", "decoder")
+    with pytest.raises(UserError, match="'smollm2-135m' is a decoder: it generates text and classifies none"):
+        resolve("smollm2-135m")
+    with pytest.raises(UserError, match="'minilm-l6' is an encoder: it classifies text and generates none"):
+        resolve_decoder("minilm-l6")
+
+
+def test_fetching_a_decoder_by_name_makes_it_ready(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        catalog, "fetch", lambda shipment: write_model(tmp_path / shipment.name, {"model_type": "llama"})
+    )
+    assert fetch_by_name("smollm2-135m") == str(tmp_path / "smollm2-135m")
+
+
+def test_a_directory_with_a_decoder(tmp_path):
+    folder = write_model(tmp_path / "mine", {"model_type": "llama"})
+    assert resolve_decoder(str(folder)) == str(folder)
+    with pytest.raises(UserError, match=r"no safetensors weights; pickle weights"):
+        resolve_decoder(str(write_model(tmp_path / "pickled", weights="pytorch_model.bin")))
+    with pytest.raises(UserError, match="no such directory"):
+        resolve_decoder(str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="unknown backbone 'smolm2-135m'; did you mean 'smollm2-135m'"):
+        resolve_decoder("smolm2-135m")
 
 
 def test_unknown_name_gets_the_nearest_known_ones():
@@ -203,13 +231,14 @@ def test_hub_download_then_offline(tmp_path):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", ["minilm-l6", "mpnet-base"])
+@pytest.mark.parametrize("name", ["minilm-l6", "mpnet-base", "smollm2-135m"])
 def test_real_weights_are_what_the_catalogue_says(name):
     backbone = list_backbones()[name]
     if name != "minilm-l6" and not is_fetched(backbone.source):
         pytest.skip(f"{name} ({backbone.source.size / 1e6:.0f} MB) has not been fetched")
-    resolved = resolve(name)
-    with open(os.path.join(resolved.path, "config.json")) as file:
+    path = resolve_decoder(name) if isinstance(backbone, Decoder) else resolve(name).path
+    with open(os.path.join(path, "config.json")) as file:
         config = json.load(file)
     assert (config["num_hidden_layers"], config["hidden_size"]) == (backbone.layers, backbone.width)
-    assert catalog._describe(catalog.Path(resolved.path)) == resolved
+    if isinstance(backbone, Encoder):
+        assert catalog._describe(catalog.Path(path)) == resolve(name)

@@ -11,6 +11,8 @@ from test_decoders import pad
 from transformers import AutoModelForCausalLM
 
 from consistentee import MultiExitDecoder
+from consistentee.backbones.catalog import list_backbones
+from consistentee.backbones.wheels import is_fetched
 from consistentee.decoder_description import default_exit_layers
 from consistentee.errors import UserError
 from consistentee.heads import HeadSpec
@@ -349,3 +351,30 @@ class TestLora:
         model.add_lora(rank=2)
         with pytest.raises(ValueError, match="LoRA already"):
             model.add_lora(rank=2)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    if not is_fetched(list_backbones()["smollm2-135m"].source):
+        pytest.skip("smollm2-135m (93 MB) has not been fetched; consistentee fetch smollm2-135m does so")
+    return MultiExitDecoder.from_backbone("smollm2-135m")
+
+
+@pytest.mark.real
+def test_real_weights_step_as_the_stock_model_runs(smollm2):
+    rows = smollm2.encode(["The sun rises in the east and sets in the west.", "Two plus two"])
+    for side in ("left", "right"):
+        tokens, mask = pad(rows, side, smollm2.pad_id)
+        with torch.no_grad():
+            hidden = smollm2.hidden_states(tokens, mask)
+            logits, stock = smollm2.logits(30, hidden[:, :, -1])[mask], smollm2.stock_logits(tokens, mask)[mask]
+        torch.testing.assert_close(logits, stock)
+        assert {weight.dtype for weight in smollm2.parameters()} == {torch.float32}
+
+
+@pytest.mark.real
+def test_real_weights_speak_english(smollm2):
+    tokens = torch.tensor(smollm2.encode(["The capital of France is"]))
+    continued = smollm2.backbone.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=2)
+    assert smollm2.decode(continued[0]) == "The capital of France is Paris."
+    assert smollm2.end_tokens == {smollm2.tokenizer.convert_tokens_to_ids("<|im_end|>")}

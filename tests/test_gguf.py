@@ -1,0 +1,150 @@
+"""Decoders in GGUF files: dequantised exactly, once, and only where the architecture is known."""
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from safetensors.torch import load_file
+from test_decoders import pad
+
+from consistentee import MultiExitDecoder
+from consistentee.backbones import gguf as our_gguf
+from consistentee.backbones.catalog import resolve_decoder
+from consistentee.errors import UserError
+
+NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def stored_name(name):
+    if name == "model.embed_tokens.weight":
+        return "token_embd.weight"
+    if name == "model.norm.weight":
+        return "output_norm.weight"
+    _, _, layer, rest = name.split(".", 3)
+    return f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
+
+
+def rotary_pairs_together(weight, heads):
+    """Order the rows of a projection as GGUF files do: the two halves of a head's rotation side by side."""
+    return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path, folder, architecture="llama"):
+    """Write a tiny Llama as GGUF, in 8 bits where the blocks fit; return the weights that the blocks stand for."""
+    stock = MultiExitDecoder.from_backbone(str(folder))
+    writer = GGUFWriter(path, architecture)
+    config, tokenizer = stock.backbone.config, stock.tokenizer
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    tokens = tokenizer.convert_ids_to_tokens(range(config.vocab_size))
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token.startswith("<") else 1 for token in tokens])
+    writer.add_token_merges([f"{token[0]} {token[1:]}" for token in tokens if 1 < len(token) < 4 and token[0] != "<"])
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    writer.add_unk_token_id(0)
+    expected = {}
+    for name, weight in stock.backbone.named_parameters():
+        array = weight.detach().numpy()
+        kind = GGMLQuantizationType.Q8_0 if array.ndim == 2 and array.shape[1] % 32 == 0 else GGMLQuantizationType.F32
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        blocks = gguf.quantize(array if heads is None else rotary_pairs_together(array, heads), kind)
+        writer.add_tensor(stored_name(name), blocks, raw_dtype=kind)
+        expected[name] = torch.from_numpy(gguf.dequantize(gguf.quantize(array, kind), kind).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_gguf_file_is_what_its_blocks_stand_for(tiny_decoder_backbone, cache, tmp_path, capfd):
+    folder = tiny_decoder_backbone("llama")
+    expected = write_gguf(tmp_path / "tiny.gguf", folder)
+    model = MultiExitDecoder.from_backbone(str(tmp_path / "tiny.gguf"))
+    assert capfd.readouterr().err.splitlines() == [
+        f"dequantising tiny.gguf into {resolve_decoder(str(tmp_path / 'tiny.gguf'))}"  # and no bar of anyone's
+    ]
+    weights = dict(model.backbone.named_parameters())
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight.detach(), expected[name], rtol=0, atol=0)
+
+    stock = MultiExitDecoder.from_backbone(str(folder))
+    stock.backbone.load_state_dict(expected, strict=False)
+    tokens, mask = pad([[2, 30, 40, 50], [2, 60]], "left")
+    torch.testing.assert_close(model.stock_logits(tokens, mask)[mask], stock.stock_logits(tokens, mask)[mask])
+    assert model.encode(["ba de fi"], max_tokens=9)[0][-3:] == stock.encode(["ba de fi"])[0][1:]
+    assert model.end_tokens == {3}
+
+
+def test_it_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
+    first = resolve_decoder(str(tmp_path))  # a folder that holds one
+    assert first.startswith(str(cache))
+    assert {weight.dtype for weight in load_file(f"{first}/model.safetensors").values()} == {torch.float32}
+    monkeypatch.setattr(our_gguf, "_convert", lambda *_: pytest.fail("converted twice"))
+    assert resolve_decoder(str(tmp_path / "tiny.gguf")) == first
+    (tmp_path / "tiny.gguf").rename(tmp_path / "copy.gguf")
+    (tmp_path / "copy.gguf").write_bytes((tmp_path / "copy.gguf").read_bytes() + b"\0")
+    with pytest.raises(pytest.fail.Exception, match="converted twice"):
+        resolve_decoder(str(tmp_path / "copy.gguf"))  # another content is another model
+
+
+def test_a_conversion_that_is_broken_off_leaves_nothing(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
+
+    def break_off(file, folder):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(our_gguf, "_convert", break_off)
+        with pytest.raises(KeyboardInterrupt):
+            resolve_decoder(str(tmp_path / "tiny.gguf"))
+    assert not list(cache.rglob("config.json"))
+    MultiExitDecoder.from_backbone(str(tmp_path / "tiny.gguf"))
+
+
+def test_files_that_cannot_be_read_are_named(tiny_decoder_backbone, cache, tmp_path):
+    write_gguf(tmp_path / "falcon.gguf", tiny_decoder_backbone("llama"), architecture="falcon")
+    with pytest.raises(UserError, match=r"falcon\.gguf: no layer-stepping for decoders of architecture 'falcon'"):
+        resolve_decoder(str(tmp_path / "falcon.gguf"))
+    (tmp_path / "bad.gguf").write_bytes(b"not a model")
+    with pytest.raises(UserError, match=r"bad\.gguf is damaged, or no GGUF file"):
+        resolve_decoder(str(tmp_path / "bad.gguf"))
+    whole = (tmp_path / "falcon.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cut\.gguf is damaged, or no GGUF file"):
+        resolve_decoder(str(tmp_path / "cut.gguf"))
+    with pytest.raises(UserError, match=r"no such file: .*absent\.gguf"):
+        resolve_decoder(str(tmp_path / "absent.gguf"))
+    with pytest.raises(UserError, match="holds several GGUF files; give the path of one"):
+        resolve_decoder(str(tmp_path))
+    assert not list(cache.rglob("*.safetensors"))
