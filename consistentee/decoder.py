@@ -27,7 +27,8 @@ from consistentee.heads import ExitHeads, HeadSpec
 from consistentee.lora import LoraSpec, is_lora
 
 # Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
-_CODE_OF_A_PASS = tuple(inspect.getsource(module) for module in (sys.modules[__name__], decoders, exit_adapters))
+_CODE_OF_LAYERS = tuple(inspect.getsource(module) for module in (sys.modules[__name__], decoders))
+_CODE_OF_ADAPTERS = inspect.getsource(exit_adapters)
 
 
 class MultiExitDecoder(
@@ -286,14 +287,14 @@ class MultiExitDecoder(
         """
         heads = () if with_heads else ("exit_heads.",)
         kept = {name: tensor for name, tensor in self._own_weights().items() if not name.startswith(heads)}
-        return _hash_json(self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter)
+        return _hash_json(self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter, _CODE_OF_ADAPTERS)
 
     def backbone_fingerprint(self) -> str:
         """Return a hash of what the hidden states depend on: it stays when adapters and heads are trained."""
         config = {name: value for name, value in self.backbone.config.to_dict().items() if name != "_name_or_path"}
         versions = [torch.__version__, transformers.__version__]
         weights = hash_tensors(dict(self.backbone.named_parameters()))
-        return _hash_json(weights, config, self.exit_layers, self.device.type, *versions, *_CODE_OF_A_PASS)
+        return _hash_json(weights, config, self.exit_layers, self.device.type, *versions, *_CODE_OF_LAYERS)
 
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""

@@ -69,13 +69,13 @@ class TestEveryFamily:
         model = tiny_decoder(family)
         tokens, mask = batch
         positions = positions_of(mask)
-        stock = model.backbone(
-            tokens, attention_mask=mask.long(), position_ids=positions, output_hidden_states=True, use_cache=True
-        )
+        cache = DynamicCache()
+        inputs = {"attention_mask": mask.long(), "position_ids": positions, "past_key_values": cache}
+        stock = model.backbone(tokens, **inputs, output_hidden_states=True)
         rotation = model.stepper.rotation(stock.hidden_states[0], positions)
         for layer in range(1, 5):
             keys, values = model.stepper.keys_values(layer, stock.hidden_states[layer - 1], rotation)
-            cached = stock.cache.layers[layer - 1]
+            cached = cache.layers[layer - 1]
             assert keys.shape == (*mask.shape[:1], model.stepper.kv_heads, mask.shape[1], model.stepper.head_dim)
             for mine, theirs in ((keys, cached.keys), (values, cached.values)):
                 torch.testing.assert_close(mine.transpose(1, 2)[mask], theirs.transpose(1, 2)[mask])

@@ -6,7 +6,6 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from consistentee.backbones.wheels import cache_dir
 from consistentee.errors import UserError
@@ -60,12 +59,12 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    options: dict[str, Any] = {"gguf_file": file.name}
+    unpacked = transformers.GgufConfig(dequantize=True)  # or weights may stay in their blocks
     with _without_progress_bars():
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype=torch.float32, **options, **_unpack_all_weights()
+            file.parent, gguf_file=file.name, quantization_config=unpacked, dtype=torch.float32
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # The loaded model says of itself that it is quantised, and then refuses to be saved: a plain one takes its weights.
     settings = model.config.to_dict()
     settings.pop("quantization_config", None)
@@ -75,14 +74,6 @@ def _convert(file: Path, folder: Path) -> None:
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def _unpack_all_weights() -> dict[str, Any]:
-    """Return what keeps transformers from leaving weights in their blocks, in the versions that can do so."""
-    import transformers
-
-    settings = getattr(transformers, "GgufConfig", None)
-    return {} if settings is None else {"quantization_config": settings(dequantize=True)}
 
 
 @contextlib.contextmanager
