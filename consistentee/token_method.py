@@ -13,47 +13,47 @@ from consistentee.errors import UserError
 from consistentee.method import Method
 
 if TYPE_CHECKING:
+    # To a type checker the two are strangers: Method's signatures name the model, task and recipe of classification.
+    _Method = Any
     from consistentee.decoder import MultiExitDecoder
     from consistentee.exits import ExitRule
     from consistentee.generation import Generations
     from consistentee.text_data import TextTask
     from consistentee.token_recipe import TokenRecipe
+else:
+    _Method = Method
 
 
 @dataclass(frozen=True)
-class TokenMethod(Method):
+class TokenMethod(_Method):
     """How to train a decoder's exits, which rule, which knob. Subclasses are frozen dataclasses, as those of Method.
 
     Class attributes, beside Method's:
         kv: what fills the keys and values of the layers that a token skips, see :func:`consistentee.generate`.
     """
 
-    # Each override narrows the types of Method's: a method is given the models and tasks of its own group alone.
-
     kv: ClassVar[Literal["propagate", "exact"]] = "propagate"
 
     @abstractmethod
-    def fit(  # type: ignore[override]
-        self, model: "MultiExitDecoder", task: "TextTask", recipe: "TokenRecipe"
-    ) -> "MultiExitDecoder":
+    def fit(self, model: "MultiExitDecoder", task: "TextTask", recipe: "TokenRecipe") -> "MultiExitDecoder":
         """Train ``model`` (a fresh multi-exit decoder, changed in place) on ``task.train`` and return it."""
 
     @abstractmethod
-    def rule(self, model: "MultiExitDecoder", knob: float) -> "ExitRule":  # type: ignore[override]
+    def rule(self, model: "MultiExitDecoder", knob: float) -> "ExitRule":
         """Return the exit rule at one value of the knob."""
 
-    def knob_values(self, model: "MultiExitDecoder") -> Sequence[float]:  # type: ignore[override]
+    def knob_values(self, model: "MultiExitDecoder") -> Sequence[float]:
         """Return the values worth sweeping on this model, from earliest to latest exits.
 
         With the first one every token that may leaves at the first exit, with the last one all run to full depth.
         """
         return self.knob.values
 
-    def check_knob(self, model: "MultiExitDecoder", knob: float) -> None:  # type: ignore[override]
+    def check_knob(self, model: "MultiExitDecoder", knob: float) -> None:
         """Raise UserError if ``knob`` lies outside the range of this method's knob."""
-        super().check_knob(model, knob)  # type: ignore[arg-type]
+        super().check_knob(model, knob)
 
-    def check_task(self, task: "TextTask") -> None:  # type: ignore[override]
+    def check_task(self, task: "TextTask") -> None:
         """Raise UserError if the task does not ask for texts."""
         from consistentee.text_data import TextTask
 
