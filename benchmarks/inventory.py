@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.harness.spec import list_suites, load_suite
 from benchmarks.plugins import find_methods
-from benchmarks.tasks.loader import list_tasks, task_shipment
+from benchmarks.tasks.loader import list_tasks, task_kind, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
@@ -97,10 +97,11 @@ def _methods(places: Sequence[str]) -> "Table":
 
 
 def _tasks() -> "Table":
-    table = _table("Tasks", "name", "what it is", "rows from")
+    table = _table("Tasks", "name", "kind", "what it is", "rows from")
     for name, description in list_tasks().items():
         shipment = task_shipment(name)
-        add_row(table, name, description, "--data or the hub" if shipment is None else f"package, {_cached(shipment)}")
+        source = "--data or the hub" if shipment is None else f"package, {_cached(shipment)}"
+        add_row(table, name, task_kind(name), description, source)
     return table
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.harness.cell import Evaluation, default_knob, evaluate
-from benchmarks.tasks.loader import load_task
+from benchmarks.tasks.loader import load_classification_task
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.classification import classify
 from consistentee.data import Text
@@ -66,7 +66,7 @@ def train_model(
     """
     method = get_method(method_name, **parameters)
     _check_out(out)
-    task = load_task(task_name, data_dir)
+    task = load_classification_task(task_name, data_dir)
     method.check_task(task)
     model = MultiExitModel.from_backbone(backbone, task.num_labels, label_names=task.label_names, seed=options.seed)
     torch.manual_seed(options.seed)

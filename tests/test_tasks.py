@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from benchmarks import list_tasks, load_task
 from benchmarks.tasks import cutting, loader
 from benchmarks.tasks.base_spec import Cut
-from benchmarks.tasks.loader import rows_of_dataset, task_shipment
+from benchmarks.tasks.loader import rows_of_dataset, task_kind, task_shipment
 from benchmarks.tasks.readers import read_file
 from benchmarks.tasks.spec import Files, Hub, MetricName, TaskSpec
 from consistentee.backbones.wheels import is_fetched
@@ -60,10 +60,12 @@ def balanced(rows: int, classes: int = 2) -> str:
 def test_every_task_yaml_is_valid_and_named_after_its_file():
     tasks = list_tasks()
     glue = {"cola", "mnli", "mnli-mm", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb", "wnli"}
-    assert tasks.keys() == glue | {"mcid", "movie-snippets", "stackoverflow"}
+    texts = {"alpaca", "cnn-dm", "dolly", "nyt-continuation", "xsum"}
+    assert tasks.keys() == glue | texts | {"mcid", "movie-snippets", "stackoverflow"}
     for name, description in tasks.items():
         spec, _ = loader._spec_of(name)
         assert spec.name == name
+        assert (task_kind(name) == "text") == (name in texts)
         assert "\n" not in description
     assert set(get_args(MetricName)) == set(METRICS)
 

@@ -18,7 +18,7 @@ from benchmarks.harness.generation_records import DecodingTimingRecord, Generati
 from benchmarks.harness.generation_spec import GenerationCellSpec
 from benchmarks.harness.records import BaseRecord, BaseTimingRecord, CellRecord, TimingRecord
 from benchmarks.harness.spec import CellSpec
-from benchmarks.tasks.loader import load_task
+from benchmarks.tasks.loader import load_classification_task
 from consistentee.data import TaskData
 from consistentee.errors import UserError
 from consistentee.method import Method

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.harness.measure import Runner, time_contenders
 from benchmarks.harness.spec import TimingSpec
-from benchmarks.tasks.loader import load_task
+from benchmarks.tasks.loader import load_classification_task
 from consistentee.data import TaskData
 from consistentee.encoding import Encoding
 from consistentee.model import MultiExitModel
@@ -18,7 +18,7 @@ ROUNDS = 7
 @pytest.fixture(scope="session")
 def task() -> TaskData:
     """Movie snippets: 2,000 rows to train on, 500 to read."""
-    return load_task("movie-snippets").capped(train=2000, test=500)
+    return load_classification_task("movie-snippets").capped(train=2000, test=500)
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,9 @@ class RowColumns(Strict, ABC):
 
 
 class FileLayout(RowColumns):
-    """Files of rows: TSV, CSV, or JSON lines."""
+    """Files of rows: TSV, CSV, JSON lines, or one JSON list."""
 
-    format: Literal["tsv", "csv", "jsonl"]
+    format: Literal["tsv", "csv", "jsonl", "json"]
     quoting: Literal["none", "csv"] | None = Field(
         None, description="none: cells are what lies between tabs; csv: cells may be quoted; by default none for tsv"
     )
@@ -76,6 +76,7 @@ class Package(Strict):
     size: int
     folder: str
     inner: str | None = None
+    shared_with: str | None = Field(None, description="the task that unpacks the same files; they are fetched once")
 
 
 class HubLayout(RowColumns):

@@ -12,12 +12,15 @@ from filelock import FileLock
 from benchmarks.tasks.base_spec import FileLayout, HubLayout, Package
 from benchmarks.tasks.cutting import SPLITS
 from benchmarks.tasks.readers import read_file, read_hub_split
-from benchmarks.tasks.spec import TaskSpec, read_spec
+from benchmarks.tasks.spec import AnyTaskSpec, read_spec
 from benchmarks.tasks.splits import build_task
+from benchmarks.tasks.text_spec import TextTaskSpec
+from benchmarks.tasks.text_splits import build_text_task
 from consistentee.backbones import hub as hub_access
 from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch
 from consistentee.data import TaskData
 from consistentee.errors import UserError, unknown_name
+from consistentee.text_data import TextTask
 
 _FOLDER = Path(__file__).parent
 
@@ -31,13 +34,18 @@ def list_tasks() -> dict[str, str]:
     return {path.stem: read_spec(path).description for path in sorted(_FOLDER.glob("*.yaml"))}
 
 
+def task_kind(name: str) -> str:
+    """Return the kind of a task of that name: classification or text. Errors as for load_task."""
+    return _spec_of(name)[0].kind
+
+
 def task_shipment(name: str) -> Shipment | None:
     """Return what has to be fetched for a task of that name, None if no package ships it. Errors as for load_task."""
     spec, _ = _spec_of(name)
     return _shipment(spec.name, spec.package) if spec.package else None
 
 
-def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData:
+def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData | TextTask:
     """Return a task with its three splits.
 
     Args:
@@ -65,11 +73,29 @@ def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData:
         except _UnavailableError as failure:
             failures.append(str(failure))
             continue
-        return build_task(spec, rows, place)
+        return build_text_task(spec, rows, place) if isinstance(spec, TextTaskSpec) else build_task(spec, rows, place)
     raise UserError(f"task {spec.name!r} cannot be had: {'; '.join(failures)}. {_remedy(spec)}")
 
 
-def _spec_of(name: str | Path) -> tuple[TaskSpec, Path | None]:
+def load_classification_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData:
+    """Return a classification or regression; arguments and errors as :func:`load_task`, also for another kind."""
+    task = load_task(name, data_dir)
+    if isinstance(task, TextTask):
+        raise UserError(
+            f"task {task.name!r} is of kind text: its answers are texts, and a classification was asked for"
+        )
+    return task
+
+
+def load_text_task(name: str | Path, data_dir: Path | str | None = None) -> TextTask:
+    """Return a task whose answers are texts; arguments and errors as :func:`load_task`, also for another kind."""
+    task = load_task(name, data_dir)
+    if isinstance(task, TaskData):
+        raise UserError(f"task {task.name!r} is of kind classification, and a task of kind text was asked for")
+    return task
+
+
+def _spec_of(name: str | Path) -> tuple[AnyTaskSpec, Path | None]:
     """Return a task's specification, and the folder of its files if it is a user's own YAML."""
     if Path(name).suffix in (".yaml", ".yml"):
         path = Path(name).expanduser()
@@ -81,7 +107,7 @@ def _spec_of(name: str | Path) -> tuple[TaskSpec, Path | None]:
     return read_spec(path), None
 
 
-def _remedy(spec: TaskSpec) -> str:
+def _remedy(spec: AnyTaskSpec) -> str:
     if spec.files is None:
         return "Check the connection to the hub"
     wanted = [file for file in (spec.files.train, spec.files.validation, spec.files.test) if file]
@@ -108,8 +134,10 @@ def _rows_of_package(name: str, package: Package, files: FileLayout) -> tuple[di
 
 
 def _shipment(name: str, package: Package) -> Shipment:
-    fields = package.model_dump(exclude={"folder", "inner"})
-    return Shipment(name=name, packages=(PackageFile(**fields),), folder=package.folder, inner=package.inner)
+    fields = package.model_dump(exclude={"folder", "inner", "shared_with"})
+    return Shipment(
+        name=package.shared_with or name, packages=(PackageFile(**fields),), folder=package.folder, inner=package.inner
+    )
 
 
 def _rows_of_hub(hub: HubLayout) -> tuple[dict[str, list[Any]], str]:

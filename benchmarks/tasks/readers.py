@@ -27,6 +27,8 @@ def _cells(content: str, path: Path, files: FileLayout) -> Iterator[tuple[str, d
     """Yield the place and the cells of every row, by column."""
     if files.format == "jsonl":
         return _json_lines(content, path)
+    if files.format == "json":
+        return _json_list(content, path)
     lines = _quoted_cells(content, path, files.format) if files.quoted else _plain_cells(content)
     return _table_cells(lines, path, files)
 
@@ -89,6 +91,40 @@ def _json_lines(content: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]
         except ValueError as error:
             raise UserError(f"{place}: not JSON ({error})") from error
         yield place, _object(place, cells)
+
+
+def _json_list(content: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the list element by element, so that a faulty row is named by the line on which it begins."""
+    decoder = json.JSONDecoder()
+    at, line = 0, 1
+
+    def advance(end: int) -> str:
+        """Move past what was read and the space after it; return the next character."""
+        nonlocal at, line
+        while end < len(content) and content[end] in " \t\n\r":
+            end += 1
+        line += content.count("\n", at, end)
+        at = end
+        return content[at : at + 1]
+
+    if advance(0) != "[":
+        raise UserError(f"{path}:{line}: not a JSON list")
+    more = advance(at + 1) != "]"
+    while more:
+        place = f"{path}:{line}"
+        try:
+            cells, end = decoder.raw_decode(content, at)
+        except ValueError as error:
+            raise UserError(f"{place}: not JSON ({error})") from error
+        yield place, _object(place, cells)
+        following = advance(end)
+        if following not in (",", "]"):
+            raise UserError(f"{path}:{line}: not JSON (neither a comma nor the end of the list follows a row)")
+        more = following == ","
+        if more:
+            advance(at + 1)
+    if advance(at + 1):
+        raise UserError(f"{path}:{line}: not JSON (there is more after the end of the list)")
 
 
 def _object(place: str, cells: Any) -> dict[str, Any]:

@@ -24,6 +24,21 @@ class Row:
     label: str
 
 
+@dataclass(frozen=True)
+class TextRow:
+    """A row whose answer is a text.
+
+    Attributes:
+        place: where it stands, for messages: ``file:line``.
+        fields: what goes into the prompt, by the names that templates use; "" where the cell is empty.
+        response: the answer; "" where the cell is empty, or where the task has no such column.
+    """
+
+    place: str
+    fields: dict[str, str]
+    response: str
+
+
 def sentence_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
     """Return a text, as it is. Raises UserError for what is missing, empty or no text."""
     text = cells.get(column)
@@ -44,3 +59,15 @@ def label_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
     if isinstance(label, (dict, list)):
         raise UserError(f"{place}: the label in column {column!r} must be a text or a number, got {label!r}")
     return label.strip() if isinstance(label, str) else str(label)
+
+
+def optional_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
+    """Return a text, "" for null. Raises UserError for what is missing, and for what is neither text nor number."""
+    if column not in cells:
+        raise UserError(f"{place}: no column {column!r}; it has {', '.join(map(str, cells))}")
+    text = cells[column]
+    if text is None:
+        return ""
+    if isinstance(text, bool) or not isinstance(text, (str, int, float)):
+        raise UserError(f"{place}: column {column!r} must hold text, got {text!r}")
+    return str(text)

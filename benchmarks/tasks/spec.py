@@ -1,4 +1,4 @@
-"""TaskSpec: what the YAML of a classification or regression may say."""
+"""TaskSpec: what the YAML of a classification or regression may say; and reading a YAML of any kind."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from benchmarks.tasks.base_spec import BaseTaskSpec, Column, FileLayout, HubLayout, RowColumns
 from benchmarks.tasks.rows import Row, label_cell, sentence_cell
-from consistentee.errors import UserError
+from benchmarks.tasks.text_spec import TextTaskSpec
+from consistentee.errors import UserError, unknown_name
 
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
 
@@ -54,6 +55,7 @@ class Hub(Columns, HubLayout):
 class TaskSpec(BaseTaskSpec):
     """A task: where its rows are, what its labels mean, how it is scored."""
 
+    kind: Literal["classification"] = "classification"
     metrics: list[MetricName] = Field(min_length=1)
     target: Literal["class", "number", "sign"] = Field(
         "class", description="sign: two classes, below and above zero; rows at exactly zero are dropped"
@@ -82,11 +84,19 @@ class TaskSpec(BaseTaskSpec):
         return self
 
 
-def read_spec(path: Path) -> TaskSpec:
+AnyTaskSpec = TaskSpec | TextTaskSpec
+
+_KINDS: dict[str, type[TaskSpec] | type[TextTaskSpec]] = {"classification": TaskSpec, "text": TextTaskSpec}
+
+
+def read_spec(path: Path) -> AnyTaskSpec:
     """Return the task described by a YAML file. Raises UserError that names the file and the key at fault."""
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TaskSpec.model_validate(content)
+        kind = str(content.get("kind", "classification")) if isinstance(content, dict) else "classification"
+        if kind not in _KINDS:
+            raise UserError(f"{path}: {unknown_name('kind', kind, _KINDS)}")
+        return _KINDS[kind].model_validate(content)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc'])) or 'the task'}: {e['msg'].lower()}" for e in error.errors()]
         raise UserError(f"{path} is not a task: {'; '.join(faults)}") from error

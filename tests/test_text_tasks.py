@@ -1,0 +1,480 @@
+"""Text tasks: their YAMLs, templates, readers' messages about faulty rows, dropped rows, cut splits, sources."""
+
+import json
+import os
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.inventory import fetch_by_name, inventories
+from benchmarks.tasks import loader
+from benchmarks.tasks.loader import (
+    load_classification_task,
+    load_task,
+    load_text_task,
+    rows_of_dataset,
+    task_kind,
+    task_shipment,
+)
+from benchmarks.tasks.readers import read_file
+from benchmarks.tasks.templates import Template
+from benchmarks.tasks.text_spec import TextFiles, TextHub, TextMetricName, TextTaskSpec
+from consistentee.errors import UserError
+from consistentee.text_data import TextTask
+from consistentee.text_metrics import TEXT_METRICS
+
+PLAIN = {"format": "jsonl", "train": "train.jsonl", "fields": {"question": "q"}, "response": "a"}
+
+
+@pytest.fixture(autouse=True)
+def no_data_directory(monkeypatch, tmp_path, request):
+    if "real" not in request.keywords:
+        monkeypatch.delenv("CONSISTENTEE_DATA", raising=False)
+        monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
+
+
+def write_task(folder: Path, contents: dict[str, str], files: dict | None = None, **keys) -> Path:
+    """Write a text task's YAML and its files; ``contents`` by file name."""
+    for name, content in contents.items():
+        (folder / name).write_bytes(content.encode())
+    spec = {"schema_version": 1, "kind": "text", "name": "mine", "version": 1, "description": "mine"}
+    spec |= {"metrics": ["rougeL"], "template": "Q: {question}\nA:", "files": {**PLAIN, **(files or {})}}
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**spec, **keys}))
+    return path
+
+
+def lines(rows) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def questions(count: int, prefix: str = "q") -> str:
+    return lines({"q": f"{prefix}{i}", "a": f"a{i}"} for i in range(count))
+
+
+# ---------------------------------------------------------------------------------------------- templates
+
+
+def test_a_template_is_filled_and_knows_what_may_be_cut():
+    template = Template.parse("{{{article}}}\n\nQuestion: {question}\nAnswer:")
+    assert template.fields == ("article", "question")
+    values = {"article": "long", "question": "why?"}
+    assert template.prompt(values) == "{long}\n\nQuestion: why?\nAnswer:"
+    last, chosen = template.prompt(values), template.prompt(values, "article")
+    assert (last.before, last.body, last.after) == ("{long}\n\nQuestion: ", "why?", "\nAnswer:")
+    assert (chosen.before, chosen.body, chosen.after) == ("{", "long", "}\n\nQuestion: why?\nAnswer:")
+    assert template.prompt(values, "absent") == last
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no field", "needs a field"),
+        ("{a} {a}", "stands twice"),
+        ("{}", "is not the name of a field"),
+        ("{a.__class__}", "is not the name of a field"),
+        ("{a!r}", "is not the name of a field"),
+        ("{a:10}", "is not the name of a field"),
+        ("{a", "expected '}'"),
+        ("a}", "Single '}'"),
+    ],
+)
+def test_faulty_templates_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Template.parse(text)
+
+
+LITERAL = st.text(st.sampled_from("{}a\n "), max_size=8)
+
+
+@given(before=LITERAL, value=LITERAL, after=LITERAL)
+def test_whatever_stands_around_a_field_stays(before, value, after):
+    escaped = [text.replace("{", "{{").replace("}", "}}") for text in (before, after)]
+    prompt = Template.parse(f"{escaped[0]}{{x}}{escaped[1]}").prompt({"x": value})
+    assert (prompt.before, prompt.body, prompt.after) == (before, value, after)
+
+
+# ---------------------------------------------------------------------------------------------- the YAML files
+
+
+def test_metrics_are_those_of_the_library():
+    assert set(get_args(TextMetricName)) == set(TEXT_METRICS)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"kind": "texts"}, r"mine\.yaml: unknown kind 'texts'; did you mean 'text'"),
+        ({"label": "x"}, r"mine\.yaml is not a task: label: extra inputs"),
+        ({"metrics": ["accuracy"]}, "metrics.0: input should be 'rouge1'"),
+        ({"template": "none"}, "template: value error, a template needs a field"),
+        ({"template": []}, "give at least one template"),
+        ({"template": "{other}"}, "the templates have the fields other, but the columns are given of question"),
+        ({"cut_field": "article"}, "no template has the cut_field article"),
+        ({"keep": "middle"}, "keep: input should be 'start' or 'end'"),
+        ({"max_new_tokens": 0}, "max_new_tokens: input should be greater than or equal to 1"),
+        ({"continuation": {"minimum_words": 12}}, "give response, the column of the answer, or continuation"),
+        ({"files": None}, "give files or hub"),
+        ({"files": {**PLAIN, "response": None}}, "give response, the column of the answer, or continuation"),
+        ({"files": {**PLAIN, "fields": {"question": 1}}}, "columns must be names"),
+        ({"files": {**PLAIN, "unwrap": {"article": ["", ""]}}}, "unwrap names what is no field: article"),
+        ({"files": {**PLAIN, "format": "json", "header": False}}, "do not apply to format json"),
+    ],
+)
+def test_faulty_yaml_names_file_and_key(tmp_path, keys, message):
+    path = write_task(tmp_path, {})
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **keys}))
+    with pytest.raises(UserError, match=message):
+        load_task(path)
+
+
+def test_the_kind_that_is_asked_for_is_checked(tmp_path):
+    path = write_task(tmp_path, {"train.jsonl": questions(40)})
+    assert isinstance(load_text_task(path), TextTask)
+    with pytest.raises(UserError, match="'mine' is of kind text"):
+        load_classification_task(path)
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "".join(f"t{i}\tc{i % 2}\n" for i in range(40)))
+    files = {"format": "tsv", "train": "train.tsv", "text": "text", "label": "label"}
+    spec = {"schema_version": 1, "name": "other", "version": 1, "description": "x", "metrics": ["accuracy"]}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**spec, "files": files}))
+    with pytest.raises(UserError, match="'other' is of kind classification"):
+        load_text_task(tmp_path / "other.yaml")
+    assert len(load_classification_task(tmp_path / "other.yaml").test) == 8
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "2: not JSON"),
+        ("[1]", "2: a row must be a JSON object"),
+        ('{"a": "x"}', "2: no column 'q'; it has a"),
+        ('{"q": "x"}', "2: no column 'a'; it has q"),
+        ('{"q": ["x"], "a": "y"}', "2: column 'q' must hold text, got"),
+        ('{"q": "x", "a": true}', "2: column 'a' must hold text, got True"),
+    ],
+)
+def test_faulty_json_line_is_named(tmp_path, line, message):
+    path = write_task(tmp_path, {"train.jsonl": questions(1) + line + "\n" + questions(1)})
+    with pytest.raises(UserError, match=r"train\.jsonl:" + message):
+        load_task(path)
+
+
+JSON_FILES = {**PLAIN, "format": "json", "train": "train.json"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"q": "x"}', "1: not a JSON list"),
+        ('[\n{"q": "x", "a": "y"},\n7]', "3: a row must be a JSON object"),
+        ('[\n{"q": "x", "a": "y"},\n\n{"q": "x",\n "a": ["y"]}\n]', "4: column 'a' must hold text"),
+        ('[\n{"q": "x", "a": "y"}\n{"q": "x", "a": "y"}]', "3: not JSON .neither a comma nor the end"),
+        ('[\n{"q": "x", "a": "y"},\n{"q": "x", ]', "3: not JSON"),
+        ('[\n{"q": "x", "a": "y"},\n]', "3: not JSON"),
+        ('[\n{"q": "x", "a": "y"}', "2: not JSON"),
+        ('[\n{"q": "x", "a": "y"}]\n]', "3: not JSON .there is more"),
+        ("[ ]", "? ?holds no rows"),
+        ("", "? ?holds no rows"),
+    ],
+)
+def test_faulty_row_of_a_json_list_is_named(tmp_path, content, message):
+    path = write_task(tmp_path, {"train.json": content}, JSON_FILES)
+    with pytest.raises(UserError, match=r"train\.json:?" + message):
+        load_task(path)
+
+
+CELL = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
+
+
+@given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6), indent=st.sampled_from([None, 1, "\t"]))
+def test_json_list_round_trip(tmp_path_factory, rows, indent):
+    path = tmp_path_factory.mktemp("rows") / "train.json"
+    objects = [{"q": question, "a": answer, "more": [{"deep": "]}"}]} for question, answer in rows]
+    text = json.dumps(objects, indent=indent)
+    path.write_bytes(text.encode())
+    read = read_file(path, TextFiles(**JSON_FILES))
+    assert [(row.fields["question"], row.response) for row in read] == rows
+    opening = [number for number, line in enumerate(text.split("\n"), start=1) if line in (" {", "\t{")]
+    assert [row.place for row in read] == [f"{path}:{line}" for line in opening or [1] * len(rows)]
+
+
+def test_prompts_and_references(tmp_path):
+    rows = [{"q": f" q{i}\n", "a": i if i % 2 else f" a{i} "} for i in range(40)]
+    files = {"train.jsonl": lines(rows), "test.jsonl": lines(rows[:3])}
+    path = write_task(tmp_path, files, {"test": "test.jsonl"}, separator="\n", keep="end", max_prompt_tokens=9)
+    task = load_text_task(path)
+    assert task.test.prompts == ["Q: q0\nA:", "Q: q1\nA:", "Q: q2\nA:"]
+    assert task.test.references == ["\na0", "\n1", "\na2"]
+    assert (task.test.prompts[0].before, task.test.prompts[0].body) == ("Q: ", "q0")
+    assert (task.keep, task.max_prompt_tokens, task.max_new_tokens) == ("end", 9, 64)
+    assert task.template == "Q: {question}\nA:"
+
+
+def test_a_row_gets_the_first_template_whose_fields_it_has(tmp_path):
+    rows = [{"q": f"q{i}", "page": [None, "", "text"][i % 3], "a": "x"} for i in range(30)]
+    keys = {"template": ["{page}\n{question}", "{question}"], "cut_field": "page"}
+    files = {"fields": {"question": "q", "page": "page"}}
+    task = load_text_task(write_task(tmp_path, {"train.jsonl": lines(rows)}, files, **keys))
+    for prompt in (*task.train.prompts, *task.test.prompts):
+        has_page = int(str(prompt).rpartition("q")[2]) % 3 == 2
+        assert prompt.startswith("text\n") == has_page
+        assert prompt.body == ("text" if has_page else str(prompt))
+    assert task.template == "{page}\n{question}\n----\n{question}"
+
+
+def test_rows_that_lack_a_part_are_dropped_and_counted(tmp_path):
+    rows = [{"q": f"q{i}", "a": "x"} for i in range(40)]
+    rows += [{"q": "q", "a": ""}, {"q": "q", "a": None}, {"q": " ", "a": "x"}]
+    path = write_task(tmp_path, {"train.jsonl": lines(rows)}, complete_rows={"train": 43}, subset_notes="Never said.")
+    task = load_text_task(path)
+    assert len(task.train) + len(task.validation) + len(task.test) == 40
+    assert task.notes == (
+        "Rows without a response are dropped (2 of 43 in train). "
+        "Rows without a text that every prompt needs are dropped (1 of 43 in train). "
+        "Test: 8 rows cut from train (seed 1). Validation: 3 rows cut from train (seed 0)."
+    )
+    with pytest.raises(UserError, match=r"'mine': no row of train is left\. Rows without a response are dropped"):
+        load_task(write_task(tmp_path, {"train.jsonl": lines(rows[-3:-1])}))
+
+
+def test_missing_splits_are_cut_from_train_always_alike(tmp_path):
+    path = write_task(tmp_path, {"train.jsonl": questions(100)}, test={"fraction": 0.5, "at_most": 20, "seed": 3})
+    task = load_text_task(path)
+    assert [(s.name, len(s)) for s in (task.train, task.validation, task.test)] == [
+        ("train", 72),
+        ("validation", 8),
+        ("test", 20),
+    ]
+    prompts = [*task.train.prompts, *task.validation.prompts, *task.test.prompts]
+    assert len(set(prompts)) == 100
+    assert load_text_task(path).fingerprint() == task.fingerprint()
+    with pytest.raises(UserError, match=r"train has too few rows \(1\) to cut a test split from it"):
+        load_task(write_task(tmp_path, {"train.jsonl": questions(1)}))
+
+
+def test_repeats_and_subsets_are_noted(tmp_path):
+    contents = {"train.jsonl": questions(30), "v.jsonl": questions(1), "t.jsonl": questions(2)}
+    keys = {"complete_rows": {"train": 99, "test": 2}, "subset_notes": "Beware"}
+    path = write_task(tmp_path, contents, {"validation": "v.jsonl", "test": "t.jsonl"}, **keys)
+    assert load_task(path).notes == (
+        "Train is a subset: 30 of 99 rows. Beware. 1 validation text also occurs in train. "
+        "2 test texts also occur in train."
+    )
+
+
+def test_tsv_without_header_and_quoted_csv(tmp_path):
+    files = {"format": "tsv", "header": False, "train": "train.tsv", "fields": {"question": 2}, "response": 1}
+    content = "".join(f"a{i}\tq{i}\n" for i in range(20))
+    assert "Q: q0\nA:" in load_text_task(write_task(tmp_path, {"train.tsv": content}, files)).train.prompts
+    files = {"format": "csv", "train": "train.csv"}
+    content = "q,a\n" + "".join(f'"q{i}, indeed","two\nlines {i}"\n' for i in range(20))
+    task = load_text_task(write_task(tmp_path, {"train.csv": content}, files))
+    assert " two\nlines 0" in task.train.references
+    with pytest.raises(UserError, match=r"train\.csv:4: 1 cell, but the first line has 2"):
+        load_task(write_task(tmp_path, {"train.csv": 'q,a\nx,"two\nlines"\ny\n'}, files))
+    with pytest.raises(UserError, match=r"train\.csv:1: no column 'a'; the header has q, b"):
+        load_task(write_task(tmp_path, {"train.csv": "q,b\nx,y\n"}, files))
+
+
+# ------------------------------------------------------------------------------------------------ the project's own
+
+
+def test_alpaca_layout(tmp_path):
+    rows = [{"instruction": f"Name {i}.", "input": ["", "here"][i % 2], "output": f"It is {i}."} for i in range(40)]
+    (tmp_path / "alpaca").mkdir()
+    (tmp_path / "alpaca" / "alpaca_data.json").write_text(json.dumps(rows, indent=1))
+    task = load_text_task("alpaca", tmp_path)
+    answers = dict(zip(task.train.prompts, task.train.references, strict=True))
+    without = (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        "\n\n### Instruction:\nName 0.\n\n### Response:"
+    )
+    assert answers[without] == "\nIt is 0."
+    with_input = next(prompt for prompt in task.train.prompts if "paired with an input" in prompt)
+    assert with_input.body == "here"
+    assert with_input.before.endswith(".\n\n### Input:\n")
+    assert with_input.after == "\n\n### Response:"
+    assert "Train is a subset: 40 of 52002 rows." in task.notes
+
+
+def test_dolly_layout(tmp_path):
+    rows = [{"instruction": "Sum up.", "context": f"Page {i}", "response": "Yes.", "category": "x"} for i in range(40)]
+    (tmp_path / "dolly").mkdir()
+    (tmp_path / "dolly" / "databricks-dolly-15k.jsonl").write_text(lines(rows))
+    task = load_text_task("dolly", tmp_path)
+    assert task.train.prompts[0].endswith("### Instruction:\nSum up.\n\n### Input:\nPage 0\n\n### Response:")
+
+
+def test_cnn_dm_layout(tmp_path):
+    (tmp_path / "cnn_dm").mkdir()
+    for count, name in enumerate(("train", "validation", "test"), start=3):
+        rows = [{"article": f"{name} {i}", "highlights": "One .\nTwo .", "id": str(i)} for i in range(count)]
+        (tmp_path / "cnn_dm" / f"{name}.jsonl").write_text(lines(rows))
+    task = load_text_task("cnn-dm", tmp_path)
+    assert [len(s) for s in (task.train, task.validation, task.test)] == [3, 4, 5]
+    assert task.test.prompts[0] == "test 0\n\nTL;DR:"
+    assert (task.test.prompts[0].body, task.test.references[0]) == ("test 0", " One .\nTwo .")
+
+
+def xsum_row(number: int) -> dict[str, object]:
+    article = f"###\nArticle: News {number}.\n\nSummarize the above article in 1 sentence.\n"
+    return {"article": article, "summary_gt": f"New {number}.", "stop": ["###"], "n": 1}
+
+
+def test_xsum_layout_and_the_hub_give_the_same_prompts(tmp_path):
+    (tmp_path / "xsum").mkdir()
+    file = tmp_path / "xsum" / "xsum_0shot.jsonl"
+    file.write_text(lines(xsum_row(i) for i in range(100)))
+    task = load_text_task("xsum", tmp_path)
+    assert [len(s) for s in (task.train, task.validation, task.test)] == [40, 10, 50]
+    assert "holds evaluation rows, from which all three splits are cut" in task.notes
+    number = int(task.train.references[0].split()[1].strip("."))
+    assert task.train.prompts[0] == xsum_row(number)["article"]
+    assert task.train.prompts[0].body == f"News {number}."
+    spec, _ = loader._spec_of("xsum")
+    hub_row = spec.hub.row("hub:1", {"document": f"News {number}.", "summary": f"New {number}."})
+    assert spec.templates[0].prompt(hub_row.fields) == task.train.prompts[0]
+
+    file.write_text(lines([xsum_row(0), {**xsum_row(1), "article": "News 1."}]))
+    with pytest.raises(UserError, match=r"xsum_0shot\.jsonl:2: the text in column 'article' must begin with"):
+        load_task("xsum", tmp_path)
+
+
+def test_a_continuation_divides_sentences(tmp_path, monkeypatch):
+    sentence = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    sentences = [" ".join(sentence.split()[: 11 + i % 3]) for i in range(60)]
+    rows = "\r\n".join(f"{i}_1\t0.1\t{text} " for i, text in enumerate(sentences))
+    (tmp_path / "nytEditorialSnippets_GroundTruth.txt").write_bytes(rows.encode())
+    monkeypatch.setattr(loader, "fetch", lambda _shipment: tmp_path)
+    task = load_text_task("nyt-continuation")
+    assert "Rows of fewer than 12 words are dropped (20 of 60 in train)." in task.notes
+    assert "the first half of the words of a sentence" in task.notes
+    assert len(task.train) + len(task.validation) + len(task.test) == 40
+    pairs = set(zip(task.train.prompts, task.train.references, strict=True))
+    assert pairs == {
+        ("one two three four five six", " seven eight nine ten eleven twelve"),
+        ("one two three four five six", " seven eight nine ten eleven twelve thirteen"),
+    }
+
+
+def test_the_continuation_task_shares_its_package_with_the_snippets(monkeypatch):
+    assert task_shipment("nyt-continuation") == task_shipment("movie-snippets")
+    fetched = []
+    monkeypatch.setattr("benchmarks.inventory.fetch", lambda shipment: fetched.append(shipment.name) or Path("place"))
+    assert fetch_by_name("nyt-continuation") == "place"
+    assert fetched == ["movie-snippets"]
+
+
+def test_everything_that_was_tried_is_listed(tmp_path, monkeypatch):
+    def unreachable(hub, place):
+        raise loader._UnavailableError(f"{place}: no answer")
+
+    monkeypatch.setattr(loader, "_download", unreachable)
+    with pytest.raises(UserError) as error:
+        load_task("dolly", tmp_path)
+    assert str(error.value) == (
+        f"task 'dolly' cannot be had: no file {tmp_path}/dolly/databricks-dolly-15k.jsonl; "
+        "hub data set databricks/databricks-dolly-15k: no answer. "
+        "Give --data DIR (or set CONSISTENTEE_DATA), where DIR/dolly holds databricks-dolly-15k.jsonl"
+    )
+
+
+HUB = TextHub(path="someone/news", test="test", fields={"article": "document"}, response="summary")
+
+
+def hub_dataset(**columns):
+    datasets = pytest.importorskip("datasets")
+    rows = {"document": ["d0", "d1", ""], "summary": ["s0", None, "s2"], "id": ["0", "1", "2"], **columns}
+    part = datasets.Dataset.from_dict(rows)
+    return datasets.DatasetDict({"train": part, "test": part})
+
+
+def test_hub_dataset_becomes_rows():
+    rows = rows_of_dataset(hub_dataset(), HUB, "hub")
+    assert list(rows) == ["train", "test"]
+    assert [(row.place, row.fields, row.response) for row in rows["test"]] == [
+        ("hub test:1", {"article": "d0"}, "s0"),
+        ("hub test:2", {"article": "d1"}, ""),
+        ("hub test:3", {"article": ""}, "s2"),
+    ]
+    with pytest.raises(UserError, match="hub train has no column 'body'; it has document, summary, id"):
+        rows_of_dataset(hub_dataset(), HUB.model_copy(update={"fields": {"article": "body"}}), "hub")
+    with pytest.raises(UserError, match=r"hub train:1: column 'document' must hold text, got \['d'\]"):
+        rows_of_dataset(hub_dataset(document=[["d"]] * 3), HUB, "hub")
+
+
+def test_a_task_from_the_hub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    part = datasets.Dataset.from_dict(
+        {"instruction": [f"i{n}" for n in range(40)], "input": [""] * 40, "output": ["o"] * 40, "text": ["t"] * 40}
+    )
+    monkeypatch.setattr(loader, "_download", lambda _hub, _place: datasets.DatasetDict({"train": part}))
+    task = load_text_task("alpaca")
+    assert [len(s) for s in (task.train, task.validation, task.test)] == [32, 4, 4]
+    assert load_text_task("alpaca").fingerprint() == task.fingerprint()
+
+
+# ------------------------------------------------------------------------------------------ listing, documentation
+
+
+def test_list_shows_the_kind():
+    (table,) = inventories("tasks")
+    kinds = dict(zip(map(str, table.columns[0].cells), map(str, table.columns[1].cells), strict=True))
+    assert kinds["alpaca"] == task_kind("alpaca") == "text"
+    assert kinds["mcid"] == "classification"
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+    (tmp_path / "help-pages.yaml").write_text(page.split("```yaml\n")[2].split("```")[0])
+    rows = [{"question": f"q{i}?", "page": "Much text.", "answer": "Yes."} for i in range(40)]
+    (tmp_path / "answers.jsonl").write_text(lines(rows))
+    task = load_text_task(tmp_path / "help-pages.yaml")
+    assert task.train.prompts[0] == "Much text.\n\nQuestion: q0?\nAnswer:"
+    assert task.train.prompts[0].body == "Much text."
+    words = set(page.replace("`", " ").replace("|", " ").split())
+    assert set(TextTaskSpec.model_fields) | set(TextFiles.model_fields) <= words
+
+
+# ------------------------------------------------------------------------------------------------ real data
+
+REAL = {  # train, validation, test
+    "alpaca": (7803, 500, 922),
+    "dolly": (2156, 240, 599),
+    "cnn-dm": (492, 1000, 500),
+    "xsum": (400, 100, 500),
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", REAL)
+def test_real_files(name):
+    spec, _ = loader._spec_of(name)
+    data = os.environ.get("CONSISTENTEE_DATA")
+    if data is None or not (Path(data) / spec.files.folder).is_dir():
+        pytest.skip(f"CONSISTENTEE_DATA has no {spec.files.folder}")
+    task = load_text_task(name)
+    assert tuple(len(s) for s in (task.train, task.validation, task.test)) == REAL[name]
+    assert ("Rows without a response are dropped (4 of 9229 in train)." in task.notes) == (name == "alpaca")
+    fitting, cut = task.test.cut(str.split, 60, task.keep)
+    assert any(cut)
+    assert max(len(prompt.split()) for prompt in fitting.prompts) <= 60
+
+
+@pytest.mark.real
+def test_real_continuation():
+    try:
+        task = load_text_task("nyt-continuation")
+    except UserError as error:
+        pytest.skip(str(error))
+    assert (len(task.train), len(task.validation), len(task.test)) == (3009, 250, 500)
+    assert "(1431 of 5190 in train)" in task.notes
+    for prompt, reference in zip(task.test.prompts, task.test.references, strict=True):
+        assert 0 <= len(reference.split()) - len(prompt.split()) <= 1
