@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.tasks import check
-from benchmarks.tasks.check import Overlap, check_task, normalised, overlaps
+from benchmarks.tasks.check import check_task
+from benchmarks.tasks.check_report import Overlap, normalised, overlaps
 from consistentee.data import Split
 from consistentee.errors import UserError
 

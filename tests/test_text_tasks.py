@@ -9,9 +9,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from benchmarks.cli import app
 from benchmarks.inventory import fetch_by_name, inventories
 from benchmarks.tasks import loader
+from benchmarks.tasks.check import check_task
 from benchmarks.tasks.loader import (
     load_classification_task,
     load_task,
@@ -421,7 +424,7 @@ def test_a_task_from_the_hub(tmp_path, monkeypatch):
     assert load_text_task("alpaca").fingerprint() == task.fingerprint()
 
 
-# ------------------------------------------------------------------------------------------ listing, documentation
+# ------------------------------------------------------------------------------------------------ the commands
 
 
 def test_list_shows_the_kind():
@@ -429,6 +432,58 @@ def test_list_shows_the_kind():
     kinds = dict(zip(map(str, table.columns[0].cells), map(str, table.columns[1].cells), strict=True))
     assert kinds["alpaca"] == task_kind("alpaca") == "text"
     assert kinds["mcid"] == "classification"
+
+
+def check(path: Path):
+    return CliRunner().invoke(app, ["check-task", str(path)], env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
+
+
+def test_check_task_measures_prompts_and_responses(tmp_path):
+    contents = {
+        "train.jsonl": questions(150) + lines([{"q": "q1", "a": "other"}]),
+        "v.jsonl": questions(120, "v") + questions(1),
+        "t.jsonl": lines({"q": f"t{i} " + "word " * 30, "a": "yes " * 20} for i in range(120)),
+    }
+    files = {"validation": "v.jsonl", "test": "t.jsonl"}
+    path = write_task(tmp_path, contents, files, max_prompt_tokens=16, max_new_tokens=8)
+    report = check_task(str(path))
+    assert report.errors == []
+    assert report.lengths["train"].tolist() == [3] * 151
+    assert report.response_lengths["test"].tolist() == [20] * 120
+    assert report.warnings == [
+        "100% of the prompts of test have more than 16 words: they are cut, and the start stays",
+        "100% of the responses of test have more than 8 words: they cannot be written to the end",
+        "1 rows of train repeat an earlier text with another response",
+        "1 rows of validation (0.8%) have a text of train",
+    ]
+    done = check(path)
+    assert done.exit_code == 0, done.output
+    for text in ("mine, version 1: prompts and responses, scored by rougeL", "Responses", "with another response"):
+        assert text in done.output
+
+
+def test_check_task_ends_with_1_for_leakage_and_faulty_rows(tmp_path):
+    contents = {"train.jsonl": questions(150), "t.jsonl": questions(110)}
+    path = write_task(tmp_path, contents, {"test": "t.jsonl"})
+    done = check(path)
+    assert done.exit_code == 1
+    assert "the score would measure memory" in " ".join(done.output.split())
+    (tmp_path / "t.jsonl").write_text('{"q": "x"}\n')
+    done = check(path)
+    assert done.exit_code == 1
+    assert "t.jsonl:1: no column 'a'" in " ".join(done.output.split())
+
+
+def test_check_task_in_tokens_finds_prompts_that_cannot_be_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.tasks.check_text._encoder_of", lambda _name: lambda text: text.encode())
+    path = write_task(tmp_path, {"train.jsonl": questions(200)}, max_prompt_tokens=5)
+    report = check_task(str(path), backbone="bytes")
+    assert report.lengths["train"].min() == len("Q: q0\nA:")
+    assert report.unit == "tokens of bytes"
+    splits = ("train", "validation", "test")
+    assert len(report.errors) == len(splits)
+    for error, split in zip(report.errors, splits, strict=True):
+        assert error.startswith(f"row 1 of {split}: a prompt may have 5 tokens, but 'Q: ...\\nA:' leaves no room")
 
 
 def test_the_example_of_the_documentation(tmp_path):
