@@ -194,11 +194,19 @@ def _train_backbone(
         (*learns, *also_trains),
         batch_size=recipe.backbone_batch_size,
         learning_rate=recipe.backbone_learning_rate,
+        details=_settings_of(loss),
         shared=True,
     )
     stage = replace(stage, head_learning_rate=recipe.exit_learning_rate, dropout=True)
     draws = recipe.backbone_steps * recipe.backbone_batch_size
     _run(model, DrawnRows(model, rows, draws, recipe.seed), stage, recipe)
+
+
+def _settings_of(loss: RowsLoss) -> dict[str, Any]:
+    """Return what tells a loss from others of its module: its name, and the settings bound to it."""
+    if isinstance(loss, partial):
+        return {**_settings_of(loss.func), "settings": repr((loss.args, loss.keywords))}
+    return {"loss": getattr(loss, "__qualname__", repr(loss))}
 
 
 def joint_loss(model: MultiExitDecoder, batch: TokenRows, states: Tensor | None = None) -> Tensor:
