@@ -516,6 +516,29 @@ def check_task(
 
 
 @app.command(
+    "check-backbone",
+    epilog=_examples(
+        "consistentee check-backbone minilm-l6",
+        "consistentee check-backbone path/to/my-encoder",
+        "Exit codes: 0 all checks pass, 1 something is wrong with it, 2 there is no such backbone.",
+    ),
+)
+def check_backbone(
+    backbone: Annotated[
+        str, typer.Argument(metavar="BACKBONE", help="A name of the catalogue, a directory, or a hub id.")
+    ],
+) -> None:
+    """Put a pretrained encoder under the contract, on its real weights: can it be stepped, cut, counted and timed?"""
+    from benchmarks.contract.backbone_run import check_backbone as check
+    from benchmarks.contract.backbone_run import report_table
+
+    report = check(backbone, progress=True)
+    output_console().print(report_table(report))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@app.command(
     epilog=_examples(
         "consistentee leaderboard results/quick",
         "consistentee leaderboard results/* --format md > leaderboard.md",
