@@ -1,14 +1,15 @@
 """What the documentation shows, works."""
 
-import io
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+import typer
 from small_suite import write_task
+from typer.testing import CliRunner
 
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.plots import curve_on_test, styles
@@ -17,9 +18,10 @@ from benchmarks.analysis.tables import write_table
 from benchmarks.cli import app
 from benchmarks.contract.run import check_method, fault_lines
 from benchmarks.contract.watching import FIT_SECTION, KNOB_SECTION, STATE_SECTION, BrokenContractError
-from benchmarks.harness.spec import Filters, RecipeSpec, TimingSpec, load_suite
-from benchmarks.harness.sweep import run_suite
+from benchmarks.harness import spec
+from benchmarks.harness.spec import RecipeSpec, TimingSpec
 from benchmarks.new_method import write_method
+from consistentee import classifiers
 from consistentee.method import get_method
 
 ROOT = Path(__file__).parent.parent
@@ -35,27 +37,51 @@ def test_the_method_of_the_guide_is_what_new_method_writes_and_is_short(tmp_path
     assert len(CODE[0].splitlines()) <= 60
 
 
-def test_the_method_of_the_guide_runs_in_the_quick_suite_and_stands_beside_the_others(
-    tmp_path, tiny_backbone, monkeypatch
-):
+def test_every_snippet_of_the_guide_has_a_test_here():
+    commands, *others = re.findall(r"^```(\w*)\n(consistentee)?", GUIDE, re.MULTILINE)[::2]
+    assert commands == ("", "consistentee")
+    assert others == [("python", "")] * 3 + [("", "")]  # the last one is what check-method prints
+
+
+@pytest.mark.parametrize("code", CODE, ids=["method", "rule with a memory", "kind of classifier"])
+def test_code_of_the_guide_needs_nothing_that_it_does_not_show(code, monkeypatch):
+    monkeypatch.setattr(classifiers, "KINDS", dict(classifiers.KINDS))
+    monkeypatch.setitem(sys.modules, "snippet", types.ModuleType("snippet"))
+    exec(compile(code, "snippet", "exec"), vars(sys.modules["snippet"]))
+
+
+@pytest.fixture
+def small_quick_suite(tmp_path, tiny_backbone, monkeypatch):
+    """Let the name ``quick`` mean that suite on a toy task and a tiny backbone; results go below ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
-    Path("gate.py").write_text(CODE[0], encoding="utf-8")
-    quick = load_suite("quick")
-    small = RecipeSpec(epochs=1, max_length=24, frozen_steps=4)
+    quick = spec.load_suite("quick")
     timing = TimingSpec(rows=8, batch_sizes=(1, 4))
     suite = quick.model_copy(
         update={"tasks": (str(write_task(tmp_path, "toy")),), "backbones": (str(tiny_backbone("bert")),)}
-        | {"recipe": small, "timing": timing, "bootstrap_resamples": 100}
+        | {"recipe": RecipeSpec(epochs=1, max_length=24, frozen_steps=4), "timing": timing, "bootstrap_resamples": 100}
     )
-    methods = ["full", "majority", "static", "calm-softmax", "gate.py:Gate"]
-    outcome = run_suite(suite, Filters(methods=methods), out=Path("results"), console=Console(file=io.StringIO()))
-    assert outcome.failed == ()
-    assert outcome.finished == len(methods)
-    assert "| Gate | confidence=" in write_table(Path("results")).read_text(encoding="utf-8")
-    panels, _ = load_panels(Path("results"))
+    monkeypatch.setattr(spec, "load_suite", {"quick": suite}.__getitem__)
+
+
+def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_quick_suite):
+    shown = re.search(r"```\n(consistentee new-method.*?)```", GUIDE, re.DOTALL).group(1).splitlines()
+    shorter = {"check-method": ["--families", "bert"]}
+    printed = {}
+    for command, *arguments in (line.split()[1:] for line in shown):
+        words = [command, *arguments, *shorter.get(command, [])]
+        done = CliRunner().invoke(app, words, env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
+        assert done.exit_code == 0, f"{command}: {done.output}"
+        printed[command] = done.output
+    assert list(printed) == ["new-method", "check-method", "run", "table", "leaderboard"]
+    assert "all checks pass" in printed["check-method"]
+    assert "Gate" in printed["table"]
+    assert "Gate" in printed["leaderboard"]
+    assert Path("results/quick/curves.png").is_file()
+    assert "| Gate | confidence=" in write_table(Path("results/quick")).read_text(encoding="utf-8")
+    panels, _ = load_panels(Path("results/quick"))
     assert "Gate" in styles(panels)
     assert len(curve_on_test(panels[0], "Gate").scores) == 75
-    for standing in load_leaderboard([Path("results")]).standings:
+    for standing in load_leaderboard([Path("results/quick")]).standings:
         assert {entry.method for entry in standing.entries} == {"Gate", "calm-softmax"}
         assert {entry.place for entry in standing.entries} == {1, 2}
 
@@ -73,12 +99,23 @@ def test_the_guide_from_nothing_to_a_curve_on_a_real_task(tmp_path):
 
 
 def test_the_rule_with_a_memory_of_the_guide_passes_the_contract(tmp_path):
-    imports = "from consistentee import ExitRule\nfrom consistentee.exits import top_probability\n"
-    source = CODE[0].replace('ThresholdRule(head_probability("gate"), knob, exit_when="above")', "TwiceSure(knob)")
-    path = tmp_path / "gate.py"
-    path.write_text(source + imports + CODE[1], encoding="utf-8")
-    report = check_method("gate.py:Gate", get_method(f"{path}:Gate"), ["bert"])
+    use = CODE[0].replace('ThresholdRule(head_probability("gate"), knob, exit_when="above")', "TwiceSure(knob)")
+    assert passes_the_contract(tmp_path, use + CODE[1])
+
+
+def test_the_kind_of_classifier_of_the_guide_passes_the_contract(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifiers, "KINDS", dict(classifiers.KINDS))
+    first = "        train_jointly("
+    use = CODE[0].replace(first, f'        model.use_classifier(ClassifierSpec("max"), recipe.seed)\n{first}')
+    assert "max" in use
+    assert passes_the_contract(tmp_path, f"{use}from consistentee.classifiers import ClassifierSpec\n{CODE[2]}")
+
+
+def passes_the_contract(folder: Path, source: str) -> bool:
+    (folder / "gate.py").write_text(source, encoding="utf-8")
+    report = check_method("gate.py:Gate", get_method(f"{folder / 'gate.py'}:Gate"), ["bert"])
     assert report.passed, fault_lines(report)
+    return True
 
 
 def test_sections_that_check_method_points_to_exist():
@@ -86,18 +123,27 @@ def test_sections_that_check_method_points_to_exist():
     assert {BrokenContractError("x").section, STATE_SECTION, KNOB_SECTION, FIT_SECTION} <= set(sections)
 
 
-def test_commands_that_the_documents_show_exist():
-    known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    for document in ("README.md", "docs/add_a_method.md", "docs/running.md", "docs/tasks.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
-        for block in re.findall(r"```\n(.*?)```", text, re.DOTALL):
-            shown = set(re.findall(r"^consistentee ([\w-]+)", block, re.MULTILINE))
-            assert shown <= known, document
+DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_that_a_document_shows_exist_with_their_options(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    shown = re.findall(r"^consistentee [^#\n]*", text, re.MULTILINE)
+    shown += [" ".join(command.split()) for command in re.findall(r"`(consistentee [^`#]*)`", text)]
+    assert shown
+    commands = typer.main.get_command(app).commands
+    for line in shown:
+        for part in re.split(r"\s{2,}(?=consistentee )", line):  # two commands may stand side by side
+            command, *words = re.sub(r"[\[\]]", "", part).split()[1:]
+            if command.startswith("--"):
+                continue
+            assert command in commands, f"{document}: {line}"
+            known = {name for parameter in commands[command].params for name in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= known, f"{document}: {line}"
 
 
 def test_files_that_the_documents_link_to_exist():
-    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "add_a_method.md"):
-        links = re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text(encoding="utf-8"))
-        assert links
-        for link in links:
-            assert (document.parent / link).exists(), f"{document.name}: {link}"
+    for document in (*DOCUMENTS, "CONTRIBUTING.md", "results/README.md"):
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
+            assert ((ROOT / document).parent / link).exists(), f"{document}: {link}"
