@@ -152,7 +152,7 @@ def closed_port():
 def test_unreachable_hub_fails_within_seconds(tmp_path):
     answers, seconds = resolve_elsewhere(tmp_path, closed_port(), "someone/model", "bert-base-uncased")
     assert "no directory someone/model, and the hub cannot be reached" in answers[0]
-    assert "minilm-l6" in answers[0]
+    assert answers[0].endswith("use one that needs no hub: minilm-l6, mpnet-base")  # of the same kind
     assert "'bert-base-uncased' cannot be had: the catalogue ships it in no package" in answers[1]
     assert max(seconds) < 10
 

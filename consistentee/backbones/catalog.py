@@ -157,7 +157,7 @@ def resolve(name: str) -> ResolvedBackbone:
     known = list_backbones().get(name)
     if isinstance(known, Decoder):
         raise UserError(f"{name!r} is a decoder: it generates text and classifies none; see MultiExitDecoder")
-    folder = _folder_of(name, known)
+    folder = _folder_of(name, known, Encoder)
     if isinstance(known, Encoder):
         return ResolvedBackbone(str(folder), known.pooling, known.pooler)
     return _describe(folder)
@@ -180,7 +180,7 @@ def resolve_decoder(name: str) -> str:
         if not file.is_file():
             raise UserError(f"no such file: {name}")
         return str(gguf.dequantised(file))
-    folder = _folder_of(name, known)
+    folder = _folder_of(name, known, Decoder)
     files = sorted(folder.glob("*.gguf"))
     if files and not (folder / "config.json").exists():
         if len(files) > 1:
@@ -190,7 +190,7 @@ def resolve_decoder(name: str) -> str:
     return str(folder)
 
 
-def _folder_of(name: str, known: Backbone | None) -> Path:
+def _folder_of(name: str, known: Backbone | None, kind: type[Backbone]) -> Path:
     if known is not None and isinstance(known.source, Shipment):
         return fetch(known.source)
     directory = Path(name).expanduser()
@@ -200,12 +200,12 @@ def _folder_of(name: str, known: Backbone | None) -> Path:
         if "/" in name or "\\" in name:
             raise UserError(f"no such directory: {name}")
         raise unknown_name("backbone", name, list_backbones())
-    return _from_hub(name)
+    return _from_hub(name, kind)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, kind: type[Backbone]) -> Path:
     tried = "the catalogue ships it in no package" if name in list_backbones() else f"no directory {name}"
-    shipped = ", ".join(b.name for b in _BACKBONES if isinstance(b.source, Shipment))
+    shipped = ", ".join(b.name for b in _BACKBONES if isinstance(b, kind) and isinstance(b.source, Shipment))
     try:
         return hub.model_snapshot(name)
     except hub.NotOnHubError as error:
