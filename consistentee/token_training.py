@@ -186,8 +186,8 @@ def _train_backbone(
 ) -> None:
     learns: tuple[str, ...] = ("backbone.",)
     if recipe.trains == "lora":
-        model.add_lora(recipe.lora_rank)
-        learns = tuple(name for name, _ in model.named_parameters() if "lora_" in name)
+        model.add_lora(recipe.lora_rank, seed=recipe.seed)
+        learns = model.lora_weights
     stage = _stage(
         f"backbone-{recipe.trains}",
         loss,
@@ -200,6 +200,8 @@ def _train_backbone(
     stage = replace(stage, head_learning_rate=recipe.exit_learning_rate, dropout=True)
     draws = recipe.backbone_steps * recipe.backbone_batch_size
     _run(model, DrawnRows(model, rows, draws, recipe.seed), stage, recipe)
+    if recipe.trains == "lora":
+        model.merge_lora()  # so that a layer costs what a stock layer costs
 
 
 def _settings_of(loss: RowsLoss) -> dict[str, Any]:

@@ -123,6 +123,21 @@ def test_whole_backbone_can_learn(tiny_decoder, family):
     torch.testing.assert_close(trace.hidden.float(), again.hidden, atol=2e-2, rtol=2e-2)
 
 
+def test_low_rank_updates_leave_stock_layers(tiny_decoder, tmp_path):
+    pytest.importorskip("peft")
+    models = [tiny_decoder(), tiny_decoder()]
+    before, names = models[0].clone_weights(), list(models[0].state_dict())
+    recipe = replace(RECIPE, trains="lora", backbone_learning_rate=1e-2, store=tmp_path)
+    for model in models:
+        train_exits(model, make_text_task(), recipe)
+    weights = models[0].state_dict()
+    assert list(weights) == names
+    learned = {name for name, tensor in weights.items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in learned} == {"backbone", "exit_adapters"}
+    assert all("self_attn" in name for name in learned if name.startswith("backbone"))
+    assert all(torch.equal(tensor, models[1].state_dict()[name]) for name, tensor in weights.items()), "from the store"
+
+
 def test_the_last_exit_can_learn_alone(tiny_decoder):
     model = tiny_decoder()
     before = model.clone_weights()
