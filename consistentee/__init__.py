@@ -23,14 +23,21 @@ _EXPORTS = {
     "TaskData": "data",
     "TextTask": "text_data",
     "ThresholdRule": "exits",
+    "TokenMethod": "token_method",
+    "TokenRecipe": "token_recipe",
+    "TokenTrace": "token_trace",
     "Trace": "trace",
     "UserError": "errors",
     "available_methods": "method",
     "classify": "classification",
     "get_method": "method",
+    "record_token_trace": "token_trace",
+    "record_tokens": "token_trace",
     "record_trace": "trace",
     "replay": "trace",
+    "replay_tokens": "token_trace",
     "sweep": "trace",
+    "sweep_tokens": "token_trace",
 }
 
 __all__ = sorted(_EXPORTS)  # noqa: PLE0605 (the names are served by __getattr__)
