@@ -138,13 +138,13 @@ def test_faulty_yaml_names_file_and_key(tmp_path, keys, message):
 def test_the_kind_that_is_asked_for_is_checked(tmp_path):
     path = write_task(tmp_path, {"train.jsonl": questions(40)})
     assert isinstance(load_text_task(path), TextTask)
-    with pytest.raises(UserError, match="'mine' is of kind text"):
+    with pytest.raises(UserError, match="'mine' asks for texts, not for labels"):
         load_classification_task(path)
     (tmp_path / "train.tsv").write_text("text\tlabel\n" + "".join(f"t{i}\tc{i % 2}\n" for i in range(40)))
     files = {"format": "tsv", "train": "train.tsv", "text": "text", "label": "label"}
     spec = {"schema_version": 1, "name": "other", "version": 1, "description": "x", "metrics": ["accuracy"]}
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({**spec, "files": files}))
-    with pytest.raises(UserError, match="'other' is of kind classification"):
+    with pytest.raises(UserError, match="'other' asks for labels, not for texts"):
         load_text_task(tmp_path / "other.yaml")
     assert len(load_classification_task(tmp_path / "other.yaml").test) == 8
 

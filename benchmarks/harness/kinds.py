@@ -18,9 +18,8 @@ from benchmarks.harness.generation_records import DecodingTimingRecord, Generati
 from benchmarks.harness.generation_spec import GenerationCellSpec
 from benchmarks.harness.records import BaseRecord, BaseTimingRecord, CellRecord, TimingRecord
 from benchmarks.harness.spec import CellSpec
-from benchmarks.tasks.loader import load_classification_task
+from benchmarks.tasks.loader import load_classification_task, load_text_task
 from consistentee.data import TaskData
-from consistentee.errors import UserError
 from consistentee.method import Method
 
 if TYPE_CHECKING:
@@ -72,9 +71,7 @@ class Classification(Kind):
 
     def load_task(self, spec: CellSpec, data_dir: Path | None) -> TaskData:
         """Return the task; its training rows are capped by the recipe."""
-        task = load_task(spec.task, data_dir)
-        if not isinstance(task, TaskData):
-            raise UserError(f"task {spec.task!r} asks for texts, not for labels: run it in a suite of generation")
+        task = load_classification_task(spec.task, data_dir)
         return task.capped(validation=spec.validation_rows, test=spec.test_rows)
 
     def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
@@ -125,8 +122,8 @@ class Generation(Kind):
 
     def load_task(self, spec: GenerationCellSpec, data_dir: Path | None) -> TextRows:
         """Return the task that is decoded and the one that is trained on."""
-        task = _text_task(spec.task, data_dir)
-        training = task if spec.train_on == spec.task else _text_task(spec.train_on, data_dir)
+        task = load_text_task(spec.task, data_dir)
+        training = task if spec.train_on == spec.task else load_text_task(spec.train_on, data_dir)
         return TextRows(task.capped(validation=spec.validation_prompts, test=spec.test_prompts), training)
 
     def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
@@ -151,15 +148,6 @@ class Generation(Kind):
         from benchmarks.harness.generation_timing import run_decoding_timing
 
         return run_decoding_timing
-
-
-def _text_task(name: str, data_dir: Path | None) -> "TextTask":
-    from consistentee.text_data import TextTask
-
-    task = load_task(name, data_dir)
-    if not isinstance(task, TextTask):
-        raise UserError(f"task {name!r} asks for labels, not for texts: run it in a suite of classification")
-    return task
 
 
 _KINDS: dict[str, Kind] = {"classification": Classification(), "generation": Generation()}

@@ -82,7 +82,7 @@ def load_classification_task(name: str | Path, data_dir: Path | str | None = Non
     task = load_task(name, data_dir)
     if isinstance(task, TextTask):
         raise UserError(
-            f"task {task.name!r} is of kind text: its answers are texts, and a classification was asked for"
+            f"task {task.name!r} asks for texts, not for labels: it is for decoders and suites of generation"
         )
     return task
 
@@ -91,7 +91,7 @@ def load_text_task(name: str | Path, data_dir: Path | str | None = None) -> Text
     """Return a task whose answers are texts; arguments and errors as :func:`load_task`, also for another kind."""
     task = load_task(name, data_dir)
     if isinstance(task, TaskData):
-        raise UserError(f"task {task.name!r} is of kind classification, and a task of kind text was asked for")
+        raise UserError(f"task {task.name!r} asks for labels, not for texts: it is for encoders and suites of classification")
     return task
 
 
