@@ -347,14 +347,12 @@ def table(
     published: Annotated[bool, typer.Option("--published", help="Beside the figures that papers print.")] = False,
 ) -> None:
     """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...)."""
-    from benchmarks.analysis import terminal_report
-    from benchmarks.analysis.published import write_published
-    from benchmarks.analysis.tables import write_table
+    from benchmarks.analysis import terminal_report, write_all_tables
 
     if table_format is None:
         output_console(RESULTS_WIDTH).print(terminal_report(results, _labels(methods), published=published))
         return
-    path = (write_published if published else write_table)(results, table_format, _labels(methods))
+    path = write_all_tables(results, table_format, _labels(methods), published=published)
     print(path.read_text(encoding="utf-8"), end="")
     print(f"written to {path}", file=sys.stderr)
 
@@ -362,9 +360,9 @@ def table(
 @app.command(epilog=_examples("consistentee plot results/quick"))
 def plot(results: ResultsArgument, methods: OnlyMethodsOption = None) -> None:
     """Draw all figures as PNG and PDF into the results folder: curves, exits, speed-ups, ranks, ..."""
-    from benchmarks.analysis.figures import write_figures
+    from benchmarks.analysis import write_all_figures
 
-    paths, missing = write_figures(results, _labels(methods))
+    paths, missing = write_all_figures(results, _labels(methods))
     for path in paths:
         print(path)
     for line in missing:

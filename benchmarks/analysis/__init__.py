@@ -1,4 +1,7 @@
-"""The analysis: from records to tables and figures. Nothing here is measured, and nothing measured is changed."""
+"""The analysis: from records to tables and figures. Nothing here is measured, and nothing measured is changed.
+
+A results folder is of one kind, classification or generation; each has its own tables and figures.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,14 +11,16 @@ if TYPE_CHECKING:
 
     from rich.console import Group
 
+    from benchmarks.analysis.generation_rows import GenerationPanel
     from benchmarks.analysis.results import Panel
+    from benchmarks.analysis.text_tables import TextTable
     from benchmarks.harness.storage import Fault
 
-__all__ = ["report_files", "terminal_report"]
+__all__ = ["report_files", "terminal_report", "write_all_figures", "write_all_tables"]
 
 
 def report_files(out_dir: Path) -> "Group":
-    """Write ``table.md``, ``table.csv``, ``curves.png`` and ``curves.pdf`` and return the terminal's tables.
+    """Write ``table.md``, ``table.csv`` and the curves as PNG and PDF, and return the terminal's tables.
 
     Args:
         out_dir: a folder that a run has filled.
@@ -23,10 +28,21 @@ def report_files(out_dir: Path) -> "Group":
     Raises:
         UserError: the folder holds no results.
     """
+    from benchmarks.harness.storage import write_text
+
+    if _holds_generation(out_dir):
+        from benchmarks.analysis.generation_plots import draw_all
+        from benchmarks.analysis.generation_rows import load_generation_panels
+        from benchmarks.analysis.generation_tables import GENERATION_FORMATS
+
+        texts, faults = load_generation_panels(out_dir)
+        for suffix in ("md", "csv"):
+            write_text(out_dir / f"table.{suffix}", GENERATION_FORMATS[suffix](texts))
+        draw_all(texts, out_dir)
+        return _terminal_tables_of_generation(texts, faults)
     from benchmarks.analysis.plots import figure, save_figure
     from benchmarks.analysis.results import load_panels
     from benchmarks.analysis.tables import FORMATS
-    from benchmarks.harness.storage import write_text
 
     panels, faults = load_panels(out_dir)
     for suffix in ("md", "csv"):
@@ -41,19 +57,78 @@ def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, pub
     ``published`` shows them beside the figures that papers print instead. ``labels`` and errors are those of
     :func:`benchmarks.analysis.results.load_panels`.
     """
+    if _holds_generation(out_dir):
+        from benchmarks.analysis.generation_rows import load_generation_panels
+
+        _refuse_published(published)
+        return _terminal_tables_of_generation(*load_generation_panels(out_dir, labels))
     from benchmarks.analysis.results import load_panels
 
     return _terminal_tables(*load_panels(out_dir, labels), published=published)
 
 
+def write_all_tables(
+    out_dir: Path, table_format: str, labels: "Sequence[str] | None" = None, *, published: bool = False
+) -> Path:
+    """Write all tables of a results folder in one format, and return the file's path.
+
+    ``published`` writes them beside the figures that papers print instead. Raises UserError for an unknown format, and
+    as :func:`terminal_report` does.
+    """
+    if _holds_generation(out_dir):
+        from benchmarks.analysis.generation_tables import write_generation_table
+
+        _refuse_published(published)
+        return write_generation_table(out_dir, table_format, labels)
+    from benchmarks.analysis.published import write_published
+    from benchmarks.analysis.tables import write_table
+
+    return (write_published if published else write_table)(out_dir, table_format, labels)
+
+
+def write_all_figures(out_dir: Path, labels: "Sequence[str] | None" = None) -> tuple[list[Path], list[str]]:
+    """Write every figure of a results folder as PNG and PDF: the files, and a line for each that cannot be drawn."""
+    if _holds_generation(out_dir):
+        from benchmarks.analysis.generation_plots import write_decoding_figures
+
+        return write_decoding_figures(out_dir, labels), []
+    from benchmarks.analysis.figures import write_figures
+
+    return write_figures(out_dir, labels)
+
+
+def _holds_generation(out_dir: Path) -> bool:
+    from benchmarks.harness.storage import kind_of_results
+
+    return kind_of_results(out_dir) == "generation"
+
+
+def _refuse_published(published: bool) -> None:
+    from consistentee.errors import UserError
+
+    if published:
+        raise UserError("there are no published figures of generation to compare with")
+
+
 def _terminal_tables(panels: "list[Panel]", faults: "list[Fault]", *, published: bool = False) -> "Group":
+    from benchmarks.analysis.published import published_table
+    from benchmarks.analysis.tables import operating_table
+
+    tables = [published_table(panel) if published else operating_table(panel, compact=True) for panel in panels]
+    return _for_terminal(tables, faults)
+
+
+def _terminal_tables_of_generation(panels: "list[GenerationPanel]", faults: "list[Fault]") -> "Group":
+    from benchmarks.analysis.generation_tables import decoding_table
+
+    return _for_terminal([decoding_table(panel, compact=True) for panel in panels], faults)
+
+
+def _for_terminal(tables: "Sequence[TextTable]", faults: "Sequence[Fault]") -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    from benchmarks.analysis.published import published_table
-    from benchmarks.analysis.tables import operating_table
     from benchmarks.analysis.text_tables import to_rich
 
-    tables = [published_table(panel) if published else operating_table(panel, compact=True) for panel in panels]
     warnings = [Text(f"left out: {fault}", style="yellow") for fault in faults]
     return Group(*map(to_rich, tables), *warnings)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from benchmarks.analysis.comparisons import blind_score, layers_area, time_area
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, panels
+from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, panels, refuse_generation
 from benchmarks.analysis.rows import label_rows
 from benchmarks.analysis.statistics import interval_of_mean
 from benchmarks.harness.records import CellRecord, TimingRecord
@@ -162,6 +162,7 @@ def _collect(folders: Iterable[Path]) -> _Collected:
     collected = _Collected()
     for folder in folders:
         try:
+            refuse_generation(folder)
             cells, timings, faults = read_all(folder)
         except UserError as error:
             collected.left_out.append(str(error))

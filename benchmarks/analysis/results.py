@@ -13,7 +13,7 @@ from benchmarks.harness.records import (
     Contender,
     TimingRecord,
 )
-from benchmarks.harness.storage import Fault, read_results
+from benchmarks.harness.storage import Fault, kind_of_results, read_results
 from consistentee.errors import UserError, unknown_name
 
 _T = TypeVar("_T")
@@ -142,7 +142,14 @@ def load_panels(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[lis
     Raises:
         UserError: the folder holds no record that can be read, or none of a label.
     """
+    refuse_generation(out_dir)
     return load_panels_of(CellRecord, TimingRecord, out_dir, labels)
+
+
+def refuse_generation(out_dir: Path) -> None:
+    """Raise UserError if a results folder is of generation, which has tables and figures of its own."""
+    if kind_of_results(out_dir) == "generation":
+        raise UserError(f"{out_dir} holds results of generation; see them with `consistentee table` and `plot`")
 
 
 def load_panels_of(

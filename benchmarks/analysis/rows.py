@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.analysis.curves import RoundSeconds, Speedups, speedups, time_ratio
 from benchmarks.analysis.resampling import interval_over_rows_and_seeds
-from benchmarks.analysis.results import FULL, Panel, StoredCell
+from benchmarks.analysis.results import FULL, BaseStoredCell, Panel
 from benchmarks.analysis.statistics import Choice, budget_of, choose, mean_and_std, targets
 from benchmarks.harness.records import CellRecord, Contender, TimingSamples
 from benchmarks.harness.storage import PREDICTIONS_FILE, read_predictions
@@ -223,7 +224,7 @@ def _milliseconds_a_row(samples: TimingSamples) -> NDArray[np.float64]:
     return np.ravel(1000 * np.asarray(samples.seconds_per_batch) / rows)
 
 
-def varied_parameters(cell: StoredCell, siblings: Sequence[StoredCell]) -> str:
+def varied_parameters(cell: BaseStoredCell[Any], siblings: Sequence[BaseStoredCell[Any]]) -> str:
     """Name the parameters of a cell that differ among the cells of its label: ``alpha=0.05``."""
     return ", ".join(
         f"{name}={format_value(value)}"

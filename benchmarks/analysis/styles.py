@@ -93,7 +93,7 @@ def bold_curves(panels: Sequence[Panel]) -> list[str]:
     return core + others[: BOLD_METHODS - len(core)]
 
 
-def panels_method(panels: Sequence[Panel], label: str) -> str:
+def panels_method(panels: Sequence[BasePanel[Any, Any, Any]], label: str) -> str:
     """Return the method behind a label, in the first panel that has it."""
     return next(panel.methods[label] for panel in panels if label in panel.methods)
 

@@ -1,0 +1,331 @@
+"""Tables of generation: for each (task, backbone) the operating points, references at equal layers, and promises."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.analysis.equal_layers import LayerComparison, compare_at_equal_layers
+from benchmarks.analysis.generation_rows import (
+    STOCK,
+    GenerationPanel,
+    GenerationRow,
+    full_record,
+    generation_rows,
+    load_generation_panels,
+)
+from benchmarks.analysis.rows import format_value
+from benchmarks.analysis.statistics import budget_of
+from benchmarks.analysis.tables import MISSING, SUFFIXES, machine
+from benchmarks.analysis.text_tables import TextTable, to_latex, to_markdown
+from benchmarks.harness.generation_records import FAITHFUL, CalibrationRecord, Mean
+from benchmarks.harness.storage import write_text
+from consistentee.errors import unknown_name
+
+DEFAULT_BATCH_SIZES = [1, 8]
+"""Shown, without times, where nothing was timed."""
+
+_METRIC_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+
+CellText = Callable[[GenerationRow], str]
+"""What a column shows of a row."""
+
+
+def decoding_table(panel: GenerationPanel, *, compact: bool = False) -> TextTable:
+    """Return the main table of a panel: what every method writes at the knobs chosen on validation prompts.
+
+    Args:
+        panel: the cells and timings of one (task, backbone).
+        compact: for a terminal: the task's score alone, and short words for what a knob was chosen for.
+    """
+    rows = generation_rows(panel)
+    columns = _columns(panel, compact)
+    return TextTable(
+        title=f"{panel.task} · {panel.backbone}",
+        headings=tuple(columns),
+        cells=tuple(tuple(value(row) for value in columns.values()) for row in rows),
+        notes=tuple(_notes(panel, rows)),
+        words=("method", "knob", "chosen for"),
+    )
+
+
+def _columns(panel: GenerationPanel, compact: bool) -> dict[str, CellText]:
+    sizes = panel.batch_sizes or DEFAULT_BATCH_SIZES
+    others = [] if compact else [name for name in full_record(panel).full_scores if name != panel.metric]
+    return {
+        "method": lambda row: row.label,
+        "knob": _knob,
+        f"{metric_name(panel.metric)} % [95%]": _score_of(panel.metric),
+        **{f"{metric_name(name)} %": _metric_of(name) for name in others},
+        **({} if compact else {"ROUGE-L to full %": lambda row: _percent(row.full_text_score.value)}),
+        "match %": lambda row: _percent(row.token_match.value),
+        "layers": lambda row: f"{row.average_layers:.2f}",
+        "saved %": lambda row: f"{100 * row.saved_fraction:.1f}",
+        "FLOPs ratio": lambda row: f"{row.flops_ratio:.2f}",
+        **{f"tokens/s b{size}": _tokens_at(size) for size in sizes},
+        **{f"decode speed-up b{size}": _speedup_at(size) for size in sizes},
+        "chosen for": lambda row: MISSING if row.method == STOCK else _reasons(row.chosen_for),
+    }
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric as papers write it."""
+    return _METRIC_NAMES.get(metric, metric)
+
+
+def _knob(row: GenerationRow) -> str:
+    if row.method == STOCK:
+        return "full depth"
+    knobs = sorted({format_value(knob) for knob in row.knobs}, key=float)
+    value = knobs[0] if len(knobs) == 1 else f"{knobs[0]} to {knobs[-1]}"
+    accepted = f"{100 * row.acceptance:.0f}% of drafts accepted" if row.acceptance is not None else ""
+    return " · ".join(dict.fromkeys(filter(None, [f"{row.knob_name}={value}", *row.parameters, accepted])))
+
+
+def _reasons(targets: Sequence[str]) -> str:
+    """Write what a knob was chosen for in few columns: ``≤33%, ≤50%, as full ≥90%``."""
+    shares = [(target, budget_of(target)) for target in targets]
+    short = {FAITHFUL: "as full ≥90%"}
+    return ", ".join(short.get(target, target) if share is None else f"≤{100 * share:g}%" for target, share in shares)
+
+
+def _score_of(metric: str) -> CellText:
+    def text(row: GenerationRow) -> str:
+        deviation = "" if row.score_std is None else f" ± {100 * row.score_std:.1f}"
+        return _with_interval(row.scores[metric], deviation)
+
+    return text
+
+
+def _with_interval(mean: Mean, deviation: str = "") -> str:
+    low, high = mean.interval
+    return f"{100 * mean.value:.1f}{deviation} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _metric_of(metric: str) -> CellText:
+    return lambda row: _percent(row.scores[metric].value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _tokens_at(batch_size: int) -> CellText:
+    return lambda row: f"{row.clocks[batch_size].tokens_per_second:.1f}" if batch_size in row.clocks else MISSING
+
+
+def _speedup_at(batch_size: int) -> CellText:
+    def text(row: GenerationRow) -> str:
+        clock = row.clocks.get(batch_size)
+        return MISSING if clock is None or clock.speedup is None else f"{clock.speedup:.2f}"
+
+    return text
+
+
+def _notes(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> list[str]:
+    """Say what a reader must know before believing the numbers."""
+    record = full_record(panel)
+    seeds = sorted({cell.record.seed for cell in panel.cells})
+    budgets = any(budget_of(target) is not None for row in rows for target in row.chosen_for)
+    notes = [
+        "Knobs and parameters are chosen on validation prompts and reported on test prompts"
+        + (": best agreement with the full model within a share of the layers (≤50%)" if budgets else "")
+        + ", or fewest layers at which 90% of the tokens are the full model's (as full ≥90%).",
+        f"Trained on {record.train_task} ({record.train_rows} rows); {record.validation_rows} validation, "
+        f"{record.test_rows} test prompts ({record.truncated_prompts} cut to {record.max_prompt_tokens} tokens); "
+        f"at most {record.max_new_tokens} new tokens, greedy; seed{'s' if len(seeds) > 1 else ''} "
+        f"{', '.join(map(str, seeds))}; intervals: bootstrap over test prompts.",
+        "Match: places in which a text has the full model's token; one that differs changes all that follow it.",
+        f"Layers of {panel.num_layers}, 1-based, a decoded token: prompts, and the first token that they give, are at "
+        f"full depth and not counted; exits after layers {', '.join(map(str, record.exit_layers))}; saved = 1 - layers "
+        f"/ {panel.num_layers}; FLOPs ratio: of decoding, full depth / method, exits asked and keys and values filled "
+        "later included; decode speed-up = stock generate's time of decoding a token / method's; b = batch size.",
+        _timing_note(panel, rows),
+        f"Machine: {machine(record.environment)}.",
+    ]
+    if any(row.acceptance is not None for row in rows):
+        notes.insert(4, "Where drafts are verified, layers are layer calls a token, and texts are the full model's.")
+    if record.task_notes:
+        notes.append(f"Task: {record.task_notes.rstrip('.')}.")
+    return notes
+
+
+def _timing_note(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> str:
+    if not panel.timings:
+        return "Not timed."
+    timing, clocks = panel.timings[0], rows[0].clocks
+    prompts = max(sample.prompts for contender in timing.contenders for sample in contender.samples)
+    spreads = [
+        f"{100 * max(row.clocks[size].spread for row in rows if size in row.clocks):.0f}% at batch {size}"
+        for size in panel.batch_sizes
+        if any(size in row.clocks for row in rows)
+    ]
+    prefill = [f"{clock.prefill_milliseconds:.0f} ms a prompt at batch {size}" for size, clock in clocks.items()]
+    note = (
+        f"Times: medians of {timing.rounds} rounds on the first {prompts} test prompts, at most "
+        f"{timing.max_new_tokens} new tokens, interleaved over all operating points and stock generate; tokens/s: of "
+        "decoding, first tokens and the reading of prompts apart; spread, (slowest - fastest round) / median, at most "
+        f"{', '.join(spreads) or MISSING}; stock generate reads prompts in {', '.join(prefill) or MISSING}."
+    )
+    load = timing.environment_before.get("load_average")
+    return note + (f" Load average before: {load[0]:g}." if isinstance(load, list) and load else "")
+
+
+def equal_layers_table(panel: GenerationPanel) -> TextTable | None:
+    """Return how methods compare with static and random exits that run as many layers; None where nothing can be."""
+    comparisons = compare_at_equal_layers(panel)
+    if not comparisons:
+        return None
+    return TextTable(
+        title=f"Against references at equal layers · {panel.task} · {panel.backbone}",
+        headings=("method", "layers", "reference", "match, points [95%]", f"{metric_name(panel.metric)}, points [95%]"),
+        cells=tuple(_comparison_cells(comparison) for comparison in comparisons),
+        notes=(
+            "Test score minus the reference's, prompt by prompt, where the reference is interpolated linearly between "
+            "its two operating points around the same average layers (the last one is full depth); paired bootstrap "
+            "intervals over test prompts, means of seeds.",
+            _verdict(comparisons),
+        ),
+        words=("method", "reference"),
+    )
+
+
+def _comparison_cells(comparison: LayerComparison) -> tuple[str, ...]:
+    return (
+        comparison.label,
+        f"{comparison.layers:.2f}",
+        comparison.reference,
+        _points(comparison.match),
+        _points(comparison.score),
+    )
+
+
+def _points(difference: Mean) -> str:
+    low, high = difference.interval
+    return f"{100 * difference.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _verdict(comparisons: Sequence[LayerComparison]) -> str:
+    """Count in words what the table shows."""
+    parts = []
+    for reference in dict.fromkeys(comparison.reference for comparison in comparisons):
+        of_it = [comparison.match.interval for comparison in comparisons if comparison.reference == reference]
+        above, below = sum(low > 0 for low, _ in of_it), sum(high < 0 for _, high in of_it)
+        parts.append(f"{reference}: above in {above}, below in {below}, not told apart in {len(of_it) - above - below}")
+    return f"Match against {'; '.join(parts)} operating points."
+
+
+def calibration_table(panel: GenerationPanel) -> TextTable | None:
+    """Return what became of the promises of calibrated thresholds; None where no cell studied any."""
+    studies = [(cell.record, cell.record.calibration) for cell in panel.cells if cell.record.calibration]
+    if not studies:
+        return None
+    return TextTable(
+        title=f"Calibrated thresholds · {panel.task} · {panel.backbone}",
+        headings=(
+            "method",
+            "promise",
+            "delta",
+            "broken %",
+            "allowed %",
+            "kept",
+            "mean lambda",
+            "layers",
+            "held-out risk",
+        ),
+        cells=tuple(cells for record, study in studies if study for cells in _study_cells(record.label, study)),
+        notes=(
+            "Learn-then-Test chooses lambda on a random half of the pooled validation and test prompts; broken: splits "
+            "in which the mean loss of the other half exceeds delta; allowed: epsilon plus the sampling error of so "
+            f"many splits (one-sided, 95%); {studies[0][1].prompts if studies[0][1] else 0} prompts.",
+            "Textual: 1 - ROUGE-L to the full model's text; risk: ROUGE-L lost against the reference.",
+        ),
+        words=("method", "promise", "kept"),
+    )
+
+
+def _study_cells(label: str, study: CalibrationRecord) -> list[tuple[str, ...]]:
+    return [
+        (
+            label,
+            result.loss,
+            f"{result.delta:g}",
+            f"{100 * result.broken_share:.0f}",
+            f"{100 * (result.epsilon + result.sampling_error):.0f}",
+            "yes" if result.broken_share <= result.epsilon + result.sampling_error else "no",
+            f"{result.mean_lambda:.2f}",
+            f"{result.mean_layers:.2f}",
+            f"{result.mean_risk:.3f}",
+        )
+        for result in study.results
+    ]
+
+
+def generation_tables(panel: GenerationPanel) -> list[TextTable]:
+    """Return all tables of a panel that have anything to say."""
+    tables = [decoding_table(panel), equal_layers_table(panel), calibration_table(panel)]
+    return [table for table in tables if table is not None]
+
+
+def to_csv(panels: Sequence[GenerationPanel]) -> str:
+    """Write the rows of all panels as CSV: full precision, one line an operating point."""
+    records = [_csv_record(panel, row) for panel in panels for row in generation_rows(panel)]
+    fields = list(dict.fromkeys(name for record in records for name in record))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fields, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return stream.getvalue()
+
+
+def _csv_record(panel: GenerationPanel, row: GenerationRow) -> dict[str, object]:
+    record: dict[str, object] = {
+        "task": panel.task,
+        "backbone": panel.backbone,
+        "label": row.label,
+        "method": row.method,
+        "parameters": "; ".join(dict.fromkeys(filter(None, row.parameters))),
+        "knob": row.knob_name,
+        "knob_values": " ".join(repr(knob) for knob in row.knobs),
+        "chosen_for": ", ".join(row.chosen_for),
+    }
+    means = {**row.scores, "rougeL_to_full": row.full_text_score, "match": row.token_match}
+    for name, mean in means.items():
+        record |= {name: mean.value, f"{name}_low": mean.interval[0], f"{name}_high": mean.interval[1]}
+    record |= {
+        "average_layers": row.average_layers,
+        "num_layers": panel.num_layers,
+        "saved_fraction": row.saved_fraction,
+        "flops_ratio": row.flops_ratio,
+        "acceptance": "" if row.acceptance is None else row.acceptance,
+    }
+    for size, clock in row.clocks.items():
+        record |= {
+            f"tokens_per_second_b{size}": clock.tokens_per_second,
+            f"prefill_ms_b{size}": clock.prefill_milliseconds,
+            f"spread_b{size}": clock.spread,
+            f"decode_speedup_b{size}": "" if clock.speedup is None else clock.speedup,
+        }
+    return record
+
+
+def all_generation_tables(panels: Sequence[GenerationPanel]) -> list[TextTable]:
+    """Return the tables of all panels."""
+    return [table for panel in panels for table in generation_tables(panel)]
+
+
+GENERATION_FORMATS: dict[str, Callable[[Sequence[GenerationPanel]], str]] = {
+    "md": lambda panels: to_markdown(all_generation_tables(panels)),
+    "csv": to_csv,
+    "latex": lambda panels: to_latex(all_generation_tables(panels)),
+}
+
+
+def write_generation_table(out_dir: Path, table_format: str = "md", labels: Sequence[str] | None = None) -> Path:
+    """Write ``table.md``, ``table.csv`` or ``table.tex``; see :func:`benchmarks.analysis.tables.write_table`."""
+    if table_format not in GENERATION_FORMATS:
+        raise unknown_name("table format", table_format, GENERATION_FORMATS)
+    panels, _ = load_generation_panels(out_dir, labels)
+    path = out_dir / f"table.{SUFFIXES[table_format]}"
+    write_text(path, GENERATION_FORMATS[table_format](panels))
+    return path
