@@ -1,0 +1,78 @@
+"""FREE (Bae et al., EMNLP 2023, arXiv 2310.05424): one shallow exit or full depth, with nothing approximated.
+
+Rule ("shallow-deep module"): there is one exit, after a shallow layer; a token leaves there if the confidence, CALM's
+difference of the two largest probabilities, is above a threshold, and runs all layers else. Keys and values
+("synchronized parallel decoding"): the tokens that left wait, and run the deep layers beside the next token that goes
+there. So theirs are those of full depth, which is ``kv="exact"`` here.
+
+Choices. The shallow exit is, by default, the one nearest to a quarter of the depth. With a frozen backbone the exits
+are adapters of their own, and the stage that all methods share trains the shallow one as it would be trained alone;
+where the backbone is trained, the loss is the weighted sum over all exits, and the paper's distillation of hidden
+states into shallow layers is left out. The threshold is swept; the paper's estimator, which moves it while texts are
+written, is not used.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from consistentee.decoder import MultiExitDecoder
+from consistentee.exits import ExitRule, LayerView, State, ThresholdRule, margin
+from consistentee.method import Knob
+from consistentee.schedules import check_exit_layer
+from consistentee.text_data import TextTask
+from consistentee.token_method import TokenMethod
+from consistentee.token_recipe import TokenRecipe
+from consistentee.token_training import train_exits
+
+_THRESHOLDS = (-1.0, *torch.linspace(-7, 7, 57).sigmoid().tolist(), 1.0)
+
+
+class ShallowDeepRule(ExitRule):
+    """Ask another rule at one layer, and leave nowhere else: other exits are not even looked at."""
+
+    def __init__(self, rule: ExitRule, shallow_layer: int) -> None:
+        self.rule = rule
+        self.shallow_layer = shallow_layer
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Ask, or stay."""
+        if view.layer != self.shallow_layer:
+            return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
+        return self.rule.should_exit(view, state)
+
+
+@dataclass(frozen=True)
+class FREE(TokenMethod):
+    """Shallow or deep.
+
+    Attributes:
+        shallow_layer: the exit; None takes the one nearest to a quarter of the depth.
+    """
+
+    name: ClassVar[str] = "free"
+    paper: ClassVar[str] = "Bae et al., FREE, EMNLP 2023, arXiv 2310.05424"
+    knob: ClassVar[Knob] = Knob("threshold", _THRESHOLDS)
+    kv: ClassVar[Literal["propagate", "exact"]] = "exact"
+
+    shallow_layer: int | None = None
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits. Raises UserError if there is none at ``shallow_layer``, before anything is trained."""
+        self.check_task(task)
+        self.shallow_exit(model)
+        train_exits(model, task, recipe)
+        return model
+
+    def shallow_exit(self, model: MultiExitDecoder) -> int:
+        """Return the layer of the shallow exit."""
+        if self.shallow_layer is not None:
+            return check_exit_layer(model, self.shallow_layer)
+        return min(model.exit_layers, key=lambda layer: (abs(layer - model.num_layers / 4), layer))
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at the shallow layer where the margin is above ``knob``."""
+        self.check_knob(model, knob)
+        return ShallowDeepRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))
