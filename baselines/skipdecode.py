@@ -1,0 +1,74 @@
+"""SkipDecode (Del Corro et al., 2023, arXiv 2307.02628): one exit layer for each place of a text, for all rows alike.
+
+Rule (section 3): the exit layer depends on the place of a token alone, and falls linearly along the text, from a
+deepest to a shallowest layer. So a batch needs no decision at all, all its rows leave together, and a later token,
+which is never deeper than an earlier one, finds all keys and values that it reads: none is ever missing.
+
+Choices. The knob is the mean layer over the text, like the speed-up that the paper asks for: above the middle of the
+range a text begins at layer L, below it ends at the first exit. Exits are after some layers only, which the schedule
+keeps to without moving its mean. The paper counts places over prompt and text together, ours over the new tokens, as
+prompts run at full depth here. The paper skips lower layers after the first few and runs the top ones; here the top
+ones are skipped, as in all other methods.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from consistentee.decoder import MultiExitDecoder
+from consistentee.exits import ExitRule
+from consistentee.method import Knob
+from consistentee.schedules import ScheduledRule, mean_layers, text_length
+from consistentee.text_data import TextTask
+from consistentee.token_method import TokenMethod
+from consistentee.token_recipe import TokenRecipe
+from consistentee.token_training import train_exits
+
+
+@dataclass(frozen=True)
+class SkipDecode(TokenMethod):
+    """Exits fall along the text.
+
+    Attributes:
+        horizon: new tokens that the schedule is stretched over; None for what the model was trained to write.
+    """
+
+    name: ClassVar[str] = "skipdecode"
+    paper: ClassVar[str] = "Del Corro et al., SkipDecode, 2023, arXiv 2307.02628"
+    knob: ClassVar[Knob] = Knob("mean layer", tuple(float(layer) for layer in range(6, 31, 3)))
+
+    horizon: int | None = None
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train all exits."""
+        self.check_task(task)
+        train_exits(model, task, recipe)
+        return model
+
+    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+        """Return means from the first exit layer to L: every exit layer, and half-way between two."""
+        return mean_layers(model)
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit by the schedule whose mean layer is ``knob``."""
+        self.check_knob(model, knob)
+        return ScheduledRule(falling_schedule(model.exit_layers, knob, text_length(model, self.horizon)))
+
+
+def falling_schedule(exit_layers: Sequence[int], mean_layer: float, tokens: int) -> list[int]:
+    """Return the exit layer of each of so many new tokens: a line that falls, brought to exit layers.
+
+    Token 0 comes from the prompt, at full depth: the line runs over the others. Between two exits, the first tokens get
+    the deeper one, as many as keep the mean of the line. A larger mean makes no token shallower.
+    """
+    first, last = exit_layers[0], exit_layers[-1]
+    start, end = min(last, 2 * mean_layer - first), max(first, 2 * mean_layer - last)
+    decoded = max(tokens - 1, 1)
+    places = [0.5 if decoded == 1 else place / (decoded - 1) for place in range(decoded)]
+    line = [start + (end - start) * place for place in places]
+    schedule = [first] * decoded
+    for below, layer in pairwise(exit_layers):
+        deeper = round(sum(min(max((depth - below) / (layer - below), 0.0), 1.0) for depth in line))
+        schedule[:deeper] = [layer] * deeper
+    return [last, *schedule]
