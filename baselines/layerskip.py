@@ -1,0 +1,101 @@
+"""LayerSkip (Elhoushi et al., ACL 2024, arXiv 2404.16710): draft with the first layers, verify with the others.
+
+Decoding (section 4.3, "self-speculative decoding"): the exit at the draft layer writes some tokens, the remaining
+layers then read them all at once, and what they agree with is kept, with one token of their own after it. Keys and
+values of the first layers are shared. A greedy text is the full model's, token for token, whatever the exits were
+trained on; what training changes is how many drafts are accepted.
+
+Training (section 4.1), where the recipe trains the backbone: a row skips layer l with probability
+``dropout * (exp((l - 1) ln 2 / (L - 1)) - 1)``, from 0 at layer 1 to ``dropout`` at layer L; and every exit learns to
+say the next token, weights growing with depth. With a frozen backbone there is no layer dropout: the exits alone are
+trained, by the stage that all methods share. Choices: every step trains all exits, where the paper takes turns; exits
+have adapters.
+
+The rule is the draft's: every token leaves at the draft layer. Without verification, that is a static exit.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from consistentee.decoder import MultiExitDecoder
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule
+from consistentee.generation import Generations, generate
+from consistentee.method import Knob
+from consistentee.schedules import ScheduledRule, check_exit_layer
+from consistentee.speculation import generate_speculatively
+from consistentee.text_data import TextTask
+from consistentee.token_method import TokenMethod
+from consistentee.token_recipe import TokenRecipe
+from consistentee.token_rows import TokenRows
+from consistentee.token_training import joint_loss, train_exits
+
+
+@dataclass(frozen=True)
+class LayerSkip(TokenMethod):
+    """Self-speculative decoding.
+
+    Attributes:
+        draft_tokens: tokens written before each verification.
+        dropout: probability that a row skips layer L in training.
+    """
+
+    name: ClassVar[str] = "layerskip"
+    paper: ClassVar[str] = "Elhoushi et al., LayerSkip, ACL 2024, arXiv 2404.16710"
+    knob: ClassVar[Knob] = Knob("draft layer", tuple(float(layer) for layer in range(6, 31, 6)))
+
+    draft_tokens: int = 4
+    dropout: float = 0.1
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits, with layer dropout where the backbone is trained."""
+        self.check_task(task)
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"{self.name}: dropout must lie in [0, 1), got {self.dropout:g}")
+        train_exits(model, task, recipe, backbone_loss=partial(_loss_with_layer_dropout, self.dropout))
+        return model
+
+    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+        """Return the exit layers; with the last one nothing is drafted, and the full model writes alone."""
+        return tuple(float(layer) for layer in model.exit_layers)
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at the draft layer, ``knob``. Raises UserError where there is no exit."""
+        self.check_knob(model, knob)
+        return ScheduledRule([check_exit_layer(model, knob)])
+
+    def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
+        """Write the full model's texts, drafted at layer ``knob``; see :func:`generate_speculatively`."""
+        rule = self.rule(model, knob)
+        if knob == model.num_layers:
+            return generate(model, prompts, rule, **options)
+        return generate_speculatively(
+            model, prompts, draft_layer=round(knob), draft_tokens=self.draft_tokens, **options
+        )
+
+
+def skip_probability(layer: int, num_layers: int, dropout: float) -> float:
+    """Return the probability that a row skips a layer in training: 0 at layer 1, ``dropout`` at layer L."""
+    return dropout * (math.exp((layer - 1) * math.log(2) / max(num_layers - 1, 1)) - 1)
+
+
+def states_with_layer_dropout(model: MultiExitDecoder, batch: TokenRows, dropout: float) -> Tensor:
+    """Run all layers, each row skipping some at random: hidden states [rows, tokens, exits, width]."""
+    hidden, context = model.stepper.begin(batch.tokens, batch.padding_mask)
+    states = []
+    for layer in range(1, model.num_layers + 1):
+        skips = torch.rand(len(hidden), 1, 1, device=hidden.device) < skip_probability(layer, model.num_layers, dropout)
+        hidden = torch.where(skips, hidden, model.stepper.step(layer, hidden, context))
+        if layer in model.exit_layers:
+            states.append(hidden)
+    return torch.stack(states, dim=2)
+
+
+def _loss_with_layer_dropout(dropout: float, model: MultiExitDecoder, batch: TokenRows) -> Tensor:
+    return joint_loss(model, batch, states_with_layer_dropout(model, batch, dropout))

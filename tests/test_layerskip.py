@@ -1,0 +1,89 @@
+"""LayerSkip: the full model's text whatever drafts, and layer dropout where the backbone learns."""
+
+import math
+
+import pytest
+import torch
+from conftest import make_text_task, random_prompts
+
+from baselines.layerskip import LayerSkip, skip_probability, states_with_layer_dropout
+from consistentee.errors import UserError
+from consistentee.exits import NeverExit
+from consistentee.generation import generate
+from consistentee.speculation import SpeculativeGenerations
+from consistentee.token_recipe import TokenRecipe
+from consistentee.token_rows import collate_rows
+
+RECIPE = TokenRecipe(exit_steps=40, exit_batch_size=32, exit_learning_rate=1e-2, backbone_steps=3)
+ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_decoder):
+    return LayerSkip().fit(tiny_decoder(), make_text_task(), RECIPE)
+
+
+def test_text_is_the_full_models_at_every_draft_layer(model):
+    prompts = random_prompts(6, seed=3)
+    full = generate(model, prompts, NeverExit(), max_new_tokens=12)
+    for knob in LayerSkip().knob_values(model):
+        written = LayerSkip(draft_tokens=3).generate(model, prompts, knob, max_new_tokens=12)
+        assert written.texts == full.texts
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(written.tokens, full.tokens, strict=True))
+        if knob < 4:
+            assert isinstance(written, SpeculativeGenerations)
+            assert sum(written.drafted) > 0
+
+
+def test_full_depth_drafts_nothing(model):
+    assert not isinstance(LayerSkip().generate(model, ["ba"], 4.0, max_new_tokens=3), SpeculativeGenerations)
+    with pytest.raises(UserError, match="draft layer"):
+        LayerSkip().generate(model, ["ba"], 5.0)
+
+
+def test_deeper_layers_are_skipped_more_often():
+    """p = dropout * (2 ** ((l - 1) / (L - 1)) - 1)."""
+    assert skip_probability(1, 5, 0.2) == 0
+    assert skip_probability(3, 5, 0.2) == pytest.approx(0.2 * (math.sqrt(2) - 1))
+    assert skip_probability(5, 5, 0.2) == pytest.approx(0.2)
+
+
+def test_states_with_layer_dropout(tiny_decoder):
+    model = tiny_decoder()
+    batch = collate_rows(model, ROWS)
+    stock = model.hidden_states(batch.tokens, batch.padding_mask)
+    assert torch.equal(states_with_layer_dropout(model, batch, 0.0), stock)
+    torch.manual_seed(0)
+    always = states_with_layer_dropout(model, batch, 1.0)  # layer 4 is skipped for certain
+    assert torch.equal(always[:, :, 3], always[:, :, 2])
+    torch.manual_seed(1)
+    passes = torch.stack([states_with_layer_dropout(model, batch, 1.0) for _ in range(120)])
+    skipped = (passes[:, :, :, 1] == passes[:, :, :, 0]).flatten(2).all(-1)  # [passes, rows]: layer 2
+    assert float(skipped.double().mean()) == pytest.approx(skip_probability(2, 4, 1.0), abs=0.09)
+    assert (skipped[:, 0] != skipped[:, 1]).any(), "rows skip layers together"
+
+
+def test_the_backbone_learns_only_where_the_recipe_lets_it(tiny_decoder):
+    task = make_text_task()
+    fingerprints = [
+        LayerSkip(dropout=dropout).fit(tiny_decoder(), task, TokenRecipe(trains=trains, exit_steps=1, backbone_steps=2))
+        for trains, dropout in (("exits", 0.1), ("all", 0.0), ("all", 0.5))
+    ]
+    frozen, plain, dropped = (model.backbone_fingerprint() for model in fingerprints)
+    assert frozen == tiny_decoder().backbone_fingerprint()
+    assert len({frozen, plain, dropped}) == 3
+
+
+def test_dropout_is_checked_before_anything_is_trained(tiny_decoder):
+    with pytest.raises(UserError, match="dropout must lie in"):
+        LayerSkip(dropout=1.0).fit(tiny_decoder(), make_text_task(), RECIPE)
+
+
+def test_settings_share_no_stored_stage(tiny_decoder, tmp_path):
+    task = make_text_task()
+
+    def trained(dropout):
+        recipe = TokenRecipe(trains="all", exit_steps=1, backbone_steps=2, store=tmp_path)
+        return LayerSkip(dropout=dropout).fit(tiny_decoder(), task, recipe).backbone_fingerprint()
+
+    assert trained(0.0) == trained(0.0) != trained(0.9)
