@@ -215,7 +215,7 @@ class TestFiles:
         AutoModel.from_config(config).save_pretrained(tmp_path)
         make_tokenizer(uses_token_types=False).save_pretrained(tmp_path)
         fault = faults(check_backbone(str(tmp_path)))["the architecture is supported"]
-        assert "no layer-stepping for architecture 'gpt2'; supported: albert, bert" in fault
+        assert "'gpt2' is no encoder that can be run layer by layer: supported are albert, bert" in fault
 
 
 class TestPooling:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from rich.progress import track
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 Candidate = TypeVar("Candidate")
+_ARCHITECTURE = "the architecture is supported"
 
 
 @dataclass(frozen=True)
@@ -68,28 +69,36 @@ def check_backbone(name: str, *, progress: bool = False) -> BackboneReport:
     Raises:
         UserError: nothing of that name can be had.
     """
-    from transformers import AutoConfig
-
     from benchmarks.contract.encoder_candidate import EncoderCandidate
     from benchmarks.contract.encoder_checks import ENCODER_CHECKS
     from consistentee.backbones.catalog import resolve
-    from consistentee.backbones.encoders import STEPPERS
 
     found = resolve(name)
-    title = "the architecture is supported"
     try:
-        config = AutoConfig.from_pretrained(found.path)
-    except Exception as error:  # transformers raises nearly anything here
-        fault = f"{found.path}/config.json cannot be read as a configuration: {described(error)}"
-        return BackboneReport(name, found.path, [BackboneFinding(title, "fail", fault)])
-    if config.model_type not in STEPPERS:
-        known = ", ".join(sorted(STEPPERS))
-        fault = f"there is no layer-stepping for architecture {config.model_type!r}; supported: {known}"
-        return BackboneReport(name, found.path, [BackboneFinding(title, "fail", fault)])
+        config = _encoder_config(found.path)
+    except BrokenContractError as error:
+        return BackboneReport(name, found.path, [BackboneFinding(_ARCHITECTURE, "fail", str(error))])
     depth = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
-    supported = BackboneFinding(title, "pass", f"{config.model_type}, {depth}")
+    supported = BackboneFinding(_ARCHITECTURE, "pass", f"{config.model_type}, {depth}")
     findings = run_checks(ENCODER_CHECKS, EncoderCandidate(name, found, config), progress=progress)
     return BackboneReport(name, found.path, [supported, *findings])
+
+
+def _encoder_config(folder: str) -> Any:
+    from transformers import AutoConfig
+
+    from consistentee.backbones.encoders import STEPPERS
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transformers raises nearly anything here
+        fault = f"{folder}/config.json cannot be read as a configuration"
+        raise BrokenContractError(fault, described(error)) from error
+    if config.model_type not in STEPPERS:
+        known = ", ".join(sorted(STEPPERS))
+        fault = f"{config.model_type!r} is no encoder that can be run layer by layer"
+        raise BrokenContractError(fault, f"supported are {known}")
+    return config
 
 
 def run_checks(
