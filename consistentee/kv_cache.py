@@ -1,0 +1,255 @@
+"""KeyValueCache: keys and values of a batch whose rows leave at different layers, and the account of what is in it.
+
+A column is a place in the batch: prompts are padded on the left, so that every row's newest token lies in the same
+column. A token that leaves after layer t writes nothing into layers t + 1 to L: it *owes* them its column, until a later
+token of its row reads such a layer. Stock attention runs silently over a hole, so the account is checked at every read.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from consistentee.backbones.decoders import DecoderStepper
+
+RowNumbers = NDArray[np.int64]
+
+
+class CacheHoleError(RuntimeError):
+    """A layer was about to read keys and values that are not there: an error in this library, never in its input."""
+
+
+class Rows:
+    """Some rows of a batch, in increasing order; neighbours are taken as a slice, which copies nothing."""
+
+    def __init__(self, numbers: RowNumbers, device: torch.device) -> None:
+        """``numbers``: at least one."""
+        self.numbers = numbers
+        first, last = int(numbers[0]), int(numbers[-1])
+        together = last - first + 1 == len(numbers)
+        self._slice = slice(first, last + 1) if together else None
+        self._index = None if together else torch.from_numpy(numbers).to(device)
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def in_numpy(self) -> slice | RowNumbers:
+        """What takes these rows from an array of the whole batch."""
+        return self.numbers if self._slice is None else self._slice
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Take these rows of a tensor of the whole batch: a view where that is possible."""
+        return tensor[self._slice] if self._index is None else tensor.index_select(0, self._index)
+
+    def columns_of(self, tensor: Tensor, begin: int, end: int) -> Tensor:
+        """Take columns ``begin`` to ``end - 1`` of these rows: [batch, heads, columns, ...] -> [rows, heads, ...]."""
+        if self._index is None:
+            return tensor[self._slice, :, begin:end]  # in one go: this runs twice a layer
+        return tensor[:, :, begin:end].index_select(0, self._index)
+
+    def put(self, tensor: Tensor, values: Tensor) -> None:
+        """Write these rows of a tensor of the whole batch."""
+        if self._index is None:
+            tensor[self._slice] = values
+        else:
+            tensor.index_copy_(0, self._index, values)
+
+    def put_columns(self, tensor: Tensor, begin: int, end: int, values: Tensor) -> None:
+        """Write columns ``begin`` to ``end - 1`` of these rows."""
+        if self._index is None:
+            tensor[self._slice, :, begin:end] = values
+        else:
+            tensor[:, :, begin:end].index_copy_(0, self._index, values)
+
+    def take(self, places: list[int]) -> "Rows":
+        """Return the rows at these places among these rows."""
+        return Rows(self.numbers[places], self.device)
+
+
+class Ledger:
+    """Double-entry account: which columns every layer has of every row, and how many it is still owed.
+
+    A layer's columns of a row are stored in order, without a gap, so that one number says which there are: ``stored``
+    [layers, rows] counts them as they are written; ``owed`` counts up when a column begins and down when it is written.
+    """
+
+    def __init__(self, num_layers: int, rows: int) -> None:
+        self.length = 0
+        self.stored = np.zeros((num_layers, rows), dtype=np.int64)
+        self.owed = np.zeros((num_layers, rows), dtype=np.int64)
+
+    def advance(self, columns: int) -> None:
+        """Begin new columns: every layer owes them, for every row."""
+        self.length += columns
+        self.owed += columns
+
+    def write(self, layer: int, rows: slice | RowNumbers, starts: int | RowNumbers, end: int) -> None:
+        """Note that columns ``starts`` to ``end - 1`` of some rows are written at layer ``layer`` (1-based).
+
+        Raises CacheHoleError if they do not follow those that are stored.
+        """
+        stored = self.stored[layer - 1]
+        if (stored[rows] != starts).any():
+            raise CacheHoleError(f"layer {layer}: columns from {starts} on are written where {stored[rows]} are stored")
+        stored[rows] = end
+        self.owed[layer - 1][rows] -= end - starts
+
+    def starts(self, layer: int, rows: slice | RowNumbers) -> RowNumbers:
+        """Return the first column that layer ``layer`` (1-based) does not have yet, for some rows."""
+        return self.stored[layer - 1, rows].copy()
+
+    def check_read(self, layer: int, rows: slice | RowNumbers) -> None:
+        """Raise CacheHoleError unless everything is there that some rows read at layer ``layer`` (1-based).
+
+        For every row of the batch stored and owed columns make up the length, and the rows that read owe nothing.
+        """
+        stored, owed = self.stored[layer - 1], self.owed[layer - 1]
+        if (stored + owed != self.length).any() or owed[rows].any():
+            raise CacheHoleError(
+                f"layer {layer}: stored {stored} and owed {owed} columns of {self.length}, when rows {rows} read it"
+            )
+
+    def keep(self, rows: RowNumbers) -> None:
+        """Forget all rows but these."""
+        self.stored, self.owed = self.stored[:, rows], self.owed[:, rows]
+
+    def rewind(self, length: int) -> None:
+        """Forget the columns from ``length`` on. Raises CacheHoleError while any column is owed."""
+        if self.owed.any():
+            raise CacheHoleError("columns cannot be taken back while layers are owed some")
+        self.length = length
+        np.minimum(self.stored, length, out=self.stored)
+
+
+@dataclass(frozen=True)
+class OwedColumns:
+    """The columns that some rows owe a layer: for each of these rows, ``starts`` to ``end - 1``.
+
+    Attributes:
+        rows: int64 [owing rows].
+        starts: int64 [owing rows].
+        end: one past the last column.
+        row_index, column_index: the same row by row and column by column, int64 [owed] each, on the device.
+    """
+
+    rows: RowNumbers
+    starts: RowNumbers
+    end: int
+    row_index: Tensor
+    column_index: Tensor
+
+
+class KeyValueCache:
+    """Preallocated keys and values of every layer, [rows, kv_heads, columns, head_dim] each, and their ledger."""
+
+    def __init__(
+        self, stepper: DecoderStepper, rows: int, columns: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (rows, stepper.kv_heads, columns, stepper.head_dim)
+        self.keys = [self._allocate(shape, dtype, device) for _ in range(stepper.num_layers)]
+        self.values = [self._allocate(shape, dtype, device) for _ in range(stepper.num_layers)]
+        self.ledger = Ledger(stepper.num_layers, rows)
+        self._device = device
+
+    @staticmethod
+    def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    @property
+    def length(self) -> int:
+        """Number of columns that have begun."""
+        return self.ledger.length
+
+    def advance(self, columns: int) -> None:
+        """Begin new columns for every row."""
+        self.ledger.advance(columns)
+
+    def owed(self, layer: int, rows: Rows, end: int) -> OwedColumns | None:
+        """Return what some rows owe layer ``layer`` (1-based) before column ``end``, or None if they owe nothing."""
+        starts = self.ledger.starts(layer, rows.in_numpy)
+        counts = end - starts
+        if not counts.any():
+            return None
+        owing = counts > 0
+        row_index = np.repeat(rows.numbers, counts)
+        column_index = np.concatenate([np.arange(start, end) for start in starts[owing]])
+        return OwedColumns(
+            rows.numbers[owing],
+            starts[owing],
+            end,
+            torch.from_numpy(row_index).to(self._device),
+            torch.from_numpy(column_index).to(self._device),
+        )
+
+    def fill(self, layer: int, owed: OwedColumns, keys: Tensor, values: Tensor) -> None:
+        """Write owed columns at layer ``layer`` (1-based); keys and values are [1, kv_heads, owed, head_dim]."""
+        self.ledger.write(layer, owed.rows, owed.starts, owed.end)
+        place = (owed.row_index, slice(None), owed.column_index)
+        self.keys[layer - 1][place] = keys[0].transpose(0, 1)
+        self.values[layer - 1][place] = values[0].transpose(0, 1)
+
+    def keep(self, rows: Rows) -> None:
+        """Drop all rows but these; layer by layer, so that no second copy of the whole is made."""
+        self.ledger.keep(rows.numbers)
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                tensors[layer] = rows.of(tensor).clone()
+
+    def rewind(self, length: int) -> None:
+        """Drop the columns from ``length`` on."""
+        self.ledger.rewind(length)
+
+
+@dataclass(frozen=True)
+class CacheWindow:
+    """The cache as the layers of one pass see it: it is what stock attention takes for its cache.
+
+    Attributes:
+        cache: whose columns these are.
+        rows: which rows pass.
+        first: the first column they attend to: those before are padding for all of them.
+        begin, end: the columns that they write; ``end`` is where what they attend to ends, too.
+        starts: int64 [rows], where a row writes from a later column than ``begin`` on; None where none does. What is
+            passed before it is there for the sake of the shape, and its keys and values are thrown away.
+        written: bool [rows, 1, end - begin, 1], which columns a row writes; None where it is all of them.
+    """
+
+    cache: KeyValueCache
+    rows: Rows
+    first: int
+    begin: int
+    end: int
+    starts: RowNumbers | None = None
+    written: Tensor | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.starts is not None:
+            columns = np.arange(self.begin, self.end)
+            written = torch.from_numpy(columns >= self.starts[:, None])[:, None, :, None]
+            object.__setattr__(self, "written", written.to(self.rows.device))
+
+    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values [rows, kv_heads, end - begin, head_dim]; return all that the rows attend to.
+
+        ``layer_index`` counts from 0, as in the stock models. Raises CacheHoleError if any of it is missing.
+        """
+        rows, ledger = self.rows.in_numpy, self.cache.ledger
+        ledger.write(layer_index + 1, rows, self.begin if self.starts is None else self.starts, self.end)
+        ledger.check_read(layer_index + 1, rows)
+        if self.end != ledger.length:
+            raise CacheHoleError(f"columns up to {self.end} are read where {ledger.length} have begun")
+        return (
+            self._exchange(self.cache.keys[layer_index], keys),
+            self._exchange(self.cache.values[layer_index], values),
+        )
+
+    def _exchange(self, stored: Tensor, new: Tensor) -> Tensor:
+        if self.written is not None:
+            new = torch.where(self.written, new, self.rows.columns_of(stored, self.begin, self.end))
+        self.rows.put_columns(stored, self.begin, self.end, new)
+        return self.rows.columns_of(stored, self.first, self.end)

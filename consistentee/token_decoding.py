@@ -1,0 +1,168 @@
+"""TokenDecoder: decodes a batch token by token, where a rule says at which layer each of them leaves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from consistentee.backbones.decoders import DecoderContext
+from consistentee.decoder import MultiExitDecoder
+from consistentee.exits import ExitRule, State
+from consistentee.kv_cache import Rows
+from consistentee.owed_tokens import KVPolicy, owed_tokens
+from consistentee.prompt_batch import PromptBatch
+from consistentee.sampling import Sampling, choose_tokens
+from consistentee.token_view import TokenView, prompt_key
+
+
+class TokenDecoder:
+    """One batch of prompts. :meth:`prefill` gives the first new token, every :meth:`step` one more for every row."""
+
+    def __init__(
+        self,
+        model: MultiExitDecoder,
+        prompts: Sequence[Sequence[int]],
+        rule: ExitRule,
+        *,
+        new_columns: int,
+        kv: KVPolicy,
+        sampling: Sampling | None,
+    ) -> None:
+        """``new_columns``: number of new tokens that will be read, one less than are written."""
+        self._model = model
+        self._rule = rule
+        self._sampling = sampling
+        self._batch = PromptBatch(model, prompts, new_columns)
+        self._owed = owed_tokens(kv, self._batch, new_columns)
+        self._keys = [prompt_key(prompt) for prompt in prompts]
+        starts = [0, *model.exit_layers[:-1]]
+        self._stretches = [range(a + 1, b + 1) for a, b in zip(starts, model.exit_layers, strict=True)]
+        self._newest = torch.empty(0)
+        self._step = 0
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return self._model.num_layers
+
+    @torch.inference_mode()
+    def prefill(self) -> list[int]:
+        """Run the prompts at full depth, and return the first new token of each row."""
+        hidden = self._batch.prefill()
+        logits = self._model.logits(self._model.num_layers, hidden[:, 0])
+        self._newest = choose_tokens(self._sampling, logits, self._keys, 0)
+        return self._newest.tolist()
+
+    @torch.inference_mode()
+    def step(self) -> tuple[list[int], list[int]]:
+        """Read the newest token of each row, and return the next ones and the layers that they were read off."""
+        self._step += 1
+        self._batch.cache.advance(1)
+        self._newest, exit_layers = self._climb()
+        return self._newest.tolist(), exit_layers
+
+    def _climb(self) -> tuple[Tensor, list[int]]:
+        climbing = self._start()
+        exit_layers = [self._model.num_layers] * len(self._keys)
+        chosen = torch.empty_like(self._newest)
+        for layers in self._stretches:
+            climbing.hidden = self._owed.run(layers, climbing.hidden, climbing.rows, climbing.context)
+            view = climbing.view(self._model, layers[-1], self._step)
+            leaving = self._leaving(view, climbing.state)
+            if leaving:
+                left = climbing.rows.take(leaving)
+                keys = [climbing.keys[place] for place in leaving]
+                left.put(chosen, choose_tokens(self._sampling, view.logits_of(leaving), keys, self._step))
+                for row in left.numbers:
+                    exit_layers[row] = layers[-1]
+                self._owed.leave(left, view.hidden[leaving], layers[-1])
+            if len(leaving) == view.rows:
+                break
+            if climbing.past is not None:
+                climbing.past = view.history
+            if leaving:
+                self._keep_climbing(climbing, leaving)
+        return chosen, exit_layers
+
+    def _start(self) -> "_Climbing":
+        rows = self._batch.all_rows()
+        context = self._context(rows)
+        state = self._rule.start(len(rows), self._model.num_layers)
+        past = torch.empty(len(rows), 0, self._model.width, dtype=self._batch.dtype, device=self._model.device)
+        return _Climbing(
+            rows=rows,
+            hidden=self._batch.stepper.embed(self._newest.unsqueeze(1), context.positions),
+            context=context,
+            state={name: tensor.to(self._model.device) for name, tensor in state.items()},
+            keys=self._keys,
+            past=past if self._rule.reads_history else None,
+        )
+
+    def _context(self, rows: Rows) -> DecoderContext:
+        column = self._batch.cache.length - 1
+        return self._batch.context(rows, column, column + 1)
+
+    def _leaving(self, view: TokenView, state: State) -> list[int]:
+        """Return the places of the rows that leave at this layer; at the last one, all of them."""
+        if view.layer == view.num_layers:
+            return list(range(view.rows))
+        leaves = self._rule.should_exit(view, state)
+        if leaves.dtype != torch.bool or leaves.shape != (view.rows,):
+            raise ValueError(
+                f"{type(self._rule).__name__}.should_exit must return bool [{view.rows}], one a row; "
+                f"got {leaves.dtype} {list(leaves.shape)}"
+            )
+        return [place for place, goes in enumerate(leaves.tolist()) if goes]
+
+    def _keep_climbing(self, climbing: "_Climbing", leaving: list[int]) -> None:
+        """Drop the rows at some places from what goes up."""
+        gone = set(leaving)
+        places = [place for place in range(len(climbing.rows)) if place not in gone]
+        kept = torch.tensor(places, device=self._model.device)
+        climbing.rows = climbing.rows.take(places)
+        climbing.hidden = climbing.hidden.index_select(0, kept)
+        climbing.context = self._context(climbing.rows)
+        climbing.state = {name: tensor.index_select(0, kept) for name, tensor in climbing.state.items()}
+        climbing.keys = [climbing.keys[place] for place in places]
+        if climbing.past is not None:
+            climbing.past = climbing.past.index_select(0, kept)
+
+    def keep(self, places: list[int]) -> None:
+        """Drop all rows but those at these places."""
+        rows = self._batch.all_rows().take(places)
+        self._batch.keep(rows)
+        self._owed.keep(rows)
+        self._newest = rows.of(self._newest)
+        self._keys = [self._keys[place] for place in places]
+
+    def cached_layers(self, place: int) -> list[int]:
+        """Return, for every new token that a row has read, how many layers have its keys and values by now."""
+        stored = self._batch.cache.ledger.stored[:, place]
+        columns = range(self._batch.prompt_columns, self._batch.cache.length)
+        return [int((stored > column).sum()) for column in columns]
+
+
+@dataclass
+class _Climbing:
+    """What one step carries upwards, for the rows that have not left yet.
+
+    Attributes:
+        rows: which they are.
+        hidden: [rows, 1, width].
+        context: what layers need beside it.
+        state: of the rule.
+        keys: of their prompts.
+        past: states at the exits so far [rows, exits, width], or None where nobody reads them.
+    """
+
+    rows: Rows
+    hidden: Tensor
+    context: DecoderContext
+    state: State
+    keys: list[int]
+    past: Tensor | None
+
+    def view(self, model: MultiExitDecoder, layer: int, step: int) -> TokenView:
+        """Return what the rule may read at layer ``layer``."""
+        return TokenView(model, layer, self.hidden, step, self.keys, self.past)

@@ -1,0 +1,113 @@
+"""Transcript: what one row has said so far, what ends it, and what a stream is told of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from consistentee.errors import UserError
+
+EndedBy = Literal["eos", "length", "stop"]
+"""What ended a text: a token that ends texts, the number of new tokens, or a stop string."""
+
+_INCOMPLETE = "\ufffd"  # what a tokenizer makes of bytes that are no whole character yet
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """One new token, as a stream is told of it.
+
+    Attributes:
+        row: place of its prompt among those asked.
+        step: its place among the row's new tokens, from 0.
+        token: its id.
+        text: what can now be added to the row's text. A character is held back until it is whole, and what may be the
+            start of a stop string until it is known not to be: all pieces together are the row's text.
+        exit_layer: 1-based.
+        ended_by: None unless it is the row's last.
+    """
+
+    row: int
+    step: int
+    token: int
+    text: str
+    exit_layer: int
+    ended_by: EndedBy | None
+
+
+@dataclass(frozen=True)
+class Endings:
+    """What ends a text.
+
+    Attributes:
+        tokens: the first of these ends it; the token is kept.
+        stop: the first of these strings ends it; the text is cut before it, the tokens are kept.
+        max_new_tokens: so many new tokens at most.
+    """
+
+    tokens: frozenset[int]
+    stop: tuple[str, ...]
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise UserError(f"the number of new tokens must not be negative, got {self.max_new_tokens}")
+        if any(not string for string in self.stop):
+            raise UserError("a stop string must not be empty: it would end every text before it begins")
+
+    def cut(self, text: str) -> str:
+        """Return the text before the first stop string in it."""
+        return text[: min((place for place in map(text.find, self.stop) if place >= 0), default=len(text))]
+
+    def undecided(self, text: str) -> int:
+        """Return how many characters at the end of ``text`` may turn out to start a stop string."""
+        longest = max(map(len, self.stop), default=1) - 1
+        lengths = range(min(longest, len(text)), 0, -1)
+        return next((n for n in lengths if any(string.startswith(text[-n:]) for string in self.stop)), 0)
+
+
+class Transcript:
+    """The new tokens of one row, with their exit layers, and the layers that were filled in after each of them left."""
+
+    def __init__(self, row: int, decode: Callable[[Sequence[int]], str], endings: Endings) -> None:
+        """``decode`` turns tokens into text."""
+        self.row = row
+        self.tokens: list[int] = []
+        self.exit_layers: list[int] = []
+        self.late_layers: list[int] = []
+        self.ended_by: EndedBy | None = None if endings.max_new_tokens else "length"
+        self._decode = decode
+        self._endings = endings
+        self._told = 0
+
+    @property
+    def text(self) -> str:
+        """The text so far, without the stop string that ended it."""
+        text = self._decode(self.tokens)
+        return self._endings.cut(text) if self.ended_by == "stop" else text
+
+    def add(self, token: int, exit_layer: int) -> None:
+        """Take the next token, and see whether it is the last."""
+        self.tokens.append(token)
+        self.exit_layers.append(exit_layer)
+        self.late_layers.append(0)
+        if token in self._endings.tokens:
+            self.ended_by = "eos"
+        elif self._endings.stop and self._has_stop_string():
+            self.ended_by = "stop"
+        elif len(self.tokens) == self._endings.max_new_tokens:
+            self.ended_by = "length"
+
+    def news(self) -> NewToken:
+        """Return the newest token with what it adds to the text; to be asked once after every token."""
+        text = self.text
+        if self.ended_by is None:
+            text = text.rstrip(_INCOMPLETE)
+            text = text[: len(text) - self._endings.undecided(text)]
+        piece = text[self._told :]
+        self._told += len(piece)
+        step = len(self.tokens) - 1
+        return NewToken(self.row, step, self.tokens[-1], piece, self.exit_layers[-1], self.ended_by)
+
+    def _has_stop_string(self) -> bool:
+        text = self._decode(self.tokens)
+        return any(string in text for string in self._endings.stop)
