@@ -81,9 +81,7 @@ def load_classification_task(name: str | Path, data_dir: Path | str | None = Non
     """Return a classification or regression; arguments and errors as :func:`load_task`, also for another kind."""
     task = load_task(name, data_dir)
     if isinstance(task, TextTask):
-        raise UserError(
-            f"task {task.name!r} asks for texts, not for labels: it is for decoders and suites of generation"
-        )
+        raise UserError(f"task {task.name!r} asks for texts, not for labels: it is for suites of generation")
     return task
 
 
@@ -91,7 +89,7 @@ def load_text_task(name: str | Path, data_dir: Path | str | None = None) -> Text
     """Return a task whose answers are texts; arguments and errors as :func:`load_task`, also for another kind."""
     task = load_task(name, data_dir)
     if isinstance(task, TaskData):
-        raise UserError(f"task {task.name!r} asks for labels, not for texts: it is for encoders and suites of classification")
+        raise UserError(f"task {task.name!r} asks for labels, not for texts: it is for suites of classification")
     return task
 
 
