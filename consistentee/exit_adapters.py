@@ -4,10 +4,12 @@ import copy
 from abc import ABC, abstractmethod
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from consistentee.backbones.decoders import DecoderStepper
 from consistentee.errors import UserError, unknown_name
+from consistentee.exit_regression import StateMoments
 
 AdapterKind = Literal["norm", "low-rank", "head"]
 """What an exit has of its own.
@@ -26,6 +28,10 @@ class ExitAdapter(nn.Module, ABC):
     def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Return logits [..., vocabulary] of hidden states [..., width]; ``stepper`` has the stock norm and LM head."""
 
+    @abstractmethod
+    def start_from(self, moments: StateMoments) -> None:
+        """Set an untrained adapter to what comes nearest to the least-squares map onto the states of layer L."""
+
 
 class NormAdapter(ExitAdapter):
     """A final norm of its own before the shared LM head."""
@@ -37,6 +43,15 @@ class NormAdapter(ExitAdapter):
     def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Norm and shared LM head."""
         return stepper.unembed(self.norm(hidden))
+
+    def start_from(self, moments: StateMoments) -> None:
+        """Scale every channel of the norm."""
+        self._scale_norm(moments.channel_scales)
+
+    @torch.no_grad()
+    def _scale_norm(self, scales: Tensor) -> None:
+        for parameter in self.norm.parameters():  # the gain, and the bias where there is one
+            parameter.mul_(scales.to(parameter))
 
 
 class LowRankAdapter(NormAdapter):
@@ -53,6 +68,14 @@ class LowRankAdapter(NormAdapter):
         state = self.norm(hidden)
         return stepper.unembed(state + self.up(self.down(state)))
 
+    @torch.no_grad()
+    def start_from(self, moments: StateMoments) -> None:
+        """Scale the norm, and let the residual say what a scale cannot."""
+        self._scale_norm(moments.scale)
+        left, right = moments.low_rank(self.down.out_features)
+        self.down.weight.copy_((left / moments.scale).T)
+        self.up.weight.copy_(right.T)
+
 
 class HeadAdapter(ExitAdapter):
     """A copy of the LM head behind the stock final norm."""
@@ -64,6 +87,12 @@ class HeadAdapter(ExitAdapter):
     def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Stock norm and this exit's own LM head."""
         return self.lm_head(stepper.normalise(hidden))
+
+    @torch.no_grad()
+    def start_from(self, moments: StateMoments) -> None:
+        """Let the LM head read the mapped states."""
+        weight = self.lm_head.weight
+        weight.copy_(weight @ moments.map.T.to(weight))
 
 
 def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> ExitAdapter:

@@ -1,0 +1,86 @@
+"""The closed-form start of exits: least squares by hand, and what it does to exits."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from consistentee.decoder import MultiExitDecoder
+from consistentee.exit_regression import StateMoments
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def moments_of(inputs, outputs, lm_head):
+    return StateMoments.zero(lm_head).plus(inputs, outputs)
+
+
+def test_least_squares_by_hand():
+    """x = 1, 2, 3 and y = 2, 4, 7: s = (2 + 8 + 21) / 14."""
+    moments = moments_of(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[2.0], [4.0], [7.0]]), torch.eye(1))
+    assert moments.scale.item() == pytest.approx(31 / 14)
+    assert moments.channel_scales.tolist() == pytest.approx([31 / 14])
+    assert moments.map.item() == pytest.approx(31 / 14, rel=2e-3), "but for the ridge"
+
+
+def test_map_is_what_lstsq_finds():
+    inputs, outputs = draw(200, 6), draw(200, 6, seed=1)
+    expected = torch.linalg.lstsq(inputs.double(), outputs.double()).solution
+    torch.testing.assert_close(moments_of(inputs, outputs, draw(20, 6)).map, expected, rtol=0, atol=1e-2)
+
+
+def test_chunks_add_up():
+    inputs, outputs, lm_head = draw(50, 4), draw(50, 4, seed=1), draw(9, 4, seed=2)
+    whole = moments_of(inputs, outputs, lm_head)
+    parts = moments_of(inputs[:20], outputs[:20], lm_head).plus(inputs[20:], outputs[20:])
+    torch.testing.assert_close(parts.map, whole.map)
+
+
+@pytest.mark.parametrize("rank", [6, 9])
+def test_full_rank_is_the_map(rank):
+    moments = moments_of(draw(200, 6), draw(200, 6, seed=1), draw(20, 6))
+    left, right = moments.low_rank(rank)
+    assert (left.shape, right.shape) == ((6, rank), (rank, 6))
+    torch.testing.assert_close(moments.scale * torch.eye(6).double() + left @ right, moments.map)
+
+
+def test_a_low_rank_is_nearest_in_logits():
+    """No better residual of rank 2 is found from there by descent on the squared distance of logits."""
+    inputs, lm_head = draw(300, 6), draw(20, 6, seed=2)
+    outputs = inputs @ draw(6, 6, seed=3) + draw(300, 6, seed=4)
+    moments = moments_of(inputs, outputs, lm_head)
+    target = (inputs.double() @ moments.map - moments.scale * inputs.double()) @ lm_head.double().T
+    left, right = (part.clone().requires_grad_() for part in moments.low_rank(2))
+
+    def distance():
+        return functional.mse_loss(inputs.double() @ left @ right @ lm_head.double().T, target)
+
+    found = distance().item()
+    optimizer = torch.optim.Adam([left, right], lr=1e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        distance().backward()
+        optimizer.step()
+    assert distance().item() > found * (1 - 1e-6)
+    torch.testing.assert_close(moments.low_rank(2)[0].norm(), moments.low_rank(2)[1].norm())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize(("adapter", "rank"), [("low-rank", 32), ("low-rank", 40), ("head", 1)])
+def test_an_adapter_of_full_rank_reads_the_mapped_state(tiny_decoder_backbone, family, adapter, rank):
+    model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone(family)), adapter=adapter, rank=rank)
+    inputs, outputs = draw(400, 32), draw(400, 32, seed=1)
+    moments = moments_of(model.state(inputs), model.state(outputs), model.backbone.lm_head.weight.detach())
+    model.adapter(2).start_from(moments)
+    expected = model.stepper.unembed(model.state(inputs) @ moments.map.float())
+    torch.testing.assert_close(model.logits(2, inputs), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_norm_adapter_scales_its_channels(tiny_decoder_backbone):
+    model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone("gpt2")), adapter="norm")
+    inputs, outputs = draw(400, 32), draw(400, 32, seed=1)
+    moments = moments_of(model.state(inputs), model.state(outputs), model.backbone.lm_head.weight.detach())
+    model.adapter(2).start_from(moments)
+    expected = model.stepper.unembed(model.state(inputs) * moments.channel_scales.float())
+    torch.testing.assert_close(model.logits(2, inputs), expected, atol=1e-4, rtol=1e-4)
