@@ -18,6 +18,9 @@ Trains = Literal["exits", "lora", "all"]
 Target = Literal["label", "full model"]
 """What an exit should say: the response's next token, or what the last exit says, as a distribution."""
 
+ExitStart = Literal["least squares", "stock"]
+"""What untrained exits start from: the least-squares map onto layer L's states, or reading their own as layer L's."""
+
 
 @dataclass(frozen=True)
 class TokenRecipe:
@@ -27,11 +30,12 @@ class TokenRecipe:
         max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
         max_prompt_tokens, max_new_tokens: how rows are cut; None for the task's own limits.
         trains: see :data:`Trains`.
+        exit_start: what exits start from, see :data:`ExitStart`.
         target: what exits learn to say on a frozen backbone, see :data:`Target`.
         exit_steps, exit_batch_size, exit_learning_rate: of the exit adapters; the batch is in tokens. Each step runs
             the LM head once for every exit.
-        head_tokens: tokens that learned heads are trained on, drawn from the cached ones; the LM head runs on each of
-            them at every exit, once.
+        head_tokens: tokens that the exits' start and learned heads are fitted to, drawn from the cached ones; for
+            learned heads the LM head runs on each of them at every exit, once.
         head_steps, head_batch_size, head_learning_rate: of the learned heads; the batch is in tokens.
         backbone_steps, backbone_batch_size, backbone_learning_rate: of the stage that runs the backbone, where it
             learns; the batch is in rows.
@@ -47,6 +51,7 @@ class TokenRecipe:
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
     trains: Trains = "exits"
+    exit_start: ExitStart = "least squares"
     target: Target = "full model"
     exit_steps: int = 300
     exit_batch_size: int = 128

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from consistentee.decoder import MultiExitDecoder
+from consistentee.exit_regression import StateMoments
 from consistentee.text_data import TextTask
 from consistentee.token_recipe import Target, TokenRecipe
 from consistentee.token_rows import TokenRow, TokenRows
@@ -30,6 +31,9 @@ RowsLoss = Callable[[MultiExitDecoder, TokenRows], Tensor]
 
 ADAPTERS = "exit_adapters."
 
+_ROWS_TO_START_FROM = 128
+_STATES_AT_A_TIME = 4096
+
 # Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
 _CODE = inspect.getsource(sys.modules[__name__])
 
@@ -40,7 +44,7 @@ def train_exits(
     """Train what the methods of generation share, and return the trace of the training rows under the trained model.
 
     The backbone first, if it learns at all, then the exit adapters on the states that it leaves. Both are shared
-    through the recipe's store.
+    through the recipe's store. Before anything learns, exits are given a start in closed form.
 
     Args:
         model: changed in place.
@@ -50,16 +54,11 @@ def train_exits(
     """
     rows = _begin(model, task, recipe)
     if recipe.trains != "exits":
+        _start_exits(_cached_states(model, rows[:_ROWS_TO_START_FROM], recipe), recipe)
         _train_backbone(model, rows, recipe, backbone_loss or joint_loss, also_trains=(ADAPTERS,))
-    title = "caching states" if recipe.progress else None
-    trace = record_tokens(
-        model,
-        rows,
-        batch_size=recipe.trace_batch_size,
-        dtype=torch.float16,
-        store=recipe.store,
-        progress=title,
-    )
+    trace = _cached_states(model, rows, recipe)
+    if recipe.trains == "exits":
+        _start_exits(trace, recipe)
     train_on_states(
         trace,
         trace.may_exit,
@@ -74,6 +73,30 @@ def train_exits(
         shared=True,
     )
     return trace
+
+
+def _cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
+    return record_tokens(
+        model,
+        rows,
+        batch_size=recipe.trace_batch_size,
+        dtype=torch.float16,
+        store=recipe.store,
+        progress="caching states" if recipe.progress else None,
+    )
+
+
+@torch.no_grad()
+def _start_exits(trace: TokenTrace, recipe: TokenRecipe) -> None:
+    """Set every exit below L to the least-squares map of its states onto those of layer L, where the recipe says so."""
+    model, tokens = trace.model, recipe.tokens_for_heads(trace)
+    if recipe.exit_start == "stock" or not len(tokens):
+        return
+    for index, layer in enumerate(model.exit_layers[:-1]):
+        moments = StateMoments.zero(model.backbone.lm_head.weight)
+        for chunk in tokens.split(_STATES_AT_A_TIME):
+            moments = moments.plus(*(model.state(trace.states(exit_index, chunk)) for exit_index in (index, -1)))
+        model.adapter(layer).start_from(moments)
 
 
 def train_on_states(

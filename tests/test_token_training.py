@@ -8,6 +8,7 @@ from conftest import make_text_task
 from torch.nn import functional
 
 from consistentee import token_training, training
+from consistentee.decoder import MultiExitDecoder
 from consistentee.heads import HeadSpec
 from consistentee.token_recipe import TokenRecipe
 from consistentee.token_rows import collate_rows
@@ -35,11 +36,23 @@ def loss_of_exits(model, task, target):
         return token_training._exit_loss(target, model, batch.batch(torch.arange(len(batch)), 0)).item()
 
 
+@pytest.mark.parametrize("adapter", ["norm", "low-rank", "head"])
+def test_least_squares_start_is_nearer_to_the_full_model(tiny_decoder_backbone, adapter):
+    task, losses = make_text_task(), []
+    for start in ("stock", "least squares"):
+        model = MultiExitDecoder.from_backbone(str(tiny_decoder_backbone("llama")), adapter=adapter)
+        before = model.clone_weights()
+        train_exits(model, task, replace(RECIPE, exit_steps=0, exit_start=start))
+        assert changed(model, before) == (set() if start == "stock" else {"exit_adapters"})
+        losses.append(loss_of_exits(model, task, "full model"))
+    assert losses[1] < losses[0] - 0.1
+
+
 @pytest.mark.parametrize("target", ["label", "full model"])
 def test_exits_learn_and_the_backbone_does_not(tiny_decoder, target):
     model, task = tiny_decoder(), make_text_task()
     before, loss_before = model.clone_weights(), loss_of_exits(model, task, target)
-    train_exits(model, task, replace(RECIPE, target=target))
+    train_exits(model, task, replace(RECIPE, target=target, exit_start="stock"))
     assert changed(model, before) == {"exit_adapters"}
     assert loss_of_exits(model, task, target) < loss_before - 0.3
     assert not model.training
@@ -187,7 +200,7 @@ def test_shared_work_is_done_once(tiny_decoder, tmp_path, monkeypatch):
     train_exits(second, make_text_task(), recipe)
     weights = second.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in first.state_dict().items())
-    assert len(list(tmp_path.glob("*.safetensors"))) == 3, "one pass and two stages"
+    assert len(list(tmp_path.glob("*.safetensors"))) == 4, "two passes and two stages"
 
 
 @pytest.mark.parametrize(
