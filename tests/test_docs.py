@@ -98,6 +98,17 @@ def test_the_guide_from_nothing_to_a_curve_on_a_real_task(tmp_path):
     assert (tmp_path / "results" / "quick" / "curves.png").is_file()
 
 
+@pytest.mark.real
+def test_the_library_in_the_readme_works_as_shown():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+    shorter = code.replace("epochs=2, max_rows=1000", "epochs=1, max_rows=64")
+    assert shorter != code
+    names: dict[str, object] = {}
+    exec(compile(shorter, "README.md", "exec"), names)
+    assert len(names["exits"]) == len(names["task"].test)
+    assert len(names["out"].exit_layers) == 2
+
+
 def test_the_rule_with_a_memory_of_the_guide_passes_the_contract(tmp_path):
     use = CODE[0].replace('ThresholdRule(head_probability("gate"), knob, exit_when="above")', "TwiceSure(knob)")
     assert passes_the_contract(tmp_path, use + CODE[1])
