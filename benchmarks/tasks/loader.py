@@ -45,6 +45,11 @@ def task_shipment(name: str) -> Shipment | None:
     return _shipment(spec.name, spec.package) if spec.package else None
 
 
+def is_on_hub(name: str) -> bool:
+    """Say whether the hub has the rows of a task of that name. Errors as for load_task."""
+    return _spec_of(name)[0].hub is not None
+
+
 def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData | TextTask:
     """Return a task with its three splits.
 
