@@ -1,8 +1,9 @@
 """KeyValueCache: keys and values of a batch whose rows leave at different layers, and the account of what is in it.
 
 A column is a place in the batch: prompts are padded on the left, so that every row's newest token lies in the same
-column. A token that leaves after layer t writes nothing into layers t + 1 to L: it *owes* them its column, until a later
-token of its row reads such a layer. Stock attention runs silently over a hole, so the account is checked at every read.
+column. A token that leaves after layer t writes nothing into layers t + 1 to L: it *owes* them its column, until a
+later token of its row reads such a layer. Stock attention runs silently over a hole, so the account is checked at every
+read.
 """
 
 from dataclasses import dataclass, field
