@@ -28,9 +28,7 @@ class PromptBatch:
         )
         self._columns = torch.arange(self.prompt_columns + new_columns, device=self.device)
         self._padding = np.array([self.prompt_columns - len(prompt) for prompt in prompts])
-        padded = [
-            [model.pad_id] * int(gap) + list(prompt) for gap, prompt in zip(self._padding, prompts, strict=True)
-        ]
+        padded = [[model.pad_id] * int(gap) + list(prompt) for gap, prompt in zip(self._padding, prompts, strict=True)]
         self._prompts = torch.tensor(padded, device=self.device)
         self._place_padding()
 
