@@ -45,6 +45,7 @@ class TokenView(LayerView):
         hidden: Tensor,
         step: int,
         prompt_keys: Sequence[int],
+        *,
         past: Tensor | None = None,
     ) -> None:
         self._model = model
