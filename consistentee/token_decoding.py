@@ -165,4 +165,4 @@ class _Climbing:
 
     def view(self, model: MultiExitDecoder, layer: int, step: int) -> TokenView:
         """Return what the rule may read at layer ``layer``."""
-        return TokenView(model, layer, self.hidden, step, self.keys, self.past)
+        return TokenView(model, layer, self.hidden, step, self.keys, past=self.past)
