@@ -96,7 +96,18 @@ def speculate_encoded(
     model.eval()
     check_prompts(model, rows, max_new_tokens)
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), tuple(stop), max_new_tokens)
-    written = [_SpeculativeRow(model, i, row, draft_layer, draft_tokens, endings, stream) for i, row in enumerate(rows)]
+    written = [
+        _SpeculativeRow(
+            model,
+            prompt,
+            Transcript(place, model.decode, endings),
+            draft_layer=draft_layer,
+            draft_tokens=draft_tokens,
+            max_new_tokens=max_new_tokens,
+            stream=stream,
+        )
+        for place, prompt in enumerate(rows)
+    ]
     for row in written:
         row.write()
     return SpeculativeGenerations.of(
@@ -116,14 +127,15 @@ class _SpeculativeRow:
     def __init__(
         self,
         model: MultiExitDecoder,
-        place: int,
         prompt: Sequence[int],
+        transcript: Transcript,
+        *,
         draft_layer: int,
         draft_tokens: int,
-        endings: Endings,
+        max_new_tokens: int,
         stream: Stream | None,
     ) -> None:
-        self.transcript = Transcript(place, model.decode, endings)
+        self.transcript = transcript
         self.drafted = self.accepted = self.passes = 0
         self.prefill_seconds = self.decode_seconds = 0.0
         self._model = model
@@ -131,10 +143,9 @@ class _SpeculativeRow:
         self._shallow = range(1, draft_layer + 1)
         self._deep = range(draft_layer + 1, model.num_layers + 1)
         self._draft_tokens = draft_tokens
-        self._max_new_tokens = endings.max_new_tokens
+        self._max_new_tokens = max_new_tokens
         self._stream = stream
 
-    @torch.inference_mode()
     def write(self) -> None:
         """Write all new tokens."""
         if not self._max_new_tokens:
@@ -142,7 +153,7 @@ class _SpeculativeRow:
         device = self._model.device
         start = clock(device)
         batch = PromptBatch(self._model, [self._prompt], self._max_new_tokens - 1)
-        self._add(self._model.logits(self._model.num_layers, batch.prefill()[:, 0]).argmax(dim=-1).tolist())
+        self._add([self._prefill(batch)])
         prefilled = clock(device)
         while self.transcript.ended_by is None:
             draft, answers = self._draft_and_verify(batch)
@@ -150,6 +161,12 @@ class _SpeculativeRow:
         self.prefill_seconds = prefilled - start
         self.decode_seconds = clock(device) - prefilled
 
+    @torch.inference_mode()
+    def _prefill(self, batch: PromptBatch) -> int:
+        last = batch.prefill()[:, 0]
+        return int(self._model.logits(self._model.num_layers, last).argmax(dim=-1))
+
+    @torch.inference_mode()
     def _draft_and_verify(self, batch: PromptBatch) -> tuple[list[int], list[int]]:
         """Return a draft, and what layer L says in place of each of its tokens, and behind the last."""
         model, rows = self._model, batch.all_rows()
