@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _EXPORTS = {
     "ExitRule": "exits",
+    "Generations": "generation",
     "Knob": "method",
     "LayerView": "exits",
     "Method": "method",
@@ -19,6 +20,7 @@ _EXPORTS = {
     "Prompt": "text_data",
     "PromptSplit": "text_data",
     "Recipe": "training",
+    "Sampling": "sampling",
     "Split": "data",
     "TaskData": "data",
     "TextTask": "text_data",
@@ -30,6 +32,9 @@ _EXPORTS = {
     "UserError": "errors",
     "available_methods": "method",
     "classify": "classification",
+    "generate": "generation",
+    "generate_encoded": "generation",
+    "generate_speculatively": "speculation",
     "get_method": "method",
     "record_token_trace": "token_trace",
     "record_tokens": "token_trace",
