@@ -1,0 +1,258 @@
+"""Generation as it is called: what it writes is the stock model's, what ends a text, streams, errors."""
+
+import math
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, random_prompts
+
+from baselines.references import RandomRule, StaticRule
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule, NeverExit
+from consistentee.generation import generate, generate_encoded
+from consistentee.sampling import Sampling
+
+PROMPTS = random_prompts(9, seed=3)
+NEW_TOKENS = 10
+MIXED = RandomRule(2.5, seed=1)
+
+
+def stock_tokens(model, rows: list[list[int]], new_tokens: int = NEW_TOKENS, **options) -> list[list[int]]:
+    """Return what the stock model's own ``generate`` writes for a batch, padded on the left."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[model.pad_id] * (longest - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    written = model.backbone.generate(
+        tokens, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=model.pad_id, **options
+    )
+    ends = model.end_tokens
+    texts = []
+    for row in written[:, longest:].tolist():
+        end = next((place for place, token in enumerate(row) if token in ends), len(row))
+        texts.append(row[: end + 1])
+    return texts
+
+
+def tokens_of(out) -> list[list[int]]:
+    return [tokens.tolist() for tokens in out.tokens]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, family, attention):
+    model = tiny_decoder(family)
+    model.backbone.set_attn_implementation(attention)
+    rows = model.encode(PROMPTS)
+    expected = stock_tokens(model, rows[:8]) + stock_tokens(model, rows[8:])
+    for size in (1, 8):
+        out = generate_encoded(model, rows, NeverExit(), max_new_tokens=NEW_TOKENS, batch_size=size)
+        assert tokens_of(out) == expected
+    assert out.texts == [model.decode(tokens) for tokens in expected]
+    assert out.prompt_tokens == [len(row) for row in rows]
+    assert out.average_layers == 4
+    assert not torch.cat(out.late_layers).any()
+
+
+@pytest.mark.real
+def test_never_exit_writes_what_the_real_model_writes():
+    """50 real prompts of mixed length, at batch 1 and 8."""
+    from benchmarks.tasks.loader import load_classification_task
+    from consistentee.decoder import MultiExitDecoder
+
+    try:
+        model = MultiExitDecoder.from_backbone("smollm2-135m")
+        texts = load_classification_task("movie-snippets").test.texts
+    except UserError as error:
+        pytest.skip(str(error))
+    rows = model.encode([text for text in texts if len(text) > 20][:50], max_tokens=40)
+    expected = [stock_tokens(model, [row], 16)[0] for row in rows]
+    for size in (1, 8):
+        assert tokens_of(generate_encoded(model, rows, NeverExit(), max_new_tokens=16, batch_size=size)) == expected
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kv", ["propagate", "exact"])
+def test_texts_come_in_the_order_of_the_prompts(tiny_decoder, kv, attention):
+    model = tiny_decoder()
+    model.backbone.set_attn_implementation(attention)
+    rows = model.encode(PROMPTS)
+    sorted_or_not = [
+        generate_encoded(model, rows, MIXED, max_new_tokens=NEW_TOKENS, batch_size=4, kv=kv, sort_by_length=sort)
+        for sort in (True, False)
+    ]
+    assert tokens_of(sorted_or_not[0]) == tokens_of(sorted_or_not[1])
+    assert sorted_or_not[0].prompt_tokens == [len(row) for row in rows]
+
+
+def test_the_first_token_comes_from_the_last_layer_and_does_not_count(tiny_decoder):
+    model = tiny_decoder()
+    out = generate(model, PROMPTS, StaticRule(2), max_new_tokens=5, batch_size=4)
+    assert all(layers.tolist() == [4, *[2] * (len(layers) - 1)] for layers in out.exit_layers)
+    assert out.average_layers == 2
+    assert out.decoded_tokens == sum(len(tokens) - 1 for tokens in out.tokens)
+    assert out.prefill_seconds > 0
+    assert out.decode_seconds > 0
+
+
+def test_a_rule_is_asked_at_exits_before_the_last_alone(tiny_decoder):
+    asked = []
+
+    class Asked(ExitRule):
+        def should_exit(self, view, state):
+            asked.append((view.step, view.layer))
+            return torch.zeros(view.rows, dtype=torch.bool)
+
+    generate(tiny_decoder(exit_layers=(2, 3)), PROMPTS[:2], Asked(), max_new_tokens=3)
+    assert asked == [(1, 2), (1, 3), (2, 2), (2, 3)]
+
+
+def test_the_state_of_a_rule_follows_its_row(tiny_decoder):
+    class Checks(ExitRule):
+        def start(self, rows, num_layers):
+            return {"key": torch.full((rows,), -1)}
+
+        def should_exit(self, view, state):
+            assert view.layer == 1 or torch.equal(state["key"], view.row_keys)
+            state["key"] = view.row_keys
+            return view.row_keys % view.num_layers < view.layer
+
+    out = generate(tiny_decoder(), PROMPTS, Checks(), max_new_tokens=NEW_TOKENS)
+    assert torch.cat(out.exit_layers).unique().numel() == 4
+
+
+class TestEndings:
+    @pytest.mark.parametrize("family", DECODER_FAMILIES)
+    def test_every_row_ends_with_its_own_end_token(self, tiny_decoder, family):
+        model = tiny_decoder(family)
+        rows = model.encode(PROMPTS)
+        options = {"max_new_tokens": NEW_TOKENS, "kv": "exact"}
+        endless = tokens_of(generate_encoded(model, rows, MIXED, **options, end_at_eos=False))
+        ends = {endless[1][3], endless[4][6], endless[8][0]}
+        model.backbone.generation_config.eos_token_id = sorted(ends)
+        expected = [row[: next((i for i, token in enumerate(row) if token in ends), len(row)) + 1] for row in endless]
+        for size in (1, 4):
+            out = generate_encoded(model, rows, MIXED, **options, batch_size=size)
+            assert tokens_of(out) == expected
+            assert out.ended_by == ["eos" if row[-1] in ends else "length" for row in expected]
+        assert len(set(map(len, expected))) > 2, "rows leave the batch one after the other"
+
+    @pytest.mark.parametrize("batch_size", [1, 8])
+    def test_a_stop_string_ends_a_text_wherever_tokens_part(self, tiny_decoder, batch_size):
+        model = tiny_decoder()
+        endless = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
+        stop = [endless.texts[2][5:8], endless.texts[6][3:5]]
+        out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, stop=stop, batch_size=batch_size)
+        for text, ended_by, tokens, whole in zip(out.texts, out.ended_by, out.tokens, endless.texts, strict=True):
+            assert text == min((whole.partition(string)[0] for string in stop), key=len)
+            assert (ended_by == "stop") == any(string in whole for string in stop)
+            assert ended_by != "stop" or any(string in model.decode(tokens) for string in stop)
+        assert out.ended_by.count("stop") >= 2
+
+    def test_a_stream_is_told_every_token_once_and_in_order(self, tiny_decoder):
+        model = tiny_decoder()
+        stop = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS).texts[2][4:7]
+        told = []
+        options = {"max_new_tokens": NEW_TOKENS, "stop": [stop], "batch_size": 4}
+        out = generate(model, PROMPTS, MIXED, **options, stream=told.append)
+        for row in range(len(PROMPTS)):
+            of_row = [new for new in told if new.row == row]
+            assert [new.step for new in of_row] == list(range(len(out.tokens[row])))
+            assert [new.token for new in of_row] == out.tokens[row].tolist()
+            assert [new.exit_layer for new in of_row] == out.exit_layers[row].tolist()
+            assert "".join(new.text for new in of_row) == out.texts[row]
+            assert [new.ended_by for new in of_row] == [None] * (len(of_row) - 1) + [out.ended_by[row]]
+
+    def test_nothing_to_write(self, tiny_decoder):
+        out = generate(tiny_decoder(), PROMPTS[:2], NeverExit(), max_new_tokens=0)
+        assert out.texts == ["", ""]
+        assert [tokens.tolist() for tokens in (*out.tokens, *out.exit_layers)] == [[]] * 4
+        assert out.ended_by == ["length", "length"]
+        assert math.isnan(out.average_layers)
+
+    def test_nothing_in_nothing_out(self, tiny_decoder):
+        out = generate(tiny_decoder(), [], NeverExit())
+        assert out.texts == out.tokens == []
+        assert math.isnan(out.average_layers)
+
+    def test_one_token_needs_no_decoding(self, tiny_decoder):
+        out = generate(tiny_decoder(), PROMPTS[:3], MIXED, max_new_tokens=1)
+        assert [layers.tolist() for layers in out.exit_layers] == [[4]] * 3
+
+
+class TestSampledTexts:
+    def test_they_depend_on_the_seed_alone(self, tiny_decoder):
+        model = tiny_decoder()
+        first, again, other = (
+            tokens_of(
+                generate(
+                    model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, sampling=Sampling(0.8, seed=seed), batch_size=size
+                )
+            )
+            for seed, size in ((1, 8), (1, 1), (2, 8))
+        )
+        assert first == again
+        assert first != other
+
+    def test_the_likeliest_of_one_is_greedy(self, tiny_decoder):
+        model = tiny_decoder()
+        greedy, sampled = (
+            generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, sampling=sampling)
+            for sampling in (None, Sampling(top_k=1))
+        )
+        assert greedy.texts == sampled.texts
+
+
+class TestBadInput:
+    def test_a_prompt_must_fit_with_what_is_to_be_written(self, tiny_decoder):
+        model = tiny_decoder()
+        row = model.encode(["ba " * 110])[0]
+        limit = model.stepper.position_limit
+        fits = limit - len(row) + 1
+        assert (
+            len(generate_encoded(model, [row], StaticRule(1), max_new_tokens=fits, end_at_eos=False).tokens[0]) == fits
+        )
+        message = f"prompt 2 of 2 has {len(row)} tokens, and with {fits + 1} new ones that is more than the {limit}"
+        with pytest.raises(UserError, match=message):
+            generate_encoded(model, [row[:3], row], NeverExit(), max_new_tokens=fits + 1)
+
+    def test_a_long_prompt_is_cut_where_that_is_asked(self, tiny_decoder):
+        model = tiny_decoder()
+        out = generate(model, ["ba " * 300], NeverExit(), max_new_tokens=2, max_prompt_tokens=9, keep="start")
+        assert out.prompt_tokens == [9]
+
+    def test_an_empty_prompt(self, tiny_decoder):
+        with pytest.raises(UserError, match="prompt 2 of 2 is empty"):
+            generate(tiny_decoder(), ["ba", ""], NeverExit())
+        with pytest.raises(UserError, match="prompt 1 of 1 is empty"):
+            generate_encoded(tiny_decoder(), [[]], NeverExit())
+
+    def test_a_tokenizer_without_a_padding_token(self, tiny_decoder):
+        model = tiny_decoder(pad_token=False)
+        padded = generate(tiny_decoder(), PROMPTS, MIXED, max_new_tokens=4, batch_size=4)
+        assert generate(model, PROMPTS, MIXED, max_new_tokens=4, batch_size=4).exit_layers[3].tolist() == (
+            padded.exit_layers[3].tolist()
+        )
+        alone = generate(model, PROMPTS, MIXED, max_new_tokens=4, batch_size=1)
+        assert tokens_of(alone) == tokens_of(generate(model, PROMPTS, MIXED, max_new_tokens=4, batch_size=4))
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"max_new_tokens": -1}, "new tokens must not be negative, got -1"),
+            ({"batch_size": 0}, "batch size must be at least 1, got 0"),
+            ({"stop": [""]}, "stop string must not be empty"),
+            ({"kv": "exakt"}, "unknown KV policy 'exakt'; did you mean 'exact'"),
+        ],
+    )
+    def test_arguments_out_of_range(self, tiny_decoder, options, message):
+        with pytest.raises(UserError, match=message):
+            generate(tiny_decoder(), ["ba"], NeverExit(), **options)
+
+    @pytest.mark.parametrize("answer", [torch.tensor([1.0, 0.0]), torch.tensor(True), torch.tensor([True])], ids=str)
+    def test_a_rule_that_does_not_answer_each_row_is_named(self, tiny_decoder, answer):
+        class Sloppy(ExitRule):
+            def should_exit(self, view, state):
+                return answer
+
+        with pytest.raises(ValueError, match=r"Sloppy.should_exit must return bool \[2\]"):
+            generate(tiny_decoder(), PROMPTS[:2], Sloppy(), max_new_tokens=2)

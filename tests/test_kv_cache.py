@@ -1,0 +1,180 @@
+"""The cache of rows that leave at different layers: rows, ledger, windows, and that no hole goes unseen."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consistentee.kv_cache import CacheHoleError, CacheWindow, KeyValueCache, Ledger, Rows
+
+CPU = torch.device("cpu")
+ALL = slice(None)
+
+
+class FakeStepper:
+    """What the cache asks of a stepper."""
+
+    num_layers, kv_heads, head_dim = 3, 2, 4
+
+
+def make_cache(rows: int = 3, columns: int = 6) -> KeyValueCache:
+    return KeyValueCache(FakeStepper(), rows, columns, dtype=torch.float32, device=CPU)
+
+
+def rows_of(*numbers: int) -> Rows:
+    return Rows(np.array(numbers), CPU)
+
+
+def random_keys(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, 2, columns, 4)
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2, 3, 4), (1, 2), (3,), (0, 2, 4)])
+def test_rows_are_taken_and_written_back(numbers):
+    tensor = torch.arange(30.0).view(5, 3, 2)
+    rows = rows_of(*numbers)
+    assert torch.equal(rows.of(tensor), tensor[list(numbers)])
+    assert torch.equal(rows.columns_of(tensor, 0, 1), tensor[list(numbers), :, :1])
+    expected = tensor.clone()
+    expected[list(numbers)] = -1
+    rows.put(tensor, torch.full((len(numbers), 3, 2), -1.0))
+    assert torch.equal(tensor, expected)
+    assert rows.take([len(rows) - 1]).numbers.tolist() == [numbers[-1]]
+
+
+def test_neighbours_are_a_view():
+    tensor = torch.zeros(5, 3, 2)
+    assert rows_of(1, 2, 3).columns_of(tensor, 0, 2)._base is tensor
+    assert rows_of(1, 3).columns_of(tensor, 0, 2)._base is None
+
+
+class TestLedger:
+    def test_by_hand(self):
+        ledger = Ledger(num_layers=2, rows=2)
+        ledger.advance(3)
+        for layer in (1, 2):
+            ledger.write(layer, ALL, 0, 3)
+            ledger.check_read(layer, ALL)
+        ledger.advance(1)
+        ledger.write(1, ALL, 3, 4)
+        ledger.write(2, np.array([1]), 3, 4)
+        ledger.check_read(2, np.array([1]))
+        assert ledger.stored.tolist() == [[4, 4], [3, 4]]
+        assert ledger.owed.tolist() == [[0, 0], [1, 0]]
+        with pytest.raises(CacheHoleError, match="layer 2"):
+            ledger.check_read(2, np.array([0]))
+        with pytest.raises(CacheHoleError, match="taken back"):
+            ledger.rewind(3)
+        ledger.keep(np.array([1]))
+        ledger.rewind(2)
+        assert (ledger.length, ledger.stored.tolist(), ledger.owed.tolist()) == (2, [[2], [2]], [[0], [0]])
+
+    def test_columns_cannot_be_left_out(self):
+        ledger = Ledger(num_layers=1, rows=2)
+        ledger.advance(4)
+        with pytest.raises(CacheHoleError, match="columns from 1"):
+            ledger.write(1, ALL, 1, 4)
+
+    def test_a_wrong_count_is_seen_even_where_nobody_reads(self):
+        ledger = Ledger(num_layers=1, rows=2)
+        ledger.advance(1)
+        ledger.write(1, ALL, 0, 1)
+        ledger.owed[0, 1] += 1
+        with pytest.raises(CacheHoleError, match="layer 1"):
+            ledger.check_read(1, np.array([0]))
+
+    @given(st.lists(st.lists(st.integers(1, 4), min_size=3, max_size=3), max_size=12))
+    def test_stored_and_owed_make_up_the_length_whatever_exits(self, exits):
+        """Rows that reach a layer pay what they owe it, and then read it."""
+        ledger = Ledger(num_layers=4, rows=3)
+        for number, of_step in enumerate(exits, start=1):
+            ledger.advance(1)
+            for layer in range(1, 5):
+                reading = np.flatnonzero(np.array(of_step) >= layer)
+                if len(reading):
+                    ledger.write(layer, reading, ledger.starts(layer, reading), number)
+                    ledger.check_read(layer, reading)
+            assert (ledger.stored + ledger.owed == number).all()
+        for row in range(3):
+            for layer in range(1, 5):
+                reached = [step for step, of_step in enumerate(exits, start=1) if of_step[row] >= layer]
+                assert ledger.stored[layer - 1, row] == max(reached, default=0)
+
+
+def test_a_window_returns_all_that_its_rows_attend_to():
+    cache = make_cache()
+    prompt_keys, prompt_values = random_keys(3, 4), random_keys(3, 4)
+    cache.advance(4)
+    keys, values = CacheWindow(cache, rows_of(0, 1, 2), 0, 0, 4).update(prompt_keys, prompt_values, 0)
+    assert torch.equal(keys, prompt_keys)
+    assert torch.equal(values, prompt_values)
+    new = random_keys(2, 1)
+    cache.advance(1)
+    cache.ledger.write(1, np.array([1]), 4, 5)
+    keys, values = CacheWindow(cache, rows_of(0, 2), 1, 4, 5).update(new, -new, 0)
+    assert torch.equal(keys, torch.cat([prompt_keys[[0, 2], :, 1:], new], dim=2))
+    assert torch.equal(values, torch.cat([prompt_values[[0, 2], :, 1:], -new], dim=2))
+
+
+def test_a_window_writes_no_column_that_a_row_has_already():
+    cache = make_cache(rows=2)
+    old, new = random_keys(2, 3), random_keys(2, 2)
+    cache.advance(3)
+    cache.ledger.write(1, np.array([0]), 0, 3)
+    cache.ledger.write(1, np.array([1]), 0, 2)
+    cache.keys[0][:, :, :3] = old
+    cache.advance(1)
+    window = CacheWindow(cache, rows_of(0, 1), 0, 2, 4, starts=np.array([3, 2]))
+    keys, _ = window.update(new, new, 0)
+    assert torch.equal(keys[0], torch.cat([old[0], new[0, :, 1:]], dim=1))
+    assert torch.equal(keys[1], torch.cat([old[1, :, :2], new[1]], dim=1))
+
+
+def test_a_window_that_ends_before_the_newest_column_is_refused():
+    cache = make_cache(rows=1)
+    cache.advance(2)
+    with pytest.raises(CacheHoleError, match="layer 1"):
+        CacheWindow(cache, rows_of(0), 0, 0, 1).update(random_keys(1, 1), random_keys(1, 1), 0)
+
+
+def test_owed_columns_are_filled_row_by_row():
+    cache = make_cache()
+    cache.advance(4)
+    for row, stored in enumerate((4, 2, 3)):
+        cache.ledger.write(2, np.array([row]), 0, stored)
+    owed = cache.owed(2, rows_of(0, 1, 2), 4)
+    assert owed is not None
+    assert owed.row_index.tolist() == [1, 1, 2]
+    assert owed.column_index.tolist() == [2, 3, 3]
+    keys, values = random_keys(1, 3), random_keys(1, 3)
+    cache.fill(2, owed, keys, values)
+    assert torch.equal(cache.keys[1][1, :, 2:4], keys[0, :, :2])
+    assert torch.equal(cache.values[1][2, :, 3], values[0, :, 2])
+    assert cache.owed(2, rows_of(0, 1, 2), 4) is None
+    cache.ledger.check_read(2, ALL)
+
+
+def test_rows_that_are_kept_keep_their_columns():
+    cache = make_cache()
+    keys, values = random_keys(3, 2), random_keys(3, 2)
+    cache.advance(2)
+    for layer in range(3):
+        CacheWindow(cache, rows_of(0, 1, 2), 0, 0, 2).update(keys, values, layer)
+    cache.keep(rows_of(0, 2))
+    cache.advance(1)
+    new = random_keys(2, 1)
+    read, _ = CacheWindow(cache, rows_of(0, 1), 0, 2, 3).update(new, new, 2)
+    assert torch.equal(read, torch.cat([keys[[0, 2]], new], dim=2))
+
+
+def test_columns_that_are_taken_back_are_written_again():
+    cache = make_cache(rows=1)
+    first, second = random_keys(1, 4), random_keys(1, 2)
+    cache.advance(4)
+    for layer in range(3):
+        CacheWindow(cache, rows_of(0), 0, 0, 4).update(first, first, layer)
+    cache.rewind(3)
+    cache.advance(2)
+    read, _ = CacheWindow(cache, rows_of(0), 0, 3, 5).update(second, second, 1)
+    assert torch.equal(read, torch.cat([first[:, :, :3], second], dim=2))

@@ -1,0 +1,194 @@
+"""Layers that tokens skipped: what fills their keys and values, against decoders without batches and debts."""
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, random_prompts
+from transformers import DynamicCache
+
+from baselines.references import RandomRule
+from consistentee.backbones.decoders import DecoderContext
+from consistentee.exits import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, entropy
+from consistentee.generation import generate, generate_encoded
+from consistentee.kv_cache import CacheHoleError, KeyValueCache
+from consistentee.owed_tokens import OwedTokens, Propagation
+from consistentee.token_decoding import TokenDecoder
+from consistentee.token_view import TokenView, prompt_key
+
+POLICIES = ("propagate", "exact")
+NEW_TOKENS = 8
+PROMPTS = random_prompts(6, seed=2)
+RULES = {
+    "random": RandomRule(2.5, seed=0),
+    "entropy": ThresholdRule(entropy, 2.0, "below"),
+    "patience": ConsecutiveRule(SameAnswerRule(), 1),
+}
+
+
+@torch.no_grad()
+def reference(model, prompt: list[int], rule: ExitRule, new_tokens: int) -> tuple[list[int], list[int]]:
+    """Decode one prompt with state propagation, eagerly: a token that leaves fills all deeper layers at once."""
+    stepper, cache = model.stepper, DynamicCache()
+    tokens, exit_layers, read = list(prompt), [], 0
+    while len(exit_layers) < new_tokens:
+        positions = torch.arange(read, len(tokens)).unsqueeze(0)
+        hidden = stepper.embed(torch.tensor([tokens[read:]]), positions)
+        context = DecoderContext(positions, stepper.rotation(hidden, positions), None, cache)
+        state, step, read, left = rule.start(1, model.num_layers), len(exit_layers), len(tokens), None
+        for layer in range(1, model.num_layers + 1):
+            if left is not None:
+                cache.update(*stepper.keys_values(layer, hidden, context.rotation), layer - 1)
+                continue
+            hidden = stepper.step(layer, hidden, context)
+            if layer in model.exit_layers:
+                view = TokenView(model, layer, hidden[:, -1:], step, [prompt_key(prompt)])
+                if layer == model.num_layers or (step > 0 and bool(rule.should_exit(view, state))):
+                    left = layer
+                    tokens.append(int(view.predictions))
+        exit_layers.append(left)
+    return tokens[len(prompt) :], exit_layers
+
+
+def full_depth_cache(model, tokens: list[int]) -> DynamicCache:
+    """Return the keys and values of the stock model's own pass."""
+    with torch.no_grad():
+        return model.backbone(torch.tensor([tokens]), use_cache=True, return_dict=False)[1]
+
+
+def run_to_the_end(model, rows, rule, kv: str) -> tuple[TokenDecoder, list[list[int]]]:
+    """Decode without ever dropping a row, and let the last token run through all layers, which pays all debts."""
+    decoder = TokenDecoder(model, rows, rule, new_columns=NEW_TOKENS, kv=kv, sampling=None)
+    written = [[token] for token in decoder.prefill()]
+    for step in range(NEW_TOKENS):
+        if step == NEW_TOKENS - 1:
+            decoder._rule = NeverExit()
+        for of_row, token in zip(written, decoder.step()[0], strict=True):
+            of_row.append(token)
+    return decoder, written
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_propagation_equals_an_eager_decoder_without_batches(tiny_decoder, family, name):
+    model = tiny_decoder(family)
+    rows = model.encode(PROMPTS)
+    out = generate_encoded(model, rows, RULES[name], max_new_tokens=NEW_TOKENS, batch_size=4, end_at_eos=False)
+    for i in (0, 5):
+        tokens, exit_layers = reference(model, rows[i], RULES[name], NEW_TOKENS)
+        assert out.tokens[i].tolist() == tokens
+        assert out.exit_layers[i].tolist() == exit_layers
+    assert torch.cat(out.exit_layers).unique().numel() > 1, "tokens leave at different layers"
+
+
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_exact_keys_and_values_are_those_of_full_depth(tiny_decoder, family):
+    model = tiny_decoder(family)
+    rows = model.encode(PROMPTS[:5])
+    decoder, written = run_to_the_end(model, rows, RULES["random"], "exact")
+    batch = decoder._batch
+    for row, prompt in enumerate(rows):
+        stock = full_depth_cache(model, [*prompt, *written[row][:-1]])
+        padding = batch.prompt_columns - len(prompt)
+        for layer in range(model.num_layers):
+            ours = (batch.cache.keys[layer][row, :, padding:], batch.cache.values[layer][row, :, padding:])
+            theirs = (stock.layers[layer].keys[0], stock.layers[layer].values[0])
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_propagated_keys_and_values_are_not_those_of_full_depth(tiny_decoder):
+    """The comparison above can fail."""
+    model = tiny_decoder()
+    rows = model.encode(PROMPTS[:1])
+    decoder, written = run_to_the_end(model, rows, RULES["random"], "propagate")
+    stock = full_depth_cache(model, [*rows[0], *written[0][:-1]])
+    assert not torch.allclose(decoder._batch.cache.keys[3][0], stock.layers[3].keys[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("kv", POLICIES)
+@pytest.mark.parametrize(
+    ("family", "exit_layers"), [("llama", (2, 4)), *((family, None) for family in DECODER_FAMILIES)]
+)
+def test_a_row_does_not_depend_on_its_batch(tiny_decoder, family, exit_layers, kv):
+    model = tiny_decoder(family, exit_layers=exit_layers)
+    alone, together = (
+        generate(model, PROMPTS, RULES["random"], max_new_tokens=NEW_TOKENS, batch_size=size, kv=kv) for size in (1, 8)
+    )
+    for name in ("tokens", "exit_layers", "late_layers"):
+        assert [t.tolist() for t in getattr(alone, name)] == [t.tolist() for t in getattr(together, name)], name
+    assert {int(t) for layers in alone.exit_layers for t in layers} == set(model.exit_layers)
+
+
+@pytest.mark.parametrize("kv", POLICIES)
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_no_column_is_read_that_was_never_written(tiny_decoder, family, kv, monkeypatch):
+    """Unwritten memory holds NaN here, and a NaN that is read once is in everything that follows."""
+    model = tiny_decoder(family)
+    expected = generate(model, PROMPTS, RULES["random"], max_new_tokens=NEW_TOKENS, kv=kv)
+    nan = staticmethod(lambda shape, dtype, device: torch.full(shape, torch.nan, dtype=dtype, device=device))
+    monkeypatch.setattr(KeyValueCache, "_allocate", nan)
+    poisoned = generate(model, PROMPTS, RULES["random"], max_new_tokens=NEW_TOKENS, kv=kv)
+    assert [t.tolist() for t in poisoned.tokens] == [t.tolist() for t in expected.tokens]
+
+
+def test_a_debt_that_is_not_paid_is_an_error(tiny_decoder, monkeypatch):
+    model = tiny_decoder()
+    monkeypatch.setattr(
+        Propagation, "run", lambda self, layers, hidden, _, context: self.batch.run(layers, hidden, context)
+    )
+    with pytest.raises(CacheHoleError, match="layer"):
+        generate(model, PROMPTS, RULES["random"], max_new_tokens=NEW_TOKENS)
+
+
+class TestLayersThatRun:
+    @pytest.fixture
+    def counted(self, tiny_decoder):
+        """Return a model, and how many tokens each layer has run in single steps, by forward hooks."""
+        model = tiny_decoder()
+        tokens = dict.fromkeys(range(1, model.num_layers + 1), 0)
+
+        def count(layer):
+            def hook(module, arguments, output):
+                tokens[layer] += arguments[0].shape[0] * arguments[0].shape[1]
+
+            return hook
+
+        for layer in tokens:
+            model.stepper.layer_module(layer).register_forward_hook(count(layer))
+        return model, tokens
+
+    @pytest.mark.parametrize("batch_size", [1, 8])
+    def test_with_propagation_they_are_the_exit_layers(self, counted, batch_size):
+        model, tokens = counted
+        rows = [row[:6] for row in model.encode(PROMPTS) if len(row) >= 6]
+        out = generate_encoded(model, rows, RULES["random"], max_new_tokens=NEW_TOKENS, batch_size=batch_size)
+        exits = torch.cat([layers[1:] for layers in out.exit_layers])
+        for layer, ran in tokens.items():
+            assert ran - 6 * len(rows) == (exits >= layer).sum(), layer
+
+    def test_alone_and_exact_the_late_layers_come_on_top(self, counted):
+        model, tokens = counted
+        row = model.encode(PROMPTS)[0]
+        out = generate_encoded(model, [row], RULES["random"], max_new_tokens=NEW_TOKENS, kv="exact", end_at_eos=False)
+        ran = torch.cat([out.exit_layers[0] + out.late_layers[0]])[1:]
+        assert out.late_layers[0].any()
+        for layer, count in tokens.items():
+            assert count - len(row) == (ran >= layer).sum(), layer
+
+    @pytest.mark.parametrize("kv", POLICIES)
+    def test_layers_that_nobody_reads_again_cost_nothing(self, counted, kv, monkeypatch):
+        model, tokens = counted
+        monkeypatch.setattr(type(model.stepper), "keys_values", None)
+        out = generate_encoded(
+            model, model.encode(PROMPTS), ThresholdRule(lambda view: view.pooled[:, 0] * 0, 1, "below")
+        )
+        assert tokens[4] == tokens[2], "the prompts alone"
+        assert out.average_layers == 1
+        assert not torch.cat(out.late_layers).any()
+
+
+def test_the_state_at_the_exit_is_what_is_kept(tiny_decoder):
+    model = tiny_decoder()
+    decoder = TokenDecoder(model, model.encode(PROMPTS[:2]), NeverExit(), new_columns=2, kv="propagate", sampling=None)
+    decoder.prefill()
+    decoder.step()
+    assert isinstance(decoder._owed, OwedTokens)
+    assert not decoder._owed.states.any(), "tokens at full depth owe nothing"

@@ -1,0 +1,128 @@
+"""Self-speculative decoding: the text is the full model's, whatever the draft; drafts are counted, and run once."""
+
+import math
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, random_prompts
+
+from consistentee.errors import UserError
+from consistentee.exits import NeverExit
+from consistentee.generation import generate
+from consistentee.speculation import generate_speculatively
+
+PROMPTS = random_prompts(4, seed=5)
+NEW_TOKENS = 10
+
+
+@pytest.fixture
+def agreeing_decoder(tiny_decoder):
+    """Return a function: family -> a model whose deep layers change so little that drafts are often accepted."""
+
+    def build(family: str = "llama"):
+        model = tiny_decoder(family)
+        model.use_adapters("norm")
+        with torch.no_grad():
+            for layer in (3, 4):
+                for name, parameter in model.stepper.layer_module(layer).named_parameters():
+                    if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight", "c_proj.bias")):
+                        parameter.mul_(0.2)
+        return model
+
+    return build
+
+
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_texts_are_those_of_the_full_model(agreeing_decoder, family):
+    model = agreeing_decoder(family)
+    full = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
+    rates = []
+    for draft_layer, draft_tokens in ((1, 3), (2, 1), (2, 4), (3, 99)):
+        out = generate_speculatively(
+            model, PROMPTS, draft_layer=draft_layer, draft_tokens=draft_tokens, max_new_tokens=NEW_TOKENS
+        )
+        assert [t.tolist() for t in out.tokens] == [t.tolist() for t in full.tokens]
+        assert (out.texts, out.ended_by, out.prompt_tokens) == (full.texts, full.ended_by, full.prompt_tokens)
+        assert torch.cat(out.exit_layers).unique().tolist() == [4]
+        rates.append(out.acceptance_rate)
+        for tokens, accepted, drafted, passes in zip(out.tokens, out.accepted, out.drafted, out.passes, strict=True):
+            assert 0 <= accepted <= drafted <= passes * draft_tokens
+            assert accepted + passes >= len(tokens) - 1 >= accepted
+    assert 0 < max(rates) < 1, "some drafts are accepted, and some are not"
+
+
+def test_a_draft_of_the_full_model_is_always_accepted(agreeing_decoder):
+    """Deep layers that change nothing: 9 tokens after the first, 4 a pass but for the last."""
+    model = agreeing_decoder()
+    with torch.no_grad():
+        for layer in (3, 4):
+            for name, parameter in model.stepper.layer_module(layer).named_parameters():
+                if name.endswith(("o_proj.weight", "down_proj.weight")):
+                    parameter.zero_()
+    model.backbone.generation_config.eos_token_id = None
+    model.tokenizer.eos_token = None
+    out = generate_speculatively(model, PROMPTS, draft_layer=2, draft_tokens=3, max_new_tokens=NEW_TOKENS)
+    assert out.acceptance_rate == 1
+    assert out.passes == [3] * 4
+    assert out.accepted == out.drafted == [6] * 4
+
+
+def test_what_was_drafted_is_not_run_again(agreeing_decoder):
+    model = agreeing_decoder()
+    shapes = {2: [], 3: []}
+
+    def note(layer):
+        return lambda module, arguments, output: shapes[layer].append(arguments[0].shape[1])
+
+    for layer in shapes:
+        model.stepper.layer_module(layer).register_forward_hook(note(layer))
+    out = generate_speculatively(model, PROMPTS[:1], draft_layer=2, draft_tokens=3, max_new_tokens=NEW_TOKENS)
+    prompt, passes = out.prompt_tokens[0], out.passes[0]
+    assert shapes[2] == [prompt] + [1] * (out.drafted[0] + passes)
+    assert shapes[3][0] == prompt
+    assert len(shapes[3]) == 1 + passes
+    assert sum(shapes[3][1:]) == out.drafted[0] + passes
+
+
+def test_stop_strings_end_tokens_and_streams(agreeing_decoder):
+    model = agreeing_decoder()
+    endless = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
+    stop = endless.texts[1][3:6]
+    expected = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS, stop=[stop])
+    told = []
+    out = generate_speculatively(
+        model, PROMPTS, draft_layer=2, max_new_tokens=NEW_TOKENS, stop=[stop], stream=told.append
+    )
+    assert out.texts == expected.texts
+    assert out.ended_by == expected.ended_by
+    assert "stop" in out.ended_by
+    assert [new.token for new in told] == torch.cat(out.tokens).tolist()
+    end = int(endless.tokens[0][4])
+    model.backbone.generation_config.eos_token_id = end
+    out = generate_speculatively(model, PROMPTS, draft_layer=2, max_new_tokens=NEW_TOKENS)
+    assert [t.tolist() for t in out.tokens] == [
+        t.tolist() for t in generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS).tokens
+    ]
+    assert out.ended_by[0] == "eos"
+
+
+def test_nothing_to_write(tiny_decoder):
+    out = generate_speculatively(tiny_decoder(), PROMPTS, draft_layer=2, max_new_tokens=0)
+    assert out.texts == [""] * 4
+    assert math.isnan(out.acceptance_rate)
+    assert generate_speculatively(tiny_decoder(), PROMPTS, draft_layer=2, max_new_tokens=1).drafted == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draft_layer": 4}, r"layer 4 cannot draft; exits before the last: \[2\]"),
+        ({"draft_layer": 1}, "layer 1 cannot draft"),
+        ({"draft_layer": 2, "draft_tokens": 0}, "at least 1 token, got 0"),
+        ({"draft_layer": 2, "max_new_tokens": -1}, "must not be negative"),
+        ({"draft_layer": 2, "max_new_tokens": 999}, "more than the 128"),
+    ],
+)
+def test_bad_input_is_named(tiny_decoder, options, message):
+    with pytest.raises(UserError, match=message):
+        generate_speculatively(tiny_decoder(exit_layers=(2,)), ["ba"], **options)

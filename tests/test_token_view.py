@@ -1,0 +1,97 @@
+"""What a rule can read of tokens, and the keys by which a token is known."""
+
+import pytest
+import torch
+from conftest import random_prompts
+
+from consistentee.errors import UserError
+from consistentee.exits import ExitRule, ThresholdRule
+from consistentee.generation import generate
+from consistentee.heads import HeadSpec
+from consistentee.token_view import TokenView, prompt_key, token_key
+
+PROMPTS = random_prompts(4, seed=6)
+
+
+@pytest.fixture
+def hidden() -> torch.Tensor:
+    return torch.randn(3, 1, 32, generator=torch.Generator().manual_seed(1))
+
+
+def view_of(model, hidden, layer=2, past=None) -> TokenView:
+    return TokenView(model, layer, hidden, 5, [11, 12, 13], past=past)
+
+
+def test_what_a_rule_reads(tiny_decoder, hidden):
+    model = tiny_decoder()
+    model.add_head("policy", HeadSpec())
+    view = view_of(model, hidden)
+    assert (view.layer, view.num_layers, view.rows, view.step) == (2, 4, 3, 5)
+    assert torch.equal(view.hidden, hidden)
+    assert torch.equal(view.pooled, model.state(hidden[:, 0]))
+    assert torch.equal(view.logits, model.logits(2, hidden[:, 0]))
+    assert torch.equal(view.predictions, view.logits.argmax(dim=-1))
+    assert torch.equal(view.head("policy"), model.head("policy")(2, view.pooled))
+    assert view.row_keys.tolist() == [token_key(key, 5) for key in (11, 12, 13)]
+    with pytest.raises(UserError, match="true labels"):
+        _ = view.labels
+
+
+def test_logits_are_computed_for_those_who_leave_alone(tiny_decoder, hidden, monkeypatch):
+    model = tiny_decoder()
+    rows = []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda layer, states: (rows.append(len(states)), logits(layer, states))[1])
+    expected = view_of(model, hidden).logits[[0, 2]]
+    torch.testing.assert_close(view_of(model, hidden).logits_of([0, 2]), expected)
+    view = view_of(model, hidden)
+    _ = view.probs
+    torch.testing.assert_close(view.logits_of([0, 2]), expected)
+    assert rows == [3, 2, 3]
+
+
+def test_history_is_the_states_at_the_exits_so_far(tiny_decoder, hidden):
+    model = tiny_decoder()
+    with pytest.raises(UserError, match="reads_history"):
+        _ = view_of(model, hidden).history
+    past = torch.randn(3, 1, 32)
+    history = view_of(model, hidden, past=past).history
+    assert torch.equal(history, torch.stack([past[:, 0], model.state(hidden[:, 0])], dim=1))
+
+
+def test_history_follows_its_row(tiny_decoder):
+    """A row's state at layer 1 is remembered by the rule, and must stay the first of its history."""
+
+    class Checks(ExitRule):
+        reads_history = True
+
+        def start(self, rows, num_layers):
+            return {"first": torch.zeros(rows, 32)}
+
+        def should_exit(self, view, state):
+            if view.layer == 1:
+                state["first"] = view.pooled
+            assert view.history.shape[1] == view.layer
+            assert torch.equal(view.history[:, 0], state["first"])
+            return view.row_keys % 4 < view.layer
+
+    out = generate(tiny_decoder(), PROMPTS, Checks(), max_new_tokens=6)
+    assert torch.cat(out.exit_layers).unique().numel() == 4
+
+
+def test_keys_tell_prompts_and_steps_apart():
+    keys = {token_key(prompt_key(prompt), step) for prompt in ([1], [1, 2], [2, 1]) for step in range(1000)}
+    assert len(keys) == 3000
+    assert all(0 <= key < 2**31 for key in keys)
+    assert sum(key < 2**30 for key in keys) == pytest.approx(1500, abs=150)
+
+
+def test_a_rule_pays_only_for_what_it_reads(tiny_decoder, monkeypatch):
+    model = tiny_decoder()
+    model.add_head("policy", HeadSpec(shared=True))
+    asked = []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda layer, states: (asked.append(layer), logits(layer, states))[1])
+    rule = ThresholdRule(lambda view: view.head("policy"), -1e9, "below")
+    generate(model, PROMPTS[:1], rule, max_new_tokens=3)
+    assert asked == [4, 4, 4], "a policy that never exits costs no LM head but the last"

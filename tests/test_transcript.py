@@ -1,0 +1,91 @@
+"""What ends a row's text, and what a stream is told of it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consistentee.errors import UserError
+from consistentee.transcript import Endings, Transcript
+
+END = 255
+
+
+def decode(tokens) -> str:
+    """Bytes, as byte-level tokenizers decode them; the end token has no text."""
+    return bytes(token for token in tokens if token != END).decode("utf-8", errors="replace")
+
+
+def write(text: str | bytes, *stop: str, max_new_tokens: int = 99) -> tuple[Transcript, list[str]]:
+    """Write a text byte by byte until it ends: the transcript, and the pieces that a stream is told."""
+    transcript = Transcript(0, decode, Endings(frozenset([END]), stop, max_new_tokens))
+    pieces = []
+    for token in text if isinstance(text, bytes) else text.encode():
+        transcript.add(token, 1)
+        pieces.append(transcript.news().text)
+        if transcript.ended_by is not None:
+            break
+    return transcript, pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "ended_by", "written"),
+    [
+        (b"ab" + bytes([END]) + b"c", (), "eos", "ab"),
+        ("abcd", (), "length", "abc"),
+        ("a.b", (".",), "stop", "a"),
+        ("abc", ("c",), "stop", "ab"),
+        ("ab", (), None, "ab"),
+    ],
+)
+def test_endings(text, stop, ended_by, written):
+    transcript, pieces = write(text, *stop, max_new_tokens=3)
+    assert (transcript.ended_by, transcript.text) == (ended_by, written)
+    assert "".join(pieces) == written
+
+
+def test_tokens_that_make_up_the_ending_are_kept():
+    assert decode(write("one, two", ", ")[0].tokens) == "one, "
+
+
+def test_the_first_of_two_stop_strings_cuts():
+    """Both are complete with the same token."""
+    endings = Endings(frozenset(), ("yz", "xyz"), 9)
+    assert endings.cut("axyz") == "a"
+
+
+def test_what_may_become_a_stop_string_is_held_back():
+    _, pieces = write("a\n\nb\n#", "\n#")
+    assert pieces == ["a", "", "\n", "\nb", "", ""]
+
+
+def test_a_character_is_held_back_until_it_is_whole():
+    assert write("é€")[1] == ["", "é", "", "", "€"]
+
+
+def test_what_was_held_back_is_told_at_the_end():
+    assert write("a#", "#!", max_new_tokens=2)[1] == ["a", "#"]
+    assert write("a€".encode()[:2], max_new_tokens=2)[1] == ["a", "\ufffd"]
+
+
+@given(
+    st.text("ab\n€", max_size=12),
+    st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
+    st.integers(1, 12),
+)
+def test_the_pieces_are_the_text(text, stop, limit):
+    transcript, pieces = write(text, *stop, max_new_tokens=limit)
+    ended = transcript.ended_by is not None
+    told = "".join(pieces)
+    assert told == transcript.text if ended else transcript.text.startswith(told)
+    assert not any(string in told for string in stop)
+
+
+def test_nothing_is_to_be_written():
+    assert Transcript(0, decode, Endings(frozenset(), (), 0)).ended_by == "length"
+
+
+def test_bad_endings_are_named():
+    with pytest.raises(UserError, match="must not be negative, got -1"):
+        Endings(frozenset(), (), -1)
+    with pytest.raises(UserError, match="stop string must not be empty"):
+        Endings(frozenset(), ("a", ""), 1)
