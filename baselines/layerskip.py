@@ -71,10 +71,14 @@ class LayerSkip(TokenMethod):
         return ScheduledRule([check_exit_layer(model, knob)])
 
     def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
-        """Write the full model's texts, drafted at layer ``knob``; see :func:`generate_speculatively`."""
+        """Write the full model's texts, drafted at layer ``knob``; see :func:`generate_speculatively`.
+
+        Drafted texts are written one after the other, whatever ``batch_size`` is.
+        """
         rule = self.rule(model, knob)
         if knob == model.num_layers:
             return generate(model, prompts, rule, **options)
+        options.pop("batch_size", None)
         return generate_speculatively(
             model, prompts, draft_layer=round(knob), draft_tokens=self.draft_tokens, **options
         )
