@@ -141,6 +141,8 @@ def _draw_curve(axes: "Axes", costs: Sequence[float], means: Sequence[Mean], sty
 
 def _draw_positions(axes: "Axes", panel: GenerationPanel, style_of: dict[str, Style]) -> None:
     """Draw the mean exit layer of the second, third, ... token, at the budget nearest to half of the layers."""
+    from matplotlib.ticker import MaxNLocator
+
     for label in [label for label in panel.labels if label in style_of]:
         row = row_near_half(panel, label)
         if row is None or row.acceptance is not None:  # drafts do not exit
@@ -150,7 +152,7 @@ def _draw_positions(axes: "Axes", panel: GenerationPanel, style_of: dict[str, St
         places = np.arange(2, len(layers) + 2)
         axes.plot(places, layers, color=style.colour, linestyle=style.line, linewidth=style.width)
     axes.set(xlabel="position of the token in the text", ylabel="mean exit layer", ylim=(0, panel.num_layers + 1))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("at the budget nearest to half of the layers", fontsize=9)
 
 

@@ -20,6 +20,7 @@ from benchmarks.harness.records import BaseRecord, BaseTimingRecord, CellRecord,
 from benchmarks.harness.spec import CellSpec
 from benchmarks.tasks.loader import load_classification_task, load_text_task
 from consistentee.data import TaskData
+from consistentee.errors import UserError
 from consistentee.method import Method
 
 if TYPE_CHECKING:
@@ -134,8 +135,12 @@ class Generation(Kind):
 
     def check_method(self, method: Method, task: TextRows) -> None:
         """Ask the method about both tasks."""
-        method.check_task(task.task)  # type: ignore[arg-type]  # methods of this group take tasks of texts
-        method.check_task(task.training)  # type: ignore[arg-type]
+        from consistentee.token_method import TokenMethod
+
+        if not isinstance(method, TokenMethod):
+            raise UserError(f"{type(method).__name__} is a method of classification, where no token leaves early")
+        method.check_task(task.task)
+        method.check_task(task.training)
 
     def cell_runner(self) -> Callable[..., Any]:
         """Return :func:`benchmarks.harness.generation_cell.run_generation_cell`."""

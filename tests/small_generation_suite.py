@@ -1,0 +1,82 @@
+"""A suite of generation that runs in seconds: a tiny decoder and a text task in files."""
+
+import json
+from pathlib import Path
+
+import yaml
+from small_suite import Bench
+
+from benchmarks.contract.tiny_decoders import make_text_task
+from benchmarks.harness.generation_records import DecodingTimingRecord, GenerationRecord
+from benchmarks.harness.storage import read_predictions, read_results
+from consistentee.text_data import PromptSplit
+
+METHODS = ["token-full", "token-static", "calm-tokens-softmax", "layerskip"]
+
+
+def write_text_task(folder: Path, name: str = "toy-text") -> Path:
+    """Write a toy task of texts as files and a YAML."""
+    task = make_text_task(24)
+
+    def write(split: PromptSplit) -> None:
+        rows = zip(split.prompts, split.references, strict=True)
+        lines = [json.dumps({"q": prompt, "a": reference.strip()}) for prompt, reference in rows]
+        (folder / f"{name}-{split.name}.jsonl").write_text("\n".join(lines) + "\n")
+
+    for split in (task.train, task.validation, task.test):
+        write(split)
+    files: dict[str, object] = {"format": "jsonl", "fields": {"question": "q"}, "response": "a"}
+    files |= {split: f"{name}-{split}.jsonl" for split in ("train", "validation", "test")}
+    spec = {"schema_version": 1, "kind": "text", "name": name, "version": 1, "description": "d", "files": files}
+    spec |= {"metrics": ["rougeL", "rouge1"], "template": "{question}", "max_prompt_tokens": 4, "max_new_tokens": 6}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+class GenerationBench(Bench):
+    """A small suite of generation, its results folder, and what its runs said."""
+
+    def __init__(self, folder: Path, backbone: Path) -> None:
+        super().__init__(folder, backbone)
+        self.values = {
+            "name": "toy-generation",
+            "kind": "generation",
+            "description": "d",
+            "cost": "seconds",
+            "tasks": [str(write_text_task(folder))],
+            "train_on": str(write_text_task(folder, "other-text")),
+            "backbones": [str(backbone)],
+            "seeds": [0],
+            "recipe": {"exit_steps": 5, "exit_batch_size": 16, "head_steps": 5, "head_tokens": 64},
+            "methods": METHODS,
+            "validation_prompts": 6,
+            "test_prompts": 6,
+            "bootstrap_resamples": 100,
+            "calibration": {"methods": ["calm-tokens-softmax"], "study": {"splits": 5, "textual": [0.3], "risk": []}},
+            "timing": {"rows": 4, "batch_sizes": [1, 4], "points_per_cell": 2},
+        }
+
+    def read(self) -> tuple[list[tuple[Path, GenerationRecord]], list[DecodingTimingRecord], list]:
+        return read_results(self.out, GenerationRecord, DecodingTimingRecord)
+
+    def records(self) -> dict[str, GenerationRecord]:
+        return {record.label: record for _, record in self.read()[0]}
+
+    def folder_of(self, label: str) -> Path:
+        return next(folder for folder, record in self.read()[0] if record.label == label)
+
+    def results(self) -> dict[str, tuple[object, ...]]:
+        """Return what must not depend on how a run went: knobs, texts, scores and layers of every cell."""
+        return {
+            record.label: (
+                record.curve_validation,
+                [_untimed(point.model_dump()) for point in record.operating_points],
+                json.loads(read_predictions(folder).to_json()),
+            )
+            for folder, record in self.read()[0]
+        }
+
+
+def _untimed(point: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in point.items() if not name.endswith("_seconds")}

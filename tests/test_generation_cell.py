@@ -1,0 +1,263 @@
+"""The parts of a cell of generation: selection on validation prompts, kept texts, counts by position, the clock."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_prompts
+
+from baselines.layerskip import LayerSkip
+from baselines.token_references import TokenFull, TokenStatic
+from benchmarks.harness import generation_decoding
+from benchmarks.harness.calibration_study import study_calibration
+from benchmarks.harness.generation_cell import exit_histogram, layers_by_position
+from benchmarks.harness.generation_decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
+from benchmarks.harness.generation_records import FAITHFUL, ReplayPoint
+from benchmarks.harness.generation_scores import mean_with_interval, score_generations
+from benchmarks.harness.generation_selection import choose_points, layers_a_token, replay_points, select_knobs
+from benchmarks.harness.generation_spec import DecodingTimingSpec, StudySpec, TokenRecipeSpec
+from benchmarks.harness.generation_timing import DecodingTimes, load_models, stock_times, time_decoding
+from consistentee.decoder import MultiExitDecoder
+from consistentee.errors import UserError
+from consistentee.exits import NeverExit
+from consistentee.generation import Generations, generate
+from consistentee.speculation import SpeculativeGenerations, generate_speculatively
+from consistentee.text_data import Prompt, PromptSplit
+from consistentee.token_recipe import TokenRecipe
+
+
+@pytest.fixture(scope="module")
+def model(tiny_decoder: Callable[..., MultiExitDecoder]) -> MultiExitDecoder:
+    return tiny_decoder("llama")
+
+
+def prompts_of(count: int = 4, seed: int = 0) -> Prompts:
+    texts = random_prompts(count, seed=seed, longest=6)
+    return Prompts(PromptSplit("test", texts, [" ba be bi"] * count), [False] * count)
+
+
+def decoder_of(model, method=None, store=None, tokens: int = 6) -> PromptDecoder:
+    return PromptDecoder(model, method or TokenStatic(), "key", max_new_tokens=tokens, batch_size=4, store=store)
+
+
+def equal(first: Generations, second: Generations) -> bool:
+    return first.texts == second.texts and all(
+        torch.equal(a, b)
+        for name in ("tokens", "exit_layers", "late_layers")
+        for a, b in zip(getattr(first, name), getattr(second, name), strict=True)
+    )
+
+
+def test_recipe_has_the_defaults_of_training():
+    assert TokenRecipeSpec().to_recipe(seed=3) == TokenRecipe(seed=3)
+
+
+def test_prompts_are_cut_by_the_tasks_rule(model):
+    split = PromptSplit("test", [Prompt("ba ", "be bi bo bu", " da"), "de"], ["a", "b"])
+    cut = fitting_prompts(model, split, 5, "start")
+    assert cut.truncated == [True, False]
+    assert cut.texts[0].startswith("ba be")
+    assert cut.texts[0].endswith(" da")
+    assert len(model.encode(cut.texts)[0]) <= 5
+    assert cut.first(1).truncated == [True]
+
+
+# ---------------------------------------------------------------------------------------------- selection
+
+
+def point(knob: float, layers: float, agreement: float) -> ReplayPoint:
+    return ReplayPoint(knob=knob, average_layers=layers, agreement=agreement)
+
+
+def test_knobs_are_chosen_within_budgets_and_by_agreement():
+    points = [point(0, 6, 0.3), point(1, 12, 0.5), point(2, 14, 0.5), point(3, 20, 0.91), point(4, 30, 1.0)]
+    assert choose_points(points, (0.2, 0.33, 0.5, 0.8), 30) == {
+        0: ["budget 0.20", "budget 0.33"],
+        1: ["budget 0.50"],  # as good as knob 2, and cheaper
+        3: ["budget 0.80", FAITHFUL],
+    }
+    assert choose_points(points[:2], (0.1,), 30) == {1: [FAITHFUL]}, "nothing agrees enough: the best that there is"
+
+
+def test_replay_is_what_each_exit_says_after_the_full_models_tokens(model):
+    prompts = prompts_of()
+    full = decoder_of(model).full(prompts)
+    points = {p.knob: p for p in replay_points(model, TokenStatic(), prompts, full)}
+    assert {knob: p.average_layers for knob, p in points.items()} == {k: k for k in (1.0, 2.0, 3.0, 4.0)}
+    assert points[4.0].agreement == 1.0
+    agreed = []
+    for prompt, tokens in zip(model.encode(prompts.texts), full.tokens, strict=True):
+        row = torch.tensor([[*prompt, *tokens.tolist()]])
+        hidden = model.hidden_states(row, torch.ones_like(row, dtype=torch.bool))[0, :, 0]
+        said = model.logits(1, hidden).argmax(dim=-1)
+        places = range(len(prompt), len(prompt) + len(tokens) - 1)
+        agreed += [bool(said[place] == row[0, place + 1]) for place in places]
+    assert points[1.0].agreement == pytest.approx(np.mean(agreed))
+
+
+def test_full_model_is_chosen_for_its_agreement_alone(model):
+    selection = select_knobs(decoder_of(model, TokenFull()), prompts_of(), (0.33, 0.5))
+    assert list(selection.chosen.values()) == [[FAITHFUL]]
+    assert selection.points[next(iter(selection.chosen))].agreement == 1.0
+
+
+def test_methods_that_draft_are_run_and_not_replayed(model):
+    selection = select_knobs(decoder_of(model, LayerSkip(draft_tokens=2)), prompts_of(), (0.5,))
+    assert [p.agreement for p in selection.points] == [1.0] * 4
+    drafting = selection.points[0]
+    written = LayerSkip(draft_tokens=2).generate(model, prompts_of().texts, 1.0, max_new_tokens=6, batch_size=4)
+    assert drafting.average_layers == layers_a_token(written, 1.0)
+    chosen = min(selection.points, key=lambda p: p.average_layers)
+    assert selection.default_knob == chosen.knob
+
+
+def test_layer_calls_of_drafts():
+    layers = [torch.full((9,), 4)]
+    written = SpeculativeGenerations(
+        texts=[""],
+        tokens=[torch.zeros(9, dtype=torch.long)],
+        exit_layers=layers,
+        late_layers=[torch.zeros(9, dtype=torch.long)],
+        ended_by=["length"],
+        prompt_tokens=[3],
+        prefill_seconds=1.0,
+        decode_seconds=1.0,
+        drafted=[6],
+        accepted=[5],
+        passes=[3],
+    )
+    # Layer 1 is called 6 + 3 times, layers 2 to 4 three times each, for 8 tokens.
+    assert layers_a_token(written, 1.0) == (9 * 1 + 3 * 3) / 8
+
+
+# ---------------------------------------------------------------------------------------------- kept texts
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_texts_survive_the_store(model, drafts):
+    prompts = prompts_of().texts
+    if drafts:
+        written = generate_speculatively(model, prompts, draft_layer=2, max_new_tokens=5)
+    else:
+        written = TokenStatic().generate(model, prompts, 2.0, max_new_tokens=5)
+    read = from_tensors(to_tensors(written), model)
+    assert equal(read, written)
+    assert type(read) is type(written)
+    assert (read.ended_by, read.prompt_tokens) == (written.ended_by, written.prompt_tokens)
+    assert (read.prefill_seconds, read.decode_seconds) == (written.prefill_seconds, written.decode_seconds)
+
+
+def test_texts_are_decoded_once_for_what_they_depend_on(model, tmp_path: Path, monkeypatch):
+    asked = []
+    decode = TokenStatic.generate
+
+    def counted(self, model, prompts, knob, **options):
+        asked.append(knob)
+        return decode(self, model, prompts, knob, **options)
+
+    monkeypatch.setattr(TokenStatic, "generate", counted)
+    prompts = prompts_of()
+    first = decoder_of(model, store=tmp_path).at(2.0, prompts)
+    assert equal(decoder_of(model, store=tmp_path).at(2.0, prompts), first)
+    assert asked == [2.0]
+    decoder_of(model, store=tmp_path).at(3.0, prompts)
+    decoder_of(model, store=tmp_path, tokens=5).at(2.0, prompts)
+    decoder_of(model, store=tmp_path).at(2.0, prompts_of(seed=1))
+    assert asked == [2.0, 3.0, 2.0, 2.0]
+
+
+def test_full_texts_are_shared_by_methods_on_one_backbone(model, tmp_path: Path, monkeypatch):
+    prompts = prompts_of()
+    full = decoder_of(model, store=tmp_path).full(prompts)
+    monkeypatch.setattr(generation_decoding, "generate", lambda *_, **__: pytest.fail("decoded again"))
+    assert equal(decoder_of(model, TokenFull(), store=tmp_path).full(prompts), full)
+
+
+# ---------------------------------------------------------------------------------------------- counts and scores
+
+
+def test_exit_layers_by_position_and_in_all():
+    written = Generations(
+        texts=["", "", ""],
+        tokens=[torch.zeros(n, dtype=torch.long) for n in (1, 3, 2)],
+        exit_layers=[torch.tensor([4]), torch.tensor([4, 1, 3]), torch.tensor([4, 2])],
+        late_layers=[torch.zeros(n, dtype=torch.long) for n in (1, 3, 2)],
+        ended_by=["eos"] * 3,
+        prompt_tokens=[1, 1, 1],
+        prefill_seconds=0.0,
+        decode_seconds=0.0,
+    )
+    assert layers_by_position(written) == ([1.5, 3.0], [2, 1])
+    assert exit_histogram(written, 4) == [1, 1, 1, 0]
+
+
+def test_texts_are_scored_against_references_and_the_full_model(model):
+    prompts = prompts_of(2)
+    full = generate(model, prompts.texts, NeverExit(), max_new_tokens=6)
+    scores = score_generations(full, full, [full.texts[0], "nothing like it"], ["rougeL", "rouge1"])
+    assert scores.reference["rougeL"].tolist() == [1.0, 0.0]
+    assert scores.full_text.tolist() == scores.match.tolist() == [1.0, 1.0]
+
+
+def test_intervals_hold_the_mean_and_are_reproducible():
+    values = np.linspace(0, 1, 30)
+    mean = mean_with_interval(values, resamples=200, seed=0)
+    assert mean.value == pytest.approx(0.5)
+    assert mean.interval[0] < mean.value < mean.interval[1]
+    assert mean == mean_with_interval(values, resamples=200, seed=0)
+    assert mean_with_interval(np.ones(3), resamples=200, seed=0).interval == (1.0, 1.0)
+
+
+def test_only_lambdas_can_be_calibrated(model):
+    with pytest.raises(UserError, match="token-static cannot be calibrated: its knob is"):
+        study_calibration(decoder_of(model), prompts_of(), StudySpec())
+
+
+# ---------------------------------------------------------------------------------------------- the clock
+
+
+def test_stock_generate_is_timed_on_the_tokens_that_it_writes(model):
+    rows = model.encode(random_prompts(3, seed=5))
+    full = generate(model, random_prompts(3, seed=5), NeverExit(), max_new_tokens=7)
+    times = stock_times(model, rows, 7)
+    assert times.decoded_tokens == full.decoded_tokens
+    assert times.prefill > 0
+    assert times.decoding > 0
+    assert times.average_layers == 4
+
+
+def test_rounds_are_interleaved_over_batch_sizes_and_contenders():
+    calls: list[tuple[str, int]] = []
+
+    def contender(name: str) -> Callable:
+        def decode(batch):
+            calls.append((name, len(batch)))
+            return DecodingTimes(0.1, 0.2, 3 * len(batch), 2.0)
+
+        return decode
+
+    protocol = DecodingTimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=0)
+    taken = time_decoding([contender("a"), contender("b")], ["x", "y", "z"], protocol)
+    a_round = [("a", 1)] * 3 + [("b", 1)] * 3 + [("a", 2), ("a", 1), ("b", 2), ("b", 1)]
+    assert calls[:10] == a_round
+    assert calls[10] == ("b", 1), "the order rotates"
+    assert [[times.decoded_tokens for times in batches] for batches in taken[1][2]] == [[6, 3]] * 3
+
+
+def test_models_on_one_backbone_share_it(model, tmp_path: Path):
+    folders = []
+    for number in range(2):
+        model.save_pretrained(tmp_path / str(number))
+        folders.append(tmp_path / str(number))
+    first, second = load_models(folders, torch.device("cpu"))
+    assert first.backbone is second.backbone
+    prompts = random_prompts(2)
+    written = [generate(m, prompts, TokenStatic().rule(m, 2.0), max_new_tokens=5) for m in (first, second, model)]
+    assert equal(written[0], written[2])
+    assert equal(written[1], written[2])
+    (tmp_path / "1" / "multi_exit_decoder.json").write_text("{")
+    with pytest.raises(UserError):
+        load_models(folders, torch.device("cpu"))
+    assert (tmp_path / "1.damaged-1").is_dir()

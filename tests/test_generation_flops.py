@@ -1,0 +1,120 @@
+"""Operations of decoding against closed formulas of the architecture, and against torch's counter on a whole pass."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import random_prompts
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.harness.generation_flops import DecodingFlops
+from consistentee.decoder import MultiExitDecoder
+from consistentee.exits import ExitRule, NeverExit, ThresholdRule, margin
+from consistentee.generation import Generations, generate
+from consistentee.speculation import generate_speculatively
+
+WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 48, 4, 2, 8, 4
+RANK = 16
+
+
+@pytest.fixture(scope="module")
+def model(tiny_decoder: Callable[..., MultiExitDecoder]) -> MultiExitDecoder:
+    return tiny_decoder("llama")
+
+
+@pytest.fixture(scope="module")
+def flops(model: MultiExitDecoder) -> DecodingFlops:
+    return DecodingFlops(model)
+
+
+class LeaveAt(ExitRule):
+    """Leave after the first layer at even steps, after the third at odd ones; nothing is read."""
+
+    def should_exit(self, view, state):
+        return torch.full((view.rows,), view.layer >= (1 if view.step % 2 == 0 else 3))
+
+
+def layer_formula(columns: int) -> int:
+    """Return the operations of a Llama layer on one token that attends to so many columns."""
+    attention = 2 * WIDTH * HEADS * HEAD_DIM * 2 + 2 * WIDTH * KV_HEADS * HEAD_DIM * 2
+    scores = 2 * 2 * HEADS * HEAD_DIM * columns
+    return attention + scores + 3 * 2 * WIDTH * INNER
+
+
+def exit_formula(model: MultiExitDecoder, layer: int) -> int:
+    """Return the operations of an exit: the LM head, and a low-rank adapter below the last layer."""
+    head = 2 * WIDTH * model.stepper.vocabulary
+    return head + (0 if layer == LAYERS else 2 * 2 * WIDTH * RANK)
+
+
+def test_layers_and_exits_cost_what_the_formula_says(model, flops):
+    for columns in (1, 3, 17):
+        assert [layer(1, columns) for layer in flops.layers] == [layer_formula(columns)] * LAYERS
+    assert flops.filling == [2 * 2 * WIDTH * KV_HEADS * HEAD_DIM] * LAYERS
+    asked = flops.exit_cost(ThresholdRule(margin, 0.5, "above"), step=1)
+    assert asked.reading == {layer: exit_formula(model, layer) if layer < LAYERS else 0 for layer in range(1, 5)}
+    assert asked.answering == {1: 0, 2: 0, 3: 0, LAYERS: exit_formula(model, LAYERS)}
+    unasked = flops.exit_cost(NeverExit(), step=1)
+    assert set(unasked.reading.values()) == {0}
+    assert unasked.answering == {layer: exit_formula(model, layer) for layer in range(1, 5)}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_prefill_is_what_the_counter_says_of_a_whole_pass(tiny_decoder, family):
+    model = tiny_decoder(family)
+    model.backbone.set_attn_implementation("eager")
+    tokens = torch.arange(4, 11).unsqueeze(0)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.backbone(tokens, use_cache=False, logits_to_keep=1)
+    assert DecodingFlops(model).prefill([7]) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("kv", ["propagate", "exact"])
+def test_decoding_adds_up_layers_exits_and_late_keys_and_values(model, flops, kv):
+    written = generate(model, random_prompts(3, seed=1), LeaveAt(), max_new_tokens=6, kv=kv)
+    expected = 0
+    for prompt, exits, late in zip(written.prompt_tokens, written.exit_layers, written.late_layers, strict=True):
+        for step in range(1, len(exits)):
+            left, filled = int(exits[step]), int(late[step])
+            expected += left * layer_formula(prompt + step) + exit_formula(model, left)
+            a_fill = 2 * 2 * WIDTH * KV_HEADS * HEAD_DIM if kv == "propagate" else layer_formula(prompt + step)
+            expected += filled * a_fill
+    assert flops.decoding(written, LeaveAt(), kv) == expected
+    assert any(int(late.sum()) for late in written.late_layers)
+
+
+def test_never_exiting_costs_full_depth_and_exiting_costs_less(model, flops):
+    prompts = random_prompts(3, seed=2)
+    full = generate(model, prompts, NeverExit(), max_new_tokens=5)
+    assert flops.decoding(full, NeverExit(), "propagate") == flops.full_decoding(full)
+    early = generate(model, prompts, LeaveAt(), max_new_tokens=5)
+    assert flops.decoding(early, LeaveAt(), "propagate") < flops.full_decoding(early)
+
+
+def test_rule_that_reads_less_at_some_steps_is_counted_step_by_step(model, flops):
+    class LateReader(ThresholdRule):
+        def should_exit(self, view, state):
+            if view.step < 3:
+                return torch.zeros(view.rows, dtype=torch.bool)
+            return super().should_exit(view, state)
+
+    rule = LateReader(margin, 2.0, "above")  # no margin is above 2
+    written = generate(model, random_prompts(1, seed=3), rule, max_new_tokens=6)
+    extra = flops.decoding(written, rule, "propagate") - flops.full_decoding(written)
+    steps_that_read = max(len(written.tokens[0]) - 3, 0)
+    assert extra == steps_that_read * sum(exit_formula(model, layer) for layer in (1, 2, 3))
+
+
+def test_drafts_cost_all_layers_whether_accepted_or_not(model, flops):
+    written = generate_speculatively(model, random_prompts(2, seed=4), draft_layer=2, max_new_tokens=6)
+    read = sum(written.drafted) + sum(written.passes)
+    least = read * LAYERS * layer_formula(1) + sum(written.drafted) * exit_formula(model, 2)
+    assert flops.speculating(written, 2) > least
+    with pytest.raises(TypeError, match="speculating"):
+        flops.decoding(written, NeverExit(), "propagate")
+
+
+def test_texts_of_one_token_cost_nothing_to_decode(model, flops):
+    written = generate(model, random_prompts(2), NeverExit(), max_new_tokens=1)
+    assert isinstance(written, Generations)
+    assert flops.decoding(written, NeverExit(), "propagate") == flops.full_decoding(written) == 0

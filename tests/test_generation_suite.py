@@ -1,0 +1,247 @@
+"""A run of a suite of generation: what is done is kept, what is missing is computed, and everything can be shown."""
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_generation_suite import METHODS, GenerationBench
+from small_suite import wait_until
+
+from benchmarks import analysis
+from benchmarks.harness import fingerprint, schedulers
+from benchmarks.harness.forecast import plan_lines
+from benchmarks.harness.spec import Filters, load_suite
+from benchmarks.harness.storage import RECORD_FILE, TIMING_FILE, read_predictions
+from benchmarks.harness.sweep import run_suite
+from consistentee.errors import UserError
+
+METHOD = """
+from dataclasses import dataclass
+from baselines.token_references import TokenFull
+
+@dataclass(frozen=True)
+class Mine(TokenFull):
+    def fit(self, model, task, recipe):
+        {statement}
+        return super().fit(model, task, recipe)
+"""
+
+
+def write_method(folder: Path, statement: str) -> Path:
+    path = folder / "mine.py"
+    path.write_text(METHOD.format(statement=statement))
+    for cached in (fingerprint.code_fingerprint, fingerprint._tree_of, fingerprint._code_hash):
+        cached.cache_clear()
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished_once(
+    tmp_path_factory: pytest.TempPathFactory, tiny_decoder_backbone: Callable[..., Path]
+) -> GenerationBench:
+    bench = GenerationBench(tmp_path_factory.mktemp("finished"), tiny_decoder_backbone("llama"))
+    bench.outcome = bench.run()
+    return bench
+
+
+@pytest.fixture
+def finished(finished_once: GenerationBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GenerationBench:
+    """A bench whose suite has run: a copy of its results, so that every test may spoil them."""
+    monkeypatch.setattr(analysis, "report_files", lambda out: None)
+    bench = copy.copy(finished_once)
+    bench.out = tmp_path / "out"
+    shutil.copytree(finished_once.out, bench.out)
+    return bench
+
+
+def test_whole_run(finished_once):
+    bench, outcome = finished_once, finished_once.outcome
+    assert (outcome.finished, outcome.computed, outcome.failed, outcome.refused) == (4, 4, (), ())
+    written = {path.name for path in bench.out.iterdir()}
+    assert {"table.md", "table.csv", "curves-toy-text.png", "curves-toy-text.pdf", "suite.yaml"} <= written
+    _, (timing,), faults = bench.read()
+    assert faults == []
+    assert timing.contenders[0].label == "stock generate"
+    assert {contender.label for contender in timing.contenders} == {"stock generate", *METHODS}
+    assert [sample.batch_size for sample in timing.contenders[0].samples] == [1, 4]
+    assert str(bench.folder) not in "".join(path.read_text() for path in bench.out.rglob(RECORD_FILE))
+    assert bench.leftovers() == []
+
+
+def test_full_model_is_matched_and_priced_as_itself(finished_once):
+    record = finished_once.records()["token-full"]
+    (point,) = record.operating_points
+    assert point.average_layers == record.num_layers == 4
+    assert point.token_match.value == point.full_text_score.value == 1.0
+    assert point.decode_flops == point.full_decode_flops > 0
+    assert point.scores == record.full_scores
+    assert point.exit_histogram == [0, 0, 0, point.decoded_tokens]
+
+
+def test_static_points_are_decoded_where_the_budget_says(finished_once):
+    record = finished_once.records()["token-static"]
+    by_reason = {reason: point for point in record.operating_points for reason in point.chosen_for.split(", ")}
+    assert by_reason["budget 0.33"].average_layers == 1.0
+    assert by_reason["budget 0.50"].average_layers <= 2.0
+    cheapest = by_reason["budget 0.33"]
+    assert cheapest.exit_histogram == [cheapest.decoded_tokens, 0, 0, 0]
+    assert set(cheapest.layers_by_position) == {1.0}
+    assert cheapest.decode_flops < cheapest.full_decode_flops
+
+
+def test_rows_of_the_table_add_up_to_the_record(finished_once):
+    bench = finished_once
+    for label, record in bench.records().items():
+        table = read_predictions(bench.folder_of(label))
+        assert list(table["row"]) == list(range(6))
+        assert table["truncated"].sum() == record.truncated_prompts > 0
+        assert table["prompt_tokens"].max() <= record.max_prompt_tokens
+        for number, point in enumerate(record.operating_points):
+            tokens, exits = table[f"tokens_{number}"], table[f"exit_layers_{number}"]
+            assert tokens.map(len).sum() == point.new_tokens
+            assert point.average_layers == pytest.approx(np.concatenate([layers[1:] for layers in exits]).mean())
+            assert table[f"match_{number}"].mean() == pytest.approx(point.token_match.value)
+            assert table[f"rougeL_{number}"].mean() == pytest.approx(point.scores["rougeL"].value)
+
+
+def test_methods_that_draft_are_counted_in_layer_calls(finished_once):
+    (point,) = finished_once.records()["layerskip"].operating_points
+    assert point.token_match.value == 1.0
+    drafts, knob = point.speculation, point.knob
+    if drafts is None:  # nothing is drafted at full depth
+        assert knob == 4
+    else:
+        calls = (drafts.drafted + drafts.passes) * knob + drafts.passes * (4 - knob)
+        assert point.average_layers == pytest.approx(calls / point.decoded_tokens)
+        assert point.decode_flops > 0
+
+
+def test_calibration_is_studied_where_the_suite_says(finished_once):
+    records = finished_once.records()
+    assert records["token-full"].calibration is None
+    found = records["calm-tokens-softmax"].calibration
+    assert found.prompts == 12
+    assert (found.lambdas[0], found.lambdas[-1]) == (1.0, 0.0)
+    assert found.average_layers[-1] < 2  # at lambda 0 the threshold still falls along the text
+    assert found.average_layers == sorted(found.average_layers, reverse=True)
+    assert [(result.loss, result.delta, result.splits) for result in found.results] == [("textual", 0.3, 5)]
+    losses = pd.read_parquet(finished_once.folder_of("calm-tokens-softmax") / "calibration.parquet")
+    assert losses.groupby("lambda")["textual"].mean().to_list()[::-1] == pytest.approx(found.mean_textual)
+
+
+def test_cells_may_train_on_another_task(finished_once):
+    assert {(r.task, r.train_task) for r in finished_once.records().values()} == {("toy-text", "other-text")}
+
+
+def test_second_run_writes_nothing_and_loads_no_torch(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.out.rglob("*.json")}
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from benchmarks.harness.spec import load_suite\nfrom benchmarks.harness.sweep import run_suite\n"
+        f"outcome = run_suite(load_suite({str(finished.suite_file)!r}), out=Path({str(finished.out)!r}))\n"
+        "assert (outcome.finished, outcome.computed) == (4, 0)\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert {path: path.stat().st_mtime_ns for path in finished.out.rglob("*.json")} == before
+
+
+def planned(bench: GenerationBench, **changes: object) -> list[str]:
+    """Return the plan of a run, which changes nothing."""
+    return plan_lines(load_suite(bench.write(**changes)), out=bench.out)
+
+
+def test_changed_settings_and_rows_make_results_stale(finished):
+    assert sum(line.startswith("done") for line in planned(finished)) == len(METHODS)
+    assert sum(line.startswith("to run") for line in planned(finished, max_new_tokens=4)) == len(METHODS)
+    data = next(finished.folder.glob("toy-text-test.jsonl"))
+    text = data.read_text()
+    try:
+        data.write_text(text.replace("ba", "be"))
+        lines = planned(finished)
+    finally:
+        data.write_text(text)
+    assert sum(line.startswith("to run") for line in lines) == len(METHODS)
+    assert sum("is stale (made from other data, code, settings or libraries)" in line for line in lines) == len(METHODS)
+
+
+def test_lost_model_is_made_again_only_if_a_timing_needs_it(finished):
+    key = finished.records()["token-full"].key
+    weights = finished.out / "artifacts" / "models" / key / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size // 2)
+    assert not any(line.startswith("to run") for line in planned(finished))
+    next(finished.out.rglob(TIMING_FILE)).unlink()
+    (line,) = [line for line in planned(finished) if line.startswith("to run")]
+    assert "token-full" in line
+
+
+def test_damaged_record_and_lost_timing_are_made_again(finished):
+    before = finished.results()
+    os.truncate(finished.folder_of("token-static") / RECORD_FILE, 200)
+    next(finished.out.rglob(TIMING_FILE)).write_text("{")
+    outcome = finished.run()
+    assert (outcome.finished, outcome.computed) == (4, 1)
+    assert "is damaged" in finished.said
+    assert finished.results() == before
+    assert len(finished.read()[1]) == 1
+
+
+def test_suite_of_the_other_kind_keeps_out_of_the_folder(finished):
+    with pytest.raises(UserError, match="holds results of generation, suite 'quick' is classification"):
+        run_suite(load_suite("quick"), out=finished.out)
+
+
+@pytest.fixture
+def bench(
+    tmp_path: Path, tiny_decoder_backbone: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> GenerationBench:
+    """A bench without tables and figures, which take most of the time."""
+    monkeypatch.setattr(analysis, "report_files", lambda out: None)
+    return GenerationBench(tmp_path, tiny_decoder_backbone("llama"))
+
+
+def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
+    bench.write()
+    process = bench.start()
+    wait_until(lambda: bench.finished_cells() or process.poll() is not None)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = len(bench.finished_cells())
+    outcome = bench.run()
+    assert (outcome.finished, outcome.computed) == (4, 4 - done)
+    assert bench.results() == finished_once.results()
+    assert bench.leftovers() == []
+
+
+def test_killed_cell_is_a_failure_and_the_others_run(bench):
+    method = write_method(bench.folder, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    filters = Filters(methods=[f"{method}:Mine", "token-full"])
+    outcome = bench.run(filters)
+    assert outcome.finished == 1
+    assert "its process was ended by signal SIGKILL" in outcome.failed[0]
+    assert bench.run(filters).computed == 0
+    write_method(bench.folder, "pass")
+    assert bench.run(filters).finished == 2
+
+
+def test_method_of_classification_is_refused(bench, monkeypatch):
+    monkeypatch.setattr(schedulers, "execute", lambda *_: pytest.fail("a cell was computed"))
+    method = bench.folder / "mine.py"
+    method.write_text("from baselines.references import Full\n\nclass Mine(Full):\n    ...\n")
+    outcome = bench.run(Filters(methods=[f"{method}:Mine"]))
+    assert "Mine is a method of classification" in outcome.refused[0]
+
+
+def test_environment_is_written(finished_once):
+    described = json.loads((finished_once.out / "environment.json").read_text())
+    assert "consistentee" in described["environment"]["libraries"]
