@@ -12,7 +12,8 @@ from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
-from consistentee.method import Method, available_methods, method_class_of
+from consistentee.method import TOKEN_ENTRY_POINT_GROUP, Method, available_methods, method_class_of
+from consistentee.token_method import TokenMethod
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,6 +55,11 @@ def listed_methods(places: Sequence[str] = ()) -> list[ListedMethod]:
     return listed
 
 
+def listed_token_methods() -> list[ListedMethod]:
+    """Return all registered methods of generation, where tokens leave early."""
+    return [_listed(name) for name in sorted(available_methods(TOKEN_ENTRY_POINT_GROUP))]
+
+
 def _listed(name: str) -> ListedMethod:
     try:
         return ListedMethod(name, method_class_of(name))
@@ -86,13 +92,14 @@ def _table(title: str, *headings: str) -> "Table":
 
 
 def _methods(places: Sequence[str]) -> "Table":
-    table = _table("Methods", "name", "knob", "regression", "source")
-    for listed in listed_methods(places):
+    table = _table("Methods", "name", "kind", "knob", "regression", "source")
+    for listed in [*listed_methods(places), *listed_token_methods()]:
         if listed.method is None:
-            add_row(table, listed.name, "unavailable", "", listed.reason)
+            add_row(table, listed.name, "unavailable", "", "", listed.reason)
         else:
             regression = "yes" if listed.method.supports_regression else "no"
-            add_row(table, listed.name, listed.method.knob.name, regression, listed.method.paper)
+            kind = "generation" if issubclass(listed.method, TokenMethod) else "classification"
+            add_row(table, listed.name, kind, listed.method.knob.name, regression, listed.method.paper)
     return table
 
 
@@ -124,10 +131,10 @@ def _cached(shipment: Shipment) -> str:
 
 
 def _suites() -> "Table":
-    table = _table("Suites", "name", "what it runs", "cost")
+    table = _table("Suites", "name", "kind", "what it runs", "cost")
     for name in list_suites():
         suite = load_suite(name)
-        add_row(table, name, suite.description, suite.cost)
+        add_row(table, name, suite.kind, suite.description, suite.cost)
     return table
 
 
