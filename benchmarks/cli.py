@@ -19,7 +19,7 @@ _SEVERAL_VALUES = {
     "table": {"--methods"},
     "plot": {"--methods"},
     "check-method": {"--families", "--param"},
-    "train": {"--param"},
+    "train": {"--param", "--recipe"},
 }
 """Options that take all the words after them, up to the next option."""
 
@@ -124,7 +124,7 @@ def parsed_seeds(values: Sequence[str] | None) -> list[int] | None:
         raise UserError(f"--seeds takes whole numbers: {error}") from error
 
 
-def parsed_parameters(values: Sequence[str] | None) -> dict[str, Any]:
+def parsed_parameters(values: Sequence[str] | None, option: str = "--param") -> dict[str, Any]:
     """Turn ``key=value`` pairs into parameters; values are read as YAML, so ``0.05`` is a number and ``true`` a bool.
 
     Raises UserError for anything else.
@@ -135,11 +135,11 @@ def parsed_parameters(values: Sequence[str] | None) -> dict[str, Any]:
     for pair in values or []:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise UserError(f"--param takes key=value, got {pair!r}")
+            raise UserError(f"{option} takes key=value, got {pair!r}")
         try:
             parameters[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UserError(f"--param {key}: {value!r} is not a value") from error
+            raise UserError(f"{option} {key}: {value!r} is not a value") from error
     return parameters
 
 
@@ -382,6 +382,7 @@ def report(results: ResultsArgument) -> None:
         "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
         "consistentee train mcid --method consistentee --param alpha=0.1 --epochs 6 --data DATA --out my-model",
         "consistentee train my-task.yaml --method mine.py:MyMethod --out my-model",
+        "consistentee train alpaca --method consistentee-tokens --recipe exit_steps=600 --data DATA --out my-decoder",
     )
 )
 def train(
@@ -389,9 +390,25 @@ def train(
     *,
     method: Annotated[str, typer.Option("--method", help="A method's name, or file.py:Class.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the trained model.")],
-    backbone: Annotated[str, typer.Option("--backbone", help="Catalogue name, directory or hub id.")] = "minilm-l6",
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            help="Catalogue name, directory or hub id.",
+            show_default="minilm-l6, for tasks of texts smollm2-135m",
+        ),
+    ] = None,
     param: Annotated[
         list[str] | None, typer.Option("--param", metavar="KEY=VALUE ...", help="Parameters of the method.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--recipe",
+            metavar="KEY=VALUE ...",
+            help="How to train on a task of texts: exit_steps, trains, ... For such tasks, of the options below only "
+            "--max-rows and --seed count.",
+        ),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 3,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
@@ -402,7 +419,26 @@ def train(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     data: DataOption = None,
 ) -> None:
-    """Train one method on one task, choose its knob on validation data, and save the model for predict."""
+    """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
+    from benchmarks.tasks.loader import task_kind
+
+    if task_kind(task) == "text":
+        from benchmarks.single_decoder import train_decoder
+
+        report = train_decoder(
+            task,
+            method,
+            parsed_parameters(param),
+            backbone=backbone or "smollm2-135m",
+            out=out,
+            recipe=parsed_parameters(recipe, "--recipe") | ({} if max_rows is None else {"max_rows": max_rows}),
+            seed=seed,
+            data_dir=_existing(data),
+        )
+        output_console().print(report)
+        return
+    if recipe:
+        raise UserError("--recipe is for tasks of texts; a classification takes --epochs, --batch-size, ...")
     from benchmarks.single_model import RecipeOptions, train_model
 
     options = RecipeOptions(
@@ -415,7 +451,13 @@ def train(
         seed=seed,
     )
     report = train_model(
-        task, method, parsed_parameters(param), backbone=backbone, out=out, options=options, data_dir=_existing(data)
+        task,
+        method,
+        parsed_parameters(param),
+        backbone=backbone or "minilm-l6",
+        out=out,
+        options=options,
+        data_dir=_existing(data),
     )
     output_console().print(report)
 
@@ -439,6 +481,39 @@ def predict(
     from benchmarks.single_model import predict_texts, rows_of
 
     output_console().print(predict_texts(model, rows_of(texts, pair), knob))
+
+
+@app.command(
+    epilog=_examples(
+        'consistentee generate my-decoder "The committee decided that"',
+        'consistentee generate my-decoder --knob 0.8 --max-new-tokens 40 "Once upon a time" | tr " " "\\n"',
+    )
+)
+def generate(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of texts.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to go on from, as they are.")],
+    *,
+    knob: Annotated[
+        float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=0, help="Of each text.", show_default="as in training")
+    ] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            "--kv",
+            metavar="propagate|exact",
+            help="How layers that a token skipped get its keys and values.",
+            show_default="the method's",
+        ),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="token/12 instead of colours.")] = False,
+) -> None:
+    """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
+    from benchmarks.single_decoder import write_texts
+
+    write_texts(model, prompts, knob=knob, max_new_tokens=max_new_tokens, kv=kv, plain=plain)
 
 
 @app.command(
