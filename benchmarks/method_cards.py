@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import AutoModel, BertConfig
 
 from benchmarks.contract.case import described, fitted
+from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
-from benchmarks.contract.watching import BrokenContractError, WatchedRule
+from benchmarks.contract.watching import WatchedRule
 from benchmarks.inventory import listed_methods
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.classification import classify

@@ -16,7 +16,7 @@ from benchmarks.cli import app
 from benchmarks.contract import encoder_checks
 from benchmarks.contract.backbone_run import BackboneCheck, BackboneReport, check_backbone, report_table, run_checks
 from benchmarks.contract.encoder_candidate import EncoderCandidate
-from benchmarks.contract.watching import BrokenContractError
+from benchmarks.contract.faults import BrokenContractError
 from consistentee.backbones.catalog import resolve
 from consistentee.backbones.encoders import BertStepper, EncoderStepper, RobertaStepper
 

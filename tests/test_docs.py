@@ -16,8 +16,8 @@ from benchmarks.analysis.plots import curve_on_test, styles
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.tables import write_table
 from benchmarks.cli import app
+from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, BrokenContractError
 from benchmarks.contract.run import check_method, fault_lines
-from benchmarks.contract.watching import FIT_SECTION, KNOB_SECTION, STATE_SECTION, BrokenContractError
 from benchmarks.harness import spec
 from benchmarks.harness.spec import RecipeSpec, TimingSpec
 from benchmarks.new_method import write_method

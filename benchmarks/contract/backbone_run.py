@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from rich.progress import track
 
 from benchmarks.contract.case import described
-from benchmarks.contract.watching import BrokenContractError
+from benchmarks.contract.faults import BrokenContractError
 from benchmarks.terminal import add_columns, add_row, plain_table
 
 if TYPE_CHECKING:

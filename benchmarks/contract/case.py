@@ -13,8 +13,9 @@ from accelerate.utils import set_seed
 from torch import Tensor
 
 import consistentee
+from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, BrokenContractError, state_breaks
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
-from benchmarks.contract.watching import FIT_SECTION, KNOB_SECTION, BrokenContractError, WatchedRule, state_breaks
+from benchmarks.contract.watching import WatchedRule
 from consistentee.classification import Predictions, classify
 from consistentee.data import Split, TaskData, Text
 from consistentee.errors import UserError
@@ -52,9 +53,7 @@ class Case:
         places = torch.arange(len(values), dtype=torch.float)
         with suppress(Exception):  # a rule that cannot be replayed: another check says so
             places = sweep([self.rule(value) for value in values], self.trace).float().mean(dim=1)
-        wanted = torch.linspace(float(places.min()), float(places.max()), _KNOBS)
-        nearest = (places.unsqueeze(0) - wanted.unsqueeze(1)).abs().argmin(dim=1).tolist()
-        return [values[i] for i in sorted({0, *nearest, len(values) - 1})]
+        return spread_over(values, places, _KNOBS)
 
     def rule(self, knob: float) -> ExitRule:
         """Return a fresh rule."""
@@ -80,7 +79,7 @@ class Case:
         except BrokenContractError:
             raise
         except Exception as error:  # a user's rule may fail in any way at all
-            raise _rule_failed(watched, knob, self.model.num_layers, error) from error
+            raise rule_failed(watched, knob, self.model.num_layers, error) from error
 
     def alone(self, knob: float) -> Predictions:
         """Classify every text without neighbours; computed once a knob."""
@@ -135,6 +134,13 @@ def rows_of(trace: Trace, rows: Sequence[int]) -> Trace:
     return replace(trace, **{name: cut(getattr(trace, name)) for name in names}, _views={})
 
 
+def spread_over(values: Sequence[float], places: Tensor, count: int) -> list[float]:
+    """Return some of the values, both ends included, whose places [values] are spread evenly."""
+    wanted = torch.linspace(float(places.min()), float(places.max()), count)
+    nearest = (places.unsqueeze(0) - wanted.unsqueeze(1)).abs().argmin(dim=1).tolist()
+    return [values[i] for i in sorted({0, *nearest, len(values) - 1})]
+
+
 def described(error: BaseException) -> str:
     """Say what was raised, and where in the author's own code: the last line outside of the library and torch."""
     sentence = " ".join(str(error).split())
@@ -144,7 +150,8 @@ def described(error: BaseException) -> str:
     return f"{what} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else what
 
 
-def _rule_failed(watched: WatchedRule, knob: float, layers: int, error: Exception) -> BrokenContractError:
+def rule_failed(watched: WatchedRule, knob: float, layers: int, error: Exception) -> BrokenContractError:
+    """Say how and where a watched rule failed: because rows had left, or in any case."""
     left = watched.rows_at_start - watched.rows_now
     if watched.layer and left:
         gone = f"{left} of {watched.rows_at_start} rows have left"

@@ -10,23 +10,25 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.contract.case import ROWS, Case, described, fitted, rows_of, train_case
-from benchmarks.contract.reference import counted_work, reference_logits, reported_work
-from benchmarks.contract.tiny_models import make_task
-from benchmarks.contract.watching import (
+from benchmarks.contract.faults import (
+    COUNTS_FROM_0,
     FIT_SECTION,
     KNOB_SECTION,
-    STATE_SECTION,
     BrokenContractError,
-    WatchedRule,
-    attributes_of,
-    modules_of_later_layers,
+    carries_over,
+    check_order,
+    looks_at_neighbours,
     state_breaks,
 )
+from benchmarks.contract.reference import counted_work, reference_logits, reported_work
+from benchmarks.contract.tiny_models import make_task
+from benchmarks.contract.watching import WatchedRule, attributes_of, modules_by_layer, modules_of_later_layers
 from consistentee.classification import classify, classify_encoded
 from consistentee.errors import UserError
 from consistentee.exits import NeverExit
@@ -35,7 +37,6 @@ from consistentee.trace import record_trace, replay, sweep
 
 _CLOSE = 1e-4
 _LONG_TEXT = "w1 " * 60
-_COUNTS_FROM_0 = "the rule or its knob counts layers from 0"
 
 
 def never_exit_is_the_stock_model(case: Case) -> None:
@@ -84,7 +85,7 @@ def why_exits_differ(case: Case, knob: float) -> BrokenContractError:
     together = case.replayed(knob)
     alone = torch.cat([case.replayed(knob, rows_of(case.trace, [row])) for row in range(ROWS)])
     if (row := _first_difference(alone, together)) is not None:
-        return _looks_at_neighbours(row, int(alone[row]), int(together[row]), knob, "beside other rows")
+        return looks_at_neighbours(f"row {row + 1}", alone[row], together[row], knob, "beside other rows")
     if (memory := _memory_between_batches(case, knob)) is not None:
         return memory
     live_alone, live_together = case.alone(knob).exit_layers, case.live(knob, batch_size=ROWS).exit_layers
@@ -103,27 +104,13 @@ def why_exits_differ(case: Case, knob: float) -> BrokenContractError:
     )
 
 
-def _looks_at_neighbours(row: int, alone: int, together: int, knob: float, company: str) -> BrokenContractError:
-    return BrokenContractError(
-        "the rule looks at its batch neighbours",
-        f"row {row + 1} exits at layer {alone} alone but at layer {together} {company} (knob {knob:g})",
-        "Decide each row from that row alone: reduce over the last dimension, not the first, and leave padding out",
-    )
-
-
 def _memory_between_batches(case: Case, knob: float) -> BrokenContractError | None:
     rule = case.rule(knob)
     before, first = attributes_of(rule), replay(rule, case.trace)
     after, again = attributes_of(rule), replay(rule, case.trace)
     if torch.equal(first, again):
         return None
-    changed = [f"self.{name}" for name in after if after[name] != before.get(name)]
-    return BrokenContractError(
-        "the rule carries something over from batch to batch",
-        f"the same rows get other exits when it is used again (knob {knob:g}); {', '.join(changed) or 'it'} changed",
-        "What a rule remembers must lie in `state`, which begins anew with start()",
-        STATE_SECTION,
-    )
+    return carries_over(knob, before, after)
 
 
 def _first_difference(first: Tensor, second: Tensor) -> int | None:
@@ -140,16 +127,16 @@ def a_rows_fate_is_its_own(case: Case) -> None:
             exits = int(alone.exit_layers[row]), int(together.exit_layers[row])
             if _agrees_while_nobody_leaves(case, knob, row):
                 raise why_exits_differ(case, knob)
-            raise _looks_at_neighbours(row, *exits, knob, "beside other rows")
+            raise looks_at_neighbours(f"row {row + 1}", *exits, knob, "beside other rows")
         shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)).tolist()
         moved = case.live(knob, [case.texts[i] for i in shuffled], batch_size=7, sort_by_length=False)
         if (place := _first_difference(moved.exit_layers, alone.exit_layers[shuffled])) is not None:
             exits = int(alone.exit_layers[shuffled[place]]), int(moved.exit_layers[place])
-            raise _looks_at_neighbours(shuffled[place], *exits, knob, "in another order of the rows")
+            raise looks_at_neighbours(f"row {shuffled[place] + 1}", *exits, knob, "in another order of the rows")
         padded = case.live(knob, [case.texts[3], _LONG_TEXT], batch_size=2)
         if padded.exit_layers[0] != alone.exit_layers[3]:
             exits = int(alone.exit_layers[3]), int(padded.exit_layers[0])
-            raise _looks_at_neighbours(3, *exits, knob, "beside a longer row")
+            raise looks_at_neighbours("row 4", *exits, knob, "beside a longer row")
         if not torch.allclose(padded.logits[0], alone.logits[3], rtol=_CLOSE, atol=_CLOSE):
             raise BrokenContractError(
                 "a row's answer depends on padding", f"row 4 gets other logits beside a longer row (knob {knob:g})"
@@ -182,11 +169,11 @@ def layers_count_from_one(case: Case) -> None:
     """At layer t, counted from 1, a rule uses no classifier, pooler or head of a later layer."""
     knob = case.knobs[-1]
     watched = WatchedRule(case.rule(knob))
-    with modules_of_later_layers(case.model, watched) as later:
+    with modules_of_later_layers(modules_by_layer(case.model), watched) as later:
         case.live(knob, watched=watched)
     if later:
         advice = "Layers count from 1, lists from 0: what belongs to view.layer stands at view.layer - 1"
-        raise BrokenContractError(_COUNTS_FROM_0, later[0], advice)
+        raise BrokenContractError(COUNTS_FROM_0, later[0], advice)
 
 
 def knob_is_ordered(case: Case) -> None:
@@ -196,31 +183,16 @@ def knob_is_ordered(case: Case) -> None:
         exits = sweep([case.rule(value) for value in values], case.trace)
     except Exception as error:  # a user's rule may fail in any way at all
         raise BrokenContractError("the rule cannot be replayed on a trace", described(error)) from error
-    _check_order(exits, values)
+    check_order(exits, values)
     if not (exits[-1].eq(layers).all() or case.method.replay_only):
         raise BrokenContractError(
-            f"the last value of the knob must give full depth; perhaps {_COUNTS_FROM_0}",
+            f"the last value of the knob must give full depth; perhaps {COUNTS_FROM_0}",
             f"with {values[-1]:g}, rows leave at layer {exits[-1].min()} of {layers}",
             f"Layers count from 1, and the last one is num_layers, here {layers}",
             KNOB_SECTION,
         )
     if len(values) > 1 and not case.method.replay_only:
         _check_first_exit(case, exits[0], values[0])
-
-
-def _check_order(exits: Tensor, values: list[float]) -> None:
-    earlier = (exits[1:] < exits[:-1]).nonzero().tolist()
-    if not earlier:
-        return
-    step, row = earlier[0]
-    reversed_order = bool(exits[0].sum() > exits[-1].sum())
-    raise BrokenContractError(
-        "a stricter knob exits earlier" + (": the values run from the latest exits" if reversed_order else ""),
-        f"row {row + 1} exits at layer {exits[step, row]} with {values[step]:g}, and at layer {exits[step + 1, row]} "
-        f"with the next value, {values[step + 1]:g}",
-        "The values of the knob must run from the earliest exits to the latest",
-        KNOB_SECTION,
-    )
 
 
 def _check_first_exit(case: Case, exits: Tensor, knob: float) -> None:
@@ -232,7 +204,7 @@ def _check_first_exit(case: Case, exits: Tensor, knob: float) -> None:
     elif exits.max() > max(1, case.model.companion_layers):  # a cascade's first exit is its companion's last layer
         raise BrokenContractError(
             "the first value of the knob must let every row of a rule without state leave at layer 1; perhaps "
-            + _COUNTS_FROM_0,
+            + COUNTS_FROM_0,
             f"with {knob:g}, row {int(exits.argmax()) + 1} leaves at layer {exits.max()}",
             "Layers count from 1, and the first question is asked at view.layer == 1",
             KNOB_SECTION,
@@ -246,7 +218,7 @@ def _remembers(case: Case, knob: float) -> bool:
     return bool(rule.start(ROWS, case.model.num_layers)) or attributes_of(rule) != before
 
 
-def knobs_out_of_range_are_refused(case: Case) -> None:
+def knobs_out_of_range_are_refused(case: Any) -> None:
     """5: a knob outside of its range is a UserError that names the knob."""
     values = case.method.knob_values(case.model)
     for knob in (min(values) - 1, max(values) * 2 + 1):
@@ -331,7 +303,7 @@ class Check:
     """
 
     title: str
-    run: Callable[[Case], None]
+    run: Callable[[Any], None]
     live: bool = True
     every_family: bool = True
 

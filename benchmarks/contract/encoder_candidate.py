@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.contract.case import described
-from benchmarks.contract.watching import BrokenContractError
+from benchmarks.contract.faults import BrokenContractError
 from consistentee.backbones.catalog import ResolvedBackbone
 from consistentee.data import Text
 from consistentee.encoding import Encoding

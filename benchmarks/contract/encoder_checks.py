@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from benchmarks.contract.backbone_run import BackboneCheck
 from benchmarks.contract.encoder_candidate import EncoderCandidate, batches, difference
+from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.reference import counted_work, reference_logits
-from benchmarks.contract.watching import BrokenContractError
 from benchmarks.harness.flops import FlopModel
 from consistentee.backbones.catalog import list_backbones
 from consistentee.backbones.encoders import stepper_for

@@ -12,8 +12,8 @@ from rich.progress import track
 
 from benchmarks.contract.case import Case, described, train_case
 from benchmarks.contract.checks import CHECKS, Check
+from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.tiny_models import FAMILIES, TinyModels
-from benchmarks.contract.watching import BrokenContractError
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.errors import unknown_name
 from consistentee.method import Method

@@ -1,46 +1,16 @@
 """WatchedRule: a rule whose every question is noted: what it read, which layers it used, how its state looked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from benchmarks.contract.faults import BrokenContractError, state_breaks
 from consistentee.exits import ExitRule, LayerView, State
 from consistentee.model import MultiExitModel
 
 COMPUTED = ("hidden", "pooled", "logits", "row_keys", "labels")
 """What a view computes, and keeps, when a rule asks for it."""
-
-
-class BrokenContractError(AssertionError):
-    """What does not hold, in plain words, for the author of the method.
-
-    Attributes:
-        fault: what is wrong; several checks may find the same fault.
-        example: how it showed.
-        advice: what to do about it.
-        section: of docs/add_a_method.md, where more is said.
-    """
-
-    def __init__(self, fault: str, example: str = "", advice: str = "", section: str = "What a rule may read") -> None:
-        self.fault, self.example, self.advice, self.section = fault, example, advice, section
-        super().__init__(". ".join(part for part in (f"{fault}: {example}" if example else fault, advice) if part))
-
-
-STATE_SECTION = "What a rule remembers"
-KNOB_SECTION = "The knob"
-FIT_SECTION = "Training"
-
-
-def state_breaks(example: str) -> BrokenContractError:
-    """Return the error for a state that does not survive the rows that leave."""
-    return BrokenContractError(
-        "the rule's state breaks when rows leave the batch",
-        example,
-        "What a rule remembers must lie in `state`, as tensors with the rows first, and not on the rule itself: the "
-        "engine drops the part of the rows that leave",
-        STATE_SECTION,
-    )
 
 
 class WatchedRule(ExitRule):
@@ -55,6 +25,7 @@ class WatchedRule(ExitRule):
 
     def __init__(self, rule: ExitRule) -> None:
         self.rule = rule
+        self.reads_history = rule.reads_history  # type: ignore[misc]  # the engine asks the rule in hand
         self.reads: dict[int, set[str]] = {}
         self.rows_at_start = self.rows_now = self.layer = 0
 
@@ -102,8 +73,8 @@ def _noted_heads(view: LayerView, reads: set[str]) -> Iterator[None]:
 
 
 @contextmanager
-def modules_of_later_layers(model: MultiExitModel, watched: WatchedRule) -> Iterator[list[str]]:
-    """Note, while a watched rule runs, every classifier, pooler or head that belongs to a layer still to come."""
+def modules_of_later_layers(modules: Iterable[tuple[str, int, nn.Module]], watched: WatchedRule) -> Iterator[list[str]]:
+    """Note, while a watched rule runs, every module (owner, layer, module) that belongs to a layer still to come."""
     later: list[str] = []
 
     def note(owner: str, layer: int) -> None:
@@ -112,7 +83,7 @@ def modules_of_later_layers(model: MultiExitModel, watched: WatchedRule) -> Iter
 
     hooks = [
         module.register_forward_hook(lambda *_, owner=owner, layer=layer: note(owner, layer))
-        for owner, layer, module in _modules_by_layer(model)
+        for owner, layer, module in modules
     ]
     try:
         yield later
@@ -121,7 +92,8 @@ def modules_of_later_layers(model: MultiExitModel, watched: WatchedRule) -> Iter
             hook.remove()
 
 
-def _modules_by_layer(model: MultiExitModel) -> Iterator[tuple[str, int, nn.Module]]:
+def modules_by_layer(model: MultiExitModel) -> Iterator[tuple[str, int, nn.Module]]:
+    """Yield whatever belongs to one layer: its classifier, pooler and heads, each with its owner and layer."""
     families = {"classifier": model.classifiers, "pooler": model.poolers}
     families |= {f"head {name!r}": model.head(name).modules_by_layer for name in model.exit_heads}
     for owner, modules in families.items():

@@ -1,0 +1,75 @@
+"""BrokenContractError, and the faults that more than one check can find: what does not hold, in the author's words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+STATE_SECTION = "What a rule remembers"
+KNOB_SECTION = "The knob"
+FIT_SECTION = "Training"
+TOKEN_SECTION = "Methods of generation"
+
+COUNTS_FROM_0 = "the rule or its knob counts layers from 0"
+
+
+class BrokenContractError(AssertionError):
+    """What does not hold, in plain words, for the author of the method.
+
+    Attributes:
+        fault: what is wrong; several checks may find the same fault.
+        example: how it showed.
+        advice: what to do about it.
+        section: of docs/add_a_method.md, where more is said.
+    """
+
+    def __init__(self, fault: str, example: str = "", advice: str = "", section: str = "What a rule may read") -> None:
+        self.fault, self.example, self.advice, self.section = fault, example, advice, section
+        super().__init__(". ".join(part for part in (f"{fault}: {example}" if example else fault, advice) if part))
+
+
+def state_breaks(example: str) -> BrokenContractError:
+    """Return the error for a state that does not survive the rows that leave."""
+    return BrokenContractError(
+        "the rule's state breaks when rows leave the batch",
+        example,
+        "What a rule remembers must lie in `state`, as tensors with the rows first, and not on the rule itself: the "
+        "engine drops the part of the rows that leave",
+        STATE_SECTION,
+    )
+
+
+def looks_at_neighbours(row: str, alone: Any, together: Any, knob: float, company: str) -> BrokenContractError:
+    """Return the error for a row that exits elsewhere beside others; ``alone`` and ``together`` are exit layers."""
+    return BrokenContractError(
+        "the rule looks at its batch neighbours",
+        f"{row} exits at layer {alone} alone but at layer {together} {company} (knob {knob:g})",
+        "Decide each row from that row alone: reduce over the last dimension, not the first, and leave padding out",
+    )
+
+
+def carries_over(knob: float, before: dict[str, str], after: dict[str, str]) -> BrokenContractError:
+    """Return the error for a rule that decides otherwise when it is used again; its attributes before and after."""
+    changed = [f"self.{name}" for name in after if after[name] != before.get(name)]
+    return BrokenContractError(
+        "the rule carries something over from batch to batch",
+        f"the same rows get other exits when it is used again (knob {knob:g}); {', '.join(changed) or 'it'} changed",
+        "What a rule remembers must lie in `state`, which begins anew with start()",
+        STATE_SECTION,
+    )
+
+
+def check_order(exits: Tensor, values: Sequence[float], row: str = "row") -> None:
+    """Raise BrokenContractError where a later value of the knob lets a row leave earlier: exits [values, rows]."""
+    earlier = (exits[1:] < exits[:-1]).nonzero().tolist()
+    if not earlier:
+        return
+    step, place = earlier[0]
+    reversed_order = bool(exits[0].sum() > exits[-1].sum())
+    raise BrokenContractError(
+        "a stricter knob exits earlier" + (": the values run from the latest exits" if reversed_order else ""),
+        f"{row} {place + 1} exits at layer {exits[step, place]} with {values[step]:g}, and at layer "
+        f"{exits[step + 1, place]} with the next value, {values[step + 1]:g}",
+        "The values of the knob must run from the earliest exits to the latest",
+        KNOB_SECTION,
+    )
