@@ -535,6 +535,7 @@ def new_method(
     epilog=_examples(
         "consistentee check-method mine.py:Mine",
         "consistentee check-method deebert --families bert mpnet",
+        "consistentee check-method free --families llama gpt2",
         "Exit codes: 0 all checks pass, 1 the contract is broken, 2 the method cannot be loaded.",
     ),
 )
@@ -545,7 +546,7 @@ def check_method(
     *,
     families: Annotated[
         list[str] | None,
-        typer.Option("--families", metavar="A B ...", help="Encoder families.", show_default="all"),
+        typer.Option("--families", metavar="A B ...", help="Encoder or decoder families.", show_default="all"),
     ] = None,
     param: Annotated[
         list[str] | None, typer.Option("--param", metavar="KEY=VALUE ...", help="Parameters of the method.")

@@ -16,7 +16,7 @@ from benchmarks.analysis.plots import curve_on_test, styles
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.tables import write_table
 from benchmarks.cli import app
-from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, BrokenContractError
+from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
 from benchmarks.contract.run import check_method, fault_lines
 from benchmarks.harness import spec
 from benchmarks.harness.spec import RecipeSpec, TimingSpec
@@ -40,10 +40,12 @@ def test_the_method_of_the_guide_is_what_new_method_writes_and_is_short(tmp_path
 def test_every_snippet_of_the_guide_has_a_test_here():
     commands, *others = re.findall(r"^```(\w*)\n(consistentee)?", GUIDE, re.MULTILINE)[::2]
     assert commands == ("", "consistentee")
-    assert others == [("python", "")] * 3 + [("", "")]  # the last one is what check-method prints
+    assert others == [("python", "")] * 4 + [("", "")]  # the last one is what check-method prints
 
 
-@pytest.mark.parametrize("code", CODE, ids=["method", "rule with a memory", "kind of classifier"])
+@pytest.mark.parametrize(
+    "code", CODE, ids=["method", "rule with a memory", "kind of classifier", "method of generation"]
+)
 def test_code_of_the_guide_needs_nothing_that_it_does_not_show(code, monkeypatch):
     monkeypatch.setattr(classifiers, "KINDS", dict(classifiers.KINDS))
     monkeypatch.setitem(sys.modules, "snippet", types.ModuleType("snippet"))
@@ -122,16 +124,20 @@ def test_the_kind_of_classifier_of_the_guide_passes_the_contract(tmp_path, monke
     assert passes_the_contract(tmp_path, f"{use}from consistentee.classifiers import ClassifierSpec\n{CODE[2]}")
 
 
-def passes_the_contract(folder: Path, source: str) -> bool:
+def test_the_method_of_generation_of_the_guide_passes_the_contract(tmp_path):
+    assert passes_the_contract(tmp_path, CODE[3], "TokenGate", "llama")
+
+
+def passes_the_contract(folder: Path, source: str, name: str = "Gate", family: str = "bert") -> bool:
     (folder / "gate.py").write_text(source, encoding="utf-8")
-    report = check_method("gate.py:Gate", get_method(f"{folder / 'gate.py'}:Gate"), ["bert"])
+    report = check_method(f"gate.py:{name}", get_method(f"{folder / 'gate.py'}:{name}"), [family])
     assert report.passed, fault_lines(report)
     return True
 
 
 def test_sections_that_check_method_points_to_exist():
     sections = re.findall(r"^## (.*)$", GUIDE, re.MULTILINE)
-    assert {BrokenContractError("x").section, STATE_SECTION, KNOB_SECTION, FIT_SECTION} <= set(sections)
+    assert {BrokenContractError("x").section, STATE_SECTION, KNOB_SECTION, FIT_SECTION, TOKEN_SECTION} <= set(sections)
 
 
 DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

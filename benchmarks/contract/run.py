@@ -1,28 +1,58 @@
-"""Run all checks over one method, family by family, and say what came of them."""
+"""Run all checks over one method, of classification or of generation, family by family, and say what came of them."""
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich.progress import track
 
-from benchmarks.contract.case import Case, described, train_case
+from benchmarks.contract.case import described, train_case
 from benchmarks.contract.checks import CHECKS, Check
 from benchmarks.contract.faults import BrokenContractError
+from benchmarks.contract.tiny_decoders import DECODER_FAMILIES, TinyDecoders
 from benchmarks.contract.tiny_models import FAMILIES, TinyModels
+from benchmarks.contract.token_case import train_token_case
+from benchmarks.contract.token_checks import TOKEN_CHECKS
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.errors import unknown_name
 from consistentee.method import Method
+from consistentee.token_method import TokenMethod
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 GUIDE = "docs/add_a_method.md"
 Verdict = Literal["pass", "fail", "not run"]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What holds for the methods of one group, and what they are tried on.
+
+    Attributes:
+        families: of the backbones.
+        models: folder -> the tiny models of every family.
+        train: (method, family, models) -> the case that the checks are given.
+        checks: in the order in which they are told.
+    """
+
+    families: Sequence[str]
+    models: Callable[[Path], Any]
+    train: Callable[[Any, str, Any], Any]
+    checks: Sequence[Check]
+
+
+CLASSIFICATION = Contract(FAMILIES, TinyModels, train_case, CHECKS)
+GENERATION = Contract(DECODER_FAMILIES, TinyDecoders, train_token_case, TOKEN_CHECKS)
+
+
+def contract_of(method: Method) -> Contract:
+    """Return the contract that a method is under."""
+    return GENERATION if isinstance(method, TokenMethod) else CLASSIFICATION
 
 
 @dataclass
@@ -73,33 +103,34 @@ def check_method(
     Args:
         name: as the user typed it.
         method: the method.
-        families: encoder families; all by default.
+        families: of encoders, or of decoders for a method of generation; all by default.
         progress: show a progress bar.
 
     Raises:
         UserError: for an unknown family.
     """
-    families = list(families or FAMILIES)
+    contract = contract_of(method)
+    families = list(families or contract.families)
     for family in families:
-        if family not in FAMILIES:
-            raise unknown_name("family", family, FAMILIES)
+        if family not in contract.families:
+            raise unknown_name("family", family, contract.families)
     torch.set_num_threads(1)  # tiny models are slower with more
     trains = Outcome("it trains")
-    outcomes = {check.title: Outcome(check.title) for check in CHECKS}
+    outcomes = {check.title: Outcome(check.title) for check in contract.checks}
     with tempfile.TemporaryDirectory() as folder:
-        models = TinyModels(Path(folder))
+        models = contract.models(Path(folder))
         for family in track(families, description="checking", disable=not progress, transient=True):
-            case = _train(method, family, models, trains)
+            case = _train(contract, method, family, models, trains)
             if case is not None:
-                for check in CHECKS:
+                for check in contract.checks:
                     _run(check, case, outcomes[check.title], first=family == families[0])
     return MethodReport(name, families, [trains, *outcomes.values()])
 
 
-def _train(method: Method, family: str, models: TinyModels, outcome: Outcome) -> Case | None:
+def _train(contract: Contract, method: Method, family: str, models: Any, outcome: Outcome) -> Any | None:
     start = time.perf_counter()
     try:
-        case = train_case(method, family, models)
+        case = contract.train(method, family, models)
     except BrokenContractError as error:
         outcome.add(family, error, time.perf_counter() - start)
         return None
@@ -107,7 +138,7 @@ def _train(method: Method, family: str, models: TinyModels, outcome: Outcome) ->
     return case
 
 
-def _run(check: Check, case: Case, outcome: Outcome, first: bool) -> None:
+def _run(check: Check, case: Any, outcome: Outcome, first: bool) -> None:
     if check.live and case.method.replay_only:
         outcome.note = "the rule reads the labels: it is only ever replayed"
         return

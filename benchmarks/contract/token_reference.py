@@ -1,0 +1,81 @@
+"""What generation is compared with: the stock model's own text, a decoder without batches, and the layers that ran."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from consistentee.backbones.decoders import DecoderContext
+from consistentee.decoder import MultiExitDecoder
+from consistentee.exits import ExitRule
+from consistentee.token_view import TokenView, prompt_key
+
+
+@torch.no_grad()
+def stock_tokens(model: MultiExitDecoder, prompt: Sequence[int], new_tokens: int) -> list[int]:
+    """Return what the stock model's own ``generate`` writes greedily behind one prompt."""
+    tokens = torch.tensor([prompt], device=model.device)
+    written = model.backbone.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=model.pad_id,
+    )
+    return written[0, len(prompt) :].tolist()
+
+
+@torch.no_grad()
+def eager_tokens(
+    model: MultiExitDecoder, prompt: Sequence[int], rule: ExitRule, new_tokens: int
+) -> tuple[list[int], list[int]]:
+    """Return what exits give behind one prompt, new tokens and their layers, where nothing is owed and nothing batched.
+
+    As soon as a token leaves, its state goes through the input norm and the projections of every layer above.
+    """
+    stepper, cache = model.stepper, DynamicCache()
+    hidden, context = _entering(model, prompt, 0, cache)
+    for layer in range(1, model.num_layers + 1):
+        hidden = stepper.step(layer, hidden, context)
+    tokens, layers = [int(model.logits(model.num_layers, hidden[:, -1]).argmax())], [model.num_layers]
+    while len(tokens) < new_tokens and tokens[-1] not in model.end_tokens:
+        hidden, context = _entering(model, tokens[-1:], len(prompt) + len(tokens) - 1, cache)
+        state = {name: tensor.to(model.device) for name, tensor in rule.start(1, model.num_layers).items()}
+        for layer in range(1, model.num_layers + 1):
+            hidden = stepper.step(layer, hidden, context)
+            if layer in model.exit_layers[:-1]:
+                view = TokenView(model, layer, hidden, len(tokens), [prompt_key(prompt)])
+                if rule.should_exit(view, state).item():
+                    break
+        for skipped in range(layer + 1, model.num_layers + 1):
+            cache.update(*stepper.keys_values(skipped, hidden, context.rotation), skipped - 1)
+        tokens.append(int(model.logits(layer, hidden[:, -1]).argmax()))
+        layers.append(layer)
+    return tokens, layers
+
+
+def _entering(
+    model: MultiExitDecoder, tokens: Sequence[int], first: int, cache: DynamicCache
+) -> tuple[Tensor, DecoderContext]:
+    """Return the input of layer 1 for tokens at positions from ``first`` on, and its context."""
+    positions = torch.arange(first, first + len(tokens), device=model.device).unsqueeze(0)
+    hidden = model.stepper.embed(torch.tensor([tokens], device=model.device), positions)
+    return hidden, DecoderContext(positions, model.stepper.rotation(hidden, positions), None, cache)
+
+
+@contextmanager
+def counted_calls(model: MultiExitDecoder) -> Iterator[list[tuple[int, int]]]:
+    """Note every call of a layer, rows and tokens of each row, padding included, by hooks on the stock layers."""
+    counts: list[tuple[int, int]] = []
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
+        counts.append((inputs[0].shape[0], inputs[0].shape[1]))
+
+    hooks = [model.stepper.layer_module(layer).register_forward_hook(count) for layer in range(1, model.num_layers + 1)]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
