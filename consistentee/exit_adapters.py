@@ -80,9 +80,9 @@ class LowRankAdapter(NormAdapter):
 class HeadAdapter(ExitAdapter):
     """A copy of the LM head behind the stock final norm."""
 
-    def __init__(self, lm_head: nn.Module) -> None:
+    def __init__(self, lm_head: nn.Linear) -> None:
         super().__init__()
-        self.lm_head = copy.deepcopy(lm_head)
+        self.lm_head: nn.Linear = copy.deepcopy(lm_head)
 
     def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Stock norm and this exit's own LM head."""

@@ -174,7 +174,7 @@ class DecodingFlops:
         reading = dict.fromkeys(model.exit_layers, 0)
         answering = dict.fromkeys(model.exit_layers, 0)
         for layer in model.exit_layers:
-            view = TokenView(model, layer, self._hidden, step, [0], past)
+            view = TokenView(model, layer, self._hidden, step, [0], past=past)
             if rule is not None and layer < model.num_layers:
                 reading[layer] = _count(partial(rule.should_exit, view, state))
             past = past if past is None else view.history
