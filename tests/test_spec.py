@@ -8,6 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.harness.kinds import kind_named
 from benchmarks.harness.spec import (
     Filters,
     MethodEntry,
@@ -63,7 +64,8 @@ def test_suites_that_come_along_are_valid_and_name_what_exists(name):
     loaded = load_suite(name)
     assert loaded.name == name
     assert set(loaded.tasks) <= set(list_tasks())
-    assert {entry.method for entry in loaded.methods} <= set(available_methods())
+    group = kind_named(loaded.kind).code.method_group
+    assert {entry.method for entry in loaded.methods} <= set(available_methods(group))
     assert set(loaded.task_overrides) <= set(loaded.tasks)
     assert expand(loaded)
 
