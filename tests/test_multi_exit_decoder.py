@@ -254,6 +254,7 @@ class TestFiles:
             MultiExitDecoder.from_backbone(str(tiny_backbone("bert")))
         (tmp_path / "config.json").write_text('{"model_type": "opt"}')
         (tmp_path / "model.safetensors").write_bytes(b"")
+        (tmp_path / "tokenizer.json").write_text("{}")
         with pytest.raises(UserError, match="no layer-stepping for decoders of architecture 'opt'"):
             MultiExitDecoder.from_backbone(str(tmp_path))
 
