@@ -1,6 +1,7 @@
 """The parts of a cell of generation: selection on validation prompts, kept texts, counts by position, the clock."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,8 @@ def equal(first: Generations, second: Generations) -> bool:
 
 def test_recipe_has_the_defaults_of_training():
     assert TokenRecipeSpec().to_recipe(seed=3) == TokenRecipe(seed=3)
+    set_by_the_run = {"seed", "store", "progress"}
+    assert set(TokenRecipeSpec.model_fields) == {field.name for field in fields(TokenRecipe)} - set_by_the_run
 
 
 def test_prompts_are_cut_by_the_tasks_rule(model):

@@ -11,6 +11,8 @@ from benchmarks.harness.fingerprint import GENERATION_CODE, cell_key
 from benchmarks.harness.generation_spec import GenerationCellSpec, GenerationSuite
 from benchmarks.harness.spec import Filters, SuiteSpec, expand, load_suite
 from consistentee.errors import UserError
+from consistentee.method import get_method
+from consistentee.token_method import TokenMethod
 
 SUITE = {
     "name": "small",
@@ -112,3 +114,11 @@ def test_reading_a_suite_loads_no_torch(tmp_path):
         f"assert expand(load_suite({str(written(tmp_path))!r}))\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("name", ["quick-generation", "generation", "paper-generation"])
+def test_methods_of_suites_that_come_along_take_their_parameters(name):
+    found = load_suite(name)
+    assert isinstance(found, GenerationSuite)
+    for spec in expand(found):
+        assert isinstance(get_method(spec.method, **spec.parameters), TokenMethod)

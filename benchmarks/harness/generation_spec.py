@@ -11,11 +11,11 @@ from benchmarks.harness.spec import BaseCellSpec, BaseSuite, MethodEntry, Timing
 from consistentee.method import TOKEN_ENTRY_POINT_GROUP
 
 if TYPE_CHECKING:
-    from consistentee.token_training import TokenRecipe
+    from consistentee.token_recipe import TokenRecipe
 
 
 class TokenRecipeSpec(Strict):
-    """The part of a training recipe that a suite sets: see :class:`consistentee.token_training.TokenRecipe`.
+    """The part of a training recipe that a suite sets: see :class:`consistentee.token_recipe.TokenRecipe`.
 
     Written out here, with the same defaults, so that a suite can be read and a cell recognised without loading torch.
     """
@@ -24,6 +24,7 @@ class TokenRecipeSpec(Strict):
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     max_new_tokens: int | None = Field(default=None, ge=1)
     trains: Literal["exits", "lora", "all"] = "exits"
+    exit_start: Literal["least squares", "stock"] = "least squares"
     target: Literal["label", "full model"] = "full model"
     exit_steps: int = Field(default=300, ge=0)
     exit_batch_size: int = Field(default=128, ge=1)
@@ -43,7 +44,7 @@ class TokenRecipeSpec(Strict):
 
     def to_recipe(self, seed: int, store: Path | None = None) -> "TokenRecipe":
         """Return the recipe of one training run; ``store`` keeps the passes and stages that methods share."""
-        from consistentee.token_training import TokenRecipe
+        from consistentee.token_recipe import TokenRecipe
 
         return TokenRecipe(**self.model_dump(), seed=seed, store=store)
 
