@@ -301,6 +301,28 @@ def test_a_sound_method_passes_and_every_check_is_run(tmp_path):
     assert [outcome.verdict for outcome in report.outcomes] == ["pass"] * (1 + len(checks.TOKEN_CHECKS))
 
 
+READS_EARLIER_EXITS = """
+class Rule(Threshold):
+    reads_history = True
+    def should_exit(self, view, state):
+        first, newest = view.history[:, 0], view.history[:, -1]
+        return torch.nn.functional.cosine_similarity(first, newest, dim=-1) < self.threshold
+
+class Mine(Base):
+    knob: ClassVar[Knob] = Knob("cosine", (1.5, 0.5, 0.2, -1.5))
+    def make(self, knob):
+        return Rule(knob)
+"""
+
+
+def test_a_rule_that_reads_earlier_exits_is_checked_like_others(tmp_path, tiny_decoders):
+    case = case_of(tmp_path, tiny_decoders, READS_EARLIER_EXITS)
+    checks.replay_is_reality(case)
+    checks.no_hole_in_the_cache(case)
+    exits = {layer for layers in case.live(case.knobs[1], "propagate").exit_layers for layer in layers[1:].tolist()}
+    assert len(exits) > 1
+
+
 def test_families_are_those_of_decoders():
     with pytest.raises(UserError, match="unknown family 'bert'; known: gpt2, llama"):
         check_method("token-full", get_method("token-full"), ["bert"])

@@ -141,8 +141,6 @@ def no_hole_in_the_cache(case: TokenCase) -> None:
     The engine itself holds at every read that nothing is missing; here it is shown from outside.
     """
     for knob in case.knobs:
-        if case.rule(knob).reads_history:  # which a decoder so plain does not keep
-            return
         live = texts_of(case.live(knob, "propagate"))[:_FEW]
         eager = [eager_tokens(case.model, prompt, case.rule(knob), NEW_TOKENS) for prompt in case.prompts[:_FEW]]
         if (place := first_difference(live, eager)) is not None:

@@ -43,12 +43,14 @@ def eager_tokens(
     while len(tokens) < new_tokens and tokens[-1] not in model.end_tokens:
         hidden, context = _entering(model, tokens[-1:], len(prompt) + len(tokens) - 1, cache)
         state = {name: tensor.to(model.device) for name, tensor in rule.start(1, model.num_layers).items()}
+        past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
         for layer in range(1, model.num_layers + 1):
             hidden = stepper.step(layer, hidden, context)
             if layer in model.exit_layers[:-1]:
-                view = TokenView(model, layer, hidden, len(tokens), [prompt_key(prompt)])
+                view = TokenView(model, layer, hidden, len(tokens), [prompt_key(prompt)], past=past)
                 if rule.should_exit(view, state).item():
                     break
+                past = view.history if rule.reads_history else None
         for skipped in range(layer + 1, model.num_layers + 1):
             cache.update(*stepper.keys_values(skipped, hidden, context.rotation), skipped - 1)
         tokens.append(int(model.logits(layer, hidden[:, -1]).argmax()))
