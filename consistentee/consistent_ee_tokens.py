@@ -95,7 +95,9 @@ class ConsistentEETokens(TokenMethod):
         if len(model.exit_layers) == 1 or not len(trace):
             return model
         answers = self._ask_exits(trace, recipe)
-        hardness = memorized_exit_layer(answers.correct, model.exit_layers) if self.reward == "hardness" else None
+        hardness = None
+        if self.reward == "hardness":
+            hardness = memorized_exit_layer(answers.correct(self.judged_by), model.exit_layers)
         self._fit_policy(trace, answers, hardness, recipe)
         if self.consistent_steps:
             self._fit_exits_where_tokens_leave(trace, answers, recipe)
@@ -109,13 +111,13 @@ class ConsistentEETokens(TokenMethod):
 
     def _ask_exits(self, trace: TokenTrace, recipe: TokenRecipe) -> ExitAnswers:
         title = "asking exits" if recipe.progress else None
-        return exit_answers(trace, self.judged_by, store=recipe.store, progress=title)
+        return exit_answers(trace, with_confidence=self.policy_reads != "state", store=recipe.store, progress=title)
 
     def _fit_policy(
         self, trace: TokenTrace, answers: ExitAnswers, hardness: Tensor | None, recipe: TokenRecipe
     ) -> None:
         loss = partial(_policy_stage_loss, self, answers, hardness)
-        details = {"method": repr(self), "losses": answers.losses, "hardness": hardness}
+        details = {"method": repr(self), "costs": self.costs(answers), "hardness": hardness}
         train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=POLICY, details=details)
 
     def _fit_exits_where_tokens_leave(self, trace: TokenTrace, answers: ExitAnswers, recipe: TokenRecipe) -> None:
@@ -136,26 +138,28 @@ class ConsistentEETokens(TokenMethod):
         """Return the price of a layer for each token of a batch: [tokens], constant here."""
         return torch.full((tokens,), self.alpha)
 
-    def costs(self, answers: ExitAnswers, tokens: Tensor) -> Tensor:
-        """Return what the answer of each exit costs in the reward: [tokens, exits]."""
+    def costs(self, answers: ExitAnswers) -> Tensor:
+        """Return what the answer of each exit costs in the reward: float [N, exits]."""
         if self.reward_loss == "cross-entropy":
-            return answers.losses[tokens]
-        return (~answers.correct[tokens]).float()
+            return answers.losses(self.judged_by)
+        return (~answers.correct(self.judged_by)).float()
 
-    def ask_policy(self, model: MultiExitDecoder, batch: StateBatch, confidence: Tensor, alpha: Tensor) -> Tensor:
+    def ask_policy(
+        self, model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None, alpha: Tensor
+    ) -> Tensor:
         """Return P(exit) at every exit, the last one, which is not asked, included: [tokens, exits].
 
         Args:
             model: whose policy it is.
             batch: states of the tokens.
-            confidence: [tokens, exits, 4].
+            confidence: [tokens, exits, 4], or None for a policy that does not read it.
             alpha: [tokens], read where the policy is conditioned.
         """
         policy, states = model.head(POLICY), model.state(batch.hidden)
         log_alpha = alpha.log() if self.conditioned else None
         columns = []
         for index, layer in enumerate(model.exit_layers[:-1]):
-            extra = confidence[:, index] if policy.spec.extra_inputs else None
+            extra = None if confidence is None else confidence[:, index]
             columns.append(policy_logit(policy(layer, states[:, index], extra), log_alpha).sigmoid())
         return torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
 
@@ -216,6 +220,10 @@ def memorized_exit_layer(correct: Tensor, exit_layers: tuple[int, ...]) -> Tenso
     return torch.tensor(exit_layers)[memorized_layer(correct) - 1]
 
 
+def _confidence_of(answers: ExitAnswers, batch: StateBatch) -> Tensor | None:
+    return None if answers.confidence is None else answers.confidence[batch.tokens].to(batch.hidden.device)
+
+
 def _policy_stage_loss(
     method: ConsistentEETokens,
     answers: ExitAnswers,
@@ -226,8 +234,8 @@ def _policy_stage_loss(
     device, tokens = model.device, batch.tokens
     alpha = method.draw_alpha(len(tokens)).to(device)
     memorized = None if hardness is None else hardness[tokens].to(device)
-    reward = rewards(method.costs(answers, tokens).to(device), alpha, memorized, layers=model.exit_layers)
-    probabilities = method.ask_policy(model, batch, answers.confidence[tokens].to(device), alpha)
+    reward = rewards(method.costs(answers)[tokens].to(device), alpha, memorized, layers=model.exit_layers)
+    probabilities = method.ask_policy(model, batch, _confidence_of(answers, batch), alpha)
     return method.policy_loss(probabilities, reward)
 
 
@@ -237,8 +245,8 @@ def _exit_consistent_loss(
     """Return the mean loss of tokens at exits drawn from the policy; those that run to layer L teach nothing."""
     with torch.no_grad():
         alpha = method.draw_alpha(len(batch.tokens)).to(model.device)
-        confidence = answers.confidence[batch.tokens].to(model.device)
-        leaves_at = exit_distribution(method.ask_policy(model, batch, confidence, alpha)).multinomial(1).squeeze(1)
+        probabilities = method.ask_policy(model, batch, _confidence_of(answers, batch), alpha)
+        leaves_at = exit_distribution(probabilities).multinomial(1).squeeze(1)
     wanted = wanted_answers(target, model, batch)
     total = torch.zeros((), device=model.device, requires_grad=True)
     for index, layer in enumerate(model.exit_layers[:-1]):

@@ -1,20 +1,23 @@
 """ExitAnswers: what every exit says of recorded tokens, without the logits that it came from."""
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterable
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.nn import functional
 
-from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
+from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.policy import confidence_features
 from consistentee.token_recipe import Target
 from consistentee.token_trace import CHUNK, TokenTrace
+
+# Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
+_CODE = inspect.getsource(sys.modules[__name__])
 
 
 @dataclass(frozen=True)
@@ -22,69 +25,82 @@ class ExitAnswers:
     """All that rewards and learned heads need of the LM head, for every token of a trace, on the CPU.
 
     Attributes:
-        wanted: the token that counts as right: int64 [N].
+        targets: the next token of the response: int64 [N].
         predictions: the token that each exit names: int64 [N, exits].
-        losses: cross-entropy of each exit against ``wanted``, in nats: float [N, exits].
-        confidence: see :func:`consistentee.policy.confidence_features`: float [N, exits, 4].
+        label_losses: what each exit says of the response's next token, cross-entropy in nats: float [N, exits].
+        full_model_losses: the same of the token that the last exit names.
+        confidence: see :func:`consistentee.policy.confidence_features`: float [N, exits, 4]; None if not asked for.
     """
 
-    wanted: Tensor
+    targets: Tensor
     predictions: Tensor
-    losses: Tensor
-    confidence: Tensor
+    label_losses: Tensor
+    full_model_losses: Tensor
+    confidence: Tensor | None = None
 
-    @property
-    def correct(self) -> Tensor:
-        """Whether each exit names the wanted token: bool [N, exits]."""
-        return self.predictions == self.wanted.unsqueeze(1)
+    def losses(self, judged_by: Target) -> Tensor:
+        """Return the cross-entropy of each exit by one of the two judges: float [N, exits]."""
+        return self.label_losses if judged_by == "label" else self.full_model_losses
+
+    def correct(self, judged_by: Target) -> Tensor:
+        """Return whether each exit names the token that counts as right: bool [N, exits]."""
+        wanted = self.targets if judged_by == "label" else self.predictions[:, -1]
+        return self.predictions == wanted.unsqueeze(1)
 
 
 def exit_answers(
-    trace: TokenTrace, judged_by: Target = "label", *, store: Path | None = None, progress: str | None = None
+    trace: TokenTrace, *, with_confidence: bool = False, store: Path | None = None, progress: str | None = None
 ) -> ExitAnswers:
     """Ask every exit for its answer to every token of a trace, once; a chunk of tokens at a time.
 
     Args:
         trace: select its tokens first, where there are many: the LM head runs on each of them at every exit.
-        judged_by: the wanted token is the next one of the response, or the one that the last exit names.
+        with_confidence: ask for the confidence too, which takes half as long again.
         store: folder where answers are kept, for methods that share exits and tokens; None keeps nothing.
         progress: title of a progress bar, or None for none.
     """
     if store is None:
-        return _ask(trace, judged_by, progress)
-    parts = [trace.model.fingerprint(with_heads=False), hash_tensors({"hidden": trace.hidden}), judged_by]
-    key = hashlib.sha256(json.dumps([*parts, hash_tensors({"targets": trace.targets})]).encode()).hexdigest()[:16]
-    path = store / f"answers-{key}.safetensors"
+        return _ask(trace, with_confidence, progress)
+    parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, _CODE]
+    path = store / f"answers-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.safetensors"
     with only_one(path):
         tensors = load_tensors(path)
         if tensors is None:
-            answers = _ask(trace, judged_by, progress)
-            save_tensors(vars(answers), path)
+            answers = _ask(trace, with_confidence, progress)
+            save_tensors({name: tensor for name, tensor in vars(answers).items() if tensor is not None}, path)
             return answers
     return ExitAnswers(**tensors)
 
 
 @torch.no_grad()
-def _ask(trace: TokenTrace, judged_by: Target, progress: str | None) -> ExitAnswers:
-    chunks: Iterable[Tensor] = torch.arange(len(trace)).split(CHUNK)
-    parts = [
-        _ask_about(trace, chunk, judged_by)
-        for chunk in track(list(chunks), description=progress or "", disable=progress is None, transient=True)
-    ]
-    return ExitAnswers(*(torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])))
+def _ask(trace: TokenTrace, with_confidence: bool, progress: str | None) -> ExitAnswers:
+    chunks = torch.arange(len(trace)).split(CHUNK)
+    answered: dict[str, list[Tensor]] = {}
+    for chunk in track(chunks, description=progress or "", disable=progress is None, transient=True):
+        for name, tensor in _ask_about(trace, chunk, with_confidence).items():
+            answered.setdefault(name, []).append(tensor.cpu())
+    return ExitAnswers(trace.targets, **{name: torch.cat(parts) for name, parts in answered.items()})
 
 
-def _ask_about(trace: TokenTrace, tokens: Tensor, judged_by: Target) -> ExitAnswers:
-    model, last = trace.model, len(trace.exit_layers) - 1
-    wanted = trace.targets[tokens].to(model.device)
-    if judged_by == "full model":
-        wanted = model.logits(trace.exit_layers[last], trace.states(last, tokens)).argmax(dim=-1)
+def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool) -> dict[str, Tensor]:
+    model, exits = trace.model, range(len(trace.exit_layers))
+    full_model = _log_probabilities(trace, exits[-1], tokens)
+    judges = torch.stack([trace.targets[tokens].to(model.device), full_model.argmax(dim=-1)], dim=1)
     predictions: list[Tensor] = []
     losses, confidence = [], []
-    for index, layer in enumerate(trace.exit_layers):
-        logits = model.logits(layer, trace.states(index, tokens))
-        losses.append(functional.cross_entropy(logits, wanted, reduction="none"))
-        confidence.append(confidence_features(logits.softmax(dim=-1), predictions[-1] if predictions else None))
-        predictions.append(logits.argmax(dim=-1))
-    columns = (torch.stack(column, dim=1).cpu() for column in (predictions, losses, confidence))
-    return ExitAnswers(wanted.cpu(), *columns)
+    for index in exits:
+        says = full_model if index == exits[-1] else _log_probabilities(trace, index, tokens)
+        losses.append(-says.gather(1, judges))
+        if with_confidence:
+            confidence.append(confidence_features(says.exp(), predictions[-1] if predictions else None))
+        predictions.append(says.argmax(dim=-1))
+    label_losses, full_model_losses = torch.stack(losses, dim=1).unbind(dim=-1)
+    answers = {"label_losses": label_losses, "full_model_losses": full_model_losses}
+    if with_confidence:
+        answers["confidence"] = torch.stack(confidence, dim=1)
+    return {"predictions": torch.stack(predictions, dim=1), **answers}
+
+
+def _log_probabilities(trace: TokenTrace, exit_index: int, tokens: Tensor) -> Tensor:
+    logits = trace.model.logits(trace.exit_layers[exit_index], trace.states(exit_index, tokens))
+    return logits.log_softmax(dim=-1)

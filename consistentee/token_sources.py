@@ -51,7 +51,7 @@ class DrawnTokens:
 
     def fingerprint(self) -> str:
         """Hash of states, targets and draws."""
-        return hash_tensors({"hidden": self.trace.hidden, "targets": self.trace.targets, "drawn": self.tokens})
+        return hash_tensors({"drawn": self.tokens}) + self.trace.fingerprint
 
 
 class DrawnRows:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from consistentee.decoder import MultiExitDecoder
 from consistentee.exits import ExitRule, LayerView
-from consistentee.files import load_tensors, only_one, save_tensors
+from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.text_data import Keep, PromptSplit
 from consistentee.token_rows import TokenRow, check_rows, collate_rows, encode_rows
 from consistentee.token_view import prompt_key, token_key
@@ -60,6 +60,11 @@ class TokenTrace:
     def may_exit(self) -> Tensor:
         """Numbers of the tokens that are decoded one by one, and hence may leave early: int64 [at most N]."""
         return (self.step > 0).nonzero().flatten()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of states and targets."""
+        return hash_tensors({"hidden": self.hidden, "targets": self.targets})
 
     def select(self, tokens: Tensor) -> "TokenTrace":
         """Return the trace of some tokens alone, given by their numbers, in the given order."""

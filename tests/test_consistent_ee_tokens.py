@@ -60,15 +60,14 @@ def test_answers_by_hand(tiny_decoder):
     trace = record_tokens(model, ROWS)
     logits = torch.stack([model.logits(layer, trace.hidden[:, i]) for i, layer in enumerate((2, 4))], dim=1)
     named = logits.argmax(-1)
-    by_label = exit_answers(trace)
-    assert torch.equal(by_label.wanted, trace.targets)
-    assert torch.equal(by_label.predictions, named)
-    expected = -logits.log_softmax(-1).gather(-1, trace.targets[:, None, None].expand(-1, 2, 1)).squeeze(-1)
-    torch.testing.assert_close(by_label.losses, expected)
-    by_full = exit_answers(trace, "full model")
-    assert torch.equal(by_full.wanted, named[:, 1])
-    assert by_full.correct[:, 1].all()
-    assert torch.equal(by_full.confidence[:, 1, 3], (named[:, 0] == named[:, 1]).float())
+    answers = exit_answers(trace, with_confidence=True)
+    assert torch.equal(answers.predictions, named)
+    for judge, wanted in (("label", trace.targets), ("full model", named[:, 1])):
+        expected = -logits.log_softmax(-1).gather(-1, wanted[:, None, None].expand(-1, 2, 1)).squeeze(-1)
+        torch.testing.assert_close(answers.losses(judge), expected)
+        assert torch.equal(answers.correct(judge), named == wanted[:, None])
+    assert torch.equal(answers.confidence[:, 1, 3], (named[:, 0] == named[:, 1]).float())
+    assert exit_answers(trace).confidence is None
 
 
 def test_answers_are_stored_and_depend_on_the_exits(tiny_decoder, tmp_path, monkeypatch):
@@ -76,12 +75,13 @@ def test_answers_are_stored_and_depend_on_the_exits(tiny_decoder, tmp_path, monk
     trace = record_tokens(model, ROWS)
     first = exit_answers(trace, store=tmp_path)
     monkeypatch.setattr(model, "logits", lambda *_: pytest.fail("the store was not used"))
-    assert torch.equal(exit_answers(trace, store=tmp_path).losses, first.losses)
+    assert exit_answers(trace, store=tmp_path).confidence is None
+    assert torch.equal(exit_answers(trace, store=tmp_path).label_losses, first.label_losses)
     monkeypatch.undo()
     with torch.no_grad():
         for parameter in model.exit_adapters.parameters():
             parameter.add_(0.1)
-    assert not torch.equal(exit_answers(trace, store=tmp_path).losses, first.losses)
+    assert not torch.equal(exit_answers(trace, store=tmp_path).label_losses, first.label_losses)
 
 
 @pytest.mark.parametrize("reads", READS)
@@ -91,8 +91,8 @@ def test_objective_is_that_of_classification_on_the_same_tensors(tiny_decoder, r
     model = tiny_decoder()
     trace = record_tokens(model, [(prompt, [*response, *range(20, 60)]) for prompt, response in ROWS])
     add_random_policy(model, reads)
-    answers, batch = exit_answers(trace), all_states(trace)
-    hardness = memorized_exit_layer(answers.correct, model.exit_layers)
+    answers, batch = exit_answers(trace, with_confidence=reads != "state"), all_states(trace)
+    hardness = memorized_exit_layer(answers.correct("label"), model.exit_layers)
     method = ConsistentEETokens(alpha=0.3, policy_reads=reads, estimator=estimator)
     torch.manual_seed(0)
     loss = consistent_ee_tokens._policy_stage_loss(method, answers, hardness, model, batch)
@@ -117,7 +117,7 @@ def test_reward_counts_true_layers(tiny_decoder, monkeypatch):
     hardness = torch.tensor([3, 4, 3, 4, 3])
     consistent_ee_tokens._policy_stage_loss(ConsistentEETokens(alpha=0.5), answers, hardness, model, all_states(trace))
     price = 0.5 * (1 - hardness / 4)
-    expected = -answers.losses - torch.stack([price * 3, price * 4], dim=1)
+    expected = -answers.label_losses - torch.stack([price * 3, price * 4], dim=1)
     torch.testing.assert_close(given[0], expected)
 
 
@@ -141,8 +141,9 @@ def test_rule_follows_the_probabilities_that_were_trained(tiny_decoder, reads):
     trace = record_tokens(model, [(prompt, [*response, *range(20, 60)]) for prompt, response in ROWS])
     add_random_policy(model, reads)
     method = ConsistentEETokens(policy_reads=reads)
+    confidence = exit_answers(trace, with_confidence=reads != "state").confidence
     with torch.no_grad():
-        p = method.ask_policy(model, all_states(trace), exit_answers(trace).confidence, torch.ones(len(trace)))
+        p = method.ask_policy(model, all_states(trace), confidence, torch.ones(len(trace)))
     first = p[:, 0].sort().values
     threshold = first[len(first) // 2 : len(first) // 2 + 2].mean().item()  # between two values, on neither
     leaves = torch.cat([p[:, :-1] > threshold, torch.ones(len(p), 1, dtype=torch.bool)], dim=1)
