@@ -60,7 +60,7 @@ class MultiExitDecoder(
         *,
         exit_layers: Sequence[int] | None = None,
         adapter: AdapterKind = "low-rank",
-        rank: int = 16,
+        rank: int = 128,
         seed: int = 0,
     ) -> Self:
         """Put untrained exits on a pretrained decoder, which is loaded in float32.
@@ -147,7 +147,7 @@ class MultiExitDecoder(
             raise ValueError(f"layer {layer} has no exit adapter; exits: {self.exit_layers}, the last one without")
         return cast(ExitAdapter, self.exit_adapters[str(layer)])
 
-    def use_adapters(self, kind: AdapterKind, rank: int = 16, seed: int = 0) -> None:
+    def use_adapters(self, kind: AdapterKind, rank: int = 128, seed: int = 0) -> None:
         """Give the exits untrained adapters of another kind, whose weights ``seed`` seeds.
 
         Raises UserError for an unknown kind or a rank below 1.

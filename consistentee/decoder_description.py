@@ -34,7 +34,7 @@ class DecoderDescription:
     backbone_hash: str
     exit_layers: tuple[int, ...]
     adapter: AdapterKind = "low-rank"
-    rank: int = 16
+    rank: int = 128
     heads: dict[str, HeadSpec] = field(default_factory=dict)
     lora: LoraSpec | None = None
     with_backbone: bool = False

@@ -98,14 +98,14 @@ class HeadAdapter(ExitAdapter):
 def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> ExitAdapter:
     """Return an untrained adapter, which reads as the stock model does.
 
-    Raises UserError for an unknown kind and for a rank below 1.
+    A rank above the width is taken for the width. Raises UserError for an unknown kind and for a rank below 1.
     """
     if rank < 1:
         raise UserError(f"the rank of an exit adapter must be at least 1, got {rank}")
     if kind == "norm":
         adapter: ExitAdapter = NormAdapter(stepper.final_norm)
     elif kind == "low-rank":
-        adapter = LowRankAdapter(stepper.final_norm, stepper.width, rank)
+        adapter = LowRankAdapter(stepper.final_norm, stepper.width, min(rank, stepper.width))
     elif kind == "head":
         adapter = HeadAdapter(stepper.backbone.lm_head)
     else:

@@ -60,7 +60,7 @@ class StateMoments:
         """Return matrices A [width, rank] and B [rank, width] for which ``s x + x A B`` is nearest to ``x W``.
 
         Nearest in logits: this is reduced-rank regression with the LM head as the metric. Both have the same norm. A
-        rank above the width is filled up with zeros.
+        rank above the width is taken for the width.
         """
         identity = torch.eye(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)
         residual = self.map - self.scale * identity
@@ -71,6 +71,4 @@ class StateMoments:
         kept = torch.linalg.eigh(spread).eigenvectors.flip(dims=[1])[:, :rank]
         left, right = residual @ to_logits @ kept, kept.T @ from_logits
         balance = (right.norm() / left.norm().clamp_min(1e-12)).sqrt()
-        missing = rank - kept.shape[1]
-        left = torch.nn.functional.pad(left * balance, (0, max(missing, 0)))
-        return left, torch.nn.functional.pad(right / balance, (0, 0, 0, max(missing, 0)))
+        return left * balance, right / balance

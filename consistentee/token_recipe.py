@@ -55,7 +55,7 @@ class TokenRecipe:
     target: Target = "full model"
     exit_steps: int = 300
     exit_batch_size: int = 128
-    exit_learning_rate: float = 2e-3
+    exit_learning_rate: float = 1e-3
     head_tokens: int = 16_384
     head_steps: int = 2000
     head_batch_size: int = 512

@@ -332,7 +332,7 @@ class TestLora:
         before = all_logits(model)
         names = tiny_decoder(family).state_dict().keys()
         model.merge_lora()
-        torch.testing.assert_close(all_logits(model), before)
+        torch.testing.assert_close(all_logits(model), before, atol=1e-4, rtol=1e-5)
         assert model.state_dict().keys() == names
         model.save_pretrained(tmp_path / "saved")
         assert torch.equal(all_logits(MultiExitDecoder.from_pretrained(tmp_path / "saved")), all_logits(model))

@@ -28,7 +28,7 @@ class TokenRecipeSpec(Strict):
     target: Literal["label", "full model"] = "full model"
     exit_steps: int = Field(default=300, ge=0)
     exit_batch_size: int = Field(default=128, ge=1)
-    exit_learning_rate: float = Field(default=2e-3, gt=0)
+    exit_learning_rate: float = Field(default=1e-3, gt=0)
     head_tokens: int = Field(default=16_384, ge=1)
     head_steps: int = Field(default=2000, ge=0)
     head_batch_size: int = Field(default=512, ge=1)
@@ -54,7 +54,7 @@ class ExitSpec(Strict):
 
     layers: tuple[int, ...] | None = Field(default=None, min_length=1, description="1-based; by default five, evenly")
     adapter: Literal["norm", "low-rank", "head"] = "low-rank"
-    rank: int = Field(default=16, ge=1)
+    rank: int = Field(default=128, ge=1)
 
 
 class DecodingTimingSpec(TimingSpec):
