@@ -372,9 +372,9 @@ def plot(results: ResultsArgument, methods: OnlyMethodsOption = None) -> None:
 @app.command(epilog=_examples("consistentee report results/quick"))
 def report(results: ResultsArgument) -> None:
     """Write report.html: tables, figures, provenance and warnings in one file that needs no network."""
-    from benchmarks.analysis.report import write_report
+    from benchmarks.analysis import write_html
 
-    print(write_report(results))
+    print(write_html(results))
 
 
 @app.command(

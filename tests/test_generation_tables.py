@@ -18,9 +18,10 @@ from generation_by_hand import (
 from matplotlib.image import imread
 from records_by_hand import write_results
 
-from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables
+from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
 from benchmarks.analysis.equal_layers import compare_at_equal_layers
 from benchmarks.analysis.generation_plots import layers_by_position, row_near_half
+from benchmarks.analysis.generation_report import match_overview
 from benchmarks.analysis.generation_rows import STOCK, curve_rows, generation_rows, load_generation_panels
 from benchmarks.analysis.generation_tables import calibration_table, decoding_table, equal_layers_table, to_csv
 from benchmarks.analysis.leaderboard import load_leaderboard
@@ -229,3 +230,25 @@ def test_row_near_half_is_of_the_nearest_budget(panel):
     assert row_near_half(panel, "layerskip") is None
     assert panel.num_layers == LAYERS
     assert len(made_up_generation()) == len(panel.cells)
+
+
+def test_report_is_one_page_with_tables_figures_and_warnings(results):
+    page = write_html(results).read_text()
+    for words in (
+        "Tokens as in the full model",
+        "Against references at equal layers",
+        "Calibrated thresholds",
+        "data:image/png;base64,",
+        "prompts cut",
+        "few seeds",
+        "consistentee run made-up",
+    ):
+        assert words in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_overview_compares_at_half_of_the_layers(panel):
+    rows = {row[0]: row[1] for row in match_overview([panel]).cells}
+    assert rows["token-static"] == f"{100 * match_at(12):.1f} (12.0)"
+    assert rows["layerskip"] == "n/a"
+    assert "token-full" not in rows

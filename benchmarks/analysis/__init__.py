@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.analysis.text_tables import TextTable
     from benchmarks.harness.storage import Fault
 
-__all__ = ["report_files", "terminal_report", "write_all_figures", "write_all_tables"]
+__all__ = ["report_files", "terminal_report", "write_all_figures", "write_all_tables", "write_html"]
 
 
 def report_files(out_dir: Path) -> "Group":
@@ -95,6 +95,17 @@ def write_all_figures(out_dir: Path, labels: "Sequence[str] | None" = None) -> t
     from benchmarks.analysis.figures import write_figures
 
     return write_figures(out_dir, labels)
+
+
+def write_html(out_dir: Path) -> Path:
+    """Write ``report.html`` into a results folder and return its path. Raises UserError where it holds no results."""
+    if _holds_generation(out_dir):
+        from benchmarks.analysis.generation_report import write_generation_report
+
+        return write_generation_report(out_dir)
+    from benchmarks.analysis.report import write_report
+
+    return write_report(out_dir)
 
 
 def _holds_generation(out_dir: Path) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.analysis.results import FULL, Panel
+from benchmarks.analysis.results import FULL, AnyPanel, Panel
 from benchmarks.analysis.rows import table_rows
 from benchmarks.harness.storage import FAILURE_FILE, RECORD_FILE, Fault
 
@@ -33,13 +33,19 @@ def caveats(out_dir: Path, panels: Sequence[Panel], faults: Sequence[Fault]) -> 
         panels: what was read from it.
         faults: what could not be read.
     """
+    return [
+        *caveats_of_folder(out_dir, faults),
+        *(caveat for panel in panels for caveat in _of_panel(panel)),
+        *caveats_of_records(panels),
+    ]
+
+
+def caveats_of_folder(out_dir: Path, faults: Sequence[Fault]) -> list[Caveat]:
+    """Return what a folder's files tell, whatever they are of: what could not be used, and what failed."""
     found = [
         Caveat("left out", f"{fault.path.relative_to(out_dir)}: {fault.kind}, {fault.reason}.") for fault in faults
     ]
-    found += _set_aside(out_dir)
-    found += _failed(out_dir)
-    found += [caveat for panel in panels for caveat in _of_panel(panel)]
-    return found + _of_all(panels)
+    return [*found, *_set_aside(out_dir), *_failed(out_dir)]
 
 
 def _set_aside(out_dir: Path) -> list[Caveat]:
@@ -80,14 +86,21 @@ def _of_panel(panel: Panel) -> list[Caveat]:
         )
     if FULL not in panel.methods.values():
         found.append(Caveat("no full model", f"{name}: there is no full model to compare with."))
-    return found + _of_clock(panel, name)
+    clocks = [(clock.spread, size, row.label) for row in table_rows(panel) for size, clock in row.clocks.items()]
+    return found + caveats_of_clock(panel, clocks)
 
 
-def _of_clock(panel: Panel, name: str) -> list[Caveat]:
+def caveats_of_clock(panel: AnyPanel, clocks: Sequence[tuple[float, int, str]]) -> list[Caveat]:
+    """Return what is to be said of the times of a panel.
+
+    Args:
+        panel: of any kind.
+        clocks: (spread, batch size, label) of all that was timed.
+    """
+    name = f"{panel.task} · {panel.backbone}"
     if not panel.timings:
         return [Caveat("not timed", f"{name}: no times were taken.")]
-    clocks = [(size, clock.spread, row.label) for row in table_rows(panel) for size, clock in row.clocks.items()]
-    noisy = [(spread, size, label) for size, spread, label in clocks if spread > NOISY_SPREAD]
+    noisy = [clock for clock in clocks if clock[0] > NOISY_SPREAD]
     found = []
     if noisy:
         spread, size, label = max(noisy)
@@ -112,7 +125,8 @@ def _of_clock(panel: Panel, name: str) -> list[Caveat]:
     return found
 
 
-def _of_all(panels: Sequence[Panel]) -> list[Caveat]:
+def caveats_of_records(panels: Sequence[AnyPanel]) -> list[Caveat]:
+    """Return what all records together tell: seeds, methods that were not run everywhere, commits, machines."""
     records = [cell.record for panel in panels for cell in panel.cells]
     found = []
     few = [p for p in panels if len({cell.record.seed for cell in p.cells}) < FEW_SEEDS]

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from benchmarks.analysis.caveats import Caveat, caveats
 from benchmarks.analysis.figures import FigureKind, drawn_figures
 from benchmarks.analysis.published import published_for, published_table
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel, load_panels
+from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, AnyPanel, Panel, load_panels
 from benchmarks.analysis.rows import row_for_half
 from benchmarks.analysis.tables import MISSING, machine, panel_tables, ranking_tables
 from benchmarks.analysis.text_tables import TextTable
-from benchmarks.harness.records import CellRecord
+from benchmarks.harness.records import BaseRecord
 from benchmarks.harness.storage import write_text
 
 REPORT_FILE = "report.html"
@@ -53,12 +53,41 @@ def write_report(out_dir: Path) -> Path:
 
 
 def render(name: str, panels: Sequence[Panel], warnings: Sequence[Caveat]) -> str:
-    """Return the page. Text from data is escaped; the only markup and script are the template's own.
+    """Return the page of a folder of classification.
 
     Args:
         name: of the results folder.
         panels: its records.
         warnings: :func:`benchmarks.analysis.caveats.caveats`.
+    """
+    return render_page(
+        name,
+        panels,
+        warnings,
+        overview=overview_table(panels),
+        figures=[EmbeddedFigure(kind, data_uri(drawn)) for kind, drawn in drawn_figures(panels)],
+        rankings=ranking_tables(panels),
+        sections=[_section(number, panel) for number, panel in enumerate(panels)],
+    )
+
+
+def render_page(
+    name: str,
+    panels: Sequence[AnyPanel],
+    warnings: Sequence[Caveat],
+    *,
+    overview: TextTable,
+    figures: Sequence[EmbeddedFigure],
+    rankings: Sequence[TextTable],
+    sections: Sequence[Section],
+) -> str:
+    """Return a page. Text from data is escaped; the only markup and script are the template's own.
+
+    Args:
+        name: of the results folder.
+        panels: its records, of any kind: facts, environments and provenance are taken from them.
+        warnings: see :mod:`benchmarks.analysis.caveats`.
+        overview, figures, rankings, sections: what is shown.
     """
     templates = Environment(
         loader=PackageLoader("benchmarks.analysis", "templates"),
@@ -71,17 +100,17 @@ def render(name: str, panels: Sequence[Panel], warnings: Sequence[Caveat]) -> st
     return templates.get_template("report.html").render(
         name=name,
         facts=_facts(panels, records),
-        overview=overview_table(panels),
+        overview=overview,
         warnings=warnings,
-        figures=[EmbeddedFigure(kind, _data_uri(drawn)) for kind, drawn in drawn_figures(panels)],
-        rankings=ranking_tables(panels),
-        sections=[_section(number, panel) for number, panel in enumerate(panels)],
+        figures=figures,
+        rankings=rankings,
+        sections=sections,
         environments=_environments(records),
         provenance=provenance_table(records),
     )
 
 
-def _facts(panels: Sequence[Panel], records: Sequence[CellRecord]) -> list[tuple[str, str]]:
+def _facts(panels: Sequence[AnyPanel], records: Sequence[BaseRecord]) -> list[tuple[str, str]]:
     seeds = sorted({record.seed for record in records})
     return [
         ("tasks", str(len({panel.task for panel in panels}))),
@@ -146,13 +175,13 @@ def _section(number: int, panel: Panel) -> Section:
     return Section(f"task-{number}", f"{panel.task} · {panel.backbone}", tuple(tables))
 
 
-def _environments(records: Sequence[CellRecord]) -> list[tuple[str, int]]:
+def _environments(records: Sequence[BaseRecord]) -> list[tuple[str, int]]:
     """Return every kind of environment, with the number of records that were made in it."""
     described = [machine(record.environment) for record in records]
     return [(text, described.count(text)) for text in dict.fromkeys(described)]
 
 
-def provenance_table(records: Sequence[CellRecord]) -> TextTable:
+def provenance_table(records: Sequence[BaseRecord]) -> TextTable:
     """Return where every record comes from: its key, commit, time and command."""
     return TextTable(
         title="Records",
@@ -188,7 +217,8 @@ def provenance_table(records: Sequence[CellRecord]) -> TextTable:
     )
 
 
-def _data_uri(drawn: Figure | None) -> str | None:
+def data_uri(drawn: Figure | None) -> str | None:
+    """Return a figure as a data URI, None for None."""
     if drawn is None:
         return None
     stream = io.BytesIO()

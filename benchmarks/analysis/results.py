@@ -114,6 +114,9 @@ StoredCell: TypeAlias = BaseStoredCell[CellRecord]
 Panel: TypeAlias = BasePanel[CellRecord, TimingRecord, Contender]
 """Of classification, as :data:`StoredCell`."""
 
+AnyPanel: TypeAlias = BasePanel[Any, Any, Any]
+"""Of any kind."""
+
 
 def panels(
     cells: Sequence[BaseStoredCell[_RecordT]], timings: Sequence[_TimingT]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.analysis.comparisons import CORE_METHOD, curve_summaries
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, BasePanel, Panel, role_of
+from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, Panel, role_of
 
 BOLD_METHODS = 8
 """Up to so many competitors are all drawn boldly; of more, the core methods and the strongest others."""
@@ -66,7 +66,7 @@ class Style:
         } | more
 
 
-def competitors(panels: Sequence[BasePanel[Any, Any, Any]]) -> list[str]:
+def competitors(panels: Sequence[AnyPanel]) -> list[str]:
     """Return the curves that compete: the core method first, its variants next, then the others by name."""
     methods = {label: method for panel in panels for label, method in panel.methods.items()}
     curves = [label for label, method in methods.items() if role_of(method) not in (FULL, *REFERENCES)]
@@ -93,7 +93,7 @@ def bold_curves(panels: Sequence[Panel]) -> list[str]:
     return core + others[: BOLD_METHODS - len(core)]
 
 
-def panels_method(panels: Sequence[BasePanel[Any, Any, Any]], label: str) -> str:
+def panels_method(panels: Sequence[AnyPanel], label: str) -> str:
     """Return the method behind a label, in the first panel that has it."""
     return next(panel.methods[label] for panel in panels if label in panel.methods)
 
@@ -103,7 +103,7 @@ def styles(panels: Sequence[Panel]) -> dict[str, Style]:
     return styles_with(panels, bold_curves(panels))
 
 
-def styles_with(panels: Sequence[BasePanel[Any, Any, Any]], bold: Sequence[str]) -> dict[str, Style]:
+def styles_with(panels: Sequence[AnyPanel], bold: Sequence[str]) -> dict[str, Style]:
     """As :func:`styles`, where the curves to be drawn boldly are given."""
     import seaborn
 

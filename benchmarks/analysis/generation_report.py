@@ -1,0 +1,106 @@
+"""The HTML report of a results folder of generation, on the page that classification has."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.analysis.caveats import Caveat, caveats_of_clock, caveats_of_folder, caveats_of_records
+from benchmarks.analysis.figures import FigureKind
+from benchmarks.analysis.generation_plots import decoding_figure, decoding_styles, figure_name, row_near_half
+from benchmarks.analysis.generation_rows import GenerationPanel, generation_rows, load_generation_panels
+from benchmarks.analysis.generation_tables import generation_tables
+from benchmarks.analysis.report import REPORT_FILE, EmbeddedFigure, Section, data_uri, render_page
+from benchmarks.analysis.results import FULL, role_of
+from benchmarks.analysis.tables import MISSING
+from benchmarks.analysis.text_tables import TextTable
+from benchmarks.harness.storage import Fault, write_text
+
+_SHOWS = (
+    "Top left and middle: ROUGE to the reference over average layers and over the time of decoding a token. Bottom "
+    "left and middle: the share of tokens that are the full model's. Points are knobs chosen on validation prompts, "
+    "with 95% intervals for bold methods; the star is the stock model's own generate. Top right: the mean exit layer "
+    "along the text. Bottom right: what the knobs were chosen by. The numbers are in the tables."
+)
+
+
+def write_generation_report(out_dir: Path) -> Path:
+    """Write ``report.html`` into a results folder and return its path. Raises UserError: it holds no results."""
+    panels, faults = load_generation_panels(out_dir)
+    style_of = decoding_styles(panels)
+    page = render_page(
+        out_dir.resolve().name,
+        panels,
+        generation_caveats(out_dir, panels, faults),
+        overview=match_overview(panels),
+        figures=[
+            EmbeddedFigure(_figure_kind(panel, panels), data_uri(decoding_figure(panel, style_of))) for panel in panels
+        ],
+        rankings=[],
+        sections=[_section(number, panel) for number, panel in enumerate(panels)],
+    )
+    path = out_dir / REPORT_FILE
+    write_text(path, page)
+    return path
+
+
+def _figure_kind(panel: GenerationPanel, panels: Sequence[GenerationPanel]) -> FigureKind:
+    name = figure_name(panel, panels)
+    return FigureKind(name, f"{panel.task} · {panel.backbone}", _SHOWS, missing="", draw=lambda _: None)
+
+
+def match_overview(panels: Sequence[GenerationPanel]) -> TextTable:
+    """Return every method's token match, task by task, at the knob for the budget nearest to half of the layers."""
+    labels = dict.fromkeys(label for panel in panels for label in panel.labels if role_of(panel.methods[label]) != FULL)
+    several = len({panel.backbone for panel in panels}) > 1
+    columns = [f"{panel.task} · {panel.backbone}" if several else panel.task for panel in panels]
+    return TextTable(
+        title="Tokens as in the full model, %, at about half of the layers",
+        headings=("method", *columns),
+        cells=tuple((label, *(_match_at_half(panel, label) for panel in panels)) for label in labels),
+        notes=(
+            "At the knob that agrees best with the full model on validation prompts within the budget nearest to half "
+            "of the layers; in brackets, the layers of the test prompts. n/a: not run, or no knob is within a budget.",
+        ),
+        words=("method",),
+    )
+
+
+def _match_at_half(panel: GenerationPanel, label: str) -> str:
+    row = row_near_half(panel, label) if label in panel.methods else None
+    return MISSING if row is None else f"{100 * row.token_match.value:.1f} ({row.average_layers:.1f})"
+
+
+def _section(number: int, panel: GenerationPanel) -> Section:
+    operating, *others = generation_tables(panel)
+    tables = [replace(operating, title=f"Operating points · {operating.title}"), *others]
+    return Section(f"task-{number}", f"{panel.task} · {panel.backbone}", tuple(tables))
+
+
+def generation_caveats(out_dir: Path, panels: Sequence[GenerationPanel], faults: Sequence[Fault]) -> list[Caveat]:
+    """Return the warnings about a results folder of generation, the gravest first."""
+    return [
+        *caveats_of_folder(out_dir, faults),
+        *(caveat for panel in panels for caveat in _of_panel(panel)),
+        *caveats_of_records(panels),
+    ]
+
+
+def _of_panel(panel: GenerationPanel) -> list[Caveat]:
+    name = f"{panel.task} · {panel.backbone}"
+    clocks = [(clock.spread, size, row.label) for row in generation_rows(panel) for size, clock in row.clocks.items()]
+    found = caveats_of_clock(panel, clocks)
+    record = panel.cells[0].record
+    if record.truncated_prompts:
+        found.append(
+            Caveat(
+                "prompts cut",
+                f"{name}: {record.truncated_prompts} of {record.test_rows} test prompts were cut to "
+                f"{record.max_prompt_tokens} tokens.",
+            )
+        )
+    changed = [row.label for row in generation_rows(panel) if row.acceptance is not None and row.token_match.value < 1]
+    if changed:
+        found.append(
+            Caveat("drafts differ", f"{name}: texts of {', '.join(changed)} are not all those of the full model.")
+        )
+    return found
