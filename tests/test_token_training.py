@@ -137,7 +137,6 @@ def test_whole_backbone_can_learn(tiny_decoder, family):
 
 
 def test_low_rank_updates_leave_stock_layers(tiny_decoder, tmp_path):
-    pytest.importorskip("peft")
     models = [tiny_decoder(), tiny_decoder()]
     before, names = models[0].clone_weights(), list(models[0].state_dict())
     recipe = replace(RECIPE, trains="lora", backbone_learning_rate=1e-2, store=tmp_path)
