@@ -6,8 +6,9 @@ later token of its row reads such a layer. Stock attention runs silently over a 
 read.
 """
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -72,75 +73,109 @@ class Rows:
         return Rows(self.numbers[places], self.device)
 
 
+@dataclass(frozen=True, eq=False)
+class Account:
+    """What some layers have of every row, and what they are owed: numbers of columns, int64 [rows] each.
+
+    Never written to: layers that are treated alike share one, so that what is found out about it holds for all of them.
+    """
+
+    stored: RowNumbers
+    owed: RowNumbers
+
+
+class Entry:
+    """Columns ``starts`` to ``end - 1`` of some rows, as they are written at one layer after the other.
+
+    Attributes:
+        rows: which ones, as an index of the rows of the batch.
+        starts: one column, or int64 [rows].
+        end: one past the last column.
+        then_read: whether these rows then read all that the layer has of them.
+    """
+
+    def __init__(self, rows: slice | RowNumbers, starts: int | RowNumbers, end: int, *, then_read: bool) -> None:
+        self.rows = rows
+        self.starts = starts
+        self.end = end
+        self.then_read = then_read
+        self.before: Account | None = None
+        self.after: Account | None = None
+
+
 class Ledger:
     """Double-entry account: which columns every layer has of every row, and how many it is still owed.
 
     A layer's columns of a row are stored in order, without a gap, so that one number says which there are: ``stored``
-    [layers, rows] counts them as they are written; ``owed`` counts up when a column begins and down when it is written.
+    says up to where they are written; ``owed`` counts up when a column begins and down when it is written.
     """
 
     def __init__(self, num_layers: int, rows: int) -> None:
         self.length = 0
-        self.stored = np.zeros((num_layers, rows), dtype=np.int64)
-        self.owed = np.zeros((num_layers, rows), dtype=np.int64)
+        nothing = np.zeros(rows, dtype=np.int64)
+        self._accounts = [Account(nothing, nothing)] * num_layers
+
+    def account(self, layer: int) -> Account:
+        """Return the account of layer ``layer`` (1-based)."""
+        return self._accounts[layer - 1]
 
     def advance(self, columns: int) -> None:
         """Begin new columns: every layer owes them, for every row."""
         self.length += columns
-        self.owed += columns
+        self._change(lambda account: Account(account.stored, account.owed + columns))
 
-    def write(self, layer: int, rows: slice | RowNumbers, starts: int | RowNumbers, end: int) -> None:
-        """Note that columns ``starts`` to ``end - 1`` of some rows are written at layer ``layer`` (1-based).
+    def write(self, layer: int, entry: Entry) -> None:
+        """Note that an entry's columns are written at layer ``layer`` (1-based).
 
-        Raises CacheHoleError if they do not follow those that are stored.
+        Raises CacheHoleError if they do not follow those that are stored; or, where the entry's rows then read the
+        layer, unless stored and owed columns make up the length for every row of the batch, and those rows owe nothing.
         """
-        stored = self.stored[layer - 1]
-        if (stored[rows] != starts).any():
-            raise CacheHoleError(f"layer {layer}: columns from {starts} on are written where {stored[rows]} are stored")
-        stored[rows] = end
-        self.owed[layer - 1][rows] -= end - starts
+        before = self._accounts[layer - 1]
+        if before is not entry.before:  # of layers that share an account the first speaks for all
+            entry.after = self._written(layer, before, entry)
+            entry.before = before
+        self._accounts[layer - 1] = cast(Account, entry.after)
 
-    def starts(self, layer: int, rows: slice | RowNumbers) -> RowNumbers:
-        """Return the first column that layer ``layer`` (1-based) does not have yet, for some rows."""
-        return self.stored[layer - 1, rows].copy()
-
-    def check_read(self, layer: int, rows: slice | RowNumbers) -> None:
-        """Raise CacheHoleError unless everything is there that some rows read at layer ``layer`` (1-based).
-
-        For every row of the batch stored and owed columns make up the length, and the rows that read owe nothing.
-        """
-        stored, owed = self.stored[layer - 1], self.owed[layer - 1]
-        if (stored + owed != self.length).any() or owed[rows].any():
+    def _written(self, layer: int, before: Account, entry: Entry) -> Account:
+        rows, there = entry.rows, before.stored[entry.rows]
+        if (there != entry.starts).any():
+            raise CacheHoleError(f"layer {layer}: columns from {entry.starts} on are written where {there} are stored")
+        stored, owed = before.stored.copy(), before.owed.copy()
+        stored[rows] = entry.end
+        owed[rows] -= entry.end - entry.starts
+        if entry.then_read and ((stored + owed != self.length).any() or owed[rows].any()):
             raise CacheHoleError(
                 f"layer {layer}: stored {stored} and owed {owed} columns of {self.length}, when rows {rows} read it"
             )
+        return Account(stored, owed)
 
     def keep(self, rows: RowNumbers) -> None:
         """Forget all rows but these."""
-        self.stored, self.owed = self.stored[:, rows], self.owed[:, rows]
+        self._change(lambda account: Account(account.stored[rows], account.owed[rows]))
 
     def rewind(self, length: int) -> None:
         """Forget the columns from ``length`` on. Raises CacheHoleError while any column is owed."""
-        if self.owed.any():
+        if any(account.owed.any() for account in self._accounts):
             raise CacheHoleError("columns cannot be taken back while layers are owed some")
         self.length = length
-        np.minimum(self.stored, length, out=self.stored)
+        self._change(lambda account: Account(np.minimum(account.stored, length), account.owed))
+
+    def _change(self, change: Callable[[Account], Account]) -> None:
+        """Change every account; layers that shared one share what becomes of it."""
+        changed = {id(account): change(account) for account in {id(a): a for a in self._accounts}.values()}
+        self._accounts = [changed[id(account)] for account in self._accounts]
 
 
 @dataclass(frozen=True)
 class OwedColumns:
-    """The columns that some rows owe a layer: for each of these rows, ``starts`` to ``end - 1``.
+    """The columns that some rows owe some layers.
 
     Attributes:
-        rows: int64 [owing rows].
-        starts: int64 [owing rows].
-        end: one past the last column.
+        entry: what the ledger is told when they are filled.
         row_index, column_index: the same row by row and column by column, int64 [owed] each, on the device.
     """
 
-    rows: RowNumbers
-    starts: RowNumbers
-    end: int
+    entry: Entry
     row_index: Tensor
     column_index: Tensor
 
@@ -170,26 +205,28 @@ class KeyValueCache:
         """Begin new columns for every row."""
         self.ledger.advance(columns)
 
+    def starts(self, layer: int, rows: Rows) -> RowNumbers:
+        """Return the first column that layer ``layer`` (1-based) does not have yet, for some rows: int64 [rows]."""
+        return self.ledger.account(layer).stored[rows.in_numpy]
+
     def owed(self, layer: int, rows: Rows, end: int) -> OwedColumns | None:
         """Return what some rows owe layer ``layer`` (1-based) before column ``end``, or None if they owe nothing."""
-        starts = self.ledger.starts(layer, rows.in_numpy)
+        starts = self.starts(layer, rows)
         counts = end - starts
-        if not counts.any():
-            return None
         owing = counts > 0
+        if not owing.any():
+            return None
         row_index = np.repeat(rows.numbers, counts)
         column_index = np.concatenate([np.arange(start, end) for start in starts[owing]])
         return OwedColumns(
-            rows.numbers[owing],
-            starts[owing],
-            end,
+            Entry(rows.numbers[owing], starts[owing], end, then_read=False),
             torch.from_numpy(row_index).to(self._device),
             torch.from_numpy(column_index).to(self._device),
         )
 
     def fill(self, layer: int, owed: OwedColumns, keys: Tensor, values: Tensor) -> None:
         """Write owed columns at layer ``layer`` (1-based); keys and values are [1, kv_heads, owed, head_dim]."""
-        self.ledger.write(layer, owed.rows, owed.starts, owed.end)
+        self.ledger.write(layer, owed.entry)
         place = (owed.row_index, slice(None), owed.column_index)
         self.keys[layer - 1][place] = keys[0].transpose(0, 1)
         self.values[layer - 1][place] = values[0].transpose(0, 1)
@@ -206,51 +243,48 @@ class KeyValueCache:
         self.ledger.rewind(length)
 
 
-@dataclass(frozen=True)
 class CacheWindow:
     """The cache as the layers of one pass see it: it is what stock attention takes for its cache.
 
     Attributes:
-        cache: whose columns these are.
-        rows: which rows pass.
-        first: the first column they attend to: those before are padding for all of them.
-        begin, end: the columns that they write; ``end`` is where what they attend to ends, too.
-        starts: int64 [rows], where a row writes from a later column than ``begin`` on; None where none does. What is
-            passed before it is there for the sake of the shape, and its keys and values are thrown away.
         written: bool [rows, 1, end - begin, 1], which columns a row writes; None where it is all of them.
     """
 
-    cache: KeyValueCache
-    rows: Rows
-    first: int
-    begin: int
-    end: int
-    starts: RowNumbers | None = None
-    written: Tensor | None = field(init=False, repr=False, default=None)
+    def __init__(
+        self, cache: KeyValueCache, rows: Rows, *, first: int, begin: int, end: int, starts: RowNumbers | None = None
+    ) -> None:
+        """Open a window for some rows.
 
-    def __post_init__(self) -> None:
-        if self.starts is not None:
-            columns = np.arange(self.begin, self.end)
-            written = torch.from_numpy(columns >= self.starts[:, None])[:, None, :, None]
-            object.__setattr__(self, "written", written.to(self.rows.device))
+        Args:
+            cache: whose columns these are.
+            rows: which rows pass.
+            first: the first column they attend to: those before are padding for all of them.
+            begin, end: the columns that they write; ``end`` is where what they attend to ends, too.
+            starts: int64 [rows], where a row writes from a later column than ``begin`` on; None where none does. What
+                is passed before it is there for the sake of the shape, and its keys and values are thrown away.
+        """
+        self._cache = cache
+        self._rows = rows
+        self._first = first
+        self._begin = begin
+        self._end = end
+        self._entry = Entry(rows.in_numpy, begin if starts is None else starts, end, then_read=True)
+        self.written: Tensor | None = None
+        if starts is not None:
+            written = np.arange(begin, end) >= starts[:, None]
+            self.written = torch.from_numpy(written)[:, None, :, None].to(rows.device)
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new keys and values [rows, kv_heads, end - begin, head_dim]; return all that the rows attend to.
 
         ``layer_index`` counts from 0, as in the stock models. Raises CacheHoleError if any of it is missing.
         """
-        rows, ledger = self.rows.in_numpy, self.cache.ledger
-        ledger.write(layer_index + 1, rows, self.begin if self.starts is None else self.starts, self.end)
-        ledger.check_read(layer_index + 1, rows)
-        if self.end != ledger.length:
-            raise CacheHoleError(f"columns up to {self.end} are read where {ledger.length} have begun")
-        return (
-            self._exchange(self.cache.keys[layer_index], keys),
-            self._exchange(self.cache.values[layer_index], values),
-        )
+        cache = self._cache
+        cache.ledger.write(layer_index + 1, self._entry)
+        return self._exchange(cache.keys[layer_index], keys), self._exchange(cache.values[layer_index], values)
 
     def _exchange(self, stored: Tensor, new: Tensor) -> Tensor:
         if self.written is not None:
-            new = torch.where(self.written, new, self.rows.columns_of(stored, self.begin, self.end))
-        self.rows.put_columns(stored, self.begin, self.end, new)
-        return self.rows.columns_of(stored, self.first, self.end)
+            new = torch.where(self.written, new, self._rows.columns_of(stored, self._begin, self._end))
+        self._rows.put_columns(stored, self._begin, self._end, new)
+        return self._rows.columns_of(stored, self._first, self._end)

@@ -30,10 +30,8 @@ class OwedTokens(ABC):
         shape = (len(batch), new_columns, batch.stepper.width)
         self.states = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
 
-    def leave(self, rows: Rows, hidden: Tensor, layer: int) -> None:
-        """Note the hidden states [rows, 1, width] with which the newest tokens of some rows leave after a layer."""
-        if layer == self.batch.stepper.num_layers:
-            return
+    def leave(self, rows: Rows, hidden: Tensor) -> None:
+        """Note the hidden states [rows, 1, width] with which the newest tokens of some rows leave before layer L."""
         newest = self.batch.cache.length - 1 - self.batch.prompt_columns
         rows.put(self.states[:, newest], hidden[:, 0])
 
@@ -81,7 +79,7 @@ class DeferredRun(OwedTokens):
     def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
         """Run the layers on the owed tokens and the newest ones together."""
         batch, end = self.batch, self.batch.cache.length
-        starts = batch.cache.ledger.starts(layers[0], rows.in_numpy)
+        starts = batch.cache.starts(layers[0], rows)
         begin = int(starts.min())
         if begin == end - 1:
             return batch.run(layers, hidden, context)

@@ -68,7 +68,7 @@ class PromptBatch:
         first = int(padding.min())
         mask = self._mask(rows, first, begin, end, padded=bool((padding > first).any()))
         positions = self.positions(rows.of(self._padding_on_device).unsqueeze(1), self._columns[begin:end])
-        window = CacheWindow(self.cache, rows, first, begin, end, starts)
+        window = CacheWindow(self.cache, rows, first=first, begin=begin, end=end, starts=starts)
         return DecoderContext(positions, self.rotation(positions), mask, window)
 
     def positions(self, padding: Tensor, columns: Tensor) -> Tensor:

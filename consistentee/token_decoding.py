@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,7 +77,8 @@ class TokenDecoder:
                 left.put(chosen, choose_tokens(self._sampling, view.logits_of(leaving), keys, self._step))
                 for row in left.numbers:
                     exit_layers[row] = layers[-1]
-                self._owed.leave(left, view.hidden[leaving], layers[-1])
+                if layers[-1] < self._model.num_layers:
+                    self._owed.leave(left, view.hidden[leaving])
             if len(leaving) == view.rows:
                 break
             if climbing.past is not None:
@@ -138,8 +140,9 @@ class TokenDecoder:
 
     def cached_layers(self, place: int) -> list[int]:
         """Return, for every new token that a row has read, how many layers have its keys and values by now."""
-        stored = self._batch.cache.ledger.stored[:, place]
-        columns = range(self._batch.prompt_columns, self._batch.cache.length)
+        ledger = self._batch.cache.ledger
+        stored = np.array([ledger.account(layer).stored[place] for layer in range(1, self.num_layers + 1)])
+        columns = range(self._batch.prompt_columns, ledger.length)
         return [int((stored > column).sum()) for column in columns]
 
 

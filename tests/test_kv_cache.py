@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consistentee.kv_cache import CacheHoleError, CacheWindow, KeyValueCache, Ledger, Rows
+from consistentee.kv_cache import CacheHoleError, CacheWindow, Entry, KeyValueCache, Ledger, Rows
 
 CPU = torch.device("cpu")
 ALL = slice(None)
@@ -24,6 +24,10 @@ def make_cache(rows: int = 3, columns: int = 6) -> KeyValueCache:
 
 def rows_of(*numbers: int) -> Rows:
     return Rows(np.array(numbers), CPU)
+
+
+def window(cache: KeyValueCache, rows: tuple[int, ...], first: int, *span: int, **options) -> CacheWindow:
+    return CacheWindow(cache, rows_of(*rows), first=first, begin=span[0], end=span[1], **options)
 
 
 def random_keys(rows: int, columns: int) -> torch.Tensor:
@@ -49,40 +53,64 @@ def test_neighbours_are_a_view():
     assert rows_of(1, 3).columns_of(tensor, 0, 2)._base is None
 
 
+def note(ledger: Ledger, layer: int, rows, starts, end: int, *, read: bool = True) -> None:
+    ledger.write(layer, Entry(rows, starts, end, then_read=read))
+
+
+def state_of(ledger: Ledger, num_layers: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Return what is stored and owed, layer by layer."""
+    accounts = [ledger.account(layer) for layer in range(1, num_layers + 1)]
+    return [account.stored.tolist() for account in accounts], [account.owed.tolist() for account in accounts]
+
+
 class TestLedger:
     def test_by_hand(self):
         ledger = Ledger(num_layers=2, rows=2)
         ledger.advance(3)
         for layer in (1, 2):
-            ledger.write(layer, ALL, 0, 3)
-            ledger.check_read(layer, ALL)
+            note(ledger, layer, ALL, 0, 3)
         ledger.advance(1)
-        ledger.write(1, ALL, 3, 4)
-        ledger.write(2, np.array([1]), 3, 4)
-        ledger.check_read(2, np.array([1]))
-        assert ledger.stored.tolist() == [[4, 4], [3, 4]]
-        assert ledger.owed.tolist() == [[0, 0], [1, 0]]
-        with pytest.raises(CacheHoleError, match="layer 2"):
-            ledger.check_read(2, np.array([0]))
+        note(ledger, 1, ALL, 3, 4)
+        note(ledger, 2, np.array([1]), 3, 4)
+        assert state_of(ledger, 2) == ([[4, 4], [3, 4]], [[0, 0], [1, 0]])
         with pytest.raises(CacheHoleError, match="taken back"):
             ledger.rewind(3)
         ledger.keep(np.array([1]))
         ledger.rewind(2)
-        assert (ledger.length, ledger.stored.tolist(), ledger.owed.tolist()) == (2, [[2], [2]], [[0], [0]])
+        assert ledger.length == 2
+        assert state_of(ledger, 2) == ([[2], [2]], [[0], [0]])
 
     def test_columns_cannot_be_left_out(self):
         ledger = Ledger(num_layers=1, rows=2)
         ledger.advance(4)
         with pytest.raises(CacheHoleError, match="columns from 1"):
-            ledger.write(1, ALL, 1, 4)
+            note(ledger, 1, ALL, 1, 4, read=False)
 
-    def test_a_wrong_count_is_seen_even_where_nobody_reads(self):
+    def test_who_reads_owes_nothing(self):
+        ledger = Ledger(num_layers=1, rows=2)
+        ledger.advance(4)
+        note(ledger, 1, ALL, 0, 3, read=False)
+        with pytest.raises(CacheHoleError, match="layer 1: stored"):
+            note(ledger, 1, np.array([0]), 3, 3)
+
+    def test_a_wrong_count_is_seen_even_of_a_row_that_does_not_read(self):
         ledger = Ledger(num_layers=1, rows=2)
         ledger.advance(1)
-        ledger.write(1, ALL, 0, 1)
-        ledger.owed[0, 1] += 1
+        ledger.account(1).owed[1] += 1
         with pytest.raises(CacheHoleError, match="layer 1"):
-            ledger.check_read(1, np.array([0]))
+            note(ledger, 1, np.array([0]), 0, 1)
+
+    def test_layers_that_were_treated_differently_are_looked_at_one_by_one(self):
+        ledger = Ledger(num_layers=3, rows=1)
+        ledger.advance(1)
+        note(ledger, 1, ALL, 0, 1)
+        ledger.advance(1)
+        entry = Entry(ALL, 1, 2, then_read=True)
+        ledger.write(1, entry)
+        with pytest.raises(CacheHoleError, match="layer 2: columns from 1"):
+            ledger.write(2, entry)
+        note(ledger, 2, ALL, 0, 2)
+        assert state_of(ledger, 3) == ([[2], [2], [0]], [[0], [0], [2]])
 
     @given(st.lists(st.lists(st.integers(1, 4), min_size=3, max_size=3), max_size=12))
     def test_stored_and_owed_make_up_the_length_whatever_exits(self, exits):
@@ -93,26 +121,26 @@ class TestLedger:
             for layer in range(1, 5):
                 reading = np.flatnonzero(np.array(of_step) >= layer)
                 if len(reading):
-                    ledger.write(layer, reading, ledger.starts(layer, reading), number)
-                    ledger.check_read(layer, reading)
-            assert (ledger.stored + ledger.owed == number).all()
+                    note(ledger, layer, reading, ledger.account(layer).stored[reading], number)
+            stored, owed = state_of(ledger, 4)
+            assert (np.array(stored) + np.array(owed) == number).all()
         for row in range(3):
             for layer in range(1, 5):
                 reached = [step for step, of_step in enumerate(exits, start=1) if of_step[row] >= layer]
-                assert ledger.stored[layer - 1, row] == max(reached, default=0)
+                assert ledger.account(layer).stored[row] == max(reached, default=0)
 
 
 def test_a_window_returns_all_that_its_rows_attend_to():
     cache = make_cache()
     prompt_keys, prompt_values = random_keys(3, 4), random_keys(3, 4)
     cache.advance(4)
-    keys, values = CacheWindow(cache, rows_of(0, 1, 2), 0, 0, 4).update(prompt_keys, prompt_values, 0)
+    keys, values = window(cache, (0, 1, 2), 0, 0, 4).update(prompt_keys, prompt_values, 0)
     assert torch.equal(keys, prompt_keys)
     assert torch.equal(values, prompt_values)
     new = random_keys(2, 1)
     cache.advance(1)
-    cache.ledger.write(1, np.array([1]), 4, 5)
-    keys, values = CacheWindow(cache, rows_of(0, 2), 1, 4, 5).update(new, -new, 0)
+    note(cache.ledger, 1, np.array([1]), 4, 5, read=False)
+    keys, values = window(cache, (0, 2), 1, 4, 5).update(new, -new, 0)
     assert torch.equal(keys, torch.cat([prompt_keys[[0, 2], :, 1:], new], dim=2))
     assert torch.equal(values, torch.cat([prompt_values[[0, 2], :, 1:], -new], dim=2))
 
@@ -121,12 +149,12 @@ def test_a_window_writes_no_column_that_a_row_has_already():
     cache = make_cache(rows=2)
     old, new = random_keys(2, 3), random_keys(2, 2)
     cache.advance(3)
-    cache.ledger.write(1, np.array([0]), 0, 3)
-    cache.ledger.write(1, np.array([1]), 0, 2)
+    note(cache.ledger, 1, np.array([0]), 0, 3, read=False)
+    note(cache.ledger, 1, np.array([1]), 0, 2, read=False)
     cache.keys[0][:, :, :3] = old
     cache.advance(1)
-    window = CacheWindow(cache, rows_of(0, 1), 0, 2, 4, starts=np.array([3, 2]))
-    keys, _ = window.update(new, new, 0)
+    opened = window(cache, (0, 1), 0, 2, 4, starts=np.array([3, 2]))
+    keys, _ = opened.update(new, new, 0)
     assert torch.equal(keys[0], torch.cat([old[0], new[0, :, 1:]], dim=1))
     assert torch.equal(keys[1], torch.cat([old[1, :, :2], new[1]], dim=1))
 
@@ -135,14 +163,14 @@ def test_a_window_that_ends_before_the_newest_column_is_refused():
     cache = make_cache(rows=1)
     cache.advance(2)
     with pytest.raises(CacheHoleError, match="layer 1"):
-        CacheWindow(cache, rows_of(0), 0, 0, 1).update(random_keys(1, 1), random_keys(1, 1), 0)
+        window(cache, (0,), 0, 0, 1).update(random_keys(1, 1), random_keys(1, 1), 0)
 
 
 def test_owed_columns_are_filled_row_by_row():
     cache = make_cache()
     cache.advance(4)
     for row, stored in enumerate((4, 2, 3)):
-        cache.ledger.write(2, np.array([row]), 0, stored)
+        note(cache.ledger, 2, np.array([row]), 0, stored, read=False)
     owed = cache.owed(2, rows_of(0, 1, 2), 4)
     assert owed is not None
     assert owed.row_index.tolist() == [1, 1, 2]
@@ -152,7 +180,7 @@ def test_owed_columns_are_filled_row_by_row():
     assert torch.equal(cache.keys[1][1, :, 2:4], keys[0, :, :2])
     assert torch.equal(cache.values[1][2, :, 3], values[0, :, 2])
     assert cache.owed(2, rows_of(0, 1, 2), 4) is None
-    cache.ledger.check_read(2, ALL)
+    assert state_of(cache.ledger, 2)[1][1] == [0, 0, 0]
 
 
 def test_rows_that_are_kept_keep_their_columns():
@@ -160,11 +188,11 @@ def test_rows_that_are_kept_keep_their_columns():
     keys, values = random_keys(3, 2), random_keys(3, 2)
     cache.advance(2)
     for layer in range(3):
-        CacheWindow(cache, rows_of(0, 1, 2), 0, 0, 2).update(keys, values, layer)
+        window(cache, (0, 1, 2), 0, 0, 2).update(keys, values, layer)
     cache.keep(rows_of(0, 2))
     cache.advance(1)
     new = random_keys(2, 1)
-    read, _ = CacheWindow(cache, rows_of(0, 1), 0, 2, 3).update(new, new, 2)
+    read, _ = window(cache, (0, 1), 0, 2, 3).update(new, new, 2)
     assert torch.equal(read, torch.cat([keys[[0, 2]], new], dim=2))
 
 
@@ -173,8 +201,8 @@ def test_columns_that_are_taken_back_are_written_again():
     first, second = random_keys(1, 4), random_keys(1, 2)
     cache.advance(4)
     for layer in range(3):
-        CacheWindow(cache, rows_of(0), 0, 0, 4).update(first, first, layer)
+        window(cache, (0,), 0, 0, 4).update(first, first, layer)
     cache.rewind(3)
     cache.advance(2)
-    read, _ = CacheWindow(cache, rows_of(0), 0, 3, 5).update(second, second, 1)
+    read, _ = window(cache, (0,), 0, 3, 5).update(second, second, 1)
     assert torch.equal(read, torch.cat([first[:, :, :3], second], dim=2))
