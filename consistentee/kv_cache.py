@@ -205,6 +205,17 @@ class KeyValueCache:
         """Begin new columns for every row."""
         self.ledger.advance(columns)
 
+    def pad(self, rows: Rows, columns: int) -> None:
+        """Write zeros into the first columns of some rows at every layer: a NaN there would pass through any mask."""
+        if not columns:
+            return
+        entry = Entry(rows.in_numpy, 0, columns, then_read=False)
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True), start=1):
+            self.ledger.write(layer, entry)
+            zeros = keys.new_zeros(()).expand(len(rows), keys.shape[1], columns, keys.shape[3])
+            rows.put_columns(keys, 0, columns, zeros)
+            rows.put_columns(values, 0, columns, zeros)
+
     def starts(self, layer: int, rows: Rows) -> RowNumbers:
         """Return the first column that layer ``layer`` (1-based) does not have yet, for some rows: int64 [rows]."""
         return self.ledger.account(layer).stored[rows.in_numpy]
@@ -212,10 +223,10 @@ class KeyValueCache:
     def owed(self, layer: int, rows: Rows, end: int) -> OwedColumns | None:
         """Return what some rows owe layer ``layer`` (1-based) before column ``end``, or None if they owe nothing."""
         starts = self.starts(layer, rows)
+        if int(starts.min()) == end:
+            return None
         counts = end - starts
         owing = counts > 0
-        if not owing.any():
-            return None
         row_index = np.repeat(rows.numbers, counts)
         column_index = np.concatenate([np.arange(start, end) for start in starts[owing]])
         return OwedColumns(

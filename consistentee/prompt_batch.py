@@ -10,6 +10,24 @@ from consistentee.backbones.decoders import DecoderContext
 from consistentee.decoder import MultiExitDecoder
 from consistentee.kv_cache import CacheWindow, KeyValueCache, RowNumbers, Rows
 
+PASS_IN_TOKENS = 16
+"""What a pass costs a CPU beside its tokens, in tokens: it reads all weights once."""
+
+
+def pass_sizes(lengths: Sequence[int]) -> list[int]:
+    """Return how many rows to read in each pass, so that passes and tokens, padding included, are fewest.
+
+    Args:
+        lengths: of the rows, the longest first; rows of one pass are neighbours.
+    """
+    best: list[tuple[int, list[int]]] = [(0, [])]
+    for end in range(1, len(lengths) + 1):
+        starts = range(end)
+        costs = [best[start][0] + PASS_IN_TOKENS + lengths[start] * (end - start) for start in starts]
+        start = min(starts, key=costs.__getitem__)
+        best.append((costs[start], [*best[start][1], end - start]))
+    return best[-1][1]
+
 
 class PromptBatch:
     """Rows of one batch: their prompts, and a cache with room for these and for ``new_columns`` after them.
@@ -46,12 +64,29 @@ class PromptBatch:
         self._place_padding()
 
     def prefill(self) -> Tensor:
-        """Run the prompts at full depth: the hidden states of their last tokens after layer L, [rows, 1, width]."""
-        rows, end = self.all_rows(), self.prompt_columns
+        """Run the prompts at full depth: the hidden states of their last tokens after layer L, [rows, 1, width].
+
+        On a CPU, prompts of different lengths run in several passes, where that saves more padding than it costs.
+        """
+        end, layers = self.prompt_columns, range(1, self.stepper.num_layers + 1)
         self.cache.advance(end)
-        context = self.context(rows, 0, end)
-        hidden = self.stepper.embed(self._prompts, context.positions)
-        return self.run(range(1, self.stepper.num_layers + 1), hidden, context)[:, -1:]
+        last = torch.empty(len(self), 1, self.stepper.width, dtype=self.dtype, device=self.device)
+        for together in self._passes():
+            rows = Rows(together, self.device)
+            begin = int(self._padding[together].min())
+            self.cache.pad(rows, begin)
+            context = self.context(rows, begin, end)
+            hidden = self.stepper.embed(rows.of(self._prompts)[:, begin:], context.positions)
+            rows.put(last, self.run(layers, hidden, context)[:, -1:])
+        return last
+
+    def _passes(self) -> list[RowNumbers]:
+        """Return the rows that read their prompts together."""
+        if self.device.type != "cpu":
+            return [np.arange(len(self))]
+        longest_first = np.argsort(self._padding, kind="stable")
+        sizes = pass_sizes([self.prompt_columns - int(gap) for gap in self._padding[longest_first]])
+        return [np.sort(rows) for rows in np.split(longest_first, np.cumsum(sizes)[:-1])]
 
     def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run some layers (1-based), one after the other."""
@@ -64,9 +99,9 @@ class PromptBatch:
 
         ``starts`` [rows]: where a row writes only from a later column than ``begin`` on, see :class:`CacheWindow`.
         """
-        padding = self._padding[rows.numbers]
+        padding = self._padding[rows.in_numpy]
         first = int(padding.min())
-        mask = self._mask(rows, first, begin, end, padded=bool((padding > first).any()))
+        mask = self._mask(rows, first, begin, end, padded=int(padding.max()) > first)
         positions = self.positions(rows.of(self._padding_on_device).unsqueeze(1), self._columns[begin:end])
         window = CacheWindow(self.cache, rows, first=first, begin=begin, end=end, starts=starts)
         return DecoderContext(positions, self.rotation(positions), mask, window)

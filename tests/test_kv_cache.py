@@ -183,6 +183,22 @@ def test_owed_columns_are_filled_row_by_row():
     assert state_of(cache.ledger, 2)[1][1] == [0, 0, 0]
 
 
+def test_padding_is_written_as_zeros():
+    cache = make_cache()
+    for tensor in (*cache.keys, *cache.values):
+        tensor.fill_(torch.nan)
+    cache.advance(4)
+    cache.pad(rows_of(0, 2), 3)
+    for layer, tensors in enumerate(zip(cache.keys, cache.values, strict=True), start=1):
+        assert cache.ledger.account(layer).stored.tolist() == [3, 0, 3]
+        assert cache.ledger.account(layer).owed.tolist() == [1, 4, 1]
+        for tensor in tensors:
+            assert (tensor[[0, 2], :, :3] == 0).all()
+            assert tensor[1].isnan().all()
+    cache.pad(rows_of(1), 0)
+    assert cache.ledger.account(1).stored.tolist() == [3, 0, 3]
+
+
 def test_rows_that_are_kept_keep_their_columns():
     cache = make_cache()
     keys, values = random_keys(3, 2), random_keys(3, 2)

@@ -1,0 +1,51 @@
+"""Prompts of one batch: how they are read in passes, and that this does not change what comes of them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consistentee import prompt_batch
+from consistentee.prompt_batch import PASS_IN_TOKENS, PromptBatch, pass_sizes
+
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=7).map(lambda lengths: sorted(lengths, reverse=True))
+
+
+def cost(lengths: list[int], sizes: list[int]) -> int:
+    """Passes, and tokens with padding: what the sizes are chosen by."""
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    return sum(PASS_IN_TOKENS + lengths[start] * size for start, size in zip(starts, sizes, strict=True))
+
+
+def compositions(total: int) -> list[list[int]]:
+    if total == 0:
+        return [[]]
+    return [[first, *rest] for first in range(1, total + 1) for rest in compositions(total - first)]
+
+
+@given(LENGTHS)
+def test_no_other_passes_cost_less(lengths):
+    sizes = pass_sizes(lengths)
+    assert sum(sizes) == len(lengths)
+    assert cost(lengths, sizes) == min(cost(lengths, other) for other in compositions(len(lengths)))
+
+
+@pytest.mark.parametrize(("lengths", "sizes"), [([9], [1]), ([50, 50, 50], [3]), ([200, 199, 8, 8, 7], [2, 3])])
+def test_passes_by_hand(lengths, sizes):
+    assert pass_sizes(lengths) == sizes
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("pass_in_tokens", [0, 10_000])
+def test_passes_do_not_change_what_a_prompt_gives(tiny_decoder, monkeypatch, family, pass_in_tokens):
+    model, prompts = tiny_decoder(family), [[5, 6], [7, 8, 9, 10, 11], [5] * 9, [6, 7]]
+    alone = torch.cat([PromptBatch(model, [prompt], 0).prefill() for prompt in prompts])
+    monkeypatch.setattr(prompt_batch, "PASS_IN_TOKENS", pass_in_tokens)
+    with torch.inference_mode():
+        together = PromptBatch(model, prompts, 3)
+        torch.testing.assert_close(together.prefill(), alone, atol=1e-4, rtol=1e-4)
+    for layer in range(1, model.num_layers + 1):
+        account = together.cache.ledger.account(layer)
+        assert account.stored.tolist() == [9] * 4
+        assert account.owed.tolist() == [0] * 4
+        assert together.cache.keys[layer - 1][:, :, :9].isfinite().all()
