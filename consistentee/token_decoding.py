@@ -72,12 +72,12 @@ class TokenDecoder:
             view = climbing.view(self._model, layers[-1], self._step)
             leaving = self._leaving(view, climbing.state)
             if leaving:
-                left = climbing.rows.take(leaving)
+                left = climbing.rows if len(leaving) == view.rows else climbing.rows.take(leaving)
                 keys = [climbing.keys[place] for place in leaving]
                 left.put(chosen, choose_tokens(self._sampling, view.logits_of(leaving), keys, self._step))
                 for row in left.numbers:
                     exit_layers[row] = layers[-1]
-                if layers[-1] < self._model.num_layers:
+                if layers[-1] < view.num_layers:
                     self._owed.leave(left, view.hidden[leaving])
             if len(leaving) == view.rows:
                 break
@@ -91,15 +91,17 @@ class TokenDecoder:
         rows = self._batch.all_rows()
         context = self._context(rows)
         state = self._rule.start(len(rows), self._model.num_layers)
-        past = torch.empty(len(rows), 0, self._model.width, dtype=self._batch.dtype, device=self._model.device)
         return _Climbing(
             rows=rows,
             hidden=self._batch.stepper.embed(self._newest.unsqueeze(1), context.positions),
             context=context,
             state={name: tensor.to(self._model.device) for name, tensor in state.items()},
             keys=self._keys,
-            past=past if self._rule.reads_history else None,
+            past=self._no_history_yet(len(rows)) if self._rule.reads_history else None,
         )
+
+    def _no_history_yet(self, rows: int) -> Tensor:
+        return torch.empty(rows, 0, self._model.width, dtype=self._batch.dtype, device=self._model.device)
 
     def _context(self, rows: Rows) -> DecoderContext:
         column = self._batch.cache.length - 1
