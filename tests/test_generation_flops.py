@@ -14,7 +14,7 @@ from consistentee.generation import Generations, generate
 from consistentee.speculation import generate_speculatively
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 48, 4, 2, 8, 4
-RANK = 32  # the default is 128, and no more than the width
+RANK = 16
 
 
 @pytest.fixture(scope="module")

@@ -80,10 +80,12 @@ class TinyDecoders:
             make_decoder_tokenizer(pad_token).save_pretrained(directory)
         return directory
 
-    def model(self, family: str = "llama", *, pad_token: bool = True, **options: object) -> MultiExitDecoder:
+    def model(
+        self, family: str = "llama", *, pad_token: bool = True, rank: int = 16, **options: object
+    ) -> MultiExitDecoder:
         """Return a fresh multi-exit decoder whose adapters are random, so that its exits disagree."""
         directory = self.backbone(family, pad_token=pad_token)
-        model = MultiExitDecoder.from_backbone(str(directory), **options)  # type: ignore[arg-type]
+        model = MultiExitDecoder.from_backbone(str(directory), rank=rank, **options)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for parameter in model.exit_adapters.parameters():
