@@ -52,9 +52,10 @@ class GenerationBench(Bench):
             "methods": METHODS,
             "validation_prompts": 6,
             "test_prompts": 6,
+            "max_prompt_tokens": 3,
             "bootstrap_resamples": 100,
             "calibration": {"methods": ["calm-tokens-softmax"], "study": {"splits": 5, "textual": [0.3], "risk": []}},
-            "timing": {"rows": 4, "batch_sizes": [1, 4], "points_per_cell": 2},
+            "timing": {"rows": 4, "batch_sizes": [1, 4], "points_per_cell": 2, "max_new_tokens": 3},
         }
 
     def read(self) -> tuple[list[tuple[Path, GenerationRecord]], list[DecodingTimingRecord], list]:

@@ -71,6 +71,7 @@ def test_whole_run(finished_once):
     assert {"table.md", "table.csv", "curves-toy-text.png", "curves-toy-text.pdf", "suite.yaml"} <= written
     _, (timing,), faults = bench.read()
     assert faults == []
+    assert timing.max_new_tokens == 3
     assert timing.contenders[0].label == "stock generate"
     assert {contender.label for contender in timing.contenders} == {"stock generate", *METHODS}
     assert [sample.batch_size for sample in timing.contenders[0].samples] == [1, 4]
@@ -105,7 +106,7 @@ def test_rows_of_the_table_add_up_to_the_record(finished_once):
         table = read_predictions(bench.folder_of(label))
         assert list(table["row"]) == list(range(6))
         assert table["truncated"].sum() == record.truncated_prompts > 0
-        assert table["prompt_tokens"].max() <= record.max_prompt_tokens
+        assert table["prompt_tokens"].max() == record.max_prompt_tokens == 3
         for number, point in enumerate(record.operating_points):
             tokens, exits = table[f"tokens_{number}"], table[f"exit_layers_{number}"]
             assert tokens.map(len).sum() == point.new_tokens

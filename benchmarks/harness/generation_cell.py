@@ -117,7 +117,7 @@ def run_generation_cell(
 
 
 def _evaluate(spec: GenerationCellSpec, rows: TextRows, decoder: PromptDecoder) -> Outcome:
-    validation, test = (_prompts(decoder, rows, split) for split in ("validation", "test"))
+    validation, test = (fitted(decoder.model, spec, rows, split) for split in ("validation", "test"))
     selection = select_knobs(decoder, validation, spec.budgets, store=decoder.store)
     decoded = _decode_test(decoder, test, selection, rows.task.metrics)
     study = study_calibration(decoder, pooled(validation, test), spec.study) if spec.study else None
@@ -149,9 +149,14 @@ def _train(spec: GenerationCellSpec, method: TokenMethod, rows: TextRows, folder
     return train_token_method(method, spec.method, model, rows.training, recipe).eval()
 
 
-def _prompts(decoder: PromptDecoder, rows: TextRows, split: str) -> Prompts:
-    task = rows.task
-    return fitting_prompts(decoder.model, getattr(task, split), task.max_prompt_tokens, task.keep)
+def prompt_limit(spec: GenerationCellSpec, rows: TextRows) -> int:
+    """Return how many tokens a prompt of a cell has at most."""
+    return spec.max_prompt_tokens or rows.task.max_prompt_tokens
+
+
+def fitted(model: MultiExitDecoder, spec: GenerationCellSpec, rows: TextRows, split: str) -> Prompts:
+    """Return the prompts of a split, cut to what the cell allows."""
+    return fitting_prompts(model, getattr(rows.task, split), prompt_limit(spec, rows), rows.task.keep)
 
 
 def _decode_test(
@@ -190,7 +195,7 @@ def _record(done: Outcome, *, key: str, train_seconds: float, command: str) -> G
         validation_rows=len(task.validation),
         test_rows=len(task.test),
         exit_layers=list(model.exit_layers),
-        max_prompt_tokens=task.max_prompt_tokens,
+        max_prompt_tokens=prompt_limit(spec, done.rows),
         max_new_tokens=new_tokens(spec, done.rows),
         kv=method.kv,
         truncated_prompts=sum(done.test.prompts.truncated),

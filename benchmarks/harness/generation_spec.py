@@ -77,6 +77,7 @@ class DecodingTimingSpec(TimingSpec):
 
     batch_sizes: tuple[int, ...] = (1, 8)
     rows: int = Field(default=16, ge=1, description="the first test prompts, in the order of the data")
+    max_new_tokens: int | None = Field(default=None, ge=2, description="of a timed text; by default as in the cells")
     warmup_batches: int = Field(default=1, ge=0, description="untimed batches before every timed pass")
 
 
@@ -114,6 +115,7 @@ class GenerationOverride(Strict):
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     validation_prompts: int | None = Field(default=None, ge=1)
     test_prompts: int | None = Field(default=None, ge=1)
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
     max_new_tokens: int | None = Field(default=None, ge=2)
 
 
@@ -128,6 +130,9 @@ class GenerationSuite(BaseSuite):
     exits: ExitSpec = ExitSpec()
     validation_prompts: int = Field(default=32, ge=1)
     test_prompts: int = Field(default=64, ge=1)
+    max_prompt_tokens: int | None = Field(
+        default=None, ge=1, description="longer prompts are cut before they are decoded; by default as the task says"
+    )
     max_new_tokens: int | None = Field(default=None, ge=2, description="of a text; by default what the task says")
     batch_size: int = Field(default=8, ge=1, description="prompts that are decoded at once, where nothing is timed")
     budgets: tuple[float, ...] = Field(default=(0.33, 0.5, 0.67, 0.8), description="fractions of the layers")
@@ -164,6 +169,7 @@ class GenerationSuite(BaseSuite):
             exits=self.exits,
             validation_prompts=override.validation_prompts or self.validation_prompts,
             test_prompts=override.test_prompts or self.test_prompts,
+            max_prompt_tokens=override.max_prompt_tokens or self.max_prompt_tokens,
             max_new_tokens=override.max_new_tokens or self.max_new_tokens,
             batch_size=self.batch_size,
             budgets=self.budgets,
@@ -192,6 +198,7 @@ class GenerationCellSpec(BaseCellSpec):
     exits: ExitSpec
     validation_prompts: int
     test_prompts: int
+    max_prompt_tokens: int | None
     max_new_tokens: int | None
     batch_size: int
     study: StudySpec | None

@@ -14,8 +14,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.harness.environment import describe_conditions, describe_environment, now
-from benchmarks.harness.generation_cell import new_tokens, token_method
-from benchmarks.harness.generation_decoding import fitting_prompts
+from benchmarks.harness.generation_cell import fitted, new_tokens, token_method
 from benchmarks.harness.generation_records import (
     DecodingContender,
     DecodingSamples,
@@ -90,8 +89,8 @@ def run_decoding_timing(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     models = load_models([folder.model(cell.key) for cell in cells], device)
     task, first = rows.task, specs[0]
-    prompts = fitting_prompts(models[0], task.test, task.max_prompt_tokens, task.keep).first(protocol.rows).texts
-    length = new_tokens(first, rows)
+    prompts = fitted(models[0], first, rows, "test").first(protocol.rows).texts
+    length = protocol.max_new_tokens or new_tokens(first, rows)
     before = describe_environment() | describe_conditions()
     timed = [_stock(models[0], length)]
     for cell, spec, model in zip(cells, specs, models, strict=True):
