@@ -101,10 +101,14 @@ def test_figure_has_both_views_of_every_panel(panel):
     assert labels[-1] == "full model"
 
 
-def test_untimed_panels_say_so():
-    (found,) = panels([stored(record) for record in made_up_suite()], [])
-    texts = [text.get_text() for axes in figure([found]).axes for text in axes.texts]
-    assert texts == ["not timed"]
+@pytest.mark.parametrize(
+    ("timed_seeds", "says"), [((), ["not timed"]), ((0,), ["not timed for every seed"]), ((0, 1), [])]
+)
+def test_untimed_panels_say_so(timed_seeds, says):
+    suites = {seed: made_up_suite(seed=seed) for seed in (0, 1)}
+    cells = [stored(record) for suite in suites.values() for record in suite]
+    (found,) = panels(cells, [timing(suites[seed], seed=seed) for seed in timed_seeds])
+    assert [text.get_text() for axes in figure([found]).axes for text in axes.texts] == says
 
 
 def test_write_curves(tmp_path):

@@ -204,8 +204,9 @@ def _draw_panel(top: "Axes", bottom: "Axes", panel: Panel, style_of: dict[str, S
         axes.grid(axis="y", color="0.9", linewidth=0.6)
         axes.set_axisbelow(True)
         seaborn.despine(ax=axes)
-    if not panel.batch_sizes or 1 not in panel.batch_sizes:
-        bottom.text(0.5, 0.5, "not timed", transform=bottom.transAxes, ha="center", va="center", color="0.5")
+    if not any(1 in row.clocks for label in panel.labels for row in label_rows(panel, label)):
+        reason = "not timed for every seed" if 1 in panel.batch_sizes else "not timed"
+        bottom.text(0.5, 0.5, reason, transform=bottom.transAxes, ha="center", va="center", color="0.5")
 
 
 def _add_legend(drawn: "Figure", panels: Sequence[Panel], style_of: dict[str, Style], columns: int) -> None:
