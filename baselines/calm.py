@@ -1,6 +1,6 @@
 """CALM's three confidences (Schuster et al., NeurIPS 2022, arXiv 2207.07061), for encoders.
 
-Training (section 3.1): backbone and all classifiers together, weights growing with depth. Rules (section 3.5): leave
+Training (section 3.4): backbone and all classifiers together, weights growing with depth. Rules (section 3.5): leave
 where a confidence is at least lambda; written here as "above", which differs on a set of measure zero:
 
 * softmax: the difference of the two largest probabilities;

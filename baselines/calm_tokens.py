@@ -1,6 +1,6 @@
 """CALM (Schuster et al., NeurIPS 2022, arXiv 2207.07061): every token leaves where a confidence reaches a threshold.
 
-Training (section 3): all exits together through one output embedding, weights growing with depth; here the stage that
+Training (section 3.4): all exits together through one output embedding, weights growing with depth; here the stage that
 all methods of generation share. Confidences (section 3.5) of an exit in the next token:
 
 * softmax: the difference of the two largest probabilities, which costs the LM head at every exit;

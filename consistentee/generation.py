@@ -110,8 +110,8 @@ def generate(
         max_new_tokens: of each row; 0 gives empty texts.
         batch_size: rows a batch.
         kv: how layers that a token skipped get its keys and values, once a later token of its row reads them:
-            ``"propagate"`` makes them of the state at the exit (CALM, section 3.1), ``"exact"`` runs the layers on the
-            skipped tokens beside the later one (FREE), which gives those of full depth.
+            ``"propagate"`` makes them of the state at the exit (CALM, section 3.3.1), ``"exact"`` runs the layers on
+            the skipped tokens beside the later one (FREE), which gives those of full depth.
         sampling: how to draw tokens; by default the likeliest is taken.
         stop: strings that end a text.
         max_prompt_tokens: cut longer prompts to so many tokens.

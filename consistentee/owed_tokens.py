@@ -52,7 +52,7 @@ class OwedTokens(ABC):
 
 
 class Propagation(OwedTokens):
-    """Every skipped layer makes its keys and values of the state at the exit (CALM, section 3.1)."""
+    """Every skipped layer makes its keys and values of the state at the exit (CALM, section 3.3.1)."""
 
     def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
         """Fill what is owed, for all rows in one call a layer, and run the layer."""

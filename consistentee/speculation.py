@@ -1,4 +1,4 @@
-"""Self-speculative decoding (LayerSkip, Elhoushi et al., ACL 2024, arXiv 2404.16710, section 3.3).
+"""Self-speculative decoding (LayerSkip, Elhoushi et al., ACL 2024, arXiv 2404.16710, section 4.3).
 
 The first layers and an exit draft some tokens, one by one; the remaining layers then read all of them in one pass, and
 say how far the draft is what the full model would have written. Drafting and verifying share one cache: what the first
