@@ -163,7 +163,7 @@ def train_learned_head(
 
 
 def exit_weights(exit_layers: Sequence[int]) -> list[float]:
-    """Return the weight of each exit in a joint loss, in proportion to its depth (CALM, section 3.2)."""
+    """Return the weight of each exit in a joint loss, in proportion to its depth (CALM, section 3.4)."""
     return [layer / sum(exit_layers) for layer in exit_layers]
 
 

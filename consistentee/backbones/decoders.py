@@ -127,7 +127,7 @@ class DecoderStepper(ABC):
     def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
         """Return the keys and values that layer ``layer`` makes of the hidden states that enter it.
 
-        This is state propagation (CALM, section 3.1): the layer's own input norm and projections, and nothing else of
+        This is state propagation (CALM, section 3.3.1): the layer's own input norm and projections, and nothing else of
         the layer. Shapes: [rows, T, width] -> [rows, kv_heads, T, head_dim] each.
         """
 
