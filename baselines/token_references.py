@@ -75,7 +75,7 @@ class TokenStatic(TokenMethod):
 class RandomTokenRule(ExitRule):
     """Leave at an exit drawn for each token, whatever the layer says.
 
-    The draw is a hash of the tokens before it and the seed, so that a token's exit depends on no other row. The
+    The draw is a hash of the prompt, the token's place and the seed, so that its exit depends on no other row. The
     distribution is uniform over the exit layers, mixed with all mass on the first or on the last one so that its mean
     is as asked; with the same seed, a larger mean moves no token to an earlier exit.
     """
