@@ -8,8 +8,8 @@ trained on; what training changes is how many drafts are accepted.
 Training (section 4.1), where the recipe trains the backbone: a row skips layer l with probability
 ``dropout * (exp((l - 1) ln 2 / (L - 1)) - 1)``, from 0 at layer 1 to ``dropout`` at layer L; and every exit learns to
 say the next token, weights growing with depth. With a frozen backbone there is no layer dropout: the exits alone are
-trained, by the stage that all methods share. Choices: every step trains all exits, where the paper takes turns; exits
-have adapters.
+trained, by the stage that all methods share. Choices: every step trains all exits, where the paper takes turns; their
+weights are in proportion to depth, where the paper's grow with its square; exits have adapters.
 
 The rule is the draft's: every token leaves at the draft layer. Without verification, that is a static exit.
 """
