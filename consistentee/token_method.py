@@ -63,7 +63,8 @@ class TokenMethod(_Method):
     def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
         """Write a text after every prompt, at one value of the knob.
 
-        ``options`` are those of :func:`consistentee.generate`. Methods that decode in another way override this.
+        ``options`` are those of :func:`consistentee.generate`, but for ``kv``, which is the method's own. Methods that
+        decode in another way override this, and take the options of what they call.
         """
         from consistentee.generation import generate
 
