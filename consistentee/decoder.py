@@ -123,8 +123,12 @@ class MultiExitDecoder(
 
     @property
     def pad_id(self) -> int:
-        """The token to pad with. Padding is masked everywhere, so a tokenizer without one needs none: any will do."""
-        return 0 if self.tokenizer.pad_token_id is None else int(self.tokenizer.pad_token_id)
+        """The token to pad with. Padding is masked everywhere, so any will do.
+
+        It is 0 where the tokenizer has none, or has been given one that the model has no embedding for.
+        """
+        padding = self.tokenizer.pad_token_id
+        return int(padding) if padding is not None and padding < self.stepper.vocabulary else 0
 
     # ------------------------------------------------------------------------------------------------- exits and heads
 

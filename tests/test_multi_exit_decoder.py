@@ -159,6 +159,13 @@ class TestText:
         for other in logits[1:]:
             torch.testing.assert_close(other, logits[0])
 
+    def test_a_padding_token_that_the_model_does_not_know_counts_as_none(self, tiny_decoder):
+        model = tiny_decoder(pad_token=False)
+        model.tokenizer.add_special_tokens({"pad_token": "<added>"})
+        assert model.tokenizer.pad_token_id == model.stepper.vocabulary
+        assert model.pad_id == tiny_decoder(pad_token=False).pad_id == 0
+        assert tiny_decoder().pad_id == 1
+
     def test_end_tokens_are_those_of_the_stock_generate(self, tiny_decoder):
         model = tiny_decoder()
         assert model.end_tokens == {3}
