@@ -148,3 +148,22 @@ def test_files_that_cannot_be_read_are_named(tiny_decoder_backbone, cache, tmp_p
     with pytest.raises(UserError, match="holds several GGUF files; give the path of one"):
         resolve_decoder(str(tmp_path))
     assert not list(cache.rglob("*.safetensors"))
+
+
+def test_nothing_random_stands_in_for_what_a_file_lacks(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
+    add_tensor = GGUFWriter.add_tensor
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            GGUFWriter,
+            "add_tensor",
+            lambda writer, name, *rest, **more: ".2." in name or add_tensor(writer, name, *rest, **more),
+        )
+        write_gguf(tmp_path / "hollow.gguf", tiny_decoder_backbone("llama"))
+    with pytest.raises(UserError, match=r"hollow\.gguf lacks 9 of the model's weights, model\.layers\.2\."):
+        resolve_decoder(str(tmp_path / "hollow.gguf"))
+    for method in ("add_tokenizer_model", "add_token_list", "add_token_types", "add_token_merges"):
+        monkeypatch.setattr(GGUFWriter, method, lambda *_: None)
+    write_gguf(tmp_path / "dumb.gguf", tiny_decoder_backbone("llama"))
+    with pytest.raises(UserError, match=r"dumb\.gguf cannot be dequantised: KeyError: 'tokens'"):
+        resolve_decoder(str(tmp_path / "dumb.gguf"))
+    assert not list(cache.rglob("*.safetensors"))

@@ -6,6 +6,7 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from consistentee.backbones.wheels import cache_dir
 from consistentee.errors import UserError
@@ -19,8 +20,8 @@ def dequantised(file: Path) -> Path:
 
     The weights are float32, exactly what the file's blocks stand for: 4 bytes a weight, whatever the file's type.
 
-    Raises UserError for a file that is damaged or holds another architecture than the steppers know, for a cache that
-    cannot be written, and for a full disk.
+    Raises UserError for a file that is damaged, lacks weights or a tokenizer, or holds another architecture than the
+    steppers know, for a cache that cannot be written, and for a full disk.
     """
     folder = cache_dir() / "dequantised" / f"{file.stem}-{_hash(file)[:16]}"
     if folder.is_dir():
@@ -59,12 +60,13 @@ def _convert(file: Path, folder: Path) -> None:
     import torch
     import transformers
 
-    unpacked = transformers.GgufConfig(dequantize=True)  # or weights may stay in their blocks
-    with _without_progress_bars():
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, quantization_config=unpacked, dtype=torch.float32
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    try:
+        model, tokenizer = _load(file)
+    except UserError:
+        raise
+    except Exception as error:  # what a file lacks shows wherever the conversion first asks for it
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(f"{file} cannot be dequantised: {type(error).__name__}: {reason}") from error
     # The loaded model says of itself that it is quantised, and then refuses to be saved: a plain one takes its weights.
     settings = model.config.to_dict()
     settings.pop("quantization_config", None)
@@ -74,6 +76,27 @@ def _convert(file: Path, folder: Path) -> None:
     plain.generation_config = model.generation_config
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _load(file: Path) -> tuple[Any, Any]:
+    """Return the model of a file, dequantised, and its tokenizer."""
+    import torch
+    import transformers
+
+    unpacked = transformers.GgufConfig(dequantize=True)  # or weights may stay in their blocks
+    with _without_progress_bars():
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            quantization_config=unpacked,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    absent = sorted(found["missing_keys"])
+    if absent:  # transformers has put random ones in their place
+        raise UserError(f"{file} lacks {len(absent)} of the model's weights, {absent[0]} among them")
+    return model, tokenizer
 
 
 @contextlib.contextmanager
