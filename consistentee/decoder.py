@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from consistentee import decoder_files, exit_adapters, lora
 from consistentee.backbones import decoders
-from consistentee.backbones.catalog import resolve_decoder
+from consistentee.backbones.catalog import list_backbones, resolve_decoder
 from consistentee.backbones.decoders import DecoderStepper, decoder_stepper_for, positions_of
 from consistentee.decoder_description import DecoderDescription, check_exit_layers, default_exit_layers
 from consistentee.errors import UserError, unknown_name
@@ -66,7 +66,7 @@ class MultiExitDecoder(
         """Put untrained exits on a pretrained decoder, which is loaded in float32.
 
         Args:
-            name: a name of the catalogue, a directory, or an id on the Hugging Face hub.
+            name: a name of the catalogue, a directory, a GGUF file, or an id on the Hugging Face hub.
             exit_layers: 1-based and increasing; layer L is added where it is missing. By default five, evenly spaced.
             adapter, rank: what the exits below L have of their own.
             seed: seeds the new weights.
@@ -78,9 +78,10 @@ class MultiExitDecoder(
         backbone = decoder_files.load_backbone(folder)
         num_layers = int(backbone.config.num_hidden_layers)
         chosen = default_exit_layers(num_layers) if exit_layers is None else check_exit_layers(exit_layers, num_layers)
-        directory = Path(name).expanduser()
+        local = Path(name).expanduser()
+        is_local = name not in list_backbones() and (local.is_dir() or local.suffix == ".gguf")
         description = DecoderDescription(
-            backbone_name=str(directory.resolve()) if directory.is_dir() else name,
+            backbone_name=str(local.resolve()) if is_local else name,
             backbone_hash=decoder_files.hash_backbone(backbone),
             exit_layers=chosen,
             adapter=adapter,

@@ -19,7 +19,7 @@ class DecoderDescription:
     """JSON-serialisable.
 
     Attributes:
-        backbone_name: a name of the catalogue, an absolute directory, or a hub id.
+        backbone_name: a name of the catalogue, an absolute path, or a hub id.
         backbone_hash: of the weights that were loaded under this name.
         exit_layers: 1-based, increasing; the last one is L.
         adapter, rank: what the exits below L have of their own.

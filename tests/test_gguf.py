@@ -103,6 +103,15 @@ def test_a_gguf_file_is_what_its_blocks_stand_for(tiny_decoder_backbone, cache, 
     assert model.end_tokens == {3}
 
 
+def test_a_decoder_finds_its_file_from_any_folder(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
+    monkeypatch.chdir(tmp_path)
+    MultiExitDecoder.from_backbone("tiny.gguf").save_pretrained("saved")
+    monkeypatch.chdir("/")
+    again = MultiExitDecoder.from_pretrained(tmp_path / "saved")
+    assert again.description.backbone_name == str((tmp_path / "tiny.gguf").resolve())
+
+
 def test_it_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
     first = resolve_decoder(str(tmp_path))  # a folder that holds one

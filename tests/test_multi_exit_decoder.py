@@ -239,6 +239,14 @@ class TestFiles:
         again = MultiExitDecoder.from_pretrained(saved, backbone=str(tmp_path / "moved"))
         assert torch.equal(all_logits(again), all_logits(model))
 
+    def test_a_name_of_the_catalogue_is_kept_wherever_there_is_a_folder_of_that_name(
+        self, tiny_decoder_backbone, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr("consistentee.decoder.resolve_decoder", lambda name: str(tiny_decoder_backbone(name)))
+        (tmp_path / "gpt2").mkdir()
+        monkeypatch.chdir(tmp_path)
+        assert MultiExitDecoder.from_backbone("gpt2").description.backbone_name == "gpt2"
+
     def test_loading_names_what_is_wrong(self, tiny_decoder, tmp_path):
         with pytest.raises(UserError, match="not a saved multi-exit decoder"):
             MultiExitDecoder.from_pretrained(tmp_path)
