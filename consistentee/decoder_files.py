@@ -1,6 +1,8 @@
 """Stock decoders on disk, and the folders that multi-exit decoders are saved in."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +25,39 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 def load_backbone(folder: str | Path) -> Any:
-    """Return the stock causal language model in a folder, in float32. Raises UserError for another architecture."""
-    check_decoder_family(AutoConfig.from_pretrained(folder).model_type)
+    """Return the stock causal language model in a folder, in float32.
+
+    Raises UserError for another architecture, for files that cannot be read, and where weights are missing: the library
+    would put random ones in their place.
+    """
     transformers.utils.logging.disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
+    with _naming(folder):
+        check_decoder_family(AutoConfig.from_pretrained(folder).model_type)
+        backbone, found = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    absent = sorted(found["missing_keys"])
+    if absent:
+        raise UserError(f"{folder} lacks {len(absent)} of the model's weights, {absent[0]} among them")
+    return backbone
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """Return the tokenizer in a folder."""
-    return AutoTokenizer.from_pretrained(folder)
+    """Return the tokenizer in a folder. Raises UserError for files that cannot be read."""
+    with _naming(folder):
+        return AutoTokenizer.from_pretrained(folder)
+
+
+@contextmanager
+def _naming(folder: str | Path) -> Iterator[None]:
+    """Say of which folder it is that the libraries cannot read something."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # damaged files end in whatever the libraries below say of them
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{folder} cannot be read as a decoder: {reason}") from error
 
 
 def hash_backbone(backbone: Any) -> str:

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import DECODER_FAMILIES, random_prompts
+from safetensors.torch import load_file, save
 from test_decoders import pad
 from transformers import AutoModelForCausalLM
 
@@ -272,6 +273,27 @@ class TestFiles:
         (tmp_path / "tokenizer.json").write_text("{}")
         with pytest.raises(UserError, match="no layer-stepping for decoders of architecture 'opt'"):
             MultiExitDecoder.from_backbone(str(tmp_path))
+
+    def test_folders_that_lack_something_are_named(self, tiny_decoder_backbone, tmp_path):
+        """Nothing random stands in for weights that are not there, such as the LM head of a bare model."""
+        whole = tiny_decoder_backbone("mistral")
+
+        def damaged(name, file, content):
+            shutil.copytree(whole, tmp_path / name)
+            (tmp_path / name / file).write_bytes(content)
+            return str(tmp_path / name)
+
+        weights = load_file(whole / "model.safetensors")
+        del weights["lm_head.weight"]
+        config = json.loads((whole / "config.json").read_text()) | {"model_type": "nonesuch"}
+        for folder, message in (
+            (damaged("bare", "model.safetensors", save(weights, {"format": "pt"})), "bare lacks 1 .* lm_head.weight"),
+            (damaged("cut", "model.safetensors", save(weights)[:5000]), "cut cannot be read as a decoder: "),
+            (damaged("new", "config.json", json.dumps(config).encode()), "new cannot be read as a decoder: .*nonesuch"),
+            (damaged("dumb", "tokenizer.json", b"{"), "dumb cannot be read as a decoder: "),
+        ):
+            with pytest.raises(UserError, match=message):
+                MultiExitDecoder.from_backbone(folder)
 
 
 class TestFingerprint:
