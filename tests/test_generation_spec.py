@@ -116,7 +116,7 @@ def test_reading_a_suite_loads_no_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("name", ["quick-generation", "generation", "paper-generation"])
+@pytest.mark.parametrize("name", ["quick-generation", "generation", "paper-generation", "calibration"])
 def test_methods_of_suites_that_come_along_take_their_parameters(name):
     found = load_suite(name)
     assert isinstance(found, GenerationSuite)
