@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
 import pytest
 import torch
+from hypothesis import settings
 
 from benchmarks.contract.tiny_decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
 from benchmarks.contract.tiny_models import (
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 torch.set_num_threads(1)
+
+settings.register_profile("any-machine", deadline=None)  # a busy one is slow now and then, and no test is about that
+settings.load_profile("any-machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
