@@ -12,11 +12,13 @@ from pydantic import ValidationError
 from benchmarks.harness.generation_decoding import PromptDecoder, fitting_prompts
 from benchmarks.harness.generation_selection import Selection, layers_a_token, select_knobs
 from benchmarks.harness.generation_spec import GenerationSuite, TokenRecipeSpec
+from benchmarks.harness.kinds import kind_named
 from benchmarks.harness.spec import validation_sentence
 from benchmarks.tasks.loader import load_text_task
 from benchmarks.terminal import add_columns, add_row, output_console, plain_table
 from consistentee.decoder import MultiExitDecoder
 from consistentee.decoder_description import DESCRIPTION_FILE
+from consistentee.decoder_files import saved_folder
 from consistentee.errors import UserError
 from consistentee.generation import Generations, generate
 from consistentee.method import get_method
@@ -167,6 +169,9 @@ def write_texts(
 def _load(folder: Path, knob: float | None) -> tuple[MultiExitDecoder, TokenMethod, float]:
     if not folder.is_dir():
         raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")
+    if (folder / kind_named("classification").model_file).is_file():
+        raise UserError(f"{folder} holds a model of classification, which writes no text; see `consistentee predict`")
+    saved_folder(str(folder))  # refuses another folder in one sentence, before the hub's mixin looks into it
     model = MultiExitDecoder.from_pretrained(folder).eval()
     description = model.description
     if description.method_name is None:

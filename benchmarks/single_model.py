@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.harness.cell import Evaluation, default_knob, evaluate
+from benchmarks.harness.kinds import kind_named
 from benchmarks.tasks.loader import load_classification_task
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.classification import classify
@@ -140,6 +141,8 @@ def predict_texts(folder: Path, rows: Sequence[Text], knob: float | None = None)
         raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")
     method = _method_of(folder)  # before the model, which may need the kind of classifiers that its file enters
     model = MultiExitModel.from_pretrained(folder)
+    if (folder / kind_named("generation").model_file).is_file():
+        raise UserError(f"{folder} holds a decoder, which labels no text; see `consistentee generate`")
     knob = _knob_of(model, method, knob)
     rule = method.rule(model, knob)
     classify(model, rows[:1], rule, batch_size=1)  # the first call of a process pays for more than itself

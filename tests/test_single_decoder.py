@@ -121,6 +121,19 @@ def test_faults_of_generate(trained, arguments, message):
     assert message in result.output
 
 
+def test_folders_of_something_else_are_told_apart(trained, tmp_path):
+    (tmp_path / "multi_exit.json").write_text("{}")
+    for command, folder, message in (
+        ("generate", tmp_path, "holds a model of classification"),
+        ("predict", trained, "holds a decoder"),
+        ("generate", tmp_path.parent, "is not a saved multi-exit decoder"),
+    ):
+        result = call(command, folder, "ba")
+        assert result.exit_code == 2
+        assert message in result.output
+        assert result.output.count("\n") == 1
+
+
 def test_no_tokens_are_no_text(trained):
     result = call("generate", trained, "ba", "--max-new-tokens", 0)
     assert (result.exit_code, result.stdout) == (0, "\n")
