@@ -149,6 +149,12 @@ def _existing(data: Path | None) -> Path | None:
     return data
 
 
+def _results_folder(out: Path) -> Path:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    return out
+
+
 def _examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *lines])
 
@@ -302,7 +308,7 @@ def run(
     )
     if scheduler is not None and workers > 1:
         raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
-    out, data = out or Path("results") / spec.name, _existing(data)
+    out, data = _results_folder(out or Path("results") / spec.name), _existing(data)
     if dry_run:
         from benchmarks.harness.forecast import plan_lines
 

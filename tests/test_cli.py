@@ -175,6 +175,15 @@ def test_run_side_by_side(runs):
     assert call("run", "quick", "--workers", "0").exit_code == 2
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_results_need_a_folder(runs, tmp_path, more):
+    (tmp_path / "file").write_text("mine")
+    done = call("run", "quick", "--out", tmp_path / "file", *more)
+    assert done.exit_code == 2
+    assert "file is a file; give a folder" in done.output
+    assert runs.calls == []
+
+
 def test_dry_run_prints_the_plan_and_runs_nothing(runs, monkeypatch):
     seen = {}
 
