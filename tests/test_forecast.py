@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from generation_by_hand import write_generation
 from records_by_hand import cell, operating_point
 from small_suite import Bench
 
@@ -11,6 +12,7 @@ from benchmarks.harness.forecast import Forecast, plan_lines
 from benchmarks.harness.planning import PlannedCell
 from benchmarks.harness.spec import CellSpec, load_suite
 from benchmarks.harness.storage import FAILURE_FILE, RECORD_FILE
+from consistentee.errors import UserError
 
 
 def spec_of(label: str, task: str = "rte", seed: int = 0, epochs: int = 2) -> CellSpec:
@@ -62,3 +64,9 @@ def test_plan_names_every_state_and_changes_nothing(tmp_path: Path, tiny_backbon
     assert "would be set aside" in lines[0]
     assert not list(bench.out.rglob("*.damaged-*"))
     assert not list(bench.out.rglob(FAILURE_FILE))
+
+
+def test_plan_refuses_results_of_another_kind(tmp_path):
+    write_generation(tmp_path)
+    with pytest.raises(UserError, match="holds results of generation, suite 'quick' is classification"):
+        plan_lines(load_suite("quick"), out=tmp_path)

@@ -12,6 +12,7 @@ from benchmarks.harness.planning import (
     PlannedCell,
     groups_of,
     plan_cells,
+    refuse_another_kind,
     refuse_undefined,
     reopen_for_timing,
     summary,
@@ -47,6 +48,7 @@ def plan_lines(
     Takes what :func:`benchmarks.harness.sweep.run_suite` takes, and raises the same errors.
     """
     folder = RunFolder(out)
+    refuse_another_kind(suite, folder)
     inputs = Inputs(data_dir, FileHashes(folder.fingerprints))
     faults: list[str] = []
 

@@ -17,7 +17,15 @@ from benchmarks.harness.fingerprint import (
 from benchmarks.harness.kinds import Kind, kind_named
 from benchmarks.harness.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord
 from benchmarks.harness.spec import BaseCellSpec, BaseSuite, Group, TimingSpec, canonical_json
-from benchmarks.harness.storage import Fault, RunFolder, model_fault, read_cell, read_failure, read_timing
+from benchmarks.harness.storage import (
+    Fault,
+    RunFolder,
+    kind_of_results,
+    model_fault,
+    read_cell,
+    read_failure,
+    read_timing,
+)
 from consistentee.errors import UserError
 from consistentee.method import get_method
 
@@ -72,6 +80,15 @@ class Inputs:
 
     def _identify(self, kind: str, backbone: str) -> dict[str, object]:
         return kind_named(kind).backbone_identity(backbone, self.hashes)
+
+
+def refuse_another_kind(suite: BaseSuite, folder: RunFolder) -> None:
+    """Raise UserError if a results folder was filled by a suite of another kind."""
+    found = kind_of_results(folder.root)
+    if found not in (None, suite.kind):
+        raise UserError(
+            f"{folder.root} holds results of {found}, suite {suite.name!r} is {suite.kind}; give another --out"
+        )
 
 
 def plan_cells(

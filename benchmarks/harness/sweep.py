@@ -23,6 +23,7 @@ from benchmarks.harness.planning import (
     groups_of,
     lost_model,
     plan_cells,
+    refuse_another_kind,
     refuse_undefined,
     reopen_for_timing,
     summary,
@@ -36,14 +37,12 @@ from benchmarks.harness.storage import (
     TIMING_FILE,
     Fault,
     RunFolder,
-    kind_of_results,
     only_run,
     read_cell,
     read_timing,
     set_aside,
     write_text,
 )
-from consistentee.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -125,17 +124,9 @@ def run_suite(
         console or Console(stderr=True),
         fresh,
     )
-    _refuse_another_kind(suite, folder)
+    refuse_another_kind(suite, folder)
     with only_run(folder):
         return _run(run, filters or Filters(), retry_failed)
-
-
-def _refuse_another_kind(suite: BaseSuite, folder: RunFolder) -> None:
-    found = kind_of_results(folder.root)
-    if found not in (None, suite.kind):
-        raise UserError(
-            f"{folder.root} holds results of {found}, suite {suite.name!r} is {suite.kind}; give another --out"
-        )
 
 
 def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
