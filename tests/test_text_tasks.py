@@ -149,6 +149,14 @@ def test_the_kind_that_is_asked_for_is_checked(tmp_path):
     assert len(load_classification_task(tmp_path / "other.yaml").test) == 8
 
 
+def test_the_kind_is_known_before_any_row_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.delenv("CONSISTENTEE_DATA", raising=False)
+    with pytest.raises(UserError, match="'mcid' asks for labels, not for texts"):
+        load_text_task("mcid")
+    with pytest.raises(UserError, match="'alpaca' asks for texts, not for labels"):
+        load_classification_task("alpaca", tmp_path)
+
+
 # ------------------------------------------------------------------------------------------------ rows
 
 

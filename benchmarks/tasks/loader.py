@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock
 
@@ -84,18 +84,21 @@ def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData 
 
 def load_classification_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData:
     """Return a classification or regression; arguments and errors as :func:`load_task`, also for another kind."""
-    task = load_task(name, data_dir)
-    if isinstance(task, TextTask):
-        raise UserError(f"task {task.name!r} asks for texts, not for labels: it is for suites of generation")
-    return task
+    _refuse_kind("text", name, "texts, not for labels: it is for suites of generation")
+    return cast(TaskData, load_task(name, data_dir))
 
 
 def load_text_task(name: str | Path, data_dir: Path | str | None = None) -> TextTask:
     """Return a task whose answers are texts; arguments and errors as :func:`load_task`, also for another kind."""
-    task = load_task(name, data_dir)
-    if isinstance(task, TaskData):
-        raise UserError(f"task {task.name!r} asks for labels, not for texts: it is for suites of classification")
-    return task
+    _refuse_kind("classification", name, "labels, not for texts: it is for suites of classification")
+    return cast(TextTask, load_task(name, data_dir))
+
+
+def _refuse_kind(kind: str, name: str | Path, what: str) -> None:
+    """Raise UserError for a task of a kind; from its YAML, so that nobody fetches rows that are of no use."""
+    spec, _ = _spec_of(name)
+    if spec.kind == kind:
+        raise UserError(f"task {spec.name!r} asks for {what}")
 
 
 def _spec_of(name: str | Path) -> tuple[AnyTaskSpec, Path | None]:
