@@ -91,7 +91,7 @@ def test_faults_are_named(tmp_path, changes, message):
 
 
 def test_methods_of_classification_are_no_methods_of_generation():
-    with pytest.raises(UserError, match="unknown method 'pabee'"):
+    with pytest.raises(UserError, match="pabee is a method of classification, and suite 'small' is of generation"):
         expand(suite(), Filters(methods=["pabee"]))
 
 

@@ -93,6 +93,8 @@ def test_filter_knows_labels_and_method_names():
     assert len(expand(suite(), Filters(methods=["consistentee"]))) == len(expand(suite(), Filters(methods=["ours"])))
     with pytest.raises(UserError, match="unknown method 'paebe'; did you mean 'pabee'"):
         expand(suite(), Filters(methods=["paebe"]))
+    with pytest.raises(UserError, match="free is a method of generation, and suite"):
+        expand(suite(), Filters(methods=["free"]))
 
 
 def test_overrides_of_a_task():

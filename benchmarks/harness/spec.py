@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from benchmarks.harness.records import Strict
 from consistentee.errors import UserError, unknown_name
-from consistentee.method import ENTRY_POINT_GROUP, available_methods
+from consistentee.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
 
 if TYPE_CHECKING:
     from consistentee.training import Recipe
@@ -364,9 +364,17 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
         if not found and (".py:" in name or name in registered):
             found = [MethodEntry.model_validate(name)]
         if not found:
+            _refuse_other_kind(suite, name)
             raise unknown_name("method", name, {*registered, *(entry.label for entry in suite.methods)})
         chosen += [entry for entry in found if entry not in chosen]
     return chosen
+
+
+def _refuse_other_kind(suite: BaseSuite, name: str) -> None:
+    """Raise UserError for a method that is known, but to suites of the other kind."""
+    for kind, group in (("classification", ENTRY_POINT_GROUP), ("generation", TOKEN_ENTRY_POINT_GROUP)):
+        if group != suite.method_group and name in available_methods(group):
+            raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
 
 
 def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpec]:
