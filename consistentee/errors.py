@@ -12,5 +12,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Build the error for an unknown ``name`` of some ``kind``, with the nearest known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"known: {', '.join(names)}."
+    if near:
+        hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
+    else:
+        hint = f"known: {', '.join(names)}." if names else "there are none."
     return UserError(f"unknown {kind} {name!r}; {hint}")

@@ -65,3 +65,4 @@ def test_metrics_by_hand():
 
 def test_unknown_name_without_a_near_one_lists_what_is_known():
     assert str(unknown_name("task", "zzz", ["b", "a"])) == "unknown task 'zzz'; known: a, b."
+    assert str(unknown_name("task", "zzz", [])) == "unknown task 'zzz'; there are none."
