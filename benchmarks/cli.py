@@ -418,8 +418,10 @@ def train(
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", min=1)] = 3,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Of the backbone.")] = 1e-4,
-    head_learning_rate: Annotated[float, typer.Option("--head-learning-rate", help="Of everything on top.")] = 1e-3,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0, help="Of the backbone.")] = 1e-4,
+    head_learning_rate: Annotated[
+        float, typer.Option("--head-learning-rate", min=0, help="Of everything on top.")
+    ] = 1e-3,
     max_rows: Annotated[int | None, typer.Option("--max-rows", min=1, help="Cap on training rows.")] = None,
     max_length: Annotated[int, typer.Option("--max-length", min=3, help="Tokens a row.")] = 128,
     seed: Annotated[int, typer.Option("--seed")] = 0,

@@ -66,6 +66,8 @@ def train_model(
         UserError: a name or parameter is unknown, or ``out`` is not a folder that may be written.
     """
     method = get_method(method_name, **parameters)
+    if method.replay_only:
+        raise UserError(f"{method.name} reads the true labels: a saved model could predict nothing")
     _check_out(out)
     task = load_classification_task(task_name, data_dir)
     method.check_task(task)
@@ -139,10 +141,10 @@ def predict_texts(folder: Path, rows: Sequence[Text], knob: float | None = None)
     """
     if not folder.is_dir():
         raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")
-    method = _method_of(folder)  # before the model, which may need the kind of classifiers that its file enters
-    model = MultiExitModel.from_pretrained(folder)
     if (folder / kind_named("generation").model_file).is_file():
         raise UserError(f"{folder} holds a decoder, which labels no text; see `consistentee generate`")
+    method = _method_of(folder)  # before the model, which may need the kind of classifiers that its file enters
+    model = MultiExitModel.from_pretrained(folder)
     knob = _knob_of(model, method, knob)
     rule = method.rule(model, knob)
     classify(model, rows[:1], rule, batch_size=1)  # the first call of a process pays for more than itself

@@ -574,6 +574,19 @@ def test_predict_takes_pairs(trained):
     assert call("predict", trained, " ").exit_code == 2
 
 
+@pytest.mark.parametrize("option", ["--learning-rate", "--head-learning-rate"])
+def test_rates_below_0_are_refused(option, tmp_path):
+    done = call("train", "mcid", "--method", "pabee", "--out", tmp_path / "model", option, "-1")
+    assert done.exit_code == 2
+    assert option in done.output
+
+
+def test_a_method_that_reads_labels_is_not_trained(tmp_path):
+    done = call("train", "movie-snippets", "--method", "oracle", "--out", tmp_path / "model")
+    assert done.exit_code == 2
+    assert "oracle reads the true labels" in done.output
+
+
 def test_train_never_writes_over_other_files(trained, tmp_path):
     (tmp_path / "precious").write_text("mine")
     done = call("train", "mcid", "--method", "pabee", "--out", tmp_path)
