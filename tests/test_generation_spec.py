@@ -10,6 +10,7 @@ import yaml
 from benchmarks.harness.fingerprint import GENERATION_CODE, cell_key
 from benchmarks.harness.generation_spec import GenerationCellSpec, GenerationSuite
 from benchmarks.harness.spec import Filters, SuiteSpec, expand, load_suite
+from consistentee.calibration import hoeffding_bentkus
 from consistentee.errors import UserError
 from consistentee.method import get_method
 from consistentee.token_method import TokenMethod
@@ -114,6 +115,17 @@ def test_reading_a_suite_loads_no_torch(tmp_path):
         f"assert expand(load_suite({str(written(tmp_path))!r}))\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("found", [load_suite("calibration"), suite(calibration={"methods": ["calm"]})])
+def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
+    cells = [cell for cell in expand(found) if isinstance(cell, GenerationCellSpec) and cell.study]
+    assert cells
+    for spec in cells:
+        half = (spec.validation_prompts + spec.test_prompts) // 2
+        assert spec.study is not None
+        for delta in (*spec.study.textual, *spec.study.risk):
+            assert hoeffding_bentkus(0.0, half, delta) <= spec.study.epsilon, "not even texts that lose nothing suffice"
 
 
 @pytest.mark.parametrize("name", ["quick-generation", "generation", "paper-generation", "calibration"])

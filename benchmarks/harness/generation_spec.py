@@ -89,7 +89,7 @@ class StudySpec(Strict):
     """
 
     textual: tuple[float, ...] = Field(default=(0.1, 0.25), description="deltas of the unlikeness to the full text")
-    risk: tuple[float, ...] = Field(default=(0.05,), description="deltas of the ROUGE-L lost against the reference")
+    risk: tuple[float, ...] = Field(default=(0.1,), description="deltas of the ROUGE-L lost against the reference")
     epsilon: float = Field(default=0.05, gt=0, lt=1)
     splits: int = Field(default=50, ge=1)
 
