@@ -13,6 +13,7 @@ from generation_by_hand import (
     generation_cell,
     made_up_generation,
     match_at,
+    study,
     write_generation,
 )
 from matplotlib.image import imread
@@ -156,6 +157,10 @@ def test_calibration_table_says_which_promises_were_kept(panel):
     first, second = rows_of(calibration_table(panel))
     assert (first["delta"], first["broken %"], first["allowed %"], first["kept"]) == ("0.1", "4", "10", "yes")
     assert (second["delta"], second["kept"]) == ("0.25", "no")
+    results = [result.model_copy(update={"mean_lambda": 1.0}) for result in study().results]
+    cautious = study().model_copy(update={"results": results})
+    table = calibration_table(panel_of([generation_cell("calm", [], calibration=cautious)], panel.cells[0].folder))
+    assert [row["kept"] for row in rows_of(table)] == ["by caution alone", "no"]
     cells = [cell for cell in panel.cells if cell.record.calibration is None]
     assert calibration_table(panel_of([cell.record for cell in cells], cells[0].folder)) is None
 
