@@ -20,12 +20,13 @@ from benchmarks.contract.case import described, fitted
 from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
 from benchmarks.contract.watching import WatchedRule
-from benchmarks.inventory import listed_methods
+from benchmarks.inventory import listed_methods, listed_token_methods
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.classification import classify
 from consistentee.classifiers import ClassifierSpec
 from consistentee.method import Method, get_method
 from consistentee.model import ModelDescription, MultiExitModel
+from consistentee.token_method import TokenMethod
 from consistentee.trace import record_trace, replay
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _READS = {
     "labels": "the true labels",
     "pooled": "the pooled vector",
 }
-_UNKNOWN = "could not be found out"
+UNKNOWN = "could not be found out"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class MethodCard:
         what: first line of the class's docstring.
         paper, year: its source.
         trains: the parts whose weights fit() changes or adds.
-        extra_parameters: on BERT-base, beyond the backbone and one classifier a layer; None if unknown.
+        extra_parameters: beyond what every method has; None if unknown.
+        counted_on: of which model, and what every method has there.
         reads: what the rule asks for at each layer, so what it costs.
         knob: its name and range.
         supports: kinds of tasks.
@@ -68,18 +70,26 @@ class MethodCard:
     reads: str
     knob: str
     supports: str
+    counted_on: str = "BERT-base, beside one classifier a layer"
 
 
 def write_cards(places: Sequence[str], console: "Console") -> None:
     """Print a card for every method that can be named, as soon as it is known; ``places`` as for the list."""
+    from benchmarks.contract.tiny_decoders import TinyDecoders
+    from benchmarks.token_cards import token_card
+
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        models = TinyModels(Path(folder))
-        for listed in listed_methods(places):
+        encoders, decoders = TinyModels(Path(folder, "encoders")), TinyDecoders(Path(folder, "decoders"))
+        for listed in [*listed_methods(places), *listed_token_methods()]:
             if listed.method is None:
                 console.print(f"{listed.name}: unavailable: {listed.reason}\n", markup=False, highlight=False)
+                continue
+            method = get_method(listed.name)
+            if isinstance(method, TokenMethod):
+                console.print(card_table(token_card(listed.name, method, decoders)))
             else:
-                console.print(card_table(method_card(listed.name, get_method(listed.name), models)))
+                console.print(card_table(method_card(listed.name, method, encoders)))
 
 
 def method_card(name: str, method: Method, models: TinyModels) -> MethodCard:
@@ -100,9 +110,9 @@ def method_card(name: str, method: Method, models: TinyModels) -> MethodCard:
             supports=_kinds(method, model),
         )
     except BrokenContractError as error:
-        return replace(card, trains=f"{_UNKNOWN}: {error}")
+        return replace(card, trains=f"{UNKNOWN}: {error}")
     except Exception as error:  # a user's method may fail in any way at all
-        return replace(card, trains=f"{_UNKNOWN}: {described(error)}")
+        return replace(card, trains=f"{UNKNOWN}: {described(error)}")
 
 
 def stated_card(name: str, method: Method) -> MethodCard:
@@ -114,11 +124,11 @@ def stated_card(name: str, method: Method) -> MethodCard:
         what=docstring[0] if docstring and type(method).__doc__ != Method.__doc__ else "",
         paper=method.paper,
         year=year.group() if year else "",
-        trains=_UNKNOWN,
+        trains=UNKNOWN,
         extra_parameters=None,
-        reads=_UNKNOWN,
+        reads=UNKNOWN,
         knob=method.knob.name,
-        supports=_UNKNOWN,
+        supports=UNKNOWN,
     )
 
 
@@ -188,7 +198,7 @@ def _what_it_reads(method: Method, model: MultiExitModel) -> str:
         return "nothing: it is never asked"
     if len(by_layer) == 1:
         return next(iter(by_layer))
-    return "; ".join(f"{words} at layer{_span(layers)}" for words, layers in by_layer.items())
+    return "; ".join(f"{words} at layer{span_of_layers(layers)}" for words, layers in by_layer.items())
 
 
 def _in_words(reads: set[str]) -> str:
@@ -199,7 +209,8 @@ def _in_words(reads: set[str]) -> str:
     return ", ".join(words) or "nothing"
 
 
-def _span(layers: Sequence[int]) -> str:
+def span_of_layers(layers: Sequence[int]) -> str:
+    """Return `` 3``, or ``s 1 to 5``, to stand behind the word layer."""
     return f" {layers[0]}" if len(layers) == 1 else f"s {layers[0]} to {layers[-1]}"
 
 
@@ -208,13 +219,13 @@ def card_table(card: MethodCard) -> "Table":
     table = plain_table(card.name)
     table.show_header = False
     add_columns(table, "", "")
-    extra = "not known" if card.extra_parameters is None else f"{card.extra_parameters:,} on BERT-base"
+    extra = "not known" if card.extra_parameters is None else f"{card.extra_parameters:,} on {card.counted_on}"
     lines = {
         "what": card.what,
         "paper": card.paper,
         "year": card.year,
         "trains": card.trains,
-        "extra parameters": f"{extra}, beside one classifier a layer",
+        "extra parameters": extra,
         "its rule reads, at each layer": card.reads,
         "knob": card.knob,
         "supports": card.supports,

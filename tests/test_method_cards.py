@@ -1,11 +1,14 @@
 """Method cards: found out on a tiny model, for the project's methods and for anybody's, broken ones too."""
 
+import re
+
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.method_cards import MethodCard, method_card, stated_card
 from benchmarks.new_method import write_method
+from benchmarks.token_cards import token_card
 from consistentee.method import get_method
 
 
@@ -77,14 +80,36 @@ def test_a_rule_that_reads_more_at_some_layers(tmp_path, tiny_models):
     assert card(name, tiny_models).reads == "the classifier at layer 1; head gate at layers 2 to 3"
 
 
+@pytest.mark.parametrize(
+    ("name", "trains", "extra", "reads"),
+    [
+        ("token-full", "nothing", 0, "nothing"),
+        ("calm-tokens-softmax", "exit adapters", 0, "the LM head"),
+        ("calm-tokens-state", "exit adapters", 0, "the hidden state"),
+        ("calm-tokens-classifier", "exit adapters, head confidence", 576 + 1, "head confidence"),
+        ("token-random", "exit adapters", 0, "a hash of the prompt and the place"),
+    ],
+)
+def test_a_card_of_generation(tiny_decoders, name, trains, extra, reads):
+    found = token_card(name, get_method(name), tiny_decoders)
+    assert (found.trains, found.extra_parameters, found.reads) == (trains, extra, reads)
+    assert found.supports == "generation; keys and values of skipped layers are propagated"
+    assert "SmolLM2-135M" in found.counted_on
+
+
+def test_a_method_that_decodes_in_its_own_way_says_so(tiny_decoders):
+    assert token_card("layerskip", get_method("layerskip"), tiny_decoders).supports == "generation, in a way of its own"
+
+
 def test_the_command_shows_cards_of_files_and_of_broken_ones(tmp_path, monkeypatch):
     from benchmarks import inventory
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(inventory, "available_methods", dict)
+    monkeypatch.setattr(inventory, "available_methods", lambda group="": ["token-static"] if group else [])
     write_method("gate")
     (tmp_path / "broken.py").write_text("raise SystemExit(1)")
     done = CliRunner().invoke(app, ["list", "methods", "--detail", "--methods", "gate.py", "broken.py"])
     assert done.exit_code == 0, done.output
     assert "head gate" in done.output
+    assert re.search(r"token-static.*generation; keys and values", done.output, re.DOTALL)
     assert "broken.py: unavailable: broken.py cannot be imported: SystemExit: 1" in done.output
