@@ -163,14 +163,14 @@ def score_limits(panel: Panel, style_of: dict[str, Style]) -> tuple[float, float
 
 
 def figure(panels: Sequence[Panel]) -> "Figure":
-    """Draw all panels: two rows of axes (layers, time) for every four columns, and one legend under them."""
+    """Draw all panels: two rows of axes (layers, time) for at most four columns, and one legend under them."""
     import seaborn
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     style_of = styles(panels)
-    columns = min(len(panels), _COLUMNS)
-    blocks = -(-len(panels) // columns)
+    blocks = -(-len(panels) // _COLUMNS)
+    columns = -(-len(panels) // blocks)
     legend_rows = -(-(len(style_of) + 2) // _legend_columns(columns))
     height = 3.3 * 2 * blocks + 0.24 * legend_rows + 0.2
     with seaborn.axes_style("ticks"), seaborn.plotting_context("paper", font_scale=1.15):
