@@ -507,6 +507,10 @@ def generate(
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=0, help="Of each text.", show_default="as in training")
     ] = None,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option("--max-prompt-tokens", min=1, help="Cut longer prompts; their end stays.", show_default="no cut"),
+    ] = None,
     kv: Annotated[
         str | None,
         typer.Option(
@@ -521,7 +525,15 @@ def generate(
     """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
     from benchmarks.single_decoder import write_texts
 
-    write_texts(model, prompts, knob=knob, max_new_tokens=max_new_tokens, kv=kv, plain=plain)
+    write_texts(
+        model,
+        prompts,
+        knob=knob,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        kv=kv,
+        plain=plain,
+    )
 
 
 @app.command(

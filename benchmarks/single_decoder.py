@@ -129,6 +129,7 @@ def write_texts(
     *,
     knob: float | None = None,
     max_new_tokens: int | None = None,
+    max_prompt_tokens: int | None = None,
     kv: str | None = None,
     plain: bool = False,
 ) -> None:
@@ -142,6 +143,8 @@ def write_texts(
         prompts: one or more, continued as they are, one after the other.
         knob: of the method; by default the one chosen in training.
         max_new_tokens: of a text; by default as many as the decoder was trained on.
+        max_prompt_tokens: of a prompt; of a longer one the last tokens are read. By default a prompt that does not fit
+            into the model's context is refused.
         kv: how skipped layers get their keys and values, ``propagate`` or ``exact``; by default as the method does.
         plain: no colours, on a terminal too.
 
@@ -157,7 +160,8 @@ def write_texts(
         show = _colouring(console, model.num_layers) if show_layers else _spell
         if show_layers:
             console.print(prompt, style="dim", end="", markup=False, highlight=False, soft_wrap=True)
-        written = decode([prompt], {"max_new_tokens": length, "batch_size": 1, "stream": show})
+        options = {"max_new_tokens": length, "max_prompt_tokens": max_prompt_tokens, "batch_size": 1, "stream": show}
+        written = decode([prompt], options)
         print(flush=True)
         summary = _summary(written, method, knob, model.num_layers)
         if show_layers:

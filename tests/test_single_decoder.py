@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from small_generation_suite import write_text_task
 from typer.testing import CliRunner
@@ -105,6 +106,17 @@ def test_newlines_stay_on_one_line(capsys):
 
     single_decoder._spell(NewToken(0, 0, 5, "a\nb\\", 3, None))
     assert capsys.readouterr().out == "a\\nb\\\\/3"
+
+
+def test_end_of_a_long_prompt_stays(trained):
+    long, options = "ba be bi " * 60, ["--max-new-tokens", 3, "--knob", 1.0]
+    assert "cut it with max_prompt_tokens" in call("generate", trained, long, *options).output
+    result = call("generate", trained, long, "--max-prompt-tokens", 7, *options)
+    assert result.exit_code == 0, result.output
+    model = MultiExitDecoder.from_pretrained(trained)
+    end = torch.tensor(model.encode([long], max_tokens=7, keep="end"))
+    stock = model.backbone.generate(end, max_new_tokens=3, do_sample=False, pad_token_id=1)
+    assert "".join(text for text, _ in plain_tokens(result.stdout)) == model.decode(stock[0, 7:])
 
 
 @pytest.mark.parametrize(
