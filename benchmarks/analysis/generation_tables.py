@@ -1,7 +1,5 @@
 """Tables of generation: for each (task, backbone) the operating points, references at equal layers, and promises."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from benchmarks.analysis.generation_rows import (
 from benchmarks.analysis.rows import format_value
 from benchmarks.analysis.statistics import budget_of
 from benchmarks.analysis.tables import MISSING, SUFFIXES, machine
-from benchmarks.analysis.text_tables import TextTable, to_latex, to_markdown
+from benchmarks.analysis.text_tables import TextTable, csv_of, to_latex, to_markdown
 from benchmarks.harness.generation_records import FAITHFUL, CalibrationRecord, CalibrationResult, Mean
 from benchmarks.harness.storage import write_text
 from consistentee.errors import unknown_name
@@ -276,13 +274,7 @@ def generation_tables(panel: GenerationPanel) -> list[TextTable]:
 
 def to_csv(panels: Sequence[GenerationPanel]) -> str:
     """Write the rows of all panels as CSV: full precision, one line an operating point."""
-    records = [_csv_record(panel, row) for panel in panels for row in generation_rows(panel)]
-    fields = list(dict.fromkeys(name for record in records for name in record))
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fields, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return stream.getvalue()
+    return csv_of([_csv_record(panel, row) for panel in panels for row in generation_rows(panel)])
 
 
 def _csv_record(panel: GenerationPanel, row: GenerationRow) -> dict[str, object]:

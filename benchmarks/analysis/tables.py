@@ -1,7 +1,5 @@
 """Tables: for each (task, backbone) the operating points, the whole curves and the paired tests."""
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from benchmarks.analysis.ranking import AREA, HALF_BUDGET, PairOverTasks, Rankin
 from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
 from benchmarks.analysis.statistics import budget_of, holm
-from benchmarks.analysis.text_tables import TextTable, to_latex, to_markdown
+from benchmarks.analysis.text_tables import TextTable, csv_of, to_latex, to_markdown
 from benchmarks.harness.records import WITHIN_ONE_POINT
 from benchmarks.harness.storage import write_text
 from consistentee.errors import unknown_name
@@ -352,13 +350,7 @@ def panel_tables(panel: Panel) -> list[TextTable]:
 
 def to_csv(panels: Sequence[Panel]) -> str:
     """Write the rows of all panels as CSV: full precision, one line an operating point."""
-    records = [_csv_record(panel, row) for panel in panels for row in table_rows(panel)]
-    fields = list(dict.fromkeys(name for record in records for name in record))
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, fields, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return stream.getvalue()
+    return csv_of([_csv_record(panel, row) for panel in panels for row in table_rows(panel)])
 
 
 def _csv_record(panel: Panel, row: TableRow) -> dict[str, object]:

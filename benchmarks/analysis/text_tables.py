@@ -1,6 +1,8 @@
-"""TextTable: a table as text, and its forms: Markdown, LaTeX, and for the terminal."""
+"""Tables as text, and their forms: Markdown, LaTeX, CSV, and for the terminal."""
 
+import csv
 import html
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +55,16 @@ def _markdown(table: TextTable) -> str:
 def _escape_markdown(text: str) -> str:
     # Names and notes may come from a user's files: they must stay text.
     return re.sub(r"([\\|`*_])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def csv_of(records: Sequence[dict[str, object]]) -> str:
+    """Write records as CSV, one line each; a field that some lack is empty there."""
+    fields = list(dict.fromkeys(name for record in records for name in record))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, fields, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return stream.getvalue()
 
 
 def to_latex(tables: Sequence[TextTable]) -> str:
