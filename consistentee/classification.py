@@ -113,6 +113,10 @@ def classify(
         batch_size: rows a batch.
         max_length: tokens a row; by default the model's own.
         sort_by_length: batch rows of similar length together; the answers keep the order of ``texts``.
+
+    Raises:
+        UserError: the batch size is below 1, single texts and pairs are mixed, or the rule reads what only a trace has.
+        ValueError: the rule does not return one bool a row.
     """
     encodings = model.tokenize(texts, max_length)
     return classify_encoded(model, encodings, rule, batch_size=batch_size, sort_by_length=sort_by_length)

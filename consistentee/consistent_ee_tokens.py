@@ -10,7 +10,8 @@ Three stages, all on states that the frozen backbone has left once:
 
 1. all exits (shared with the other methods of generation; the recipe may train the backbone too);
 2. the policy alone, on the reward, with what the exits say computed once;
-3. the exits again, each on those tokens alone that the policy lets leave there; then the policy again.
+3. the exits again, each on those tokens alone that the policy lets leave there; then the policy again (only where
+   ``consistent_steps`` asks for it).
 
 Choices where the paper leaves room. Hidden states do not depend on actions, since the backbone is trained, if at all,
 before the policy; so the expected reward has a closed form here too. Stages 2 and 3 alternate, instead of being joined,
@@ -87,7 +88,7 @@ class ConsistentEETokens(TokenMethod):
             raise UserError(f"{self.name}: alpha must not be negative, got {self.alpha}")
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Run the three stages."""
+        """Run stages 1 and 2, and stage 3 where ``consistent_steps`` asks for it."""
         self.check_task(task)
         everything = train_exits(model, task, recipe)
         model.add_head(POLICY, token_policy_spec(self.policy_reads, self.conditioned), seed=recipe.seed)

@@ -55,6 +55,8 @@ class TaskData:
         label_names: class names, in the order of the label indices; empty for a regression.
         metrics: names of metrics (see :mod:`consistentee.metrics`); the first one is the task's score.
         notes: what a reader of the scores must know (a subset, a dev set used as test, ...).
+
+    Raises UserError without a metric, and for a label that is no class, or no number.
     """
 
     name: str

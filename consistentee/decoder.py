@@ -72,7 +72,8 @@ class MultiExitDecoder(
             seed: seeds the new weights.
 
         Raises:
-            UserError: the name is unknown, the weights cannot be had, or the architecture is not supported.
+            UserError: the name is unknown, the weights cannot be had, or the architecture is not supported; exit
+                layers, adapter or rank are out of range.
         """
         folder = resolve_decoder(name)
         backbone = decoder_files.load_backbone(folder)

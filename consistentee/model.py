@@ -288,7 +288,8 @@ class MultiExitModel(
         tokens. Every exit gets a pooler of its own, where there are poolers, because the two models' differ.
 
         Raises:
-            UserError: the companion reads other tokens, or has another width, pooling or number of labels.
+            UserError: the companion reads other tokens, has another width, pooling, pooler or number of labels, or one
+                of the two has classifiers that are not linear.
             ValueError: this model has learned heads or token exits, which belong to its layers as they are, or a
                 companion already.
         """

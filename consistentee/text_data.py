@@ -145,6 +145,8 @@ class TextTask:
         max_new_tokens: how many tokens are written at most.
         keep: which end of what is cut stays.
         notes: what a reader of the scores must know (a subset, rows that were dropped, ...).
+
+    Raises UserError without a metric, and for a limit below 1.
     """
 
     name: str

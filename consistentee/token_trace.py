@@ -149,6 +149,8 @@ def record_token_trace(
         split: the rows.
         max_prompt_tokens, max_new_tokens, keep: how rows are cut, see :func:`encode_rows`.
         batch_size, dtype, store, progress: see :func:`record_tokens`.
+
+    Raises UserError for a prompt that is empty, or cannot be cut to ``max_prompt_tokens``.
     """
     rows = encode_rows(model, split, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, keep=keep)
     title = f"tracing {split.name}" if progress else None

@@ -10,7 +10,7 @@
 #
 # A method is one class: how to train, which rule, which knob. Here is one that leaves when two things agree: the
 # classifier is confident, and layer 1 said the same. It is trained and measured beside DeeBERT on a few hundred rows;
-# backbone and data come from the package index (84 MB, kept in the user cache).
+# backbone and data come from the package index (86 MB, kept in the user cache).
 
 # %%
 import tempfile
@@ -68,7 +68,7 @@ class Rule(ExitRule):
 (folder / "mine.py").write_text(source)
 
 # %% [markdown]
-# A suite is a few lines of YAML, or of Python. The full model and a static exit are in every comparison.
+# A suite is a few lines of YAML, or of Python. Put the full model and a static exit into every comparison.
 
 # %%
 suite = SuiteSpec.model_validate(

@@ -48,7 +48,8 @@ for table in panel_tables(mcid)[1:]:
     display(frame(table))  # noqa: F821 (the notebook's own)
 
 # %% [markdown]
-# Ranks over tasks. With two tasks no difference can be significant: the table says what the smallest possible p is.
+# Ranks over tasks. With few tasks no pair can be told apart by Wilcoxon's test: the table says what the smallest
+# possible p is.
 
 # %%
 for table in ranking_tables(panels):
@@ -62,10 +63,10 @@ for table in ranking_tables(panels):
 frame(published_table(mcid))
 
 # %% [markdown]
-# With full precision, for your own analysis:
+# With full precision, for your own analysis. The budget holds on validation rows, on which knobs are chosen; on test
+# rows the average may lie a little above.
 
 # %%
 points = pd.read_csv(io.StringIO(to_csv(panels)))
 half = points[points.chosen_for.str.contains("budget 0.50", na=False)]
-assert (half.average_layers <= 0.55 * half.num_layers).all()
-half.pivot(index="label", columns="task", values="score").round(3)
+half.pivot(index="label", columns="task", values=["score", "average_layers"]).round(3)

@@ -159,7 +159,7 @@ def _timing_note(panel: Panel, rows: Sequence[TableRow]) -> str:
     ]
     note = (
         f"Times: medians of {timing.rounds} rounds on the first {timed_rows} test rows, interleaved over all "
-        "operating points and the stock model; spread, (slowest - fastest round) / median, at most "
+        "timed operating points and the stock model; spread, (slowest - fastest round) / median, at most "
         f"{', '.join(spreads) or MISSING}."
     )
     load = timing.environment_before.get("load_average")
