@@ -162,8 +162,9 @@ def _timing_note(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> str:
     note = (
         f"Times: medians of {timing.rounds} rounds on the first {prompts} test prompts, at most "
         f"{timing.max_new_tokens} new tokens, interleaved over all timed operating points and stock generate; "
-        "tokens/s: of decoding, first tokens and the reading of prompts apart; spread, (slowest - fastest round) / median, "
-        f"at most {', '.join(spreads) or MISSING}; stock generate reads prompts in {', '.join(prefill) or MISSING}."
+        "tokens/s: of decoding, first tokens and the reading of prompts apart; spread, (slowest - fastest round) / "
+        f"median, at most {', '.join(spreads) or MISSING}; stock generate reads prompts in "
+        f"{', '.join(prefill) or MISSING}."
     )
     load = timing.environment_before.get("load_average")
     return note + (f" Load average before: {load[0]:g}." if isinstance(load, list) and load else "")
