@@ -73,12 +73,16 @@ class LayerSkip(TokenMethod):
     def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
         """Write the full model's texts, drafted at layer ``knob``; see :func:`generate_speculatively`.
 
-        Drafted texts are written one after the other, whatever ``batch_size`` is.
+        Drafted texts are written one after the other, whatever ``batch_size`` and ``sort_by_length`` are. Raises
+        UserError where they shall be sampled: what is verified is the likeliest token.
         """
         rule = self.rule(model, knob)
         if knob == model.num_layers:
             return generate(model, prompts, rule, **options)
-        options.pop("batch_size", None)
+        if options.pop("sampling", None) is not None:
+            raise UserError(f"{self.name} verifies greedy drafts and cannot sample; draft layer {knob:g} drafts")
+        for batching in ("batch_size", "sort_by_length"):
+            options.pop(batching, None)
         return generate_speculatively(
             model, prompts, draft_layer=round(knob), draft_tokens=self.draft_tokens, **options
         )

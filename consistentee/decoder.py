@@ -147,6 +147,20 @@ class MultiExitDecoder(
             return self.stepper.unembed(self.stepper.normalise(hidden))
         return self.adapter(layer)(hidden, self.stepper)
 
+    @property
+    def shares_head(self) -> bool:
+        """Whether one LM head serves all exits: whether it can read the :meth:`head_state` of several at once."""
+        return self.description.adapter != "head"
+
+    def head_state(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return what the LM head reads of the hidden states of exit layer ``layer``: [..., width] -> [..., width].
+
+        Raises ValueError at a layer that is no exit.
+        """
+        if layer == self.num_layers:
+            return self.stepper.normalise(hidden)
+        return self.adapter(layer).state(hidden, self.stepper)
+
     def adapter(self, layer: int) -> ExitAdapter:
         """Return the adapter of exit layer ``layer`` < L. Raises ValueError at any other layer."""
         if str(layer) not in self.exit_adapters:
@@ -230,8 +244,11 @@ class MultiExitDecoder(
             max_tokens: cut each to this many tokens, the special ones included, which are never cut.
             keep: which end of a long text is kept.
 
-        Raises UserError for a prompt without any token, and where the special tokens alone are too many.
+        Raises UserError for a prompt without any token, for one text in place of a list of them, and where the special
+        tokens alone are too many.
         """
+        if isinstance(prompts, str):  # it would be read as one prompt a character
+            raise UserError("prompts must be a list of texts, got one text; pass [text] to go on from it alone")
         special = self.tokenizer.num_special_tokens_to_add()
         if max_tokens is not None and max_tokens <= special:
             raise UserError(f"prompts cannot be cut to {max_tokens} tokens: the tokenizer adds {special} of its own")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from consistentee.backbones.decoders import check_decoder_family
+from consistentee.backbones.decoders import check_complete, check_decoder_family
 from consistentee.decoder_description import DESCRIPTION_FILE, DecoderDescription
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors
@@ -36,9 +36,7 @@ def load_backbone(folder: str | Path) -> Any:
         backbone, found = AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
-    absent = sorted(found["missing_keys"])
-    if absent:
-        raise UserError(f"{folder} lacks {len(absent)} of the model's weights, {absent[0]} among them")
+    check_complete(folder, found["missing_keys"])
     return backbone
 
 

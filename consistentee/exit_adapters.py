@@ -25,8 +25,16 @@ class ExitAdapter(nn.Module, ABC):
     """Reads the hidden state of one exit layer; at the start, exactly as the stock model reads its last layer."""
 
     @abstractmethod
+    def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Return what the LM head reads of hidden states: [..., width] -> [..., width]."""
+
+    def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Return logits [..., vocabulary] of such states: by the shared LM head, unless the exit has its own."""
+        return stepper.unembed(state)
+
     def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Return logits [..., vocabulary] of hidden states [..., width]; ``stepper`` has the stock norm and LM head."""
+        return self.unembed(self.state(hidden, stepper), stepper)
 
     @abstractmethod
     def start_from(self, moments: StateMoments) -> None:
@@ -40,9 +48,9 @@ class NormAdapter(ExitAdapter):
         super().__init__()
         self.norm = copy.deepcopy(final_norm)
 
-    def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Norm and shared LM head."""
-        return stepper.unembed(self.norm(hidden))
+    def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Norm."""
+        return self.norm(hidden)
 
     def start_from(self, moments: StateMoments) -> None:
         """Scale every channel of the norm."""
@@ -63,10 +71,10 @@ class LowRankAdapter(NormAdapter):
         self.up = nn.Linear(rank, width, bias=False)
         nn.init.zeros_(self.up.weight)
 
-    def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Norm, residual and shared LM head."""
+    def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Norm and residual."""
         state = self.norm(hidden)
-        return stepper.unembed(state + self.up(self.down(state)))
+        return state + self.up(self.down(state))
 
     @torch.no_grad()
     def start_from(self, moments: StateMoments) -> None:
@@ -84,9 +92,13 @@ class HeadAdapter(ExitAdapter):
         super().__init__()
         self.lm_head: nn.Linear = copy.deepcopy(lm_head)
 
-    def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Stock norm and this exit's own LM head."""
-        return self.lm_head(stepper.normalise(hidden))
+    def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Stock norm."""
+        return stepper.normalise(hidden)
+
+    def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
+        """This exit's own LM head."""
+        return self.lm_head(state)
 
     @torch.no_grad()
     def start_from(self, moments: StateMoments) -> None:

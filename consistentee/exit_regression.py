@@ -47,8 +47,9 @@ class StateMoments:
 
     @property
     def channel_scales(self) -> Tensor:
-        """The same for every channel by itself: [width]."""
-        return self.products.diagonal() / self.inputs.diagonal()
+        """The same for every channel by itself: [width]. It is 1 for a channel that the final norm sets to zero."""
+        squares = self.inputs.diagonal()
+        return torch.where(squares > 0, self.products.diagonal() / squares, 1.0)
 
     @property
     def map(self) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.decoder import MultiExitDecoder
 from consistentee.exits import ExitRule, State
-from consistentee.kv_cache import Rows
+from consistentee.kv_cache import RowNumbers, Rows
 from consistentee.owed_tokens import KVPolicy, owed_tokens
 from consistentee.prompt_batch import PromptBatch
 from consistentee.sampling import Sampling, choose_tokens
@@ -66,15 +66,14 @@ class TokenDecoder:
     def _climb(self) -> tuple[Tensor, list[int]]:
         climbing = self._start()
         exit_layers = [self._model.num_layers] * len(self._keys)
-        chosen = torch.empty_like(self._newest)
+        answers = _Answers(self._model, self._sampling, self._step, len(self._keys))
         for layers in self._stretches:
             climbing.hidden = self._owed.run(layers, climbing.hidden, climbing.rows, climbing.context)
             view = climbing.view(self._model, layers[-1], self._step)
             leaving = self._leaving(view, climbing.state)
             if leaving:
                 left = climbing.rows if len(leaving) == view.rows else climbing.rows.take(leaving)
-                keys = [climbing.keys[place] for place in leaving]
-                left.put(chosen, choose_tokens(self._sampling, view.logits_of(leaving), keys, self._step))
+                answers.leave(view, leaving, left.numbers, [climbing.keys[place] for place in leaving])
                 for row in left.numbers:
                     exit_layers[row] = layers[-1]
                 if layers[-1] < view.num_layers:
@@ -85,7 +84,7 @@ class TokenDecoder:
                 climbing.past = view.history
             if leaving:
                 self._keep_climbing(climbing, leaving)
-        return chosen, exit_layers
+        return answers.tokens(), exit_layers
 
     def _start(self) -> "_Climbing":
         rows = self._batch.all_rows()
@@ -171,3 +170,39 @@ class _Climbing:
     def view(self, model: MultiExitDecoder, layer: int, step: int) -> TokenView:
         """Return what the rule may read at layer ``layer``."""
         return TokenView(model, layer, self.hidden, step, self.keys, past=self.past)
+
+
+class _Answers:
+    """The next tokens of one step.
+
+    A shared LM head, the largest matrix of a small model, is read once for all rows that wait for it. Rows whose logits
+    the rule has read already need no second reading.
+    """
+
+    def __init__(self, model: MultiExitDecoder, sampling: Sampling | None, step: int, rows: int) -> None:
+        self._model = model
+        self._sampling = sampling
+        self._step = step
+        self._tokens = torch.empty(rows, dtype=torch.int64, device=model.device)
+        self._states: list[Tensor] = []
+        self._rows: list[int] = []
+        self._keys: list[int] = []
+
+    def leave(self, view: TokenView, places: list[int], rows: RowNumbers, keys: list[int]) -> None:
+        """Let the rows at some places of a view say what they leave with; ``rows`` are their numbers in the batch."""
+        if view.has_logits or not self._model.shares_head:
+            self._choose(view.logits_of(places), rows.tolist(), keys)
+        else:
+            self._states.append(view.head_states_of(places))
+            self._rows += rows.tolist()
+            self._keys += keys
+
+    def tokens(self) -> Tensor:
+        """Return the next token of every row, int64 [rows], when all have left."""
+        if self._states:
+            self._choose(self._model.stepper.unembed(torch.cat(self._states)), self._rows, self._keys)
+        return self._tokens
+
+    def _choose(self, logits: Tensor, rows: list[int], keys: list[int]) -> None:
+        index = torch.tensor(rows, device=self._tokens.device)
+        self._tokens.index_copy_(0, index, choose_tokens(self._sampling, logits, keys, self._step))

@@ -80,13 +80,23 @@ class TokenView(LayerView):
         """Output of the exit's adapter and the LM head: [rows, vocabulary]."""
         return self._model.logits(self.layer, self._hidden[:, 0])
 
+    @property
+    def has_logits(self) -> bool:
+        """Whether somebody has read the logits."""
+        return "logits" in self.__dict__
+
     def logits_of(self, places: list[int]) -> Tensor:
         """Return the logits of the rows at some places; the others are not computed, unless they have been already."""
-        if len(places) == self.rows:
-            return self.logits
-        if "logits" in self.__dict__:
-            return self.logits[places]
-        return self._model.logits(self.layer, self._hidden[places, 0])
+        if self.has_logits:
+            return self.logits if len(places) == self.rows else self.logits[places]
+        return self._model.logits(self.layer, self._hidden_of(places))
+
+    def head_states_of(self, places: list[int]) -> Tensor:
+        """Return what the LM head reads of the rows at some places: [places, width]."""
+        return self._model.head_state(self.layer, self._hidden_of(places))
+
+    def _hidden_of(self, places: list[int]) -> Tensor:
+        return self._hidden[:, 0] if len(places) == self.rows else self._hidden[places, 0]
 
     @cached_property
     def row_keys(self) -> Tensor:

@@ -106,6 +106,51 @@ def test_a_rule_is_asked_at_exits_before_the_last_alone(tiny_decoder):
     assert asked == [(1, 2), (1, 3), (2, 2), (2, 3)]
 
 
+def head_calls(model, rule) -> list[int]:
+    """Return how many rows every call of the LM head reads, while six tokens are written behind four prompts."""
+    rows = []
+    hook = model.backbone.lm_head.register_forward_hook(lambda _, states, __: rows.append(len(states[0])))
+    out = generate_encoded(model, model.encode(PROMPTS[:4]), rule, max_new_tokens=6, batch_size=4, end_at_eos=False)
+    hook.remove()
+    assert torch.cat([layers[1:] for layers in out.exit_layers]).unique().numel() > 1, "rows must leave apart"
+    return rows
+
+
+def test_a_shared_head_is_read_once_a_step(tiny_decoder):
+    assert head_calls(tiny_decoder(), MIXED) == [4] * 6
+    # Copies of the head cannot be read together: the shared one has layer L's rows, and none where no row comes there.
+    assert sum(head_calls(tiny_decoder(adapter="head"), MIXED)[1:]) < 5 * 4
+
+
+def test_logits_that_a_rule_has_read_are_not_read_again(tiny_decoder):
+    class ReadsAtTheFirst(ExitRule):
+        def should_exit(self, view, state):
+            if view.layer > 1:
+                return torch.zeros(view.rows, dtype=torch.bool)
+            assert view.logits.shape[0] == view.rows == 4
+            return view.row_keys % 2 == 0
+
+    calls = head_calls(tiny_decoder(), ReadsAtTheFirst())
+    assert calls[0] == 4, "the prompts"
+    steps = calls[1:]
+    assert steps.count(4) == 5, "once at layer 1 for all rows"
+    assert sum(steps) - 5 * 4 < 5 * 4, "at layer 4 for those alone that stayed"
+
+
+@pytest.mark.parametrize("adapter", ["norm", "low-rank", "head"])
+def test_every_kind_of_adapter_says_the_same_in_any_batch(tiny_decoder, adapter):
+    model = tiny_decoder(adapter=adapter)
+    with torch.no_grad():
+        for number, layer in enumerate(model.exit_layers[:-1], start=1):
+            for weight in model.adapter(layer).parameters():
+                noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+                weight.add_(0.3 * weight.std().nan_to_num(1.0).clamp_min(0.1) * noise)
+    alone, together = (generate(model, PROMPTS, MIXED, max_new_tokens=6, batch_size=size) for size in (1, 9))
+    assert tokens_of(alone) == tokens_of(together)
+    said = [model.logits(layer, torch.ones(1, model.width)) for layer in model.exit_layers]
+    assert all(not torch.allclose(one, said[-1]) for one in said[:-1]), "the exits must differ for this to tell"
+
+
 def test_the_state_of_a_rule_follows_its_row(tiny_decoder):
     class Checks(ExitRule):
         def start(self, rows, num_layers):
@@ -225,6 +270,10 @@ class TestBadInput:
             generate(tiny_decoder(), ["ba", ""], NeverExit())
         with pytest.raises(UserError, match="prompt 1 of 1 is empty"):
             generate_encoded(tiny_decoder(), [[]], NeverExit())
+
+    def test_one_text_in_place_of_a_list(self, tiny_decoder):
+        with pytest.raises(UserError, match="must be a list of texts, got one text; pass \\[text\\]"):
+            generate(tiny_decoder(), "ba", NeverExit())
 
     def test_a_tokenizer_without_a_padding_token(self, tiny_decoder):
         model = tiny_decoder(pad_token=False)

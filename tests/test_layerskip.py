@@ -10,6 +10,7 @@ from baselines.layerskip import LayerSkip, skip_probability, states_with_layer_d
 from consistentee.errors import UserError
 from consistentee.exits import NeverExit
 from consistentee.generation import generate
+from consistentee.sampling import Sampling
 from consistentee.speculation import SpeculativeGenerations
 from consistentee.token_recipe import TokenRecipe
 from consistentee.token_rows import collate_rows
@@ -39,6 +40,15 @@ def test_full_depth_drafts_nothing(model):
     assert not isinstance(LayerSkip().generate(model, ["ba"], 4.0, max_new_tokens=3), SpeculativeGenerations)
     with pytest.raises(UserError, match="draft layer"):
         LayerSkip().generate(model, ["ba"], 5.0)
+
+
+def test_drafts_are_greedy(model):
+    drawn = LayerSkip().generate(model, ["ba"], 4.0, max_new_tokens=3, sampling=Sampling(seed=1))
+    assert len(drawn.tokens[0]) > 0
+    with pytest.raises(UserError, match="layerskip verifies greedy drafts and cannot sample; draft layer 2"):
+        LayerSkip().generate(model, ["ba"], 2.0, sampling=Sampling())
+    options = {"max_new_tokens": 3, "sampling": None, "sort_by_length": False, "batch_size": 2}
+    assert isinstance(LayerSkip().generate(model, ["ba"], 2.0, **options), SpeculativeGenerations)
 
 
 def test_deeper_layers_are_skipped_more_often():

@@ -50,6 +50,18 @@ def test_logits_are_computed_for_those_who_leave_alone(tiny_decoder, hidden, mon
     assert rows == [3, 2, 3]
 
 
+def test_head_states_are_what_the_shared_head_reads(tiny_decoder, hidden):
+    model = tiny_decoder()
+    for layer in (2, 4):
+        view = view_of(model, hidden, layer)
+        states = view.head_states_of([0, 2])
+        assert not view.has_logits
+        torch.testing.assert_close(model.stepper.unembed(states), view.logits[[0, 2]])
+        assert view.has_logits
+    with pytest.raises(ValueError, match="layer 1 has no exit adapter"):
+        view_of(tiny_decoder(exit_layers=(2, 4)), hidden, 1).head_states_of([0])
+
+
 def test_history_is_the_states_at_the_exits_so_far(tiny_decoder, hidden):
     model = tiny_decoder()
     with pytest.raises(UserError, match="reads_history"):
@@ -86,12 +98,12 @@ def test_keys_tell_prompts_and_steps_apart():
     assert sum(key < 2**30 for key in keys) == pytest.approx(1500, abs=150)
 
 
-def test_a_rule_pays_only_for_what_it_reads(tiny_decoder, monkeypatch):
+def test_a_rule_pays_only_for_what_it_reads(tiny_decoder):
     model = tiny_decoder()
     model.add_head("policy", HeadSpec(shared=True))
-    asked = []
-    logits = model.logits
-    monkeypatch.setattr(model, "logits", lambda layer, states: (asked.append(layer), logits(layer, states))[1])
+    calls = []
+    model.backbone.lm_head.register_forward_hook(lambda *_: calls.append("LM head"))
     rule = ThresholdRule(lambda view: view.head("policy"), -1e9, "below")
-    generate(model, PROMPTS[:1], rule, max_new_tokens=3)
-    assert asked == [4, 4, 4], "a policy that never exits costs no LM head but the last"
+    out = generate(model, PROMPTS[:1], rule, max_new_tokens=3)
+    assert out.average_layers == 4
+    assert len(calls) == 3, "a policy that never exits costs no LM head but the last"

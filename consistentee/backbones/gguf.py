@@ -83,6 +83,8 @@ def _load(file: Path) -> tuple[Any, Any]:
     import torch
     import transformers
 
+    from consistentee.backbones.decoders import check_complete
+
     unpacked = transformers.GgufConfig(dequantize=True)  # or weights may stay in their blocks
     with _without_progress_bars():
         model, found = transformers.AutoModelForCausalLM.from_pretrained(
@@ -93,9 +95,7 @@ def _load(file: Path) -> tuple[Any, Any]:
             output_loading_info=True,
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    absent = sorted(found["missing_keys"])
-    if absent:  # transformers has put random ones in their place
-        raise UserError(f"{file} lacks {len(absent)} of the model's weights, {absent[0]} among them")
+    check_complete(file, found["missing_keys"])
     return model, tokenizer
 
 
