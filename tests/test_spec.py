@@ -20,6 +20,7 @@ from benchmarks.harness.spec import (
     load_suite,
 )
 from benchmarks.tasks.loader import list_tasks
+from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError
 from consistentee.method import available_methods
 from consistentee.training import Recipe
@@ -140,6 +141,14 @@ def test_file_faults(tmp_path):
     broken.write_text("- a list")
     with pytest.raises(UserError, match="must hold a mapping"):
         load_suite(broken)
+    broken.write_text("name: one\nrecipe: {epochs: 1, epochs: 2}\n")
+    with pytest.raises(UserError, match=r"broken\.yaml is not valid YAML: the key 'epochs' is written twice .*line 2"):
+        load_suite(broken)
+
+
+def test_a_key_that_is_merged_in_may_be_written_again():
+    assert read_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}") == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}}
+    assert read_yaml("1: number\n'1': text") == {1: "number", "1": "text"}
 
 
 def test_path_of_a_method_gives_its_class_as_label():

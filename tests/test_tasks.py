@@ -113,6 +113,9 @@ def test_yaml_that_is_no_yaml(tmp_path):
     path.write_text("!!python/object/apply:os.system ['true']")
     with pytest.raises(UserError, match=r"mine\.yaml is not YAML"):
         load_task(path)
+    path.write_text("metric: accuracy\nmetric: f1\n")
+    with pytest.raises(UserError, match=r"mine\.yaml is not YAML: the key 'metric' is written twice .*line 2"):
+        load_task(path)
     with pytest.raises(UserError, match=r"absent\.yaml cannot be read"):
         load_task(tmp_path / "absent.yaml")
 

@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from benchmarks.harness.records import Strict
+from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError, unknown_name
 from consistentee.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
 
@@ -324,7 +325,7 @@ def load_suite(name_or_path: str | Path) -> BaseSuite:
             raise UserError(f"no such suite file: {path}")
         raise unknown_name("suite", str(name_or_path), suites)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from benchmarks.tasks.base_spec import BaseTaskSpec, Column, FileLayout, HubLayout, RowColumns
 from benchmarks.tasks.rows import Row, label_cell, sentence_cell
 from benchmarks.tasks.text_spec import TextTaskSpec
+from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError, unknown_name
 
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
@@ -92,7 +93,7 @@ _KINDS: dict[str, type[TaskSpec] | type[TextTaskSpec]] = {"classification": Task
 def read_spec(path: Path) -> AnyTaskSpec:
     """Return the task described by a YAML file. Raises UserError that names the file and the key at fault."""
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = read_yaml(path.read_text(encoding="utf-8"))
         kind = str(content.get("kind", "classification")) if isinstance(content, dict) else "classification"
         if kind not in _KINDS:
             raise UserError(f"{path}: {unknown_name('kind', kind, _KINDS)}")
