@@ -1,6 +1,7 @@
-"""A real encoder with untrained exits, and real sentences: what the inner loops are timed on."""
+"""What the inner loops are timed on, a real encoder with untrained exits and real sentences; and how."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -32,6 +33,19 @@ def seconds_by_round(contenders: Sequence[Runner], rows: Sequence[Encoding], bat
     protocol = TimingSpec(rounds=ROUNDS, batch_sizes=(batch_size,), rows=len(rows), warmup_batches=3)
     samples = time_contenders(contenders, rows, protocol, torch.device("cpu"))
     return {c.name: of_one[0].seconds_per_round for c, of_one in zip(contenders, samples, strict=True)}
+
+
+def in_rounds(*contenders: Callable[[], float], rounds: int = ROUNDS) -> list[list[float]]:
+    """Time contenders in interleaved rounds, after one that does not count: seconds of every round, for each."""
+    taken = [[contender() for contender in contenders] for _ in range(rounds + 1)]
+    return [list(times) for times in zip(*taken[1:], strict=True)]
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def report(request: pytest.FixtureRequest, text: str) -> None:
