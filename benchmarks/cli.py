@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -424,6 +424,12 @@ def train(
     ] = 1e-3,
     max_rows: Annotated[int | None, typer.Option("--max-rows", min=1, help="Cap on training rows.")] = None,
     max_length: Annotated[int, typer.Option("--max-length", min=3, help="Tokens a row.")] = 128,
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option(
+            "--precision", help="Of the layers' products in training; bfloat16 needs a processor made for it."
+        ),
+    ] = "float32",
     seed: Annotated[int, typer.Option("--seed")] = 0,
     data: DataOption = None,
 ) -> None:
@@ -456,6 +462,7 @@ def train(
         head_learning_rate=head_learning_rate,
         max_rows=max_rows,
         max_length=max_length,
+        precision=precision,
         seed=seed,
     )
     report = train_model(

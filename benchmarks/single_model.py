@@ -17,7 +17,7 @@ from consistentee.data import Text
 from consistentee.errors import UserError
 from consistentee.exits import ExitRule
 from consistentee.method import Method, get_method, train_method
-from consistentee.model import ModelDescription, MultiExitModel
+from consistentee.model import ModelDescription, MultiExitModel, Precision
 from consistentee.training import Recipe
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class RecipeOptions:
     head_learning_rate: float
     max_rows: int | None
     max_length: int
+    precision: Precision
     seed: int
 
 

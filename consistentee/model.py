@@ -4,7 +4,8 @@ import hashlib
 import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,9 @@ from consistentee.source_code import code_of
 
 PoolerSharing = Literal["none", "shared", "per_exit"]
 """Whether a tanh layer follows the pooling: none, one for all layers (BERT's own), or one an exit (DeeBERT)."""
+
+Precision = Literal["float32", "bfloat16"]
+"""What the matrix products of layers are computed in while they are trained."""
 
 FORMAT_VERSION = 1
 _DESCRIPTION_FILE = "multi_exit.json"
@@ -144,6 +148,7 @@ class MultiExitModel(
         self.tokenizer = tokenizer
         self.description = description
         self.stepper: Stepper = stepper_for(backbone)
+        self._precision: Precision = "float32"
         self.register_module("token_exits", None)
         self.classifiers = self._build_classifiers(description.classifier)
         self.poolers = nn.ModuleList()
@@ -407,13 +412,31 @@ class MultiExitModel(
     def forward(self, batch: Batch) -> LayerOutputs:
         """Run all layers on all rows: what training and tracing read."""
         keeps_tokens = self.reads_tokens
-        hidden, context = self.stepper.begin(batch)
         vectors, states = [], []
+        with self._layers_precision():
+            hidden, context = self.stepper.begin(batch)
         for layer in range(1, self.num_layers + 1):
-            hidden = self.stepper.step(layer, hidden, context)
+            with self._layers_precision():
+                hidden = self.stepper.step(layer, hidden, context).float()
             vectors.append(self.pool_tokens(hidden, context.padding_mask))
             states.append(hidden if keeps_tokens else None)
         return self._read(torch.stack(vectors, dim=1), states, context.padding_mask)
+
+    @contextmanager
+    def layers_in(self, precision: Precision) -> Iterator[None]:
+        """For the time being, multiply the matrices of layers in this precision in passes to train on.
+
+        What passes between layers, pooling, classifiers, heads and all weights stay in float32, and so does whatever
+        :func:`consistentee.classify` does.
+        """
+        before, self._precision = self._precision, precision
+        try:
+            yield
+        finally:
+            self._precision = before
+
+    def _layers_precision(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._precision == "float32" else torch.autocast(self.device.type, torch.bfloat16)
 
     def read_vectors(self, vectors: Tensor) -> LayerOutputs:
         """Apply every layer's pooler and classifier to pooled tokens [rows, L, width], left by a frozen backbone.
@@ -434,8 +457,9 @@ class MultiExitModel(
     def stock_logits(self, batch: Batch) -> Tensor:
         """Run the stock backbone's own forward and the last classifier: [rows, classes]. The model without exits."""
         keeps_all = self.classifier(self.num_layers).reads_history
-        output = self.backbone(**batch.model_inputs, output_hidden_states=keeps_all)
-        states = output.hidden_states[1:] if keeps_all else (output.last_hidden_state,)
+        with self._layers_precision():
+            output = self.backbone(**batch.model_inputs, output_hidden_states=keeps_all)
+        states = [state.float() for state in (output.hidden_states[1:] if keeps_all else (output.last_hidden_state,))]
         return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:

@@ -11,6 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from consistentee.data import Label, Split
 from consistentee.encoding import Batch, Encoding, fingerprint
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
-from consistentee.model import LayerOutputs, MultiExitModel
+from consistentee.model import LayerOutputs, MultiExitModel, Precision
 
 CHECKPOINT_STEPS = 200
 """Steps between two checkpoints of a stage, where a store is given."""
@@ -55,6 +56,9 @@ class Recipe:
             Steps, and not epochs, so that a small training set does not leave them half-trained: it takes seconds.
         max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
         max_length: tokens a row.
+        precision: of the matrix products inside the layers while the backbone runs, see
+            :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on a processor that
+            has instructions for it, and slower on others. Everything that is measured afterwards is in float32.
         seed: seeds new weights, the order of rows and dropout.
         store: folder where shared stages and checkpoints are kept; None keeps nothing.
         progress: show a progress bar.
@@ -72,6 +76,7 @@ class Recipe:
     frozen_learning_rate: float = 5e-3
     max_rows: int | None = None
     max_length: int = 128
+    precision: Precision = "float32"
     seed: int = 0
     store: Path | None = None
     progress: bool = False
@@ -242,7 +247,9 @@ def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, 
         batches = _batches(len(source), stage, recipe, first_step)
         steps = range(first_step, total_steps)
         for step in track(steps, description=f"training {stage.name}", disable=not recipe.progress, transient=True):
-            loss = stage.loss(model, source.batch(next(batches), step))
+            batch = source.batch(next(batches), step)
+            with _layers_in(model, recipe.precision):
+                loss = stage.loss(model, batch)
             if not torch.isfinite(loss):
                 raise UserError(f"the loss of stage {stage.name!r} is {loss.item()} at step {step + 1}; lower the rate")
             accelerator.backward(loss)
@@ -255,6 +262,10 @@ def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, 
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
+
+
+def _layers_in(model: MultiExitModel, precision: Precision) -> AbstractContextManager[None]:
+    return nullcontext() if precision == "float32" else model.layers_in(precision)
 
 
 def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:

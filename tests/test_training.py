@@ -36,10 +36,12 @@ def test_depth_weighted_loss_by_hand():
     torch.testing.assert_close(depth_weighted_loss(losses), torch.tensor((1 * 2.0 + 2 * 1.0 + 3 * 2.0) / 6))
 
 
-def test_training_learns_the_toy_task(tiny_model):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_learns_the_toy_task(tiny_model, precision):
     task = make_task(rows=300)
     model = tiny_model()
-    train_jointly(model, task, replace(RECIPE, epochs=12))
+    train_jointly(model, task, replace(RECIPE, epochs=12, precision=precision))
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
     trace = record_trace(model, task.test)
     accuracy = (trace.logits[:, -1].argmax(-1) == trace.labels).double().mean()
     majority = max((trace.labels == label).double().mean() for label in range(3))
@@ -122,7 +124,14 @@ def test_a_shared_stage_is_trained_once(tiny_model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"epochs": 1}, {"learning_rate": 2e-3}, {"max_rows": 40}, {"max_length": 16}],
+    [
+        {"seed": 1},
+        {"epochs": 1},
+        {"learning_rate": 2e-3},
+        {"max_rows": 40},
+        {"max_length": 16},
+        {"precision": "bfloat16"},
+    ],
     ids=str,
 )
 def test_whatever_matters_changes_the_key(tiny_model, tmp_path, change):
