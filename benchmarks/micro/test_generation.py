@@ -36,11 +36,13 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> MultiExitDecoder:
 
 
 def with_exit_at_half_depth(name: str) -> MultiExitDecoder:
+    """Return a decoder with an untrained exit after half of its layers."""
     layers = MultiExitDecoder.from_backbone(name).num_layers
     return MultiExitDecoder.from_backbone(name, exit_layers=(layers // 2, layers))
 
 
 def random_decoder(directory: Path) -> Path:
+    """Write a small Llama with random weights, and return its folder."""
     config = LlamaConfig(
         vocab_size=16_000,
         hidden_size=384,
@@ -79,6 +81,7 @@ def first_half(decoder: MultiExitDecoder) -> MultiExitDecoder:
 
 @torch.inference_mode()
 def stock_generate(decoder: MultiExitDecoder, rows: list[list[int]], batch_size: int) -> list[list[int]]:
+    """Return what the stock model's own greedy ``generate`` writes, batch by batch, padded on the left."""
     written = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
