@@ -58,7 +58,7 @@ class Recipe:
         max_length: tokens a row.
         precision: of the matrix products inside the layers while the backbone runs, see
             :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on a processor that
-            has instructions for it, and slower on others. Everything that is measured afterwards is in float32.
+            has instructions for it; on others it may be slower. Everything that is measured afterwards is in float32.
         seed: seeds new weights, the order of rows and dropout.
         store: folder where shared stages and checkpoints are kept; None keeps nothing.
         progress: show a progress bar.

@@ -29,6 +29,7 @@ print(len(panels), "tasks,", sum(len(panel.cells) for panel in panels), "records
 
 
 def frame(table):
+    """Show a table of the analysis as pandas does."""
     return pd.DataFrame(table.cells, columns=table.headings).style.set_caption(table.title).hide(axis="index")
 
 

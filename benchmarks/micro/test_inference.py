@@ -15,6 +15,7 @@ AT_LEAST = {1: 0.90, 8: 0.85, 32: 0.85}
 
 
 def early_exit(model, rule: ExitRule, name: str) -> Runner:
+    """Return what runs a rule on tokenised rows, as a contender."""
     return Runner(name, lambda batch: classify_encoded(model, batch, rule, batch_size=len(batch)))
 
 
