@@ -424,6 +424,9 @@ def train(
     ] = 1e-3,
     max_rows: Annotated[int | None, typer.Option("--max-rows", min=1, help="Cap on training rows.")] = None,
     max_length: Annotated[int, typer.Option("--max-length", min=3, help="Tokens a row.")] = 128,
+    group_by_length: Annotated[
+        bool, typer.Option("--group-by-length", help="Batches of rows of like length: less padding, less time.")
+    ] = False,
     precision: Annotated[
         Literal["float32", "bfloat16"],
         typer.Option(
@@ -462,6 +465,7 @@ def train(
         head_learning_rate=head_learning_rate,
         max_rows=max_rows,
         max_length=max_length,
+        group_by_length=group_by_length,
         precision=precision,
         seed=seed,
     )

@@ -36,6 +36,7 @@ class RecipeOptions:
     head_learning_rate: float
     max_rows: int | None
     max_length: int
+    group_by_length: bool
     precision: Precision
     seed: int
 

@@ -35,6 +35,8 @@ class DrawnTokens:
     Every token is drawn before one is drawn again.
     """
 
+    lengths = None
+
     def __init__(self, trace: TokenTrace, tokens: Tensor, draws: int, seed: int) -> None:
         """``tokens``: numbers of those to draw from."""
         self.trace = trace
@@ -56,6 +58,8 @@ class DrawnTokens:
 
 class DrawnRows:
     """A source of whole rows, prompt and response, drawn at random."""
+
+    lengths = None
 
     def __init__(self, model: MultiExitDecoder, rows: Sequence[TokenRow], draws: int, seed: int) -> None:
         self.model = model

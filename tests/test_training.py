@@ -50,6 +50,26 @@ def test_training_learns_the_toy_task(tiny_model, precision):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_batches_of_like_length_hold_every_row_once_and_little_padding(tiny_model):
+    recipe = replace(RECIPE, group_by_length=True)
+    source = training_source(tiny_model(), make_task(rows=330), recipe)
+    stage = token_stage("joint", stages._joint_loss, recipe)
+    batches = list(training._batches(source, stage, recipe, 0))
+    at_random = list(training._batches(source, stage, RECIPE, 0))
+    steps = len(batches) // 2
+    for epoch in (batches[:steps], batches[steps:]):
+        assert torch.equal(torch.cat(epoch).sort().values, torch.arange(len(source)))
+    assert not torch.equal(torch.cat(batches[:steps]), torch.cat(batches[steps:]))
+
+    def widths(batches):
+        return [max(source.lengths[rows].tolist()) for rows in batches]
+
+    assert sum(widths(batches)) < 0.8 * sum(widths(at_random))
+    assert widths(batches[:steps]) != sorted(widths(batches[:steps])), "short batches first would be a curriculum"
+    rest = list(training._batches(source, stage, recipe, steps + 2))
+    assert all(torch.equal(*pair) for pair in zip(rest, batches[steps + 2 :], strict=True)), "as if never interrupted"
+
+
 def test_seed_decides_everything(tiny_model):
     models = []
     for seed in (0, 0, 1):
@@ -131,6 +151,7 @@ def test_a_shared_stage_is_trained_once(tiny_model, tmp_path, monkeypatch):
         {"max_rows": 40},
         {"max_length": 16},
         {"precision": "bfloat16"},
+        {"group_by_length": True},
     ],
     ids=str,
 )

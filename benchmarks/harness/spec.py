@@ -47,6 +47,7 @@ class RecipeSpec(Strict):
     max_grad_norm: float = Field(default=1.0, gt=0)
     max_rows: int | None = Field(default=None, ge=1)
     max_length: int = Field(default=128, ge=3)
+    group_by_length: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def to_recipe(self, seed: int, store: Path | None = None) -> "Recipe":
