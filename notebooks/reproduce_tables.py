@@ -18,10 +18,11 @@ from pathlib import Path
 import pandas as pd
 
 import benchmarks
+from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.published import published_table
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.rows import table_rows
-from benchmarks.analysis.tables import operating_table, panel_tables, ranking_tables, to_csv
+from benchmarks.analysis.tables import operating_table, panel_tables, to_csv
 
 results = Path(benchmarks.__file__).parents[1] / "results" / "classification"
 panels, faults = load_panels(results)
@@ -54,7 +55,7 @@ for table in panel_tables(mcid)[1:]:
 # possible p is.
 
 # %%
-for table in ranking_tables(panels):
+for table in overall_tables(panels):
     print(table.title, *table.notes, sep="\n  ")
 
 # %% [markdown]

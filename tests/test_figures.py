@@ -15,9 +15,9 @@ from benchmarks.analysis.exit_plots import (
     signal_by_layer,
 )
 from benchmarks.analysis.figures import FIGURES, drawn_figures, write_figures
+from benchmarks.analysis.real_time import measured_speedups
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows import row_for_half
-from benchmarks.analysis.speed_plots import measured_speedups
 from consistentee.hardness import memorized_layer
 
 tables = st.integers(1, 6).flatmap(

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from records_by_hand import made_up_suite, stored, timing
 from scipy.stats import wilcoxon
 
+from benchmarks.analysis.overall_tables import ranking_tables
 from benchmarks.analysis.ranking import (
     AREA,
     HALF_BUDGET,
@@ -18,7 +19,6 @@ from benchmarks.analysis.ranking import (
 )
 from benchmarks.analysis.results import panels
 from benchmarks.analysis.statistics import holm
-from benchmarks.analysis.tables import ranking_tables
 
 
 def table_of(scores, methods=None):

@@ -11,8 +11,7 @@ from benchmarks.analysis.generation_rows import GenerationPanel, generation_rows
 from benchmarks.analysis.generation_tables import generation_tables
 from benchmarks.analysis.report import REPORT_FILE, EmbeddedFigure, Section, data_uri, render_page
 from benchmarks.analysis.results import FULL, role_of
-from benchmarks.analysis.tables import MISSING
-from benchmarks.analysis.text_tables import TextTable
+from benchmarks.analysis.text_tables import MISSING, TextTable
 from benchmarks.harness.storage import Fault, write_text
 
 _SHOWS = (

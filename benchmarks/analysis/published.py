@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.analysis.results import REFERENCES, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, row_for_half
-from benchmarks.analysis.tables import MISSING, SUFFIXES
-from benchmarks.analysis.text_tables import TextTable, to_latex, to_markdown
+from benchmarks.analysis.tables import SUFFIXES
+from benchmarks.analysis.text_tables import MISSING, TextTable, to_latex, to_markdown
 from benchmarks.harness.storage import write_text
 from consistentee.errors import unknown_name
 

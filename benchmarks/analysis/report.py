@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.analysis.caveats import Caveat, caveats
 from benchmarks.analysis.figures import FigureKind, drawn_figures
+from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.published import published_for, published_table
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, AnyPanel, Panel, load_panels
 from benchmarks.analysis.rows import row_for_half
-from benchmarks.analysis.tables import MISSING, machine, panel_tables, ranking_tables
-from benchmarks.analysis.text_tables import TextTable
+from benchmarks.analysis.tables import machine, panel_tables
+from benchmarks.analysis.text_tables import MISSING, TextTable
 from benchmarks.harness.records import BaseRecord
 from benchmarks.harness.storage import write_text
 
@@ -66,7 +67,7 @@ def render(name: str, panels: Sequence[Panel], warnings: Sequence[Caveat]) -> st
         warnings,
         overview=overview_table(panels),
         figures=[EmbeddedFigure(kind, data_uri(drawn)) for kind, drawn in drawn_figures(panels)],
-        rankings=ranking_tables(panels),
+        rankings=overall_tables(panels),
         sections=[_section(number, panel) for number, panel in enumerate(panels)],
     )
 

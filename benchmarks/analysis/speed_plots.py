@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.analysis.curves import time_ratio
 from benchmarks.analysis.grids import panel_grid
 from benchmarks.analysis.plots import curve_on_test, full_row
+from benchmarks.analysis.real_time import measured_speedups
 from benchmarks.analysis.results import Panel
 from benchmarks.analysis.styles import competitors, styles
 
@@ -15,26 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12)
-
-
-def measured_speedups(panel: Panel, batch_size: int) -> list[tuple[str, float, float]]:
-    """Return (label, allowed, measured) of every timed operating point at one batch size.
-
-    Allowed is L / the average layers of the timed rows; measured is the time of the stock model / of this point, the
-    median over rounds of the ratio in the same round.
-    """
-    found = []
-    for timing in panel.timings:
-        stock = panel.stock(timing.seed)
-        for contender in timing.contenders:
-            if contender.knob is None or stock is None or contender.label not in panel.methods:
-                continue
-            seconds = {sample.batch_size: sample.seconds_per_round for sample in contender.samples}
-            full = {sample.batch_size: sample.seconds_per_round for sample in stock.samples}
-            if batch_size in seconds and batch_size in full:
-                measured = time_ratio(full[batch_size], seconds[batch_size])
-                found.append((contender.label, panel.num_layers / contender.average_layers, measured))
-    return found
 
 
 def speedup_figure(panels: Sequence[Panel]) -> "Figure | None":

@@ -12,16 +12,15 @@ from benchmarks.analysis.comparisons import (
     curve_summaries,
     paired_comparisons,
 )
-from benchmarks.analysis.ranking import AREA, HALF_BUDGET, PairOverTasks, Ranking, pairs_over_tasks, rank, score_table
+from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
 from benchmarks.analysis.statistics import budget_of, holm
-from benchmarks.analysis.text_tables import TextTable, csv_of, to_latex, to_markdown
+from benchmarks.analysis.text_tables import MISSING, TextTable, csv_of, p_value, to_latex, to_markdown
 from benchmarks.harness.records import WITHIN_ONE_POINT
 from benchmarks.harness.storage import write_text
 from consistentee.errors import unknown_name
 
-MISSING = "n/a"
 DEFAULT_BATCH_SIZES = [1, 32]
 """Shown, without times, where nothing was timed."""
 
@@ -278,67 +277,12 @@ def _comparison_cells(comparison: Comparison, corrected: Iterator[float]) -> tup
     )
 
 
-def p_value(value: float) -> str:
-    """Write a p-value."""
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
 def _difference(comparison: Comparison) -> str:
     difference = f"{100 * comparison.difference:+.1f}"
     if comparison.interval is None:
         return difference
     low, high = comparison.interval
     return f"{difference} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def ranking_tables(panels: Sequence[Panel]) -> list[TextTable]:
-    """Return the ranks over tasks, one table a statistic; nothing with fewer than 2 tasks or 3 methods."""
-    rankings = [rank(score_table(panels, statistic)) for statistic in (AREA, HALF_BUDGET)]
-    return [_ranking_table(ranking) for ranking in rankings if ranking is not None]
-
-
-def _ranking_table(ranking: Ranking) -> TextTable:
-    table = ranking.table
-    pairs = {pair.second: pair for pair in pairs_over_tasks(table)}
-    order = sorted(range(len(table.methods)), key=lambda i: ranking.mean_ranks[i])
-    blocks = len(table.blocks)
-    return TextTable(
-        title=f"Ranks over {blocks} tasks · {table.statistic}",
-        headings=("method", "mean rank", "mean %", "consistentee wins", "loses", "median, points", "p", "p, Holm"),
-        cells=tuple(
-            (
-                table.methods[i],
-                f"{ranking.mean_ranks[i]:.2f}",
-                f"{100 * table.scores[:, i].mean():.1f}",
-                *_pair_cells(pairs.get(table.methods[i])),
-            )
-            for i in order
-        ),
-        notes=(
-            f"Ranks: 1 is best; Friedman's test of no difference at all: p = {p_value(ranking.friedman_p)}; Nemenyi's "
-            f"critical difference at 5%: {ranking.critical_difference:.2f} ranks.",
-            "Not told apart by it: " + "; ".join(" = ".join(group) for group in ranking.groups) + "."
-            if ranking.groups
-            else "All neighbours are told apart by it.",
-            "Wins, loses: tasks where consistentee scores above, below; p: Wilcoxon's signed-rank test over tasks, "
-            f"two-sided (with {blocks} tasks at least {2.0 ** (1 - blocks):.2g}); Holm: corrected for "
-            f"{len(pairs)} tests. Scores are averaged over seeds first.",
-            *((f"Left out, because some task lacks them: {', '.join(table.left_out)}.",) if table.left_out else ()),
-        ),
-        words=("method",),
-    )
-
-
-def _pair_cells(pair: PairOverTasks | None) -> tuple[str, ...]:
-    if pair is None:
-        return (MISSING,) * 5
-    return (
-        str(pair.wins),
-        str(pair.losses),
-        f"{100 * pair.difference:+.1f}",
-        p_value(pair.p_value),
-        p_value(pair.holm_p_value),
-    )
 
 
 def panel_tables(panel: Panel) -> list[TextTable]:
@@ -387,8 +331,8 @@ def _csv_record(panel: Panel, row: TableRow) -> dict[str, object]:
 
 
 def all_tables(panels: Sequence[Panel]) -> list[TextTable]:
-    """Return the tables of all panels, and the ranks over them."""
-    return [*(table for panel in panels for table in panel_tables(panel)), *ranking_tables(panels)]
+    """Return the tables of all panels, and those over all tasks."""
+    return [*(table for panel in panels for table in panel_tables(panel)), *overall_tables(panels)]
 
 
 FORMATS: dict[str, Callable[[Sequence[Panel]], str]] = {

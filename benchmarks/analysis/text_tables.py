@@ -13,6 +13,8 @@ from benchmarks.terminal import add_columns, add_row, plain_table
 if TYPE_CHECKING:
     from rich.table import Table
 
+MISSING = "n/a"
+
 _LATEX_SPECIAL = {c: "\\" + c for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -34,6 +36,11 @@ class TextTable:
     cells: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+
+
+def p_value(value: float) -> str:
+    """Write a p-value."""
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def to_markdown(tables: Sequence[TextTable]) -> str:

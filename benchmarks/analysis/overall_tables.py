@@ -1,0 +1,138 @@
+"""Tables over all tasks: ranks, points over a static exit at equal layers, and how well layers predict time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from benchmarks.analysis.ranking import AREA, HALF_BUDGET, PairOverTasks, Ranking, pairs_over_tasks, rank, score_table
+from benchmarks.analysis.real_time import ClockSummary, clock_summary, measured_speedups
+from benchmarks.analysis.results import Panel
+from benchmarks.analysis.static_gains import StaticGain, static_gains
+from benchmarks.analysis.text_tables import MISSING, TextTable, p_value
+
+
+def overall_tables(panels: Sequence[Panel]) -> list[TextTable]:
+    """Return the tables over all tasks that have anything to say."""
+    tables = [static_gain_table(panels), clock_table(panels)]
+    return [*ranking_tables(panels), *(table for table in tables if table is not None)]
+
+
+def ranking_tables(panels: Sequence[Panel]) -> list[TextTable]:
+    """Return the ranks over tasks, one table a statistic; nothing with fewer than 2 tasks or 3 methods."""
+    rankings = [rank(score_table(panels, statistic)) for statistic in (AREA, HALF_BUDGET)]
+    return [_ranking_table(ranking) for ranking in rankings if ranking is not None]
+
+
+def _ranking_table(ranking: Ranking) -> TextTable:
+    table = ranking.table
+    pairs = {pair.second: pair for pair in pairs_over_tasks(table)}
+    order = sorted(range(len(table.methods)), key=lambda i: ranking.mean_ranks[i])
+    blocks = len(table.blocks)
+    return TextTable(
+        title=f"Ranks over {blocks} tasks · {table.statistic}",
+        headings=("method", "mean rank", "mean %", "consistentee wins", "loses", "median, points", "p", "p, Holm"),
+        cells=tuple(
+            (
+                table.methods[i],
+                f"{ranking.mean_ranks[i]:.2f}",
+                f"{100 * table.scores[:, i].mean():.1f}",
+                *_pair_cells(pairs.get(table.methods[i])),
+            )
+            for i in order
+        ),
+        notes=(
+            f"Ranks: 1 is best; Friedman's test of no difference at all: p = {p_value(ranking.friedman_p)}; Nemenyi's "
+            f"critical difference at 5%: {ranking.critical_difference:.2f} ranks.",
+            "Not told apart by it: " + "; ".join(" = ".join(group) for group in ranking.groups) + "."
+            if ranking.groups
+            else "All neighbours are told apart by it.",
+            "Wins, loses: tasks where consistentee scores above, below; p: Wilcoxon's signed-rank test over tasks, "
+            f"two-sided (with {blocks} tasks at least {2.0 ** (1 - blocks):.2g}); Holm: corrected for "
+            f"{len(pairs)} tests. Scores are averaged over seeds first.",
+            *((f"Left out, because some task lacks them: {', '.join(table.left_out)}.",) if table.left_out else ()),
+        ),
+        words=("method",),
+    )
+
+
+def _pair_cells(pair: PairOverTasks | None) -> tuple[str, ...]:
+    if pair is None:
+        return (MISSING,) * 5
+    return (
+        str(pair.wins),
+        str(pair.losses),
+        f"{100 * pair.difference:+.1f}",
+        p_value(pair.p_value),
+        p_value(pair.holm_p_value),
+    )
+
+
+def static_gain_table(panels: Sequence[Panel]) -> TextTable | None:
+    """Return every curve's points over a static exit at equal layers, task by task; None without static exits."""
+    gains = [{gain.label: gain for gain in static_gains(panel)} for panel in panels]
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.labels))
+    labels = [label for label in labels if any(label in found for found in gains)]
+    if not labels:
+        return None
+    several_backbones = len({panel.backbone for panel in panels}) > 1
+    return TextTable(
+        title="Points over a static exit at equal layers, within 50% of the layers",
+        headings=(
+            "method",
+            *(f"{panel.task} · {panel.backbone}" if several_backbones else panel.task for panel in panels),
+            "mean",
+            "above / below",
+        ),
+        cells=tuple((label, *_gain_cells([found.get(label) for found in gains])) for label in labels),
+        notes=(
+            "The method's test score at the knob chosen for half of the layers, minus the score of a static exit of "
+            "the jointly trained model at the same average layers on the test rows (interpolated between two layers), "
+            "in points of the task's metric, mean of the seeds.",
+            "*: the 95% paired bootstrap interval, over rows and seeds, lies above or below 0; not corrected for the "
+            "number of cells. Above / below: tasks with such an interval.",
+        ),
+        words=("method",),
+    )
+
+
+def _gain_cells(gains: Sequence[StaticGain | None]) -> tuple[str, ...]:
+    known = [gain for gain in gains if gain is not None]
+    mean = f"{100 * np.mean([gain.gain for gain in known]):+.1f}" if len(known) == len(gains) else MISSING
+    signs = [gain.beyond_noise for gain in known]
+    cells = [MISSING if gain is None else f"{100 * gain.gain:+.1f}{'*' * abs(gain.beyond_noise)}" for gain in gains]
+    return (*cells, mean, f"{signs.count(1)} / {signs.count(-1)}")
+
+
+def clock_table(panels: Sequence[Panel]) -> TextTable | None:
+    """Return how measured speed-up compares with L / average layers, method by method; None if nothing was timed."""
+    sizes = sorted({size for panel in panels for size in panel.batch_sizes})
+    if not sizes:
+        return None
+    points = {size: [point for panel in panels for point in measured_speedups(panel, size)] for size in sizes}
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.labels))
+    summaries = {"all": [clock_summary(points[size]) for size in sizes]}
+    for label in labels:
+        summaries[label] = [clock_summary([p for p in points[size] if p[0] == label]) for size in sizes]
+    columns = [(f"kept b{size}", f"5% to 95% b{size}", f"Spearman b{size}") for size in sizes]
+    return TextTable(
+        title="Measured speed-up and layers",
+        headings=("method", "points", *(heading for names in columns for heading in names)),
+        cells=tuple(
+            (label, str(max(s.points for s in found if s)), *(cell for one in found for cell in _clock_cells(one)))
+            for label, found in summaries.items()
+            if any(found)
+        ),
+        notes=(
+            "Kept: measured speed-up / L divided by average layers of the timed rows, the median over all timed "
+            "operating points of all tasks and seeds, and the range of nine in ten; 1.00 where the clock saves what "
+            "the layers promise. Spearman: rank correlation of the two. b = batch size.",
+        ),
+        words=("method",),
+    )
+
+
+def _clock_cells(summary: ClockSummary | None) -> tuple[str, str, str]:
+    if summary is None:
+        return (MISSING,) * 3
+    correlation = MISSING if summary.correlation is None else f"{summary.correlation:.2f}"
+    return f"{summary.kept:.2f}", f"{summary.low:.2f} to {summary.high:.2f}", correlation
