@@ -100,5 +100,5 @@ def test_what_cannot_be_drawn_says_why():
     alone = cell("deebert", [operating_point(0.9, "within 1 point", 5.0, 0.8)])
     (panel,) = panels([stored(alone)], [])
     missing = {kind.name for kind, figure in drawn_figures([panel]) if figure is None}
-    assert missing == {"methods", "exits", "memorized", "speedups", "policy", "ranks"}
+    assert missing == {"gains", "methods", "exits", "memorized", "speedups", "policy", "ranks"}
     assert all(kind.missing for kind in FIGURES if kind.name in missing)

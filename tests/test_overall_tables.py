@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from records_by_hand import LAYERS, ROWS, cell, curve_point, made_up_suite, operating_point, stored, timing
 
+from benchmarks.analysis.gain_plots import gains_figure
 from benchmarks.analysis.overall_tables import clock_table, overall_tables, static_gain_table
 from benchmarks.analysis.real_time import clock_summary
 from benchmarks.analysis.results import panels
@@ -96,6 +97,19 @@ def test_gains_as_a_table():
     assert rows["consistentee"][0] == rows["consistentee"][2]  # the same on both tasks
     assert float(rows["consistentee"][2]) > 0 > float(rows["random"][2])
     assert rows["consistentee"][3] == "0 / 0"  # predictions were not kept: no interval, no star
+
+
+def test_gains_as_a_figure_best_mean_first():
+    figure = gains_figure(suite())
+    assert figure is not None
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    table = static_gain_table(suite())
+    assert table is not None
+    means = {row[0]: float(row[-2]) for row in table.cells if row[0] != "oracle"}
+    assert rows == sorted(means, key=lambda label: -means[label])
+    assert next(label.get_text() for label in figure.axes[0].get_xticklabels()) == "mean"
+    without = panels([stored(cell("full", [operating_point(6, "full depth", 6.0, 0.9)]))], [])
+    assert gains_figure(without) is None
 
 
 def test_clock_summary_by_hand():

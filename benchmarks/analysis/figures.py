@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.analysis import exit_plots, plots, rank_plots, speed_plots
+from benchmarks.analysis import exit_plots, gain_plots, plots, rank_plots, speed_plots
 from benchmarks.analysis.results import Panel, load_panels
 
 if TYPE_CHECKING:
@@ -40,6 +40,15 @@ FIGURES = (
         "methods drawn boldly; the horizontal line is the full model. The numbers are in the tables.",
         "",
         plots.figure,
+    ),
+    FigureKind(
+        "gains",
+        "Points over a static exit",
+        "For every method and task, the test score minus that of a static exit at the same average layers, in points, "
+        "at the knob chosen for half of the layers; methods with the best mean first. *: the 95% interval excludes 0. "
+        "The numbers are in the tables.",
+        "No method has a knob within half of the layers, or static exits were not run.",
+        gain_plots.gains_figure,
     ),
     FigureKind(
         "methods",

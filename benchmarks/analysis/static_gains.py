@@ -61,6 +61,10 @@ class _Neighbours:
 
 def static_gains(panel: Panel) -> list[StaticGain]:
     """Return the gain of every curve that has one: none for the full model, static exits and the majority class."""
+    return panel.once("gains over static exits", lambda: _static_gains(panel))
+
+
+def _static_gains(panel: Panel) -> list[StaticGain]:
     labels = [label for label, method in panel.methods.items() if method not in (FULL, STATIC, MAJORITY)]
     rows = [row_for_half(panel, label) for label in labels]
     gains = [_gain(panel, row) for row in rows if row is not None]

@@ -1,0 +1,57 @@
+"""Which method beats exits that look at nothing, and where: points over a static exit at equal layers, in colour."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.analysis.results import ORACLE, Panel
+from benchmarks.analysis.static_gains import StaticGain, static_gains
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
+    """Draw methods, best mean first, against tasks; None without static exits."""
+    import seaborn
+    from matplotlib.figure import Figure
+
+    found = [{gain.label: gain for gain in static_gains(panel)} for panel in panels]
+    labels = list(dict.fromkeys(label for panel in panels for label in panel.labels))
+    labels = [label for label in labels if label != ORACLE and any(label in gains for gains in found)]
+    if not labels:
+        return None
+    points = np.array([[_points(gains.get(label)) for gains in found] for label in labels])
+    means = np.nanmean(points, axis=1)
+    order = np.argsort(-means, kind="stable")
+    texts = np.array([[_text(gains.get(label)) for gains in found] for label in labels])[order]
+    columns = [f"{panel.task}\n{panel.backbone}" for panel in panels]
+    figure = Figure(figsize=(2.6 + 0.72 * (len(columns) + 1), 1.3 + 0.27 * len(labels)), layout="constrained")
+    axes = figure.add_subplot()
+    seaborn.heatmap(
+        np.column_stack([means, points])[order],
+        annot=np.column_stack([[f"{mean:+.1f}" for mean in means[order]], texts]),
+        fmt="",
+        annot_kws={"size": 7.5},
+        cmap=seaborn.diverging_palette(35, 245, s=90, l=55, as_cmap=True),
+        center=0,
+        robust=True,
+        linewidths=0.6,
+        xticklabels=["mean", *columns],
+        yticklabels=[labels[i] for i in order],
+        cbar_kws={"label": "points over a static exit at equal layers", "shrink": 0.8},
+        ax=axes,
+    )
+    axes.axvline(1, color="0.2", linewidth=1.2)
+    axes.tick_params(axis="both", length=0, labelsize=8.5)
+    axes.tick_params(axis="x", labelrotation=0, labelsize=7.5, top=True, labeltop=True, bottom=False, labelbottom=False)
+    return figure
+
+
+def _points(gain: StaticGain | None) -> float:
+    return float("nan") if gain is None else 100 * gain.gain
+
+
+def _text(gain: StaticGain | None) -> str:
+    return "" if gain is None else f"{100 * gain.gain:+.1f}{'*' * abs(gain.beyond_noise)}"
