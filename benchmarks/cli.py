@@ -341,7 +341,7 @@ def run(
     epilog=_examples(
         "consistentee table results/quick",
         "consistentee table results/quick --format latex > table.tex",
-        "consistentee table results/classification --published --format md",
+        "consistentee table results/cpu-classification --published --format md",
     )
 )
 def table(

@@ -19,11 +19,12 @@ import benchmarks
 from benchmarks.analysis.comparisons import curve_summaries
 from benchmarks.analysis.curves import speedups
 from benchmarks.analysis.exit_plots import exit_histogram_figure
+from benchmarks.analysis.gain_plots import gains_figure
 from benchmarks.analysis.plots import curve_on_test, figure
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.speed_plots import speedup_figure
 
-results = Path(benchmarks.__file__).parents[1] / "results" / "classification"
+results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-classification"
 panels, _ = load_panels(results)
 panel = next(panel for panel in panels if panel.task == "mcid")
 
@@ -36,6 +37,13 @@ speedups(point.test.average_layers, panel.num_layers)
 
 # %%
 figure(panels)
+
+# %% [markdown]
+# Which method beats exits that look at nothing? Points over a static exit at equal layers; * where the interval
+# excludes 0.
+
+# %%
+gains_figure(panels)
 
 # %% [markdown]
 # Does the clock follow the layers? On the diagonal, measured and allowed speed-up are equal.

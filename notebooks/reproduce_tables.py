@@ -24,7 +24,7 @@ from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.rows import table_rows
 from benchmarks.analysis.tables import operating_table, panel_tables, to_csv
 
-results = Path(benchmarks.__file__).parents[1] / "results" / "classification"
+results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-classification"
 panels, faults = load_panels(results)
 print(len(panels), "tasks,", sum(len(panel.cells) for panel in panels), "records,", len(faults), "unreadable")
 
@@ -51,12 +51,13 @@ for table in panel_tables(mcid)[1:]:
     display(frame(table))  # noqa: F821 (the notebook's own)
 
 # %% [markdown]
-# Ranks over tasks. With few tasks no pair can be told apart by Wilcoxon's test: the table says what the smallest
-# possible p is.
+# Over all tasks: ranks (with few tasks no pair can be told apart by Wilcoxon's test: the notes say what the smallest
+# possible p is), points over a static exit at equal layers, and how much of the allowed speed-up the clock shows.
 
 # %%
 for table in overall_tables(panels):
     print(table.title, *table.notes, sep="\n  ")
+    display(frame(table))  # noqa: F821 (the notebook's own)
 
 # %% [markdown]
 # Beside what papers print. Nobody published figures for MCID or StackOverflow that are in the collection, so all cells

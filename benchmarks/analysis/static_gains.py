@@ -13,6 +13,9 @@ from consistentee.errors import UserError
 
 STATIC = "static"
 
+_PRINTED = 0.0005
+"""Half of a tenth of a point: an interpolated correlation is off by less, and tables show it as 0.0."""
+
 
 @dataclass(frozen=True)
 class StaticGain:
@@ -33,11 +36,11 @@ class StaticGain:
 
     @property
     def beyond_noise(self) -> int:
-        """1 or -1 where the interval lies above or below 0, else 0."""
+        """1 or -1 where the interval lies above or below 0 by what a table can show, else 0."""
         if self.interval is None:
             return 0
         low, high = self.interval
-        return int(low > 0) - int(high < 0)
+        return int(low > _PRINTED) - int(high < -_PRINTED)
 
 
 @dataclass(frozen=True)
