@@ -51,7 +51,7 @@ def test_the_page_is_one_file_that_loads_nothing(page):
 
 def test_figures_have_words_for_those_who_cannot_see_them(page):
     descriptions = re.findall(r'<img src="data:image/png;base64,[^"]+" alt="([^"]*)"', page)
-    assert len(descriptions) == 7
+    assert len(descriptions) == 8
     assert min(map(len, descriptions)) > 80
 
 
