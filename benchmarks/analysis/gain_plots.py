@@ -25,7 +25,7 @@ def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
     points = np.array([[_points(gains.get(label)) for gains in found] for label in labels])
     means = np.nanmean(points, axis=1)
     order = np.argsort(-means, kind="stable")
-    texts = np.array([[_text(gains.get(label)) for gains in found] for label in labels])[order]
+    texts = np.array([[gains[label].text if label in gains else "" for gains in found] for label in labels])[order]
     columns = [f"{panel.task}\n{panel.backbone}" for panel in panels]
     figure = Figure(figsize=(2.6 + 0.72 * (len(columns) + 1), 1.3 + 0.27 * len(labels)), layout="constrained")
     axes = figure.add_subplot()
@@ -51,7 +51,3 @@ def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
 
 def _points(gain: StaticGain | None) -> float:
     return float("nan") if gain is None else 100 * gain.gain
-
-
-def _text(gain: StaticGain | None) -> str:
-    return "" if gain is None else f"{100 * gain.gain:+.1f}{'*' * abs(gain.beyond_noise)}"

@@ -99,7 +99,7 @@ def _gain_cells(gains: Sequence[StaticGain | None]) -> tuple[str, ...]:
     known = [gain for gain in gains if gain is not None]
     mean = f"{100 * np.mean([gain.gain for gain in known]):+.1f}" if len(known) == len(gains) else MISSING
     signs = [gain.beyond_noise for gain in known]
-    cells = [MISSING if gain is None else f"{100 * gain.gain:+.1f}{'*' * abs(gain.beyond_noise)}" for gain in gains]
+    cells = [MISSING if gain is None else gain.text for gain in gains]
     return (*cells, mean, f"{signs.count(1)} / {signs.count(-1)}")
 
 

@@ -35,6 +35,11 @@ class StaticGain:
     interval: tuple[float, float] | None
 
     @property
+    def text(self) -> str:
+        """The gain in points, and a star where it is beyond noise: ``+2.6*``."""
+        return f"{100 * self.gain:+.1f}{'*' * abs(self.beyond_noise)}"
+
+    @property
     def beyond_noise(self) -> int:
         """1 or -1 where the interval lies above or below 0 by what a table can show, else 0."""
         if self.interval is None:
