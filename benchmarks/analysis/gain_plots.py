@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.analysis.ranking import block_name, compared_panels
 from benchmarks.analysis.results import ORACLE, Panel
-from benchmarks.analysis.static_gains import StaticGain, static_gains
+from benchmarks.analysis.static_gains import StaticGain, mean_gain, static_gains
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,15 +24,17 @@ def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
     if not labels:
         return None
     points = np.array([[_points(gains.get(label)) for gains in found] for label in labels])
-    means = np.nanmean(points, axis=1)
-    order = np.argsort(-means, kind="stable")
+    compared = [block_name(panel) for panel in compared_panels(panels)]
+    counted = [gains for panel, gains in zip(panels, found, strict=True) if block_name(panel) in compared]
+    means = np.array([_mean_points([gains.get(label) for gains in counted]) for label in labels])
+    order = np.argsort(-means, kind="stable")  # those without a mean come last
     texts = np.array([[gains[label].text if label in gains else "" for gains in found] for label in labels])[order]
     columns = [f"{panel.task}\n{panel.backbone}" for panel in panels]
     figure = Figure(figsize=(2.6 + 0.72 * (len(columns) + 1), 1.3 + 0.27 * len(labels)), layout="constrained")
     axes = figure.add_subplot()
     seaborn.heatmap(
         np.column_stack([means, points])[order],
-        annot=np.column_stack([[f"{mean:+.1f}" for mean in means[order]], texts]),
+        annot=np.column_stack([["" if np.isnan(mean) else f"{mean:+.1f}" for mean in means[order]], texts]),
         fmt="",
         annot_kws={"size": 7.5},
         cmap=seaborn.diverging_palette(35, 245, s=90, l=55, as_cmap=True),
@@ -47,6 +50,11 @@ def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
     axes.tick_params(axis="both", length=0, labelsize=8.5)
     axes.tick_params(axis="x", labelrotation=0, labelsize=7.5, top=True, labeltop=True, bottom=False, labelbottom=False)
     return figure
+
+
+def _mean_points(gains: Sequence[StaticGain | None]) -> float:
+    mean = mean_gain(gains)
+    return float("nan") if mean is None else 100 * mean
 
 
 def _points(gain: StaticGain | None) -> float:

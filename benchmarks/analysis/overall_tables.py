@@ -1,13 +1,22 @@
 """Tables over all tasks: ranks, points over a static exit at equal layers, and how well layers predict time."""
 
 from collections.abc import Sequence
+from itertools import compress
 
-import numpy as np
-
-from benchmarks.analysis.ranking import AREA, HALF_BUDGET, PairOverTasks, Ranking, pairs_over_tasks, rank, score_table
+from benchmarks.analysis.ranking import (
+    AREA,
+    HALF_BUDGET,
+    PairOverTasks,
+    Ranking,
+    block_name,
+    compared_panels,
+    pairs_over_tasks,
+    rank,
+    score_table,
+)
 from benchmarks.analysis.real_time import ClockSummary, clock_summary, measured_speedups
 from benchmarks.analysis.results import Panel
-from benchmarks.analysis.static_gains import StaticGain, static_gains
+from benchmarks.analysis.static_gains import StaticGain, mean_gain, static_gains
 from benchmarks.analysis.text_tables import MISSING, TextTable, p_value
 
 
@@ -50,9 +59,14 @@ def _ranking_table(ranking: Ranking) -> TextTable:
             f"two-sided (with {blocks} tasks at least {2.0 ** (1 - blocks):.2g}); Holm: corrected for "
             f"{len(pairs)} tests. Scores are averaged over seeds first.",
             *((f"Left out, because some task lacks them: {', '.join(table.left_out)}.",) if table.left_out else ()),
+            *_tasks_left_out(table.blocks_left_out),
         ),
         words=("method",),
     )
+
+
+def _tasks_left_out(names: Sequence[str]) -> tuple[str, ...]:
+    return (f"Tasks left out, because most methods are not defined for them: {', '.join(names)}.",) if names else ()
 
 
 def _pair_cells(pair: PairOverTasks | None) -> tuple[str, ...]:
@@ -74,33 +88,42 @@ def static_gain_table(panels: Sequence[Panel]) -> TextTable | None:
     labels = [label for label in labels if any(label in found for found in gains)]
     if not labels:
         return None
-    several_backbones = len({panel.backbone for panel in panels}) > 1
+    compared = list(map(block_name, compared_panels(panels)))
+    columns = [block_name(panel) in compared for panel in panels]
+    left_out = [panel.task for panel in panels if block_name(panel) not in compared]
     return TextTable(
         title="Points over a static exit at equal layers, within 50% of the layers",
         headings=(
             "method",
-            *(f"{panel.task} · {panel.backbone}" if several_backbones else panel.task for panel in panels),
+            *task_headings(panels),
             "mean",
             "above / below",
         ),
-        cells=tuple((label, *_gain_cells([found.get(label) for found in gains])) for label in labels),
+        cells=tuple((label, *_gain_cells([found.get(label) for found in gains], columns)) for label in labels),
         notes=(
             "The method's test score at the knob chosen for half of the layers, minus the score of a static exit of "
             "the jointly trained model at the same average layers on the test rows (interpolated between two layers), "
             "in points of the task's metric, mean of the seeds.",
             "*: the 95% paired bootstrap interval, over rows and seeds, lies above or below 0; not corrected for the "
             "number of cells. Above / below: tasks with such an interval.",
+            *((f"The mean leaves out {', '.join(left_out)}: most methods are not defined there.",) if left_out else ()),
         ),
         words=("method",),
     )
 
 
-def _gain_cells(gains: Sequence[StaticGain | None]) -> tuple[str, ...]:
+def task_headings(panels: Sequence[Panel]) -> list[str]:
+    """Return one heading a panel: the task, and the backbone where there are several."""
+    several_backbones = len({panel.backbone for panel in panels}) > 1
+    return [block_name(panel) if several_backbones else panel.task for panel in panels]
+
+
+def _gain_cells(gains: Sequence[StaticGain | None], compared: Sequence[bool]) -> tuple[str, ...]:
     known = [gain for gain in gains if gain is not None]
-    mean = f"{100 * np.mean([gain.gain for gain in known]):+.1f}" if len(known) == len(gains) else MISSING
+    mean = mean_gain(list(compress(gains, compared)))
     signs = [gain.beyond_noise for gain in known]
     cells = [MISSING if gain is None else gain.text for gain in gains]
-    return (*cells, mean, f"{signs.count(1)} / {signs.count(-1)}")
+    return (*cells, MISSING if mean is None else f"{100 * mean:+.1f}", f"{signs.count(1)} / {signs.count(-1)}")
 
 
 def clock_table(panels: Sequence[Panel]) -> TextTable | None:

@@ -32,6 +32,7 @@ class ScoreTable:
         blocks: ``task · backbone``.
         scores: [blocks, methods].
         left_out: labels that lack a score in some block.
+        blocks_left_out: those that lack most methods, see :func:`compared_panels`.
     """
 
     statistic: str
@@ -39,6 +40,7 @@ class ScoreTable:
     blocks: tuple[str, ...]
     scores: NDArray[np.float64]
     left_out: tuple[str, ...]
+    blocks_left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,20 @@ class PairOverTasks:
     holm_p_value: float
 
 
+def block_name(panel: Panel) -> str:
+    """Name a panel in tables over all tasks."""
+    return f"{panel.task} · {panel.backbone}"
+
+
+def compared_panels(panels: Sequence[Panel]) -> list[Panel]:
+    """Return the panels that have at least half of all curves: the tasks over which methods are compared.
+
+    Most methods need classes. With a regression among the tasks, no other method would be defined on all of them.
+    """
+    curves = {label for panel in panels for label in panel.methods}
+    return [panel for panel in panels if 2 * len(panel.methods) >= len(curves)]
+
+
 def score_table(panels: Sequence[Panel], statistic: str) -> ScoreTable:
     """Collect one score a method and block, references (but static and random) left out.
 
@@ -90,15 +106,18 @@ def score_table(panels: Sequence[Panel], statistic: str) -> ScoreTable:
         statistic: :data:`AREA`, the mean test score over all layer budgets, see ``area_under_front``; or
             :data:`HALF_BUDGET`, the test score at the knob chosen on validation data within half of the layers.
     """
-    found = [_scores(panel, statistic) for panel in panels]
+    compared = compared_panels(panels)
+    found = [_scores(panel, statistic) for panel in compared]
     everywhere = [label for label in found[0] if all(label in scores for scores in found)] if found else []
     seen = dict.fromkeys(label for scores in found for label in scores)
+    blocks = tuple(map(block_name, compared))
     return ScoreTable(
         statistic=statistic,
         methods=tuple(everywhere),
-        blocks=tuple(f"{panel.task} · {panel.backbone}" for panel in panels),
+        blocks=blocks,
         scores=np.array([[scores[label] for label in everywhere] for scores in found]),
         left_out=tuple(label for label in seen if label not in everywhere),
+        blocks_left_out=tuple(name for name in map(block_name, panels) if name not in blocks),
     )
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.analysis.caveats import Caveat, caveats
 from benchmarks.analysis.figures import FigureKind, drawn_figures
+from benchmarks.analysis.headline_tables import headline_tables
 from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.published import published_for, published_table
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, AnyPanel, Panel, load_panels
@@ -67,7 +68,7 @@ def render(name: str, panels: Sequence[Panel], warnings: Sequence[Caveat]) -> st
         warnings,
         overview=overview_table(panels),
         figures=[EmbeddedFigure(kind, data_uri(drawn)) for kind, drawn in drawn_figures(panels)],
-        rankings=overall_tables(panels),
+        rankings=[*headline_tables(panels), *overall_tables(panels)],
         sections=[_section(number, panel) for number, panel in enumerate(panels)],
     )
 

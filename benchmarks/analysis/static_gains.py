@@ -48,6 +48,12 @@ class StaticGain:
         return int(low > _PRINTED) - int(high < -_PRINTED)
 
 
+def mean_gain(gains: Sequence[StaticGain | None]) -> float | None:
+    """Return the mean over tasks of one curve's gains; None unless it has one on each."""
+    known = [gain.gain for gain in gains if gain is not None]
+    return float(np.mean(known)) if known and len(known) == len(gains) else None
+
+
 @dataclass(frozen=True)
 class _Neighbours:
     """The two static exits around an operating point, and the share of the deeper one at equal layers."""

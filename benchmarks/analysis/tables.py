@@ -12,6 +12,7 @@ from benchmarks.analysis.comparisons import (
     curve_summaries,
     paired_comparisons,
 )
+from benchmarks.analysis.headline_tables import headline_tables
 from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
@@ -331,8 +332,9 @@ def _csv_record(panel: Panel, row: TableRow) -> dict[str, object]:
 
 
 def all_tables(panels: Sequence[Panel]) -> list[TextTable]:
-    """Return the tables of all panels, and those over all tasks."""
-    return [*(table for panel in panels for table in panel_tables(panel)), *overall_tables(panels)]
+    """Return the headline, the tables of all panels, and the statistics over all tasks."""
+    of_panels = [table for panel in panels for table in panel_tables(panel)]
+    return [*headline_tables(panels), *of_panels, *overall_tables(panels)]
 
 
 FORMATS: dict[str, Callable[[Sequence[Panel]], str]] = {

@@ -1,0 +1,83 @@
+"""The headline tables, by hand, and that the documents show the committed ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+from records_by_hand import made_up_suite, stored, timing
+
+from benchmarks.analysis.headline_tables import half_table, headline_table, headline_tables
+from benchmarks.analysis.overall_tables import static_gain_table
+from benchmarks.analysis.ranking import AREA, compared_panels, score_table
+from benchmarks.analysis.results import panels
+from benchmarks.analysis.rows import row_for_half
+
+ROOT = Path(__file__).parent.parent
+_SHOWN = re.compile(r"<!-- (?P<path>results/\S+): (?P<title>.*?) -->\n(?P<table>(?:\|.*\n)+)")
+
+
+def suite(tasks=("mcid", "rte"), regression=()):
+    found = []
+    for task in (*tasks, *regression):
+        records = made_up_suite(task=task)
+        if task in regression:
+            records = [record for record in records if record.label in ("full", "static", "consistentee")]
+        found += panels([stored(record) for record in records], [timing(records, task=task)])
+    return found
+
+
+def test_one_row_a_method_the_full_model_first_then_by_gain():
+    table = headline_table(suite())
+    labels = [row[0] for row in table.cells]
+    assert labels[0] == "full"
+    assert {"oracle", "majority"}.isdisjoint(labels)
+    gains = [float(row[-2]) for row in table.cells[1:]]
+    assert gains == sorted(gains, reverse=True)
+    assert dict(zip(labels[1:], gains, strict=True))["static"] == 0
+
+
+def test_means_over_tasks_by_hand():
+    found = suite()
+    row = row_for_half(found[0], "consistentee")
+    assert row is not None
+    cells = {cells[0]: cells for cells in headline_table(found).cells}["consistentee"]
+    assert cells[1] == f"{100 * row.scores['accuracy']:.1f}"  # the same on both tasks
+    assert cells[2] == f"{100 * row.speedups.saved_fraction:.0f}"
+    assert cells[3] == f"{row.speedups.time_ratios[1]:.2f}"
+    by_task = {cells[0]: cells[1:] for cells in half_table(found).cells}["consistentee"]
+    assert by_task == (f"{cells[1]} at {row.speedups.average_layers:.1f}",) * 2
+
+
+def test_untimed_tasks_have_no_speedup():
+    untimed = panels([stored(record) for task in ("mcid", "rte") for record in made_up_suite(task=task)], [])
+    assert headline_table(untimed).headings[:4] == ("method", "score %", "layers saved %", "points over static")
+
+
+def test_one_task_has_no_headline():
+    assert headline_tables(suite(("mcid",))) == []
+
+
+def test_a_task_that_most_methods_lack_is_shown_and_not_counted():
+    found = suite(regression=("stsb",))
+    assert [panel.task for panel in compared_panels(found)] == ["mcid", "rte"]
+    headline, by_task = headline_tables(found)
+    assert headline.title.startswith("Means over 2 tasks")
+    assert by_task.headings == ("method", "mcid", "rte", "stsb")
+    assert {row[0]: row[3] for row in by_task.cells}["deebert"] == "n/a"
+    scores = score_table(found, AREA)
+    assert (len(scores.blocks), scores.left_out) == (2, ())
+    assert [name.split(" · ")[0] for name in scores.blocks_left_out] == ["stsb"]
+    gains = static_gain_table(found)
+    assert gains is not None
+    assert all(row[-2] != "n/a" for row in gains.cells)
+    assert "The mean leaves out stsb" in gains.notes[-1]
+
+
+@pytest.mark.parametrize("document", ["README.md", "results/README.md"])
+def test_documents_show_the_tables_that_the_records_give(document):
+    shown = list(_SHOWN.finditer((ROOT / document).read_text(encoding="utf-8")))
+    assert shown
+    for match in shown:
+        tables = (ROOT / match["path"] / "table.md").read_text(encoding="utf-8")
+        section = tables.partition(f"## {match['title']}\n\n")[2]
+        assert section.startswith(match["table"] + "\n"), f"{document}: {match['title']} is not that of {match['path']}"
