@@ -61,8 +61,9 @@ class Recipe:
         group_by_length: draw the rows of a batch from rows of like length, so that hardly any token is padding; where
             lengths differ much, training takes half the time. Batches are then not drawn quite independently.
         precision: of the matrix products inside the layers while the backbone runs, see
-            :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on a processor that
-            has instructions for it; on others it may be slower. Everything that is measured afterwards is in float32.
+            :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with
+            avx512_bf16, and half as fast as float32 on an Intel Xeon that has avx512_bf16 and no AMX: try both.
+            Everything that is measured afterwards is in float32.
         seed: seeds new weights, the order of rows and dropout.
         store: folder where shared stages and checkpoints are kept; None keeps nothing.
         progress: show a progress bar.
