@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.analysis.overall_tables import task_headings
 from benchmarks.analysis.ranking import block_name, compared_panels
 from benchmarks.analysis.results import ORACLE, Panel
 from benchmarks.analysis.static_gains import StaticGain, mean_gain, static_gains
@@ -29,8 +30,8 @@ def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
     means = np.array([_mean_points([gains.get(label) for gains in counted]) for label in labels])
     order = np.argsort(-means, kind="stable")  # those without a mean come last
     texts = np.array([[gains[label].text if label in gains else "" for gains in found] for label in labels])[order]
-    columns = [f"{panel.task}\n{panel.backbone}" for panel in panels]
-    figure = Figure(figsize=(2.6 + 0.72 * (len(columns) + 1), 1.3 + 0.27 * len(labels)), layout="constrained")
+    columns = [heading.replace(" · ", "\n") for heading in task_headings(panels)]
+    figure = Figure(figsize=(2.6 + 0.78 * (len(columns) + 1), 1.3 + 0.27 * len(labels)), layout="constrained")
     axes = figure.add_subplot()
     seaborn.heatmap(
         np.column_stack([means, points])[order],
