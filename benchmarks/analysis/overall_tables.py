@@ -66,7 +66,7 @@ def _ranking_table(ranking: Ranking) -> TextTable:
 
 
 def _tasks_left_out(names: Sequence[str]) -> tuple[str, ...]:
-    return (f"Tasks left out, because most methods are not defined for them: {', '.join(names)}.",) if names else ()
+    return (f"Tasks left out, because most methods are missing there: {', '.join(names)}.",) if names else ()
 
 
 def _pair_cells(pair: PairOverTasks | None) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def static_gain_table(panels: Sequence[Panel]) -> TextTable | None:
             "in points of the task's metric, mean of the seeds.",
             "*: the 95% paired bootstrap interval, over rows and seeds, lies above or below 0; not corrected for the "
             "number of cells. Above / below: tasks with such an interval.",
-            *((f"The mean leaves out {', '.join(left_out)}: most methods are not defined there.",) if left_out else ()),
+            *((f"The mean leaves out {', '.join(left_out)}: most methods are missing there.",) if left_out else ()),
         ),
         words=("method",),
     )
