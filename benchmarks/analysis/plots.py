@@ -230,15 +230,19 @@ def write_curves(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[Pa
     return save_figure(figure(panels), out_dir)
 
 
+_UNDATED: dict[str, dict[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}
+"""What is not written into a file, so that the same figure is the same file."""
+
+
 def save_figure(drawn: "Figure", out_dir: Path, name: str = "curves") -> tuple[Path, Path]:
-    """Write a figure as PNG and PDF, atomically; the PDF keeps its letters as text."""
+    """Write a figure as PNG and PDF, atomically, the same bytes for the same figure; the PDF keeps letters as text."""
     from matplotlib import rc_context
 
     drawn.draw_without_rendering()
-    drawn.set_layout_engine("none")  # the places are found: they are the same in both files
+    drawn.set_layout_engine(None)  # the places are found, the same for both files; "none" would draw twice more
     paths = out_dir / f"{name}.png", out_dir / f"{name}.pdf"
     with rc_context({"pdf.fonttype": 42}):
         for path, kind in zip(paths, ("png", "pdf"), strict=True):
             with replacing(path) as temporary:
-                drawn.savefig(temporary, format=kind, dpi=200)
+                drawn.savefig(temporary, format=kind, dpi=200, metadata=_UNDATED[kind])
     return paths
