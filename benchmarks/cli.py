@@ -430,7 +430,7 @@ def train(
     precision: Annotated[
         Literal["float32", "bfloat16"],
         typer.Option(
-            "--precision", help="Of the layers' products in training; bfloat16 needs a processor made for it."
+            "--precision", help="Of the layers' products in training; bfloat16 is faster on some processors only."
         ),
     ] = "float32",
     seed: Annotated[int, typer.Option("--seed")] = 0,

@@ -4,13 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
-from records_by_hand import made_up_suite, stored, timing
+from records_by_hand import cell, made_up_suite, operating_point, stored, timing
 
 from benchmarks.analysis.headline_tables import half_table, headline_table, headline_tables
 from benchmarks.analysis.overall_tables import static_gain_table
 from benchmarks.analysis.ranking import AREA, compared_panels, score_table
-from benchmarks.analysis.results import panels
+from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows import row_for_half
+from benchmarks.analysis.text_tables import to_markdown
 
 ROOT = Path(__file__).parent.parent
 _SHOWN = re.compile(r"<!-- (?P<path>results/\S+): (?P<title>.*?) -->\n(?P<table>(?:\|.*\n)+)")
@@ -48,6 +49,17 @@ def test_means_over_tasks_by_hand():
     assert by_task == (f"{cells[1]} at {row.speedups.average_layers:.1f}",) * 2
 
 
+def test_means_differ_from_a_task_and_speedup_is_the_geometric_one():
+    found = []
+    for task, layers, score in (("mcid", 2.0, 0.8), ("rte", 3.0, 0.6)):
+        methods = {"full": operating_point(1, "full depth", 6.0, 0.9)}
+        methods["deebert"] = operating_point(0.5, "budget 0.50", layers, score)
+        records = [cell(label, [point], task=task) for label, point in methods.items()]
+        found += panels([stored(record) for record in records], [timing(records, task=task)])
+    row = {cells[0]: cells for cells in headline_table(found).cells}["deebert"]
+    assert row[1:4] == ("70.0", "58", "2.45")  # the made-up clock follows the layers: sqrt(3 * 2)
+
+
 def test_untimed_tasks_have_no_speedup():
     untimed = panels([stored(record) for task in ("mcid", "rte") for record in made_up_suite(task=task)], [])
     assert headline_table(untimed).headings[:4] == ("method", "score %", "layers saved %", "points over static")
@@ -78,6 +90,7 @@ def test_documents_show_the_tables_that_the_records_give(document):
     shown = list(_SHOWN.finditer((ROOT / document).read_text(encoding="utf-8")))
     assert shown
     for match in shown:
-        tables = (ROOT / match["path"] / "table.md").read_text(encoding="utf-8")
-        section = tables.partition(f"## {match['title']}\n\n")[2]
+        found, _ = load_panels(ROOT / match["path"])
+        section = to_markdown(headline_tables(found)).partition(f"## {match['title']}\n\n")[2]
         assert section.startswith(match["table"] + "\n"), f"{document}: {match['title']} is not that of {match['path']}"
+        assert section.partition("\n## ")[0] in (ROOT / match["path"] / "table.md").read_text(encoding="utf-8")
