@@ -366,9 +366,11 @@ def table(
 @app.command(epilog=_examples("consistentee plot results/quick"))
 def plot(results: ResultsArgument, methods: OnlyMethodsOption = None) -> None:
     """Draw all figures as PNG and PDF into the results folder: curves, exits, speed-ups, ranks, ..."""
+    from joblib import cpu_count
+
     from benchmarks.analysis import write_all_figures
 
-    paths, missing = write_all_figures(results, _labels(methods))
+    paths, missing = write_all_figures(results, _labels(methods), processes=min(4, cpu_count()))
     for path in paths:
         print(path)
     for line in missing:

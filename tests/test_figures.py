@@ -96,6 +96,16 @@ def test_every_figure_is_written(results):
     assert all(path.stat().st_size > 5000 for path in paths)
 
 
+def test_processes_share_the_figures_and_write_the_same_files(results):
+    paths, _ = write_figures(results)
+    alone = [path.read_bytes() for path in paths]
+    for path in paths:
+        path.unlink()
+    shared, missing = write_figures(results, processes=2)
+    assert (shared, missing) == (paths, [])
+    assert [path.read_bytes() for path in shared] == alone
+
+
 def test_what_cannot_be_drawn_says_why():
     alone = cell("deebert", [operating_point(0.9, "within 1 point", 5.0, 0.8)])
     (panel,) = panels([stored(alone)], [])

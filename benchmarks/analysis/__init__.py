@@ -86,15 +86,20 @@ def write_all_tables(
     return (write_published if published else write_table)(out_dir, table_format, labels)
 
 
-def write_all_figures(out_dir: Path, labels: "Sequence[str] | None" = None) -> tuple[list[Path], list[str]]:
-    """Write every figure of a results folder as PNG and PDF: the files, and a line for each that cannot be drawn."""
+def write_all_figures(
+    out_dir: Path, labels: "Sequence[str] | None" = None, *, processes: int = 1
+) -> tuple[list[Path], list[str]]:
+    """Write every figure of a results folder as PNG and PDF: the files, and a line for each that cannot be drawn.
+
+    ``processes`` share the figures of classification; those of generation are few.
+    """
     if _holds_generation(out_dir):
         from benchmarks.analysis.generation_plots import write_decoding_figures
 
         return write_decoding_figures(out_dir, labels), []
     from benchmarks.analysis.figures import write_figures
 
-    return write_figures(out_dir, labels)
+    return write_figures(out_dir, labels, processes=processes)
 
 
 def write_html(out_dir: Path) -> Path:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import joblib
+
 from benchmarks.analysis import exit_plots, gain_plots, plots, rank_plots, speed_plots
 from benchmarks.analysis.results import Panel, load_panels
 
@@ -108,20 +110,28 @@ def drawn_figures(panels: Sequence[Panel]) -> "Iterator[tuple[FigureKind, Figure
         yield kind, kind.draw(panels)
 
 
-def write_figures(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[list[Path], list[str]]:
+def write_figures(
+    out_dir: Path, labels: Sequence[str] | None = None, *, processes: int = 1
+) -> tuple[list[Path], list[str]]:
     """Write every figure as PNG (200 dpi) and PDF into a results folder.
 
-    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`.
+    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`. Several processes share the
+    figures, and each reads the records itself.
 
     Returns:
         The files, and one line for each figure that could not be drawn.
     """
+    shares = [FIGURES[first::processes] for first in range(min(processes, len(FIGURES)))]
+    written = joblib.Parallel(n_jobs=len(shares))(joblib.delayed(_write_share)(out_dir, labels, s) for s in shares)
+    of_figure = {name: paths for share in written for name, paths in share.items()}
+    paths = [path for kind in FIGURES for path in of_figure[kind.name]]
+    return paths, [f"{kind.name}: {kind.missing}" for kind in FIGURES if not of_figure[kind.name]]
+
+
+def _write_share(
+    out_dir: Path, labels: Sequence[str] | None, share: Sequence[FigureKind]
+) -> dict[str, tuple[Path, ...]]:
+    """Write some figures: the files of each, none where the records cannot show it."""
     panels, _ = load_panels(out_dir, labels)
-    paths: list[Path] = []
-    missing = []
-    for kind, drawn in drawn_figures(panels):
-        if drawn is None:
-            missing.append(f"{kind.name}: {kind.missing}")
-        else:
-            paths += plots.save_figure(drawn, out_dir, kind.name)
-    return paths, missing
+    drawn = ((kind.name, kind.draw(panels)) for kind in share)
+    return {name: plots.save_figure(figure, out_dir, name) if figure else () for name, figure in drawn}
