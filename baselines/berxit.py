@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data import TaskData
-from consistentee.exits import ExitRule, ThresholdRule, head_probability
-from consistentee.heads import HeadSpec
-from consistentee.method import Knob, Method
-from consistentee.model import LayerOutputs, MultiExitModel
-from consistentee.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, training_source
-from consistentee.training import Recipe, Stage, TokenBatch, run_stage
+from consistentee.data.instances import TaskData
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule, head_probability
+from consistentee.training.loop import Recipe, Stage, TokenBatch, run_stage
+from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, training_source
 
 _UNCERTAINTY = "uncertainty"
 _THRESHOLDS = tuple(torch.linspace(9, -9, 73).sigmoid().tolist())

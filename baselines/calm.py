@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data import TaskData
-from consistentee.exits import ExitRule, LayerView, State, ThresholdRule, head_probability, margin
-from consistentee.heads import HeadSpec
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import recorded_features, train_heads, train_jointly, training_source
-from consistentee.training import FeatureBatch, FeatureSource, Recipe
+from consistentee.data.instances import TaskData
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import ExitRule, LayerView, State, ThresholdRule, head_probability, margin
+from consistentee.training.loop import FeatureBatch, FeatureSource, Recipe
+from consistentee.training.stages import recorded_features, train_heads, train_jointly, training_source
 
 _CONFIDENCE = "confidence"
 _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"

@@ -14,7 +14,7 @@ text has: early tokens, whose faults live on, must be surer. tau is 4, and 0 for
 
 Choices. lambda may lie outside of 0..1, where the formula's threshold ends up at 0 and every token leaves at once, or
 at 1, which is taken to be out of reach, so that the ends of the knob are the first exit and full depth. Which lambda
-keeps a promise about the text is found by :mod:`consistentee.calibration`, over lambdas from 1 down to 0.
+keeps a promise about the text is found by :mod:`consistentee.methods.calibration`, over lambdas from 1 down to 0.
 """
 
 import math
@@ -27,17 +27,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.decoder import MultiExitDecoder
-from consistentee.exits import ExitRule, LayerView, Signal, State, head_probability, margin
-from consistentee.heads import HeadSpec
-from consistentee.method import Knob
-from consistentee.schedules import text_length
-from consistentee.text_data import TextTask
-from consistentee.token_answers import exit_answers
-from consistentee.token_method import TokenMethod
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_sources import StateBatch
-from consistentee.token_training import train_exits, train_learned_head
+from consistentee.data.prompts import TextTask
+from consistentee.methods.method import Knob
+from consistentee.methods.token_answers import exit_answers
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import ExitRule, LayerView, Signal, State, head_probability, margin
+from consistentee.rules.schedules import text_length
+from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.token_sources import StateBatch
+from consistentee.training.token_stages import train_exits, train_learned_head
 
 _CONFIDENCE = "confidence"
 _LATE_THRESHOLDS = torch.linspace(-7, 7, 57, dtype=torch.float64).sigmoid().tolist()

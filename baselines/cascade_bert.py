@@ -28,15 +28,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from consistentee.classification import stock_encoded
-from consistentee.data import Split, TaskData
+from consistentee.data.instances import Split, TaskData
+from consistentee.engine.classify import stock_encoded
 from consistentee.errors import UserError
-from consistentee.exits import ExitRule, LayerView, State, predictions_of, top_probability
-from consistentee.hardness import cross_fitted
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import layer_losses, token_stage, train_last_exit, training_source
-from consistentee.training import Recipe, TokenBatch, label_tensor, run_stage
+from consistentee.methods.hardness import cross_fitted
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, LayerView, State, predictions_of, top_probability
+from consistentee.training.loop import Recipe, TokenBatch, label_tensor, run_stage
+from consistentee.training.stages import layer_losses, token_stage, train_last_exit, training_source
 
 _THRESHOLDS = tuple(torch.linspace(-3, 12, 76).sigmoid().tolist())
 _JUDGING_BATCH_SIZE = 64

@@ -25,13 +25,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from consistentee.data import TaskData
+from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.exits import ExitRule, LayerView, ThresholdRule
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import layer_losses, token_stage, training_source
-from consistentee.training import Recipe, TokenBatch, run_stage
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, LayerView, ThresholdRule
+from consistentee.training.loop import Recipe, TokenBatch, run_stage
+from consistentee.training.stages import layer_losses, token_stage, training_source
 
 _THRESHOLDS = (1.001, *torch.linspace(6, -14, 161).sigmoid().tolist(), 0.0)
 

@@ -16,18 +16,18 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from consistentee.data import TaskData
-from consistentee.exits import ExitRule, ThresholdRule, entropy
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import (
+from consistentee.data.instances import TaskData
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule, entropy
+from consistentee.training.loop import FeatureBatch, FeatureSource, Recipe
+from consistentee.training.stages import (
     layer_losses,
     recorded_features,
     train_heads,
     train_last_exit,
     training_source,
 )
-from consistentee.training import FeatureBatch, FeatureSource, Recipe
 
 _FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
 """Fractions of the largest entropy, ln C, from 1 down to 1e-6: trained classifiers are mostly near certain."""

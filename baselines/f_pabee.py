@@ -20,13 +20,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from consistentee.data import TaskData
+from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.exits import ConsecutiveRule, ExitRule, LayerView, State
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import train_jointly
-from consistentee.training import Recipe
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, LayerView, State
+from consistentee.training.loop import Recipe
+from consistentee.training.stages import train_jointly
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(log-probabilities of this layer, and of the layer before; both [rows, classes]) -> float [rows], at least 0."""

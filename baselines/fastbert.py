@@ -25,13 +25,13 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.classifiers import ClassifierSpec
-from consistentee.data import TaskData
-from consistentee.exits import ExitRule, ThresholdRule, normalised_entropy
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import recorded_features, train_heads, train_last_exit, training_source
-from consistentee.training import FeatureBatch, FeatureSource, Recipe, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.data.instances import TaskData
+from consistentee.methods.method import Knob, Method
+from consistentee.models.classifiers import ClassifierSpec
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule, normalised_entropy
+from consistentee.training.loop import FeatureBatch, FeatureSource, Recipe, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.training.stages import recorded_features, train_heads, train_last_exit, training_source
 
 _SPEEDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(1, 73)), 0.0)
 """From just above the largest normalised entropy down to 0: distilled students are mostly near certain."""

@@ -18,14 +18,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from consistentee.decoder import MultiExitDecoder
-from consistentee.exits import ExitRule, LayerView, State, ThresholdRule, margin
-from consistentee.method import Knob
-from consistentee.schedules import check_exit_layer
-from consistentee.text_data import TextTask
-from consistentee.token_method import TokenMethod
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_training import train_exits
+from consistentee.data.prompts import TextTask
+from consistentee.methods.method import Knob
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, LayerView, State, ThresholdRule, margin
+from consistentee.rules.schedules import check_exit_layer
+from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.token_stages import train_exits
 
 _THRESHOLDS = (-1.0, *torch.linspace(-7, 7, 57).sigmoid().tolist(), 1.0)
 

@@ -7,10 +7,10 @@ imitation loss, one minus the cosine of each predicted state and the real one. R
 classifier, in nats, is below a threshold S.
 
 Choices: a state is the pooled vector, after the pooler where there is one. Past and future are each gathered by a gate,
-a softmax over layers of a learned score (see :class:`consistentee.classifiers.PastFutureClassifier`), and read side by
-side. A state is predicted as the current one plus a step that a small network gives. The imitation loss is averaged
-over all pairs of a layer and a later one, and added with weight 1; the real states are detached, so that they do not
-come to meet the predictions, while the state predicted from is not.
+a softmax over layers of a learned score (see :class:`consistentee.models.classifiers.PastFutureClassifier`), and read
+side by side. A state is predicted as the current one plus a step that a small network gives. The imitation loss is
+averaged over all pairs of a layer and a later one, and added with weight 1; the real states are detached, so that
+they do not come to meet the predictions, while the state predicted from is not.
 """
 
 import math
@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.classifiers import ClassifierSpec, PastFutureClassifier
-from consistentee.data import TaskData
-from consistentee.exits import ExitRule, ThresholdRule, entropy
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import depth_weighted_loss, layer_losses, token_stage, training_source
-from consistentee.training import Recipe, TokenBatch, run_stage
+from consistentee.data.instances import TaskData
+from consistentee.methods.method import Knob, Method
+from consistentee.models.classifiers import ClassifierSpec, PastFutureClassifier
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule, entropy
+from consistentee.training.loop import Recipe, TokenBatch, run_stage
+from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, training_source
 
 _FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
 """Fractions of the largest entropy, ln C, from 1 down to 1e-6: trained classifiers are mostly near certain."""

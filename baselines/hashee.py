@@ -25,14 +25,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from consistentee.data import TaskData
-from consistentee.encoding import Encoding
+from consistentee.data.encoding import Encoding
+from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.exits import ExitRule, NeverExit
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import layer_losses, token_stage, training_source
-from consistentee.training import Recipe, TokenBatch, run_stage
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.training.loop import Recipe, TokenBatch, run_stage
+from consistentee.training.stages import layer_losses, token_stage, training_source
 
 
 @dataclass(frozen=True)

@@ -23,18 +23,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from consistentee.decoder import MultiExitDecoder
+from consistentee.data.prompts import TextTask
+from consistentee.engine.generate import Generations, generate
+from consistentee.engine.speculation import generate_speculatively
 from consistentee.errors import UserError
-from consistentee.exits import ExitRule
-from consistentee.generation import Generations, generate
-from consistentee.method import Knob
-from consistentee.schedules import ScheduledRule, check_exit_layer
-from consistentee.speculation import generate_speculatively
-from consistentee.text_data import TextTask
-from consistentee.token_method import TokenMethod
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_rows import TokenRows
-from consistentee.token_training import joint_loss, train_exits
+from consistentee.methods.method import Knob
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.schedules import ScheduledRule, check_exit_layer
+from consistentee.traces.token_rows import TokenRows
+from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.token_stages import joint_loss, train_exits
 
 
 @dataclass(frozen=True)

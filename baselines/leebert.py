@@ -31,13 +31,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from consistentee.data import TaskData
+from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.exits import ConsecutiveRule, ExitRule, SameAnswerRule
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, token_stage, training_source
-from consistentee.training import Recipe, TokenBatch, TokenSource, run_stage
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
+from consistentee.training.loop import Recipe, TokenBatch, TokenSource, run_stage
+from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, token_stage, training_source
 
 SCORES = "lesson_scores"
 _HELD_OUT_SEED = 0

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.data import TaskData
-from consistentee.exits import ConsecutiveRule, ExitRule, SameAnswerRule
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import train_jointly
-from consistentee.training import Recipe
+from consistentee.data.instances import TaskData
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
+from consistentee.training.loop import Recipe
+from consistentee.training.stages import train_jointly
 
 
 @dataclass(frozen=True)

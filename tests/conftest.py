@@ -22,9 +22,9 @@ from benchmarks.contract.tiny_models import (
     make_tokenizer,
     random_texts,
 )
-from consistentee.data import TaskData
-from consistentee.decoder import MultiExitDecoder
-from consistentee.model import MultiExitModel
+from consistentee.data.instances import TaskData
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.encoder import MultiExitModel
 
 __all__ = [
     "CONFIGS",

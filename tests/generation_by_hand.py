@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from records_by_hand import ENVIRONMENT
 
-from benchmarks.harness.generation_records import (
+from benchmarks.store.folders import write_predictions, write_record
+from benchmarks.store.generation_records import (
     FAITHFUL,
     CalibrationRecord,
     CalibrationResult,
@@ -20,7 +21,6 @@ from benchmarks.harness.generation_records import (
     ReplayPoint,
     Speculation,
 )
-from benchmarks.harness.storage import write_predictions, write_record
 
 LAYERS = 30
 EXITS = [6, 12, 18, 24, 30]

@@ -8,7 +8,8 @@ import pandas as pd
 
 from benchmarks.analysis.curves import average_layers
 from benchmarks.analysis.results import StoredCell
-from benchmarks.harness.records import (
+from benchmarks.store.folders import write_predictions, write_record
+from benchmarks.store.records import (
     CellRecord,
     Contender,
     CurvePoint,
@@ -16,7 +17,6 @@ from benchmarks.harness.records import (
     TimingRecord,
     TimingSamples,
 )
-from benchmarks.harness.storage import write_predictions, write_record
 
 LAYERS = 6
 ROWS = 200

@@ -7,9 +7,9 @@ import yaml
 from small_suite import Bench
 
 from benchmarks.contract.tiny_decoders import make_text_task
-from benchmarks.harness.generation_records import DecodingTimingRecord, GenerationRecord
-from benchmarks.harness.storage import read_predictions, read_results
-from consistentee.text_data import PromptSplit
+from benchmarks.store.folders import read_predictions, read_results
+from benchmarks.store.generation_records import DecodingTimingRecord, GenerationRecord
+from consistentee.data.prompts import PromptSplit
 
 METHODS = ["token-full", "token-static", "calm-tokens-softmax", "layerskip"]
 

@@ -12,11 +12,11 @@ import yaml
 from conftest import make_task
 from rich.console import Console
 
-from benchmarks.harness.records import CellRecord
-from benchmarks.harness.spec import Filters, load_suite
-from benchmarks.harness.storage import RECORD_FILE, read_all, read_predictions
-from benchmarks.harness.sweep import RunOutcome, run_suite
-from consistentee.data import Split
+from benchmarks.run.sweep import RunOutcome, run_suite
+from benchmarks.store.folders import RECORD_FILE, read_all, read_predictions
+from benchmarks.store.records import CellRecord
+from benchmarks.store.spec import Filters, load_suite
+from consistentee.data.instances import Split
 
 # A shell makes its commands in the background deaf to Ctrl-C, and so what they start.
 _PROGRAM = """

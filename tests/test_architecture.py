@@ -41,7 +41,7 @@ def test_dependencies_run_one_way(package):
 
 def test_the_check_can_fail(tmp_path):
     path = tmp_path / "bad.py"
-    path.write_text("from benchmarks.harness import cell\nimport baselines.pabee\n")
+    path.write_text("from benchmarks.kinds import classification\nimport baselines.pabee\n")
     assert imported_packages(path) == {"benchmarks", "baselines"}
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consistentee.calibration import (
+from consistentee.errors import UserError
+from consistentee.methods.calibration import (
     LAMBDAS,
     hoeffding_bentkus,
     learn_then_test,
@@ -15,7 +16,6 @@ from consistentee.calibration import (
     split_study,
     textual_losses,
 )
-from consistentee.errors import UserError
 
 
 def binomial_cdf(most: int, count: int, chance: float) -> float:

@@ -10,11 +10,11 @@ from torch.nn import functional
 
 from baselines.calm_tokens import CALMTokensClassifier, SaturationRule, SignalRule, agreement
 from consistentee.errors import UserError
-from consistentee.exits import margin
-from consistentee.method import get_method
-from consistentee.token_answers import exit_answers
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_trace import TokenTraceView, record_tokens, replay_tokens
+from consistentee.methods.method import get_method
+from consistentee.methods.token_answers import exit_answers
+from consistentee.rules.exit_rule import margin
+from consistentee.traces.token_trace import TokenTraceView, record_tokens, replay_tokens
+from consistentee.training.token_recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=5, exit_batch_size=16, head_steps=5, head_batch_size=32)
 NAMES = ["calm-tokens-classifier", "calm-tokens-softmax", "calm-tokens-state"]

@@ -11,17 +11,17 @@ from transformers import AlbertConfig, AutoModel, BertConfig
 
 from baselines.cascade_bert import CascadeBERT, CompanionRule, difficulty_loss
 from baselines.references import Full, StaticRule
-from benchmarks.harness.flops import FlopModel
+from benchmarks.measure.flops import FlopModel
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
-from consistentee.classification import classify, classify_encoded, stock_encoded
-from consistentee.encoding import Encoding
+from consistentee.data.encoding import Encoding
+from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.exits import NeverExit, top_probability
-from consistentee.heads import HeadSpec
-from consistentee.model import MultiExitModel
-from consistentee.trace import record_outputs, record_trace, replay
-from consistentee.training import Recipe
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import NeverExit, top_probability
+from consistentee.traces.instance_trace import record_outputs, record_trace, replay
+from consistentee.training.loop import Recipe
 
 DEPTH, COMPANION = 4, 2
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)

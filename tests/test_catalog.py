@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from benchmarks.inventory import fetch_by_name
+from benchmarks.commands.inventory import fetch_by_name
 from consistentee.backbones import catalog, hub
 from consistentee.backbones.catalog import Decoder, Encoder, ResolvedBackbone, list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, is_fetched

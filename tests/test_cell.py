@@ -6,14 +6,14 @@ from conftest import make_task
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.harness.cell import WITHIN_ONE_POINT, choose_knobs, run_cell, same_answers
-from benchmarks.harness.intervals import score_interval
-from benchmarks.harness.records import CellRecord, CurvePoint
-from benchmarks.harness.spec import CellSpec, RecipeSpec
-from benchmarks.harness.storage import LOG_FILE, RunFolder, read_cell, read_predictions
+from benchmarks.kinds.classification import WITHIN_ONE_POINT, choose_knobs, run_cell, same_answers
+from benchmarks.measure.intervals import score_interval
+from benchmarks.store.folders import LOG_FILE, RunFolder, read_cell, read_predictions
+from benchmarks.store.records import CellRecord, CurvePoint
+from benchmarks.store.spec import CellSpec, RecipeSpec
+from consistentee.data.metrics import METRICS, score
 from consistentee.errors import UserError
-from consistentee.metrics import METRICS, score
-from consistentee.model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 
 LAYERS = 4
 

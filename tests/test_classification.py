@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import random_texts
 
-from consistentee.classification import classify, classify_encoded, stock_encoded
+from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.exits import ExitRule, NeverExit, ThresholdRule, top_probability
+from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule, top_probability
 
 
 class ByKey(ExitRule):

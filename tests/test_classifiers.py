@@ -15,10 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.references import StaticRule
-from benchmarks.harness.flops import FlopModel
-from consistentee import classifiers
-from consistentee.classification import classify, classify_encoded, stock_encoded
-from consistentee.classifiers import (
+from benchmarks.measure.flops import FlopModel
+from consistentee.data.encoding import Encoding
+from consistentee.engine.classify import classify, classify_encoded, stock_encoded
+from consistentee.errors import UserError
+from consistentee.models import classifiers
+from consistentee.models.classifiers import (
     KINDS,
     ClassifierSpec,
     Exit,
@@ -27,12 +29,10 @@ from consistentee.classifiers import (
     RecordedLayer,
     build_classifiers,
 )
-from consistentee.encoding import Encoding
-from consistentee.errors import UserError
-from consistentee.exits import ExitRule, NeverExit, ThresholdRule, entropy
-from consistentee.model import MultiExitModel
-from consistentee.source_code import code_of
-from consistentee.trace import record_trace, replay
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.source_code import code_of
+from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule, entropy
+from consistentee.traces.instance_trace import record_trace, replay
 
 WIDTH, INNER, CLASSES, LAYERS = 32, 8, 3, 4
 SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in KINDS}
@@ -271,7 +271,7 @@ class TestChoosing:
 
 OWN_KIND = """
 from torch import nn
-from consistentee.classifiers import KINDS, InternalClassifier
+from consistentee.models.classifiers import KINDS, InternalClassifier
 
 class Mine(InternalClassifier):
     def __init__(self, spec, place):

@@ -9,12 +9,13 @@ import pytest
 from records_by_hand import write_results
 from typer.testing import CliRunner
 
-from benchmarks import cli, doctor
-from benchmarks.analysis.figures import FigureKind
+from benchmarks import cli
+from benchmarks.analysis.figures.catalogue import FigureKind
 from benchmarks.cli import app, listed, normalised, parsed_parameters, parsed_seeds
-from benchmarks.harness.schedulers import Schedule
-from consistentee import classifiers
+from benchmarks.commands import doctor
+from benchmarks.run.schedulers import Schedule
 from consistentee.errors import UserError
+from consistentee.models import classifiers
 
 
 def call(*args):
@@ -32,7 +33,7 @@ def runs(monkeypatch):
             raise seen.outcome
         return seen.outcome
 
-    monkeypatch.setattr("benchmarks.harness.sweep.run_suite", run_suite)
+    monkeypatch.setattr("benchmarks.run.sweep.run_suite", run_suite)
     return seen
 
 
@@ -191,7 +192,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(runs, monkeypatch):
         seen.update(options, methods=filters.methods)
         return ["the plan", "its estimate"]
 
-    monkeypatch.setattr("benchmarks.harness.forecast.plan_lines", plan_lines)
+    monkeypatch.setattr("benchmarks.run.forecast.plan_lines", plan_lines)
     done = call("run", "quick", "--dry-run", "--methods", "full", "--workers", "2", "--retry-failed")
     assert done.output == "the plan\nits estimate\n"
     assert (seen["methods"], seen["workers"], seen["retry_failed"], seen["fresh"]) == (["full"], 2, True, False)
@@ -304,7 +305,7 @@ def test_table_and_plot_of_some_methods(results, monkeypatch):
     assert "pabee" not in done.output
     drawn = []
     listing = FigureKind("curves", "", "", "", lambda panels: drawn.extend(panels[0].labels))
-    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", [listing])
+    monkeypatch.setattr("benchmarks.analysis.figures.catalogue.FIGURES", [listing])
     assert call("plot", results, "--methods", "deebert", "static").exit_code == 0
     assert drawn == ["full", "deebert", "static", "majority"]
     unknown = call("plot", results, "--methods", "deebart")
@@ -337,7 +338,7 @@ def test_list_says_where_the_rows_of_a_task_come_from():
 
 
 def test_a_method_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch):
-    from benchmarks import inventory
+    from benchmarks.commands import inventory
 
     monkeypatch.setattr(inventory, "available_methods", lambda *_: {"broken": None})
     monkeypatch.setattr(inventory, "method_class_of", lambda name: (_ for _ in ()).throw(UserError("no module x")))
@@ -367,8 +368,8 @@ BROKEN_PLUGINS = {
 def test_broken_plugins_never_take_the_command_line_down(monkeypatch, tmp_path):
     from importlib.metadata import EntryPoint
 
-    from benchmarks import inventory
-    from consistentee import method
+    from benchmarks.commands import inventory
+    from consistentee.methods import method
 
     for name, (source, _) in BROKEN_PLUGINS.items():
         (tmp_path / f"{name}.py").write_text(source)
@@ -532,8 +533,8 @@ def test_predict_with_a_knob(trained):
 
 METHOD_WITH_A_KIND = """
 from consistentee import get_method
-from consistentee.classifiers import KINDS, ClassifierSpec, LinearClassifier
-from consistentee.method import method_class_of
+from consistentee.models.classifiers import KINDS, ClassifierSpec, LinearClassifier
+from consistentee.methods.method import method_class_of
 
 class Mine(LinearClassifier):
     "A kind of a user's own."
@@ -595,7 +596,7 @@ def test_train_never_writes_over_other_files(trained, tmp_path):
 
 
 def test_a_method_that_reads_labels_cannot_predict(trained):
-    from consistentee.model import MultiExitModel
+    from consistentee.models.encoder import MultiExitModel
 
     model = MultiExitModel.from_pretrained(trained)
     model.description.method_name = "oracle"

@@ -6,12 +6,20 @@ import pytest
 import torch
 from conftest import make_task
 
-from consistentee import consistent_ee, stages
-from consistentee.consistent_ee import ConsistentEE, ConsistentEECurve
 from consistentee.errors import UserError
-from consistentee.policy import POLICY, PolicyRule, confidence_features, exit_probabilities, policy_logit, policy_spec
-from consistentee.trace import record_outputs, record_trace, replay, sweep
-from consistentee.training import Recipe
+from consistentee.methods import consistent_ee
+from consistentee.methods.consistent_ee import ConsistentEE, ConsistentEECurve
+from consistentee.methods.policy import (
+    POLICY,
+    PolicyRule,
+    confidence_features,
+    exit_probabilities,
+    policy_logit,
+    policy_spec,
+)
+from consistentee.traces.instance_trace import record_outputs, record_trace, replay, sweep
+from consistentee.training import stages
+from consistentee.training.loop import Recipe
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, frozen_steps=4)
 METHOD = ConsistentEE(joint_epochs=1)

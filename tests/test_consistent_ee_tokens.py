@@ -7,22 +7,23 @@ import torch
 from conftest import make_task, make_text_task
 from torch.nn import functional
 
-from consistentee import consistent_ee_tokens, token_training
-from consistentee.consistent_ee import ConsistentEE
-from consistentee.consistent_ee_tokens import (
+from consistentee.errors import UserError
+from consistentee.methods import consistent_ee_tokens
+from consistentee.methods.consistent_ee import ConsistentEE
+from consistentee.methods.consistent_ee_tokens import (
     ConsistentEETokens,
     ConsistentEETokensCurve,
     memorized_exit_layer,
     token_policy_spec,
 )
-from consistentee.errors import UserError
-from consistentee.model import LayerOutputs
-from consistentee.policy import POLICY, policy_spec
-from consistentee.reward import rewards
-from consistentee.token_answers import exit_answers
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_sources import DrawnTokens
-from consistentee.token_trace import record_tokens, replay_tokens, sweep_tokens
+from consistentee.methods.policy import POLICY, policy_spec
+from consistentee.methods.reward import rewards
+from consistentee.methods.token_answers import exit_answers
+from consistentee.models.encoder import LayerOutputs
+from consistentee.traces.token_trace import record_tokens, replay_tokens, sweep_tokens
+from consistentee.training import token_stages as token_training
+from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.token_sources import DrawnTokens
 
 RECIPE = TokenRecipe(
     exit_steps=10, exit_batch_size=16, exit_learning_rate=1e-2, head_steps=10, head_batch_size=16, head_tokens=60

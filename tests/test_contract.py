@@ -7,15 +7,15 @@ import pytest
 from benchmarks.contract.checks import CHECKS
 from benchmarks.contract.run import check_method, fault_lines
 from consistentee.errors import UserError
-from consistentee.method import get_method
+from consistentee.methods.method import get_method
 
 BASE = """
 from dataclasses import dataclass
 from typing import ClassVar
 import torch
 from consistentee import ExitRule, Knob, Method, ThresholdRule
-from consistentee.exits import margin
-from consistentee.stages import train_jointly
+from consistentee.rules.exit_rule import margin
+from consistentee.training.stages import train_jointly
 
 class Base(Method):
     name: ClassVar[str] = "base"
@@ -82,9 +82,9 @@ class Mine(Base):
 """
 
 HEADS_FROM_0 = """
-from consistentee.heads import HeadSpec
-from consistentee.stages import recorded_features, train_heads, training_source
-from consistentee.training import FeatureSource
+from consistentee.models.heads import HeadSpec
+from consistentee.training.stages import recorded_features, train_heads, training_source
+from consistentee.training.loop import FeatureSource
 
 def loss(model, batch):
     return sum(model.head("gate")(t, batch.outputs.pooled[:, t]).square().mean() for t in range(model.num_layers))

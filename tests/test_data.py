@@ -7,9 +7,9 @@ from conftest import make_task
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consistentee.data import Split, TaskData
+from consistentee.data.instances import Split, TaskData
+from consistentee.data.metrics import score
 from consistentee.errors import UserError, unknown_name
-from consistentee.metrics import score
 
 
 def test_empty_and_ragged_splits_are_refused():

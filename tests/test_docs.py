@@ -11,18 +11,18 @@ import typer
 from small_suite import write_task
 from typer.testing import CliRunner
 
+from benchmarks.analysis.figures.curves import curve_on_test, styles
 from benchmarks.analysis.leaderboard import load_leaderboard
-from benchmarks.analysis.plots import curve_on_test, styles
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.tables import write_table
 from benchmarks.cli import app
+from benchmarks.commands.new_method import write_method
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
 from benchmarks.contract.run import check_method, fault_lines
-from benchmarks.harness import spec
-from benchmarks.harness.spec import RecipeSpec, TimingSpec
-from benchmarks.new_method import write_method
-from consistentee import classifiers
-from consistentee.method import get_method
+from benchmarks.store import spec
+from benchmarks.store.spec import RecipeSpec, TimingSpec
+from consistentee.methods.method import get_method
+from consistentee.models import classifiers
 
 ROOT = Path(__file__).parent.parent
 
@@ -121,7 +121,7 @@ def test_the_kind_of_classifier_of_the_guide_passes_the_contract(tmp_path, monke
     first = "        train_jointly("
     use = CODE[0].replace(first, f'        model.use_classifier(ClassifierSpec("max"), recipe.seed)\n{first}')
     assert "max" in use
-    assert passes_the_contract(tmp_path, f"{use}from consistentee.classifiers import ClassifierSpec\n{CODE[2]}")
+    assert passes_the_contract(tmp_path, f"{use}from consistentee.models.classifiers import ClassifierSpec\n{CODE[2]}")
 
 
 def test_the_method_of_generation_of_the_guide_passes_the_contract(tmp_path):

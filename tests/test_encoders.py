@@ -8,9 +8,9 @@ from conftest import FAMILIES, random_texts
 from transformers import AutoModelForSequenceClassification
 
 from consistentee.backbones.encoders import stepper_for
-from consistentee.classification import stock_encoded
+from consistentee.engine.classify import stock_encoded
 from consistentee.errors import UserError
-from consistentee.model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
 
 
 @pytest.mark.parametrize("family", FAMILIES)

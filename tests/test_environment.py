@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness import fingerprint
-from benchmarks.harness.environment import command_line, describe_conditions, describe_environment
-from benchmarks.harness.fingerprint import FileHashes, cell_key, code_fingerprint
-from benchmarks.harness.spec import CellSpec, RecipeSpec
+from benchmarks.store import keys as fingerprint
+from benchmarks.store.environment import command_line, describe_conditions, describe_environment
+from benchmarks.store.keys import FileHashes, cell_key, code_fingerprint
+from benchmarks.store.spec import CellSpec, RecipeSpec
 from consistentee.errors import UserError
 
 SPEC = CellSpec(
@@ -26,7 +26,7 @@ SPEC = CellSpec(
     budgets=(0.5,),
     bootstrap_resamples=100,
 )
-METHOD = '"""A method."""\nfrom consistentee.exits import NeverExit\n\nclass Mine:\n    """Docs."""\n    x = 1  # why\n'
+METHOD = '"""A method."""\nfrom consistentee import NeverExit\n\nclass Mine:\n    """Docs."""\n    x = 1  # why\n'
 
 
 def test_environment_is_json_and_tells_what_matters_and_nobodys_name():
@@ -112,13 +112,20 @@ def test_code_fingerprint_sees_code_not_comments(tmp_path):
 
 
 def test_imports_are_followed_through_the_project():
-    reached = fingerprint._reachable({"consistentee.consistent_ee"})
-    assert {"consistentee.policy", "consistentee.reward", "consistentee.training", "consistentee.exits"} <= reached
+    reached = fingerprint._reachable({"consistentee.methods.consistent_ee"})
+    assert {
+        "consistentee.methods.policy",
+        "consistentee.methods.reward",
+        "consistentee.training.loop",
+        "consistentee.rules.exit_rule",
+    } <= reached
     assert "baselines.pabee" not in reached
-    assert "consistentee.policy" not in fingerprint._reachable({"baselines.pabee"})
+    assert "consistentee.methods.policy" not in fingerprint._reachable({"baselines.pabee"})
 
 
 def test_a_file_that_imports_the_whole_library_depends_on_all_of_it(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("import consistentee as ee\n")
-    assert {"consistentee.policy", "consistentee.trace"} <= fingerprint._project_imports(path, "")
+    assert {"consistentee.methods.policy", "consistentee.traces.instance_trace"} <= fingerprint._project_imports(
+        path, ""
+    )

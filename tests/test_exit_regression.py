@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from consistentee.decoder import MultiExitDecoder
-from consistentee.exit_regression import StateMoments
+from consistentee.models.adapter_start import StateMoments
+from consistentee.models.decoder import MultiExitDecoder
 
 
 def draw(*shape, seed=0):

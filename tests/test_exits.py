@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consistentee.errors import UserError
-from consistentee.exits import ThresholdRule, entropy, margin, normalised_entropy, predictions_of, top_probability
-from consistentee.trace import Trace
+from consistentee.rules.exit_rule import (
+    ThresholdRule,
+    entropy,
+    margin,
+    normalised_entropy,
+    predictions_of,
+    top_probability,
+)
+from consistentee.traces.instance_trace import Trace
 
 
 def view_of(logits, layer=1):

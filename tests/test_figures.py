@@ -7,18 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import LAYERS, ROWS, cell, made_up_suite, operating_point, stored, timing, write_results
 
-from benchmarks.analysis.exit_plots import (
+from benchmarks.analysis.figures.catalogue import FIGURES, drawn_figures, write_figures
+from benchmarks.analysis.figures.exits import (
     exit_shares,
     memorized_against_exit,
     memorized_layers,
     policy_figure,
     signal_by_layer,
 )
-from benchmarks.analysis.figures import FIGURES, drawn_figures, write_figures
 from benchmarks.analysis.real_time import measured_speedups
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows import row_for_half
-from consistentee.hardness import memorized_layer
+from consistentee.methods.hardness import memorized_layer
 
 tables = st.integers(1, 6).flatmap(
     lambda layers: st.lists(st.lists(st.booleans(), min_size=layers, max_size=layers), min_size=1, max_size=20)

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from conftest import make_task
 
-from consistentee import trace, training
 from consistentee.files import DiskFullError, clear_leftovers, only_one
-from consistentee.stages import train_jointly
-from consistentee.training import Recipe
+from consistentee.traces import instance_trace as trace
+from consistentee.training import loop as training
+from consistentee.training.loop import Recipe
+from consistentee.training.stages import train_jointly
 
 HOLD = """
 import sys, time

@@ -8,11 +8,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.references import OracleRule, StaticRule
-from benchmarks.harness.flops import PARTLY_LIVE, TOKEN_COUNTS, FlopModel, LayerCost, TokenPolynomial
-from consistentee.classification import classify_encoded
-from consistentee.encoding import Encoding
-from consistentee.exits import NeverExit, ThresholdRule, entropy, head_probability
-from consistentee.heads import HeadSpec
+from benchmarks.measure.flops import PARTLY_LIVE, TOKEN_COUNTS, FlopModel, LayerCost, TokenPolynomial
+from consistentee.data.encoding import Encoding
+from consistentee.engine.classify import classify_encoded
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import NeverExit, ThresholdRule, entropy, head_probability
 
 WIDTH, INNER, CLASSES = 32, 64, 3
 

@@ -8,10 +8,10 @@ from generation_by_hand import write_generation
 from records_by_hand import cell, operating_point
 from small_suite import Bench
 
-from benchmarks.harness.forecast import Forecast, plan_lines
-from benchmarks.harness.planning import PlannedCell
-from benchmarks.harness.spec import CellSpec, load_suite
-from benchmarks.harness.storage import FAILURE_FILE, RECORD_FILE
+from benchmarks.run.forecast import Forecast, plan_lines
+from benchmarks.run.plan import PlannedCell
+from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE
+from benchmarks.store.spec import CellSpec, load_suite
 from consistentee.errors import UserError
 
 

@@ -5,11 +5,11 @@ import torch
 from conftest import make_text_task, random_prompts
 
 from baselines.free import FREE
+from consistentee.engine.generate import generate
 from consistentee.errors import UserError
-from consistentee.generation import generate
-from consistentee.method import get_method
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_trace import record_tokens
+from consistentee.methods.method import get_method
+from consistentee.traces.token_trace import record_tokens
+from consistentee.training.token_recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16)
 

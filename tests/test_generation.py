@@ -7,10 +7,10 @@ import torch
 from conftest import DECODER_FAMILIES, random_prompts
 
 from baselines.references import RandomRule, StaticRule
+from consistentee.engine.generate import generate, generate_encoded
+from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
-from consistentee.exits import ExitRule, NeverExit
-from consistentee.generation import generate, generate_encoded
-from consistentee.sampling import Sampling
+from consistentee.rules.exit_rule import ExitRule, NeverExit
 
 PROMPTS = random_prompts(9, seed=3)
 NEW_TOKENS = 10
@@ -57,7 +57,7 @@ def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, family, att
 def test_never_exit_writes_what_the_real_model_writes():
     """50 real prompts of mixed length, at batch 1 and 8."""
     from benchmarks.tasks.loader import load_classification_task
-    from consistentee.decoder import MultiExitDecoder
+    from consistentee.models.decoder import MultiExitDecoder
 
     try:
         model = MultiExitDecoder.from_backbone("smollm2-135m")

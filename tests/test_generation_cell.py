@@ -11,22 +11,22 @@ from conftest import random_prompts
 
 from baselines.layerskip import LayerSkip
 from baselines.token_references import TokenFull, TokenStatic
-from benchmarks.harness import generation_decoding
-from benchmarks.harness.calibration_study import study_calibration
-from benchmarks.harness.generation_cell import exit_histogram, layers_by_position
-from benchmarks.harness.generation_decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
-from benchmarks.harness.generation_records import FAITHFUL, ReplayPoint
-from benchmarks.harness.generation_scores import mean_with_interval, score_generations
-from benchmarks.harness.generation_selection import choose_points, layers_a_token, replay_points, select_knobs
-from benchmarks.harness.generation_spec import DecodingTimingSpec, StudySpec, TokenRecipeSpec
-from benchmarks.harness.generation_timing import DecodingTimes, load_models, stock_times, time_decoding
-from consistentee.decoder import MultiExitDecoder
+from benchmarks.kinds import decoding as generation_decoding
+from benchmarks.kinds.calibration_study import study_calibration
+from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
+from benchmarks.kinds.generation import exit_histogram, layers_by_position
+from benchmarks.kinds.generation_selection import choose_points, layers_a_token, replay_points, select_knobs
+from benchmarks.kinds.generation_timing import DecodingTimes, load_models, stock_times, time_decoding
+from benchmarks.measure.text_scores import mean_with_interval, score_generations
+from benchmarks.store.generation_records import FAITHFUL, ReplayPoint
+from benchmarks.store.generation_spec import DecodingTimingSpec, StudySpec, TokenRecipeSpec
+from consistentee.data.prompts import Prompt, PromptSplit
+from consistentee.engine.generate import Generations, generate
+from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.errors import UserError
-from consistentee.exits import NeverExit
-from consistentee.generation import Generations, generate
-from consistentee.speculation import SpeculativeGenerations, generate_speculatively
-from consistentee.text_data import Prompt, PromptSplit
-from consistentee.token_recipe import TokenRecipe
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.training.token_recipe import TokenRecipe
 
 
 @pytest.fixture(scope="module")

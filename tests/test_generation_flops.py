@@ -7,11 +7,11 @@ import torch
 from conftest import random_prompts
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness.generation_flops import DecodingFlops
-from consistentee.decoder import MultiExitDecoder
-from consistentee.exits import ExitRule, NeverExit, ThresholdRule, margin
-from consistentee.generation import Generations, generate
-from consistentee.speculation import generate_speculatively
+from benchmarks.measure.decoding_flops import DecodingFlops
+from consistentee.engine.generate import Generations, generate
+from consistentee.engine.speculation import generate_speculatively
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule, margin
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 48, 4, 2, 8, 4
 RANK = 16

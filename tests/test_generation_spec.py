@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.harness.fingerprint import GENERATION_CODE, cell_key
-from benchmarks.harness.generation_spec import GenerationCellSpec, GenerationSuite
-from benchmarks.harness.spec import Filters, SuiteSpec, expand, load_suite
-from consistentee.calibration import hoeffding_bentkus
+from benchmarks.store.generation_spec import GenerationCellSpec, GenerationSuite
+from benchmarks.store.keys import GENERATION_CODE, cell_key
+from benchmarks.store.spec import Filters, SuiteSpec, expand, load_suite
 from consistentee.errors import UserError
-from consistentee.method import get_method
-from consistentee.token_method import TokenMethod
+from consistentee.methods.calibration import hoeffding_bentkus
+from consistentee.methods.method import get_method
+from consistentee.methods.token_method import TokenMethod
 
 SUITE = {
     "name": "small",
@@ -111,7 +111,7 @@ def test_key_depends_on_what_is_decoded_and_not_on_names(tmp_path):
 
 def test_reading_a_suite_loads_no_torch(tmp_path):
     code = (
-        "import sys\nfrom benchmarks.harness.spec import expand, load_suite\nimport benchmarks.harness.kinds\n"
+        "import sys\nfrom benchmarks.store.spec import expand, load_suite\nimport benchmarks.kinds.kind\n"
         f"assert expand(load_suite({str(written(tmp_path))!r}))\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

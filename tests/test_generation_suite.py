@@ -18,11 +18,12 @@ from small_generation_suite import METHODS, GenerationBench
 from small_suite import wait_until
 
 from benchmarks import analysis
-from benchmarks.harness import fingerprint, schedulers
-from benchmarks.harness.forecast import plan_lines
-from benchmarks.harness.spec import Filters, load_suite
-from benchmarks.harness.storage import RECORD_FILE, TIMING_FILE, read_predictions
-from benchmarks.harness.sweep import run_suite
+from benchmarks.run import schedulers
+from benchmarks.run.forecast import plan_lines
+from benchmarks.run.sweep import run_suite
+from benchmarks.store import keys as fingerprint
+from benchmarks.store.folders import RECORD_FILE, TIMING_FILE, read_predictions
+from benchmarks.store.spec import Filters, load_suite
 from consistentee.errors import UserError
 
 METHOD = """
@@ -148,7 +149,7 @@ def test_second_run_writes_nothing_and_loads_no_torch(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.out.rglob("*.json")}
     code = (
         "import sys; from pathlib import Path\n"
-        "from benchmarks.harness.spec import load_suite\nfrom benchmarks.harness.sweep import run_suite\n"
+        "from benchmarks.store.spec import load_suite\nfrom benchmarks.run.sweep import run_suite\n"
         f"outcome = run_suite(load_suite({str(finished.suite_file)!r}), out=Path({str(finished.out)!r}))\n"
         "assert (outcome.finished, outcome.computed) == (4, 0)\nassert 'torch' not in sys.modules\n"
     )

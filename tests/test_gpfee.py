@@ -4,9 +4,9 @@ import torch
 from conftest import make_task, random_texts
 
 from baselines.gpfee import GPFEE, imitation_loss
-from consistentee.classifiers import ClassifierSpec, PastFutureClassifier
-from consistentee.model import MultiExitModel
-from consistentee.training import Recipe
+from consistentee.models.classifiers import ClassifierSpec, PastFutureClassifier
+from consistentee.models.encoder import MultiExitModel
+from consistentee.training.loop import Recipe
 
 
 def with_past_future(model: MultiExitModel) -> MultiExitModel:

@@ -5,8 +5,8 @@ from conftest import make_task
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consistentee.hardness import cross_fitted_memorized_layer, memorized_layer
-from consistentee.training import Recipe
+from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer
+from consistentee.training.loop import Recipe
 
 
 def test_by_hand():

@@ -12,10 +12,10 @@ from conftest import FAMILIES
 from benchmarks.contract.case import Case, train_case
 from benchmarks.contract.checks import CHECKS, Check
 from benchmarks.contract.tiny_models import TinyModels
-from consistentee.classification import classify
+from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.method import available_methods, get_method
-from consistentee.trace import replay
+from consistentee.methods.method import available_methods, get_method
+from consistentee.traces.instance_trace import replay
 
 EVERYWHERE = [check for check in CHECKS if check.every_family]
 ONCE = [check for check in CHECKS if not check.every_family]

@@ -15,8 +15,8 @@ import pytest
 from small_suite import Bench, wait_until
 
 from benchmarks import analysis
-from benchmarks.harness.schedulers import Schedule
-from benchmarks.harness.storage import read_all
+from benchmarks.run.schedulers import Schedule
+from benchmarks.store.folders import read_all
 from consistentee.errors import UserError
 
 METHODS = ["full", "calm-softmax", "pabee", "static", "deebert"]

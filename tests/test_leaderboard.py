@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmarks.analysis.leaderboard import load_leaderboard, machine_of, record_fault, timing_fault
 from benchmarks.analysis.leaderboard_tables import leaderboard_tables, to_text
 from benchmarks.cli import app
-from benchmarks.harness.storage import write_record
+from benchmarks.store.folders import write_record
 from consistentee.errors import UserError
 
 BY_STRENGTH = [

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from baselines import leebert
 from baselines.leebert import SCORES, LeeBERT, alignment, lesson_weights, lessons
-from consistentee import training
-from consistentee.data import Split
+from consistentee.data.instances import Split
 from consistentee.errors import UserError
-from consistentee.stages import BACKBONE_AND_CLASSIFIERS, layer_losses
-from consistentee.training import Recipe
+from consistentee.training import loop as training
+from consistentee.training.loop import Recipe
+from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
 METHOD = LeeBERT(held_out=0.3, weight_every=2)

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.harness import measure
-from benchmarks.harness.measure import Runner, passes_of_round, time_contenders
-from benchmarks.harness.spec import TimingSpec
-from consistentee.encoding import Encoding
+from benchmarks.measure import clock as measure
+from benchmarks.measure.clock import Runner, passes_of_round, time_contenders
+from benchmarks.store.spec import TimingSpec
+from consistentee.data.encoding import Encoding
 
 CPU = torch.device("cpu")
 ROWS = [Encoding([number]) for number in range(5)]

@@ -6,15 +6,15 @@ import pytest
 from conftest import make_task
 
 from consistentee.errors import UserError
-from consistentee.method import available_methods, get_method, train_method
-from consistentee.training import Recipe
+from consistentee.methods.method import available_methods, get_method, train_method
+from consistentee.training.loop import Recipe
 
 MINE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 from consistentee import Knob, Method, ThresholdRule
-from consistentee.exits import margin
-from consistentee.stages import train_jointly
+from consistentee.rules.exit_rule import margin
+from consistentee.training.stages import train_jointly
 
 @dataclass(frozen=True)
 class Mine(Method):
@@ -110,7 +110,7 @@ def test_missing_file_is_named(tmp_path):
 def test_a_broken_entry_point_is_named(monkeypatch):
     from importlib.metadata import EntryPoint
 
-    from consistentee import method
+    from consistentee.methods import method
 
     broken = EntryPoint("gone", "no_such_package:Gone", "consistentee.methods")
     monkeypatch.setattr(method, "available_methods", lambda *_: {"gone": broken})

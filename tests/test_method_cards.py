@@ -6,10 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.method_cards import MethodCard, method_card, stated_card
-from benchmarks.new_method import write_method
-from benchmarks.token_cards import token_card
-from consistentee.method import get_method
+from benchmarks.commands.method_cards import MethodCard, method_card, stated_card
+from benchmarks.commands.new_method import write_method
+from benchmarks.commands.token_cards import token_card
+from consistentee.methods.method import get_method
 
 
 def card(name, models, **parameters) -> MethodCard:
@@ -102,7 +102,7 @@ def test_a_method_that_decodes_in_its_own_way_says_so(tiny_decoders):
 
 
 def test_the_command_shows_cards_of_files_and_of_broken_ones(tmp_path, monkeypatch):
-    from benchmarks import inventory
+    from benchmarks.commands import inventory
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inventory, "available_methods", lambda group="": ["token-static"] if group else [])

@@ -6,13 +6,13 @@ import pytest
 import torch
 from conftest import FAMILIES, random_texts
 
-from consistentee.classification import classify
-from consistentee.classifiers import ClassifierSpec
-from consistentee.encoding import Batch
+from consistentee.data.encoding import Batch
+from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.exits import NeverExit
-from consistentee.heads import HeadSpec
-from consistentee.model import MultiExitModel
+from consistentee.models.classifiers import ClassifierSpec
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import NeverExit
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 from consistentee import MultiExitDecoder
 from consistentee.backbones.catalog import list_backbones
 from consistentee.backbones.wheels import is_fetched
-from consistentee.decoder_description import default_exit_layers
 from consistentee.errors import UserError
-from consistentee.heads import HeadSpec
+from consistentee.models.decoder_description import default_exit_layers
+from consistentee.models.heads import HeadSpec
 
 KINDS = ["norm", "low-rank", "head"]
 
@@ -243,7 +243,9 @@ class TestFiles:
     def test_a_name_of_the_catalogue_is_kept_wherever_there_is_a_folder_of_that_name(
         self, tiny_decoder_backbone, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr("consistentee.decoder.resolve_decoder", lambda name: str(tiny_decoder_backbone(name)))
+        monkeypatch.setattr(
+            "consistentee.models.decoder.resolve_decoder", lambda name: str(tiny_decoder_backbone(name))
+        )
         (tmp_path / "gpt2").mkdir()
         monkeypatch.chdir(tmp_path)
         assert MultiExitDecoder.from_backbone("gpt2").description.backbone_name == "gpt2"

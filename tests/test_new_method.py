@@ -2,11 +2,11 @@
 
 import pytest
 
+from benchmarks.commands.new_method import MethodNames, names_of, write_method
+from benchmarks.commands.plugins import find_methods, labels_of
 from benchmarks.contract.run import check_method, fault_lines
-from benchmarks.new_method import MethodNames, names_of, write_method
-from benchmarks.plugins import find_methods, labels_of
 from consistentee.errors import UserError
-from consistentee.method import get_method
+from consistentee.methods.method import get_method
 
 
 @pytest.mark.parametrize("text", ["early-gate", "EarlyGate", "early gate", "early_gate", "Early-Gate", "earlyGate"])

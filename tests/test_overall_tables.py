@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from records_by_hand import LAYERS, ROWS, cell, curve_point, made_up_suite, operating_point, stored, timing
 
-from benchmarks.analysis.gain_plots import gains_figure
+from benchmarks.analysis.figures.gains import gains_figure
 from benchmarks.analysis.overall_tables import clock_table, overall_tables, static_gain_table
 from benchmarks.analysis.real_time import clock_summary
 from benchmarks.analysis.results import panels
 from benchmarks.analysis.static_gains import static_gains
-from benchmarks.harness.storage import write_predictions
+from benchmarks.store.folders import write_predictions
 
 LABELS = np.arange(ROWS) % 4
 EVEN = np.arange(ROWS) % 2 == 0

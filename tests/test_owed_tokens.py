@@ -7,12 +7,12 @@ from transformers import DynamicCache
 
 from baselines.references import RandomRule
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.exits import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, entropy
-from consistentee.generation import generate, generate_encoded
-from consistentee.kv_cache import CacheHoleError, KeyValueCache
-from consistentee.owed_tokens import OwedTokens, Propagation
-from consistentee.token_decoding import TokenDecoder
-from consistentee.token_view import TokenView, prompt_key
+from consistentee.engine.cache import CacheHoleError, KeyValueCache
+from consistentee.engine.decoding_step import TokenDecoder
+from consistentee.engine.generate import generate, generate_encoded
+from consistentee.engine.owed_tokens import OwedTokens, Propagation
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, entropy
+from consistentee.traces.token_view import TokenView, prompt_key
 
 POLICIES = ("propagate", "exact")
 NEW_TOKENS = 8

@@ -3,9 +3,9 @@ import pytest
 from matplotlib.image import imread
 from records_by_hand import cell, curve_point, made_up_suite, operating_point, stored, timing, write_results
 
-from benchmarks.analysis.plots import curve_on_test, figure, score_limits, write_curves
+from benchmarks.analysis.figures.curves import curve_on_test, figure, score_limits, write_curves
+from benchmarks.analysis.figures.styles import bold_curves, styles
 from benchmarks.analysis.results import panels
-from benchmarks.analysis.styles import bold_curves, styles
 
 
 @pytest.fixture(scope="module")

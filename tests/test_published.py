@@ -8,7 +8,7 @@ from benchmarks.analysis.published import names, published_for, published_result
 from benchmarks.analysis.results import panels
 from benchmarks.tasks.loader import list_tasks
 from consistentee.errors import UserError
-from consistentee.method import available_methods
+from consistentee.methods.method import available_methods
 
 
 def panel_of(task):

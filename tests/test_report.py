@@ -10,7 +10,7 @@ from records_by_hand import ENVIRONMENT, cell, made_up_suite, operating_point, s
 from benchmarks.analysis.caveats import caveats
 from benchmarks.analysis.report import overview_table, provenance_table, render, write_report
 from benchmarks.analysis.results import load_panels, panels
-from benchmarks.harness.storage import write_record
+from benchmarks.store.folders import write_record
 from consistentee.errors import UserError
 
 HOSTILE = "<script>window.hacked = true</script>"

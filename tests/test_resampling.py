@@ -9,8 +9,8 @@ from benchmarks.analysis.resampling import (
     mean_over_drawn_seeds,
     resampled_scores,
 )
-from benchmarks.harness.intervals import score_interval
-from consistentee.metrics import score
+from benchmarks.measure.intervals import score_interval
+from consistentee.data.metrics import score
 
 ROWS = 300
 

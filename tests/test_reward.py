@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consistentee.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
+from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
 
 probabilities = st.integers(0, 2**31).map(
     lambda seed: torch.rand(5, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

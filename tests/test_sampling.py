@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from consistentee.engine.sampling import Sampling, choose_tokens
 from consistentee.errors import UserError
-from consistentee.sampling import Sampling, choose_tokens
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, -torch.inf])
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.harness.schedulers import Share, next_job
-from benchmarks.harness.spec import Group
+from benchmarks.run.schedulers import Share, next_job
+from benchmarks.store.spec import Group
 
 
 @dataclass(frozen=True)

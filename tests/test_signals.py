@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.harness.records import SIGNAL_QUANTILES
-from benchmarks.harness.signals import signal_quantiles
-from consistentee.exits import NeverExit, ThresholdRule, top_probability
-from consistentee.policy import POLICY, PolicyRule, policy_spec
-from consistentee.trace import Trace, record_trace
+from benchmarks.measure.signals import signal_quantiles
+from benchmarks.store.records import SIGNAL_QUANTILES
+from consistentee.methods.policy import POLICY, PolicyRule, policy_spec
+from consistentee.rules.exit_rule import NeverExit, ThresholdRule, top_probability
+from consistentee.traces.instance_trace import Trace, record_trace
 
 ROWS, LAYERS = 50, 4
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from small_generation_suite import write_text_task
 from typer.testing import CliRunner
 
-from benchmarks import single_decoder
 from benchmarks.cli import app
-from benchmarks.single_decoder import colour_of, write_texts
-from consistentee.decoder import MultiExitDecoder
+from benchmarks.commands import single_decoder
+from benchmarks.commands.single_decoder import colour_of, write_texts
+from consistentee.models.decoder import MultiExitDecoder
 
 RECIPE = ["--recipe", "exit_steps=3", "exit_batch_size=8", "head_steps=3", "head_tokens=32"]
 
@@ -102,7 +102,7 @@ def test_keys_and_values_may_be_filled_exactly(trained):
 
 
 def test_newlines_stay_on_one_line(capsys):
-    from consistentee.transcript import NewToken
+    from consistentee.engine.transcript import NewToken
 
     single_decoder._spell(NewToken(0, 0, 5, "a\nb\\", 3, None))
     assert capsys.readouterr().out == "a\\nb\\\\/3"

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.skipdecode import SkipDecode, falling_schedule
-from consistentee.generation import generate
-from consistentee.token_recipe import TokenRecipe
+from consistentee.engine.generate import generate
+from consistentee.training.token_recipe import TokenRecipe
 
 SIX = (6, 12, 18, 24, 30)
 

@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.harness.kinds import kind_named
-from benchmarks.harness.spec import (
+from benchmarks.kinds.kind import kind_named
+from benchmarks.store.spec import (
     Filters,
     MethodEntry,
     RecipeSpec,
@@ -22,8 +22,8 @@ from benchmarks.harness.spec import (
 from benchmarks.tasks.loader import list_tasks
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError
-from consistentee.method import available_methods
-from consistentee.training import Recipe
+from consistentee.methods.method import available_methods
+from consistentee.training.loop import Recipe
 
 SUITE = {
     "name": "small",

@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import DECODER_FAMILIES, random_prompts
 
+from consistentee.engine.generate import generate
+from consistentee.engine.speculation import generate_speculatively
 from consistentee.errors import UserError
-from consistentee.exits import NeverExit
-from consistentee.generation import generate
-from consistentee.speculation import generate_speculatively
+from consistentee.rules.exit_rule import NeverExit
 
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 10

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 from records_by_hand import cell, operating_point
 
-from benchmarks.harness import storage
-from benchmarks.harness.records import CellRecord
-from benchmarks.harness.storage import (
+from benchmarks.store import folders as storage
+from benchmarks.store.folders import (
     PREDICTIONS_FILE,
     RECORD_FILE,
     RunFolder,
@@ -23,6 +22,7 @@ from benchmarks.harness.storage import (
     write_record,
     write_text,
 )
+from benchmarks.store.records import CellRecord
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError, is_disk_full, replacing
 

@@ -11,7 +11,7 @@ from benchmarks.cli import app
 from benchmarks.tasks import check
 from benchmarks.tasks.check import check_task
 from benchmarks.tasks.check_report import Overlap, normalised, overlaps
-from consistentee.data import Split
+from consistentee.data.instances import Split
 from consistentee.errors import UserError
 
 

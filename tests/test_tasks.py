@@ -23,8 +23,8 @@ from benchmarks.tasks.loader import rows_of_dataset, task_kind, task_shipment
 from benchmarks.tasks.readers import read_file
 from benchmarks.tasks.spec import Files, Hub, MetricName, TaskSpec
 from consistentee.backbones.wheels import is_fetched
+from consistentee.data.metrics import METRICS
 from consistentee.errors import UserError
-from consistentee.metrics import METRICS
 
 PLAIN = {"format": "tsv", "train": "train.tsv", "text": "text", "label": "label"}
 

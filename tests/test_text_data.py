@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consistentee.data.prompts import Prompt, PromptSplit, TextTask, cut_prompt, fit_prompt
 from consistentee.errors import UserError
-from consistentee.text_data import Prompt, PromptSplit, TextTask, cut_prompt, fit_prompt
 
 
 def by_word(text):

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
+from consistentee.data.text_metrics import TEXT_METRICS, rouge, score_texts, token_match
 from consistentee.errors import UserError
-from consistentee.text_metrics import TEXT_METRICS, rouge, score_texts, token_match
 
 
 def test_rouge_by_hand():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.inventory import fetch_by_name, inventories
+from benchmarks.commands.inventory import fetch_by_name, inventories
 from benchmarks.tasks import loader
 from benchmarks.tasks.check import check_task
 from benchmarks.tasks.loader import (
@@ -26,9 +26,9 @@ from benchmarks.tasks.loader import (
 from benchmarks.tasks.readers import read_file
 from benchmarks.tasks.templates import Template
 from benchmarks.tasks.text_spec import TextFiles, TextHub, TextMetricName, TextTaskSpec
+from consistentee.data.prompts import TextTask
+from consistentee.data.text_metrics import TEXT_METRICS
 from consistentee.errors import UserError
-from consistentee.text_data import TextTask
-from consistentee.text_metrics import TEXT_METRICS
 
 PLAIN = {"format": "jsonl", "train": "train.jsonl", "fields": {"question": "q"}, "response": "a"}
 
@@ -378,7 +378,9 @@ def test_a_continuation_divides_sentences(tmp_path, monkeypatch):
 def test_the_continuation_task_shares_its_package_with_the_snippets(monkeypatch):
     assert task_shipment("nyt-continuation") == task_shipment("movie-snippets")
     fetched = []
-    monkeypatch.setattr("benchmarks.inventory.fetch", lambda shipment: fetched.append(shipment.name) or Path("place"))
+    monkeypatch.setattr(
+        "benchmarks.commands.inventory.fetch", lambda shipment: fetched.append(shipment.name) or Path("place")
+    )
     assert fetch_by_name("nyt-continuation") == "place"
     assert fetched == ["movie-snippets"]
 

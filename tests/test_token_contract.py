@@ -9,16 +9,16 @@ from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.run import check_method, fault_lines
 from benchmarks.contract.token_case import train_token_case
 from consistentee.errors import UserError
-from consistentee.method import get_method
+from consistentee.methods.method import get_method
 
 BASE = """
 from dataclasses import dataclass
 from typing import ClassVar
 import torch
 from consistentee import ExitRule, Knob, ThresholdRule, UserError
-from consistentee.exits import margin
-from consistentee.token_method import TokenMethod
-from consistentee.token_training import train_exits
+from consistentee.rules.exit_rule import margin
+from consistentee.methods.token_method import TokenMethod
+from consistentee.training.token_stages import train_exits
 
 class Base(TokenMethod):
     name: ClassVar[str] = "base"

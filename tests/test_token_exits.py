@@ -9,12 +9,12 @@ from torch import Tensor
 
 from consistentee.backbones.encoders import EncoderStepper, stepper_for
 from consistentee.backbones.token_exits import layers_run
-from consistentee.classification import classify, classify_encoded, stock_encoded
-from consistentee.encoding import Batch, Encoding
+from consistentee.data.encoding import Batch, Encoding
+from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.exits import NeverExit, ThresholdRule, entropy
-from consistentee.model import MultiExitModel
-from consistentee.trace import Trace, record_trace, replay
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import NeverExit, ThresholdRule, entropy
+from consistentee.traces.instance_trace import Trace, record_trace, replay
 
 LAYERS = 4
 

@@ -13,7 +13,7 @@ from conftest import DECODER_FAMILIES
 from benchmarks.contract.tiny_decoders import TinyDecoders
 from benchmarks.contract.token_case import TokenCase, train_token_case
 from benchmarks.contract.token_checks import TOKEN_CHECKS
-from consistentee.method import TOKEN_ENTRY_POINT_GROUP, available_methods, get_method
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, get_method
 
 EVERYWHERE = ("free", "token-random", "token-static")
 EVERY_CHECK = [check for check in TOKEN_CHECKS if check.every_family]

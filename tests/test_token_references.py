@@ -7,12 +7,12 @@ import torch
 from conftest import make_text_task, random_prompts
 
 from baselines.token_references import RandomTokenRule
+from consistentee.engine.generate import generate
 from consistentee.errors import UserError
-from consistentee.generation import generate
-from consistentee.method import get_method
-from consistentee.schedules import ScheduledRule, mean_layers
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_trace import record_tokens, replay_tokens
+from consistentee.methods.method import get_method
+from consistentee.rules.schedules import ScheduledRule, mean_layers
+from consistentee.traces.token_trace import record_tokens, replay_tokens
+from consistentee.training.token_recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16, backbone_steps=2, backbone_batch_size=2)
 EXITS = (2, 5, 6, 12)

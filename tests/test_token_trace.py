@@ -4,13 +4,19 @@ import pytest
 import torch
 from conftest import DECODER_FAMILIES, random_prompts
 
+from consistentee.data.prompts import PromptSplit
+from consistentee.engine.generate import generate
 from consistentee.errors import UserError
-from consistentee.exits import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, margin
-from consistentee.generation import generate
-from consistentee.heads import HeadSpec
-from consistentee.text_data import PromptSplit
-from consistentee.token_rows import collate_rows, encode_rows
-from consistentee.token_trace import TokenTraceView, record_token_trace, record_tokens, replay_tokens, sweep_tokens
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, margin
+from consistentee.traces.token_rows import collate_rows, encode_rows
+from consistentee.traces.token_trace import (
+    TokenTraceView,
+    record_token_trace,
+    record_tokens,
+    replay_tokens,
+    sweep_tokens,
+)
 
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
 SPLIT = PromptSplit("train", ["ba be", "bi bo bu da"], [" de di", " ga ge gi go"])
@@ -191,7 +197,7 @@ def test_chunks_change_nothing(tiny_decoder, monkeypatch):
     trace = record_tokens(model, [([2, 7, 5 + i], [30 + i, 31, 3]) for i in range(7)])
     rules = [ThresholdRule(margin, threshold, "above") for threshold in (0.0, 0.1, 0.3)]
     whole = sweep_tokens(rules, trace)
-    monkeypatch.setattr("consistentee.token_trace.CHUNK", 2)
+    monkeypatch.setattr("consistentee.traces.token_trace.CHUNK", 2)
     assert torch.equal(sweep_tokens(rules, trace), whole)
 
 

@@ -7,14 +7,21 @@ import torch
 from conftest import make_text_task
 from torch.nn import functional
 
-from consistentee import token_training, training
-from consistentee.decoder import MultiExitDecoder
-from consistentee.heads import HeadSpec
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_rows import collate_rows
-from consistentee.token_sources import DrawnRows, DrawnTokens, drawn
-from consistentee.token_trace import record_tokens
-from consistentee.token_training import exit_weights, joint_loss, train_exits, train_last_exit, train_learned_head
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.heads import HeadSpec
+from consistentee.traces.token_rows import collate_rows
+from consistentee.traces.token_trace import record_tokens
+from consistentee.training import loop as training
+from consistentee.training import token_stages as token_training
+from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.token_sources import DrawnRows, DrawnTokens, drawn
+from consistentee.training.token_stages import (
+    exit_weights,
+    joint_loss,
+    train_exits,
+    train_last_exit,
+    train_learned_head,
+)
 
 RECIPE = TokenRecipe(
     exit_steps=30, exit_batch_size=16, exit_learning_rate=1e-2, head_steps=20, head_batch_size=16, backbone_steps=3

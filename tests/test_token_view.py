@@ -4,11 +4,11 @@ import pytest
 import torch
 from conftest import random_prompts
 
+from consistentee.engine.generate import generate
 from consistentee.errors import UserError
-from consistentee.exits import ExitRule, ThresholdRule
-from consistentee.generation import generate
-from consistentee.heads import HeadSpec
-from consistentee.token_view import TokenView, prompt_key, token_key
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule
+from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
 PROMPTS = random_prompts(4, seed=6)
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consistentee.engine.transcript import Endings, Transcript
 from consistentee.errors import UserError
-from consistentee.transcript import Endings, Transcript
 
 END = 255
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from benchmarks.analysis.generation_rows import GenerationPanel
     from benchmarks.analysis.results import Panel
     from benchmarks.analysis.text_tables import TextTable
-    from benchmarks.harness.storage import Fault
+    from benchmarks.store.folders import Fault
 
 __all__ = ["report_files", "terminal_report", "write_all_figures", "write_all_tables", "write_html"]
 
@@ -28,10 +28,10 @@ def report_files(out_dir: Path) -> "Group":
     Raises:
         UserError: the folder holds no results.
     """
-    from benchmarks.harness.storage import write_text
+    from benchmarks.store.folders import write_text
 
     if _holds_generation(out_dir):
-        from benchmarks.analysis.generation_plots import draw_all
+        from benchmarks.analysis.figures.generation import draw_all
         from benchmarks.analysis.generation_rows import load_generation_panels
         from benchmarks.analysis.generation_tables import GENERATION_FORMATS
 
@@ -40,7 +40,7 @@ def report_files(out_dir: Path) -> "Group":
             write_text(out_dir / f"table.{suffix}", GENERATION_FORMATS[suffix](texts))
         draw_all(texts, out_dir)
         return _terminal_tables_of_generation(texts, faults)
-    from benchmarks.analysis.plots import figure, save_figure
+    from benchmarks.analysis.figures.curves import figure, save_figure
     from benchmarks.analysis.results import load_panels
     from benchmarks.analysis.tables import FORMATS
 
@@ -94,10 +94,10 @@ def write_all_figures(
     ``processes`` share the figures of classification; those of generation are few.
     """
     if _holds_generation(out_dir):
-        from benchmarks.analysis.generation_plots import write_decoding_figures
+        from benchmarks.analysis.figures.generation import write_decoding_figures
 
         return write_decoding_figures(out_dir, labels), []
-    from benchmarks.analysis.figures import write_figures
+    from benchmarks.analysis.figures.catalogue import write_figures
 
     return write_figures(out_dir, labels, processes=processes)
 
@@ -114,7 +114,7 @@ def write_html(out_dir: Path) -> Path:
 
 
 def _holds_generation(out_dir: Path) -> bool:
-    from benchmarks.harness.storage import kind_of_results
+    from benchmarks.store.folders import kind_of_results
 
     return kind_of_results(out_dir) == "generation"
 

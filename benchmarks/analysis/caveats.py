@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.analysis.results import FULL, AnyPanel, Panel
 from benchmarks.analysis.rows import table_rows
-from benchmarks.harness.storage import FAILURE_FILE, RECORD_FILE, Fault
+from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE, Fault
 
 NOISY_SPREAD = 0.2
 """A spread, (slowest - fastest round) / median, above which a clock is called noisy."""

@@ -17,7 +17,7 @@ from benchmarks.analysis.generation_rows import (
 )
 from benchmarks.analysis.results import FULL, REFERENCES, role_of
 from benchmarks.analysis.statistics import interval_of_mean
-from benchmarks.harness.generation_records import Mean
+from benchmarks.store.generation_records import Mean
 from consistentee.errors import UserError
 
 REFERENCE_ROLES = ("static", "random")

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.analysis.caveats import Caveat, caveats_of_clock, caveats_of_folder, caveats_of_records
-from benchmarks.analysis.figures import FigureKind
-from benchmarks.analysis.generation_plots import decoding_figure, decoding_styles, figure_name, row_near_half
+from benchmarks.analysis.figures.catalogue import FigureKind
+from benchmarks.analysis.figures.generation import decoding_figure, decoding_styles, figure_name, row_near_half
 from benchmarks.analysis.generation_rows import GenerationPanel, generation_rows, load_generation_panels
 from benchmarks.analysis.generation_tables import generation_tables
 from benchmarks.analysis.report import REPORT_FILE, EmbeddedFigure, Section, data_uri, render_page
 from benchmarks.analysis.results import FULL, role_of
 from benchmarks.analysis.text_tables import MISSING, TextTable
-from benchmarks.harness.storage import Fault, write_text
+from benchmarks.store.folders import Fault, write_text
 
 _SHOWS = (
     "Top left and middle: ROUGE to the reference over average layers and over the time of decoding a token. Bottom "

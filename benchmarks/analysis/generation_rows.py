@@ -12,14 +12,14 @@ from benchmarks.analysis.curves import time_ratio
 from benchmarks.analysis.results import FULL, BasePanel, BaseStoredCell, load_panels_of, role_of
 from benchmarks.analysis.rows import predictions_of, varied_parameters
 from benchmarks.analysis.statistics import budget_of, mean_and_std, split_targets
-from benchmarks.harness.generation_records import (
+from benchmarks.store.folders import Fault
+from benchmarks.store.generation_records import (
     DecodingContender,
     DecodingPoint,
     DecodingTimingRecord,
     GenerationRecord,
     Mean,
 )
-from benchmarks.harness.storage import Fault
 from consistentee.errors import UserError
 
 GenerationCell: TypeAlias = BaseStoredCell[GenerationRecord]

@@ -16,8 +16,8 @@ from benchmarks.analysis.rows import format_value
 from benchmarks.analysis.statistics import budget_of
 from benchmarks.analysis.tables import MISSING, SUFFIXES, machine
 from benchmarks.analysis.text_tables import TextTable, csv_of, to_latex, to_markdown
-from benchmarks.harness.generation_records import FAITHFUL, CalibrationRecord, CalibrationResult, Mean
-from benchmarks.harness.storage import write_text
+from benchmarks.store.folders import write_text
+from benchmarks.store.generation_records import FAITHFUL, CalibrationRecord, CalibrationResult, Mean
 from consistentee.errors import unknown_name
 
 DEFAULT_BATCH_SIZES = [1, 8]

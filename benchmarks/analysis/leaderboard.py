@@ -24,8 +24,8 @@ from benchmarks.analysis.comparisons import blind_score, layers_area, time_area
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, panels, refuse_generation
 from benchmarks.analysis.rows import label_rows
 from benchmarks.analysis.statistics import interval_of_mean
-from benchmarks.harness.records import CellRecord, TimingRecord
-from benchmarks.harness.storage import read_all
+from benchmarks.store.folders import read_all
+from benchmarks.store.records import CellRecord, TimingRecord
 from consistentee.errors import UserError
 
 NARROW_SCALE = 0.1

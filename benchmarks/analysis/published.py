@@ -15,7 +15,7 @@ from benchmarks.analysis.results import REFERENCES, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, row_for_half
 from benchmarks.analysis.tables import SUFFIXES
 from benchmarks.analysis.text_tables import MISSING, TextTable, to_latex, to_markdown
-from benchmarks.harness.storage import write_text
+from benchmarks.store.folders import write_text
 from consistentee.errors import unknown_name
 
 _FOLDER = files("benchmarks") / "published"

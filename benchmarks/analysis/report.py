@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from benchmarks.analysis.caveats import Caveat, caveats
-from benchmarks.analysis.figures import FigureKind, drawn_figures
+from benchmarks.analysis.figures.catalogue import FigureKind, drawn_figures
 from benchmarks.analysis.headline_tables import headline_tables
 from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.published import published_for, published_table
@@ -18,8 +18,8 @@ from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, AnyPanel, Panel,
 from benchmarks.analysis.rows import row_for_half
 from benchmarks.analysis.tables import machine, panel_tables
 from benchmarks.analysis.text_tables import MISSING, TextTable
-from benchmarks.harness.records import BaseRecord
-from benchmarks.harness.storage import write_text
+from benchmarks.store.folders import write_text
+from benchmarks.store.records import BaseRecord
 
 REPORT_FILE = "report.html"
 _DPI = 110

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.harness.intervals import score_interval
+from benchmarks.measure.intervals import score_interval
 
 Floats = NDArray[np.float64]
 

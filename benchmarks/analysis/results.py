@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
-from benchmarks.harness.records import (
+from benchmarks.store.folders import Fault, kind_of_results, read_results
+from benchmarks.store.records import (
     BaseContender,
     BaseRecord,
     BaseTimingRecord,
@@ -13,7 +14,6 @@ from benchmarks.harness.records import (
     Contender,
     TimingRecord,
 )
-from benchmarks.harness.storage import Fault, kind_of_results, read_results
 from consistentee.errors import UserError, unknown_name
 
 _T = TypeVar("_T")

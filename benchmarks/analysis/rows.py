@@ -13,8 +13,8 @@ from benchmarks.analysis.curves import RoundSeconds, Speedups, speedups, time_ra
 from benchmarks.analysis.resampling import interval_over_rows_and_seeds
 from benchmarks.analysis.results import FULL, BaseStoredCell, Panel
 from benchmarks.analysis.statistics import Choice, budget_of, choose, mean_and_std, targets
-from benchmarks.harness.records import CellRecord, Contender, TimingSamples
-from benchmarks.harness.storage import PREDICTIONS_FILE, read_predictions
+from benchmarks.store.folders import PREDICTIONS_FILE, read_predictions
+from benchmarks.store.records import CellRecord, Contender, TimingSamples
 from consistentee.errors import UserError
 
 HALF = 0.5

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, bootstrap
 
 from benchmarks.analysis.results import StoredCell
-from benchmarks.harness.records import WITHIN_ONE_POINT, BaseOperatingPoint, CurvePoint, OperatingPoint
+from benchmarks.store.records import WITHIN_ONE_POINT, BaseOperatingPoint, CurvePoint, OperatingPoint
 
 _TIE = 1e-9
 _BUDGET = re.compile(r"budget (\d*\.?\d+)")

@@ -18,8 +18,8 @@ from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
 from benchmarks.analysis.statistics import budget_of, holm
 from benchmarks.analysis.text_tables import MISSING, TextTable, csv_of, p_value, to_latex, to_markdown
-from benchmarks.harness.records import WITHIN_ONE_POINT
-from benchmarks.harness.storage import write_text
+from benchmarks.store.folders import write_text
+from benchmarks.store.records import WITHIN_ONE_POINT
 from consistentee.errors import unknown_name
 
 DEFAULT_BATCH_SIZES = [1, 32]

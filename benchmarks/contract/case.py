@@ -16,14 +16,14 @@ import consistentee
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, BrokenContractError, state_breaks
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
 from benchmarks.contract.watching import WatchedRule
-from consistentee.classification import Predictions, classify
-from consistentee.data import Split, TaskData, Text
+from consistentee.data.instances import Split, TaskData, Text
+from consistentee.engine.classify import Predictions, classify
 from consistentee.errors import UserError
-from consistentee.exits import ExitRule
-from consistentee.method import Method
-from consistentee.model import MultiExitModel
-from consistentee.trace import Trace, record_trace, replay, sweep
-from consistentee.training import Recipe
+from consistentee.methods.method import Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.traces.instance_trace import Trace, record_trace, replay, sweep
+from consistentee.training.loop import Recipe
 
 _NOT_THE_AUTHORS = [Path(str(file)).parent for file in (torch.__file__, consistentee.__file__, __file__)]
 

@@ -29,11 +29,11 @@ from benchmarks.contract.faults import (
 from benchmarks.contract.reference import counted_work, reference_logits, reported_work
 from benchmarks.contract.tiny_models import make_task
 from benchmarks.contract.watching import WatchedRule, attributes_of, modules_by_layer, modules_of_later_layers
-from consistentee.classification import classify, classify_encoded
+from consistentee.engine.classify import classify, classify_encoded
 from consistentee.errors import UserError
-from consistentee.exits import NeverExit
-from consistentee.model import MultiExitModel
-from consistentee.trace import record_trace, replay, sweep
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.traces.instance_trace import record_trace, replay, sweep
 
 _CLOSE = 1e-4
 _LONG_TEXT = "w1 " * 60

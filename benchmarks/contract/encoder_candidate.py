@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoTokenizer
 from benchmarks.contract.case import described
 from benchmarks.contract.faults import BrokenContractError
 from consistentee.backbones.catalog import ResolvedBackbone
-from consistentee.data import Text
-from consistentee.encoding import Encoding
-from consistentee.model import MultiExitModel
+from consistentee.data.encoding import Encoding
+from consistentee.data.instances import Text
+from consistentee.models.encoder import MultiExitModel
 
 ROWS = 33
 """One more than a batch of 32, so that the last batch has one row."""

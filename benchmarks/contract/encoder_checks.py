@@ -20,14 +20,14 @@ from benchmarks.contract.backbone_run import BackboneCheck
 from benchmarks.contract.encoder_candidate import EncoderCandidate, batches, difference
 from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.reference import counted_work, reference_logits
-from benchmarks.harness.flops import FlopModel
+from benchmarks.measure.flops import FlopModel
 from consistentee.backbones.catalog import list_backbones
 from consistentee.backbones.encoders import stepper_for
-from consistentee.classification import classify_encoded, stock_encoded
-from consistentee.encoding import Batch, Encoding
+from consistentee.data.encoding import Batch, Encoding
+from consistentee.engine.classify import classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.exits import ExitRule, LayerView, NeverExit, State
-from consistentee.model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, LayerView, NeverExit, State
 
 _SAME_BATCH = 1e-5
 """How far numbers of the same batch may differ, computed in two ways."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from consistentee.backbones.encoders import stepper_for
-from consistentee.classification import Predictions, stock_encoded
-from consistentee.encoding import Encoding
-from consistentee.model import MultiExitModel
-from consistentee.trace import Trace
+from consistentee.data.encoding import Encoding
+from consistentee.engine.classify import Predictions, stock_encoded
+from consistentee.models.encoder import MultiExitModel
+from consistentee.traces.instance_trace import Trace
 
 
 def reference_logits(model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> Tensor:

@@ -18,8 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from consistentee.decoder import MultiExitDecoder
-from consistentee.text_data import PromptSplit, TextTask
+from consistentee.data.prompts import PromptSplit, TextTask
+from consistentee.models.decoder import MultiExitDecoder
 
 WORDS = [consonant + vowel for consonant in "bdfghjklmnpr" for vowel in "aeiou"]
 _SPECIAL = ["<unk>", "<pad>", "<s>", "</s>"]

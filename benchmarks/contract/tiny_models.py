@@ -19,8 +19,8 @@ from transformers import (
     RobertaConfig,
 )
 
-from consistentee.data import Split, TaskData, Text
-from consistentee.model import MultiExitModel
+from consistentee.data.instances import Split, TaskData, Text
+from consistentee.models.encoder import MultiExitModel
 
 WORDS = [f"w{i}" for i in range(60)]
 # Padding has id 1: what RoBERTa and MPNet count positions from, and a trap for code that takes it to be 0.

@@ -14,14 +14,14 @@ from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, BrokenContract
 from benchmarks.contract.tiny_decoders import TinyDecoders, make_text_task, random_prompts
 from benchmarks.contract.token_reference import stock_tokens
 from benchmarks.contract.watching import WatchedRule
-from consistentee.decoder import MultiExitDecoder
-from consistentee.exits import ExitRule, NeverExit
-from consistentee.generation import Generations, generate_encoded
-from consistentee.owed_tokens import KVPolicy
-from consistentee.token_method import TokenMethod
-from consistentee.token_recipe import TokenRecipe
-from consistentee.token_rows import TokenRow
-from consistentee.token_trace import TokenTrace, record_tokens, replay_tokens, sweep_tokens
+from consistentee.engine.generate import Generations, generate_encoded
+from consistentee.engine.owed_tokens import KVPolicy
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.traces.token_rows import TokenRow
+from consistentee.traces.token_trace import TokenTrace, record_tokens, replay_tokens, sweep_tokens
+from consistentee.training.token_recipe import TokenRecipe
 
 PROMPTS = 8
 NEW_TOKENS = 6

@@ -9,7 +9,7 @@ from torch import Tensor
 from benchmarks.contract.faults import BrokenContractError, carries_over, looks_at_neighbours, state_breaks
 from benchmarks.contract.token_case import PROMPTS, Text, TokenCase
 from benchmarks.contract.watching import attributes_of
-from consistentee.token_trace import TokenTrace
+from consistentee.traces.token_trace import TokenTrace
 
 
 def compare_texts(case: TokenCase, knob: float, alone: Sequence[Text], other: Sequence[Text], company: str) -> None:

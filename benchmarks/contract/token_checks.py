@@ -34,11 +34,11 @@ from benchmarks.contract.token_case import (
 from benchmarks.contract.token_causes import compare_texts, first_difference, why_exits_differ
 from benchmarks.contract.token_reference import counted_calls, eager_tokens
 from benchmarks.contract.watching import WatchedRule, modules_of_later_layers
-from consistentee.decoder import MultiExitDecoder
+from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.errors import UserError
-from consistentee.exits import NeverExit
-from consistentee.generation import Generations, generate_encoded
-from consistentee.token_trace import TokenTrace, replay_tokens, sweep_tokens
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.traces.token_trace import TokenTrace, replay_tokens, sweep_tokens
 
 _LONG_PROMPT = [5] * 40
 _FEW = 4

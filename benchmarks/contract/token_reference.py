@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.decoder import MultiExitDecoder
-from consistentee.exits import ExitRule
-from consistentee.token_view import TokenView, prompt_key
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.traces.token_view import TokenView, prompt_key
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from benchmarks.contract.faults import BrokenContractError, state_breaks
-from consistentee.exits import ExitRule, LayerView, State
-from consistentee.model import MultiExitModel
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, LayerView, State
 
 COMPUTED = ("hidden", "pooled", "logits", "row_keys", "labels")
 """What a view computes, and keeps, when a rule asks for it."""

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from benchmarks.harness.measure import Runner, time_contenders
-from benchmarks.harness.spec import TimingSpec
+from benchmarks.measure.clock import Runner, time_contenders
+from benchmarks.store.spec import TimingSpec
 from benchmarks.tasks.loader import load_classification_task
-from consistentee.data import TaskData
-from consistentee.encoding import Encoding
-from consistentee.model import MultiExitModel
+from consistentee.data.encoding import Encoding
+from consistentee.data.instances import TaskData
+from consistentee.models.encoder import MultiExitModel
 
 ROUNDS = 7
 

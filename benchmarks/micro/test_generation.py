@@ -13,10 +13,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from baselines.references import StaticRule
 from benchmarks.contract.tiny_decoders import make_decoder_tokenizer, random_prompts
 from benchmarks.tasks.loader import load_classification_task
-from consistentee.decoder import MultiExitDecoder
+from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.errors import UserError
-from consistentee.exits import NeverExit
-from consistentee.generation import Generations, generate_encoded
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import NeverExit
 
 NEW_TOKENS = 32
 PROMPT_TOKENS = 128

@@ -6,9 +6,9 @@ import pytest
 from conftest import report, seconds_by_round
 
 from baselines.references import RandomRule, StaticRule
-from benchmarks.harness.measure import Runner
-from consistentee.classification import classify_encoded, stock_encoded
-from consistentee.exits import ExitRule, NeverExit
+from benchmarks.measure.clock import Runner
+from consistentee.engine.classify import classify_encoded, stock_encoded
+from consistentee.rules.exit_rule import ExitRule, NeverExit
 
 ROWS = 192
 AT_LEAST = {1: 0.90, 8: 0.85, 32: 0.85}

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from conftest import report
 
-from consistentee import consistent_ee
-from consistentee.consistent_ee import ConsistentEE
-from consistentee.training import Recipe
+from consistentee.methods import consistent_ee
+from consistentee.methods.consistent_ee import ConsistentEE
+from consistentee.training.loop import Recipe
 
 RECIPE = Recipe(epochs=1, max_length=64, frozen_steps=50)
 METHOD = ConsistentEE(joint_epochs=0, reward="vanilla")

@@ -8,13 +8,13 @@ from conftest import in_rounds, report
 
 from baselines.layerskip import LayerSkip
 from benchmarks.tasks.loader import load_text_task
-from consistentee.decoder import MultiExitDecoder
+from consistentee.data.prompts import TextTask
+from consistentee.engine.generate import generate_encoded
+from consistentee.engine.speculation import SpeculativeGenerations, speculate_encoded
 from consistentee.errors import UserError
-from consistentee.exits import NeverExit
-from consistentee.generation import generate_encoded
-from consistentee.speculation import SpeculativeGenerations, speculate_encoded
-from consistentee.text_data import TextTask
-from consistentee.token_recipe import TokenRecipe
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.training.token_recipe import TokenRecipe
 
 PROMPTS = 3
 NEW_TOKENS = 32

@@ -6,9 +6,9 @@ from statistics import median
 import torch
 from conftest import report
 
-from consistentee.classification import stock_encoded
-from consistentee.exits import ThresholdRule, entropy
-from consistentee.trace import record_trace, sweep
+from consistentee.engine.classify import stock_encoded
+from consistentee.rules.exit_rule import ThresholdRule, entropy
+from consistentee.traces.instance_trace import record_trace, sweep
 
 ROUNDS = 3
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.commands.terminal import add_columns, add_row, plain_table
 from benchmarks.tasks.check_report import (
     TRUNCATION_WARNING,
     TaskReport,
@@ -20,10 +21,9 @@ from benchmarks.tasks.check_report import (
 )
 from benchmarks.tasks.check_text import examine_text_task, text_tables
 from benchmarks.tasks.loader import list_tasks, load_task
-from benchmarks.terminal import add_columns, add_row, plain_table
-from consistentee.data import Split, TaskData, Text
+from consistentee.data.instances import Split, TaskData, Text
+from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
-from consistentee.text_data import TextTask
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ONE_SIDED = 0.9
 USUAL_LENGTH = 128
-"""What a recipe cuts rows to unless it says otherwise: :class:`consistentee.training.Recipe`."""
+"""What a recipe cuts rows to unless it says otherwise: :class:`consistentee.training.loop.Recipe`."""
 
 
 def check_task(name: str, data_dir: Path | None = None, backbone: str | None = None) -> TaskReport:
@@ -81,7 +81,7 @@ def _tokens_of(backbone: str) -> Callable[[Sequence[Text]], list[int]]:
     from transformers import AutoTokenizer
 
     from consistentee.backbones.catalog import resolve
-    from consistentee.encoding import tokenize
+    from consistentee.data.encoding import tokenize
 
     tokenizer = AutoTokenizer.from_pretrained(resolve(backbone).path)
     return lambda texts: [len(encoding) for encoding in tokenize(tokenizer, texts, max_length=100_000)]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.terminal import add_columns, add_row, plain_table
-from consistentee.data import Split, TaskData, Text
-from consistentee.text_data import PromptSplit, TextTask
+from benchmarks.commands.terminal import add_columns, add_row, plain_table
+from consistentee.data.instances import Split, TaskData, Text
+from consistentee.data.prompts import PromptSplit, TextTask
 
 if TYPE_CHECKING:
     from rich.table import Table

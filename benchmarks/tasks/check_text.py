@@ -13,8 +13,8 @@ from benchmarks.tasks.check_report import (
     overlap_table,
     repeats_of,
 )
+from consistentee.data.prompts import Encode, TextTask, cut_prompt
 from consistentee.errors import UserError
-from consistentee.text_data import Encode, TextTask, cut_prompt
 
 if TYPE_CHECKING:
     from rich.table import Table

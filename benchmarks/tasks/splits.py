@@ -8,7 +8,7 @@ from benchmarks.tasks.cutting import SPLITS, cut_rows, refuse_empty
 from benchmarks.tasks.notes import Notes
 from benchmarks.tasks.rows import Row
 from benchmarks.tasks.spec import TaskSpec
-from consistentee.data import Label, Split, TaskData
+from consistentee.data.instances import Label, Split, TaskData
 from consistentee.errors import UserError
 
 

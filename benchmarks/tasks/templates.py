@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
 
-from consistentee.text_data import Prompt
+from consistentee.data.prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from benchmarks.tasks.base_spec import BaseTaskSpec, Column, FileLayout, HubLayout, RowColumns, Strict
 from benchmarks.tasks.rows import TextRow, optional_cell
 from benchmarks.tasks.templates import Template
+from consistentee.data.prompts import Keep
 from consistentee.errors import UserError
-from consistentee.text_data import Keep
 
 TextMetricName = Literal["rouge1", "rouge2", "rougeL"]
 

@@ -8,8 +8,8 @@ from benchmarks.tasks.notes import Notes
 from benchmarks.tasks.rows import TextRow
 from benchmarks.tasks.templates import Template
 from benchmarks.tasks.text_spec import TextTaskSpec
+from consistentee.data.prompts import Prompt, PromptSplit, TextTask
 from consistentee.errors import UserError
-from consistentee.text_data import Prompt, PromptSplit, TextTask
 
 BETWEEN_TEMPLATES = "\n----\n"
 """What separates the templates of a task that has several, in :attr:`TextTask.template`."""

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.exits import head_probability
-from consistentee.heads import HeadSpec
-from consistentee.stages import recorded_features, train_heads, train_jointly, training_source
-from consistentee.training import FeatureBatch, FeatureSource
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import head_probability
+from consistentee.training.loop import FeatureBatch, FeatureSource
+from consistentee.training.stages import recorded_features, train_heads, train_jointly, training_source
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from consistentee.backbones.encoders import Context, EncoderStepper
-from consistentee.encoding import Batch
+from consistentee.data.encoding import Batch
 from consistentee.errors import UserError
 
 # Capitals, accents and punctuation: where tokenizers of one vocabulary still part ways.

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from consistentee.encoding import Batch
+from consistentee.data.encoding import Batch
 from consistentee.errors import UserError
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from consistentee.backbones.encoders import Context, EncoderStepper, LayerParts
-from consistentee.encoding import Batch, Encoding
+from consistentee.data.encoding import Batch, Encoding
 
 
 class TokenExits(nn.Module):

@@ -1,0 +1,141 @@
+"""All figures of a results folder: what each shows, in words too, and which files it is in."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import joblib
+
+from benchmarks.analysis.figures import curves as plots
+from benchmarks.analysis.figures import exits as exit_plots
+from benchmarks.analysis.figures import gains as gain_plots
+from benchmarks.analysis.figures import ranks as rank_plots
+from benchmarks.analysis.figures import speeds as speed_plots
+from benchmarks.analysis.results import Panel, load_panels
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """One kind of figure.
+
+    Attributes:
+        name: of its files, without ending.
+        title: short.
+        shows: what is drawn, for a reader who may not see it.
+        missing: why it cannot be drawn, where it cannot.
+        draw: panels -> figure, or None where the records lack what it needs.
+    """
+
+    name: str
+    title: str
+    shows: str
+    missing: str
+    draw: "Callable[[Sequence[Panel]], Figure | None]"
+
+
+FIGURES = (
+    FigureKind(
+        "curves",
+        "Score against layers and time",
+        "For every task, the test score against average layers (top) and against milliseconds a row at batch size 1 "
+        "(bottom). Lines follow the knob; points are the knobs chosen on validation data, with 95% intervals for the "
+        "methods drawn boldly; the horizontal line is the full model. The numbers are in the tables.",
+        "",
+        plots.figure,
+    ),
+    FigureKind(
+        "gains",
+        "Points over a static exit",
+        "For every method and task, the test score minus that of a static exit at the same average layers, in points, "
+        "at the knob chosen for half of the layers; methods with the best mean first. *: the 95% interval excludes 0. "
+        "The numbers are in the tables.",
+        "No method has a knob within half of the layers, or static exits were not run.",
+        gain_plots.gains_figure,
+    ),
+    FigureKind(
+        "methods",
+        "Method by method",
+        "One panel a method: points won or lost against the full model over the share of the layers. Thin lines are "
+        "tasks, the thick line is their mean, grey lines are the means of the other methods.",
+        "The full model was not run.",
+        speed_plots.methods_figure,
+    ),
+    FigureKind(
+        "exits",
+        "Exit layers",
+        "For every task and method, the percentage of test rows that exit at each layer, at the knob chosen for half "
+        "of the layers; after the name, the average layer.",
+        "No method has a knob within half of the layers.",
+        exit_plots.exit_histogram_figure,
+    ),
+    FigureKind(
+        "memorized",
+        "Exit layer against Memorized Layer",
+        "For test rows of each Memorized Layer (the first from which on every classifier is right, the last one for "
+        "rows that it gets wrong; in brackets, how many rows), the percentage that exits at each layer, at the knob "
+        "chosen for half of the layers. Left of the diagonal rows leave too early, right of it they waste layers.",
+        "These records do not hold what every layer answers; cells that are computed anew do.",
+        exit_plots.memorized_figure,
+    ),
+    FigureKind(
+        "speedups",
+        "Allowed and measured speed-up",
+        "Every timed operating point of all tasks: the speed-up that its layers allow (L / average layers) and the one "
+        "that the clock measured, at each batch size. On the diagonal both are equal.",
+        "Nothing was timed.",
+        speed_plots.speedup_figure,
+    ),
+    FigureKind(
+        "policy",
+        "Exit probability by layer",
+        "For every task, the probability of exit that ConsistentEE's policies give to test rows at each layer: the "
+        "median, and the band from the 25% to the 75% quantile, at the knob chosen for half of the layers.",
+        "These records do not hold the policies' probabilities; cells that are computed anew do.",
+        exit_plots.policy_figure,
+    ),
+    FigureKind(
+        "ranks",
+        "Ranks over tasks",
+        "Mean rank of every method over tasks, best first. Vertical bars join methods that Nemenyi's test at 5% does "
+        "not tell apart.",
+        "Ranks need at least two tasks and three methods that were run on all of them.",
+        rank_plots.ranking_figure,
+    ),
+)
+
+
+def drawn_figures(panels: Sequence[Panel]) -> "Iterator[tuple[FigureKind, Figure | None]]":
+    """Draw all figures, one after the other; None for what the records cannot show."""
+    for kind in FIGURES:
+        yield kind, kind.draw(panels)
+
+
+def write_figures(
+    out_dir: Path, labels: Sequence[str] | None = None, *, processes: int = 1
+) -> tuple[list[Path], list[str]]:
+    """Write every figure as PNG (200 dpi) and PDF into a results folder.
+
+    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`. Several processes share the
+    figures, and each reads the records itself.
+
+    Returns:
+        The files, and one line for each figure that could not be drawn.
+    """
+    shares = [FIGURES[first::processes] for first in range(min(processes, len(FIGURES)))]
+    written = joblib.Parallel(n_jobs=len(shares))(joblib.delayed(_write_share)(out_dir, labels, s) for s in shares)
+    of_figure = {name: paths for share in written for name, paths in share.items()}
+    paths = [path for kind in FIGURES for path in of_figure[kind.name]]
+    return paths, [f"{kind.name}: {kind.missing}" for kind in FIGURES if not of_figure[kind.name]]
+
+
+def _write_share(
+    out_dir: Path, labels: Sequence[str] | None, share: Sequence[FigureKind]
+) -> dict[str, tuple[Path, ...]]:
+    """Write some figures: the files of each, none where the records cannot show it."""
+    panels, _ = load_panels(out_dir, labels)
+    drawn = ((kind.name, kind.draw(panels)) for kind in share)
+    return {name: plots.save_figure(figure, out_dir, name) if figure else () for name, figure in drawn}

@@ -1,0 +1,1 @@
+"""What the commands beside a suite's run do: one model, cards, lists, the doctor."""

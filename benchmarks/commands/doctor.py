@@ -1,0 +1,204 @@
+"""What may go wrong on this machine, found before it does: one finding a line, with what would help."""
+
+import os
+import platform
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import psutil
+from packaging.requirements import Requirement
+
+from benchmarks import tasks
+from benchmarks.commands.terminal import add_columns, plain_table
+from benchmarks.tasks.loader import list_tasks, task_shipment
+from benchmarks.tasks.spec import read_spec
+from consistentee.backbones.catalog import list_backbones
+from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_HUB_SECONDS = 3.0
+_GIB = 2**30
+_COLOURS = {"ok": "green", "warn": "yellow", "problem": "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination: what was looked at, how it is, and what would help."""
+
+    subject: str
+    verdict: Literal["ok", "warn", "problem"]
+    state: str
+    remedy: str = ""
+
+
+def examine(data_dir: Path | None) -> list[Finding]:
+    """Examine the machine. Takes a few seconds at most; changes nothing but an empty cache folder."""
+    python = Finding("python", "ok", platform.python_version())
+    findings = [python, *check_requirements(), check_torch(), check_load(), check_cache()]
+    return [*findings, check_data(data_dir), check_hub(), *check_shipments()]
+
+
+def check_requirements() -> list[Finding]:
+    """Look at the libraries that the project needs: one line for what matters, one for each that is missing or old."""
+    found, faults = {}, []
+    for text in requires("consistentee") or []:
+        requirement = Requirement(text)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found[requirement.name] = version(requirement.name)
+        except PackageNotFoundError:
+            faults.append(Finding(requirement.name, "problem", "missing", f"pip install '{requirement}'"))
+            continue
+        if not requirement.specifier.contains(found[requirement.name], prereleases=True):
+            state = f"{found[requirement.name]}, needs {requirement.specifier}"
+            faults.append(Finding(requirement.name, "problem", state, f"pip install '{requirement}'"))
+    shown = ", ".join(f"{name} {found[name]}" for name in ("torch", "transformers") if name in found)
+    return [Finding("libraries", "ok", f"{shown}, and {len(found)} in all"), *faults]
+
+
+def check_torch() -> Finding:
+    """Load torch, and look at its devices and threads."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Finding("torch", "problem", f"cannot be loaded: {error}", "install torch again")
+    if torch.cuda.is_available():
+        return Finding("device", "ok", f"{torch.cuda.get_device_name(0)}, {torch.get_num_threads()} CPU threads")
+    threads, cores = torch.get_num_threads(), _usable_cores()
+    state = f"CPU, {threads} threads on {cores} usable cores"
+    if threads > cores:
+        return Finding("device", "warn", state, f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down")
+    return Finding("device", "ok", state)
+
+
+def _usable_cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not every system can say
+        return os.cpu_count() or 1
+
+
+def check_load() -> Finding:
+    """Look at what else the machine is doing: it would be in every time measured."""
+    load, cores = psutil.getloadavg()[0], _usable_cores()
+    state = f"{load:.1f} on {cores} cores"
+    if load > 0.5 * cores:
+        return Finding("load", "warn", state, "times measured now would include other work; wait, or stop it")
+    return Finding("load", "ok", state)
+
+
+def check_cache() -> Finding:
+    """Look at the cache folder and the disk under it."""
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free / _GIB
+        writable = os.access(folder, os.W_OK)
+    except OSError as error:
+        return Finding("cache", "problem", f"{folder}: {error.strerror}", "set CONSISTENTEE_CACHE to a folder of yours")
+    state = f"{folder}, {free:.1f} GiB free"
+    if not writable:
+        return Finding("cache", "problem", f"{state}, not writable", "set CONSISTENTEE_CACHE to a folder of yours")
+    if free < 0.5:
+        return Finding("cache", "problem", state, "free some space, or set CONSISTENTEE_CACHE to a larger disk")
+    if free < 3:
+        return Finding("cache", "warn", state, "a large suite may need more; free some space")
+    return Finding("cache", "ok", state)
+
+
+def check_data(data_dir: Path | None) -> Finding:
+    """Look at which tasks the data folder holds."""
+    advice = "give --data DIR or set CONSISTENTEE_DATA; without it, tasks come from packages and the hub"
+    if data_dir is None:
+        return Finding("data", "warn", "no folder given", advice)
+    if not data_dir.is_dir():
+        return Finding("data", "problem", f"no folder {data_dir}", advice)
+    held = [name for name in list_tasks() if _holds(data_dir, name)]
+    state = f"{data_dir} holds {', '.join(held) or 'no task'}"
+    if held:
+        return Finding("data", "ok", state)
+    return Finding("data", "warn", state, "the task files say which layout they expect; see docs/tasks.md")
+
+
+def _holds(data_dir: Path, task: str) -> bool:
+    files = read_spec(Path(tasks.__file__).parent / f"{task}.yaml").files
+    if files is None:
+        return False
+    wanted = [file for file in (files.train, files.validation, files.test) if file is not None]
+    return all((data_dir / files.folder / file).is_file() for file in wanted)
+
+
+def check_hub() -> Finding:
+    """Ask the Hugging Face hub for an answer, of any kind, within seconds."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return Finding("hub", "warn", "switched off by HF_HUB_OFFLINE", "unset it to fetch from the hub")
+    reason = _answer_within(_HUB_SECONDS, lambda: _ask(constants.ENDPOINT))
+    if reason is None:
+        return Finding("hub", "ok", "reachable")
+    shipped = ", ".join(name for name, backbone in list_backbones().items() if isinstance(backbone.source, Shipment))
+    return Finding("hub", "warn", f"not reachable ({reason})", f"backbones that need no hub: {shipped}")
+
+
+def _ask(address: str) -> None:
+    try:
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_HUB_SECONDS).close()
+    except urllib.error.HTTPError:
+        return  # it answered
+
+
+def _answer_within(seconds: float, ask: Callable[[], None]) -> str | None:
+    """Return None if ``ask`` ends well in time, else why not: a look-up of a name may outlast any timeout."""
+    reasons = [f"no answer within {seconds:g} s"]
+
+    def attempt() -> None:
+        try:
+            ask()
+            reasons.clear()
+        except (OSError, ValueError) as error:
+            reasons[:] = [str(getattr(error, "reason", error)) or type(error).__name__]
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return reasons[0] if reasons else None
+
+
+def check_shipments() -> list[Finding]:
+    """Look at which backbones and tasks that travel in packages are in the cache."""
+    shipments = {f"backbone {n}": b.source for n, b in list_backbones().items() if isinstance(b.source, Shipment)}
+    for name in list_tasks():
+        shipment = task_shipment(name)
+        if shipment is not None:
+            shipments[f"task {name}"] = shipment
+    findings = []
+    for name, shipment in shipments.items():
+        if is_fetched(shipment):
+            findings.append(Finding(name, "ok", "in the cache"))
+        else:
+            advice = f"fetched when needed, or now: consistentee fetch {name.split()[1]}"
+            findings.append(Finding(name, "warn", f"not in the cache, {shipment.size / 2**20:.0f} MiB", advice))
+    return findings
+
+
+def report(findings: list[Finding]) -> "Table":
+    """Return the findings as a table for the terminal."""
+    from rich.text import Text
+
+    table = plain_table()
+    add_columns(table, "", "what", "state", "what would help")
+    for finding in findings:
+        verdict = Text(finding.verdict, style=_COLOURS[finding.verdict])
+        table.add_row(verdict, Text(finding.subject), Text(finding.state), Text(finding.remedy))
+    return table

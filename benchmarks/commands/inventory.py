@@ -1,0 +1,145 @@
+"""What can be named: methods, tasks, backbones and suites; and fetching them by name."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from benchmarks.commands.plugins import find_methods
+from benchmarks.commands.terminal import add_columns, add_row, plain_table
+from benchmarks.store.spec import list_suites, load_suite
+from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipment
+from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, resolve, resolve_decoder
+from consistentee.backbones.wheels import Shipment, fetch, is_fetched
+from consistentee.errors import UserError, unknown_name
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, Method, available_methods, method_class_of
+from consistentee.methods.token_method import TokenMethod
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def inventories(kind: str = "all", places: Sequence[str] = ()) -> list["Table"]:
+    """Return the table of one kind of name, or of all four. Raises UserError for an unknown kind.
+
+    ``places`` are files and folders whose methods are listed beside the registered ones.
+    """
+    builders: dict[str, Callable[[], Table]] = {"methods": partial(_methods, places), **_INVENTORIES}
+    if kind == "all":
+        return [build() for build in builders.values()]
+    if kind not in builders:
+        raise unknown_name("list", kind, builders)
+    return [builders[kind]()]
+
+
+@dataclass(frozen=True)
+class ListedMethod:
+    """A method that can be named: its class, or why it is not to be had."""
+
+    name: str
+    method: type[Method] | None
+    reason: str = ""
+
+
+def listed_methods(places: Sequence[str] = ()) -> list[ListedMethod]:
+    """Return all registered methods, then those of files and folders; what is broken says why, and breaks nothing."""
+    listed = [_listed(name) for name in sorted(available_methods())]
+    for place in places:
+        try:
+            found = find_methods([place])
+        except UserError as error:
+            listed.append(ListedMethod(place, None, str(error)))
+            continue
+        listed += [_listed(name) for name in found.names if name not in available_methods()]
+        listed += [ListedMethod(file, None, reason) for file, reason in found.unavailable]
+    return listed
+
+
+def listed_token_methods() -> list[ListedMethod]:
+    """Return all registered methods of generation, where tokens leave early."""
+    return [_listed(name) for name in sorted(available_methods(TOKEN_ENTRY_POINT_GROUP))]
+
+
+def _listed(name: str) -> ListedMethod:
+    try:
+        return ListedMethod(name, method_class_of(name))
+    except UserError as error:
+        return ListedMethod(name, None, str(error))
+
+
+def fetch_by_name(name: str) -> str:
+    """Fetch a backbone, or a task that travels in a package, and say where it lies.
+
+    Raises UserError for an unknown name, and for a task that no package ships.
+    """
+    tasks = list_tasks()
+    if name in tasks:
+        shipment = task_shipment(name)
+        if shipment is None:
+            raise UserError(f"task {name!r} is shipped in no package; give its files with --data DIR when you run it")
+        return str(fetch(shipment))
+    if name not in list_backbones() and "/" not in name:
+        raise unknown_name("backbone or task", name, [*list_backbones(), *tasks])
+    if isinstance(list_backbones().get(name), Decoder):
+        return resolve_decoder(name)
+    return resolve(name).path
+
+
+def _table(title: str, *headings: str) -> "Table":
+    table = plain_table(title)
+    add_columns(table, *headings)
+    return table
+
+
+def _methods(places: Sequence[str]) -> "Table":
+    table = _table("Methods", "name", "kind", "knob", "regression", "source")
+    for listed in [*listed_methods(places), *listed_token_methods()]:
+        if listed.method is None:
+            add_row(table, listed.name, "unavailable", "", "", listed.reason)
+        else:
+            regression = "yes" if listed.method.supports_regression else "no"
+            kind = "generation" if issubclass(listed.method, TokenMethod) else "classification"
+            add_row(table, listed.name, kind, listed.method.knob.name, regression, listed.method.paper)
+    return table
+
+
+def _tasks() -> "Table":
+    table = _table("Tasks", "name", "kind", "what it is", "rows from")
+    for name, description in list_tasks().items():
+        shipment = task_shipment(name)
+        elsewhere = "--data or the hub" if is_on_hub(name) else "--data"
+        source = elsewhere if shipment is None else f"package, {_cached(shipment)}"
+        add_row(table, name, task_kind(name), description, source)
+    return table
+
+
+def _backbones() -> "Table":
+    table = _table(
+        "Backbones (any directory or hub id works too)", "name", "kind", "layers", "width", "pooling", "licence", "from"
+    )
+    for name, backbone in list_backbones().items():
+        pooling = ""
+        if isinstance(backbone, Encoder):
+            pooling = f"{backbone.pooling} + pooler" if backbone.pooler else backbone.pooling
+        source = f"package, {_cached(backbone.source)}" if isinstance(backbone.source, Shipment) else "hub"
+        add_row(table, name, backbone.kind, backbone.layers, backbone.width, pooling, backbone.licence, source)
+    return table
+
+
+def _cached(shipment: Shipment) -> str:
+    return "cached" if is_fetched(shipment) else f"{shipment.size / 2**20:.0f} MiB to fetch"
+
+
+def _suites() -> "Table":
+    table = _table("Suites", "name", "kind", "what it runs", "cost")
+    for name in list_suites():
+        suite = load_suite(name)
+        add_row(table, name, suite.kind, suite.description, suite.cost)
+    return table
+
+
+_INVENTORIES: dict[str, Callable[[], "Table"]] = {
+    "tasks": _tasks,
+    "backbones": _backbones,
+    "suites": _suites,
+}

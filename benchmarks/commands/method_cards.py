@@ -1,0 +1,236 @@
+"""Method cards: what each method is and costs, found out on a tiny model and not written down by hand.
+
+What fit() changes, adds and reads is observed: weights before and after, parameters against the plain multi-exit model,
+and what the rule asks of the view at every layer. Paper and one line of description are the class's own words.
+"""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, BertConfig
+
+from benchmarks.commands.inventory import listed_methods, listed_token_methods
+from benchmarks.commands.terminal import add_columns, add_row, plain_table
+from benchmarks.contract.case import described, fitted
+from benchmarks.contract.faults import BrokenContractError
+from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
+from benchmarks.contract.watching import WatchedRule
+from consistentee.engine.classify import classify
+from consistentee.methods.method import Method, get_method
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.classifiers import ClassifierSpec
+from consistentee.models.encoder import ModelDescription, MultiExitModel
+from consistentee.traces.instance_trace import record_trace, replay
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_FAMILY = "bert"
+_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
+_READS = {
+    "logits": "the classifier",
+    "hidden": "the hidden states of all tokens",
+    "row_keys": "a hash of the tokens",
+    "labels": "the true labels",
+    "pooled": "the pooled vector",
+}
+UNKNOWN = "could not be found out"
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """What a user wants to know of a method before running it.
+
+    Attributes:
+        name: as users type it.
+        what: first line of the class's docstring.
+        paper, year: its source.
+        trains: the parts whose weights fit() changes or adds.
+        extra_parameters: beyond what every method has; None if unknown.
+        counted_on: of which model, and what every method has there.
+        reads: what the rule asks for at each layer, so what it costs.
+        knob: its name and range.
+        supports: kinds of tasks.
+    """
+
+    name: str
+    what: str
+    paper: str
+    year: str
+    trains: str
+    extra_parameters: int | None
+    reads: str
+    knob: str
+    supports: str
+    counted_on: str = "BERT-base, beside one classifier a layer"
+
+
+def write_cards(places: Sequence[str], console: "Console") -> None:
+    """Print a card for every method that can be named, as soon as it is known; ``places`` as for the list."""
+    from benchmarks.commands.token_cards import token_card
+    from benchmarks.contract.tiny_decoders import TinyDecoders
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        encoders, decoders = TinyModels(Path(folder, "encoders")), TinyDecoders(Path(folder, "decoders"))
+        for listed in [*listed_methods(places), *listed_token_methods()]:
+            if listed.method is None:
+                console.print(f"{listed.name}: unavailable: {listed.reason}\n", markup=False, highlight=False)
+                continue
+            method = get_method(listed.name)
+            if isinstance(method, TokenMethod):
+                console.print(card_table(token_card(listed.name, method, decoders)))
+            else:
+                console.print(card_table(method_card(listed.name, method, encoders)))
+
+
+def method_card(name: str, method: Method, models: TinyModels) -> MethodCard:
+    """Train a method on a tiny model and describe it; what fails there is said on the card, and breaks nothing."""
+    card = stated_card(name, method)
+    plain = models.model(_FAMILY)
+    before = plain.clone_weights()
+    parameters = _count(plain)
+    try:
+        model = fitted(method, plain, make_task(rows=24))
+        values = method.knob_values(model)
+        return replace(
+            card,
+            trains=_changed_parts(before, model),
+            extra_parameters=_extra_on_bert_base(model, _count(model) - parameters),
+            reads=_what_it_reads(method, model),
+            knob=f"{method.knob.name}, {values[0]:g} to {values[-1]:g} ({len(values)} values, L = {model.num_layers})",
+            supports=_kinds(method, model),
+        )
+    except BrokenContractError as error:
+        return replace(card, trains=f"{UNKNOWN}: {error}")
+    except Exception as error:  # a user's method may fail in any way at all
+        return replace(card, trains=f"{UNKNOWN}: {described(error)}")
+
+
+def stated_card(name: str, method: Method) -> MethodCard:
+    """Return what a class says of itself, whatever its rows are; what must be found out by training is left open."""
+    year = _YEAR.search(method.paper)
+    docstring = (type(method).__doc__ or "").strip().splitlines()
+    return MethodCard(
+        name=name,
+        what=docstring[0] if docstring and type(method).__doc__ != Method.__doc__ else "",
+        paper=method.paper,
+        year=year.group() if year else "",
+        trains=UNKNOWN,
+        extra_parameters=None,
+        reads=UNKNOWN,
+        knob=method.knob.name,
+        supports=UNKNOWN,
+    )
+
+
+def _kinds(method: Method, model: MultiExitModel) -> str:
+    """Say which tasks a method whose rows are instances can be used on."""
+    kinds = ["single texts"]
+    with suppress(Exception):  # a user's rule may fail in any way at all: then it does not take pairs
+        replay(method.rule(model, method.knob_values(model)[-1]), record_trace(model, make_task(pairs=True).test))
+        kinds.append("pairs")
+    kinds += ["regression"] if method.supports_regression else []
+    return ", ".join(kinds) + ("; replayed on a trace only" if method.replay_only else "")
+
+
+def _count(model: MultiExitModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _changed_parts(before: dict[str, Tensor], model: MultiExitModel) -> str:
+    """Name the parts of a model whose weights differ from before, or are new."""
+    changed: dict[str, set[str]] = {}
+    for name, tensor in model.state_dict().items():
+        if name not in before or not torch.equal(before[name], tensor.cpu()):
+            top, place, *_ = name.split(".")
+            part = f"head {place}" if top == "exit_heads" else top
+            changed.setdefault(part, set()).add(place)
+    return ", ".join(_part_in_words(part, places) for part, places in changed.items()) or "nothing"
+
+
+def _part_in_words(part: str, places: set[str]) -> str:
+    if part == "classifiers" and len(places) == 1:
+        return f"the classifier of layer {int(min(places)) + 1}"
+    return part
+
+
+def _extra_on_bert_base(model: MultiExitModel, extra_here: int) -> int | None:
+    """Count what a description adds to BERT-base, without its weights; None where it does not say all."""
+    description = replace(model.description)
+    if _described_extra(model.backbone.config, description) != extra_here:
+        return None
+    return _described_extra(BertConfig(), description)
+
+
+def _described_extra(config: object, description: ModelDescription) -> int:
+    with torch.device("meta"):
+        counts = []
+        for found in (description, replace(description, heads={}, pooler="shared", classifier=ClassifierSpec())):
+            backbone = AutoModel.from_config(config)
+            backbone.pooler = None
+            model = MultiExitModel(backbone, None, replace(found, heads={}, companion_name=None))
+            for name, spec in found.heads.items():
+                model.add_head(name, spec)
+            counts.append(_count(model))
+    return counts[0] - counts[1]
+
+
+def _what_it_reads(method: Method, model: MultiExitModel) -> str:
+    """Ask the rule at its latest exits, where it is asked at every layer but the last."""
+    watched = WatchedRule(method.rule(model, method.knob_values(model)[-1]))
+    if method.replay_only:
+        replay(watched, record_trace(model, make_task(rows=24).test))
+    else:
+        classify(model, random_texts(8), watched)
+    by_layer: dict[str, list[int]] = {}
+    for layer, reads in watched.reads.items():
+        by_layer.setdefault(_in_words(reads), []).append(layer)
+    if not by_layer:
+        return "nothing: it is never asked"
+    if len(by_layer) == 1:
+        return next(iter(by_layer))
+    return "; ".join(f"{words} at layer{span_of_layers(layers)}" for words, layers in by_layer.items())
+
+
+def _in_words(reads: set[str]) -> str:
+    words = [text for name, text in _READS.items() if name in reads and name != "pooled"]
+    words += sorted(name for name in reads if name.startswith("head "))
+    if not words and "pooled" in reads:  # whoever reads a classifier or a head has paid for pooling already
+        words = [_READS["pooled"]]
+    return ", ".join(words) or "nothing"
+
+
+def span_of_layers(layers: Sequence[int]) -> str:
+    """Return `` 3``, or ``s 1 to 5``, to stand behind the word layer."""
+    return f" {layers[0]}" if len(layers) == 1 else f"s {layers[0]} to {layers[-1]}"
+
+
+def card_table(card: MethodCard) -> "Table":
+    """Return a card for a terminal."""
+    table = plain_table(card.name)
+    table.show_header = False
+    add_columns(table, "", "")
+    extra = "not known" if card.extra_parameters is None else f"{card.extra_parameters:,} on {card.counted_on}"
+    lines = {
+        "what": card.what,
+        "paper": card.paper,
+        "year": card.year,
+        "trains": card.trains,
+        "extra parameters": extra,
+        "its rule reads, at each layer": card.reads,
+        "knob": card.knob,
+        "supports": card.supports,
+    }
+    for heading, text in lines.items():
+        if text:
+            add_row(table, heading, text)
+    return table

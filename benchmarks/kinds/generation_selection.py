@@ -1,0 +1,145 @@
+"""Knobs are chosen on validation prompts alone: the whole knob is replayed on the full model's own texts of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.kinds.decoding import PromptDecoder, Prompts
+from benchmarks.store.generation_records import FAITHFUL, ReplayPoint
+from consistentee.data.text_metrics import token_match
+from consistentee.engine.generate import Generations
+from consistentee.engine.speculation import SpeculativeGenerations
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens, sweep_tokens
+
+_LEAST_AGREEMENT = 0.9
+_ROUNDING = 1e-9
+_PROBE_TOKENS = 4
+_DRAFTED_PROMPTS = 16
+"""Validation prompts that a method which drafts and verifies decodes at every knob: its texts are known beforehand."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A method's knobs on validation prompts, and those of them that were chosen: index -> reasons."""
+
+    points: list[ReplayPoint]
+    chosen: dict[int, list[str]]
+
+    @property
+    def default_knob(self) -> float:
+        """The knob that a user of the saved model gets unasked: cheap, and nearly always as the full model."""
+        return next(self.points[index].knob for index, reasons in self.chosen.items() if FAITHFUL in reasons)
+
+
+def select_knobs(
+    decoder: PromptDecoder, prompts: Prompts, budgets: Sequence[float], *, store: Path | None = None
+) -> Selection:
+    """Replay all knob values of a method on validation prompts, and choose operating points.
+
+    Args:
+        decoder: model and method.
+        prompts: of the validation split.
+        budgets: fractions of the layers.
+        store: folder where full-depth passes are kept.
+
+    Methods that draft and verify are not replayed but run, for the layers that they call depend on what is accepted.
+    """
+    full = decoder.full(prompts)
+    if _drafts(decoder, prompts):
+        points = _drafted_points(decoder, prompts, full)
+    else:
+        points = replay_points(decoder.model, decoder.method, prompts, full, store=store)
+    return Selection(points, choose_points(points, budgets, decoder.model.num_layers))
+
+
+def replay_points(
+    model: MultiExitDecoder, method: TokenMethod, prompts: Prompts, full: Generations, *, store: Path | None = None
+) -> list[ReplayPoint]:
+    """Replay every knob value, token by token, on the texts that the full model wrote behind the prompts.
+
+    What a token's exit says is compared with what layer L says after the same tokens, so that a replay tells how often
+    a token goes wrong, not what becomes of the text after it.
+    """
+    encoded = model.encode(prompts.texts)
+    rows = [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, full.tokens, strict=True)]
+    trace = record_tokens(model, rows, store=store)
+    knobs = [float(knob) for knob in method.knob_values(model)]
+    exits = sweep_tokens([method.rule(model, knob) for knob in knobs], trace)
+    agrees = exits_that_agree(trace)
+    points = []
+    for knob, exit_layers in zip(knobs, exits[:, trace.may_exit], strict=True):
+        places = torch.searchsorted(torch.tensor(trace.exit_layers), exit_layers)
+        agreement = agrees.gather(1, places.unsqueeze(1)).double().mean()
+        points.append(
+            ReplayPoint(knob=knob, average_layers=float(exit_layers.double().mean()), agreement=float(agreement))
+        )
+    return points
+
+
+@torch.inference_mode()
+def exits_that_agree(trace: TokenTrace) -> Tensor:
+    """Return which exits name the token that layer L names, for every token that may exit: bool [tokens, exits]."""
+    parts = []
+    for chunk in trace.may_exit.split(CHUNK):
+        named = [
+            trace.model.logits(layer, trace.states(place, chunk)).argmax(dim=-1)
+            for place, layer in enumerate(trace.exit_layers)
+        ]
+        parts.append(torch.stack([answer == named[-1] for answer in named], dim=1).cpu())
+    return torch.cat(parts)
+
+
+def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_layers: int) -> dict[int, list[str]]:
+    """Choose operating points: index of the point -> what it was chosen for.
+
+    ``budget f``: the best agreement with the full model among the knobs that run at most ``f * num_layers`` layers on
+    average; equal ones: fewer layers. ``agreement 0.90``: the fewest layers with at least this agreement.
+    """
+    chosen: dict[int, list[str]] = {}
+    order = sorted(range(len(points)), key=lambda i: (-points[i].agreement, points[i].average_layers, i))
+    for budget in budgets:
+        limit = budget * num_layers + _ROUNDING
+        within = [index for index in order if points[index].average_layers <= limit]
+        if within:
+            chosen.setdefault(within[0], []).append(f"budget {budget:.2f}")
+    faithful = [index for index in order if points[index].agreement >= _LEAST_AGREEMENT - _ROUNDING]
+    cheapest = min(faithful or order[:1], key=lambda i: points[i].average_layers)
+    chosen.setdefault(cheapest, []).append(FAITHFUL)
+    return dict(sorted(chosen.items()))
+
+
+def _drafts(decoder: PromptDecoder, prompts: Prompts) -> bool:
+    """Say whether a method drafts and verifies, by what it returns at its first knob."""
+    knob = decoder.method.knob_values(decoder.model)[0]
+    options = {**decoder.options, "max_new_tokens": _PROBE_TOKENS}
+    written = decoder.method.generate(decoder.model, prompts.texts[:1], knob, **options)
+    return isinstance(written, SpeculativeGenerations)
+
+
+def _drafted_points(decoder: PromptDecoder, prompts: Prompts, full: Generations) -> list[ReplayPoint]:
+    few = prompts.first(_DRAFTED_PROMPTS)
+    points = []
+    for knob in map(float, decoder.method.knob_values(decoder.model)):
+        written = decoder.at(knob, few)
+        match = token_match(full.tokens[: len(few)], written.tokens)
+        layers = layers_a_token(written, knob)
+        points.append(ReplayPoint(knob=knob, average_layers=layers, agreement=float(match.mean())))
+    return points
+
+
+def layers_a_token(written: Generations, knob: float) -> float:
+    """Return the layers that a decoded token ran on average; where drafts are verified, layer calls a token.
+
+    A draft of k tokens calls the layers up to ``knob``, which is where it is drafted, k + 1 times, and the others once.
+    """
+    if not isinstance(written, SpeculativeGenerations):
+        return written.average_layers
+    num_layers = int(written.exit_layers[0][0])
+    shallow, deep = sum(written.drafted) + sum(written.passes), sum(written.passes)
+    calls = shallow * knob + deep * (num_layers - knob)
+    return calls / max(written.decoded_tokens, 1)

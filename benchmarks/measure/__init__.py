@@ -1,0 +1,1 @@
+"""The clock, floating point operations, and scores with their intervals."""

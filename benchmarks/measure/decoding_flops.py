@@ -1,0 +1,206 @@
+"""Floating point operations of decoding, token by token: counted once a layer and an exit, times the calls.
+
+Counted by torch's own counter (a multiply-add is two operations; only products of matrices count) with attention that
+is not fused, because on a CPU the counter sees nothing of the fused one. A layer costs a token a constant, and a part
+for every column that it attends to. What a rule reads at the exits that it is asked at, the LM head that gives the
+token, and the keys and values that skipped layers are given later are counted too; padding is not.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from consistentee.backbones.decoders import DecoderContext
+from consistentee.engine.generate import Generations
+from consistentee.engine.speculation import SpeculativeGenerations
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.traces.token_view import TokenView
+
+_COLUMN_COUNTS = (1, 2, 5)
+"""Columns attended to that are counted: two determine the line, the last one checks it."""
+
+
+@dataclass(frozen=True)
+class TokenCost:
+    """Operations of a layer on one token that attends to n columns, itself included: ``constant + a_column * n``."""
+
+    constant: int
+    a_column: int
+
+    @classmethod
+    def fit(cls, counted: Sequence[int]) -> "TokenCost":
+        """Return the line through the counts at :data:`_COLUMN_COUNTS`. Raises ValueError if the last is not on it."""
+        first, second, last = _COLUMN_COUNTS
+        a_column = (counted[1] - counted[0]) // (second - first)
+        cost = cls(counted[0] - a_column * first, a_column)
+        if cost.constant + cost.a_column * last != counted[2]:
+            raise ValueError(f"operations {list(counted)} with {_COLUMN_COUNTS} columns do not lie on a line")
+        return cost
+
+    def __call__(self, tokens: int, columns: int) -> int:
+        """Return the operations of some tokens that attend to ``columns`` columns in all."""
+        return self.constant * tokens + self.a_column * columns
+
+
+@dataclass(frozen=True)
+class ExitCost:
+    """Operations of one token at each exit layer.
+
+    Attributes:
+        reading: what the rule reads there.
+        answering: what the token costs beyond that, where it leaves there.
+    """
+
+    reading: dict[int, int]
+    answering: dict[int, int]
+
+
+class _Columns:
+    """A cache that has some columns of one row already, whatever is in them."""
+
+    def __init__(self, columns: int) -> None:
+        self._columns = columns
+
+    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Return as many columns as there are."""
+        return self._stretched(keys), self._stretched(values)
+
+    def _stretched(self, new: Tensor) -> Tensor:
+        return new.repeat_interleave(self._columns, dim=2)
+
+
+class DecodingFlops:
+    """Counts the operations of one model; layers are counted once, every rule when it is first asked for."""
+
+    def __init__(self, model: MultiExitDecoder) -> None:
+        self._model = model
+        token = torch.tensor([[self._ordinary_token()]], device=model.device)
+        position = torch.zeros_like(token)
+        with _unfused_attention(model), torch.no_grad():
+            self._hidden = model.stepper.embed(token, position)
+            rotation = model.stepper.rotation(self._hidden, position)
+            self.layers = [
+                TokenCost.fit([self._count_layer(layer, position, rotation, n) for n in _COLUMN_COUNTS])
+                for layer in range(1, model.num_layers + 1)
+            ]
+            self.filling = [
+                _count(partial(model.stepper.keys_values, layer, self._hidden, rotation))
+                for layer in range(1, model.num_layers + 1)
+            ]
+            self.head = _count(partial(model.logits, model.num_layers, self._hidden[:, 0]))
+
+    def _ordinary_token(self) -> int:
+        return 1 if self._model.pad_id == 0 else 0
+
+    def _count_layer(self, layer: int, position: Tensor, rotation: Any, columns: int) -> int:
+        context = DecoderContext(position, rotation, None, _Columns(columns))
+        return _count(partial(self._model.stepper.step, layer, self._hidden, context))
+
+    def prefill(self, prompt_tokens: Sequence[int]) -> int:
+        """Return the operations of prompts at full depth, and of the first new token of each.
+
+        Every token of a prompt is multiplied with all of its columns: attention masks later ones, but computes them.
+        """
+        tokens, columns = sum(prompt_tokens), sum(n * n for n in prompt_tokens)
+        return sum(layer(tokens, columns) for layer in self.layers) + self.head * len(prompt_tokens)
+
+    def full_decoding(self, written: Generations) -> int:
+        """Return the operations that the decoded tokens would have taken at full depth."""
+        tokens, columns = _decoded(written)
+        return sum(layer(tokens, columns) for layer in self.layers) + self.head * tokens
+
+    def decoding(self, written: Generations, rule: ExitRule, kv: str) -> int:
+        """Return the operations of the decoded tokens: layers run, exits asked, keys and values filled later."""
+        if isinstance(written, SpeculativeGenerations):
+            raise TypeError("what is drafted and verified is counted by `speculating`")
+        total = 0
+        costs = self._costs_by_step(rule, max((len(tokens) for tokens in written.tokens), default=0))
+        rows = zip(written.prompt_tokens, written.exit_layers, written.late_layers, strict=True)
+        for prompt_tokens, exits, late in rows:
+            # The token at place s is written by reading the one before it, whose columns are the prompt's and s more.
+            for step, (left, filled) in enumerate(zip(exits.tolist()[1:], late.tolist()[1:], strict=True), start=1):
+                columns = prompt_tokens + step
+                total += sum(layer(1, columns) for layer in self.layers[:left])
+                total += sum(cost for layer, cost in costs[step].reading.items() if layer <= left)
+                total += costs[step].answering[left]
+                total += self._filling(range(left, left + filled), columns, kv)
+        return total
+
+    def _costs_by_step(self, rule: ExitRule, steps: int) -> list[ExitCost]:
+        """Return what exits cost at each step; counted step by step only for a rule that does not read always alike."""
+        if steps < 2:
+            return []
+        first, last = self.exit_cost(rule, 1), self.exit_cost(rule, steps - 1)
+        if first == last:
+            return [first] * steps
+        return [first, *(self.exit_cost(rule, step) for step in range(1, steps))]
+
+    def _filling(self, layers: range, columns: int, kv: str) -> int:
+        """Return what layers (from 0) cost that are given keys and values after their token has left."""
+        if kv == "exact":
+            return sum(self.layers[layer](1, columns) for layer in layers)
+        return sum(self.filling[layer] for layer in layers)
+
+    def speculating(self, written: SpeculativeGenerations, draft_layer: int) -> int:
+        """Return the operations of drafts and of their verification: rejected tokens cost what accepted ones do.
+
+        Columns are those of the text so far, averaged over it, for the tokens that were rejected lie among them.
+        """
+        drafting = self.exit_cost(None, 1).answering[draft_layer]
+        total = 0
+        rows = zip(written.prompt_tokens, written.tokens, written.drafted, written.passes, strict=True)
+        for prompt_tokens, tokens, drafted, passes in rows:
+            read = drafted + passes
+            columns = round(read * (prompt_tokens + len(tokens) / 2))
+            total += sum(layer(read, columns) for layer in self.layers)
+            total += drafting * drafted + self.head * read
+        return total
+
+    @torch.no_grad()
+    def exit_cost(self, rule: ExitRule | None, step: int) -> ExitCost:
+        """Count what a rule reads at the exits at one step, of a token that never leaves; None reads nothing."""
+        model = self._model
+        started = {} if rule is None else rule.start(1, model.num_layers)
+        state = {name: tensor.to(model.device) for name, tensor in started.items()}
+        past = torch.empty(1, 0, model.width, device=model.device) if rule and rule.reads_history else None
+        reading = dict.fromkeys(model.exit_layers, 0)
+        answering = dict.fromkeys(model.exit_layers, 0)
+        for layer in model.exit_layers:
+            view = TokenView(model, layer, self._hidden, step, [0], past=past)
+            if rule is not None and layer < model.num_layers:
+                reading[layer] = _count(partial(rule.should_exit, view, state))
+            past = past if past is None else view.history
+            answering[layer] = _count(partial(getattr, view, "logits"))
+        return ExitCost(reading, answering)
+
+
+def _decoded(written: Generations) -> tuple[int, int]:
+    """Return how many tokens were decoded, and how many columns they attended to in all."""
+    counts = [max(len(tokens) - 1, 0) for tokens in written.tokens]
+    columns = [n * prompt + n * (n + 1) // 2 for n, prompt in zip(counts, written.prompt_tokens, strict=True)]
+    return sum(counts), sum(columns)
+
+
+def _count(action: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return int(counter.get_total_flops())
+
+
+@contextmanager
+def _unfused_attention(model: MultiExitDecoder) -> Iterator[None]:
+    usual = model.backbone.config._attn_implementation
+    model.backbone.set_attn_implementation("eager")
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        model.backbone.set_attn_implementation(usual)

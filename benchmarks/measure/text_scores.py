@@ -1,0 +1,59 @@
+"""What texts score, prompt by prompt, and means over prompts with bootstrap intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+from benchmarks.store.generation_records import Mean
+from consistentee.data.text_metrics import rouge, token_match
+from consistentee.engine.generate import Generations
+
+_RESAMPLES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """Scores of texts, prompt by prompt: [N] each, in [0, 1].
+
+    Attributes:
+        reference: against the references, by metric.
+        full_text: ROUGE-L against the full model's texts.
+        match: share of the places with the full model's token.
+    """
+
+    reference: dict[str, NDArray[np.float64]]
+    full_text: NDArray[np.float64]
+    match: NDArray[np.float64]
+
+
+def score_generations(
+    written: Generations, full: Generations, references: Sequence[str], metrics: Sequence[str]
+) -> TextScores:
+    """Score texts against references and against what the full model writes behind the same prompts."""
+    return TextScores(
+        reference=rouge(references, written.texts, metrics),
+        full_text=rouge(full.texts, written.texts, ["rougeL"])["rougeL"],
+        match=token_match(full.tokens, written.tokens),
+    )
+
+
+def mean_with_interval(values: NDArray[np.float64], *, resamples: int, seed: int) -> Mean:
+    """Return the mean of scores [N] with its 95% percentile bootstrap interval over prompts."""
+    mean = float(values.mean())
+    if np.ptp(values) == 0:
+        return Mean(value=mean, interval=(mean, mean))
+    result = bootstrap(
+        (values,),
+        np.mean,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=_RESAMPLES_AT_ONCE,
+        confidence_level=0.95,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = result.confidence_interval
+    return Mean(value=mean, interval=(float(low), float(high)))

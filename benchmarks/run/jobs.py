@@ -1,0 +1,172 @@
+"""What a run has computed: one cell, or the timing of one group. A job is idempotent, and its result is on disk."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.kinds.kind import kind_named
+from benchmarks.run.plan import Inputs, PlannedCell, protocol_key, timed_points
+from benchmarks.store.folders import RunFolder, read_cell, read_failure, read_timing
+from benchmarks.store.keys import FileHashes
+from benchmarks.store.records import FailureRecord
+from benchmarks.store.spec import BaseCellSpec, Group, TimingSpec, display_name
+from consistentee.errors import UserError
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all jobs of a run have in common.
+
+    Attributes:
+        directory: where relative names start: the working directory of the run.
+        folder: the run's folder.
+        data_dir: where data files are looked for first.
+        command: what the user typed.
+    """
+
+    directory: Path
+    folder: RunFolder
+    data_dir: Path | None
+    command: str
+
+    def inputs(self) -> Inputs:
+        """Return the tasks and backbones, to be loaded again."""
+        return Inputs(self.data_dir, FileHashes(self.folder.fingerprints))
+
+
+@dataclass(frozen=True, eq=False)
+class Job(ABC):
+    """Something to compute in a process of its own.
+
+    Attributes:
+        surroundings: see there.
+        replaces: time of the result that is to be replaced; any other one on disk means that the job is done.
+    """
+
+    surroundings: Surroundings
+    replaces: str | None
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """One line for people."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Key of its result."""
+
+    @property
+    @abstractmethod
+    def group(self) -> Group:
+        """Jobs of one group share stages: two at once may wait for each other."""
+
+    @property
+    @abstractmethod
+    def place(self) -> Path:
+        """Folder of its result, and of the note if it fails."""
+
+    @abstractmethod
+    def finished_at(self) -> str | None:
+        """Return when the result on disk was made, None if there is none."""
+
+    @abstractmethod
+    def compute(self) -> None:
+        """Compute it, and write the result."""
+
+    @property
+    def turn(self) -> Path:
+        """What a process locks while it computes this."""
+        return self.surroundings.folder.turn(self.key)
+
+    def is_done(self) -> bool:
+        """Say whether the result is on disk, from this run or from a worker that outlived an earlier one."""
+        found = self.finished_at()
+        return found is not None and found != self.replaces
+
+    def failure(self) -> FailureRecord | None:
+        """Return the note on disk that says why it failed."""
+        return read_failure(self.place, self.key)
+
+
+@dataclass(frozen=True, eq=False)
+class CellJob(Job):
+    """One cell."""
+
+    spec: BaseCellSpec
+    cell_key: str
+
+    @property
+    def name(self) -> str:
+        """The cell's."""
+        return self.spec.name
+
+    @property
+    def key(self) -> str:
+        """The cell's."""
+        return self.cell_key
+
+    @property
+    def group(self) -> Group:
+        """The cell's."""
+        return self.spec.group
+
+    @property
+    def place(self) -> Path:
+        """The cell's."""
+        return self.surroundings.folder.cell(self.spec)
+
+    def finished_at(self) -> str | None:
+        """Return when the record was made."""
+        record, _ = read_cell(self.place, self.key, kind_named(self.spec.kind).record)
+        return record.finished_at if record else None
+
+    def compute(self) -> None:
+        """Run the cell. Raises UserError if it is no longer the one that was planned."""
+        inputs = self.surroundings.inputs()
+        if inputs.key(self.spec) != self.key:
+            raise UserError("code, data or libraries have changed since the run began; run it again")
+        run_cell = kind_named(self.spec.kind).cell_runner()
+        task = inputs.task(self.spec)
+        run_cell(self.spec, self.key, task, self.surroundings.folder, command=self.surroundings.command)
+
+
+@dataclass(frozen=True, eq=False)
+class TimingJob(Job):
+    """The timing of one group: cells that are done, with their models on disk."""
+
+    cells: tuple[PlannedCell, ...]
+    protocol: TimingSpec
+
+    @property
+    def name(self) -> str:
+        """Group and number of operating points."""
+        points = sum(len(timed_points(cell.record, self.protocol)) for cell in self.cells if cell.record)
+        group = " · ".join(display_name(str(part)) for part in self.group)
+        return f"timing {group}: {points} operating points and the stock model"
+
+    @property
+    def key(self) -> str:
+        """The protocol's."""
+        return protocol_key(self.protocol)
+
+    @property
+    def group(self) -> Group:
+        """The cells'."""
+        return self.cells[0].group
+
+    @property
+    def place(self) -> Path:
+        """The timing's."""
+        return self.surroundings.folder.timing(*self.group)
+
+    def finished_at(self) -> str | None:
+        """Return when the timing was taken."""
+        timing, _ = read_timing(self.place, self.cells[0].kind.timing)
+        return timing.finished_at if timing else None
+
+    def compute(self) -> None:
+        """Take the times."""
+        run_timing = self.cells[0].kind.timing_runner()
+        task = self.surroundings.inputs().task(self.cells[0].spec)
+        run_timing(self.cells, task, self.protocol, self.surroundings.folder, command=self.surroundings.command)

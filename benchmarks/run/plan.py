@@ -1,0 +1,233 @@
+"""What a run has to do: which cells are done, failed, refused or missing, and which timings are. Never loads torch."""
+
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kinds.kind import Kind, kind_named
+from benchmarks.store.folders import (
+    Fault,
+    RunFolder,
+    kind_of_results,
+    model_fault,
+    read_cell,
+    read_failure,
+    read_timing,
+)
+from benchmarks.store.keys import (
+    KEY_LIBRARIES,
+    FileHashes,
+    cell_key,
+    library_versions,
+    modules_fingerprint,
+)
+from benchmarks.store.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord
+from benchmarks.store.spec import BaseCellSpec, BaseSuite, Group, TimingSpec, canonical_json
+from consistentee.errors import UserError
+from consistentee.methods.method import get_method
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell of a run: ``record`` if it is done, ``failure`` if it was tried in vain, neither if it is missing."""
+
+    spec: BaseCellSpec
+    key: str
+    record: BaseRecord | None = None
+    failure: FailureRecord | None = None
+
+    @property
+    def group(self) -> Group:
+        """The cell's group."""
+        return self.spec.group
+
+    @property
+    def kind(self) -> Kind:
+        """The cell's kind."""
+        return kind_named(self.spec.kind)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is to be computed."""
+        return self.record is None and self.failure is None
+
+
+class Inputs:
+    """The tasks and backbones of a run, each loaded or identified once."""
+
+    def __init__(self, data_dir: Path | None, hashes: FileHashes) -> None:
+        self._data_dir = data_dir
+        self.hashes = hashes
+        self._tasks: dict[Hashable, Any] = {}
+        self._fingerprints: dict[Hashable, str] = {}
+        self._identity = cache(self._identify)
+
+    def task(self, spec: BaseCellSpec) -> Any:
+        """Return a cell's task, its validation and test rows capped: whatever :meth:`Kind.load_task` gives."""
+        if spec.rows not in self._tasks:
+            self._tasks[spec.rows] = kind_named(spec.kind).load_task(spec, self._data_dir)
+        return self._tasks[spec.rows]
+
+    def key(self, spec: BaseCellSpec) -> str:
+        """Return a cell's key. Raises UserError for what cannot be had."""
+        if spec.rows not in self._fingerprints:
+            self._fingerprints[spec.rows] = self.task(spec).fingerprint()
+        backbone = self._identity(spec.kind, spec.backbone)
+        return cell_key(spec, self._fingerprints[spec.rows], backbone, kind_named(spec.kind).code)
+
+    def _identify(self, kind: str, backbone: str) -> dict[str, object]:
+        return kind_named(kind).backbone_identity(backbone, self.hashes)
+
+
+def refuse_another_kind(suite: BaseSuite, folder: RunFolder) -> None:
+    """Raise UserError if a results folder was filled by a suite of another kind."""
+    found = kind_of_results(folder.root)
+    if found not in (None, suite.kind):
+        raise UserError(
+            f"{folder.root} holds results of {found}, suite {suite.name!r} is {suite.kind}; give another --out"
+        )
+
+
+def plan_cells(
+    cells: Sequence[BaseCellSpec],
+    inputs: Inputs,
+    folder: RunFolder,
+    on_fault: Callable[[Fault], None],
+    *,
+    fresh: bool = False,
+    retry_failed: bool = False,
+) -> list[PlannedCell]:
+    """Look up on disk what became of every cell; nothing is changed there.
+
+    Args:
+        cells: the cells.
+        inputs: their tasks and backbones.
+        folder: the run's folder.
+        on_fault: called with every damaged or stale file, whose cell counts as missing.
+        fresh: take every cell for missing.
+        retry_failed: take failed cells for missing.
+    """
+    planned = []
+    for spec in cells:
+        key = inputs.key(spec)
+        if fresh:
+            planned.append(PlannedCell(spec, key))
+            continue
+        record, fault = read_cell(folder.cell(spec), key, kind_named(spec.kind).record)
+        if fault:
+            on_fault(fault)
+        failure = None if record else read_failure(folder.cell(spec), key)
+        if failure and retry_failed and not failure.refused:
+            failure = None
+        planned.append(PlannedCell(spec, key, record, failure))
+    return planned
+
+
+def refuse_undefined(
+    planned: Sequence[PlannedCell], inputs: Inputs, refuse: Callable[[PlannedCell, str], PlannedCell]
+) -> list[PlannedCell]:
+    """Build the method of every missing cell, so that a wrong name or parameter ends the run before any training.
+
+    A cell whose method is not defined for its task becomes what ``refuse`` makes of it and the reason.
+    """
+    checked = []
+    for cell in planned:
+        if cell.is_missing:
+            method = get_method(cell.spec.method, **cell.spec.parameters)
+            try:
+                cell.kind.check_method(method, inputs.task(cell.spec))
+            except UserError as error:
+                checked.append(refuse(cell, str(error)))
+                continue
+        checked.append(cell)
+    return checked
+
+
+def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
+    """Say in one line how far a suite has come."""
+    done = sum(cell.record is not None for cell in planned)
+    missing = sum(cell.is_missing for cell in planned)
+    refused = sum(bool(cell.failure and cell.failure.refused) for cell in planned)
+    failed = len(planned) - done - missing - refused
+    parts = [f"{done} done", f"{missing} to run"]
+    parts += [f"{refused} not defined for their task"] if refused else []
+    parts += [f"{failed} failed before (--retry-failed tries them again)"] if failed else []
+    return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"
+
+
+def finished_neighbours(cells: Sequence[BaseCellSpec], inputs: Inputs, folder: RunFolder) -> list[PlannedCell]:
+    """Return the finished cells among those that a run was not asked about; nothing of theirs is touched."""
+    keyed = [(spec, inputs.key(spec)) for spec in cells]
+    found = [
+        PlannedCell(spec, key, read_cell(folder.cell(spec), key, kind_named(spec.kind).record)[0])
+        for spec, key in keyed
+    ]
+    return [cell for cell in found if cell.record is not None]
+
+
+def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:
+    """Return the cells by group."""
+    groups: dict[Group, list[PlannedCell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.group, []).append(cell)
+    return groups
+
+
+def protocol_key(protocol: TimingSpec) -> str:
+    """Return a hash of how a timing is taken: protocol, code, libraries. What was timed is in its contenders."""
+    parts = [protocol.model_dump(mode="json"), modules_fingerprint(protocol.code), library_versions(KEY_LIBRARIES)]
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def timed_points(record: BaseRecord, protocol: TimingSpec) -> Sequence[BaseOperatingPoint]:
+    """Return the operating points of a cell that are timed: the cheapest ones that can run live."""
+    return record.timed_points(protocol.points_per_cell)
+
+
+def covers(timing: BaseTimingRecord, cells: Iterable[PlannedCell], protocol: TimingSpec) -> bool:
+    """Say whether a timing was taken by this protocol and holds every operating point of the cells that are done."""
+    timed = {(contender.cell_key, contender.knob) for contender in timing.contenders}
+    wanted = {(cell.key, point.knob) for cell in cells if cell.record for point in timed_points(cell.record, protocol)}
+    return timing.key == protocol_key(protocol) and wanted <= timed
+
+
+def reopen_for_timing(
+    cells: Sequence[PlannedCell], folder: RunFolder, protocol: TimingSpec, on_fault: Callable[[Fault], None]
+) -> list[PlannedCell]:
+    """Take finished cells for missing where a timing is due and needs their model, which is damaged or gone."""
+    planned = []
+    for group, members in groups_of(cells).items():
+        due = timing_due(group, members, folder, protocol, on_fault)
+        planned += [_without_lost_model(cell, folder, protocol) if due else cell for cell in members]
+    return planned
+
+
+def timing_due(
+    group: Group,
+    cells: Sequence[PlannedCell],
+    folder: RunFolder,
+    protocol: TimingSpec,
+    on_fault: Callable[[Fault], None],
+) -> bool:
+    """Say whether a group has to be timed, now or once its missing cells are done."""
+    if any(cell.is_missing for cell in cells):
+        return True
+    if not any(cell.record and timed_points(cell.record, protocol) for cell in cells):
+        return False
+    timing, fault = read_timing(folder.timing(*group), cells[0].kind.timing)
+    if fault:
+        on_fault(fault)
+    return timing is None or not covers(timing, cells, protocol)
+
+
+def _without_lost_model(cell: PlannedCell, folder: RunFolder, protocol: TimingSpec) -> PlannedCell:
+    needed = cell.record is not None and timed_points(cell.record, protocol)
+    return replace(cell, record=None) if needed and lost_model(cell, folder) else cell
+
+
+def lost_model(cell: PlannedCell, folder: RunFolder) -> str | None:
+    """Say what is wrong with the trained model of a cell, which only timing needs; None if nothing is."""
+    return model_fault(folder.model(cell.key), cell.kind.model_file)

@@ -1,0 +1,234 @@
+"""Where jobs run: here one after another, on local dask workers, or on any dask cluster that shares the disk.
+
+A job leaves its result on disk and may be done twice, so that dask can give the job of a worker that died to another.
+Cells may share a machine; timings never do: they run one at a time, when no cell does.
+"""
+
+import logging
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
+
+from benchmarks.run.execute import execute
+from benchmarks.run.failures import note_failure
+from benchmarks.run.jobs import Job
+from benchmarks.store.environment import usable_cores
+from consistentee.errors import UserError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future, Worker
+
+TIMING_RESOURCE = "GPU"
+"""Timings go to a worker that offers this resource, where there is one (``dask worker --resources GPU=1``)."""
+
+_DEATHS_ALLOWED = 10  # of local workers over one job, before the job is to blame
+_SECONDS_TO_CONNECT = 10
+_SECONDS_TO_WAIT_FOR_WORKERS = 60
+_SECONDS_BETWEEN_COUNTS = 5  # of workers, which may come and go
+
+
+class Watcher(Protocol):
+    """Is told how the jobs are going."""
+
+    def started(self, job: Job) -> None:
+        """Take note that a job is about to run."""
+
+    def ended(self, job: Job) -> None:
+        """Take note that a job has run: its result, or a note of its failure, is on disk."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Where the jobs of a run go: ``workers`` on this machine, or the dask cluster at ``address``."""
+
+    workers: int = 1
+    address: str | None = None
+
+    def run_cells(self, jobs: Sequence[Job], watcher: Watcher) -> None:
+        """Run jobs that may share a machine."""
+        if not jobs:
+            return
+        if self.address is not None:
+            with _cluster(self.address) as client:
+                _run_side_by_side(client, jobs, watcher)
+        elif self.workers > 1 and len(jobs) > 1:
+            with _local_workers(min(self.workers, len(jobs))) as client:
+                _run_side_by_side(client, jobs, watcher)
+        else:
+            _run_here(jobs, watcher)
+
+    def run_timings(self, jobs: Sequence[Job], watcher: Watcher) -> None:
+        """Run jobs that must be alone, one after another, all on the same machine."""
+        if jobs and self.address is not None:
+            with _cluster(self.address) as client:
+                _run_alone(client, jobs, watcher)
+        else:
+            _run_here(jobs, watcher)
+
+
+def _run_here(jobs: Sequence[Job], watcher: Watcher) -> None:
+    for job in jobs:
+        watcher.started(job)
+        execute(job)
+        watcher.ended(job)
+
+
+def _run_side_by_side(client: "Client", jobs: Sequence[Job], watcher: Watcher) -> None:
+    """Keep every slot of every worker busy; no more jobs are sent than there are slots, so that order can matter."""
+    from distributed import wait
+
+    waiting: list[Job] = list(jobs)
+    running: dict[Future, Job] = {}
+    try:
+        while waiting or running:
+            share = Share.of(client)
+            while waiting and len(running) < share.slots:
+                job = next_job(waiting, running.values())
+                waiting.remove(job)
+                watcher.started(job)
+                running[client.submit(_run_in_worker, job, share, pure=False)] = job
+            try:
+                done = wait(list(running), timeout=_SECONDS_BETWEEN_COUNTS, return_when="FIRST_COMPLETED").done
+            except TimeoutError:
+                continue
+            for future in done:
+                job = running.pop(future)
+                _settle(future, job)
+                watcher.ended(job)
+    finally:
+        client.cancel(list(running))
+
+
+def next_job(waiting: Sequence[Job], running: Collection[Job]) -> Job:
+    """Choose the job to start next: of the group with the fewest running jobs, since these may want the same stage."""
+    busy = Counter(job.group for job in running)
+    return min(waiting, key=lambda job: busy[job.group])
+
+
+def _run_alone(client: "Client", jobs: Sequence[Job], watcher: Watcher) -> None:
+    offers = client.run(_resources_of)
+    address = min(offers, key=lambda worker: (TIMING_RESOURCE not in offers[worker], worker))
+    resources = {TIMING_RESOURCE: 1} if TIMING_RESOURCE in offers[address] else None
+    whole = Share({_host(address): 1}, _thread_limit())
+    for job in jobs:
+        watcher.started(job)
+        # Were that worker to die, another one takes over.
+        future = client.submit(
+            _run_in_worker, job, whole, pure=False, workers=[address], allow_other_workers=True, resources=resources
+        )
+        _settle(future, job)
+        watcher.ended(job)
+
+
+def _resources_of(dask_worker: "Worker") -> dict[str, float]:
+    return dict(dask_worker.state.total_resources)
+
+
+def _settle(future: "Future", job: Job) -> None:
+    """Wait for a job; note it as failed if workers keep dying over it. Raises what ends the whole run."""
+    from distributed import KilledWorker
+
+    try:
+        future.result()
+    except KilledWorker as error:
+        note_failure(job.place, job.key, " ".join(f"workers keep dying over it: {error}".split()))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the workers cannot run {job.name}: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Share:
+    """What part of its machine a job may use.
+
+    Attributes:
+        slots_on: how many jobs run at once on each host.
+        thread_limit: threads a job, where the user has set OMP_NUM_THREADS.
+    """
+
+    slots_on: dict[str, int]
+    thread_limit: int | None
+
+    @classmethod
+    def of(cls, client: "Client") -> "Share":
+        """Count the slots of the workers that are there now."""
+        slots: Counter[str] = Counter()
+        for address, threads in client.nthreads().items():
+            slots[_host(address)] += threads
+        return cls(dict(slots), _thread_limit())
+
+    @property
+    def slots(self) -> int:
+        """How many jobs run at once."""
+        return sum(self.slots_on.values())
+
+    def threads(self, host: str, cores: int) -> int:
+        """Return the threads of torch in a job on a host with that many cores."""
+        return max(1, min(cores // self.slots_on.get(host, 1), self.thread_limit or cores))
+
+
+def _thread_limit() -> int | None:
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdigit() else None
+
+
+def _host(address: str) -> str:
+    return urlsplit(address).hostname or address
+
+
+def _run_in_worker(job: Job, share: Share) -> None:
+    """Run a job in a process of its own, below a dask worker."""
+    from distributed import get_worker
+
+    # Dask's workers are daemons, which may have no children, lest these outlive them; ours end with their parent.
+    multiprocessing.current_process().daemon = False
+    execute(job, share.threads(_host(get_worker().address), usable_cores()))
+
+
+@contextmanager
+def _local_workers(count: int) -> Iterator["Client"]:
+    """Start worker processes on this machine, one job each."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    settings = {
+        "distributed.scheduler.allowed-failures": _DEATHS_ALLOWED,
+        "distributed.nanny.pre-spawn-environ": {},  # it would set this process's own OMP_NUM_THREADS to 1, for good
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=count,
+            threads_per_worker=1,
+            memory_limit=0,  # a cell is no part of the worker's own memory
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator["Client"]:
+    """Connect to a scheduler. Raises UserError if that fails, or if no worker shows up."""
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=_SECONDS_TO_CONNECT)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no dask scheduler answers at {address}: {error}") from error
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=_SECONDS_TO_WAIT_FOR_WORKERS)
+        except TimeoutError as error:
+            raise UserError(
+                f"the dask scheduler at {address} has no workers; start some: dask worker {address}"
+            ) from error
+        yield client

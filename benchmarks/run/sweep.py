@@ -1,0 +1,285 @@
+"""A run of a suite: what is missing is computed, every cell in its own process, then timed; what is done is kept."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from benchmarks.run.failures import note_failure
+from benchmarks.run.jobs import CellJob, Job, Surroundings, TimingJob
+from benchmarks.run.plan import (
+    Group,
+    Inputs,
+    PlannedCell,
+    finished_neighbours,
+    groups_of,
+    lost_model,
+    plan_cells,
+    refuse_another_kind,
+    refuse_undefined,
+    reopen_for_timing,
+    summary,
+    timed_points,
+    timing_due,
+)
+from benchmarks.run.progress import RunProgress
+from benchmarks.run.schedulers import Schedule
+from benchmarks.store.environment import command_line, describe_conditions, describe_environment
+from benchmarks.store.folders import (
+    TIMING_FILE,
+    Fault,
+    RunFolder,
+    only_run,
+    read_cell,
+    read_timing,
+    set_aside,
+    write_text,
+)
+from benchmarks.store.keys import FileHashes
+from benchmarks.store.spec import BaseSuite, Filters, expand
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended.
+
+    Attributes:
+        finished: cells whose record is there.
+        computed: cells that this run tried to compute.
+        refused: what is not defined for its task, one line a cell.
+        failed: what failed, one line a cell; not empty means exit code 1.
+        table: what the report shows on a terminal.
+    """
+
+    finished: int
+    computed: int
+    refused: tuple[str, ...]
+    failed: tuple[str, ...]
+    table: Any = None
+
+
+@dataclass
+class _Run:
+    """The state of one call of :func:`run_suite`."""
+
+    suite: BaseSuite
+    folder: RunFolder
+    inputs: Inputs
+    surroundings: Surroundings
+    schedule: Schedule
+    console: Console
+    fresh: bool
+
+    def say(self, line: str) -> None:
+        """Print one line of plain text."""
+        self.console.print(escape(line), highlight=False, soft_wrap=True)
+
+    def put_aside(self, fault: Fault) -> None:
+        """Move what cannot be used out of the way, and say so."""
+        self.say(str(fault.set_aside()))
+
+
+def run_suite(
+    suite: BaseSuite,
+    filters: Filters | None = None,
+    *,
+    out: Path,
+    data_dir: Path | None = None,
+    fresh: bool = False,
+    retry_failed: bool = False,
+    schedule: Schedule | None = None,
+    console: Console | None = None,
+) -> RunOutcome:
+    """Run what is missing of a suite, then time it, then write tables and figures.
+
+    Interrupt it at any moment: every finished cell is whole on disk and is used by the next run. Processes are started
+    for the cells, so a script that calls this needs the usual ``if __name__ == "__main__":``.
+
+    Args:
+        suite: see :func:`benchmarks.store.spec.load_suite`.
+        filters: which part of it.
+        out: the results folder.
+        data_dir: where data files are looked for first.
+        fresh: compute everything again.
+        retry_failed: try failed cells again.
+        schedule: where cells run; by default here, one after another.
+        console: where lines go; standard error by default.
+
+    Raises:
+        UserError: something that concerns the whole run, before any training; or a full disk, or lost workers.
+    """
+    folder = RunFolder(out)
+    run = _Run(
+        suite,
+        folder,
+        Inputs(data_dir, FileHashes(folder.fingerprints)),
+        Surroundings(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line()),
+        schedule or Schedule(),
+        console or Console(stderr=True),
+        fresh,
+    )
+    refuse_another_kind(suite, folder)
+    with only_run(folder):
+        return _run(run, filters or Filters(), retry_failed)
+
+
+def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
+    cells = expand(run.suite, filters)
+    others = [spec for spec in expand(run.suite, replace(filters, methods=None)) if spec not in cells]
+    planned = plan_cells(cells, run.inputs, run.folder, run.put_aside, fresh=run.fresh, retry_failed=retry_failed)
+    neighbours = finished_neighbours(others, run.inputs, run.folder)
+    run.inputs.hashes.save()
+    planned = reopen_for_timing(planned, run.folder, run.suite.timing, run.put_aside)
+    planned = refuse_undefined(planned, run.inputs, lambda cell, reason: _note_refusal(run, cell, reason))
+    run.say(f"{summary(run.suite, planned)}; results in {run.folder.root}")
+    if run.fresh:
+        shutil.rmtree(run.folder.stages, ignore_errors=True)
+    missing = sum(cell.is_missing for cell in planned)
+    finished = _compute(run, planned)
+    timings = _due_timings(run, finished, neighbours)
+    timing_failures = _time(run, timings)
+    if missing or timings:
+        _describe_run(run)
+    return _outcome(run, finished, missing, timing_failures)
+
+
+def _note_refusal(run: _Run, cell: PlannedCell, reason: str) -> PlannedCell:
+    return replace(cell, failure=note_failure(run.folder.cell(cell.spec), cell.key, reason, refused=True))
+
+
+class _CellWatcher:
+    """Reads what became of every job, and shows it."""
+
+    def __init__(self, run: _Run, cells: dict[Job, PlannedCell]) -> None:
+        self.cells = cells
+        self.progress = RunProgress(run.console, len(cells))
+
+    def started(self, job: Job) -> None:
+        """Show it."""
+        self.progress.started(job)
+
+    def ended(self, job: Job) -> None:
+        """Read the record or the note of a failure."""
+        cell = self.cells[job]
+        record, _ = read_cell(job.place, job.key, cell.kind.record)
+        if record is not None and job.is_done():
+            self.cells[job] = replace(cell, record=record)
+            self.progress.ended(job, *record.summary_lines())
+            return
+        failure = job.failure() or note_failure(job.place, job.key, "it left neither a record nor a note of a failure")
+        self.cells[job] = replace(cell, failure=failure)
+        self.progress.ended(job, f"failed: {failure.error}", failed=True)
+
+
+def _compute(run: _Run, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
+    """Run the missing cells; a failure is noted, and the run goes on."""
+    jobs = {number: _cell_job(run, cell) for number, cell in enumerate(planned) if cell.is_missing}
+    watcher = _CellWatcher(run, {job: planned[number] for number, job in jobs.items()})
+    with watcher.progress:
+        run.schedule.run_cells(list(jobs.values()), watcher)
+    return [watcher.cells[jobs[number]] if number in jobs else cell for number, cell in enumerate(planned)]
+
+
+def _cell_job(run: _Run, cell: PlannedCell) -> CellJob:
+    job = CellJob(run.surroundings, None, cell.spec, cell.key)
+    return replace(job, replaces=job.finished_at())
+
+
+class _TimingWatcher:
+    """Reads what became of every timing, and shows it."""
+
+    def __init__(self, run: _Run, total: int) -> None:
+        self.failures: list[str] = []
+        self.progress = RunProgress(run.console, total)
+
+    def started(self, job: Job) -> None:
+        """Show it."""
+        self.progress.started(job)
+
+    def ended(self, job: Job) -> None:
+        """Read the note of a failure, if the timing is not there."""
+        if job.is_done():
+            self.progress.ended(job)
+            return
+        failure = job.failure()
+        reason = failure.error if failure else "it left neither a record nor a note of a failure"
+        self.failures.append(f"{job.name}: {reason}")
+        self.progress.ended(job, f"failed: {reason}", failed=True)
+
+
+def _time(run: _Run, timings: Sequence[TimingJob]) -> list[str]:
+    """Take the times, when no cell runs; return what failed: scores are worth keeping without their times."""
+    watcher = _TimingWatcher(run, len(timings))
+    with watcher.progress:
+        run.schedule.run_timings(timings, watcher)
+    return watcher.failures
+
+
+def _due_timings(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequence[PlannedCell]) -> list[TimingJob]:
+    """Return the timings that are due, of the finished cells outside the filter too."""
+    jobs = []
+    outside = groups_of(neighbours)
+    for group, members in groups_of(finished).items():
+        protocol = run.suite.timing
+        if not (run.fresh or timing_due(group, members, run.folder, protocol, run.put_aside)):
+            continue
+        live = [
+            cell for cell in [*members, *outside.get(group, [])] if cell.record and timed_points(cell.record, protocol)
+        ]
+        ready = [cell for cell in live if lost_model(cell, run.folder) is None]
+        for cell in live:
+            if cell not in ready:
+                run.say(
+                    f"{cell.spec.name}: not timed, its trained model is gone; a run that includes it makes it again"
+                )
+        if ready:
+            _keep_times_of_others(run, group, ready)
+            job = TimingJob(run.surroundings, None, tuple(ready), protocol)
+            jobs.append(replace(job, replaces=job.finished_at()))
+    return jobs
+
+
+def _keep_times_of_others(run: _Run, group: Group, timed: Sequence[PlannedCell]) -> None:
+    """Set a timing aside, instead of overwriting it, where it holds cells that cannot be timed again now."""
+    place = run.folder.timing(*group)
+    old, _ = read_timing(place, timed[0].kind.timing)
+    keys = {cell.key for cell in timed}
+    if old and any(contender.cell_key and contender.cell_key not in keys for contender in old.contenders):
+        kept = set_aside(place / TIMING_FILE, "stale")
+        run.say(f"    the earlier timing, which holds other cells, is kept as {kept.name}")
+
+
+def _describe_run(run: _Run) -> None:
+    """Write what was asked for and on what machine it ran, beside the results."""
+    values = run.suite.model_dump(mode="json")
+    write_text(run.folder.root / "suite.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    described = {
+        "command": command_line(),
+        "environment": describe_environment(),
+        "conditions": describe_conditions(),
+    }
+    write_text(run.folder.root / "environment.json", json.dumps(described, indent=1) + "\n")
+
+
+def _outcome(run: _Run, finished: Sequence[PlannedCell], computed: int, timing_failures: Sequence[str]) -> RunOutcome:
+    with_record = [cell for cell in finished if cell.record]
+    failures = [(cell, cell.failure) for cell in finished if cell.failure]
+    table = None
+    if with_record:
+        from benchmarks.analysis import report_files
+
+        table = report_files(run.folder.root)
+    failed = [f"{cell.spec.name}: {failure.error}" for cell, failure in failures if not failure.refused]
+    return RunOutcome(
+        finished=len(with_record),
+        computed=computed,
+        refused=tuple(f"{cell.spec.name}: {failure.error}" for cell, failure in failures if failure.refused),
+        failed=(*failed, *timing_failures),
+        table=table,
+    )

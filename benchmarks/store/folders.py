@@ -1,0 +1,292 @@
+"""Where a run keeps its files, how they are written (whole or not at all), and how they are read back (checked)."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ValidationError
+
+from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, FailureRecord, TimingRecord
+from benchmarks.store.spec import BaseCellSpec, folder_name, validation_sentence
+from consistentee.errors import UserError
+from consistentee.files import clear_leftovers, make_folder, replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD_FILE = "record.json"
+PREDICTIONS_FILE = "predictions.parquet"
+FAILURE_FILE = "failure.json"
+TIMING_FILE = "timing.json"
+LOG_FILE = "log.txt"
+
+_PARQUET_MAGIC = b"PAR1"
+_SchemaT = TypeVar("_SchemaT", bound=BaseModel)
+_RecordT = TypeVar("_RecordT", bound=BaseRecord)
+_TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The layout of a run's output folder."""
+
+    root: Path
+
+    def cell(self, spec: BaseCellSpec) -> Path:
+        """Folder of a cell: record, predictions, log."""
+        return self.root / "cells" / spec.folder
+
+    def model(self, key: str) -> Path:
+        """Folder of a cell's trained model, which only timing needs."""
+        return self.root / "artifacts" / "models" / key
+
+    @property
+    def stages(self) -> Path:
+        """Where training keeps the stage-1 models that methods share."""
+        return self.root / "artifacts" / "stages"
+
+    def timing(self, task: str, backbone: str, seed: int) -> Path:
+        """Folder of the timing run of one (task, backbone, seed)."""
+        return self.root / "timings" / folder_name(task) / folder_name(backbone) / f"seed{seed}"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the run that writes here."""
+        return self.root / "artifacts" / "run.lock"
+
+    def turn(self, key: str) -> Path:
+        """What a process locks while it computes the cell or timing of this key."""
+        return self.root / "artifacts" / "turns" / key
+
+    @property
+    def fingerprints(self) -> Path:
+        """Cache of file hashes."""
+        return self.root / "artifacts" / "fingerprints.json"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file that cannot be used: which, what is wrong with it, and what goes with it.
+
+    Attributes:
+        path: the file.
+        kind: damaged, or made from something else.
+        reason: what is wrong.
+        whole: what has to leave its place with it: the folder of a cell, or the file alone.
+        moved_to: where that was put, once it was.
+    """
+
+    path: Path
+    kind: Literal["damaged", "stale"]
+    reason: str
+    whole: Path
+    moved_to: Path | None = None
+
+    def __str__(self) -> str:
+        where = f"; set aside as {self.moved_to.name}" if self.moved_to else ""
+        return f"{self.path} is {self.kind} ({self.reason}){where}"
+
+    def set_aside(self) -> "Fault":
+        """Move the file, with what belongs to it, out of the way; return the fault that says where."""
+        return replace(self, moved_to=set_aside(self.whole, self.kind))
+
+
+@contextmanager
+def only_run(folder: RunFolder) -> Iterator[None]:
+    """Keep a second run away from a results folder, and clear away what killed processes leave half-written."""
+    make_folder(folder.lock.parent)
+    lock = FileLock(folder.lock, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"another run is writing to {folder.root}; wait for it, or give another --out") from error
+    try:
+        clear_leftovers(folder.root)
+        yield
+    finally:
+        clear_leftovers(folder.root)
+        lock.release()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_record(path: Path, record: BaseModel) -> None:
+    """Write a record as JSON, atomically."""
+    write_text(path, record.model_dump_json(indent=1) + "\n")
+
+
+def write_predictions(path: Path, columns: "pd.DataFrame") -> None:
+    """Write the rows' predictions as parquet, atomically."""
+    with replacing(path) as temporary:
+        columns.to_parquet(temporary, index=False)
+
+
+def read_predictions(cell: Path) -> "pd.DataFrame":
+    """Read the predictions of a cell's folder, one line a test row.
+
+    Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), ``layer_prediction_t`` for layer t = 1, 2, ...
+    (not in folders written before version 0.2), and for operating point i (the order of the record) ``prediction_i``
+    and ``exit_layer_i``. Raises UserError if the file cannot be read.
+    """
+    import pandas as pd
+
+    path = cell / PREDICTIONS_FILE
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}; run the suite again to recompute it") from error
+
+
+def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
+    """Rename a file or folder to ``NAME.damaged-N`` or ``NAME.stale-N`` with the first free N."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.{kind}-{number}")).exists():
+        number += 1
+    path.rename(target)
+    return target
+
+
+def read_cell(folder: Path, key: str, schema: type[_RecordT]) -> tuple[_RecordT | None, Fault | None]:
+    """Return a cell's record if it is whole and has this key; or what is wrong with the one that lies there."""
+    record, reason = _parse(folder / RECORD_FILE, schema)
+    if record is None and reason is None:
+        return None, None
+    reason = reason or _parquet_fault(folder / PREDICTIONS_FILE)
+    if reason:
+        return None, Fault(folder / RECORD_FILE, "damaged", reason, whole=folder)
+    assert record is not None
+    if record.key != key:
+        reason = "made from other data, code, settings or libraries"
+        return None, Fault(folder / RECORD_FILE, "stale", reason, whole=folder)
+    return record, None
+
+
+def read_failure(folder: Path, key: str) -> FailureRecord | None:
+    """Return how a cell failed, if it did so with this key; a note of anything else says nothing about it."""
+    failure, _ = _parse(folder / FAILURE_FILE, FailureRecord)
+    return failure if failure is not None and failure.key == key else None
+
+
+def read_timing(folder: Path, schema: type[_TimingT]) -> tuple[_TimingT | None, Fault | None]:
+    """Return a timing record if it is whole; or what is wrong with it."""
+    path = folder / TIMING_FILE
+    record, reason = _parse(path, schema)
+    if reason:
+        return None, Fault(path, "damaged", reason, whole=path)
+    return record, None
+
+
+def read_all(root: Path) -> tuple[list[tuple[Path, CellRecord]], list[TimingRecord], list[Fault]]:
+    """Read what a run of classification left behind, as :func:`read_results` does."""
+    return read_results(root, CellRecord, TimingRecord)
+
+
+def read_results(
+    root: Path, record_schema: type[_RecordT], timing_schema: type[_TimingT]
+) -> tuple[list[tuple[Path, _RecordT]], list[_TimingT], list[Fault]]:
+    """Read what a run left behind: (cell folder, record) of every cell, every timing, and the unreadable files.
+
+    Nothing is moved: reading results never changes them. Raises UserError if the folder holds no record at all.
+    """
+    cells: list[tuple[Path, _RecordT]] = []
+    timings: list[_TimingT] = []
+    faults: list[Fault] = []
+    for path in _files(root / "cells", RECORD_FILE):
+        record, reason = _parse(path, record_schema)
+        if record is None:
+            faults.append(Fault(path, "damaged", reason or "vanished", whole=path))
+        else:
+            cells.append((path.parent, record))
+    for path in _files(root / "timings", TIMING_FILE):
+        timing, reason = _parse(path, timing_schema)
+        if timing is None:
+            faults.append(Fault(path, "damaged", reason or "vanished", whole=path))
+        else:
+            timings.append(timing)
+    if not cells and not faults:
+        raise UserError(f"{root} holds no results; `consistentee run SUITE --out {root}` makes some")
+    return cells, timings, faults
+
+
+def kind_of_results(root: Path) -> str | None:
+    """Return which kind of suite filled a results folder, from its first record that says so; None if none does.
+
+    Records of classification say nothing: they are older than the other kinds.
+    """
+    for path in _files(root / "cells", RECORD_FILE):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # a damaged record is told of when it is read
+            continue
+        if isinstance(values, dict):
+            return str(values.get("kind", "classification"))
+    return None
+
+
+def model_fault(folder: Path, description: str = "multi_exit.json") -> str | None:
+    """Say what is wrong with the folder of a saved model, without loading it: JSON, and weights that are cut off.
+
+    ``description`` is the file that says what the weights are.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        for path in [folder / description, *sorted(folder.rglob("*.json"))]:
+            json.loads(path.read_text(encoding="utf-8"))
+        with safe_open(folder / "model.safetensors", framework="numpy"):
+            return None
+    except (OSError, ValueError, SafetensorError) as error:
+        return str(error)
+
+
+def _files(root: Path, name: str) -> list[Path]:
+    # Folders that were set aside keep their records, under a name that is no seed's.
+    return sorted(path for path in root.rglob(name) if re.fullmatch(r"seed-?\d+", path.parent.name))
+
+
+def _parse(path: Path, schema: type[_SchemaT]) -> tuple[_SchemaT | None, str | None]:
+    """Return (record, None), or (None, what is wrong), or (None, None) if there is no such file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None, None
+    except (OSError, UnicodeDecodeError) as error:
+        return None, f"unreadable: {error}"
+    try:
+        return schema.model_validate_json(text), None
+    except ValidationError as error:
+        found = _schema_version(text)
+        expected = schema.model_fields["schema_version"].default
+        if found is not None and found != expected:
+            return None, f"schema version {found}, this version reads {expected}"
+        return None, validation_sentence(error)
+
+
+def _schema_version(text: str) -> object:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    return values.get("schema_version") if isinstance(values, dict) else None
+
+
+def _parquet_fault(path: Path) -> str | None:
+    """Say what is wrong with a parquet file, from its first and last bytes: a cut-off file lacks the last ones."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+            file.seek(-4, os.SEEK_END)
+            tail = file.read(4)
+    except OSError as error:
+        return f"{path.name}: {error.strerror}"
+    return None if head == tail == _PARQUET_MAGIC else f"{path.name} is cut off or not parquet"

@@ -1,0 +1,155 @@
+"""The records of generation: raw numbers first. What is decoded is every new token but the first of a text."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from benchmarks.store.records import (
+    BaseContender,
+    BaseOperatingPoint,
+    BaseRecord,
+    BaseSamples,
+    BaseTimingRecord,
+    Strict,
+)
+
+FAITHFUL = "agreement 0.90"
+"""Why an operating point was chosen: the fewest layers at which 90% of the tokens are the full model's."""
+
+
+class Mean(Strict):
+    """A mean over prompts, with its 95% bootstrap interval."""
+
+    value: float
+    interval: tuple[float, float]
+
+
+class ReplayPoint(Strict):
+    """One value of the knob, replayed on the full model's own texts of the validation prompts, token by token.
+
+    Where a method drafts and verifies, the prompts are decoded instead, and the layers are those called a token.
+    """
+
+    knob: float
+    average_layers: float
+    agreement: float = Field(description="share of the tokens for which the exit says what the full model says")
+
+
+class Speculation(Strict):
+    """What became of drafts, over all test prompts."""
+
+    drafted: int
+    accepted: int
+    passes: int = Field(description="runs of the layers after the draft's")
+
+
+class DecodingPoint(BaseOperatingPoint):
+    """One value of the knob, chosen on validation prompts, with which the test prompts were decoded."""
+
+    validation: ReplayPoint
+    scores: dict[str, Mean] = Field(description="ROUGE of the texts against the references, by metric")
+    full_text_score: Mean = Field(description="ROUGE-L of the texts against the full model's")
+    token_match: Mean = Field(description="share of the places in which a text has the full model's token")
+    new_tokens: int
+    decoded_tokens: int = Field(description="new tokens but the first of each text, which the prompt gives")
+    average_layers: float = Field(
+        description="that a decoded token ran; where drafts are verified, layer calls a token"
+    )
+    exit_histogram: list[int] = Field(description="decoded tokens that exit at layer 1, 2, ..., L")
+    layers_by_position: list[float] = Field(description="mean exit layer of the second, third, ... token of a text")
+    texts_by_position: list[int] = Field(description="texts that have such a token")
+    decode_flops: float = Field(description="of the decoded tokens: layers, exits asked, keys and values filled later")
+    full_decode_flops: float = Field(description="of the same tokens at full depth")
+    prefill_flops: float = Field(description="of the prompts and the first tokens")
+    prefill_seconds: float = Field(description="of this one run; what is compared is timed apart")
+    decode_seconds: float
+    speculation: Speculation | None = None
+
+
+class CalibrationResult(Strict):
+    """How often the threshold that Learn-then-Test chose on half of the prompts broke its promise on the others."""
+
+    loss: Literal["textual", "risk"]
+    delta: float
+    epsilon: float
+    splits: int
+    broken_share: float
+    sampling_error: float = Field(description="by how much the share may exceed an exact epsilon, one-sided, 95%")
+    mean_lambda: float
+    mean_layers: float = Field(description="average layers at the chosen thresholds, over the splits")
+    mean_risk: float = Field(description="mean loss of the held-out prompts, over the splits")
+
+
+class CalibrationRecord(Strict):
+    """The study of one method's thresholds; the losses of every prompt are in calibration.parquet."""
+
+    prompts: int
+    lambdas: list[float]
+    average_layers: list[float] = Field(description="of every threshold")
+    mean_textual: list[float]
+    mean_risk: list[float]
+    results: list[CalibrationResult]
+
+
+class GenerationRecord(BaseRecord):
+    """What one cell of generation (task, backbone, method with parameters, seed) leaves behind.
+
+    ``validation_rows`` and ``test_rows`` are prompts.
+    """
+
+    kind: Literal["generation"] = "generation"
+    train_task: str
+    exit_layers: list[int]
+    max_prompt_tokens: int
+    max_new_tokens: int
+    kv: str = Field(description="how skipped layers get keys and values")
+    truncated_prompts: int = Field(description="test prompts that were cut to max_prompt_tokens")
+    full_scores: dict[str, Mean] = Field(description="ROUGE of the full model's texts against the references")
+    full_new_tokens: int
+    curve_validation: list[ReplayPoint]
+    operating_points: list[DecodingPoint]
+    peak_memory_bytes: int = Field(description="of the process, or of the GPU where there is one")
+    calibration: CalibrationRecord | None = None
+
+    def timed_points(self, at_most: int) -> Sequence[DecodingPoint]:
+        """Return the operating points that are timed: the cheapest ones."""
+        return sorted(self.operating_points, key=lambda point: point.average_layers)[:at_most]
+
+    def summary_lines(self) -> list[str]:
+        """Score and layers of every operating point."""
+        points = [
+            f"{self.metric} {100 * point.scores[self.metric].value:.1f} at {point.average_layers:.2f} of "
+            f"{self.num_layers} layers, {100 * point.token_match.value:.0f}% of the tokens as in full"
+            for point in self.operating_points
+        ]
+        return points or [f"no knob stays within any budget, nor in agreement; {len(self.curve_validation)} were tried"]
+
+
+class DecodingSamples(BaseSamples):
+    """Samples of one contender: reading prompts and writing after them, apart."""
+
+    prompts: int
+    decoded_tokens: list[int] = Field(description="[batches], new tokens but the first of each text")
+    prefill_seconds: list[list[float]] = Field(description="[rounds][batches]: prompts and first tokens")
+    decode_seconds: list[list[float]] = Field(description="[rounds][batches]: all further tokens")
+
+    @property
+    def seconds_a_token(self) -> list[float]:
+        """Seconds of decoding a token, in each round."""
+        tokens = sum(self.decoded_tokens)
+        return [sum(seconds) / tokens for seconds in self.decode_seconds] if tokens else []
+
+
+class DecodingContender(BaseContender):
+    """One operating point, or the stock model's own ``generate``."""
+
+    samples: list[DecodingSamples]
+
+
+class DecodingTimingRecord(BaseTimingRecord):
+    """The timing of a group of cells of generation."""
+
+    kind: Literal["generation"] = "generation"
+    max_new_tokens: int
+    contenders: list[DecodingContender]

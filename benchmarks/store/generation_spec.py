@@ -1,0 +1,209 @@
+"""GenerationSuite: a suite whose rows are tokens being decoded; GenerationCellSpec: one cell of it, fully specified."""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from benchmarks.store.records import Strict
+from benchmarks.store.spec import BaseCellSpec, BaseSuite, MethodEntry, TimingSpec
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP
+
+if TYPE_CHECKING:
+    from consistentee.training.token_recipe import TokenRecipe
+
+
+class TokenRecipeSpec(Strict):
+    """The part of a training recipe that a suite sets: see :class:`consistentee.training.token_recipe.TokenRecipe`.
+
+    Written out here, with the same defaults, so that a suite can be read and a cell recognised without loading torch.
+    """
+
+    max_rows: int | None = Field(default=1000, ge=1)
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    trains: Literal["exits", "lora", "all"] = "exits"
+    exit_start: Literal["least squares", "stock"] = "least squares"
+    target: Literal["label", "full model"] = "full model"
+    exit_steps: int = Field(default=300, ge=0)
+    exit_batch_size: int = Field(default=128, ge=1)
+    exit_learning_rate: float = Field(default=1e-3, gt=0)
+    head_tokens: int = Field(default=16_384, ge=1)
+    head_steps: int = Field(default=2000, ge=0)
+    head_batch_size: int = Field(default=512, ge=1)
+    head_learning_rate: float = Field(default=2e-3, gt=0)
+    backbone_steps: int = Field(default=200, ge=0)
+    backbone_batch_size: int = Field(default=4, ge=1)
+    backbone_learning_rate: float = Field(default=1e-4, gt=0)
+    lora_rank: int = Field(default=16, ge=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    trace_batch_size: int = Field(default=16, ge=1)
+
+    def to_recipe(self, seed: int, store: Path | None = None) -> "TokenRecipe":
+        """Return the recipe of one training run; ``store`` keeps the passes and stages that methods share."""
+        from consistentee.training.token_recipe import TokenRecipe
+
+        return TokenRecipe(**self.model_dump(), seed=seed, store=store)
+
+
+class ExitSpec(Strict):
+    """Where the exits of a decoder lie, and what each has of its own; see ``MultiExitDecoder.from_backbone``."""
+
+    layers: tuple[int, ...] | None = Field(default=None, min_length=1, description="1-based; by default five, evenly")
+    adapter: Literal["norm", "low-rank", "head"] = "low-rank"
+    rank: int = Field(default=128, ge=1)
+
+
+class DecodingTimingSpec(TimingSpec):
+    """How decoding is timed: its rows are prompts, and reading them and writing after them are timed apart."""
+
+    code: ClassVar[tuple[str, ...]] = (
+        "benchmarks.kinds.generation_timing",
+        "benchmarks.measure.clock",
+        "consistentee.backbones.decoders",
+        "consistentee.models.decoder",
+        "consistentee.models.adapters",
+        "consistentee.engine.generate",
+        "consistentee.engine.cache",
+        "consistentee.engine.owed_tokens",
+        "consistentee.engine.batching",
+        "consistentee.engine.speculation",
+        "consistentee.engine.decoding_step",
+        "consistentee.traces.token_view",
+    )
+
+    batch_sizes: tuple[int, ...] = (1, 8)
+    rows: int = Field(default=16, ge=1, description="the first test prompts, in the order of the data")
+    max_new_tokens: int | None = Field(default=None, ge=2, description="of a timed text; by default as in the cells")
+    warmup_batches: int = Field(default=1, ge=0, description="untimed batches before every timed pass")
+
+
+class StudySpec(Strict):
+    """A study of calibrated thresholds: how often a promise about the text is broken over random splits of prompts.
+
+    The prompts of validation and test are pooled, and decoded at every threshold of
+    :data:`consistentee.methods.calibration.LAMBDAS`.
+    """
+
+    textual: tuple[float, ...] = Field(default=(0.1, 0.25), description="deltas of the unlikeness to the full text")
+    risk: tuple[float, ...] = Field(default=(0.1,), description="deltas of the ROUGE-L lost against the reference")
+    epsilon: float = Field(default=0.05, gt=0, lt=1)
+    splits: int = Field(default=50, ge=1)
+
+    @field_validator("textual", "risk")
+    @classmethod
+    def _within_bounds(cls, deltas: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < delta < 1 for delta in deltas):
+            raise ValueError("a delta lies between 0 and 1")
+        return deltas
+
+
+class CalibrationSpec(Strict):
+    """Which methods of a suite are studied, on which tasks."""
+
+    methods: tuple[str, ...] = Field(min_length=1, description="labels of the suite whose knob is CALM's lambda")
+    tasks: tuple[str, ...] | None = Field(default=None, description="by default all of the suite")
+    study: StudySpec = StudySpec()
+
+
+class GenerationOverride(Strict):
+    """What differs for one task: its seeds, and caps on what is decoded."""
+
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    validation_prompts: int | None = Field(default=None, ge=1)
+    test_prompts: int | None = Field(default=None, ge=1)
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=2)
+
+
+class GenerationSuite(BaseSuite):
+    """A suite of generation: everything a run does, as its YAML says."""
+
+    kind: Literal["generation"]
+    method_group: ClassVar[str] = TOKEN_ENTRY_POINT_GROUP
+
+    train_on: str | None = Field(default=None, description="a task that all cells train on; by default each its own")
+    recipe: TokenRecipeSpec = TokenRecipeSpec()
+    exits: ExitSpec = ExitSpec()
+    validation_prompts: int = Field(default=32, ge=1)
+    test_prompts: int = Field(default=64, ge=1)
+    max_prompt_tokens: int | None = Field(
+        default=None, ge=1, description="longer prompts are cut before they are decoded; by default as the task says"
+    )
+    max_new_tokens: int | None = Field(default=None, ge=2, description="of a text; by default what the task says")
+    batch_size: int = Field(default=8, ge=1, description="prompts that are decoded at once, where nothing is timed")
+    budgets: tuple[float, ...] = Field(default=(0.33, 0.5, 0.67, 0.8), description="fractions of the layers")
+    timing: DecodingTimingSpec = DecodingTimingSpec()
+    task_overrides: dict[str, GenerationOverride] = Field(default_factory=dict)
+    calibration: CalibrationSpec | None = None
+
+    @model_validator(mode="after")
+    def _studies_own_methods(self) -> Self:
+        labels = {entry.label for entry in self.methods}
+        for label in self.calibration.methods if self.calibration else ():
+            if label not in labels:
+                raise ValueError(f"calibration names {label!r}, which is no label of this suite")
+        return self
+
+    def seeds_for(self, task: str) -> tuple[int, ...]:
+        """Return the seeds of one task."""
+        return self._override(task).seeds or self.seeds
+
+    def cell(
+        self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
+    ) -> "GenerationCellSpec":
+        """Return one cell, fully specified."""
+        override = self._override(task)
+        return GenerationCellSpec(
+            task=task,
+            train_on=self.train_on or task,
+            backbone=backbone,
+            method=entry.method,
+            label=entry.label,
+            parameters=parameters,
+            seed=seed,
+            recipe=self.recipe,
+            exits=self.exits,
+            validation_prompts=override.validation_prompts or self.validation_prompts,
+            test_prompts=override.test_prompts or self.test_prompts,
+            max_prompt_tokens=override.max_prompt_tokens or self.max_prompt_tokens,
+            max_new_tokens=override.max_new_tokens or self.max_new_tokens,
+            batch_size=self.batch_size,
+            budgets=self.budgets,
+            bootstrap_resamples=self.bootstrap_resamples,
+            study=self._study_of(entry.label, task),
+        )
+
+    def _override(self, task: str) -> GenerationOverride:
+        return self.task_overrides.get(task, GenerationOverride())
+
+    def _study_of(self, label: str, task: str) -> StudySpec | None:
+        wanted = self.calibration
+        if wanted is None or label not in wanted.methods or task not in (wanted.tasks or (task,)):
+            return None
+        return wanted.study
+
+
+class GenerationCellSpec(BaseCellSpec):
+    """A cell of generation."""
+
+    kind: ClassVar[str] = "generation"
+    names_of_rows: ClassVar[frozenset[str]] = frozenset({"task", "train_on"})
+
+    train_on: str
+    recipe: TokenRecipeSpec
+    exits: ExitSpec
+    validation_prompts: int
+    test_prompts: int
+    max_prompt_tokens: int | None
+    max_new_tokens: int | None
+    batch_size: int
+    study: StudySpec | None
+
+    @property
+    def rows(self) -> tuple[Hashable, ...]:
+        """Tasks and caps."""
+        return self.task, self.train_on, self.validation_prompts, self.test_prompts

@@ -1,0 +1,394 @@
+"""SuiteSpec: which tasks, methods, backbones and seeds; CellSpec: one combination of them, fully specified.
+
+What every kind of suite and cell has is in BaseSuite and BaseCellSpec; for generation see generation_spec.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from benchmarks.store.records import Strict
+from benchmarks.yaml_files import read_yaml
+from consistentee.errors import UserError, unknown_name
+from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
+
+if TYPE_CHECKING:
+    from consistentee.training.loop import Recipe
+
+Group = tuple[str, str, int]
+"""Task, backbone and seed: the cells that share stages, and are timed together."""
+
+SUITES_DIR = Path(__file__).parents[1] / "suites"
+
+
+class RecipeSpec(Strict):
+    """The part of a training recipe that a suite sets: see :class:`consistentee.training.loop.Recipe`.
+
+    Written out here, with the same defaults, so that a suite can be read and a cell recognised without loading torch.
+    """
+
+    epochs: int = Field(default=3, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    head_learning_rate: float = Field(default=1e-3, gt=0)
+    frozen_steps: int = Field(default=2000, ge=0)
+    frozen_batch_size: int = Field(default=128, ge=1)
+    frozen_learning_rate: float = Field(default=5e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_rows: int | None = Field(default=None, ge=1)
+    max_length: int = Field(default=128, ge=3)
+    group_by_length: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+    def to_recipe(self, seed: int, store: Path | None = None) -> "Recipe":
+        """Return the recipe of one training run; ``store`` keeps stage-1 models that methods share."""
+        from consistentee.training.loop import Recipe
+
+        return Recipe(**self.model_dump(), seed=seed, store=store)
+
+
+class TaskOverride(Strict):
+    """What differs for one task: its seeds, fields of the recipe, and caps on the rows that are scored."""
+
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    validation_rows: int | None = Field(default=None, ge=1)
+    test_rows: int | None = Field(default=None, ge=1)
+
+
+class MethodEntry(Strict):
+    """A method of a suite: its name, its name in tables, and its parameters.
+
+    ``grid`` lists several values of some parameters: every combination becomes a cell of its own, all under one label,
+    and for each budget the combination that is best on validation data is reported.
+    """
+
+    method: str
+    label: str = ""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        value = {"method": value} if isinstance(value, str) else dict(value)
+        return {**value, "label": value.get("label") or label_of(str(value.get("method", "")))}
+
+    @field_validator("grid")
+    @classmethod
+    def _no_empty_list(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for parameter, values in grid.items():
+            if not values:
+                raise ValueError(f"the grid of {parameter!r} lists no values")
+        return grid
+
+    def combinations(self) -> Iterator[dict[str, Any]]:
+        """Yield the parameters of every cell of this entry."""
+        for values in itertools.product(*self.grid.values()):
+            yield {**self.parameters, **dict(zip(self.grid, values, strict=True))}
+
+
+class TimingSpec(Strict):
+    """How the operating points are timed: rounds interleaved over all of them and the stock model.
+
+    Class attributes:
+        code: modules that take the times, which the key of a timing covers.
+    """
+
+    code: ClassVar[tuple[str, ...]] = (
+        "benchmarks.measure.clock",
+        "benchmarks.kinds.classification_timing",
+        "consistentee.engine.classify",
+        "consistentee.models.classifiers",
+        "consistentee.backbones.cascade",
+        "consistentee.backbones.encoders",
+        "consistentee.backbones.token_exits",
+    )
+
+    rounds: int = Field(default=3, ge=3, description="fewer than 3 rounds show no spread")
+    batch_sizes: tuple[int, ...] = (1, 32)
+    rows: int = Field(default=256, ge=1, description="the first test rows, in the order of the data")
+    points_per_cell: int = Field(default=4, ge=1, description="operating points timed a cell, the cheapest first")
+    warmup_batches: int = Field(default=2, ge=0, description="untimed batches before every timed pass")
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _usable(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if not sizes or min(sizes) < 1 or len(set(sizes)) != len(sizes):
+            raise ValueError("batch sizes must be different numbers of at least 1")
+        return sizes
+
+
+class BaseSuite(Strict):
+    """What every suite says, whatever its rows are; the kinds add how they train and what they score."""
+
+    kind: str
+    method_group: ClassVar[str]
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    description: str
+    cost: str = Field(description="what a run takes, for people: rows, minutes, disk")
+    tasks: tuple[str, ...] = Field(min_length=1)
+    backbones: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    budgets: tuple[float, ...] = Field(default=(0.25, 0.5, 0.75), description="fractions of the layers")
+    bootstrap_resamples: int = Field(default=1000, ge=100)
+    timing: TimingSpec = TimingSpec()
+
+    @field_validator("budgets")
+    @classmethod
+    def _fractions(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < budget <= 1 for budget in budgets):
+            raise ValueError("budgets are fractions of the layers, in (0, 1]")
+        return tuple(sorted(set(budgets)))
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        labels = [entry.label for entry in self.methods]
+        doubled = sorted({label for label in labels if labels.count(label) > 1})
+        if doubled:
+            raise ValueError(f"the label {doubled[0]!r} is used by two entries; give one of them another label")
+        return self
+
+    def seeds_for(self, task: str) -> tuple[int, ...]:
+        """Return the seeds of one task."""
+        return self.seeds
+
+    def cell(
+        self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
+    ) -> "BaseCellSpec":
+        """Return one cell, fully specified."""
+        raise NotImplementedError
+
+
+class SuiteSpec(BaseSuite):
+    """A suite of classification: everything a run does, as its YAML says."""
+
+    kind: Literal["classification"] = "classification"
+    method_group: ClassVar[str] = ENTRY_POINT_GROUP
+
+    recipe: RecipeSpec = RecipeSpec()
+    task_overrides: dict[str, TaskOverride] = Field(default_factory=dict)
+    validation_rows: int | None = Field(default=None, ge=1)
+    test_rows: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _recipes_are_valid(self) -> Self:
+        for task in self.task_overrides:
+            self.recipe_for(task)
+        return self
+
+    def seeds_for(self, task: str) -> tuple[int, ...]:
+        """Return the seeds of one task."""
+        return self.task_overrides.get(task, TaskOverride()).seeds or self.seeds
+
+    def recipe_for(self, task: str) -> RecipeSpec:
+        """Return the recipe of one task, its overrides applied."""
+        override = self.task_overrides.get(task, TaskOverride())
+        return RecipeSpec(**{**self.recipe.model_dump(), **override.recipe})
+
+    def cell(
+        self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
+    ) -> "CellSpec":
+        """Return one cell, fully specified."""
+        override = self.task_overrides.get(task, TaskOverride())
+        return CellSpec(
+            task=task,
+            backbone=backbone,
+            method=entry.method,
+            label=entry.label,
+            parameters=parameters,
+            seed=seed,
+            recipe=self.recipe_for(task),
+            validation_rows=override.validation_rows or self.validation_rows,
+            test_rows=override.test_rows or self.test_rows,
+            budgets=self.budgets,
+            bootstrap_resamples=self.bootstrap_resamples,
+        )
+
+
+class BaseCellSpec(Strict):
+    """One cell: a task, a backbone, a method with parameters, a seed, and how its points are chosen and scored."""
+
+    kind: ClassVar[str]
+    names_of_rows: ClassVar[frozenset[str]] = frozenset({"task"})
+    """Fields that only say where rows come from: what matters are the rows themselves."""
+
+    task: str
+    backbone: str
+    method: str
+    label: str
+    parameters: dict[str, Any]
+    seed: int
+    budgets: tuple[float, ...]
+    bootstrap_resamples: int
+
+    @property
+    def name(self) -> str:
+        """One line for people."""
+        values = ", ".join(f"{key}={value}" for key, value in self.parameters.items())
+        method = f"{self.label} ({values})" if values else self.label
+        return f"{display_name(self.task)} · {display_name(self.backbone)} · {method} · seed {self.seed}"
+
+    @property
+    def group(self) -> Group:
+        """Which cells share its stages and its timing."""
+        return self.task, self.backbone, self.seed
+
+    @property
+    def folder(self) -> Path:
+        """Where the cell's files lie, relative to the cells of a run."""
+        parameters = "default" if not self.parameters else short_hash(self.parameters)
+        parts = (folder_name(self.task), folder_name(self.backbone), folder_name(self.label), parameters)
+        return Path(*parts) / f"seed{self.seed}"
+
+    @property
+    def rows(self) -> tuple[Hashable, ...]:
+        """What its rows depend on: cells with the same have the same data."""
+        raise NotImplementedError
+
+
+class CellSpec(BaseCellSpec):
+    """A cell of classification."""
+
+    kind: ClassVar[str] = "classification"
+
+    recipe: RecipeSpec
+    validation_rows: int | None
+    test_rows: int | None
+
+    @property
+    def rows(self) -> tuple[Hashable, ...]:
+        """Task and caps."""
+        return self.task, self.validation_rows, self.test_rows
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a run is narrowed to; None leaves the suite's own choice."""
+
+    tasks: Sequence[str] | None = None
+    methods: Sequence[str] | None = None
+    backbones: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+
+
+def label_of(method: str) -> str:
+    """Return the default label of a method: its name, or the class of ``path/to/file.py:Class``."""
+    return method.rpartition(":")[2] if ".py:" in method else method
+
+
+def display_name(name: str) -> str:
+    """Return a name as people and records see it: the path of a file or folder loses the folders of this machine."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
+def folder_name(name: str) -> str:
+    """Turn a name (a hub id, a path) into one folder's name; a changed name keeps a hash, to stay unique."""
+    safe = re.sub(r"[^\w.+-]+", "-", display_name(name)).strip("-.")
+    return safe if safe == name else f"{safe}-{short_hash(name)}"
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def short_hash(value: Any) -> str:
+    """Return the first 10 hexadecimal digits of the hash of a JSON-serialisable value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
+
+
+def list_suites() -> dict[str, Path]:
+    """Return the suites that come with the package: name -> file."""
+    return {path.stem: path for path in sorted(SUITES_DIR.glob("*.yaml"))}
+
+
+def load_suite(name_or_path: str | Path) -> BaseSuite:
+    """Read a suite, by its name or as the path of a YAML file.
+
+    Raises UserError for an unknown name, and for a file that is not a valid suite (the field is named).
+    """
+    suites = list_suites()
+    path = suites.get(str(name_or_path)) or Path(name_or_path)
+    if not path.is_file():
+        if path.suffix in {".yaml", ".yml"}:
+            raise UserError(f"no such suite file: {path}")
+        raise unknown_name("suite", str(name_or_path), suites)
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of the fields of a suite")
+    try:
+        return _suite_class(values.get("kind"))(**values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {validation_sentence(error)}") from error
+
+
+def _suite_class(kind: object) -> type[BaseSuite]:
+    from benchmarks.store.generation_spec import GenerationSuite
+
+    return GenerationSuite if kind == "generation" else SuiteSpec  # which names an unknown kind as a fault
+
+
+def validation_sentence(error: ValidationError) -> str:
+    """Say in one sentence what is wrong with a file: the field and the fault, for every fault."""
+    faults = []
+    for fault in error.errors():
+        field = ".".join(str(part) for part in fault["loc"])
+        faults.append(f"{field}: {fault['msg']}" if field else fault["msg"])
+    return "; ".join(faults)
+
+
+def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[MethodEntry]:
+    """Return the suite's entries with these labels or method names.
+
+    A name that the suite lacks but that is registered, or ``path/to/file.py:Class``, is added with its defaults.
+    """
+    if names is None:
+        return list(suite.methods)
+    chosen: list[MethodEntry] = []
+    registered = available_methods(suite.method_group)
+    for name in names:
+        found = [entry for entry in suite.methods if name in (entry.label, entry.method)]
+        if not found and (".py:" in name or name in registered):
+            found = [MethodEntry.model_validate(name)]
+        if not found:
+            _refuse_other_kind(suite, name)
+            raise unknown_name("method", name, {*registered, *(entry.label for entry in suite.methods)})
+        chosen += [entry for entry in found if entry not in chosen]
+    return chosen
+
+
+def _refuse_other_kind(suite: BaseSuite, name: str) -> None:
+    """Raise UserError for a method that is known, but to suites of the other kind."""
+    for kind, group in (("classification", ENTRY_POINT_GROUP), ("generation", TOKEN_ENTRY_POINT_GROUP)):
+        if group != suite.method_group and name in available_methods(group):
+            raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
+
+
+def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpec]:
+    """Return the cells of a suite, narrowed by ``filters``: all methods of one (task, backbone, seed) in a row."""
+    filters = filters or Filters()
+    methods = select_methods(suite, filters.methods)
+    return [
+        suite.cell(entry, task=task, backbone=backbone, seed=seed, parameters=parameters)
+        for task in (suite.tasks if filters.tasks is None else filters.tasks)
+        for backbone in (suite.backbones if filters.backbones is None else filters.backbones)
+        for seed in (suite.seeds_for(task) if filters.seeds is None else filters.seeds)
+        for entry in methods
+        for parameters in entry.combinations()
+    ]

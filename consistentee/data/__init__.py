@@ -1,0 +1,1 @@
+"""What is read: rows and their splits, their encoding, and what answers score."""

@@ -1,0 +1,114 @@
+"""Encoding: the tokens of one row; Batch: padded tensors of several. The border between text and tensors."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from consistentee.data.instances import Text
+from consistentee.errors import UserError
+
+_MODULUS = 2**31 - 1
+_MULTIPLIER = 1_000_003
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Tokens of one row; ``token_type_ids`` is None where the tokenizer makes none."""
+
+    input_ids: list[int]
+    token_type_ids: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @cached_property
+    def key(self) -> int:
+        """A hash of the tokens alone: the same on every machine, whatever batch the row is in."""
+        key = 7
+        for token in self.input_ids:
+            key = (key * _MULTIPLIER + token + 1) % _MODULUS
+        return key
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Padded rows.
+
+    Attributes:
+        input_ids: int64 [rows, tokens], padded on the right.
+        padding_mask: bool [rows, tokens], True where there is a real token.
+        token_type_ids: int64 [rows, tokens] or None.
+        lengths: number of real tokens a row; plain integers, so that cutting columns never waits for a device.
+        encodings: the rows as they came.
+    """
+
+    input_ids: Tensor
+    padding_mask: Tensor
+    token_type_ids: Tensor | None
+    lengths: list[int]
+    encodings: Sequence[Encoding]
+
+    @property
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments of a stock model's forward."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.padding_mask.long()}
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = self.token_type_ids
+        return inputs
+
+    def select(self, keep: Sequence[int], rows: Tensor) -> "Batch":
+        """Keep some rows, and cut the padding columns that none of them needs.
+
+        ``keep`` and ``rows`` are the same row numbers, as integers and as a tensor on the device of the batch.
+        """
+        lengths = [self.lengths[i] for i in keep]
+        width = max(lengths)
+        token_types = self.token_type_ids
+        return Batch(
+            input_ids=self.input_ids[:, :width].index_select(0, rows),
+            padding_mask=self.padding_mask[:, :width].index_select(0, rows),
+            token_type_ids=None if token_types is None else token_types[:, :width].index_select(0, rows),
+            lengths=lengths,
+            encodings=[self.encodings[i] for i in keep],
+        )
+
+
+def collate(encodings: Sequence[Encoding], pad_id: int, device: torch.device | None = None) -> Batch:
+    """Pad ``encodings`` to the longest of them."""
+    lengths = [len(encoding) for encoding in encodings]
+    width = max(lengths)
+    input_ids = torch.tensor([e.input_ids + [pad_id] * (width - len(e)) for e in encodings])
+    padding_mask = torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
+    token_type_ids = None
+    if encodings[0].token_type_ids is not None:
+        token_type_ids = torch.tensor([(e.token_type_ids or []) + [0] * (width - len(e)) for e in encodings])
+        token_type_ids = token_type_ids.to(device)
+    return Batch(input_ids.to(device), padding_mask.to(device), token_type_ids, lengths, encodings)
+
+
+def fingerprint(encodings: Sequence[Encoding]) -> str:
+    """Return a hash of all rows and their order."""
+    rows = [(encoding.input_ids, encoding.token_type_ids) for encoding in encodings]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def tokenize(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[Encoding]:
+    """Tokenise single sentences or pairs, truncated to ``max_length`` tokens (the longer text of a pair first).
+
+    Raises UserError when single sentences and pairs are mixed.
+    """
+    if not texts:
+        return []
+    pairs = isinstance(texts[0], tuple)
+    if any(isinstance(text, tuple) != pairs for text in texts):
+        raise UserError("texts must be all single sentences or all pairs, not both")
+    columns = [[t[0] for t in texts], [t[1] for t in texts]] if pairs else [list(texts)]
+    rows = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+    token_types = rows.get("token_type_ids") or [None] * len(texts)
+    return [Encoding(ids, types) for ids, types in zip(rows["input_ids"], token_types, strict=True)]

@@ -1,0 +1,120 @@
+"""TaskData: splits of texts and labels with their metric; what training, tracing and inference consume."""
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from consistentee.errors import UserError
+
+Text = str | tuple[str, str]
+"""A single sentence, or a pair."""
+
+Label = int | float
+"""A class index, or the target of a regression."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split: ``texts[i]`` has ``labels[i]``. Raises UserError when empty or ragged."""
+
+    name: str
+    texts: Sequence[Text]
+    labels: Sequence[Label]
+
+    def __post_init__(self) -> None:
+        if len(self.texts) == 0:
+            raise UserError(f"the {self.name} split is empty")
+        if len(self.texts) != len(self.labels):
+            raise UserError(f"the {self.name} split has {len(self.texts)} texts but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: Sequence[int]) -> "Split":
+        """Return the given rows, in the given order."""
+        return replace(self, texts=[self.texts[i] for i in rows], labels=[self.labels[i] for i in rows])
+
+    def capped(self, max_rows: int | None, seed: int) -> "Split":
+        """Return at most ``max_rows`` rows, drawn at random with ``seed``, in their original order."""
+        if max_rows is None or max_rows >= len(self):
+            return self
+        return self.select(sorted(random.Random(seed).sample(range(len(self)), max_rows)))
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task, loaded: three splits, the names of its classes and its metrics.
+
+    Attributes:
+        name: the task's name, as in its YAML.
+        version: raised whenever the meaning of the task changes, so that scores are never mixed.
+        train, validation, test: the splits. Knobs are chosen on validation; test is only reported.
+        label_names: class names, in the order of the label indices; empty for a regression.
+        metrics: names of metrics (see :mod:`consistentee.data.metrics`); the first one is the task's score.
+        notes: what a reader of the scores must know (a subset, a dev set used as test, ...).
+
+    Raises UserError without a metric, and for a label that is no class, or no number.
+    """
+
+    name: str
+    version: int
+    train: Split
+    validation: Split
+    test: Split
+    label_names: tuple[str, ...]
+    metrics: tuple[str, ...]
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise UserError(f"task {self.name!r} names no metric")
+        for split in (self.train, self.validation, self.test):
+            self._check_labels(split)
+
+    def _check_labels(self, split: Split) -> None:
+        for row, label in enumerate(split.labels):
+            bad = (
+                math.isnan(label) if self.regression else not (isinstance(label, int) and 0 <= label < self.num_labels)
+            )
+            if bad:
+                raise UserError(
+                    f"task {self.name!r}: row {row + 1} of {split.name} has label {label!r}, "
+                    f"which is not {'a number' if self.regression else f'one of {self.num_labels} classes'}"
+                )
+
+    @property
+    def regression(self) -> bool:
+        """Whether the target is a number rather than a class."""
+        return not self.label_names
+
+    @property
+    def num_labels(self) -> int:
+        """Number of outputs of a classifier for this task (1 for a regression)."""
+        return len(self.label_names) or 1
+
+    @property
+    def metric(self) -> str:
+        """The name of the task's score."""
+        return self.metrics[0]
+
+    def capped(self, train: int | None = None, validation: int | None = None, test: int | None = None) -> "TaskData":
+        """Return the task with at most so many rows a split; the rows drawn never depend on a method's seed."""
+        return replace(
+            self,
+            train=self.train.capped(train, seed=0),
+            validation=self.validation.capped(validation, seed=1),
+            test=self.test.capped(test, seed=2),
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of everything that a score depends on: texts, labels, class names, metrics, version."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([self.name, self.version, self.label_names, self.metrics]).encode())
+        for split in (self.train, self.validation, self.test):
+            for text, label in zip(split.texts, split.labels, strict=True):
+                digest.update(json.dumps([text, label]).encode())
+            digest.update(split.name.encode())
+        return digest.hexdigest()

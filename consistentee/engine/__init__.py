@@ -1,0 +1,1 @@
+"""Rows that really leave: classification, and decoding in batches."""

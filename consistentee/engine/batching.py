@@ -1,0 +1,147 @@
+"""PromptBatch: prompts padded on the left over a cache: which row sits where, and what each of its columns may see."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consistentee.backbones.decoders import DecoderContext
+from consistentee.engine.cache import CacheWindow, KeyValueCache, RowNumbers, Rows
+from consistentee.models.decoder import MultiExitDecoder
+
+PASS_IN_TOKENS = 16
+"""What a pass costs a CPU beside its tokens, in tokens: it reads all weights once."""
+
+
+def pass_sizes(lengths: Sequence[int]) -> list[int]:
+    """Return how many rows to read in each pass, so that passes and tokens, padding included, are fewest.
+
+    Args:
+        lengths: of the rows, the longest first; rows of one pass are neighbours.
+    """
+    best: list[tuple[int, list[int]]] = [(0, [])]
+    for end in range(1, len(lengths) + 1):
+        starts = range(end)
+        costs = [best[start][0] + PASS_IN_TOKENS + lengths[start] * (end - start) for start in starts]
+        start = min(starts, key=costs.__getitem__)
+        best.append((costs[start], [*best[start][1], end - start]))
+    return best[-1][1]
+
+
+class PromptBatch:
+    """Rows of one batch: their prompts, and a cache with room for these and for ``new_columns`` after them.
+
+    Column 0 is where the longest prompt starts, and all prompts end in the same column.
+    """
+
+    def __init__(self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], new_columns: int) -> None:
+        self.model = model
+        self.stepper = model.stepper
+        self.device = model.device
+        self.dtype: torch.dtype = model.backbone.dtype
+        self.prompt_columns = max(len(prompt) for prompt in prompts)
+        self.cache = KeyValueCache(
+            model.stepper, len(prompts), self.prompt_columns + new_columns, dtype=self.dtype, device=self.device
+        )
+        self._columns = torch.arange(self.prompt_columns + new_columns, device=self.device)
+        self._padding = np.array([self.prompt_columns - len(prompt) for prompt in prompts])
+        padded = [[model.pad_id] * int(gap) + list(prompt) for gap, prompt in zip(self._padding, prompts, strict=True)]
+        self._prompts = torch.tensor(padded, device=self.device)
+        self._place_padding()
+
+    def __len__(self) -> int:
+        return len(self._padding)
+
+    def all_rows(self) -> Rows:
+        """Return every row of the batch."""
+        return Rows(np.arange(len(self)), self.device)
+
+    def keep(self, rows: Rows) -> None:
+        """Drop all rows but these."""
+        self.cache.keep(rows)
+        self._padding = self._padding[rows.numbers]
+        self._place_padding()
+
+    def prefill(self) -> Tensor:
+        """Run the prompts at full depth: the hidden states of their last tokens after layer L, [rows, 1, width].
+
+        On a CPU, prompts of different lengths run in several passes, where that saves more padding than it costs.
+        """
+        end, layers = self.prompt_columns, range(1, self.stepper.num_layers + 1)
+        self.cache.advance(end)
+        last = torch.empty(len(self), 1, self.stepper.width, dtype=self.dtype, device=self.device)
+        for together in self._passes():
+            rows = Rows(together, self.device)
+            begin = int(self._padding[together].min())
+            self.cache.pad(rows, begin)
+            context = self.context(rows, begin, end)
+            hidden = self.stepper.embed(rows.of(self._prompts)[:, begin:], context.positions)
+            rows.put(last, self.run(layers, hidden, context)[:, -1:])
+        return last
+
+    def _passes(self) -> list[RowNumbers]:
+        """Return the rows that read their prompts together."""
+        if self.device.type != "cpu":
+            return [np.arange(len(self))]
+        longest_first = np.argsort(self._padding, kind="stable")
+        sizes = pass_sizes([self.prompt_columns - int(gap) for gap in self._padding[longest_first]])
+        return [np.sort(rows) for rows in np.split(longest_first, np.cumsum(sizes)[:-1])]
+
+    def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Run some layers (1-based), one after the other."""
+        for layer in layers:
+            hidden = self.stepper.step(layer, hidden, context)
+        return hidden
+
+    def context(self, rows: Rows, begin: int, end: int, starts: RowNumbers | None = None) -> DecoderContext:
+        """Return what layers need to pass columns ``begin`` to ``end - 1`` of some rows.
+
+        ``starts`` [rows]: where a row writes only from a later column than ``begin`` on, see :class:`CacheWindow`.
+        """
+        padding = self._padding[rows.in_numpy]
+        first = int(padding.min())
+        mask = self._mask(rows, first, begin, end, padded=int(padding.max()) > first)
+        positions = self.positions(rows.of(self._padding_on_device).unsqueeze(1), self._columns[begin:end])
+        window = CacheWindow(self.cache, rows, first=first, begin=begin, end=end, starts=starts)
+        return DecoderContext(positions, self.rotation(positions), mask, window)
+
+    def positions(self, padding: Tensor, columns: Tensor) -> Tensor:
+        """Return the positions of columns behind so much padding; 0 for the padding itself."""
+        return (columns - padding).clamp_min_(0)
+
+    def positions_of(self, row_index: Tensor, column_index: Tensor) -> Tensor:
+        """Return the positions of single tokens, given by row and column: int64 [tokens] each."""
+        return self.positions(self._padding_on_device[row_index], column_index)
+
+    def rotation(self, positions: Tensor) -> object:
+        """Return what layers need of positions [rows, T]."""
+        return self.stepper.rotation(self._like, positions)
+
+    def _place_padding(self) -> None:
+        """Bring to the device what every step asks of the padding."""
+        self._like = torch.empty(0, dtype=self.dtype, device=self.device)
+        self._padding_on_device = torch.from_numpy(self._padding).to(self.device)
+        hidden_from_all = self._columns < self._padding_on_device.unsqueeze(1)
+        self._bias = self._bias_where(hidden_from_all)[:, None, None]
+
+    def _bias_where(self, hidden: Tensor) -> Tensor:
+        """Return what is added to attention scores: 0, or the lowest number where a column is hidden.
+
+        An additive mask is what all attention functions of transformers but flash attention take; a boolean one would
+        be turned into it again in every layer.
+        """
+        bias = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+        return bias.masked_fill_(hidden, torch.finfo(self.dtype).min)
+
+    def _mask(self, rows: Rows, first: int, begin: int, end: int, *, padded: bool) -> Tensor | None:
+        """Return the mask [rows, 1, end - begin, end - first], or None where the stock attention needs none."""
+        if end - begin == 1:
+            return rows.of(self._bias)[..., first:end] if padded else None
+        causal_by_itself = self.model.backbone.config._attn_implementation == "sdpa"
+        if begin == first and not padded and causal_by_itself:
+            return None
+        columns = self._columns[first:end]
+        hidden = columns > self._columns[begin:end].unsqueeze(1)
+        padding = rows.of(self._padding_on_device)[:, None, None]
+        return self._bias_where((hidden | (columns < padding)).unsqueeze(1))

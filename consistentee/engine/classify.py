@@ -1,0 +1,232 @@
+"""Batched early-exit inference: rows that exit leave the batch, and the order of the answers is the order asked."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from consistentee.backbones.token_exits import layers_run
+from consistentee.data.encoding import Batch, Encoding
+from consistentee.data.instances import Text
+from consistentee.errors import UserError
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, LayerView, predictions_of
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Answers in the order of the texts.
+
+    Attributes:
+        predictions: class indices (int64 [N]), or values (float [N]) for a regression.
+        exit_layers: int64 [N], 1-based.
+        logits: [N, classes], of the classifier at the exit layer.
+        layers_run: float [N], layers that a row's tokens ran on average: the exit layer, unless tokens exit too.
+    """
+
+    predictions: Tensor
+    exit_layers: Tensor
+    logits: Tensor
+    layers_run: Tensor
+
+
+class LiveView(LayerView):
+    """The view of a layer that has just run on the active rows: what a rule reads, and the layer's classifier.
+
+    ``past`` holds the pooled vectors of the layers before [rows, layer - 1, width], or None where nobody reads them.
+    """
+
+    def __init__(
+        self,
+        model: MultiExitModel,
+        layer: int,
+        hidden: Tensor,
+        padding_mask: Tensor,
+        rows: Sequence[Encoding],
+        *,
+        past: Tensor | None = None,
+    ) -> None:
+        self._model = model
+        self._hidden = hidden
+        self.padding_mask = padding_mask
+        self._encodings = rows
+        self._past = past
+        self.layer = layer
+        self.num_layers = model.num_layers
+        self.rows = hidden.shape[0]
+        self.device = hidden.device
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """Hidden states: [rows, tokens, width]."""
+        return self._hidden
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """What the classifier reads: [rows, width]."""
+        return self._model.pool(self.layer, self._hidden, self.padding_mask)
+
+    @cached_property
+    def history(self) -> Tensor:
+        """Pooled vectors of layers 1 to this one: [rows, layer, width]. Raises UserError where they are not kept."""
+        if self._past is None:
+            raise UserError("this exit rule reads the pooled vectors of earlier layers: declare reads_history = True")
+        return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Output of the internal classifier: [rows, classes]."""
+        return self._model.classify(self.layer, self)
+
+    @cached_property
+    def row_keys(self) -> Tensor:
+        """Hash of each row's tokens: int64 [rows]."""
+        return torch.tensor([encoding.key for encoding in self._encodings], device=self.device)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Raise UserError: nobody knows the labels at inference."""
+        raise UserError("this exit rule reads the true labels; it can be replayed on a trace, not run on new texts")
+
+    def head(self, name: str, extra: Tensor | None = None) -> Tensor:
+        """Output of a head that the method added."""
+        return self._model.head(name)(self.layer, self.pooled, extra)
+
+
+def classify(
+    model: MultiExitModel,
+    texts: Sequence[Text],
+    rule: ExitRule,
+    *,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    sort_by_length: bool = True,
+) -> Predictions:
+    """Classify texts (single sentences, or pairs), each leaving the model where ``rule`` says.
+
+    Args:
+        model: a trained multi-exit model.
+        texts: ``str`` or ``(str, str)``.
+        rule: the exit rule, from ``method.rule(model, knob)``.
+        batch_size: rows a batch.
+        max_length: tokens a row; by default the model's own.
+        sort_by_length: batch rows of similar length together; the answers keep the order of ``texts``.
+
+    Raises:
+        UserError: the batch size is below 1, single texts and pairs are mixed, or the rule reads what only a trace has.
+        ValueError: the rule does not return one bool a row.
+    """
+    encodings = model.tokenize(texts, max_length)
+    return classify_encoded(model, encodings, rule, batch_size=batch_size, sort_by_length=sort_by_length)
+
+
+def classify_encoded(
+    model: MultiExitModel,
+    encodings: Sequence[Encoding],
+    rule: ExitRule,
+    *,
+    batch_size: int,
+    sort_by_length: bool = False,
+) -> Predictions:
+    """As :func:`classify`, on tokenised rows: what is timed."""
+    model.eval()
+    order = _order(encodings, sort_by_length)
+    parts = [
+        classify_batch(model, model.collate([encodings[i] for i in rows]), rule) for rows in _chunks(order, batch_size)
+    ]
+    logits = _in_order(order, [part[0] for part in parts], torch.empty(0, model.num_labels))
+    exit_layers = _in_order(order, [part[1] for part in parts], torch.empty(0, dtype=torch.long))
+    ran = layers_run(model.live_tokens(encodings), exit_layers)
+    return Predictions(predictions_of(logits), exit_layers, logits, ran)
+
+
+def stock_encoded(
+    model: MultiExitModel, encodings: Sequence[Encoding], *, batch_size: int, sort_by_length: bool = False
+) -> Tensor:
+    """Run the stock backbone's own forward and the last classifier over tokenised rows: logits [N, classes]."""
+    model.eval()
+    order = _order(encodings, sort_by_length)
+    parts = [stock_batch(model, model.collate([encodings[i] for i in rows])) for rows in _chunks(order, batch_size)]
+    return _in_order(order, parts, torch.empty(0, model.num_labels))
+
+
+@torch.inference_mode()
+def stock_batch(model: MultiExitModel, batch: Batch) -> Tensor:
+    """Return the stock model's logits [rows, classes] for one batch."""
+    return model.stock_logits(batch)
+
+
+@torch.inference_mode()
+def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple[Tensor, Tensor]:
+    """Classify one batch: logits [rows, classes] and 1-based exit layers [rows], in the order of the batch.
+
+    After every layer the rows that exit leave: their hidden states, masks, history and the rule's state are dropped,
+    and so are the padding columns that only they needed.
+    """
+    rows = len(batch.lengths)
+    logits = torch.empty(rows, model.num_labels, device=model.device)
+    exit_layers = torch.full((rows,), model.num_layers, dtype=torch.long)
+    active = torch.arange(rows)
+    encodings = list(batch.encodings)
+    state = {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
+    hidden, context = model.stepper.begin(batch)
+    past = no_history_yet(model, rule, rows)
+    for layer in range(1, model.num_layers + 1):
+        hidden = model.stepper.step(layer, hidden, context)
+        view = LiveView(model, layer, hidden, context.padding_mask, encodings, past=past)
+        if layer == model.num_layers:
+            logits[active.to(model.device)] = view.logits
+            break
+        leaves = rule.should_exit(view, state)
+        _check_decision(rule, leaves, len(active))
+        leaving = leaves.nonzero().flatten().tolist()
+        past = past if past is None else view.history
+        if not leaving:
+            continue
+        logits[active[leaving].to(model.device)] = view.logits[leaving]
+        exit_layers[active[leaving]] = layer
+        if len(leaving) == len(active):
+            break
+        gone = set(leaving)
+        keep = [i for i in range(len(active)) if i not in gone]
+        kept = torch.tensor(keep, device=model.device)
+        hidden, context = model.stepper.compact(hidden, context, keep, kept)
+        state = {name: tensor[kept] for name, tensor in state.items()}
+        past = past if past is None else past[kept]
+        encodings = [encodings[i] for i in keep]
+        active = active[keep]
+    return logits, exit_layers
+
+
+def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor | None:
+    """Return the history before layer 1 [rows, 0, width], or None where neither classifiers nor rule read it."""
+    if not (model.reads_history or rule.reads_history):
+        return None
+    return torch.empty(rows, 0, model.width, device=model.device)
+
+
+def _check_decision(rule: ExitRule, leaves: Tensor, rows: int) -> None:
+    if leaves.dtype != torch.bool or leaves.shape != (rows,):
+        raise ValueError(
+            f"{type(rule).__name__}.should_exit must return bool [{rows}], one a row; "
+            f"got {leaves.dtype} {list(leaves.shape)}"
+        )
+
+
+def _order(encodings: Sequence[Encoding], sort_by_length: bool) -> list[int]:
+    order = list(range(len(encodings)))
+    return sorted(order, key=lambda i: len(encodings[i])) if sort_by_length else order
+
+
+def _chunks(order: list[int], size: int) -> Iterator[list[int]]:
+    if size < 1:
+        raise UserError(f"the batch size must be at least 1, got {size}")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _in_order(order: list[int], parts: list[Tensor], nothing: Tensor) -> Tensor:
+    """Join what the batches gave, in the order asked: [N, ...] on the CPU; ``nothing`` if there is no batch."""
+    return torch.cat(parts).cpu()[torch.argsort(torch.tensor(order))] if parts else nothing

@@ -1,0 +1,208 @@
+"""TokenDecoder: decodes a batch token by token, where a rule says at which layer each of them leaves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consistentee.backbones.decoders import DecoderContext
+from consistentee.engine.batching import PromptBatch
+from consistentee.engine.cache import RowNumbers, Rows
+from consistentee.engine.owed_tokens import KVPolicy, owed_tokens
+from consistentee.engine.sampling import Sampling, choose_tokens
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.traces.token_view import TokenView, prompt_key
+
+
+class TokenDecoder:
+    """One batch of prompts. :meth:`prefill` gives the first new token, every :meth:`step` one more for every row."""
+
+    def __init__(
+        self,
+        model: MultiExitDecoder,
+        prompts: Sequence[Sequence[int]],
+        rule: ExitRule,
+        *,
+        new_columns: int,
+        kv: KVPolicy,
+        sampling: Sampling | None,
+    ) -> None:
+        """``new_columns``: number of new tokens that will be read, one less than are written."""
+        self._model = model
+        self._rule = rule
+        self._sampling = sampling
+        self._batch = PromptBatch(model, prompts, new_columns)
+        self._owed = owed_tokens(kv, self._batch, new_columns)
+        self._keys = [prompt_key(prompt) for prompt in prompts]
+        starts = [0, *model.exit_layers[:-1]]
+        self._stretches = [range(a + 1, b + 1) for a, b in zip(starts, model.exit_layers, strict=True)]
+        self._newest = torch.empty(0)
+        self._step = 0
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return self._model.num_layers
+
+    @torch.inference_mode()
+    def prefill(self) -> list[int]:
+        """Run the prompts at full depth, and return the first new token of each row."""
+        hidden = self._batch.prefill()
+        logits = self._model.logits(self._model.num_layers, hidden[:, 0])
+        self._newest = choose_tokens(self._sampling, logits, self._keys, 0)
+        return self._newest.tolist()
+
+    @torch.inference_mode()
+    def step(self) -> tuple[list[int], list[int]]:
+        """Read the newest token of each row, and return the next ones and the layers that they were read off."""
+        self._step += 1
+        self._batch.cache.advance(1)
+        self._newest, exit_layers = self._climb()
+        return self._newest.tolist(), exit_layers
+
+    def _climb(self) -> tuple[Tensor, list[int]]:
+        climbing = self._start()
+        exit_layers = [self._model.num_layers] * len(self._keys)
+        answers = _Answers(self._model, self._sampling, self._step, len(self._keys))
+        for layers in self._stretches:
+            climbing.hidden = self._owed.run(layers, climbing.hidden, climbing.rows, climbing.context)
+            view = climbing.view(self._model, layers[-1], self._step)
+            leaving = self._leaving(view, climbing.state)
+            if leaving:
+                left = climbing.rows if len(leaving) == view.rows else climbing.rows.take(leaving)
+                answers.leave(view, leaving, left.numbers, [climbing.keys[place] for place in leaving])
+                for row in left.numbers:
+                    exit_layers[row] = layers[-1]
+                if layers[-1] < view.num_layers:
+                    self._owed.leave(left, view.hidden[leaving])
+            if len(leaving) == view.rows:
+                break
+            if climbing.past is not None:
+                climbing.past = view.history
+            if leaving:
+                self._keep_climbing(climbing, leaving)
+        return answers.tokens(), exit_layers
+
+    def _start(self) -> "_Climbing":
+        rows = self._batch.all_rows()
+        context = self._context(rows)
+        state = self._rule.start(len(rows), self._model.num_layers)
+        return _Climbing(
+            rows=rows,
+            hidden=self._batch.stepper.embed(self._newest.unsqueeze(1), context.positions),
+            context=context,
+            state={name: tensor.to(self._model.device) for name, tensor in state.items()},
+            keys=self._keys,
+            past=self._no_history_yet(len(rows)) if self._rule.reads_history else None,
+        )
+
+    def _no_history_yet(self, rows: int) -> Tensor:
+        return torch.empty(rows, 0, self._model.width, dtype=self._batch.dtype, device=self._model.device)
+
+    def _context(self, rows: Rows) -> DecoderContext:
+        column = self._batch.cache.length - 1
+        return self._batch.context(rows, column, column + 1)
+
+    def _leaving(self, view: TokenView, state: State) -> list[int]:
+        """Return the places of the rows that leave at this layer; at the last one, all of them."""
+        if view.layer == view.num_layers:
+            return list(range(view.rows))
+        leaves = self._rule.should_exit(view, state)
+        if leaves.dtype != torch.bool or leaves.shape != (view.rows,):
+            raise ValueError(
+                f"{type(self._rule).__name__}.should_exit must return bool [{view.rows}], one a row; "
+                f"got {leaves.dtype} {list(leaves.shape)}"
+            )
+        return [place for place, goes in enumerate(leaves.tolist()) if goes]
+
+    def _keep_climbing(self, climbing: "_Climbing", leaving: list[int]) -> None:
+        """Drop the rows at some places from what goes up."""
+        gone = set(leaving)
+        places = [place for place in range(len(climbing.rows)) if place not in gone]
+        kept = torch.tensor(places, device=self._model.device)
+        climbing.rows = climbing.rows.take(places)
+        climbing.hidden = climbing.hidden.index_select(0, kept)
+        climbing.context = self._context(climbing.rows)
+        climbing.state = {name: tensor.index_select(0, kept) for name, tensor in climbing.state.items()}
+        climbing.keys = [climbing.keys[place] for place in places]
+        if climbing.past is not None:
+            climbing.past = climbing.past.index_select(0, kept)
+
+    def keep(self, places: list[int]) -> None:
+        """Drop all rows but those at these places."""
+        rows = self._batch.all_rows().take(places)
+        self._batch.keep(rows)
+        self._owed.keep(rows)
+        self._newest = rows.of(self._newest)
+        self._keys = [self._keys[place] for place in places]
+
+    def cached_layers(self, place: int) -> list[int]:
+        """Return, for every new token that a row has read, how many layers have its keys and values by now."""
+        ledger = self._batch.cache.ledger
+        stored = np.array([ledger.account(layer).stored[place] for layer in range(1, self.num_layers + 1)])
+        columns = range(self._batch.prompt_columns, ledger.length)
+        return [int((stored > column).sum()) for column in columns]
+
+
+@dataclass
+class _Climbing:
+    """What one step carries upwards, for the rows that have not left yet.
+
+    Attributes:
+        rows: which they are.
+        hidden: [rows, 1, width].
+        context: what layers need beside it.
+        state: of the rule.
+        keys: of their prompts.
+        past: states at the exits so far [rows, exits, width], or None where nobody reads them.
+    """
+
+    rows: Rows
+    hidden: Tensor
+    context: DecoderContext
+    state: State
+    keys: list[int]
+    past: Tensor | None
+
+    def view(self, model: MultiExitDecoder, layer: int, step: int) -> TokenView:
+        """Return what the rule may read at layer ``layer``."""
+        return TokenView(model, layer, self.hidden, step, self.keys, past=self.past)
+
+
+class _Answers:
+    """The next tokens of one step.
+
+    A shared LM head, the largest matrix of a small model, is read once for all rows that wait for it. Rows whose logits
+    the rule has read already need no second reading.
+    """
+
+    def __init__(self, model: MultiExitDecoder, sampling: Sampling | None, step: int, rows: int) -> None:
+        self._model = model
+        self._sampling = sampling
+        self._step = step
+        self._tokens = torch.empty(rows, dtype=torch.int64, device=model.device)
+        self._states: list[Tensor] = []
+        self._rows: list[int] = []
+        self._keys: list[int] = []
+
+    def leave(self, view: TokenView, places: list[int], rows: RowNumbers, keys: list[int]) -> None:
+        """Let the rows at some places of a view say what they leave with; ``rows`` are their numbers in the batch."""
+        if view.has_logits or not self._model.shares_head:
+            self._choose(view.logits_of(places), rows.tolist(), keys)
+        else:
+            self._states.append(view.head_states_of(places))
+            self._rows += rows.tolist()
+            self._keys += keys
+
+    def tokens(self) -> Tensor:
+        """Return the next token of every row, int64 [rows], when all have left."""
+        if self._states:
+            self._choose(self._model.stepper.unembed(torch.cat(self._states)), self._rows, self._keys)
+        return self._tokens
+
+    def _choose(self, logits: Tensor, rows: list[int], keys: list[int]) -> None:
+        index = torch.tensor(rows, device=self._tokens.device)
+        self._tokens.index_copy_(0, index, choose_tokens(self._sampling, logits, keys, self._step))

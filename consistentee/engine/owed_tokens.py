@@ -1,0 +1,106 @@
+"""What becomes of the layers that a token skipped: state propagation (CALM), or running them later (FREE).
+
+Both wait until a later token of the same row reads such a layer; a layer that nobody reads again costs nothing.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+
+from consistentee.backbones.decoders import DecoderContext
+from consistentee.engine.batching import PromptBatch
+from consistentee.engine.cache import CacheWindow, Rows
+from consistentee.errors import unknown_name
+
+KVPolicy = Literal["propagate", "exact"]
+"""How skipped layers get their keys and values: from the state at the exit, or by running them beside a later token."""
+
+
+class OwedTokens(ABC):
+    """Tokens that left early, with the hidden states they left with, for the layers that they still owe something.
+
+    Attributes:
+        states: [rows, new columns, width]; the hidden state of a token after the deepest layer that it has run.
+    """
+
+    def __init__(self, batch: PromptBatch, new_columns: int) -> None:
+        self.batch = batch
+        shape = (len(batch), new_columns, batch.stepper.width)
+        self.states = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
+
+    def leave(self, rows: Rows, hidden: Tensor) -> None:
+        """Note the hidden states [rows, 1, width] with which the newest tokens of some rows leave before layer L."""
+        newest = self.batch.cache.length - 1 - self.batch.prompt_columns
+        rows.put(self.states[:, newest], hidden[:, 0])
+
+    def keep(self, rows: Rows) -> None:
+        """Drop all rows but these."""
+        self.states = rows.of(self.states).clone()
+
+    @abstractmethod
+    def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
+        """Run layers between two exits on the newest tokens of some rows, and pay first what these rows owe them.
+
+        Args:
+            layers: 1-based. All of them are owed the same columns, because nobody leaves in between.
+            hidden: [rows, 1, width], what enters the first of these layers.
+            rows: the rows that have come this far.
+            context: of their newest tokens.
+        """
+
+
+class Propagation(OwedTokens):
+    """Every skipped layer makes its keys and values of the state at the exit (CALM, section 3.3.1)."""
+
+    def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
+        """Fill what is owed, for all rows in one call a layer, and run the layer."""
+        cache, stepper = self.batch.cache, self.batch.stepper
+        owed = cache.owed(layers[0], rows, cache.length - 1)
+        if owed is None:
+            return self.batch.run(layers, hidden, context)
+        states = self.states[owed.row_index, owed.column_index - self.batch.prompt_columns].unsqueeze(0)
+        positions = self.batch.positions_of(owed.row_index, owed.column_index).unsqueeze(0)
+        rotation = self.batch.rotation(positions)
+        for layer in layers:
+            cache.fill(layer, owed, *stepper.keys_values(layer, states, rotation))
+            hidden = stepper.step(layer, hidden, context)
+        return hidden
+
+
+class DeferredRun(OwedTokens):
+    """The tokens themselves run the skipped layers, beside the newest one (FREE's synchronised decoding).
+
+    Keys and values are those of full depth. Rows that owe fewer tokens than others are passed with them for the sake of
+    the shape; what comes of that is thrown away.
+    """
+
+    def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
+        """Run the layers on the owed tokens and the newest ones together."""
+        batch, end = self.batch, self.batch.cache.length
+        starts = batch.cache.starts(layers[0], rows)
+        begin = int(starts.min())
+        if begin == end - 1:
+            return batch.run(layers, hidden, context)
+        context = batch.context(rows, begin, end, starts if starts.max() > begin else None)
+        waiting = self.states[:, begin - batch.prompt_columns : end - 1 - batch.prompt_columns]
+        tokens = batch.run(layers, torch.cat([rows.of(waiting), hidden], dim=1), context)
+        if layers[-1] < batch.stepper.num_layers:
+            self._save(waiting, tokens[:, :-1], rows, context)
+        return tokens[:, -1:]
+
+    @staticmethod
+    def _save(waiting: Tensor, states: Tensor, rows: Rows, context: DecoderContext) -> None:
+        written = cast(CacheWindow, context.cache).written
+        if written is not None:
+            states = torch.where(written[:, 0, :-1], states, rows.of(waiting))
+        rows.put(waiting, states)
+
+
+def owed_tokens(policy: KVPolicy, batch: PromptBatch, new_columns: int) -> OwedTokens:
+    """Return what follows a policy. Raises UserError for an unknown one."""
+    policies: dict[str, type[OwedTokens]] = {"propagate": Propagation, "exact": DeferredRun}
+    if policy not in policies:
+        raise unknown_name("KV policy", policy, policies)
+    return policies[policy](batch, new_columns)

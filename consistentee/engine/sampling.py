@@ -1,0 +1,61 @@
+"""Sampling: how the next token is drawn, where it is not simply the likeliest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from consistentee.errors import UserError
+from consistentee.traces.token_view import keyed_bits
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Draw every token from what the exit says, by a hash of the seed, the prompt and the token's place.
+
+    So the same seed gives the same text, and a row's text does not depend on its batch. Two equal prompts get equal
+    texts: ask for several texts with several seeds.
+
+    Attributes:
+        temperature: divides the logits; above 0.
+        top_k: keep the ``top_k`` likeliest tokens.
+        top_p: keep the likeliest tokens that together have at least this probability (nucleus sampling).
+        seed: any integer.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"the temperature must be above 0, got {self.temperature}; greedy decoding samples nothing")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k must be at least 1, got {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+    def choose(self, logits: Tensor, prompt_keys: Sequence[int], step: int) -> Tensor:
+        """Draw the token at place ``step`` for each row: logits [rows, vocabulary] -> int64 [rows]."""
+        distribution = self._distribution(logits).double().cumsum(dim=-1)
+        uniform = [keyed_bits(self.seed, key, step) / 2**64 for key in prompt_keys]
+        wanted = torch.tensor(uniform, dtype=torch.double, device=logits.device).unsqueeze(1)
+        # Strictly above, and of the sum that rounding left: a token of probability 0 is never drawn.
+        drawn = torch.searchsorted(distribution, wanted * distribution[:, -1:], right=True)
+        return drawn.squeeze(1).clamp_max_(logits.shape[-1] - 1)
+
+    def _distribution(self, logits: Tensor) -> Tensor:
+        scores = TemperatureLogitsWarper(float(self.temperature))(None, logits.float())
+        if self.top_k is not None:
+            scores = TopKLogitsWarper(self.top_k)(None, scores)
+        if self.top_p is not None:
+            scores = TopPLogitsWarper(float(self.top_p))(None, scores)
+        return scores.softmax(dim=-1)
+
+
+def choose_tokens(sampling: Sampling | None, logits: Tensor, prompt_keys: Sequence[int], step: int) -> Tensor:
+    """Return the next token of each row, int64 [rows]: the likeliest where ``sampling`` is None."""
+    return logits.argmax(dim=-1) if sampling is None else sampling.choose(logits, prompt_keys, step)

@@ -1,0 +1,209 @@
+"""Self-speculative decoding (LayerSkip, Elhoushi et al., ACL 2024, arXiv 2404.16710, section 4.3).
+
+The first layers and an exit draft some tokens, one by one; the remaining layers then read all of them in one pass, and
+say how far the draft is what the full model would have written. Drafting and verifying share one cache: what the first
+layers have made of the drafted tokens, keys, values and hidden states, is not made again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from consistentee.engine.batching import PromptBatch
+from consistentee.engine.generate import Generations, Stream, check_prompts, clock
+from consistentee.engine.transcript import Endings, Transcript
+from consistentee.errors import UserError
+from consistentee.models.decoder import MultiExitDecoder
+
+
+@dataclass(frozen=True)
+class SpeculativeGenerations(Generations):
+    """Texts that the full model would have written greedily, in the order of the prompts.
+
+    Every new token is what layer L says, so ``exit_layers`` are L and ``late_layers`` are 0.
+
+    Attributes:
+        drafted: number of tokens that were drafted for each row.
+        accepted: number of drafted tokens that became part of the text.
+        passes: number of passes through the remaining layers, each of which gives one token beside the accepted ones.
+    """
+
+    drafted: list[int]
+    accepted: list[int]
+    passes: list[int]
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Share of the drafted tokens that became part of a text; NaN if none were drafted."""
+        return sum(self.accepted) / sum(self.drafted) if sum(self.drafted) else float("nan")
+
+
+def generate_speculatively(
+    model: MultiExitDecoder,
+    prompts: Sequence[str],
+    *,
+    draft_layer: int,
+    draft_tokens: int = 4,
+    max_new_tokens: int = 64,
+    stop: Sequence[str] = (),
+    max_prompt_tokens: int | None = None,
+    keep: Literal["start", "end"] = "end",
+    stream: Stream | None = None,
+) -> SpeculativeGenerations:
+    """Continue prompts as the full model does greedily, in fewer passes through its deep layers.
+
+    Prompts are continued one after the other: the rows of a batch would accept drafts of different lengths.
+
+    Args:
+        model: a multi-exit decoder.
+        prompts: texts.
+        draft_layer: the exit that drafts, before layer L.
+        draft_tokens: number of tokens a draft.
+        max_new_tokens, stop, max_prompt_tokens, keep, stream: as for :func:`consistentee.engine.generate.generate`.
+
+    Raises:
+        UserError: ``draft_layer`` is no exit before layer L; or as ``generate`` does.
+    """
+    return speculate_encoded(
+        model,
+        model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep),
+        draft_layer=draft_layer,
+        draft_tokens=draft_tokens,
+        max_new_tokens=max_new_tokens,
+        stop=stop,
+        stream=stream,
+    )
+
+
+def speculate_encoded(
+    model: MultiExitDecoder,
+    rows: Sequence[Sequence[int]],
+    *,
+    draft_layer: int,
+    draft_tokens: int = 4,
+    max_new_tokens: int = 64,
+    stop: Sequence[str] = (),
+    stream: Stream | None = None,
+    end_at_eos: bool = True,
+) -> SpeculativeGenerations:
+    """As :func:`generate_speculatively`, on tokenised prompts: what is timed. See ``generate_encoded``."""
+    if draft_layer not in model.exit_layers[:-1]:
+        raise UserError(f"layer {draft_layer} cannot draft; exits before the last: {list(model.exit_layers[:-1])}")
+    if draft_tokens < 1:
+        raise UserError(f"a draft must have at least 1 token, got {draft_tokens}")
+    model.eval()
+    check_prompts(model, rows, max_new_tokens)
+    endings = Endings(model.end_tokens if end_at_eos else frozenset(), tuple(stop), max_new_tokens)
+    written = [
+        _SpeculativeRow(
+            model,
+            prompt,
+            Transcript(place, model.decode, endings),
+            draft_layer=draft_layer,
+            draft_tokens=draft_tokens,
+            max_new_tokens=max_new_tokens,
+            stream=stream,
+        )
+        for place, prompt in enumerate(rows)
+    ]
+    for row in written:
+        row.write()
+    return SpeculativeGenerations.of(
+        [row.transcript for row in written],
+        rows,
+        prefill_seconds=sum(row.prefill_seconds for row in written),
+        decode_seconds=sum(row.decode_seconds for row in written),
+        drafted=[row.drafted for row in written],
+        accepted=[row.accepted for row in written],
+        passes=[row.passes for row in written],
+    )
+
+
+class _SpeculativeRow:
+    """One prompt, and what is written behind it."""
+
+    def __init__(
+        self,
+        model: MultiExitDecoder,
+        prompt: Sequence[int],
+        transcript: Transcript,
+        *,
+        draft_layer: int,
+        draft_tokens: int,
+        max_new_tokens: int,
+        stream: Stream | None,
+    ) -> None:
+        self.transcript = transcript
+        self.drafted = self.accepted = self.passes = 0
+        self.prefill_seconds = self.decode_seconds = 0.0
+        self._model = model
+        self._prompt = prompt
+        self._shallow = range(1, draft_layer + 1)
+        self._deep = range(draft_layer + 1, model.num_layers + 1)
+        self._draft_tokens = draft_tokens
+        self._max_new_tokens = max_new_tokens
+        self._stream = stream
+
+    def write(self) -> None:
+        """Write all new tokens."""
+        if not self._max_new_tokens:
+            return
+        device = self._model.device
+        start = clock(device)
+        batch = PromptBatch(self._model, [self._prompt], self._max_new_tokens - 1)
+        self._add([self._prefill(batch)])
+        prefilled = clock(device)
+        while self.transcript.ended_by is None:
+            draft, answers = self._draft_and_verify(batch)
+            self._accept(batch, draft, answers)
+        self.prefill_seconds = prefilled - start
+        self.decode_seconds = clock(device) - prefilled
+
+    @torch.inference_mode()
+    def _prefill(self, batch: PromptBatch) -> int:
+        last = batch.prefill()[:, 0]
+        return int(self._model.logits(self._model.num_layers, last).argmax(dim=-1))
+
+    @torch.inference_mode()
+    def _draft_and_verify(self, batch: PromptBatch) -> tuple[list[int], list[int]]:
+        """Return a draft, and what layer L says in place of each of its tokens, and behind the last."""
+        model, rows = self._model, batch.all_rows()
+        begin = batch.cache.length
+        # Beside an accepted draft the full model gives one token more.
+        length = min(self._draft_tokens, self._max_new_tokens - len(self.transcript.tokens) - 1)
+        tokens = [torch.tensor(self.transcript.tokens[-1:], device=batch.device)]
+        states = []
+        for column in range(begin, begin + length + 1):
+            batch.cache.advance(1)
+            context = batch.context(rows, column, column + 1)
+            hidden = batch.stepper.embed(tokens[-1].unsqueeze(1), context.positions)
+            states.append(batch.run(self._shallow, hidden, context))
+            if len(tokens) <= length:
+                tokens.append(model.logits(self._shallow[-1], states[-1][:, 0]).argmax(dim=-1))
+        context = batch.context(rows, begin, begin + length + 1)
+        hidden = batch.run(self._deep, torch.cat(states, dim=1), context)
+        answers = model.logits(model.num_layers, hidden[0]).argmax(dim=-1)
+        spoken = torch.cat([*tokens[1:], answers]).tolist()
+        return spoken[:length], spoken[length:]
+
+    def _accept(self, batch: PromptBatch, draft: list[int], answers: list[int]) -> None:
+        """Take over the answers up to the first that differs from the draft, and forget what was read behind it."""
+        agreed = 0
+        while agreed < len(draft) and draft[agreed] == answers[agreed]:
+            agreed += 1
+        batch.cache.rewind(batch.cache.length - len(draft) + agreed)
+        self.drafted += len(draft)
+        self.accepted += min(agreed, self._add(answers[: agreed + 1]))
+        self.passes += 1
+
+    def _add(self, tokens: list[int]) -> int:
+        """Add tokens until one ends the text, and return how many."""
+        for count, token in enumerate(tokens, start=1):
+            self.transcript.add(token, self._model.num_layers)
+            if self._stream is not None:
+                self._stream(self.transcript.news())
+            if self.transcript.ended_by is not None:
+                return count
+        return len(tokens)

@@ -1,0 +1,1 @@
+"""Method, the interface; and ConsistentEE, the core method, with its parts."""

@@ -1,0 +1,182 @@
+"""Calibration: which threshold keeps a promise about the text, by Learn-then-Test as CALM does it.
+
+Sources: Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061, section 4 (the two promises, and the test from the most
+cautious threshold down); Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052, section 2 (why the first
+threshold that fails ends the search, and the p-value).
+
+The promise: with probability at least ``1 - epsilon`` over the choice of the calibration prompts, the risk on new
+prompts, the mean of a loss in 0..1, is at most ``delta``. No model and no distribution is assumed.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom
+
+from consistentee.data.text_metrics import rouge
+from consistentee.errors import UserError
+
+LAMBDAS = tuple(round(1 - 0.05 * step, 2) for step in range(21))
+"""CALM's grid, from the most cautious threshold, 1, down to 0 in steps of 0.05."""
+
+Losses = NDArray[np.float64]
+"""[prompts, thresholds], each in 0..1, the thresholds from the most cautious one on."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What Learn-then-Test chose.
+
+    Attributes:
+        chosen: index of the last accepted threshold; 0, the most cautious one, if none was accepted.
+        accepted: whether any was, so that the promise is kept by the test and not by caution alone.
+        p_values: of every threshold tested, the one that ended the search included.
+    """
+
+    chosen: int
+    accepted: bool
+    p_values: tuple[float, ...]
+
+
+def hoeffding_bentkus(mean_loss: float, count: int, delta: float) -> float:
+    """Return the p-value of "the risk is above ``delta``" after ``count`` losses in 0..1 with a given mean.
+
+    The smaller one of Hoeffding's bound in its sharp form, ``exp(-n KL(mean, delta))``, and Bentkus's,
+    ``e P(Binomial(n, delta) <= ceil(n mean))`` (Learn then Test, section 2). 1 where the mean is not below delta.
+    """
+    if mean_loss >= delta:
+        return 1.0
+    divergence = _times_log(mean_loss, mean_loss / delta) + _times_log(1 - mean_loss, (1 - mean_loss) / (1 - delta))
+    losses_at_most = math.ceil(round(count * mean_loss, 6))  # rounded: 40.000000001 is 40
+    bentkus = math.e * float(binom.cdf(losses_at_most, count, delta))
+    return min(1.0, math.exp(-count * divergence), bentkus)
+
+
+def _times_log(factor: float, ratio: float) -> float:
+    return factor * math.log(ratio) if factor > 0 else 0.0
+
+
+def learn_then_test(losses: ArrayLike, delta: float, epsilon: float = 0.05) -> Calibration:
+    """Go down from the most cautious threshold while the promise is proven, and keep the last proven one.
+
+    Testing in a fixed order and stopping at the first failure bounds the chance of any wrong promise by ``epsilon``
+    without a correction for the number of thresholds.
+
+    Args:
+        losses: [prompts, thresholds], see :data:`Losses`.
+        delta: the risk that is tolerated.
+        epsilon: the chance of a broken promise that is tolerated.
+
+    Raises:
+        UserError: for losses outside of 0..1, no prompts, or a delta or epsilon outside of 0..1.
+    """
+    checked = _checked(losses, delta, epsilon)
+    p_values: list[float] = []
+    for mean_loss in checked.mean(axis=0):
+        p_values.append(hoeffding_bentkus(float(mean_loss), len(checked), delta))
+        if p_values[-1] > epsilon:
+            break
+    accepted = sum(value <= epsilon for value in p_values)
+    return Calibration(max(accepted - 1, 0), accepted > 0, tuple(p_values))
+
+
+@dataclass(frozen=True)
+class SplitStudy:
+    """How often a choice of threshold broke its promise over random splits of the prompts.
+
+    Attributes:
+        share: of the splits, those whose risk on the held-out prompts was above delta.
+        sampling_error: how far ``share`` may lie above an exact ``epsilon`` by the number of splits alone: one-sided,
+            95 %.
+        chosen: the index chosen in each split: int [splits].
+        risks: the mean loss of the held-out prompts at that threshold: float [splits].
+    """
+
+    share: float
+    sampling_error: float
+    chosen: NDArray[np.int64]
+    risks: Losses
+
+
+Pick = Callable[[Losses, float, float], int]
+"""(losses of the calibration prompts, delta, epsilon) -> index of a threshold."""
+
+
+def _by_learn_then_test(losses: Losses, delta: float, epsilon: float) -> int:
+    return learn_then_test(losses, delta, epsilon).chosen
+
+
+def split_study(
+    losses: ArrayLike,
+    delta: float,
+    epsilon: float = 0.05,
+    splits: int = 50,
+    seed: int = 0,
+    *,
+    calibration_share: float = 0.5,
+    pick: Pick = _by_learn_then_test,
+) -> SplitStudy:
+    """Choose a threshold on a random part of the prompts, look at the risk on the others, many times over.
+
+    Args:
+        losses: [prompts, thresholds], see :data:`Losses`.
+        delta, epsilon: see :func:`learn_then_test`.
+        splits: how many times.
+        seed: of the splits.
+        calibration_share: part of the prompts that choose; the others are held out. Their mean is an estimate of the
+            risk with an error of its own, the smaller the more of them there are.
+        pick: how to choose.
+
+    Raises:
+        UserError: as :func:`learn_then_test` does, and for fewer than two prompts.
+    """
+    checked = _checked(losses, delta, epsilon)
+    if len(checked) < 2:
+        raise UserError("a split into calibration and held-out prompts needs at least two prompts")
+    first_held_out = min(max(round(calibration_share * len(checked)), 1), len(checked) - 1)
+    generator = np.random.default_rng(seed)
+    chosen, risks = [], []
+    for _ in range(splits):
+        order = generator.permutation(len(checked))
+        index = pick(checked[order[:first_held_out]], delta, epsilon)
+        chosen.append(index)
+        risks.append(checked[order[first_held_out:], index].mean())
+    share = float(np.mean(np.array(risks) > delta))
+    error = 1.645 * math.sqrt(epsilon * (1 - epsilon) / splits)
+    return SplitStudy(share, error, np.array(chosen), np.array(risks))
+
+
+def _checked(losses: ArrayLike, delta: float, epsilon: float) -> Losses:
+    table = np.asarray(losses, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise UserError(f"calibration needs a loss for every prompt and threshold, got a table of {table.shape}")
+    if not ((table >= 0) & (table <= 1)).all():
+        raise UserError("calibration needs losses in 0..1: its bound holds for no others")
+    for name, value in (("delta", delta), ("epsilon", epsilon)):
+        if not 0 < value < 1:
+            raise UserError(f"{name} must lie between 0 and 1, got {value:g}")
+    return table
+
+
+def textual_losses(texts: Sequence[str], full_texts: Sequence[str]) -> Losses:
+    """Return how unlike each text is to the full model's: 1 - ROUGE-L, [prompts] (CALM, textual consistency).
+
+    Needs no references, so any prompts will do for calibration. Equal texts lose nothing, even without a word in them.
+    """
+    equal = np.array([text == full for text, full in zip(texts, full_texts, strict=True)], dtype=bool)
+    return np.where(equal, 0.0, 1 - _rouge_l(full_texts, texts))
+
+
+def risk_losses(texts: Sequence[str], full_texts: Sequence[str], references: Sequence[str]) -> Losses:
+    """Return what each text loses of the full model's ROUGE-L against the reference, 0 where it gains: [prompts].
+
+    CALM's risk consistency.
+    """
+    return np.maximum(0.0, _rouge_l(references, full_texts) - _rouge_l(references, texts))
+
+
+def _rouge_l(references: Sequence[str], texts: Sequence[str]) -> Losses:
+    return rouge(references, texts, ["rougeL"])["rougeL"]

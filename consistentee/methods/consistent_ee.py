@@ -1,0 +1,241 @@
+"""ConsistentEE (Zeng et al., AAAI 2024, arXiv 2312.11882): training made consistent with inference.
+
+Joint training asks every internal classifier to be right on every row, but at inference one classifier answers. Here a
+policy decides where a row exits, and only the classifier at that exit is asked to be right. Three stages:
+
+1. backbone and all classifiers on the depth-weighted loss (shared with PABEE and others);
+2. the policy alone, on the reward ``-CE_t - alpha * (1 - m/L) * t`` with m the row's Memorized Layer;
+3. both: cross-entropy at the exit, and the policy's reward.
+
+Choices where the paper leaves room: the policy's gradient does not reach the backbone; in stage 3 the cross-entropy at
+the exit is the expectation over the policy, ``sum_t q_t CE_t``; after stage 3 the policy is fitted once more on cached
+features of the new backbone (``refit_policy``), because one epoch moves the backbone further than the policy follows.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from consistentee.data.instances import TaskData
+from consistentee.errors import UserError
+from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer_of
+from consistentee.methods.method import Knob, Method
+from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, exit_probabilities, policy_spec
+from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
+from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.training.loop import (
+    FeatureBatch,
+    FeatureSource,
+    Recipe,
+    Stage,
+    TokenBatch,
+    TokenSource,
+    run_stage,
+)
+from consistentee.training.stages import (
+    BACKBONE_AND_CLASSIFIERS,
+    layer_losses,
+    recorded_features,
+    train_heads,
+    train_jointly,
+    training_source,
+)
+
+_THRESHOLDS = tuple(torch.linspace(-9, 9, 73).sigmoid().tolist())
+_ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1.5, -4.5, 201).tolist())
+
+
+@dataclass(frozen=True)
+class ConsistentEE(Method):
+    """ConsistentEE: its reward and its three stages, one policy for one price of a layer.
+
+    Where the defaults differ from what was published: the policy also reads confidence, the expected reward is taken
+    in closed form, and the policy is fitted again after stage 3. ``policy_reads="state", estimator="reinforce",
+    refit_policy=False`` and a knob of 0.5 give the published algorithm, but for the recipe and the initial bias.
+
+    Attributes:
+        alpha: the price of a layer. The paper's code used 0.005 to 0.2.
+        reward: "hardness" makes layers cheap for rows that are memorized late; "vanilla" prices all alike.
+        reward_loss: what a wrong answer costs: "cross-entropy" is the paper's; "error" is 1 for a wrong answer and 0
+            for a right one, which does not pay for layers that only make a right answer more certain.
+        estimator: "exact" takes the expected reward in closed form; "reinforce" samples ``rollouts`` exits a row.
+        rollouts: K of REINFORCE.
+        memorized_layer: taken on the rows the model was trained on ("train", the paper), or on held-out folds.
+        folds: number of folds of the cross-fitting.
+        policy_reads: "state" is the paper's; "state+confidence" adds what the classifier says; "confidence" reads
+            that alone.
+        cached: run stage 2 on features that the frozen backbone left, instead of running the backbone again.
+        joint_epochs, joint_learning_rate: of stage 3, the rate being the backbone's, and the heads' in the recipe's
+            proportion; 0 epochs leave the jointly trained classifiers as they are.
+        refit_policy: fit the policy again after stage 3.
+    """
+
+    name: ClassVar[str] = "consistentee"
+    paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882"
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, *_THRESHOLDS, 1.0))
+    conditioned: ClassVar[bool] = False
+
+    alpha: float = 0.05
+    reward: Literal["hardness", "vanilla"] = "hardness"
+    reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
+    estimator: Literal["exact", "reinforce"] = "exact"
+    rollouts: int = 8
+    memorized_layer: Literal["train", "cross-fitted"] = "train"
+    folds: int = 3
+    policy_reads: PolicyInputs = "state+confidence"
+    cached: bool = True
+    joint_epochs: int = 1
+    joint_learning_rate: float = 3e-5
+    refit_policy: bool = True
+
+    def __post_init__(self) -> None:
+        if self.estimator == "reinforce" and self.rollouts < 2:
+            raise UserError("consistentee: REINFORCE with a mean baseline needs at least 2 rollouts")
+        if self.alpha < 0:
+            raise UserError(f"consistentee: alpha must not be negative, got {self.alpha}")
+        if self.folds < 2:
+            raise UserError(f"consistentee: cross-fitting needs at least 2 folds, got {self.folds}")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Run the three stages."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        cross_fitted = None
+        if self.reward == "hardness" and self.memorized_layer == "cross-fitted":
+            cross_fitted = cross_fitted_memorized_layer(model, task, recipe, self.folds)
+        train_jointly(model, task, recipe)
+        model.add_head(POLICY, policy_spec(self.policy_reads, self.conditioned), seed=recipe.seed)
+        outputs = recorded_features(model, source, recipe)
+        hardness = None
+        if self.reward == "hardness":
+            measured = memorized_layer_of(outputs.logits, source.labels)
+            hardness = measured if cross_fitted is None else cross_fitted
+        self._fit_policy(model, source, outputs, hardness, recipe)
+        if self.joint_epochs:
+            run_stage(model, source, self._joint_stage(hardness, recipe), recipe)
+            if self.refit_policy:
+                outputs = recorded_features(model, source, recipe)
+                self._fit_policy(model, source, outputs, hardness, recipe)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where P(exit) > knob; the paper uses 0.5."""
+        self.check_knob(model, knob)
+        return PolicyRule(self.policy_reads, threshold=knob)
+
+    def _fit_policy(
+        self,
+        model: MultiExitModel,
+        source: TokenSource,
+        outputs: LayerOutputs,
+        hardness: Tensor | None,
+        recipe: Recipe,
+    ) -> None:
+        rows = FeatureSource(model, outputs, source.labels.tolist()) if self.cached else source
+        loss = partial(_policy_stage_loss, self, hardness)
+        details = {"method": repr(self), "hardness": hardness}
+        train_heads(model, rows, loss, recipe, name="policy", trains=(f"exit_heads.{POLICY}.",), details=details)
+
+    def _joint_stage(self, hardness: Tensor | None, recipe: Recipe) -> Stage:
+        trains = (*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{POLICY}.")
+        return Stage(
+            name="exit-consistent",
+            loss=partial(_joint_stage_loss, self, hardness),
+            trains=trains,
+            epochs=self.joint_epochs,
+            batch_size=recipe.batch_size,
+            learning_rate=self.joint_learning_rate,
+            head_learning_rate=self.joint_learning_rate * recipe.head_learning_rate / recipe.learning_rate,
+            details={"method": repr(self), "hardness": hardness},
+        )
+
+    def draw_alpha(self, rows: int) -> Tensor:
+        """Return the price of a layer for each row of a batch: [rows], constant here."""
+        return torch.full((rows,), self.alpha)
+
+    def cost_of_answers(self, outputs: LayerOutputs, labels: Tensor) -> Tensor:
+        """Return what the answer of each layer costs in the reward: [rows, L]."""
+        if self.reward_loss == "cross-entropy":
+            return layer_losses(outputs.logits, labels)
+        return (outputs.logits.argmax(dim=-1) != labels.unsqueeze(1)).to(outputs.logits.dtype)
+
+    def prices(self, hardness: Tensor | None, rows: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the price of a layer and the Memorized Layer of the rows of a batch, where the losses are."""
+        alpha = self.draw_alpha(len(rows)).to(losses.device)
+        return alpha, None if hardness is None else hardness[rows].to(losses.device)
+
+    def ask_policy(self, model: MultiExitModel, outputs: LayerOutputs, alpha: Tensor) -> Tensor:
+        """Return P(exit) at every layer: [rows, L]."""
+        log_alpha = alpha.log() if self.conditioned else None
+        return exit_probabilities(model.head(POLICY), outputs.pooled, outputs.logits, log_alpha)
+
+    def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
+        """Return L_pi by the chosen estimator."""
+        if self.estimator == "exact":
+            return exact_policy_loss(probabilities, reward)
+        return reinforce_policy_loss(probabilities, reward, self.rollouts)
+
+
+@dataclass(frozen=True)
+class ConsistentEECurve(ConsistentEE):
+    """ConsistentEE with one policy for the whole curve: the price of a layer is an input, drawn at random in training.
+
+    The published method has one operating point for each trained policy. This variant answers with the knob alpha.
+    Its reward counts wrong answers, and its policy reads confidence alone: on a few thousand training rows a
+    classifier's loss keeps falling with depth for nearly every row, right or wrong, so that a reward on the loss moves
+    all rows at once, and a policy that reads the state fits the rows it has seen. The parameter ``alpha`` is not read.
+    """
+
+    name: ClassVar[str] = "consistentee-curve"
+    paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) with a policy conditioned on alpha"
+    knob: ClassVar[Knob] = Knob("alpha", (1e6, *_ALPHAS, 0.0))
+    conditioned: ClassVar[bool] = True
+
+    reward_loss: Literal["cross-entropy", "error"] = "error"
+    policy_reads: PolicyInputs = "confidence"
+    lowest_alpha: float = 1e-4
+    highest_alpha: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.lowest_alpha < self.highest_alpha:
+            raise UserError("consistentee-curve: lowest_alpha must lie above 0 and below highest_alpha")
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where P(exit | alpha = knob) > 0.5; the largest knob always exits, 0 never does."""
+        self.check_knob(model, knob)
+        return PolicyRule(self.policy_reads, alpha=float("inf") if knob >= self.knob.values[0] else knob)
+
+    def draw_alpha(self, rows: int) -> Tensor:
+        """Draw alphas, log-uniformly: [rows]."""
+        low, high = torch.tensor([self.lowest_alpha, self.highest_alpha]).log()
+        return (low + (high - low) * torch.rand(rows)).exp()
+
+
+def _policy_stage_loss(
+    method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch
+) -> Tensor:
+    if isinstance(batch, FeatureBatch):
+        outputs = batch.outputs
+    else:
+        with torch.no_grad():
+            outputs = model(batch.tokens)
+    costs = method.cost_of_answers(outputs, batch.labels)
+    alpha, row_hardness = method.prices(hardness, batch.rows, costs)
+    return method.policy_loss(method.ask_policy(model, outputs, alpha), rewards(costs, alpha, row_hardness))
+
+
+def _joint_stage_loss(
+    method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch
+) -> Tensor:
+    outputs = model(batch.tokens)
+    losses = layer_losses(outputs.logits, batch.labels)
+    alpha, row_hardness = method.prices(hardness, batch.rows, losses)
+    probabilities = method.ask_policy(model, outputs, alpha)
+    loss_at_exit = (exit_distribution(probabilities).detach() * losses).sum(dim=1).mean()
+    costs = method.cost_of_answers(outputs, batch.labels)
+    return loss_at_exit + method.policy_loss(probabilities, rewards(costs, alpha, row_hardness))

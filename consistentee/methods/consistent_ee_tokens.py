@@ -1,0 +1,263 @@
+"""ConsistentEE for decoders (Zeng et al., AAAI 2024, arXiv 2312.11882, section 3 and the LLaMA experiments).
+
+What exits is a token. The state after reading token i decides where to leave, and the exit there says token i + 1:
+both belong to one row of a :class:`consistentee.TokenTrace`, so that losses, exits and log-probabilities
+cannot be shifted against each other. Prompts and padding are outside of losses, reward and Memorized Layer, and so is
+the first token of a response, which always comes from layer L. Layers in the reward,
+``R = -CE_t - alpha * (1 - m/L) * t``, are true layers.
+
+Three stages, all on states that the frozen backbone has left once:
+
+1. all exits (shared with the other methods of generation; the recipe may train the backbone too);
+2. the policy alone, on the reward, with what the exits say computed once;
+3. the exits again, each on those tokens alone that the policy lets leave there; then the policy again (only where
+   ``consistent_steps`` asks for it).
+
+Choices where the paper leaves room. Hidden states do not depend on actions, since the backbone is trained, if at all,
+before the policy; so the expected reward has a closed form here too. Stages 2 and 3 alternate, instead of being joined,
+because one step on all exits costs as much as thousands of steps on the policy. In stage 3 an exit is drawn for each
+token from the policy, which costs one LM head a token and not one an exit.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.data.prompts import TextTask
+from consistentee.errors import UserError
+from consistentee.methods.hardness import memorized_layer
+from consistentee.methods.method import Knob
+from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, policy_logit, policy_spec
+from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
+from consistentee.methods.token_answers import ExitAnswers, exit_answers
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.traces.token_trace import TokenTrace
+from consistentee.training.token_recipe import Target, TokenRecipe
+from consistentee.training.token_sources import StateBatch
+from consistentee.training.token_stages import (
+    ADAPTERS,
+    train_exits,
+    train_learned_head,
+    train_on_states,
+    wanted_answers,
+)
+
+_THRESHOLDS = tuple(torch.linspace(-9, 9, 73).sigmoid().tolist())
+_ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1, -5, 121).tolist())
+
+
+@dataclass(frozen=True)
+class ConsistentEETokens(TokenMethod):
+    """ConsistentEE on tokens: one policy for one price of a layer. With a knob of 0.5 the published rule.
+
+    The policy reads the state alone, as published: unlike a confidence it needs no LM head before it lets a token go,
+    and of tokens, unlike of labelled sentences, there are enough to train it on.
+
+    Attributes:
+        alpha: the price of a layer, in nats (of errors with ``reward_loss="error"``).
+        reward: "hardness" makes layers cheap for tokens that are memorized late; "vanilla" prices all alike.
+        reward_loss: what a wrong token costs: its "cross-entropy" (the paper's), or 1 for each "error".
+        judged_by: what is right, in reward and Memorized Layer: the response's next token (the paper's), or the token
+            that the last exit names.
+        estimator: "exact" takes the expected reward in closed form; "reinforce" samples ``rollouts`` exits a token.
+        rollouts: K of REINFORCE.
+        policy_reads: "state" is the paper's; "state+confidence" adds what the exit says, at the cost of the LM head at
+            every exit; "confidence" reads that alone.
+        consistent_steps: steps of stage 3, in batches of ``recipe.exit_batch_size`` tokens; 0 leaves it out.
+    """
+
+    name: ClassVar[str] = "consistentee-tokens"
+    paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882 (its method for decoders)"
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, *_THRESHOLDS, 1.0))
+    conditioned: ClassVar[bool] = False
+
+    alpha: float = 0.02
+    reward: Literal["hardness", "vanilla"] = "hardness"
+    reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
+    judged_by: Target = "label"
+    estimator: Literal["exact", "reinforce"] = "exact"
+    rollouts: int = 4
+    policy_reads: PolicyInputs = "state"
+    consistent_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.estimator == "reinforce" and self.rollouts < 2:
+            raise UserError(f"{self.name}: REINFORCE with a mean baseline needs at least 2 rollouts")
+        if self.alpha < 0:
+            raise UserError(f"{self.name}: alpha must not be negative, got {self.alpha}")
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Run stages 1 and 2, and stage 3 where ``consistent_steps`` asks for it."""
+        self.check_task(task)
+        everything = train_exits(model, task, recipe)
+        model.add_head(POLICY, token_policy_spec(self.policy_reads, self.conditioned), seed=recipe.seed)
+        trace = everything.select(recipe.tokens_for_heads(everything))
+        if len(model.exit_layers) == 1 or not len(trace):
+            return model
+        answers = self._ask_exits(trace, recipe)
+        hardness = None
+        if self.reward == "hardness":
+            hardness = memorized_exit_layer(answers.correct(self.judged_by), model.exit_layers)
+        self._fit_policy(trace, answers, hardness, recipe)
+        if self.consistent_steps:
+            self._fit_exits_where_tokens_leave(trace, answers, recipe)
+            self._fit_policy(trace, self._ask_exits(trace, recipe), hardness, recipe)
+        return model
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit where P(exit) > knob; the paper uses 0.5."""
+        self.check_knob(model, knob)
+        return PolicyRule(self.policy_reads, threshold=knob if knob > 0 else float("-inf"))
+
+    def _ask_exits(self, trace: TokenTrace, recipe: TokenRecipe) -> ExitAnswers:
+        title = "asking exits" if recipe.progress else None
+        return exit_answers(trace, with_confidence=self.policy_reads != "state", store=recipe.store, progress=title)
+
+    def _fit_policy(
+        self, trace: TokenTrace, answers: ExitAnswers, hardness: Tensor | None, recipe: TokenRecipe
+    ) -> None:
+        loss = partial(_policy_stage_loss, self, answers, hardness)
+        details = {"method": repr(self), "costs": self.costs(answers), "hardness": hardness}
+        train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=POLICY, details=details)
+
+    def _fit_exits_where_tokens_leave(self, trace: TokenTrace, answers: ExitAnswers, recipe: TokenRecipe) -> None:
+        train_on_states(
+            trace,
+            torch.arange(len(trace)),
+            partial(_exit_consistent_loss, self, recipe.target, answers),
+            recipe,
+            name="exit-consistent",
+            trains=(ADAPTERS,),
+            steps=self.consistent_steps,
+            batch_size=recipe.exit_batch_size,
+            learning_rate=recipe.exit_learning_rate / 2,
+            details={"method": repr(self), "target": recipe.target},
+        )
+
+    def draw_alpha(self, tokens: int) -> Tensor:
+        """Return the price of a layer for each token of a batch: [tokens], constant here."""
+        return torch.full((tokens,), self.alpha)
+
+    def costs(self, answers: ExitAnswers) -> Tensor:
+        """Return what the answer of each exit costs in the reward: float [N, exits]."""
+        if self.reward_loss == "cross-entropy":
+            return answers.losses(self.judged_by)
+        return (~answers.correct(self.judged_by)).float()
+
+    def ask_policy(
+        self, model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None, alpha: Tensor
+    ) -> Tensor:
+        """Return P(exit) at every exit, the last one, which is not asked, included: [tokens, exits].
+
+        Args:
+            model: whose policy it is.
+            batch: states of the tokens.
+            confidence: [tokens, exits, 4], or None for a policy that does not read it.
+            alpha: [tokens], read where the policy is conditioned.
+        """
+        policy, states = model.head(POLICY), model.state(batch.hidden)
+        log_alpha = alpha.log() if self.conditioned else None
+        columns = []
+        for index, layer in enumerate(model.exit_layers[:-1]):
+            extra = None if confidence is None else confidence[:, index]
+            columns.append(policy_logit(policy(layer, states[:, index], extra), log_alpha).sigmoid())
+        return torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
+
+    def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
+        """Return L_pi by the chosen estimator; both arguments are [tokens, exits]."""
+        if self.estimator == "exact":
+            return exact_policy_loss(probabilities, reward)
+        return reinforce_policy_loss(probabilities, reward, self.rollouts)
+
+
+@dataclass(frozen=True)
+class ConsistentEETokensCurve(ConsistentEETokens):
+    """ConsistentEE on tokens with one policy for the whole curve: the price of a layer is an input.
+
+    It is drawn at random in training and is the knob at inference; the parameter ``alpha`` is not read.
+    """
+
+    name: ClassVar[str] = "consistentee-tokens-curve"
+    paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) with a policy conditioned on alpha"
+    knob: ClassVar[Knob] = Knob("alpha", (1e6, *_ALPHAS, 0.0))
+    conditioned: ClassVar[bool] = True
+
+    lowest_alpha: float = 1e-4
+    highest_alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.lowest_alpha < self.highest_alpha:
+            raise UserError(f"{self.name}: lowest_alpha must lie above 0 and below highest_alpha")
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit where P(exit | alpha = knob) > 0.5; the largest knob always exits, 0 never does."""
+        self.check_knob(model, knob)
+        return PolicyRule(self.policy_reads, alpha=float("inf") if knob >= self.knob.values[0] else knob)
+
+    def draw_alpha(self, tokens: int) -> Tensor:
+        """Draw alphas, log-uniformly: [tokens]."""
+        low, high = torch.tensor([self.lowest_alpha, self.highest_alpha]).log()
+        return (low + (high - low) * torch.rand(tokens)).exp()
+
+
+def token_policy_spec(reads: PolicyInputs, conditioned: bool) -> HeadSpec:
+    """Return the head of a policy for tokens: Linear(H, 1) on the state, as published; else as in classification."""
+    spec = policy_spec(reads, conditioned)
+    return replace(spec, hidden=None) if reads == "state" else spec
+
+
+def memorized_exit_layer(correct: Tensor, exit_layers: tuple[int, ...]) -> Tensor:
+    """Return the smallest exit layer from which on every exit is right, and L where the last one is wrong.
+
+    Args:
+        correct: bool [tokens, exits].
+        exit_layers: true layers of the exits.
+
+    Returns:
+        int64 [tokens].
+    """
+    return torch.tensor(exit_layers)[memorized_layer(correct) - 1]
+
+
+def _confidence_of(answers: ExitAnswers, batch: StateBatch) -> Tensor | None:
+    return None if answers.confidence is None else answers.confidence[batch.tokens].to(batch.hidden.device)
+
+
+def _policy_stage_loss(
+    method: ConsistentEETokens,
+    answers: ExitAnswers,
+    hardness: Tensor | None,
+    model: MultiExitDecoder,
+    batch: StateBatch,
+) -> Tensor:
+    device, tokens = model.device, batch.tokens
+    alpha = method.draw_alpha(len(tokens)).to(device)
+    memorized = None if hardness is None else hardness[tokens].to(device)
+    reward = rewards(method.costs(answers)[tokens].to(device), alpha, memorized, layers=model.exit_layers)
+    probabilities = method.ask_policy(model, batch, _confidence_of(answers, batch), alpha)
+    return method.policy_loss(probabilities, reward)
+
+
+def _exit_consistent_loss(
+    method: ConsistentEETokens, target: Target, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch
+) -> Tensor:
+    """Return the mean loss of tokens at exits drawn from the policy; those that run to layer L teach nothing."""
+    with torch.no_grad():
+        alpha = method.draw_alpha(len(batch.tokens)).to(model.device)
+        probabilities = method.ask_policy(model, batch, _confidence_of(answers, batch), alpha)
+        leaves_at = exit_distribution(probabilities).multinomial(1).squeeze(1)
+    wanted = wanted_answers(target, model, batch)
+    total = torch.zeros((), device=model.device, requires_grad=True)
+    for index, layer in enumerate(model.exit_layers[:-1]):
+        here = (leaves_at == index).nonzero().flatten()
+        logits = model.logits(layer, batch.hidden[here, index])
+        total = total + functional.cross_entropy(logits, wanted[here], reduction="sum")
+    return total / len(batch.tokens)

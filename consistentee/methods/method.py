@@ -1,0 +1,205 @@
+"""Method, the interface every early-exit method has; and how methods are found by name, file or entry point."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from consistentee.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from consistentee.data.instances import TaskData
+    from consistentee.models.encoder import MultiExitModel
+    from consistentee.rules.exit_rule import ExitRule
+    from consistentee.training.loop import Recipe
+
+ENTRY_POINT_GROUP = "consistentee.methods"
+"""Methods whose rows are instances: classification."""
+
+TOKEN_ENTRY_POINT_GROUP = "consistentee.token_methods"
+"""Methods whose rows are tokens being decoded: generation."""
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What is swept to draw a method's curve: its name and its usual values, from earliest to latest exits."""
+
+    name: str
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """How to train, which rule, which knob. Subclasses are frozen dataclasses; their fields are the parameters.
+
+    Class attributes:
+        name: as users type it.
+        paper: the source, one line.
+        knob: what is swept.
+        supports_regression: whether the method is defined for a numeric target.
+        replay_only: the rule needs true labels, so it can be replayed on a trace but not run live.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    knob: ClassVar[Knob]
+    supports_regression: ClassVar[bool] = False
+    replay_only: ClassVar[bool] = False
+
+    @abstractmethod
+    def fit(self, model: "MultiExitModel", task: "TaskData", recipe: "Recipe") -> "MultiExitModel":
+        """Train ``model`` (a fresh multi-exit backbone, changed in place) on ``task.train`` and return it."""
+
+    @abstractmethod
+    def rule(self, model: "MultiExitModel", knob: float) -> "ExitRule":
+        """Return the exit rule at one value of the knob."""
+
+    def knob_values(self, model: "MultiExitModel") -> Sequence[float]:
+        """Return the values worth sweeping on this model, from earliest to latest exits.
+
+        The first one gives the first possible exit, the last one full depth.
+        """
+        return self.knob.values
+
+    def check_knob(self, model: "MultiExitModel", knob: float) -> None:
+        """Raise UserError if ``knob`` lies outside the range of this method's knob."""
+        values = self.knob_values(model)
+        low, high = min(values), max(values)
+        if not low <= knob <= high:
+            raise UserError(f"{self.name}: the knob {self.knob.name!r} must lie in [{low:g}, {high:g}], got {knob:g}")
+
+    def check_task(self, task: "TaskData") -> None:
+        """Raise UserError if the method is not defined for this kind of task."""
+        if task.regression and not self.supports_regression:
+            raise UserError(f"{self.name} is not defined for a regression, and task {task.name!r} is one")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters and their values, as given to :func:`get_method`."""
+        return dataclasses.asdict(self)
+
+
+def train_method(
+    method: Method, name: str, model: "MultiExitModel", task: "TaskData", recipe: "Recipe"
+) -> "MultiExitModel":
+    """Check the task, fit ``method`` on it, and note in the model what it was trained for and by which method.
+
+    ``name`` is what :func:`get_method` found the method by, so that a saved model finds its rule again: a file is noted
+    by its absolute path.
+    """
+    method.check_task(task)
+    model = method.fit(model, task, recipe)
+    model.description.task_name = task.name
+    model.description.method_name = _absolute_name(name)
+    model.description.method_parameters = method.parameters
+    model.description.max_length = recipe.max_length
+    return model
+
+
+def available_methods(group: str = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:
+    """Return the registered methods of a group by name, without importing any of them."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def get_method(name: str, **parameters: Any) -> Method:
+    """Return a method by its registered name or as ``path/to/file.py:ClassName``, with the given parameters.
+
+    Raises UserError for an unknown name or parameter, and for a method that cannot be imported.
+    """
+    method_class = method_class_of(name)
+    fields = {field.name for field in dataclasses.fields(method_class)}
+    for parameter in parameters:
+        if parameter not in fields:
+            raise unknown_name(f"parameter of {name}", parameter, fields)
+    try:
+        return TypeAdapter(method_class).validate_python(parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"parameter {where!r} of {name} is {first['input']!r}: {first['msg']}") from error
+
+
+def method_class_of(name: str) -> type[Method]:
+    """Return the class behind a method's name or ``file.py:ClassName``; errors as for :func:`get_method`."""
+    if ".py:" in name:
+        path, _, attribute = name.rpartition(":")
+        module = _load_file(Path(path))
+        if not hasattr(module, attribute):
+            raise unknown_name(f"class in {path}", attribute, _own_methods(module))
+        return _checked(getattr(module, attribute), name)
+    methods = available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)
+    if name not in methods:
+        raise unknown_name("method", name, methods)
+    try:
+        loaded = methods[name].load()
+    except (Exception, SystemExit) as error:  # a plug-in may fail in any way at all, and even end the process
+        raise UserError(f"method {name!r} ({methods[name].value}) cannot be imported: {_sentence(error)}") from error
+    return _checked(loaded, name)
+
+
+def _absolute_name(name: str) -> str:
+    path, _, attribute = name.rpartition(":")
+    return f"{Path(path).resolve()}:{attribute}" if ".py:" in name else name
+
+
+def methods_in_file(path: Path) -> list[str]:
+    """Return every method that a Python file defines, as ``file.py:ClassName``, in the order of the file.
+
+    Raises UserError for a file that cannot be imported.
+    """
+    return [f"{path}:{name}" for name in _own_methods(_load_file(path))]
+
+
+def _own_methods(module: Any) -> list[str]:
+    """Return the methods that a module defines itself; a class left abstract is a base for others, and not one."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+        and not (inspect.isabstract(value) or name.startswith("_"))
+    ]
+
+
+def _load_file(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"no such method file: {path}")
+    folder = hashlib.sha256(str(path.resolve().parent).encode()).hexdigest()[:8]
+    module_name = f"consistentee_user_method_{folder}_{path.stem}"  # two folders may have files of the same name
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their own module up by name
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a user's file may fail in any way at all, and even end the process
+        raise UserError(f"{path} cannot be imported: {_sentence(error)}") from error
+    return module
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
+
+
+def _checked(candidate: Any, name: str) -> type[Method]:
+    if not (isinstance(candidate, type) and issubclass(candidate, Method)):
+        raise UserError(f"{name} is not a subclass of consistentee.Method")
+    missing = [a for a in ("name", "paper", "knob") if not hasattr(candidate, a)]
+    if missing:
+        raise UserError(f"{name} does not define the class attribute(s) {', '.join(missing)}")
+    if not (isinstance(candidate.knob, Knob) and candidate.knob.values):
+        raise UserError(f"the knob of {name} must be a consistentee.Knob with at least one value")
+    if inspect.isabstract(candidate):
+        raise UserError(f"{name} does not define {' and '.join(sorted(candidate.__abstractmethods__))}")
+    return candidate

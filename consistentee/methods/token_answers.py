@@ -1,0 +1,106 @@
+"""ExitAnswers: what every exit says of recorded tokens, without the logits that it came from."""
+
+import hashlib
+import inspect
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from consistentee.files import load_tensors, only_one, save_tensors
+from consistentee.methods.policy import confidence_features
+from consistentee.traces.token_trace import CHUNK, TokenTrace
+from consistentee.training.token_recipe import Target
+
+# Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
+_CODE = inspect.getsource(sys.modules[__name__])
+
+
+@dataclass(frozen=True)
+class ExitAnswers:
+    """All that rewards and learned heads need of the LM head, for every token of a trace, on the CPU.
+
+    Attributes:
+        targets: the next token of the response: int64 [N].
+        predictions: the token that each exit names: int64 [N, exits].
+        label_losses: what each exit says of the response's next token, cross-entropy in nats: float [N, exits].
+        full_model_losses: the same of the token that the last exit names.
+        confidence: see :func:`consistentee.methods.policy.confidence_features`: float [N, exits, 4]; None if not asked.
+    """
+
+    targets: Tensor
+    predictions: Tensor
+    label_losses: Tensor
+    full_model_losses: Tensor
+    confidence: Tensor | None = None
+
+    def losses(self, judged_by: Target) -> Tensor:
+        """Return the cross-entropy of each exit by one of the two judges: float [N, exits]."""
+        return self.label_losses if judged_by == "label" else self.full_model_losses
+
+    def correct(self, judged_by: Target) -> Tensor:
+        """Return whether each exit names the token that counts as right: bool [N, exits]."""
+        wanted = self.targets if judged_by == "label" else self.predictions[:, -1]
+        return self.predictions == wanted.unsqueeze(1)
+
+
+def exit_answers(
+    trace: TokenTrace, *, with_confidence: bool = False, store: Path | None = None, progress: str | None = None
+) -> ExitAnswers:
+    """Ask every exit for its answer to every token of a trace, once; a chunk of tokens at a time.
+
+    Args:
+        trace: select its tokens first, where there are many: the LM head runs on each of them at every exit.
+        with_confidence: ask for the confidence too, which takes half as long again.
+        store: folder where answers are kept, for methods that share exits and tokens; None keeps nothing.
+        progress: title of a progress bar, or None for none.
+    """
+    if store is None:
+        return _ask(trace, with_confidence, progress)
+    parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, _CODE]
+    path = store / f"answers-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.safetensors"
+    with only_one(path):
+        tensors = load_tensors(path)
+        if tensors is None:
+            answers = _ask(trace, with_confidence, progress)
+            save_tensors({name: tensor for name, tensor in vars(answers).items() if tensor is not None}, path)
+            return answers
+    return ExitAnswers(**tensors)
+
+
+@torch.no_grad()
+def _ask(trace: TokenTrace, with_confidence: bool, progress: str | None) -> ExitAnswers:
+    chunks = torch.arange(len(trace)).split(CHUNK)
+    answered: dict[str, list[Tensor]] = {}
+    for chunk in track(chunks, description=progress or "", disable=progress is None, transient=True):
+        for name, tensor in _ask_about(trace, chunk, with_confidence).items():
+            answered.setdefault(name, []).append(tensor.cpu())
+    return ExitAnswers(trace.targets, **{name: torch.cat(parts) for name, parts in answered.items()})
+
+
+def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool) -> dict[str, Tensor]:
+    model, exits = trace.model, range(len(trace.exit_layers))
+    full_model = _log_probabilities(trace, exits[-1], tokens)
+    judges = torch.stack([trace.targets[tokens].to(model.device), full_model.argmax(dim=-1)], dim=1)
+    predictions: list[Tensor] = []
+    losses, confidence = [], []
+    for index in exits:
+        says = full_model if index == exits[-1] else _log_probabilities(trace, index, tokens)
+        losses.append(-says.gather(1, judges))
+        if with_confidence:
+            confidence.append(confidence_features(says.exp(), predictions[-1] if predictions else None))
+        predictions.append(says.argmax(dim=-1))
+    label_losses, full_model_losses = torch.stack(losses, dim=1).unbind(dim=-1)
+    answers = {"label_losses": label_losses, "full_model_losses": full_model_losses}
+    if with_confidence:
+        answers["confidence"] = torch.stack(confidence, dim=1)
+    return {"predictions": torch.stack(predictions, dim=1), **answers}
+
+
+def _log_probabilities(trace: TokenTrace, exit_index: int, tokens: Tensor) -> Tensor:
+    logits = trace.model.logits(trace.exit_layers[exit_index], trace.states(exit_index, tokens))
+    return logits.log_softmax(dim=-1)

@@ -1,0 +1,1 @@
+"""Stock models with exits: classifiers, adapters, learned heads; how they are saved and loaded."""

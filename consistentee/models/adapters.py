@@ -1,0 +1,126 @@
+"""Exit adapters: what lies between the hidden state of a middle layer and the LM head of a decoder."""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from consistentee.backbones.decoders import DecoderStepper
+from consistentee.errors import UserError, unknown_name
+from consistentee.models.adapter_start import StateMoments
+
+AdapterKind = Literal["norm", "low-rank", "head"]
+"""What an exit has of its own.
+
+``norm``: a final norm (its gain, and its bias where the family has one); the LM head is the model's. ``low-rank``:
+that, and a low-rank correction of the normed state. ``head``: a full copy of the LM head, as in ConsistentEE's code:
+width * vocabulary weights an exit (SmolLM2-135M: 28.3 million, 113 MB in float32; LLaMA-7B: 131 million, 524 MB),
+against 2 * rank * width of a low-rank adapter.
+"""
+
+
+class ExitAdapter(nn.Module, ABC):
+    """Reads the hidden state of one exit layer; at the start, exactly as the stock model reads its last layer."""
+
+    @abstractmethod
+    def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Return what the LM head reads of hidden states: [..., width] -> [..., width]."""
+
+    def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Return logits [..., vocabulary] of such states: by the shared LM head, unless the exit has its own."""
+        return stepper.unembed(state)
+
+    def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Return logits [..., vocabulary] of hidden states [..., width]; ``stepper`` has the stock norm and LM head."""
+        return self.unembed(self.state(hidden, stepper), stepper)
+
+    @abstractmethod
+    def start_from(self, moments: StateMoments) -> None:
+        """Set an untrained adapter to what comes nearest to the least-squares map onto the states of layer L."""
+
+
+class NormAdapter(ExitAdapter):
+    """A final norm of its own before the shared LM head."""
+
+    def __init__(self, final_norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = copy.deepcopy(final_norm)
+
+    def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Norm."""
+        return self.norm(hidden)
+
+    def start_from(self, moments: StateMoments) -> None:
+        """Scale every channel of the norm."""
+        self._scale_norm(moments.channel_scales)
+
+    @torch.no_grad()
+    def _scale_norm(self, scales: Tensor) -> None:
+        for parameter in self.norm.parameters():  # the gain, and the bias where there is one
+            parameter.mul_(scales.to(parameter))
+
+
+class LowRankAdapter(NormAdapter):
+    """A final norm of its own, and a low-rank residual that starts at zero, before the shared LM head."""
+
+    def __init__(self, final_norm: nn.Module, width: int, rank: int) -> None:
+        super().__init__(final_norm)
+        self.down = nn.Linear(width, rank, bias=False)
+        self.up = nn.Linear(rank, width, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Norm and residual."""
+        state = self.norm(hidden)
+        return state + self.up(self.down(state))
+
+    @torch.no_grad()
+    def start_from(self, moments: StateMoments) -> None:
+        """Scale the norm, and let the residual say what a scale cannot."""
+        self._scale_norm(moments.scale)
+        left, right = moments.low_rank(self.down.out_features)
+        self.down.weight.copy_((left / moments.scale).T)
+        self.up.weight.copy_(right.T)
+
+
+class HeadAdapter(ExitAdapter):
+    """A copy of the LM head behind the stock final norm."""
+
+    def __init__(self, lm_head: nn.Linear) -> None:
+        super().__init__()
+        self.lm_head: nn.Linear = copy.deepcopy(lm_head)
+
+    def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Stock norm."""
+        return stepper.normalise(hidden)
+
+    def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
+        """This exit's own LM head."""
+        return self.lm_head(state)
+
+    @torch.no_grad()
+    def start_from(self, moments: StateMoments) -> None:
+        """Let the LM head read the mapped states."""
+        weight = self.lm_head.weight
+        weight.copy_(weight @ moments.map.T.to(weight))
+
+
+def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> ExitAdapter:
+    """Return an untrained adapter, which reads as the stock model does.
+
+    A rank above the width is taken for the width. Raises UserError for an unknown kind and for a rank below 1.
+    """
+    if rank < 1:
+        raise UserError(f"the rank of an exit adapter must be at least 1, got {rank}")
+    if kind == "norm":
+        adapter: ExitAdapter = NormAdapter(stepper.final_norm)
+    elif kind == "low-rank":
+        adapter = LowRankAdapter(stepper.final_norm, stepper.width, min(rank, stepper.width))
+    elif kind == "head":
+        adapter = HeadAdapter(stepper.backbone.lm_head)
+    else:
+        raise unknown_name("kind of exit adapter", kind, ("norm", "low-rank", "head"))
+    like = stepper.backbone.lm_head.weight
+    return adapter.to(like.device, like.dtype)

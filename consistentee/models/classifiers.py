@@ -1,0 +1,269 @@
+"""Internal classifiers: what answers at an exit, in kinds that differ in how much of the model they read.
+
+* ``linear`` reads the pooled vector of its layer: what nearly every method has;
+* ``attention`` reads every token of its layer (FastBERT, Liu et al., ACL 2020);
+* ``past-future`` reads the pooled vectors of its layer and of all before, and predicts those to come (GPFEE, Liao et
+  al., NAACL 2021).
+
+A kind of your own is one subclass of :class:`InternalClassifier`, entered in :data:`KINDS` under its name before a
+model is built or loaded with it. Training, tracing, batched inference, FLOPs and saving follow from what its
+``forward`` reads, and from the two class attributes that say so.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from consistentee.backbones.catalog import Pooling
+from consistentee.errors import UserError, unknown_name
+from consistentee.models.source_code import module_source
+
+
+@dataclass(frozen=True)
+class ClassifierSpec:
+    """Which classifiers a model has.
+
+    Attributes:
+        kind: a name in :data:`KINDS`.
+        width: inner width, of the kinds that have one.
+        attention_heads: of the kinds that have an attention.
+        at_last_layer: whether layer L has this kind too. Where it has not, its classifier is linear, and the full
+            model is the stock one, as for the other methods.
+    """
+
+    kind: str = "linear"
+    width: int = 128
+    attention_heads: int = 2
+    at_last_layer: bool = True
+
+    def to_json(self) -> dict[str, object]:
+        """Return the fields, to rebuild the classifiers from."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The exit that a classifier is built for; ``layer`` is 1-based."""
+
+    layer: int
+    num_layers: int
+    width: int
+    num_labels: int
+    pooling: Pooling
+    dropout: float
+
+
+class ReadableLayer(Protocol):
+    """What a layer offers its classifier; a live view computes each only when asked for."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """Hidden states: [rows, tokens, width]."""
+
+    @property
+    def padding_mask(self) -> Tensor:
+        """True where there is a real token: bool [rows, tokens]."""
+
+    @property
+    def pooled(self) -> Tensor:
+        """The tokens as one vector, after the pooler: [rows, width]."""
+
+    @property
+    def history(self) -> Tensor:
+        """``pooled`` of layers 1..t: [rows, t, width]."""
+
+
+class RecordedLayer:
+    """A layer of a pass that has been made: pooled vectors, and the tokens where they were kept."""
+
+    def __init__(self, history: Tensor, hidden: Tensor | None = None, padding_mask: Tensor | None = None) -> None:
+        self.history = history
+        self._hidden = hidden
+        self._padding_mask = padding_mask
+
+    @property
+    def pooled(self) -> Tensor:
+        """The last vector of the history: [rows, width]."""
+        return self.history[:, -1]
+
+    @property
+    def hidden(self) -> Tensor:
+        """Hidden states [rows, tokens, width]. Raises UserError where only pooled vectors were kept."""
+        return _kept(self._hidden)
+
+    @property
+    def padding_mask(self) -> Tensor:
+        """Mask of the real tokens. Raises UserError where only pooled vectors were kept."""
+        return _kept(self._padding_mask)
+
+
+def _kept(tokens: Tensor | None) -> Tensor:
+    if tokens is None:
+        raise UserError("a classifier that reads every token cannot answer from pooled vectors; run it on tokens")
+    return tokens
+
+
+class InternalClassifier(nn.Module, ABC):
+    """The classifier of one exit.
+
+    Class attributes:
+        reads_tokens: ``forward`` reads ``hidden`` or ``padding_mask``: a full-depth pass keeps every layer's tokens.
+        reads_history: ``forward`` reads ``history``: inference pools at every layer and keeps the vectors of each row.
+        source_code: the text of the file that the class was read from, for fingerprints; set by itself.
+    """
+
+    reads_tokens: ClassVar[bool] = False
+    reads_history: ClassVar[bool] = False
+    source_code: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        # Now, because the file may be edited and read again in the same process.
+        super().__init_subclass__(**keywords)
+        cls.source_code = module_source(cls.__module__)
+
+    @abstractmethod
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(place.dropout)
+
+    @abstractmethod
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        """Return the logits: [rows, classes], or [rows, 1] for a regression."""
+
+
+class LinearClassifier(InternalClassifier):
+    """Pooled vector, dropout, one linear layer."""
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        linear = _output_layer(place.width, place.num_labels)
+        self.weight, self.bias = linear.weight, linear.bias  # saved as weight and bias, with no name in between
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        """Read ``layer.pooled``."""
+        return functional.linear(self.dropout(layer.pooled), self.weight, self.bias)
+
+
+class AttentionClassifier(InternalClassifier):
+    """FastBERT's (section 3.1): a narrow projection, self-attention, pooling, a layer of the same width, the output.
+
+    The attention sees the real tokens alone, and they are pooled as the backbone pools. The hidden layer comes after
+    the pooling, with a tanh, as in BERT's own pooler; there is no residual connection.
+    """
+
+    reads_tokens: ClassVar[bool] = True
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        if spec.width % spec.attention_heads:
+            raise UserError(
+                f"an attention classifier of width {spec.width} cannot have {spec.attention_heads} heads: "
+                "the heads must divide the width"
+            )
+        self.attention_heads = spec.attention_heads
+        self.pooling = place.pooling
+        self.narrow = nn.Linear(place.width, spec.width)
+        self.query_key_value = nn.Linear(spec.width, 3 * spec.width)
+        self.mix = nn.Linear(spec.width, spec.width)
+        self.dense = nn.Linear(spec.width, spec.width)
+        self.output = _output_layer(spec.width, place.num_labels)
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        """Read ``layer.hidden`` and ``layer.padding_mask``."""
+        attended = self._attend(self.narrow(layer.hidden), layer.padding_mask)
+        pooled = pool_tokens(attended, layer.padding_mask, self.pooling)
+        return self.output(self.dropout(self.dense(pooled).tanh()))
+
+    def _attend(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
+        """Let every token [rows, tokens, width] read the real ones."""
+        by_head = self.query_key_value(tokens).unflatten(-1, (3, self.attention_heads, -1))
+        query, key, value = by_head.permute(2, 0, 3, 1, 4)  # each [rows, heads, tokens, width of a head]
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=padding_mask[:, None, None])
+        return self.mix(mixed.transpose(1, 2).flatten(2))
+
+
+class LayerGate(nn.Module):
+    """Weighs the states of several layers against each other, row by row; at the start all weigh the same."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(width, 1, bias=False)
+        self.bias = nn.Parameter(torch.zeros(layers))
+        nn.init.zeros_(self.score.weight)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Return the weighted mean of [rows, layers, width]: [rows, width]."""
+        weights = (self.score(states).squeeze(-1) + self.bias).softmax(dim=-1)
+        return (weights.unsqueeze(1) @ states).squeeze(1)
+
+
+class PastFutureClassifier(InternalClassifier):
+    """GPFEE's: the states of all layers so far, gated, beside the predicted states of all layers to come, gated.
+
+    A later state is predicted as the current one plus a step; the steps come from one narrow hidden layer, so that
+    the predictors of all exits together stay small beside the backbone. Layer L has no future, and reads the past.
+    """
+
+    reads_history: ClassVar[bool] = True
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        self.layers_to_come = place.num_layers - place.layer
+        self.past = LayerGate(place.width, place.layer)
+        if self.layers_to_come:
+            steps = nn.Linear(spec.width, self.layers_to_come * place.width)
+            self.predictor = nn.Sequential(nn.Linear(place.width, spec.width), nn.GELU(), steps)
+            self.future = LayerGate(place.width, self.layers_to_come)
+        self.output = _output_layer(place.width * (2 if self.layers_to_come else 1), place.num_labels)
+
+    def predict_future(self, state: Tensor) -> Tensor:
+        """Predict the pooled vectors of layers t+1..L from that of layer t [rows, width]: [rows, L-t, width]."""
+        return state.unsqueeze(1) + self.predictor(state).unflatten(-1, (self.layers_to_come, -1))
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        """Read ``layer.history``."""
+        history = layer.history
+        parts = [self.past(history)]
+        if self.layers_to_come:
+            parts.append(self.future(self.predict_future(history[:, -1])))
+        return self.output(self.dropout(torch.cat(parts, dim=-1)))
+
+
+KINDS: dict[str, type[InternalClassifier]] = {
+    "linear": LinearClassifier,
+    "attention": AttentionClassifier,
+    "past-future": PastFutureClassifier,
+}
+"""Kinds of classifiers by name."""
+
+
+def build_classifiers(
+    spec: ClassifierSpec, *, num_layers: int, width: int, num_labels: int, pooling: Pooling, dropout: float
+) -> nn.ModuleList:
+    """Return untrained classifiers, one a layer. Raises UserError for an unknown kind."""
+    if spec.kind not in KINDS:
+        raise unknown_name("kind of classifier", spec.kind, KINDS)
+    classifiers = nn.ModuleList()
+    for layer in range(1, num_layers + 1):
+        kind = spec.kind if layer < num_layers or spec.at_last_layer else "linear"
+        classifiers.append(KINDS[kind](spec, Exit(layer, num_layers, width, num_labels, pooling, dropout)))
+    return classifiers
+
+
+def pool_tokens(hidden: Tensor, padding_mask: Tensor, pooling: Pooling) -> Tensor:
+    """Turn [rows, tokens, width] into [rows, width]: the mean of the real tokens, or the first token."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    weights = padding_mask.to(hidden.dtype)
+    return torch.einsum("bth,bt->bh", hidden, weights) / weights.sum(dim=1, keepdim=True)
+
+
+def _output_layer(inputs: int, outputs: int) -> nn.Linear:
+    linear = nn.Linear(inputs, outputs)
+    nn.init.normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+    return linear

@@ -1,0 +1,403 @@
+"""MultiExitDecoder: a stock causal language model with exits after some of its layers, and what a method adds."""
+
+import hashlib
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import torch
+import transformers
+from huggingface_hub import ModelHubMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from consistentee.backbones import decoders
+from consistentee.backbones.catalog import list_backbones, resolve_decoder
+from consistentee.backbones.decoders import DecoderStepper, decoder_stepper_for, positions_of
+from consistentee.errors import UserError, unknown_name
+from consistentee.files import hash_tensors
+from consistentee.models import adapters as exit_adapters
+from consistentee.models import decoder_files, lora
+from consistentee.models.adapters import AdapterKind, ExitAdapter, build_adapter
+from consistentee.models.decoder_description import DecoderDescription, check_exit_layers, default_exit_layers
+from consistentee.models.heads import ExitHeads, HeadSpec
+from consistentee.models.lora import LoraSpec, is_lora
+
+# Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
+_CODE_OF_LAYERS = tuple(inspect.getsource(module) for module in (sys.modules[__name__], decoders))
+_CODE_OF_ADAPTERS = inspect.getsource(exit_adapters)
+
+
+class MultiExitDecoder(
+    nn.Module,
+    ModelHubMixin,
+    library_name="consistentee",
+    tags=["early-exit"],
+):
+    """A stock causal language model whose tokens may exit at some of the layers. See :meth:`from_backbone`.
+
+    Layer L is always the last exit and is the stock model's own. Every earlier exit reads its hidden state through an
+    adapter (see :mod:`consistentee.models.adapters`) and the one LM head.
+    """
+
+    def __init__(self, backbone: Any, tokenizer: Any, description: DecoderDescription) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.description = description
+        self.stepper: DecoderStepper = decoder_stepper_for(backbone)
+        self.exit_adapters = self._build_adapters()
+        self.exit_heads = nn.ModuleDict()
+        self.eval()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name: str,
+        *,
+        exit_layers: Sequence[int] | None = None,
+        adapter: AdapterKind = "low-rank",
+        rank: int = 128,
+        seed: int = 0,
+    ) -> Self:
+        """Put untrained exits on a pretrained decoder, which is loaded in float32.
+
+        Args:
+            name: a name of the catalogue, a directory, a GGUF file, or an id on the Hugging Face hub.
+            exit_layers: 1-based and increasing; layer L is added where it is missing. By default five, evenly spaced.
+            adapter, rank: what the exits below L have of their own.
+            seed: seeds the new weights.
+
+        Raises:
+            UserError: the name is unknown, the weights cannot be had, or the architecture is not supported; exit
+                layers, adapter or rank are out of range.
+        """
+        folder = resolve_decoder(name)
+        backbone = decoder_files.load_backbone(folder)
+        num_layers = int(backbone.config.num_hidden_layers)
+        chosen = default_exit_layers(num_layers) if exit_layers is None else check_exit_layers(exit_layers, num_layers)
+        local = Path(name).expanduser()
+        is_local = name not in list_backbones() and (local.is_dir() or local.suffix == ".gguf")
+        description = DecoderDescription(
+            backbone_name=str(local.resolve()) if is_local else name,
+            backbone_hash=decoder_files.hash_backbone(backbone),
+            exit_layers=chosen,
+            adapter=adapter,
+            rank=rank,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(backbone, decoder_files.load_tokenizer(folder), description)
+
+    # ------------------------------------------------------------------------------------------------- what it is
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return self.stepper.num_layers
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return self.stepper.width
+
+    @property
+    def exit_layers(self) -> tuple[int, ...]:
+        """The layers that a token may leave at: 1-based, increasing, the last one is L."""
+        return self.description.exit_layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return cast(torch.device, self.backbone.lm_head.weight.device)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end a text, as the stock model's ``generate`` has them; may be empty."""
+        settings = getattr(self.backbone, "generation_config", None)
+        for ids in (getattr(settings, "eos_token_id", None), self.tokenizer.eos_token_id):
+            if ids is not None:
+                return frozenset([ids] if isinstance(ids, int) else ids)
+        return frozenset()
+
+    @property
+    def pad_id(self) -> int:
+        """The token to pad with. Padding is masked everywhere, so any will do.
+
+        It is 0 where the tokenizer has none, or has been given one that the model has no embedding for.
+        """
+        padding = self.tokenizer.pad_token_id
+        return int(padding) if padding is not None and padding < self.stepper.vocabulary else 0
+
+    # ------------------------------------------------------------------------------------------------- exits and heads
+
+    def state(self, hidden: Tensor) -> Tensor:
+        """Return what learned heads read of hidden states [..., width]: the stock final norm of them."""
+        return self.stepper.normalise(hidden)
+
+    def logits(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return what exit layer ``layer`` says of its hidden states: [..., width] -> [..., vocabulary].
+
+        Raises ValueError at a layer that is no exit.
+        """
+        if layer == self.num_layers:
+            return self.stepper.unembed(self.stepper.normalise(hidden))
+        return self.adapter(layer)(hidden, self.stepper)
+
+    @property
+    def shares_head(self) -> bool:
+        """Whether one LM head serves all exits: whether it can read the :meth:`head_state` of several at once."""
+        return self.description.adapter != "head"
+
+    def head_state(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return what the LM head reads of the hidden states of exit layer ``layer``: [..., width] -> [..., width].
+
+        Raises ValueError at a layer that is no exit.
+        """
+        if layer == self.num_layers:
+            return self.stepper.normalise(hidden)
+        return self.adapter(layer).state(hidden, self.stepper)
+
+    def adapter(self, layer: int) -> ExitAdapter:
+        """Return the adapter of exit layer ``layer`` < L. Raises ValueError at any other layer."""
+        if str(layer) not in self.exit_adapters:
+            raise ValueError(f"layer {layer} has no exit adapter; exits: {self.exit_layers}, the last one without")
+        return cast(ExitAdapter, self.exit_adapters[str(layer)])
+
+    def use_adapters(self, kind: AdapterKind, rank: int = 128, seed: int = 0) -> None:
+        """Give the exits untrained adapters of another kind, whose weights ``seed`` seeds.
+
+        Raises UserError for an unknown kind or a rank below 1.
+        """
+        self.description.adapter, self.description.rank = kind, rank
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.exit_adapters = self._build_adapters().train(self.training)
+
+    def _build_adapters(self) -> nn.ModuleDict:
+        kind, rank = self.description.adapter, self.description.rank
+        return nn.ModuleDict({str(layer): build_adapter(kind, rank, self.stepper) for layer in self.exit_layers[:-1]})
+
+    def add_head(self, name: str, spec: HeadSpec, seed: int = 0) -> ExitHeads:
+        """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights.
+
+        One that is not shared has a module for each of the L layers.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            heads = ExitHeads(spec, self.width, self.num_layers).to(self.device)
+        self.exit_heads[name] = heads
+        self.description.heads[name] = spec
+        return heads
+
+    def head(self, name: str) -> ExitHeads:
+        """Return a head that a method added. Raises UserError for an unknown name."""
+        if name not in self.exit_heads:
+            raise unknown_name("head of this model", name, self.exit_heads)
+        return cast(ExitHeads, self.exit_heads[name])
+
+    def add_lora(self, rank: int = 16, targets: Sequence[str] | None = None, seed: int = 0) -> None:
+        """Put a trainable low-rank path beside some modules of every layer; it changes nothing until it is trained.
+
+        Layer L reads the adapted layers too: it is the stock model's own only while they give zero.
+
+        Args:
+            rank: number of directions.
+            targets: last parts of the modules' names, by default the projections of the attention's queries and
+                values, or the joint projection where there is one.
+            seed: seeds the new weights.
+
+        Raises UserError without peft (the extra ``lora``), for targets that the backbone lacks, and a rank below 1;
+        and ValueError where there is LoRA already.
+        """
+        if self.lora_weights:
+            raise ValueError("this decoder has LoRA already; merge_lora() it before adding another")
+        spec = LoraSpec(rank, self.stepper.lora_targets if targets is None else tuple(targets))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            lora.add_lora(self.backbone, spec)
+        self.description.lora = spec
+        self.eval()
+
+    def merge_lora(self) -> None:
+        """Add what LoRA has learned to the backbone's weights, which count as trained from then on."""
+        lora.merge_lora(self.backbone)
+        self.description.lora = None
+
+    @property
+    def lora_weights(self) -> tuple[str, ...]:
+        """Names of LoRA's weights, for a stage that trains them; empty without LoRA."""
+        return tuple(name for name, _ in self.named_parameters() if is_lora(name))
+
+    # ------------------------------------------------------------------------------------------------- text and tokens
+
+    def encode(
+        self, prompts: Sequence[str], max_tokens: int | None = None, keep: Literal["start", "end"] = "end"
+    ) -> list[list[int]]:
+        """Tokenise prompts, with the special tokens that the tokenizer adds.
+
+        Args:
+            prompts: texts.
+            max_tokens: cut each to this many tokens, the special ones included, which are never cut.
+            keep: which end of a long text is kept.
+
+        Raises UserError for a prompt without any token, for one text in place of a list of them, and where the special
+        tokens alone are too many.
+        """
+        if isinstance(prompts, str):  # it would be read as one prompt a character
+            raise UserError("prompts must be a list of texts, got one text; pass [text] to go on from it alone")
+        special = self.tokenizer.num_special_tokens_to_add()
+        if max_tokens is not None and max_tokens <= special:
+            raise UserError(f"prompts cannot be cut to {max_tokens} tokens: the tokenizer adds {special} of its own")
+        self.tokenizer.truncation_side = "left" if keep == "end" else "right"
+        options = {} if max_tokens is None else {"truncation": True, "max_length": max_tokens}
+        rows = [self.tokenizer(prompt, verbose=False, **options)["input_ids"] for prompt in prompts]
+        for place, row in enumerate(rows, start=1):
+            if len(row) <= special:
+                raise UserError(f"prompt {place} of {len(rows)} is empty: there is nothing to go on from")
+        return rows
+
+    def decode(self, tokens: Sequence[int] | Tensor) -> str:
+        """Return the text of some tokens [T], without special tokens."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    # ------------------------------------------------------------------------------------------------- full depth
+
+    def stock_logits(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
+        """Run the stock model's own forward: int64 [rows, tokens] -> [rows, tokens, vocabulary].
+
+        ``padding_mask`` is bool [rows, tokens], True where there is a real token; what is said of padding means
+        nothing. Raises UserError for rows that are longer than the model can read.
+        """
+        self.stepper.check_length(tokens.shape[1])
+        output = self.backbone(
+            input_ids=tokens,
+            attention_mask=padding_mask.long(),
+            position_ids=positions_of(padding_mask),
+            use_cache=False,
+        )
+        return output.logits
+
+    def hidden_states(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
+        """Run all layers on all tokens, and return the hidden states after every exit layer.
+
+        Args:
+            tokens: int64 [rows, tokens], padded on either side.
+            padding_mask: bool [rows, tokens], True where there is a real token.
+
+        Returns:
+            [rows, tokens, exits, width]; what is said of padding means nothing.
+
+        Raises UserError for rows that are longer than the model can read.
+        """
+        hidden, context = self.stepper.begin(tokens, padding_mask)
+        states = []
+        for layer in range(1, self.num_layers + 1):
+            hidden = self.stepper.step(layer, hidden, context)
+            if layer in self.exit_layers:
+                states.append(hidden)
+        return torch.stack(states, dim=2)
+
+    # ------------------------------------------------------------------------------------------------- weights
+
+    def fingerprint(self, *, with_heads: bool = True) -> str:
+        """Return a hash of what a pass gives: weights, exits, configuration, and the code that runs it.
+
+        ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
+        """
+        heads = () if with_heads else ("exit_heads.",)
+        kept = {name: tensor for name, tensor in self._own_weights().items() if not name.startswith(heads)}
+        return _hash_json(self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter, _CODE_OF_ADAPTERS)
+
+    def backbone_fingerprint(self) -> str:
+        """Return a hash of what the hidden states depend on: it stays when adapters and heads are trained."""
+        config = {name: value for name, value in self.backbone.config.to_dict().items() if name != "_name_or_path"}
+        versions = [torch.__version__, transformers.__version__]
+        weights = hash_tensors(dict(self.backbone.named_parameters()))
+        return _hash_json(weights, config, self.exit_layers, self.device.type, *versions, *_CODE_OF_LAYERS)
+
+    def clone_weights(self) -> dict[str, Tensor]:
+        """Return a copy of all weights, on the CPU."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        """Return everything but what the stock model has."""
+        weights = self.state_dict()
+        return {name: tensor for name, tensor in weights.items() if is_lora(name) or not name.startswith("backbone.")}
+
+    # ------------------------------------------------------------------------------------------------- files
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, with_backbone: bool | None = None, **options: Any
+    ) -> str | None:
+        """Save the model as safetensors and JSON.
+
+        The weights of a backbone that is as it was loaded are not written again: its name and a hash are, and loading
+        takes them from there.
+
+        Args:
+            save_directory: a folder, made if needed.
+            with_backbone: write the backbone's weights too; by default where they were trained, or came from such a
+                folder themselves. Do so before pushing a model whose backbone is a directory of yours.
+            options: as for ``huggingface_hub.ModelHubMixin.save_pretrained``.
+        """
+        if with_backbone is not None:
+            self.description.with_backbone = with_backbone
+        return super().save_pretrained(save_directory, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        current = decoder_files.hash_backbone(self.backbone)
+        if current != self.description.backbone_hash:
+            self.description.with_backbone = True
+        if self.description.with_backbone:
+            self.description.backbone_hash = current
+            decoder_files.write_backbone(save_directory, self.backbone)
+        decoder_files.write_decoder(save_directory, self.description, self.tokenizer, self._own_weights())
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, backbone: str | None = None, **options: Any) -> Self:
+        """``backbone``: where the backbone is now, if not where it was when the model was saved."""
+        hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        folder = decoder_files.saved_folder(model_id, **{name: options[name] for name in hub if name in options})
+        try:
+            return cls._load(folder, backbone)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the saved decoder {model_id} is damaged or incomplete: {reason}") from error
+
+    @classmethod
+    def _load(cls, folder: Path, backbone_name: str | None) -> Self:
+        description = decoder_files.read_description(folder)
+        name = backbone_name or description.backbone_name
+        inside = folder / decoder_files.BACKBONE_FOLDER
+        try:
+            source = str(inside) if description.with_backbone else resolve_decoder(name)
+        except UserError as error:
+            raise UserError(
+                f"{folder} was saved without its backbone, which cannot be had: {error}; if it lies elsewhere now, say "
+                "so with from_pretrained(..., backbone=DIRECTORY)"
+            ) from error
+        backbone = decoder_files.load_backbone(source)
+        if decoder_files.hash_backbone(backbone) != description.backbone_hash:
+            raise UserError(
+                f"the backbone {name} is not the one that the exits of {folder} were trained on: its weights differ; "
+                "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
+            )
+        model = cls(backbone, decoder_files.load_tokenizer(folder / decoder_files.TOKENIZER_FOLDER), description)
+        for head, spec in description.heads.items():
+            model.add_head(head, spec)
+        if description.lora is not None:
+            model.add_lora(description.lora.rank, description.lora.targets)
+        weights = load_file(folder / decoder_files.WEIGHTS_FILE)
+        if weights.keys() != model._own_weights().keys():
+            raise ValueError(f"{decoder_files.WEIGHTS_FILE} holds other weights than the description says")
+        model.load_state_dict(weights, strict=False)  # the backbone has its own already
+        return model.eval()
+
+
+def _hash_json(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,51 @@
+"""Exits that the place of a token in its text decides alone, and what such schedules need to know of a decoder."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from consistentee.errors import UserError
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, LayerView, State
+
+_USUAL_LENGTH = 64
+
+
+class ScheduledRule(ExitRule):
+    """Leave at a layer given for every step, whatever the layer says: nothing is computed to decide."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        """``layers``: for steps 0, 1, ...; the last one holds for all later steps."""
+        self.layers = tuple(layers)
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Compare layer numbers."""
+        layer = self.layers[min(view.step, len(self.layers) - 1)]
+        return torch.full((view.rows,), layer <= view.layer, device=view.device)
+
+
+def check_exit_layer(model: MultiExitDecoder, layer: float) -> int:
+    """Return ``layer`` as an int. Raises UserError if the model has no exit there."""
+    if layer not in model.exit_layers:
+        known = ", ".join(map(str, model.exit_layers))
+        raise UserError(f"this model has no exit at layer {layer:g}; its exit layers are {known}")
+    return int(layer)
+
+
+def mean_layers(model: MultiExitDecoder) -> tuple[float, ...]:
+    """Return mean layers worth asking a schedule for: every exit layer, and half-way between two."""
+    between = [(a + b) / 2 for a, b in pairwise(model.exit_layers)]
+    return tuple(sorted(map(float, (*model.exit_layers, *between))))
+
+
+def text_length(model: MultiExitDecoder, horizon: int | None) -> int:
+    """Return the number of tokens that a schedule is stretched over, N.
+
+    ``horizon`` where it is given; else what the model was trained to write at most; else 64. Raises UserError for a
+    horizon below 1.
+    """
+    if horizon is not None and horizon < 1:
+        raise UserError(f"a schedule is stretched over at least one token, got a horizon of {horizon}")
+    return horizon or model.description.max_new_tokens or _USUAL_LENGTH

@@ -1,0 +1,274 @@
+"""Trace: what every layer says of every row, recorded in one full-depth pass; any rule is then replayed on it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from consistentee.backbones.token_exits import layers_run
+from consistentee.data.encoding import Encoding, fingerprint
+from consistentee.data.instances import Split
+from consistentee.errors import UserError
+from consistentee.files import load_tensors, only_one, save_tensors
+from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.models.heads import ExitHeads
+from consistentee.rules.exit_rule import ExitRule, LayerView, predictions_of
+
+
+@dataclass
+class Trace:
+    """Every layer's signals for a whole split, in the order of the split.
+
+    Attributes:
+        logits: float [N, L, classes].
+        labels: int64 [N], or float [N] for a regression.
+        signals: further signals by name, rows and layers first: ``pooled`` [N, L, width], and ``head:NAME`` [N, L]
+            (or [N, L, outputs]) for every learned head that reads the pooled vector alone.
+        lengths: number of tokens a row: int64 [N].
+        row_keys: see :class:`LayerView`: int64 [N].
+        heads: the model's learned heads, for rules that give them extra inputs; not saved with the trace.
+        live_tokens: see :meth:`MultiExitModel.live_tokens`: int64 [N, L], or None.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    signals: dict[str, Tensor]
+    lengths: Tensor
+    row_keys: Tensor
+    heads: dict[str, ExitHeads] = field(default_factory=dict)
+    live_tokens: Tensor | None = None
+    _views: dict[int, "TraceView"] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return self.logits.shape[0]
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return self.logits.shape[1]
+
+    def view(self, layer: int) -> "TraceView":
+        """Return the view of one layer on all rows; what it computes is kept, so sweeps pay once."""
+        if layer not in self._views:
+            self._views[layer] = TraceView(self, layer)
+        return self._views[layer]
+
+    def logits_at(self, exits: Tensor) -> Tensor:
+        """Return each row's logits at its exit layer: [N, classes]. ``exits``: 1-based int64 [N]."""
+        return self.logits[torch.arange(len(self)), exits - 1]
+
+    def predictions(self, exits: Tensor) -> Tensor:
+        """Return each row's answer at its exit layer: [N]."""
+        return predictions_of(self.logits_at(exits))
+
+    def layers_run(self, exits: Tensor) -> Tensor:
+        """Return how many layers each row's tokens run on average, if rows leave at ``exits``: float [N]."""
+        return layers_run(self.live_tokens, exits)
+
+    def save(self, path: Path) -> None:
+        """Write the tensors to one safetensors file."""
+        tensors = {
+            "logits": self.logits,
+            "labels": self.labels,
+            "lengths": self.lengths,
+            "row_keys": self.row_keys,
+        }
+        if self.live_tokens is not None:
+            tensors["live_tokens"] = self.live_tokens
+        tensors |= {f"signal/{name}": tensor for name, tensor in self.signals.items()}
+        save_file(
+            {name: t.contiguous() for name, t in tensors.items()},
+            path,
+            {"names": json.dumps(list(self.signals))},
+        )
+
+    @classmethod
+    def load(cls, path: Path, model: MultiExitModel | None = None) -> "Trace":
+        """Read a saved trace; ``model`` supplies the learned heads, for rules that need them."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        signals = {n.removeprefix("signal/"): t for n, t in tensors.items() if n.startswith("signal/")}
+        heads = {} if model is None else _heads_of(model)
+        return cls(
+            logits=tensors["logits"],
+            labels=tensors["labels"],
+            signals=signals,
+            lengths=tensors["lengths"],
+            row_keys=tensors["row_keys"],
+            heads=heads,
+            live_tokens=tensors.get("live_tokens"),
+        )
+
+
+class TraceView(LayerView):
+    """The view of one recorded layer on all rows of the trace."""
+
+    def __init__(self, trace: Trace, layer: int) -> None:
+        self._trace = trace
+        self.layer = layer
+        self.num_layers = trace.num_layers
+        self.rows = len(trace)
+        self.device = trace.logits.device
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """Raise UserError: hidden states of every token are not recorded."""
+        raise UserError("a trace does not keep the hidden states of every token; run this rule live, or read .pooled")
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """What the classifier read: [rows, width]."""
+        return self._trace.signals["pooled"][:, self.layer - 1]
+
+    @cached_property
+    def history(self) -> Tensor:
+        """Pooled vectors of layers 1 to this one: [rows, layer, width]."""
+        return self._trace.signals["pooled"][:, : self.layer]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Output of the internal classifier: [rows, classes]."""
+        return self._trace.logits[:, self.layer - 1]
+
+    @cached_property
+    def row_keys(self) -> Tensor:
+        """Hash of each row's tokens: int64 [rows]."""
+        return self._trace.row_keys
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """True labels [rows]."""
+        return self._trace.labels
+
+    @torch.inference_mode()
+    def head(self, name: str, extra: Tensor | None = None) -> Tensor:
+        """Output of a learned head: recorded, or computed from the recorded pooled vectors if it has extra inputs."""
+        if extra is None and f"head:{name}" in self._trace.signals:
+            return self._trace.signals[f"head:{name}"][:, self.layer - 1]
+        if name not in self._trace.heads:
+            raise UserError(f"the trace has no signal of head {name!r}; record it with a model that has this head")
+        heads = self._trace.heads[name]
+        device = next(heads.parameters()).device
+        return heads(self.layer, self.pooled.to(device), None if extra is None else extra.to(device)).cpu()
+
+
+def _heads_of(model: MultiExitModel) -> dict[str, ExitHeads]:
+    return {name: model.head(name) for name in model.exit_heads}
+
+
+def record_outputs(
+    model: MultiExitModel,
+    encodings: Sequence[Encoding],
+    *,
+    batch_size: int = 64,
+    store: Path | None = None,
+    progress: str | None = None,
+) -> LayerOutputs:
+    """Run ``model`` at full depth, in eval mode, over tokenised rows: all layers of all rows, in order, on the CPU.
+
+    Args:
+        model: its learned heads do not matter here.
+        encodings: the rows.
+        batch_size: rows a batch; rows of similar length go together.
+        store: folder where outputs are kept, so that methods that share a model share its pass; None keeps nothing.
+        progress: title of a progress bar, or None for none.
+    """
+    if store is None:
+        return _run_at_full_depth(model, encodings, batch_size, progress)
+    path = store / f"outputs-{_outputs_key(model, encodings, batch_size)}.safetensors"
+    with only_one(path):
+        tensors = load_tensors(path)
+        if tensors is None:
+            outputs = _run_at_full_depth(model, encodings, batch_size, progress)
+            recorded = {"vectors": outputs.vectors, "logits": outputs.logits}
+            save_tensors(recorded if outputs.pooled is outputs.vectors else recorded | {"pooled": outputs.pooled}, path)
+            return outputs
+    return LayerOutputs(tensors["vectors"], tensors.get("pooled", tensors["vectors"]), tensors["logits"])
+
+
+def _outputs_key(model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> str:
+    parts = [model.fingerprint(with_heads=False), fingerprint(encodings), batch_size]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def _run_at_full_depth(
+    model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int, progress: str | None
+) -> LayerOutputs:
+    model.eval()
+    order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
+    starts = range(0, len(order), batch_size)
+    parts = [
+        model(model.collate([encodings[i] for i in order[start : start + batch_size]]))
+        for start in track(starts, description=progress or "", disable=progress is None, transient=True)
+    ]
+    back = torch.argsort(torch.tensor(order))
+    vectors = torch.cat([part.vectors.cpu() for part in parts])[back]
+    logits = torch.cat([part.logits.cpu() for part in parts])[back]
+    pooled = vectors if parts[0].pooled is parts[0].vectors else torch.cat([part.pooled.cpu() for part in parts])[back]
+    return LayerOutputs(vectors, pooled, logits)
+
+
+@torch.no_grad()
+def record_trace(
+    model: MultiExitModel,
+    split: Split,
+    *,
+    batch_size: int = 64,
+    max_length: int | None = None,
+    store: Path | None = None,
+    progress: bool = False,
+) -> Trace:
+    """Run ``model`` at full depth over a split, once, and keep what every layer says of every row.
+
+    ``store`` is a folder where full-depth passes are kept, see :func:`record_outputs`.
+    """
+    encodings = model.tokenize(split.texts, max_length)
+    title = f"tracing {split.name}" if progress else None
+    outputs = record_outputs(model, encodings, batch_size=batch_size, store=store, progress=title)
+    return Trace(
+        logits=outputs.logits,
+        labels=torch.tensor(split.labels),
+        signals={"pooled": outputs.pooled} | _head_signals(model, outputs.pooled),
+        lengths=torch.tensor([len(encoding) for encoding in encodings]),
+        row_keys=torch.tensor([encoding.key for encoding in encodings]),
+        heads=_heads_of(model),
+        live_tokens=model.live_tokens(encodings),
+    )
+
+
+def _head_signals(model: MultiExitModel, pooled: Tensor) -> dict[str, Tensor]:
+    signals = {}
+    for name, head in _heads_of(model).items():
+        if head.spec.extra_inputs == 0:
+            layers = [head(i + 1, pooled[:, i].to(model.device)) for i in range(model.num_layers)]
+            signals[f"head:{name}"] = torch.stack(layers, dim=1).cpu()
+    return signals
+
+
+@torch.inference_mode()
+def replay(rule: ExitRule, trace: Trace) -> Tensor:
+    """Return the 1-based exit layer of every row of the trace under ``rule``: int64 [N]."""
+    exits = torch.full((len(trace),), trace.num_layers)
+    active = torch.ones(len(trace), dtype=torch.bool)
+    state = rule.start(len(trace), trace.num_layers)
+    for layer in range(1, trace.num_layers):
+        leaves = rule.should_exit(trace.view(layer), state) & active
+        exits[leaves] = layer
+        active &= ~leaves
+        if not active.any():
+            break
+    return exits
+
+
+def sweep(rules: Sequence[ExitRule], trace: Trace) -> Tensor:
+    """Replay many rules (one a knob value) on one trace: exit layers int64 [rules, N]."""
+    return torch.stack([replay(rule, trace) for rule in rules])

@@ -1,0 +1,285 @@
+"""TokenTrace: what every exit of a decoder reads of every response token, recorded once; any rule is replayed on it.
+
+Credit is aligned token by token. The hidden state left by reading token i gives token i + 1, so it is recorded beside
+token i + 1, its *target*, and only where the target belongs to the response. Prompts and padding have no place in a
+trace, hence none in a loss, a reward or a Memorized Layer.
+
+Hidden states are kept, logits are not: a vocabulary is some hundred times as wide as a state. They are computed in
+chunks of tokens, once for all the rules of a sweep.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from consistentee.data.prompts import Keep, PromptSplit
+from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, LayerView
+from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, encode_rows
+from consistentee.traces.token_view import prompt_key, token_key
+
+CHUNK = 256
+"""Tokens whose logits at one exit are held at a time: 50 MB of a vocabulary of 49,152."""
+
+
+@dataclass(frozen=True)
+class TokenTrace:
+    """Every response token of a split, row by row, each beside the states that gave it.
+
+    Attributes:
+        hidden: hidden state after every exit layer, of the token before: float16 or float32 [N, exits, width].
+        targets: the response tokens: int64 [N].
+        row: which row a token belongs to: int64 [N].
+        step: its place in the response, from 0: int64 [N]. Token 0 is read off the prompt, at full depth: it may not
+            exit.
+        row_keys: see :class:`consistentee.LayerView`: int64 [N].
+        exit_layers: true numbers of the exit layers, 1-based; the last one is L.
+        model: whose states they are; its adapters, LM head and learned heads read them.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    row: Tensor
+    step: Tensor
+    row_keys: Tensor
+    exit_layers: tuple[int, ...]
+    model: MultiExitDecoder = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @cached_property
+    def may_exit(self) -> Tensor:
+        """Numbers of the tokens that are decoded one by one, and hence may leave early: int64 [at most N]."""
+        return (self.step > 0).nonzero().flatten()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of states and targets."""
+        return hash_tensors({"hidden": self.hidden, "targets": self.targets})
+
+    def select(self, tokens: Tensor) -> "TokenTrace":
+        """Return the trace of some tokens alone, given by their numbers, in the given order."""
+        columns = ("hidden", "targets", "row", "step", "row_keys")
+        return replace(self, **{name: getattr(self, name)[tokens] for name in columns})
+
+    def states(self, exit_index: int, tokens: Tensor) -> Tensor:
+        """Return hidden states after one exit layer, on the model's device, as float32: [tokens, width]."""
+        return self.hidden[tokens, exit_index].to(self.model.device, torch.float32)
+
+
+class TokenTraceView(LayerView):
+    """The view of one exit layer on some recorded tokens of the same step."""
+
+    def __init__(self, trace: TokenTrace, exit_index: int, tokens: Tensor, step: int) -> None:
+        self._trace = trace
+        self._exit_index = exit_index
+        self._tokens = tokens
+        self._heads: dict[str, Tensor] = {}
+        self.layer = trace.exit_layers[exit_index]
+        self.num_layers = trace.exit_layers[-1]
+        self.rows = len(tokens)
+        self.device = trace.model.device
+        self.step = step
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """Hidden state of the token just read: [rows, 1, width]."""
+        return self._trace.states(self._exit_index, self._tokens).unsqueeze(1)
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """The state, normalised: [rows, width]."""
+        return self._trace.model.state(self.hidden.squeeze(1))
+
+    @cached_property
+    def history(self) -> Tensor:
+        """States at the exits up to this one: [rows, exits, width]."""
+        hidden = self._trace.hidden[self._tokens, : self._exit_index + 1]
+        return self._trace.model.state(hidden.to(self.device, torch.float32))
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Output of the exit adapter and the LM head: [rows, vocabulary]."""
+        return self._trace.model.logits(self.layer, self.hidden.squeeze(1))
+
+    @cached_property
+    def row_keys(self) -> Tensor:
+        """Hash of each token's prompt and step: int64 [rows]."""
+        return self._trace.row_keys[self._tokens].to(self.device)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The next token of the response: int64 [rows]."""
+        return self._trace.targets[self._tokens].to(self.device)
+
+    def head(self, name: str, extra: Tensor | None = None) -> Tensor:
+        """Output of a learned head: [rows], or [rows, outputs]."""
+        if extra is not None:
+            return self._trace.model.head(name)(self.layer, self.pooled, extra)
+        if name not in self._heads:
+            self._heads[name] = self._trace.model.head(name)(self.layer, self.pooled)
+        return self._heads[name]
+
+
+def record_token_trace(
+    model: MultiExitDecoder,
+    split: PromptSplit,
+    *,
+    max_prompt_tokens: int | None,
+    max_new_tokens: int,
+    keep: Keep = "end",
+    batch_size: int = 16,
+    dtype: torch.dtype = torch.float16,
+    store: Path | None = None,
+    progress: bool = False,
+) -> TokenTrace:
+    """Run ``model`` at full depth over the prompts and references of a split, once; see :func:`record_tokens`.
+
+    Args:
+        model: its adapters and learned heads do not matter here, and may be trained afterwards.
+        split: the rows.
+        max_prompt_tokens, max_new_tokens, keep: how rows are cut, see :func:`encode_rows`.
+        batch_size, dtype, store, progress: see :func:`record_tokens`.
+
+    Raises UserError for a prompt that is empty, or cannot be cut to ``max_prompt_tokens``.
+    """
+    rows = encode_rows(model, split, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, keep=keep)
+    title = f"tracing {split.name}" if progress else None
+    return record_tokens(model, rows, batch_size=batch_size, dtype=dtype, store=store, progress=title)
+
+
+def record_tokens(
+    model: MultiExitDecoder,
+    rows: Sequence[TokenRow],
+    *,
+    batch_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    store: Path | None = None,
+    progress: str | None = None,
+) -> TokenTrace:
+    """Run ``model`` at full depth, in eval mode, over prompts and given responses (a reference's, or generated ones).
+
+    Args:
+        model: whose hidden states are recorded.
+        rows: prompts and responses, as tokens.
+        batch_size: rows a batch; rows of similar length go together.
+        dtype: of the hidden states kept. float16 halves the memory; states beyond its range stay float32.
+        store: folder where passes are kept, so that methods that share a backbone share its pass; None keeps nothing.
+        progress: title of a progress bar, or None for none.
+
+    Raises:
+        UserError: a prompt is empty, or a row is longer than the model's context.
+    """
+    check_rows(model, rows)
+    run = partial(_run_at_full_depth, model, rows, batch_size=batch_size, dtype=dtype, progress=progress)
+    hidden = run() if store is None else _stored(store, _pass_key(model, rows, batch_size, dtype), run)
+    lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
+    steps = [step for _, response in rows for step in range(len(response))]
+    return TokenTrace(
+        hidden=hidden,
+        targets=torch.tensor([token for _, response in rows for token in response], dtype=torch.long),
+        row=torch.arange(len(rows)).repeat_interleave(lengths),
+        step=torch.tensor(steps, dtype=torch.long),
+        row_keys=_row_keys(rows),
+        exit_layers=model.exit_layers,
+        model=model,
+    )
+
+
+def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
+    prompts = [prompt_key(prompt) for prompt, _ in rows]
+    keys = [
+        token_key(key, step) for key, (_, response) in zip(prompts, rows, strict=True) for step in range(len(response))
+    ]
+    return torch.tensor(keys, dtype=torch.long)
+
+
+def _pass_key(model: MultiExitDecoder, rows: Sequence[TokenRow], batch_size: int, dtype: torch.dtype) -> str:
+    described = [[list(prompt), list(response)] for prompt, response in rows]
+    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _stored(store: Path, key: str, run: Callable[[], Tensor]) -> Tensor:
+    path = store / f"hidden-{key}.safetensors"
+    with only_one(path):
+        stored = load_tensors(path)
+        if stored is None:
+            stored = {"hidden": run()}
+            save_tensors(stored, path)
+    return stored["hidden"]
+
+
+@torch.no_grad()
+def _run_at_full_depth(
+    model: MultiExitDecoder, rows: Sequence[TokenRow], batch_size: int, dtype: torch.dtype, progress: str | None
+) -> Tensor:
+    """Return the states that give the response tokens: [N, exits, width], on the CPU."""
+    model.eval()
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    parts: list[Tensor] = [torch.empty(0)] * len(rows)
+    starts = range(0, len(order), batch_size)
+    for start in track(starts, description=progress or "", disable=progress is None, transient=True):
+        chosen = order[start : start + batch_size]
+        batch = collate_rows(model, [rows[i] for i in chosen])
+        hidden = model.hidden_states(batch.tokens, batch.padding_mask)
+        for i, row_hidden, is_read in zip(chosen, hidden, batch.gives_response, strict=True):
+            parts[i] = _kept_as(row_hidden[is_read], dtype)
+    widest = torch.float32 if any(part.dtype == torch.float32 for part in parts) else dtype
+    return torch.cat([part.to(widest) for part in parts])
+
+
+def _kept_as(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    narrow = hidden.to("cpu", dtype)
+    return narrow if narrow.isfinite().all() else hidden.to("cpu", torch.float32)
+
+
+def replay_tokens(rule: ExitRule, trace: TokenTrace) -> Tensor:
+    """Return the exit layer of every token of the trace under ``rule``: int64 [N]; L for those that may not exit."""
+    return sweep_tokens([rule], trace)[0]
+
+
+@torch.inference_mode()
+def sweep_tokens(rules: Sequence[ExitRule], trace: TokenTrace) -> Tensor:
+    """Replay many rules (one a knob value) on one trace: exit layers int64 [rules, N].
+
+    What a rule reads is computed once for all of them, a chunk of tokens at a time.
+    """
+    exits = torch.full((len(rules), len(trace)), trace.exit_layers[-1])
+    for step, tokens in _chunks_of_a_step(trace):
+        views = [TokenTraceView(trace, index, tokens, step) for index in range(len(trace.exit_layers) - 1)]
+        for number, rule in enumerate(rules):
+            exits[number, tokens] = _replay_chunk(rule, views, len(tokens), trace)
+    return exits
+
+
+def _chunks_of_a_step(trace: TokenTrace) -> Iterator[tuple[int, Tensor]]:
+    """Yield tokens of the same step, since a rule is asked about all rows of one step at a time."""
+    order = trace.may_exit[trace.step[trace.may_exit].argsort(stable=True)]
+    steps, counts = trace.step[order].unique_consecutive(return_counts=True)
+    for step, tokens in zip(steps.tolist(), order.split(counts.tolist()), strict=True):
+        for chunk in tokens.split(CHUNK):
+            yield step, chunk
+
+
+def _replay_chunk(rule: ExitRule, views: Sequence[TokenTraceView], rows: int, trace: TokenTrace) -> Tensor:
+    exits = torch.full((rows,), trace.exit_layers[-1], device=trace.model.device)
+    active = torch.ones(rows, dtype=torch.bool, device=trace.model.device)
+    started = rule.start(rows, trace.exit_layers[-1])
+    state = {name: tensor.to(trace.model.device) for name, tensor in started.items()}
+    for view in views:
+        leaves = rule.should_exit(view, state) & active
+        exits[leaves] = view.layer
+        active &= ~leaves
+        if not active.any():
+            break
+    return exits.cpu()

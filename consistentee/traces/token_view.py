@@ -1,0 +1,113 @@
+"""TokenView: what a layer can say of tokens that are being decoded; and the keys by which a token is known."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from consistentee.data.encoding import Encoding
+from consistentee.errors import UserError
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import LayerView
+
+_KEY_BITS = 31
+
+
+def prompt_key(tokens: Sequence[int]) -> int:
+    """Return a hash of a prompt's tokens alone: the same on every machine, whatever batch the prompt is in."""
+    return Encoding(list(tokens)).key
+
+
+def token_key(prompt: int, step: int) -> int:
+    """Return the key of the new token at place ``step`` behind the prompt with key ``prompt``: below 2 ** 31."""
+    return keyed_bits(prompt, step) >> (64 - _KEY_BITS)
+
+
+def keyed_bits(*numbers: int) -> int:
+    """Return 64 bits that look random and depend on the numbers alone."""
+    text = ",".join(map(str, numbers)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+class TokenView(LayerView):
+    """The view of an exit layer that has just run on the newest tokens of some rows.
+
+    A row is a token that is being decoded. What it predicts is the token after it, whose place among the new tokens is
+    ``step``. ``past`` holds the states at the exits before [rows, exits, width], or None where nobody reads them.
+    """
+
+    def __init__(
+        self,
+        model: MultiExitDecoder,
+        layer: int,
+        hidden: Tensor,
+        step: int,
+        prompt_keys: Sequence[int],
+        *,
+        past: Tensor | None = None,
+    ) -> None:
+        self._model = model
+        self._hidden = hidden
+        self._prompt_keys = prompt_keys
+        self._past = past
+        self.layer = layer
+        self.num_layers = model.num_layers
+        self.rows = hidden.shape[0]
+        self.device = hidden.device
+        self.step = step
+
+    @cached_property
+    def hidden(self) -> Tensor:
+        """Hidden states: [rows, 1, width]."""
+        return self._hidden
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """The states, which learned heads read: the stock final norm of the hidden states, [rows, width]."""
+        return self._model.state(self._hidden[:, 0])
+
+    @cached_property
+    def history(self) -> Tensor:
+        """States at the exits up to this one: [rows, exits, width]. Raises UserError where they are not kept."""
+        if self._past is None:
+            raise UserError("this exit rule reads the states at earlier exits: declare reads_history = True")
+        return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """Output of the exit's adapter and the LM head: [rows, vocabulary]."""
+        return self._model.logits(self.layer, self._hidden[:, 0])
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether somebody has read the logits."""
+        return "logits" in self.__dict__
+
+    def logits_of(self, places: list[int]) -> Tensor:
+        """Return the logits of the rows at some places; the others are not computed, unless they have been already."""
+        if self.has_logits:
+            return self.logits if len(places) == self.rows else self.logits[places]
+        return self._model.logits(self.layer, self._hidden_of(places))
+
+    def head_states_of(self, places: list[int]) -> Tensor:
+        """Return what the LM head reads of the rows at some places: [places, width]."""
+        return self._model.head_state(self.layer, self._hidden_of(places))
+
+    def _hidden_of(self, places: list[int]) -> Tensor:
+        return self._hidden[:, 0] if len(places) == self.rows else self._hidden[places, 0]
+
+    @cached_property
+    def row_keys(self) -> Tensor:
+        """Hash of each row's prompt and of the step: int64 [rows]."""
+        return torch.tensor([token_key(key, self.step) for key in self._prompt_keys], device=self.device)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Raise UserError: nobody knows the right token at inference."""
+        raise UserError("this exit rule reads the true labels; it can be replayed on a trace, not run on new prompts")
+
+    def head(self, name: str, extra: Tensor | None = None) -> Tensor:
+        """Output of a head that the method added."""
+        return self._model.head(name)(self.layer, self.pooled, extra)

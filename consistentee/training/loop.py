@@ -1,0 +1,405 @@
+"""One training loop for every stage of every method: resumable, deterministic, and never run twice for the same result.
+
+A *stage* is a loss on some of the model's weights. Its rows come from a *source*: tokens (the whole model runs), or
+cached features (a frozen backbone has run once). Stages that methods share are stored under a key that covers all
+they depend on: the weights they start from, the rows, the hyperparameters, the code of the loss.
+"""
+
+import hashlib
+import inspect
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from rich.progress import track
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import get_linear_schedule_with_warmup
+
+from consistentee.data.encoding import Batch, Encoding, fingerprint
+from consistentee.data.instances import Label, Split
+from consistentee.errors import UserError
+from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
+from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
+
+CHECKPOINT_STEPS = 200
+"""Steps between two checkpoints of a stage, where a store is given."""
+
+_BATCHES_SORTED_TOGETHER = 16
+"""Enough to take nearly all padding out, few enough that a batch's rows still come from everywhere."""
+
+_CODE_OF_STAGES = (
+    "consistentee.training.loop",
+    "consistentee.training.stages",
+    "consistentee.methods.reward",
+    "consistentee.methods.policy",
+    "consistentee.models.heads",
+)
+"""Modules that the outcome of a stage depends on, beside the model's own and the one that holds its loss."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: the same for every method of a suite, so that methods are compared and not recipes.
+
+    Methods may have stages of their own on top (ConsistentEE's third runs the backbone for one more epoch).
+
+    Attributes:
+        epochs, batch_size: of the stages that run the backbone.
+        learning_rate, head_learning_rate: peak rates of the backbone and of everything on top of it.
+        weight_decay, warmup_ratio, max_grad_norm: as usual; the rate decays linearly to 0.
+        frozen_steps, frozen_batch_size, frozen_learning_rate: of the stages that train heads on a frozen backbone.
+            Steps, and not epochs, so that a small training set does not leave them half-trained: it takes seconds.
+        max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
+        max_length: tokens a row.
+        group_by_length: draw the rows of a batch from rows of like length, so that hardly any token is padding; where
+            lengths differ much, training takes half the time. Batches are then not drawn quite independently.
+        precision: of the matrix products inside the layers while the backbone runs, see
+            :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with
+            avx512_bf16, and half as fast as float32 on an Intel Xeon that has avx512_bf16 and no AMX: try both.
+            Everything that is measured afterwards is in float32.
+        seed: seeds new weights, the order of rows and dropout.
+        store: folder where shared stages and checkpoints are kept; None keeps nothing.
+        progress: show a progress bar.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    head_learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 1.0
+    frozen_steps: int = 2000
+    frozen_batch_size: int = 128
+    frozen_learning_rate: float = 5e-3
+    max_rows: int | None = None
+    max_length: int = 128
+    group_by_length: bool = False
+    precision: Precision = "float32"
+    seed: int = 0
+    store: Path | None = None
+    progress: bool = False
+
+    def training_rows(self, split: Split) -> Split:
+        """Return the rows of the training split that this recipe uses."""
+        return split.capped(self.max_rows, seed=0)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Rows as tokens: ``labels`` [rows], and ``rows`` [rows], their numbers in the source."""
+
+    tokens: Batch
+    labels: Tensor
+    rows: Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Rows as cached features: what a frozen backbone left, ``labels`` [rows], and ``rows`` [rows]."""
+
+    outputs: LayerOutputs
+    labels: Tensor
+    rows: Tensor
+    step: int
+
+
+class Source(Protocol):
+    """Where a stage's rows come from."""
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Tokens of every row [N]; None where a batch has no padding, or rows come in an order of their own."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def batch(self, rows: Tensor, step: int) -> Any:
+        """Return the given rows, on the model's device."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of all rows."""
+        ...
+
+
+class TokenSource:
+    """Rows of a split as tokens."""
+
+    def __init__(self, model: MultiExitModel, split: Split, max_length: int) -> None:
+        self.model = model
+        self.encodings: Sequence[Encoding] = model.tokenize(split.texts, max_length)
+        self.labels = label_tensor(split.labels)
+        self.lengths = torch.tensor([len(encoding) for encoding in self.encodings])
+
+    def __len__(self) -> int:
+        return len(self.encodings)
+
+    def batch(self, rows: Tensor, step: int) -> TokenBatch:
+        """Return padded rows."""
+        tokens = self.model.collate([self.encodings[i] for i in rows.tolist()])
+        return TokenBatch(tokens, self.labels[rows].to(self.model.device), rows, step)
+
+    def fingerprint(self) -> str:
+        """Hash of tokens and labels."""
+        return hashlib.sha256(json.dumps([fingerprint(self.encodings), self.labels.tolist()]).encode()).hexdigest()
+
+
+class FeatureSource:
+    """Rows of a split as what a frozen backbone leaves of them."""
+
+    lengths = None
+
+    def __init__(self, model: MultiExitModel, outputs: LayerOutputs, labels: Sequence[Label]) -> None:
+        self.model = model
+        self.outputs = outputs
+        self.labels = label_tensor(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, rows: Tensor, step: int) -> FeatureBatch:
+        """Return the features of some rows."""
+        device = self.model.device
+        parts = (self.outputs.vectors, self.outputs.pooled, self.outputs.logits)
+        outputs = LayerOutputs(*(part[rows].to(device) for part in parts))
+        return FeatureBatch(outputs, self.labels[rows].to(device), rows, step)
+
+    def fingerprint(self) -> str:
+        """Hash of features and labels."""
+        tensors = (self.outputs.vectors, self.outputs.logits, self.labels)
+        return hash_tensors({str(i): tensor for i, tensor in enumerate(tensors)})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A loss on some of the model's weights.
+
+    Attributes:
+        name: for progress bars and the store.
+        loss: (model, batch of the source) -> scalar.
+        trains: prefixes of the names of the weights that change; all others are frozen.
+        epochs, batch_size: how long.
+        learning_rate: peak rate of the backbone, where it changes.
+        head_learning_rate: peak rate of everything else.
+        details: what the loss depends on beside the batch (hyperparameters, per-row tensors), for the key.
+        shared: keep the weights in the store, for the next method that asks for the same stage.
+        dropout: train mode; a stage on cached features has no use for it.
+    """
+
+    name: str
+    loss: Callable[[MultiExitModel, Any], Tensor]
+    trains: tuple[str, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    head_learning_rate: float
+    details: dict[str, Any] = field(default_factory=dict)
+    shared: bool = False
+    dropout: bool = True
+
+
+def label_tensor(labels: Sequence[Label]) -> Tensor:
+    """Turn class indices into int64 [N], or numeric targets into float32 [N]."""
+    tensor = torch.tensor(labels)
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe) -> None:
+    """Train ``model`` in place, or load the weights if the store has this very stage already.
+
+    Leaves the model in eval mode with every weight unfrozen. Processes that want the same stage at the same time take
+    turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
+    """
+    model.to(Accelerator(mixed_precision="no").device)
+    if recipe.store is None:
+        _train(model, source, stage, recipe, checkpoint=None)
+        return
+    recipe.store.mkdir(parents=True, exist_ok=True)
+    key = _stage_key(model, source, stage, recipe)
+    final = recipe.store / f"{stage.name}-{key}.safetensors"
+    checkpoint = recipe.store / f"{stage.name}-{key}.checkpoint.safetensors"
+    with only_one(final):
+        stored = load_tensors(final)
+        if stored is not None:
+            model.load_state_dict(stored, strict=False)  # all others are as the key says
+            model.eval()
+        else:
+            _train(model, source, stage, recipe, checkpoint)
+            if stage.shared:
+                save_tensors(_trained_weights(model, stage), final)
+        checkpoint.unlink(missing_ok=True)
+
+
+def _trained_weights(model: MultiExitModel, stage: Stage) -> dict[str, Tensor]:
+    """Return copies of the weights that a stage changes, which may be a small part of a large model."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(stage.trains)}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
+
+
+def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, checkpoint: Path | None) -> None:
+    accelerator = Accelerator(mixed_precision="no")
+    parameters = _freeze_all_but(model, stage.trains)
+    optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
+    steps_per_epoch = math.ceil(len(source) / stage.batch_size)
+    total_steps = steps_per_epoch * stage.epochs
+    model.train(stage.dropout)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        first_step = _resume(checkpoint, parameters, optimizer)
+        scheduler = _schedule(optimizer, recipe, first_step, total_steps)
+        batches = _batches(source, stage, recipe, first_step)
+        steps = range(first_step, total_steps)
+        for step in track(steps, description=f"training {stage.name}", disable=not recipe.progress, transient=True):
+            batch = source.batch(next(batches), step)
+            with _layers_in(model, recipe.precision):
+                loss = stage.loss(model, batch)
+            if not torch.isfinite(loss):
+                raise UserError(f"the loss of stage {stage.name!r} is {loss.item()} at step {step + 1}; lower the rate")
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+            if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < total_steps:
+                _save_checkpoint(checkpoint, parameters, optimizer, step + 1)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    model.eval()
+
+
+def _layers_in(model: MultiExitModel, precision: Precision) -> AbstractContextManager[None]:
+    return nullcontext() if precision == "float32" else model.layers_in(precision)
+
+
+def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:
+    """Return a linear warm-up and decay that stands at ``first_step``."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # what a schedule that does not start at 0 reads
+    warmup_steps = int(recipe.warmup_ratio * total_steps)
+    return get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps, last_epoch=first_step - 1)
+
+
+def _batches(source: Source, stage: Stage, recipe: Recipe, first_step: int) -> Iterator[Tensor]:
+    """Yield row numbers, batch by batch; the order of an epoch depends on the seed and the epoch alone."""
+    steps_per_epoch = math.ceil(len(source) / stage.batch_size)
+    for epoch in range(first_step // steps_per_epoch, stage.epochs):
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000 + epoch)
+        batches = torch.randperm(len(source), generator=generator).split(stage.batch_size)
+        if recipe.group_by_length and source.lengths is not None:
+            batches = _of_like_length(batches, source.lengths, generator)
+        skipped = first_step % steps_per_epoch if epoch == first_step // steps_per_epoch else 0
+        yield from batches[skipped:]
+
+
+def _of_like_length(batches: tuple[Tensor, ...], lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Sort some batches' rows by length at a time, cut them into batches anew, and shuffle these."""
+    batch_size = len(batches[0])
+    by_length = []
+    for start in range(0, len(batches), _BATCHES_SORTED_TOGETHER):
+        rows = torch.cat(batches[start : start + _BATCHES_SORTED_TOGETHER])
+        by_length += rows[lengths[rows].argsort(stable=True)].split(batch_size)
+    return tuple(by_length[number] for number in torch.randperm(len(by_length), generator=generator).tolist())
+
+
+def _freeze_all_but(model: MultiExitModel, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    trained = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+        if parameter.requires_grad:
+            trained[name] = parameter
+    if not trained:
+        raise ValueError(f"no weight of the model has a name that starts with one of {prefixes}")
+    return trained
+
+
+def _parameter_groups(parameters: dict[str, nn.Parameter], stage: Stage, recipe: Recipe) -> list[dict[str, Any]]:
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": members,
+            "lr": stage.learning_rate if in_backbone else stage.head_learning_rate,
+            "weight_decay": recipe.weight_decay if is_matrix else 0.0,
+        }
+        for (in_backbone, is_matrix), members in groups.items()
+    ]
+
+
+def _save_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int) -> None:
+    """Write weights, optimiser moments, random state and step number: plain tensors, no pickle."""
+    tensors = {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+    tensors["random_state"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random_state_cuda"] = torch.cuda.get_rng_state()
+    tensors["step"] = torch.tensor(step)
+    save_tensors(tensors, path)
+
+
+def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: AdamW) -> int:
+    """Load a checkpoint, if there is one, and return the step to go on from."""
+    tensors = None if path is None else load_tensors(path)
+    if tensors is None:
+        return 0
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"weight/{name}"])
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                stored = f"optimizer/{key}/{name}"
+                if stored in tensors:
+                    value = tensors[stored]
+                    optimizer.state[parameter][key] = value.to(parameter.device)  # the fused optimiser counts there too
+    torch.set_rng_state(tensors["random_state"])
+    if "random_state_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random_state_cuda"])
+    return int(tensors["step"])
+
+
+def _stage_key(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe) -> str:
+    described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress")}
+    parts = {
+        "model": model.fingerprint(),
+        "rows": source.fingerprint(),
+        "stage": [
+            stage.name,
+            stage.trains,
+            stage.epochs,
+            stage.batch_size,
+            stage.learning_rate,
+            stage.head_learning_rate,
+        ],
+        "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
+        "recipe": described,
+        "code": [_module_of(stage.loss), *(_source_of(module) for module in _CODE_OF_STAGES)],
+        "dropout": stage.dropout,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _module_of(loss: Callable[..., Tensor]) -> str:
+    """Return the source of the module that a loss, or the function that a partial wraps, comes from."""
+    function = loss.func if isinstance(loss, partial) else loss
+    return _source_of(function.__module__)
+
+
+@cache
+def _source_of(module: str) -> str:
+    """Return a module's source, as it was when it was first asked for: an edit during a run must not change keys."""
+    return inspect.getsource(sys.modules[module]) if module in sys.modules else ""

@@ -1,0 +1,124 @@
+"""The stages that several methods share, and the losses they are made of."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.data.instances import TaskData
+from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.traces.instance_trace import record_outputs
+from consistentee.training.loop import FeatureSource, Recipe, Stage, TokenBatch, TokenSource, run_stage
+
+TokenLoss = Callable[[MultiExitModel, TokenBatch], Tensor]
+FeatureLoss = Callable[[MultiExitModel, Any], Tensor]
+
+BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
+
+
+def layer_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return every layer's loss on every row, CE_t, or the squared error for a regression.
+
+    Args:
+        logits: [rows, L, classes].
+        labels: class indices [rows], or targets [rows] where there is one output.
+
+    Returns:
+        float [rows, L].
+    """
+    rows, layers, classes = logits.shape
+    repeated = labels.unsqueeze(1).expand(rows, layers)
+    if classes == 1:
+        return functional.mse_loss(logits.squeeze(-1), repeated.to(logits.dtype), reduction="none")
+    return functional.cross_entropy(logits.flatten(0, 1), repeated.flatten(), reduction="none").view(rows, layers)
+
+
+def depth_weighted_loss(losses: Tensor) -> Tensor:
+    """Return ``sum_t t * CE_t / sum_t t``, averaged over rows, from losses [rows, L] (PABEE, section 3.2)."""
+    weights = losses.new_tensor(range(1, losses.shape[1] + 1))
+    return (losses.mean(dim=0) * weights).sum() / weights.sum()
+
+
+def _joint_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    return depth_weighted_loss(layer_losses(model(batch.tokens).logits, batch.labels))
+
+
+def _last_exit_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    return layer_losses(model.stock_logits(batch.tokens).unsqueeze(1), batch.labels).mean()
+
+
+def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
+    """Train backbone and all classifiers on the depth-weighted loss: stage 1 of ConsistentEE, and all of PABEE."""
+    _train_on_tokens(model, task, recipe, "joint", _joint_loss)
+
+
+def train_last_exit(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
+    """Fine-tune the stock model: backbone and last classifier on CE_L (the full model; stage 1 of DeeBERT)."""
+    _train_on_tokens(model, task, recipe, "last-exit", _last_exit_loss)
+
+
+def _train_on_tokens(model: MultiExitModel, task: TaskData, recipe: Recipe, name: str, loss: TokenLoss) -> None:
+    stage = token_stage(name, loss, recipe, shared=True)
+    run_stage(model, training_source(model, task, recipe), stage, recipe)
+
+
+def token_stage(name: str, loss: TokenLoss, recipe: Recipe, *, shared: bool = False) -> Stage:
+    """Return a stage that trains backbone, poolers and classifiers as the recipe says."""
+    return Stage(
+        name=name,
+        loss=loss,
+        trains=BACKBONE_AND_CLASSIFIERS,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        head_learning_rate=recipe.head_learning_rate,
+        shared=shared,
+    )
+
+
+def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> LayerOutputs:
+    """Return what the model, as it stands, says of the training rows at every layer: one pass in eval mode."""
+    title = "caching features" if recipe.progress else None
+    return record_outputs(model, source.encodings, store=recipe.store, progress=title)
+
+
+def train_heads(
+    model: MultiExitModel,
+    source: FeatureSource | TokenSource,
+    loss: FeatureLoss,
+    recipe: Recipe,
+    *,
+    name: str,
+    trains: tuple[str, ...],
+    details: dict[str, Any] | None = None,
+) -> None:
+    """Train small heads on what a frozen backbone left, for the recipe's number of steps; there is no dropout.
+
+    Args:
+        model: changed in place.
+        source: cached features; or tokens, where the loss runs the frozen backbone itself.
+        loss: (model, batch) -> scalar.
+        recipe: how long and how fast.
+        name, trains, details: see :class:`consistentee.training.loop.Stage`.
+    """
+    steps_per_epoch = math.ceil(len(source) / recipe.frozen_batch_size)
+    stage = Stage(
+        name=name,
+        loss=loss,
+        trains=trains,
+        epochs=math.ceil(recipe.frozen_steps / steps_per_epoch),
+        batch_size=recipe.frozen_batch_size,
+        learning_rate=recipe.frozen_learning_rate,
+        head_learning_rate=recipe.frozen_learning_rate,
+        details=details or {},
+        dropout=False,
+    )
+    run_stage(model, source, stage, recipe)
+
+
+def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:
+    """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
+    model.description.max_length = recipe.max_length
+    return TokenSource(model, recipe.training_rows(task.train), recipe.max_length)

@@ -1,0 +1,88 @@
+"""Where the stages of generation draw from: tokens whose states are cached, or whole rows that the backbone runs."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from consistentee.files import hash_tensors
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows
+from consistentee.traces.token_trace import TokenTrace
+
+
+@dataclass(frozen=True)
+class StateBatch:
+    """Cached tokens, on the model's device.
+
+    Attributes:
+        hidden: hidden states after the exit layers, of the token before: float32 [n, exits, width].
+        targets: int64 [n].
+        tokens: their numbers in the trace: int64 [n], on the CPU.
+    """
+
+    hidden: Tensor
+    targets: Tensor
+    tokens: Tensor
+
+
+class DrawnTokens:
+    """A source whose rows are tokens of a trace drawn at random: as many as a stage of so many steps takes.
+
+    Every token is drawn before one is drawn again.
+    """
+
+    lengths = None
+
+    def __init__(self, trace: TokenTrace, tokens: Tensor, draws: int, seed: int) -> None:
+        """``tokens``: numbers of those to draw from."""
+        self.trace = trace
+        self.tokens = drawn(tokens, draws, seed)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, rows: Tensor, step: int) -> StateBatch:
+        """Return the states of some of the drawn tokens."""
+        tokens, device = self.tokens[rows], self.trace.model.device
+        hidden = self.trace.hidden[tokens].to(device, torch.float32)
+        return StateBatch(hidden, self.trace.targets[tokens].to(device), tokens)
+
+    def fingerprint(self) -> str:
+        """Hash of states, targets and draws."""
+        return hash_tensors({"drawn": self.tokens}) + self.trace.fingerprint
+
+
+class DrawnRows:
+    """A source of whole rows, prompt and response, drawn at random."""
+
+    lengths = None
+
+    def __init__(self, model: MultiExitDecoder, rows: Sequence[TokenRow], draws: int, seed: int) -> None:
+        self.model = model
+        self.rows = rows
+        answered = [number for number, (_, response) in enumerate(rows) if len(response)]
+        self.numbers = drawn(torch.tensor(answered, dtype=torch.long), draws, seed)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, rows: Tensor, step: int) -> TokenRows:
+        """Return padded rows."""
+        return collate_rows(self.model, [self.rows[i] for i in self.numbers[rows].tolist()])
+
+    def fingerprint(self) -> str:
+        """Hash of the rows, in the order drawn."""
+        described = [[list(part) for part in self.rows[i]] for i in self.numbers.tolist()]
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def drawn(numbers: Tensor, draws: int, seed: int) -> Tensor:
+    """Return ``draws`` of the numbers at random, each one once before any is drawn again: int64 [draws]."""
+    generator = torch.Generator().manual_seed(seed)
+    rounds = -(-draws // max(len(numbers), 1))
+    orders = [numbers[torch.randperm(len(numbers), generator=generator)] for _ in range(rounds)]
+    return torch.cat(orders)[:draws] if orders else numbers[:0]

@@ -1,0 +1,299 @@
+"""Training a decoder's exits on response tokens: on states that the frozen backbone left once, or through the backbone.
+
+An LM head costs as much as several layers, so what is trained is counted in steps over tokens drawn at random from
+the cached ones, not in epochs over all of them. The loop is :func:`consistentee.training.loop.run_stage`.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from consistentee.data.prompts import TextTask
+from consistentee.models.adapter_start import StateMoments
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.traces.token_rows import TokenRow, TokenRows
+from consistentee.traces.token_trace import TokenTrace, record_tokens
+from consistentee.training.loop import Recipe, Source, Stage, run_stage
+from consistentee.training.token_recipe import Target, TokenRecipe
+from consistentee.training.token_sources import DrawnRows, DrawnTokens, StateBatch
+
+RowsLoss = Callable[[MultiExitDecoder, TokenRows], Tensor]
+"""A loss that runs the backbone: (model, rows) -> scalar."""
+
+ADAPTERS = "exit_adapters."
+
+_ROWS_TO_START_FROM = 128
+_STATES_AT_A_TIME = 4096
+
+# Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
+_CODE = inspect.getsource(sys.modules[__name__])
+
+
+def train_exits(
+    model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe, *, backbone_loss: RowsLoss | None = None
+) -> TokenTrace:
+    """Train what the methods of generation share, and return the trace of the training rows under the trained model.
+
+    The backbone first, if it learns at all, then the exit adapters on the states that it leaves. Both are shared
+    through the recipe's store. Before anything learns, exits are given a start in closed form.
+
+    Args:
+        model: changed in place.
+        task: its training rows are used.
+        recipe: what is trained, and how.
+        backbone_loss: what the backbone learns, if it learns; by default :func:`joint_loss`.
+    """
+    rows = _begin(model, task, recipe)
+    if recipe.trains != "exits":
+        _start_exits(_cached_states(model, rows[:_ROWS_TO_START_FROM], recipe), recipe)
+        _train_backbone(model, rows, recipe, backbone_loss or joint_loss, also_trains=(ADAPTERS,))
+    trace = _cached_states(model, rows, recipe)
+    if recipe.trains == "exits":
+        _start_exits(trace, recipe)
+    train_on_states(
+        trace,
+        trace.may_exit,
+        partial(_exit_loss, recipe.target),
+        recipe,
+        name="exits",
+        trains=(ADAPTERS,),
+        steps=recipe.exit_steps,
+        batch_size=recipe.exit_batch_size,
+        learning_rate=recipe.exit_learning_rate,
+        details={"target": recipe.target},
+        shared=True,
+    )
+    return trace
+
+
+def _cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
+    return record_tokens(
+        model,
+        rows,
+        batch_size=recipe.trace_batch_size,
+        dtype=torch.float16,
+        store=recipe.store,
+        progress="caching states" if recipe.progress else None,
+    )
+
+
+@torch.no_grad()
+def _start_exits(trace: TokenTrace, recipe: TokenRecipe) -> None:
+    """Set every exit below L to the least-squares map of its states onto those of layer L, where the recipe says so."""
+    model, tokens = trace.model, recipe.tokens_for_heads(trace)
+    if recipe.exit_start == "stock" or not len(tokens):
+        return
+    for index, layer in enumerate(model.exit_layers[:-1]):
+        moments = StateMoments.zero(model.backbone.lm_head.weight)
+        for chunk in tokens.split(_STATES_AT_A_TIME):
+            moments = moments.plus(*(model.state(trace.states(exit_index, chunk)) for exit_index in (index, -1)))
+        model.adapter(layer).start_from(moments)
+
+
+def train_on_states(
+    trace: TokenTrace,
+    tokens: Tensor,
+    loss: Callable[[MultiExitDecoder, StateBatch], Tensor],
+    recipe: TokenRecipe,
+    *,
+    name: str,
+    trains: tuple[str, ...],
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    details: dict[str, Any] | None = None,
+    shared: bool = False,
+) -> None:
+    """Train some of the weights of the trace's model on cached states, for so many steps; there is no dropout.
+
+    Args:
+        trace: the states.
+        tokens: numbers of those to train on.
+        loss: (model, batch) -> scalar.
+        recipe: weight decay, schedule, seed and store.
+        name, trains, details, shared: see :class:`consistentee.training.loop.Stage`.
+        steps, batch_size, learning_rate: how long and how fast; the batch is in tokens.
+    """
+    if not steps or not len(tokens) or not _has_weights(trace.model, trains):
+        return
+    stage = _stage(
+        name,
+        loss,
+        trains,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        details=details,
+        shared=shared,
+    )
+    source = DrawnTokens(trace, tokens, steps * batch_size, recipe.seed)
+    _run(trace.model, source, stage, recipe)
+
+
+def train_learned_head(
+    trace: TokenTrace,
+    tokens: Tensor,
+    loss: Callable[[MultiExitDecoder, StateBatch], Tensor],
+    recipe: TokenRecipe,
+    *,
+    head: str,
+    details: dict[str, Any] | None = None,
+) -> None:
+    """Train a learned head of the trace's model on cached states, as long and as fast as the recipe says."""
+    train_on_states(
+        trace,
+        tokens,
+        loss,
+        recipe,
+        name=head,
+        trains=(f"exit_heads.{head}.",),
+        steps=recipe.head_steps,
+        batch_size=recipe.head_batch_size,
+        learning_rate=recipe.head_learning_rate,
+        details=details,
+    )
+
+
+def exit_weights(exit_layers: Sequence[int]) -> list[float]:
+    """Return the weight of each exit in a joint loss, in proportion to its depth (CALM, section 3.4)."""
+    return [layer / sum(exit_layers) for layer in exit_layers]
+
+
+def _has_weights(model: MultiExitDecoder, prefixes: tuple[str, ...]) -> bool:
+    """Say whether there is anything to train: a decoder with one exit, the last, has no adapter."""
+    return any(name.startswith(prefixes) for name, _ in model.named_parameters())
+
+
+@torch.no_grad()
+def wanted_answers(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
+    """Return what exits should say: tokens, int64 [n], or what the last exit says, float [n, vocabulary]."""
+    if target == "label":
+        return batch.targets
+    return model.logits(model.exit_layers[-1], batch.hidden[:, -1]).softmax(dim=-1)
+
+
+def _exit_loss(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
+    """Return the loss of every exit but the last, weighted by depth."""
+    early, wanted = model.exit_layers[:-1], wanted_answers(target, model, batch)
+    losses = [
+        weight * functional.cross_entropy(model.logits(layer, batch.hidden[:, index]), wanted)
+        for index, (layer, weight) in enumerate(zip(early, exit_weights(early), strict=True))
+    ]
+    return torch.stack(losses).sum()
+
+
+def train_last_exit(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> None:
+    """Fine-tune the stock model on the responses, with the last exit alone. The recipe must let the backbone learn."""
+    _train_backbone(model, _begin(model, task, recipe), recipe, _last_exit_loss)
+
+
+def _begin(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> list[TokenRow]:
+    model.to(Accelerator().device)
+    return recipe.training_rows(model, task)
+
+
+def _train_backbone(
+    model: MultiExitDecoder,
+    rows: Sequence[TokenRow],
+    recipe: TokenRecipe,
+    loss: RowsLoss,
+    also_trains: tuple[str, ...] = (),
+) -> None:
+    learns: tuple[str, ...] = ("backbone.",)
+    if recipe.trains == "lora":
+        model.add_lora(recipe.lora_rank, seed=recipe.seed)
+        learns = model.lora_weights
+    stage = _stage(
+        f"backbone-{recipe.trains}",
+        loss,
+        (*learns, *also_trains),
+        batch_size=recipe.backbone_batch_size,
+        learning_rate=recipe.backbone_learning_rate,
+        details=_settings_of(loss),
+        shared=True,
+    )
+    stage = replace(stage, head_learning_rate=recipe.exit_learning_rate, dropout=True)
+    draws = recipe.backbone_steps * recipe.backbone_batch_size
+    _run(model, DrawnRows(model, rows, draws, recipe.seed), stage, recipe)
+    if recipe.trains == "lora":
+        model.merge_lora()  # so that a layer costs what a stock layer costs
+
+
+def _settings_of(loss: RowsLoss) -> dict[str, Any]:
+    """Return what tells a loss from others of its module: its name, and the settings bound to it."""
+    if isinstance(loss, partial):
+        return {**_settings_of(loss.func), "settings": repr((loss.args, loss.keywords))}
+    return {"loss": getattr(loss, "__qualname__", repr(loss))}
+
+
+def joint_loss(model: MultiExitDecoder, batch: TokenRows, states: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy of every exit, the last one included, weighted by depth; through the backbone.
+
+    Args:
+        model: what is trained.
+        batch: prompts and responses.
+        states: hidden states after the exit layers [rows, T, exits, width], where they are not the model's own.
+    """
+    if states is None:
+        states = model.hidden_states(batch.tokens, batch.padding_mask)
+    hidden = states[batch.gives_response]
+    losses = [
+        # Logits are as many as tokens times the vocabulary: computed once more going back, not kept for every exit.
+        weight * checkpoint(_cross_entropy_at, model, layer, hidden[:, index], batch.targets, use_reentrant=False)
+        for index, (layer, weight) in enumerate(zip(model.exit_layers, exit_weights(model.exit_layers), strict=True))
+    ]
+    return torch.stack(losses).sum()
+
+
+def _last_exit_loss(model: MultiExitDecoder, batch: TokenRows) -> Tensor:
+    states = model.hidden_states(batch.tokens, batch.padding_mask)
+    return _cross_entropy_at(model, model.num_layers, states[:, :, -1][batch.gives_response], batch.targets)
+
+
+def _cross_entropy_at(model: MultiExitDecoder, layer: int, hidden: Tensor, targets: Tensor) -> Tensor:
+    return functional.cross_entropy(model.logits(layer, hidden), targets)
+
+
+def _stage(
+    name: str,
+    loss: Callable[[MultiExitDecoder, Any], Tensor],
+    trains: tuple[str, ...],
+    *,
+    batch_size: int,
+    learning_rate: float,
+    details: dict[str, Any] | None = None,
+    shared: bool = False,
+) -> Stage:
+    return Stage(
+        name=name,
+        loss=cast(Any, loss),  # a stage's loss is given whatever model the stage trains
+        trains=trains,
+        epochs=1,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        head_learning_rate=learning_rate,
+        details={**(details or {}), "code": _CODE},
+        shared=shared,
+        dropout=False,
+    )
+
+
+def _run(model: MultiExitDecoder, source: Source, stage: Stage, recipe: TokenRecipe) -> None:
+    """Run a stage of one epoch; the loop needs of a model what every module with a fingerprint has."""
+    loop = Recipe(
+        weight_decay=recipe.weight_decay,
+        warmup_ratio=recipe.warmup_ratio,
+        max_grad_norm=recipe.max_grad_norm,
+        seed=recipe.seed,
+        store=recipe.store,
+        progress=recipe.progress,
+    )
+    run_stage(cast(Any, model), source, stage, loop)
