@@ -13,6 +13,7 @@ from benchmarks.store.records import (
     CellRecord,
     Contender,
     CurvePoint,
+    KeyParts,
     OperatingPoint,
     TimingRecord,
     TimingSamples,
@@ -30,6 +31,19 @@ ENVIRONMENT = {
     "threads": {"torch": 2},
     "commit": "0123456789abcdef",
 }
+
+
+def parts_by_hand(rows: str = "rows") -> KeyParts:
+    """Return the parts of a key; ``rows`` tells one from another."""
+    return KeyParts(
+        kind="classification",
+        settings={"method": "pabee"},
+        rows=rows,
+        backbone={"files": {}},
+        method_version=1,
+        engine_version=1,
+        training_version=1,
+    )
 
 
 def histogram(average: float) -> list[int]:
@@ -77,6 +91,7 @@ def cell(
     curve = list(curve) or [point.test for point in points]
     return CellRecord(
         key=f"{task}/{label}/{parameters}/{seed}",
+        key_parts=parts_by_hand(),
         task=task,
         task_version=1,
         metric="accuracy",

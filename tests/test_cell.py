@@ -5,6 +5,7 @@ import pytest
 from conftest import make_task
 from hypothesis import given
 from hypothesis import strategies as st
+from records_by_hand import parts_by_hand
 
 from benchmarks.kinds.classification import WITHIN_ONE_POINT, choose_knobs, run_cell, same_answers
 from benchmarks.measure.intervals import score_interval
@@ -142,8 +143,8 @@ def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:
 @pytest.mark.parametrize("method", ["full", "calm-softmax", "pabee", "oracle", "hashee"])
 def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backbone, toy_task, method):
     spec, folder = spec_of(tiny_backbone("bert"), method), RunFolder(tmp_path)
-    run_cell(spec, "key", toy_task, folder, command="")
-    record, fault = read_cell(folder.cell(spec), "key", CellRecord)
+    run_cell(spec, parts_by_hand(), toy_task, folder, command="")
+    record, fault = read_cell(folder.cell(spec), parts_by_hand(), CellRecord)
     assert fault is None
     table = read_predictions(folder.cell(spec))
     assert table["label"].tolist() == list(toy_task.test.labels)
@@ -167,7 +168,7 @@ def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backb
         assert 1 < record.operating_points[0].test.average_layers < 4
     assert record.backbone == "bert"
     assert "trained in" in (folder.cell(spec) / LOG_FILE).read_text()
-    model = MultiExitModel.from_pretrained(folder.model("key"))
+    model = MultiExitModel.from_pretrained(folder.model(parts_by_hand().key))
     assert (model.description.method_name, model.description.task_name, model.max_length) == (method, "toy", 16)
     assert model.description.default_knob in [point_.knob for point_ in record.operating_points]
 
@@ -177,8 +178,8 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
         spec_of(tiny_backbone("bert"), "cascade-bert", parameters={"companion_layers": 2}),
         RunFolder(tmp_path),
     )
-    written = run_cell(spec, "key", toy_task, folder, command="")
-    record, fault = read_cell(folder.cell(spec), "key", CellRecord)
+    written = run_cell(spec, parts_by_hand(), toy_task, folder, command="")
+    record, fault = read_cell(folder.cell(spec), parts_by_hand(), CellRecord)
     assert fault is None
     assert record == written
     assert record.num_layers == LAYERS
@@ -193,7 +194,7 @@ def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):
     records = []
     for name in ("a", "b"):
         spec = spec_of(tiny_backbone("bert"), "berxit")
-        records.append(run_cell(spec, "key", toy_task, RunFolder(tmp_path / name), command=""))
+        records.append(run_cell(spec, parts_by_hand(), toy_task, RunFolder(tmp_path / name), command=""))
     assert records[0].curve_test == records[1].curve_test
     assert records[0].operating_points == records[1].operating_points
 
@@ -201,8 +202,8 @@ def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):
 def test_regression(tmp_path, tiny_backbone):
     task = make_task(regression=True)
     spec = spec_of(tiny_backbone("bert"), "pabee")
-    record = run_cell(spec, "key", task, RunFolder(tmp_path), command="")
+    record = run_cell(spec, parts_by_hand(), task, RunFolder(tmp_path), command="")
     assert record.metric == "pearson"
     assert all(p.live_disagreements == 0 for p in record.operating_points)
     with pytest.raises(UserError, match="deebert is not defined for a regression"):
-        run_cell(spec_of(tiny_backbone("bert"), "deebert"), "key", task, RunFolder(tmp_path), command="")
+        run_cell(spec_of(tiny_backbone("bert"), "deebert"), parts_by_hand(), task, RunFolder(tmp_path), command="")

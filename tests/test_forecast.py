@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from generation_by_hand import write_generation
-from records_by_hand import cell, operating_point
+from records_by_hand import cell, operating_point, parts_by_hand
 from small_suite import Bench
 
 from benchmarks.run.forecast import Forecast, plan_lines
@@ -23,7 +23,7 @@ def spec_of(label: str, task: str = "rte", seed: int = 0, epochs: int = 2) -> Ce
 
 def done(spec: CellSpec, seconds: float) -> PlannedCell:
     record = cell(spec.label, [operating_point(2.0, "budget 0.50", 2.5, 0.9)])
-    return PlannedCell(spec, "key", record.model_copy(update={"train_seconds": seconds}))
+    return PlannedCell(spec, parts_by_hand(), record.model_copy(update={"train_seconds": seconds}))
 
 
 @pytest.mark.parametrize(

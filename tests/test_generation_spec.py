@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from benchmarks.store.generation_spec import GenerationCellSpec, GenerationSuite
-from benchmarks.store.keys import GENERATION_CODE, cell_key
+from benchmarks.store.keys import key_parts
 from benchmarks.store.spec import Filters, SuiteSpec, expand, load_suite
 from consistentee.errors import UserError
 from consistentee.methods.calibration import hoeffding_bentkus
@@ -102,7 +102,7 @@ def test_key_depends_on_what_is_decoded_and_not_on_names(tmp_path):
 
     def key(**changes: object) -> str:
         entry = {"method": f"{method}:Mine", "label": str(changes.pop("label", "mine"))}
-        return cell_key(cell(methods=[entry], **changes), "rows", {"files": {}}, GENERATION_CODE)
+        return key_parts(cell(methods=[entry], **changes), "rows", {"files": {}}).key
 
     assert key() == key(label="other") == key(tasks=["dolly"]) == key(train_on="dolly")
     others = [{"max_new_tokens": 24}, {"exits": {"rank": 4}}, {"recipe": {"exit_steps": 3}}, {"batch_size": 4}]

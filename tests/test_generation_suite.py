@@ -21,8 +21,8 @@ from benchmarks import analysis
 from benchmarks.run import schedulers
 from benchmarks.run.forecast import plan_lines
 from benchmarks.run.sweep import run_suite
-from benchmarks.store import keys as fingerprint
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE, read_predictions
+from benchmarks.store.method_versions import method_version
 from benchmarks.store.spec import Filters, load_suite
 from consistentee.errors import UserError
 
@@ -41,8 +41,7 @@ class Mine(TokenFull):
 def write_method(folder: Path, statement: str) -> Path:
     path = folder / "mine.py"
     path.write_text(METHOD.format(statement=statement))
-    for cached in (fingerprint.code_fingerprint, fingerprint._tree_of, fingerprint._code_hash):
-        cached.cache_clear()
+    method_version.cache_clear()
     return path
 
 
@@ -173,7 +172,7 @@ def test_changed_settings_and_rows_make_results_stale(finished):
     finally:
         data.write_text(text)
     assert sum(line.startswith("to run") for line in lines) == len(METHODS)
-    assert sum("is stale (made from other data, code, settings or libraries)" in line for line in lines) == len(METHODS)
+    assert sum("is stale (the rows of the task are others)" in line for line in lines) == len(METHODS)
 
 
 def test_lost_model_is_made_again_only_if_a_timing_needs_it(finished):

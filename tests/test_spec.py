@@ -65,7 +65,7 @@ def test_suites_that_come_along_are_valid_and_name_what_exists(name):
     loaded = load_suite(name)
     assert loaded.name == name
     assert set(loaded.tasks) <= set(list_tasks())
-    group = kind_named(loaded.kind).code.method_group
+    group = kind_named(loaded.kind).method_group
     assert {entry.method for entry in loaded.methods} <= set(available_methods(group))
     assert set(loaded.task_overrides) <= set(loaded.tasks)
     assert expand(loaded)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from records_by_hand import cell, operating_point
+from records_by_hand import cell, operating_point, parts_by_hand
 
 from benchmarks.store import folders as storage
 from benchmarks.store.folders import (
@@ -22,16 +22,23 @@ from benchmarks.store.folders import (
     write_record,
     write_text,
 )
-from benchmarks.store.records import CellRecord
+from benchmarks.store.records import CellRecord, KeyParts
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError, is_disk_full, replacing
 
 RECORD = cell("pabee", [operating_point(2.0, "budget 0.50", 2.5, 0.9)])
 
 
-def stored_cell(root: Path, key: str = "k") -> Path:
+PARTS = parts_by_hand()
+
+
+def stored(parts: KeyParts = PARTS) -> CellRecord:
+    return RECORD.model_copy(update={"key": parts.key, "key_parts": parts})
+
+
+def stored_cell(root: Path, parts: KeyParts = PARTS) -> Path:
     folder = root / "cells/task/backbone/label/default/seed0"
-    record = RECORD.model_copy(update={"key": key})
+    record = stored(parts)
     write_predictions(folder / PREDICTIONS_FILE, pd.DataFrame({"row": [0, 1], "label": [1, 0]}))
     write_record(folder / RECORD_FILE, record)
     return folder
@@ -39,15 +46,15 @@ def stored_cell(root: Path, key: str = "k") -> Path:
 
 def test_round_trip(tmp_path):
     folder = stored_cell(tmp_path)
-    record, fault = read_cell(folder, "k", CellRecord)
+    record, fault = read_cell(folder, PARTS, CellRecord)
     assert fault is None
-    assert record == RECORD.model_copy(update={"key": "k"})
+    assert record == stored()
     assert read_predictions(folder)["label"].tolist() == [1, 0]
     assert sorted(p.name for p in folder.iterdir()) == [PREDICTIONS_FILE, RECORD_FILE]
 
 
 def test_nothing_there_is_no_fault(tmp_path):
-    assert read_cell(tmp_path / "seed0", "k", CellRecord) == (None, None)
+    assert read_cell(tmp_path / "seed0", PARTS, CellRecord) == (None, None)
 
 
 def interrupted(path: Path) -> None:
@@ -138,7 +145,7 @@ def test_place_that_cannot_be_written(tmp_path):
 def test_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
     folder = stored_cell(tmp_path)
     spoil(folder)
-    record, fault = read_cell(folder, "k", CellRecord)
+    record, fault = read_cell(folder, PARTS, CellRecord)
     assert record is None
     assert folder.is_dir(), "looking changes nothing"
     fault = fault.set_aside()
@@ -151,9 +158,9 @@ def test_damaged_cell_is_named_and_set_aside(tmp_path, spoil, reason):
 
 def test_stale_cell_is_set_aside_whole(tmp_path):
     for number in (1, 2):
-        folder = stored_cell(tmp_path, key="old")
-        _, fault = read_cell(folder, "new", CellRecord)
-        assert fault.kind == "stale"
+        folder = stored_cell(tmp_path, parts_by_hand("old"))
+        _, fault = read_cell(folder, parts_by_hand("new"), CellRecord)
+        assert (fault.kind, fault.reason) == ("stale", "the rows of the task are others")
         fault.set_aside()
         assert (folder.with_name(f"seed0.stale-{number}") / RECORD_FILE).exists()
 
@@ -161,9 +168,9 @@ def test_stale_cell_is_set_aside_whole(tmp_path):
 def test_reading_results_changes_nothing_and_skips_what_was_set_aside(tmp_path):
     folder = stored_cell(tmp_path)
     set_aside(folder, "stale")
-    stored_cell(tmp_path, key="new")
+    stored_cell(tmp_path, parts_by_hand("new"))
     cells, timings, faults = read_all(tmp_path)
-    assert [record.key for _, record in cells] == ["new"]
+    assert [record.key_parts for _, record in cells] == [parts_by_hand("new")]
     assert (timings, faults) == ([], [])
     (folder / RECORD_FILE).write_text("{")
     cells, _, faults = read_all(tmp_path)

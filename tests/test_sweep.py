@@ -15,8 +15,8 @@ from small_suite import Bench, wait_until, write_task
 
 from benchmarks import analysis
 from benchmarks.run import schedulers
-from benchmarks.store import keys as fingerprint
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE, read_all
+from benchmarks.store.method_versions import method_version
 from benchmarks.store.spec import Filters
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError
@@ -53,8 +53,7 @@ def write_method(folder: Path, statement: str) -> Path:
 
 def forget_code() -> None:
     """Let code be read again: within one process a file is taken to stay as it is."""
-    for cached in (fingerprint.code_fingerprint, fingerprint._tree_of, fingerprint._code_hash):
-        cached.cache_clear()
+    method_version.cache_clear()
 
 
 def spoil(path: Path, old: str, new: str) -> None:
@@ -289,7 +288,7 @@ def test_code_that_changes_during_the_run_is_noticed(bench):
     outcome = bench.run(changes={"methods": entries})
     (line,) = outcome.failed
     assert "second" in line
-    assert "have changed since the run began" in line
+    assert "changed since the run began, run it again: the file of Mine has changed" in line
 
 
 def test_every_unusable_record_is_named_and_the_rest_unharmed(bench):
@@ -309,7 +308,7 @@ def test_every_unusable_record_is_named_and_the_rest_unharmed(bench):
         "full": "is damaged (Invalid JSON",
         "oracle": "is damaged (surprise: Extra inputs are not permitted",
         "calm-softmax": "is damaged (schema version 0, this version reads 1",
-        "Mine": "is stale (made from other data, code, settings or libraries",
+        "Mine": "is stale (the file of Mine has changed)",
     }.items():
         assert f"{places[label]} {reason}" in bench.said
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

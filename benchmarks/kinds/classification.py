@@ -26,7 +26,8 @@ from benchmarks.store.folders import (
     write_predictions,
     write_record,
 )
-from benchmarks.store.records import WITHIN_ONE_POINT, CellRecord, CurvePoint, OperatingPoint
+from benchmarks.store.keys import code_hash
+from benchmarks.store.records import WITHIN_ONE_POINT, CellRecord, CurvePoint, KeyParts, OperatingPoint
 from benchmarks.store.spec import CellSpec, display_name
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
@@ -73,12 +74,12 @@ class Evaluation:
     chosen: dict[int, list[str]]
 
 
-def run_cell(spec: CellSpec, key: str, task: TaskData, folder: RunFolder, *, command: str) -> CellRecord:
+def run_cell(spec: CellSpec, parts: KeyParts, task: TaskData, folder: RunFolder, *, command: str) -> CellRecord:
     """Run one cell and write its folder: predictions, log, trained model, and last the record that makes it done.
 
     Args:
         spec: the cell.
-        key: its key, see :func:`benchmarks.store.keys.cell_key`.
+        parts: what its results depend on, see :func:`benchmarks.store.keys.key_parts`.
         task: the task, its rows already capped.
         folder: the run's folder.
         command: what the user typed.
@@ -86,15 +87,15 @@ def run_cell(spec: CellSpec, key: str, task: TaskData, folder: RunFolder, *, com
     cell = folder.cell(spec)
     method = get_method(spec.method, **spec.parameters)
     with _log_to(cell / LOG_FILE):
-        _logger.info("%s, key %s", spec.name, key)
+        _logger.info("%s, key %s", spec.name, parts.key)
         started = time.perf_counter()
         model = _train(spec, method, task, folder)
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
         done = evaluate(task, method, model, spec.budgets, store=folder.stages)
         model.description.default_knob = default_knob(done)
-        record = _record(spec, key, done, train_seconds, command)
-        with replacing(folder.model(key)) as temporary:
+        record = _record(spec, parts, done, train_seconds, command)
+        with replacing(folder.model(parts.key)) as temporary:
             model.save_pretrained(temporary)
         chosen_exits = [done.test.exits[index] for index in done.chosen]
         write_predictions(cell / PREDICTIONS_FILE, prediction_table(done.test_trace, chosen_exits))
@@ -187,14 +188,16 @@ def default_knob(done: Evaluation) -> float:
     return next(done.knobs[index] for index, reasons in done.chosen.items() if WITHIN_ONE_POINT in reasons)
 
 
-def _record(spec: CellSpec, key: str, done: Evaluation, train_seconds: float, command: str) -> CellRecord:
+def _record(spec: CellSpec, parts: KeyParts, done: Evaluation, train_seconds: float, command: str) -> CellRecord:
     task, trace = done.task, done.test_trace
     flops = FlopModel(done.model)
     points = [_operating_point(spec, done, flops, index) for index in done.chosen]
     for point in points:
         _logger.info("%s: knob %g, test %s", point.chosen_for, point.knob, point.test.model_dump_json())
     return CellRecord(
-        key=key,
+        key=parts.key,
+        key_parts=parts,
+        code_hash=code_hash(),
         task=task.name,
         task_version=task.version,
         metric=task.metric,

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure.clock import Runner, time_contenders
-from benchmarks.run.plan import PlannedCell, protocol_key, timed_points
+from benchmarks.run.plan import PlannedCell, timed_points
 from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, set_aside, write_record
+from benchmarks.store.keys import timing_key
 from benchmarks.store.records import Contender, TimingRecord
 from benchmarks.store.spec import TimingSpec, display_name
 from consistentee.data.encoding import Encoding
@@ -67,7 +68,7 @@ def run_timing(
     samples = time_contenders([contender.runner for contender in timed], rows, protocol, device)
     spec = cells[0].spec
     record = TimingRecord(
-        key=protocol_key(protocol),
+        key=timing_key(protocol, "classification"),
         task=task.name,
         backbone=display_name(spec.backbone),
         seed=spec.seed,

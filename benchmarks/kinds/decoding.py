@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.store.generation_spec import DecodingTimingSpec
-from benchmarks.store.keys import modules_fingerprint
 from benchmarks.store.spec import canonical_json
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.engine.generate import Generations, generate
@@ -97,8 +95,7 @@ class PromptDecoder:
     def full(self, prompts: Prompts) -> Generations:
         """Decode prompts at full depth: shared by all cells whose backbone has the same weights."""
         if not self._full_key:
-            code = modules_fingerprint(DecodingTimingSpec.code)
-            self._full_key = f"{self.model.backbone_fingerprint()} {code}"
+            self._full_key = self.model.backbone_fingerprint()
         return self._kept(
             [self._full_key], prompts, lambda: generate(self.model, prompts.texts, NeverExit(), **self.options)
         )

@@ -32,6 +32,8 @@ from benchmarks.store.folders import (
 )
 from benchmarks.store.generation_records import DecodingPoint, GenerationRecord, Mean, Speculation
 from benchmarks.store.generation_spec import GenerationCellSpec
+from benchmarks.store.keys import code_hash
+from benchmarks.store.records import KeyParts
 from benchmarks.store.spec import display_name
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
@@ -79,20 +81,20 @@ class Outcome:
 
 
 def run_generation_cell(
-    spec: GenerationCellSpec, key: str, rows: TextRows, folder: RunFolder, *, command: str
+    spec: GenerationCellSpec, parts: KeyParts, rows: TextRows, folder: RunFolder, *, command: str
 ) -> GenerationRecord:
     """Run one cell and write its folder: predictions, log, trained model, and last the record that makes it done.
 
     Args:
         spec: the cell.
-        key: its key, see :func:`benchmarks.store.keys.cell_key`.
+        parts: what its results depend on, see :func:`benchmarks.store.keys.key_parts`.
         rows: of the task that is decoded, capped, and of the one that is trained on.
         folder: the run's folder.
         command: what the user typed.
     """
     cell = folder.cell(spec)
     with log_to(cell / LOG_FILE):
-        _logger.info("%s, key %s", spec.name, key)
+        _logger.info("%s, key %s", spec.name, parts.key)
         method = token_method(spec)
         started = time.perf_counter()
         model = _train(spec, method, rows, folder)
@@ -101,7 +103,7 @@ def run_generation_cell(
         decoder = PromptDecoder(
             model,
             method,
-            key,
+            parts.key,
             max_new_tokens=new_tokens(spec, rows),
             batch_size=spec.batch_size,
             store=folder.stages,
@@ -110,8 +112,8 @@ def run_generation_cell(
         if done.study is not None:
             write_predictions(cell / CALIBRATION_FILE, done.study.losses)
         model.description.default_knob = done.selection.default_knob
-        record = _record(done, key=key, train_seconds=train_seconds, command=command)
-        with replacing(folder.model(key)) as temporary:
+        record = _record(done, parts=parts, train_seconds=train_seconds, command=command)
+        with replacing(folder.model(parts.key)) as temporary:
             model.save_pretrained(temporary)
         write_predictions(cell / PREDICTIONS_FILE, generation_table(done.test))
     write_record(cell / RECORD_FILE, record)
@@ -175,12 +177,14 @@ def _decode_test(
     return DecodedTest(prompts, full, score_generations(full, full, prompts.references, metrics), written)
 
 
-def _record(done: Outcome, *, key: str, train_seconds: float, command: str) -> GenerationRecord:
+def _record(done: Outcome, *, parts: KeyParts, train_seconds: float, command: str) -> GenerationRecord:
     spec, task, training = done.spec, done.rows.task, done.rows.training
     method, model = done.decoder.method, done.decoder.model
     flops = DecodingFlops(model)
     return GenerationRecord(
-        key=key,
+        key=parts.key,
+        key_parts=parts,
+        code_hash=code_hash(),
         task=task.name,
         task_version=task.version,
         metric=task.metric,

@@ -17,7 +17,7 @@ from benchmarks.kinds.generation import fitted, new_tokens, token_method
 from benchmarks.kinds.generation_selection import layers_a_token
 from benchmarks.kinds.kind import TextRows
 from benchmarks.measure.clock import passes_of_round
-from benchmarks.run.plan import PlannedCell, protocol_key, timed_points
+from benchmarks.run.plan import PlannedCell, timed_points
 from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, set_aside, write_record
 from benchmarks.store.generation_records import (
@@ -27,6 +27,7 @@ from benchmarks.store.generation_records import (
     GenerationRecord,
 )
 from benchmarks.store.generation_spec import DecodingTimingSpec, GenerationCellSpec
+from benchmarks.store.keys import timing_key
 from benchmarks.store.spec import display_name
 from consistentee.backbones.decoders import decoder_stepper_for
 from consistentee.engine.generate import clock
@@ -99,7 +100,7 @@ def run_decoding_timing(
         timed += [_contender(cell, token_method(spec), model, knob=knob, length=length) for knob in knobs]
     taken = time_decoding([contender.decode for contender in timed], prompts, protocol)
     record = DecodingTimingRecord(
-        key=protocol_key(protocol),
+        key=timing_key(protocol, "generation"),
         task=task.name,
         backbone=display_name(first.backbone),
         seed=first.seed,

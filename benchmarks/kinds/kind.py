@@ -6,22 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from benchmarks.store.file_hashes import FileHashes, file_hashes
 from benchmarks.store.generation_records import DecodingTimingRecord, GenerationRecord
 from benchmarks.store.generation_spec import GenerationCellSpec
-from benchmarks.store.keys import (
-    CLASSIFICATION_CODE,
-    GENERATION_CODE,
-    CellCode,
-    FileHashes,
-    backbone_identity,
-    file_hashes,
-)
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, TimingRecord
 from benchmarks.store.spec import CellSpec
 from benchmarks.tasks.loader import load_classification_task, load_text_task
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.methods.method import Method
+from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, Method
 
 if TYPE_CHECKING:
     from consistentee.data.prompts import TextTask
@@ -32,13 +25,13 @@ class Kind(ABC):
 
     Class attributes:
         record, timing: schemas of what cells and timings leave behind.
-        code: what runs in every cell.
+        method_group: entry points of the methods.
         model_file: the file that says what the weights of a saved model are.
     """
 
     record: ClassVar[type[BaseRecord]]
     timing: ClassVar[type[BaseTimingRecord]]
-    code: ClassVar[CellCode]
+    method_group: ClassVar[str]
     model_file: ClassVar[str]
 
     @abstractmethod
@@ -55,7 +48,7 @@ class Kind(ABC):
 
     @abstractmethod
     def cell_runner(self) -> Callable[..., Any]:
-        """Return the function (spec, key, task, folder, *, command) that runs a cell and writes its folder."""
+        """Return the function (spec, parts, task, folder, *, command) that runs a cell and writes its folder."""
 
     @abstractmethod
     def timing_runner(self) -> Callable[..., Any]:
@@ -67,7 +60,7 @@ class Classification(Kind):
 
     record = CellRecord
     timing = TimingRecord
-    code = CLASSIFICATION_CODE
+    method_group = ENTRY_POINT_GROUP
     model_file = "multi_exit.json"
 
     def load_task(self, spec: CellSpec, data_dir: Path | None) -> TaskData:
@@ -77,7 +70,10 @@ class Classification(Kind):
 
     def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
         """Hashes of its files, and how it is pooled."""
-        return backbone_identity(name, hashes)
+        from consistentee.backbones.catalog import resolve
+
+        found = resolve(name)
+        return {"pooling": found.pooling, "pooler": found.pooler, "files": file_hashes(Path(found.path), hashes)}
 
     def check_method(self, method: Method, task: TaskData) -> None:
         """Ask the method."""
@@ -118,7 +114,7 @@ class Generation(Kind):
 
     record = GenerationRecord
     timing = DecodingTimingRecord
-    code = GENERATION_CODE
+    method_group = TOKEN_ENTRY_POINT_GROUP
     model_file = "multi_exit_decoder.json"
 
     def load_task(self, spec: GenerationCellSpec, data_dir: Path | None) -> TextRows:

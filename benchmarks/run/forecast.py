@@ -17,8 +17,8 @@ from benchmarks.run.plan import (
     summary,
     timing_due,
 )
+from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import RunFolder
-from benchmarks.store.keys import FileHashes
 from benchmarks.store.records import FailureRecord
 from benchmarks.store.spec import BaseCellSpec, BaseSuite, CellSpec, Filters, display_name, expand
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.kinds.kind import kind_named
-from benchmarks.run.plan import Inputs, PlannedCell, protocol_key, timed_points
+from benchmarks.run.plan import Inputs, PlannedCell, timed_points
+from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import RunFolder, read_cell, read_failure, read_timing
-from benchmarks.store.keys import FileHashes
-from benchmarks.store.records import FailureRecord
+from benchmarks.store.keys import differences, timing_key
+from benchmarks.store.records import FailureRecord, KeyParts
 from benchmarks.store.spec import BaseCellSpec, Group, TimingSpec, display_name
 from consistentee.errors import UserError
 
@@ -94,7 +95,7 @@ class CellJob(Job):
     """One cell."""
 
     spec: BaseCellSpec
-    cell_key: str
+    parts: KeyParts
 
     @property
     def name(self) -> str:
@@ -104,7 +105,7 @@ class CellJob(Job):
     @property
     def key(self) -> str:
         """The cell's."""
-        return self.cell_key
+        return self.parts.key
 
     @property
     def group(self) -> Group:
@@ -118,17 +119,18 @@ class CellJob(Job):
 
     def finished_at(self) -> str | None:
         """Return when the record was made."""
-        record, _ = read_cell(self.place, self.key, kind_named(self.spec.kind).record)
+        record, _ = read_cell(self.place, self.parts, kind_named(self.spec.kind).record)
         return record.finished_at if record else None
 
     def compute(self) -> None:
         """Run the cell. Raises UserError if it is no longer the one that was planned."""
         inputs = self.surroundings.inputs()
-        if inputs.key(self.spec) != self.key:
-            raise UserError("code, data or libraries have changed since the run began; run it again")
+        changed = differences(self.parts, inputs.parts(self.spec))
+        if changed:
+            raise UserError(f"changed since the run began, run it again: {'; '.join(changed)}")
         run_cell = kind_named(self.spec.kind).cell_runner()
         task = inputs.task(self.spec)
-        run_cell(self.spec, self.key, task, self.surroundings.folder, command=self.surroundings.command)
+        run_cell(self.spec, self.parts, task, self.surroundings.folder, command=self.surroundings.command)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +150,7 @@ class TimingJob(Job):
     @property
     def key(self) -> str:
         """The protocol's."""
-        return protocol_key(self.protocol)
+        return timing_key(self.protocol, self.cells[0].spec.kind)
 
     @property
     def group(self) -> Group:

@@ -1,6 +1,5 @@
 """What a run has to do: which cells are done, failed, refused or missing, and which timings are. Never loads torch."""
 
-import hashlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kinds.kind import Kind, kind_named
+from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
     Fault,
     RunFolder,
@@ -17,15 +17,9 @@ from benchmarks.store.folders import (
     read_failure,
     read_timing,
 )
-from benchmarks.store.keys import (
-    KEY_LIBRARIES,
-    FileHashes,
-    cell_key,
-    library_versions,
-    modules_fingerprint,
-)
-from benchmarks.store.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord
-from benchmarks.store.spec import BaseCellSpec, BaseSuite, Group, TimingSpec, canonical_json
+from benchmarks.store.keys import key_parts, timing_key
+from benchmarks.store.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
+from benchmarks.store.spec import BaseCellSpec, BaseSuite, Group, TimingSpec
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 
@@ -35,9 +29,14 @@ class PlannedCell:
     """A cell of a run: ``record`` if it is done, ``failure`` if it was tried in vain, neither if it is missing."""
 
     spec: BaseCellSpec
-    key: str
+    parts: KeyParts
     record: BaseRecord | None = None
     failure: FailureRecord | None = None
+
+    @property
+    def key(self) -> str:
+        """The cell's key."""
+        return self.parts.key
 
     @property
     def group(self) -> Group:
@@ -71,12 +70,12 @@ class Inputs:
             self._tasks[spec.rows] = kind_named(spec.kind).load_task(spec, self._data_dir)
         return self._tasks[spec.rows]
 
-    def key(self, spec: BaseCellSpec) -> str:
-        """Return a cell's key. Raises UserError for what cannot be had."""
+    def parts(self, spec: BaseCellSpec) -> KeyParts:
+        """Return all that a cell's results depend on. Raises UserError for what cannot be had."""
         if spec.rows not in self._fingerprints:
             self._fingerprints[spec.rows] = self.task(spec).fingerprint()
         backbone = self._identity(spec.kind, spec.backbone)
-        return cell_key(spec, self._fingerprints[spec.rows], backbone, kind_named(spec.kind).code)
+        return key_parts(spec, self._fingerprints[spec.rows], backbone)
 
     def _identify(self, kind: str, backbone: str) -> dict[str, object]:
         return kind_named(kind).backbone_identity(backbone, self.hashes)
@@ -112,17 +111,17 @@ def plan_cells(
     """
     planned = []
     for spec in cells:
-        key = inputs.key(spec)
+        parts = inputs.parts(spec)
         if fresh:
-            planned.append(PlannedCell(spec, key))
+            planned.append(PlannedCell(spec, parts))
             continue
-        record, fault = read_cell(folder.cell(spec), key, kind_named(spec.kind).record)
+        record, fault = read_cell(folder.cell(spec), parts, kind_named(spec.kind).record)
         if fault:
             on_fault(fault)
-        failure = None if record else read_failure(folder.cell(spec), key)
+        failure = None if record else read_failure(folder.cell(spec), parts.key)
         if failure and retry_failed and not failure.refused:
             failure = None
-        planned.append(PlannedCell(spec, key, record, failure))
+        planned.append(PlannedCell(spec, parts, record, failure))
     return planned
 
 
@@ -160,10 +159,10 @@ def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
 
 def finished_neighbours(cells: Sequence[BaseCellSpec], inputs: Inputs, folder: RunFolder) -> list[PlannedCell]:
     """Return the finished cells among those that a run was not asked about; nothing of theirs is touched."""
-    keyed = [(spec, inputs.key(spec)) for spec in cells]
+    wanted = [(spec, inputs.parts(spec)) for spec in cells]
     found = [
-        PlannedCell(spec, key, read_cell(folder.cell(spec), key, kind_named(spec.kind).record)[0])
-        for spec, key in keyed
+        PlannedCell(spec, parts, read_cell(folder.cell(spec), parts, kind_named(spec.kind).record)[0])
+        for spec, parts in wanted
     ]
     return [cell for cell in found if cell.record is not None]
 
@@ -176,22 +175,16 @@ def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:
     return groups
 
 
-def protocol_key(protocol: TimingSpec) -> str:
-    """Return a hash of how a timing is taken: protocol, code, libraries. What was timed is in its contenders."""
-    parts = [protocol.model_dump(mode="json"), modules_fingerprint(protocol.code), library_versions(KEY_LIBRARIES)]
-    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
-
-
 def timed_points(record: BaseRecord, protocol: TimingSpec) -> Sequence[BaseOperatingPoint]:
     """Return the operating points of a cell that are timed: the cheapest ones that can run live."""
     return record.timed_points(protocol.points_per_cell)
 
 
 def covers(timing: BaseTimingRecord, cells: Iterable[PlannedCell], protocol: TimingSpec) -> bool:
-    """Say whether a timing was taken by this protocol and holds every operating point of the cells that are done."""
+    """Say whether a timing holds every operating point of the cells that are done."""
     timed = {(contender.cell_key, contender.knob) for contender in timing.contenders}
     wanted = {(cell.key, point.knob) for cell in cells if cell.record for point in timed_points(cell.record, protocol)}
-    return timing.key == protocol_key(protocol) and wanted <= timed
+    return wanted <= timed
 
 
 def reopen_for_timing(
@@ -220,7 +213,9 @@ def timing_due(
     timing, fault = read_timing(folder.timing(*group), cells[0].kind.timing)
     if fault:
         on_fault(fault)
-    return timing is None or not covers(timing, cells, protocol)
+    return (
+        timing is None or timing.key != timing_key(protocol, cells[0].spec.kind) or not covers(timing, cells, protocol)
+    )
 
 
 def _without_lost_model(cell: PlannedCell, folder: RunFolder, protocol: TimingSpec) -> PlannedCell:

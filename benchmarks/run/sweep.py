@@ -31,6 +31,7 @@ from benchmarks.run.plan import (
 from benchmarks.run.progress import RunProgress
 from benchmarks.run.schedulers import Schedule
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
+from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
     TIMING_FILE,
     Fault,
@@ -41,7 +42,6 @@ from benchmarks.store.folders import (
     set_aside,
     write_text,
 )
-from benchmarks.store.keys import FileHashes
 from benchmarks.store.spec import BaseSuite, Filters, expand
 
 
@@ -167,7 +167,7 @@ class _CellWatcher:
     def ended(self, job: Job) -> None:
         """Read the record or the note of a failure."""
         cell = self.cells[job]
-        record, _ = read_cell(job.place, job.key, cell.kind.record)
+        record, _ = read_cell(job.place, cell.parts, cell.kind.record)
         if record is not None and job.is_done():
             self.cells[job] = replace(cell, record=record)
             self.progress.ended(job, *record.summary_lines())
@@ -187,7 +187,7 @@ def _compute(run: _Run, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
 
 
 def _cell_job(run: _Run, cell: PlannedCell) -> CellJob:
-    job = CellJob(run.surroundings, None, cell.spec, cell.key)
+    job = CellJob(run.surroundings, None, cell.spec, cell.parts)
     return replace(job, replaces=job.finished_at())
 
 

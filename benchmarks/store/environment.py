@@ -4,14 +4,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
-
-from benchmarks.store.keys import library_versions
 
 RECORDED_LIBRARIES = (
     "accelerate",
@@ -25,6 +24,8 @@ RECORDED_LIBRARIES = (
     "torch",
     "transformers",
 )
+_REPOSITORY = Path(__file__).parents[2]
+_CODE_PATHS = ("consistentee", "baselines", "benchmarks", "pyproject.toml")
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _CGROUP_STATISTICS = Path("/sys/fs/cgroup/cpu.stat")
 
@@ -151,7 +152,7 @@ def _cgroup_throttled_periods() -> int | None:
 def _git(*arguments: str) -> str | None:
     try:
         result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
+            ["git", "-C", str(_REPOSITORY), *arguments],
             capture_output=True,
             text=True,
             timeout=10,
@@ -163,5 +164,19 @@ def _git(*arguments: str) -> str | None:
 
 
 def _uncommitted_changes() -> bool | None:
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    """Say whether code differs from the commit: results and texts that are being written change no number."""
+    code = [str(_REPOSITORY / path) for path in _CODE_PATHS]
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
     return None if changes is None else bool(changes)
+
+
+def library_versions(names: Iterable[str]) -> dict[str, str | None]:
+    """Return the installed versions, without importing anything; None for what is not installed."""
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, FailureRecord, TimingRecord
+from benchmarks.store.keys import differences
+from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, FailureRecord, KeyParts, TimingRecord
 from benchmarks.store.spec import BaseCellSpec, folder_name, validation_sentence
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing
@@ -156,8 +157,8 @@ def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
     return target
 
 
-def read_cell(folder: Path, key: str, schema: type[_RecordT]) -> tuple[_RecordT | None, Fault | None]:
-    """Return a cell's record if it is whole and has this key; or what is wrong with the one that lies there."""
+def read_cell(folder: Path, wanted: KeyParts, schema: type[_RecordT]) -> tuple[_RecordT | None, Fault | None]:
+    """Return a cell's record if it is whole and was made of what is wanted; or what is wrong with the one there."""
     record, reason = _parse(folder / RECORD_FILE, schema)
     if record is None and reason is None:
         return None, None
@@ -165,8 +166,8 @@ def read_cell(folder: Path, key: str, schema: type[_RecordT]) -> tuple[_RecordT 
     if reason:
         return None, Fault(folder / RECORD_FILE, "damaged", reason, whole=folder)
     assert record is not None
-    if record.key != key:
-        reason = "made from other data, code, settings or libraries"
+    if record.key != wanted.key:
+        reason = "; ".join(differences(record.key_parts, wanted)) if record.key_parts else "older than versions"
         return None, Fault(folder / RECORD_FILE, "stale", reason, whole=folder)
     return record, None
 

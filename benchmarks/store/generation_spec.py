@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from benchmarks.store.records import Strict
 from benchmarks.store.spec import BaseCellSpec, BaseSuite, MethodEntry, TimingSpec
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP
+from consistentee.versions import Kind
 
 if TYPE_CHECKING:
     from consistentee.training.token_recipe import TokenRecipe
@@ -59,21 +60,6 @@ class ExitSpec(Strict):
 
 class DecodingTimingSpec(TimingSpec):
     """How decoding is timed: its rows are prompts, and reading them and writing after them are timed apart."""
-
-    code: ClassVar[tuple[str, ...]] = (
-        "benchmarks.kinds.generation_timing",
-        "benchmarks.measure.clock",
-        "consistentee.backbones.decoders",
-        "consistentee.models.decoder",
-        "consistentee.models.adapters",
-        "consistentee.engine.generate",
-        "consistentee.engine.cache",
-        "consistentee.engine.owed_tokens",
-        "consistentee.engine.batching",
-        "consistentee.engine.speculation",
-        "consistentee.engine.decoding_step",
-        "consistentee.traces.token_view",
-    )
 
     batch_sizes: tuple[int, ...] = (1, 8)
     rows: int = Field(default=16, ge=1, description="the first test prompts, in the order of the data")
@@ -190,7 +176,7 @@ class GenerationSuite(BaseSuite):
 class GenerationCellSpec(BaseCellSpec):
     """A cell of generation."""
 
-    kind: ClassVar[str] = "generation"
+    kind: ClassVar[Kind] = "generation"
     names_of_rows: ClassVar[frozenset[str]] = frozenset({"task", "train_on"})
 
     train_on: str

@@ -1,9 +1,14 @@
 """Record: one operating point, raw numbers first. The schema of everything the harness writes."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from consistentee.versions import Kind
 
 SCHEMA_VERSION = 1
 
@@ -14,10 +19,32 @@ SIGNAL_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Levels of :attr:`OperatingPoint.signal_quantiles`."""
 
 
+def canonical_json(value: object) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
 class Strict(BaseModel):
     """A model that forbids unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class KeyParts(Strict):
+    """All that a cell's results depend on, see :func:`benchmarks.store.keys.key_parts`."""
+
+    kind: Kind
+    settings: dict[str, object] = Field(description="of the cell, as its suite says; those at their defaults left out")
+    rows: str = Field(description="hash of the rows that were used")
+    backbone: dict[str, object] = Field(description="hashes of its files, and how it is pooled")
+    method_version: int | str = Field(description="of its class; or a hash, where the method is a user's file")
+    engine_version: int
+    training_version: int
+
+    @cached_property
+    def key(self) -> str:
+        """The key of the cell: a hash of the parts."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
 
 
 class CurvePoint(Strict):
@@ -69,6 +96,8 @@ class BaseRecord(Strict):
 
     schema_version: Literal[1] = 1
     key: str
+    key_parts: KeyParts | None = Field(None, description="None in records that are older than versions")
+    code_hash: str | None = Field(None, description="of the project's code that ran; recorded, never compared")
     task: str
     task_version: int
     metric: str

@@ -5,7 +5,6 @@ What every kind of suite and cell has is in BaseSuite and BaseCellSpec; for gene
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from benchmarks.store.records import Strict
+from benchmarks.store.records import Strict, canonical_json
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
+from consistentee.versions import Kind
 
 if TYPE_CHECKING:
     from consistentee.training.loop import Recipe
@@ -99,21 +99,7 @@ class MethodEntry(Strict):
 
 
 class TimingSpec(Strict):
-    """How the operating points are timed: rounds interleaved over all of them and the stock model.
-
-    Class attributes:
-        code: modules that take the times, which the key of a timing covers.
-    """
-
-    code: ClassVar[tuple[str, ...]] = (
-        "benchmarks.measure.clock",
-        "benchmarks.kinds.classification_timing",
-        "consistentee.engine.classify",
-        "consistentee.models.classifiers",
-        "consistentee.backbones.cascade",
-        "consistentee.backbones.encoders",
-        "consistentee.backbones.token_exits",
-    )
+    """How the operating points are timed: rounds interleaved over all of them and the stock model."""
 
     rounds: int = Field(default=3, ge=3, description="fewer than 3 rounds show no spread")
     batch_sizes: tuple[int, ...] = (1, 32)
@@ -132,7 +118,7 @@ class TimingSpec(Strict):
 class BaseSuite(Strict):
     """What every suite says, whatever its rows are; the kinds add how they train and what they score."""
 
-    kind: str
+    kind: Kind
     method_group: ClassVar[str]
 
     name: str = Field(pattern=r"^[\w.-]+$")
@@ -221,7 +207,7 @@ class SuiteSpec(BaseSuite):
 class BaseCellSpec(Strict):
     """One cell: a task, a backbone, a method with parameters, a seed, and how its points are chosen and scored."""
 
-    kind: ClassVar[str]
+    kind: ClassVar[Kind]
     names_of_rows: ClassVar[frozenset[str]] = frozenset({"task"})
     """Fields that only say where rows come from: what matters are the rows themselves."""
 
@@ -262,7 +248,7 @@ class BaseCellSpec(Strict):
 class CellSpec(BaseCellSpec):
     """A cell of classification."""
 
-    kind: ClassVar[str] = "classification"
+    kind: ClassVar[Kind] = "classification"
 
     recipe: RecipeSpec
     validation_rows: int | None
@@ -298,11 +284,6 @@ def folder_name(name: str) -> str:
     """Turn a name (a hub id, a path) into one folder's name; a changed name keeps a hash, to stay unique."""
     safe = re.sub(r"[^\w.+-]+", "-", display_name(name)).strip("-.")
     return safe if safe == name else f"{safe}-{short_hash(name)}"
-
-
-def canonical_json(value: Any) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def short_hash(value: Any) -> str:

@@ -1,9 +1,7 @@
 """ExitAnswers: what every exit says of recorded tokens, without the logits that it came from."""
 
 import hashlib
-import inspect
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +13,7 @@ from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.policy import confidence_features
 from consistentee.traces.token_trace import CHUNK, TokenTrace
 from consistentee.training.token_recipe import Target
-
-# Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
-_CODE = inspect.getsource(sys.modules[__name__])
+from consistentee.versions import TRAINING_VERSION
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ def exit_answers(
     """
     if store is None:
         return _ask(trace, with_confidence, progress)
-    parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, _CODE]
+    parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, TRAINING_VERSION]
     path = store / f"answers-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.safetensors"
     with only_one(path):
         tensors = load_tensors(path)

@@ -1,9 +1,7 @@
 """MultiExitDecoder: a stock causal language model with exits after some of its layers, and what a method adds."""
 
 import hashlib
-import inspect
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -15,21 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from consistentee.backbones import decoders
 from consistentee.backbones.catalog import list_backbones, resolve_decoder
 from consistentee.backbones.decoders import DecoderStepper, decoder_stepper_for, positions_of
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import hash_tensors
-from consistentee.models import adapters as exit_adapters
 from consistentee.models import decoder_files, lora
 from consistentee.models.adapters import AdapterKind, ExitAdapter, build_adapter
 from consistentee.models.decoder_description import DecoderDescription, check_exit_layers, default_exit_layers
 from consistentee.models.heads import ExitHeads, HeadSpec
 from consistentee.models.lora import LoraSpec, is_lora
-
-# Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
-_CODE_OF_LAYERS = tuple(inspect.getsource(module) for module in (sys.modules[__name__], decoders))
-_CODE_OF_ADAPTERS = inspect.getsource(exit_adapters)
+from consistentee.versions import ENGINE_VERSION
 
 
 class MultiExitDecoder(
@@ -305,20 +298,20 @@ class MultiExitDecoder(
     # ------------------------------------------------------------------------------------------------- weights
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of what a pass gives: weights, exits, configuration, and the code that runs it.
+        """Return a hash of what a pass gives: weights, exits, configuration, and the version of the engine.
 
         ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
         """
         heads = () if with_heads else ("exit_heads.",)
         kept = {name: tensor for name, tensor in self._own_weights().items() if not name.startswith(heads)}
-        return _hash_json(self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter, _CODE_OF_ADAPTERS)
+        return _hash_json(self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter)
 
     def backbone_fingerprint(self) -> str:
         """Return a hash of what the hidden states depend on: it stays when adapters and heads are trained."""
         config = {name: value for name, value in self.backbone.config.to_dict().items() if name != "_name_or_path"}
         versions = [torch.__version__, transformers.__version__]
         weights = hash_tensors(dict(self.backbone.named_parameters()))
-        return _hash_json(weights, config, self.exit_layers, self.device.type, *versions, *_CODE_OF_LAYERS)
+        return _hash_json(weights, config, self.exit_layers, self.device.type, *versions, ENGINE_VERSION["generation"])
 
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""

@@ -1,9 +1,7 @@
 """MultiExitModel: a stock backbone, its pooling, one internal classifier a layer, and what a method adds."""
 
 import hashlib
-import inspect
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,17 +17,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from consistentee.backbones import cascade, encoders, token_exits
 from consistentee.backbones.cascade import CascadeStepper, check_same_tokens, first_layers
 from consistentee.backbones.catalog import Pooling, resolve
 from consistentee.backbones.encoders import Stepper, stepper_for
 from consistentee.backbones.token_exits import TokenExits, TokenExitStepper
-from consistentee.data import encoding
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.data.instances import Text
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import hash_tensors
-from consistentee.models import classifiers
 from consistentee.models.classifiers import (
     ClassifierSpec,
     InternalClassifier,
@@ -41,6 +36,7 @@ from consistentee.models.classifiers import (
 )
 from consistentee.models.heads import ExitHeads, HeadSpec
 from consistentee.models.source_code import code_of
+from consistentee.versions import ENGINE_VERSION
 
 PoolerSharing = Literal["none", "shared", "per_exit"]
 """Whether a tanh layer follows the pooling: none, one for all layers (BERT's own), or one an exit (DeeBERT)."""
@@ -52,11 +48,6 @@ FORMAT_VERSION = 1
 _DESCRIPTION_FILE = "multi_exit.json"
 _WEIGHTS_FILE = "model.safetensors"
 _TOKEN_EXITS = "token_exits.schedule"
-# Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
-_CODE_OF_A_PASS = tuple(
-    inspect.getsource(module)
-    for module in (sys.modules[__name__], classifiers, encoders, cascade, token_exits, encoding)
-)
 
 
 @dataclass(frozen=True)
@@ -464,7 +455,7 @@ class MultiExitModel(
         return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of what a pass gives: weights, pooling, configuration, and the code that runs it.
+        """Return a hash of what a pass gives: weights, pooling, configuration, and the version of the engine.
 
         A user's own kind of classifier counts with its code, and a backbone without the place it was loaded from.
         ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
@@ -473,7 +464,13 @@ class MultiExitModel(
         weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
         configs = [_config_without_place(backbone.config) for backbone in self.backbones]
         shapes = [self.description.pooling, self.description.classifier.to_json(), *configs]
-        parts = [hash_tensors(weights), *shapes, self.device.type, *_CODE_OF_A_PASS, *code_of(self.classifiers)]
+        parts = [
+            hash_tensors(weights),
+            *shapes,
+            self.device.type,
+            ENGINE_VERSION["classification"],
+            *code_of(self.classifiers),
+        ]
         parts += [torch.__version__, transformers.__version__]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

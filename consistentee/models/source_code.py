@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 _KNOWN_OTHERWISE = {__name__.partition(".")[0], "torch", *sys.stdlib_module_names} - {"__main__"}
-"""Packages that a fingerprint has by their versions, or, of this library, by the modules that run."""
+"""Packages whose code counts by a version: a library's own, or of this library the one of the engine."""
 _WITHOUT_A_FILE = secrets.token_hex()
 
 

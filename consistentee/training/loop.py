@@ -2,14 +2,12 @@
 
 A *stage* is a loss on some of the model's weights. Its rows come from a *source*: tokens (the whole model runs), or
 cached features (a frozen backbone has run once). Stages that methods share are stored under a key that covers all
-they depend on: the weights they start from, the rows, the hyperparameters, the code of the loss.
+they depend on: the weights they start from, the rows, the hyperparameters, the loss, the version of training.
 """
 
 import hashlib
-import inspect
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -30,21 +28,15 @@ from consistentee.data.instances import Label, Split
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
+from consistentee.models.source_code import module_source
+from consistentee.versions import TRAINING_VERSION
 
 CHECKPOINT_STEPS = 200
 """Steps between two checkpoints of a stage, where a store is given."""
 
+_VERSIONED_PACKAGES = ("consistentee", "baselines")
 _BATCHES_SORTED_TOGETHER = 16
 """Enough to take nearly all padding out, few enough that a batch's rows still come from everywhere."""
-
-_CODE_OF_STAGES = (
-    "consistentee.training.loop",
-    "consistentee.training.stages",
-    "consistentee.methods.reward",
-    "consistentee.methods.policy",
-    "consistentee.models.heads",
-)
-"""Modules that the outcome of a stage depends on, beside the model's own and the one that holds its loss."""
 
 
 @dataclass(frozen=True)
@@ -387,19 +379,22 @@ def _stage_key(model: MultiExitModel, source: Source, stage: Stage, recipe: Reci
         ],
         "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
         "recipe": described,
-        "code": [_module_of(stage.loss), *(_source_of(module) for module in _CODE_OF_STAGES)],
+        "loss": _name_of(stage.loss),
+        "training_version": TRAINING_VERSION,
         "dropout": stage.dropout,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _module_of(loss: Callable[..., Tensor]) -> str:
-    """Return the source of the module that a loss, or the function that a partial wraps, comes from."""
+def _name_of(loss: Callable[..., Tensor]) -> list[str]:
+    """Return what tells a loss from others: its name; and the text of its file where that is a user's own.
+
+    Losses of this project count by the versions that are raised when they change.
+    """
     function = loss.func if isinstance(loss, partial) else loss
-    return _source_of(function.__module__)
+    module = function.__module__
+    return [function.__qualname__] + ([] if module.partition(".")[0] in _VERSIONED_PACKAGES else [_source_of(module)])
 
 
-@cache
-def _source_of(module: str) -> str:
-    """Return a module's source, as it was when it was first asked for: an edit during a run must not change keys."""
-    return inspect.getsource(sys.modules[module]) if module in sys.modules else ""
+_source_of = cache(module_source)
+"""A module's source, as it was when it was first asked for: an edit during a run must not change keys."""

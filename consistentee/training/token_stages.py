@@ -4,8 +4,6 @@ An LM head costs as much as several layers, so what is trained is counted in ste
 the cached ones, not in epochs over all of them. The loop is :func:`consistentee.training.loop.run_stage`.
 """
 
-import inspect
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,9 +31,6 @@ ADAPTERS = "exit_adapters."
 
 _ROWS_TO_START_FROM = 128
 _STATES_AT_A_TIME = 4096
-
-# Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
-_CODE = inspect.getsource(sys.modules[__name__])
 
 
 def train_exits(
@@ -280,7 +275,7 @@ def _stage(
         batch_size=batch_size,
         learning_rate=learning_rate,
         head_learning_rate=learning_rate,
-        details={**(details or {}), "code": _CODE},
+        details=details or {},
         shared=shared,
         dropout=False,
     )

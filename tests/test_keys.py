@@ -1,0 +1,215 @@
+"""What a result depends on: settings, rows, weights and versions; and not the code, which may move."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from benchmarks.store import keys, method_versions
+from benchmarks.store.keys import code_hash, differences, key_parts, timing_key
+from benchmarks.store.method_versions import method_version
+from benchmarks.store.spec import CellSpec, RecipeSpec, TimingSpec
+from consistentee import versions
+from consistentee.errors import UserError
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, method_class_of
+
+ROOT = Path(__file__).parents[1]
+SPEC = CellSpec(
+    task="sst2",
+    backbone="minilm-l6",
+    method="deebert",
+    label="deebert",
+    parameters={},
+    seed=0,
+    recipe=RecipeSpec(),
+    validation_rows=None,
+    test_rows=None,
+    budgets=(0.5,),
+    bootstrap_resamples=100,
+)
+BACKBONE: dict[str, object] = {"files": {"weights": "1"}, "pooling": "mean"}
+PARTS = key_parts(SPEC, "rows", BACKBONE)
+METHOD = '"""A method."""\nfrom consistentee import NeverExit\n\nclass Mine:\n    """Docs."""\n    x = 1  # why\n'
+
+
+@pytest.fixture(autouse=True)
+def fresh_versions():
+    method_version.cache_clear()
+    yield
+    method_version.cache_clear()
+
+
+def changed(**changes: object) -> CellSpec:
+    return SPEC.model_copy(update=changes)
+
+
+class TestKey:
+    def test_names_change_nothing(self):
+        assert key_parts(changed(label="another name"), "rows", BACKBONE).key == PARTS.key
+        assert key_parts(changed(backbone="/a/b", task="/c"), "rows", BACKBONE).key == PARTS.key
+
+    def test_what_matters_changes_it(self):
+        changes = (
+            {"seed": 1},
+            {"method": "static"},
+            {"parameters": {"tolerance": 0.2}},
+            {"recipe": RecipeSpec(epochs=9)},
+            {"test_rows": 10},
+            {"budgets": (0.25,)},
+        )
+        others = [
+            key_parts(SPEC, "other rows", BACKBONE),
+            key_parts(SPEC, "rows", {"files": {"weights": "2"}}),
+            *(key_parts(changed(**change), "rows", BACKBONE) for change in changes),
+        ]
+        assert len({PARTS.key, *(other.key for other in others)}) == 1 + len(others)
+
+    def test_a_setting_at_its_default_is_left_out(self):
+        assert "recipe" not in json.dumps(key_parts(changed(), "rows", BACKBONE).settings.get("recipe", {}))
+        assert key_parts(changed(recipe=RecipeSpec(epochs=9)), "rows", BACKBONE).settings["recipe"] == {"epochs": 9}
+
+    def test_it_survives_json(self):
+        assert type(PARTS).model_validate_json(PARTS.model_dump_json()).key == PARTS.key
+
+
+class TestVersions:
+    @pytest.mark.parametrize(
+        ("raise_version", "reason"),
+        [
+            (
+                lambda patch: patch.setitem(versions.ENGINE_VERSION, "classification", 2),
+                "the version of the engine was 1, is 2",
+            ),
+            (lambda patch: patch.setattr(keys, "TRAINING_VERSION", 2), "the version of the training was 1, is 2"),
+        ],
+    )
+    def test_a_raise_makes_another_key_and_names_itself(self, monkeypatch, raise_version, reason):
+        raise_version(monkeypatch)
+        raised = key_parts(SPEC, "rows", BACKBONE)
+        assert raised.key != PARTS.key
+        assert differences(PARTS, raised) == [reason]
+
+    def test_timings_have_one_of_their_own(self, monkeypatch):
+        before = timing_key(TimingSpec(), "classification")
+        assert timing_key(TimingSpec(rounds=9), "classification") != before
+        monkeypatch.setitem(versions.TIMING_VERSION, "classification", 2)
+        assert timing_key(TimingSpec(), "classification") != before
+        assert key_parts(SPEC, "rows", BACKBONE).key == PARTS.key
+
+    def test_a_users_file_counts_by_its_code_and_not_by_its_comments(self, tmp_path):
+        path = tmp_path / "mine.py"
+
+        def version_of(source: str) -> int | str:
+            path.write_text(source)
+            method_version.cache_clear()
+            return method_version(f"{path}:Mine")
+
+        first = version_of(METHOD)
+        assert version_of(METHOD.replace("Docs", "Other docs").replace("# why", "# because")) == first
+        assert version_of(METHOD.replace("x = 1", "x = 2")) != first
+        with pytest.raises(UserError, match="cannot be read as Python"):
+            version_of("class :")
+        with pytest.raises(UserError, match="no such method file"):
+            method_version(f"{tmp_path / 'none.py'}:Mine")
+        with pytest.raises(UserError, match="unknown method 'pabe'"):
+            method_version("pabe")
+
+
+def test_every_part_that_differs_is_named():
+    other = key_parts(
+        changed(recipe=RecipeSpec(epochs=9), seed=1), "others", {"files": {"weights": "2"}, "pooling": "mean"}
+    )
+    assert differences(PARTS, other) == [
+        "the backbone is another (weights)",
+        "the rows of the task are others",
+        "recipe.epochs was none, is 9",
+        "seed was 0, is 1",
+    ]
+    assert differences(PARTS, PARTS) == []
+
+
+@pytest.mark.parametrize("name", sorted(available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)))
+def test_a_version_read_from_source_is_the_class_s_own(name):
+    assert method_version(name) == method_class_of(name).version
+
+
+def test_a_version_is_inherited_and_overridden(tmp_path, monkeypatch):
+    (tmp_path / "first_place.py").write_text("class Base:\n    version: ClassVar[int] = 3\n")
+    (tmp_path / "second_place.py").write_text(
+        "from first_place import Base as Other\n\nclass Same(Other[int]):\n    x = 1\n\n"
+        "class New(Same):\n    version = 4\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    points = {
+        name: EntryPoint(name, f"second_place:{name}", "consistentee.methods") for name in ("Same", "New", "Nothing")
+    }
+    monkeypatch.setattr(method_versions, "available_methods", lambda group: points)
+    assert [method_version(name) for name in points] == [3, 4, 1]
+
+
+KEYS_OF_SUITES = """
+from benchmarks.store.keys import code_hash, key_parts
+from benchmarks.store.spec import expand, load_suite
+for suite in ("cpu-classification", "cpu-variants", "generation"):
+    for cell in expand(load_suite(suite)):
+        print(cell.method, key_parts(cell, "rows", {}).key)
+print(code_hash())
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Return a copy of the project's code, to be edited."""
+    for package in ("consistentee", "baselines", "benchmarks"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def keys_of(root: Path) -> tuple[list[str], str]:
+    """Return "method key" of every cell of some suites, and the hash of the code, by the code in a folder."""
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", KEYS_OF_SUITES]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    *cells, code = done.stdout.splitlines()
+    assert len(cells) > 300
+    return cells, code
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_code_may_move_without_making_results_stale(copy):
+    before, code_before = keys_of(copy)
+    loop, hardness = copy / "consistentee/training/loop.py", copy / "consistentee/methods/hardness.py"
+    loop.write_text(f"{loop.read_text()}\n\ndef helper() -> None:\n    return None\n")  # a helper more
+    edit(hardness, '"""', '"""Edited. ')  # another docstring
+    hardness.rename(hardness.with_name("how_hard.py"))  # a module renamed
+    for path in copy.rglob("*.py"):
+        path.write_text(path.read_text().replace("methods.hardness", "methods.how_hard"))
+    after, code_after = keys_of(copy)
+    assert after == before
+    assert code_after != code_before
+
+
+def test_a_raise_makes_the_cells_of_its_method_stale_and_no_other(copy):
+    before, _ = keys_of(copy)
+    edit(
+        copy / "baselines/deebert.py",
+        '    name: ClassVar[str] = "deebert"\n',
+        '    name: ClassVar[str] = "deebert"\n    version = 2\n',
+    )
+    after, _ = keys_of(copy)
+    stale = {cell.split()[0] for cell, now in zip(before, after, strict=True) if cell != now}
+    assert stale == {"deebert"}
+
+
+def test_the_code_is_recorded():
+    assert len(code_hash()) == 64
