@@ -43,6 +43,7 @@ class Method(ABC):
 
     Class attributes:
         name: as users type it.
+        version: raised by hand whenever the method's numbers may change, with a line in docs/versions.md.
         paper: the source, one line.
         knob: what is swept.
         supports_regression: whether the method is defined for a numeric target.
@@ -50,6 +51,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    version: ClassVar[int] = 1
     paper: ClassVar[str]
     knob: ClassVar[Knob]
     supports_regression: ClassVar[bool] = False
