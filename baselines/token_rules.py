@@ -19,7 +19,8 @@ from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule, entropy
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule
+from consistentee.rules.signals import entropy
 from consistentee.training.token_recipe import TokenRecipe
 from consistentee.training.token_stages import train_exits, train_last_exit
 

@@ -12,7 +12,7 @@ _EXPORTS = {
     "ExitRule": "rules.exit_rule",
     "Generations": "engine.generate",
     "Knob": "methods.method",
-    "LayerView": "rules.exit_rule",
+    "LayerView": "rules.view",
     "Method": "methods.method",
     "MultiExitDecoder": "models.decoder",
     "MultiExitModel": "models.encoder",

@@ -12,7 +12,7 @@ from baselines.calm_tokens import CALMTokensClassifier, SaturationRule, SignalRu
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.methods.token_answers import exit_answers
-from consistentee.rules.exit_rule import margin
+from consistentee.rules.signals import margin
 from consistentee.traces.token_trace import TokenTraceView, record_tokens, replay_tokens
 from consistentee.training.token_recipe import TokenRecipe
 

@@ -12,7 +12,8 @@ from baselines.f_pabee import FPABEE, SmallStepRule, jensen_shannon, kullback_le
 from baselines.pabee import PABEE
 from baselines.pcee_bert import PCEEBERT
 from consistentee.errors import UserError
-from consistentee.rules.exit_rule import ConsecutiveRule, SameAnswerRule, ThresholdRule, normalised_entropy
+from consistentee.rules.exit_rule import ConsecutiveRule, SameAnswerRule, ThresholdRule
+from consistentee.rules.signals import normalised_entropy
 from consistentee.traces.instance_trace import Trace, replay
 
 LAYERS, CLASSES = 8, 3

@@ -13,7 +13,8 @@ from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import NeverExit, ThresholdRule, entropy
+from consistentee.rules.exit_rule import NeverExit, ThresholdRule
+from consistentee.rules.signals import entropy
 from consistentee.traces.instance_trace import Trace, record_trace, replay
 
 LAYERS = 4

@@ -8,7 +8,8 @@ from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, margin
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
+from consistentee.rules.signals import margin
 from consistentee.traces.token_rows import collate_rows, encode_rows
 from consistentee.traces.token_trace import (
     TokenTraceView,

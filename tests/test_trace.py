@@ -7,7 +7,8 @@ from conftest import make_task, random_texts
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule, entropy, head_probability
+from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
+from consistentee.rules.signals import entropy, head_probability
 from consistentee.traces.instance_trace import Trace, record_trace, replay, sweep
 
 THRESHOLDS = [1.2, 1.0, 0.95, 0.9, 0.0]

@@ -20,7 +20,8 @@ from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import ExitHeads
-from consistentee.rules.exit_rule import ExitRule, LayerView, predictions_of
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.view import LayerView, predictions_of
 
 
 @dataclass

@@ -22,7 +22,8 @@ from torch import Tensor
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, LayerView
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.view import LayerView
 from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, encode_rows
 from consistentee.traces.token_view import prompt_key, token_key
 
