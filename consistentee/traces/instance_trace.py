@@ -9,8 +9,6 @@ from pathlib import Path
 
 import torch
 from rich.progress import track
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from consistentee.backbones.token_exits import layers_run
@@ -35,7 +33,7 @@ class Trace:
             (or [N, L, outputs]) for every learned head that reads the pooled vector alone.
         lengths: number of tokens a row: int64 [N].
         row_keys: see :class:`LayerView`: int64 [N].
-        heads: the model's learned heads, for rules that give them extra inputs; not saved with the trace.
+        heads: the model's learned heads, for rules that give them extra inputs.
         live_tokens: see :meth:`MultiExitModel.live_tokens`: int64 [N, L], or None.
     """
 
@@ -73,40 +71,6 @@ class Trace:
     def layers_run(self, exits: Tensor) -> Tensor:
         """Return how many layers each row's tokens run on average, if rows leave at ``exits``: float [N]."""
         return layers_run(self.live_tokens, exits)
-
-    def save(self, path: Path) -> None:
-        """Write the tensors to one safetensors file."""
-        tensors = {
-            "logits": self.logits,
-            "labels": self.labels,
-            "lengths": self.lengths,
-            "row_keys": self.row_keys,
-        }
-        if self.live_tokens is not None:
-            tensors["live_tokens"] = self.live_tokens
-        tensors |= {f"signal/{name}": tensor for name, tensor in self.signals.items()}
-        save_file(
-            {name: t.contiguous() for name, t in tensors.items()},
-            path,
-            {"names": json.dumps(list(self.signals))},
-        )
-
-    @classmethod
-    def load(cls, path: Path, model: MultiExitModel | None = None) -> "Trace":
-        """Read a saved trace; ``model`` supplies the learned heads, for rules that need them."""
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        signals = {n.removeprefix("signal/"): t for n, t in tensors.items() if n.startswith("signal/")}
-        heads = {} if model is None else _heads_of(model)
-        return cls(
-            logits=tensors["logits"],
-            labels=tensors["labels"],
-            signals=signals,
-            lengths=tensors["lengths"],
-            row_keys=tensors["row_keys"],
-            heads=heads,
-            live_tokens=tensors.get("live_tokens"),
-        )
 
 
 class TraceView(LayerView):
