@@ -21,7 +21,8 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.rules.signals import top_probability
-from consistentee.traces.instance_trace import record_outputs, record_trace, replay
+from consistentee.traces.instance_trace import record_outputs, record_trace
+from consistentee.traces.walk import replay
 from consistentee.training.loop import Recipe
 
 DEPTH, COMPANION = 4, 2

@@ -14,7 +14,8 @@ from baselines.pcee_bert import PCEEBERT
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ConsecutiveRule, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import normalised_entropy
-from consistentee.traces.instance_trace import Trace, replay
+from consistentee.traces.instance_trace import Trace
+from consistentee.traces.walk import replay
 
 LAYERS, CLASSES = 8, 3
 

@@ -15,7 +15,8 @@ from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import NeverExit, ThresholdRule
 from consistentee.rules.signals import entropy
-from consistentee.traces.instance_trace import record_trace, replay
+from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.walk import replay
 
 LAYERS = 4
 

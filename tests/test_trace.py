@@ -8,7 +8,8 @@ from consistentee.data.instances import Split
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.rules.signals import entropy
-from consistentee.traces.instance_trace import record_trace, replay, sweep
+from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.walk import replay, sweep
 
 THRESHOLDS = [1.2, 1.0, 0.95, 0.9, 0.0]
 

@@ -9,7 +9,8 @@ from conftest import report
 from consistentee.engine.classify import stock_encoded
 from consistentee.rules.exit_rule import ThresholdRule
 from consistentee.rules.signals import entropy
-from consistentee.traces.instance_trace import record_trace, sweep
+from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.walk import sweep
 
 ROUNDS = 3
 

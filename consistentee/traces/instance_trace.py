@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,6 @@ from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import ExitHeads
-from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.view import LayerView, predictions_of
 
 
@@ -59,6 +58,10 @@ class Trace:
         if layer not in self._views:
             self._views[layer] = TraceView(self, layer)
         return self._views[layer]
+
+    def parts(self) -> Iterator[tuple[Tensor, list["TraceView"]]]:
+        """Yield all rows and the views of all layers, see :class:`consistentee.traces.walk.Recorded`."""
+        yield torch.arange(len(self)), [self.view(layer) for layer in range(1, self.num_layers + 1)]
 
     def logits_at(self, exits: Tensor) -> Tensor:
         """Return each row's logits at its exit layer: [N, classes]. ``exits``: 1-based int64 [N]."""
@@ -217,23 +220,3 @@ def _head_signals(model: MultiExitModel, pooled: Tensor) -> dict[str, Tensor]:
             layers = [head(i + 1, pooled[:, i].to(model.device)) for i in range(model.num_layers)]
             signals[f"head:{name}"] = torch.stack(layers, dim=1).cpu()
     return signals
-
-
-@torch.inference_mode()
-def replay(rule: ExitRule, trace: Trace) -> Tensor:
-    """Return the 1-based exit layer of every row of the trace under ``rule``: int64 [N]."""
-    exits = torch.full((len(trace),), trace.num_layers)
-    active = torch.ones(len(trace), dtype=torch.bool)
-    state = rule.start(len(trace), trace.num_layers)
-    for layer in range(1, trace.num_layers):
-        leaves = rule.should_exit(trace.view(layer), state) & active
-        exits[leaves] = layer
-        active &= ~leaves
-        if not active.any():
-            break
-    return exits
-
-
-def sweep(rules: Sequence[ExitRule], trace: Trace) -> Tensor:
-    """Replay many rules (one a knob value) on one trace: exit layers int64 [rules, N]."""
-    return torch.stack([replay(rule, trace) for rule in rules])
