@@ -76,4 +76,4 @@ class TokenPatience(TokenMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit with patience ``knob``, counted in exits."""
         self.check_knob(model, knob)
-        return ConsecutiveRule(SameAnswerRule(), patience=round(knob))
+        return ConsecutiveRule(SameAnswerRule(), patience=knob)

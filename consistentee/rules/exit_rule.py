@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from consistentee.errors import UserError
 from consistentee.rules.signals import Signal
 from consistentee.rules.view import LayerView
 
@@ -70,9 +71,12 @@ class ConsecutiveRule(ExitRule):
     as soon as a batch holds more than one row.
     """
 
-    def __init__(self, rule: ExitRule, patience: int) -> None:
+    def __init__(self, rule: ExitRule, patience: float) -> None:
+        """Raises UserError unless ``patience`` is a whole number and at least 1."""
+        if not (patience >= 1 and float(patience).is_integer()):
+            raise UserError(f"a patience must be a whole number, at least 1, got {patience:g}")
         self.rule = rule
-        self.patience = patience
+        self.patience = int(patience)
 
     def start(self, rows: int, num_layers: int) -> State:
         """Nobody has wanted to leave yet; the state of the other rule lies beside the count."""
