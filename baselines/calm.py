@@ -22,7 +22,9 @@ from consistentee.data.instances import TaskData
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, LayerView, State, ThresholdRule, head_probability, margin
+from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
+from consistentee.rules.signals import head_probability, margin
+from consistentee.rules.view import LayerView
 from consistentee.training.loop import FeatureBatch, FeatureSource, Recipe
 from consistentee.training.stages import recorded_features, train_heads, train_jointly, training_source
 

@@ -33,8 +33,10 @@ from consistentee.methods.token_answers import exit_answers
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, LayerView, Signal, State, head_probability, margin
+from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.schedules import text_length
+from consistentee.rules.signals import Signal, head_probability, margin
+from consistentee.rules.view import LayerView
 from consistentee.training.token_recipe import TokenRecipe
 from consistentee.training.token_sources import StateBatch
 from consistentee.training.token_stages import train_exits, train_learned_head

@@ -34,7 +34,9 @@ from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, LayerView, State, predictions_of, top_probability
+from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.signals import top_probability
+from consistentee.rules.view import LayerView, predictions_of
 from consistentee.training.loop import Recipe, TokenBatch, label_tensor, run_stage
 from consistentee.training.stages import layer_losses, token_stage, train_last_exit, training_source
 

@@ -29,7 +29,8 @@ from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, LayerView, ThresholdRule
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule
+from consistentee.rules.view import LayerView
 from consistentee.training.loop import Recipe, TokenBatch, run_stage
 from consistentee.training.stages import layer_losses, token_stage, training_source
 

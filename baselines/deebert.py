@@ -19,7 +19,8 @@ from torch import Tensor
 from consistentee.data.instances import TaskData
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule, entropy
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule
+from consistentee.rules.signals import entropy
 from consistentee.training.loop import FeatureBatch, FeatureSource, Recipe
 from consistentee.training.stages import (
     layer_losses,

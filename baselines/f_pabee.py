@@ -24,7 +24,8 @@ from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, LayerView, State
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, State
+from consistentee.rules.view import LayerView
 from consistentee.training.loop import Recipe
 from consistentee.training.stages import train_jointly
 

@@ -29,7 +29,8 @@ from consistentee.data.instances import TaskData
 from consistentee.methods.method import Knob, Method
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule, normalised_entropy
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule
+from consistentee.rules.signals import normalised_entropy
 from consistentee.training.loop import FeatureBatch, FeatureSource, Recipe, Stage, TokenBatch, TokenSource, run_stage
 from consistentee.training.stages import recorded_features, train_heads, train_last_exit, training_source
 

@@ -22,8 +22,10 @@ from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, LayerView, State, ThresholdRule, margin
+from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
 from consistentee.rules.schedules import check_exit_layer
+from consistentee.rules.signals import margin
+from consistentee.rules.view import LayerView
 from consistentee.training.token_recipe import TokenRecipe
 from consistentee.training.token_stages import train_exits
 

@@ -26,7 +26,8 @@ from consistentee.data.instances import TaskData
 from consistentee.methods.method import Knob, Method
 from consistentee.models.classifiers import ClassifierSpec, PastFutureClassifier
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule, entropy
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule
+from consistentee.rules.signals import entropy
 from consistentee.training.loop import Recipe, TokenBatch, run_stage
 from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, training_source
 

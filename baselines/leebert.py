@@ -100,7 +100,7 @@ class LeeBERT(Method):
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit with patience ``knob``."""
         self.check_knob(model, knob)
-        return ConsecutiveRule(SameAnswerRule(), patience=round(knob))
+        return ConsecutiveRule(SameAnswerRule(), patience=knob)
 
 
 def lessons(logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:

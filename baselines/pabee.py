@@ -45,4 +45,4 @@ class PABEE(Method):
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit with patience ``knob``."""
         self.check_knob(model, knob)
-        return ConsecutiveRule(SameAnswerRule(self.tolerance), patience=round(knob))
+        return ConsecutiveRule(SameAnswerRule(self.tolerance), patience=knob)

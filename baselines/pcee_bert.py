@@ -16,7 +16,8 @@ from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, ThresholdRule, normalised_entropy
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, ThresholdRule
+from consistentee.rules.signals import normalised_entropy
 from consistentee.training.loop import Recipe
 from consistentee.training.stages import train_jointly
 

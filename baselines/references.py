@@ -14,7 +14,8 @@ from torch import Tensor
 from consistentee.data.instances import TaskData
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, LayerView, NeverExit, State
+from consistentee.rules.exit_rule import ExitRule, NeverExit, State
+from consistentee.rules.view import LayerView
 from consistentee.training.loop import Recipe, label_tensor
 from consistentee.training.stages import train_jointly, train_last_exit
 

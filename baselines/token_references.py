@@ -14,8 +14,9 @@ from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, LayerView, NeverExit, State
+from consistentee.rules.exit_rule import ExitRule, NeverExit, State
 from consistentee.rules.schedules import ScheduledRule, check_exit_layer, mean_layers
+from consistentee.rules.view import LayerView
 from consistentee.training.token_recipe import TokenRecipe
 from consistentee.training.token_stages import train_exits, train_last_exit
 

@@ -19,7 +19,8 @@ from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule, entropy
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule
+from consistentee.rules.signals import entropy
 from consistentee.training.token_recipe import TokenRecipe
 from consistentee.training.token_stages import train_exits, train_last_exit
 
@@ -75,4 +76,4 @@ class TokenPatience(TokenMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit with patience ``knob``, counted in exits."""
         self.check_knob(model, knob)
-        return ConsecutiveRule(SameAnswerRule(), patience=round(knob))
+        return ConsecutiveRule(SameAnswerRule(), patience=knob)

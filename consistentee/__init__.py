@@ -12,7 +12,7 @@ _EXPORTS = {
     "ExitRule": "rules.exit_rule",
     "Generations": "engine.generate",
     "Knob": "methods.method",
-    "LayerView": "rules.exit_rule",
+    "LayerView": "rules.view",
     "Method": "methods.method",
     "MultiExitDecoder": "models.decoder",
     "MultiExitModel": "models.encoder",
@@ -39,10 +39,10 @@ _EXPORTS = {
     "record_token_trace": "traces.token_trace",
     "record_tokens": "traces.token_trace",
     "record_trace": "traces.instance_trace",
-    "replay": "traces.instance_trace",
-    "replay_tokens": "traces.token_trace",
-    "sweep": "traces.instance_trace",
-    "sweep_tokens": "traces.token_trace",
+    "replay": "traces.walk",
+    "replay_tokens": "traces.walk",
+    "sweep": "traces.walk",
+    "sweep_tokens": "traces.walk",
 }
 
 __all__ = sorted(_EXPORTS)  # noqa: PLE0605 (the names are served by __getattr__)

@@ -29,7 +29,7 @@ from typing import ClassVar
 import torch
 
 from consistentee import ExitRule, Knob, Method
-from consistentee.rules.exit_rule import top_probability
+from consistentee.rules.signals import top_probability
 from consistentee.training.stages import train_jointly
 
 

@@ -12,8 +12,9 @@ from baselines.calm_tokens import CALMTokensClassifier, SaturationRule, SignalRu
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.methods.token_answers import exit_answers
-from consistentee.rules.exit_rule import margin
-from consistentee.traces.token_trace import TokenTraceView, record_tokens, replay_tokens
+from consistentee.rules.signals import margin
+from consistentee.traces.token_trace import TokenTraceView, record_tokens
+from consistentee.traces.walk import replay
 from consistentee.training.token_recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=5, exit_batch_size=16, head_steps=5, head_batch_size=32)
@@ -63,7 +64,7 @@ def test_state_saturation_by_hand(tiny_decoder):
     cosines = functional.cosine_similarity(states[:, 1:], states[:, :-1], dim=-1)[:, :2]
     expected = [next((i + 2 for i, cosine in enumerate(row) if cosine >= 0.6), 4) for row in cosines.tolist()]
     expected = torch.where(trace.step == 0, 4, torch.tensor(expected))
-    exits = replay_tokens(SaturationRule((0.6 - 0.1) / 0.9, 0.0, 40, model.width), trace)
+    exits = replay(SaturationRule((0.6 - 0.1) / 0.9, 0.0, 40, model.width), trace)
     assert exits.tolist() == expected.tolist()
     assert len(set(exits.tolist())) > 1
 

@@ -19,8 +19,10 @@ from consistentee.engine.classify import classify, classify_encoded, stock_encod
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import NeverExit, top_probability
-from consistentee.traces.instance_trace import record_outputs, record_trace, replay
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.rules.signals import top_probability
+from consistentee.traces.instance_trace import record_outputs, record_trace
+from consistentee.traces.walk import replay
 from consistentee.training.loop import Recipe
 
 DEPTH, COMPANION = 4, 2

@@ -6,7 +6,8 @@ from conftest import random_texts
 
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule, top_probability
+from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
+from consistentee.rules.signals import top_probability
 
 
 class ByKey(ExitRule):

@@ -31,8 +31,10 @@ from consistentee.models.classifiers import (
 )
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.source_code import code_of
-from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule, entropy
-from consistentee.traces.instance_trace import record_trace, replay
+from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
+from consistentee.rules.signals import entropy
+from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.walk import replay
 
 WIDTH, INNER, CLASSES, LAYERS = 32, 8, 3, 4
 SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in KINDS}

@@ -17,7 +17,8 @@ from consistentee.methods.policy import (
     policy_logit,
     policy_spec,
 )
-from consistentee.traces.instance_trace import record_outputs, record_trace, replay, sweep
+from consistentee.traces.instance_trace import record_outputs, record_trace
+from consistentee.traces.walk import replay, sweep
 from consistentee.training import stages
 from consistentee.training.loop import Recipe
 

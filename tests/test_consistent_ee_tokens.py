@@ -20,7 +20,8 @@ from consistentee.methods.policy import POLICY, policy_spec
 from consistentee.methods.reward import rewards
 from consistentee.methods.token_answers import exit_answers
 from consistentee.models.encoder import LayerOutputs
-from consistentee.traces.token_trace import record_tokens, replay_tokens, sweep_tokens
+from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.walk import replay, sweep
 from consistentee.training import token_stages as token_training
 from consistentee.training.token_recipe import TokenRecipe
 from consistentee.training.token_sources import DrawnTokens
@@ -150,7 +151,7 @@ def test_rule_follows_the_probabilities_that_were_trained(tiny_decoder, reads):
     leaves = torch.cat([p[:, :-1] > threshold, torch.ones(len(p), 1, dtype=torch.bool)], dim=1)
     expected = torch.tensor([1, 3, 4])[leaves.int().argmax(dim=1)].where(trace.step > 0, torch.tensor(4))
     assert expected.unique().numel() > 1
-    assert torch.equal(replay_tokens(method.rule(model, threshold), trace), expected)
+    assert torch.equal(replay(method.rule(model, threshold), trace), expected)
 
 
 @pytest.mark.parametrize("method", [ConsistentEETokens(), ConsistentEETokensCurve()], ids=lambda method: method.name)
@@ -159,7 +160,7 @@ def test_knob_runs_from_the_first_exit_to_full_depth(tiny_decoder, method):
     trace = record_tokens(model, ROWS)
     add_random_policy(model, "state", method.conditioned)
     values = method.knob_values(model)
-    exits = sweep_tokens([method.rule(model, knob) for knob in values], trace)[:, trace.may_exit]
+    exits = sweep([method.rule(model, knob) for knob in values], trace)[:, trace.may_exit]
     assert (exits[0] == 2).all()
     assert (exits[-1] == 4).all()
     assert (exits[1:] >= exits[:-1]).all(), "a later knob never exits earlier"
@@ -225,7 +226,7 @@ def test_every_option_trains(tiny_decoder, method, options):
     method = method(**options)
     model = method.fit(tiny_decoder(), make_text_task(), RECIPE)
     trace = record_tokens(model, ROWS)
-    assert set(replay_tokens(method.rule(model, 0.5), trace).tolist()) <= set(model.exit_layers)
+    assert set(replay(method.rule(model, 0.5), trace).tolist()) <= set(model.exit_layers)
 
 
 def test_a_higher_price_gives_earlier_exits(tiny_decoder):
@@ -235,7 +236,7 @@ def test_a_higher_price_gives_earlier_exits(tiny_decoder):
         method = ConsistentEETokens(alpha=alpha, reward="vanilla")
         model = method.fit(tiny_decoder(), make_text_task(), recipe)
         trace = record_tokens(model, recipe.training_rows(model, make_text_task()))
-        averages.append(replay_tokens(method.rule(model, 0.5), trace)[trace.may_exit].double().mean().item())
+        averages.append(replay(method.rule(model, 0.5), trace)[trace.may_exit].double().mean().item())
     assert averages[1] < 1.2
     assert averages[0] > 1.5
 
@@ -244,13 +245,13 @@ def test_one_conditioned_policy_gives_a_curve(tiny_decoder):
     method = ConsistentEETokensCurve(reward="vanilla")
     model = method.fit(tiny_decoder(), make_text_task(), replace(RECIPE, head_steps=150, head_learning_rate=3e-2))
     trace = record_tokens(model, RECIPE.training_rows(model, make_text_task()))
-    exits = sweep_tokens([method.rule(model, knob) for knob in method.knob_values(model)], trace)
+    exits = sweep([method.rule(model, knob) for knob in method.knob_values(model)], trace)
     assert len({round(mean, 3) for mean in exits.double().mean(dim=1).tolist()}) > 4
 
 
 def test_a_decoder_without_early_exits_needs_no_policy(tiny_decoder):
     model = ConsistentEETokens().fit(tiny_decoder(exit_layers=()), make_text_task(), RECIPE)
-    assert replay_tokens(ConsistentEETokens().rule(model, 0.5), record_tokens(model, ROWS)).tolist() == [4] * 5
+    assert replay(ConsistentEETokens().rule(model, 0.5), record_tokens(model, ROWS)).tolist() == [4] * 5
 
 
 def test_confidence_is_read_as_in_classification():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 import torch
 from consistentee import ExitRule, Knob, Method, ThresholdRule
-from consistentee.rules.exit_rule import margin
+from consistentee.rules.signals import margin
 from consistentee.training.stages import train_jointly
 
 class Base(Method):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from baselines import cosee
 from baselines.cosee import COSEE, exit_weights, normalised_energy, ranking_loss, simulated_exits
 from consistentee.errors import UserError
-from consistentee.traces.instance_trace import Trace, replay
+from consistentee.traces.instance_trace import Trace
+from consistentee.traces.walk import replay
 from consistentee.training.loop import Recipe
 from consistentee.training.stages import layer_losses, training_source
 

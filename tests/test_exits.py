@@ -8,14 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consistentee.errors import UserError
-from consistentee.rules.exit_rule import (
-    ThresholdRule,
-    entropy,
-    margin,
-    normalised_entropy,
-    predictions_of,
-    top_probability,
-)
+from consistentee.rules.exit_rule import ThresholdRule
+from consistentee.rules.signals import entropy, margin, normalised_entropy, top_probability
+from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import Trace
 
 

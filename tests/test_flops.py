@@ -12,7 +12,8 @@ from benchmarks.measure.flops import PARTLY_LIVE, TOKEN_COUNTS, FlopModel, Layer
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import NeverExit, ThresholdRule, entropy, head_probability
+from consistentee.rules.exit_rule import NeverExit, ThresholdRule
+from consistentee.rules.signals import entropy, head_probability
 
 WIDTH, INNER, CLASSES = 32, 64, 3
 

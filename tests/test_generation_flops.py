@@ -11,7 +11,8 @@ from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule, margin
+from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
+from consistentee.rules.signals import margin
 
 WIDTH, INNER, HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 48, 4, 2, 8, 4
 RANK = 16

@@ -15,7 +15,7 @@ from benchmarks.contract.tiny_models import TinyModels
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods, get_method
-from consistentee.traces.instance_trace import replay
+from consistentee.traces.walk import replay
 
 EVERYWHERE = [check for check in CHECKS if check.every_family]
 ONCE = [check for check in CHECKS if not check.every_family]

@@ -13,7 +13,7 @@ MINE = '''
 from dataclasses import dataclass
 from typing import ClassVar
 from consistentee import Knob, Method, ThresholdRule
-from consistentee.rules.exit_rule import margin
+from consistentee.rules.signals import margin
 from consistentee.training.stages import train_jointly
 
 @dataclass(frozen=True)

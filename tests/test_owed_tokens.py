@@ -11,7 +11,8 @@ from consistentee.engine.cache import CacheHoleError, KeyValueCache
 from consistentee.engine.decoding_step import TokenDecoder
 from consistentee.engine.generate import generate, generate_encoded
 from consistentee.engine.owed_tokens import OwedTokens, Propagation
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, entropy
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
+from consistentee.rules.signals import entropy
 from consistentee.traces.token_view import TokenView, prompt_key
 
 POLICIES = ("propagate", "exact")

@@ -12,8 +12,12 @@ from baselines.f_pabee import FPABEE, SmallStepRule, jensen_shannon, kullback_le
 from baselines.pabee import PABEE
 from baselines.pcee_bert import PCEEBERT
 from consistentee.errors import UserError
-from consistentee.rules.exit_rule import ConsecutiveRule, SameAnswerRule, ThresholdRule, normalised_entropy
-from consistentee.traces.instance_trace import Trace, replay
+from consistentee.methods.method import get_method
+from consistentee.methods.token_method import TokenMethod
+from consistentee.rules.exit_rule import ConsecutiveRule, SameAnswerRule, ThresholdRule
+from consistentee.rules.signals import normalised_entropy
+from consistentee.traces.instance_trace import Trace
+from consistentee.traces.walk import replay
 
 LAYERS, CLASSES = 8, 3
 
@@ -124,6 +128,21 @@ def test_a_row_whose_answer_never_moves_is_kept_by_the_last_knob(tiny_model):
 def test_no_patience_is_refused(method):
     with pytest.raises(UserError, match="patience must be at least 1, got 0"):
         method(patience=0)
+
+
+@pytest.mark.parametrize("patience", [1.5, 0, -1, math.inf, math.nan])
+def test_a_patience_that_counts_no_layers_is_refused(patience):
+    with pytest.raises(UserError, match=rf"whole number, at least 1, got {patience}"):
+        ConsecutiveRule(SameAnswerRule(), patience)
+
+
+@pytest.mark.parametrize("name", ["pabee", "leebert", "token-patience"])
+def test_a_knob_between_two_patiences_is_refused_and_not_rounded(tiny_model, tiny_decoder, name):
+    method = get_method(name)
+    model = tiny_decoder() if isinstance(method, TokenMethod) else tiny_model()
+    assert method.rule(model, 2.0).patience == 2
+    with pytest.raises(UserError, match=r"whole number, at least 1, got 1\.5"):
+        method.rule(model, 1.5)
 
 
 def test_pabee_uses_its_tolerance(tiny_model):

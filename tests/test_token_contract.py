@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 import torch
 from consistentee import ExitRule, Knob, ThresholdRule, UserError
-from consistentee.rules.exit_rule import margin
+from consistentee.rules.signals import margin
 from consistentee.methods.token_method import TokenMethod
 from consistentee.training.token_stages import train_exits
 

@@ -11,7 +11,8 @@ from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.rules.schedules import ScheduledRule, mean_layers
-from consistentee.traces.token_trace import record_tokens, replay_tokens
+from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.walk import replay
 from consistentee.training.token_recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16, backbone_steps=2, backbone_batch_size=2)
@@ -39,10 +40,10 @@ def test_random_exits_of_many_tokens_follow_that_distribution():
 def test_a_larger_mean_moves_no_token_to_an_earlier_exit(tiny_decoder):
     model = tiny_decoder()
     trace = record_tokens(model, [(prompt, [7, 9, 11, 30, 3]) for prompt in model.encode(random_prompts(20))])
-    exits = [replay_tokens(RandomTokenRule(model.exit_layers, mean, 0), trace) for mean in mean_layers(model)]
+    exits = [replay(RandomTokenRule(model.exit_layers, mean, 0), trace) for mean in mean_layers(model)]
     assert all((later >= earlier).all() for earlier, later in pairwise(exits))
-    other = replay_tokens(RandomTokenRule(model.exit_layers, 2.5, 1), trace)
-    assert not torch.equal(other, replay_tokens(RandomTokenRule(model.exit_layers, 2.5, 0), trace))
+    other = replay(RandomTokenRule(model.exit_layers, 2.5, 1), trace)
+    assert not torch.equal(other, replay(RandomTokenRule(model.exit_layers, 2.5, 0), trace))
 
 
 def test_mean_layers_by_hand(tiny_decoder):

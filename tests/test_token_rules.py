@@ -6,7 +6,8 @@ import torch
 from conftest import make_text_task, random_prompts
 
 from consistentee.methods.method import get_method
-from consistentee.traces.token_trace import record_tokens, replay_tokens
+from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.walk import replay
 from consistentee.training.token_recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16, backbone_steps=2, backbone_batch_size=2)
@@ -33,7 +34,7 @@ def test_entropy_by_hand(tiny_decoder):
     probs = logits_of(trace).softmax(-1)
     entropies = -(probs * probs.log()).sum(-1)[:, :3]
     middle = float(entropies.detach().median())
-    exits = replay_tokens(get_method("token-entropy").rule(model, middle), trace)
+    exits = replay(get_method("token-entropy").rule(model, middle), trace)
     assert torch.equal(exits, first_exit(trace, entropies < middle))
     assert set(exits.tolist()) >= {1, 4}
 
@@ -60,7 +61,7 @@ def test_patience_by_hand(tiny_decoder):
             else torch.zeros(len(trace), dtype=torch.bool)
             for i in range(3)
         ]
-        exits = replay_tokens(get_method("token-patience").rule(model, patience), trace)
+        exits = replay(get_method("token-patience").rule(model, patience), trace)
         assert torch.equal(exits, first_exit(trace, torch.stack(same, dim=1)))
         assert exits.min() == patience + 1, "nobody was patient: this shows nothing"
 

@@ -8,15 +8,11 @@ from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule, margin
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
+from consistentee.rules.signals import margin
 from consistentee.traces.token_rows import collate_rows, encode_rows
-from consistentee.traces.token_trace import (
-    TokenTraceView,
-    record_token_trace,
-    record_tokens,
-    replay_tokens,
-    sweep_tokens,
-)
+from consistentee.traces.token_trace import TokenTraceView, record_token_trace, record_tokens
+from consistentee.traces.walk import replay, sweep
 
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
 SPLIT = PromptSplit("train", ["ba be", "bi bo bu da"], [" de di", " ga ge gi go"])
@@ -89,7 +85,7 @@ def test_an_empty_response_has_no_tokens(tiny_decoder):
     trace = record_tokens(tiny_decoder(), [([2, 7], []), ([2, 8], [40])])
     assert trace.row.tolist() == [1]
     assert not len(trace.may_exit)
-    assert replay_tokens(NeverExit(), trace).tolist() == [4]
+    assert replay(NeverExit(), trace).tolist() == [4]
 
 
 def test_references_become_responses_that_end(tiny_decoder):
@@ -157,21 +153,21 @@ def test_replay_by_hand(tiny_decoder):
     for token, step in zip(margins.tolist(), trace.step.tolist(), strict=True):
         leaves = [layer for layer, value in zip((1, 2, 3), token, strict=True) if value > threshold and step]
         expected.append(min(leaves, default=4))
-    exits = replay_tokens(ThresholdRule(margin, threshold, "above"), trace)
+    exits = replay(ThresholdRule(margin, threshold, "above"), trace)
     assert exits.tolist() == expected
     assert len(set(expected)) > 1
 
 
 def test_the_first_token_of_a_response_never_exits(tiny_decoder):
     trace = record_tokens(tiny_decoder(exit_layers=(3,)), ROWS)
-    exits = replay_tokens(ThresholdRule(margin, -1.0, "above"), trace)
+    exits = replay(ThresholdRule(margin, -1.0, "above"), trace)
     assert exits.tolist() == [4, 3, 3, 4, 3]
 
 
 def test_a_rule_is_asked_about_one_step_at_a_time(tiny_decoder):
     trace = record_tokens(tiny_decoder(exit_layers=(1, 2)), ROWS)
     rule = FromLayer()
-    assert replay_tokens(rule, trace).tolist() == [4, 1, 2, 4, 1]
+    assert replay(rule, trace).tolist() == [4, 1, 2, 4, 1]
     assert rule.steps == [(1, 1, 2), (2, 1, 1), (2, 2, 1)]
 
 
@@ -179,7 +175,7 @@ def test_a_sweep_computes_logits_once_and_equals_single_replays(tiny_decoder, mo
     model = tiny_decoder()
     trace = record_tokens(model, ROWS)
     rules = [ThresholdRule(margin, threshold, "above") for threshold in (0.0, 0.1, 0.3, 2.0)]
-    single = torch.stack([replay_tokens(rule, trace) for rule in rules])
+    single = torch.stack([replay(rule, trace) for rule in rules])
     asked = []
     real = model.logits
 
@@ -188,7 +184,7 @@ def test_a_sweep_computes_logits_once_and_equals_single_replays(tiny_decoder, mo
         return real(layer, hidden)
 
     monkeypatch.setattr(model, "logits", counted)
-    assert torch.equal(sweep_tokens(rules, trace), single)
+    assert torch.equal(sweep(rules, trace), single)
     assert len(asked) == 2 * 3, "two steps, three exits before the last"
 
 
@@ -196,9 +192,9 @@ def test_chunks_change_nothing(tiny_decoder, monkeypatch):
     model = tiny_decoder()
     trace = record_tokens(model, [([2, 7, 5 + i], [30 + i, 31, 3]) for i in range(7)])
     rules = [ThresholdRule(margin, threshold, "above") for threshold in (0.0, 0.1, 0.3)]
-    whole = sweep_tokens(rules, trace)
+    whole = sweep(rules, trace)
     monkeypatch.setattr("consistentee.traces.token_trace.CHUNK", 2)
-    assert torch.equal(sweep_tokens(rules, trace), whole)
+    assert torch.equal(sweep(rules, trace), whole)
 
 
 def test_heads_read_the_normalised_state_of_the_true_layer(tiny_decoder):
@@ -248,4 +244,4 @@ def test_replay_on_what_was_generated_equals_live_decoding(tiny_decoder, family,
     trace = record_tokens(model, list(rows))
     live = torch.cat(written.exit_layers)
     assert live[trace.may_exit].unique().numel() > 1
-    assert replay_tokens(rule, trace).tolist() == live.tolist()
+    assert replay(rule, trace).tolist() == live.tolist()

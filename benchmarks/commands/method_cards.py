@@ -27,7 +27,8 @@ from consistentee.methods.method import Method, get_method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import ModelDescription, MultiExitModel
-from consistentee.traces.instance_trace import record_trace, replay
+from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.walk import replay
 
 if TYPE_CHECKING:
     from rich.console import Console

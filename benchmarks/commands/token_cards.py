@@ -14,7 +14,7 @@ from benchmarks.contract.watching import WatchedRule
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.heads import ExitHeads
-from consistentee.traces.token_trace import replay_tokens
+from consistentee.traces.walk import replay
 
 _FAMILY = "llama"
 _PARTS = {"backbone": "backbone", "exit_adapters": "exit adapters"}
@@ -65,7 +65,7 @@ def _what_it_reads(case: TokenCase) -> str:
     reads: dict[int, set[str]] = {}
     for knob in case.method.knob_values(case.model):
         watched = WatchedRule(case.rule(knob))
-        replay_tokens(watched, case.trace)
+        replay(watched, case.trace)
         for layer, names in watched.reads.items():
             reads.setdefault(layer, set()).update(names)
     by_words: dict[str, list[int]] = {}

@@ -22,7 +22,8 @@ from consistentee.errors import UserError
 from consistentee.methods.method import Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.traces.instance_trace import Trace, record_trace, replay, sweep
+from consistentee.traces.instance_trace import Trace, record_trace
+from consistentee.traces.walk import replay, sweep
 from consistentee.training.loop import Recipe
 
 _NOT_THE_AUTHORS = [Path(str(file)).parent for file in (torch.__file__, consistentee.__file__, __file__)]

@@ -33,7 +33,8 @@ from consistentee.engine.classify import classify, classify_encoded
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.instance_trace import record_trace, replay, sweep
+from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.walk import replay, sweep
 
 _CLOSE = 1e-4
 _LONG_TEXT = "w1 " * 60

@@ -27,7 +27,8 @@ from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import classify_encoded, stock_encoded
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, LayerView, NeverExit, State
+from consistentee.rules.exit_rule import ExitRule, NeverExit, State
+from consistentee.rules.view import LayerView
 
 _SAME_BATCH = 1e-5
 """How far numbers of the same batch may differ, computed in two ways."""

@@ -20,7 +20,8 @@ from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_rows import TokenRow
-from consistentee.traces.token_trace import TokenTrace, record_tokens, replay_tokens, sweep_tokens
+from consistentee.traces.token_trace import TokenTrace, record_tokens
+from consistentee.traces.walk import replay, sweep
 from consistentee.training.token_recipe import TokenRecipe
 
 PROMPTS = 8
@@ -57,7 +58,7 @@ class TokenCase:
         values = list(self.method.knob_values(self.model))
         places = torch.arange(len(values), dtype=torch.float)
         with suppress(Exception):  # a rule that cannot be replayed: another check says so
-            places = sweep_tokens([self.rule(value) for value in values], self.trace).float().mean(dim=1)
+            places = sweep([self.rule(value) for value in values], self.trace).float().mean(dim=1)
         return spread_over(values, places, _KNOBS)
 
     @cached_property
@@ -106,7 +107,7 @@ class TokenCase:
     def replayed(self, knob: float, trace: TokenTrace, rule: ExitRule | None = None) -> Tensor:
         """Return the exit layers [N] that a replay gives. Raises BrokenContractError if the rule fails there."""
         try:
-            return replay_tokens(rule or self.rule(knob), trace)
+            return replay(rule or self.rule(knob), trace)
         except Exception as error:  # a user's rule may fail in any way at all
             raise BrokenContractError("the rule cannot be replayed on a trace", described(error)) from error
 

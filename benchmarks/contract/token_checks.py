@@ -38,7 +38,8 @@ from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_trace import TokenTrace, replay_tokens, sweep_tokens
+from consistentee.traces.token_trace import TokenTrace
+from consistentee.traces.walk import replay, sweep
 
 _LONG_PROMPT = [5] * 40
 _FEW = 4
@@ -176,7 +177,7 @@ def knob_is_ordered(case: TokenCase) -> None:
     layers, values = case.model.num_layers, list(case.method.knob_values(case.model))
     may_exit = case.trace.may_exit
     try:
-        exits = sweep_tokens([case.rule(value) for value in values], case.trace)[:, may_exit]
+        exits = sweep([case.rule(value) for value in values], case.trace)[:, may_exit]
     except Exception as error:  # a user's rule may fail in any way at all
         raise BrokenContractError("the rule cannot be replayed on a trace", described(error)) from error
     check_order(exits, values, row="token")
@@ -194,7 +195,7 @@ def knob_is_ordered(case: TokenCase) -> None:
 def _check_first_exit(case: TokenCase, exits: Tensor, knob: float) -> None:
     """A rule without memory leaves where it first reads anything, or at the first exit; others may have to wait."""
     watched = WatchedRule(case.rule(knob))
-    replay_tokens(watched, case.trace)
+    replay(watched, case.trace)
     asked = [layer for layer in case.model.exit_layers[:-1] if watched.reads.get(layer)]
     first = min(asked, default=case.model.exit_layers[0])
     if watched.rule.start(1, case.model.num_layers):

@@ -11,6 +11,7 @@ from consistentee.backbones.decoders import DecoderContext
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_view import TokenView, prompt_key
+from consistentee.traces.walk import walk
 
 
 @torch.no_grad()
@@ -42,20 +43,25 @@ def eager_tokens(
     tokens, layers = [int(model.logits(model.num_layers, hidden[:, -1]).argmax())], [model.num_layers]
     while len(tokens) < new_tokens and tokens[-1] not in model.end_tokens:
         hidden, context = _entering(model, tokens[-1:], len(prompt) + len(tokens) - 1, cache)
-        state = {name: tensor.to(model.device) for name, tensor in rule.start(1, model.num_layers).items()}
         past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
-        for layer in range(1, model.num_layers + 1):
-            hidden = stepper.step(layer, hidden, context)
-            if layer in model.exit_layers[:-1]:
-                view = TokenView(model, layer, hidden, len(tokens), [prompt_key(prompt)], past=past)
-                if rule.should_exit(view, state).item():
-                    break
-                past = view.history if rule.reads_history else None
-        for skipped in range(layer + 1, model.num_layers + 1):
-            cache.update(*stepper.keys_values(skipped, hidden, context.rotation), skipped - 1)
-        tokens.append(int(model.logits(layer, hidden[:, -1]).argmax()))
-        layers.append(layer)
+        *_, (view, _) = walk(rule, _views(model, hidden, context, past, step=len(tokens), key=prompt_key(prompt)))
+        for skipped in range(view.layer + 1, model.num_layers + 1):
+            cache.update(*stepper.keys_values(skipped, view.hidden, context.rotation), skipped - 1)
+        tokens.append(int(view.logits.argmax()))
+        layers.append(view.layer)
     return tokens, layers
+
+
+def _views(
+    model: MultiExitDecoder, hidden: Tensor, context: DecoderContext, past: Tensor | None, *, step: int, key: int
+) -> Iterator[TokenView]:
+    """Run layer after layer on one token, and yield its exits: no further than they are asked for."""
+    for layer in range(1, model.num_layers + 1):
+        hidden = model.stepper.step(layer, hidden, context)
+        if layer in model.exit_layers:
+            view = TokenView(model, layer, hidden, step, [key], past=past)
+            yield view
+            past = None if past is None else view.history
 
 
 def _entering(

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from benchmarks.contract.faults import BrokenContractError, state_breaks
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, LayerView, State
+from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.view import LayerView
 
 COMPUTED = ("hidden", "pooled", "logits", "row_keys", "labels")
 """What a view computes, and keeps, when a rule asks for it."""

@@ -36,7 +36,8 @@ from consistentee.files import replacing
 from consistentee.methods.method import Method, get_method, train_method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.traces.instance_trace import Trace, record_trace, sweep
+from consistentee.traces.instance_trace import Trace, record_trace
+from consistentee.traces.walk import sweep
 
 _POINT = 0.01
 _LIVE_BATCH_SIZE = 32

@@ -14,7 +14,8 @@ from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens, sweep_tokens
+from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens
+from consistentee.traces.walk import sweep
 
 _LEAST_AGREEMENT = 0.9
 _ROUNDING = 1e-9
@@ -69,7 +70,7 @@ def replay_points(
     rows = [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, full.tokens, strict=True)]
     trace = record_tokens(model, rows, store=store)
     knobs = [float(knob) for knob in method.knob_values(model)]
-    exits = sweep_tokens([method.rule(model, knob) for knob in knobs], trace)
+    exits = sweep([method.rule(model, knob) for knob in knobs], trace)
     agrees = exits_that_agree(trace)
     points = []
     for knob, exit_layers in zip(knobs, exits[:, trace.may_exit], strict=True):

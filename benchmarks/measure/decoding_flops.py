@@ -1,27 +1,24 @@
 """Floating point operations of decoding, token by token: counted once a layer and an exit, times the calls.
 
-Counted by torch's own counter (a multiply-add is two operations; only products of matrices count) with attention that
-is not fused, because on a CPU the counter sees nothing of the fused one. A layer costs a token a constant, and a part
-for every column that it attends to. What a rule reads at the exits that it is asked at, the LM head that gives the
-token, and the keys and values that skipped layers are given later are counted too; padding is not.
+A layer costs a token a constant, and a part for every column that it attends to. What a rule reads at the exits that it
+is asked at, the LM head that gives the token, and the keys and values that skipped layers are given later are counted
+too; padding is not.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure.operations import ExitCost, count_exits, count_operations, eager_attention
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_view import TokenView
 
 _COLUMN_COUNTS = (1, 2, 5)
@@ -50,19 +47,6 @@ class TokenCost:
         return self.constant * tokens + self.a_column * columns
 
 
-@dataclass(frozen=True)
-class ExitCost:
-    """Operations of one token at each exit layer.
-
-    Attributes:
-        reading: what the rule reads there.
-        answering: what the token costs beyond that, where it leaves there.
-    """
-
-    reading: dict[int, int]
-    answering: dict[int, int]
-
-
 class _Columns:
     """A cache that has some columns of one row already, whatever is in them."""
 
@@ -84,7 +68,7 @@ class DecodingFlops:
         self._model = model
         token = torch.tensor([[self._ordinary_token()]], device=model.device)
         position = torch.zeros_like(token)
-        with _unfused_attention(model), torch.no_grad():
+        with eager_attention([model.backbone]), torch.no_grad():
             self._hidden = model.stepper.embed(token, position)
             rotation = model.stepper.rotation(self._hidden, position)
             self.layers = [
@@ -92,17 +76,17 @@ class DecodingFlops:
                 for layer in range(1, model.num_layers + 1)
             ]
             self.filling = [
-                _count(partial(model.stepper.keys_values, layer, self._hidden, rotation))
+                count_operations(partial(model.stepper.keys_values, layer, self._hidden, rotation))[0]
                 for layer in range(1, model.num_layers + 1)
             ]
-            self.head = _count(partial(model.logits, model.num_layers, self._hidden[:, 0]))
+            self.head, _ = count_operations(partial(model.logits, model.num_layers, self._hidden[:, 0]))
 
     def _ordinary_token(self) -> int:
         return 1 if self._model.pad_id == 0 else 0
 
     def _count_layer(self, layer: int, position: Tensor, rotation: Any, columns: int) -> int:
         context = DecoderContext(position, rotation, None, _Columns(columns))
-        return _count(partial(self._model.stepper.step, layer, self._hidden, context))
+        return count_operations(partial(self._model.stepper.step, layer, self._hidden, context))[0]
 
     def prefill(self, prompt_tokens: Sequence[int]) -> int:
         """Return the operations of prompts at full depth, and of the first new token of each.
@@ -154,7 +138,7 @@ class DecodingFlops:
 
         Columns are those of the text so far, averaged over it, for the tokens that were rejected lie among them.
         """
-        drafting = self.exit_cost(None, 1).answering[draft_layer]
+        drafting = self.exit_cost(NeverExit(), 1).answering[draft_layer]
         total = 0
         rows = zip(written.prompt_tokens, written.tokens, written.drafted, written.passes, strict=True)
         for prompt_tokens, tokens, drafted, passes in rows:
@@ -165,21 +149,15 @@ class DecodingFlops:
         return total
 
     @torch.no_grad()
-    def exit_cost(self, rule: ExitRule | None, step: int) -> ExitCost:
-        """Count what a rule reads at the exits at one step, of a token that never leaves; None reads nothing."""
+    def exit_cost(self, rule: ExitRule, step: int) -> ExitCost:
+        """Count what a rule reads at the exits at one step, of a token that never leaves."""
         model = self._model
-        started = {} if rule is None else rule.start(1, model.num_layers)
-        state = {name: tensor.to(model.device) for name, tensor in started.items()}
-        past = torch.empty(1, 0, model.width, device=model.device) if rule and rule.reads_history else None
-        reading = dict.fromkeys(model.exit_layers, 0)
-        answering = dict.fromkeys(model.exit_layers, 0)
-        for layer in model.exit_layers:
-            view = TokenView(model, layer, self._hidden, step, [0], past=past)
-            if rule is not None and layer < model.num_layers:
-                reading[layer] = _count(partial(rule.should_exit, view, state))
-            past = past if past is None else view.history
-            answering[layer] = _count(partial(getattr, view, "logits"))
-        return ExitCost(reading, answering)
+
+        def view_at(layer: int, past: Tensor | None) -> TokenView:
+            return TokenView(model, layer, self._hidden, step, [0], past=past)
+
+        past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
+        return count_exits(rule, model.exit_layers, view_at, past)
 
 
 def _decoded(written: Generations) -> tuple[int, int]:
@@ -187,20 +165,3 @@ def _decoded(written: Generations) -> tuple[int, int]:
     counts = [max(len(tokens) - 1, 0) for tokens in written.tokens]
     columns = [n * prompt + n * (n + 1) // 2 for n, prompt in zip(counts, written.prompt_tokens, strict=True)]
     return sum(counts), sum(columns)
-
-
-def _count(action: Callable[[], Any]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        action()
-    return int(counter.get_total_flops())
-
-
-@contextmanager
-def _unfused_attention(model: MultiExitDecoder) -> Iterator[None]:
-    usual = model.backbone.config._attn_implementation
-    model.backbone.set_attn_implementation("eager")
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        model.backbone.set_attn_implementation(usual)

@@ -1,24 +1,18 @@
 """Floating point operations of early-exit classification, row by row: counted once a layer, times the calls.
 
-Counted by torch's own counter (a multiply-add is two operations; only products of matrices count) with attention that
-is not fused, in the backbone and in classifiers that have one, because on a CPU the counter sees nothing of the fused
-one. What a layer costs is a polynomial of the row's tokens, ``a + b*n + c*n^2``: attention is quadratic, all else
-linear or constant. Where tokens exit by themselves, a layer costs what its live tokens cost, and the keys and values of
-all. Padding costs time, but is no operation of a row, and is not counted.
+What a layer costs is a polynomial of the row's tokens, ``a + b*n + c*n^2``: attention is quadratic, all else linear or
+constant. Where tokens exit by themselves, a layer costs what its live tokens cost, and the keys and values of all.
+Padding costs time, but is no operation of a row, and is not counted.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure.operations import ExitCost, count_exits, count_operations, eager_attention
 from consistentee.backbones.token_exits import TokenContext
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import LiveView, no_history_yet
@@ -115,7 +109,7 @@ class FlopModel:
     def __init__(self, model: MultiExitModel) -> None:
         self._model = model
         self._rows = [self._row(tokens) for tokens in TOKEN_COUNTS]
-        with _unfused_attention(model), torch.no_grad():
+        with eager_attention(model.backbones), torch.no_grad():
             runs = [self._run_layers(row, live=len(row)) for row in self._rows]
             points = PARTLY_LIVE if model.token_exits is not None else ()
             partly_live = [self._run_layers(self._row(tokens), live)[1] for tokens, live in points]
@@ -161,33 +155,19 @@ class FlopModel:
     @torch.no_grad()
     def rule_cost(self, rule: ExitRule) -> RuleCost:
         """Count what a rule reads: it is asked at every layer of a row that never leaves."""
-        reading, answering = [], []
-        for row, layers in zip(self._rows, self._layers, strict=True):
-            with sdpa_kernel(SDPBackend.MATH):
-                counts = self._ask_at_every_layer(rule, row, layers)
-            reading.append([asked for asked, _ in counts])
-            answering.append([answered for _, answered in counts])
+        counts = [self._exit_cost(rule, row, layers) for row, layers in zip(self._rows, self._layers, strict=True)]
+        numbers = range(1, self._model.num_layers + 1)
         return RuleCost(
-            [TokenPolynomial.fit(list(counted)) for counted in zip(*reading, strict=True)],
-            [TokenPolynomial.fit(list(counted)) for counted in zip(*answering, strict=True)],
+            [TokenPolynomial.fit([cost.reading[layer] for cost in counts]) for layer in numbers],
+            [TokenPolynomial.fit([cost.answering[layer] for cost in counts]) for layer in numbers],
         )
 
-    def _ask_at_every_layer(self, rule: ExitRule, row: Encoding, layers: list[_CountedLayer]) -> list[tuple[int, int]]:
-        model = self._model
-        state = {name: tensor.to(model.device) for name, tensor in rule.start(1, model.num_layers).items()}
-        past = no_history_yet(model, rule, 1)
-        counts = []
-        for number, counted in enumerate(layers, start=1):
-            view = LiveView(model, number, counted.hidden, counted.padding_mask, [row], past=past)
-            asked = 0
-            if number < model.num_layers:  # at the last layer every row leaves: no rule is asked, no history kept
-                asked, _ = _count(partial(rule.should_exit, view, state))
-                if past is not None:
-                    kept, past = _count(partial(getattr, view, "history"))
-                    asked += kept
-            answered, _ = _count(partial(getattr, view, "logits"))
-            counts.append((asked, answered))
-        return counts
+    def _exit_cost(self, rule: ExitRule, row: Encoding, layers: list[_CountedLayer]) -> ExitCost:
+        def view_at(layer: int, past: torch.Tensor | None) -> LiveView:
+            counted = layers[layer - 1]
+            return LiveView(self._model, layer, counted.hidden, counted.padding_mask, [row], past=past)
+
+        return count_exits(rule, range(1, len(layers) + 1), view_at, no_history_yet(self._model, rule, 1))
 
     def _row(self, tokens: int) -> Encoding:
         ordinary = 1 if self._model.tokenizer.pad_token_id == 0 else 0
@@ -198,14 +178,14 @@ class FlopModel:
         """Run every layer on the first ``live`` tokens of a row, whatever the schedule of a model whose tokens exit."""
         stepper = self._model.stepper
         batch = self._model.collate([row])
-        embedding, (hidden, context) = _count(partial(stepper.begin, batch))
+        embedding, (hidden, context) = count_operations(partial(stepper.begin, batch))
         if isinstance(context, TokenContext):
             exit_layers = torch.zeros_like(context.exit_layers)
             exit_layers[:, :live] = self._model.num_layers
             context = replace(context, exit_layers=exit_layers)
         layers = []
         for layer in range(1, self._model.num_layers + 1):
-            operations, hidden = _count(partial(stepper.step, layer, hidden, context))
+            operations, hidden = count_operations(partial(stepper.step, layer, hidden, context))
             layers.append(_CountedLayer(operations, hidden, context.padding_mask))
         return embedding, layers
 
@@ -213,22 +193,3 @@ class FlopModel:
 def _by_layer(runs: list[list[_CountedLayer]]) -> list[list[int]]:
     """Turn runs of all layers into the operations of each layer in all runs."""
     return [[counted.operations for counted in layer] for layer in zip(*runs, strict=True)]
-
-
-def _count(action: Callable[[], Any]) -> tuple[int, Any]:
-    with FlopCounterMode(display=False) as counter:
-        result = action()
-    return counter.get_total_flops(), result
-
-
-@contextmanager
-def _unfused_attention(model: MultiExitModel) -> Iterator[None]:
-    usual = [backbone.config._attn_implementation for backbone in model.backbones]
-    for backbone in model.backbones:
-        backbone.set_attn_implementation("eager")
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        for backbone, attention in zip(model.backbones, usual, strict=True):
-            backbone.set_attn_implementation(attention)

@@ -1,25 +1,42 @@
 """What a rule compares with its threshold, layer by layer, summed up in a few quantiles for the record."""
 
 import torch
+from torch import Tensor
 
 from benchmarks.store.records import SIGNAL_QUANTILES
-from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.exit_rule import ExitRule, NeverExit, State
+from consistentee.rules.view import LayerView
 from consistentee.traces.instance_trace import Trace
+from consistentee.traces.walk import replay
 
 
-@torch.inference_mode()
 def signal_quantiles(rule: ExitRule, trace: Trace) -> list[list[float]]:
     """Return the quantiles over all rows of the rule's signal: one list a layer that the rule is asked at.
 
     Rows count at every layer, those that have left before too, so that layers can be compared. Empty for a rule that
     compares nothing with a threshold.
     """
-    state = rule.start(len(trace), trace.num_layers)
+    comparing = _Comparing(rule)
+    replay(comparing, trace)
+    compared = [values for values in comparing.values if values is not None]
+    if len(compared) < len(comparing.values):
+        return []
     levels = torch.tensor(SIGNAL_QUANTILES, dtype=torch.float64)
-    quantiles = []
-    for layer in range(1, trace.num_layers):
-        values = rule.compared_value(trace.view(layer), state)
-        if values is None:
-            return []
-        quantiles.append(torch.quantile(values.double(), levels).tolist())
-    return quantiles
+    return [torch.quantile(values.double(), levels).tolist() for values in compared]
+
+
+class _Comparing(NeverExit):
+    """Notes what another rule compares at every layer, and lets nobody go."""
+
+    def __init__(self, rule: ExitRule) -> None:
+        self.rule = rule
+        self.values: list[Tensor | None] = []
+
+    def start(self, rows: int, num_layers: int) -> State:
+        """Return the state of the other rule."""
+        return self.rule.start(rows, num_layers)
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Return False for every row."""
+        self.values.append(self.rule.compared_value(view, state))
+        return super().should_exit(view, state)

@@ -7,8 +7,10 @@ import torch
 from conftest import report
 
 from consistentee.engine.classify import stock_encoded
-from consistentee.rules.exit_rule import ThresholdRule, entropy
-from consistentee.traces.instance_trace import record_trace, sweep
+from consistentee.rules.exit_rule import ThresholdRule
+from consistentee.rules.signals import entropy
+from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.walk import sweep
 
 ROUNDS = 3
 

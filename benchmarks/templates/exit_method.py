@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import head_probability
+from consistentee.rules.signals import head_probability
 from consistentee.training.loop import FeatureBatch, FeatureSource
 from consistentee.training.stages import recorded_features, train_heads, train_jointly, training_source
 

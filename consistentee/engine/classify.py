@@ -12,7 +12,8 @@ from consistentee.data.encoding import Batch, Encoding
 from consistentee.data.instances import Text
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, LayerView, predictions_of
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.view import LayerView, predictions_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from consistentee.data.instances import Split, TaskData
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import predictions_of
+from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_outputs
 from consistentee.training.loop import Recipe, label_tensor
 from consistentee.training.stages import train_jointly

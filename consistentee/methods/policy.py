@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.models.heads import ExitHeads, HeadSpec
-from consistentee.rules.exit_rule import ExitRule, LayerView, State
+from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.view import LayerView
 
 POLICY = "policy"
 INITIAL_BIAS = -1.5

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, LayerView, State
+from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.view import LayerView
 
 _USUAL_LENGTH = 64
 

@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from rich.progress import track
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from consistentee.backbones.token_exits import layers_run
@@ -20,7 +18,7 @@ from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import ExitHeads
-from consistentee.rules.exit_rule import ExitRule, LayerView, predictions_of
+from consistentee.rules.view import LayerView, predictions_of
 
 
 @dataclass
@@ -34,7 +32,7 @@ class Trace:
             (or [N, L, outputs]) for every learned head that reads the pooled vector alone.
         lengths: number of tokens a row: int64 [N].
         row_keys: see :class:`LayerView`: int64 [N].
-        heads: the model's learned heads, for rules that give them extra inputs; not saved with the trace.
+        heads: the model's learned heads, for rules that give them extra inputs.
         live_tokens: see :meth:`MultiExitModel.live_tokens`: int64 [N, L], or None.
     """
 
@@ -61,6 +59,10 @@ class Trace:
             self._views[layer] = TraceView(self, layer)
         return self._views[layer]
 
+    def parts(self) -> Iterator[tuple[Tensor, list["TraceView"]]]:
+        """Yield all rows and the views of all layers, see :class:`consistentee.traces.walk.Recorded`."""
+        yield torch.arange(len(self)), [self.view(layer) for layer in range(1, self.num_layers + 1)]
+
     def logits_at(self, exits: Tensor) -> Tensor:
         """Return each row's logits at its exit layer: [N, classes]. ``exits``: 1-based int64 [N]."""
         return self.logits[torch.arange(len(self)), exits - 1]
@@ -72,40 +74,6 @@ class Trace:
     def layers_run(self, exits: Tensor) -> Tensor:
         """Return how many layers each row's tokens run on average, if rows leave at ``exits``: float [N]."""
         return layers_run(self.live_tokens, exits)
-
-    def save(self, path: Path) -> None:
-        """Write the tensors to one safetensors file."""
-        tensors = {
-            "logits": self.logits,
-            "labels": self.labels,
-            "lengths": self.lengths,
-            "row_keys": self.row_keys,
-        }
-        if self.live_tokens is not None:
-            tensors["live_tokens"] = self.live_tokens
-        tensors |= {f"signal/{name}": tensor for name, tensor in self.signals.items()}
-        save_file(
-            {name: t.contiguous() for name, t in tensors.items()},
-            path,
-            {"names": json.dumps(list(self.signals))},
-        )
-
-    @classmethod
-    def load(cls, path: Path, model: MultiExitModel | None = None) -> "Trace":
-        """Read a saved trace; ``model`` supplies the learned heads, for rules that need them."""
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        signals = {n.removeprefix("signal/"): t for n, t in tensors.items() if n.startswith("signal/")}
-        heads = {} if model is None else _heads_of(model)
-        return cls(
-            logits=tensors["logits"],
-            labels=tensors["labels"],
-            signals=signals,
-            lengths=tensors["lengths"],
-            row_keys=tensors["row_keys"],
-            heads=heads,
-            live_tokens=tensors.get("live_tokens"),
-        )
 
 
 class TraceView(LayerView):
@@ -252,23 +220,3 @@ def _head_signals(model: MultiExitModel, pooled: Tensor) -> dict[str, Tensor]:
             layers = [head(i + 1, pooled[:, i].to(model.device)) for i in range(model.num_layers)]
             signals[f"head:{name}"] = torch.stack(layers, dim=1).cpu()
     return signals
-
-
-@torch.inference_mode()
-def replay(rule: ExitRule, trace: Trace) -> Tensor:
-    """Return the 1-based exit layer of every row of the trace under ``rule``: int64 [N]."""
-    exits = torch.full((len(trace),), trace.num_layers)
-    active = torch.ones(len(trace), dtype=torch.bool)
-    state = rule.start(len(trace), trace.num_layers)
-    for layer in range(1, trace.num_layers):
-        leaves = rule.should_exit(trace.view(layer), state) & active
-        exits[leaves] = layer
-        active &= ~leaves
-        if not active.any():
-            break
-    return exits
-
-
-def sweep(rules: Sequence[ExitRule], trace: Trace) -> Tensor:
-    """Replay many rules (one a knob value) on one trace: exit layers int64 [rules, N]."""
-    return torch.stack([replay(rule, trace) for rule in rules])

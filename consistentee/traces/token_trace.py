@@ -22,7 +22,7 @@ from torch import Tensor
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, LayerView
+from consistentee.rules.view import LayerView
 from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, encode_rows
 from consistentee.traces.token_view import prompt_key, token_key
 
@@ -66,6 +66,24 @@ class TokenTrace:
         """Hash of states and targets."""
         return hash_tensors({"hidden": self.hidden, "targets": self.targets})
 
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return self.exit_layers[-1]
+
+    def parts(self) -> Iterator[tuple[Tensor, list["TokenTraceView"]]]:
+        """Yield tokens of the same step that may exit, and the views of the exits on them, a chunk at a time.
+
+        Together, because a rule is asked about all rows of one step at a time; see
+        :class:`consistentee.traces.walk.Recorded`.
+        """
+        order = self.may_exit[self.step[self.may_exit].argsort(stable=True)]
+        steps, counts = self.step[order].unique_consecutive(return_counts=True)
+        for step, same_step in zip(steps.tolist(), order.split(counts.tolist()), strict=True):
+            for tokens in same_step.split(CHUNK):
+                exits = range(len(self.exit_layers))
+                yield tokens, [TokenTraceView(self, index, tokens, step) for index in exits]
+
     def select(self, tokens: Tensor) -> "TokenTrace":
         """Return the trace of some tokens alone, given by their numbers, in the given order."""
         columns = ("hidden", "targets", "row", "step", "row_keys")
@@ -85,7 +103,7 @@ class TokenTraceView(LayerView):
         self._tokens = tokens
         self._heads: dict[str, Tensor] = {}
         self.layer = trace.exit_layers[exit_index]
-        self.num_layers = trace.exit_layers[-1]
+        self.num_layers = trace.num_layers
         self.rows = len(tokens)
         self.device = trace.model.device
         self.step = step
@@ -241,45 +259,3 @@ def _run_at_full_depth(
 def _kept_as(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     narrow = hidden.to("cpu", dtype)
     return narrow if narrow.isfinite().all() else hidden.to("cpu", torch.float32)
-
-
-def replay_tokens(rule: ExitRule, trace: TokenTrace) -> Tensor:
-    """Return the exit layer of every token of the trace under ``rule``: int64 [N]; L for those that may not exit."""
-    return sweep_tokens([rule], trace)[0]
-
-
-@torch.inference_mode()
-def sweep_tokens(rules: Sequence[ExitRule], trace: TokenTrace) -> Tensor:
-    """Replay many rules (one a knob value) on one trace: exit layers int64 [rules, N].
-
-    What a rule reads is computed once for all of them, a chunk of tokens at a time.
-    """
-    exits = torch.full((len(rules), len(trace)), trace.exit_layers[-1])
-    for step, tokens in _chunks_of_a_step(trace):
-        views = [TokenTraceView(trace, index, tokens, step) for index in range(len(trace.exit_layers) - 1)]
-        for number, rule in enumerate(rules):
-            exits[number, tokens] = _replay_chunk(rule, views, len(tokens), trace)
-    return exits
-
-
-def _chunks_of_a_step(trace: TokenTrace) -> Iterator[tuple[int, Tensor]]:
-    """Yield tokens of the same step, since a rule is asked about all rows of one step at a time."""
-    order = trace.may_exit[trace.step[trace.may_exit].argsort(stable=True)]
-    steps, counts = trace.step[order].unique_consecutive(return_counts=True)
-    for step, tokens in zip(steps.tolist(), order.split(counts.tolist()), strict=True):
-        for chunk in tokens.split(CHUNK):
-            yield step, chunk
-
-
-def _replay_chunk(rule: ExitRule, views: Sequence[TokenTraceView], rows: int, trace: TokenTrace) -> Tensor:
-    exits = torch.full((rows,), trace.exit_layers[-1], device=trace.model.device)
-    active = torch.ones(rows, dtype=torch.bool, device=trace.model.device)
-    started = rule.start(rows, trace.exit_layers[-1])
-    state = {name: tensor.to(trace.model.device) for name, tensor in started.items()}
-    for view in views:
-        leaves = rule.should_exit(view, state) & active
-        exits[leaves] = view.layer
-        active &= ~leaves
-        if not active.any():
-            break
-    return exits.cpu()

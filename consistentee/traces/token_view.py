@@ -10,7 +10,7 @@ from torch import Tensor
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import LayerView
+from consistentee.rules.view import LayerView
 
 _KEY_BITS = 31
 

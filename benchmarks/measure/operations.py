@@ -1,0 +1,101 @@
+"""Floating point operations of one call, and of what a rule asks layer by layer: counted by torch's own counter.
+
+A multiply-add is two operations; only products of matrices count. Attention is not fused where it is counted, because
+on a CPU the counter sees nothing of the fused one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from consistentee.rules.exit_rule import ExitRule, NeverExit, State
+from consistentee.rules.view import LayerView
+from consistentee.traces.walk import walk
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ExitCost:
+    """Operations of one row at each exit layer.
+
+    Attributes:
+        reading: what the rule reads there, and what is kept of it for later layers.
+        answering: what the row costs beyond that, where it leaves there.
+    """
+
+    reading: dict[int, int]
+    answering: dict[int, int]
+
+
+def count_operations(call: Callable[[], Result]) -> tuple[int, Result]:
+    """Return how many operations a call takes, and what it returns."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        result = call()
+    return int(counter.get_total_flops()), result
+
+
+@contextmanager
+def eager_attention(backbones: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Let backbones multiply matrices in their attention, which the counter sees."""
+    usual = [backbone.config._attn_implementation for backbone in backbones]
+    for backbone in backbones:
+        backbone.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        for backbone, attention in zip(backbones, usual, strict=True):
+            backbone.set_attn_implementation(attention)
+
+
+def count_exits(
+    rule: ExitRule, layers: Sequence[int], view_at: Callable[[int, Tensor | None], LayerView], past: Tensor | None
+) -> ExitCost:
+    """Count what a rule reads of a row that never leaves: it is asked at every exit but the last.
+
+    Args:
+        rule: the exit rule.
+        layers: of the exits, the last layer included.
+        view_at: makes the view of a layer, given the history before it.
+        past: the history before the first layer [1, 0, width], or None where nobody reads it.
+    """
+    counted = _CountedRule(rule, keeps_history=past is not None)
+    steps = walk(counted, _views(layers, view_at, past))
+    answering = {view.layer: count_operations(partial(getattr, view, "logits"))[0] for view, _ in steps}
+    return ExitCost(dict.fromkeys(layers, 0) | counted.reading, answering)
+
+
+def _views(
+    layers: Sequence[int], view_at: Callable[[int, Tensor | None], LayerView], past: Tensor | None
+) -> Iterator[LayerView]:
+    for layer in layers:
+        view = view_at(layer, past)
+        yield view
+        past = None if past is None else view.history
+
+
+class _CountedRule(NeverExit):
+    """Asks another rule, counts what it reads and what is kept for later layers, and lets nobody go."""
+
+    def __init__(self, rule: ExitRule, *, keeps_history: bool) -> None:
+        self.rule = rule
+        self.keeps_history = keeps_history
+        self.reading: dict[int, int] = {}
+
+    def start(self, rows: int, num_layers: int) -> State:
+        """Return the state of the other rule."""
+        return self.rule.start(rows, num_layers)
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Return False for every row, whatever the other rule says."""
+        asked, _ = count_operations(partial(self.rule.should_exit, view, state))
+        kept = count_operations(partial(getattr, view, "history"))[0] if self.keeps_history else 0
+        self.reading[view.layer] = asked + kept
+        return super().should_exit(view, state)

@@ -1,0 +1,87 @@
+"""LayerView: what one layer can say of its rows."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from consistentee.errors import UserError
+
+
+class LayerView(ABC):
+    """What one layer can say about the active rows; every property is computed only when asked for.
+
+    A rule pays for what it reads: one that reads a policy head never pays for a classifier.
+
+    Attributes:
+        layer: the layer that has just run, 1-based.
+        num_layers: number of layers of the model.
+        rows: number of active rows.
+        device: where the tensors live.
+        step: 0 in classification; the position of the new token in generation.
+    """
+
+    layer: int
+    num_layers: int
+    rows: int
+    device: torch.device
+    step: int = 0
+
+    @cached_property
+    @abstractmethod
+    def hidden(self) -> Tensor:
+        """Hidden states after this layer: [rows, tokens, width]. Not kept in a trace."""
+
+    @cached_property
+    @abstractmethod
+    def pooled(self) -> Tensor:
+        """The vector that the classifier of this layer reads: [rows, width]."""
+
+    @cached_property
+    @abstractmethod
+    def history(self) -> Tensor:
+        """``pooled`` of layers 1 to this one: [rows, layer, width].
+
+        Live, it is kept only for a rule that declares ``reads_history`` or classifiers that read it; others get a
+        UserError.
+        """
+
+    @cached_property
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """Output of the internal classifier of this layer: [rows, classes], or [rows, 1] for a regression."""
+
+    @cached_property
+    @abstractmethod
+    def row_keys(self) -> Tensor:
+        """A number that identifies each row by its input alone (int64 [rows]): equal inputs, equal keys."""
+
+    @cached_property
+    @abstractmethod
+    def labels(self) -> Tensor:
+        """True labels [rows]: known in a trace, never at inference, where asking for them raises UserError."""
+
+    @abstractmethod
+    def head(self, name: str, extra: Tensor | None = None) -> Tensor:
+        """Output of the head that the method added as ``name``: [rows], or [rows, outputs] if it has several.
+
+        ``extra`` [rows, k] is concatenated to the pooled vector, for heads declared with ``extra_inputs=k``.
+        """
+
+    @cached_property
+    def probs(self) -> Tensor:
+        """Softmax of the logits: [rows, classes]."""
+        if self.logits.shape[-1] == 1:
+            raise UserError("this exit rule needs class probabilities, which a regression does not have")
+        return self.logits.softmax(dim=-1)
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """The answer of this layer: class indices (int64 [rows]), or values (float [rows]) for a regression."""
+        return predictions_of(self.logits)
+
+
+def predictions_of(logits: Tensor) -> Tensor:
+    """Turn logits [..., classes] into class indices [...], or regression outputs [..., 1] into values [...]."""
+    return logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(dim=-1)

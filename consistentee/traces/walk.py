@@ -1,0 +1,68 @@
+"""The exit loop over recorded layers: who leaves where; and rules replayed with it, whatever the rows are."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.view import LayerView
+
+View = TypeVar("View", bound=LayerView)
+
+
+class Recorded(Protocol):
+    """What rules are replayed on: :class:`consistentee.Trace`, whose rows are instances, or TokenTrace."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers of the model."""
+
+    def parts(self) -> Iterator[tuple[Tensor, Sequence[LayerView]]]:
+        """Yield rows that a rule is asked about together, and the views of their exits, the last layer's included."""
+
+
+def walk(rule: ExitRule, views: Iterable[View]) -> Iterator[tuple[View, Tensor]]:
+    """Yield the view of each exit and which rows leave there: bool [rows]. Every row leaves once.
+
+    A rule is asked about all rows at every exit, those that have left before too: in a recording nothing is removed.
+    It is not asked at the last layer, where whoever is left leaves. Views are taken one at a time, and none once all
+    rows have left, so that they may run the layers themselves.
+    """
+    active: Tensor | None = None
+    state: State = {}
+    for view in views:
+        if active is None:
+            active = torch.ones(view.rows, dtype=torch.bool, device=view.device)
+            state = {name: value.to(view.device) for name, value in rule.start(view.rows, view.num_layers).items()}
+        leaves = active if view.layer == view.num_layers else rule.should_exit(view, state) & active
+        yield view, leaves
+        active = active & ~leaves
+        if not active.any():
+            break
+
+
+@torch.inference_mode()
+def sweep(rules: Sequence[ExitRule], trace: Recorded) -> Tensor:
+    """Replay many rules (one a knob value) on one trace: 1-based exit layers, int64 [rules, N].
+
+    What the rules read is computed once for all of them, a part of the trace at a time.
+    """
+    exits = torch.full((len(rules), len(trace)), trace.num_layers)
+    for rows, views in trace.parts():
+        for number, rule in enumerate(rules):
+            for view, leaves in walk(rule, views):
+                exits[number, rows[leaves.cpu()]] = view.layer
+    return exits
+
+
+def replay(rule: ExitRule, trace: Recorded) -> Tensor:
+    """Return the 1-based exit layer of every row of the trace under ``rule``: int64 [N]."""
+    return sweep([rule], trace)[0]
+
+
+replay_tokens, sweep_tokens = replay, sweep
+"""Names of the same for a TokenTrace: exit layers of its tokens, L for those that may not exit."""

@@ -1,0 +1,120 @@
+"""The exit loop over recorded layers against a plain one that knows a single row, for rules drawn at random."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
+from consistentee.rules.signals import entropy, margin, top_probability
+from consistentee.traces.instance_trace import Trace
+from consistentee.traces.walk import replay, sweep, walk
+
+LAYERS, CLASSES = 6, 3
+
+
+def trace_of(logits):
+    rows = len(logits)
+    return Trace(logits, torch.zeros(rows), {}, torch.ones(rows), torch.arange(rows))
+
+
+class Tabled(ExitRule):
+    """Wants out, or not, as a table [rows, layers] says: back and forth, if it likes."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def should_exit(self, view, state):
+        return self.table[view.row_keys, view.layer - 1]
+
+
+class Asked(ExitRule):
+    """Notes when it is asked, and about how many rows."""
+
+    def __init__(self, rule):
+        self.rule = rule
+        self.questions = []
+
+    def start(self, rows, num_layers):
+        return self.rule.start(rows, num_layers)
+
+    def should_exit(self, view, state):
+        self.questions.append((view.layer, view.rows))
+        return self.rule.should_exit(view, state)
+
+
+def row_by_row(rule, logits, exits):
+    """Return where each row leaves if it is alone in its trace: nothing is masked, and nothing can be mixed up."""
+    layers = []
+    for number, row in enumerate(logits):
+        trace = trace_of(row.unsqueeze(0))
+        trace.row_keys = torch.tensor([number])
+        state, left = rule.start(1, LAYERS), LAYERS
+        for layer in exits[:-1]:
+            if rule.should_exit(trace.view(layer), state).item():
+                left = layer
+                break
+        layers.append(left)
+    return layers
+
+
+def generators():
+    return st.integers(0, 2**31).map(lambda seed: torch.Generator().manual_seed(seed))
+
+
+@st.composite
+def all_logits(draw):
+    """Return logits [rows, layers, classes] whose answers change now and then; there may be no row at all."""
+    rows = draw(st.integers(0, 24))
+    return torch.randn(rows, LAYERS, CLASSES, generator=draw(generators())).cumsum(dim=1)
+
+
+def simple_rules():
+    thresholds = st.floats(0, 1.1)
+    tables = generators().map(lambda generator: Tabled(torch.rand(24, LAYERS, generator=generator) < 0.3))
+    signals = st.sampled_from([entropy, margin, top_probability])
+    thresholded = st.builds(ThresholdRule, signals, thresholds, st.sampled_from(["above", "below"]))
+    return st.one_of(tables, thresholded, st.builds(SameAnswerRule), st.builds(NeverExit))
+
+
+RULES = st.one_of(simple_rules(), st.builds(ConsecutiveRule, simple_rules(), st.integers(1, LAYERS)))
+EXITS = st.sets(st.integers(1, LAYERS - 1)).map(lambda layers: [*sorted(layers), LAYERS])
+
+
+@given(all_logits(), RULES, EXITS)
+def test_a_walk_is_what_rows_do_one_by_one(logits, rule, exits):
+    trace, asked = trace_of(logits), Asked(rule)
+    left = [0] * len(trace)
+    for view, leaves in walk(asked, [trace.view(layer) for layer in exits]):
+        for row in leaves.nonzero().flatten().tolist():
+            assert left[row] == 0, "a row leaves once"
+            left[row] = view.layer
+    expected = row_by_row(rule, logits, exits)
+    assert left == expected
+    deepest = max(expected, default=exits[0])
+    assert asked.questions == [(layer, len(trace)) for layer in exits if layer <= deepest and layer < LAYERS]
+
+
+@given(all_logits(), st.lists(RULES, min_size=1, max_size=3))
+def test_a_sweep_is_every_rule_row_by_row(logits, rules):
+    trace, layers = trace_of(logits), range(1, LAYERS + 1)
+    expected = [row_by_row(rule, logits, layers) for rule in rules]
+    assert sweep(rules, trace).tolist() == expected
+    assert [replay(rule, trace).tolist() for rule in rules] == expected
+
+
+def test_views_are_taken_only_while_a_row_is_there():
+    trace, taken = trace_of(torch.zeros(3, LAYERS, CLASSES)), []
+
+    def views():
+        for layer in range(1, LAYERS + 1):
+            taken.append(layer)
+            yield trace.view(layer)
+
+    table = torch.zeros(3, LAYERS, dtype=torch.bool)
+    table[0, 0] = table[1, 2] = table[2, 2] = True
+    assert [(view.layer, leaves.tolist()) for view, leaves in walk(Tabled(table), views())] == [
+        (1, [True, False, False]),
+        (2, [False, False, False]),
+        (3, [False, True, True]),
+    ]
+    assert taken == [1, 2, 3]
