@@ -23,7 +23,8 @@ from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, LayerView, State, ThresholdRule, head_probability, margin
-from consistentee.training.loop import FeatureBatch, FeatureSource, Recipe
+from consistentee.training.loop import FeatureBatch, FeatureSource
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import recorded_features, train_heads, train_jointly, training_source
 
 _CONFIDENCE = "confidence"

@@ -35,7 +35,7 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, LayerView, Signal, State, head_probability, margin
 from consistentee.rules.schedules import text_length
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_sources import StateBatch
 from consistentee.training.token_stages import train_exits, train_learned_head
 

@@ -35,7 +35,8 @@ from consistentee.methods.hardness import cross_fitted
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, LayerView, State, predictions_of, top_probability
-from consistentee.training.loop import Recipe, TokenBatch, label_tensor, run_stage
+from consistentee.training.loop import TokenBatch, label_tensor, run_stage
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import layer_losses, token_stage, train_last_exit, training_source
 
 _THRESHOLDS = tuple(torch.linspace(-3, 12, 76).sigmoid().tolist())

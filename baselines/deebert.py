@@ -20,7 +20,8 @@ from consistentee.data.instances import TaskData
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule, entropy
-from consistentee.training.loop import FeatureBatch, FeatureSource, Recipe
+from consistentee.training.loop import FeatureBatch, FeatureSource
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import (
     layer_losses,
     recorded_features,

@@ -25,7 +25,7 @@ from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, LayerView, State
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_jointly
 
 Distance = Callable[[Tensor, Tensor], Tensor]

@@ -24,7 +24,7 @@ from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, LayerView, State, ThresholdRule, margin
 from consistentee.rules.schedules import check_exit_layer
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_stages import train_exits
 
 _THRESHOLDS = (-1.0, *torch.linspace(-7, 7, 57).sigmoid().tolist(), 1.0)

@@ -33,7 +33,7 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.schedules import ScheduledRule, check_exit_layer
 from consistentee.traces.token_rows import TokenRows
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_stages import joint_loss, train_exits
 
 

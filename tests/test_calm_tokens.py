@@ -14,7 +14,7 @@ from consistentee.methods.method import get_method
 from consistentee.methods.token_answers import exit_answers
 from consistentee.rules.exit_rule import margin
 from consistentee.traces.token_trace import TokenTraceView, record_tokens, replay_tokens
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=5, exit_batch_size=16, head_steps=5, head_batch_size=32)
 NAMES = ["calm-tokens-classifier", "calm-tokens-softmax", "calm-tokens-state"]

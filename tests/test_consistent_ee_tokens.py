@@ -22,7 +22,7 @@ from consistentee.methods.token_answers import exit_answers
 from consistentee.models.encoder import LayerOutputs
 from consistentee.traces.token_trace import record_tokens, replay_tokens, sweep_tokens
 from consistentee.training import token_stages as token_training
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_sources import DrawnTokens
 
 RECIPE = TokenRecipe(

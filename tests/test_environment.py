@@ -10,8 +10,9 @@ import pytest
 from benchmarks.store import keys as fingerprint
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.keys import FileHashes, cell_key, code_fingerprint
-from benchmarks.store.spec import CellSpec, RecipeSpec
+from benchmarks.store.spec import CellSpec
 from consistentee.errors import UserError
+from consistentee.training.recipe import RecipeSettings
 
 SPEC = CellSpec(
     task="sst2",
@@ -20,7 +21,7 @@ SPEC = CellSpec(
     label="pabee",
     parameters={},
     seed=0,
-    recipe=RecipeSpec(),
+    recipe=RecipeSettings(),
     validation_rows=None,
     test_rows=None,
     budgets=(0.5,),
@@ -76,7 +77,7 @@ def test_key_depends_on_what_matters_alone():
                 {"seed": 1},
                 {"method": "static"},
                 {"parameters": {"tolerance": 0.2}},
-                {"recipe": RecipeSpec(epochs=9)},
+                {"recipe": RecipeSettings(epochs=9)},
                 {"test_rows": 10},
                 {"budgets": (0.25,)},
             )

@@ -1,7 +1,6 @@
 """The parts of a cell of generation: selection on validation prompts, kept texts, counts by position, the clock."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,13 @@ from benchmarks.kinds.generation_selection import choose_points, layers_a_token,
 from benchmarks.kinds.generation_timing import DecodingTimes, load_models, stock_times, time_decoding
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
 from benchmarks.store.generation_records import FAITHFUL, ReplayPoint
-from benchmarks.store.generation_spec import DecodingTimingSpec, StudySpec, TokenRecipeSpec
+from benchmarks.store.generation_spec import DecodingTimingSpec, StudySpec
 from consistentee.data.prompts import Prompt, PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.training.token_recipe import TokenRecipe
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +47,6 @@ def equal(first: Generations, second: Generations) -> bool:
         for name in ("tokens", "exit_layers", "late_layers")
         for a, b in zip(getattr(first, name), getattr(second, name), strict=True)
     )
-
-
-def test_recipe_has_the_defaults_of_training():
-    assert TokenRecipeSpec().to_recipe(seed=3) == TokenRecipe(seed=3)
-    set_by_the_run = {"seed", "store", "progress"}
-    assert set(TokenRecipeSpec.model_fields) == {field.name for field in fields(TokenRecipe)} - set_by_the_run
 
 
 def test_prompts_are_cut_by_the_tasks_rule(model):

@@ -7,7 +7,7 @@ from conftest import make_task
 
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods, get_method, train_method
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 
 MINE = '''
 from dataclasses import dataclass

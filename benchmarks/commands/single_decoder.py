@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from benchmarks.commands.terminal import add_columns, add_row, output_console, p
 from benchmarks.kinds.decoding import PromptDecoder, fitting_prompts
 from benchmarks.kinds.generation_selection import Selection, layers_a_token, select_knobs
 from benchmarks.kinds.kind import kind_named
-from benchmarks.store.generation_spec import GenerationSuite, TokenRecipeSpec
+from benchmarks.store.generation_spec import GenerationSuite
 from benchmarks.store.spec import validation_sentence
 from benchmarks.tasks.loader import load_text_task
 from consistentee.engine.generate import Generations, generate
@@ -25,6 +24,7 @@ from consistentee.methods.token_method import TokenMethod, train_token_method
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.decoder_description import DESCRIPTION_FILE
 from consistentee.models.decoder_files import saved_folder
+from consistentee.training.recipe import TokenRecipeSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +67,7 @@ def train_decoder(
         UserError: a name, a parameter or a field of the recipe is unknown, or ``out`` may not be written.
     """
     method = _token_method(method_name, parameters)
-    how = replace(_checked(recipe).to_recipe(seed), progress=True)
+    how = _checked(recipe).to_recipe(seed, progress=True)
     _check_out(out)
     task = load_text_task(task_name, data_dir)
     method.check_task(task)
@@ -82,9 +82,9 @@ def train_decoder(
     return _operating_points(selection, method, model, out)
 
 
-def _checked(recipe: Mapping[str, Any]) -> TokenRecipeSpec:
+def _checked(recipe: Mapping[str, Any]) -> TokenRecipeSettings:
     try:
-        return TokenRecipeSpec(**recipe)
+        return TokenRecipeSettings(**recipe)
     except ValidationError as error:
         raise UserError(f"--recipe: {validation_sentence(error)}") from error
 

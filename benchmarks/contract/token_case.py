@@ -21,7 +21,7 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, record_tokens, replay_tokens, sweep_tokens
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = 8
 NEW_TOKENS = 6

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from consistentee.data.instances import TaskData
     from consistentee.models.encoder import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule
-    from consistentee.training.loop import Recipe
+    from consistentee.training.recipe import Recipe
 
 ENTRY_POINT_GROUP = "consistentee.methods"
 """Methods whose rows are instances: classification."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.policy import confidence_features
 from consistentee.traces.token_trace import CHUNK, TokenTrace
-from consistentee.training.token_recipe import Target
+from consistentee.training.recipe import Target
 
 # Read when the code is loaded, so that an edit during a run cannot give its results the key of code that did not run.
 _CODE = inspect.getsource(sys.modules[__name__])

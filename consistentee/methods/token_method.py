@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from consistentee.engine.generate import Generations
     from consistentee.models.decoder import MultiExitDecoder
     from consistentee.rules.exit_rule import ExitRule
-    from consistentee.training.token_recipe import TokenRecipe
+    from consistentee.training.recipe import TokenRecipe
 else:
     _Method = Method
 
