@@ -49,6 +49,7 @@ class LayerSkip(TokenMethod):
     name: ClassVar[str] = "layerskip"
     paper: ClassVar[str] = "Elhoushi et al., LayerSkip, ACL 2024, arXiv 2404.16710"
     knob: ClassVar[Knob] = Knob("draft layer", tuple(float(layer) for layer in range(6, 31, 6)))
+    drafts: ClassVar[bool] = True
 
     draft_tokens: int = 4
     dropout: float = 0.1

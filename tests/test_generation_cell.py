@@ -14,7 +14,7 @@ from benchmarks.kinds import decoding as generation_decoding
 from benchmarks.kinds.calibration_study import study_calibration
 from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
 from benchmarks.kinds.generation import exit_histogram, layers_by_position
-from benchmarks.kinds.generation_selection import choose_points, layers_a_token, replay_points, select_knobs
+from benchmarks.kinds.generation_selection import choose_points, replay_points, select_knobs
 from benchmarks.kinds.generation_timing import DecodingTimes, load_models, stock_times, time_decoding
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
 from benchmarks.store.generation_records import FAITHFUL, ReplayPoint
@@ -103,7 +103,7 @@ def test_methods_that_draft_are_run_and_not_replayed(model):
     assert [p.agreement for p in selection.points] == [1.0] * 4
     drafting = selection.points[0]
     written = LayerSkip(draft_tokens=2).generate(model, prompts_of().texts, 1.0, max_new_tokens=6, batch_size=4)
-    assert drafting.average_layers == layers_a_token(written, 1.0)
+    assert drafting.average_layers == written.average_layers
     chosen = min(selection.points, key=lambda p: p.average_layers)
     assert selection.default_knob == chosen.knob
 
@@ -119,12 +119,15 @@ def test_layer_calls_of_drafts():
         prompt_tokens=[3],
         prefill_seconds=1.0,
         decode_seconds=1.0,
+        draft_layer=1,
+        num_layers=4,
         drafted=[6],
         accepted=[5],
         passes=[3],
     )
     # Layer 1 is called 6 + 3 times, layers 2 to 4 three times each, for 8 tokens.
-    assert layers_a_token(written, 1.0) == (9 * 1 + 3 * 3) / 8
+    assert written.layer_calls == 9 * 1 + 3 * 3
+    assert written.average_layers == written.layer_calls / 8
 
 
 # ---------------------------------------------------------------------------------------------- kept texts

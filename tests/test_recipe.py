@@ -5,7 +5,6 @@ import sys
 from dataclasses import asdict, fields, replace
 
 import pytest
-from conftest import make_task, make_text_task
 from pydantic import ValidationError
 
 from consistentee.training.recipe import BaseSettings, OneRun, Recipe, RecipeSettings, TokenRecipe, TokenRecipeSettings
@@ -52,11 +51,3 @@ def test_recipes_do_not_load_torch():
         "import sys, consistentee; consistentee.TokenRecipe(), consistentee.Recipe(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_limits_are_the_tasks_unless_the_recipe_says_otherwise():
-    assert Recipe(max_length=64).limits(make_task()) == {"max_length": 64}
-    task = make_text_task()
-    usual = {"max_prompt_tokens": task.max_prompt_tokens, "max_new_tokens": task.max_new_tokens}
-    assert TokenRecipe().limits(task) == usual
-    assert TokenRecipe(max_new_tokens=3).limits(task) == usual | {"max_new_tokens": 3}

@@ -10,17 +10,16 @@ from pydantic import ValidationError
 
 from benchmarks.commands.terminal import add_columns, add_row, output_console, plain_table
 from benchmarks.kinds.decoding import PromptDecoder, fitting_prompts
-from benchmarks.kinds.generation_selection import Selection, layers_a_token, select_knobs
+from benchmarks.kinds.generation_selection import Selection, select_knobs
 from benchmarks.kinds.kind import kind_named
 from benchmarks.store.generation_spec import GenerationSuite
 from benchmarks.store.spec import validation_sentence
 from benchmarks.tasks.loader import load_text_task
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.engine.transcript import NewToken
 from consistentee.errors import UserError
-from consistentee.methods.method import get_method
-from consistentee.methods.token_method import TokenMethod, train_token_method
+from consistentee.methods.method import get_method, train_method
+from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.decoder_description import DESCRIPTION_FILE
 from consistentee.models.decoder_files import saved_folder
@@ -73,7 +72,7 @@ def train_decoder(
     method.check_task(task)
     model = MultiExitDecoder.from_backbone(backbone, seed=seed)
     torch.manual_seed(seed)
-    model = train_token_method(method, method_name, model, task, how).eval()
+    model = train_method(method, method_name, model, task, how).eval()
     decoder = PromptDecoder(model, method, "", max_new_tokens=task.max_new_tokens, batch_size=_BATCH_SIZE, store=None)
     split = task.capped(validation=_VALIDATION_PROMPTS).validation
     selection = select_knobs(decoder, fitting_prompts(model, split, task.max_prompt_tokens, task.keep), _BUDGETS)
@@ -225,7 +224,7 @@ def _spell(token: NewToken) -> None:
 def _summary(written: Generations, method: TokenMethod, knob: float, num_layers: int) -> str:
     parts = [f"{method.name}, {method.knob.name}={knob:.4g}", f"{len(written.tokens[0])} new tokens"]
     if written.decoded_tokens:
-        calls = "layer calls a token" if isinstance(written, SpeculativeGenerations) else "layers on average"
-        parts.append(f"{layers_a_token(written, knob):.1f} of {num_layers} {calls}")
+        calls = "layer calls a token" if method.drafts else "layers on average"
+        parts.append(f"{written.average_layers:.1f} of {num_layers} {calls}")
         parts.append(f"{written.decoded_tokens / written.decode_seconds:.1f} tokens/s")
     return ", ".join([*parts, f"ended by {written.ended_by[0]}"])

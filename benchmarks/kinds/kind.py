@@ -21,7 +21,7 @@ from benchmarks.store.spec import CellSpec
 from benchmarks.tasks.loader import load_classification_task, load_text_task
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.methods.method import Method
+from consistentee.methods.method import AnyMethod
 
 if TYPE_CHECKING:
     from consistentee.data.prompts import TextTask
@@ -50,7 +50,7 @@ class Kind(ABC):
         """Return what identifies a backbone. Fetches it if need be."""
 
     @abstractmethod
-    def check_method(self, method: Method, task: Any) -> None:
+    def check_method(self, method: AnyMethod, task: Any) -> None:
         """Raise UserError if a method is not defined for a task, as :meth:`load_task` returns it."""
 
     @abstractmethod
@@ -79,7 +79,7 @@ class Classification(Kind):
         """Hashes of its files, and how it is pooled."""
         return backbone_identity(name, hashes)
 
-    def check_method(self, method: Method, task: TaskData) -> None:
+    def check_method(self, method: AnyMethod, task: TaskData) -> None:
         """Ask the method."""
         method.check_task(task)
 
@@ -133,7 +133,7 @@ class Generation(Kind):
 
         return {"files": file_hashes(Path(resolve_decoder(name)), hashes)}
 
-    def check_method(self, method: Method, task: TextRows) -> None:
+    def check_method(self, method: AnyMethod, task: TextRows) -> None:
         """Ask the method about both tasks."""
         from consistentee.methods.token_method import TokenMethod
 

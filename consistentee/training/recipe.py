@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from consistentee.data.instances import Split, TaskData
+from consistentee.data.instances import Split
 from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ class Recipe(RecipeSettings, OneRun):
         """Return the rows of the training split that this recipe uses."""
         return split.capped(self.max_rows, seed=0)
 
-    def limits(self, task: TaskData) -> dict[str, int]:
-        """Return how rows of a task are cut, as a model's description notes it."""
+    @property
+    def limits(self) -> dict[str, int]:
+        """How every row is cut, as the description of a trained model notes it."""
         return {"max_length": self.max_length}
 
 
@@ -166,20 +167,25 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
         seed, store, progress: see :class:`OneRun`.
     """
 
-    def limits(self, task: TextTask) -> dict[str, int]:
-        """Return how rows of a task are cut, as a model's description notes it."""
-        return {
-            "max_prompt_tokens": self.max_prompt_tokens or task.max_prompt_tokens,
-            "max_new_tokens": self.max_new_tokens or task.max_new_tokens,
-        }
+    @property
+    def limits(self) -> dict[str, int]:
+        """How every row is cut: nothing, for that is the task's matter too, and noted where rows are made."""
+        return {}
 
     def training_rows(self, model: "MultiExitDecoder", task: TextTask) -> "list[TokenRow]":
         """Return the training rows that this recipe uses, as tokens; the model notes how long they may be."""
         from consistentee.traces.token_rows import encode_rows
 
-        limits, noted = self.limits(task), model.description
-        noted.max_prompt_tokens, noted.max_new_tokens = limits["max_prompt_tokens"], limits["max_new_tokens"]
-        return encode_rows(model, task.train.capped(self.max_rows, seed=0), **limits, keep=task.keep)
+        noted = model.description
+        noted.max_prompt_tokens = self.max_prompt_tokens or task.max_prompt_tokens
+        noted.max_new_tokens = self.max_new_tokens or task.max_new_tokens
+        return encode_rows(
+            model,
+            task.train.capped(self.max_rows, seed=0),
+            max_prompt_tokens=noted.max_prompt_tokens,
+            max_new_tokens=noted.max_new_tokens,
+            keep=task.keep,
+        )
 
     def tokens_for_heads(self, trace: "TokenTrace") -> "Tensor":
         """Return which tokens of a trace learned heads are trained on: their numbers, int64 [at most head_tokens]."""
