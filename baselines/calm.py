@@ -25,7 +25,8 @@ from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
 from consistentee.rules.signals import head_probability, margin
 from consistentee.rules.view import LayerView
-from consistentee.training.loop import FeatureBatch, FeatureSource, Recipe
+from consistentee.training.loop import FeatureBatch, FeatureSource
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import recorded_features, train_heads, train_jointly, training_source
 
 _CONFIDENCE = "confidence"

@@ -37,7 +37,7 @@ from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.schedules import text_length
 from consistentee.rules.signals import Signal, head_probability, margin
 from consistentee.rules.view import LayerView
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_sources import StateBatch
 from consistentee.training.token_stages import train_exits, train_learned_head
 

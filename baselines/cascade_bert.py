@@ -37,7 +37,8 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.signals import top_probability
 from consistentee.rules.view import LayerView, predictions_of
-from consistentee.training.loop import Recipe, TokenBatch, label_tensor, run_stage
+from consistentee.training.loop import TokenBatch, label_tensor, run_stage
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import layer_losses, token_stage, train_last_exit, training_source
 
 _THRESHOLDS = tuple(torch.linspace(-3, 12, 76).sigmoid().tolist())

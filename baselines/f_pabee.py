@@ -26,7 +26,7 @@ from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, State
 from consistentee.rules.view import LayerView
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_jointly
 
 Distance = Callable[[Tensor, Tensor], Tensor]

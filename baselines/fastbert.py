@@ -31,7 +31,8 @@ from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import normalised_entropy
-from consistentee.training.loop import FeatureBatch, FeatureSource, Recipe, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.training.loop import FeatureBatch, FeatureSource, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import recorded_features, train_heads, train_last_exit, training_source
 
 _SPEEDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(1, 73)), 0.0)

@@ -33,7 +33,7 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.schedules import ScheduledRule, check_exit_layer
 from consistentee.traces.token_rows import TokenRows
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_stages import joint_loss, train_exits
 
 
@@ -49,6 +49,7 @@ class LayerSkip(TokenMethod):
     name: ClassVar[str] = "layerskip"
     paper: ClassVar[str] = "Elhoushi et al., LayerSkip, ACL 2024, arXiv 2404.16710"
     knob: ClassVar[Knob] = Knob("draft layer", tuple(float(layer) for layer in range(6, 31, 6)))
+    drafts: ClassVar[bool] = True
 
     draft_tokens: int = 4
     dropout: float = 0.1

@@ -36,7 +36,8 @@ from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
-from consistentee.training.loop import Recipe, TokenBatch, TokenSource, run_stage
+from consistentee.training.loop import TokenBatch, TokenSource, run_stage
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, token_stage, training_source
 
 SCORES = "lesson_scores"

@@ -14,7 +14,7 @@ from consistentee.data.instances import TaskData
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_jointly
 
 

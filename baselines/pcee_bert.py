@@ -18,7 +18,7 @@ from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, ThresholdRule
 from consistentee.rules.signals import normalised_entropy
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_jointly
 
 _THRESHOLDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(73)), 0.0)

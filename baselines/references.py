@@ -16,7 +16,8 @@ from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, State
 from consistentee.rules.view import LayerView
-from consistentee.training.loop import Recipe, label_tensor
+from consistentee.training.loop import label_tensor
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_jointly, train_last_exit
 
 _HASH_RANGE = 2**31 - 1

@@ -17,7 +17,7 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit, State
 from consistentee.rules.schedules import ScheduledRule, check_exit_layer, mean_layers
 from consistentee.rules.view import LayerView
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_stages import train_exits, train_last_exit
 
 _HASH_RANGE = 2**31 - 1

@@ -21,7 +21,7 @@ from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_stages import train_exits, train_last_exit
 
 _FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(49))

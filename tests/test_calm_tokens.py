@@ -15,7 +15,7 @@ from consistentee.methods.token_answers import exit_answers
 from consistentee.rules.signals import margin
 from consistentee.traces.token_trace import TokenTraceView, record_tokens
 from consistentee.traces.walk import replay
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=5, exit_batch_size=16, head_steps=5, head_batch_size=32)
 NAMES = ["calm-tokens-classifier", "calm-tokens-softmax", "calm-tokens-state"]

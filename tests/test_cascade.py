@@ -23,7 +23,7 @@ from consistentee.rules.exit_rule import NeverExit
 from consistentee.rules.signals import top_probability
 from consistentee.traces.instance_trace import record_outputs, record_trace
 from consistentee.traces.walk import replay
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 
 DEPTH, COMPANION = 4, 2
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)

@@ -11,10 +11,11 @@ from benchmarks.kinds.classification import WITHIN_ONE_POINT, choose_knobs, run_
 from benchmarks.measure.intervals import score_interval
 from benchmarks.store.folders import LOG_FILE, RunFolder, read_cell, read_predictions
 from benchmarks.store.records import CellRecord, CurvePoint
-from benchmarks.store.spec import CellSpec, RecipeSpec
+from benchmarks.store.spec import CellSpec
 from consistentee.data.metrics import METRICS, score
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
+from consistentee.training.recipe import RecipeSettings
 
 LAYERS = 4
 
@@ -131,7 +132,7 @@ def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:
         "label": method,
         "parameters": {},
         "seed": 0,
-        "recipe": RecipeSpec(epochs=1, max_length=16),
+        "recipe": RecipeSettings(epochs=1, max_length=16),
         "validation_rows": None,
         "test_rows": None,
         "budgets": (0.5,),

@@ -20,7 +20,7 @@ from consistentee.methods.policy import (
 from consistentee.traces.instance_trace import record_outputs, record_trace
 from consistentee.traces.walk import replay, sweep
 from consistentee.training import stages
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, frozen_steps=4)
 METHOD = ConsistentEE(joint_epochs=1)

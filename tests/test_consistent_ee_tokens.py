@@ -23,7 +23,7 @@ from consistentee.models.encoder import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay, sweep
 from consistentee.training import token_stages as token_training
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_sources import DrawnTokens
 
 RECIPE = TokenRecipe(

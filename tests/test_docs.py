@@ -20,9 +20,10 @@ from benchmarks.commands.new_method import write_method
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
 from benchmarks.contract.run import check_method, fault_lines
 from benchmarks.store import spec
-from benchmarks.store.spec import RecipeSpec, TimingSpec
+from benchmarks.store.spec import TimingSpec
 from consistentee.methods.method import get_method
 from consistentee.models import classifiers
+from consistentee.training.recipe import RecipeSettings
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,7 +61,11 @@ def small_quick_suite(tmp_path, tiny_backbone, monkeypatch):
     timing = TimingSpec(rows=8, batch_sizes=(1, 4))
     suite = quick.model_copy(
         update={"tasks": (str(write_task(tmp_path, "toy")),), "backbones": (str(tiny_backbone("bert")),)}
-        | {"recipe": RecipeSpec(epochs=1, max_length=24, frozen_steps=4), "timing": timing, "bootstrap_resamples": 100}
+        | {
+            "recipe": RecipeSettings(epochs=1, max_length=24, frozen_steps=4),
+            "timing": timing,
+            "bootstrap_resamples": 100,
+        }
     )
     monkeypatch.setattr(spec, "load_suite", {"quick": suite}.__getitem__)
 

@@ -16,7 +16,7 @@ from benchmarks.tasks.loader import load_task
 from consistentee.data.instances import Split, TaskData
 from consistentee.models.encoder import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_last_exit
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, frozen_steps=100)

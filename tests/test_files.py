@@ -14,7 +14,7 @@ from conftest import make_task
 from consistentee.files import DiskFullError, clear_leftovers, only_one
 from consistentee.traces import instance_trace as trace
 from consistentee.training import loop as training
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_jointly
 
 HOLD = """

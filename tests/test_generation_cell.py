@@ -1,7 +1,6 @@
 """The parts of a cell of generation: selection on validation prompts, kept texts, counts by position, the clock."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,17 @@ from benchmarks.kinds import decoding as generation_decoding
 from benchmarks.kinds.calibration_study import study_calibration
 from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
 from benchmarks.kinds.generation import exit_histogram, layers_by_position
-from benchmarks.kinds.generation_selection import choose_points, layers_a_token, replay_points, select_knobs
+from benchmarks.kinds.generation_selection import choose_points, replay_points, select_knobs
 from benchmarks.kinds.generation_timing import DecodingTimes, load_models, stock_times, time_decoding
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
 from benchmarks.store.generation_records import FAITHFUL, ReplayPoint
-from benchmarks.store.generation_spec import DecodingTimingSpec, StudySpec, TokenRecipeSpec
+from benchmarks.store.generation_spec import DecodingTimingSpec, StudySpec
 from consistentee.data.prompts import Prompt, PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.training.token_recipe import TokenRecipe
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +47,6 @@ def equal(first: Generations, second: Generations) -> bool:
         for name in ("tokens", "exit_layers", "late_layers")
         for a, b in zip(getattr(first, name), getattr(second, name), strict=True)
     )
-
-
-def test_recipe_has_the_defaults_of_training():
-    assert TokenRecipeSpec().to_recipe(seed=3) == TokenRecipe(seed=3)
-    set_by_the_run = {"seed", "store", "progress"}
-    assert set(TokenRecipeSpec.model_fields) == {field.name for field in fields(TokenRecipe)} - set_by_the_run
 
 
 def test_prompts_are_cut_by_the_tasks_rule(model):
@@ -111,7 +103,7 @@ def test_methods_that_draft_are_run_and_not_replayed(model):
     assert [p.agreement for p in selection.points] == [1.0] * 4
     drafting = selection.points[0]
     written = LayerSkip(draft_tokens=2).generate(model, prompts_of().texts, 1.0, max_new_tokens=6, batch_size=4)
-    assert drafting.average_layers == layers_a_token(written, 1.0)
+    assert drafting.average_layers == written.average_layers
     chosen = min(selection.points, key=lambda p: p.average_layers)
     assert selection.default_knob == chosen.knob
 
@@ -127,12 +119,15 @@ def test_layer_calls_of_drafts():
         prompt_tokens=[3],
         prefill_seconds=1.0,
         decode_seconds=1.0,
+        draft_layer=1,
+        num_layers=4,
         drafted=[6],
         accepted=[5],
         passes=[3],
     )
     # Layer 1 is called 6 + 3 times, layers 2 to 4 three times each, for 8 tokens.
-    assert layers_a_token(written, 1.0) == (9 * 1 + 3 * 3) / 8
+    assert written.layer_calls == 9 * 1 + 3 * 3
+    assert written.average_layers == written.layer_calls / 8
 
 
 # ---------------------------------------------------------------------------------------------- kept texts

@@ -76,7 +76,7 @@ def test_study_belongs_to_the_methods_and_tasks_it_names():
     ("changes", "message"),
     [
         ({"colour": "red"}, "colour: Extra inputs"),
-        ({"recipe": {"epochs": 3}}, "recipe.epochs: Extra inputs"),
+        ({"recipe": {"epochs": 3}}, "recipe.epochs: Unexpected keyword"),
         ({"exits": {"adapter": "linear"}}, "exits.adapter"),
         ({"max_new_tokens": 1}, "max_new_tokens"),
         ({"test_prompts": 0}, "test_prompts"),

@@ -6,7 +6,7 @@ from conftest import make_task, random_texts
 from baselines.gpfee import GPFEE, imitation_loss
 from consistentee.models.classifiers import ClassifierSpec, PastFutureClassifier
 from consistentee.models.encoder import MultiExitModel
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 
 
 def with_past_future(model: MultiExitModel) -> MultiExitModel:

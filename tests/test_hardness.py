@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 
 
 def test_by_hand():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from baselines.hashee import HashEE, frequency_buckets, occurrence_buckets, token_counts
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 
 CLS, SEP = VOCABULARY.index("[CLS]"), VOCABULARY.index("[SEP]")
 

@@ -13,10 +13,11 @@ import pytest
 from benchmarks.store import keys, method_versions
 from benchmarks.store.keys import code_hash, differences, key_parts, timing_key
 from benchmarks.store.method_versions import method_version
-from benchmarks.store.spec import CellSpec, RecipeSpec, TimingSpec
+from benchmarks.store.spec import CellSpec, TimingSpec
 from consistentee import versions
 from consistentee.errors import UserError
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, method_class_of
+from consistentee.training.recipe import RecipeSettings
 
 ROOT = Path(__file__).parents[1]
 SPEC = CellSpec(
@@ -26,7 +27,7 @@ SPEC = CellSpec(
     label="deebert",
     parameters={},
     seed=0,
-    recipe=RecipeSpec(),
+    recipe=RecipeSettings(),
     validation_rows=None,
     test_rows=None,
     budgets=(0.5,),
@@ -58,7 +59,7 @@ class TestKey:
             {"seed": 1},
             {"method": "static"},
             {"parameters": {"tolerance": 0.2}},
-            {"recipe": RecipeSpec(epochs=9)},
+            {"recipe": RecipeSettings(epochs=9)},
             {"test_rows": 10},
             {"budgets": (0.25,)},
         )
@@ -71,7 +72,7 @@ class TestKey:
 
     def test_a_setting_at_its_default_is_left_out(self):
         assert "recipe" not in json.dumps(key_parts(changed(), "rows", BACKBONE).settings.get("recipe", {}))
-        assert key_parts(changed(recipe=RecipeSpec(epochs=9)), "rows", BACKBONE).settings["recipe"] == {"epochs": 9}
+        assert key_parts(changed(recipe=RecipeSettings(epochs=9)), "rows", BACKBONE).settings["recipe"] == {"epochs": 9}
 
     def test_it_survives_json(self):
         assert type(PARTS).model_validate_json(PARTS.model_dump_json()).key == PARTS.key
@@ -122,7 +123,7 @@ class TestVersions:
 
 def test_every_part_that_differs_is_named():
     other = key_parts(
-        changed(recipe=RecipeSpec(epochs=9), seed=1), "others", {"files": {"weights": "2"}, "pooling": "mean"}
+        changed(recipe=RecipeSettings(epochs=9), seed=1), "others", {"files": {"weights": "2"}, "pooling": "mean"}
     )
     assert differences(PARTS, other) == [
         "the backbone is another (weights)",

@@ -13,7 +13,7 @@ from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_rows import collate_rows
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=40, exit_batch_size=32, exit_learning_rate=1e-2, backbone_steps=3)
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]

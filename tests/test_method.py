@@ -1,13 +1,16 @@
 """Finding methods by name, entry point or file; knobs and parameters out of range."""
 
+import subprocess
+import sys
 import textwrap
 
 import pytest
-from conftest import make_task
+from conftest import make_task, make_text_task
 
 from consistentee.errors import UserError
-from consistentee.methods.method import available_methods, get_method, train_method
-from consistentee.training.loop import Recipe
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, get_method, train_method
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.training.recipe import Recipe, TokenRecipe
 
 MINE = '''
 from dataclasses import dataclass
@@ -45,8 +48,51 @@ def test_a_trained_model_notes_the_absolute_path_of_its_method(tiny_model, tmp_p
     assert model.description.method_name == "full"
 
 
+TOKEN_MINE = '''
+from dataclasses import dataclass
+from typing import ClassVar
+from consistentee import Knob, NeverExit, TokenMethod
+
+@dataclass(frozen=True)
+class Mine(TokenMethod):
+    """A method of a user's own."""
+    name: ClassVar[str] = "mine"
+    paper: ClassVar[str] = "unpublished"
+    knob: ClassVar[Knob] = Knob("nothing", (0.0, 1.0))
+
+    def fit(self, model, task, recipe):
+        return model
+
+    def rule(self, model, knob):
+        return NeverExit()
+'''
+
+
+def test_a_trained_decoder_notes_the_absolute_path_of_its_method(tiny_decoder, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(TOKEN_MINE)
+    monkeypatch.chdir(tmp_path)
+    model = train_method(get_method("mine.py:Mine"), "mine.py:Mine", tiny_decoder(), make_text_task(), TokenRecipe())
+    assert model.description.method_name == f"{tmp_path / 'mine.py'}:Mine"
+    model.save_pretrained(tmp_path / "saved")
+    monkeypatch.chdir(tmp_path.parent)
+    noted = MultiExitDecoder.from_pretrained(tmp_path / "saved").description
+    assert get_method(noted.method_name, **noted.method_parameters).name == "mine"
+
+
+def test_methods_and_tasks_of_different_kinds_are_refused(tiny_model, tiny_decoder):
+    with pytest.raises(UserError, match="deebert answers with labels, and task 'toy-text' asks for texts"):
+        train_method(get_method("deebert"), "deebert", tiny_model(), make_text_task(), Recipe())
+    with pytest.raises(UserError, match=r"token-full lets tokens exit.*'toy' asks for labels"):
+        train_method(get_method("token-full"), "token-full", tiny_decoder(), make_task(), TokenRecipe())
+
+
+def test_finding_methods_does_not_load_torch():
+    code = "import sys, consistentee as ee; ee.Method, ee.TokenMethod, ee.get_method; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_registered_methods_have_their_names():
-    for name in available_methods():
+    for name in available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP):
         method = get_method(name)
         assert method.name == name
         assert method.paper

@@ -157,7 +157,7 @@ def test_faults_of_train(task, backbone, tmp_path):
         assert result.exit_code == 2
         return result.output
 
-    assert "--recipe: exit_step: Extra inputs" in train("--recipe", "exit_step=3")
+    assert "--recipe: exit_step: Unexpected keyword" in train("--recipe", "exit_step=3")
     assert "deebert is a method of classification" in train(method="deebert")
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "notes.txt").write_text("mine")

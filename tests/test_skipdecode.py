@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from baselines.skipdecode import SkipDecode, falling_schedule
 from consistentee.engine.generate import generate
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 
 SIX = (6, 12, 18, 24, 30)
 

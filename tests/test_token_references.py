@@ -13,7 +13,7 @@ from consistentee.methods.method import get_method
 from consistentee.rules.schedules import ScheduledRule, mean_layers
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16, backbone_steps=2, backbone_batch_size=2)
 EXITS = (2, 5, 6, 12)

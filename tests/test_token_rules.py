@@ -8,7 +8,7 @@ from conftest import make_text_task, random_prompts
 from consistentee.methods.method import get_method
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16, backbone_steps=2, backbone_batch_size=2)
 

@@ -13,7 +13,7 @@ from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training import loop as training
 from consistentee.training import token_stages as token_training
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_sources import DrawnRows, DrawnTokens, drawn
 from consistentee.training.token_stages import (
     exit_weights,

@@ -11,7 +11,8 @@ from consistentee.files import LOCK
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop as training
 from consistentee.training import stages
-from consistentee.training.loop import Recipe, run_stage
+from consistentee.training.loop import run_stage
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, train_jointly, training_source
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)

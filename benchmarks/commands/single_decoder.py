@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +10,20 @@ from pydantic import ValidationError
 
 from benchmarks.commands.terminal import add_columns, add_row, output_console, plain_table
 from benchmarks.kinds.decoding import PromptDecoder, fitting_prompts
-from benchmarks.kinds.generation_selection import Selection, layers_a_token, select_knobs
+from benchmarks.kinds.generation_selection import Selection, select_knobs
 from benchmarks.kinds.kind import kind_named
-from benchmarks.store.generation_spec import GenerationSuite, TokenRecipeSpec
+from benchmarks.store.generation_spec import GenerationSuite
 from benchmarks.store.spec import validation_sentence
 from benchmarks.tasks.loader import load_text_task
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.engine.transcript import NewToken
 from consistentee.errors import UserError
-from consistentee.methods.method import get_method
-from consistentee.methods.token_method import TokenMethod, train_token_method
+from consistentee.methods.method import get_method, train_method
+from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.decoder_description import DESCRIPTION_FILE
 from consistentee.models.decoder_files import saved_folder
+from consistentee.training.recipe import TokenRecipeSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,13 +66,13 @@ def train_decoder(
         UserError: a name, a parameter or a field of the recipe is unknown, or ``out`` may not be written.
     """
     method = _token_method(method_name, parameters)
-    how = replace(_checked(recipe).to_recipe(seed), progress=True)
+    how = _checked(recipe).to_recipe(seed, progress=True)
     _check_out(out)
     task = load_text_task(task_name, data_dir)
     method.check_task(task)
     model = MultiExitDecoder.from_backbone(backbone, seed=seed)
     torch.manual_seed(seed)
-    model = train_token_method(method, method_name, model, task, how).eval()
+    model = train_method(method, method_name, model, task, how).eval()
     decoder = PromptDecoder(model, method, "", max_new_tokens=task.max_new_tokens, batch_size=_BATCH_SIZE, store=None)
     split = task.capped(validation=_VALIDATION_PROMPTS).validation
     selection = select_knobs(decoder, fitting_prompts(model, split, task.max_prompt_tokens, task.keep), _BUDGETS)
@@ -82,9 +81,9 @@ def train_decoder(
     return _operating_points(selection, method, model, out)
 
 
-def _checked(recipe: Mapping[str, Any]) -> TokenRecipeSpec:
+def _checked(recipe: Mapping[str, Any]) -> TokenRecipeSettings:
     try:
-        return TokenRecipeSpec(**recipe)
+        return TokenRecipeSettings(**recipe)
     except ValidationError as error:
         raise UserError(f"--recipe: {validation_sentence(error)}") from error
 
@@ -225,7 +224,7 @@ def _spell(token: NewToken) -> None:
 def _summary(written: Generations, method: TokenMethod, knob: float, num_layers: int) -> str:
     parts = [f"{method.name}, {method.knob.name}={knob:.4g}", f"{len(written.tokens[0])} new tokens"]
     if written.decoded_tokens:
-        calls = "layer calls a token" if isinstance(written, SpeculativeGenerations) else "layers on average"
-        parts.append(f"{layers_a_token(written, knob):.1f} of {num_layers} {calls}")
+        calls = "layer calls a token" if method.drafts else "layers on average"
+        parts.append(f"{written.average_layers:.1f} of {num_layers} {calls}")
         parts.append(f"{written.decoded_tokens / written.decode_seconds:.1f} tokens/s")
     return ", ".join([*parts, f"ended by {written.ended_by[0]}"])

@@ -18,7 +18,7 @@ from consistentee.errors import UserError
 from consistentee.methods.method import Method, get_method, train_method
 from consistentee.models.encoder import ModelDescription, MultiExitModel, Precision
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,7 +28,7 @@ _BUDGETS = (0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class RecipeOptions:
-    """The part of a recipe that the command line sets; see :class:`consistentee.training.loop.Recipe`."""
+    """The part of a recipe that the command line sets; see :class:`consistentee.Recipe`."""
 
     epochs: int
     batch_size: int

@@ -24,7 +24,7 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import replay, sweep
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 
 _NOT_THE_AUTHORS = [Path(str(file)).parent for file in (torch.__file__, consistentee.__file__, __file__)]
 

@@ -23,8 +23,9 @@ from consistentee.data.text_metrics import rouge
 from consistentee.methods.method import Method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.heads import ExitHeads
-from consistentee.traces.instance_trace import Trace, record_trace, sweep
-from consistentee.traces.token_trace import TokenTrace, record_token_trace, sweep_tokens
+from consistentee.traces.instance_trace import Trace, record_trace
+from consistentee.traces.token_trace import TokenTrace, record_token_trace
+from consistentee.traces.walk import sweep
 
 Decision = tuple[int, int]
 """The layer that a row left at, and its answer there: a class, or a token."""
@@ -185,7 +186,7 @@ class GoldenTexts(GoldenRows):
     def exits(self, method: TokenMethod, model: Any, knobs: Sequence[float]) -> Tensor:
         """Return those of the tokens of the references that may exit."""
         trace = self._trace(model)
-        return sweep_tokens([method.rule(model, knob) for knob in knobs], trace)[:, trace.may_exit]
+        return sweep([method.rule(model, knob) for knob in knobs], trace)[:, trace.may_exit]
 
     def decide(self, method: TokenMethod, model: Any, knobs: Sequence[float]) -> list[Decided]:
         """Write live, in one batch, and in the method's own way."""

@@ -19,7 +19,7 @@ from benchmarks.contract.tiny_models import FAMILIES, TinyModels
 from benchmarks.contract.token_case import train_token_case
 from benchmarks.contract.token_checks import TOKEN_CHECKS
 from consistentee.errors import unknown_name
-from consistentee.methods.method import Method
+from consistentee.methods.method import AnyMethod
 from consistentee.methods.token_method import TokenMethod
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ CLASSIFICATION = Contract(FAMILIES, TinyModels, train_case, CHECKS)
 GENERATION = Contract(DECODER_FAMILIES, TinyDecoders, train_token_case, TOKEN_CHECKS)
 
 
-def contract_of(method: Method) -> Contract:
+def contract_of(method: AnyMethod) -> Contract:
     """Return the contract that a method is under."""
     return GENERATION if isinstance(method, TokenMethod) else CLASSIFICATION
 
@@ -96,7 +96,7 @@ class MethodReport:
 
 
 def check_method(
-    name: str, method: Method, families: Sequence[str] | None = None, *, progress: bool = False
+    name: str, method: AnyMethod, families: Sequence[str] | None = None, *, progress: bool = False
 ) -> MethodReport:
     """Train a method on a tiny model of every family and put it under every check.
 
@@ -127,7 +127,7 @@ def check_method(
     return MethodReport(name, families, [trains, *outcomes.values()])
 
 
-def _train(contract: Contract, method: Method, family: str, models: Any, outcome: Outcome) -> Any | None:
+def _train(contract: Contract, method: AnyMethod, family: str, models: Any, outcome: Outcome) -> Any | None:
     start = time.perf_counter()
     try:
         case = contract.train(method, family, models)

@@ -22,7 +22,7 @@ from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, record_tokens
 from consistentee.traces.walk import replay, sweep
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = 8
 NEW_TOKENS = 6

@@ -20,7 +20,7 @@ from consistentee.rules.exit_rule import NeverExit
 
 _ENDINGS = ("eos", "length", "stop")
 _PER_TOKEN = ("tokens", "exit_layers", "late_layers")
-_PER_DRAFT = ("drafted", "accepted", "passes")
+_PER_DRAFT = ("draft_layer", "num_layers", "drafted", "accepted", "passes")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from benchmarks.kinds.classification import (
     _log_to as log_to,  # stays where it is: results of classification are keyed by it
 )
 from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts
-from benchmarks.kinds.generation_selection import Selection, layers_a_token, select_knobs
+from benchmarks.kinds.generation_selection import Selection, select_knobs
 from benchmarks.kinds.kind import TextRows
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.measure.text_scores import TextScores, mean_with_interval, score_generations
@@ -38,8 +38,8 @@ from benchmarks.store.spec import display_name
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.files import replacing
-from consistentee.methods.method import get_method
-from consistentee.methods.token_method import TokenMethod, train_token_method
+from consistentee.methods.method import get_method, train_method
+from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 
 CALIBRATION_FILE = "calibration.parquet"
@@ -150,7 +150,7 @@ def _train(spec: GenerationCellSpec, method: TokenMethod, rows: TextRows, folder
         seed=spec.seed,
     )
     recipe = spec.recipe.to_recipe(spec.seed, folder.stages)
-    return train_token_method(method, spec.method, model, rows.training, recipe).eval()
+    return train_method(method, spec.method, model, rows.training, recipe).eval()
 
 
 def prompt_limit(spec: GenerationCellSpec, rows: TextRows) -> int:
@@ -173,7 +173,7 @@ def _decode_test(
         knob = selection.points[index].knob
         generations = decoder.at(knob, prompts)
         written.append(Written(knob, generations, score_generations(generations, full, prompts.references, metrics)))
-        _logger.info("%s: knob %g, %.2f layers", ", ".join(reasons), knob, layers_a_token(generations, knob))
+        _logger.info("%s: knob %g, %.2f layers", ", ".join(reasons), knob, generations.average_layers)
     return DecodedTest(prompts, full, score_generations(full, full, prompts.references, metrics), written)
 
 
@@ -230,10 +230,10 @@ def _point(done: Outcome, flops: DecodingFlops, number: int) -> DecodingPoint:
     """Return the operating point with this number in the order of the selection."""
     spec, decoder, written = done.spec, done.decoder, done.test.written[number]
     index, reasons = list(done.selection.chosen.items())[number]
-    generations, knob = written.generations, written.knob
+    generations = written.generations
     layers, texts = layers_by_position(generations)
     return DecodingPoint(
-        knob=knob,
+        knob=written.knob,
         chosen_for=", ".join(reasons),
         validation=done.selection.points[index],
         scores=_means(spec, written.scores),
@@ -241,7 +241,7 @@ def _point(done: Outcome, flops: DecodingFlops, number: int) -> DecodingPoint:
         token_match=_mean(spec, written.scores.match),
         new_tokens=sum(map(len, generations.tokens)),
         decoded_tokens=generations.decoded_tokens,
-        average_layers=layers_a_token(generations, knob) if generations.decoded_tokens else decoder.model.num_layers,
+        average_layers=generations.average_layers if generations.decoded_tokens else decoder.model.num_layers,
         exit_histogram=exit_histogram(generations, decoder.model.num_layers),
         layers_by_position=layers,
         texts_by_position=texts,
@@ -256,7 +256,7 @@ def _point(done: Outcome, flops: DecodingFlops, number: int) -> DecodingPoint:
 
 def _decode_flops(decoder: PromptDecoder, flops: DecodingFlops, written: Written) -> int:
     if isinstance(written.generations, SpeculativeGenerations):
-        return flops.speculating(written.generations, round(written.knob))
+        return flops.speculating(written.generations)
     return flops.decoding(written.generations, decoder.method.rule(decoder.model, written.knob), decoder.method.kv)
 
 

@@ -11,7 +11,6 @@ from benchmarks.kinds.decoding import PromptDecoder, Prompts
 from benchmarks.store.generation_records import FAITHFUL, ReplayPoint
 from consistentee.data.text_metrics import token_match
 from consistentee.engine.generate import Generations
-from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens
@@ -19,7 +18,6 @@ from consistentee.traces.walk import sweep
 
 _LEAST_AGREEMENT = 0.9
 _ROUNDING = 1e-9
-_PROBE_TOKENS = 4
 _DRAFTED_PROMPTS = 16
 """Validation prompts that a method which drafts and verifies decodes at every knob: its texts are known beforehand."""
 
@@ -51,7 +49,7 @@ def select_knobs(
     Methods that draft and verify are not replayed but run, for the layers that they call depend on what is accepted.
     """
     full = decoder.full(prompts)
-    if _drafts(decoder, prompts):
+    if decoder.method.drafts:
         points = _drafted_points(decoder, prompts, full)
     else:
         points = replay_points(decoder.model, decoder.method, prompts, full, store=store)
@@ -114,33 +112,12 @@ def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_l
     return dict(sorted(chosen.items()))
 
 
-def _drafts(decoder: PromptDecoder, prompts: Prompts) -> bool:
-    """Say whether a method drafts and verifies, by what it returns at its first knob."""
-    knob = decoder.method.knob_values(decoder.model)[0]
-    options = {**decoder.options, "max_new_tokens": _PROBE_TOKENS}
-    written = decoder.method.generate(decoder.model, prompts.texts[:1], knob, **options)
-    return isinstance(written, SpeculativeGenerations)
-
-
 def _drafted_points(decoder: PromptDecoder, prompts: Prompts, full: Generations) -> list[ReplayPoint]:
     few = prompts.first(_DRAFTED_PROMPTS)
     points = []
     for knob in map(float, decoder.method.knob_values(decoder.model)):
         written = decoder.at(knob, few)
         match = token_match(full.tokens[: len(few)], written.tokens)
-        layers = layers_a_token(written, knob)
+        layers = written.layer_calls / max(written.decoded_tokens, 1)
         points.append(ReplayPoint(knob=knob, average_layers=layers, agreement=float(match.mean())))
     return points
-
-
-def layers_a_token(written: Generations, knob: float) -> float:
-    """Return the layers that a decoded token ran on average; where drafts are verified, layer calls a token.
-
-    A draft of k tokens calls the layers up to ``knob``, which is where it is drafted, k + 1 times, and the others once.
-    """
-    if not isinstance(written, SpeculativeGenerations):
-        return written.average_layers
-    num_layers = int(written.exit_layers[0][0])
-    shallow, deep = sum(written.drafted) + sum(written.passes), sum(written.passes)
-    calls = shallow * knob + deep * (num_layers - knob)
-    return calls / max(written.decoded_tokens, 1)

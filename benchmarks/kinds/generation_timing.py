@@ -14,7 +14,6 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from benchmarks.kinds.generation import fitted, new_tokens, token_method
-from benchmarks.kinds.generation_selection import layers_a_token
 from benchmarks.kinds.kind import TextRows
 from benchmarks.measure.clock import passes_of_round
 from benchmarks.run.plan import PlannedCell, timed_points
@@ -141,7 +140,7 @@ def load_models(folders: Sequence[Any], device: torch.device) -> list[MultiExitD
 def _contender(cell: PlannedCell, method: TokenMethod, model: MultiExitDecoder, *, knob: float, length: int) -> _Timed:
     def decode(batch: Sequence[str]) -> DecodingTimes:
         written = method.generate(model, batch, knob, max_new_tokens=length, batch_size=len(batch))
-        layers = layers_a_token(written, knob) if written.decoded_tokens else 0.0
+        layers = written.average_layers if written.decoded_tokens else 0.0
         return DecodingTimes(written.prefill_seconds, written.decode_seconds, written.decoded_tokens, layers)
 
     return _Timed(cell.key, cell.spec.label, knob, decode)

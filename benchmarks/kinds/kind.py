@@ -14,7 +14,7 @@ from benchmarks.store.spec import CellSpec
 from benchmarks.tasks.loader import load_classification_task, load_text_task
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, Method
+from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, AnyMethod
 
 if TYPE_CHECKING:
     from consistentee.data.prompts import TextTask
@@ -43,7 +43,7 @@ class Kind(ABC):
         """Return what identifies a backbone. Fetches it if need be."""
 
     @abstractmethod
-    def check_method(self, method: Method, task: Any) -> None:
+    def check_method(self, method: AnyMethod, task: Any) -> None:
         """Raise UserError if a method is not defined for a task, as :meth:`load_task` returns it."""
 
     @abstractmethod
@@ -75,7 +75,7 @@ class Classification(Kind):
         found = resolve(name)
         return {"pooling": found.pooling, "pooler": found.pooler, "files": file_hashes(Path(found.path), hashes)}
 
-    def check_method(self, method: Method, task: TaskData) -> None:
+    def check_method(self, method: AnyMethod, task: TaskData) -> None:
         """Ask the method."""
         method.check_task(task)
 
@@ -129,7 +129,7 @@ class Generation(Kind):
 
         return {"files": file_hashes(Path(resolve_decoder(name)), hashes)}
 
-    def check_method(self, method: Method, task: TextRows) -> None:
+    def check_method(self, method: AnyMethod, task: TextRows) -> None:
         """Ask the method about both tasks."""
         from consistentee.methods.token_method import TokenMethod
 

@@ -133,12 +133,12 @@ class DecodingFlops:
             return sum(self.layers[layer](1, columns) for layer in layers)
         return sum(self.filling[layer] for layer in layers)
 
-    def speculating(self, written: SpeculativeGenerations, draft_layer: int) -> int:
+    def speculating(self, written: SpeculativeGenerations) -> int:
         """Return the operations of drafts and of their verification: rejected tokens cost what accepted ones do.
 
         Columns are those of the text so far, averaged over it, for the tokens that were rejected lie among them.
         """
-        drafting = self.exit_cost(NeverExit(), 1).answering[draft_layer]
+        drafting = self.exit_cost(NeverExit(), 1).answering[written.draft_layer]
         total = 0
         rows = zip(written.prompt_tokens, written.tokens, written.drafted, written.passes, strict=True)
         for prompt_tokens, tokens, drafted, passes in rows:

@@ -8,7 +8,7 @@ from conftest import report
 
 from consistentee.methods import consistent_ee
 from consistentee.methods.consistent_ee import ConsistentEE
-from consistentee.training.loop import Recipe
+from consistentee.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, max_length=64, frozen_steps=50)
 METHOD = ConsistentEE(joint_epochs=0, reward="vanilla")

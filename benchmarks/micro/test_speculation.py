@@ -14,7 +14,7 @@ from consistentee.engine.speculation import SpeculativeGenerations, speculate_en
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.training.token_recipe import TokenRecipe
+from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = 3
 NEW_TOKENS = 32

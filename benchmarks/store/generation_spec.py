@@ -1,53 +1,15 @@
 """GenerationSuite: a suite whose rows are tokens being decoded; GenerationCellSpec: one cell of it, fully specified."""
 
 from collections.abc import Hashable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from benchmarks.store.records import Strict
 from benchmarks.store.spec import BaseCellSpec, BaseSuite, MethodEntry, TimingSpec
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP
+from consistentee.training.recipe import TokenRecipeSettings
 from consistentee.versions import Kind
-
-if TYPE_CHECKING:
-    from consistentee.training.token_recipe import TokenRecipe
-
-
-class TokenRecipeSpec(Strict):
-    """The part of a training recipe that a suite sets: see :class:`consistentee.training.token_recipe.TokenRecipe`.
-
-    Written out here, with the same defaults, so that a suite can be read and a cell recognised without loading torch.
-    """
-
-    max_rows: int | None = Field(default=1000, ge=1)
-    max_prompt_tokens: int | None = Field(default=None, ge=1)
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    trains: Literal["exits", "lora", "all"] = "exits"
-    exit_start: Literal["least squares", "stock"] = "least squares"
-    target: Literal["label", "full model"] = "full model"
-    exit_steps: int = Field(default=300, ge=0)
-    exit_batch_size: int = Field(default=128, ge=1)
-    exit_learning_rate: float = Field(default=1e-3, gt=0)
-    head_tokens: int = Field(default=16_384, ge=1)
-    head_steps: int = Field(default=2000, ge=0)
-    head_batch_size: int = Field(default=512, ge=1)
-    head_learning_rate: float = Field(default=2e-3, gt=0)
-    backbone_steps: int = Field(default=200, ge=0)
-    backbone_batch_size: int = Field(default=4, ge=1)
-    backbone_learning_rate: float = Field(default=1e-4, gt=0)
-    lora_rank: int = Field(default=16, ge=1)
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    trace_batch_size: int = Field(default=16, ge=1)
-
-    def to_recipe(self, seed: int, store: Path | None = None) -> "TokenRecipe":
-        """Return the recipe of one training run; ``store`` keeps the passes and stages that methods share."""
-        from consistentee.training.token_recipe import TokenRecipe
-
-        return TokenRecipe(**self.model_dump(), seed=seed, store=store)
 
 
 class ExitSpec(Strict):
@@ -112,7 +74,7 @@ class GenerationSuite(BaseSuite):
     method_group: ClassVar[str] = TOKEN_ENTRY_POINT_GROUP
 
     train_on: str | None = Field(default=None, description="a task that all cells train on; by default each its own")
-    recipe: TokenRecipeSpec = TokenRecipeSpec()
+    recipe: TokenRecipeSettings = TokenRecipeSettings()
     exits: ExitSpec = ExitSpec()
     validation_prompts: int = Field(default=32, ge=1)
     test_prompts: int = Field(default=64, ge=1)
@@ -180,7 +142,7 @@ class GenerationCellSpec(BaseCellSpec):
     names_of_rows: ClassVar[frozenset[str]] = frozenset({"task", "train_on"})
 
     train_on: str
-    recipe: TokenRecipeSpec
+    recipe: TokenRecipeSettings
     exits: ExitSpec
     validation_prompts: int
     test_prompts: int

@@ -7,9 +7,9 @@ import hashlib
 import itertools
 import re
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -18,43 +18,13 @@ from benchmarks.store.records import Strict, canonical_json
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
+from consistentee.training.recipe import RecipeSettings
 from consistentee.versions import Kind
-
-if TYPE_CHECKING:
-    from consistentee.training.loop import Recipe
 
 Group = tuple[str, str, int]
 """Task, backbone and seed: the cells that share stages, and are timed together."""
 
 SUITES_DIR = Path(__file__).parents[1] / "suites"
-
-
-class RecipeSpec(Strict):
-    """The part of a training recipe that a suite sets: see :class:`consistentee.training.loop.Recipe`.
-
-    Written out here, with the same defaults, so that a suite can be read and a cell recognised without loading torch.
-    """
-
-    epochs: int = Field(default=3, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    head_learning_rate: float = Field(default=1e-3, gt=0)
-    frozen_steps: int = Field(default=2000, ge=0)
-    frozen_batch_size: int = Field(default=128, ge=1)
-    frozen_learning_rate: float = Field(default=5e-3, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    max_rows: int | None = Field(default=None, ge=1)
-    max_length: int = Field(default=128, ge=3)
-    group_by_length: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
-
-    def to_recipe(self, seed: int, store: Path | None = None) -> "Recipe":
-        """Return the recipe of one training run; ``store`` keeps stage-1 models that methods share."""
-        from consistentee.training.loop import Recipe
-
-        return Recipe(**self.model_dump(), seed=seed, store=store)
 
 
 class TaskOverride(Strict):
@@ -164,7 +134,7 @@ class SuiteSpec(BaseSuite):
     kind: Literal["classification"] = "classification"
     method_group: ClassVar[str] = ENTRY_POINT_GROUP
 
-    recipe: RecipeSpec = RecipeSpec()
+    recipe: RecipeSettings = RecipeSettings()
     task_overrides: dict[str, TaskOverride] = Field(default_factory=dict)
     validation_rows: int | None = Field(default=None, ge=1)
     test_rows: int | None = Field(default=None, ge=1)
@@ -179,10 +149,10 @@ class SuiteSpec(BaseSuite):
         """Return the seeds of one task."""
         return self.task_overrides.get(task, TaskOverride()).seeds or self.seeds
 
-    def recipe_for(self, task: str) -> RecipeSpec:
+    def recipe_for(self, task: str) -> RecipeSettings:
         """Return the recipe of one task, its overrides applied."""
         override = self.task_overrides.get(task, TaskOverride())
-        return RecipeSpec(**{**self.recipe.model_dump(), **override.recipe})
+        return replace(self.recipe, **override.recipe)
 
     def cell(
         self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
@@ -250,7 +220,7 @@ class CellSpec(BaseCellSpec):
 
     kind: ClassVar[Kind] = "classification"
 
-    recipe: RecipeSpec
+    recipe: RecipeSettings
     validation_rows: int | None
     test_rows: int | None
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ONE_SIDED = 0.9
 USUAL_LENGTH = 128
-"""What a recipe cuts rows to unless it says otherwise: :class:`consistentee.training.loop.Recipe`."""
+"""What a recipe cuts rows to unless it says otherwise: :class:`consistentee.Recipe`."""
 
 
 def check_task(name: str, data_dir: Path | None = None, backbone: str | None = None) -> TaskReport:

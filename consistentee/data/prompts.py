@@ -173,11 +173,6 @@ class TextTask:
         """The name of the task's score."""
         return self.metrics[0]
 
-    @property
-    def regression(self) -> bool:
-        """Raise UserError: only what classifies asks whether the target is a number, and this is no task for it."""
-        raise UserError(f"task {self.name!r} asks for texts, which a method that answers with labels does not write")
-
     def capped(self, train: int | None = None, validation: int | None = None, test: int | None = None) -> "TextTask":
         """Return the task with at most so many rows a split; the rows drawn never depend on a method's seed."""
         return replace(

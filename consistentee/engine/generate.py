@@ -76,11 +76,14 @@ class Generations:
         return sum(max(len(tokens) - 1, 0) for tokens in self.tokens)
 
     @property
+    def layer_calls(self) -> int:
+        """Layers that were called for all new tokens but the first of each row, each as often as it was called."""
+        return sum(int(layers[1:].sum()) for layers in self.exit_layers)
+
+    @property
     def average_layers(self) -> float:
-        """Mean exit layer over all new tokens but the first of each row; NaN if there are none."""
-        if not self.decoded_tokens:
-            return math.nan
-        return torch.cat([layers[1:] for layers in self.exit_layers]).double().mean().item()
+        """Layers called for a new token, on average over all but the first of each row; NaN if there are none."""
+        return self.layer_calls / self.decoded_tokens if self.decoded_tokens else math.nan
 
 
 def generate(

@@ -25,14 +25,28 @@ class SpeculativeGenerations(Generations):
     Every new token is what layer L says, so ``exit_layers`` are L and ``late_layers`` are 0.
 
     Attributes:
+        draft_layer: the exit that drafted.
+        num_layers: L.
         drafted: number of tokens that were drafted for each row.
         accepted: number of drafted tokens that became part of the text.
         passes: number of passes through the remaining layers, each of which gives one token beside the accepted ones.
     """
 
+    draft_layer: int
+    num_layers: int
     drafted: list[int]
     accepted: list[int]
     passes: list[int]
+
+    @property
+    def layer_calls(self) -> int:
+        """Layers that were called, drafts and verification together.
+
+        A draft of k tokens calls the layers that draft k + 1 times, the last time for what follows it, and the others
+        once.
+        """
+        shallow, deep = sum(self.drafted) + sum(self.passes), sum(self.passes)
+        return shallow * self.draft_layer + deep * (self.num_layers - self.draft_layer)
 
     @property
     def acceptance_rate(self) -> float:
@@ -115,6 +129,8 @@ def speculate_encoded(
         rows,
         prefill_seconds=sum(row.prefill_seconds for row in written),
         decode_seconds=sum(row.decode_seconds for row in written),
+        draft_layer=draft_layer,
+        num_layers=model.num_layers,
         drafted=[row.drafted for row in written],
         accepted=[row.accepted for row in written],
         passes=[row.passes for row in written],

@@ -27,15 +27,8 @@ from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, exit_p
 from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.training.loop import (
-    FeatureBatch,
-    FeatureSource,
-    Recipe,
-    Stage,
-    TokenBatch,
-    TokenSource,
-    run_stage,
-)
+from consistentee.training.loop import FeatureBatch, FeatureSource, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import (
     BACKBONE_AND_CLASSIFIERS,
     layer_losses,

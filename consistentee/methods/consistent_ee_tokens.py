@@ -39,7 +39,7 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_trace import TokenTrace
-from consistentee.training.token_recipe import Target, TokenRecipe
+from consistentee.training.recipe import Target, TokenRecipe
 from consistentee.training.token_sources import StateBatch
 from consistentee.training.token_stages import (
     ADAPTERS,

@@ -10,7 +10,8 @@ from consistentee.data.instances import Split, TaskData
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_outputs
-from consistentee.training.loop import Recipe, label_tensor
+from consistentee.training.loop import label_tensor
+from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_jointly
 
 

@@ -1,4 +1,8 @@
-"""Method, the interface every early-exit method has; and how methods are found by name, file or entry point."""
+"""Method, the interface every early-exit method has; and how methods are found by name, file or entry point.
+
+The interface is one for both kinds of rows: ``Method[Model, Task, Recipe]``. Named plainly, ``Method`` is that of
+classification; :class:`consistentee.TokenMethod` is that of generation. Nothing here loads torch.
+"""
 
 import dataclasses
 import hashlib
@@ -10,23 +14,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypeVar
 
+from consistentee.data.instances import TaskData
+from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
+from consistentee.training.recipe import Recipe, TokenRecipe
 
 if TYPE_CHECKING:
-    from consistentee.data.instances import TaskData
     from consistentee.models.encoder import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule
-    from consistentee.training.loop import Recipe
 
 ENTRY_POINT_GROUP = "consistentee.methods"
 """Methods whose rows are instances: classification."""
 
 TOKEN_ENTRY_POINT_GROUP = "consistentee.token_methods"
 """Methods whose rows are tokens being decoded: generation."""
+
+
+class Notes(Protocol):
+    """What a trained model's description says of its training."""
+
+    task_name: str | None
+    method_name: str | None
+    method_parameters: dict[str, Any]
+
+
+class Described(Protocol):
+    """What a method trains: a multi-exit model, of any kind."""
+
+    @property
+    def description(self) -> Notes:
+        """What is saved beside the weights."""
+        ...
+
+
+ModelT = TypeVar("ModelT", bound=Described, default="MultiExitModel")
+TaskT = TypeVar("TaskT", bound=TaskData | TextTask, default=TaskData)
+RecipeT = TypeVar("RecipeT", bound=Recipe | TokenRecipe, default=Recipe)
 
 
 @dataclass(frozen=True)
@@ -38,7 +66,7 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     """How to train, which rule, which knob. Subclasses are frozen dataclasses; their fields are the parameters.
 
     Class attributes:
@@ -58,29 +86,31 @@ class Method(ABC):
     replay_only: ClassVar[bool] = False
 
     @abstractmethod
-    def fit(self, model: "MultiExitModel", task: "TaskData", recipe: "Recipe") -> "MultiExitModel":
+    def fit(self, model: ModelT, task: TaskT, recipe: RecipeT) -> ModelT:
         """Train ``model`` (a fresh multi-exit backbone, changed in place) on ``task.train`` and return it."""
 
     @abstractmethod
-    def rule(self, model: "MultiExitModel", knob: float) -> "ExitRule":
+    def rule(self, model: ModelT, knob: float) -> "ExitRule":
         """Return the exit rule at one value of the knob."""
 
-    def knob_values(self, model: "MultiExitModel") -> Sequence[float]:
+    def knob_values(self, model: ModelT) -> Sequence[float]:
         """Return the values worth sweeping on this model, from earliest to latest exits.
 
-        The first one gives the first possible exit, the last one full depth.
+        With the first one every row that may leaves at the first exit, with the last one all run to full depth.
         """
         return self.knob.values
 
-    def check_knob(self, model: "MultiExitModel", knob: float) -> None:
+    def check_knob(self, model: ModelT, knob: float) -> None:
         """Raise UserError if ``knob`` lies outside the range of this method's knob."""
         values = self.knob_values(model)
         low, high = min(values), max(values)
         if not low <= knob <= high:
             raise UserError(f"{self.name}: the knob {self.knob.name!r} must lie in [{low:g}, {high:g}], got {knob:g}")
 
-    def check_task(self, task: "TaskData") -> None:
+    def check_task(self, task: TaskT) -> None:
         """Raise UserError if the method is not defined for this kind of task."""
+        if not isinstance(task, TaskData):
+            raise UserError(f"{self.name} answers with labels, and task {task.name!r} asks for texts")
         if task.regression and not self.supports_regression:
             raise UserError(f"{self.name} is not defined for a regression, and task {task.name!r} is one")
 
@@ -90,9 +120,13 @@ class Method(ABC):
         return dataclasses.asdict(self)
 
 
+AnyMethod: TypeAlias = Method[Any, Any, Any]
+"""A method of either kind, before anyone has asked which: as it is found by name."""
+
+
 def train_method(
-    method: Method, name: str, model: "MultiExitModel", task: "TaskData", recipe: "Recipe"
-) -> "MultiExitModel":
+    method: Method[ModelT, TaskT, RecipeT], name: str, model: ModelT, task: TaskT, recipe: RecipeT
+) -> ModelT:
     """Check the task, fit ``method`` on it, and note in the model what it was trained for and by which method.
 
     ``name`` is what :func:`get_method` found the method by, so that a saved model finds its rule again: a file is noted
@@ -100,10 +134,12 @@ def train_method(
     """
     method.check_task(task)
     model = method.fit(model, task, recipe)
-    model.description.task_name = task.name
-    model.description.method_name = _absolute_name(name)
-    model.description.method_parameters = method.parameters
-    model.description.max_length = recipe.max_length
+    notes = model.description
+    notes.task_name = task.name
+    notes.method_name = _absolute_name(name)
+    notes.method_parameters = method.parameters
+    for limit, tokens in recipe.limits.items():
+        setattr(notes, limit, tokens)
     return model
 
 
@@ -112,7 +148,7 @@ def available_methods(group: str = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
 
-def get_method(name: str, **parameters: Any) -> Method:
+def get_method(name: str, **parameters: Any) -> AnyMethod:
     """Return a method by its registered name or as ``path/to/file.py:ClassName``, with the given parameters.
 
     Raises UserError for an unknown name or parameter, and for a method that cannot be imported.
@@ -130,7 +166,7 @@ def get_method(name: str, **parameters: Any) -> Method:
         raise UserError(f"parameter {where!r} of {name} is {first['input']!r}: {first['msg']}") from error
 
 
-def method_class_of(name: str) -> type[Method]:
+def method_class_of(name: str) -> type[AnyMethod]:
     """Return the class behind a method's name or ``file.py:ClassName``; errors as for :func:`get_method`."""
     if ".py:" in name:
         path, _, attribute = name.rpartition(":")
@@ -194,7 +230,7 @@ def _sentence(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
 
 
-def _checked(candidate: Any, name: str) -> type[Method]:
+def _checked(candidate: Any, name: str) -> type[AnyMethod]:
     if not (isinstance(candidate, type) and issubclass(candidate, Method)):
         raise UserError(f"{name} is not a subclass of consistentee.Method")
     missing = [a for a in ("name", "paper", "knob") if not hasattr(candidate, a)]

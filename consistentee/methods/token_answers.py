@@ -12,7 +12,7 @@ from torch import Tensor
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.policy import confidence_features
 from consistentee.traces.token_trace import CHUNK, TokenTrace
-from consistentee.training.token_recipe import Target
+from consistentee.training.recipe import Target
 from consistentee.versions import TRAINING_VERSION
 
 

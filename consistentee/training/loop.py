@@ -29,6 +29,7 @@ from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
 from consistentee.models.source_code import module_source
+from consistentee.training.recipe import Recipe
 from consistentee.versions import TRAINING_VERSION
 
 CHECKPOINT_STEPS = 200
@@ -37,54 +38,6 @@ CHECKPOINT_STEPS = 200
 _VERSIONED_PACKAGES = ("consistentee", "baselines")
 _BATCHES_SORTED_TOGETHER = 16
 """Enough to take nearly all padding out, few enough that a batch's rows still come from everywhere."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train: the same for every method of a suite, so that methods are compared and not recipes.
-
-    Methods may have stages of their own on top (ConsistentEE's third runs the backbone for one more epoch).
-
-    Attributes:
-        epochs, batch_size: of the stages that run the backbone.
-        learning_rate, head_learning_rate: peak rates of the backbone and of everything on top of it.
-        weight_decay, warmup_ratio, max_grad_norm: as usual; the rate decays linearly to 0.
-        frozen_steps, frozen_batch_size, frozen_learning_rate: of the stages that train heads on a frozen backbone.
-            Steps, and not epochs, so that a small training set does not leave them half-trained: it takes seconds.
-        max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
-        max_length: tokens a row.
-        group_by_length: draw the rows of a batch from rows of like length, so that hardly any token is padding; where
-            lengths differ much, training takes half the time. Batches are then not drawn quite independently.
-        precision: of the matrix products inside the layers while the backbone runs, see
-            :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with
-            avx512_bf16, and half as fast as float32 on an Intel Xeon that has avx512_bf16 and no AMX: try both.
-            Everything that is measured afterwards is in float32.
-        seed: seeds new weights, the order of rows and dropout.
-        store: folder where shared stages and checkpoints are kept; None keeps nothing.
-        progress: show a progress bar.
-    """
-
-    epochs: int = 3
-    batch_size: int = 32
-    learning_rate: float = 1e-4
-    head_learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_ratio: float = 0.1
-    max_grad_norm: float = 1.0
-    frozen_steps: int = 2000
-    frozen_batch_size: int = 128
-    frozen_learning_rate: float = 5e-3
-    max_rows: int | None = None
-    max_length: int = 128
-    group_by_length: bool = False
-    precision: Precision = "float32"
-    seed: int = 0
-    store: Path | None = None
-    progress: bool = False
-
-    def training_rows(self, split: Split) -> Split:
-        """Return the rows of the training split that this recipe uses."""
-        return split.capped(self.max_rows, seed=0)
 
 
 @dataclass(frozen=True)

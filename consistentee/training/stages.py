@@ -10,7 +10,8 @@ from torch.nn import functional
 from consistentee.data.instances import TaskData
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.traces.instance_trace import record_outputs
-from consistentee.training.loop import FeatureSource, Recipe, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.training.loop import FeatureSource, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.training.recipe import Recipe
 
 TokenLoss = Callable[[MultiExitModel, TokenBatch], Tensor]
 FeatureLoss = Callable[[MultiExitModel, Any], Tensor]

@@ -20,8 +20,8 @@ from consistentee.models.adapter_start import StateMoments
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow, TokenRows
 from consistentee.traces.token_trace import TokenTrace, record_tokens
-from consistentee.training.loop import Recipe, Source, Stage, run_stage
-from consistentee.training.token_recipe import Target, TokenRecipe
+from consistentee.training.loop import Source, Stage, run_stage
+from consistentee.training.recipe import Recipe, Target, TokenRecipe
 from consistentee.training.token_sources import DrawnRows, DrawnTokens, StateBatch
 
 RowsLoss = Callable[[MultiExitDecoder, TokenRows], Tensor]

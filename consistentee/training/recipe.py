@@ -1,0 +1,194 @@
+"""Recipes: how to train, the same for every method of a suite, so that methods are compared and not recipes.
+
+Each is declared once: what a suite and the command line may set are the *settings*; a recipe adds what belongs to one
+run. Nothing here loads torch, so that a suite can be read and a cell recognised at once.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from consistentee.data.instances import Split
+from consistentee.data.prompts import TextTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from consistentee.models.decoder import MultiExitDecoder
+    from consistentee.traces.token_rows import TokenRow
+    from consistentee.traces.token_trace import TokenTrace
+
+Trains = Literal["exits", "lora", "all"]
+"""What learns: exit adapters on a frozen backbone; low-rank updates of the backbone too; or all of it."""
+
+Target = Literal["label", "full model"]
+"""What an exit should say: the response's next token, or what the last exit says, as a distribution."""
+
+ExitStart = Literal["least squares", "stock"]
+"""What untrained exits start from: the least-squares map onto layer L's states, or reading their own as layer L's."""
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class OneRun:
+    """What a recipe says of one run, and no suite does.
+
+    Attributes:
+        seed: seeds new weights, the order of rows and dropout.
+        store: folder where shared passes, shared stages and checkpoints are kept; None keeps nothing.
+        progress: show a progress bar.
+    """
+
+    seed: int = 0
+    store: Path | None = None
+    progress: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class BaseSettings:
+    """What instances and tokens are trained with alike."""
+
+    weight_decay: float = Field(default=0.01, ge=0, description="of matrices; vectors have none")
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="part of the steps; the rate then decays to 0")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="longer gradients are cut to it")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RecipeSettings(BaseSettings):
+    """What a suite sets of a :class:`Recipe`."""
+
+    epochs: int = Field(default=3, ge=1, description="of the stages that run the backbone")
+    batch_size: int = Field(default=32, ge=1, description="rows, of the stages that run the backbone")
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of the backbone")
+    head_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of everything on top")
+    frozen_steps: int = Field(default=2000, ge=0, description="of the stages that train heads on a frozen backbone")
+    frozen_batch_size: int = Field(default=128, ge=1, description="rows, of those stages")
+    frozen_learning_rate: float = Field(default=5e-3, gt=0, description="peak rate of those stages")
+    max_rows: int | None = Field(default=None, ge=1, description="cap on training rows")
+    max_length: int = Field(default=128, ge=3, description="tokens a row")
+    group_by_length: bool = Field(default=False, description="batches of rows of like length: less padding, less time")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the layers' products in training; bfloat16 is faster on some processors only"
+    )
+
+    def to_recipe(self, seed: int, store: Path | None = None, *, progress: bool = False) -> "Recipe":
+        """Return the recipe of one run."""
+        return Recipe(**asdict(self), seed=seed, store=store, progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TokenRecipeSettings(BaseSettings):
+    """What a suite sets of a :class:`TokenRecipe`."""
+
+    max_rows: int | None = Field(default=1000, ge=1, description="cap on training rows")
+    max_prompt_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as the task says")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as the task says")
+    trains: Trains = Field(default="exits", description="what learns: exits on a frozen backbone, LoRA too, or all")
+    exit_start: ExitStart = Field(default="least squares", description="what untrained exits start from")
+    target: Target = Field(default="full model", description="what exits on a frozen backbone learn to say")
+    exit_steps: int = Field(default=300, ge=0, description="of the exit adapters")
+    exit_batch_size: int = Field(default=128, ge=1, description="tokens, of the exit adapters")
+    exit_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of the exit adapters")
+    head_tokens: int = Field(default=16_384, ge=1, description="tokens that starts and learned heads are fitted to")
+    head_steps: int = Field(default=2000, ge=0, description="of the learned heads")
+    head_batch_size: int = Field(default=512, ge=1, description="tokens, of the learned heads")
+    head_learning_rate: float = Field(default=2e-3, gt=0, description="peak rate of the learned heads")
+    backbone_steps: int = Field(default=200, ge=0, description="of the stage that runs the backbone, where it learns")
+    backbone_batch_size: int = Field(default=4, ge=1, description="rows, of that stage")
+    backbone_learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of that stage")
+    lora_rank: int = Field(default=16, ge=1, description="rank of the updates, for trains=lora")
+    trace_batch_size: int = Field(default=16, ge=1, description="rows a batch when states are cached")
+
+    def to_recipe(self, seed: int, store: Path | None = None, *, progress: bool = False) -> "TokenRecipe":
+        """Return the recipe of one run."""
+        return TokenRecipe(**asdict(self), seed=seed, store=store, progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Recipe(RecipeSettings, OneRun):
+    """How to train for classification: the same for every method of a suite.
+
+    Methods may have stages of their own on top (ConsistentEE's third runs the backbone for one more epoch). Raises
+    ValueError for a field that is unknown or out of its range.
+
+    Attributes:
+        epochs, batch_size: of the stages that run the backbone.
+        learning_rate, head_learning_rate: peak rates of the backbone and of everything on top of it.
+        weight_decay, warmup_ratio, max_grad_norm: as usual; the rate decays linearly to 0.
+        frozen_steps, frozen_batch_size, frozen_learning_rate: of the stages that train heads on a frozen backbone.
+            Steps, and not epochs, so that a small training set does not leave them half-trained: it takes seconds.
+        max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
+        max_length: tokens a row.
+        group_by_length: draw the rows of a batch from rows of like length, so that hardly any token is padding; where
+            lengths differ much, training takes half the time. Batches are then not drawn quite independently.
+        precision: of the matrix products inside the layers while the backbone runs, see
+            :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with
+            avx512_bf16, and half as fast as float32 on an Intel Xeon that has avx512_bf16 and no AMX: try both.
+            Everything that is measured afterwards is in float32.
+        seed, store, progress: see :class:`OneRun`.
+    """
+
+    def training_rows(self, split: Split) -> Split:
+        """Return the rows of the training split that this recipe uses."""
+        return split.capped(self.max_rows, seed=0)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """How every row is cut, as the description of a trained model notes it."""
+        return {"max_length": self.max_length}
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TokenRecipe(TokenRecipeSettings, OneRun):
+    """How to train for generation: the same for every method of a suite.
+
+    Raises ValueError for a field that is unknown or out of its range.
+
+    Attributes:
+        max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
+        max_prompt_tokens, max_new_tokens: how rows are cut; None for the task's own limits.
+        trains: see :data:`Trains`.
+        exit_start: what exits start from, see :data:`ExitStart`.
+        target: what exits learn to say on a frozen backbone, see :data:`Target`.
+        exit_steps, exit_batch_size, exit_learning_rate: of the exit adapters; the batch is in tokens. Each step runs
+            the LM head once for every exit.
+        head_tokens: tokens that the exits' start and learned heads are fitted to, drawn from the cached ones; for
+            learned heads the LM head runs on each of them at every exit, once.
+        head_steps, head_batch_size, head_learning_rate: of the learned heads; the batch is in tokens.
+        backbone_steps, backbone_batch_size, backbone_learning_rate: of the stage that runs the backbone, where it
+            learns; the batch is in rows.
+        lora_rank: rank of the updates, for ``trains="lora"``.
+        weight_decay, warmup_ratio, max_grad_norm: as usual; rates decay linearly to 0.
+        trace_batch_size: rows a batch when states are cached.
+        seed, store, progress: see :class:`OneRun`.
+    """
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """How every row is cut: nothing, for that is the task's matter too, and noted where rows are made."""
+        return {}
+
+    def training_rows(self, model: "MultiExitDecoder", task: TextTask) -> "list[TokenRow]":
+        """Return the training rows that this recipe uses, as tokens; the model notes how long they may be."""
+        from consistentee.traces.token_rows import encode_rows
+
+        noted = model.description
+        noted.max_prompt_tokens = self.max_prompt_tokens or task.max_prompt_tokens
+        noted.max_new_tokens = self.max_new_tokens or task.max_new_tokens
+        return encode_rows(
+            model,
+            task.train.capped(self.max_rows, seed=0),
+            max_prompt_tokens=noted.max_prompt_tokens,
+            max_new_tokens=noted.max_new_tokens,
+            keep=task.keep,
+        )
+
+    def tokens_for_heads(self, trace: "TokenTrace") -> "Tensor":
+        """Return which tokens of a trace learned heads are trained on: their numbers, int64 [at most head_tokens]."""
+        from consistentee.training.token_sources import drawn
+
+        return drawn(trace.may_exit, min(self.head_tokens, len(trace.may_exit)), self.seed).sort().values
