@@ -11,7 +11,6 @@ from benchmarks.kinds.kind import Kind, kind_named
 from benchmarks.store.folders import (
     Fault,
     RunFolder,
-    kind_of_results,
     model_fault,
     read_cell,
     read_failure,
@@ -26,6 +25,7 @@ from benchmarks.store.keys import (
 )
 from benchmarks.store.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord
 from benchmarks.store.spec import BaseCellSpec, BaseSuite, Group, TimingSpec, canonical_json
+from benchmarks.store.stored_results import kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 
