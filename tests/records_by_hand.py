@@ -18,6 +18,7 @@ from benchmarks.store.records import (
     TimingRecord,
     TimingSamples,
 )
+from benchmarks.store.stored_results import CellFolder
 
 LAYERS = 6
 ROWS = 200
@@ -119,7 +120,7 @@ def cell(
 
 def stored(record: CellRecord, folder: Path = Path("nowhere")) -> StoredCell:
     """Put a record into a folder that does not exist."""
-    return StoredCell(record, folder)
+    return StoredCell(record, CellFolder(folder))
 
 
 def contender(cell_key: str, label: str, knob: float | None, share: float, rounds: int = 3) -> Contender:

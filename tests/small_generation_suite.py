@@ -7,8 +7,8 @@ import yaml
 from small_suite import Bench
 
 from benchmarks.contract.tiny_decoders import make_text_task
-from benchmarks.store.folders import read_predictions, read_results
 from benchmarks.store.generation_records import DecodingTimingRecord, GenerationRecord
+from benchmarks.store.stored_results import StoredResults, open_results
 from consistentee.data.prompts import PromptSplit
 
 METHODS = ["token-full", "token-static", "calm-tokens-softmax", "layerskip"]
@@ -58,24 +58,18 @@ class GenerationBench(Bench):
             "timing": {"rows": 4, "batch_sizes": [1, 4], "points_per_cell": 2, "max_new_tokens": 3},
         }
 
-    def read(self) -> tuple[list[tuple[Path, GenerationRecord]], list[DecodingTimingRecord], list]:
-        return read_results(self.out, GenerationRecord, DecodingTimingRecord)
-
-    def records(self) -> dict[str, GenerationRecord]:
-        return {record.label: record for _, record in self.read()[0]}
-
-    def folder_of(self, label: str) -> Path:
-        return next(folder for folder, record in self.read()[0] if record.label == label)
+    def read(self) -> StoredResults[GenerationRecord, DecodingTimingRecord]:
+        return open_results(self.out, GenerationRecord, DecodingTimingRecord)
 
     def results(self) -> dict[str, tuple[object, ...]]:
         """Return what must not depend on how a run went: knobs, texts, scores and layers of every cell."""
         return {
-            record.label: (
-                record.curve_validation,
-                [_untimed(point.model_dump()) for point in record.operating_points],
-                json.loads(read_predictions(folder).to_json()),
+            cell.record.label: (
+                cell.record.curve_validation,
+                [_untimed(point.model_dump()) for point in cell.record.operating_points],
+                json.loads(cell.rows.predictions().to_json()),
             )
-            for folder, record in self.read()[0]
+            for cell in self.read().cells
         }
 
 

@@ -13,9 +13,10 @@ from conftest import make_task
 from rich.console import Console
 
 from benchmarks.run.sweep import RunOutcome, run_suite
-from benchmarks.store.folders import RECORD_FILE, read_all, read_predictions
-from benchmarks.store.records import CellRecord
+from benchmarks.store.folders import RECORD_FILE
+from benchmarks.store.records import CellRecord, TimingRecord
 from benchmarks.store.spec import Filters, load_suite
+from benchmarks.store.stored_results import StoredResults, open_results
 from consistentee.data.instances import Split
 
 # A shell makes its commands in the background deaf to Ctrl-C, and so what they start.
@@ -86,11 +87,14 @@ class Bench:
         finally:
             self.said = console.file.getvalue()
 
+    def read(self) -> StoredResults[CellRecord, TimingRecord]:
+        return open_results(self.out, CellRecord, TimingRecord)
+
     def records(self) -> dict[str, CellRecord]:
-        return {record.label: record for _, record in read_all(self.out)[0]}
+        return {cell.record.label: cell.record for cell in self.read().cells}
 
     def folder_of(self, label: str) -> Path:
-        return next(folder for folder, record in read_all(self.out)[0] if record.label == label)
+        return next(cell.rows.place for cell in self.read().cells if cell.record.label == label)
 
     def finished_cells(self) -> list[Path]:
         # A record that is being written lies in a folder of another name.
@@ -110,11 +114,11 @@ class Bench:
     def results(self) -> dict[str, tuple[object, ...]]:
         """Return what must not depend on how a run went: scores, layers, exits and answers of every cell."""
         return {
-            record.label: (
-                record.curve_validation,
-                record.curve_test,
-                record.operating_points,
-                read_predictions(folder).to_dict("list"),
+            cell.record.label: (
+                cell.record.curve_validation,
+                cell.record.curve_test,
+                cell.record.operating_points,
+                cell.rows.predictions().to_dict("list"),
             )
-            for folder, record in read_all(self.out)[0]
+            for cell in self.read().cells
         }

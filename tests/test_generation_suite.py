@@ -69,7 +69,8 @@ def test_whole_run(finished_once):
     assert (outcome.finished, outcome.computed, outcome.failed, outcome.refused) == (4, 4, (), ())
     written = {path.name for path in bench.out.iterdir()}
     assert {"table.md", "table.csv", "curves-toy-text.png", "curves-toy-text.pdf", "suite.yaml"} <= written
-    _, (timing,), faults = bench.read()
+    found = bench.read()
+    (timing,), faults = found.timings, found.faults
     assert faults == []
     assert timing.max_new_tokens == 3
     assert timing.contenders[0].label == "stock generate"
@@ -193,7 +194,7 @@ def test_damaged_record_and_lost_timing_are_made_again(finished):
     assert (outcome.finished, outcome.computed) == (4, 1)
     assert "is damaged" in finished.said
     assert finished.results() == before
-    assert len(finished.read()[1]) == 1
+    assert len(finished.read().timings) == 1
 
 
 def test_suite_of_the_other_kind_keeps_out_of_the_folder(finished):

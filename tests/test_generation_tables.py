@@ -26,8 +26,8 @@ from benchmarks.analysis.generation_report import match_overview
 from benchmarks.analysis.generation_rows import STOCK, curve_rows, generation_rows, load_generation_panels
 from benchmarks.analysis.generation_tables import calibration_table, decoding_table, equal_layers_table, to_csv
 from benchmarks.analysis.leaderboard import load_leaderboard
-from benchmarks.analysis.results import BaseStoredCell, load_panels, panels
-from benchmarks.store.folders import kind_of_results
+from benchmarks.analysis.results import load_panels, panels
+from benchmarks.store.stored_results import BaseStoredCell, CellFolder, kind_of_results
 from consistentee.errors import UserError
 
 
@@ -54,7 +54,7 @@ def row_of(table, method):
 
 
 def panel_of(cells, folder):
-    (found,) = panels([BaseStoredCell(cell, folder) for cell in cells], [])
+    (found,) = panels([BaseStoredCell(cell, CellFolder(folder)) for cell in cells], [])
     return found
 
 
@@ -159,10 +159,10 @@ def test_calibration_table_says_which_promises_were_kept(panel):
     assert (second["delta"], second["kept"]) == ("0.25", "no")
     results = [result.model_copy(update={"mean_lambda": 1.0}) for result in study().results]
     cautious = study().model_copy(update={"results": results})
-    table = calibration_table(panel_of([generation_cell("calm", [], calibration=cautious)], panel.cells[0].folder))
+    table = calibration_table(panel_of([generation_cell("calm", [], calibration=cautious)], panel.cells[0].rows.place))
     assert [row["kept"] for row in rows_of(table)] == ["by caution alone", "no"]
     cells = [cell for cell in panel.cells if cell.record.calibration is None]
-    assert calibration_table(panel_of([cell.record for cell in cells], cells[0].folder)) is None
+    assert calibration_table(panel_of([cell.record for cell in cells], cells[0].rows.place)) is None
 
 
 def test_csv_has_full_precision(panel):

@@ -16,7 +16,6 @@ from small_suite import Bench, wait_until
 
 from benchmarks import analysis
 from benchmarks.run.schedulers import Schedule
-from benchmarks.store.folders import read_all
 from consistentee.errors import UserError
 
 METHODS = ["full", "calm-softmax", "pabee", "static", "deebert"]
@@ -67,8 +66,7 @@ def assert_completed(bench: Bench, uninterrupted: Bench, finished_before: dict[P
     now = stamps(bench)
     assert {path: now[path] for path in finished_before} == finished_before, "no finished cell is run twice"
     assert bench.results() == uninterrupted.results()
-    _, timings, faults = read_all(bench.out)
-    assert (len(timings), faults) == (1, [])
+    assert (len(bench.read().timings), bench.read().faults) == (1, [])
     assert bench.leftovers() == []
 
 
@@ -121,7 +119,7 @@ def test_two_workers_give_what_one_process_gives(bench, uninterrupted, cluster):
     outcome = bench.run(schedule=Schedule(address=cluster.address))
     assert (outcome.finished, outcome.failed) == (len(METHODS), ())
     assert bench.results() == uninterrupted.results()
-    assert (len(read_all(bench.out)[1]), bench.leftovers()) == (1, [])
+    assert (len(bench.read().timings), bench.leftovers()) == (1, [])
     threads = {record.environment["threads"]["torch"] for record in bench.records().values()}
     assert threads == {1}
 
@@ -140,7 +138,7 @@ def test_kill_of_a_worker_costs_nothing_but_time(bench, uninterrupted, cluster):
     assert cluster.workers[0].poll() is not None
     assert (outcome.finished, outcome.failed) == (len(METHODS), ())
     assert bench.results() == uninterrupted.results()
-    assert (len(read_all(bench.out)[1]), bench.leftovers()) == (1, [])
+    assert (len(bench.read().timings), bench.leftovers()) == (1, [])
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from benchmarks.store.folders import (
     RECORD_FILE,
     RunFolder,
     only_run,
-    read_all,
     read_cell,
     read_predictions,
     set_aside,
@@ -22,7 +21,8 @@ from benchmarks.store.folders import (
     write_record,
     write_text,
 )
-from benchmarks.store.records import CellRecord, KeyParts
+from benchmarks.store.records import CellRecord, KeyParts, TimingRecord
+from benchmarks.store.stored_results import open_results
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError, is_disk_full, replacing
 
@@ -169,16 +169,16 @@ def test_reading_results_changes_nothing_and_skips_what_was_set_aside(tmp_path):
     folder = stored_cell(tmp_path)
     set_aside(folder, "stale")
     stored_cell(tmp_path, parts_by_hand("new"))
-    cells, timings, faults = read_all(tmp_path)
-    assert [record.key_parts for _, record in cells] == [parts_by_hand("new")]
-    assert (timings, faults) == ([], [])
+    found = open_results(tmp_path, CellRecord, TimingRecord)
+    assert [cell.record.key_parts for cell in found.cells] == [parts_by_hand("new")]
+    assert (found.timings, found.faults) == ([], [])
     (folder / RECORD_FILE).write_text("{")
-    cells, _, faults = read_all(tmp_path)
-    assert cells == []
-    assert faults[0].path == folder / RECORD_FILE
+    found = open_results(tmp_path, CellRecord, TimingRecord)
+    assert found.cells == []
+    assert found.faults[0].path == folder / RECORD_FILE
     assert folder.is_dir()
     with pytest.raises(UserError, match="holds no results"):
-        read_all(tmp_path / "elsewhere")
+        open_results(tmp_path / "elsewhere", CellRecord, TimingRecord)
 
 
 def test_unreadable_predictions(tmp_path):

@@ -15,7 +15,7 @@ from small_suite import Bench, wait_until, write_task
 
 from benchmarks import analysis
 from benchmarks.run import schedulers
-from benchmarks.store.folders import RECORD_FILE, TIMING_FILE, read_all
+from benchmarks.store.folders import RECORD_FILE, TIMING_FILE
 from benchmarks.store.method_versions import method_version
 from benchmarks.store.spec import Filters
 from consistentee.errors import UserError
@@ -100,12 +100,12 @@ def test_whole_run(finished_once):
     assert outcome.table is not None
     written = {path.name for path in bench.out.iterdir()}
     assert {"table.md", "table.csv", "curves.png", "suite.yaml", "environment.json"} <= written
-    _, timings, faults = read_all(bench.out)
-    assert faults == []
-    labels = {contender.label for contender in timings[0].contenders}
+    found = bench.read()
+    assert found.faults == []
+    labels = {contender.label for contender in found.timings[0].contenders}
     assert labels == {"stock model", "full", "calm-softmax"}
-    assert [sample.batch_size for sample in timings[0].contenders[0].samples] == [1, 4]
-    layers = {contender.label: contender.average_layers for contender in timings[0].contenders}
+    assert [sample.batch_size for sample in found.timings[0].contenders[0].samples] == [1, 4]
+    layers = {contender.label: contender.average_layers for contender in found.timings[0].contenders}
     assert (layers["stock model"], layers["full"]) == (4.0, 4.0)
     assert str(bench.folder) not in "".join(path.read_text() for path in bench.out.rglob(RECORD_FILE))
     assert bench.leftovers() == []
@@ -132,7 +132,7 @@ def test_filtered_runs_add_up_and_keep_each_others_times(bench):
     bench.run(Filters(methods=["full", "calm-softmax"]))
     bench.run(Filters(methods=["pabee"]))
     assert set(bench.records()) == {"full", "calm-softmax", "pabee"}
-    labels = {contender.label for contender in read_all(bench.out)[1][0].contenders}
+    labels = {contender.label for contender in bench.read().timings[0].contenders}
     assert labels == {"stock model", "full", "calm-softmax", "pabee"}
     stamp = next(bench.out.rglob(TIMING_FILE)).stat().st_mtime_ns
     assert bench.run(Filters(methods=["full"])).computed == 0
@@ -177,7 +177,7 @@ def test_damaged_files_are_named_and_recomputed(finished):
     assert f"{folder / RECORD_FILE} is damaged" in bench.said
     assert "timing.json is damaged" in bench.said
     assert bench.records()["full"].curve_test == scores
-    assert len(read_all(bench.out)[1]) == 1
+    assert len(bench.read().timings) == 1
 
 
 def test_lost_model_is_trained_again_only_if_a_timing_needs_it(finished):
@@ -186,7 +186,7 @@ def test_lost_model_is_trained_again_only_if_a_timing_needs_it(finished):
     assert bench.run().computed == 0
     next(bench.out.rglob(TIMING_FILE)).unlink()
     assert bench.run().computed == 2  # the oracle is not timed
-    assert len(read_all(bench.out)[1]) == 1
+    assert len(bench.read().timings) == 1
 
 
 def test_fresh_computes_everything_again(bench):
@@ -324,4 +324,4 @@ def test_damaged_model_is_made_again_for_the_timing(finished):
     next(bench.out.rglob(TIMING_FILE)).unlink()
     outcome = bench.run()
     assert (outcome.computed, outcome.failed) == (1, ())
-    assert len(read_all(bench.out)[1]) == 1
+    assert len(bench.read().timings) == 1

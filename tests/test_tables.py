@@ -222,7 +222,7 @@ def test_several_seeds_have_an_interval_over_rows_and_seeds(tmp_path):
     low, high = half.interval
     assert low < half.scores["accuracy"] < high
     assert (low, high) != half.choices[0].point.score_interval
-    (half.choices[0].cell.folder / "predictions.parquet").unlink()
+    half.choices[0].cell.rows.file.unlink()
     fresh, _ = load_panels(tmp_path)
     row = next(row for row in label_rows(fresh[0], "deebert") if "budget 0.50" in row.chosen_for)
     assert row.interval == pytest.approx(row.choices[0].point.score_interval)

@@ -114,7 +114,7 @@ def write_html(out_dir: Path) -> Path:
 
 
 def _holds_generation(out_dir: Path) -> bool:
-    from benchmarks.store.folders import kind_of_results
+    from benchmarks.store.stored_results import kind_of_results
 
     return kind_of_results(out_dir) == "generation"
 

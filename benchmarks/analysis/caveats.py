@@ -7,7 +7,8 @@ from pathlib import Path
 
 from benchmarks.analysis.results import FULL, AnyPanel, Panel
 from benchmarks.analysis.rows import table_rows
-from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE, Fault
+from benchmarks.store.folders import Fault
+from benchmarks.store.stored_results import failed_cells
 
 NOISY_SPREAD = 0.2
 """A spread, (slowest - fastest round) / median, above which a clock is called noisy."""
@@ -58,11 +59,7 @@ def _set_aside(out_dir: Path) -> list[Caveat]:
 
 
 def _failed(out_dir: Path) -> list[Caveat]:
-    failures = sorted((out_dir / "cells").rglob(FAILURE_FILE))
-    cells = [
-        path.parent.relative_to(out_dir / "cells") for path in failures if not (path.parent / RECORD_FILE).exists()
-    ]
-    return [Caveat("no result", f"{cell} failed, or is not defined for its task.") for cell in cells]
+    return [Caveat("no result", f"{cell} failed, or is not defined for its task.") for cell in failed_cells(out_dir)]
 
 
 def _of_panel(panel: Panel) -> list[Caveat]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.analysis.curves import time_ratio
-from benchmarks.analysis.results import FULL, BasePanel, BaseStoredCell, load_panels_of, role_of
+from benchmarks.analysis.results import FULL, BasePanel, load_panels_of, role_of
 from benchmarks.analysis.rows import predictions_of, varied_parameters
 from benchmarks.analysis.statistics import budget_of, mean_and_std, split_targets
 from benchmarks.store.folders import Fault
@@ -20,6 +20,7 @@ from benchmarks.store.generation_records import (
     GenerationRecord,
     Mean,
 )
+from benchmarks.store.stored_results import BaseStoredCell
 from consistentee.errors import UserError
 
 GenerationCell: TypeAlias = BaseStoredCell[GenerationRecord]
@@ -259,7 +260,7 @@ def full_scores_by_prompt(cell: GenerationCell, column: str) -> NDArray[np.float
 
 
 def _column(cell: GenerationCell, name: str) -> NDArray[np.float64]:
-    columns = predictions_of(cell.folder)
+    columns = predictions_of(cell.rows)
     if name not in columns:
-        raise UserError(f"the predictions in {cell.folder} lack column {name!r}")
+        raise UserError(f"the predictions in {cell.rows.place} lack column {name!r}")
     return np.asarray(columns[name], dtype=np.float64)

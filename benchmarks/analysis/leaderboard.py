@@ -24,8 +24,8 @@ from benchmarks.analysis.comparisons import blind_score, layers_area, time_area
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, panels, refuse_generation
 from benchmarks.analysis.rows import label_rows
 from benchmarks.analysis.statistics import interval_of_mean
-from benchmarks.store.folders import read_all
 from benchmarks.store.records import CellRecord, TimingRecord
+from benchmarks.store.stored_results import open_results
 from consistentee.errors import UserError
 
 NARROW_SCALE = 0.1
@@ -163,17 +163,17 @@ def _collect(folders: Iterable[Path]) -> _Collected:
     for folder in folders:
         try:
             refuse_generation(folder)
-            cells, timings, faults = read_all(folder)
+            found = open_results(folder, CellRecord, TimingRecord)
         except UserError as error:
             collected.left_out.append(str(error))
             continue
-        collected.left_out += [str(fault) for fault in faults]
-        for place, record in cells:
-            if fault := record_fault(record):
-                collected.left_out.append(f"{place} is damaged ({fault})")
+        collected.left_out += [str(fault) for fault in found.faults]
+        for cell in found.cells:
+            if fault := record_fault(cell.record):
+                collected.left_out.append(f"{cell.rows.place} is damaged ({fault})")
             else:
-                collected.cells.setdefault(folder, []).append(StoredCell(record, place))
-        for timing in timings:
+                collected.cells.setdefault(folder, []).append(cell)
+        for timing in found.timings:
             if fault := timing_fault(timing):
                 collected.left_out.append(f"a timing of {timing.task} in {folder} is damaged ({fault})")
             else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
-from benchmarks.store.folders import Fault, kind_of_results, read_results
+from benchmarks.store.folders import Fault
 from benchmarks.store.records import (
     BaseContender,
     BaseRecord,
@@ -14,6 +14,7 @@ from benchmarks.store.records import (
     Contender,
     TimingRecord,
 )
+from benchmarks.store.stored_results import BaseStoredCell, kind_of_results, open_results
 from consistentee.errors import UserError, unknown_name
 
 _T = TypeVar("_T")
@@ -26,14 +27,6 @@ ORACLE = "oracle"
 MAJORITY = "majority"
 REFERENCES = ("static", "random", ORACLE, MAJORITY)
 """Methods that are no competitors but yardsticks: they come last in tables and are grey in plots."""
-
-
-@dataclass(frozen=True)
-class BaseStoredCell(Generic[_RecordT]):
-    """A cell's record, and the folder that also holds its predictions."""
-
-    record: _RecordT
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -159,11 +152,10 @@ def load_panels_of(
     record: type[_RecordT], timing: type[_TimingT], out_dir: Path, labels: Sequence[str] | None = None
 ) -> tuple[list[BasePanel[_RecordT, _TimingT, Any]], list[Fault]]:
     """Read records of some kind, as :func:`load_panels` does those of classification."""
-    cells, timings, faults = read_results(out_dir, record, timing)
-    if not cells:
-        raise UserError(f"{faults[0]}, and {out_dir} holds no other finished cell; run the suite again")
-    stored = [BaseStoredCell(record, folder) for folder, record in cells]
-    return panels(stored if labels is None else _narrowed(stored, labels), timings), faults
+    found = open_results(out_dir, record, timing)
+    if not found.cells:
+        raise UserError(f"{found.faults[0]}, and {out_dir} holds no other finished cell; run the suite again")
+    return panels(found.cells if labels is None else _narrowed(found.cells, labels), found.timings), found.faults
 
 
 def _narrowed(cells: Sequence[BaseStoredCell[_RecordT]], labels: Sequence[str]) -> list[BaseStoredCell[_RecordT]]:

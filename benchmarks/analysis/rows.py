@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.curves import RoundSeconds, Speedups, speedups, time_ratio
 from benchmarks.analysis.resampling import interval_over_rows_and_seeds
-from benchmarks.analysis.results import FULL, BaseStoredCell, Panel
+from benchmarks.analysis.results import FULL, Panel
 from benchmarks.analysis.statistics import Choice, budget_of, choose, mean_and_std, targets
-from benchmarks.store.folders import PREDICTIONS_FILE, read_predictions
 from benchmarks.store.records import CellRecord, Contender, TimingSamples
+from benchmarks.store.stored_results import BaseStoredCell, RowSource
 from consistentee.errors import UserError
 
 HALF = 0.5
@@ -145,25 +144,24 @@ class Answers:
 def answers_of(choice: Choice) -> Answers:
     """Read the answers of an operating point, by row. Raises UserError if they cannot be read."""
     index = choice.cell.record.operating_points.index(choice.point)
-    columns = predictions_of(choice.cell.folder)
+    columns = predictions_of(choice.cell.rows)
     try:
         return Answers(columns["label"], columns[f"prediction_{index}"], columns[f"exit_layer_{index}"])
     except KeyError as error:
-        raise UserError(f"{choice.cell.folder / PREDICTIONS_FILE} lacks column {error}") from error
+        raise UserError(f"{choice.cell.rows.place} lacks column {error}") from error
 
 
-def predictions_of(folder: Path) -> dict[str, NDArray]:
+def predictions_of(rows: RowSource) -> dict[str, NDArray]:
     """Read the predictions of a cell, column by column, rows in order; a file is read once as long as it is the same.
 
     Raises UserError if they cannot be read.
     """
-    path = folder / PREDICTIONS_FILE
-    return _predictions(folder, path.stat().st_mtime_ns if path.is_file() else None)
+    return _predictions(rows, rows.file.stat().st_mtime_ns if rows.file.is_file() else None)
 
 
 @lru_cache(maxsize=4096)
-def _predictions(folder: Path, changed: int | None) -> dict[str, NDArray]:
-    table = read_predictions(folder).sort_values("row")
+def _predictions(rows: RowSource, changed: int | None) -> dict[str, NDArray]:
+    table = rows.predictions().sort_values("row")
     return {str(name): table[name].to_numpy() for name in table.columns}
 
 

@@ -106,7 +106,7 @@ def _neighbours(panel: Panel, choice: Choice) -> _Neighbours | None:
 def _interval(metric: str, pairs: Sequence[tuple[Choice, _Neighbours]]) -> tuple[float, float] | None:
     try:
         answers = [answers_of(choice) for choice, _ in pairs]
-        columns = [predictions_of(static.static.folder) for _, static in pairs]
+        columns = [predictions_of(static.static.rows) for _, static in pairs]
     except UserError:  # predictions are gone: the scores still stand
         return None
     labels = answers[0].labels

@@ -11,7 +11,6 @@ from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
     Fault,
     RunFolder,
-    kind_of_results,
     model_fault,
     read_cell,
     read_failure,
@@ -20,6 +19,7 @@ from benchmarks.store.folders import (
 from benchmarks.store.keys import key_parts, timing_key
 from benchmarks.store.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
 from benchmarks.store.spec import BaseCellSpec, BaseSuite, Group, TimingSpec
+from benchmarks.store.stored_results import kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from benchmarks.store.keys import differences
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, FailureRecord, KeyParts, TimingRecord
+from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
 from benchmarks.store.spec import BaseCellSpec, folder_name, validation_sentence
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing
@@ -159,7 +159,7 @@ def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
 
 def read_cell(folder: Path, wanted: KeyParts, schema: type[_RecordT]) -> tuple[_RecordT | None, Fault | None]:
     """Return a cell's record if it is whole and was made of what is wanted; or what is wrong with the one there."""
-    record, reason = _parse(folder / RECORD_FILE, schema)
+    record, reason = parse_record(folder / RECORD_FILE, schema)
     if record is None and reason is None:
         return None, None
     reason = reason or _parquet_fault(folder / PREDICTIONS_FILE)
@@ -174,64 +174,17 @@ def read_cell(folder: Path, wanted: KeyParts, schema: type[_RecordT]) -> tuple[_
 
 def read_failure(folder: Path, key: str) -> FailureRecord | None:
     """Return how a cell failed, if it did so with this key; a note of anything else says nothing about it."""
-    failure, _ = _parse(folder / FAILURE_FILE, FailureRecord)
+    failure, _ = parse_record(folder / FAILURE_FILE, FailureRecord)
     return failure if failure is not None and failure.key == key else None
 
 
 def read_timing(folder: Path, schema: type[_TimingT]) -> tuple[_TimingT | None, Fault | None]:
     """Return a timing record if it is whole; or what is wrong with it."""
     path = folder / TIMING_FILE
-    record, reason = _parse(path, schema)
+    record, reason = parse_record(path, schema)
     if reason:
         return None, Fault(path, "damaged", reason, whole=path)
     return record, None
-
-
-def read_all(root: Path) -> tuple[list[tuple[Path, CellRecord]], list[TimingRecord], list[Fault]]:
-    """Read what a run of classification left behind, as :func:`read_results` does."""
-    return read_results(root, CellRecord, TimingRecord)
-
-
-def read_results(
-    root: Path, record_schema: type[_RecordT], timing_schema: type[_TimingT]
-) -> tuple[list[tuple[Path, _RecordT]], list[_TimingT], list[Fault]]:
-    """Read what a run left behind: (cell folder, record) of every cell, every timing, and the unreadable files.
-
-    Nothing is moved: reading results never changes them. Raises UserError if the folder holds no record at all.
-    """
-    cells: list[tuple[Path, _RecordT]] = []
-    timings: list[_TimingT] = []
-    faults: list[Fault] = []
-    for path in _files(root / "cells", RECORD_FILE):
-        record, reason = _parse(path, record_schema)
-        if record is None:
-            faults.append(Fault(path, "damaged", reason or "vanished", whole=path))
-        else:
-            cells.append((path.parent, record))
-    for path in _files(root / "timings", TIMING_FILE):
-        timing, reason = _parse(path, timing_schema)
-        if timing is None:
-            faults.append(Fault(path, "damaged", reason or "vanished", whole=path))
-        else:
-            timings.append(timing)
-    if not cells and not faults:
-        raise UserError(f"{root} holds no results; `consistentee run SUITE --out {root}` makes some")
-    return cells, timings, faults
-
-
-def kind_of_results(root: Path) -> str | None:
-    """Return which kind of suite filled a results folder, from its first record that says so; None if none does.
-
-    Records of classification say nothing: they are older than the other kinds.
-    """
-    for path in _files(root / "cells", RECORD_FILE):
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # a damaged record is told of when it is read
-            continue
-        if isinstance(values, dict):
-            return str(values.get("kind", "classification"))
-    return None
 
 
 def model_fault(folder: Path, description: str = "multi_exit.json") -> str | None:
@@ -250,12 +203,12 @@ def model_fault(folder: Path, description: str = "multi_exit.json") -> str | Non
         return str(error)
 
 
-def _files(root: Path, name: str) -> list[Path]:
-    # Folders that were set aside keep their records, under a name that is no seed's.
+def record_files(root: Path, name: str) -> list[Path]:
+    """Return the files of a name in the seeds' folders; what was set aside has another name, and does not count."""
     return sorted(path for path in root.rglob(name) if re.fullmatch(r"seed-?\d+", path.parent.name))
 
 
-def _parse(path: Path, schema: type[_SchemaT]) -> tuple[_SchemaT | None, str | None]:
+def parse_record(path: Path, schema: type[_SchemaT]) -> tuple[_SchemaT | None, str | None]:
     """Return (record, None), or (None, what is wrong), or (None, None) if there is no such file."""
     try:
         text = path.read_text(encoding="utf-8")

@@ -111,7 +111,7 @@ def memorized_against_exit(panel: Panel, label: str) -> NDArray[np.float64] | No
     counts: NDArray[np.float64] | None = None
     for choice in row.choices:
         try:
-            columns, exits = predictions_of(choice.cell.folder), answers_of(choice).exit_layers
+            columns, exits = predictions_of(choice.cell.rows), answers_of(choice).exit_layers
         except UserError:
             return None
         layers = [
