@@ -75,7 +75,7 @@ frame(published_table(mcid))
 # %%
 points = pd.read_csv(io.StringIO(to_csv(panels)))
 half = points[points.chosen_for.str.contains("budget 0.50", na=False)]
-chosen = [row for panel in panels for row in table_rows(panel) if "budget 0.50" in row.chosen_for]
+chosen = [row for panel in panels for row in table_rows(panel) if HALF in row.targets]
 on_validation = [(c.point.validation.average_layers, c.cell.record.num_layers) for row in chosen for c in row.choices]
 assert on_validation
 assert all(layers <= total / 2 + 1e-9 for layers, total in on_validation)

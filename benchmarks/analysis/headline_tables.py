@@ -7,11 +7,12 @@ import numpy as np
 from benchmarks.analysis.overall_tables import task_headings
 from benchmarks.analysis.ranking import block_name, compared_panels
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
-from benchmarks.analysis.rows import HALF, TableRow, row_for_half
+from benchmarks.analysis.rows import TableRow, row_for_half
 from benchmarks.analysis.static_gains import STATIC, mean_gain, static_gains
 from benchmarks.analysis.text_tables import MISSING, TextTable
+from benchmarks.store.targets import HALF
 
-_WITHIN = f"within {100 * HALF:g}% of the layers"
+_WITHIN = f"within {100 * HALF.layers_at_most:g}% of the layers"
 
 
 def headline_tables(panels: Sequence[Panel]) -> list[TextTable]:
