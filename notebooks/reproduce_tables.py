@@ -24,6 +24,7 @@ from benchmarks.analysis.published import published_table
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.rows import table_rows
 from benchmarks.analysis.tables import operating_table, panel_tables, to_csv
+from benchmarks.store.targets import HALF
 
 results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-classification"
 panels, faults = load_panels(results)
