@@ -24,6 +24,7 @@ from benchmarks.analysis.published import published_table
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.rows import table_rows
 from benchmarks.analysis.tables import operating_table, panel_tables, to_csv
+from benchmarks.store.targets import HALF
 
 results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-classification"
 panels, faults = load_panels(results)
@@ -75,7 +76,7 @@ frame(published_table(mcid))
 # %%
 points = pd.read_csv(io.StringIO(to_csv(panels)))
 half = points[points.chosen_for.str.contains("budget 0.50", na=False)]
-chosen = [row for panel in panels for row in table_rows(panel) if "budget 0.50" in row.chosen_for]
+chosen = [row for panel in panels for row in table_rows(panel) if HALF in row.targets]
 on_validation = [(c.point.validation.average_layers, c.cell.record.num_layers) for row in chosen for c in row.choices]
 assert on_validation
 assert all(layers <= total / 2 + 1e-9 for layers, total in on_validation)

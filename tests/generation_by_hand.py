@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from records_by_hand import ENVIRONMENT
+from records_by_hand import ENVIRONMENT, targets_of
 
 from benchmarks.store.folders import write_predictions, write_record
 from benchmarks.store.generation_records import (
-    FAITHFUL,
     CalibrationRecord,
     CalibrationResult,
     DecodingContender,
@@ -21,6 +20,7 @@ from benchmarks.store.generation_records import (
     ReplayPoint,
     Speculation,
 )
+from benchmarks.store.targets import FAITHFUL
 
 LAYERS = 30
 EXITS = [6, 12, 18, 24, 30]
@@ -40,7 +40,7 @@ def match_at(layers: float, shift: float = 0.0) -> float:
 
 
 def decoding_point(
-    knob: float, chosen_for: str, layers: float, match: float, *, speculation: Speculation | None = None
+    knob: float, targets: str, layers: float, match: float, *, speculation: Speculation | None = None
 ) -> DecodingPoint:
     """Return a point whose validation and test sides are alike."""
     deep = round(PROMPTS * (TOKENS - 1) * (layers - 6) / 24)
@@ -48,7 +48,7 @@ def decoding_point(
     histogram[5], histogram[29] = PROMPTS * (TOKENS - 1) - deep, deep
     return DecodingPoint(
         knob=knob,
-        chosen_for=chosen_for,
+        targets=targets_of(targets),
         validation=ReplayPoint(knob=knob, average_layers=layers, agreement=match),
         scores={"rougeL": mean(0.3 * match), "rouge1": mean(0.4 * match), "rouge2": mean(0.1 * match)},
         full_text_score=mean(match),
@@ -144,11 +144,13 @@ def made_up_generation(seed: int = 0, task: str = "alpaca") -> list[GenerationRe
     shifts = {"consistentee-tokens": 0.15, "calm-tokens-softmax": 0.1, "calm-tokens-state": -0.15}
     shifts |= {"token-static": 0.0, "token-random": -0.05}
     budgets = {6.0: "budget 0.33", 12.0: "budget 0.50", 18.0: "budget 0.67", 24.0: "budget 0.85"}
-    full = decoding_point(30, FAITHFUL, 30, 1.0)
+    full = decoding_point(30, str(FAITHFUL), 30, 1.0)
     drafts = Speculation(drafted=1000, accepted=600, passes=300)
     cells = [
         generation_cell("token-full", [full], task=task, seed=seed),
-        generation_cell("layerskip", [decoding_point(6, FAITHFUL, 21, 1.0, speculation=drafts)], task=task, seed=seed),
+        generation_cell(
+            "layerskip", [decoding_point(6, str(FAITHFUL), 21, 1.0, speculation=drafts)], task=task, seed=seed
+        ),
     ]
     for label, shift in shifts.items():
         # References use the layers of their exits; the others something in between.

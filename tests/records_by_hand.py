@@ -19,6 +19,7 @@ from benchmarks.store.records import (
     TimingSamples,
 )
 from benchmarks.store.stored_results import CellFolder
+from benchmarks.store.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
 
 LAYERS = 6
 ROWS = 200
@@ -62,12 +63,21 @@ def curve_point(knob: float, average: float, score: float) -> CurvePoint:
     return CurvePoint(knob=knob, scores={"accuracy": score}, exit_histogram=histogram(average))
 
 
-def operating_point(knob: float, chosen_for: str, average: float, score: float) -> OperatingPoint:
-    """Return a point whose validation and test sides are equal."""
+def targets_of(words: str) -> list[Target]:
+    """Return targets from words: ``budget 0.50, within 1 point``."""
+    named = {str(target): target for target in (WITHIN_ONE_POINT, FAITHFUL)}
+    return [
+        named[word] if word in named else Budget(layers_at_most=float(word.removeprefix("budget ")))
+        for word in words.split(", ")
+    ]
+
+
+def operating_point(knob: float, targets: str, average: float, score: float) -> OperatingPoint:
+    """Return a point whose validation and test sides are equal; of targets see :func:`targets_of`."""
     point = curve_point(knob, average, score)
     return OperatingPoint(
         knob=knob,
-        chosen_for=chosen_for,
+        targets=targets_of(targets),
         validation=point,
         test=point,
         score_interval=(score - 0.03, score + 0.03),
@@ -199,7 +209,7 @@ def made_up_suite(seed: int = 0, task: str = "mcid") -> list[CellRecord]:
         "random": -0.25,
         "oracle": 2.2,
     }
-    full = operating_point(LAYERS, "full depth", LAYERS, LAYER_ACCURACY[-1])
+    full = operating_point(LAYERS, "within 1 point", LAYERS, LAYER_ACCURACY[-1])
     majority = operating_point(1, "budget 0.25", 1, 0.2)
     cells = [
         cell("full", [full], task=task, seed=seed),

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import parts_by_hand
 
-from benchmarks.kinds.classification import WITHIN_ONE_POINT, choose_knobs, run_cell, same_answers
+from benchmarks.kinds.classification import choose_knobs, run_cell, same_answers
 from benchmarks.measure.intervals import score_interval
 from benchmarks.store.folders import LOG_FILE, RunFolder, read_cell, read_predictions
 from benchmarks.store.records import CellRecord, CurvePoint
 from benchmarks.store.spec import CellSpec
+from benchmarks.store.targets import HALF, WITHIN_ONE_POINT, Budget, Target
 from consistentee.data.metrics import METRICS, score
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
@@ -24,7 +25,7 @@ def point(score_: float, histogram: list[int], knob: float = 0.0) -> CurvePoint:
     return CurvePoint(knob=knob, scores={"accuracy": score_}, exit_histogram=histogram)
 
 
-def chosen(curve: list[CurvePoint], budgets=(0.25, 0.5, 0.75)) -> dict[int, list[str]]:
+def chosen(curve: list[CurvePoint], budgets=(0.25, 0.5, 0.75)) -> dict[int, list[Target]]:
     return choose_knobs(curve, "accuracy", budgets, LAYERS)
 
 
@@ -36,19 +37,23 @@ def test_best_score_within_each_budget():
         point(0.895, [0, 0, 10, 0]),
         point(0.90, [0, 0, 0, 10]),
     ]
-    assert chosen(curve) == {0: ["budget 0.25"], 1: ["budget 0.50"], 3: ["budget 0.75", WITHIN_ONE_POINT]}
+    assert chosen(curve) == {
+        0: [Budget(layers_at_most=0.25)],
+        1: [HALF],
+        3: [Budget(layers_at_most=0.75), WITHIN_ONE_POINT],
+    }
 
 
 def test_equal_scores_take_fewer_layers_and_equal_knobs_are_one_point():
     curve = [point(0.8, [5, 5, 0, 0]), point(0.8, [10, 0, 0, 0]), point(0.8, [0, 0, 0, 10])]
-    assert chosen(curve) == {1: ["budget 0.25", "budget 0.50", "budget 0.75", WITHIN_ONE_POINT]}
+    assert chosen(curve) == {1: [Budget(layers_at_most=0.25), HALF, Budget(layers_at_most=0.75), WITHIN_ONE_POINT]}
 
 
 def test_budgets_of_a_cascade_are_shares_of_the_stock_model():
     curve = [point(0.7, [0, 10, 0, 0, 0, 0]), point(0.8, [0, 7, 0, 0, 0, 3]), point(0.9, [0, 0, 0, 0, 0, 10])]
     assert chosen(curve, (0.5, 0.75, 1.0)) == {
-        0: ["budget 0.50", "budget 0.75"],
-        1: ["budget 1.00"],
+        0: [HALF, Budget(layers_at_most=0.75)],
+        1: [Budget(layers_at_most=1.0)],
         2: [WITHIN_ONE_POINT],
     }
 
@@ -73,7 +78,7 @@ def test_choices_are_the_best_that_is_allowed(curve, budget):
         if WITHIN_ONE_POINT in reasons:
             good = [p for p in curve if p.scores["accuracy"] >= curve[-1].scores["accuracy"] - 0.01]
             assert picked.average_layers <= min(p.average_layers for p in good) + 1e-9
-        if f"budget {budget:.2f}" in reasons:
+        if Budget(layers_at_most=budget) in reasons:
             allowed = [p for p in curve if p.average_layers <= budget * LAYERS]
             assert picked.scores["accuracy"] >= max((p.scores["accuracy"] for p in allowed), default=0)
             assert picked.average_layers <= budget * LAYERS + 1e-6
@@ -186,7 +191,7 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
     assert record.num_layers == LAYERS
     assert {len(p.exit_histogram) for p in record.curve_test} == {LAYERS + 2}
     assert all(sum(p.exit_histogram) == p.exit_histogram[1] + p.exit_histogram[-1] for p in record.curve_test)
-    within = next(p for p in record.operating_points if "budget 0.50" in p.chosen_for)
+    within = next(p for p in record.operating_points if HALF in p.targets)
     assert within.validation.average_layers <= LAYERS / 2
     assert all(p.live_disagreements == 0 for p in record.operating_points)
 

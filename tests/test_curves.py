@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from benchmarks.analysis.curves import (
     area_under_front,
     average_layers,
-    cheapest_within,
     pareto_front,
     speedups,
     time_ratio,
@@ -110,20 +109,3 @@ def test_area_by_hand():
 def test_area_needs_a_range():
     with pytest.raises(ValueError, match="empty"):
         area_under_front([1], [1], lowest=2, highest=2)
-
-
-def test_cheapest_within_a_point():
-    layers, values = [1.0, 2.0, 2.0, 4.0], [0.5, 0.90, 0.905, 0.91]
-    assert cheapest_within(layers, values, reference=0.91) == 2  # equal layers: the higher score
-    assert cheapest_within(layers, values, reference=0.91, loss=0.0) == 3
-    assert cheapest_within(layers, values, reference=0.95) is None
-
-
-@given(curves, scores)
-def test_cheapest_within_is_allowed_and_cheapest(points, reference):
-    costs, values = zip(*points, strict=True)
-    index = cheapest_within(costs, values, reference)
-    allowed = [cost for cost, value in points if value >= reference - 0.01 - 1e-9]
-    assert (index is None) == (not allowed)
-    if index is not None:
-        assert costs[index] == min(allowed)

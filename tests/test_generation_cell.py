@@ -17,8 +17,9 @@ from benchmarks.kinds.generation import exit_histogram, layers_by_position
 from benchmarks.kinds.generation_selection import choose_points, replay_points, select_knobs
 from benchmarks.kinds.generation_timing import DecodingTimes, load_models, stock_times, time_decoding
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
-from benchmarks.store.generation_records import FAITHFUL, ReplayPoint
+from benchmarks.store.generation_records import ReplayPoint
 from benchmarks.store.generation_spec import DecodingTimingSpec, StudySpec
+from benchmarks.store.targets import FAITHFUL, HALF, Budget
 from consistentee.data.prompts import Prompt, PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
@@ -69,9 +70,9 @@ def point(knob: float, layers: float, agreement: float) -> ReplayPoint:
 def test_knobs_are_chosen_within_budgets_and_by_agreement():
     points = [point(0, 6, 0.3), point(1, 12, 0.5), point(2, 14, 0.5), point(3, 20, 0.91), point(4, 30, 1.0)]
     assert choose_points(points, (0.2, 0.33, 0.5, 0.8), 30) == {
-        0: ["budget 0.20", "budget 0.33"],
-        1: ["budget 0.50"],  # as good as knob 2, and cheaper
-        3: ["budget 0.80", FAITHFUL],
+        0: [Budget(layers_at_most=0.2), Budget(layers_at_most=0.33)],
+        1: [HALF],  # as good as knob 2, and cheaper
+        3: [Budget(layers_at_most=0.8), FAITHFUL],
     }
     assert choose_points(points[:2], (0.1,), 30) == {1: [FAITHFUL]}, "nothing agrees enough: the best that there is"
 

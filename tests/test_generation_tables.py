@@ -28,6 +28,7 @@ from benchmarks.analysis.generation_tables import calibration_table, decoding_ta
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.store.stored_results import BaseStoredCell, CellFolder, kind_of_results
+from benchmarks.store.targets import HALF, in_words
 from consistentee.errors import UserError
 
 
@@ -106,10 +107,10 @@ def test_best_of_a_grid_is_chosen_on_validation(tmp_path):
         generation_cell("calm", [worse], parameters={"tau": 0}),
         generation_cell("calm", [lucky, too_deep], parameters={"tau": 4}),
     ]
-    by_reason = {row.chosen_for: row for row in curve_rows(panel_of(cells, tmp_path), "calm")}
-    assert by_reason[("budget 0.50",)].knobs == (0.4,)
-    assert by_reason[("budget 0.50",)].parameters == ("tau=4",)
-    assert by_reason[("budget 0.80",)].knobs == (0.9,)
+    by_reason = {in_words(row.targets): row for row in curve_rows(panel_of(cells, tmp_path), "calm")}
+    assert by_reason["budget 0.50"].knobs == (0.4,)
+    assert by_reason["budget 0.50"].parameters == ("tau=4",)
+    assert by_reason["budget 0.80"].knobs == (0.9,)
 
 
 def test_seeds_are_averaged_and_their_spread_is_told(tmp_path):
@@ -231,7 +232,7 @@ def test_positions_are_averaged_over_texts():
 
 
 def test_row_near_half_is_of_the_nearest_budget(panel):
-    assert row_near_half(panel, "token-static").chosen_for == ("budget 0.50",)
+    assert row_near_half(panel, "token-static").targets == (HALF,)
     assert row_near_half(panel, "layerskip") is None
     assert panel.num_layers == LAYERS
     assert len(made_up_generation()) == len(panel.cells)

@@ -108,7 +108,7 @@ def test_gains_as_a_figure_best_mean_first():
     means = {row[0]: float(row[-2]) for row in table.cells if row[0] != "oracle"}
     assert rows == sorted(means, key=lambda label: -means[label])
     assert next(label.get_text() for label in figure.axes[0].get_xticklabels()) == "mean"
-    without = panels([stored(cell("full", [operating_point(6, "full depth", 6.0, 0.9)]))], [])
+    without = panels([stored(cell("full", [operating_point(6, "within 1 point", 6.0, 0.9)]))], [])
     assert gains_figure(without) is None
 
 

@@ -21,6 +21,7 @@ from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows import label_rows, table_rows
 from benchmarks.analysis.tables import comparison_table, machine, operating_table, to_csv, write_table
 from benchmarks.analysis.text_tables import TextTable, escape_latex, to_latex, to_markdown
+from benchmarks.store.targets import HALF, in_words
 from consistentee.errors import UserError
 
 
@@ -91,7 +92,7 @@ def test_equal_choices_share_a_row():
         ],
     )
     rows = label_rows(panel_of([record]), "pabee")
-    assert [row.chosen_for for row in rows] == [("budget 0.25",), ("budget 0.50", "budget 0.75", "within 1 point")]
+    assert [in_words(row.targets) for row in rows] == ["budget 0.25", "budget 0.50, budget 0.75, within 1 point"]
 
 
 def test_seeds_are_averaged():
@@ -184,7 +185,7 @@ def test_paired_tests_of_the_core_method(results):
         "deebert",
         "pabee",
     }
-    against_deebert = next(c for c in comparisons if c.second == "deebert" and c.target == "budget 0.50")
+    against_deebert = next(c for c in comparisons if c.second == "deebert" and c.target == HALF)
     assert against_deebert.test.difference > 0
     assert against_deebert.test.p_value < 0.05
 
@@ -217,14 +218,14 @@ def test_whole_curves_are_read_at_fixed_shares_of_the_layers():
 def test_several_seeds_have_an_interval_over_rows_and_seeds(tmp_path):
     write_results(tmp_path, seeds=(0, 1, 2))
     (panel,), _ = load_panels(tmp_path)
-    half = next(row for row in label_rows(panel, "deebert") if "budget 0.50" in row.chosen_for)
+    half = next(row for row in label_rows(panel, "deebert") if HALF in row.targets)
     assert half.seeds == (0, 1, 2)
     low, high = half.interval
     assert low < half.scores["accuracy"] < high
     assert (low, high) != half.choices[0].point.score_interval
     half.choices[0].cell.rows.file.unlink()
     fresh, _ = load_panels(tmp_path)
-    row = next(row for row in label_rows(fresh[0], "deebert") if "budget 0.50" in row.chosen_for)
+    row = next(row for row in label_rows(fresh[0], "deebert") if HALF in row.targets)
     assert row.interval == pytest.approx(row.choices[0].point.score_interval)
 
 

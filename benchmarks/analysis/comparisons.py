@@ -1,24 +1,20 @@
 """Methods against each other: whole curves in one number, and paired tests on the same rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from benchmarks.analysis.curves import area_under_front, cheapest_within, pareto_front
+from benchmarks.analysis.choices import Choice, choose_point, reference_of, targets_of
+from benchmarks.analysis.curves import area_under_front, pareto_front, time_ratio
 from benchmarks.analysis.resampling import can_resample, interval, mean_over_drawn_seeds, resampled_scores
 from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, Panel, StoredCell
-from benchmarks.analysis.rows import Answers, TableRow, answers_of, label_rows
-from benchmarks.analysis.statistics import (
-    Choice,
-    PairedTest,
-    choose,
-    full_depth_score,
-    paired_test,
-    points_of,
-    targets,
-)
+from benchmarks.analysis.rows import Answers, answers_of
+from benchmarks.analysis.select import choose
+from benchmarks.analysis.statistics import PairedTest, paired_test, points_of
+from benchmarks.store.records import CellRecord, OperatingPoint
+from benchmarks.store.targets import WITHIN_ONE_POINT, Budget, Target
 from consistentee.errors import UserError
 
 CORE_METHOD = "consistentee"
@@ -64,7 +60,7 @@ class Comparison:
         test: which rows each has right, and McNemar's test, on one seed; None for a regression.
     """
 
-    target: str
+    target: Target
     first: str
     second: str
     seeds: tuple[int, ...]
@@ -82,19 +78,31 @@ def curve_summaries(panel: Panel) -> list[CurveSummary]:
 
 def _summary(panel: Panel, label: str) -> CurveSummary:
     seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
-    within = [_within_one_point(panel, label, seed) for seed in seeds]
-    reached = [point for point in within if point is not None]
-    everywhere = len(reached) == len(seeds)
-    rows = label_rows(panel, label)
+    within = _mean_on_curve(panel, label, seeds, WITHIN_ONE_POINT)
+    budgets = {share: _mean_on_curve(panel, label, seeds, Budget(layers_at_most=share)) for share in BUDGETS}
     return CurveSummary(
         label=label,
         layers_area=float(np.mean([layers_area(panel, label, seed) for seed in seeds])),
-        flops_area=_ratio_area(panel, [(row, row.speedups.flops_ratio) for row in rows]),
-        time_area=time_area(panel, rows),
-        at_budgets={budget: _score_within(panel, label, seeds, budget) for budget in BUDGETS},
-        layers_within=float(np.mean([layers for layers, _ in reached])) if everywhere else None,
-        score_within=float(np.mean([score for _, score in reached])) if everywhere else None,
+        flops_area=_mean_where_all([flops_area(panel, label, seed) for seed in seeds]),
+        time_area=_mean_where_all([time_area(panel, label, seed) for seed in seeds]),
+        at_budgets={share: None if found is None else found[1] for share, found in budgets.items()},
+        layers_within=None if within is None else within[0],
+        score_within=None if within is None else within[1],
     )
+
+
+def _mean_where_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _mean_on_curve(panel: Panel, label: str, seeds: Sequence[int], target: Target) -> tuple[float, float] | None:
+    """Return the mean over seeds of (test layers, test score) at a target; None unless every seed meets it."""
+    found = [point for seed in seeds if (point := _on_curve(panel, label, seed, target)) is not None]
+    if len(found) < len(seeds):
+        return None
+    layers, score = np.mean(found, axis=0)
+    return float(layers), float(score)
 
 
 def layers_area(panel: Panel, label: str, seed: int) -> float:
@@ -111,13 +119,11 @@ def blind_score(panel: Panel) -> float:
     return points[0].test.scores[panel.metric] if points else 0.0
 
 
-def _within_one_point(panel: Panel, label: str, seed: int) -> tuple[float, float] | None:
-    """Return (test layers, test score) at the knob that stays within a point of the full model on validation."""
+def _on_curve(panel: Panel, label: str, seed: int, target: Target) -> tuple[float, float] | None:
+    """Return (test layers, test score) at the knob of the whole curve that meets a target on validation data."""
     cells = panel.cells_of(label, seed)
-    full = [cell for cell in panel.cells_of_method(FULL) if cell.record.seed == seed]
-    reference = max(full_depth_score(cell) for cell in full or cells)
-    layers, scores = _curve(cells, "validation")
-    index = cheapest_within(layers, scores, reference)
+    reference = reference_of(panel, label, seed)
+    index = choose(target, *_curve(cells, "validation"), num_layers=panel.num_layers, reference=reference)
     if index is None:
         return None
     test_layers, test_scores = _curve(cells, "test")
@@ -136,30 +142,41 @@ def _curve(cells: Sequence[StoredCell], split: str) -> tuple[list[float], list[f
     return layers, scores
 
 
-def time_area(panel: Panel, rows: Sequence[TableRow]) -> float | None:
-    """Integrate over time as a share of the stock model's at batch 1, along timed rows; None if there are none."""
-    return _ratio_area(panel, [(row, row.speedups.time_ratios.get(1)) for row in rows])
+def flops_area(panel: Panel, label: str, seed: int) -> float | None:
+    """Integrate over FLOPs as a share of the stock model's, along the operating points; None if not counted."""
+    return _ratio_area(panel, label, seed, lambda cell, point: cell.full_flops / point.flops if point.flops else None)
 
 
-def _score_within(panel: Panel, label: str, seeds: Sequence[int], budget: float) -> float | None:
-    """Return the mean over seeds of the test score at the best validation score within a share of the layers."""
-    scores = []
-    for seed in seeds:
-        cells = panel.cells_of(label, seed)
-        (layers, validation), (_, test) = _curve(cells, "validation"), _curve(cells, "test")
-        allowed = [i for i, used in enumerate(layers) if used <= budget * panel.num_layers + 1e-9]
-        if not allowed:
-            return None
-        scores.append(test[min(allowed, key=lambda i: (-validation[i], layers[i]))])
-    return float(np.mean(scores))
+def time_area(panel: Panel, label: str, seed: int) -> float | None:
+    """Integrate over time as a share of the stock model's at batch 1, along the points that were timed, if any were."""
+    return _ratio_area(panel, label, seed, partial(_time_ratio, panel))
 
 
-def _ratio_area(panel: Panel, points: Sequence[tuple[TableRow, float | None]]) -> float | None:
-    """Integrate test scores over cost as a share of the stock model's: (row, stock / row) -> area, None if unknown."""
-    known = [(1 / ratio, row.scores[panel.metric]) for row, ratio in points if ratio]
+def _time_ratio(panel: Panel, cell: CellRecord, point: OperatingPoint) -> float | None:
+    here, stock = panel.contender(cell, point.knob), panel.stock(cell.seed)
+    if here is None or stock is None:
+        return None
+    seconds, full_seconds = (
+        next((sample.seconds_per_round for sample in contender.samples if sample.batch_size == 1), None)
+        for contender in (here, stock)
+    )
+    return time_ratio(full_seconds, seconds) if seconds and full_seconds else None
+
+
+def _ratio_area(
+    panel: Panel, label: str, seed: int, ratio_of: Callable[[CellRecord, OperatingPoint], float | None]
+) -> float | None:
+    """Integrate test scores over cost as a share of the stock model's; ``ratio_of`` a point is the stock's / its own.
+
+    As for layers, only points on the front of the validation data are joined.
+    """
+    points = [(cell.record, point) for cell in panel.cells_of(label, seed) for point in cell.record.operating_points]
+    known = [(point, ratio) for record, point in points if (ratio := ratio_of(record, point))]
     if not known:
         return None
-    shares, scores = zip(*known, strict=True)
+    validation = [(point.validation.average_layers, point.validation.scores[panel.metric]) for point, _ in known]
+    front = [known[index] for index in pareto_front(*zip(*validation, strict=True))]
+    shares, scores = zip(*((1 / ratio, point.test.scores[panel.metric]) for point, ratio in front), strict=True)
     return area_under_front(shares, scores, lowest=1 / panel.num_layers, highest=1, floor=blind_score(panel))
 
 
@@ -174,17 +191,17 @@ def paired_comparisons(panel: Panel) -> list[Comparison]:
         return []
     first = next((label for label in curves if methods[label] == CORE_METHOD), curves[0])
     others = [label for label in curves if label != first]
-    shared = targets(panel.cells_of(first))
+    shared = targets_of(panel.cells_of(first))
     found = [_compare(panel, target, first, second) for target in shared for second in others]
     return [comparison for comparison in found if comparison is not None]
 
 
-def _compare(panel: Panel, target: str, first: str, second: str) -> Comparison | None:
+def _compare(panel: Panel, target: Target, first: str, second: str) -> Comparison | None:
     pairs = [
         (one, other)
         for seed in sorted({cell.record.seed for cell in panel.cells_of(first)})
-        if (one := choose(panel.cells_of(first, seed), target)) is not None
-        and (other := choose(panel.cells_of(second, seed), target)) is not None
+        if (one := _choice(panel, first, seed, target)) is not None
+        and (other := _choice(panel, second, seed, target)) is not None
     ]
     if not pairs:
         return None
@@ -206,6 +223,11 @@ def _compare(panel: Panel, target: str, first: str, second: str) -> Comparison |
         seed=pairs[0][0].cell.record.seed,
         test=paired_test(*(side.predictions == labels for side in answers[0])) if categorical else None,
     )
+
+
+def _choice(panel: Panel, label: str, seed: int, target: Target) -> Choice | None:
+    cells = panel.cells_of(label, seed)
+    return choose_point(cells, target, reference_of(panel, label, seed)) if cells else None
 
 
 def _test_score(choice: Choice) -> float:

@@ -106,16 +106,3 @@ def area_under_front(
     cost, score = cost[front], score[front]
     grid = np.concatenate([[lowest], cost[(cost > lowest) & (cost < highest)], [highest]])
     return float(np.trapezoid(np.interp(grid, cost, score), grid) / (highest - lowest))
-
-
-def cheapest_within(costs: ArrayLike, scores: ArrayLike, reference: float, loss: float = 0.01) -> int | None:
-    """Return the index of the cheapest point that scores at least ``reference - loss``, if there is one.
-
-    With layers as costs: the layers at no more than one point lost. Of equal costs the higher score is taken.
-    """
-    cost, score = np.asarray(costs, dtype=float), np.asarray(scores, dtype=float)
-    # Scores are fractions of counts: half a ulp must not decide.
-    good = np.flatnonzero(score >= reference - loss - 1e-12)
-    if good.size == 0:
-        return None
-    return int(good[np.lexsort((-score[good], cost[good]))[0]])

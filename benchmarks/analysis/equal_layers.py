@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.analysis.choices import BaseChoice, DecodingChoice
 from benchmarks.analysis.generation_rows import (
-    DecodingChoice,
     GenerationPanel,
     GenerationRow,
     curve_rows,
@@ -80,7 +80,7 @@ def _compare(panel: GenerationPanel, row: GenerationRow, reference: str) -> Laye
 def _choices(panel: GenerationPanel, label: str, like: DecodingChoice) -> list[DecodingChoice]:
     """Return all operating points of a reference, of the same seed."""
     cells = panel.cells_of(label, like.cell.record.seed)
-    return [DecodingChoice(cell, point) for cell in cells for point in cell.record.operating_points]
+    return [BaseChoice(cell, point) for cell in cells for point in cell.record.operating_points]
 
 
 def _difference(choice: DecodingChoice, reference: Sequence[DecodingChoice], column: str) -> Mean | None:

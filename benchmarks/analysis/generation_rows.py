@@ -8,34 +8,26 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.analysis.choices import DecodingChoice, choices_for, targets_of
 from benchmarks.analysis.curves import time_ratio
 from benchmarks.analysis.results import FULL, BasePanel, load_panels_of, role_of
 from benchmarks.analysis.rows import predictions_of, varied_parameters
-from benchmarks.analysis.statistics import budget_of, mean_and_std, split_targets
+from benchmarks.analysis.statistics import mean_and_std
 from benchmarks.store.folders import Fault
 from benchmarks.store.generation_records import (
     DecodingContender,
-    DecodingPoint,
     DecodingTimingRecord,
     GenerationRecord,
     Mean,
 )
 from benchmarks.store.stored_results import BaseStoredCell
+from benchmarks.store.targets import Target
 from consistentee.errors import UserError
 
 GenerationCell: TypeAlias = BaseStoredCell[GenerationRecord]
 GenerationPanel: TypeAlias = BasePanel[GenerationRecord, DecodingTimingRecord, DecodingContender]
 
 STOCK = "stock generate"
-_TIE = 1e-9
-
-
-@dataclass(frozen=True)
-class DecodingChoice:
-    """An operating point and the cell that it belongs to."""
-
-    cell: GenerationCell
-    point: DecodingPoint
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,7 @@ class GenerationRow:
         label, method: the curve, and the method behind it; both :data:`STOCK` for the stock model.
         knob_name, knobs: the knob's name, and its value for each seed.
         parameters: of the chosen cells, where they differ between the cells of the label (a grid).
-        chosen_for: why this knob, on validation prompts.
+        targets: why this knob, on validation prompts.
         scores: ROUGE against the references, by metric.
         score_std: standard deviation of the task's score over seeds; None for one seed.
         full_text_score: ROUGE-L against the full model's text.
@@ -81,7 +73,7 @@ class GenerationRow:
     knob_name: str
     knobs: tuple[float, ...]
     parameters: tuple[str, ...]
-    chosen_for: tuple[str, ...]
+    targets: tuple[Target, ...]
     scores: dict[str, Mean]
     score_std: float | None
     full_text_score: Mean
@@ -112,11 +104,9 @@ def curve_rows(panel: GenerationPanel, label: str) -> list[GenerationRow]:
 
 
 def _curve_rows(panel: GenerationPanel, label: str) -> list[GenerationRow]:
-    chosen: dict[tuple[tuple[str, float], ...], tuple[list[str], list[DecodingChoice]]] = {}
-    for target in _targets(panel.cells_of(label)):
-        seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
-        found = [choose_decoding(panel.cells_of(label, seed), target) for seed in seeds]
-        choices = [choice for choice in found if choice is not None]
+    chosen: dict[tuple[tuple[str, float], ...], tuple[list[Target], list[DecodingChoice]]] = {}
+    for target in targets_of(panel.cells_of(label)):
+        choices = choices_for(panel, label, target)
         key = tuple((choice.cell.record.key, choice.point.knob) for choice in choices)
         if choices:
             chosen.setdefault(key, ([], choices))[0].append(target)
@@ -124,33 +114,7 @@ def _curve_rows(panel: GenerationPanel, label: str) -> list[GenerationRow]:
     return sorted(rows, key=lambda row: row.average_layers)
 
 
-def _targets(cells: Sequence[GenerationCell]) -> list[str]:
-    found = {target for cell in cells for point in cell.record.operating_points for target in split_targets(point)}
-    budgets = {target: budget_of(target) for target in found}
-    return sorted(found, key=lambda target: (budgets[target] is None, budgets[target] or 0.0, target))
-
-
-def choose_decoding(cells: Sequence[GenerationCell], target: str) -> DecodingChoice | None:
-    """Choose among the operating points of one label and seed (a grid of parameters), on VALIDATION alone.
-
-    ``budget f``: the best agreement with the full model among the points within ``f * L`` layers there; equal ones:
-    fewer layers. Other targets: the fewest layers among the points that were chosen for them. None if there is none.
-    """
-    choices = [DecodingChoice(cell, point) for cell in cells for point in cell.record.operating_points]
-    budget = budget_of(target)
-    if budget is None:
-        allowed = [choice for choice in choices if target in split_targets(choice.point)]
-        return min(allowed, key=lambda choice: choice.point.validation.average_layers, default=None)
-    limit = [(c, c.point.validation.average_layers, budget * c.cell.record.num_layers + _TIE) for c in choices]
-    within = [choice for choice, layers, most in limit if layers <= most]
-    return min(within, key=_by_agreement, default=None)
-
-
-def _by_agreement(choice: DecodingChoice) -> tuple[float, float]:
-    return -choice.point.validation.agreement, choice.point.validation.average_layers
-
-
-def _row(panel: GenerationPanel, reasons: Sequence[str], choices: Sequence[DecodingChoice]) -> GenerationRow:
+def _row(panel: GenerationPanel, reasons: Sequence[Target], choices: Sequence[DecodingChoice]) -> GenerationRow:
     first, points = choices[0].cell.record, [choice.point for choice in choices]
     layers = float(np.mean([point.average_layers for point in points]))
     drafts = [point.speculation for point in points if point.speculation is not None]
@@ -161,7 +125,7 @@ def _row(panel: GenerationPanel, reasons: Sequence[str], choices: Sequence[Decod
         knob_name=first.knob_name,
         knobs=tuple(point.knob for point in points),
         parameters=tuple(varied_parameters(choice.cell, panel.cells_of(first.label)) for choice in choices),
-        chosen_for=tuple(reasons),
+        targets=tuple(reasons),
         scores={name: mean_of([point.scores[name] for point in points]) for name in points[0].scores},
         score_std=mean_and_std([point.scores[first.metric].value for point in points])[1],
         full_text_score=mean_of([point.full_text_score for point in points]),
@@ -187,7 +151,7 @@ def stock_row(panel: GenerationPanel) -> GenerationRow:
         knob_name="",
         knobs=(),
         parameters=(),
-        chosen_for=(),
+        targets=(),
         scores=full_record(panel).full_scores,
         score_std=None,
         full_text_score=same,
@@ -248,8 +212,7 @@ def scores_by_prompt(choice: DecodingChoice, column: str) -> NDArray[np.float64]
 
     Raises UserError if it cannot be read.
     """
-    index = choice.cell.record.operating_points.index(choice.point)
-    return _column(choice.cell, f"{column}_{index}")
+    return _column(choice.cell, f"{column}_{choice.number}")
 
 
 def full_scores_by_prompt(cell: GenerationCell, column: str) -> NDArray[np.float64]:

@@ -13,11 +13,11 @@ from benchmarks.analysis.generation_rows import (
     load_generation_panels,
 )
 from benchmarks.analysis.rows import format_value
-from benchmarks.analysis.statistics import budget_of
-from benchmarks.analysis.tables import MISSING, SUFFIXES, machine
+from benchmarks.analysis.tables import MISSING, SUFFIXES, machine, short_reasons
 from benchmarks.analysis.text_tables import TextTable, csv_of, to_latex, to_markdown
 from benchmarks.store.folders import write_text
-from benchmarks.store.generation_records import FAITHFUL, CalibrationRecord, CalibrationResult, Mean
+from benchmarks.store.generation_records import CalibrationRecord, CalibrationResult, Mean
+from benchmarks.store.targets import Budget, in_words
 from consistentee.errors import unknown_name
 
 DEFAULT_BATCH_SIZES = [1, 8]
@@ -62,7 +62,7 @@ def _columns(panel: GenerationPanel, compact: bool) -> dict[str, CellText]:
         "FLOPs ratio": lambda row: f"{row.flops_ratio:.2f}",
         **{f"tokens/s b{size}": _tokens_at(size) for size in sizes},
         **{f"decode speed-up b{size}": _speedup_at(size) for size in sizes},
-        "chosen for": lambda row: MISSING if row.method == STOCK else _reasons(row.chosen_for),
+        "chosen for": lambda row: MISSING if row.method == STOCK else short_reasons(row.targets),
     }
 
 
@@ -78,13 +78,6 @@ def _knob(row: GenerationRow) -> str:
     value = knobs[0] if len(knobs) == 1 else f"{knobs[0]} to {knobs[-1]}"
     accepted = f"{100 * row.acceptance:.0f}% of drafts accepted" if row.acceptance is not None else ""
     return " · ".join(dict.fromkeys(filter(None, [f"{row.knob_name}={value}", *row.parameters, accepted])))
-
-
-def _reasons(targets: Sequence[str]) -> str:
-    """Write what a knob was chosen for in few columns: ``≤33%, ≤50%, as full ≥90%``."""
-    shares = [(target, budget_of(target)) for target in targets]
-    short = {FAITHFUL: "as full ≥90%"}
-    return ", ".join(short.get(target, target) if share is None else f"≤{100 * share:g}%" for target, share in shares)
 
 
 def _score_of(metric: str) -> CellText:
@@ -124,7 +117,7 @@ def _notes(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> list[str]:
     """Say what a reader must know before believing the numbers."""
     record = full_record(panel)
     seeds = sorted({cell.record.seed for cell in panel.cells})
-    budgets = any(budget_of(target) is not None for row in rows for target in row.chosen_for)
+    budgets = any(isinstance(target, Budget) for row in rows for target in row.targets)
     notes = [
         "Knobs and parameters are chosen on validation prompts and reported on test prompts"
         + (": best agreement with the full model within a share of the layers (≤50%)" if budgets else "")
@@ -287,7 +280,7 @@ def _csv_record(panel: GenerationPanel, row: GenerationRow) -> dict[str, object]
         "parameters": "; ".join(dict.fromkeys(filter(None, row.parameters))),
         "knob": row.knob_name,
         "knob_values": " ".join(repr(knob) for knob in row.knobs),
-        "chosen_for": ", ".join(row.chosen_for),
+        "chosen_for": in_words(row.targets),
     }
     means = {**row.scores, "rougeL_to_full": row.full_text_score, "match": row.token_match}
     for name, mean in means.items():

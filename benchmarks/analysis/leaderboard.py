@@ -22,7 +22,6 @@ from scipy.stats import rankdata
 
 from benchmarks.analysis.comparisons import blind_score, layers_area, time_area
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, panels, refuse_generation
-from benchmarks.analysis.rows import label_rows
 from benchmarks.analysis.statistics import interval_of_mean
 from benchmarks.store.records import CellRecord, TimingRecord
 from benchmarks.store.stored_results import open_results
@@ -287,7 +286,7 @@ def _scale(panel: Panel) -> tuple[float, float] | None:
 
 def _result(panel: Panel, label: str, name: str, run: Run, scale: tuple[float, float]) -> Result:
     floor, full = scale
-    timed = time_area(panel, label_rows(panel, label))
+    timed = time_area(panel, label, run.seed)
     return Result(
         method=name,
         run=run,

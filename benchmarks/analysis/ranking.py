@@ -14,11 +14,12 @@ from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
 from benchmarks.analysis.comparisons import CORE_METHOD, curve_summaries
 from benchmarks.analysis.results import FULL, REFERENCES, Panel
-from benchmarks.analysis.rows import HALF, row_for_half
+from benchmarks.analysis.rows import row_for_half
 from benchmarks.analysis.statistics import holm
+from benchmarks.store.targets import HALF
 
 AREA = "area under the score-layers front"
-HALF_BUDGET = f"score within {100 * HALF:g}% of the layers"
+HALF_BUDGET = f"score within {100 * HALF.layers_at_most:g}% of the layers"
 LEVEL = 0.05
 
 

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.analysis.choices import Choice, choices_for, targets_of
 from benchmarks.analysis.curves import RoundSeconds, Speedups, speedups, time_ratio
 from benchmarks.analysis.resampling import interval_over_rows_and_seeds
 from benchmarks.analysis.results import FULL, Panel
-from benchmarks.analysis.statistics import Choice, budget_of, choose, mean_and_std, targets
+from benchmarks.analysis.statistics import mean_and_std
 from benchmarks.store.records import CellRecord, Contender, TimingSamples
 from benchmarks.store.stored_results import BaseStoredCell, RowSource
+from benchmarks.store.targets import HALF, Target
 from consistentee.errors import UserError
-
-HALF = 0.5
-"""The share of the layers at which methods are compared in one number: published figures are for speed-ups near 2."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class TableRow:
         label, method: the curve, and the method behind it.
         knob_name, knobs: the knob's name, and its value for each seed.
         parameters: of the chosen cells, where they differ between the cells of the label (a grid).
-        chosen_for: why this knob, on validation data.
+        targets: why this knob, on validation data.
         seeds: the seeds that are averaged.
         scores: mean test score by metric.
         score_std: standard deviation of the task's score over seeds; None for one seed.
@@ -58,7 +57,7 @@ class TableRow:
     knob_name: str
     knobs: tuple[float, ...]
     parameters: tuple[str, ...]
-    chosen_for: tuple[str, ...]
+    targets: tuple[Target, ...]
     seeds: tuple[int, ...]
     scores: dict[str, float]
     score_std: float | None
@@ -79,9 +78,9 @@ def label_rows(panel: Panel, label: str) -> list[TableRow]:
 
 
 def _label_rows(panel: Panel, label: str) -> list[TableRow]:
-    chosen: dict[tuple[tuple[str, float], ...], tuple[list[str], list[Choice]]] = {}
-    for target in targets(panel.cells_of(label)):
-        choices = _choices(panel, label, target)
+    chosen: dict[tuple[tuple[str, float], ...], tuple[list[Target], list[Choice]]] = {}
+    for target in targets_of(panel.cells_of(label)):
+        choices = choices_for(panel, label, target)
         key = tuple((c.cell.record.key, c.point.knob) for c in choices)
         if choices:
             chosen.setdefault(key, ([], choices))[0].append(target)
@@ -94,16 +93,10 @@ def row_for_half(panel: Panel, label: str) -> TableRow | None:
     rows = label_rows(panel, label)
     if panel.methods[label] == FULL:
         return rows[0] if rows else None
-    return next((row for row in rows if any(budget_of(target) == HALF for target in row.chosen_for)), None)
+    return next((row for row in rows if HALF in row.targets), None)
 
 
-def _choices(panel: Panel, label: str, target: str) -> list[Choice]:
-    seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
-    choices = [choose(panel.cells_of(label, seed), target) for seed in seeds]
-    return [choice for choice in choices if choice is not None]
-
-
-def _row(panel: Panel, reasons: Sequence[str], choices: Sequence[Choice]) -> TableRow:
+def _row(panel: Panel, reasons: Sequence[Target], choices: Sequence[Choice]) -> TableRow:
     first = choices[0].cell.record
     points = [choice.point for choice in choices]
     timed = _timings(panel, choices)
@@ -114,7 +107,7 @@ def _row(panel: Panel, reasons: Sequence[str], choices: Sequence[Choice]) -> Tab
         knob_name=first.knob_name,
         knobs=tuple(point.knob for point in points),
         parameters=tuple(varied_parameters(choice.cell, panel.cells_of(first.label)) for choice in choices),
-        chosen_for=tuple(reasons),
+        targets=tuple(reasons),
         seeds=tuple(choice.cell.record.seed for choice in choices),
         scores={name: mean for name, (mean, _) in by_metric.items()},
         score_std=by_metric[first.metric][1],
@@ -143,10 +136,9 @@ class Answers:
 
 def answers_of(choice: Choice) -> Answers:
     """Read the answers of an operating point, by row. Raises UserError if they cannot be read."""
-    index = choice.cell.record.operating_points.index(choice.point)
     columns = predictions_of(choice.cell.rows)
     try:
-        return Answers(columns["label"], columns[f"prediction_{index}"], columns[f"exit_layer_{index}"])
+        return Answers(columns["label"], columns[f"prediction_{choice.number}"], columns[f"exit_layer_{choice.number}"])
     except KeyError as error:
         raise UserError(f"{choice.cell.rows.place} lacks column {error}") from error
 

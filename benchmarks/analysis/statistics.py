@@ -1,26 +1,13 @@
-"""Selection on validation data, averages over seeds, and paired tests between methods."""
+"""Averages over seeds, and paired tests between methods."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, bootstrap
 
-from benchmarks.analysis.results import StoredCell
-from benchmarks.store.records import WITHIN_ONE_POINT, BaseOperatingPoint, CurvePoint, OperatingPoint
-
-_TIE = 1e-9
-_BUDGET = re.compile(r"budget (\d*\.?\d+)")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """An operating point and the cell that it belongs to."""
-
-    cell: StoredCell
-    point: OperatingPoint
+from benchmarks.store.records import CurvePoint
 
 
 @dataclass(frozen=True)
@@ -39,57 +26,6 @@ class PairedTest:
     only_second: int
     difference: float
     p_value: float
-
-
-def budget_of(target: str) -> float | None:
-    """Return the fraction of the layers that a target like ``budget 0.50`` allows, None for other targets."""
-    match = _BUDGET.fullmatch(target)
-    return float(match.group(1)) if match else None
-
-
-def targets(cells: Iterable[StoredCell]) -> list[str]:
-    """Return what operating points were chosen for: budgets from the smallest, then the others."""
-    points = [point for cell in cells for point in cell.record.operating_points]
-    found = {target for point in points for target in split_targets(point)}
-    budgets = {target: budget_of(target) for target in found}
-    return sorted(found, key=lambda target: (budgets[target] is None, budgets[target] or 0.0, target))
-
-
-def split_targets(point: BaseOperatingPoint) -> list[str]:
-    """Return the single reasons why a knob was chosen: equal knobs share one point."""
-    return [target.strip() for target in point.chosen_for.split(",")]
-
-
-def choose(cells: Sequence[StoredCell], target: str) -> Choice | None:
-    """Choose among the operating points of one label and seed (a grid of parameters), on VALIDATION alone.
-
-    ``budget f``: the best validation score among the points that use at most ``f * L`` layers there; equal
-    scores: fewer layers. ``within 1 point``: the fewest layers among the points that lose at most a point on the
-    best full-depth validation score of the label. Other targets: the best validation score among their points.
-
-    Args:
-        cells: the cells of one label and one seed.
-        target: one of :func:`targets`.
-
-    Returns:
-        The choice, or None if no point meets the target.
-    """
-    choices = [Choice(cell, point) for cell in cells for point in cell.record.operating_points]
-    budget = budget_of(target)
-    if budget is not None:
-        allowed = [c for c in choices if _layers(c) <= budget * c.cell.record.num_layers + _TIE]
-    else:
-        allowed = [c for c in choices if target in split_targets(c.point)]
-    if target == WITHIN_ONE_POINT and allowed:
-        reference = max(full_depth_score(cell) for cell in cells)
-        good = [c for c in allowed if _validation_score(c) >= reference - 0.01 - _TIE]
-        return min(good, key=lambda c: (_layers(c), -_validation_score(c)), default=None)
-    return min(allowed, key=lambda c: (-_validation_score(c), _layers(c)), default=None)
-
-
-def full_depth_score(cell: StoredCell) -> float:
-    """Return the validation score of the latest exits that the cell's knob gives."""
-    return cell.record.curve_validation[-1].scores[cell.record.metric]
 
 
 def mean_and_std(values: ArrayLike) -> tuple[float, float | None]:
@@ -141,14 +77,6 @@ def interval_of_mean(values: NDArray[np.float64], resamples: int, seed: int) -> 
         batch=256,
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def _validation_score(choice: Choice) -> float:
-    return choice.point.validation.scores[choice.cell.record.metric]
-
-
-def _layers(choice: Choice) -> float:
-    return choice.point.validation.average_layers
 
 
 def points_of(curve: Sequence[CurvePoint], metric: str) -> tuple[list[float], list[float]]:

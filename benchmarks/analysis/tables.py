@@ -16,10 +16,10 @@ from benchmarks.analysis.headline_tables import headline_tables
 from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
-from benchmarks.analysis.statistics import budget_of, holm
+from benchmarks.analysis.statistics import holm
 from benchmarks.analysis.text_tables import MISSING, TextTable, csv_of, p_value, to_latex, to_markdown
 from benchmarks.store.folders import write_text
-from benchmarks.store.records import WITHIN_ONE_POINT
+from benchmarks.store.targets import Budget, Target, in_words
 from consistentee.errors import unknown_name
 
 DEFAULT_BATCH_SIZES = [1, 32]
@@ -48,7 +48,7 @@ def operating_table(panel: Panel, *, compact: bool = False) -> TextTable:
 
 
 def _columns(panel: Panel, rows: Sequence[TableRow], compact: bool) -> dict[str, CellText]:
-    reasons = _short_reasons if compact else _reasons
+    reasons = short_reasons if compact else _reasons
     sizes = panel.batch_sizes or DEFAULT_BATCH_SIZES
     others = [name for name in rows[0].scores if name != panel.metric] if rows and not compact else []
     return {
@@ -61,7 +61,7 @@ def _columns(panel: Panel, rows: Sequence[TableRow], compact: bool) -> dict[str,
         "FLOPs ratio": lambda row: _number(row.speedups.flops_ratio),
         **{f"ms/row b{size}": _milliseconds_at(size) for size in sizes},
         **{f"speed-up b{size}": _speedup_at(size) for size in sizes},
-        "chosen for": lambda row: MISSING if row.method == FULL else reasons(row.chosen_for),
+        "chosen for": lambda row: MISSING if row.method == FULL else reasons(row.targets),
     }
 
 
@@ -69,18 +69,16 @@ def _method(row: TableRow) -> str:
     return "full (stock)" if row.method == FULL and row.label == FULL else row.label
 
 
-def _reasons(targets: Sequence[str]) -> str:
+def _reasons(targets: Sequence[Target]) -> str:
     """Write what a knob was chosen for, budgets as one list: ``budget 0.25, 0.50; within 1 point``."""
-    budgets = [target.removeprefix("budget ") for target in targets if budget_of(target) is not None]
-    others = [target for target in targets if budget_of(target) is None]
+    budgets = [f"{target.layers_at_most:.2f}" for target in targets if isinstance(target, Budget)]
+    others = [str(target) for target in targets if not isinstance(target, Budget)]
     return "; ".join([*([f"budget {', '.join(budgets)}"] if budgets else []), *others])
 
 
-def _short_reasons(targets: Sequence[str]) -> str:
+def short_reasons(targets: Sequence[Target]) -> str:
     """Write the same in few columns: ``≤25%, ≤50%, -1 pt``."""
-    budgets = [(target, budget_of(target)) for target in targets]
-    short = {WITHIN_ONE_POINT: "-1 pt"}
-    return ", ".join(short.get(target, target) if f is None else f"≤{100 * f:g}%" for target, f in budgets)
+    return ", ".join(target.short for target in targets)
 
 
 def _knob(row: TableRow) -> str:
@@ -127,7 +125,7 @@ def _notes(panel: Panel, rows: Sequence[TableRow], compact: bool) -> list[str]:
     notes = [
         "Knobs and parameters are chosen on validation data and reported on the test split"
         + (
-            ": best within a share of the layers (≤50%), or fewest layers within 1 point of its own full depth (-1 pt)."
+            ": best within a share of the layers (≤50%), or fewest layers within 1 point of the full model (-1 pt)."
             if compact
             else "."
         ),
@@ -271,7 +269,7 @@ def _comparison_cells(comparison: Comparison, corrected: Iterator[float]) -> tup
     if test is not None:
         counts = [str(test.only_first), str(test.only_second), p_value(test.p_value), p_value(next(corrected))]
     return (
-        comparison.target,
+        str(comparison.target),
         f"{comparison.first} − {comparison.second}",
         _difference(comparison),
         *counts,
@@ -308,7 +306,7 @@ def _csv_record(panel: Panel, row: TableRow) -> dict[str, object]:
         "knob": row.knob_name,
         "knob_values": " ".join(repr(knob) for knob in row.knobs),
         "seeds": " ".join(map(str, row.seeds)),
-        "chosen_for": ", ".join(row.chosen_for),
+        "chosen_for": in_words(row.targets),
         "metric": panel.metric,
         "score": row.scores[panel.metric],
         "score_low": row.interval[0],

@@ -14,6 +14,7 @@ from benchmarks.kinds.generation_selection import Selection, select_knobs
 from benchmarks.kinds.kind import kind_named
 from benchmarks.store.generation_spec import GenerationSuite
 from benchmarks.store.spec import validation_sentence
+from benchmarks.store.targets import in_words
 from benchmarks.tasks.loader import load_text_task
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.transcript import NewToken
@@ -110,12 +111,12 @@ def _operating_points(selection: Selection, method: TokenMethod, model: MultiExi
     )
     add_columns(table, method.knob.name, "chosen for")
     add_columns(table, "agreement %", f"layers of {model.num_layers}", numbers=True)
-    for index, reasons in selection.chosen.items():
+    for index, targets in selection.chosen.items():
         point = selection.points[index]
         add_row(
             table,
             f"{point.knob:.4g}",
-            ", ".join(reasons),
+            in_words(targets),
             f"{100 * point.agreement:.1f}",
             f"{point.average_layers:.2f}",
         )

@@ -11,6 +11,7 @@ import torch
 from benchmarks.commands.terminal import add_columns, add_row, plain_table
 from benchmarks.kinds.classification import Evaluation, default_knob, evaluate
 from benchmarks.kinds.kind import kind_named
+from benchmarks.store.targets import in_words
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.data.instances import Text
 from consistentee.engine.classify import classify
@@ -97,12 +98,12 @@ def _operating_points(done: Evaluation, out: Path) -> "Table":
     )
     add_columns(table, knob_name, "chosen for")
     add_columns(table, f"validation {metric} %", f"test {metric} %", "test layers", numbers=True)
-    for index, reasons in done.chosen.items():
+    for index, targets in done.chosen.items():
         validation, test = done.validation.points[index], done.test.points[index]
         add_row(
             table,
             f"{done.knobs[index]:.4g}",
-            ", ".join(reasons),
+            in_words(targets),
             f"{100 * validation.scores[metric]:.1f}",
             f"{100 * test.scores[metric]:.1f}",
             f"{test.average_layers:.2f} of {done.model.stock_layers}",

@@ -14,6 +14,7 @@ from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.analysis.select import choose_all
 from benchmarks.measure.flops import FlopModel
 from benchmarks.measure.intervals import score_interval
 from benchmarks.measure.signals import signal_quantiles
@@ -27,8 +28,9 @@ from benchmarks.store.folders import (
     write_record,
 )
 from benchmarks.store.keys import code_hash
-from benchmarks.store.records import WITHIN_ONE_POINT, CellRecord, CurvePoint, KeyParts, OperatingPoint
+from benchmarks.store.records import CellRecord, CurvePoint, KeyParts, OperatingPoint
 from benchmarks.store.spec import CellSpec, display_name
+from benchmarks.store.targets import WITHIN_ONE_POINT, Budget, Target, in_words
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.engine.classify import classify
@@ -39,10 +41,8 @@ from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import sweep
 
-_POINT = 0.01
 _LIVE_BATCH_SIZE = 32
 _SAME_VALUE = 1e-4  # two numeric answers that differ by less are the same answer, summed in another order
-_ROUNDING = 1e-9
 
 _logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Evaluation:
     test_trace: Trace
     validation: Curve
     test: Curve
-    chosen: dict[int, list[str]]
+    chosen: dict[int, list[Target]]
 
 
 def run_cell(spec: CellSpec, parts: KeyParts, task: TaskData, folder: RunFolder, *, command: str) -> CellRecord:
@@ -161,32 +161,25 @@ def replay_curve(rules: Sequence[ExitRule], knobs: Sequence[float], trace: Trace
 
 def choose_knobs(
     validation: Sequence[CurvePoint], metric: str, budgets: Sequence[float], num_layers: int
-) -> dict[int, list[str]]:
+) -> dict[int, list[Target]]:
     """Choose operating points on validation data alone: index of the point -> what it was chosen for.
 
-    ``budget f``: the best score among the knobs that run at most ``f * num_layers`` layers on average; equal scores:
-    fewer layers. ``within 1 point``: the fewest layers that lose at most 0.01 on the last knob, the method's latest
-    exits. Knobs that behave alike on every row count as the first of them. ``num_layers`` is the stock model's L.
+    A cell knows no other cell: a point is lost on its own last knob, the method's latest exits. ``num_layers`` is the
+    stock model's L.
     """
-    chosen: dict[int, list[str]] = {}
-    order = sorted(
-        range(len(validation)), key=lambda i: (-validation[i].scores[metric], validation[i].average_layers, i)
+    scores = [point.scores[metric] for point in validation]
+    return choose_all(
+        [*(Budget(layers_at_most=budget) for budget in budgets), WITHIN_ONE_POINT],
+        [point.average_layers for point in validation],
+        scores,
+        num_layers=num_layers,
+        reference=scores[-1],
     )
-    for budget in budgets:
-        limit = budget * num_layers + _ROUNDING
-        within = [index for index in order if validation[index].average_layers <= limit]
-        if within:
-            chosen.setdefault(within[0], []).append(f"budget {budget:.2f}")
-    reference = validation[-1].scores[metric] - _POINT - _ROUNDING
-    good = [index for index in order if validation[index].scores[metric] >= reference]
-    cheapest = min(good, key=lambda i: validation[i].average_layers)
-    chosen.setdefault(cheapest, []).append(WITHIN_ONE_POINT)
-    return dict(sorted(chosen.items()))
 
 
 def default_knob(done: Evaluation) -> float:
     """Return the knob that a user of the saved model gets unasked: cheap, at hardly any loss."""
-    return next(done.knobs[index] for index, reasons in done.chosen.items() if WITHIN_ONE_POINT in reasons)
+    return next(done.knobs[index] for index, targets in done.chosen.items() if WITHIN_ONE_POINT in targets)
 
 
 def _record(spec: CellSpec, parts: KeyParts, done: Evaluation, train_seconds: float, command: str) -> CellRecord:
@@ -194,7 +187,7 @@ def _record(spec: CellSpec, parts: KeyParts, done: Evaluation, train_seconds: fl
     flops = FlopModel(done.model)
     points = [_operating_point(spec, done, flops, index) for index in done.chosen]
     for point in points:
-        _logger.info("%s: knob %g, test %s", point.chosen_for, point.knob, point.test.model_dump_json())
+        _logger.info("%s: knob %g, test %s", in_words(point.targets), point.knob, point.test.model_dump_json())
     return CellRecord(
         key=parts.key,
         key_parts=parts,
@@ -238,7 +231,7 @@ def _operating_point(spec: CellSpec, done: Evaluation, flops: FlopModel, index: 
     )
     return OperatingPoint(
         knob=done.knobs[index],
-        chosen_for=", ".join(done.chosen[index]),
+        targets=done.chosen[index],
         validation=done.validation.points[index],
         test=done.test.points[index],
         score_interval=interval,

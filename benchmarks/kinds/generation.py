@@ -35,6 +35,7 @@ from benchmarks.store.generation_spec import GenerationCellSpec
 from benchmarks.store.keys import code_hash
 from benchmarks.store.records import KeyParts
 from benchmarks.store.spec import display_name
+from benchmarks.store.targets import in_words
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.files import replacing
@@ -169,11 +170,11 @@ def _decode_test(
     """Decode the test prompts for real at the chosen knobs."""
     full = decoder.full(prompts)
     written = []
-    for index, reasons in selection.chosen.items():
+    for index, targets in selection.chosen.items():
         knob = selection.points[index].knob
         generations = decoder.at(knob, prompts)
         written.append(Written(knob, generations, score_generations(generations, full, prompts.references, metrics)))
-        _logger.info("%s: knob %g, %.2f layers", ", ".join(reasons), knob, generations.average_layers)
+        _logger.info("%s: knob %g, %.2f layers", in_words(targets), knob, generations.average_layers)
     return DecodedTest(prompts, full, score_generations(full, full, prompts.references, metrics), written)
 
 
@@ -229,12 +230,12 @@ def _mean(spec: GenerationCellSpec, values: NDArray[np.float64]) -> Mean:
 def _point(done: Outcome, flops: DecodingFlops, number: int) -> DecodingPoint:
     """Return the operating point with this number in the order of the selection."""
     spec, decoder, written = done.spec, done.decoder, done.test.written[number]
-    index, reasons = list(done.selection.chosen.items())[number]
+    index, targets = list(done.selection.chosen.items())[number]
     generations = written.generations
     layers, texts = layers_by_position(generations)
     return DecodingPoint(
         knob=written.knob,
-        chosen_for=", ".join(reasons),
+        targets=targets,
         validation=done.selection.points[index],
         scores=_means(spec, written.scores),
         full_text_score=_mean(spec, written.scores.full_text),

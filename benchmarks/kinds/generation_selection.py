@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.analysis.select import choose_all
 from benchmarks.kinds.decoding import PromptDecoder, Prompts
-from benchmarks.store.generation_records import FAITHFUL, ReplayPoint
+from benchmarks.store.generation_records import ReplayPoint
+from benchmarks.store.targets import FAITHFUL, Agreement, Budget, Target
 from consistentee.data.text_metrics import token_match
 from consistentee.engine.generate import Generations
 from consistentee.methods.token_method import TokenMethod
@@ -16,23 +18,21 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens
 from consistentee.traces.walk import sweep
 
-_LEAST_AGREEMENT = 0.9
-_ROUNDING = 1e-9
 _DRAFTED_PROMPTS = 16
 """Validation prompts that a method which drafts and verifies decodes at every knob: its texts are known beforehand."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A method's knobs on validation prompts, and those of them that were chosen: index -> reasons."""
+    """A method's knobs on validation prompts, and those of them that were chosen: index -> targets."""
 
     points: list[ReplayPoint]
-    chosen: dict[int, list[str]]
+    chosen: dict[int, list[Target]]
 
     @property
     def default_knob(self) -> float:
         """The knob that a user of the saved model gets unasked: cheap, and nearly always as the full model."""
-        return next(self.points[index].knob for index, reasons in self.chosen.items() if FAITHFUL in reasons)
+        return next(self.points[index].knob for index, targets in self.chosen.items() if FAITHFUL in targets)
 
 
 def select_knobs(
@@ -93,23 +93,16 @@ def exits_that_agree(trace: TokenTrace) -> Tensor:
     return torch.cat(parts)
 
 
-def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_layers: int) -> dict[int, list[str]]:
+def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_layers: int) -> dict[int, list[Target]]:
     """Choose operating points: index of the point -> what it was chosen for.
 
-    ``budget f``: the best agreement with the full model among the knobs that run at most ``f * num_layers`` layers on
-    average; equal ones: fewer layers. ``agreement 0.90``: the fewest layers with at least this agreement.
+    Quality is the agreement with the full model. Where no knob agrees enough, the one that agrees best stands for it.
     """
-    chosen: dict[int, list[str]] = {}
-    order = sorted(range(len(points)), key=lambda i: (-points[i].agreement, points[i].average_layers, i))
-    for budget in budgets:
-        limit = budget * num_layers + _ROUNDING
-        within = [index for index in order if points[index].average_layers <= limit]
-        if within:
-            chosen.setdefault(within[0], []).append(f"budget {budget:.2f}")
-    faithful = [index for index in order if points[index].agreement >= _LEAST_AGREEMENT - _ROUNDING]
-    cheapest = min(faithful or order[:1], key=lambda i: points[i].average_layers)
-    chosen.setdefault(cheapest, []).append(FAITHFUL)
-    return dict(sorted(chosen.items()))
+    layers, agreement = [point.average_layers for point in points], [point.agreement for point in points]
+    faithful = Agreement(agreement_at_least=min(FAITHFUL.agreement_at_least, max(agreement)))
+    targets: list[Target] = [*(Budget(layers_at_most=budget) for budget in budgets), faithful]
+    chosen = choose_all(targets, layers, agreement, num_layers=num_layers)
+    return {index: [FAITHFUL if t is faithful else t for t in found] for index, found in chosen.items()}
 
 
 def _drafted_points(decoder: PromptDecoder, prompts: Prompts, full: Generations) -> list[ReplayPoint]:

@@ -4,16 +4,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from benchmarks.store.targets import Target, targets_of_old_record
 from consistentee.versions import Kind
 
 SCHEMA_VERSION = 1
-
-WITHIN_ONE_POINT = "within 1 point"
-"""Why an operating point was chosen: the fewest layers that lose at most one point, on validation data."""
 
 SIGNAL_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Levels of :attr:`OperatingPoint.signal_quantiles`."""
@@ -65,14 +63,25 @@ class CurvePoint(Strict):
         layers = sum(layer * rows for layer, rows in enumerate(self.exit_histogram, start=1))
         return layers / sum(self.exit_histogram)
 
+    def quality(self, metric: str) -> float:
+        """Return what knobs are chosen by: the task's score."""
+        return self.scores[metric]
+
 
 class BaseOperatingPoint(Strict):
     """One value of the knob, chosen on validation data, measured on the test split."""
 
     knob: float
-    chosen_for: str = Field(
-        description="why this knob, on validation data: 'budget 0.50' or 'within 1 point'; several are joined by ', '"
-    )
+    targets: list[Target] = Field(description="why this knob, on validation data")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_words(cls, values: Any) -> Any:
+        """Read records that are older than typed targets: they say in words what a point was chosen for."""
+        if isinstance(values, dict) and "chosen_for" in values:
+            others = {name: value for name, value in values.items() if name != "chosen_for"}
+            return others | {"targets": targets_of_old_record(values["chosen_for"])}
+        return values
 
 
 class OperatingPoint(BaseOperatingPoint):
@@ -114,6 +123,7 @@ class BaseRecord(Strict):
     test_rows: int
     train_seconds: float
     command: str
+    operating_points: Sequence[BaseOperatingPoint]
     environment: dict[str, object]
     finished_at: str
 

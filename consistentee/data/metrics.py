@@ -1,34 +1,62 @@
-"""The scores of the tasks, as GLUE defines them. The arithmetic is scikit-learn's and scipy's."""
+"""The scores of the tasks, as GLUE defines them. The arithmetic is scikit-learn's and numpy's."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from consistentee.errors import unknown_name
 
+Weights = ArrayLike | None
+"""How much every row counts, [N]; None: all alike."""
 
-def _correlation(statistic: Callable[..., tuple[float, float]], labels: ArrayLike, predictions: ArrayLike) -> float:
+
+def _pearson(labels: ArrayLike, predictions: ArrayLike, weights: Weights) -> float:
     """Return a correlation, and 0 where it is undefined because one side is constant."""
     if np.ptp(np.asarray(predictions)) == 0 or np.ptp(np.asarray(labels)) == 0:
         return 0.0
-    return float(statistic(labels, predictions)[0])
+    sides = np.asarray(labels, dtype=float), np.asarray(predictions, dtype=float)
+    covariance = np.cov(*sides, aweights=None if weights is None else np.asarray(weights, dtype=float), ddof=0)
+    return float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
 
 
-METRICS: dict[str, Callable[[ArrayLike, ArrayLike], float]] = {
-    "accuracy": lambda labels, predictions: float(accuracy_score(labels, predictions)),
-    "f1": lambda labels, predictions: float(f1_score(labels, predictions, zero_division=0)),
-    "matthews": lambda labels, predictions: float(matthews_corrcoef(labels, predictions)),
-    "pearson": lambda labels, predictions: _correlation(pearsonr, labels, predictions),
-    "spearman": lambda labels, predictions: _correlation(spearmanr, labels, predictions),
+def _spearman(labels: ArrayLike, predictions: ArrayLike, weights: Weights) -> float:
+    return _pearson(_ranks(labels, weights), _ranks(predictions, weights), weights)
+
+
+def _ranks(values: ArrayLike, weights: Weights) -> NDArray[np.float64]:
+    """Return the weight of all smaller values and half of that of the equal ones: ranks, where a row counts as many."""
+    _, place = np.unique(np.asarray(values), return_inverse=True)
+    counts = np.bincount(place, weights=None if weights is None else np.asarray(weights, dtype=float))
+    return np.asarray((np.cumsum(counts) - counts / 2)[place], dtype=float)
+
+
+METRICS: dict[str, Callable[[ArrayLike, ArrayLike, Weights], float]] = {
+    "accuracy": lambda labels, answers, weights: float(accuracy_score(labels, answers, sample_weight=weights)),
+    "f1": lambda labels, answers, weights: float(f1_score(labels, answers, sample_weight=weights, zero_division=0)),
+    "matthews": lambda labels, answers, weights: float(matthews_corrcoef(labels, answers, sample_weight=weights)),
+    "pearson": _pearson,
+    "spearman": _spearman,
 }
-"""Name -> function of (labels, predictions). All lie in [-1, 1]; higher is better."""
+"""Name -> function of (labels, predictions, weights). All lie in [-1, 1]; higher is better."""
 
 
-def score(metric: str, labels: Sequence[float] | NDArray, predictions: Sequence[float] | NDArray) -> float:
-    """Return one metric of ``predictions`` [N] against ``labels`` [N]. Raises UserError for an unknown name."""
+def score(
+    metric: str,
+    labels: Sequence[float] | NDArray,
+    predictions: Sequence[float] | NDArray,
+    weights: Sequence[float] | NDArray | None = None,
+) -> float:
+    """Return one metric of ``predictions`` [N] against ``labels`` [N]. Raises UserError for an unknown name.
+
+    ``weights`` [N] say how much every row counts. A random mixture of two rules is scored by giving every row twice,
+    with each rule's answer and that rule's share as its weight.
+    """
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
-    return METRICS[metric](labels, predictions)
+    if weights is None:
+        return METRICS[metric](labels, predictions, None)
+    shares = np.asarray(weights, dtype=float)
+    counts = shares > 0  # a row without weight is no row: it must not make a constant side vary
+    return METRICS[metric](np.asarray(labels)[counts], np.asarray(predictions)[counts], shares[counts])

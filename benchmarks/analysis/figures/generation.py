@@ -17,16 +17,15 @@ from benchmarks.analysis.generation_rows import (
     stock_row,
 )
 from benchmarks.analysis.generation_tables import metric_name
-from benchmarks.analysis.statistics import budget_of
 from benchmarks.store.generation_records import Mean
 from benchmarks.store.spec import folder_name
+from benchmarks.store.targets import HALF, Budget
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _LEGEND_COLUMNS = 5
-_MIDDLE = 0.5
 _FEWEST_TEXTS = 3  # a mean exit layer of fewer texts says nothing
 
 Cost = Callable[[GenerationRow], float | None]
@@ -159,10 +158,10 @@ def _draw_positions(axes: "Axes", panel: GenerationPanel, style_of: dict[str, St
 def row_near_half(panel: GenerationPanel, label: str) -> GenerationRow | None:
     """Return the row of a curve that was chosen for the budget nearest to half of the layers; None if there is none."""
     shares = [
-        (abs(share - _MIDDLE), place, row)
+        (abs(target.layers_at_most - HALF.layers_at_most), place, row)
         for place, row in enumerate(curve_rows(panel, label))
-        for target in row.chosen_for
-        if (share := budget_of(target)) is not None
+        for target in row.targets
+        if isinstance(target, Budget)
     ]
     return min(shares, key=lambda found: found[:2])[2] if shares else None
 

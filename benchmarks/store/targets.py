@@ -1,0 +1,93 @@
+"""What an operating point is chosen for: typed, so that records keep it and nobody has to parse it."""
+
+import re
+from collections.abc import Iterable
+from typing import TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Goal(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Budget(_Goal):
+    """The best quality within a share of the layers."""
+
+    layers_at_most: float = Field(gt=0, description="as a share of the stock model's layers, L")
+
+    def __str__(self) -> str:
+        return f"budget {self.layers_at_most:.2f}"
+
+    @property
+    def short(self) -> str:
+        """For a narrow column."""
+        return f"≤{100 * self.layers_at_most:g}%"
+
+
+class PointsLost(_Goal):
+    """The fewest layers that lose at most so much of a reference's score."""
+
+    lost_at_most: float = Field(ge=0, description="in units of the score: 0.01 is a point")
+
+    def __str__(self) -> str:
+        return f"within {100 * self.lost_at_most:g} point{'' if self.lost_at_most == 0.01 else 's'}"
+
+    @property
+    def short(self) -> str:
+        """For a narrow column."""
+        return f"-{100 * self.lost_at_most:g} pt"
+
+
+class Agreement(_Goal):
+    """The fewest layers at which so many answers are the full model's."""
+
+    agreement_at_least: float = Field(ge=0, le=1, description="as a share of the rows")
+
+    def __str__(self) -> str:
+        return f"agreement {self.agreement_at_least:.2f}"
+
+    @property
+    def short(self) -> str:
+        """For a narrow column."""
+        return f"as full ≥{100 * self.agreement_at_least:g}%"
+
+
+Target: TypeAlias = Budget | PointsLost | Agreement
+"""Told apart by the names of their fields."""
+
+WITHIN_ONE_POINT = PointsLost(lost_at_most=0.01)
+FAITHFUL = Agreement(agreement_at_least=0.9)
+HALF = Budget(layers_at_most=0.5)
+"""Where methods are compared in one number: published figures are for speed-ups near 2."""
+
+
+def in_order(targets: Iterable[Target]) -> list[Target]:
+    """Return different targets in the order of tables: budgets, the smallest first, then the others by name."""
+    found = set(targets)
+    budgets = sorted((t for t in found if isinstance(t, Budget)), key=lambda target: target.layers_at_most)
+    return [*budgets, *sorted((t for t in found if not isinstance(t, Budget)), key=str)]
+
+
+def in_words(targets: Iterable[Target]) -> str:
+    """Say what a knob was chosen for: ``budget 0.50, within 1 point``."""
+    return ", ".join(map(str, targets))
+
+
+_OLD_FORMS = (
+    (re.compile(r"budget (\d*\.?\d+)"), lambda share: Budget(layers_at_most=share)),
+    (re.compile(r"within (\d*\.?\d+) points?"), lambda points: PointsLost(lost_at_most=points / 100)),
+    (re.compile(r"agreement (\d*\.?\d+)"), lambda share: Agreement(agreement_at_least=share)),
+)
+
+
+def targets_of_old_record(text: str) -> list[Target]:
+    """Read ``chosen_for`` of a record that is older than typed targets: ``budget 0.50, within 1 point``."""
+    targets: list[Target] = []
+    for part in text.split(", "):
+        found = [(make, match) for form, make in _OLD_FORMS if (match := form.fullmatch(part))]
+        if not found:
+            raise ValueError(f"an unknown target: {part!r}")
+        make, match = found[0]
+        targets.append(make(float(match.group(1))))
+    return targets
