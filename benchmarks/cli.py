@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from benchmarks.commands.terminal import RESULTS_WIDTH, output_console
+from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
 
 _SEVERAL_VALUES = {

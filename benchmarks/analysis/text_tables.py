@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.commands.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import add_columns, add_row, plain_table
 
 if TYPE_CHECKING:
     from rich.table import Table

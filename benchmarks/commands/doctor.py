@@ -16,9 +16,9 @@ import psutil
 from packaging.requirements import Requirement
 
 from benchmarks import tasks
-from benchmarks.commands.terminal import add_columns, plain_table
 from benchmarks.tasks.loader import list_tasks, task_shipment
 from benchmarks.tasks.spec import read_spec
+from benchmarks.terminal import add_columns, plain_table
 from consistentee.backbones.catalog import list_backbones
 from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import AutoModel, BertConfig
 
 from benchmarks.commands.inventory import listed_methods, listed_token_methods
-from benchmarks.commands.terminal import add_columns, add_row, plain_table
 from benchmarks.contract.case import described, fitted
 from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
 from benchmarks.contract.watching import WatchedRule
+from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.engine.classify import classify
 from consistentee.methods.method import AnyMethod, Method, get_method
 from consistentee.methods.token_method import TokenMethod

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
-from benchmarks.commands.terminal import add_columns, add_row, output_console, plain_table
 from benchmarks.kinds.decoding import PromptDecoder, fitting_prompts
 from benchmarks.kinds.generation_selection import Selection, select_knobs
 from benchmarks.kinds.kind import kind_named
@@ -16,6 +15,7 @@ from benchmarks.store.generation_spec import GenerationSuite
 from benchmarks.store.spec import validation_sentence
 from benchmarks.store.targets import in_words
 from benchmarks.tasks.loader import load_text_task
+from benchmarks.terminal import add_columns, add_row, output_console, plain_table
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.transcript import NewToken
 from consistentee.errors import UserError

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from benchmarks.commands.terminal import add_columns, add_row, plain_table
 from benchmarks.kinds.classification import Evaluation, default_knob, evaluate
 from benchmarks.kinds.kind import kind_named
 from benchmarks.store.targets import in_words
 from benchmarks.tasks.loader import load_classification_task
+from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.data.instances import Text
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError

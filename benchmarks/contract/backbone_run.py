@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from rich.progress import track
 
-from benchmarks.commands.terminal import add_columns, add_row, plain_table
 from benchmarks.contract.case import described
 from benchmarks.contract.faults import BrokenContractError
+from benchmarks.terminal import add_columns, add_row, plain_table
 
 if TYPE_CHECKING:
     from rich.console import Group

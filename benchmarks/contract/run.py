@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from rich.progress import track
 
-from benchmarks.commands.terminal import add_columns, add_row, plain_table
 from benchmarks.contract.case import described, train_case
 from benchmarks.contract.checks import CHECKS, Check
 from benchmarks.contract.faults import BrokenContractError
@@ -18,6 +17,7 @@ from benchmarks.contract.tiny_decoders import DECODER_FAMILIES, TinyDecoders
 from benchmarks.contract.tiny_models import FAMILIES, TinyModels
 from benchmarks.contract.token_case import train_token_case
 from benchmarks.contract.token_checks import TOKEN_CHECKS
+from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.errors import unknown_name
 from consistentee.methods.method import AnyMethod
 from consistentee.methods.token_method import TokenMethod

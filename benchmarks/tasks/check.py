@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.commands.terminal import add_columns, add_row, plain_table
 from benchmarks.tasks.check_report import (
     TRUNCATION_WARNING,
     TaskReport,
@@ -21,6 +20,7 @@ from benchmarks.tasks.check_report import (
 )
 from benchmarks.tasks.check_text import examine_text_task, text_tables
 from benchmarks.tasks.loader import list_tasks, load_task
+from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.data.instances import Split, TaskData, Text
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.commands.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.data.instances import Split, TaskData, Text
 from consistentee.data.prompts import PromptSplit, TextTask
 
