@@ -39,6 +39,7 @@ from consistentee.methods.method import (
     get_method,
 )
 from consistentee.methods.token_method import TokenMethod
+from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION, Kind
 
 FOLDER = Path(__file__).parents[2] / "tests" / "golden" / "cells"
 COMMAND = "python -m benchmarks.contract.golden"
@@ -153,7 +154,8 @@ class Golden:
 
 def versions_of(method: Method) -> dict[str, int]:
     """Return the versions that results of a method depend on."""
-    return {"method": method.version}
+    kind: Kind = "generation" if isinstance(method, TokenMethod) else "classification"
+    return {"method": method.version, "engine": ENGINE_VERSION[kind], "training": TRAINING_VERSION}
 
 
 def _chosen(rows: GoldenRows, method: Any, model: Any) -> list[float]:
@@ -375,6 +377,7 @@ def _moved(name: str, found: Sequence[str], held: GoldenCell, now: GoldenCell) -
         *(f"  {told}" for told in found),
         f"If something is broken, mend it. If {name} shall give other numbers from now on, raise {method}.version",
         f"above {held.versions['method']}, say why in a line of docs/versions.md, and write the cell: {COMMAND} {name}",
+        "Where every method moves, it is ENGINE_VERSION or TRAINING_VERSION (consistentee/versions.py) that is raised.",
     ]
     if held.libraries != now.libraries:
         lines.append(f"(Golden numbers are of {_joined(held.libraries)}; here it is {_joined(now.libraries)}.)")
