@@ -139,7 +139,7 @@ def classify_encoded(
     ]
     logits = _in_order(order, [part[0] for part in parts], torch.empty(0, model.num_labels))
     exit_layers = _in_order(order, [part[1] for part in parts], torch.empty(0, dtype=torch.long))
-    ran = layers_run(model.live_tokens(encodings), exit_layers)
+    ran = layers_run(model.stepper.live_tokens(encodings), exit_layers)
     return Predictions(predictions_of(logits), exit_layers, logits, ran)
 
 
