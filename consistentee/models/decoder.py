@@ -15,7 +15,7 @@ from consistentee.backbones.decoders import DecoderStepper, decoder_stepper_for,
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors
 from consistentee.models import decoder_files, lora
-from consistentee.models.adapters import AdapterKind, ExitAdapter, build_adapter
+from consistentee.models.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
 from consistentee.models.base import BACKBONE_FOLDER, TOKENIZER_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
 from consistentee.models.decoder_description import DecoderDescription, check_exit_layers, default_exit_layers
 from consistentee.models.lora import LoraSpec, is_lora
@@ -36,6 +36,7 @@ class MultiExitDecoder(MultiExit):
 
     def _build_exits(self) -> None:
         self.exit_adapters = self._build_adapters()
+        self._last_exit = StockExit()
 
     @classmethod
     def from_backbone(
@@ -111,9 +112,7 @@ class MultiExitDecoder(MultiExit):
 
         Raises ValueError at a layer that is no exit.
         """
-        if layer == self.num_layers:
-            return self.stepper.unembed(self.stepper.normalise(hidden))
-        return self.adapter(layer)(hidden, self.stepper)
+        return self._exit(layer)(hidden, self.stepper)
 
     @property
     def shares_head(self) -> bool:
@@ -125,9 +124,10 @@ class MultiExitDecoder(MultiExit):
 
         Raises ValueError at a layer that is no exit.
         """
-        if layer == self.num_layers:
-            return self.stepper.normalise(hidden)
-        return self.adapter(layer).state(hidden, self.stepper)
+        return self._exit(layer).state(hidden, self.stepper)
+
+    def _exit(self, layer: int) -> StockExit:
+        return self._last_exit if layer == self.num_layers else self.adapter(layer)
 
     def adapter(self, layer: int) -> ExitAdapter:
         """Return the adapter of exit layer ``layer`` < L. Raises ValueError at any other layer."""
