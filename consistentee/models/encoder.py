@@ -165,7 +165,7 @@ class MultiExitModel(MultiExit):
         """
         last = self.classifiers[-1]
         with new_weights(seed):
-            self.classifiers = self._build_classifiers(spec).to(self.device).train(self.training)
+            self.classifiers = self._build_classifiers(spec).to(self.device, self.dtype).train(self.training)
         if not spec.at_last_layer and isinstance(last, LinearClassifier):
             self.classifiers[-1] = last
         self.description.classifier = spec
@@ -224,13 +224,13 @@ class MultiExitModel(MultiExit):
 
     def forward(self, batch: Batch) -> LayerOutputs:
         """Run all layers on all rows: what training and tracing read."""
-        keeps_tokens = self.reads_tokens
+        keeps_tokens, dtype = self.reads_tokens, self.dtype
         vectors, states = [], []
         with self._layers_precision():
             hidden, context = self.stepper.begin(batch)
         for layer in range(1, self.num_layers + 1):
             with self._layers_precision():
-                hidden = self.stepper.step(layer, hidden, context).float()
+                hidden = self.stepper.step(layer, hidden, context).to(dtype)
             vectors.append(self.pool_tokens(hidden, context.padding_mask))
             states.append(hidden if keeps_tokens else None)
         return self._read(torch.stack(vectors, dim=1), states, context.padding_mask)
@@ -239,7 +239,7 @@ class MultiExitModel(MultiExit):
     def layers_in(self, precision: Precision) -> Iterator[None]:
         """For the time being, multiply the matrices of layers in this precision in passes to train on.
 
-        What passes between layers, pooling, classifiers, heads and all weights stay in float32, and so does whatever
+        What passes between layers, pooling, classifiers, heads and all weights stay as they are, and so does whatever
         :func:`consistentee.classify` does.
         """
         before, self._precision = self._precision, precision
@@ -272,7 +272,8 @@ class MultiExitModel(MultiExit):
         keeps_all = self.classifier(self.num_layers).reads_history
         with self._layers_precision():
             output = self.backbone(**batch.model_inputs, output_hidden_states=keeps_all)
-        states = [state.float() for state in (output.hidden_states[1:] if keeps_all else (output.last_hidden_state,))]
+        states = output.hidden_states[1:] if keeps_all else (output.last_hidden_state,)
+        states = [state.to(self.dtype) for state in states]
         return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
@@ -307,7 +308,8 @@ class MultiExitModel(MultiExit):
 
     def _build_poolers(self, sharing: PoolerSharing) -> None:
         count = {"none": 0, "shared": 1, "per_exit": self.num_layers}[sharing]
-        self.poolers = nn.ModuleList(nn.Linear(self.width, self.width) for _ in range(count)).to(self.device)
+        poolers = nn.ModuleList(nn.Linear(self.width, self.width) for _ in range(count))
+        self.poolers = poolers.to(self.device, self.dtype)
 
     def _save_backbone(self, folder: Path) -> None:
         encoder_files.write_configs(folder, self.stepper)
