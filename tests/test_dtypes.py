@@ -12,6 +12,7 @@ from consistentee.engine.generate import generate_encoded
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.cascade import add_companion, companion_of_first_layers
 from consistentee.models.classifiers import ClassifierSpec
+from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule, margin
@@ -135,3 +136,15 @@ class TestDecoders:
         written = generate_encoded(model, model.encode(prompts), NeverExit(), max_new_tokens=NEW_TOKENS, batch_size=1)
         drafted = generate_speculatively(model, prompts, draft_layer=2, max_new_tokens=NEW_TOKENS)
         assert drafted.texts == written.texts
+
+
+@dtypes
+@pytest.mark.parametrize("kind", [MultiExitModel, MultiExitDecoder])
+def test_saved_in_it_a_model_is_loaded_in_float32(tiny_model, tiny_decoder, tmp_path, kind, dtype):
+    model = (tiny_model() if kind is MultiExitModel else tiny_decoder()).to(dtype)
+    model.add_head("gate", HeadSpec())
+    model.save_pretrained(tmp_path)
+    again, expected = kind.from_pretrained(tmp_path), model.float()
+    assert again.dtype == torch.float32
+    assert again.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], weight) for name, weight in expected.state_dict().items())

@@ -51,8 +51,11 @@ def _naming(folder: str | Path) -> Iterator[None]:
 
 
 def hash_backbone(backbone: Any) -> str:
-    """Return a hash of a stock model's weights, without LoRA; what is tied is counted once."""
-    return hash_tensors(base_weights(dict(backbone.named_parameters())))
+    """Return a hash of a stock model's weights as they are loaded, in float32 and without LoRA.
+
+    What is tied is counted once.
+    """
+    return hash_tensors(base_weights({name: weight.float() for name, weight in backbone.named_parameters()}))
 
 
 def write_backbone(folder: Path, backbone: Any) -> None:
