@@ -33,6 +33,12 @@ from consistentee.engine.classify import stock_encoded
 from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted
 from consistentee.methods.method import Knob, Method
+from consistentee.models.cascade import (
+    add_companion,
+    check_companion,
+    companion_layers,
+    companion_of_first_layers,
+)
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.signals import top_probability
@@ -97,19 +103,19 @@ class CascadeBERT(Method):
         details = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
         stage = replace(token_stage("companion", loss, recipe), details=details)
         run_stage(companion, training_source(companion, task, recipe), stage, recipe)
-        model.add_companion(companion)
+        add_companion(model, companion)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after the companion where its largest probability is above ``knob``."""
         self.check_knob(model, knob)
-        return CompanionRule(model.companion_layers, knob)
+        return CompanionRule(companion_layers(model), knob)
 
     def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:
         """Return the companion before it is fine-tuned. Raises UserError if it does not fit the model."""
         if self.companion_backbone is None:
             layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers
-            return model.first_layers(layers, seed)
+            return companion_of_first_layers(model, layers, seed)
         description = model.description
         companion = MultiExitModel.from_backbone(
             self.companion_backbone,
@@ -120,8 +126,8 @@ class CascadeBERT(Method):
             seed=seed,
         )
         if self.companion_layers not in (None, companion.num_layers):
-            companion = companion.first_layers(self.companion_layers, seed)
-        model.check_companion(companion)
+            companion = companion_of_first_layers(companion, self.companion_layers, seed)
+        check_companion(model, companion)
         return companion
 
 

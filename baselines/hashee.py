@@ -25,6 +25,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
@@ -62,7 +63,7 @@ class HashEE(Method):
         """
         self.check_task(task)
         source = training_source(model, task, recipe)
-        model.use_token_exits(self.schedule(model, source.encodings))
+        model.use_stepper(TokenExitStepper.over(model.stepper, self.schedule(model, source.encodings)))
         run_stage(model, source, token_stage("token-exits", _last_layer_loss, recipe, shared=True), recipe)
         return model
 

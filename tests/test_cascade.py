@@ -17,6 +17,7 @@ from consistentee.backbones.encoders import stepper_for
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
+from consistentee.models.cascade import add_companion, companion_layers, companion_of_first_layers
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
@@ -35,13 +36,13 @@ def cascade(tiny_model):
 
     def build(family: str = "bert", **options: object) -> tuple[MultiExitModel, MultiExitModel, MultiExitModel]:
         model, full = tiny_model(family, **options), tiny_model(family, **options)
-        companion, alone = (model.first_layers(COMPANION, seed=5) for _ in range(2))
+        companion, alone = (companion_of_first_layers(model, COMPANION, seed=5) for _ in range(2))
         for small in (companion, alone):  # as if fine-tuned: no layer of the two backbones is the same any more
             generator = torch.Generator().manual_seed(11)
             with torch.no_grad():
                 for weight in small.parameters():
                     weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
-        model.add_companion(companion)
+        add_companion(model, companion)
         return model, alone, full
 
     return build
@@ -65,7 +66,7 @@ def small_config(tiny_model, **changes: object) -> BertConfig:
 class TestCompanionOfFirstLayers:
     def test_its_layers_are_the_backbones(self, tiny_model, family):
         model = tiny_model(family)
-        companion = model.first_layers(COMPANION)
+        companion = companion_of_first_layers(model, COMPANION)
         assert companion.num_layers == COMPANION
         batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
         with torch.no_grad():
@@ -77,7 +78,7 @@ class TestCompanionOfFirstLayers:
     def test_it_is_a_copy(self, tiny_model, family):
         model = tiny_model(family)
         before = model.clone_weights()
-        for weight in model.first_layers(COMPANION).parameters():
+        for weight in companion_of_first_layers(model, COMPANION).parameters():
             weight.data.zero_()
         assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
@@ -100,12 +101,12 @@ class TestFirstLayers:
     @pytest.mark.parametrize("layers", [0, 4, 9])
     def test_a_companion_is_smaller_than_its_model(self, tiny_model, layers):
         with pytest.raises(UserError, match=f"fewer than its model's 4, got {layers}"):
-            tiny_model().first_layers(layers)
+            companion_of_first_layers(tiny_model(), layers)
 
     def test_no_random_number_is_drawn_from_the_global_generator(self, tiny_model):
         model = tiny_model()
         before = torch.get_rng_state()
-        model.first_layers(COMPANION)
+        companion_of_first_layers(model, COMPANION)
         assert torch.equal(before, torch.get_rng_state())
 
 
@@ -124,7 +125,7 @@ class TestEngine:
     @pytest.mark.parametrize("pairs", [False, True])
     def test_layers_are_the_companions_and_then_the_models(self, cascade, family, pairs):
         model, companion, full = cascade(family)
-        assert (model.num_layers, model.stock_layers, model.companion_layers) == (COMPANION + DEPTH, DEPTH, COMPANION)
+        assert (model.num_layers, model.stock_layers, companion_layers(model)) == (COMPANION + DEPTH, DEPTH, COMPANION)
         batch = model.collate(model.tokenize(random_texts(9, pairs=pairs)))
         with torch.no_grad():
             ours, first, second = model(batch), companion(batch), full(batch)
@@ -194,7 +195,7 @@ class TestModel:
         description = json.loads(path.read_text())
         del description["companion_name"]
         path.write_text(json.dumps(description))
-        assert MultiExitModel.from_pretrained(tmp_path).companion is None
+        assert companion_layers(MultiExitModel.from_pretrained(tmp_path)) == 0
 
     def test_fingerprint_sees_the_companion(self, cascade):
         model, _, full = cascade()
@@ -218,17 +219,17 @@ class TestModel:
     def test_texts_are_cut_to_what_both_backbones_can_read(self, tiny_model, tmp_path):
         model = tiny_model(pooling="cls", pooler="none")
         short = save_backbone(tmp_path, small_config(tiny_model, max_position_embeddings=20))
-        model.add_companion(MultiExitModel.from_backbone(short, 3, pooling="cls", pooler="none"))
+        add_companion(model, MultiExitModel.from_backbone(short, 3, pooling="cls", pooler="none"))
         assert len(model.tokenize(["w1 " * 60])[0]) == 20
 
     def test_a_companion_comes_once_and_before_learned_heads(self, cascade, tiny_model):
         model, companion, _ = cascade()
         with pytest.raises(ValueError, match="once"):
-            model.add_companion(companion)
+            add_companion(model, companion)
         headed = tiny_model()
         headed.add_head("gate", HeadSpec())
         with pytest.raises(ValueError, match="before any learned head"):
-            headed.add_companion(companion)
+            add_companion(headed, companion)
 
 
 class TestRefusedCompanion:
@@ -236,8 +237,8 @@ class TestRefusedCompanion:
         model = tiny_model(pooling="cls", pooler="none")
         companion = MultiExitModel.from_backbone(folder, 3, **({"pooling": "cls", "pooler": "none"} | options))
         with pytest.raises(UserError, match=match):
-            model.add_companion(companion)
-        assert model.companion is None
+            add_companion(model, companion)
+        assert companion_layers(model) == 0
         assert model.num_layers == DEPTH
 
     def test_other_vocabulary(self, tiny_model, tmp_path):
@@ -365,7 +366,7 @@ class TestCascadeBERT:
 
     def test_the_companions_unasked_classifiers_stay_as_they_were(self, fitted, tiny_model):
         _, model = fitted
-        untrained = tiny_model("bert").first_layers(COMPANION, seed=RECIPE.seed).classifiers
+        untrained = companion_of_first_layers(tiny_model("bert"), COMPANION, seed=RECIPE.seed).classifiers
         assert torch.equal(model.classifiers[0].weight, untrained[0].weight)
         assert not torch.equal(model.classifiers[COMPANION - 1].weight, untrained[-1].weight)
 
@@ -373,15 +374,15 @@ class TestCascadeBERT:
     def test_a_third_of_the_layers_by_default(self, tiny_model, tmp_path, depth, expected):
         folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=depth))
         model = CascadeBERT().fit(MultiExitModel.from_backbone(folder, 3), make_task(rows=12), RECIPE)
-        assert model.companion_layers == expected
+        assert companion_layers(model) == expected
         assert model.stock_layers == depth
 
-    @pytest.mark.parametrize(("companion_layers", "expected"), [(None, 3), (1, 1)])
-    def test_a_companion_of_another_backbone(self, tiny_model, tmp_path, companion_layers, expected):
+    @pytest.mark.parametrize(("depth", "expected"), [(None, 3), (1, 1)])
+    def test_a_companion_of_another_backbone(self, tiny_model, tmp_path, depth, expected):
         folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=3))
-        method = CascadeBERT(companion_layers=companion_layers, companion_backbone=folder)
+        method = CascadeBERT(companion_layers=depth, companion_backbone=folder)
         model = method.fit(tiny_model("bert"), make_task(rows=12), RECIPE)
-        assert model.companion_layers == expected
+        assert companion_layers(model) == expected
         assert (model.description.companion_name or "").startswith(folder)
 
     def test_a_companion_of_other_vocabulary_is_refused_before_any_training(self, tiny_model, tmp_path):

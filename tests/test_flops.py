@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.references import OracleRule, StaticRule
 from benchmarks.measure.flops import PARTLY_LIVE, TOKEN_COUNTS, FlopModel, LayerCost, TokenPolynomial
+from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded
 from consistentee.models.heads import HeadSpec
@@ -95,10 +96,10 @@ def test_a_layer_of_live_tokens_is_the_closed_formula(tiny_model):
     model = tiny_model("bert", pooler="none", pooling="cls")
     schedule = torch.full((64,), 4)
     schedule[[10, 11]] = torch.tensor([1, 3])
-    model.use_token_exits(schedule)
+    model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
     rows = [Encoding([2, 10, 10, 11, 3]), Encoding([11]), Encoding([10, 10])]
     flops = FlopModel(model)
-    live = model.live_tokens(rows)
+    live = model.stepper.live_tokens(rows)
     exits = [4, 4, 2]
 
     def layer(n: int, m: int) -> int:
@@ -119,9 +120,9 @@ def test_a_layer_of_live_tokens_is_the_closed_formula(tiny_model):
 def test_operations_of_a_row_whose_tokens_exit_are_what_the_counter_sees(tiny_model, family):
     model = tiny_model(family)
     schedule = torch.randint(1, 4, (64,), generator=torch.Generator().manual_seed(2))
-    model.use_token_exits(schedule)
+    model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
     row = Encoding(list(range(2, 19)), [0] * 17 if model.stepper.uses_token_types else None)
-    expected = FlopModel(model).row_flops([17], [4], NeverExit(), model.live_tokens([row]))
+    expected = FlopModel(model).row_flops([17], [4], NeverExit(), model.stepper.live_tokens([row]))
     usual = model.backbone.config._attn_implementation
     model.backbone.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -192,7 +192,7 @@ def test_moved_numbers_are_written_once_the_version_is_raised(golden, other_numb
     assert cell_path("pabee", other_numbers).read_text(encoding="utf-8") == before
     monkeypatch.setattr(PABEE, "version", 2)
     message = check_cell("pabee", golden, other_numbers)
-    assert message.startswith("pabee is at version method 2, its golden cell at version method 1. Write it anew: ")
+    assert "pabee is at version method 2, engine 1, training 1, its golden cell at version method 1, " in message
     assert write_cell("pabee", golden, other_numbers) == "written"
     assert check_cell("pabee", golden, other_numbers) is None
 

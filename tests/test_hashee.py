@@ -98,7 +98,7 @@ def test_training_runs_with_the_exits_on_and_teaches_the_last_classifier(tiny_mo
     )
     before = model.classifiers[-1].weight.clone()
     HashEE().fit(model, task, Recipe(epochs=1, batch_size=60, max_length=32))
-    live = model.live_tokens(model.tokenize(task.train.texts))
+    live = model.stepper.live_tokens(model.tokenize(task.train.texts))
     assert seen == [int(live[:, 3].sum())]
     assert seen[0] < int(live[:, 0].sum())
     assert not torch.equal(model.classifiers[-1].weight, before)

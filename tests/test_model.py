@@ -6,9 +6,11 @@ import pytest
 import torch
 from conftest import FAMILIES, random_texts
 
+from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
+from consistentee.models.cascade import add_companion, companion_of_first_layers
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
@@ -129,9 +131,10 @@ def change(model: MultiExitModel, kind: str) -> None:
     """Give a model what runs or reads its layers in another way."""
     if kind == "token exits":
         vocabulary = model.backbone.config.vocab_size
-        model.use_token_exits(torch.arange(vocabulary) % model.num_layers + 1)
+        schedule = torch.arange(vocabulary) % model.num_layers + 1
+        model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
     elif kind == "companion":
-        model.add_companion(model.first_layers(2))
+        add_companion(model, companion_of_first_layers(model, 2))
     else:
         model.use_classifier(ClassifierSpec(kind))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from consistentee.backbones.encoders import EncoderStepper, stepper_for
-from consistentee.backbones.token_exits import layers_run
+from consistentee.backbones.token_exits import TokenExitStepper, layers_run
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
@@ -33,7 +33,7 @@ def full_depth() -> Tensor:
 def stock_layers_with_exited_tokens_put_back(model: MultiExitModel, batch: Batch) -> list[Tensor]:
     """Hidden states of all layers, each layer run by the stock module on all tokens."""
     stepper = stepper_for(model.backbone)
-    exits = model.token_exits.schedule[batch.input_ids].unsqueeze(-1)
+    exits = model.stepper.token_exits.schedule[batch.input_ids].unsqueeze(-1)
     hidden, context = stepper.begin(batch)
     states = []
     for layer in range(1, model.num_layers + 1):
@@ -60,7 +60,7 @@ def batch_of(model: MultiExitModel, count: int = 9) -> Batch:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_equals_the_stock_layer_with_exited_tokens_put_back(tiny_model, family, last, count):
     model = tiny_model(family)
-    model.use_token_exits(mixed_schedule(last))
+    model.use_stepper(TokenExitStepper.over(model.stepper, mixed_schedule(last)))
     batch = batch_of(model, count)
     real = batch.padding_mask.unsqueeze(-1)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_every_layer_equals_the_stock_layer_with_exited_tokens_put_back(tiny_mod
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_of_the_stock_layers(tiny_model, family):
     model = tiny_model(family)
-    model.use_token_exits(mixed_schedule())
+    model.use_stepper(TokenExitStepper.over(model.stepper, mixed_schedule()))
     batch = batch_of(model)
     real = batch.padding_mask.unsqueeze(-1)
     gradients = []
@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_stock_layers(tiny_model, family):
 def test_tokens_that_all_run_to_the_end_are_the_stock_model(tiny_model, family):
     model = tiny_model(family)
     encodings = model.tokenize(random_texts(12))
-    model.use_token_exits(full_depth())
+    model.use_stepper(TokenExitStepper.over(model.stepper, full_depth()))
     ours = classify_encoded(model, encodings, NeverExit(), batch_size=5)
     stock = stock_encoded(model, encodings, batch_size=5)
     torch.testing.assert_close(ours.logits, stock, rtol=1e-5, atol=1e-5)
@@ -101,7 +101,7 @@ def test_while_all_tokens_are_live_the_stock_layer_runs_and_later_layers_run_on_
     model = tiny_model("bert")
     schedule = full_depth()
     schedule[VOCABULARY.index("w0")] = 2
-    model.use_token_exits(schedule)
+    model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
     batch = model.collate(model.tokenize(["w1 w0 w0", "w0"]))
     whole, queries, keys = [], [], []
     for number, layer in enumerate(model.backbone.encoder.layer, start=1):
@@ -119,7 +119,7 @@ def test_a_row_whose_tokens_have_all_exited_costs_nothing_more(tiny_model, famil
     model = tiny_model(family)
     schedule = torch.ones(len(VOCABULARY), dtype=torch.long)
     schedule[VOCABULARY.index("w1")] = 3
-    model.use_token_exits(schedule)
+    model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
     rows: list[int] = []
     for part in {id(m): m for m in (model.stepper.parts(layer).key for layer in range(1, LAYERS + 1))}.values():
         part.register_forward_hook(lambda _, args, __: rows.append(len(args[0])))
@@ -136,7 +136,7 @@ def test_a_row_whose_tokens_have_all_exited_costs_nothing_more(tiny_model, famil
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_still_exit_by_rule_and_as_replayed(tiny_model, family):
     model, split = tiny_model(family), make_task().test
-    model.use_token_exits(mixed_schedule())
+    model.use_stepper(TokenExitStepper.over(model.stepper, mixed_schedule()))
     trace = record_trace(model, split)
     for share in (0.2, 0.6):
         threshold = float(entropy(trace.view(1)).quantile(share))
@@ -164,12 +164,12 @@ def test_layers_run_is_the_mean_over_tokens_of_what_comes_first(token_exits, row
 
 def test_live_tokens_are_counted_row_by_row(tiny_model):
     model = tiny_model("bert")
-    assert model.live_tokens([Encoding([2, 3])]) is None
+    assert model.stepper.live_tokens([Encoding([2, 3])]) is None
     schedule = full_depth()
     schedule[[5, 6]] = torch.tensor([1, 3])
-    model.use_token_exits(schedule)
+    model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
     rows = [Encoding([2, 5, 5, 3]), Encoding([6]), Encoding([5])]
-    assert model.live_tokens(rows).tolist() == [[4, 2, 2, 2], [1, 1, 1, 0], [1, 0, 0, 0]]
+    assert model.stepper.live_tokens(rows).tolist() == [[4, 2, 2, 2], [1, 1, 1, 0], [1, 0, 0, 0]]
     nothing = classify(model, [], NeverExit())
     assert len(nothing.layers_run) == len(nothing.predictions) == 0
 
@@ -177,11 +177,11 @@ def test_live_tokens_are_counted_row_by_row(tiny_model):
 def test_the_schedule_is_saved_with_the_model(tiny_model, tmp_path):
     model, split = tiny_model("bert"), make_task().test
     before = model.fingerprint()
-    model.use_token_exits(mixed_schedule())
+    model.use_stepper(TokenExitStepper.over(model.stepper, mixed_schedule()))
     assert model.fingerprint(with_heads=False) != before
     model.save_pretrained(tmp_path / "model")
     again = MultiExitModel.from_pretrained(tmp_path / "model")
-    assert torch.equal(again.token_exits.schedule, mixed_schedule())
+    assert torch.equal(again.stepper.token_exits.schedule, mixed_schedule())
     trace, expected = record_trace(again, split), record_trace(model, split)
     assert torch.equal(trace.live_tokens, expected.live_tokens)
     assert torch.equal(trace.logits, expected.logits)
@@ -193,7 +193,7 @@ def test_the_schedule_is_saved_with_the_model(tiny_model, tmp_path):
 )
 def test_schedules_that_do_not_fit_are_refused(tiny_model, schedule, fault):
     with pytest.raises(ValueError, match=fault):
-        tiny_model("bert").use_token_exits(schedule)
+        TokenExitStepper.over(tiny_model("bert").stepper, schedule)
 
 
 def test_models_whose_layers_have_no_known_parts_are_refused(tiny_model):

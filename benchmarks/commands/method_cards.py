@@ -22,11 +22,13 @@ from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
 from benchmarks.contract.watching import WatchedRule
 from benchmarks.terminal import add_columns, add_row, plain_table
+from consistentee.backbones.encoders import stepper_for
 from consistentee.engine.classify import classify
 from consistentee.methods.method import AnyMethod, Method, get_method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder import ModelDescription, MultiExitModel
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder_description import ModelDescription
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 
@@ -178,7 +180,7 @@ def _described_extra(config: object, description: ModelDescription) -> int:
         for found in (description, replace(description, heads={}, pooler="shared", classifier=ClassifierSpec())):
             backbone = AutoModel.from_config(config)
             backbone.pooler = None
-            model = MultiExitModel(backbone, None, replace(found, heads={}, companion_name=None))
+            model = MultiExitModel(stepper_for(backbone), None, replace(found, heads={}, companion_name=None))
             for name, spec in found.heads.items():
                 model.add_head(name, spec)
             counts.append(_count(model))

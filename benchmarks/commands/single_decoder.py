@@ -22,8 +22,7 @@ from consistentee.errors import UserError
 from consistentee.methods.method import get_method, train_method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.decoder_description import DESCRIPTION_FILE
-from consistentee.models.decoder_files import saved_folder
+from consistentee.models.decoder_description import DecoderDescription
 from consistentee.training.recipe import TokenRecipeSettings
 
 if TYPE_CHECKING:
@@ -99,7 +98,7 @@ def _token_method(name: str, parameters: Mapping[str, Any]) -> TokenMethod:
 def _check_out(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / DESCRIPTION_FILE).is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / DecoderDescription.file).is_file():
         raise UserError(f"--out {out} is a folder that holds other files than a trained decoder; give a new one")
 
 
@@ -175,7 +174,7 @@ def _load(folder: Path, knob: float | None) -> tuple[MultiExitDecoder, TokenMeth
         raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")
     if (folder / kind_named("classification").model_file).is_file():
         raise UserError(f"{folder} holds a model of classification, which writes no text; see `consistentee predict`")
-    saved_folder(str(folder))  # refuses another folder in one sentence, before the hub's mixin looks into it
+    DecoderDescription.read(folder)  # refuses another folder in one sentence, before the hub's mixin looks into it
     model = MultiExitDecoder.from_pretrained(folder).eval()
     description = model.description
     if description.method_name is None:

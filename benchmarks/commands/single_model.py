@@ -17,7 +17,8 @@ from consistentee.data.instances import Text
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.methods.method import Method, get_method, train_method
-from consistentee.models.encoder import ModelDescription, MultiExitModel, Precision
+from consistentee.models.encoder import MultiExitModel, Precision
+from consistentee.models.encoder_description import ModelDescription
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.training.recipe import Recipe
 

@@ -29,8 +29,10 @@ from benchmarks.contract.faults import (
 from benchmarks.contract.reference import counted_work, reference_logits, reported_work
 from benchmarks.contract.tiny_models import make_task
 from benchmarks.contract.watching import WatchedRule, attributes_of, modules_by_layer, modules_of_later_layers
+from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.engine.classify import classify, classify_encoded
 from consistentee.errors import UserError
+from consistentee.models.cascade import companion_layers
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.instance_trace import record_trace
@@ -153,7 +155,7 @@ def _agrees_while_nobody_leaves(case: Case, knob: float, row: int) -> bool:
 
 def layers_counted_are_layers_run(case: Case) -> None:
     """4: the layers reported are the layers that hooks on the stock modules count."""
-    batch_size = 7 if case.model.token_exits is None else 1
+    batch_size = 1 if isinstance(case.model.stepper, TokenExitStepper) else 7
     for knob in case.knobs:
         with counted_work(case.model) as counts:
             live = case.live(knob, batch_size=batch_size)
@@ -202,7 +204,7 @@ def _check_first_exit(case: Case, exits: Tensor, knob: float) -> None:
         if exits.min() == case.model.num_layers:
             example = f"with {knob:g}, every row runs to layer {case.model.num_layers}"
             raise BrokenContractError("the first value of the knob lets no row leave early", example, "", KNOB_SECTION)
-    elif exits.max() > max(1, case.model.companion_layers):  # a cascade's first exit is its companion's last layer
+    elif exits.max() > max(1, companion_layers(case.model)):  # a cascade's first exit is its companion's last layer
         raise BrokenContractError(
             "the first value of the knob must let every row of a rule without state leave at layer 1; perhaps "
             + COUNTS_FROM_0,

@@ -22,7 +22,7 @@ from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.reference import counted_work, reference_logits
 from benchmarks.measure.flops import FlopModel
 from consistentee.backbones.catalog import list_backbones
-from consistentee.backbones.encoders import stepper_for
+from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import classify_encoded, stock_encoded
 from consistentee.errors import UserError
@@ -308,12 +308,12 @@ def tokens_may_exit(candidate: EncoderCandidate) -> str:
 
 @contextmanager
 def _token_exits(model: MultiExitModel, schedule: Tensor) -> Iterator[None]:
-    model.use_token_exits(schedule)
+    before = model.stepper
+    model.use_stepper(TokenExitStepper.over(before, schedule))
     try:
         yield
     finally:
-        model.token_exits = None
-        model.stepper = stepper_for(model.backbone)
+        model.use_stepper(before)
 
 
 @torch.no_grad()

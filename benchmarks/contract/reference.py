@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from consistentee.backbones.encoders import stepper_for
+from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import Predictions, stock_encoded
 from consistentee.models.encoder import MultiExitModel
@@ -21,20 +22,22 @@ def reference_logits(model: MultiExitModel, encodings: Sequence[Encoding], batch
 
     Where tokens exit by themselves: the stock layers, run on all tokens, with the states of exited ones put back.
     """
-    if model.token_exits is None:
+    stepper = model.stepper
+    if not isinstance(stepper, TokenExitStepper):
         return stock_encoded(model, encodings, batch_size=batch_size)
     starts = range(0, len(encodings), batch_size)
-    return torch.cat([_with_exited_tokens_put_back(model, encodings[i : i + batch_size]) for i in starts])
+    return torch.cat([_with_exited_tokens_put_back(model, stepper, encodings[i : i + batch_size]) for i in starts])
 
 
 @torch.no_grad()
-def _with_exited_tokens_put_back(model: MultiExitModel, encodings: Sequence[Encoding]) -> Tensor:
-    assert model.token_exits is not None
-    stepper, batch = stepper_for(model.backbone), model.collate(encodings)
-    exits = model.token_exits.schedule[batch.input_ids].unsqueeze(-1)
-    hidden, context = stepper.begin(batch)
+def _with_exited_tokens_put_back(
+    model: MultiExitModel, stepper: TokenExitStepper, encodings: Sequence[Encoding]
+) -> Tensor:
+    stock, batch = stepper_for(model.backbone), model.collate(encodings)
+    exits = stepper.token_exits.schedule[batch.input_ids].unsqueeze(-1)
+    hidden, context = stock.begin(batch)
     for layer in range(1, model.num_layers + 1):
-        hidden = torch.where(exits >= layer, stepper.step(layer, hidden, context), hidden)
+        hidden = torch.where(exits >= layer, stock.step(layer, hidden, context), hidden)
     return model.classify_pooled(model.num_layers, model.pool(model.num_layers, hidden, batch.padding_mask))
 
 
@@ -46,13 +49,15 @@ def counted_work(model: MultiExitModel) -> Iterator[list[int]]:
     """
     counts: list[int] = []
     layers = range(1, model.num_layers + 1)
-    if model.token_exits is None:
-        modules = [model.stepper.layer_module(layer) for layer in layers]
+    stepper = model.stepper
+    counts_tokens = isinstance(stepper, TokenExitStepper)
+    if isinstance(stepper, TokenExitStepper):
+        modules = [stepper.parts(layer).query for layer in layers]
     else:
-        modules = [stepper_for(model.backbone).parts(layer).query for layer in layers]
+        modules = [stepper.layer_module(layer) for layer in layers]
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
-        counts.append(len(inputs[0]) if model.token_exits is None else inputs[0][..., 0].numel())
+        counts.append(inputs[0][..., 0].numel() if counts_tokens else len(inputs[0]))
 
     hooks = [module.register_forward_hook(count) for module in {id(m): m for m in modules}.values()]
     try:
@@ -64,6 +69,6 @@ def counted_work(model: MultiExitModel) -> Iterator[list[int]]:
 
 def reported_work(model: MultiExitModel, trace: Trace, live: Predictions) -> int:
     """Return what the answers say that ran, in the unit of :func:`counted_work`."""
-    if model.token_exits is None:
-        return int(live.exit_layers.sum())
-    return round(float((live.layers_run * trace.lengths).sum()))
+    if isinstance(model.stepper, TokenExitStepper):
+        return round(float((live.layers_run * trace.lengths).sum()))
+    return int(live.exit_layers.sum())

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.measure.operations import ExitCost, count_exits, count_operations, eager_attention
-from consistentee.backbones.token_exits import TokenContext
+from consistentee.backbones.token_exits import TokenContext, TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import LiveView, no_history_yet
+from consistentee.models.cascade import companion_layers
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 
@@ -111,15 +112,16 @@ class FlopModel:
         self._rows = [self._row(tokens) for tokens in TOKEN_COUNTS]
         with eager_attention(model.backbones), torch.no_grad():
             runs = [self._run_layers(row, live=len(row)) for row in self._rows]
-            points = PARTLY_LIVE if model.token_exits is not None else ()
+            lets_tokens_exit = isinstance(model.stepper, TokenExitStepper)
+            points = PARTLY_LIVE if lets_tokens_exit else ()
             partly_live = [self._run_layers(self._row(tokens), live)[1] for tokens, live in points]
         self._layers = [layers for _, layers in runs]
         self.embedding = TokenPolynomial.fit([operations for operations, _ in runs])
         full = [TokenPolynomial.fit(counted) for counted in _by_layer(self._layers)]
-        if model.token_exits is None:
-            self.layers = [LayerCost(polynomial) for polynomial in full]
-        else:
+        if lets_tokens_exit:
             self.layers = [LayerCost.fit(*layer) for layer in zip(full, _by_layer(partly_live), strict=True)]
+        else:
+            self.layers = [LayerCost(polynomial) for polynomial in full]
 
     def row_flops(
         self, lengths: ArrayLike, exits: ArrayLike, rule: ExitRule | None, live_tokens: ArrayLike | None = None
@@ -145,7 +147,7 @@ class FlopModel:
 
     def full_flops(self, lengths: ArrayLike) -> NDArray[np.int64]:
         """Return the operations of every row in the stock model, which asks no rule and has no companion."""
-        tokens, companion = np.asarray(lengths, dtype=np.int64), self._model.companion_layers
+        tokens, companion = np.asarray(lengths, dtype=np.int64), companion_layers(self._model)
         total = self.row_flops(tokens, np.full(tokens.shape, self._model.num_layers), NeverExit())
         if not companion:
             return total

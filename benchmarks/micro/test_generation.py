@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from baselines.references import StaticRule
 from benchmarks.contract.tiny_decoders import make_decoder_tokenizer, random_prompts
 from benchmarks.tasks.loader import load_classification_task
+from consistentee.backbones.decoders import decoder_stepper_for
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
@@ -76,7 +77,9 @@ def first_half(decoder: MultiExitDecoder) -> MultiExitDecoder:
     stock = type(decoder.backbone)(config)
     stock.model.embed_tokens, stock.model.norm = decoder.backbone.model.embed_tokens, decoder.backbone.model.norm
     stock.model.layers, stock.lm_head = decoder.backbone.model.layers[:layers], decoder.backbone.lm_head
-    return MultiExitDecoder(stock, decoder.tokenizer, replace(decoder.description, exit_layers=(layers,)))
+    return MultiExitDecoder(
+        decoder_stepper_for(stock), decoder.tokenizer, replace(decoder.description, exit_layers=(layers,))
+    )
 
 
 @torch.inference_mode()

@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from consistentee.backbones.encoders import Context, EncoderStepper
-from consistentee.data.encoding import Batch
+from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError
+
+COMPANION = "companion"
+"""What a model calls the module that is its companion."""
 
 # Capitals, accents and punctuation: where tokenizers of one vocabulary still part ways.
 _PROBE = "Does Zürich's 3.5% naïvely rise? ONE, two: three_4!"
@@ -51,13 +54,14 @@ class CascadeStepper:
     def __init__(self, companion: EncoderStepper, full: EncoderStepper) -> None:
         self.companion = companion
         self.full = full
+        self.backbone = full.backbone
         if companion.num_layers >= full.num_layers:
             raise UserError(
                 f"a companion must have fewer layers than its model: {companion.num_layers} of {full.num_layers}"
             )
-        widths = [int(stepper.config.hidden_size) for stepper in (companion, full)]
-        if widths[0] != widths[1]:
-            raise UserError(f"a companion must be as wide as its model: its width is {widths[0]}, not {widths[1]}")
+        if companion.width != full.width:
+            widths = f"{companion.width}, not {full.width}"
+            raise UserError(f"a companion must be as wide as its model: its width is {widths}")
         if companion.uses_token_types != full.uses_token_types:
             raise UserError("a companion must tell the texts of a pair apart the way its model does")
 
@@ -75,6 +79,30 @@ class CascadeStepper:
     def num_layers(self) -> int:
         """Number of layers of both backbones, k + L."""
         return self.companion.num_layers + self.full.num_layers
+
+    @property
+    def stock_layers(self) -> int:
+        """Number of layers of the full backbone, L."""
+        return self.full.num_layers
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states of both."""
+        return self.full.width
+
+    @property
+    def backbones(self) -> dict[str, Any]:
+        """The companion, and the full backbone."""
+        return {COMPANION: self.companion.backbone, **self.full.backbones}
+
+    @property
+    def own_modules(self) -> dict[str, nn.Module]:
+        """The companion."""
+        return {COMPANION: self.companion.backbone}
+
+    def live_tokens(self, encodings: Sequence[Encoding]) -> None:
+        """Return None: no token exits by itself."""
+        return
 
     def layer_module(self, layer: int) -> nn.Module:
         """Return the stock module that is layer ``layer`` (1-based) of the cascade."""

@@ -6,14 +6,14 @@ layers are, and which parts a layer has. Nothing of a model's arithmetic is writ
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
-from consistentee.data.encoding import Batch
+from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError
 
 
@@ -35,7 +35,9 @@ class Context:
 
 
 class Stepper(Protocol):
-    """What the engine asks of whatever runs layers: a stock encoder, or a cascade of two. Contexts are its own."""
+    """What a model asks of whatever runs its layers: a stock encoder, as it is or otherwise. Contexts are its own."""
+
+    backbone: Any
 
     @property
     def uses_token_types(self) -> bool:
@@ -50,6 +52,33 @@ class Stepper(Protocol):
     @property
     def num_layers(self) -> int:
         """Number of layers that can be run."""
+        ...
+
+    @property
+    def stock_layers(self) -> int:
+        """Number of layers of :attr:`backbone`, the last ones of all."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        ...
+
+    @property
+    def backbones(self) -> Mapping[str, Any]:
+        """The stock models that are run, in that order, by the names of a model's modules; the last is ``backbone``."""
+        ...
+
+    @property
+    def own_modules(self) -> Mapping[str, nn.Module]:
+        """What a model has to save and to move beside its backbone, by the names of its modules."""
+        ...
+
+    def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor | None:
+        """Return how many tokens of each row run each layer that the row runs: int64 [N, L], on the CPU.
+
+        None where no token exits by itself: then all of them do.
+        """
         ...
 
     def layer_module(self, layer: int) -> nn.Module:
@@ -106,6 +135,30 @@ class EncoderStepper(ABC):
     def num_layers(self) -> int:
         """Number of layers, L."""
         return int(self.config.num_hidden_layers)
+
+    @property
+    def stock_layers(self) -> int:
+        """All of them."""
+        return self.num_layers
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return int(self.config.hidden_size)
+
+    @property
+    def backbones(self) -> dict[str, Any]:
+        """One stock model."""
+        return {"backbone": self.backbone}
+
+    @property
+    def own_modules(self) -> dict[str, nn.Module]:
+        """None."""
+        return {}
+
+    def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor | None:
+        """Return None: no token exits by itself."""
+        return None
 
     @property
     def position_limit(self) -> int:

@@ -15,8 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from consistentee.backbones.encoders import Context, EncoderStepper, LayerParts
+from consistentee.backbones.encoders import Context, EncoderStepper, LayerParts, Stepper
 from consistentee.data.encoding import Batch, Encoding
+
+_MODULE = "token_exits"
+SCHEDULE = f"{_MODULE}.schedule"
+"""Name of the schedule among the weights of a model."""
 
 
 class TokenExits(nn.Module):
@@ -130,30 +134,57 @@ class TokenExitStepper(EncoderStepper):
         super().__init__(stepper.backbone)
         self.uses_token_types = stepper.uses_token_types
         self.reserved_positions = stepper.reserved_positions
-        self._stepper = stepper
-        self._token_exits = token_exits
+        self.stock = stepper
+        self.token_exits = token_exits
+
+    @classmethod
+    def over(cls, stepper: Stepper, schedule: Tensor) -> "TokenExitStepper":
+        """Return what runs a stepper's layers, but lets every token of the vocabulary exit at a layer of its own.
+
+        Args:
+            stepper: of a stock encoder; a schedule that it may have already is replaced.
+            schedule: the 1-based exit layer of every token of the vocabulary: int64 [vocabulary].
+
+        Raises ValueError for a schedule of another shape, or with layers outside of 1..L; or in a cascade.
+        """
+        stock = stepper.stock if isinstance(stepper, cls) else stepper
+        if not isinstance(stock, EncoderStepper):
+            raise ValueError("tokens cannot exit by themselves in a cascade")
+        vocabulary = stock.config.vocab_size
+        if schedule.shape != (vocabulary,):
+            raise ValueError(f"a schedule of token exits must be [{vocabulary}], got {list(schedule.shape)}")
+        return cls(stock, TokenExits(schedule, stock.num_layers))
+
+    @property
+    def own_modules(self) -> dict[str, nn.Module]:
+        """The schedule."""
+        return {_MODULE: self.token_exits}
+
+    def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor:
+        """Count the tokens of each row that are live at each layer."""
+        return self.token_exits.live_tokens(encodings)
 
     @property
     def num_layers(self) -> int:
         """Number of layers, L."""
-        return self._stepper.num_layers
+        return self.stock.num_layers
 
     def layer_module(self, layer: int) -> nn.Module:
         """Return the stock module that is layer ``layer``."""
-        return self._stepper.layer_module(layer)
+        return self.stock.layer_module(layer)
 
     def embed(self, batch: Batch) -> Tensor:
         """Return the input of layer 1."""
-        return self._stepper.embed(batch)
+        return self.stock.embed(batch)
 
     def parts(self, layer: int) -> LayerParts:
         """Return the modules that layer ``layer`` is made of."""
-        return self._stepper.parts(layer)
+        return self.stock.parts(layer)
 
     def begin(self, batch: Batch) -> tuple[Tensor, TokenContext]:
         """Embed a batch, and look up where its tokens exit."""
-        hidden, context = self._stepper.begin(batch)
-        return hidden, TokenContext(**vars(context), exit_layers=self._token_exits.exit_layers(batch))
+        hidden, context = self.stock.begin(batch)
+        return hidden, TokenContext(**vars(context), exit_layers=self.token_exits.exit_layers(batch))
 
     def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
         """Run layer ``layer`` (1-based) on the live tokens; the others' states [rows, tokens, width] stay as they are.
@@ -164,7 +195,7 @@ class TokenExitStepper(EncoderStepper):
         live = context.exit_layers >= layer
         count = int(live.sum())
         if count == sum(context.lengths):
-            return self._stepper.step(layer, hidden, context)
+            return self.stock.step(layer, hidden, context)
         return self._step_live(layer, hidden, context, live) if count else hidden
 
     def compact(
@@ -172,13 +203,13 @@ class TokenExitStepper(EncoderStepper):
     ) -> tuple[Tensor, TokenContext]:
         """Keep some rows, and cut the padding columns that none of them needs."""
         assert isinstance(context, TokenContext)
-        hidden, kept = self._stepper.compact(hidden, context, keep, rows)
+        hidden, kept = self.stock.compact(hidden, context, keep, rows)
         exit_layers = context.exit_layers[list(keep), : hidden.shape[1]]
         return hidden, TokenContext(**vars(kept), exit_layers=exit_layers)
 
     def _step_live(self, layer: int, hidden: Tensor, context: TokenContext, live: Tensor) -> Tensor:
         """Run a layer's parts: keys and values of all tokens in rows that have live ones, all else of live ones."""
-        parts = self._stepper.parts(layer)
+        parts = self.stock.parts(layer)
         places = _LiveTokens.of(live, hidden.device)
         states = hidden.flatten(0, 1).index_select(0, places.tokens)
         attended = hidden if len(places.rows) == len(hidden) else hidden.index_select(0, places.rows)

@@ -139,7 +139,7 @@ def classify_encoded(
     ]
     logits = _in_order(order, [part[0] for part in parts], torch.empty(0, model.num_labels))
     exit_layers = _in_order(order, [part[1] for part in parts], torch.empty(0, dtype=torch.long))
-    ran = layers_run(model.live_tokens(encodings), exit_layers)
+    ran = layers_run(model.stepper.live_tokens(encodings), exit_layers)
     return Predictions(predictions_of(logits), exit_layers, logits, ran)
 
 
@@ -167,7 +167,7 @@ def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple
     and so are the padding columns that only they needed.
     """
     rows = len(batch.lengths)
-    logits = torch.empty(rows, model.num_labels, device=model.device)
+    logits = torch.empty(rows, model.num_labels, dtype=model.dtype, device=model.device)
     exit_layers = torch.full((rows,), model.num_layers, dtype=torch.long)
     active = torch.arange(rows)
     encodings = list(batch.encodings)
@@ -205,7 +205,7 @@ def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor |
     """Return the history before layer 1 [rows, 0, width], or None where neither classifiers nor rule read it."""
     if not (model.reads_history or rule.reads_history):
         return None
-    return torch.empty(rows, 0, model.width, device=model.device)
+    return torch.empty(rows, 0, model.width, dtype=model.dtype, device=model.device)
 
 
 def _check_decision(rule: ExitRule, leaves: Tensor, rows: int) -> None:

@@ -21,12 +21,12 @@ against 2 * rank * width of a low-rank adapter.
 """
 
 
-class ExitAdapter(nn.Module, ABC):
-    """Reads the hidden state of one exit layer; at the start, exactly as the stock model reads its last layer."""
+class StockExit(nn.Module):
+    """Reads hidden states as the stock model reads those of its last layer: what layer L has for an exit."""
 
-    @abstractmethod
     def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Return what the LM head reads of hidden states: [..., width] -> [..., width]."""
+        return stepper.normalise(hidden)
 
     def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
         """Return logits [..., vocabulary] of such states: by the shared LM head, unless the exit has its own."""
@@ -35,6 +35,10 @@ class ExitAdapter(nn.Module, ABC):
     def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Return logits [..., vocabulary] of hidden states [..., width]; ``stepper`` has the stock norm and LM head."""
         return self.unembed(self.state(hidden, stepper), stepper)
+
+
+class ExitAdapter(StockExit, ABC):
+    """Reads the hidden state of one exit layer; at the start, exactly as the stock model reads its last layer."""
 
     @abstractmethod
     def start_from(self, moments: StateMoments) -> None:
@@ -91,10 +95,6 @@ class HeadAdapter(ExitAdapter):
     def __init__(self, lm_head: nn.Linear) -> None:
         super().__init__()
         self.lm_head: nn.Linear = copy.deepcopy(lm_head)
-
-    def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Stock norm."""
-        return stepper.normalise(hidden)
 
     def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
         """This exit's own LM head."""

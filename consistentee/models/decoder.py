@@ -8,44 +8,35 @@ from typing import Any, Literal, Self, cast
 
 import torch
 import transformers
-from huggingface_hub import ModelHubMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from consistentee.backbones.catalog import list_backbones, resolve_decoder
 from consistentee.backbones.decoders import DecoderStepper, decoder_stepper_for, positions_of
-from consistentee.errors import UserError, unknown_name
+from consistentee.errors import UserError
 from consistentee.files import hash_tensors
 from consistentee.models import decoder_files, lora
-from consistentee.models.adapters import AdapterKind, ExitAdapter, build_adapter
+from consistentee.models.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
+from consistentee.models.base import BACKBONE_FOLDER, TOKENIZER_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
 from consistentee.models.decoder_description import DecoderDescription, check_exit_layers, default_exit_layers
-from consistentee.models.heads import ExitHeads, HeadSpec
 from consistentee.models.lora import LoraSpec, is_lora
 from consistentee.versions import ENGINE_VERSION
 
 
-class MultiExitDecoder(
-    nn.Module,
-    ModelHubMixin,
-    library_name="consistentee",
-    tags=["early-exit"],
-):
+class MultiExitDecoder(MultiExit):
     """A stock causal language model whose tokens may exit at some of the layers. See :meth:`from_backbone`.
 
     Layer L is always the last exit and is the stock model's own. Every earlier exit reads its hidden state through an
     adapter (see :mod:`consistentee.models.adapters`) and the one LM head.
     """
 
-    def __init__(self, backbone: Any, tokenizer: Any, description: DecoderDescription) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.tokenizer = tokenizer
-        self.description = description
-        self.stepper: DecoderStepper = decoder_stepper_for(backbone)
+    description_class = DecoderDescription
+
+    stepper: DecoderStepper
+    description: DecoderDescription
+
+    def _build_exits(self) -> None:
         self.exit_adapters = self._build_adapters()
-        self.exit_heads = nn.ModuleDict()
-        self.eval()
+        self._last_exit = StockExit()
 
     @classmethod
     def from_backbone(
@@ -82,31 +73,15 @@ class MultiExitDecoder(
             adapter=adapter,
             rank=rank,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return cls(backbone, decoder_files.load_tokenizer(folder), description)
+        with new_weights(seed):
+            return cls(decoder_stepper_for(backbone), decoder_files.load_tokenizer(folder), description)
 
     # ------------------------------------------------------------------------------------------------- what it is
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers, L."""
-        return self.stepper.num_layers
-
-    @property
-    def width(self) -> int:
-        """Width of the hidden states."""
-        return self.stepper.width
 
     @property
     def exit_layers(self) -> tuple[int, ...]:
         """The layers that a token may leave at: 1-based, increasing, the last one is L."""
         return self.description.exit_layers
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return cast(torch.device, self.backbone.lm_head.weight.device)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -137,9 +112,7 @@ class MultiExitDecoder(
 
         Raises ValueError at a layer that is no exit.
         """
-        if layer == self.num_layers:
-            return self.stepper.unembed(self.stepper.normalise(hidden))
-        return self.adapter(layer)(hidden, self.stepper)
+        return self._exit(layer)(hidden, self.stepper)
 
     @property
     def shares_head(self) -> bool:
@@ -151,9 +124,10 @@ class MultiExitDecoder(
 
         Raises ValueError at a layer that is no exit.
         """
-        if layer == self.num_layers:
-            return self.stepper.normalise(hidden)
-        return self.adapter(layer).state(hidden, self.stepper)
+        return self._exit(layer).state(hidden, self.stepper)
+
+    def _exit(self, layer: int) -> StockExit:
+        return self._last_exit if layer == self.num_layers else self.adapter(layer)
 
     def adapter(self, layer: int) -> ExitAdapter:
         """Return the adapter of exit layer ``layer`` < L. Raises ValueError at any other layer."""
@@ -167,31 +141,12 @@ class MultiExitDecoder(
         Raises UserError for an unknown kind or a rank below 1.
         """
         self.description.adapter, self.description.rank = kind, rank
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with new_weights(seed):
             self.exit_adapters = self._build_adapters().train(self.training)
 
     def _build_adapters(self) -> nn.ModuleDict:
         kind, rank = self.description.adapter, self.description.rank
         return nn.ModuleDict({str(layer): build_adapter(kind, rank, self.stepper) for layer in self.exit_layers[:-1]})
-
-    def add_head(self, name: str, spec: HeadSpec, seed: int = 0) -> ExitHeads:
-        """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights.
-
-        One that is not shared has a module for each of the L layers.
-        """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            heads = ExitHeads(spec, self.width, self.num_layers).to(self.device)
-        self.exit_heads[name] = heads
-        self.description.heads[name] = spec
-        return heads
-
-    def head(self, name: str) -> ExitHeads:
-        """Return a head that a method added. Raises UserError for an unknown name."""
-        if name not in self.exit_heads:
-            raise unknown_name("head of this model", name, self.exit_heads)
-        return cast(ExitHeads, self.exit_heads[name])
 
     def add_lora(self, rank: int = 16, targets: Sequence[str] | None = None, seed: int = 0) -> None:
         """Put a trainable low-rank path beside some modules of every layer; it changes nothing until it is trained.
@@ -210,8 +165,7 @@ class MultiExitDecoder(
         if self.lora_weights:
             raise ValueError("this decoder has LoRA already; merge_lora() it before adding another")
         spec = LoraSpec(rank, self.stepper.lora_targets if targets is None else tuple(targets))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with new_weights(seed):
             lora.add_lora(self.backbone, spec)
         self.description.lora = spec
         self.eval()
@@ -313,10 +267,6 @@ class MultiExitDecoder(
         weights = hash_tensors(dict(self.backbone.named_parameters()))
         return _hash_json(weights, config, self.exit_layers, self.device.type, *versions, ENGINE_VERSION["generation"])
 
-    def clone_weights(self) -> dict[str, Tensor]:
-        """Return a copy of all weights, on the CPU."""
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
-
     def _own_weights(self) -> dict[str, Tensor]:
         """Return everything but what the stock model has."""
         weights = self.state_dict()
@@ -342,33 +292,22 @@ class MultiExitDecoder(
             self.description.with_backbone = with_backbone
         return super().save_pretrained(save_directory, **options)
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+    def _save_backbone(self, folder: Path) -> None:
         current = decoder_files.hash_backbone(self.backbone)
         if current != self.description.backbone_hash:
             self.description.with_backbone = True
         if self.description.with_backbone:
             self.description.backbone_hash = current
-            decoder_files.write_backbone(save_directory, self.backbone)
-        decoder_files.write_decoder(save_directory, self.description, self.tokenizer, self._own_weights())
+            decoder_files.write_backbone(folder, self.backbone)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, backbone: str | None = None, **options: Any) -> Self:
-        """``backbone``: where the backbone is now, if not where it was when the model was saved."""
-        hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        folder = decoder_files.saved_folder(model_id, **{name: options[name] for name in hub if name in options})
+    def _without_weights(
+        cls, folder: Path, description: DecoderDescription, weights: dict[str, Tensor], options: dict[str, Any]
+    ) -> Self:
+        """Of the options, ``backbone`` says where the backbone is now, if not where it was."""
+        name = options.get("backbone") or description.backbone_name
         try:
-            return cls._load(folder, backbone)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the saved decoder {model_id} is damaged or incomplete: {reason}") from error
-
-    @classmethod
-    def _load(cls, folder: Path, backbone_name: str | None) -> Self:
-        description = decoder_files.read_description(folder)
-        name = backbone_name or description.backbone_name
-        inside = folder / decoder_files.BACKBONE_FOLDER
-        try:
-            source = str(inside) if description.with_backbone else resolve_decoder(name)
+            source = str(folder / BACKBONE_FOLDER) if description.with_backbone else resolve_decoder(name)
         except UserError as error:
             raise UserError(
                 f"{folder} was saved without its backbone, which cannot be had: {error}; if it lies elsewhere now, say "
@@ -380,16 +319,16 @@ class MultiExitDecoder(
                 f"the backbone {name} is not the one that the exits of {folder} were trained on: its weights differ; "
                 "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
             )
-        model = cls(backbone, decoder_files.load_tokenizer(folder / decoder_files.TOKENIZER_FOLDER), description)
-        for head, spec in description.heads.items():
-            model.add_head(head, spec)
+        tokenizer = decoder_files.load_tokenizer(folder / TOKENIZER_FOLDER)
+        model = cls(decoder_stepper_for(backbone), tokenizer, description)
         if description.lora is not None:
             model.add_lora(description.lora.rank, description.lora.targets)
-        weights = load_file(folder / decoder_files.WEIGHTS_FILE)
-        if weights.keys() != model._own_weights().keys():
-            raise ValueError(f"{decoder_files.WEIGHTS_FILE} holds other weights than the description says")
-        model.load_state_dict(weights, strict=False)  # the backbone has its own already
-        return model.eval()
+        return model
+
+    def _take_weights(self, weights: dict[str, Tensor]) -> None:
+        if weights.keys() != self._own_weights().keys():
+            raise ValueError(f"{WEIGHTS_FILE} holds other weights than the description says")
+        self.load_state_dict(weights, strict=False)  # the backbone has its own already
 
 
 def _hash_json(*parts: Any) -> str:

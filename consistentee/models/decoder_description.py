@@ -1,21 +1,19 @@
 """DecoderDescription: everything beside the weights that a saved multi-exit decoder needs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from consistentee.errors import UserError
 from consistentee.models.adapters import AdapterKind
-from consistentee.models.heads import HeadSpec
+from consistentee.models.base import Description
 from consistentee.models.lora import LoraSpec
 
-FORMAT_VERSION = 1
-DESCRIPTION_FILE = "multi_exit_decoder.json"
 _DEFAULT_EXITS = 5
 
 
-@dataclass
-class DecoderDescription:
+@dataclass(kw_only=True)
+class DecoderDescription(Description):
     """JSON-serialisable.
 
     Attributes:
@@ -23,51 +21,28 @@ class DecoderDescription:
         backbone_hash: of the weights that were loaded under this name.
         exit_layers: 1-based, increasing; the last one is L.
         adapter, rank: what the exits below L have of their own.
-        heads: learned heads by name.
         lora: low-rank adaptation of the backbone, or None.
         with_backbone: the backbone's weights are saved with the model, and not only its name and hash.
-        task_name, method_name, method_parameters, default_knob: what it was trained for, and by which method.
         max_prompt_tokens, max_new_tokens: the longest prompts and texts that it was trained on; None where it was not.
     """
+
+    kind: ClassVar[str] = "decoder"
+    file: ClassVar[str] = "multi_exit_decoder.json"
 
     backbone_name: str
     backbone_hash: str
     exit_layers: tuple[int, ...]
     adapter: AdapterKind = "low-rank"
     rank: int = 128
-    heads: dict[str, HeadSpec] = field(default_factory=dict)
     lora: LoraSpec | None = None
     with_backbone: bool = False
-    task_name: str | None = None
-    method_name: str | None = None
-    method_parameters: dict[str, Any] = field(default_factory=dict)
-    default_knob: float | None = None
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        heads = {name: spec.to_json() for name, spec in self.heads.items()}
-        lora = None if self.lora is None else self.lora.to_json()
-        return {"format_version": FORMAT_VERSION, **dict(self.__dict__, heads=heads, lora=lora)}
-
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "DecoderDescription":
-        """Rebuild a description. Raises UserError for another format."""
-        values = dict(values)
-        version = values.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"a saved decoder of format {version!r} cannot be read; this version reads {FORMAT_VERSION}"
-            )
-        try:
-            values["exit_layers"] = tuple(values["exit_layers"])
-            values["heads"] = {name: HeadSpec(**spec) for name, spec in values["heads"].items()}
-            if values["lora"] is not None:
-                values["lora"] = LoraSpec(values["lora"]["rank"], tuple(values["lora"]["targets"]))
-            return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{DESCRIPTION_FILE} of the saved decoder is damaged: {error}") from error
+    def _fields_of(cls, values: dict[str, Any]) -> dict[str, Any]:
+        lora = values["lora"] and LoraSpec(values["lora"]["rank"], tuple(values["lora"]["targets"]))
+        return values | {"exit_layers": tuple(values["exit_layers"]), "lora": lora}
 
 
 def default_exit_layers(num_layers: int) -> tuple[int, ...]:

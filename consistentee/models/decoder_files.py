@@ -1,6 +1,5 @@
-"""Stock decoders on disk, and the folders that multi-exit decoders are saved in."""
+"""Stock decoders on disk."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,20 +7,13 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from consistentee.backbones.decoders import check_complete, check_decoder_family
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors
-from consistentee.models.decoder_description import DESCRIPTION_FILE, DecoderDescription
+from consistentee.models.base import BACKBONE_FOLDER
 from consistentee.models.lora import base_weights
-
-WEIGHTS_FILE = "model.safetensors"
-BACKBONE_FOLDER = "backbone"
-TOKENIZER_FOLDER = "tokenizer"
 
 
 def load_backbone(folder: str | Path) -> Any:
@@ -59,35 +51,11 @@ def _naming(folder: str | Path) -> Iterator[None]:
 
 
 def hash_backbone(backbone: Any) -> str:
-    """Return a hash of a stock model's weights, without LoRA; what is tied is counted once."""
-    return hash_tensors(base_weights(dict(backbone.named_parameters())))
+    """Return a hash of a stock model's weights as they are loaded, in float32 and without LoRA.
 
-
-def saved_folder(model_id: str, **hub_options: Any) -> Path:
-    """Return the folder of a saved decoder: a directory, or a repository of the Hugging Face hub.
-
-    Raises UserError where there is a folder, but of something else.
+    What is tied is counted once.
     """
-    folder = Path(model_id)
-    if not folder.is_dir():
-        folder = Path(str(snapshot_download(model_id, **hub_options)))
-    if not (folder / DESCRIPTION_FILE).is_file():
-        raise UserError(f"{model_id} is not a saved multi-exit decoder: it has no {DESCRIPTION_FILE}")
-    return folder
-
-
-def read_description(folder: Path) -> DecoderDescription:
-    """Return the description of a saved decoder. Raises UserError for another format."""
-    return DecoderDescription.from_json(json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8")))
-
-
-def write_decoder(folder: Path, description: DecoderDescription, tokenizer: Any, weights: dict[str, Tensor]) -> None:
-    """Write everything but the backbone."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
-    text = json.dumps(description.to_json(), indent=2)
-    (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+    return hash_tensors(base_weights({name: weight.float() for name, weight in backbone.named_parameters()}))
 
 
 def write_backbone(folder: Path, backbone: Any) -> None:

@@ -33,7 +33,7 @@ class Trace:
         lengths: number of tokens a row: int64 [N].
         row_keys: see :class:`LayerView`: int64 [N].
         heads: the model's learned heads, for rules that give them extra inputs.
-        live_tokens: see :meth:`MultiExitModel.live_tokens`: int64 [N, L], or None.
+        live_tokens: see :meth:`consistentee.backbones.encoders.Stepper.live_tokens`: int64 [N, L], or None.
     """
 
     logits: Tensor
@@ -209,7 +209,7 @@ def record_trace(
         lengths=torch.tensor([len(encoding) for encoding in encodings]),
         row_keys=torch.tensor([encoding.key for encoding in encodings]),
         heads=_heads_of(model),
-        live_tokens=model.live_tokens(encodings),
+        live_tokens=model.stepper.live_tokens(encodings),
     )
 
 

@@ -90,8 +90,8 @@ class TokenTrace:
         return replace(self, **{name: getattr(self, name)[tokens] for name in columns})
 
     def states(self, exit_index: int, tokens: Tensor) -> Tensor:
-        """Return hidden states after one exit layer, on the model's device, as float32: [tokens, width]."""
-        return self.hidden[tokens, exit_index].to(self.model.device, torch.float32)
+        """Return hidden states after one exit layer, as the model computes them, on its device: [tokens, width]."""
+        return self.hidden[tokens, exit_index].to(self.model.device, self.model.dtype)
 
 
 class TokenTraceView(LayerView):
@@ -122,7 +122,7 @@ class TokenTraceView(LayerView):
     def history(self) -> Tensor:
         """States at the exits up to this one: [rows, exits, width]."""
         hidden = self._trace.hidden[self._tokens, : self._exit_index + 1]
-        return self._trace.model.state(hidden.to(self.device, torch.float32))
+        return self._trace.model.state(hidden.to(self.device, self._trace.model.dtype))
 
     @cached_property
     def logits(self) -> Tensor:

@@ -1,0 +1,228 @@
+"""What models of both kinds share: description, learned heads, weights, and the folders they are saved in."""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self, cast
+
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from consistentee.errors import UserError, unknown_name
+from consistentee.models.heads import ExitHeads, HeadSpec
+
+FORMAT_VERSION = 1
+BACKBONE_FOLDER = "backbone"
+TOKENIZER_FOLDER = "tokenizer"
+WEIGHTS_FILE = "model.safetensors"
+_HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+
+
+class LayerStepper(Protocol):
+    """What a model of either kind asks of whatever runs its layers."""
+
+    backbone: Any
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers that can be run."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Description:
+    """Everything beside the weights that a saved model needs; JSON-serialisable.
+
+    Class attributes:
+        kind: what messages call such a model.
+        file: its name in a saved folder.
+
+    Attributes:
+        task_name, method_name, method_parameters, default_knob: what it was trained for, and by which method.
+        heads: learned heads by name.
+    """
+
+    kind: ClassVar[str]
+    file: ClassVar[str]
+
+    task_name: str | None = None
+    method_name: str | None = None
+    method_parameters: dict[str, Any] = field(default_factory=dict)
+    default_knob: float | None = None
+    heads: dict[str, HeadSpec] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Rebuild a description. Raises UserError for another format."""
+        values = dict(values)
+        version = values.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"a saved {cls.kind} of format {version!r} cannot be read; this version reads {FORMAT_VERSION}"
+            )
+        try:
+            values["heads"] = {name: HeadSpec(**spec) for name, spec in values["heads"].items()}
+            return cls(**cls._fields_of(values))
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{cls.file} of the saved {cls.kind} is damaged: {error}") from error
+
+    @classmethod
+    @abstractmethod
+    def _fields_of(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Turn what JSON has made of the fields back into what they were."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Return the description of a saved model. Raises UserError if the folder holds none that can be read."""
+        path = folder / cls.file
+        if not path.is_file():
+            raise UserError(f"{folder} is not a saved multi-exit {cls.kind}: it has no {cls.file}")
+        try:
+            values = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"the saved {cls.kind} {folder} is damaged or incomplete: {error}") from error
+        return cls.from_json(values)
+
+
+class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags=["early-exit"]):
+    """A stock model whose layers are run one by one, with what exits and methods add to it.
+
+    Class attributes:
+        description_class: of the models of this kind.
+    """
+
+    description_class: ClassVar[type[Description]]
+
+    stepper: LayerStepper
+    description: Description
+
+    def __init__(self, stepper: LayerStepper, tokenizer: Any, description: Description) -> None:
+        super().__init__()
+        self.backbone = stepper.backbone
+        self.tokenizer = tokenizer
+        self.description = description
+        self.stepper = stepper
+        self._build_exits()
+        self.exit_heads = nn.ModuleDict()
+        self.eval()
+
+    @abstractmethod
+    def _build_exits(self) -> None:
+        """Make what the exits have of their own, untrained."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers that can be run, L."""
+        return self.stepper.num_layers
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return self.stepper.width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are, and so the hidden states and the answers."""
+        return next(self.parameters()).dtype
+
+    def add_head(self, name: str, spec: HeadSpec, seed: int = 0) -> ExitHeads:
+        """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights.
+
+        One that is not shared has a module for each of the L layers.
+        """
+        with new_weights(seed):
+            heads = ExitHeads(spec, self.width, self.num_layers).to(self.device, self.dtype)
+        self.exit_heads[name] = heads
+        self.description.heads[name] = spec
+        return heads
+
+    def head(self, name: str) -> ExitHeads:
+        """Return a head that a method added. Raises UserError for an unknown name."""
+        if name not in self.exit_heads:
+            raise unknown_name("head of this model", name, self.exit_heads)
+        return cast(ExitHeads, self.exit_heads[name])
+
+    def clone_weights(self) -> dict[str, Tensor]:
+        """Return a copy of all weights, on the CPU."""
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}
+
+    def _own_weights(self) -> dict[str, Tensor]:
+        """Return the weights that are saved with the model."""
+        return self.state_dict()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_directory.mkdir(parents=True, exist_ok=True)
+        self._save_backbone(save_directory)
+        self.tokenizer.save_pretrained(save_directory / TOKENIZER_FOLDER)
+        weights = {name: tensor.contiguous() for name, tensor in self._own_weights().items()}
+        save_file(weights, save_directory / WEIGHTS_FILE)
+        text = json.dumps(self.description.to_json(), indent=2)
+        (save_directory / self.description.file).write_text(text, encoding="utf-8")
+
+    @abstractmethod
+    def _save_backbone(self, folder: Path) -> None:
+        """Write what the stock model is built of again, beside the weights that are saved with the model."""
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            hub_options = {name: options[name] for name in _HUB_OPTIONS if name in options}
+            folder = Path(str(snapshot_download(model_id, **hub_options)))
+        description = cls.description_class.read(folder)
+        try:
+            weights = load_file(folder / WEIGHTS_FILE)
+            model = cls._without_weights(folder, description, weights, options)
+            for name, spec in description.heads.items():
+                model.add_head(name, spec)
+            model._take_weights(weights)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"the saved {description.kind} {model_id} is damaged or incomplete: {reason}") from error
+        return model.eval()
+
+    @classmethod
+    @abstractmethod
+    def _without_weights(
+        cls, folder: Path, description: Any, weights: dict[str, Tensor], options: dict[str, Any]
+    ) -> Self:
+        """Return the model of a saved folder before its own weights are in it, and without its learned heads.
+
+        Args:
+            folder: a saved model.
+            description: what it says of itself, an instance of ``description_class``.
+            weights: what it was saved with.
+            options: what ``from_pretrained`` was given.
+        """
+
+    def _take_weights(self, weights: dict[str, Tensor]) -> None:
+        """Load the weights that the model was saved with."""
+        self.load_state_dict(weights)
+
+
+@contextmanager
+def new_weights(seed: int) -> Iterator[None]:
+    """Seed the weights that are made meanwhile; the global generator stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,70 @@
+"""A companion for a model: a smaller complete model that runs before it (see :mod:`consistentee.backbones.cascade`)."""
+
+from dataclasses import replace
+
+from torch import nn
+
+from consistentee.backbones.cascade import CascadeStepper, check_same_tokens, first_layers
+from consistentee.backbones.encoders import stepper_for
+from consistentee.errors import UserError
+from consistentee.models.base import new_weights
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder_files import take_pooler
+
+
+def companion_of_first_layers(model: MultiExitModel, layers: int, seed: int = 0) -> MultiExitModel:
+    """Return a complete model of its own: copies of the embeddings, the first layers and their poolers.
+
+    Its classifiers are new, seeded with ``seed``. Raises UserError if there are not more layers than that, or if they
+    share weights in a way that no stock model of fewer layers can.
+    """
+    backbone = first_layers(stepper_for(model.backbone), layers)
+    take_pooler(backbone)
+    name = f"{model.description.backbone_name}, layers 1 to {layers}"
+    description = replace(model.description, backbone_name=name, heads={}, companion_name=None)
+    with new_weights(seed):
+        companion = MultiExitModel(stepper_for(backbone), model.tokenizer, description)
+    for dense, its in zip(companion.poolers, model.poolers, strict=False):
+        dense.load_state_dict(its.state_dict())
+    return companion.to(model.device)
+
+
+def check_companion(model: MultiExitModel, companion: MultiExitModel) -> CascadeStepper:
+    """Return what would run a companion and a model. Raises UserError if they do not fit together."""
+    check_same_tokens(companion.tokenizer, model.tokenizer)
+    settings = [(d.num_labels, d.pooling, d.pooler) for d in (companion.description, model.description)]
+    if settings[0] != settings[1]:
+        raise UserError(f"a companion must have its model's labels, pooling and pooler: {settings}")
+    if {companion.description.classifier.kind, model.description.classifier.kind} != {"linear"}:
+        raise UserError("a companion and its model must have linear classifiers")
+    return CascadeStepper(stepper_for(companion.backbone), stepper_for(model.backbone))
+
+
+def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
+    """Put a smaller complete model before ``model``, which takes over its modules.
+
+    From now on layers 1..k are the companion's, with its classifiers; the model's own follow, and start from the
+    tokens. Every exit gets a pooler of its own, where there are poolers, because the two models' differ.
+
+    Raises:
+        UserError: the companion reads other tokens, has another width, pooling, pooler or number of labels, or one
+            of the two has classifiers that are not linear.
+        ValueError: the model has learned heads or token exits, which belong to its layers as they are, or a companion
+            already.
+    """
+    if model.exit_heads or model.stepper.own_modules:
+        raise ValueError("a companion must be added once, before any learned head, and without token exits")
+    stepper = check_companion(model, companion)
+    if model.description.pooler == "shared":
+        companion.use_pooler("per_exit")
+        model.use_pooler("per_exit")
+    companion.to(model.device)
+    model.classifiers = nn.ModuleList([*companion.classifiers, *model.classifiers])
+    model.poolers = nn.ModuleList([*companion.poolers, *model.poolers])
+    model.use_stepper(stepper)
+    model.description.companion_name = companion.description.backbone_name
+
+
+def companion_layers(model: MultiExitModel) -> int:
+    """Return the number of layers of a model's companion, k; 0 where there is none."""
+    return model.num_layers - model.stock_layers

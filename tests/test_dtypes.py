@@ -1,0 +1,150 @@
+"""Models whose weights are bfloat16, float16 or float64: never exit is the stock model in it, and replay is reality."""
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, FAMILIES, make_task, random_prompts, random_texts
+from torch import Tensor
+
+from benchmarks.contract.reference import reference_logits
+from consistentee.backbones.token_exits import TokenExitStepper
+from consistentee.engine.classify import classify_encoded
+from consistentee.engine.generate import generate_encoded
+from consistentee.engine.speculation import generate_speculatively
+from consistentee.models.cascade import add_companion, companion_of_first_layers
+from consistentee.models.classifiers import ClassifierSpec
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule, margin
+from consistentee.traces.instance_trace import record_trace, replay
+from consistentee.traces.token_trace import TokenTraceView, record_tokens, replay_tokens
+
+DTYPES = {torch.bfloat16: 2**-6, torch.float16: 2**-8, torch.float64: 1e-9}
+"""Precision -> how far a number may move, relatively, where a row is computed beside others."""
+NEW_TOKENS = 10
+
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def change(model: MultiExitModel, kind: str) -> None:
+    """Give a model what runs or reads its layers in another way."""
+    if kind == "token exits":
+        schedule = torch.arange(model.backbone.config.vocab_size) % model.num_layers + 1
+        model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
+    elif kind == "companion":
+        add_companion(model, companion_of_first_layers(model, 2))
+    elif kind != "linear":
+        model.use_classifier(ClassifierSpec(kind, width=16))
+
+
+class AboveItsOwn(ExitRule):
+    """Leave where a signal is above the threshold of its layer."""
+
+    def __init__(self, signal, thresholds: list[float]) -> None:
+        self.signal = signal
+        self.thresholds = thresholds
+
+    def should_exit(self, view, state):
+        return self.signal(view) > self.thresholds[view.layer - 1]
+
+
+def first_logits(view) -> Tensor:
+    return view.logits[:, 0] - view.logits[:, 1]
+
+
+def gate(view) -> Tensor:
+    return view.head("gate")
+
+
+def clear_of(thresholds: list[float], values: Tensor, distance: float) -> Tensor:
+    """Return which rows of [rows, layers] have no value near the threshold of its layer: bool [rows]."""
+    gaps = (values.double() - torch.tensor(thresholds, dtype=torch.double)).abs()
+    return (gaps > distance * values.double().abs().amax(dim=0)).all(dim=1)
+
+
+KINDS = [(family, "linear") for family in FAMILIES]
+KINDS += [("bert", kind) for kind in ("attention", "past-future", "token exits", "companion")]
+
+
+@pytest.mark.parametrize(("family", "kind"), KINDS)
+@dtypes
+class TestEncoders:
+    @pytest.fixture
+    def model(self, tiny_model, family, kind, dtype) -> MultiExitModel:
+        model = tiny_model(family)
+        change(model, kind)
+        return model.to(dtype)
+
+    def test_never_exit_is_the_stock_model(self, model, dtype):
+        encodings = model.tokenize(random_texts(20))
+        never = classify_encoded(model, encodings, NeverExit(), batch_size=8)
+        assert never.logits.dtype == dtype
+        expected = reference_logits(model, encodings, batch_size=8)
+        torch.testing.assert_close(never.logits, expected, rtol=DTYPES[dtype], atol=DTYPES[dtype])
+
+    @pytest.mark.parametrize("signal", [first_logits, gate], ids=["logits", "head"])
+    def test_replay_is_reality(self, model, dtype, signal):
+        model.add_head("gate", HeadSpec(hidden=8))
+        split = make_task(rows=120).test
+        trace = record_trace(model, split)
+        assert {trace.logits.dtype, *(recorded.dtype for recorded in trace.signals.values())} == {dtype}
+        values = torch.stack([signal(trace.view(layer)) for layer in range(1, model.num_layers)], dim=1)
+        rule = AboveItsOwn(signal, values.double().quantile(0.6, dim=0).tolist())
+        exits = replay(rule, trace)
+        clear = clear_of(rule.thresholds, values, DTYPES[dtype])
+        assert exits[clear].unique().numel() > 1
+        for size in (1, 7):
+            live = classify_encoded(model, model.tokenize(split.texts), rule, batch_size=size)
+            assert torch.equal(live.exit_layers[clear], exits[clear])
+            close = {"rtol": 4 * DTYPES[dtype], "atol": 4 * DTYPES[dtype]}
+            torch.testing.assert_close(live.logits[clear], trace.logits_at(exits)[clear], **close)
+
+
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+@dtypes
+class TestDecoders:
+    def test_never_exit_writes_what_the_stock_model_writes(self, tiny_decoder, family, dtype):
+        model = tiny_decoder(family).to(dtype)
+        rows = model.encode(random_prompts(6, seed=3))
+        written = generate_encoded(model, rows, NeverExit(), max_new_tokens=NEW_TOKENS, batch_size=1)
+        for row, tokens in zip(rows, written.tokens, strict=True):
+            prompt = torch.tensor([row])
+            stock = model.backbone.generate(
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW_TOKENS, do_sample=False
+            )
+            assert tokens.tolist() == stock[0, len(row) :].tolist()
+
+    def test_replay_is_reality(self, tiny_decoder, family, dtype):
+        model = tiny_decoder(family).to(dtype)
+        rows = model.encode(random_prompts(7, seed=1))
+        rule = ThresholdRule(margin, 0.15, "above")
+        written = generate_encoded(model, rows, rule, kv="exact", max_new_tokens=NEW_TOKENS, batch_size=4)
+        texts = [tokens.tolist() for tokens in written.tokens]
+        trace = record_tokens(model, list(zip(rows, texts, strict=True)), dtype=dtype)
+        assert trace.hidden.dtype == dtype
+        live, tokens = torch.cat(written.exit_layers), torch.arange(len(trace.targets))
+        views = [TokenTraceView(trace, exit_index, tokens, step=1) for exit_index in range(len(trace.exit_layers) - 1)]
+        values = torch.stack([margin(view) for view in views], dim=1)
+        clear = clear_of([rule.threshold] * len(views), values, DTYPES[dtype])
+        assert clear.double().mean() > 0.5
+        assert live[clear].unique().numel() > 1
+        assert torch.equal(replay_tokens(rule, trace)[clear], live[clear])
+
+    def test_a_draft_by_the_first_layers_changes_no_text(self, tiny_decoder, family, dtype):
+        model = tiny_decoder(family).to(dtype)
+        prompts = random_prompts(3, seed=2)
+        written = generate_encoded(model, model.encode(prompts), NeverExit(), max_new_tokens=NEW_TOKENS, batch_size=1)
+        drafted = generate_speculatively(model, prompts, draft_layer=2, max_new_tokens=NEW_TOKENS)
+        assert drafted.texts == written.texts
+
+
+@dtypes
+@pytest.mark.parametrize("kind", [MultiExitModel, MultiExitDecoder])
+def test_saved_in_it_a_model_is_loaded_in_float32(tiny_model, tiny_decoder, tmp_path, kind, dtype):
+    model = (tiny_model() if kind is MultiExitModel else tiny_decoder()).to(dtype)
+    model.add_head("gate", HeadSpec())
+    model.save_pretrained(tmp_path)
+    again, expected = kind.from_pretrained(tmp_path), model.float()
+    assert again.dtype == torch.float32
+    assert again.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[name], weight) for name, weight in expected.state_dict().items())
