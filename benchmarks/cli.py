@@ -5,10 +5,10 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
@@ -19,7 +19,7 @@ _SEVERAL_VALUES = {
     "table": {"--methods"},
     "plot": {"--methods"},
     "check-method": {"--families", "--param"},
-    "train": {"--param", "--recipe"},
+    "train": {"--param", "--set"},
 }
 """Options that take all the words after them, up to the next option."""
 
@@ -51,6 +51,17 @@ class Commands(TyperGroup):
                 traceback.print_exc()
             print(" ".join(message.split()), file=sys.stderr)
             raise typer.Exit(code) from error
+
+
+class TeachesSettings(TyperCommand):
+    """A command whose help ends with the fields of ``--set``."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        from benchmarks.commands.settings import explained_settings
+
+        super().format_help(ctx, formatter)
+        output_console().print(explained_settings())
 
 
 def _explained(error: BaseException) -> tuple[int, str]:
@@ -386,12 +397,13 @@ def report(results: ResultsArgument) -> None:
 
 
 @app.command(
+    cls=TeachesSettings,
     epilog=_examples(
         "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
-        "consistentee train mcid --method consistentee --param alpha=0.1 --epochs 6 --data DATA --out my-model",
+        "consistentee train mcid --method consistentee --param alpha=0.1 --set epochs=6 --data DATA --out my-model",
         "consistentee train my-task.yaml --method mine.py:MyMethod --out my-model",
-        "consistentee train alpaca --method consistentee-tokens --recipe exit_steps=600 --data DATA --out my-decoder",
-    )
+        "consistentee train alpaca --method consistentee-tokens --set exit_steps=600 --data DATA --out my-decoder",
+    ),
 )
 def train(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A task's name, or its YAML file.")],
@@ -409,75 +421,32 @@ def train(
     param: Annotated[
         list[str] | None, typer.Option("--param", metavar="KEY=VALUE ...", help="Parameters of the method.")
     ] = None,
-    recipe: Annotated[
+    settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--recipe",
-            metavar="KEY=VALUE ...",
-            help="How to train on a task of texts: exit_steps, trains, ... For such tasks, of the options below only "
-            "--max-rows and --seed count.",
-        ),
+        typer.Option("--set", metavar="KEY=VALUE ...", help="How to train: the fields are listed below."),
     ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 3,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", min=0, help="Of the backbone.")] = 1e-4,
-    head_learning_rate: Annotated[
-        float, typer.Option("--head-learning-rate", min=0, help="Of everything on top.")
-    ] = 1e-3,
-    max_rows: Annotated[int | None, typer.Option("--max-rows", min=1, help="Cap on training rows.")] = None,
-    max_length: Annotated[int, typer.Option("--max-length", min=3, help="Tokens a row.")] = 128,
-    group_by_length: Annotated[
-        bool, typer.Option("--group-by-length", help="Batches of rows of like length: less padding, less time.")
-    ] = False,
-    precision: Annotated[
-        Literal["float32", "bfloat16"],
-        typer.Option(
-            "--precision", help="Of the layers' products in training; bfloat16 is faster on some processors only."
-        ),
-    ] = "float32",
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
     data: DataOption = None,
 ) -> None:
     """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
     from benchmarks.tasks.loader import task_kind
 
     if task_kind(task) == "text":
-        from benchmarks.commands.single_decoder import train_decoder
+        from benchmarks.commands.single_decoder import train_decoder as train_one
 
-        report = train_decoder(
-            task,
-            method,
-            parsed_parameters(param),
-            backbone=backbone or "smollm2-135m",
-            out=out,
-            recipe=parsed_parameters(recipe, "--recipe") | ({} if max_rows is None else {"max_rows": max_rows}),
-            seed=seed,
-            data_dir=_existing(data),
-        )
-        output_console().print(report)
-        return
-    if recipe:
-        raise UserError("--recipe is for tasks of texts; a classification takes --epochs, --batch-size, ...")
-    from benchmarks.commands.single_model import RecipeOptions, train_model
+        usual_backbone = "smollm2-135m"
+    else:
+        from benchmarks.commands.single_model import train_model as train_one
 
-    options = RecipeOptions(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        head_learning_rate=head_learning_rate,
-        max_rows=max_rows,
-        max_length=max_length,
-        group_by_length=group_by_length,
-        precision=precision,
-        seed=seed,
-    )
-    report = train_model(
+        usual_backbone = "minilm-l6"
+    report = train_one(
         task,
         method,
         parsed_parameters(param),
-        backbone=backbone or "minilm-l6",
+        backbone=backbone or usual_backbone,
         out=out,
-        options=options,
+        settings=parsed_parameters(settings, "--set"),
+        seed=seed,
         data_dir=_existing(data),
     )
     output_console().print(report)

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from benchmarks.commands import doctor
 from benchmarks.run.schedulers import Schedule
 from consistentee.errors import UserError
 from consistentee.models import classifiers
+from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 
 def call(*args):
@@ -501,7 +503,7 @@ def trained(task_file, tiny_backbone, tmp_path_factory):
     out = tmp_path_factory.mktemp("models") / "toy"
     done = call(
         *("train", task_file, "--method", "pabee", "--backbone", tiny_backbone("bert"), "--out", out),
-        *("--param", "tolerance=0.2", "--epochs", "1", "--max-length", "16"),
+        *("--param", "tolerance=0.2", "--set", "epochs=1", "max_length=16"),
     )
     assert done.exit_code == 0, done.output
     assert "within 1 point" in done.output
@@ -555,7 +557,7 @@ def test_predict_loads_a_method_with_its_own_kind_of_classifier(task_file, tiny_
     monkeypatch.chdir(tmp_path)
     done = call(
         *("train", task_file, "--method", "mine.py:Patient", "--backbone", tiny_backbone("bert"), "--out", "model"),
-        *("--epochs", "1", "--max-length", "16", "--max-rows", "30"),
+        *("--set", "epochs=1", "max_length=16", "max_rows=30"),
     )
     assert done.exit_code == 0, done.output
     monkeypatch.setattr(classifiers, "KINDS", shipped)  # as in a new process
@@ -575,11 +577,29 @@ def test_predict_takes_pairs(trained):
     assert call("predict", trained, " ").exit_code == 2
 
 
-@pytest.mark.parametrize("option", ["--learning-rate", "--head-learning-rate"])
-def test_rates_below_0_are_refused(option, tmp_path):
-    done = call("train", "mcid", "--method", "pabee", "--out", tmp_path / "model", option, "-1")
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        (["epoch=3"], "unknown field of --set 'epoch'; did you mean 'epochs'"),
+        (["exit_steps=3"], "unknown field of --set 'exit_steps'"),
+        (["seed=3"], "unknown field of --set 'seed'"),
+        (["max_rows=9", "learning_rate=-1"], "--set learning_rate: Input should be greater than 0"),
+        (["epochs"], "--set takes key=value, got 'epochs'"),
+    ],
+)
+def test_wrong_settings_are_named(pairs, message, tmp_path):
+    done = call("train", "mcid", "--method", "pabee", "--out", tmp_path / "model", "--set", *pairs)
     assert done.exit_code == 2
-    assert option in done.output
+    assert message in done.output
+
+
+def test_the_help_of_train_names_every_setting():
+    shown = call("train", "--help").output
+    for declared in (RecipeSettings, TokenRecipeSettings):
+        for field in dataclasses.fields(declared):
+            assert f"{field.name}=" in shown
+    for line in ("epochs=3", "precision=float32|bfloat16", "max_rows=1000", "group_by_length=false"):
+        assert line in shown
 
 
 def test_a_method_that_reads_labels_is_not_trained(tmp_path):

@@ -16,7 +16,7 @@ from benchmarks.commands import single_decoder
 from benchmarks.commands.single_decoder import colour_of, write_texts
 from consistentee.models.decoder import MultiExitDecoder
 
-RECIPE = ["--recipe", "exit_steps=3", "exit_batch_size=8", "head_steps=3", "head_tokens=32"]
+RECIPE = ["--set", "exit_steps=3", "exit_batch_size=8", "head_steps=3", "head_tokens=32"]
 
 
 def call(*arguments: object):
@@ -157,13 +157,11 @@ def test_faults_of_train(task, backbone, tmp_path):
         assert result.exit_code == 2
         return result.output
 
-    assert "--recipe: exit_step: Unexpected keyword" in train("--recipe", "exit_step=3")
+    assert "unknown field of --set 'exit_step'; did you mean 'exit_steps'" in train("--set", "exit_step=3")
+    assert "unknown field of --set 'epochs'" in train("--set", "epochs=3")
+    assert "--set exit_learning_rate: Input should be greater than 0" in train("--set", "exit_learning_rate=-1")
     assert "deebert is a method of classification" in train(method="deebert")
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "notes.txt").write_text("mine")
     assert "holds other files than a trained decoder" in train()
-    assert (
-        "--recipe is for tasks of texts"
-        in call("train", "mcid", "--method", "deebert", "--out", tmp_path / "p", "--recipe", "exit_steps=3").output
-    )
     assert "no such model folder" in call("generate", tmp_path / "q", "ba").output

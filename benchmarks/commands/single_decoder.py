@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 
+from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds.decoding import PromptDecoder, fitting_prompts
 from benchmarks.kinds.generation_selection import Selection, select_knobs
 from benchmarks.kinds.kind import kind_named
 from benchmarks.store.generation_spec import GenerationSuite
-from benchmarks.store.spec import validation_sentence
 from benchmarks.store.targets import in_words
 from benchmarks.tasks.loader import load_text_task
 from benchmarks.terminal import add_columns, add_row, output_console, plain_table
@@ -44,7 +43,7 @@ def train_decoder(
     *,
     backbone: str,
     out: Path,
-    recipe: Mapping[str, Any],
+    settings: Mapping[str, Any],
     seed: int = 0,
     data_dir: Path | None = None,
 ) -> "Table":
@@ -55,7 +54,7 @@ def train_decoder(
         method_name, parameters: see :func:`consistentee.methods.method.get_method`.
         backbone: catalogue name, directory or hub id.
         out: folder of the saved decoder.
-        recipe: fields of :class:`consistentee.TokenRecipe`, where they are not as usual.
+        settings: fields of :class:`consistentee.training.recipe.TokenRecipeSettings`, where they are not as usual.
         seed: of the training.
         data_dir: where data files are looked for first.
 
@@ -63,29 +62,22 @@ def train_decoder(
         The operating points as a table for the terminal.
 
     Raises:
-        UserError: a name, a parameter or a field of the recipe is unknown, or ``out`` may not be written.
+        UserError: a name, a parameter or a setting is unknown, or ``out`` may not be written.
     """
     method = _token_method(method_name, parameters)
-    how = _checked(recipe).to_recipe(seed, progress=True)
+    recipe = checked_settings(TokenRecipeSettings, settings).to_recipe(seed, progress=True)
     _check_out(out)
     task = load_text_task(task_name, data_dir)
     method.check_task(task)
     model = MultiExitDecoder.from_backbone(backbone, seed=seed)
     torch.manual_seed(seed)
-    model = train_method(method, method_name, model, task, how).eval()
+    model = train_method(method, method_name, model, task, recipe).eval()
     decoder = PromptDecoder(model, method, "", max_new_tokens=task.max_new_tokens, batch_size=_BATCH_SIZE, store=None)
     split = task.capped(validation=_VALIDATION_PROMPTS).validation
     selection = select_knobs(decoder, fitting_prompts(model, split, task.max_prompt_tokens, task.keep), _BUDGETS)
     model.description.default_knob = selection.default_knob
     model.save_pretrained(out)
     return _operating_points(selection, method, model, out)
-
-
-def _checked(recipe: Mapping[str, Any]) -> TokenRecipeSettings:
-    try:
-        return TokenRecipeSettings(**recipe)
-    except ValidationError as error:
-        raise UserError(f"--recipe: {validation_sentence(error)}") from error
 
 
 def _token_method(name: str, parameters: Mapping[str, Any]) -> TokenMethod:

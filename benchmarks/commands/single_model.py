@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds.classification import Evaluation, default_knob, evaluate
 from benchmarks.kinds.kind import kind_named
 from benchmarks.store.targets import in_words
@@ -17,30 +17,15 @@ from consistentee.data.instances import Text
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.methods.method import Method, get_method, train_method
-from consistentee.models.encoder import MultiExitModel, Precision
+from consistentee.models.encoder import MultiExitModel
 from consistentee.models.encoder_description import ModelDescription
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.training.recipe import Recipe
+from consistentee.training.recipe import RecipeSettings
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _BUDGETS = (0.25, 0.5, 0.75)
-
-
-@dataclass(frozen=True)
-class RecipeOptions:
-    """The part of a recipe that the command line sets; see :class:`consistentee.Recipe`."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    head_learning_rate: float
-    max_rows: int | None
-    max_length: int
-    group_by_length: bool
-    precision: Precision
-    seed: int
 
 
 def train_model(
@@ -50,7 +35,8 @@ def train_model(
     *,
     backbone: str,
     out: Path,
-    options: RecipeOptions,
+    settings: Mapping[str, Any],
+    seed: int = 0,
     data_dir: Path | None = None,
 ) -> "Table":
     """Train one method on one task and save the model with the knob that validation data chose.
@@ -60,24 +46,26 @@ def train_model(
         method_name, parameters: see :func:`consistentee.methods.method.get_method`.
         backbone: catalogue name, directory or hub id.
         out: folder of the saved model.
-        options: how to train.
+        settings: fields of :class:`consistentee.training.recipe.RecipeSettings`, where they are not as usual.
+        seed: of the training.
         data_dir: where data files are looked for first.
 
     Returns:
         The operating points as a table for the terminal.
 
     Raises:
-        UserError: a name or parameter is unknown, or ``out`` is not a folder that may be written.
+        UserError: a name, a parameter or a setting is unknown, or ``out`` is not a folder that may be written.
     """
     method = get_method(method_name, **parameters)
     if method.replay_only:
         raise UserError(f"{method.name} reads the true labels: a saved model could predict nothing")
+    recipe = checked_settings(RecipeSettings, settings).to_recipe(seed, progress=True)
     _check_out(out)
     task = load_classification_task(task_name, data_dir)
     method.check_task(task)
-    model = MultiExitModel.from_backbone(backbone, task.num_labels, label_names=task.label_names, seed=options.seed)
-    torch.manual_seed(options.seed)
-    model = train_method(method, method_name, model, task, Recipe(**asdict(options), progress=True)).eval()
+    model = MultiExitModel.from_backbone(backbone, task.num_labels, label_names=task.label_names, seed=seed)
+    torch.manual_seed(seed)
+    model = train_method(method, method_name, model, task, recipe).eval()
     done = evaluate(task, method, model, _BUDGETS)
     model.description.default_knob = default_knob(done)
     model.save_pretrained(out)

@@ -1,0 +1,57 @@
+"""The fields of ``train --set``: read from key=value pairs, and taught by ``--help``, as recipes declare them."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.dataclasses import is_pydantic_dataclass
+from pydantic.fields import FieldInfo
+from rich.table import Table
+
+from benchmarks.store.spec import validation_sentence
+from consistentee.errors import UserError, unknown_name
+from consistentee.training.recipe import BaseSettings, RecipeSettings, TokenRecipeSettings
+
+SettingsT = TypeVar("SettingsT", RecipeSettings, TokenRecipeSettings)
+
+
+def checked_settings(declared: type[SettingsT], values: Mapping[str, Any]) -> SettingsT:
+    """Return settings with some values.
+
+    Raises UserError for an unknown field, with the nearest known ones, and for a value out of its range.
+    """
+    known = _fields(declared)
+    for name in values:
+        if name not in known:
+            raise unknown_name("field of --set", name, known)
+    try:
+        return declared(**values)
+    except ValidationError as error:
+        raise UserError(f"--set {validation_sentence(error)}") from error
+
+
+def explained_settings() -> Table:
+    """Return a table for the terminal: all fields of either kind of task, with their defaults."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    shared = _fields(BaseSettings)
+    for title, declared in (("labels", RecipeSettings), ("texts", TokenRecipeSettings)):
+        table.add_row(f"Fields of --set, tasks of {title}:")
+        own = {name: field for name, field in _fields(declared).items() if name not in shared}
+        for name, field in (own | shared).items():
+            table.add_row(f" {name}={_usual(field)}", field.description)
+        table.add_row()
+    return table
+
+
+def _fields(declared: type[BaseSettings]) -> dict[str, FieldInfo]:
+    assert is_pydantic_dataclass(declared)
+    return declared.__pydantic_fields__
+
+
+def _usual(field: FieldInfo) -> str:
+    """Return a field's default as it is typed, and all else that it may be where that is a choice of names."""
+    if get_origin(field.annotation) is Literal:
+        return "|".join([field.default, *(choice for choice in get_args(field.annotation) if choice != field.default)])
+    if field.default is None:
+        return "null"
+    return str(field.default).lower() if isinstance(field.default, bool) else f"{field.default:g}"
