@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RECORD_FILE = "record.json"
 PREDICTIONS_FILE = "predictions.parquet"
+CALIBRATION_FILE = "calibration.parquet"
 FAILURE_FILE = "failure.json"
 TIMING_FILE = "timing.json"
 LOG_FILE = "log.txt"
@@ -138,9 +139,13 @@ def read_predictions(cell: Path) -> "pd.DataFrame":
     (not in folders written before version 0.2), and for operating point i (the order of the record) ``prediction_i``
     and ``exit_layer_i``. Raises UserError if the file cannot be read.
     """
+    return read_rows(cell / PREDICTIONS_FILE)
+
+
+def read_rows(path: Path) -> "pd.DataFrame":
+    """Read a file of rows that a cell left behind. Raises UserError if it cannot be read."""
     import pandas as pd
 
-    path = cell / PREDICTIONS_FILE
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
