@@ -24,7 +24,7 @@ from benchmarks.store.columns import Column, column_of, columns_of, read_values,
 from benchmarks.store.records import BaseRecord, BaseTimingRecord
 from benchmarks.store.row_tables import CELL, Layout, alike, joined, layout_of, own_table
 from benchmarks.store.spec import validation_sentence
-from benchmarks.store.stored_cells import BaseStoredCell, StoredResults
+from benchmarks.store.stored_cells import CELLS_FILE, BaseStoredCell, StoredResults
 from consistentee.errors import UserError
 from consistentee.files import replacing
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 FORM_VERSION = 1
 """Of the layout of the files; records have schema versions of their own."""
 
-CELLS_FILE = "cells.parquet"
 TIMINGS_FILE = "timings.parquet"
 ROWS_FILE = "rows.parquet"
 STUDY_FILE = "study.parquet"

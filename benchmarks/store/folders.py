@@ -170,10 +170,15 @@ def read_cell(folder: Path, key: str, schema: type[_RecordT]) -> tuple[_RecordT 
     if reason:
         return None, Fault(folder / RECORD_FILE, "damaged", reason, whole=folder)
     assert record is not None
-    if record.key != key:
-        reason = "made from other data, code, settings or libraries"
+    reason = stale_reason(record, key)
+    if reason:
         return None, Fault(folder / RECORD_FILE, "stale", reason, whole=folder)
     return record, None
+
+
+def stale_reason(record: BaseRecord, key: str) -> str | None:
+    """Say why a record is not of the cell with this key; None if it is."""
+    return None if record.key == key else "made from other data, code, settings or libraries"
 
 
 def read_failure(folder: Path, key: str) -> FailureRecord | None:

@@ -11,6 +11,9 @@ from benchmarks.store.records import BaseRecord, BaseTimingRecord
 if TYPE_CHECKING:
     import pandas as pd
 
+CELLS_FILE = "cells.parquet"
+"""The file that tells the compact form, see :mod:`benchmarks.store.compact_results`."""
+
 _RecordT = TypeVar("_RecordT", bound=BaseRecord)
 _TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
 

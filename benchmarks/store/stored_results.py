@@ -18,7 +18,7 @@ from benchmarks.store.folders import (
     record_files,
 )
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
-from benchmarks.store.stored_cells import BaseStoredCell, RowSource, StoredResults
+from benchmarks.store.stored_cells import CELLS_FILE, BaseStoredCell, RowSource, StoredResults
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ __all__ = [
     "kind_of_results",
     "open_results",
 ]
-
-_COMPACT = "cells.parquet"
 
 _RecordT = TypeVar("_RecordT", bound=BaseRecord)
 _TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
@@ -104,7 +102,7 @@ def open_results(
 
 def is_compact(root: Path) -> bool:
     """Say whether a results folder has the compact form, see :mod:`benchmarks.store.compact_results`."""
-    return (root / _COMPACT).exists()
+    return (root / CELLS_FILE).exists()
 
 
 def failed_cells(root: Path) -> dict[str, str]:
