@@ -181,7 +181,7 @@ app = typer.Typer(
     epilog=_examples(
         "consistentee run quick",
         "consistentee run classification --data DATA --tasks mcid rte",
-        "consistentee table results/quick",
+        "consistentee table runs/quick",
         "consistentee doctor",
         "Exit codes: 0 done, 1 something failed, 2 something you can mend, 130 interrupted.",
     ),
@@ -199,7 +199,9 @@ OnlyMethodsOption = Annotated[
         "--methods", metavar="A B ...", help="Only these, by label, file.py:Class or folder/ (and the full model)."
     ),
 ]
-ResultsArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A results folder, such as results/quick.")]
+ResultsArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick, or published results.")
+]
 
 
 def _show_version(wanted: bool) -> None:
@@ -296,7 +298,13 @@ def run(
         list[str] | None, typer.Option("--seeds", metavar="0 1 ...", help="Seeds of the training.")
     ] = None,
     data: DataOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Results folder.", show_default="results/SUITE")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/SUITE")] = None,
+    published: Annotated[
+        Path | None,
+        typer.Option(
+            "--published", help="Published results that count as done.", show_default="results/SUITE, where it is"
+        ),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     workers: Annotated[
@@ -319,12 +327,13 @@ def run(
     )
     if scheduler is not None and workers > 1:
         raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
-    out, data = _results_folder(out or Path("results") / spec.name), _existing(data)
+    out, data = _results_folder(out or Path("runs") / spec.name), _existing(data)
     if dry_run:
         from benchmarks.run.forecast import plan_lines
 
         again = {"fresh": fresh, "retry_failed": retry_failed}
-        print("\n".join(plan_lines(spec, filters, out=out, data_dir=data, workers=workers, **again)))
+        lines = plan_lines(spec, filters, out=out, data_dir=data, workers=workers, published_dir=published, **again)
+        print("\n".join(lines))
         return
     from benchmarks.run.schedulers import Schedule
     from benchmarks.run.sweep import run_suite
@@ -336,6 +345,7 @@ def run(
         data_dir=data,
         fresh=fresh,
         retry_failed=retry_failed,
+        published_dir=published,
         schedule=Schedule(workers, scheduler),
     )
     if outcome.table is not None:
@@ -350,8 +360,25 @@ def run(
 
 @app.command(
     epilog=_examples(
-        "consistentee table results/quick",
-        "consistentee table results/quick --format latex > table.tex",
+        "consistentee publish runs/classification",
+        "consistentee publish runs/classification --out elsewhere/classification",
+    )
+)
+def publish(
+    run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.", show_default="results/SUITE")] = None,
+) -> None:
+    """Write what a run left behind as a few small files: cells, timings, rows, tables, one figure."""
+    from benchmarks.commands.publish import publish_run
+
+    for path in publish_run(run_folder, out):
+        print(path)
+
+
+@app.command(
+    epilog=_examples(
+        "consistentee table runs/quick",
+        "consistentee table runs/quick --format latex > table.tex",
         "consistentee table results/cpu-classification --published --format md",
     )
 )
@@ -374,7 +401,7 @@ def table(
     print(f"written to {path}", file=sys.stderr)
 
 
-@app.command(epilog=_examples("consistentee plot results/quick"))
+@app.command(epilog=_examples("consistentee plot runs/quick"))
 def plot(results: ResultsArgument, methods: OnlyMethodsOption = None) -> None:
     """Draw all figures as PNG and PDF into the results folder: curves, exits, speed-ups, ranks, ..."""
     from joblib import cpu_count
@@ -388,7 +415,7 @@ def plot(results: ResultsArgument, methods: OnlyMethodsOption = None) -> None:
         print(f"not drawn: {line}", file=sys.stderr)
 
 
-@app.command(epilog=_examples("consistentee report results/quick"))
+@app.command(epilog=_examples("consistentee report runs/quick"))
 def report(results: ResultsArgument) -> None:
     """Write report.html: tables, figures, provenance and warnings in one file that needs no network."""
     from benchmarks.analysis import write_html
@@ -620,7 +647,7 @@ def check_backbone(
 
 @app.command(
     epilog=_examples(
-        "consistentee leaderboard results/quick",
+        "consistentee leaderboard runs/quick",
         "consistentee leaderboard results/* --format md > leaderboard.md",
     )
 )

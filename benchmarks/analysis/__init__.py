@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from benchmarks.analysis.text_tables import TextTable
     from benchmarks.store.folders import Fault
 
-__all__ = ["report_files", "terminal_report", "write_all_figures", "write_all_tables", "write_html"]
+__all__ = [
+    "report_files",
+    "terminal_report",
+    "write_all_figures",
+    "write_all_tables",
+    "write_html",
+    "write_published_files",
+]
 
 
 def report_files(out_dir: Path) -> "Group":
@@ -49,6 +56,27 @@ def report_files(out_dir: Path) -> "Group":
         write_text(out_dir / f"table.{suffix}", FORMATS[suffix](panels))
     save_figure(figure(panels), out_dir)
     return _terminal_tables(panels, faults)
+
+
+def write_published_files(out_dir: Path) -> list[Path]:
+    """Write what lies beside published results, ``table.md``, ``table.csv`` and one figure; return the files.
+
+    The figure is of score against cost, in generation of the first task. Raises UserError as :func:`report_files` does.
+    """
+    tables = [write_all_tables(out_dir, suffix) for suffix in ("md", "csv")]
+    from benchmarks.analysis.figures.curves import figure, save_figure
+
+    if _holds_generation(out_dir):
+        from benchmarks.analysis.figures.generation import decoding_figure, decoding_styles, figure_name
+        from benchmarks.analysis.generation_rows import load_generation_panels
+
+        texts, _ = load_generation_panels(out_dir)
+        drawn, name = decoding_figure(texts[0], decoding_styles(texts)), figure_name(texts[0], texts)
+        return [*tables, *save_figure(drawn, out_dir, name, kinds=("png",))]
+    from benchmarks.analysis.results import load_panels
+
+    panels, _ = load_panels(out_dir)
+    return [*tables, *save_figure(figure(panels), out_dir, kinds=("png",))]
 
 
 def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, published: bool = False) -> "Group":

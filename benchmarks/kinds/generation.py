@@ -23,6 +23,7 @@ from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.measure.text_scores import TextScores, mean_with_interval, score_generations
 from benchmarks.store.environment import describe_environment, now
 from benchmarks.store.folders import (
+    CALIBRATION_FILE,
     LOG_FILE,
     PREDICTIONS_FILE,
     RECORD_FILE,
@@ -42,8 +43,6 @@ from consistentee.files import replacing
 from consistentee.methods.method import get_method, train_method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
-
-CALIBRATION_FILE = "calibration.parquet"
 
 _KIBIBYTE = 1024
 

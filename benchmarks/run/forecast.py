@@ -17,6 +17,7 @@ from benchmarks.run.plan import (
     summary,
     timing_due,
 )
+from benchmarks.run.published import Published, find_published
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import RunFolder
 from benchmarks.store.records import FailureRecord
@@ -42,6 +43,7 @@ def plan_lines(
     fresh: bool = False,
     retry_failed: bool = False,
     workers: int = 1,
+    published_dir: Path | None = None,
 ) -> list[str]:
     """Return the plan of a run, in lines for people; nothing in the results folder is changed.
 
@@ -49,20 +51,25 @@ def plan_lines(
     """
     folder = RunFolder(out)
     refuse_another_kind(suite, folder)
+    published = Published() if fresh else find_published(suite, published_dir, out)
     inputs = Inputs(data_dir, FileHashes(folder.fingerprints))
     faults: list[str] = []
 
     def note(fault: object) -> None:
         faults.append(f"{fault}: it would be set aside")
 
-    planned = plan_cells(expand(suite, filters), inputs, folder, note, fresh=fresh, retry_failed=retry_failed)
+    planned = plan_cells(
+        expand(suite, filters), inputs, folder, note, fresh=fresh, retry_failed=retry_failed, published=published
+    )
     done = [cell for cell in planned if cell.record]
-    planned = reopen_for_timing(planned, folder, suite.timing, note)
+    not_used = [(cell, published.staleness(cell.spec, cell.parts)) for cell in planned if not cell.record]
+    faults += [f"{cell.spec.name}: published, but {reason}" for cell, reason in not_used if reason]
+    planned = reopen_for_timing(planned, folder, suite.timing, note, published=published)
     planned = refuse_undefined(planned, inputs, _refused)
     timings = [
         " · ".join(display_name(str(part)) for part in group)
         for group, cells in groups_of(planned).items()
-        if fresh or timing_due(group, cells, folder, suite.timing, lambda fault: None)
+        if fresh or timing_due(group, cells, folder, suite.timing, lambda fault: None, published=published)
     ]
     return [
         *faults,

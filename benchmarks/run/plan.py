@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kinds.kind import Kind, kind_named
+from benchmarks.run.published import Published
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
     Fault,
@@ -19,7 +20,7 @@ from benchmarks.store.folders import (
 from benchmarks.store.keys import key_parts, timing_key
 from benchmarks.store.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
 from benchmarks.store.spec import BaseCellSpec, BaseSuite, Group, TimingSpec
-from benchmarks.store.stored_results import kind_of_results
+from benchmarks.store.stored_results import is_compact, kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 
@@ -82,7 +83,9 @@ class Inputs:
 
 
 def refuse_another_kind(suite: BaseSuite, folder: RunFolder) -> None:
-    """Raise UserError if a results folder was filled by a suite of another kind."""
+    """Raise UserError if a run's folder was filled by a suite of another kind, or by publishing."""
+    if is_compact(folder.root):
+        raise UserError(f"{folder.root} holds published results; give a folder of its own to the run, with --out")
     found = kind_of_results(folder.root)
     if found not in (None, suite.kind):
         raise UserError(
@@ -98,6 +101,7 @@ def plan_cells(
     *,
     fresh: bool = False,
     retry_failed: bool = False,
+    published: Published | None = None,
 ) -> list[PlannedCell]:
     """Look up on disk what became of every cell; nothing is changed there.
 
@@ -108,6 +112,7 @@ def plan_cells(
         on_fault: called with every damaged or stale file, whose cell counts as missing.
         fresh: take every cell for missing.
         retry_failed: take failed cells for missing.
+        published: where else to look; a run unpacks it first, and looks into its own folder alone.
     """
     planned = []
     for spec in cells:
@@ -118,6 +123,8 @@ def plan_cells(
         record, fault = read_cell(folder.cell(spec), parts, kind_named(spec.kind).record)
         if fault:
             on_fault(fault)
+        if record is None and published and (stored := published.cell(spec, parts)):
+            record = stored.record
         failure = None if record else read_failure(folder.cell(spec), parts.key)
         if failure and retry_failed and not failure.refused:
             failure = None
@@ -188,12 +195,17 @@ def covers(timing: BaseTimingRecord, cells: Iterable[PlannedCell], protocol: Tim
 
 
 def reopen_for_timing(
-    cells: Sequence[PlannedCell], folder: RunFolder, protocol: TimingSpec, on_fault: Callable[[Fault], None]
+    cells: Sequence[PlannedCell],
+    folder: RunFolder,
+    protocol: TimingSpec,
+    on_fault: Callable[[Fault], None],
+    *,
+    published: Published | None = None,
 ) -> list[PlannedCell]:
     """Take finished cells for missing where a timing is due and needs their model, which is damaged or gone."""
     planned = []
     for group, members in groups_of(cells).items():
-        due = timing_due(group, members, folder, protocol, on_fault)
+        due = timing_due(group, members, folder, protocol, on_fault, published=published)
         planned += [_without_lost_model(cell, folder, protocol) if due else cell for cell in members]
     return planned
 
@@ -204,6 +216,8 @@ def timing_due(
     folder: RunFolder,
     protocol: TimingSpec,
     on_fault: Callable[[Fault], None],
+    *,
+    published: Published | None = None,
 ) -> bool:
     """Say whether a group has to be timed, now or once its missing cells are done."""
     if any(cell.is_missing for cell in cells):
@@ -213,6 +227,8 @@ def timing_due(
     timing, fault = read_timing(folder.timing(*group), cells[0].kind.timing)
     if fault:
         on_fault(fault)
+    if timing is None and published:
+        timing = published.timings.get(group)
     return (
         timing is None or timing.key != timing_key(protocol, cells[0].spec.kind) or not covers(timing, cells, protocol)
     )

@@ -29,6 +29,7 @@ from benchmarks.run.plan import (
     timing_due,
 )
 from benchmarks.run.progress import RunProgress
+from benchmarks.run.published import Published, find_published, unpack_cells, unpack_timings
 from benchmarks.run.schedulers import Schedule
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.file_hashes import FileHashes
@@ -42,7 +43,8 @@ from benchmarks.store.folders import (
     set_aside,
     write_text,
 )
-from benchmarks.store.spec import BaseSuite, Filters, expand
+from benchmarks.store.keys import timing_key
+from benchmarks.store.spec import BaseCellSpec, BaseSuite, Filters, expand
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class _Run:
     schedule: Schedule
     console: Console
     fresh: bool
+    published: Published
 
     def say(self, line: str) -> None:
         """Print one line of plain text."""
@@ -93,6 +96,7 @@ def run_suite(
     data_dir: Path | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
+    published_dir: Path | None = None,
     schedule: Schedule | None = None,
     console: Console | None = None,
 ) -> RunOutcome:
@@ -104,10 +108,11 @@ def run_suite(
     Args:
         suite: see :func:`benchmarks.store.spec.load_suite`.
         filters: which part of it.
-        out: the results folder.
+        out: the run's folder.
         data_dir: where data files are looked for first.
         fresh: compute everything again.
         retry_failed: try failed cells again.
+        published_dir: published results to start from; by default ``results/SUITE``, if there is such a folder here.
         schedule: where cells run; by default here, one after another.
         console: where lines go; standard error by default.
 
@@ -123,6 +128,7 @@ def run_suite(
         schedule or Schedule(),
         console or Console(stderr=True),
         fresh,
+        Published() if fresh else find_published(suite, published_dir, out),
     )
     refuse_another_kind(suite, folder)
     with only_run(folder):
@@ -132,6 +138,7 @@ def run_suite(
 def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     cells = expand(run.suite, filters)
     others = [spec for spec in expand(run.suite, replace(filters, methods=None)) if spec not in cells]
+    _unpack(run, [*cells, *others])
     planned = plan_cells(cells, run.inputs, run.folder, run.put_aside, fresh=run.fresh, retry_failed=retry_failed)
     neighbours = finished_neighbours(others, run.inputs, run.folder)
     run.inputs.hashes.save()
@@ -147,6 +154,21 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     if missing or timings:
         _describe_run(run)
     return _outcome(run, finished, missing, timing_failures)
+
+
+def _unpack(run: _Run, specs: Sequence[BaseCellSpec]) -> None:
+    """Begin with what is published of these cells and of their timings; the run's own folder comes first."""
+    if run.published.root is None:
+        return
+    wanted = [(spec, run.inputs.parts(spec)) for spec in specs]
+    for spec, parts in wanted:
+        if reason := run.published.staleness(spec, parts):
+            run.say(f"{spec.name}: published, but {reason}")
+    cells = unpack_cells(run.published, wanted, run.folder, run.put_aside)
+    groups = dict.fromkeys(spec.group for spec in specs)
+    timings = unpack_timings(run.published, groups, run.folder, timing_key(run.suite.timing, run.suite.kind))
+    if cells or timings:
+        run.say(f"{cells} cells and {timings} timings taken from {run.published.root}")
 
 
 def _note_refusal(run: _Run, cell: PlannedCell, reason: str) -> PlannedCell:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RECORD_FILE = "record.json"
 PREDICTIONS_FILE = "predictions.parquet"
+CALIBRATION_FILE = "calibration.parquet"
 FAILURE_FILE = "failure.json"
 TIMING_FILE = "timing.json"
 LOG_FILE = "log.txt"
@@ -139,9 +140,13 @@ def read_predictions(cell: Path) -> "pd.DataFrame":
     (not in folders written before version 0.2), and for operating point i (the order of the record) ``prediction_i``
     and ``exit_layer_i``. Raises UserError if the file cannot be read.
     """
+    return read_rows(cell / PREDICTIONS_FILE)
+
+
+def read_rows(path: Path) -> "pd.DataFrame":
+    """Read a file of rows that a cell left behind. Raises UserError if it cannot be read."""
     import pandas as pd
 
-    path = cell / PREDICTIONS_FILE
     try:
         return pd.read_parquet(path)
     except (OSError, ValueError) as error:
@@ -166,10 +171,17 @@ def read_cell(folder: Path, wanted: KeyParts, schema: type[_RecordT]) -> tuple[_
     if reason:
         return None, Fault(folder / RECORD_FILE, "damaged", reason, whole=folder)
     assert record is not None
-    if record.key != wanted.key:
-        reason = "; ".join(differences(record.key_parts, wanted)) if record.key_parts else "older than versions"
+    reason = stale_reason(record, wanted)
+    if reason:
         return None, Fault(folder / RECORD_FILE, "stale", reason, whole=folder)
     return record, None
+
+
+def stale_reason(record: BaseRecord, wanted: KeyParts) -> str | None:
+    """Say which parts of the key of a record are not those wanted; None if all are."""
+    if record.key == wanted.key:
+        return None
+    return "; ".join(differences(record.key_parts, wanted)) if record.key_parts else "older than versions"
 
 
 def read_failure(folder: Path, key: str) -> FailureRecord | None:

@@ -1,12 +1,12 @@
 """What a results folder holds: the one way by which results are read, whatever form they have."""
 
 import json
-from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from benchmarks.store.folders import (
+    CALIBRATION_FILE,
     FAILURE_FILE,
     PREDICTIONS_FILE,
     RECORD_FILE,
@@ -14,38 +14,42 @@ from benchmarks.store.folders import (
     Fault,
     parse_record,
     read_predictions,
+    read_rows,
     record_files,
 )
-from benchmarks.store.records import BaseRecord, BaseTimingRecord
+from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
+from benchmarks.store.stored_cells import CELLS_FILE, BaseStoredCell, RowSource, StoredResults
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = [
+    "BaseStoredCell",
+    "CellFolder",
+    "RowSource",
+    "StoredResults",
+    "failed_cells",
+    "is_compact",
+    "kind_of_results",
+    "open_results",
+]
+
 _RecordT = TypeVar("_RecordT", bound=BaseRecord)
 _TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
 
 
-class RowSource(Hashable, Protocol):
-    """Where the rows of a cell lie. Nothing is read before it is asked for."""
-
-    @property
-    def place(self) -> Path:
-        """What people are told of where the cell lies."""
-
-    @property
-    def file(self) -> Path:
-        """The file that holds the rows."""
-
-    def predictions(self) -> "pd.DataFrame":
-        """Read the table of :func:`benchmarks.store.folders.read_predictions`. Raises UserError if it cannot be."""
-
-
 @dataclass(frozen=True)
 class CellFolder:
-    """The folder that a run gave to a cell."""
+    """The folder that a run gave to a cell.
+
+    Attributes:
+        place: where it lies.
+        folder: the same, below the run's ``cells``.
+    """
 
     place: Path
+    folder: str = ""
 
     @property
     def file(self) -> Path:
@@ -56,28 +60,10 @@ class CellFolder:
         """Read them."""
         return read_predictions(self.place)
 
-
-@dataclass(frozen=True)
-class BaseStoredCell(Generic[_RecordT]):
-    """A cell's record, and where its rows are."""
-
-    record: _RecordT
-    rows: RowSource
-
-
-@dataclass(frozen=True)
-class StoredResults(Generic[_RecordT, _TimingT]):
-    """All that a results folder holds.
-
-    Attributes:
-        cells: of every cell its record, and where its rows are.
-        timings: of every group that was timed.
-        faults: the files that cannot be read.
-    """
-
-    cells: list[BaseStoredCell[_RecordT]]
-    timings: list[_TimingT]
-    faults: list[Fault]
+    def study(self) -> "pd.DataFrame | None":
+        """Read the losses of its study."""
+        path = self.place / CALIBRATION_FILE
+        return read_rows(path) if path.exists() else None
 
 
 def open_results(
@@ -85,8 +71,13 @@ def open_results(
 ) -> StoredResults[_RecordT, _TimingT]:
     """Read the records of a results folder; rows are read when they are asked for.
 
-    Nothing is moved: reading results never changes them. Raises UserError if the folder holds no record at all.
+    Nothing is moved: reading results never changes them. Raises UserError if the folder holds no record at all, and if
+    it has the compact form and cannot be read.
     """
+    if is_compact(root):
+        from benchmarks.store.compact_results import read_compact
+
+        return read_compact(root, record_schema, timing_schema)
     cells: list[BaseStoredCell[_RecordT]] = []
     timings: list[_TimingT] = []
     faults: list[Fault] = []
@@ -95,7 +86,9 @@ def open_results(
         if record is None:
             faults.append(Fault(path, "damaged", reason or "vanished", whole=path))
         else:
-            cells.append(BaseStoredCell(record, CellFolder(path.parent)))
+            cells.append(
+                BaseStoredCell(record, CellFolder(path.parent, path.parent.relative_to(root / "cells").as_posix()))
+            )
     for path in record_files(root / "timings", TIMING_FILE):
         timing, reason = parse_record(path, timing_schema)
         if timing is None:
@@ -107,17 +100,38 @@ def open_results(
     return StoredResults(cells, timings, faults)
 
 
-def failed_cells(root: Path) -> list[Path]:
-    """Return the cells that failed, or are not defined for their task: their folders below ``cells``."""
-    notes = sorted((root / "cells").rglob(FAILURE_FILE))
-    return [path.parent.relative_to(root / "cells") for path in notes if not (path.parent / RECORD_FILE).exists()]
+def is_compact(root: Path) -> bool:
+    """Say whether a results folder has the compact form, see :mod:`benchmarks.store.compact_results`."""
+    return (root / CELLS_FILE).exists()
+
+
+def failed_cells(root: Path) -> dict[str, str]:
+    """Return the cells that failed, or are not defined for their task, and why, by their folders below ``cells``.
+
+    Raises UserError if the folder has the compact form and cannot be read.
+    """
+    if is_compact(root):
+        from benchmarks.store.compact_results import failures_of_compact
+
+        return failures_of_compact(root)
+    notes = [path for path in sorted((root / "cells").rglob(FAILURE_FILE)) if not (path.parent / RECORD_FILE).exists()]
+    failures = {}
+    for path in notes:
+        failure, _ = parse_record(path, FailureRecord)
+        failures[path.parent.relative_to(root / "cells").as_posix()] = failure.error if failure else "unreadable note"
+    return failures
 
 
 def kind_of_results(root: Path) -> str | None:
     """Return which kind of suite filled a results folder, from its first record that says so; None if none does.
 
-    Records of classification say nothing: they are older than the other kinds.
+    Records of classification say nothing: they are older than the other kinds. Raises UserError if the folder has the
+    compact form and cannot be read.
     """
+    if is_compact(root):
+        from benchmarks.store.compact_results import kind_of_compact
+
+        return kind_of_compact(root)
     for path in record_files(root / "cells", RECORD_FILE):
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

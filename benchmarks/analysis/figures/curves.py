@@ -221,7 +221,7 @@ def _add_legend(drawn: "Figure", panels: Sequence[Panel], style_of: dict[str, St
     drawn.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.4)
 
 
-def write_curves(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[Path, Path]:
+def write_curves(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[Path, ...]:
     """Write ``curves.png`` (200 dpi) and ``curves.pdf`` into a results folder and return their paths.
 
     ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`.
@@ -234,15 +234,17 @@ _UNDATED: dict[str, dict[str, None]] = {"png": {}, "pdf": {"CreationDate": None}
 """What is not written into a file, so that the same figure is the same file."""
 
 
-def save_figure(drawn: "Figure", out_dir: Path, name: str = "curves") -> tuple[Path, Path]:
+def save_figure(
+    drawn: "Figure", out_dir: Path, name: str = "curves", kinds: Sequence[str] = ("png", "pdf")
+) -> tuple[Path, ...]:
     """Write a figure as PNG and PDF, atomically, the same bytes for the same figure; the PDF keeps letters as text."""
     from matplotlib import rc_context
 
     drawn.draw_without_rendering()
     drawn.set_layout_engine(None)  # the places are found, the same for both files; "none" would draw twice more
-    paths = out_dir / f"{name}.png", out_dir / f"{name}.pdf"
+    paths = tuple(out_dir / f"{name}.{kind}" for kind in kinds)
     with rc_context({"pdf.fonttype": 42}):
-        for path, kind in zip(paths, ("png", "pdf"), strict=True):
+        for path, kind in zip(paths, kinds, strict=True):
             with replacing(path) as temporary:
                 drawn.savefig(temporary, format=kind, dpi=200, metadata=_UNDATED[kind])
     return paths

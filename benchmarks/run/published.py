@@ -1,0 +1,131 @@
+"""What a run starts from: cells and timings of the same suite that are published, of any form; never changed here."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.kinds.kind import kind_named
+from benchmarks.store.folders import (
+    CALIBRATION_FILE,
+    PREDICTIONS_FILE,
+    RECORD_FILE,
+    TIMING_FILE,
+    Fault,
+    RunFolder,
+    read_cell,
+    read_timing,
+    stale_reason,
+    write_predictions,
+    write_record,
+)
+from benchmarks.store.records import BaseRecord, BaseTimingRecord, KeyParts
+from benchmarks.store.spec import BaseCellSpec, BaseSuite, Group
+from benchmarks.store.stored_cells import BaseStoredCell
+from benchmarks.store.stored_results import kind_of_results, open_results
+from consistentee.errors import UserError
+
+
+@dataclass(frozen=True)
+class Published:
+    """Published results.
+
+    Attributes:
+        root: their folder; None if there are none.
+        cells: by their folder in a run.
+        timings: by group.
+    """
+
+    root: Path | None = None
+    cells: dict[str, BaseStoredCell[BaseRecord]] = field(default_factory=dict)
+    timings: dict[Group, BaseTimingRecord] = field(default_factory=dict)
+
+    def cell(self, spec: BaseCellSpec, wanted: KeyParts) -> BaseStoredCell[BaseRecord] | None:
+        """Return a cell if it is published, and made of what is wanted."""
+        found = self.cells.get(spec.folder.as_posix())
+        return found if found is not None and stale_reason(found.record, wanted) is None else None
+
+    def staleness(self, spec: BaseCellSpec, wanted: KeyParts) -> str | None:
+        """Say why a published cell is not used; None if it is, or if there is none."""
+        found = self.cells.get(spec.folder.as_posix())
+        return None if found is None else stale_reason(found.record, wanted)
+
+
+def find_published(suite: BaseSuite, root: Path | None, out: Path) -> Published:
+    """Read what is published of a suite.
+
+    Args:
+        suite: the suite.
+        root: the folder; None looks for ``results/SUITE`` here, which need not be there.
+        out: the run's own folder, which is no publication of itself.
+
+    Raises:
+        UserError: a folder that was asked for holds nothing, or what is there cannot be read or is of another kind.
+    """
+    place = Path("results") / suite.name if root is None else root
+    found = kind_of_results(place)
+    if place.resolve() == out.resolve() or (found is None and root is None):
+        return Published()
+    if found is None:
+        raise UserError(f"{place} holds no results, published or not; give another --published")
+    if found != suite.kind:
+        raise UserError(f"{place} holds results of {found}, suite {suite.name!r} is {suite.kind}; rename one of them")
+    kind = kind_named(suite.kind)
+    results = open_results(place, kind.record, kind.timing)
+    return Published(
+        place,
+        {cell.rows.folder: cell for cell in results.cells},
+        {(timing.task, timing.backbone, timing.seed): timing for timing in results.timings},
+    )
+
+
+def unpack_cells(
+    published: Published,
+    cells: Iterable[tuple[BaseCellSpec, KeyParts]],
+    folder: RunFolder,
+    on_fault: Callable[[Fault], None],
+) -> int:
+    """Write published cells into the folder of a run, where they are not there yet; return how many were written.
+
+    A kill leaves whole cells: the record, which makes a cell done, is written last.
+
+    Args:
+        published: what is published.
+        cells: with what their results depend on.
+        folder: of the run.
+        on_fault: called with every damaged or stale cell that lies in the place of a published one.
+    """
+    written = 0
+    for spec, parts in cells:
+        stored = published.cell(spec, parts)
+        if stored is None:
+            continue
+        record, fault = read_cell(folder.cell(spec), parts, type(stored.record))
+        if record is not None:
+            continue
+        if fault:
+            on_fault(fault)
+        _unpack(stored, folder.cell(spec))
+        written += 1
+    return written
+
+
+def _unpack(stored: BaseStoredCell[BaseRecord], place: Path) -> None:
+    losses = stored.rows.study()
+    if losses is not None:
+        write_predictions(place / CALIBRATION_FILE, losses)
+    write_predictions(place / PREDICTIONS_FILE, stored.rows.predictions())
+    write_record(place / RECORD_FILE, stored.record)
+
+
+def unpack_timings(published: Published, groups: Iterable[Group], folder: RunFolder, key: str) -> int:
+    """Write the published timings of this key into the folder of a run, where there is none; return how many."""
+    written = 0
+    for group in groups:
+        timing = published.timings.get(group)
+        if timing is None or timing.key != key:
+            continue
+        there, fault = read_timing(folder.timing(*group), type(timing))
+        if there is None and fault is None:
+            write_record(folder.timing(*group) / TIMING_FILE, timing)
+            written += 1
+    return written
