@@ -32,12 +32,6 @@ def rouge(
     return {metric: np.array([score[metric].fmeasure for score in scores], dtype=np.float64) for metric in metrics}
 
 
-def score_texts(metric: str, references: Sequence[str], texts: Sequence[str]) -> float:
-    """Return the mean of one metric over all texts; see :func:`rouge`. 0 where there are none."""
-    scores = rouge(references, texts, [metric])[metric]
-    return float(scores.mean()) if len(scores) else 0.0
-
-
 @cache
 def _scorer() -> "RougeScorer":
     from rouge_score.rouge_scorer import RougeScorer
