@@ -27,7 +27,13 @@ from consistentee.rules.signals import head_probability, margin
 from consistentee.rules.view import LayerView
 from consistentee.training.loop import FeatureBatch, FeatureSource
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import recorded_features, train_heads, train_jointly, training_source
+from consistentee.training.stages import (
+    recorded_features,
+    train_heads,
+    train_jointly,
+    train_jointly_on,
+    training_source,
+)
 
 _CONFIDENCE = "confidence"
 _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"
@@ -99,8 +105,9 @@ class CALMClassifier(_CALM):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train as the others, then the confidence head on what the frozen model says."""
-        super().fit(model, task, recipe)
+        self.check_task(task)
         source = training_source(model, task, recipe)
+        train_jointly_on(model, source, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
         outputs = recorded_features(model, source, recipe)
         trains = (f"exit_heads.{_CONFIDENCE}.",)

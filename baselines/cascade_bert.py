@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import Split, TaskData
+from consistentee.data.instances import TaskData
 from consistentee.engine.classify import stock_encoded
 from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted
@@ -43,9 +43,9 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.signals import top_probability
 from consistentee.rules.view import LayerView, predictions_of
-from consistentee.training.loop import TokenBatch, label_tensor, run_stage
+from consistentee.training.loop import TokenBatch, TokenSource, run_stage
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import layer_losses, token_stage, train_last_exit, training_source
+from consistentee.training.stages import layer_losses, token_stage, train_last_exit, train_last_exit_on, training_source
 
 _THRESHOLDS = tuple(torch.linspace(-3, 12, 76).sigmoid().tolist())
 _JUDGING_BATCH_SIZE = 64
@@ -98,11 +98,14 @@ class CascadeBERT(Method):
         self.check_task(task)
         companion = self._companion(model, recipe.seed)
         train_last_exit(model, task, recipe)  # before they are joined, so that all methods share this stage
-        hard = cross_fitted(companion, task, recipe, folds=self.folds, train=train_last_exit, judge=_answered_wrong)
+        source = training_source(companion, task, recipe)
+        hard = cross_fitted(
+            companion, source, recipe, folds=self.folds, train=train_last_exit_on, judge=_answered_wrong
+        )
         loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
         details = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
         stage = replace(token_stage("companion", loss, recipe), details=details)
-        run_stage(companion, training_source(companion, task, recipe), stage, recipe)
+        run_stage(companion, source, stage, recipe)
         add_companion(model, companion)
         return model
 
@@ -131,12 +134,10 @@ class CascadeBERT(Method):
         return companion
 
 
-def _answered_wrong(model: MultiExitModel, rows: Split, recipe: Recipe) -> Tensor:
+def _answered_wrong(model: MultiExitModel, rows: TokenSource) -> Tensor:
     """Return which rows the model at full depth answers wrong: bool [rows]."""
-    logits = stock_encoded(
-        model, model.tokenize(rows.texts, recipe.max_length), batch_size=_JUDGING_BATCH_SIZE, sort_by_length=True
-    )
-    return predictions_of(logits) != label_tensor(rows.labels)
+    logits = stock_encoded(model, rows.encodings, batch_size=_JUDGING_BATCH_SIZE, sort_by_length=True)
+    return predictions_of(logits) != rows.labels
 
 
 def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:

@@ -27,7 +27,7 @@ from consistentee.training.stages import (
     layer_losses,
     recorded_features,
     train_heads,
-    train_last_exit,
+    train_last_exit_on,
     training_source,
 )
 
@@ -47,7 +47,7 @@ class DeeBERT(Method):
         """Fine-tune the stock model, then train the off-ramps on what it leaves."""
         self.check_task(task)
         source = training_source(model, task, recipe)
-        train_last_exit(model, task, recipe)
+        train_last_exit_on(model, source, recipe)
         if model.description.pooler == "shared":
             model.use_pooler("per_exit")
         outputs = recorded_features(model, source, recipe)

@@ -33,7 +33,7 @@ from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import normalised_entropy
 from consistentee.training.loop import FeatureBatch, FeatureSource, Stage, TokenBatch, TokenSource, run_stage
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import recorded_features, train_heads, train_last_exit, training_source
+from consistentee.training.stages import recorded_features, train_heads, train_last_exit_on, training_source
 
 _SPEEDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(1, 73)), 0.0)
 """From just above the largest normalised entropy down to 0: distilled students are mostly near certain."""
@@ -57,7 +57,7 @@ class FastBERT(Method):
         """Fine-tune the stock model, then distil it into the students."""
         self.check_task(task)
         source = training_source(model, task, recipe)
-        train_last_exit(model, task, recipe)  # before the students are put in, so that DeeBERT's stage is this one
+        train_last_exit_on(model, source, recipe)  # before the students are put in, so that DeeBERT's stage is this one
         if self.classifier == "attention":
             _distil_attention(model, source, recipe)
         else:

@@ -88,11 +88,10 @@ class LeeBERT(Method):
 
     def split(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> tuple[TokenSource, TokenSource]:
         """Cut the recipe's training rows into those trained on, and those that judge the weights."""
-        rows = recipe.training_rows(task.train)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_HELD_OUT_SEED)).tolist()
+        rows = training_source(model, task, recipe)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
         count = max(1, round(self.held_out * len(rows)))
-        trained_on = training_source(model, replace(task, train=rows.select(sorted(order[count:]))), recipe)
-        return trained_on, TokenSource(model, rows.select(sorted(order[:count])), recipe.max_length)
+        return rows.select(order[count:].sort().values), rows.select(order[:count].sort().values)
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         """Return 1..L-1: exits from layer 2 on, and full depth."""

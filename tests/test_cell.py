@@ -196,6 +196,32 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
     assert all(p.live_disagreements == 0 for p in record.operating_points)
 
 
+OF_SEVERAL_STAGES = {
+    "deebert": {},
+    "fastbert": {"classifier": "linear"},
+    "calm-classifier": {},
+    "leebert": {},
+    "consistentee": {"reward": "hardness", "memorized_layer": "cross-fitted"},
+}
+
+
+@pytest.mark.parametrize("method", OF_SEVERAL_STAGES)
+def test_texts_are_tokenised_once_a_cell(tmp_path, tiny_backbone, toy_task, monkeypatch, method):
+    tokenize, seen = MultiExitModel.tokenize, []
+
+    def noted(model, texts, max_length=None):
+        seen.extend(texts)
+        return tokenize(model, texts, max_length)
+
+    monkeypatch.setattr(MultiExitModel, "tokenize", noted)
+    recipe = RecipeSettings(epochs=1, max_length=16, frozen_steps=4)
+    spec = spec_of(tiny_backbone("bert"), method, parameters=OF_SEVERAL_STAGES[method], recipe=recipe)
+    record = run_cell(spec, parts_by_hand(), toy_task, RunFolder(tmp_path), command="")
+    assert all(p.live_rows == len(toy_task.test) for p in record.operating_points)
+    splits = (toy_task.train, toy_task.validation, toy_task.test)
+    assert sorted(seen) == sorted(text for split in splits for text in split.texts)
+
+
 def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):
     records = []
     for name in ("a", "b"):

@@ -123,7 +123,7 @@ def test_the_rule_with_a_memory_of_the_guide_passes_the_contract(tmp_path):
 
 def test_the_kind_of_classifier_of_the_guide_passes_the_contract(tmp_path, monkeypatch):
     monkeypatch.setattr(classifiers, "KINDS", dict(classifiers.KINDS))
-    first = "        train_jointly("
+    first = "        train_jointly_on("
     use = CODE[0].replace(first, f'        model.use_classifier(ClassifierSpec("max"), recipe.seed)\n{first}')
     assert "max" in use
     assert passes_the_contract(tmp_path, f"{use}from consistentee.models.classifiers import ClassifierSpec\n{CODE[2]}")

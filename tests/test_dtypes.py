@@ -15,9 +15,11 @@ from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule, margin
-from consistentee.traces.instance_trace import record_trace, replay
-from consistentee.traces.token_trace import TokenTraceView, record_tokens, replay_tokens
+from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
+from consistentee.rules.signals import margin
+from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.token_trace import TokenTraceView, record_tokens
+from consistentee.traces.walk import replay
 
 DTYPES = {torch.bfloat16: 2**-6, torch.float16: 2**-8, torch.float64: 1e-9}
 """Precision -> how far a number may move, relatively, where a row is computed beside others."""
@@ -128,7 +130,7 @@ class TestDecoders:
         clear = clear_of([rule.threshold] * len(views), values, DTYPES[dtype])
         assert clear.double().mean() > 0.5
         assert live[clear].unique().numel() > 1
-        assert torch.equal(replay_tokens(rule, trace)[clear], live[clear])
+        assert torch.equal(replay(rule, trace)[clear], live[clear])
 
     def test_a_draft_by_the_first_layers_changes_no_text(self, tiny_decoder, family, dtype):
         model = tiny_decoder(family).to(dtype)

@@ -50,7 +50,7 @@ def test_students_reach_their_teacher_without_labels(tiny_model, monkeypatch, cl
     """The teacher is fine-tuned on the labels; distillation sees random ones."""
     task = topics()
     monkeypatch.setattr(
-        baselines.fastbert, "train_last_exit", lambda model, _, recipe: train_last_exit(model, task, recipe)
+        baselines.fastbert, "train_last_exit_on", lambda model, _, recipe: train_last_exit(model, task, recipe)
     )
     model = FastBERT(classifier).fit(tiny_model(pooling="mean"), with_random_labels(task), replace(RECIPE, epochs=3))
     *_, student, teacher = accuracy_by_layer(model, task.test).tolist()
@@ -61,7 +61,7 @@ def test_students_reach_their_teacher_without_labels(tiny_model, monkeypatch, cl
 @pytest.mark.parametrize("classifier", STUDENTS)
 @pytest.mark.parametrize(("pooling", "pooler"), [("mean", "none"), ("cls", "shared")])
 def test_distillation_moves_the_students_and_nothing_else(tiny_model, monkeypatch, classifier, pooling, pooler):
-    monkeypatch.setattr(baselines.fastbert, "train_last_exit", lambda *_: None)
+    monkeypatch.setattr(baselines.fastbert, "train_last_exit_on", lambda *_: None)
     model = tiny_model(pooling=pooling, pooler=pooler)
     task = make_task()
     untouched = {name: weight.clone() for name, weight in model.state_dict().items()}

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer
 from consistentee.training.recipe import Recipe
+from consistentee.training.stages import training_source
 
 
 def test_by_hand():
@@ -28,7 +29,7 @@ def test_cross_fitting_judges_every_row_and_leaves_the_model_alone(tiny_model):
     model = tiny_model("bert")
     before = model.clone_weights()
     recipe = Recipe(epochs=1, batch_size=16, max_length=32, max_rows=30)
-    layers = cross_fitted_memorized_layer(model, make_task(), recipe, folds=3)
+    layers = cross_fitted_memorized_layer(model, training_source(model, make_task(), recipe), recipe, folds=3)
     assert layers.shape == (30,)
     assert layers.min() >= 1
     assert layers.max() <= model.num_layers

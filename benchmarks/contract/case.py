@@ -121,12 +121,14 @@ def fitted(method: Method, model: MultiExitModel, task: TaskData) -> MultiExitMo
 
 
 def rows_of(trace: Trace, rows: Sequence[int]) -> Trace:
-    """Return the trace of some rows alone: every tensor that has the rows first is cut."""
+    """Return the trace of some rows alone: whatever has the rows first is cut."""
     index, count = torch.tensor(rows), len(trace)
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim and len(value) == count:
             return value[index]
+        if isinstance(value, list) and len(value) == count:
+            return [value[row] for row in rows]
         if isinstance(value, dict):
             return {name: cut(item) for name, item in value.items()}
         return value

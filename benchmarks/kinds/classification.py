@@ -33,7 +33,7 @@ from benchmarks.store.spec import CellSpec, display_name
 from benchmarks.store.targets import WITHIN_ONE_POINT, Budget, Target, in_words
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
-from consistentee.engine.classify import classify
+from consistentee.engine.classify import classify_encoded
 from consistentee.files import replacing
 from consistentee.methods.method import Method, get_method, train_method
 from consistentee.models.encoder import MultiExitModel
@@ -244,8 +244,8 @@ def _operating_point(spec: CellSpec, done: Evaluation, flops: FlopModel, index: 
 
 def _live_disagreements(done: Evaluation, index: int) -> int:
     """Classify the test rows for real, and count those whose exit layer or answer is not the replay's."""
-    exits = done.test.exits[index]
-    live = classify(done.model, done.task.test.texts, done.rules[index], batch_size=_LIVE_BATCH_SIZE)
+    exits, rows = done.test.exits[index], done.test_trace.encodings
+    live = classify_encoded(done.model, rows, done.rules[index], batch_size=_LIVE_BATCH_SIZE, sort_by_length=True)
     differs = (live.exit_layers != exits).numpy()
     differs |= ~same_answers(live.predictions.numpy(), done.test_trace.predictions(exits).numpy())
     return int(differs.sum())

@@ -16,7 +16,7 @@ METHOD = ConsistentEE(joint_epochs=0, reward="vanilla")
 
 def test_cached_features_make_the_policy_stage_cheap(benchmark, request, model, task, monkeypatch: pytest.MonkeyPatch):
     """Making the cache counts on the cached side."""
-    monkeypatch.setattr(consistent_ee, "train_jointly", lambda *_: None)
+    monkeypatch.setattr(consistent_ee, "train_jointly_on", lambda *_: None)
     small = task.capped(train=600)
 
     def seconds(cached: bool) -> float:

@@ -11,7 +11,7 @@ from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskDat
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.signals import head_probability
 from consistentee.training.loop import FeatureBatch, FeatureSource
-from consistentee.training.stages import recorded_features, train_heads, train_jointly, training_source
+from consistentee.training.stages import recorded_features, train_heads, train_jointly_on, training_source
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class NewMethod(Method):
         """Train the model in place, and return it."""
         self.check_task(task)  # refuses a regression, which has no right and wrong answers
         source = training_source(model, task, recipe)
-        train_jointly(model, task, recipe)  # backbone and classifiers; the same stage of other methods is shared
+        train_jointly_on(model, source, recipe)  # backbone and classifiers; the same stage of other methods is shared
         model.add_head("gate", HeadSpec(hidden=self.hidden, shared=True), seed=recipe.seed)
         outputs = recorded_features(model, source, recipe)  # the backbone is frozen now: one pass is enough
         rows = FeatureSource(model, outputs, source.labels.tolist())

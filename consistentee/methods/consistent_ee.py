@@ -34,7 +34,7 @@ from consistentee.training.stages import (
     layer_losses,
     recorded_features,
     train_heads,
-    train_jointly,
+    train_jointly_on,
     training_source,
 )
 
@@ -99,8 +99,8 @@ class ConsistentEE(Method):
         source = training_source(model, task, recipe)
         cross_fitted = None
         if self.reward == "hardness" and self.memorized_layer == "cross-fitted":
-            cross_fitted = cross_fitted_memorized_layer(model, task, recipe, self.folds)
-        train_jointly(model, task, recipe)
+            cross_fitted = cross_fitted_memorized_layer(model, source, recipe, self.folds)
+        train_jointly_on(model, source, recipe)
         model.add_head(POLICY, policy_spec(self.policy_reads, self.conditioned), seed=recipe.seed)
         outputs = recorded_features(model, source, recipe)
         hardness = None

@@ -6,13 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import Split, TaskData
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_outputs
-from consistentee.training.loop import label_tensor
+from consistentee.training.loop import TokenSource
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_jointly
+from consistentee.training.stages import train_jointly_on
 
 
 def memorized_layer(correct: Tensor) -> Tensor:
@@ -34,50 +33,49 @@ def memorized_layer_of(logits: Tensor, labels: Tensor) -> Tensor:
     return memorized_layer(predictions_of(logits) == labels.unsqueeze(1))
 
 
-def cross_fitted_memorized_layer(model: MultiExitModel, task: TaskData, recipe: Recipe, folds: int) -> Tensor:
+def cross_fitted_memorized_layer(model: MultiExitModel, source: TokenSource, recipe: Recipe, folds: int) -> Tensor:
     """Return the Memorized Layer of every training row, from models that have not seen the row.
 
     On rows that a model was trained on, nearly every row is memorized at layer 1, because the model has fitted it.
     Here the training rows are cut into ``folds`` parts, and each part is judged by a model that starts from the same
     weights and was trained (stage 1) on the other parts. ``model`` is left as it was.
     """
-    return cross_fitted(model, task, recipe, folds=folds, train=train_jointly, judge=_memorized_layer_of_rows)
+    return cross_fitted(model, source, recipe, folds=folds, train=train_jointly_on, judge=_memorized_layer_of_rows)
 
 
 def cross_fitted(
     model: MultiExitModel,
-    task: TaskData,
+    source: TokenSource,
     recipe: Recipe,
     *,
     folds: int,
-    train: Callable[[MultiExitModel, TaskData, Recipe], None],
-    judge: Callable[[MultiExitModel, Split, Recipe], Tensor],
+    train: Callable[[MultiExitModel, TokenSource, Recipe], None],
+    judge: Callable[[MultiExitModel, TokenSource], Tensor],
 ) -> Tensor:
     """Return what models that have not seen a row say of it, for every training row: [rows].
 
     Args:
         model: gives the weights that every fold starts from, and is left as it was.
-        task, recipe: their training rows are cut into ``folds`` parts.
+        source: the training rows, which are cut into ``folds`` parts.
+        recipe: how to train.
         folds: number of parts, and of models.
         train: trains the model, in place, on the other parts.
         judge: returns one number for each row of the part held out: [rows].
     """
-    rows = recipe.training_rows(task.train)
     start = model.clone_weights()
-    fold_of_row = torch.arange(len(rows)) % folds
-    fold_of_row = fold_of_row[torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe.seed))]
+    fold_of_row = torch.arange(len(source)) % folds
+    fold_of_row = fold_of_row[torch.randperm(len(source), generator=torch.Generator().manual_seed(recipe.seed))]
     held_out_rows, verdicts = [], []
     for fold in range(folds):
         held_out = (fold_of_row == fold).nonzero().flatten()
         seen = (fold_of_row != fold).nonzero().flatten()
         model.load_state_dict(start)
-        train(model, replace(task, train=rows.select(seen.tolist())), replace(recipe, max_rows=None))
+        train(model, source.select(seen), replace(recipe, max_rows=None))
         held_out_rows.append(held_out)
-        verdicts.append(judge(model, rows.select(held_out.tolist()), recipe))
+        verdicts.append(judge(model, source.select(held_out)))
     model.load_state_dict(start)
     return torch.cat(verdicts)[torch.cat(held_out_rows).argsort()]
 
 
-def _memorized_layer_of_rows(model: MultiExitModel, rows: Split, recipe: Recipe) -> Tensor:
-    outputs = record_outputs(model, model.tokenize(rows.texts, recipe.max_length))
-    return memorized_layer_of(outputs.logits, label_tensor(rows.labels))
+def _memorized_layer_of_rows(model: MultiExitModel, rows: TokenSource) -> Tensor:
+    return memorized_layer_of(record_outputs(model, rows.encodings).logits, rows.labels)

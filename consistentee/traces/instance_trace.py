@@ -34,6 +34,7 @@ class Trace:
         row_keys: see :class:`LayerView`: int64 [N].
         heads: the model's learned heads, for rules that give them extra inputs.
         live_tokens: see :meth:`consistentee.backbones.encoders.Stepper.live_tokens`: int64 [N, L], or None.
+        encodings: the rows as tokens, for who runs them again.
     """
 
     logits: Tensor
@@ -43,6 +44,7 @@ class Trace:
     row_keys: Tensor
     heads: dict[str, ExitHeads] = field(default_factory=dict)
     live_tokens: Tensor | None = None
+    encodings: Sequence[Encoding] = field(default=(), repr=False)
     _views: dict[int, "TraceView"] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -210,6 +212,7 @@ def record_trace(
         row_keys=torch.tensor([encoding.key for encoding in encodings]),
         heads=_heads_of(model),
         live_tokens=model.stepper.live_tokens(encodings),
+        encodings=encodings,
     )
 
 

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 from consistentee.data.encoding import Batch, Encoding, fingerprint
-from consistentee.data.instances import Label, Split
+from consistentee.data.instances import Label
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
@@ -82,13 +82,18 @@ class Source(Protocol):
 
 
 class TokenSource:
-    """Rows of a split as tokens."""
+    """Rows as tokens."""
 
-    def __init__(self, model: MultiExitModel, split: Split, max_length: int) -> None:
+    def __init__(self, model: MultiExitModel, encodings: Sequence[Encoding], labels: Tensor) -> None:
+        """``labels``: class indices or targets, [N]."""
         self.model = model
-        self.encodings: Sequence[Encoding] = model.tokenize(split.texts, max_length)
-        self.labels = label_tensor(split.labels)
-        self.lengths = torch.tensor([len(encoding) for encoding in self.encodings])
+        self.encodings = encodings
+        self.labels = labels
+        self.lengths = torch.tensor([len(encoding) for encoding in encodings])
+
+    def select(self, rows: Tensor) -> "TokenSource":
+        """Return some of the rows, given by their numbers."""
+        return TokenSource(self.model, [self.encodings[i] for i in rows.tolist()], self.labels[rows])
 
     def __len__(self) -> int:
         return len(self.encodings)

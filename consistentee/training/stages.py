@@ -10,7 +10,7 @@ from torch.nn import functional
 from consistentee.data.instances import TaskData
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.traces.instance_trace import record_outputs
-from consistentee.training.loop import FeatureSource, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.training.loop import FeatureSource, Stage, TokenBatch, TokenSource, label_tensor, run_stage
 from consistentee.training.recipe import Recipe
 
 TokenLoss = Callable[[MultiExitModel, TokenBatch], Tensor]
@@ -52,17 +52,22 @@ def _last_exit_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
     """Train backbone and all classifiers on the depth-weighted loss: stage 1 of ConsistentEE, and all of PABEE."""
-    _train_on_tokens(model, task, recipe, "joint", _joint_loss)
+    train_jointly_on(model, training_source(model, task, recipe), recipe)
+
+
+def train_jointly_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+    """As :func:`train_jointly`, on rows that are tokens already."""
+    run_stage(model, source, token_stage("joint", _joint_loss, recipe, shared=True), recipe)
 
 
 def train_last_exit(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
     """Fine-tune the stock model: backbone and last classifier on CE_L (the full model; stage 1 of DeeBERT)."""
-    _train_on_tokens(model, task, recipe, "last-exit", _last_exit_loss)
+    train_last_exit_on(model, training_source(model, task, recipe), recipe)
 
 
-def _train_on_tokens(model: MultiExitModel, task: TaskData, recipe: Recipe, name: str, loss: TokenLoss) -> None:
-    stage = token_stage(name, loss, recipe, shared=True)
-    run_stage(model, training_source(model, task, recipe), stage, recipe)
+def train_last_exit_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+    """As :func:`train_last_exit`, on rows that are tokens already."""
+    run_stage(model, source, token_stage("last-exit", _last_exit_loss, recipe, shared=True), recipe)
 
 
 def token_stage(name: str, loss: TokenLoss, recipe: Recipe, *, shared: bool = False) -> Stage:
@@ -122,4 +127,5 @@ def train_heads(
 def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:
     """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
     model.description.max_length = recipe.max_length
-    return TokenSource(model, recipe.training_rows(task.train), recipe.max_length)
+    rows = recipe.training_rows(task.train)
+    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels))
