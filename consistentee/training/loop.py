@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from rich.progress import track
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
@@ -163,13 +163,19 @@ def label_tensor(labels: Sequence[Label]) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+def training_device() -> torch.device:
+    """Return the accelerator that torch finds, else the CPU: where models are trained."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
 def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
     Leaves the model in eval mode with every weight unfrozen. Processes that want the same stage at the same time take
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
-    model.to(Accelerator(mixed_precision="no").device)
+    model.to(training_device())
     if recipe.store is None:
         _train(model, source, stage, recipe, checkpoint=None)
         return
@@ -196,7 +202,6 @@ def _trained_weights(model: MultiExitModel, stage: Stage) -> dict[str, Tensor]:
 
 
 def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, checkpoint: Path | None) -> None:
-    accelerator = Accelerator(mixed_precision="no")
     parameters = _freeze_all_but(model, stage.trains)
     optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
     steps_per_epoch = math.ceil(len(source) / stage.batch_size)
@@ -214,8 +219,8 @@ def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, 
                 loss = stage.loss(model, batch)
             if not torch.isfinite(loss):
                 raise UserError(f"the loss of stage {stage.name!r} is {loss.item()} at step {step + 1}; lower the rate")
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
+            loss.backward()
+            clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +19,7 @@ from consistentee.models.adapter_start import StateMoments
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow, TokenRows
 from consistentee.traces.token_trace import TokenTrace, record_tokens
-from consistentee.training.loop import Source, Stage, run_stage
+from consistentee.training.loop import Source, Stage, run_stage, training_device
 from consistentee.training.recipe import Recipe, Target, TokenRecipe
 from consistentee.training.token_sources import DrawnRows, DrawnTokens, StateBatch
 
@@ -191,7 +190,7 @@ def train_last_exit(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe
 
 
 def _begin(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> list[TokenRow]:
-    model.to(Accelerator().device)
+    model.to(training_device())
     return recipe.training_rows(model, task)
 
 
