@@ -65,7 +65,9 @@ def _train_on_tokens(model: MultiExitModel, task: TaskData, recipe: Recipe, name
     run_stage(model, training_source(model, task, recipe), stage, recipe)
 
 
-def token_stage(name: str, loss: TokenLoss, recipe: Recipe, *, shared: bool = False) -> Stage:
+def token_stage(
+    name: str, loss: TokenLoss, recipe: Recipe, *, shared: bool = False
+) -> Stage[MultiExitModel, TokenBatch]:
     """Return a stage that trains backbone, poolers and classifiers as the recipe says."""
     return Stage(
         name=name,
