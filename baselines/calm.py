@@ -1,17 +1,28 @@
-"""CALM's three confidences (Schuster et al., NeurIPS 2022, arXiv 2207.07061), for encoders.
+"""CALM (Schuster et al., NeurIPS 2022, arXiv 2207.07061): three confidences, for rows and for decoded tokens.
 
-Training (section 3.4): backbone and all classifiers together, weights growing with depth. Rules (section 3.5): leave
-where a confidence is at least lambda; written here as "above", which differs on a set of measure zero:
+Training (section 3.4): backbone and all classifiers together, or all exits through one output embedding, weights
+growing with depth: the stages that methods share. Confidences (section 3.5):
 
-* softmax: the difference of the two largest probabilities;
-* state: the cosine of the states of two successive layers, which saturates before the answer is final;
-* classifier: a linear layer shared by all exits, fitted to "this classifier says what the last one says" with the rest
-  of the model frozen (section 3.5), on features that the frozen model left once.
+* softmax: the difference of the two largest probabilities, which costs a decoder its LM head at every exit;
+* state: the cosine of the states at this exit and at the one before, from the second exit on (the paper's exits are
+  after every layer, a decoder's here after some). It saturates before the answer is final. A row's state is the pooled
+  vector;
+* classifier: a linear layer on the state, shared by all exits, fitted to "this exit says what the last one says" with
+  the rest of the model frozen, on what the frozen model left once.
 
-For classification the state is the pooled vector. CALM's decoders are another matter: what is exited there is a token.
+Rows leave where a confidence is above lambda (the paper: at least lambda, which differs on a set of measure zero).
+
+A token's threshold (equation 5) is ``clip(0.9 lambda + 0.1 exp(-tau step / N), 0, 1)``, N being the most tokens that a
+text has: early tokens, whose faults live on, must be surer. tau is 4, and 0 for the state, as in the paper's tables.
+lambda may lie outside of 0..1, where the formula's threshold ends up at 0 and every token leaves at once, or at 1,
+which is taken to be out of reach, so that the ends of the knob are the first exit and full depth. Which lambda keeps a
+promise about the text is found by :mod:`consistentee.methods.calibration`, over lambdas from 1 down to 0.
 """
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -19,14 +30,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.instances import TaskData
+from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob, Method
+from consistentee.methods.token_answers import exit_answers
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
-from consistentee.rules.signals import head_probability, margin
+from consistentee.rules.schedules import text_length
+from consistentee.rules.signals import Signal, head_probability, margin
 from consistentee.rules.view import LayerView
 from consistentee.training.loop import FeatureBatch, FeatureSource
-from consistentee.training.recipe import Recipe
+from consistentee.training.recipe import Recipe, TokenRecipe
 from consistentee.training.stages import (
     recorded_features,
     train_heads,
@@ -34,15 +50,19 @@ from consistentee.training.stages import (
     train_jointly_on,
     training_source,
 )
+from consistentee.training.token_sources import StateBatch
+from consistentee.training.token_stages import train_exits, train_learned_head
 
 _CONFIDENCE = "confidence"
 _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"
 _LAMBDAS = (-1.0, *torch.linspace(-9, 9, 73).sigmoid().tolist(), 1.0)
+_LATE_THRESHOLDS = torch.linspace(-7, 7, 57, dtype=torch.float64).sigmoid().tolist()
+_TOKEN_LAMBDAS = (-0.2, *(threshold / 0.9 for threshold in _LATE_THRESHOLDS), 1.2)
 
 
 @dataclass(frozen=True)
 class _CALM(Method):
-    """Joint training, shared by the three."""
+    """Joint training, shared by the three for rows."""
 
     paper: ClassVar[str] = _PAPER
     knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS)
@@ -121,10 +141,155 @@ class CALMClassifier(_CALM):
         return ThresholdRule(head_probability(_CONFIDENCE), knob, exit_when="above")
 
 
+def agreement(predictions: Tensor) -> Tensor:
+    """Return 1 where an exit below L says what the last one says, else 0: int64 [n, exits] -> float [n, exits - 1]."""
+    return (predictions[:, :-1] == predictions[:, -1:]).float()
+
+
 def _agreement_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
     head = model.head(_CONFIDENCE)
     before_last = range(model.num_layers - 1)
     guess = torch.stack([head(i + 1, batch.outputs.pooled[:, i]) for i in before_last], dim=1)
-    answers = batch.outputs.logits.argmax(dim=-1)
-    agrees = (answers[:, :-1] == answers[:, -1:]).to(guess.dtype)
+    agrees = agreement(batch.outputs.logits.argmax(dim=-1)).to(guess.dtype)
     return functional.binary_cross_entropy_with_logits(guess, agrees)
+
+
+class DecayingThresholdRule(ExitRule, ABC):
+    """Leave where a confidence, in 0..1, has reached a threshold that falls along the text."""
+
+    def __init__(self, threshold: float, tau: float, tokens: int) -> None:
+        self.threshold = threshold
+        self.tau = tau
+        self.tokens = tokens
+
+    @abstractmethod
+    def confidence(self, view: LayerView, state: State) -> Tensor:
+        """Return the confidence of the exit in the next token: float [rows]."""
+
+    def threshold_at(self, step: int) -> float:
+        """Return the threshold of one new token."""
+        falling = 0.9 * self.threshold + 0.1 * math.exp(-self.tau * step / self.tokens)
+        return min(max(falling, 0.0), 1.0)
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Compare, except at 0 and 1, which decide alone."""
+        threshold = self.threshold_at(view.step)
+        if threshold in (0.0, 1.0):
+            return torch.full((view.rows,), threshold == 0.0, device=view.device)
+        return self.confidence(view, state) >= threshold
+
+
+class DecayingSignalRule(DecayingThresholdRule):
+    """The confidence is a signal."""
+
+    def __init__(self, signal: Signal, threshold: float, tau: float, tokens: int) -> None:
+        super().__init__(threshold, tau, tokens)
+        self.signal = signal
+
+    def confidence(self, view: LayerView, state: State) -> Tensor:
+        """Return the signal."""
+        return self.signal(view)
+
+
+class DecayingSaturationRule(DecayingThresholdRule):
+    """The confidence is the cosine of the states at this exit and at the one before."""
+
+    def __init__(self, threshold: float, tau: float, tokens: int, width: int) -> None:
+        super().__init__(threshold, tau, tokens)
+        self.width = width
+
+    def start(self, rows: int, num_layers: int) -> State:
+        """No state yet, which is like none."""
+        return {"previous": torch.full((rows, self.width), torch.nan)}
+
+    def confidence(self, view: LayerView, state: State) -> Tensor:
+        """Return the cosine; NaN, which reaches no threshold, at the first exit."""
+        cosine = functional.cosine_similarity(view.pooled, state["previous"], dim=-1)
+        state["previous"] = view.pooled
+        return cosine
+
+
+@dataclass(frozen=True)
+class _CALMTokens(TokenMethod):
+    """What the three for tokens share.
+
+    Attributes:
+        tau: how fast the threshold falls along the text.
+        horizon: N, the most new tokens of a text; None for what the model was trained to write.
+    """
+
+    paper: ClassVar[str] = _PAPER
+    knob: ClassVar[Knob] = Knob("lambda", _TOKEN_LAMBDAS)
+
+    tau: float = 4.0
+    horizon: int | None = None
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train all exits together."""
+        self.check_task(task)
+        train_exits(model, task, recipe)
+        return model
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit where the confidence reaches the threshold that ``knob``, lambda, gives."""
+        self.check_knob(model, knob)
+        return self.confidence_rule(model, knob, text_length(model, self.horizon))
+
+    @abstractmethod
+    def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
+        """Return the rule for a lambda in range and a number of tokens."""
+
+
+@dataclass(frozen=True)
+class CALMTokensSoftmax(_CALMTokens):
+    """Leave where the two most probable tokens are far apart."""
+
+    name: ClassVar[str] = "calm-tokens-softmax"
+
+    def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
+        """Confidence is the margin."""
+        return DecayingSignalRule(margin, threshold, self.tau, tokens)
+
+
+@dataclass(frozen=True)
+class CALMTokensState(_CALMTokens):
+    """Leave where the state has stopped moving."""
+
+    name: ClassVar[str] = "calm-tokens-state"
+
+    tau: float = 0.0
+
+    def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
+        """Confidence is the cosine of successive states."""
+        return DecayingSaturationRule(threshold, self.tau, tokens, model.width)
+
+
+@dataclass(frozen=True)
+class CALMTokensClassifier(_CALMTokens):
+    """Leave where a learned head expects the last exit to say the same token."""
+
+    name: ClassVar[str] = "calm-tokens-classifier"
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits as the others do, then the confidence on what the frozen exits say."""
+        self.check_task(task)
+        trace = train_exits(model, task, recipe)
+        model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
+        trace = trace.select(recipe.tokens_for_heads(trace))
+        if len(model.exit_layers) == 1 or not len(trace):
+            return model
+        title = "asking exits" if recipe.progress else None
+        agrees = agreement(exit_answers(trace, store=recipe.store, progress=title).predictions)
+        loss = partial(_token_agreement_loss, agrees)
+        train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=_CONFIDENCE, details={"agrees": agrees})
+        return model
+
+    def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
+        """Confidence is the head's probability of agreement."""
+        return DecayingSignalRule(head_probability(_CONFIDENCE), threshold, self.tau, tokens)
+
+
+def _token_agreement_loss(agrees: Tensor, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
+    head, states = model.head(_CONFIDENCE), model.state(batch.hidden)
+    guess = torch.stack([head(layer, states[:, i]) for i, layer in enumerate(model.exit_layers[:-1])], dim=1)
+    return functional.binary_cross_entropy_with_logits(guess, agrees[batch.tokens].to(guess.device))

@@ -1,7 +1,7 @@
-"""The references that every table carries: full, static, random, oracle and majority class.
+"""The references that every table carries: full, static and random, for both kinds; oracle and majority class.
 
 They say what an exit rule must beat: the stock model, a shorter model, chance; and what no rule on the jointly trained
-model can beat.
+model can beat. A decoder's exits are after some layers only, ``model.exit_layers``; its knobs count true layers.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,23 @@ import torch
 from torch import Tensor
 
 from consistentee.data.instances import TaskData
+from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob, Method
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, State
+from consistentee.rules.schedules import check_exit_layer, mean_layers
 from consistentee.rules.view import LayerView
 from consistentee.training.loop import label_tensor
-from consistentee.training.recipe import Recipe
+from consistentee.training.recipe import Recipe, TokenRecipe
 from consistentee.training.stages import train_jointly, train_last_exit
+from consistentee.training.token_stages import train_exits
+from consistentee.training.token_stages import train_last_exit as train_last_token_exit
 
 _HASH_RANGE = 2**31 - 1
+_EXIT_LAYERS = tuple(float(layer) for layer in range(6, 31, 6))
+"""Of a decoder of 30 layers with five exits."""
 
 
 def _layers(model: MultiExitModel) -> tuple[float, ...]:
@@ -94,40 +102,40 @@ class Static(_JointlyTrained):
 
 
 class RandomRule(ExitRule):
-    """Leave at a layer drawn for each row, whatever the layer says.
+    """Leave at an exit drawn for each row, whatever the layer says.
 
-    The draw is a hash of the row's tokens and the seed, so that a row's fate is its own: it depends neither on its
-    batch nor on its place. The distribution is uniform over 1..L, mixed with all mass on layer 1 or on layer L so
-    that its mean is as asked; with the same seed, a larger mean moves no row to an earlier layer.
+    The draw is a hash of the row's key and the seed, so that a row's fate is its own: it depends neither on its batch
+    nor on its place. The distribution is uniform over the exit layers, mixed with all mass on the first or on the last
+    one so that its mean is as asked; with the same seed, a larger mean moves no row to an earlier exit.
     """
 
-    def __init__(self, mean_layer: float, seed: int) -> None:
+    def __init__(self, mean_layer: float, seed: int, exit_layers: Sequence[int] | None = None) -> None:
+        """``exit_layers``: where rows may leave; None for every layer."""
         self.mean_layer = mean_layer
         self.seed = seed
+        self.exit_layers = exit_layers
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         """Exit once the row's draw lies below the probability of having left."""
-        draw = self._uniform(view.row_keys)
-        return draw < 1 - self._survival(view.layer, view.num_layers)
-
-    def _survival(self, layer: int, num_layers: int) -> float:
-        """Probability of running past ``layer``."""
-        uniform_mean = (num_layers + 1) / 2
-        uniform = 1 - layer / num_layers
-        if self.mean_layer <= uniform_mean:
-            share = (self.mean_layer - 1) / (uniform_mean - 1)
-            return share * uniform
-        share = (self.mean_layer - uniform_mean) / (num_layers - uniform_mean)
-        return share + (1 - share) * uniform
+        exit_layers = self.exit_layers or range(1, view.num_layers + 1)
+        return self._uniform(view.row_keys) < 1 - survival(view.layer, exit_layers, self.mean_layer)
 
     def _uniform(self, keys: Tensor) -> Tensor:
         mixed = keys + self.seed * 2_654_435_761
-        for multiplier in (
-            48_271,
-            69_621,
-        ):  # two rounds of a Lehmer generator, enough to break up similar keys
-            mixed = (mixed * multiplier + 11) % _HASH_RANGE
+        for multiplier in (48_271, 69_621):  # two rounds of a Lehmer generator, enough to break up similar keys
+            mixed = (mixed % _HASH_RANGE * multiplier + 11) % _HASH_RANGE
         return mixed.double() / _HASH_RANGE
+
+
+def survival(layer: int, exit_layers: Sequence[int], mean_layer: float) -> float:
+    """Return the probability of running past ``layer`` under the distribution of :class:`RandomRule`."""
+    first, last = exit_layers[0], exit_layers[-1]
+    uniform_mean = sum(exit_layers) / len(exit_layers)
+    uniform = sum(exit_layer > layer for exit_layer in exit_layers) / len(exit_layers)
+    if mean_layer <= uniform_mean:
+        return (mean_layer - first) / (uniform_mean - first) * uniform
+    share = (mean_layer - uniform_mean) / (last - uniform_mean)
+    return share + (1 - share) * uniform
 
 
 @dataclass(frozen=True)
@@ -210,3 +218,76 @@ class Majority(Method):
         """Exit at layer ``knob``."""
         self.check_knob(model, knob)
         return StaticRule(round(knob))
+
+
+@dataclass(frozen=True)
+class TokenFull(TokenMethod):
+    """The stock model, never left early: fine-tuned with its last exit alone where the backbone is trained at all."""
+
+    name: ClassVar[str] = "token-full"
+    paper: ClassVar[str] = "reference: the backbone itself"
+    knob: ClassVar[Knob] = Knob("layer", (30.0,))
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Fine-tune the backbone with its last exit alone, or leave a frozen one as it is."""
+        self.check_task(task)
+        if recipe.trains != "exits":
+            train_last_token_exit(model, task, recipe)
+        return model
+
+    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+        """There is one value: the last layer."""
+        return (float(model.num_layers),)
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Never exit."""
+        self.check_knob(model, knob)
+        return NeverExit()
+
+
+@dataclass(frozen=True)
+class TokenStatic(TokenMethod):
+    """Every token leaves at the same exit: a shorter model, with all exits trained."""
+
+    name: ClassVar[str] = "token-static"
+    paper: ClassVar[str] = "reference: the same exit layer for every token"
+    knob: ClassVar[Knob] = Knob("layer", _EXIT_LAYERS)
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train all exits, as the stage that methods share does."""
+        self.check_task(task)
+        train_exits(model, task, recipe)
+        return model
+
+    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+        """Return the exit layers."""
+        return tuple(float(layer) for layer in model.exit_layers)
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at layer ``knob``. Raises UserError where there is no exit."""
+        self.check_knob(model, knob)
+        return StaticRule(check_exit_layer(model, knob))
+
+
+@dataclass(frozen=True)
+class TokenRandom(TokenStatic):
+    """Every token leaves at a random exit, with a given mean over many tokens.
+
+    Attributes:
+        seed: of the draws.
+    """
+
+    name: ClassVar[str] = "token-random"
+    paper: ClassVar[str] = "reference: a random exit layer with the same mean"
+    knob: ClassVar[Knob] = Knob("mean layer", _EXIT_LAYERS)
+
+    seed: int = 0
+
+    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+        """Return means from the first exit layer to L: every exit layer, and half-way between two."""
+        return mean_layers(model)
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at random, at layer ``knob`` on average."""
+        self.check_knob(model, knob)
+        return RandomRule(knob, self.seed, model.exit_layers)

@@ -8,7 +8,7 @@ import torch
 from conftest import make_text_task, random_prompts
 from torch.nn import functional
 
-from baselines.calm_tokens import CALMTokensClassifier, SaturationRule, SignalRule, agreement
+from baselines.calm import CALMTokensClassifier, DecayingSaturationRule, DecayingSignalRule, agreement
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.methods.token_answers import exit_answers
@@ -34,7 +34,7 @@ NAMES = ["calm-tokens-classifier", "calm-tokens-softmax", "calm-tokens-state"]
     ],
 )
 def test_threshold_by_hand(threshold, tau, step, expected):
-    assert SignalRule(margin, threshold, tau, tokens=40).threshold_at(step) == pytest.approx(expected)
+    assert DecayingSignalRule(margin, threshold, tau, tokens=40).threshold_at(step) == pytest.approx(expected)
 
 
 def trace_of(model, count=6):
@@ -48,10 +48,10 @@ def test_early_tokens_must_be_surer(tiny_decoder):
     trace = trace_of(model)
     tokens = torch.arange(3)
     early, late = (TokenTraceView(trace, 0, tokens, step) for step in (1, 4))
-    rule = SignalRule(lambda view: torch.full((view.rows,), 0.5), 0.5, 4.0, tokens=4)
+    rule = DecayingSignalRule(lambda view: torch.full((view.rows,), 0.5), 0.5, 4.0, tokens=4)
     assert rule.threshold_at(1) == pytest.approx(0.45 + 0.1 * math.exp(-1))
     assert rule.should_exit(early, {}).all()
-    rule = SignalRule(lambda view: torch.full((view.rows,), 0.47), 0.5, 4.0, tokens=4)
+    rule = DecayingSignalRule(lambda view: torch.full((view.rows,), 0.47), 0.5, 4.0, tokens=4)
     assert not rule.should_exit(early, {}).any()
     assert rule.should_exit(late, {}).all()
 
@@ -64,7 +64,7 @@ def test_state_saturation_by_hand(tiny_decoder):
     cosines = functional.cosine_similarity(states[:, 1:], states[:, :-1], dim=-1)[:, :2]
     expected = [next((i + 2 for i, cosine in enumerate(row) if cosine >= 0.6), 4) for row in cosines.tolist()]
     expected = torch.where(trace.step == 0, 4, torch.tensor(expected))
-    exits = replay(SaturationRule((0.6 - 0.1) / 0.9, 0.0, 40, model.width), trace)
+    exits = replay(DecayingSaturationRule((0.6 - 0.1) / 0.9, 0.0, 40, model.width), trace)
     assert exits.tolist() == expected.tolist()
     assert len(set(exits.tolist())) > 1
 

@@ -9,7 +9,7 @@ import torch
 from conftest import random_prompts
 
 from baselines.layerskip import LayerSkip
-from baselines.token_references import TokenFull, TokenStatic
+from baselines.references import TokenFull, TokenStatic
 from benchmarks.kinds import decoding as generation_decoding
 from benchmarks.kinds.calibration_study import study_calibration
 from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors

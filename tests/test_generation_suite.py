@@ -28,7 +28,7 @@ from consistentee.errors import UserError
 
 METHOD = """
 from dataclasses import dataclass
-from baselines.token_references import TokenFull
+from baselines.references import TokenFull
 
 @dataclass(frozen=True)
 class Mine(TokenFull):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_text_task, random_prompts
 
-from baselines.token_references import RandomTokenRule
+from baselines.references import RandomRule, survival
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
@@ -22,8 +22,7 @@ EXITS = (2, 5, 6, 12)
 @pytest.mark.parametrize("mean", [2.0, 3.1, 6.25, 9.0, 12.0])
 def test_random_exits_have_the_mean_that_is_asked(mean):
     """The mean is the sum over layers of the chance of running past the layer before."""
-    rule = RandomTokenRule(EXITS, mean, seed=0)
-    runs_past = [1.0] * EXITS[0] + [rule.survival(layer) for layer in range(EXITS[0], EXITS[-1])]
+    runs_past = [1.0] * EXITS[0] + [survival(layer, EXITS, mean) for layer in range(EXITS[0], EXITS[-1])]
     assert sum(runs_past) == pytest.approx(mean)
 
 
@@ -31,19 +30,21 @@ def test_random_exits_of_many_tokens_follow_that_distribution():
     class Keys:
         row_keys = torch.randint(2**31, (20_000,), generator=torch.Generator().manual_seed(0))
 
-    rule = RandomTokenRule(EXITS, 5.0, seed=3)
+    rule = RandomRule(5.0, seed=3, exit_layers=EXITS)
     for layer in EXITS[:-1]:
         Keys.layer = layer
-        assert float((~rule.should_exit(Keys, {})).double().mean()) == pytest.approx(rule.survival(layer), abs=0.02)
+        assert float((~rule.should_exit(Keys, {})).double().mean()) == pytest.approx(
+            survival(layer, EXITS, 5.0), abs=0.02
+        )
 
 
 def test_a_larger_mean_moves_no_token_to_an_earlier_exit(tiny_decoder):
     model = tiny_decoder()
     trace = record_tokens(model, [(prompt, [7, 9, 11, 30, 3]) for prompt in model.encode(random_prompts(20))])
-    exits = [replay(RandomTokenRule(model.exit_layers, mean, 0), trace) for mean in mean_layers(model)]
+    exits = [replay(RandomRule(mean, 0, model.exit_layers), trace) for mean in mean_layers(model)]
     assert all((later >= earlier).all() for earlier, later in pairwise(exits))
-    other = replay(RandomTokenRule(model.exit_layers, 2.5, 1), trace)
-    assert not torch.equal(other, replay(RandomTokenRule(model.exit_layers, 2.5, 0), trace))
+    other = replay(RandomRule(2.5, 1, model.exit_layers), trace)
+    assert not torch.equal(other, replay(RandomRule(2.5, 0, model.exit_layers), trace))
 
 
 def test_mean_layers_by_hand(tiny_decoder):

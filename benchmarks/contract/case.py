@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor
+from transformers import set_seed
 
 import consistentee
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, BrokenContractError, state_breaks

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor, nn
+from transformers import set_seed
 
 from benchmarks.contract.case import RECIPE, rows_of
 from benchmarks.contract.tiny_decoders import TinyDecoders, make_text_task

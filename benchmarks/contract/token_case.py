@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from accelerate.utils import set_seed
 from torch import Tensor
+from transformers import set_seed
 
 from benchmarks.contract.case import described, rule_failed, spread_over
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, BrokenContractError

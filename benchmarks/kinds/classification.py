@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import set_seed
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import set_seed
 
 from benchmarks.analysis.select import choose_all
 from benchmarks.measure.flops import FlopModel

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import set_seed
 from numpy.typing import NDArray
+from transformers import set_seed
 
 from benchmarks.kinds.calibration_study import Study, pooled, study_calibration
 from benchmarks.kinds.classification import (

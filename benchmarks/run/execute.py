@@ -23,7 +23,6 @@ from benchmarks.store.folders import FAILURE_FILE
 from consistentee.files import PARTIAL, DiskFullError, is_disk_full, make_folder, only_one
 
 _LOADED_AHEAD = [
-    "accelerate",
     "pandas",
     "scipy.stats",
     "sklearn.metrics",

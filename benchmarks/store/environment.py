@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 
 RECORDED_LIBRARIES = (
-    "accelerate",
     "consistentee",
     "datasets",
     "numpy",

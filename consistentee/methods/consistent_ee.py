@@ -133,7 +133,7 @@ class ConsistentEE(Method):
         details = {"method": repr(self), "hardness": hardness}
         train_heads(model, rows, loss, recipe, name="policy", trains=(f"exit_heads.{POLICY}.",), details=details)
 
-    def _joint_stage(self, hardness: Tensor | None, recipe: Recipe) -> Stage:
+    def _joint_stage(self, hardness: Tensor | None, recipe: Recipe) -> Stage[MultiExitModel, TokenBatch]:
         trains = (*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{POLICY}.")
         return Stage(
             name="exit-consistent",

@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from accelerate import Accelerator
 from rich.progress import track
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
@@ -60,7 +60,48 @@ class FeatureBatch:
     step: int
 
 
-class Source(Protocol):
+class Trainable(Protocol):
+    """What the loop needs of a model: what every torch module has, and a hash of all weights."""
+
+    def fingerprint(self) -> str:
+        """Return a hash of the model as it stands."""
+        ...
+
+    def to(self, device: torch.device, /) -> object:
+        """Move to a device."""
+        ...
+
+    def train(self, mode: bool) -> object:
+        """Turn dropout on or off."""
+        ...
+
+    def eval(self) -> object:
+        """Turn dropout off."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield all weights that can be trained."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield them with their names."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all weights by name."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool) -> object:
+        """Take weights by name."""
+        ...
+
+
+ModelT = TypeVar("ModelT", bound=Trainable)
+BatchT = TypeVar("BatchT")
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+
+class Source(Protocol[BatchT_co]):
     """Where a stage's rows come from."""
 
     @property
@@ -72,7 +113,7 @@ class Source(Protocol):
         """Return the number of rows."""
         ...
 
-    def batch(self, rows: Tensor, step: int) -> Any:
+    def batch(self, rows: Tensor, step: int) -> BatchT_co:
         """Return the given rows, on the model's device."""
         ...
 
@@ -135,7 +176,7 @@ class FeatureSource:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[ModelT, BatchT]):
     """A loss on some of the model's weights.
 
     Attributes:
@@ -151,7 +192,7 @@ class Stage:
     """
 
     name: str
-    loss: Callable[[MultiExitModel, Any], Tensor]
+    loss: Callable[[ModelT, BatchT], Tensor]
     trains: tuple[str, ...]
     epochs: int
     batch_size: int
@@ -168,13 +209,19 @@ def label_tensor(labels: Sequence[Label]) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe) -> None:
+def training_device() -> torch.device:
+    """Return the accelerator that torch finds, else the CPU: where models are trained."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
     Leaves the model in eval mode with every weight unfrozen. Processes that want the same stage at the same time take
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
-    model.to(Accelerator(mixed_precision="no").device)
+    model.to(training_device())
     if recipe.store is None:
         _train(model, source, stage, recipe, checkpoint=None)
         return
@@ -194,14 +241,15 @@ def run_stage(model: MultiExitModel, source: Source, stage: Stage, recipe: Recip
         checkpoint.unlink(missing_ok=True)
 
 
-def _trained_weights(model: MultiExitModel, stage: Stage) -> dict[str, Tensor]:
+def _trained_weights(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
     """Return copies of the weights that a stage changes, which may be a small part of a large model."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(stage.trains)}
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
 
 
-def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, checkpoint: Path | None) -> None:
-    accelerator = Accelerator(mixed_precision="no")
+def _train(
+    model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
+) -> None:
     parameters = _freeze_all_but(model, stage.trains)
     optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
     steps_per_epoch = math.ceil(len(source) / stage.batch_size)
@@ -219,8 +267,8 @@ def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, 
                 loss = stage.loss(model, batch)
             if not torch.isfinite(loss):
                 raise UserError(f"the loss of stage {stage.name!r} is {loss.item()} at step {step + 1}; lower the rate")
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
+            loss.backward()
+            clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
@@ -231,8 +279,9 @@ def _train(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe, 
     model.eval()
 
 
-def _layers_in(model: MultiExitModel, precision: Precision) -> AbstractContextManager[None]:
-    return nullcontext() if precision == "float32" else model.layers_in(precision)
+def _layers_in(model: Trainable, precision: Precision) -> AbstractContextManager[None]:
+    """Return the context of the loss; a decoder's recipe names no precision."""
+    return model.layers_in(precision) if isinstance(model, MultiExitModel) else nullcontext()
 
 
 def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:
@@ -243,7 +292,7 @@ def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: in
     return get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps, last_epoch=first_step - 1)
 
 
-def _batches(source: Source, stage: Stage, recipe: Recipe, first_step: int) -> Iterator[Tensor]:
+def _batches(source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, first_step: int) -> Iterator[Tensor]:
     """Yield row numbers, batch by batch; the order of an epoch depends on the seed and the epoch alone."""
     steps_per_epoch = math.ceil(len(source) / stage.batch_size)
     for epoch in range(first_step // steps_per_epoch, stage.epochs):
@@ -265,7 +314,7 @@ def _of_like_length(batches: tuple[Tensor, ...], lengths: Tensor, generator: tor
     return tuple(by_length[number] for number in torch.randperm(len(by_length), generator=generator).tolist())
 
 
-def _freeze_all_but(model: MultiExitModel, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
+def _freeze_all_but(model: Trainable, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
     trained = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes))
@@ -276,7 +325,9 @@ def _freeze_all_but(model: MultiExitModel, prefixes: tuple[str, ...]) -> dict[st
     return trained
 
 
-def _parameter_groups(parameters: dict[str, nn.Parameter], stage: Stage, recipe: Recipe) -> list[dict[str, Any]]:
+def _parameter_groups(
+    parameters: dict[str, nn.Parameter], stage: Stage[ModelT, BatchT], recipe: Recipe
+) -> list[dict[str, Any]]:
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         groups.setdefault((name.startswith("backbone."), parameter.ndim > 1), []).append(parameter)
@@ -322,7 +373,7 @@ def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: A
     return int(tensors["step"])
 
 
-def _stage_key(model: MultiExitModel, source: Source, stage: Stage, recipe: Recipe) -> str:
+def _stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> str:
     described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress")}
     parts = {
         "model": model.fingerprint(),

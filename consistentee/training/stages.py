@@ -70,7 +70,9 @@ def train_last_exit_on(model: MultiExitModel, source: TokenSource, recipe: Recip
     run_stage(model, source, token_stage("last-exit", _last_exit_loss, recipe, shared=True), recipe)
 
 
-def token_stage(name: str, loss: TokenLoss, recipe: Recipe, *, shared: bool = False) -> Stage:
+def token_stage(
+    name: str, loss: TokenLoss, recipe: Recipe, *, shared: bool = False
+) -> Stage[MultiExitModel, TokenBatch]:
     """Return a stage that trains backbone, poolers and classifiers as the recipe says."""
     return Stage(
         name=name,

@@ -7,10 +7,9 @@ the cached ones, not in epochs over all of them. The loop is :func:`consistentee
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -20,12 +19,14 @@ from consistentee.models.adapter_start import StateMoments
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow, TokenRows
 from consistentee.traces.token_trace import TokenTrace, record_tokens
-from consistentee.training.loop import Source, Stage, run_stage
+from consistentee.training.loop import Source, Stage, run_stage, training_device
 from consistentee.training.recipe import Recipe, Target, TokenRecipe
 from consistentee.training.token_sources import DrawnRows, DrawnTokens, StateBatch
 
 RowsLoss = Callable[[MultiExitDecoder, TokenRows], Tensor]
 """A loss that runs the backbone: (model, rows) -> scalar."""
+
+BatchT = TypeVar("BatchT", StateBatch, TokenRows)
 
 ADAPTERS = "exit_adapters."
 
@@ -191,7 +192,7 @@ def train_last_exit(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe
 
 
 def _begin(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> list[TokenRow]:
-    model.to(Accelerator().device)
+    model.to(training_device())
     return recipe.training_rows(model, task)
 
 
@@ -259,17 +260,17 @@ def _cross_entropy_at(model: MultiExitDecoder, layer: int, hidden: Tensor, targe
 
 def _stage(
     name: str,
-    loss: Callable[[MultiExitDecoder, Any], Tensor],
+    loss: Callable[[MultiExitDecoder, BatchT], Tensor],
     trains: tuple[str, ...],
     *,
     batch_size: int,
     learning_rate: float,
     details: dict[str, Any] | None = None,
     shared: bool = False,
-) -> Stage:
+) -> Stage[MultiExitDecoder, BatchT]:
     return Stage(
         name=name,
-        loss=cast(Any, loss),  # a stage's loss is given whatever model the stage trains
+        loss=loss,
         trains=trains,
         epochs=1,
         batch_size=batch_size,
@@ -281,8 +282,9 @@ def _stage(
     )
 
 
-def _run(model: MultiExitDecoder, source: Source, stage: Stage, recipe: TokenRecipe) -> None:
-    """Run a stage of one epoch; the loop needs of a model what every module with a fingerprint has."""
+def _run(
+    model: MultiExitDecoder, source: Source[BatchT], stage: Stage[MultiExitDecoder, BatchT], recipe: TokenRecipe
+) -> None:
     loop = Recipe(
         weight_decay=recipe.weight_decay,
         warmup_ratio=recipe.warmup_ratio,
@@ -291,4 +293,4 @@ def _run(model: MultiExitDecoder, source: Source, stage: Stage, recipe: TokenRec
         store=recipe.store,
         progress=recipe.progress,
     )
-    run_stage(cast(Any, model), source, stage, loop)
+    run_stage(model, source, stage, loop)
