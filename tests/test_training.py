@@ -109,7 +109,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(tiny_model, tmp_path, m
     def stage(loss):
         return token_stage("joint", loss, recipe, shared=True)
 
-    monkeypatch.setattr(training, "_name_of", lambda loss: ["the same"])
+    monkeypatch.setattr(training, "_name_of", lambda *loss: ["the same"])
     model = tiny_model()
     with pytest.raises(KeyboardInterrupt):
         run_stage(model, training_source(model, make_task(), recipe), stage(interrupted_loss), recipe)
@@ -189,3 +189,24 @@ def test_a_damaged_stored_stage_is_named_and_trained_again(tiny_model, tmp_path,
     train_jointly(second, make_task(), recipe)
     assert f"{stored} is damaged" in caplog.text
     assert same_weights(first, second)
+
+
+def test_a_methods_own_loss_is_kept_by_the_methods_version(tiny_model, tmp_path):
+    recipe = replace(RECIPE, store=tmp_path)
+
+    def stages_kept(method: str) -> int:
+        model = tiny_model()
+        run_stage(
+            model,
+            training_source(model, make_task(), recipe),
+            token_stage("mine", own_loss, recipe, shared=True),
+            replace(recipe, method=method),
+        )
+        return len(list(tmp_path.glob("mine-*.safetensors")))
+
+    assert stages_kept("mine 1") == stages_kept("mine 1") == 1
+    assert stages_kept("mine 2") == 2
+
+
+def own_loss(model, batch):
+    return model(batch.tokens).logits.square().mean()

@@ -133,7 +133,7 @@ def train_method(
     by its absolute path.
     """
     method.check_task(task)
-    model = method.fit(model, task, recipe)
+    model = method.fit(model, task, dataclasses.replace(recipe, method=f"{method.name} {method.version}"))
     notes = model.description
     notes.task_name = task.name
     notes.method_name = _absolute_name(name)

@@ -35,6 +35,7 @@ from consistentee.versions import TRAINING_VERSION
 CHECKPOINT_STEPS = 200
 """Steps between two checkpoints of a stage, where a store is given."""
 
+_OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 _VERSIONED_PACKAGES = ("consistentee", "baselines")
 _BATCHES_SORTED_TOGETHER = 16
 """Enough to take nearly all padding out, few enough that a batch's rows still come from everywhere."""
@@ -374,7 +375,7 @@ def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: A
 
 
 def _stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> str:
-    described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress")}
+    described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress", "method")}
     parts = {
         "model": model.fingerprint(),
         "rows": source.fingerprint(),
@@ -388,21 +389,25 @@ def _stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, Batch
         ],
         "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
         "recipe": described,
-        "loss": _name_of(stage.loss),
+        "loss": _name_of(stage.loss, recipe.method),
         "training_version": TRAINING_VERSION,
         "dropout": stage.dropout,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _name_of(loss: Callable[..., Tensor]) -> list[str]:
-    """Return what tells a loss from others: its name; and the text of its file where that is a user's own.
+def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
+    """Return what tells a loss from others.
 
-    Losses of this project count by the versions that are raised when they change.
+    That is its name alone for those of this package, which TRAINING_VERSION covers; with the name and version of its
+    method for a method's own; and with the text of its file for a user's, since nobody raises a version for that.
     """
     function = loss.func if isinstance(loss, partial) else loss
     module = function.__module__
-    return [function.__qualname__] + ([] if module.partition(".")[0] in _VERSIONED_PACKAGES else [_source_of(module)])
+    if module.startswith(_OWN_PACKAGE):
+        return [function.__qualname__]
+    is_versioned = module.partition(".")[0] in _VERSIONED_PACKAGES
+    return [function.__qualname__, method, *([] if is_versioned else [_source_of(module)])]
 
 
 _source_of = cache(module_source)

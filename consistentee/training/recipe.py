@@ -41,11 +41,13 @@ class OneRun:
         seed: seeds new weights, the order of rows and dropout.
         store: folder where shared passes, shared stages and checkpoints are kept; None keeps nothing.
         progress: show a progress bar.
+        method: name and version of the method that trains, by which stages with losses of its own are kept apart.
     """
 
     seed: int = 0
     store: Path | None = None
     progress: bool = False
+    method: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -129,7 +131,7 @@ class Recipe(RecipeSettings, OneRun):
             :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with
             avx512_bf16, and half as fast as float32 on an Intel Xeon that has avx512_bf16 and no AMX: try both.
             Everything that is measured afterwards is in float32.
-        seed, store, progress: see :class:`OneRun`.
+        seed, store, progress, method: see :class:`OneRun`.
     """
 
     def training_rows(self, split: Split) -> Split:
@@ -164,7 +166,7 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
         lora_rank: rank of the updates, for ``trains="lora"``.
         weight_decay, warmup_ratio, max_grad_norm: as usual; rates decay linearly to 0.
         trace_batch_size: rows a batch when states are cached.
-        seed, store, progress: see :class:`OneRun`.
+        seed, store, progress, method: see :class:`OneRun`.
     """
 
     @property

@@ -292,5 +292,6 @@ def _run(
         seed=recipe.seed,
         store=recipe.store,
         progress=recipe.progress,
+        method=recipe.method,
     )
     run_stage(model, source, stage, loop)
