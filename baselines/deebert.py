@@ -5,8 +5,10 @@ other classifiers on ``sum_{t<L} CE_t``. Rule (section 3.2): leave where the ent
 below a threshold S.
 
 Choices: an off-ramp has the shape of the model's own classification head, so every exit has a pooler of its own where
-the backbone has one (BERT), and none where it pools by the mean. Since stage 2 leaves the backbone alone, it runs on
-features that the backbone left once, in eval mode.
+the backbone has one (BERT), and none where it pools by the mean. Off-ramps' poolers start from the one that stage 1 has
+fine-tuned; the authors' code copies the pretrained one to them before stage 1, which does not move them, so that theirs
+start stage 2 from there. Since stage 2 leaves the backbone alone, it runs on features that the backbone left once, in
+eval mode.
 """
 
 import math
