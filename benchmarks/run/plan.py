@@ -228,7 +228,7 @@ def timing_due(
     if fault:
         on_fault(fault)
     if timing is None and published:
-        timing = published.timings.get(group)
+        timing = published.timing(group)
     return (
         timing is None or timing.key != timing_key(protocol, cells[0].spec.kind) or not covers(timing, cells, protocol)
     )

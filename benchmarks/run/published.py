@@ -15,6 +15,7 @@ from benchmarks.store.folders import (
     read_cell,
     read_timing,
     stale_reason,
+    timing_folder,
     write_predictions,
     write_record,
 )
@@ -32,12 +33,12 @@ class Published:
     Attributes:
         root: their folder; None if there are none.
         cells: by their folder in a run.
-        timings: by group.
+        timings: by their folder in a run.
     """
 
     root: Path | None = None
     cells: dict[str, BaseStoredCell[BaseRecord]] = field(default_factory=dict)
-    timings: dict[Group, BaseTimingRecord] = field(default_factory=dict)
+    timings: dict[str, BaseTimingRecord] = field(default_factory=dict)
 
     def cell(self, spec: BaseCellSpec, wanted: KeyParts) -> BaseStoredCell[BaseRecord] | None:
         """Return a cell if it is published, and made of what is wanted."""
@@ -48,6 +49,10 @@ class Published:
         """Say why a published cell is not used; None if it is, or if there is none."""
         found = self.cells.get(spec.folder.as_posix())
         return None if found is None else stale_reason(found.record, wanted)
+
+    def timing(self, group: Group) -> BaseTimingRecord | None:
+        """Return the timing of a group if it is published."""
+        return self.timings.get(timing_folder(*group).as_posix())
 
 
 def find_published(suite: BaseSuite, root: Path | None, out: Path) -> Published:
@@ -74,7 +79,7 @@ def find_published(suite: BaseSuite, root: Path | None, out: Path) -> Published:
     return Published(
         place,
         {cell.rows.folder: cell for cell in results.cells},
-        {(timing.task, timing.backbone, timing.seed): timing for timing in results.timings},
+        dict(zip(results.timing_folders, results.timings, strict=True)),
     )
 
 
@@ -121,7 +126,7 @@ def unpack_timings(published: Published, groups: Iterable[Group], folder: RunFol
     """Write the published timings of this key into the folder of a run, where there is none; return how many."""
     written = 0
     for group in groups:
-        timing = published.timings.get(group)
+        timing = published.timing(group)
         if timing is None or timing.key != key:
             continue
         there, fault = read_timing(folder.timing(*group), type(timing))

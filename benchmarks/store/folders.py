@@ -55,7 +55,7 @@ class RunFolder:
 
     def timing(self, task: str, backbone: str, seed: int) -> Path:
         """Folder of the timing run of one (task, backbone, seed)."""
-        return self.root / "timings" / folder_name(task) / folder_name(backbone) / f"seed{seed}"
+        return self.root / "timings" / timing_folder(task, backbone, seed)
 
     @property
     def lock(self) -> Path:
@@ -70,6 +70,11 @@ class RunFolder:
     def fingerprints(self) -> Path:
         """Cache of file hashes."""
         return self.root / "artifacts" / "fingerprints.json"
+
+
+def timing_folder(task: str, backbone: str, seed: int) -> Path:
+    """Return where the timing of a group lies, relative to the timings of a run."""
+    return Path(folder_name(task), folder_name(backbone), f"seed{seed}")
 
 
 @dataclass(frozen=True)
