@@ -16,7 +16,7 @@ import pytest
 from generation_by_hand import made_up_generation, write_generation
 from hypothesis import given
 from hypothesis import strategies as st
-from records_by_hand import cell, made_up_suite, operating_point, timing, write_results
+from records_by_hand import cell, made_up_suite, timing, write_results
 from rich.console import Console
 from small_suite import Bench
 from typer.testing import CliRunner
@@ -53,7 +53,7 @@ NUMBERS = st.floats(allow_nan=False)
 def write_run(kind: str, folder: Path) -> Path:
     """Write a run of either kind, with a cell that is not defined for its task, and a study where there are some."""
     if kind == "classification":
-        write_results(folder, tasks=("mcid", "rte"), seeds=(0, 1))
+        write_results(folder, seeds=(0, 1))
     else:
         write_generation(folder)
         losses = pd.DataFrame({"row": [0, 0, 1, 1], "lambda": [1.0, 0.5] * 2, "textual": [0.0, 0.1, np.nan, 1 / 3]})
@@ -120,7 +120,7 @@ def test_a_publication_is_a_few_small_files(forms):
     assert sum(name.endswith(".png") for name in names) == 1
     assert not {name for name in names if name.endswith((".pdf", ".html", ".json"))}
     size = sum(path.stat().st_size for path in out.glob("*.parquet"))
-    assert size < sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) / 3
+    assert size < sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) / 2
 
 
 def test_pandas_can_read_it(published):
@@ -179,22 +179,22 @@ class Target(Strict):
 
 
 class Newer(CellRecord):
-    key_parts: dict[str, object]
-    targets: list[Target]
+    more: dict[str, object]
+    goals: list[Target]
     either: int | str
     pair: tuple[float, float] | None = None
 
 
 def test_new_fields_are_new_columns():
-    older = cell("full", [operating_point(6, "full depth", 6.0, 0.9)])
+    older = cell("full", [])
     parts = {"backbone": {"files": {"a": "1"}}, "version": 2}
-    new = {"key_parts": parts, "targets": [{"goal": "budget", "value": None}], "either": "x"}
+    new = {"more": parts, "goals": [{"goal": "budget", "value": None}], "either": "x"}
     record = Newer.model_validate(older.model_dump() | new)
     assert_reads_back(Newer, record)
-    assert columns_of(Newer)["targets"].type.value_type.get_field_index("goal") == 0
+    assert columns_of(Newer)["goals"].type.value_type.get_field_index("goal") == 0
     columns = columns_of(CellRecord)
     (row,) = table_of([written_values(older, columns)], columns).to_pylist()
-    with pytest.raises(ValueError, match="key_parts"):
+    with pytest.raises(ValueError, match="more"):
         Newer.model_validate(read_values(row, columns_of(Newer)))
 
 
@@ -460,7 +460,8 @@ def test_published_folder_of_the_suites_name_is_found(finished, elsewhere, monke
 def test_what_differs_is_computed_and_said(finished, elsewhere):
     outcome = run_from(elsewhere, finished.folder / "published", ["full"], recipe={"epochs": 1, "max_length": 12})
     assert outcome.computed == 1
-    assert "published, but made from other" in elsewhere.said
+    assert "published, but recipe.max_length was 16, is 12" in elsewhere.said
+    assert "taken from" not in elsewhere.said
 
 
 def test_damaged_cells_give_way_to_published_ones(finished, elsewhere):
@@ -500,6 +501,20 @@ def test_what_a_run_cannot_start_from(finished, elsewhere, tmp_path):
     elsewhere.out = finished.folder / "published"
     with pytest.raises(UserError, match="holds published results"):
         run_from(elsewhere, finished.folder / "published")
+
+
+def test_a_new_method_is_all_that_is_computed(finished, elsewhere, tmp_path):
+    outcome = run_from(elsewhere, finished.folder / "published", [*METHODS, "static"])
+    assert (outcome.computed, outcome.failed) == (1, ())
+    assert "not timed" not in elsewhere.said
+    labels = [{contender.label for contender in timing.contenders} for timing in elsewhere.read().timings]
+    assert labels == [{"stock model", *METHODS}, {"stock model", "static"}]
+    assert run_from(elsewhere, finished.folder / "published", [*METHODS, "static"]).computed == 0
+    assert len(elsewhere.read().timings) == 2
+    publish_run(elsewhere.out, tmp_path / "again")
+    assert opened(tmp_path / "again").timings == elsewhere.read().timings
+    lines = plan_lines(load_suite(elsewhere.suite_file), out=tmp_path / "new", published_dir=tmp_path / "again")
+    assert not [line for line in lines if line.startswith(("to run ", "to time "))]
 
 
 def test_published_run_can_be_published_again(finished, elsewhere, tmp_path):

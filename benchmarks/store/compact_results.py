@@ -40,6 +40,7 @@ STUDY_FILE = "study.parquet"
 
 _ABOUT = b"consistentee"
 _FOLDER = "folder"
+_FILE = "file"
 _CONTENDER = "contender"
 _CONTENDERS = "contenders"
 _SAMPLES = "samples"
@@ -161,14 +162,14 @@ class _TimingColumns:
     @property
     def flat(self) -> dict[str, Column]:
         """All columns, and the two that say which timing it is, and which contender of it."""
-        return {_FOLDER: column_of(str), _CONTENDER: column_of(int), **self.timing, **self.contender, **self.samples}
+        return {_FILE: column_of(str), _CONTENDER: column_of(int), **self.timing, **self.contender, **self.samples}
 
 
 def _timings(results: StoredResults[_RecordT, _TimingT], schema: type[_TimingT]) -> pa.Table:
     columns = _TimingColumns.of(schema)
     rows = []
-    for folder, timing in zip(results.timing_folders, results.timings, strict=True):
-        whole = {_FOLDER: folder, **written_values(timing, columns.timing)}
+    for file, timing in zip(results.timing_files, results.timings, strict=True):
+        whole = {_FILE: file, **written_values(timing, columns.timing)}
         for place, contender in enumerate(timing.contenders):
             part = {**whole, _CONTENDER: place, **written_values(contender, columns.contender)}
             rows += [{**part, **written_values(samples, columns.samples)} for samples in contender.samples]
@@ -307,10 +308,10 @@ def _read_timings(path: Path, schema: type[_TimingT]) -> dict[str, _TimingT]:
         if unknown := set(table.column_names) - set(columns.flat):
             raise ValueError(f"column {min(unknown)!r} is of another version")
         return {
-            rows[0][_FOLDER]: schema.model_validate(
+            rows[0][_FILE]: schema.model_validate(
                 {**_part(rows[0], columns.timing), _CONTENDERS: _contenders(rows, columns)},
             )
-            for rows in _runs_of(table.to_pylist(), _FOLDER)
+            for rows in _runs_of(table.to_pylist(), _FILE)
         }
 
 
