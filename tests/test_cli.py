@@ -129,7 +129,7 @@ def _processor_seconds_of_children():
     "command",
     [
         *("list", "fetch", "run", "table", "plot", "report", "train", "predict", "doctor"),
-        *("new-method", "check-method", "check-task", "check-backbone", "leaderboard"),
+        *("new-method", "check-method", "check-task", "check-backbone", "leaderboard", "publish"),
     ],
 )
 def test_every_command_teaches_by_example(command):
@@ -158,7 +158,7 @@ def test_run_as_typed(runs, tmp_path):
     assert filters.seeds == [0, 1]
     assert filters.methods is None
     assert options["data_dir"] == tmp_path
-    assert options["out"] == Path("results/classification")
+    assert options["out"] == Path("runs/classification")
     assert options["retry_failed"]
     assert not options["fresh"]
 

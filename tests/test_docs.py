@@ -83,12 +83,12 @@ def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_quic
     assert "all checks pass" in printed["check-method"]
     assert "Gate" in printed["table"]
     assert "Gate" in printed["leaderboard"]
-    assert Path("results/quick/curves.png").is_file()
-    assert "| Gate | confidence=" in write_table(Path("results/quick")).read_text(encoding="utf-8")
-    panels, _ = load_panels(Path("results/quick"))
+    assert Path("runs/quick/curves.png").is_file()
+    assert "| Gate | confidence=" in write_table(Path("runs/quick")).read_text(encoding="utf-8")
+    panels, _ = load_panels(Path("runs/quick"))
     assert "Gate" in styles(panels)
     assert len(curve_on_test(panels[0], "Gate").scores) == 75
-    for standing in load_leaderboard([Path("results/quick")]).standings:
+    for standing in load_leaderboard([Path("runs/quick")]).standings:
         assert {entry.method for entry in standing.entries} == {"Gate", "calm-softmax"}
         assert {entry.place for entry in standing.entries} == {1, 2}
 

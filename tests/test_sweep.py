@@ -153,9 +153,12 @@ def test_times_that_cannot_be_taken_again_are_kept(finished):
     bench = finished
     shutil.rmtree(bench.out / "artifacts" / "models")
     bench.run(Filters(methods=["pabee"]))
-    (kept,) = bench.out.rglob(f"{TIMING_FILE}.stale-1")
-    assert "is kept as timing.json.stale-1" in bench.said
+    (kept,) = bench.out.rglob("timing-1.json")
+    assert "is kept as timing-1.json" in bench.said
     assert "calm-softmax" in kept.read_text()
+    assert bench.run(changes={"methods": ["full", "oracle", "calm-softmax", "pabee"]}).computed == 0
+    labels = [{contender.label for contender in timing.contenders} for timing in bench.read().timings]
+    assert labels == [{"stock model", "full", "calm-softmax"}, {"stock model", "pabee"}]
 
 
 def test_changed_settings_make_results_stale(finished):

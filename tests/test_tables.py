@@ -83,6 +83,16 @@ def test_real_speedup_is_that_of_the_same_rounds():
     assert row.clocks[32].p90 == pytest.approx(1.04)
 
 
+def test_each_timing_is_compared_with_its_own_stock_model():
+    first, later = (cell(label, [operating_point(0.5, "budget 0.50", 3.0, 0.8)]) for label in ("deebert", "pabee"))
+    slow = timing([later])
+    samples = [[s.model_copy(update={"seconds_per_round": [9.0] * 3}) for s in c.samples] for c in slow.contenders]
+    contenders = [c.model_copy(update={"samples": s}) for c, s in zip(slow.contenders, samples, strict=True)]
+    panel = panel_of([first, later], [timing([first]), slow.model_copy(update={"contenders": contenders})])
+    assert label_rows(panel, "deebert")[0].speedups.time_ratios == pytest.approx({1: 2.0, 32: 2.0})
+    assert label_rows(panel, "pabee")[0].speedups.time_ratios == pytest.approx({1: 1.0, 32: 1.0})
+
+
 def test_equal_choices_share_a_row():
     record = cell(
         "pabee",

@@ -153,7 +153,8 @@ def time_area(panel: Panel, label: str, seed: int) -> float | None:
 
 
 def _time_ratio(panel: Panel, cell: CellRecord, point: OperatingPoint) -> float | None:
-    here, stock = panel.contender(cell, point.knob), panel.stock(cell.seed)
+    here = panel.contender(cell, point.knob)
+    stock = panel.stock(cell.seed, beside=here)
     if here is None or stock is None:
         return None
     seconds, full_seconds = (

@@ -118,7 +118,8 @@ def _row(panel: GenerationPanel, reasons: Sequence[Target], choices: Sequence[De
     first, points = choices[0].cell.record, [choice.point for choice in choices]
     layers = float(np.mean([point.average_layers for point in points]))
     drafts = [point.speculation for point in points if point.speculation is not None]
-    timed = [(panel.contender(c.cell.record, c.point.knob), panel.stock(c.cell.record.seed)) for c in choices]
+    contenders = [(c.cell.record.seed, panel.contender(c.cell.record, c.point.knob)) for c in choices]
+    timed = [(here, panel.stock(seed, beside=here)) for seed, here in contenders]
     return GenerationRow(
         label=first.label,
         method=first.method,

@@ -36,8 +36,8 @@ def measured_speedups(panel: Panel, batch_size: int) -> list[tuple[str, float, f
     """
     found = []
     for timing in panel.timings:
-        stock = panel.stock(timing.seed)
         for contender in timing.contenders:
+            stock = panel.stock(timing.seed, beside=contender)
             if contender.knob is None or stock is None or contender.label not in panel.methods:
                 continue
             seconds = {sample.batch_size: sample.seconds_per_round for sample in contender.samples}

@@ -1,6 +1,6 @@
 """The records of one results folder, grouped as tables and plots need them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -87,20 +87,16 @@ class BasePanel(Generic[_RecordT, _TimingT, _ContenderT]):
         """Return the cells of one method, whatever their label."""
         return [cell for cell in self.cells if cell.record.method == method]
 
-    def stock(self, seed: int) -> _ContenderT | None:
-        """Return the stock model's timing for a seed, if there is one."""
-        return self._contender(seed, "", None)
+    def stock(self, seed: int, beside: _ContenderT | None = None) -> _ContenderT | None:
+        """Return the stock model's timing for a seed, if there is one: with ``beside``, the one of its rounds."""
+        timings = self.timings
+        if beside is not None:
+            timings = tuple(timing for timing in timings if any(one is beside for one in timing.contenders))
+        return _contender(timings, seed, "", None)
 
     def contender(self, cell: _RecordT, knob: float) -> _ContenderT | None:
         """Return the timing of one operating point, if there is one."""
-        return self._contender(cell.seed, cell.key, knob)
-
-    def _contender(self, seed: int, cell_key: str, knob: float | None) -> _ContenderT | None:
-        for timing in self.timings:
-            for contender in timing.contenders:
-                if timing.seed == seed and contender.cell_key == cell_key and knob in (None, contender.knob):
-                    return cast(_ContenderT, contender)
-        return None
+        return _contender(self.timings, cell.seed, cell.key, knob)
 
 
 StoredCell: TypeAlias = BaseStoredCell[CellRecord]
@@ -109,6 +105,14 @@ Panel: TypeAlias = BasePanel[CellRecord, TimingRecord, Contender]
 
 AnyPanel: TypeAlias = BasePanel[Any, Any, Any]
 """Of any kind."""
+
+
+def _contender(timings: Iterable[BaseTimingRecord], seed: int, cell_key: str, knob: float | None) -> Any:
+    for timing in timings:
+        for contender in timing.contenders:
+            if timing.seed == seed and contender.cell_key == cell_key and knob in (None, contender.knob):
+                return contender
+    return None
 
 
 def panels(

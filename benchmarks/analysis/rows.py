@@ -175,8 +175,8 @@ def _timings(panel: Panel, choices: Sequence[Choice]) -> list[tuple[Contender, C
     pairs = []
     for choice in choices:
         record = choice.cell.record
-        stock = panel.stock(record.seed)
-        here = stock if record.method == FULL else panel.contender(record, choice.point.knob)
+        here = panel.stock(record.seed) if record.method == FULL else panel.contender(record, choice.point.knob)
+        stock = panel.stock(record.seed, beside=here)
         if here is None or stock is None:
             return []
         pairs.append((here, stock))
@@ -233,7 +233,8 @@ def never_exit_overheads(panel: Panel) -> dict[int, float]:
     timed = []
     for cell in panel.cells_of_method(FULL):
         for point in cell.record.operating_points:
-            here, stock = panel.contender(cell.record, point.knob), panel.stock(cell.record.seed)
+            here = panel.contender(cell.record, point.knob)
+            stock = panel.stock(cell.record.seed, beside=here)
             if here is not None and stock is not None:
                 timed.append((here, stock))
     if not timed:

@@ -70,5 +70,5 @@ def next_steps(method: str) -> str:
         "Make it yours; it works as it is. Then:\n"
         f"  consistentee check-method {method}\n"
         f"  consistentee run quick --methods full majority static calm-softmax {method}\n"
-        "  consistentee leaderboard results/quick"
+        "  consistentee leaderboard runs/quick"
     )

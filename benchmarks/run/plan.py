@@ -15,7 +15,7 @@ from benchmarks.store.folders import (
     model_fault,
     read_cell,
     read_failure,
-    read_timing,
+    read_timings,
 )
 from benchmarks.store.keys import key_parts, timing_key
 from benchmarks.store.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
@@ -23,6 +23,7 @@ from benchmarks.store.spec import BaseCellSpec, BaseSuite, Group, TimingSpec
 from benchmarks.store.stored_results import is_compact, kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
+from consistentee.versions import Kind as KindName
 
 
 @dataclass(frozen=True)
@@ -187,11 +188,28 @@ def timed_points(record: BaseRecord, protocol: TimingSpec) -> Sequence[BaseOpera
     return record.timed_points(protocol.points_per_cell)
 
 
-def covers(timing: BaseTimingRecord, cells: Iterable[PlannedCell], protocol: TimingSpec) -> bool:
-    """Say whether a timing holds every operating point of the cells that are done."""
-    timed = {(contender.cell_key, contender.knob) for contender in timing.contenders}
+def covers(timings: Iterable[BaseTimingRecord], cells: Iterable[PlannedCell], protocol: TimingSpec) -> bool:
+    """Say whether some timings together hold every operating point of the cells that are done."""
+    timed = {(contender.cell_key, contender.knob) for timing in timings for contender in timing.contenders}
     wanted = {(cell.key, point.knob) for cell in cells if cell.record for point in timed_points(cell.record, protocol)}
     return wanted <= timed
+
+
+def timings_of(
+    group: Group,
+    kind: KindName,
+    folder: RunFolder,
+    protocol: TimingSpec,
+    on_fault: Callable[[Fault], None],
+    *,
+    published: Published | None = None,
+) -> list[BaseTimingRecord]:
+    """Return the timings of a group that were taken by this protocol, on disk and, if given, published ones."""
+    found, faults = read_timings(folder.timing(*group), kind_named(kind).timing)
+    for fault in faults:
+        on_fault(fault)
+    taken = [*found, *(published.timings_of(group).values() if published else ())]
+    return [timing for timing in taken if timing.key == timing_key(protocol, kind)]
 
 
 def reopen_for_timing(
@@ -202,11 +220,14 @@ def reopen_for_timing(
     *,
     published: Published | None = None,
 ) -> list[PlannedCell]:
-    """Take finished cells for missing where a timing is due and needs their model, which is damaged or gone."""
+    """Take finished cells for missing where they have to be timed and their model is damaged or gone."""
     planned = []
     for group, members in groups_of(cells).items():
-        due = timing_due(group, members, folder, protocol, on_fault, published=published)
-        planned += [_without_lost_model(cell, folder, protocol) if due else cell for cell in members]
+        taken = timings_of(group, members[0].spec.kind, folder, protocol, on_fault, published=published)
+        planned += [
+            cell if covers(taken, [cell], protocol) or lost_model(cell, folder) is None else replace(cell, record=None)
+            for cell in members
+        ]
     return planned
 
 
@@ -222,21 +243,9 @@ def timing_due(
     """Say whether a group has to be timed, now or once its missing cells are done."""
     if any(cell.is_missing for cell in cells):
         return True
-    if not any(cell.record and timed_points(cell.record, protocol) for cell in cells):
-        return False
-    timing, fault = read_timing(folder.timing(*group), cells[0].kind.timing)
-    if fault:
-        on_fault(fault)
-    if timing is None and published:
-        timing = published.timings.get(group)
-    return (
-        timing is None or timing.key != timing_key(protocol, cells[0].spec.kind) or not covers(timing, cells, protocol)
+    return not covers(
+        timings_of(group, cells[0].spec.kind, folder, protocol, on_fault, published=published), cells, protocol
     )
-
-
-def _without_lost_model(cell: PlannedCell, folder: RunFolder, protocol: TimingSpec) -> PlannedCell:
-    needed = cell.record is not None and timed_points(cell.record, protocol)
-    return replace(cell, record=None) if needed and lost_model(cell, folder) else cell
 
 
 def lost_model(cell: PlannedCell, folder: RunFolder) -> str | None:

@@ -1,6 +1,6 @@
 """What a run starts from: cells and timings of the same suite that are published, of any form; never changed here."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,12 +9,11 @@ from benchmarks.store.folders import (
     CALIBRATION_FILE,
     PREDICTIONS_FILE,
     RECORD_FILE,
-    TIMING_FILE,
     Fault,
     RunFolder,
     read_cell,
-    read_timing,
     stale_reason,
+    timing_folder,
     write_predictions,
     write_record,
 )
@@ -32,12 +31,12 @@ class Published:
     Attributes:
         root: their folder; None if there are none.
         cells: by their folder in a run.
-        timings: by group.
+        timings: by their file in a run.
     """
 
     root: Path | None = None
     cells: dict[str, BaseStoredCell[BaseRecord]] = field(default_factory=dict)
-    timings: dict[Group, BaseTimingRecord] = field(default_factory=dict)
+    timings: dict[str, BaseTimingRecord] = field(default_factory=dict)
 
     def cell(self, spec: BaseCellSpec, wanted: KeyParts) -> BaseStoredCell[BaseRecord] | None:
         """Return a cell if it is published, and made of what is wanted."""
@@ -48,6 +47,11 @@ class Published:
         """Say why a published cell is not used; None if it is, or if there is none."""
         found = self.cells.get(spec.folder.as_posix())
         return None if found is None else stale_reason(found.record, wanted)
+
+    def timings_of(self, group: Group) -> dict[str, BaseTimingRecord]:
+        """Return the published timings of a group, by the names of their files."""
+        folder = timing_folder(*group).as_posix()
+        return {Path(file).name: timing for file, timing in self.timings.items() if file.startswith(f"{folder}/")}
 
 
 def find_published(suite: BaseSuite, root: Path | None, out: Path) -> Published:
@@ -74,7 +78,7 @@ def find_published(suite: BaseSuite, root: Path | None, out: Path) -> Published:
     return Published(
         place,
         {cell.rows.folder: cell for cell in results.cells},
-        {(timing.task, timing.backbone, timing.seed): timing for timing in results.timings},
+        dict(zip(results.timing_files, results.timings, strict=True)),
     )
 
 
@@ -117,15 +121,21 @@ def _unpack(stored: BaseStoredCell[BaseRecord], place: Path) -> None:
     write_record(place / RECORD_FILE, stored.record)
 
 
-def unpack_timings(published: Published, groups: Iterable[Group], folder: RunFolder, key: str) -> int:
-    """Write the published timings of this key into the folder of a run, where there is none; return how many."""
+def unpack_timings(published: Published, cells: Mapping[Group, set[str]], folder: RunFolder, key: str) -> int:
+    """Write published timings into the folder of a run, where there are none yet; return how many were written.
+
+    Args:
+        published: what is published.
+        cells: the keys of every group's cells: a timing of none of them is of no use.
+        folder: of the run.
+        key: of the protocol, which has to be theirs.
+    """
     written = 0
-    for group in groups:
-        timing = published.timings.get(group)
-        if timing is None or timing.key != key:
-            continue
-        there, fault = read_timing(folder.timing(*group), type(timing))
-        if there is None and fault is None:
-            write_record(folder.timing(*group) / TIMING_FILE, timing)
-            written += 1
+    for group, keys in cells.items():
+        for name, timing in published.timings_of(group).items():
+            path = folder.timing(*group) / name
+            timed = {contender.cell_key for contender in timing.contenders}
+            if timing.key == key and timed & keys and not path.exists():
+                write_record(path, timing)
+                written += 1
     return written

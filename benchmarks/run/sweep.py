@@ -17,6 +17,7 @@ from benchmarks.run.plan import (
     Group,
     Inputs,
     PlannedCell,
+    covers,
     finished_neighbours,
     groups_of,
     lost_model,
@@ -27,6 +28,7 @@ from benchmarks.run.plan import (
     summary,
     timed_points,
     timing_due,
+    timings_of,
 )
 from benchmarks.run.progress import RunProgress
 from benchmarks.run.published import Published, find_published, unpack_cells, unpack_timings
@@ -37,6 +39,7 @@ from benchmarks.store.folders import (
     TIMING_FILE,
     Fault,
     RunFolder,
+    keep_timing,
     only_run,
     read_cell,
     read_timing,
@@ -140,6 +143,9 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     others = [spec for spec in expand(run.suite, replace(filters, methods=None)) if spec not in cells]
     _unpack(run, [*cells, *others])
     planned = plan_cells(cells, run.inputs, run.folder, run.put_aside, fresh=run.fresh, retry_failed=retry_failed)
+    for cell in planned:
+        if cell.is_missing and (reason := run.published.staleness(cell.spec, cell.parts)):
+            run.say(f"{cell.spec.name}: published, but {reason}")
     neighbours = finished_neighbours(others, run.inputs, run.folder)
     run.inputs.hashes.save()
     planned = reopen_for_timing(planned, run.folder, run.suite.timing, run.put_aside)
@@ -161,12 +167,11 @@ def _unpack(run: _Run, specs: Sequence[BaseCellSpec]) -> None:
     if run.published.root is None:
         return
     wanted = [(spec, run.inputs.parts(spec)) for spec in specs]
-    for spec, parts in wanted:
-        if reason := run.published.staleness(spec, parts):
-            run.say(f"{spec.name}: published, but {reason}")
     cells = unpack_cells(run.published, wanted, run.folder, run.put_aside)
-    groups = dict.fromkeys(spec.group for spec in specs)
-    timings = unpack_timings(run.published, groups, run.folder, timing_key(run.suite.timing, run.suite.kind))
+    keys: dict[Group, set[str]] = {}
+    for spec, parts in wanted:
+        keys.setdefault(spec.group, set()).add(parts.key)
+    timings = unpack_timings(run.published, keys, run.folder, timing_key(run.suite.timing, run.suite.kind))
     if cells or timings:
         run.say(f"{cells} cells and {timings} timings taken from {run.published.root}")
 
@@ -255,25 +260,31 @@ def _due_timings(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequenc
             cell for cell in [*members, *outside.get(group, [])] if cell.record and timed_points(cell.record, protocol)
         ]
         ready = [cell for cell in live if lost_model(cell, run.folder) is None]
+        taken = timings_of(group, members[0].spec.kind, run.folder, protocol, run.put_aside)
         for cell in live:
-            if cell not in ready:
+            if cell not in ready and not covers(taken, [cell], protocol):
                 run.say(
                     f"{cell.spec.name}: not timed, its trained model is gone; a run that includes it makes it again"
                 )
         if ready:
-            _keep_times_of_others(run, group, ready)
+            _keep_times_of_others(run, group, ready, live)
             job = TimingJob(run.surroundings, None, tuple(ready), protocol)
             jobs.append(replace(job, replaces=job.finished_at()))
     return jobs
 
 
-def _keep_times_of_others(run: _Run, group: Group, timed: Sequence[PlannedCell]) -> None:
-    """Set a timing aside, instead of overwriting it, where it holds cells that cannot be timed again now."""
+def _keep_times_of_others(run: _Run, group: Group, timed: Sequence[PlannedCell], live: Sequence[PlannedCell]) -> None:
+    """Keep a timing, instead of overwriting it, where it holds cells that cannot be timed again now.
+
+    Taken by another protocol, or of cells that are not those of today, it is set aside.
+    """
     place = run.folder.timing(*group)
     old, _ = read_timing(place, timed[0].kind.timing)
-    keys = {cell.key for cell in timed}
-    if old and any(contender.cell_key and contender.cell_key not in keys for contender in old.contenders):
-        kept = set_aside(place / TIMING_FILE, "stale")
+    others = {contender.cell_key for contender in old.contenders if contender.cell_key} if old else set()
+    others -= {cell.key for cell in timed}
+    if old and others:
+        fits = old.key == timing_key(run.suite.timing, run.suite.kind) and others & {cell.key for cell in live}
+        kept = keep_timing(place) if fits else set_aside(place / TIMING_FILE, "stale")
         run.say(f"    the earlier timing, which holds other cells, is kept as {kept.name}")
 
 

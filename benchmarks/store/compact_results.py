@@ -40,7 +40,7 @@ STUDY_FILE = "study.parquet"
 
 _ABOUT = b"consistentee"
 _FOLDER = "folder"
-_TIMING = "timing"
+_FILE = "file"
 _CONTENDER = "contender"
 _CONTENDERS = "contenders"
 _SAMPLES = "samples"
@@ -88,7 +88,7 @@ def write_compact(
         UserError: the rows of a cell cannot be read.
     """
     about = {"form": FORM_VERSION, "kind": kind, "written": _fingerprint(results)}
-    rows, study, timings = _rows(results.cells), _study(results.cells), _timings(results.timings, timing_schema)
+    rows, study, timings = _rows(results.cells), _study(results.cells), _timings(results, timing_schema)
     if study is None:
         (root / STUDY_FILE).unlink(missing_ok=True)
     return [
@@ -161,16 +161,15 @@ class _TimingColumns:
 
     @property
     def flat(self) -> dict[str, Column]:
-        """All columns, and the two that count timings, and contenders in each."""
-        number = column_of(int)
-        return {_TIMING: number, _CONTENDER: number, **self.timing, **self.contender, **self.samples}
+        """All columns, and the two that say which timing it is, and which contender of it."""
+        return {_FILE: column_of(str), _CONTENDER: column_of(int), **self.timing, **self.contender, **self.samples}
 
 
-def _timings(timings: Sequence[BaseTimingRecord], schema: type[BaseTimingRecord]) -> pa.Table:
+def _timings(results: StoredResults[_RecordT, _TimingT], schema: type[_TimingT]) -> pa.Table:
     columns = _TimingColumns.of(schema)
     rows = []
-    for number, timing in enumerate(timings):
-        whole = {_TIMING: number, **written_values(timing, columns.timing)}
+    for file, timing in zip(results.timing_files, results.timings, strict=True):
+        whole = {_FILE: file, **written_values(timing, columns.timing)}
         for place, contender in enumerate(timing.contenders):
             part = {**whole, _CONTENDER: place, **written_values(contender, columns.contender)}
             rows += [{**part, **written_values(samples, columns.samples)} for samples in contender.samples]
@@ -228,14 +227,12 @@ def read_compact(
     written = {_about(root / name)["written"] for name in (CELLS_FILE, TIMINGS_FILE, ROWS_FILE, *study)}
     if len(written) > 1:
         raise UserError(f"the files of {root} were not written together; publish the run again")
-    return StoredResults(
-        [
-            BaseStoredCell(record, CompactRows(root, number, folder))
-            for number, (folder, record) in enumerate(_read_cells(root / CELLS_FILE, record_schema))
-        ],
-        _read_timings(root / TIMINGS_FILE, timing_schema),
-        [],
-    )
+    cells = [
+        BaseStoredCell(record, CompactRows(root, number, folder))
+        for number, (folder, record) in enumerate(_read_cells(root / CELLS_FILE, record_schema))
+    ]
+    timings = _read_timings(root / TIMINGS_FILE, timing_schema)
+    return StoredResults(cells, list(timings.values()), list(timings), [])
 
 
 @dataclass(frozen=True)
@@ -304,18 +301,18 @@ def _read_cells(path: Path, schema: type[_RecordT]) -> list[tuple[str, _RecordT]
     return list(zip(folders, records, strict=True))
 
 
-def _read_timings(path: Path, schema: type[_TimingT]) -> list[_TimingT]:
+def _read_timings(path: Path, schema: type[_TimingT]) -> dict[str, _TimingT]:
     columns = _TimingColumns.of(schema)
     with _readable(path):
         table = _table(path)
         if unknown := set(table.column_names) - set(columns.flat):
             raise ValueError(f"column {min(unknown)!r} is of another version")
-        return [
-            schema.model_validate(
+        return {
+            rows[0][_FILE]: schema.model_validate(
                 {**_part(rows[0], columns.timing), _CONTENDERS: _contenders(rows, columns)},
             )
-            for rows in _runs_of(table.to_pylist(), _TIMING)
-        ]
+            for rows in _runs_of(table.to_pylist(), _FILE)
+        }
 
 
 def _contenders(rows: Sequence[Mapping[str, Any]], columns: _TimingColumns) -> list[dict[str, Any]]:

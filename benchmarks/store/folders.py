@@ -26,6 +26,8 @@ PREDICTIONS_FILE = "predictions.parquet"
 CALIBRATION_FILE = "calibration.parquet"
 FAILURE_FILE = "failure.json"
 TIMING_FILE = "timing.json"
+TIMING_FILES = "timing*.json"
+"""The latest timing of a group, and earlier ones whose cells could not be timed again: ``timing-1.json``, ..."""
 LOG_FILE = "log.txt"
 
 _PARQUET_MAGIC = b"PAR1"
@@ -55,7 +57,7 @@ class RunFolder:
 
     def timing(self, task: str, backbone: str, seed: int) -> Path:
         """Folder of the timing run of one (task, backbone, seed)."""
-        return self.root / "timings" / folder_name(task) / folder_name(backbone) / f"seed{seed}"
+        return self.root / "timings" / timing_folder(task, backbone, seed)
 
     @property
     def lock(self) -> Path:
@@ -70,6 +72,11 @@ class RunFolder:
     def fingerprints(self) -> Path:
         """Cache of file hashes."""
         return self.root / "artifacts" / "fingerprints.json"
+
+
+def timing_folder(task: str, backbone: str, seed: int) -> Path:
+    """Return where the timing of a group lies, relative to the timings of a run."""
+    return Path(folder_name(task), folder_name(backbone), f"seed{seed}")
 
 
 @dataclass(frozen=True)
@@ -191,12 +198,29 @@ def read_failure(folder: Path, key: str) -> FailureRecord | None:
 
 
 def read_timing(folder: Path, schema: type[_TimingT]) -> tuple[_TimingT | None, Fault | None]:
-    """Return a timing record if it is whole; or what is wrong with it."""
-    path = folder / TIMING_FILE
+    """Return the latest timing record if it is whole; or what is wrong with it."""
+    return _read_timing(folder / TIMING_FILE, schema)
+
+
+def read_timings(folder: Path, schema: type[_TimingT]) -> tuple[list[_TimingT], list[Fault]]:
+    """Return all timings of a group that are whole; and what is wrong with the others."""
+    read = [_read_timing(path, schema) for path in sorted(folder.glob(TIMING_FILES))]
+    return [record for record, _ in read if record], [fault for _, fault in read if fault]
+
+
+def _read_timing(path: Path, schema: type[_TimingT]) -> tuple[_TimingT | None, Fault | None]:
     record, reason = parse_record(path, schema)
     if reason:
         return None, Fault(path, "damaged", reason, whole=path)
     return record, None
+
+
+def keep_timing(folder: Path) -> Path:
+    """Rename the latest timing of a group, so that the next one does not replace it; return its new place."""
+    number = 1
+    while (target := folder / f"timing-{number}.json").exists():
+        number += 1
+    return (folder / TIMING_FILE).rename(target)
 
 
 def model_fault(folder: Path, description: str = "multi_exit.json") -> str | None:

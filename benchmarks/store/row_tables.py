@@ -53,8 +53,14 @@ def own_table(rows: pa.Table, layout: Layout) -> pa.Table:
             base = _base(name)
             values = pc.list_element(columns[base], places[base])
             places[base] += 1
-        found[name] = values.cast(_type_named(text))
+        found[name] = _as_type(values, _type_named(text))
     return pa.table(found)
+
+
+def _as_type(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if "null" in str(kind):  # a column that holds nothing but None and empty lists, which Arrow does not cast
+        return pa.array(values.to_pylist(), kind)
+    return values.cast(kind)
 
 
 def _base(name: str) -> str:

@@ -55,9 +55,11 @@ class StoredResults(Generic[_RecordT, _TimingT]):
     Attributes:
         cells: of every cell its record, and where its rows are.
         timings: of every group that was timed.
+        timing_files: of each timing, its file in a run, below ``timings``.
         faults: the files that cannot be read.
     """
 
     cells: list[BaseStoredCell[_RecordT]]
     timings: list[_TimingT]
+    timing_files: list[str]
     faults: list[Fault]

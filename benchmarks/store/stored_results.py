@@ -10,7 +10,7 @@ from benchmarks.store.folders import (
     FAILURE_FILE,
     PREDICTIONS_FILE,
     RECORD_FILE,
-    TIMING_FILE,
+    TIMING_FILES,
     Fault,
     parse_record,
     read_predictions,
@@ -79,7 +79,7 @@ def open_results(
 
         return read_compact(root, record_schema, timing_schema)
     cells: list[BaseStoredCell[_RecordT]] = []
-    timings: list[_TimingT] = []
+    timings: dict[str, _TimingT] = {}
     faults: list[Fault] = []
     for path in record_files(root / "cells", RECORD_FILE):
         record, reason = parse_record(path, record_schema)
@@ -89,15 +89,15 @@ def open_results(
             cells.append(
                 BaseStoredCell(record, CellFolder(path.parent, path.parent.relative_to(root / "cells").as_posix()))
             )
-    for path in record_files(root / "timings", TIMING_FILE):
+    for path in record_files(root / "timings", TIMING_FILES):
         timing, reason = parse_record(path, timing_schema)
         if timing is None:
             faults.append(Fault(path, "damaged", reason or "vanished", whole=path))
         else:
-            timings.append(timing)
+            timings[path.relative_to(root / "timings").as_posix()] = timing
     if not cells and not faults:
         raise UserError(f"{root} holds no results; `consistentee run SUITE --out {root}` makes some")
-    return StoredResults(cells, timings, faults)
+    return StoredResults(cells, list(timings.values()), list(timings), faults)
 
 
 def is_compact(root: Path) -> bool:
