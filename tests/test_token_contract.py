@@ -180,6 +180,16 @@ class Mine(Base):
 """
 
 
+DRAFTS_IN_SILENCE = """
+from consistentee import generate_speculatively
+class Mine(Base):
+    def generate(self, model, prompts, knob, **options):
+        if knob == 1.0:
+            return super().generate(model, prompts, knob, **options)
+        return generate_speculatively(model, prompts, draft_layer=1, **options)
+"""
+
+
 def case_of(tmp_path, tiny_decoders, source):
     path = tmp_path / "mine.py"
     path.write_text(BASE + textwrap.dedent(source))
@@ -261,6 +271,11 @@ def case_of(tmp_path, tiny_decoders, source):
             TEXTS_OF_A_BATCH,
             checks.generate_keeps_to_the_texts,
             ("generate() lets a text depend on its neighbours", "alone than beside others"),
+        ),
+        (
+            DRAFTS_IN_SILENCE,
+            checks.generate_keeps_to_the_texts,
+            ("generate() drafts and verifies, and the method does not say so", "drafts: ClassVar[bool] = True"),
         ),
     ],
 )

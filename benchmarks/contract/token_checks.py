@@ -35,6 +35,7 @@ from benchmarks.contract.token_causes import compare_texts, first_difference, wh
 from benchmarks.contract.token_reference import counted_calls, eager_tokens
 from benchmarks.contract.watching import WatchedRule, modules_of_later_layers
 from consistentee.engine.generate import Generations, generate_encoded
+from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
@@ -224,6 +225,13 @@ def generate_keeps_to_the_texts(case: TokenCase) -> None:
             raise BrokenContractError("generate() lets a text depend on its neighbours", example, "", TOKEN_SECTION)
         if any(len(tokens) != len(layers) for tokens, layers in texts_of(written)):
             raise BrokenContractError("generate() must give every new token an exit layer", section=TOKEN_SECTION)
+        if isinstance(written, SpeculativeGenerations) and not case.method.drafts:
+            raise BrokenContractError(
+                "generate() drafts and verifies, and the method does not say so",
+                f"a replay would not know the layers that it calls (knob {knob:g})",
+                "Say drafts: ClassVar[bool] = True in the class",
+                TOKEN_SECTION,
+            )
     if (place := first_difference(case.stock, tokens_of(written))) is not None:
         raise BrokenContractError(
             "at the last value of the knob, generate() must write the stock model's text",

@@ -24,13 +24,14 @@ from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.data.instances import Split, TaskData, Text
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
+from consistentee.training.recipe import RecipeSettings
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
 ONE_SIDED = 0.9
-USUAL_LENGTH = 128
+USUAL_LENGTH = RecipeSettings().max_length
 """What a recipe cuts rows to unless it says otherwise: :class:`consistentee.Recipe`."""
 
 

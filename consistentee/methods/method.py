@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypeVar
@@ -25,6 +25,7 @@ from consistentee.errors import UserError, unknown_name
 from consistentee.training.recipe import Recipe, TokenRecipe
 
 if TYPE_CHECKING:
+    from consistentee.models.base import MultiExit
     from consistentee.models.encoder import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule
 
@@ -35,24 +36,7 @@ TOKEN_ENTRY_POINT_GROUP = "consistentee.token_methods"
 """Methods whose rows are tokens being decoded: generation."""
 
 
-class Notes(Protocol):
-    """What a trained model's description says of its training."""
-
-    task_name: str | None
-    method_name: str | None
-    method_parameters: dict[str, Any]
-
-
-class Described(Protocol):
-    """What a method trains: a multi-exit model, of any kind."""
-
-    @property
-    def description(self) -> Notes:
-        """What is saved beside the weights."""
-        ...
-
-
-ModelT = TypeVar("ModelT", bound=Described, default="MultiExitModel")
+ModelT = TypeVar("ModelT", bound="MultiExit", default="MultiExitModel")
 TaskT = TypeVar("TaskT", bound=TaskData | TextTask, default=TaskData)
 RecipeT = TypeVar("RecipeT", bound=Recipe | TokenRecipe, default=Recipe)
 

@@ -162,6 +162,10 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
             raise unknown_name("head of this model", name, self.exit_heads)
         return cast(ExitHeads, self.exit_heads[name])
 
+    @abstractmethod
+    def fingerprint(self, *, with_heads: bool = True) -> str:
+        """Return a hash of what a pass gives; ``with_heads=False`` leaves the learned heads out."""
+
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.state_dict().items()}

@@ -27,6 +27,7 @@ from consistentee.data.encoding import Batch, Encoding, fingerprint
 from consistentee.data.instances import Label
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
+from consistentee.models.base import MultiExit
 from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
 from consistentee.models.source_code import module_source
 from consistentee.training.recipe import Recipe
@@ -61,43 +62,7 @@ class FeatureBatch:
     step: int
 
 
-class Trainable(Protocol):
-    """What the loop needs of a model: what every torch module has, and a hash of all weights."""
-
-    def fingerprint(self) -> str:
-        """Return a hash of the model as it stands."""
-        ...
-
-    def to(self, device: torch.device, /) -> object:
-        """Move to a device."""
-        ...
-
-    def train(self, mode: bool) -> object:
-        """Turn dropout on or off."""
-        ...
-
-    def eval(self) -> object:
-        """Turn dropout off."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield all weights that can be trained."""
-        ...
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield them with their names."""
-        ...
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return all weights by name."""
-        ...
-
-    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool) -> object:
-        """Take weights by name."""
-        ...
-
-
-ModelT = TypeVar("ModelT", bound=Trainable)
+ModelT = TypeVar("ModelT", bound=MultiExit)
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
 
@@ -280,7 +245,7 @@ def _train(
     model.eval()
 
 
-def _layers_in(model: Trainable, precision: Precision) -> AbstractContextManager[None]:
+def _layers_in(model: MultiExit, precision: Precision) -> AbstractContextManager[None]:
     """Return the context of the loss; a decoder's recipe names no precision."""
     return model.layers_in(precision) if isinstance(model, MultiExitModel) else nullcontext()
 
@@ -315,7 +280,7 @@ def _of_like_length(batches: tuple[Tensor, ...], lengths: Tensor, generator: tor
     return tuple(by_length[number] for number in torch.randperm(len(by_length), generator=generator).tolist())
 
 
-def _freeze_all_but(model: Trainable, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
+def _freeze_all_but(model: MultiExit, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
     trained = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(prefixes))
