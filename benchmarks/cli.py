@@ -659,7 +659,7 @@ def leaderboard(
 ) -> None:
     """Rank methods over tasks by the area under their curves, with intervals; say where every result comes from."""
     from benchmarks.analysis.leaderboard import load_leaderboard
-    from benchmarks.analysis.leaderboard_tables import to_terminal, to_text
+    from benchmarks.analysis.tables.leaderboard import to_terminal, to_text
 
     board = load_leaderboard(results)
     if table_format is None:

@@ -18,12 +18,12 @@ from pathlib import Path
 import pandas as pd
 
 import benchmarks
-from benchmarks.analysis.headline_tables import headline_tables
-from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.published import published_table
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.rows import table_rows
-from benchmarks.analysis.tables import operating_table, panel_tables, to_csv
+from benchmarks.analysis.tables.headline import headline_tables
+from benchmarks.analysis.tables.operating import operating_table, panel_tables, to_csv
+from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.store.targets import HALF
 
 results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-classification"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks.analysis.figures.curves import curve_on_test, styles
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.results import load_panels
-from benchmarks.analysis.tables import write_table
+from benchmarks.analysis.tables.operating import write_table
 from benchmarks.cli import app
 from benchmarks.commands.new_method import write_method
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError

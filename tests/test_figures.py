@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import LAYERS, ROWS, cell, made_up_suite, operating_point, stored, timing, write_results
 
+from benchmarks.analysis.comparisons.real_time import measured_speedups
 from benchmarks.analysis.figures.catalogue import FIGURES, drawn_figures, write_figures
 from benchmarks.analysis.figures.exits import (
     exit_shares,
@@ -15,7 +16,6 @@ from benchmarks.analysis.figures.exits import (
     policy_figure,
     signal_by_layer,
 )
-from benchmarks.analysis.real_time import measured_speedups
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows import row_for_half
 from consistentee.methods.hardness import memorized_layer

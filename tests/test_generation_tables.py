@@ -20,13 +20,13 @@ from matplotlib.image import imread
 from records_by_hand import write_results
 
 from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
-from benchmarks.analysis.equal_layers import compare_at_equal_layers
+from benchmarks.analysis.comparisons.equal_layers import compare_at_equal_layers
 from benchmarks.analysis.figures.generation import layers_by_position, row_near_half
 from benchmarks.analysis.generation_report import match_overview
 from benchmarks.analysis.generation_rows import STOCK, curve_rows, generation_rows, load_generation_panels
-from benchmarks.analysis.generation_tables import calibration_table, decoding_table, equal_layers_table, to_csv
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.results import load_panels, panels
+from benchmarks.analysis.tables.decoding import calibration_table, decoding_table, equal_layers_table, to_csv
 from benchmarks.store.stored_results import BaseStoredCell, CellFolder, kind_of_results
 from benchmarks.store.targets import HALF, in_words
 from consistentee.errors import UserError

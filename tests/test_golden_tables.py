@@ -24,12 +24,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.analysis.generation_rows import load_generation_panels
-from benchmarks.analysis.generation_tables import all_generation_tables
-from benchmarks.analysis.generation_tables import to_csv as generation_csv
 from benchmarks.analysis.leaderboard import load_leaderboard
-from benchmarks.analysis.leaderboard_tables import to_text
 from benchmarks.analysis.results import load_panels
-from benchmarks.analysis.tables import all_tables, to_csv
+from benchmarks.analysis.tables.decoding import all_generation_tables
+from benchmarks.analysis.tables.decoding import to_csv as generation_csv
+from benchmarks.analysis.tables.leaderboard import to_text
+from benchmarks.analysis.tables.operating import all_tables, to_csv
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "tables"

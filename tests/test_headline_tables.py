@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from records_by_hand import cell, made_up_suite, operating_point, stored, timing
 
-from benchmarks.analysis.headline_tables import half_table, headline_table, headline_tables
-from benchmarks.analysis.overall_tables import static_gain_table
-from benchmarks.analysis.ranking import AREA, compared_panels, score_table
+from benchmarks.analysis.comparisons.ranking import AREA, compared_panels, score_table
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows import row_for_half
-from benchmarks.analysis.text_tables import to_markdown
+from benchmarks.analysis.tables.headline import half_table, headline_table, headline_tables
+from benchmarks.analysis.tables.overall import static_gain_table
+from benchmarks.analysis.tables.text import to_markdown
 
 ROOT = Path(__file__).parent.parent
 _SHOWN = re.compile(r"<!-- (?P<path>results/\S+): (?P<title>.*?) -->\n(?P<table>(?:\|.*\n)+)")

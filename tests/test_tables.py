@@ -16,11 +16,11 @@ from records_by_hand import (
 from rich.console import Console
 
 from benchmarks.analysis import report_files, terminal_report
-from benchmarks.analysis.comparisons import curve_summaries, paired_comparisons
+from benchmarks.analysis.comparisons.curve_summaries import curve_summaries, paired_comparisons
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows import label_rows, table_rows
-from benchmarks.analysis.tables import comparison_table, machine, operating_table, to_csv, write_table
-from benchmarks.analysis.text_tables import TextTable, escape_latex, to_latex, to_markdown
+from benchmarks.analysis.tables.operating import comparison_table, machine, operating_table, to_csv, write_table
+from benchmarks.analysis.tables.text import TextTable, escape_latex, to_latex, to_markdown
 from benchmarks.store.targets import HALF, in_words
 from consistentee.errors import UserError
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from benchmarks.analysis.generation_rows import GenerationPanel
     from benchmarks.analysis.results import Panel
-    from benchmarks.analysis.text_tables import TextTable
+    from benchmarks.analysis.tables.text import TextTable
     from benchmarks.store.folders import Fault
 
 __all__ = [
@@ -40,7 +40,7 @@ def report_files(out_dir: Path) -> "Group":
     if _holds_generation(out_dir):
         from benchmarks.analysis.figures.generation import draw_all
         from benchmarks.analysis.generation_rows import load_generation_panels
-        from benchmarks.analysis.generation_tables import GENERATION_FORMATS
+        from benchmarks.analysis.tables.decoding import GENERATION_FORMATS
 
         texts, faults = load_generation_panels(out_dir)
         for suffix in ("md", "csv"):
@@ -49,7 +49,7 @@ def report_files(out_dir: Path) -> "Group":
         return _terminal_tables_of_generation(texts, faults)
     from benchmarks.analysis.figures.curves import figure, save_figure
     from benchmarks.analysis.results import load_panels
-    from benchmarks.analysis.tables import FORMATS
+    from benchmarks.analysis.tables.operating import FORMATS
 
     panels, faults = load_panels(out_dir)
     for suffix in ("md", "csv"):
@@ -104,12 +104,12 @@ def write_all_tables(
     as :func:`terminal_report` does.
     """
     if _holds_generation(out_dir):
-        from benchmarks.analysis.generation_tables import write_generation_table
+        from benchmarks.analysis.tables.decoding import write_generation_table
 
         _refuse_published(published)
         return write_generation_table(out_dir, table_format, labels)
     from benchmarks.analysis.published import write_published
-    from benchmarks.analysis.tables import write_table
+    from benchmarks.analysis.tables.operating import write_table
 
     return (write_published if published else write_table)(out_dir, table_format, labels)
 
@@ -156,14 +156,14 @@ def _refuse_published(published: bool) -> None:
 
 def _terminal_tables(panels: "list[Panel]", faults: "list[Fault]", *, published: bool = False) -> "Group":
     from benchmarks.analysis.published import published_table
-    from benchmarks.analysis.tables import operating_table
+    from benchmarks.analysis.tables.operating import operating_table
 
     tables = [published_table(panel) if published else operating_table(panel, compact=True) for panel in panels]
     return _for_terminal(tables, faults)
 
 
 def _terminal_tables_of_generation(panels: "list[GenerationPanel]", faults: "list[Fault]") -> "Group":
-    from benchmarks.analysis.generation_tables import decoding_table
+    from benchmarks.analysis.tables.decoding import decoding_table
 
     return _for_terminal([decoding_table(panel, compact=True) for panel in panels], faults)
 
@@ -172,7 +172,7 @@ def _for_terminal(tables: "Sequence[TextTable]", faults: "Sequence[Fault]") -> "
     from rich.console import Group
     from rich.text import Text
 
-    from benchmarks.analysis.text_tables import to_rich
+    from benchmarks.analysis.tables.text import to_rich
 
     warnings = [Text(f"left out: {fault}", style="yellow") for fault in faults]
     return Group(*map(to_rich, tables), *warnings)

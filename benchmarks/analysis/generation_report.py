@@ -8,10 +8,10 @@ from benchmarks.analysis.caveats import Caveat, caveats_of_clock, caveats_of_fol
 from benchmarks.analysis.figures.catalogue import FigureKind
 from benchmarks.analysis.figures.generation import decoding_figure, decoding_styles, figure_name, row_near_half
 from benchmarks.analysis.generation_rows import GenerationPanel, generation_rows, load_generation_panels
-from benchmarks.analysis.generation_tables import generation_tables
 from benchmarks.analysis.report import REPORT_FILE, EmbeddedFigure, Section, data_uri, render_page
 from benchmarks.analysis.results import FULL, role_of
-from benchmarks.analysis.text_tables import MISSING, TextTable
+from benchmarks.analysis.tables.decoding import generation_tables
+from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.store.folders import Fault, write_text
 
 _SHOWS = (

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from benchmarks.analysis.comparisons import blind_score, layers_area, time_area
+from benchmarks.analysis.comparisons.curve_summaries import blind_score, layers_area, time_area
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, panels, refuse_generation
 from benchmarks.analysis.statistics import interval_of_mean
 from benchmarks.store.records import CellRecord, TimingRecord

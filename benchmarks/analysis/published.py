@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.analysis.results import REFERENCES, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, row_for_half
-from benchmarks.analysis.tables import SUFFIXES
-from benchmarks.analysis.text_tables import MISSING, TextTable, to_latex, to_markdown
+from benchmarks.analysis.tables.operating import SUFFIXES
+from benchmarks.analysis.tables.text import MISSING, TextTable, to_latex, to_markdown
 from benchmarks.store.folders import write_text
 from consistentee.errors import unknown_name
 

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from benchmarks.analysis.caveats import Caveat, caveats
 from benchmarks.analysis.figures.catalogue import FigureKind, drawn_figures
-from benchmarks.analysis.headline_tables import headline_tables
-from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.published import published_for, published_table
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, AnyPanel, Panel, load_panels
 from benchmarks.analysis.rows import row_for_half
-from benchmarks.analysis.tables import machine, panel_tables
-from benchmarks.analysis.text_tables import MISSING, TextTable
+from benchmarks.analysis.tables.headline import headline_tables
+from benchmarks.analysis.tables.operating import machine, panel_tables
+from benchmarks.analysis.tables.overall import overall_tables
+from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.store.folders import write_text
 from benchmarks.store.records import BaseRecord
 

@@ -16,7 +16,7 @@ from benchmarks.analysis.generation_rows import (
     load_generation_panels,
     stock_row,
 )
-from benchmarks.analysis.generation_tables import metric_name
+from benchmarks.analysis.tables.decoding import metric_name
 from benchmarks.store.generation_records import Mean
 from benchmarks.store.spec import folder_name
 from benchmarks.store.targets import HALF, Budget

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.analysis.comparisons import CORE_METHOD, curve_summaries
+from benchmarks.analysis.comparisons.curve_summaries import CORE_METHOD, curve_summaries
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, Panel, role_of
 
 BOLD_METHODS = 8

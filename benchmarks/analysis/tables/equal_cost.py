@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.analysis.equal_cost import AtCost, at_equal_cost
-from benchmarks.analysis.overall_tables import task_headings
-from benchmarks.analysis.ranking import block_name, mean_ranks
+from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
+from benchmarks.analysis.comparisons.ranking import block_name, mean_ranks
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
 from benchmarks.analysis.select import SPEEDUPS, Reach
-from benchmarks.analysis.text_tables import MISSING, TextTable
+from benchmarks.analysis.tables.overall import task_headings
+from benchmarks.analysis.tables.text import MISSING, TextTable
 
 MIDDLE = 2.0
 """The speed-up of the table by task."""

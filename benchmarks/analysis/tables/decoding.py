@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.analysis.equal_layers import LayerComparison, compare_at_equal_layers
+from benchmarks.analysis.comparisons.equal_layers import LayerComparison, compare_at_equal_layers
 from benchmarks.analysis.generation_rows import (
     STOCK,
     GenerationPanel,
@@ -13,8 +13,8 @@ from benchmarks.analysis.generation_rows import (
     load_generation_panels,
 )
 from benchmarks.analysis.rows import format_value
-from benchmarks.analysis.tables import MISSING, SUFFIXES, machine, short_reasons
-from benchmarks.analysis.text_tables import TextTable, csv_of, to_latex, to_markdown
+from benchmarks.analysis.tables.operating import MISSING, SUFFIXES, machine, short_reasons
+from benchmarks.analysis.tables.text import TextTable, csv_of, to_latex, to_markdown
 from benchmarks.store.folders import write_text
 from benchmarks.store.generation_records import CalibrationRecord, CalibrationResult, Mean
 from benchmarks.store.targets import Budget, in_words

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.analysis.comparisons import (
+from benchmarks.analysis.comparisons.curve_summaries import (
     BUDGETS,
     Comparison,
     CurveSummary,
@@ -12,12 +12,12 @@ from benchmarks.analysis.comparisons import (
     curve_summaries,
     paired_comparisons,
 )
-from benchmarks.analysis.headline_tables import headline_tables
-from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
 from benchmarks.analysis.statistics import holm
-from benchmarks.analysis.text_tables import MISSING, TextTable, csv_of, p_value, to_latex, to_markdown
+from benchmarks.analysis.tables.headline import headline_tables
+from benchmarks.analysis.tables.overall import overall_tables
+from benchmarks.analysis.tables.text import MISSING, TextTable, csv_of, p_value, to_latex, to_markdown
 from benchmarks.store.folders import write_text
 from benchmarks.store.targets import Budget, Target, in_words
 from consistentee.errors import unknown_name

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.analysis.equal_cost_tables import equal_cost_tables
-from benchmarks.analysis.overall_tables import task_headings
-from benchmarks.analysis.ranking import block_name, compared_panels
+from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
+from benchmarks.analysis.comparisons.static_gains import STATIC, mean_gain, static_gains
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
 from benchmarks.analysis.rows import TableRow, row_for_half
-from benchmarks.analysis.static_gains import STATIC, mean_gain, static_gains
-from benchmarks.analysis.text_tables import MISSING, TextTable
+from benchmarks.analysis.tables.equal_cost import equal_cost_tables
+from benchmarks.analysis.tables.overall import task_headings
+from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.store.targets import HALF
 
 _WITHIN = f"within {100 * HALF.layers_at_most:g}% of the layers"
