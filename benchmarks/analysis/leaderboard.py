@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from benchmarks.analysis.comparisons.curve_summaries import blind_score, layers_area, time_area
+from benchmarks.analysis.comparisons.curve_summaries import TIME, blind_score, layers_area, ratio_area
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, panels, refuse_generation
 from benchmarks.analysis.statistics import interval_of_mean
 from benchmarks.store.records import CellRecord, TimingRecord
@@ -286,7 +286,7 @@ def _scale(panel: Panel) -> tuple[float, float] | None:
 
 def _result(panel: Panel, label: str, name: str, run: Run, scale: tuple[float, float]) -> Result:
     floor, full = scale
-    timed = time_area(panel, label, run.seed)
+    timed = ratio_area(panel, label, run.seed, TIME)
     return Result(
         method=name,
         run=run,

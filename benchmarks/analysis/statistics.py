@@ -1,13 +1,10 @@
 """Averages over seeds, and paired tests between methods."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, bootstrap
-
-from benchmarks.store.records import CurvePoint
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,3 @@ def interval_of_mean(values: NDArray[np.float64], resamples: int, seed: int) -> 
         batch=256,
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def points_of(curve: Sequence[CurvePoint], metric: str) -> tuple[list[float], list[float]]:
-    """Return the average layers and the scores along a curve."""
-    return [p.average_layers for p in curve], [p.scores[metric] for p in curve]

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.curves import pareto_front
 from benchmarks.analysis.figures.styles import Style, styles
-from benchmarks.analysis.results import FULL, ORACLE, Panel, StoredCell, load_panels
+from benchmarks.analysis.frame import knobs_of
+from benchmarks.analysis.results import FULL, ORACLE, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, label_rows
-from benchmarks.analysis.statistics import points_of
 from consistentee.files import replacing
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -37,28 +38,27 @@ def curve_on_test(panel: Panel, label: str) -> DrawnCurve:
     Of a grid of parameters, only the points on the Pareto front of the VALIDATION data are drawn: they are what
     somebody who does not know the test split would use.
     """
-    variants: dict[str, list[StoredCell]] = {}
-    for cell in panel.cells_of(label):
-        variants.setdefault(repr(sorted(cell.record.parameters.items())), []).append(cell)
-    validation = [_mean_curve(cells, "validation") for cells in variants.values()]
-    test = [_mean_curve(cells, "test") for cells in variants.values()]
-    layers, scores = (np.concatenate(parts) for parts in zip(*test, strict=True))
-    if len(variants) > 1:
-        chosen = pareto_front(*(np.concatenate(parts) for parts in zip(*validation, strict=True)))
+    return panel.once(f"curve of {label}", lambda: _curve_on_test(panel, label))
+
+
+def _curve_on_test(panel: Panel, label: str) -> DrawnCurve:
+    parts = [_mean_over_seeds(variant) for _, variant in knobs_of(panel, label).groupby("parameters", sort=False)]
+    layers, scores, validation_layers, validation_scores = np.concatenate(parts, axis=1)
+    if len(parts) > 1:
+        chosen = pareto_front(validation_layers, validation_scores)
         layers, scores = layers[chosen], scores[chosen]
     order = np.argsort(layers, kind="stable")
     return DrawnCurve(layers[order], scores[order])
 
 
-def _mean_curve(cells: Sequence[StoredCell], split: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average (layers, scores) over seeds, knob by knob; seeds whose curves have other lengths are left out."""
-    curves = [
-        np.asarray(points_of(c.record.curve_test if split == "test" else c.record.curve_validation, c.record.metric))
-        for c in cells
-    ]
-    same = [curve for curve in curves if curve.shape == curves[0].shape]
-    layers, scores = np.mean(same, axis=0)
-    return layers, scores
+def _mean_over_seeds(knobs: "pd.DataFrame") -> NDArray[np.float64]:
+    """Average over seeds, knob by knob: test and validation (layers, scores), [4, K].
+
+    Seeds whose curves have other lengths are left out.
+    """
+    columns = ["layers", "quality", "validation_layers", "validation_quality"]
+    curves = [seed[columns].to_numpy(dtype=float).T for _, seed in knobs.groupby("cell", sort=False)]
+    return np.mean([curve for curve in curves if curve.shape == curves[0].shape], axis=0)
 
 
 def draw_layers(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
