@@ -385,12 +385,16 @@ def publish(
 def table(
     results: ResultsArgument,
     table_format: Annotated[
-        str | None, typer.Option("--format", metavar="md|csv|latex", help="Write and print this format.")
+        str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Write and print this format.")
     ] = None,
     methods: OnlyMethodsOption = None,
     published: Annotated[bool, typer.Option("--published", help="Beside the figures that papers print.")] = False,
 ) -> None:
-    """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...)."""
+    """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...).
+
+    md: the page that matters most; all: every table, as Markdown; csv: a line an operating point; long: a line a cell,
+    knob and split.
+    """
     from benchmarks.analysis import terminal_report, write_all_tables
 
     if table_format is None:

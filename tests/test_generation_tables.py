@@ -26,7 +26,8 @@ from benchmarks.analysis.generation_report import match_overview
 from benchmarks.analysis.generation_rows import STOCK, curve_rows, generation_rows, load_generation_panels
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.results import load_panels, panels
-from benchmarks.analysis.tables.decoding import calibration_table, decoding_table, equal_layers_table, to_csv
+from benchmarks.analysis.tables.decoding import calibration_table, decoding_lines, decoding_table, equal_layers_table
+from benchmarks.analysis.tables.text import csv_of
 from benchmarks.store.stored_results import BaseStoredCell, CellFolder, kind_of_results
 from benchmarks.store.targets import HALF, in_words
 from consistentee.errors import UserError
@@ -167,7 +168,7 @@ def test_calibration_table_says_which_promises_were_kept(panel):
 
 
 def test_csv_has_full_precision(panel):
-    records = list(csv.DictReader(io.StringIO(to_csv([panel]))))
+    records = list(csv.DictReader(io.StringIO(csv_of(decoding_lines([panel])))))
     static = next(r for r in records if r["label"] == "token-static" and r["knob_values"] == "0.2")
     assert float(static["match"]) == match_at(6.0)
     assert float(static["decode_speedup_b8"]) == pytest.approx(5)

@@ -11,9 +11,8 @@ if TYPE_CHECKING:
 
     from rich.console import Group
 
-    from benchmarks.analysis.generation_rows import GenerationPanel
-    from benchmarks.analysis.results import Panel
     from benchmarks.analysis.tables.text import TextTable
+    from benchmarks.analysis.tables.writing import Tables
     from benchmarks.store.folders import Fault
 
 __all__ = [
@@ -35,27 +34,21 @@ def report_files(out_dir: Path) -> "Group":
     Raises:
         UserError: the folder holds no results.
     """
-    from benchmarks.store.folders import write_text
+    from benchmarks.analysis.tables.writing import write_panels
 
+    tables = _tables(out_dir)
+    panels, faults = tables.load(out_dir, None)
+    for table_format in ("md", "csv"):
+        write_panels(tables, panels, out_dir, table_format)
     if _holds_generation(out_dir):
         from benchmarks.analysis.figures.generation import draw_all
-        from benchmarks.analysis.generation_rows import load_generation_panels
-        from benchmarks.analysis.tables.decoding import GENERATION_FORMATS
 
-        texts, faults = load_generation_panels(out_dir)
-        for suffix in ("md", "csv"):
-            write_text(out_dir / f"table.{suffix}", GENERATION_FORMATS[suffix](texts))
-        draw_all(texts, out_dir)
-        return _terminal_tables_of_generation(texts, faults)
-    from benchmarks.analysis.figures.curves import figure, save_figure
-    from benchmarks.analysis.results import load_panels
-    from benchmarks.analysis.tables.operating import FORMATS
+        draw_all(panels, out_dir)
+    else:
+        from benchmarks.analysis.figures.curves import figure, save_figure
 
-    panels, faults = load_panels(out_dir)
-    for suffix in ("md", "csv"):
-        write_text(out_dir / f"table.{suffix}", FORMATS[suffix](panels))
-    save_figure(figure(panels), out_dir)
-    return _terminal_tables(panels, faults)
+        save_figure(figure(panels), out_dir)
+    return _for_terminal([tables.terminal(panel) for panel in panels], faults)
 
 
 def write_published_files(out_dir: Path) -> list[Path]:
@@ -85,33 +78,24 @@ def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, pub
     ``published`` shows them beside the figures that papers print instead. ``labels`` and errors are those of
     :func:`benchmarks.analysis.results.load_panels`.
     """
-    if _holds_generation(out_dir):
-        from benchmarks.analysis.generation_rows import load_generation_panels
-
-        _refuse_published(published)
-        return _terminal_tables_of_generation(*load_generation_panels(out_dir, labels))
-    from benchmarks.analysis.results import load_panels
-
-    return _terminal_tables(*load_panels(out_dir, labels), published=published)
+    tables = _tables(out_dir, published=published)
+    panels, faults = tables.load(out_dir, labels)
+    return _for_terminal([tables.terminal(panel) for panel in panels], faults)
 
 
 def write_all_tables(
     out_dir: Path, table_format: str, labels: "Sequence[str] | None" = None, *, published: bool = False
 ) -> Path:
-    """Write all tables of a results folder in one format, and return the file's path.
+    """Write the tables of a results folder in one format, and return the file's path.
 
     ``published`` writes them beside the figures that papers print instead. Raises UserError for an unknown format, and
     as :func:`terminal_report` does.
     """
-    if _holds_generation(out_dir):
-        from benchmarks.analysis.tables.decoding import write_generation_table
+    from benchmarks.analysis.tables.writing import write_panels
 
-        _refuse_published(published)
-        return write_generation_table(out_dir, table_format, labels)
-    from benchmarks.analysis.published import write_published
-    from benchmarks.analysis.tables.operating import write_table
-
-    return (write_published if published else write_table)(out_dir, table_format, labels)
+    tables = _tables(out_dir, published=published)
+    panels, _ = tables.load(out_dir, labels)
+    return write_panels(tables, panels, out_dir, table_format)
 
 
 def write_all_figures(
@@ -147,25 +131,17 @@ def _holds_generation(out_dir: Path) -> bool:
     return kind_of_results(out_dir) == "generation"
 
 
-def _refuse_published(published: bool) -> None:
+def _tables(out_dir: Path, *, published: bool = False) -> "Tables":
+    """Return the tables of the kind of results that a folder holds."""
+    from benchmarks.analysis.tables import decoding, operating
+    from benchmarks.analysis.tables import published as beside_papers
     from consistentee.errors import UserError
 
+    if not _holds_generation(out_dir):
+        return beside_papers.TABLES if published else operating.TABLES
     if published:
         raise UserError("there are no published figures of generation to compare with")
-
-
-def _terminal_tables(panels: "list[Panel]", faults: "list[Fault]", *, published: bool = False) -> "Group":
-    from benchmarks.analysis.published import published_table
-    from benchmarks.analysis.tables.operating import operating_table
-
-    tables = [published_table(panel) if published else operating_table(panel, compact=True) for panel in panels]
-    return _for_terminal(tables, faults)
-
-
-def _terminal_tables_of_generation(panels: "list[GenerationPanel]", faults: "list[Fault]") -> "Group":
-    from benchmarks.analysis.tables.decoding import decoding_table
-
-    return _for_terminal([decoding_table(panel, compact=True) for panel in panels], faults)
+    return decoding.TABLES
 
 
 def _for_terminal(tables: "Sequence[TextTable]", faults: "Sequence[Fault]") -> "Group":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.analysis.curves import time_ratio
 from benchmarks.analysis.results import AnyPanel
 from benchmarks.store.generation_records import DecodingContender, DecodingPoint, GenerationRecord
-from benchmarks.store.records import BaseContender, BaseOperatingPoint, CellRecord, Contender
+from benchmarks.store.records import BaseContender, CellRecord, Contender, OperatingPoint
 from benchmarks.store.targets import in_words
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _by_curve(panel: AnyPanel) -> "_Curves":
     found: _Curves = {}
     for label, of_label in both.groupby("label"):
         found[str(label), None] = of_label
-        found |= {(str(label), int(seed)): of_seed for seed, of_seed in of_label.groupby("seed")}
+        found |= {(str(label), int(seed)): of_label[of_label["seed"] == seed] for seed in of_label["seed"].unique()}
     return found
 
 
@@ -111,7 +111,7 @@ def _curves_of_texts(record: GenerationRecord) -> Iterator[_Line]:
 def _at_point(panel: AnyPanel, cell: int, number: int) -> _Line:
     """Return what is known of an operating point alone."""
     record = panel.cells[cell].record
-    point: BaseOperatingPoint = record.operating_points[number]
+    point: OperatingPoint | DecodingPoint = record.operating_points[number]
     here, stock = panel.contender(record, point.knob), panel.stock(record.seed)
     flops, full_flops = (
         (point.decode_flops, point.full_decode_flops)

@@ -126,7 +126,6 @@ class BaseRecord(Strict):
     operating_points: Sequence[BaseOperatingPoint]
     environment: dict[str, object]
     finished_at: str
-    operating_points: Sequence[BaseOperatingPoint]
 
     def timed_points(self, at_most: int) -> Sequence[BaseOperatingPoint]:
         """Return the operating points that are timed: the cheapest ones that can run live."""

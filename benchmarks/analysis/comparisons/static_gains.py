@@ -69,7 +69,8 @@ class _Neighbours:
     def score(self) -> float:
         record = self.static.record
         points = sorted((point.average_layers, point.scores[record.metric]) for point in record.curve_test)
-        return float(np.interp(self.shallow + self.share, *zip(*points, strict=True)))
+        layers, scores = np.array(points).T
+        return float(np.interp(self.shallow + self.share, layers, scores))
 
 
 def static_gains(panel: Panel) -> list[StaticGain]:

@@ -14,12 +14,12 @@ from benchmarks.analysis.generation_rows import (
     GenerationRow,
     curve_rows,
     load_generation_panels,
+    row_near_half,
     stock_row,
 )
 from benchmarks.analysis.tables.decoding import metric_name
 from benchmarks.store.generation_records import Mean
 from benchmarks.store.spec import folder_name
-from benchmarks.store.targets import HALF, Budget
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,17 +153,6 @@ def _draw_positions(axes: "Axes", panel: GenerationPanel, style_of: dict[str, St
     axes.set(xlabel="position of the token in the text", ylabel="mean exit layer", ylim=(0, panel.num_layers + 1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title("at the budget nearest to half of the layers", fontsize=9)
-
-
-def row_near_half(panel: GenerationPanel, label: str) -> GenerationRow | None:
-    """Return the row of a curve that was chosen for the budget nearest to half of the layers; None if there is none."""
-    shares = [
-        (abs(target.layers_at_most - HALF.layers_at_most), place, row)
-        for place, row in enumerate(curve_rows(panel, label))
-        for target in row.targets
-        if isinstance(target, Budget)
-    ]
-    return min(shares, key=lambda found: found[:2])[2] if shares else None
 
 
 def layers_by_position(row: GenerationRow) -> NDArray[np.float64]:

@@ -17,11 +17,10 @@ _WITHIN = f"within {100 * HALF.layers_at_most:g}% of the layers"
 
 
 def headline_tables(panels: Sequence[Panel]) -> list[TextTable]:
-    """Return the headline at equal cost and at the best knob, and both task by task; nothing of fewer than 2 tasks."""
+    """Return the tables at equal cost; of several tasks also those at the best knob within half of the layers."""
     compared = compared_panels(panels)
-    if len(compared) < 2:
-        return []
-    return [*equal_cost_tables(compared), headline_table(compared), half_table(panels)]
+    at_best_knob = [headline_table(compared), half_table(panels)] if len(compared) > 1 else []
+    return [*equal_cost_tables(panels), *at_best_knob]
 
 
 def headline_table(panels: Sequence[Panel]) -> TextTable:
