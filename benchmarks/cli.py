@@ -405,14 +405,19 @@ def table(
     print(f"written to {path}", file=sys.stderr)
 
 
-@app.command(epilog=_examples("consistentee plot runs/quick"))
-def plot(results: ResultsArgument, methods: OnlyMethodsOption = None) -> None:
-    """Draw all figures as PNG and PDF into the results folder: curves, exits, speed-ups, ranks, ..."""
+@app.command(epilog=_examples("consistentee plot runs/quick", "consistentee plot runs/quick --format pdf"))
+def plot(
+    results: ResultsArgument,
+    methods: OnlyMethodsOption = None,
+    figure_format: Annotated[str, typer.Option("--format", metavar="png|pdf", help="Of the files.")] = "png",
+) -> None:
+    """Draw all figures into the results folder: curves, exits, speed-ups, ranks, ..."""
     from joblib import cpu_count
 
     from benchmarks.analysis import write_all_figures
 
-    paths, missing = write_all_figures(results, _labels(methods), processes=min(4, cpu_count()))
+    processes = min(4, cpu_count())
+    paths, missing = write_all_figures(results, _labels(methods), processes=processes, kinds=(figure_format,))
     for path in paths:
         print(path)
     for line in missing:

@@ -265,7 +265,7 @@ def test_unknown_format(results):
 
 def test_report_files_and_terminal(results):
     shown = printed(report_files(results))
-    assert {"table.md", "table.csv", "curves.png", "curves.pdf"} <= {path.name for path in results.iterdir()}
+    assert {"table.md", "table.csv", "curves.png"} <= {path.name for path in results.iterdir()}
     assert "full (stock)" in shown
     assert shown == printed(terminal_report(results))
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from rich.console import Group
 
+    from benchmarks.analysis.results import AnyPanel
     from benchmarks.analysis.tables.text import TextTable
     from benchmarks.analysis.tables.writing import Tables
     from benchmarks.store.folders import Fault
@@ -26,7 +27,7 @@ __all__ = [
 
 
 def report_files(out_dir: Path) -> "Group":
-    """Write ``table.md``, ``table.csv`` and the curves as PNG and PDF, and return the terminal's tables.
+    """Write ``table.md``, ``table.csv`` and the curves as PNG, and return the terminal's tables.
 
     Args:
         out_dir: a folder that a run has filled.
@@ -34,20 +35,10 @@ def report_files(out_dir: Path) -> "Group":
     Raises:
         UserError: the folder holds no results.
     """
-    from benchmarks.analysis.tables.writing import write_panels
-
     tables = _tables(out_dir)
     panels, faults = tables.load(out_dir, None)
-    for table_format in ("md", "csv"):
-        write_panels(tables, panels, out_dir, table_format)
-    if _holds_generation(out_dir):
-        from benchmarks.analysis.figures.generation import draw_all
-
-        draw_all(panels, out_dir)
-    else:
-        from benchmarks.analysis.figures.curves import figure, save_figure
-
-        save_figure(figure(panels), out_dir)
+    _write_page_and_numbers(out_dir, tables, panels)
+    _draw_curves(out_dir, panels)
     return _for_terminal([tables.terminal(panel) for panel in panels], faults)
 
 
@@ -56,20 +47,26 @@ def write_published_files(out_dir: Path) -> list[Path]:
 
     The figure is of score against cost, in generation of the first task. Raises UserError as :func:`report_files` does.
     """
-    tables = [write_all_tables(out_dir, suffix) for suffix in ("md", "csv")]
+    tables = _tables(out_dir)
+    panels, _ = tables.load(out_dir, None)
+    shown = panels[:1] if _holds_generation(out_dir) else panels
+    return [*_write_page_and_numbers(out_dir, tables, panels), *_draw_curves(out_dir, shown)]
+
+
+def _write_page_and_numbers(out_dir: Path, tables: "Tables", panels: "Sequence[AnyPanel]") -> list[Path]:
+    from benchmarks.analysis.tables.writing import write_panels
+
+    return [write_panels(tables, panels, out_dir, table_format) for table_format in ("md", "csv")]
+
+
+def _draw_curves(out_dir: Path, panels: "Sequence[AnyPanel]") -> list[Path]:
+    if _holds_generation(out_dir):
+        from benchmarks.analysis.figures.generation import draw_all
+
+        return draw_all(panels, out_dir)
     from benchmarks.analysis.figures.curves import figure, save_figure
 
-    if _holds_generation(out_dir):
-        from benchmarks.analysis.figures.generation import decoding_figure, decoding_styles, figure_name
-        from benchmarks.analysis.generation_rows import load_generation_panels
-
-        texts, _ = load_generation_panels(out_dir)
-        drawn, name = decoding_figure(texts[0], decoding_styles(texts)), figure_name(texts[0], texts)
-        return [*tables, *save_figure(drawn, out_dir, name, kinds=("png",))]
-    from benchmarks.analysis.results import load_panels
-
-    panels, _ = load_panels(out_dir)
-    return [*tables, *save_figure(figure(panels), out_dir, kinds=("png",))]
+    return save_figure(figure(panels), out_dir)
 
 
 def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, published: bool = False) -> "Group":
@@ -99,19 +96,23 @@ def write_all_tables(
 
 
 def write_all_figures(
-    out_dir: Path, labels: "Sequence[str] | None" = None, *, processes: int = 1
+    out_dir: Path,
+    labels: "Sequence[str] | None" = None,
+    *,
+    processes: int = 1,
+    kinds: "Sequence[str]" = ("png",),
 ) -> tuple[list[Path], list[str]]:
-    """Write every figure of a results folder as PNG and PDF: the files, and a line for each that cannot be drawn.
+    """Write every figure of a results folder: the files, and a line for each that cannot be drawn.
 
-    ``processes`` share the figures of classification; those of generation are few.
+    ``processes`` share the figures of classification; those of generation are few. ``kinds``: ``png``, ``pdf``.
     """
     if _holds_generation(out_dir):
         from benchmarks.analysis.figures.generation import write_decoding_figures
 
-        return write_decoding_figures(out_dir, labels), []
+        return write_decoding_figures(out_dir, labels, kinds=kinds), []
     from benchmarks.analysis.figures.catalogue import write_figures
 
-    return write_figures(out_dir, labels, processes=processes)
+    return write_figures(out_dir, labels, processes=processes, kinds=kinds)
 
 
 def write_html(out_dir: Path) -> Path:

@@ -84,7 +84,7 @@ def _summary(panel: Panel, label: str) -> CurveSummary:
     budgets = {share: _mean_on_curve(panel, label, seeds, Budget(layers_at_most=share)) for share in BUDGETS}
     return CurveSummary(
         label=label,
-        layers_area=float(np.mean([layers_area(panel, label, seed) for seed in seeds])),
+        layers_area=mean_layers_area(panel, label),
         flops_area=_mean_where_all([ratio_area(panel, label, seed, "flops_ratio") for seed in seeds]),
         time_area=_mean_where_all([ratio_area(panel, label, seed, TIME) for seed in seeds]),
         at_budgets={share: None if found is None else found[1] for share, found in budgets.items()},
@@ -105,6 +105,15 @@ def _mean_on_curve(panel: Panel, label: str, seeds: Sequence[int], target: Targe
         return None
     layers, score = np.mean(found, axis=0)
     return float(layers), float(score)
+
+
+def mean_layers_area(panel: Panel, label: str) -> float:
+    """Return the mean over seeds of :func:`layers_area`."""
+    seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
+    area: float = panel.once(
+        f"area of {label}", lambda: float(np.mean([layers_area(panel, label, seed) for seed in seeds]))
+    )
+    return area
 
 
 def layers_area(panel: Panel, label: str, seed: int) -> float:

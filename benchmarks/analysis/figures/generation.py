@@ -202,17 +202,20 @@ def figure_name(panel: GenerationPanel, panels: Sequence[GenerationPanel]) -> st
     return "-".join(["curves", folder_name(panel.task), *([folder_name(panel.backbone)] if several else [])])
 
 
-def write_decoding_figures(out_dir: Path, labels: Sequence[str] | None = None) -> list[Path]:
-    """Write one figure a (task, backbone) as PNG and PDF into a results folder of generation; return the files.
+def write_decoding_figures(
+    out_dir: Path, labels: Sequence[str] | None = None, *, kinds: Sequence[str] = ("png",)
+) -> list[Path]:
+    """Write one figure a (task, backbone) into a results folder of generation; return the files.
 
-    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`.
+    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`, ``kinds`` those of
+    ``save_figure``.
     """
     panels, _ = load_generation_panels(out_dir, labels)
-    return draw_all(panels, out_dir)
+    return draw_all(panels, out_dir, kinds)
 
 
-def draw_all(panels: Sequence[GenerationPanel], out_dir: Path) -> list[Path]:
+def draw_all(panels: Sequence[GenerationPanel], out_dir: Path, kinds: Sequence[str] = ("png",)) -> list[Path]:
     """Write the figures of some panels, and return the files."""
     style_of = decoding_styles(panels)
     drawn = [(figure_name(panel, panels), decoding_figure(panel, style_of)) for panel in panels]
-    return [path for name, figure in drawn for path in save_figure(figure, out_dir, name)]
+    return [path for name, figure in drawn for path in save_figure(figure, out_dir, name, kinds)]
