@@ -9,11 +9,11 @@ import numpy as np
 from benchmarks.analysis.choices import Choice, choose_point, reference_of, targets_of
 from benchmarks.analysis.curves import area_under_front, pareto_front
 from benchmarks.analysis.frame import knobs_of
-from benchmarks.analysis.resampling import can_resample, interval, mean_over_drawn_seeds, resampled_scores
 from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, Panel
 from benchmarks.analysis.rows import Answers, answers_of
 from benchmarks.analysis.select import choose
 from benchmarks.analysis.statistics import PairedTest, paired_test
+from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_scores
 from benchmarks.store.targets import WITHIN_ONE_POINT, Budget, Target
 from consistentee.errors import UserError
 
