@@ -385,12 +385,16 @@ def publish(
 def table(
     results: ResultsArgument,
     table_format: Annotated[
-        str | None, typer.Option("--format", metavar="md|csv|latex", help="Write and print this format.")
+        str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Write and print this format.")
     ] = None,
     methods: OnlyMethodsOption = None,
     published: Annotated[bool, typer.Option("--published", help="Beside the figures that papers print.")] = False,
 ) -> None:
-    """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...)."""
+    """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...).
+
+    md: the page that matters most; all: every table, as Markdown; csv: a line an operating point; long: a line a cell,
+    knob and split.
+    """
     from benchmarks.analysis import terminal_report, write_all_tables
 
     if table_format is None:
@@ -401,14 +405,19 @@ def table(
     print(f"written to {path}", file=sys.stderr)
 
 
-@app.command(epilog=_examples("consistentee plot runs/quick"))
-def plot(results: ResultsArgument, methods: OnlyMethodsOption = None) -> None:
-    """Draw all figures as PNG and PDF into the results folder: curves, exits, speed-ups, ranks, ..."""
+@app.command(epilog=_examples("consistentee plot runs/quick", "consistentee plot runs/quick --format pdf"))
+def plot(
+    results: ResultsArgument,
+    methods: OnlyMethodsOption = None,
+    figure_format: Annotated[str, typer.Option("--format", metavar="png|pdf", help="Of the files.")] = "png",
+) -> None:
+    """Draw all figures into the results folder: curves, exits, speed-ups, ranks, ..."""
     from joblib import cpu_count
 
     from benchmarks.analysis import write_all_figures
 
-    paths, missing = write_all_figures(results, _labels(methods), processes=min(4, cpu_count()))
+    processes = min(4, cpu_count())
+    paths, missing = write_all_figures(results, _labels(methods), processes=processes, kinds=(figure_format,))
     for path in paths:
         print(path)
     for line in missing:
@@ -659,7 +668,7 @@ def leaderboard(
 ) -> None:
     """Rank methods over tasks by the area under their curves, with intervals; say where every result comes from."""
     from benchmarks.analysis.leaderboard import load_leaderboard
-    from benchmarks.analysis.leaderboard_tables import to_terminal, to_text
+    from benchmarks.analysis.tables.leaderboard import to_terminal, to_text
 
     board = load_leaderboard(results)
     if table_format is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 import benchmarks
-from benchmarks.analysis.comparisons import curve_summaries
+from benchmarks.analysis.comparisons.curve_summaries import curve_summaries
 from benchmarks.analysis.curves import speedups
 from benchmarks.analysis.figures.curves import curve_on_test, figure
 from benchmarks.analysis.figures.exits import exit_histogram_figure

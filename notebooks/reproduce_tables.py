@@ -12,18 +12,17 @@
 # them here and now; nothing is trained.
 
 # %%
-import io
 from pathlib import Path
 
 import pandas as pd
 
 import benchmarks
-from benchmarks.analysis.headline_tables import headline_tables
-from benchmarks.analysis.overall_tables import overall_tables
-from benchmarks.analysis.published import published_table
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.rows import table_rows
-from benchmarks.analysis.tables import operating_table, panel_tables, to_csv
+from benchmarks.analysis.tables.headline import headline_tables
+from benchmarks.analysis.tables.operating import operating_lines, operating_table, panel_tables
+from benchmarks.analysis.tables.overall import overall_tables
+from benchmarks.analysis.tables.published import published_table
 from benchmarks.store.targets import HALF
 
 results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-classification"
@@ -74,7 +73,7 @@ frame(published_table(mcid))
 # rows the average may lie a little above.
 
 # %%
-points = pd.read_csv(io.StringIO(to_csv(panels)))
+points = pd.DataFrame(operating_lines(panels))
 half = points[points.chosen_for.str.contains("budget 0.50", na=False)]
 chosen = [row for panel in panels for row in table_rows(panel) if HALF in row.targets]
 on_validation = [(c.point.validation.average_layers, c.cell.record.num_layers) for row in chosen for c in row.choices]

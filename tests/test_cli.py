@@ -319,7 +319,11 @@ def test_plot(results):
     done = call("plot", results)
     assert done.exit_code == 0
     assert str(results / "curves.png") in done.output
+    assert not (results / "curves.pdf").exists()
+    assert call("plot", results, "--format", "pdf").exit_code == 0
     assert (results / "curves.pdf").is_file()
+    unknown = call("plot", results, "--format", "gif")
+    assert (unknown.exit_code, "unknown figure format 'gif'" in unknown.output) == (2, True)
 
 
 # ---------------------------------------------------------------------------------------------- list, doctor

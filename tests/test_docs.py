@@ -11,10 +11,10 @@ import typer
 from small_suite import write_task
 from typer.testing import CliRunner
 
+from benchmarks.analysis import write_all_tables
 from benchmarks.analysis.figures.curves import curve_on_test, styles
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.results import load_panels
-from benchmarks.analysis.tables import write_table
 from benchmarks.cli import app
 from benchmarks.commands.new_method import write_method
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
@@ -84,7 +84,7 @@ def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_quic
     assert "Gate" in printed["table"]
     assert "Gate" in printed["leaderboard"]
     assert Path("runs/quick/curves.png").is_file()
-    assert "| Gate | confidence=" in write_table(Path("runs/quick")).read_text(encoding="utf-8")
+    assert "| Gate | confidence=" in write_all_tables(Path("runs/quick"), "md").read_text(encoding="utf-8")
     panels, _ = load_panels(Path("runs/quick"))
     assert "Gate" in styles(panels)
     assert len(curve_on_test(panels[0], "Gate").scores) == 75

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 from records_by_hand import LAYERS, cell, curve_point, made_up_suite, operating_point, stored, write_results
 
-from benchmarks.analysis.equal_cost import at_equal_cost
-from benchmarks.analysis.equal_cost_tables import equal_cost_tables
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.select import Reach
+from benchmarks.analysis.tables.equal_cost import equal_cost_tables
 from benchmarks.store.folders import write_predictions
 from benchmarks.store.records import CellRecord, CurvePoint
 from consistentee.data.metrics import score

@@ -20,13 +20,14 @@ from matplotlib.image import imread
 from records_by_hand import write_results
 
 from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
-from benchmarks.analysis.equal_layers import compare_at_equal_layers
+from benchmarks.analysis.comparisons.equal_layers import compare_at_equal_layers
 from benchmarks.analysis.figures.generation import layers_by_position, row_near_half
 from benchmarks.analysis.generation_report import match_overview
 from benchmarks.analysis.generation_rows import STOCK, curve_rows, generation_rows, load_generation_panels
-from benchmarks.analysis.generation_tables import calibration_table, decoding_table, equal_layers_table, to_csv
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.results import load_panels, panels
+from benchmarks.analysis.tables.decoding import calibration_table, decoding_lines, decoding_table, equal_layers_table
+from benchmarks.analysis.tables.text import csv_of
 from benchmarks.store.stored_results import BaseStoredCell, CellFolder, kind_of_results
 from benchmarks.store.targets import HALF, in_words
 from consistentee.errors import UserError
@@ -167,7 +168,7 @@ def test_calibration_table_says_which_promises_were_kept(panel):
 
 
 def test_csv_has_full_precision(panel):
-    records = list(csv.DictReader(io.StringIO(to_csv([panel]))))
+    records = list(csv.DictReader(io.StringIO(csv_of(decoding_lines([panel])))))
     static = next(r for r in records if r["label"] == "token-static" and r["knob_values"] == "0.2")
     assert float(static["match"]) == match_at(6.0)
     assert float(static["decode_speedup_b8"]) == pytest.approx(5)
@@ -214,7 +215,7 @@ def test_classification_does_not_take_generation_for_damage(results):
 
 def test_one_figure_a_task(tmp_path):
     write_generation(tmp_path, tasks=("alpaca", "xsum"), seeds=(0, 1))
-    paths, missing = write_all_figures(tmp_path)
+    paths, missing = write_all_figures(tmp_path, kinds=("png", "pdf"))
     assert missing == []
     assert {path.name for path in paths} == {f"curves-{t}.{e}" for t in ("alpaca", "xsum") for e in ("png", "pdf")}
     pixels = imread(tmp_path / "curves-alpaca.png")

@@ -24,12 +24,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.analysis.generation_rows import load_generation_panels
-from benchmarks.analysis.generation_tables import all_generation_tables
-from benchmarks.analysis.generation_tables import to_csv as generation_csv
 from benchmarks.analysis.leaderboard import load_leaderboard
-from benchmarks.analysis.leaderboard_tables import to_text
 from benchmarks.analysis.results import load_panels
-from benchmarks.analysis.tables import all_tables, to_csv
+from benchmarks.analysis.tables.decoding import all_generation_tables, decoding_lines
+from benchmarks.analysis.tables.leaderboard import to_text
+from benchmarks.analysis.tables.operating import all_tables, operating_lines
+from benchmarks.analysis.tables.text import csv_of
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "tables"
@@ -142,7 +142,7 @@ def test_tables_of_classification(suite):
     assert faults == []
     old = lines_of(golden(f"{suite}.table.csv"))
     key = ("task", "backbone", "label", "parameters", "knob_values", "seeds")
-    assert_same_lines(lines_of(to_csv(panels)), old, key, same_value, "chosen_for")
+    assert_same_lines(lines_of(csv_of(operating_lines(panels))), old, key, same_value, "chosen_for")
     assert_same_tables(all_tables(panels), suite, repeated(panels, lambda _: ()))
 
 
@@ -152,7 +152,7 @@ def test_tables_of_generation(suite):
     assert faults == []
     old = lines_of(golden(f"{suite}.table.csv"))
     key = ("task", "backbone", "label", "parameters", "knob_values")
-    assert_same_lines(lines_of(generation_csv(panels)), old, key, same_value, "chosen_for")
+    assert_same_lines(lines_of(csv_of(decoding_lines(panels))), old, key, same_value, "chosen_for")
     assert_same_tables(all_generation_tables(panels), suite)
 
 

@@ -11,7 +11,7 @@ from records_by_hand import ENVIRONMENT, LAYER_ACCURACY, made_up_suite, timing, 
 from typer.testing import CliRunner
 
 from benchmarks.analysis.leaderboard import load_leaderboard, machine_of, record_fault, timing_fault
-from benchmarks.analysis.leaderboard_tables import leaderboard_tables, to_text
+from benchmarks.analysis.tables.leaderboard import leaderboard_tables, to_text
 from benchmarks.cli import app
 from benchmarks.store.folders import write_record
 from consistentee.errors import UserError

@@ -3,9 +3,9 @@ import pytest
 from matplotlib.image import imread
 from records_by_hand import cell, curve_point, made_up_suite, operating_point, stored, timing, write_results
 
-from benchmarks.analysis.figures.curves import curve_on_test, figure, score_limits, write_curves
+from benchmarks.analysis.figures.curves import curve_on_test, figure, save_figure, score_limits
 from benchmarks.analysis.figures.styles import bold_curves, styles
-from benchmarks.analysis.results import panels
+from benchmarks.analysis.results import load_panels, panels
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,8 @@ def test_untimed_panels_say_so(timed_seeds, says):
 
 def test_write_curves(tmp_path):
     write_results(tmp_path)
-    png, pdf = write_curves(tmp_path)
+    found, _ = load_panels(tmp_path)
+    png, pdf = save_figure(figure(found), tmp_path, kinds=("png", "pdf"))
     height, width = imread(png).shape[:2]
     assert min(height, width) > 900
     assert imread(png)[..., :3].std() > 0.05

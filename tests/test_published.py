@@ -4,8 +4,14 @@ import io
 import pytest
 from records_by_hand import made_up_suite, stored, timing, write_results
 
-from benchmarks.analysis.published import names, published_for, published_results, published_table, write_published
+from benchmarks.analysis import write_all_tables
 from benchmarks.analysis.results import panels
+from benchmarks.analysis.tables.published import (
+    names,
+    published_for,
+    published_results,
+    published_table,
+)
 from benchmarks.tasks.loader import list_tasks
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods
@@ -84,12 +90,16 @@ def test_references_that_papers_do_not_have_are_left_out():
     assert lines_of("rte", "majority") == []
 
 
+def write_beside(folder, table_format):
+    return write_all_tables(folder, table_format, published=True)
+
+
 def test_written_as_markdown_csv_and_latex(tmp_path):
     write_results(tmp_path, tasks=("mcid", "sst2"))
-    assert "COSEE" in write_published(tmp_path, "md").read_text()
-    assert r"\toprule" in write_published(tmp_path, "latex").read_text()
-    lines = list(csv.DictReader(io.StringIO(write_published(tmp_path, "csv").read_text())))
+    assert "COSEE" in write_beside(tmp_path, "md").read_text()
+    assert r"\toprule" in write_beside(tmp_path, "latex").read_text()
+    lines = list(csv.DictReader(io.StringIO(write_beside(tmp_path, "csv").read_text())))
     assert {line["task"] for line in lines} == {"mcid", "sst2"}
     assert {line["printed"] for line in lines if line["task"] == "mcid"} == {"n/a"}
-    with pytest.raises(UserError, match="csv, latex, md"):
-        write_published(tmp_path, "docx")
+    with pytest.raises(UserError, match="unknown table format"):
+        write_beside(tmp_path, "docx")

@@ -5,8 +5,7 @@ from hypothesis import strategies as st
 from records_by_hand import made_up_suite, stored, timing
 from scipy.stats import wilcoxon
 
-from benchmarks.analysis.overall_tables import ranking_tables
-from benchmarks.analysis.ranking import (
+from benchmarks.analysis.comparisons.ranking import (
     AREA,
     HALF_BUDGET,
     ScoreTable,
@@ -19,6 +18,7 @@ from benchmarks.analysis.ranking import (
 )
 from benchmarks.analysis.results import panels
 from benchmarks.analysis.statistics import holm
+from benchmarks.analysis.tables.overall import ranking_tables
 
 
 def table_of(scores, methods=None):

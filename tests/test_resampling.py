@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from benchmarks.analysis.resampling import (
+from benchmarks.measure.intervals import (
     can_resample,
     interval,
     interval_over_rows_and_seeds,
     mean_over_drawn_seeds,
     resampled_scores,
+    score_interval,
 )
-from benchmarks.measure.intervals import score_interval
 from consistentee.data.metrics import score
 
 ROWS = 300
@@ -30,8 +30,8 @@ def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypa
     labels, predictions = rows_of(metric)
     drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
     weights = np.stack([np.bincount(rows, minlength=ROWS) / ROWS for rows in drawn])
-    monkeypatch.setattr("benchmarks.analysis.resampling._row_weights", lambda *_: weights)
-    monkeypatch.setattr("benchmarks.analysis.resampling.RESAMPLES", len(drawn))
+    monkeypatch.setattr("benchmarks.measure.intervals._row_weights", lambda *_: weights)
+    monkeypatch.setattr("benchmarks.measure.intervals.RESAMPLES", len(drawn))
     found = resampled_scores(metric, labels, [predictions, predictions])
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]
     assert found == pytest.approx(np.stack([expected, expected], axis=1))

@@ -15,12 +15,13 @@ from records_by_hand import (
 )
 from rich.console import Console
 
-from benchmarks.analysis import report_files, terminal_report
-from benchmarks.analysis.comparisons import curve_summaries, paired_comparisons
+from benchmarks.analysis import report_files, terminal_report, write_all_tables
+from benchmarks.analysis.comparisons.curve_summaries import curve_summaries, paired_comparisons
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows import label_rows, table_rows
-from benchmarks.analysis.tables import comparison_table, machine, operating_table, to_csv, write_table
-from benchmarks.analysis.text_tables import TextTable, escape_latex, to_latex, to_markdown
+from benchmarks.analysis.tables.operating import comparison_table, operating_lines, operating_table
+from benchmarks.analysis.tables.provenance import machine
+from benchmarks.analysis.tables.text import TextTable, csv_of, escape_latex, to_latex, to_markdown
 from benchmarks.store.targets import HALF, in_words
 from consistentee.errors import UserError
 
@@ -241,7 +242,7 @@ def test_several_seeds_have_an_interval_over_rows_and_seeds(tmp_path):
 
 def test_csv_keeps_raw_numbers(results):
     (panel,), _ = load_panels(results)
-    lines = list(csv.DictReader(io.StringIO(to_csv([panel]))))
+    lines = list(csv.DictReader(io.StringIO(csv_of(operating_lines([panel])))))
     assert len(lines) == len(table_rows(panel))
     assert lines[0]["label"] == "full"
     half = next(line for line in lines if line["label"] == "deebert" and line["chosen_for"] == "budget 0.50")
@@ -251,21 +252,30 @@ def test_csv_keeps_raw_numbers(results):
     assert oracle["ms_b1"] == ""
 
 
-@pytest.mark.parametrize(("name", "file"), [("md", "table.md"), ("csv", "table.csv"), ("latex", "table.tex")])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("md", "table.md"),
+        ("csv", "table.csv"),
+        ("latex", "table.tex"),
+        ("all", "table-all.md"),
+        ("long", "table-long.csv"),
+    ],
+)
 def test_write_table(results, name, file):
-    path = write_table(results, name)
+    path = write_all_tables(results, name)
     assert path.name == file
     assert "consistentee" in path.read_text()
 
 
 def test_unknown_format(results):
     with pytest.raises(UserError, match="did you mean 'latex'"):
-        write_table(results, "latx")
+        write_all_tables(results, "latx")
 
 
 def test_report_files_and_terminal(results):
     shown = printed(report_files(results))
-    assert {"table.md", "table.csv", "curves.png", "curves.pdf"} <= {path.name for path in results.iterdir()}
+    assert {"table.md", "table.csv", "curves.png"} <= {path.name for path in results.iterdir()}
     assert "full (stock)" in shown
     assert shown == printed(terminal_report(results))
 
@@ -310,3 +320,29 @@ def test_further_metrics_are_in_files_and_not_on_the_terminal():
     panel = panel_of([cell("pabee", [point])])
     assert "f1 %" in operating_table(panel).headings
     assert "f1 %" not in operating_table(panel, compact=True).headings
+
+
+@pytest.mark.parametrize("tasks", [("mcid",), ("mcid", "sst2", "mrpc", "rte")])
+def test_the_page_is_short_and_says_where_the_rest_is(tmp_path, tasks):
+    write_results(tmp_path, tasks=tasks)
+    text = write_all_tables(tmp_path, "md").read_text()
+    assert len(text.splitlines()) <= 120
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert "at equal cost" in titles[0] or "at 2x" in titles[0]
+    assert titles[-1] == "## Provenance"
+    assert "Made-up CPU" in text
+    assert "--format all" in text
+    everything = write_all_tables(tmp_path, "all").read_text()
+    assert all(title in everything for title in titles[:-1])
+
+
+def test_the_long_table_has_a_line_for_every_cell_knob_and_split(results):
+    found, _ = load_panels(results)
+    lines = list(csv.DictReader(write_all_tables(results, "long").open()))
+    records = [cell.record for panel in found for cell in panel.cells]
+    assert len(lines) == sum(len(record.curve_validation) + len(record.curve_test) for record in records)
+    at_points = [line for line in lines if line["point"]]
+    assert {line["split"] for line in at_points} == {"test"}
+    half = next(line for line in at_points if line["label"] == "deebert" and line["targets"] == "budget 0.50")
+    assert (float(half["layers"]), float(half["flops_ratio"])) == (pytest.approx(3.0), pytest.approx(2.0))
+    assert float(half["speedup_b32"]) == pytest.approx(2.0)

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from rich.console import Group
 
-    from benchmarks.analysis.generation_rows import GenerationPanel
-    from benchmarks.analysis.results import Panel
-    from benchmarks.analysis.text_tables import TextTable
+    from benchmarks.analysis.results import AnyPanel
+    from benchmarks.analysis.tables.text import TextTable
+    from benchmarks.analysis.tables.writing import Tables
     from benchmarks.store.folders import Fault
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def report_files(out_dir: Path) -> "Group":
-    """Write ``table.md``, ``table.csv`` and the curves as PNG and PDF, and return the terminal's tables.
+    """Write ``table.md``, ``table.csv`` and the curves as PNG, and return the terminal's tables.
 
     Args:
         out_dir: a folder that a run has filled.
@@ -35,27 +35,11 @@ def report_files(out_dir: Path) -> "Group":
     Raises:
         UserError: the folder holds no results.
     """
-    from benchmarks.store.folders import write_text
-
-    if _holds_generation(out_dir):
-        from benchmarks.analysis.figures.generation import draw_all
-        from benchmarks.analysis.generation_rows import load_generation_panels
-        from benchmarks.analysis.generation_tables import GENERATION_FORMATS
-
-        texts, faults = load_generation_panels(out_dir)
-        for suffix in ("md", "csv"):
-            write_text(out_dir / f"table.{suffix}", GENERATION_FORMATS[suffix](texts))
-        draw_all(texts, out_dir)
-        return _terminal_tables_of_generation(texts, faults)
-    from benchmarks.analysis.figures.curves import figure, save_figure
-    from benchmarks.analysis.results import load_panels
-    from benchmarks.analysis.tables import FORMATS
-
-    panels, faults = load_panels(out_dir)
-    for suffix in ("md", "csv"):
-        write_text(out_dir / f"table.{suffix}", FORMATS[suffix](panels))
-    save_figure(figure(panels), out_dir)
-    return _terminal_tables(panels, faults)
+    tables = _tables(out_dir)
+    panels, faults = tables.load(out_dir, None)
+    _write_page_and_numbers(out_dir, tables, panels)
+    _draw_curves(out_dir, panels)
+    return _for_terminal([tables.terminal(panel) for panel in panels], faults)
 
 
 def write_published_files(out_dir: Path) -> list[Path]:
@@ -63,20 +47,26 @@ def write_published_files(out_dir: Path) -> list[Path]:
 
     The figure is of score against cost, in generation of the first task. Raises UserError as :func:`report_files` does.
     """
-    tables = [write_all_tables(out_dir, suffix) for suffix in ("md", "csv")]
+    tables = _tables(out_dir)
+    panels, _ = tables.load(out_dir, None)
+    shown = panels[:1] if _holds_generation(out_dir) else panels
+    return [*_write_page_and_numbers(out_dir, tables, panels), *_draw_curves(out_dir, shown)]
+
+
+def _write_page_and_numbers(out_dir: Path, tables: "Tables", panels: "Sequence[AnyPanel]") -> list[Path]:
+    from benchmarks.analysis.tables.writing import write_panels
+
+    return [write_panels(tables, panels, out_dir, table_format) for table_format in ("md", "csv")]
+
+
+def _draw_curves(out_dir: Path, panels: "Sequence[AnyPanel]") -> list[Path]:
+    if _holds_generation(out_dir):
+        from benchmarks.analysis.figures.generation import draw_all
+
+        return draw_all(panels, out_dir)
     from benchmarks.analysis.figures.curves import figure, save_figure
 
-    if _holds_generation(out_dir):
-        from benchmarks.analysis.figures.generation import decoding_figure, decoding_styles, figure_name
-        from benchmarks.analysis.generation_rows import load_generation_panels
-
-        texts, _ = load_generation_panels(out_dir)
-        drawn, name = decoding_figure(texts[0], decoding_styles(texts)), figure_name(texts[0], texts)
-        return [*tables, *save_figure(drawn, out_dir, name, kinds=("png",))]
-    from benchmarks.analysis.results import load_panels
-
-    panels, _ = load_panels(out_dir)
-    return [*tables, *save_figure(figure(panels), out_dir, kinds=("png",))]
+    return save_figure(figure(panels), out_dir)
 
 
 def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, published: bool = False) -> "Group":
@@ -85,49 +75,44 @@ def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, pub
     ``published`` shows them beside the figures that papers print instead. ``labels`` and errors are those of
     :func:`benchmarks.analysis.results.load_panels`.
     """
-    if _holds_generation(out_dir):
-        from benchmarks.analysis.generation_rows import load_generation_panels
-
-        _refuse_published(published)
-        return _terminal_tables_of_generation(*load_generation_panels(out_dir, labels))
-    from benchmarks.analysis.results import load_panels
-
-    return _terminal_tables(*load_panels(out_dir, labels), published=published)
+    tables = _tables(out_dir, published=published)
+    panels, faults = tables.load(out_dir, labels)
+    return _for_terminal([tables.terminal(panel) for panel in panels], faults)
 
 
 def write_all_tables(
     out_dir: Path, table_format: str, labels: "Sequence[str] | None" = None, *, published: bool = False
 ) -> Path:
-    """Write all tables of a results folder in one format, and return the file's path.
+    """Write the tables of a results folder in one format, and return the file's path.
 
     ``published`` writes them beside the figures that papers print instead. Raises UserError for an unknown format, and
     as :func:`terminal_report` does.
     """
-    if _holds_generation(out_dir):
-        from benchmarks.analysis.generation_tables import write_generation_table
+    from benchmarks.analysis.tables.writing import write_panels
 
-        _refuse_published(published)
-        return write_generation_table(out_dir, table_format, labels)
-    from benchmarks.analysis.published import write_published
-    from benchmarks.analysis.tables import write_table
-
-    return (write_published if published else write_table)(out_dir, table_format, labels)
+    tables = _tables(out_dir, published=published)
+    panels, _ = tables.load(out_dir, labels)
+    return write_panels(tables, panels, out_dir, table_format)
 
 
 def write_all_figures(
-    out_dir: Path, labels: "Sequence[str] | None" = None, *, processes: int = 1
+    out_dir: Path,
+    labels: "Sequence[str] | None" = None,
+    *,
+    processes: int = 1,
+    kinds: "Sequence[str]" = ("png",),
 ) -> tuple[list[Path], list[str]]:
-    """Write every figure of a results folder as PNG and PDF: the files, and a line for each that cannot be drawn.
+    """Write every figure of a results folder: the files, and a line for each that cannot be drawn.
 
-    ``processes`` share the figures of classification; those of generation are few.
+    ``processes`` share the figures of classification; those of generation are few. ``kinds``: ``png``, ``pdf``.
     """
     if _holds_generation(out_dir):
         from benchmarks.analysis.figures.generation import write_decoding_figures
 
-        return write_decoding_figures(out_dir, labels), []
+        return write_decoding_figures(out_dir, labels, kinds=kinds), []
     from benchmarks.analysis.figures.catalogue import write_figures
 
-    return write_figures(out_dir, labels, processes=processes)
+    return write_figures(out_dir, labels, processes=processes, kinds=kinds)
 
 
 def write_html(out_dir: Path) -> Path:
@@ -147,32 +132,24 @@ def _holds_generation(out_dir: Path) -> bool:
     return kind_of_results(out_dir) == "generation"
 
 
-def _refuse_published(published: bool) -> None:
+def _tables(out_dir: Path, *, published: bool = False) -> "Tables":
+    """Return the tables of the kind of results that a folder holds."""
+    from benchmarks.analysis.tables import decoding, operating
+    from benchmarks.analysis.tables import published as beside_papers
     from consistentee.errors import UserError
 
+    if not _holds_generation(out_dir):
+        return beside_papers.TABLES if published else operating.TABLES
     if published:
         raise UserError("there are no published figures of generation to compare with")
-
-
-def _terminal_tables(panels: "list[Panel]", faults: "list[Fault]", *, published: bool = False) -> "Group":
-    from benchmarks.analysis.published import published_table
-    from benchmarks.analysis.tables import operating_table
-
-    tables = [published_table(panel) if published else operating_table(panel, compact=True) for panel in panels]
-    return _for_terminal(tables, faults)
-
-
-def _terminal_tables_of_generation(panels: "list[GenerationPanel]", faults: "list[Fault]") -> "Group":
-    from benchmarks.analysis.generation_tables import decoding_table
-
-    return _for_terminal([decoding_table(panel, compact=True) for panel in panels], faults)
+    return decoding.TABLES
 
 
 def _for_terminal(tables: "Sequence[TextTable]", faults: "Sequence[Fault]") -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    from benchmarks.analysis.text_tables import to_rich
+    from benchmarks.analysis.tables.text import to_rich
 
     warnings = [Text(f"left out: {fault}", style="yellow") for fault in faults]
     return Group(*map(to_rich, tables), *warnings)

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from benchmarks.analysis.caveats import Caveat, caveats_of_clock, caveats_of_folder, caveats_of_records
 from benchmarks.analysis.figures.catalogue import FigureKind
-from benchmarks.analysis.figures.generation import decoding_figure, decoding_styles, figure_name, row_near_half
+from benchmarks.analysis.figures.generation import decoding_figure, decoding_styles, figure_name
 from benchmarks.analysis.generation_rows import GenerationPanel, generation_rows, load_generation_panels
-from benchmarks.analysis.generation_tables import generation_tables
 from benchmarks.analysis.report import REPORT_FILE, EmbeddedFigure, Section, data_uri, render_page
-from benchmarks.analysis.results import FULL, role_of
-from benchmarks.analysis.text_tables import MISSING, TextTable
+from benchmarks.analysis.tables.decoding import generation_tables, match_overview
 from benchmarks.store.folders import Fault, write_text
 
 _SHOWS = (
@@ -45,28 +43,6 @@ def write_generation_report(out_dir: Path) -> Path:
 def _figure_kind(panel: GenerationPanel, panels: Sequence[GenerationPanel]) -> FigureKind:
     name = figure_name(panel, panels)
     return FigureKind(name, f"{panel.task} · {panel.backbone}", _SHOWS, missing="", draw=lambda _: None)
-
-
-def match_overview(panels: Sequence[GenerationPanel]) -> TextTable:
-    """Return every method's token match, task by task, at the knob for the budget nearest to half of the layers."""
-    labels = dict.fromkeys(label for panel in panels for label in panel.labels if role_of(panel.methods[label]) != FULL)
-    several = len({panel.backbone for panel in panels}) > 1
-    columns = [f"{panel.task} · {panel.backbone}" if several else panel.task for panel in panels]
-    return TextTable(
-        title="Tokens as in the full model, %, at about half of the layers",
-        headings=("method", *columns),
-        cells=tuple((label, *(_match_at_half(panel, label) for panel in panels)) for label in labels),
-        notes=(
-            "At the knob that agrees best with the full model on validation prompts within the budget nearest to half "
-            "of the layers; in brackets, the layers of the test prompts. n/a: not run, or no knob is within a budget.",
-        ),
-        words=("method",),
-    )
-
-
-def _match_at_half(panel: GenerationPanel, label: str) -> str:
-    row = row_near_half(panel, label) if label in panel.methods else None
-    return MISSING if row is None else f"{100 * row.token_match.value:.1f} ({row.average_layers:.1f})"
 
 
 def _section(number: int, panel: GenerationPanel) -> Section:

@@ -21,7 +21,7 @@ from benchmarks.store.generation_records import (
     Mean,
 )
 from benchmarks.store.stored_results import BaseStoredCell
-from benchmarks.store.targets import Target
+from benchmarks.store.targets import HALF, Budget, Target
 from consistentee.errors import UserError
 
 GenerationCell: TypeAlias = BaseStoredCell[GenerationRecord]
@@ -138,6 +138,17 @@ def _row(panel: GenerationPanel, reasons: Sequence[Target], choices: Sequence[De
         clocks=_clocks([here for here, _ in timed], [stock for _, stock in timed]),
         choices=tuple(choices),
     )
+
+
+def row_near_half(panel: GenerationPanel, label: str) -> GenerationRow | None:
+    """Return the row of a curve that was chosen for the budget nearest to half of the layers; None if there is none."""
+    shares = [
+        (abs(target.layers_at_most - HALF.layers_at_most), place, row)
+        for place, row in enumerate(curve_rows(panel, label))
+        for target in row.targets
+        if isinstance(target, Budget)
+    ]
+    return min(shares, key=lambda found: found[:2])[2] if shares else None
 
 
 def stock_row(panel: GenerationPanel) -> GenerationRow:

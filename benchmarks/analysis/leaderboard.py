@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from benchmarks.analysis.comparisons import blind_score, layers_area, time_area
+from benchmarks.analysis.comparisons.curve_summaries import TIME, blind_score, layers_area, ratio_area
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, Panel, StoredCell, panels, refuse_generation
-from benchmarks.analysis.statistics import interval_of_mean
+from benchmarks.measure.intervals import interval_of_mean
 from benchmarks.store.records import CellRecord, TimingRecord
 from benchmarks.store.stored_results import open_results
 from consistentee.errors import UserError
@@ -286,7 +286,7 @@ def _scale(panel: Panel) -> tuple[float, float] | None:
 
 def _result(panel: Panel, label: str, name: str, run: Run, scale: tuple[float, float]) -> Result:
     floor, full = scale
-    timed = time_area(panel, label, run.seed)
+    timed = ratio_area(panel, label, run.seed, TIME)
     return Result(
         method=name,
         run=run,
@@ -346,4 +346,4 @@ def _entry(method: str, by_run: dict[Run, float], ranks: NDArray[np.float64] | N
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    return interval_of_mean(values, _RESAMPLES, seed=0) if values.size > 1 else None
+    return interval_of_mean(values, resamples=_RESAMPLES, seed=0) if values.size > 1 else None

@@ -1,13 +1,10 @@
 """Averages over seeds, and paired tests between methods."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, bootstrap
-
-from benchmarks.store.records import CurvePoint
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
 
 
 @dataclass(frozen=True)
@@ -61,24 +58,3 @@ def holm(p_values: ArrayLike) -> list[float]:
     corrected = np.empty_like(values)
     corrected[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1)
     return [float(value) for value in corrected]
-
-
-def interval_of_mean(values: NDArray[np.float64], resamples: int, seed: int) -> tuple[float, float]:
-    """Return the 95% bootstrap interval of the mean of values [N]."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    result = bootstrap(
-        (values,),
-        np.mean,
-        vectorized=True,
-        n_resamples=resamples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-        batch=256,
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
-
-
-def points_of(curve: Sequence[CurvePoint], metric: str) -> tuple[list[float], list[float]]:
-    """Return the average layers and the scores along a curve."""
-    return [p.average_layers for p in curve], [p.scores[metric] for p in curve]

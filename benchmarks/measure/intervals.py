@@ -1,16 +1,36 @@
-"""Bootstrap intervals of a score over rows."""
+"""Every bootstrap interval of the project: of a mean, of any task's score, over rows, and over rows and seeds at once.
+
+Of one score, and of means, it is the percentile bootstrap of :func:`scipy.stats.bootstrap`. Where there are several
+seeds it is crossed: rows and seeds are drawn independently of each other (two samples, as for a difference of means),
+because every seed answers the same rows. A suite has thousands of points, so resamples are written as weights of rows,
+and all of them are scored by one matrix product.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap
 
 from consistentee.data.metrics import score
 
+Floats = NDArray[np.float64]
+
+RESAMPLES = 1000
 _RESAMPLES_AT_ONCE = 100
 
 
+def interval_of_mean(values: Floats, *, resamples: int, seed: int) -> tuple[float, float]:
+    """Return the 95% percentile bootstrap interval of the mean of values [N]; equal seeds give equal intervals."""
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    return _percentiles((values,), np.mean, resamples, seed, vectorised=True)
+
+
 def score_interval(
-    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = 1000, seed: int = 0
+    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Return the 95% percentile bootstrap interval of a score, over rows.
 
@@ -21,15 +41,21 @@ def score_interval(
         seed: makes it reproducible.
     """
     true, answers = np.asarray(labels), np.asarray(predictions)
-    whole = score(metric, true, answers)
+    if metric == "accuracy":  # a mean over rows: one call for many resamples
+        return interval_of_mean((true == answers).astype(float), resamples=resamples, seed=seed)
     if len(true) < 2:
+        whole = score(metric, true, answers)
         return whole, whole
-    vectorised = metric == "accuracy"  # a mean over rows: one call for many resamples
-    samples = ((true == answers).astype(float),) if vectorised else (true, answers)
+    return _percentiles((true, answers), lambda y, z: score(metric, y, z), resamples, seed, vectorised=False)
+
+
+def _percentiles(
+    samples: tuple[NDArray, ...], statistic: Callable[..., Any], resamples: int, seed: int, *, vectorised: bool
+) -> tuple[float, float]:
     result = bootstrap(
         samples,
-        np.mean if vectorised else lambda y, z: score(metric, y, z),
-        paired=not vectorised,
+        statistic,
+        paired=len(samples) > 1,
         vectorized=vectorised,
         n_resamples=resamples,
         batch=_RESAMPLES_AT_ONCE,
@@ -38,3 +64,96 @@ def score_interval(
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _accuracy(terms: Floats) -> Floats:
+    return terms[..., 0]
+
+
+def _f1(terms: Floats) -> Floats:
+    true_positive, false = terms[..., 0], terms[..., 1]
+    return _ratio(2 * true_positive, 2 * true_positive + false)
+
+
+def _correlation(terms: Floats) -> Floats:
+    x, y, xx, yy, xy = np.moveaxis(terms, -1, 0)
+    return _ratio(xy - x * y, np.sqrt(np.clip((xx - x * x) * (yy - y * y), 0, None)))
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 1e-12)
+
+
+def _products(true: Floats, answers: Floats) -> Floats:
+    return np.stack([true, answers, true * true, answers * answers, true * answers], axis=-1)
+
+
+_TERMS: dict[str, tuple[Callable[[Floats, Floats], Floats], Callable[[Floats], Floats]]] = {
+    "accuracy": (lambda true, answers: (true == answers)[:, None].astype(float), _accuracy),
+    "f1": (lambda true, answers: np.stack([true * answers, true != answers], axis=-1).astype(float), _f1),
+    "matthews": (_products, _correlation),  # of two classes, 0 and 1: the correlation of the answers with the truth
+    "pearson": (_products, _correlation),
+}
+"""Metric -> (what a row contributes [N, terms], the score of the terms' mean [..., terms])."""
+
+
+def can_resample(metric: str, labels: ArrayLike) -> bool:
+    """Say whether a metric is a function of means over rows: all are, but for Spearman and more than two classes."""
+    two_classes = metric not in ("f1", "matthews") or set(np.unique(labels)) <= {0, 1}
+    return metric in _TERMS and two_classes
+
+
+@lru_cache(maxsize=8)
+def _row_weights(rows: int, resamples: int, seed: int) -> Floats:
+    """Draw ``resamples`` times ``rows`` rows with replacement: the share that each row has, [resamples, rows]."""
+    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples) / rows
+
+
+def resampled_scores(metric: str, labels: ArrayLike, predictions: ArrayLike, *, seed: int = 0) -> Floats:
+    """Return the score of every seed on every resample of the rows: [RESAMPLES, seeds].
+
+    Equal numbers of rows and equal ``seed`` give the same resamples, so that differences between methods are paired.
+
+    Args:
+        metric: one that :func:`can_resample`.
+        labels: [N].
+        predictions: [seeds, N].
+        seed: of the resampling.
+    """
+    terms_of, score_of = _TERMS[metric]
+    true = np.asarray(labels, dtype=float)
+    terms = np.stack([terms_of(true, answers) for answers in np.asarray(predictions, dtype=float)], axis=1)
+    weights = _row_weights(len(true), RESAMPLES, seed)
+    return score_of((weights @ terms.reshape(len(true), -1)).reshape(RESAMPLES, *terms.shape[1:]))
+
+
+def mean_over_drawn_seeds(scores: Floats, *, seed: int = 0) -> Floats:
+    """Draw as many seeds as there are, with replacement, once a resample, and average: [RESAMPLES]."""
+    resamples, seeds = scores.shape
+    drawn = np.random.default_rng([seed, 1]).integers(seeds, size=(resamples, seeds))
+    return np.take_along_axis(scores, drawn, axis=1).mean(axis=1)
+
+
+def interval(samples: Floats) -> tuple[float, float]:
+    """Return the 95% percentile interval of bootstrap samples."""
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def interval_over_rows_and_seeds(
+    metric: str, labels: ArrayLike, predictions: ArrayLike, *, seed: int = 0
+) -> tuple[float, float]:
+    """Return the 95% bootstrap interval of a score averaged over seeds.
+
+    Args:
+        metric: the score.
+        labels: [N].
+        predictions: [seeds, N]. With one seed the interval is over rows alone.
+        seed: of the resampling.
+    """
+    answers = np.asarray(predictions)
+    if can_resample(metric, labels):
+        return interval(mean_over_drawn_seeds(resampled_scores(metric, labels, answers, seed=seed), seed=seed))
+    # A score of ranks: rows alone, seed by seed, and the bounds averaged.
+    bounds = [score_interval(metric, labels, one, resamples=RESAMPLES, seed=seed) for one in answers]
+    return float(np.mean([low for low, _ in bounds])), float(np.mean([high for _, high in bounds]))

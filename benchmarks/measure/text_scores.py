@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
+from benchmarks.measure.intervals import interval_of_mean
 from benchmarks.store.generation_records import Mean
 from consistentee.data.text_metrics import rouge, token_match
 from consistentee.engine.generate import Generations
-
-_RESAMPLES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -42,18 +40,4 @@ def score_generations(
 
 def mean_with_interval(values: NDArray[np.float64], *, resamples: int, seed: int) -> Mean:
     """Return the mean of scores [N] with its 95% percentile bootstrap interval over prompts."""
-    mean = float(values.mean())
-    if np.ptp(values) == 0:
-        return Mean(value=mean, interval=(mean, mean))
-    result = bootstrap(
-        (values,),
-        np.mean,
-        vectorized=True,
-        n_resamples=resamples,
-        batch=_RESAMPLES_AT_ONCE,
-        confidence_level=0.95,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    low, high = result.confidence_interval
-    return Mean(value=mean, interval=(float(low), float(high)))
+    return Mean(value=float(values.mean()), interval=interval_of_mean(values, resamples=resamples, seed=seed))

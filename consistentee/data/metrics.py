@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from consistentee.errors import unknown_name
 
-Weights = ArrayLike | None
+Weights = NDArray[np.float64] | None
 """How much every row counts, [N]; None: all alike."""
 
 
@@ -28,7 +28,7 @@ def _spearman(labels: ArrayLike, predictions: ArrayLike, weights: Weights) -> fl
 def _ranks(values: ArrayLike, weights: Weights) -> NDArray[np.float64]:
     """Return the weight of all smaller values and half of that of the equal ones: ranks, where a row counts as many."""
     _, place = np.unique(np.asarray(values), return_inverse=True)
-    counts = np.bincount(place, weights=None if weights is None else np.asarray(weights, dtype=float))
+    counts = np.bincount(place, weights=weights)
     return np.asarray((np.cumsum(counts) - counts / 2)[place], dtype=float)
 
 

@@ -28,6 +28,7 @@ class FigureKind:
         shows: what is drawn, for a reader who may not see it.
         missing: why it cannot be drawn, where it cannot.
         draw: panels -> figure, or None where the records lack what it needs.
+        effort: how long it takes, compared with others: by this, processes share the figures.
     """
 
     name: str
@@ -35,6 +36,7 @@ class FigureKind:
     shows: str
     missing: str
     draw: "Callable[[Sequence[Panel]], Figure | None]"
+    effort: int = 1
 
 
 FIGURES = (
@@ -46,6 +48,7 @@ FIGURES = (
         "methods drawn boldly; the horizontal line is the full model. The numbers are in the tables.",
         "",
         plots.figure,
+        effort=9,
     ),
     FigureKind(
         "gains",
@@ -55,6 +58,7 @@ FIGURES = (
         "The numbers are in the tables.",
         "No method has a knob within half of the layers, or static exits were not run.",
         gain_plots.gains_figure,
+        effort=4,
     ),
     FigureKind(
         "methods",
@@ -63,6 +67,7 @@ FIGURES = (
         "tasks, the thick line is their mean, grey lines are the means of the other methods.",
         "The full model was not run.",
         speed_plots.methods_figure,
+        effort=3,
     ),
     FigureKind(
         "exits",
@@ -71,6 +76,7 @@ FIGURES = (
         "of the layers; after the name, the average layer.",
         "No method has a knob within half of the layers.",
         exit_plots.exit_histogram_figure,
+        effort=4,
     ),
     FigureKind(
         "memorized",
@@ -80,6 +86,7 @@ FIGURES = (
         "chosen for half of the layers. Left of the diagonal rows leave too early, right of it they waste layers.",
         "These records do not hold what every layer answers; cells that are computed anew do.",
         exit_plots.memorized_figure,
+        effort=6,
     ),
     FigureKind(
         "speedups",
@@ -96,6 +103,7 @@ FIGURES = (
         "median, and the band from the 25% to the 75% quantile, at the knob chosen for half of the layers.",
         "These records do not hold the policies' probabilities; cells that are computed anew do.",
         exit_plots.policy_figure,
+        effort=2,
     ),
     FigureKind(
         "ranks",
@@ -115,27 +123,37 @@ def drawn_figures(panels: Sequence[Panel]) -> "Iterator[tuple[FigureKind, Figure
 
 
 def write_figures(
-    out_dir: Path, labels: Sequence[str] | None = None, *, processes: int = 1
+    out_dir: Path, labels: Sequence[str] | None = None, *, processes: int = 1, kinds: Sequence[str] = ("png",)
 ) -> tuple[list[Path], list[str]]:
-    """Write every figure as PNG (200 dpi) and PDF into a results folder.
+    """Write every figure into a results folder.
 
-    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`. Several processes share the
-    figures, and each reads the records itself.
+    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`, ``kinds`` those of
+    ``save_figure``. Several processes share the figures, and each reads the records itself.
 
     Returns:
         The files, and one line for each figure that could not be drawn.
     """
-    shares = [FIGURES[first::processes] for first in range(min(processes, len(FIGURES)))]
-    written = joblib.Parallel(n_jobs=len(shares))(joblib.delayed(_write_share)(out_dir, labels, s) for s in shares)
+    shares = _shares(min(processes, len(FIGURES)))
+    written = joblib.Parallel(n_jobs=len(shares))(
+        joblib.delayed(_write_share)(out_dir, labels, share, kinds) for share in shares
+    )
     of_figure = {name: paths for share in written for name, paths in share.items()}
     paths = [path for kind in FIGURES for path in of_figure[kind.name]]
     return paths, [f"{kind.name}: {kind.missing}" for kind in FIGURES if not of_figure[kind.name]]
 
 
+def _shares(processes: int) -> list[list[FigureKind]]:
+    """Share the figures so that all processes are done at about the same time: the largest first, to the idlest."""
+    shares: list[list[FigureKind]] = [[] for _ in range(processes)]
+    for kind in sorted(FIGURES, key=lambda kind: -kind.effort):
+        min(shares, key=lambda share: sum(one.effort for one in share)).append(kind)
+    return shares
+
+
 def _write_share(
-    out_dir: Path, labels: Sequence[str] | None, share: Sequence[FigureKind]
-) -> dict[str, tuple[Path, ...]]:
+    out_dir: Path, labels: Sequence[str] | None, share: Sequence[FigureKind], kinds: Sequence[str]
+) -> dict[str, list[Path]]:
     """Write some figures: the files of each, none where the records cannot show it."""
     panels, _ = load_panels(out_dir, labels)
     drawn = ((kind.name, kind.draw(panels)) for kind in share)
-    return {name: plots.save_figure(figure, out_dir, name) if figure else () for name, figure in drawn}
+    return {name: plots.save_figure(figure, out_dir, name, kinds) if figure else [] for name, figure in drawn}

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.curves import pareto_front
 from benchmarks.analysis.figures.styles import Style, styles
-from benchmarks.analysis.results import FULL, ORACLE, Panel, StoredCell, load_panels
+from benchmarks.analysis.frame import knobs_of
+from benchmarks.analysis.results import FULL, ORACLE, Panel
 from benchmarks.analysis.rows import TableRow, label_rows
-from benchmarks.analysis.statistics import points_of
+from consistentee.errors import unknown_name
 from consistentee.files import replacing
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -37,28 +39,27 @@ def curve_on_test(panel: Panel, label: str) -> DrawnCurve:
     Of a grid of parameters, only the points on the Pareto front of the VALIDATION data are drawn: they are what
     somebody who does not know the test split would use.
     """
-    variants: dict[str, list[StoredCell]] = {}
-    for cell in panel.cells_of(label):
-        variants.setdefault(repr(sorted(cell.record.parameters.items())), []).append(cell)
-    validation = [_mean_curve(cells, "validation") for cells in variants.values()]
-    test = [_mean_curve(cells, "test") for cells in variants.values()]
-    layers, scores = (np.concatenate(parts) for parts in zip(*test, strict=True))
-    if len(variants) > 1:
-        chosen = pareto_front(*(np.concatenate(parts) for parts in zip(*validation, strict=True)))
+    return panel.once(f"curve of {label}", lambda: _curve_on_test(panel, label))
+
+
+def _curve_on_test(panel: Panel, label: str) -> DrawnCurve:
+    parts = [_mean_over_seeds(variant) for _, variant in knobs_of(panel, label).groupby("parameters", sort=False)]
+    layers, scores, validation_layers, validation_scores = np.concatenate(parts, axis=1)
+    if len(parts) > 1:
+        chosen = pareto_front(validation_layers, validation_scores)
         layers, scores = layers[chosen], scores[chosen]
     order = np.argsort(layers, kind="stable")
     return DrawnCurve(layers[order], scores[order])
 
 
-def _mean_curve(cells: Sequence[StoredCell], split: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Average (layers, scores) over seeds, knob by knob; seeds whose curves have other lengths are left out."""
-    curves = [
-        np.asarray(points_of(c.record.curve_test if split == "test" else c.record.curve_validation, c.record.metric))
-        for c in cells
-    ]
-    same = [curve for curve in curves if curve.shape == curves[0].shape]
-    layers, scores = np.mean(same, axis=0)
-    return layers, scores
+def _mean_over_seeds(knobs: "pd.DataFrame") -> NDArray[np.float64]:
+    """Average over seeds, knob by knob: test and validation (layers, scores), [4, K].
+
+    Seeds whose curves have other lengths are left out.
+    """
+    columns = ["layers", "quality", "validation_layers", "validation_quality"]
+    curves = [seed[columns].to_numpy(dtype=float).T for _, seed in knobs.groupby("cell", sort=False)]
+    return np.mean([curve for curve in curves if curve.shape == curves[0].shape], axis=0)
 
 
 def draw_layers(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
@@ -119,12 +120,14 @@ def draw_times(axes: "Axes", panel: Panel, style_of: dict[str, Style]) -> None:
 def _draw_points(axes: "Axes", metric: str, rows: Sequence[TableRow], costs: Sequence[float], style: Style) -> None:
     """Draw operating points; only bold curves show their intervals, twenty of them would hide each other."""
     scores = np.asarray([row.scores[metric] for row in rows])
-    low, high = np.asarray([row.interval for row in rows]).T
-    axes.errorbar(
+    if style.bold:
+        low, high = np.asarray([row.interval for row in rows]).T
+        # An interval that does not hold the score itself (a skewed bootstrap) must not give a negative bar.
+        lengths = 100 * np.maximum([scores - low, high - scores], 0)
+        axes.errorbar(costs, 100 * scores, lengths, color=style.colour, linestyle="none", elinewidth=0.8, zorder=3)
+    axes.plot(
         costs,
         100 * scores,
-        # An interval that does not hold the score itself (a skewed bootstrap) must not give a negative bar.
-        yerr=100 * np.maximum([scores - low, high - scores], 0) if style.bold else None,
         color=style.colour,
         linestyle="none",
         marker=style.marker,
@@ -132,9 +135,7 @@ def _draw_points(axes: "Axes", metric: str, rows: Sequence[TableRow], costs: Seq
         markerfacecolor=style.face,
         markeredgecolor=style.edge,
         markeredgewidth=1.1 if style.open_marker else 0.7,
-        elinewidth=0.8,
         alpha=1 if style.bold else 0.85,
-        capsize=0,
         zorder=3 if style.bold else 1.8,
     )
 
@@ -221,28 +222,23 @@ def _add_legend(drawn: "Figure", panels: Sequence[Panel], style_of: dict[str, St
     drawn.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.4)
 
 
-def write_curves(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[Path, ...]:
-    """Write ``curves.png`` (200 dpi) and ``curves.pdf`` into a results folder and return their paths.
-
-    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`.
-    """
-    panels, _ = load_panels(out_dir, labels)
-    return save_figure(figure(panels), out_dir)
-
-
 _UNDATED: dict[str, dict[str, None]] = {"png": {}, "pdf": {"CreationDate": None}}
-"""What is not written into a file, so that the same figure is the same file."""
+"""Format -> what is not written into a file, so that the same figure is the same file."""
 
 
-def save_figure(
-    drawn: "Figure", out_dir: Path, name: str = "curves", kinds: Sequence[str] = ("png", "pdf")
-) -> tuple[Path, ...]:
-    """Write a figure as PNG and PDF, atomically, the same bytes for the same figure; the PDF keeps letters as text."""
+def save_figure(drawn: "Figure", out_dir: Path, name: str = "curves", kinds: Sequence[str] = ("png",)) -> list[Path]:
+    """Write a figure in some formats, atomically, the same bytes for the same figure; a PDF keeps letters as text.
+
+    Raises UserError for a format that is neither ``png`` (200 dpi) nor ``pdf``.
+    """
     from matplotlib import rc_context
 
+    for kind in kinds:
+        if kind not in _UNDATED:
+            raise unknown_name("figure format", kind, _UNDATED)
     drawn.draw_without_rendering()
-    drawn.set_layout_engine(None)  # the places are found, the same for both files; "none" would draw twice more
-    paths = tuple(out_dir / f"{name}.{kind}" for kind in kinds)
+    drawn.set_layout_engine(None)  # the places are found, the same for all files; "none" would draw twice more
+    paths = [out_dir / f"{name}.{kind}" for kind in kinds]
     with rc_context({"pdf.fonttype": 42}):
         for path, kind in zip(paths, kinds, strict=True):
             with replacing(path) as temporary:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.analysis.overall_tables import task_headings
-from benchmarks.analysis.ranking import block_name, compared_panels
+from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
+from benchmarks.analysis.comparisons.static_gains import StaticGain, mean_gain, static_gains
 from benchmarks.analysis.results import ORACLE, Panel
-from benchmarks.analysis.static_gains import StaticGain, mean_gain, static_gains
+from benchmarks.analysis.tables.overall import task_headings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,12 +14,12 @@ from benchmarks.analysis.generation_rows import (
     GenerationRow,
     curve_rows,
     load_generation_panels,
+    row_near_half,
     stock_row,
 )
-from benchmarks.analysis.generation_tables import metric_name
+from benchmarks.analysis.tables.decoding import metric_name
 from benchmarks.store.generation_records import Mean
 from benchmarks.store.spec import folder_name
-from benchmarks.store.targets import HALF, Budget
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,17 +155,6 @@ def _draw_positions(axes: "Axes", panel: GenerationPanel, style_of: dict[str, St
     axes.set_title("at the budget nearest to half of the layers", fontsize=9)
 
 
-def row_near_half(panel: GenerationPanel, label: str) -> GenerationRow | None:
-    """Return the row of a curve that was chosen for the budget nearest to half of the layers; None if there is none."""
-    shares = [
-        (abs(target.layers_at_most - HALF.layers_at_most), place, row)
-        for place, row in enumerate(curve_rows(panel, label))
-        for target in row.targets
-        if isinstance(target, Budget)
-    ]
-    return min(shares, key=lambda found: found[:2])[2] if shares else None
-
-
 def layers_by_position(row: GenerationRow) -> NDArray[np.float64]:
     """Return the mean exit layer of the second, third, ... token over all texts of all seeds that have such a token.
 
@@ -213,17 +202,20 @@ def figure_name(panel: GenerationPanel, panels: Sequence[GenerationPanel]) -> st
     return "-".join(["curves", folder_name(panel.task), *([folder_name(panel.backbone)] if several else [])])
 
 
-def write_decoding_figures(out_dir: Path, labels: Sequence[str] | None = None) -> list[Path]:
-    """Write one figure a (task, backbone) as PNG and PDF into a results folder of generation; return the files.
+def write_decoding_figures(
+    out_dir: Path, labels: Sequence[str] | None = None, *, kinds: Sequence[str] = ("png",)
+) -> list[Path]:
+    """Write one figure a (task, backbone) into a results folder of generation; return the files.
 
-    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`.
+    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`, ``kinds`` those of
+    ``save_figure``.
     """
     panels, _ = load_generation_panels(out_dir, labels)
-    return draw_all(panels, out_dir)
+    return draw_all(panels, out_dir, kinds)
 
 
-def draw_all(panels: Sequence[GenerationPanel], out_dir: Path) -> list[Path]:
+def draw_all(panels: Sequence[GenerationPanel], out_dir: Path, kinds: Sequence[str] = ("png",)) -> list[Path]:
     """Write the figures of some panels, and return the files."""
     style_of = decoding_styles(panels)
     drawn = [(figure_name(panel, panels), decoding_figure(panel, style_of)) for panel in panels]
-    return [path for name, figure in drawn for path in save_figure(figure, out_dir, name)]
+    return [path for name, figure in drawn for path in save_figure(figure, out_dir, name, kinds)]

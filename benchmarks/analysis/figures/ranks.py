@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from benchmarks.analysis.comparisons.ranking import AREA, HALF_BUDGET, Ranking, rank, score_table
 from benchmarks.analysis.figures.grids import panel_grid
 from benchmarks.analysis.figures.styles import is_core
-from benchmarks.analysis.ranking import AREA, HALF_BUDGET, Ranking, rank, score_table
 from benchmarks.analysis.results import Panel
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.analysis.comparisons.real_time import measured_speedups
 from benchmarks.analysis.figures.curves import curve_on_test, full_row
 from benchmarks.analysis.figures.grids import panel_grid
 from benchmarks.analysis.figures.styles import competitors, styles
-from benchmarks.analysis.real_time import measured_speedups
 from benchmarks.analysis.results import Panel
 
 if TYPE_CHECKING:

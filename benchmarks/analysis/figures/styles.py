@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.analysis.comparisons import CORE_METHOD, curve_summaries
+from benchmarks.analysis.comparisons.curve_summaries import CORE_METHOD, mean_layers_area
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, Panel, role_of
 
 BOLD_METHODS = 8
@@ -83,11 +83,7 @@ def bold_curves(panels: Sequence[Panel]) -> list[str]:
     curves = competitors(panels)
     if len(curves) <= BOLD_METHODS:
         return curves
-    areas: dict[str, list[float]] = {label: [] for label in curves}
-    for panel in panels:
-        for summary in curve_summaries(panel):
-            if summary.label in areas:
-                areas[summary.label].append(summary.layers_area)
+    areas = {label: [mean_layers_area(panel, label) for panel in panels if label in panel.methods] for label in curves}
     core = [label for label in curves if is_core(panels_method(panels, label))][: BOLD_METHODS // 2]
     others = sorted((label for label in curves if label not in core), key=lambda label: -float(np.mean(areas[label])))
     return core + others[: BOLD_METHODS - len(core)]

@@ -1,10 +1,9 @@
 """Tables: for each (task, backbone) the operating points, the whole curves and the paired tests."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from benchmarks.analysis.comparisons import (
+from benchmarks.analysis.comparisons.curve_summaries import (
     BUDGETS,
     Comparison,
     CurveSummary,
@@ -12,15 +11,15 @@ from benchmarks.analysis.comparisons import (
     curve_summaries,
     paired_comparisons,
 )
-from benchmarks.analysis.headline_tables import headline_tables
-from benchmarks.analysis.overall_tables import overall_tables
 from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
 from benchmarks.analysis.statistics import holm
-from benchmarks.analysis.text_tables import MISSING, TextTable, csv_of, p_value, to_latex, to_markdown
-from benchmarks.store.folders import write_text
+from benchmarks.analysis.tables.headline import headline_tables
+from benchmarks.analysis.tables.overall import overall_tables
+from benchmarks.analysis.tables.provenance import machine
+from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
+from benchmarks.analysis.tables.writing import Tables
 from benchmarks.store.targets import Budget, Target, in_words
-from consistentee.errors import unknown_name
 
 DEFAULT_BATCH_SIZES = [1, 32]
 """Shown, without times, where nothing was timed."""
@@ -171,24 +170,6 @@ def _live_rows(rows: Sequence[TableRow]) -> tuple[int, int]:
     return sum(p.live_rows for p in points), sum(p.live_disagreements for p in points)
 
 
-def machine(environment: Mapping[str, Any]) -> str:
-    """Describe the machine of a record in one line, from what was recorded of it."""
-    libraries = environment.get("libraries") or {}
-    threads = (environment.get("threads") or {}).get("torch")
-    commit = environment.get("commit")
-    parts = [
-        *(environment.get("gpus") or []),
-        environment.get("cpu"),
-        f"{environment['cores_usable']} usable cores" if environment.get("cores_usable") else None,
-        f"{threads} thread{'' if threads == 1 else 's'}" if threads else None,
-        environment.get("os"),
-        f"Python {environment['python']}" if environment.get("python") else None,
-        *(f"{name} {libraries[name]}" for name in ("torch", "transformers") if libraries.get(name)),
-        f"commit {commit[:10]}{' with changes' if environment.get('uncommitted_changes') else ''}" if commit else None,
-    ]
-    return ", ".join(str(part) for part in parts if part) or "not recorded"
-
-
 def summary_table(panel: Panel) -> TextTable:
     """Return the table of whole curves: area under them, and layers at no more than one point lost."""
     summaries = curve_summaries(panel)
@@ -291,9 +272,9 @@ def panel_tables(panel: Panel) -> list[TextTable]:
     return [*tables, comparison_table(panel, comparisons)] if comparisons else tables
 
 
-def to_csv(panels: Sequence[Panel]) -> str:
-    """Write the rows of all panels as CSV: full precision, one line an operating point."""
-    return csv_of([_csv_record(panel, row) for panel in panels for row in table_rows(panel)])
+def operating_lines(panels: Sequence[Panel]) -> list[dict[str, object]]:
+    """Return what ``table.csv`` holds: full precision, one line an operating point."""
+    return [_csv_record(panel, row) for panel in panels for row in table_rows(panel)]
 
 
 def _csv_record(panel: Panel, row: TableRow) -> dict[str, object]:
@@ -335,29 +316,18 @@ def all_tables(panels: Sequence[Panel]) -> list[TextTable]:
     return [*headline_tables(panels), *of_panels, *overall_tables(panels)]
 
 
-FORMATS: dict[str, Callable[[Sequence[Panel]], str]] = {
-    "md": lambda panels: to_markdown(all_tables(panels)),
-    "csv": to_csv,
-    "latex": lambda panels: to_latex(all_tables(panels)),
-}
-SUFFIXES = {"md": "md", "csv": "csv", "latex": "tex"}
-"""Format -> the ending of its file."""
+def first_tables(panels: Sequence[Panel]) -> Iterator[TextTable]:
+    """Yield what a reader needs most: methods at equal cost, then at single knobs, then task by task."""
+    yield from headline_tables(panels)
+    for panel in panels:
+        yield from panel_tables(panel)
 
 
-def write_table(out_dir: Path, table_format: str = "md", labels: Sequence[str] | None = None) -> Path:
-    """Write ``table.md``, ``table.csv`` or ``table.tex`` into a results folder and return its path.
-
-    Args:
-        out_dir: a folder that a run has filled.
-        table_format: ``md``, ``csv`` or ``latex``.
-        labels: only these curves, see :func:`benchmarks.analysis.results.load_panels`.
-
-    Raises:
-        UserError: the format is unknown, or the folder holds no results.
-    """
-    if table_format not in FORMATS:
-        raise unknown_name("table format", table_format, FORMATS)
-    panels, _ = load_panels(out_dir, labels)
-    path = out_dir / f"table.{SUFFIXES[table_format]}"
-    write_text(path, FORMATS[table_format](panels))
-    return path
+TABLES = Tables(
+    name="table",
+    load=load_panels,
+    terminal=partial(operating_table, compact=True),
+    first=first_tables,
+    every=all_tables,
+    lines=operating_lines,
+)

@@ -1,22 +1,18 @@
 """Our numbers beside those that papers print: which name is which, what is comparable, and what nobody published."""
 
 import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.analysis.results import REFERENCES, Panel, load_panels
 from benchmarks.analysis.rows import TableRow, row_for_half
-from benchmarks.analysis.tables import SUFFIXES
-from benchmarks.analysis.text_tables import MISSING, TextTable, to_latex, to_markdown
-from benchmarks.store.folders import write_text
-from consistentee.errors import unknown_name
+from benchmarks.analysis.tables.text import MISSING, TextTable
+from benchmarks.analysis.tables.writing import Tables
 
 _FOLDER = files("benchmarks") / "published"
 _NEVER_PUBLISHED = tuple(method for method in REFERENCES if method != "static")
@@ -160,26 +156,26 @@ def _split_note(panel: Panel) -> str:
     return f" ({notes.split('.')[0]})" if "dev" in notes.split(".")[0] else ""
 
 
-def write_published(out_dir: Path, table_format: str, labels: Sequence[str] | None = None) -> Path:
-    """Write ``published.md``, ``published.csv`` or ``published.tex`` into a results folder and return its path.
-
-    Raises:
-        UserError: the format is unknown, or the folder holds no results; see
-            :func:`benchmarks.analysis.results.load_panels` for ``labels``.
-    """
-    if table_format not in SUFFIXES:
-        raise unknown_name("table format", table_format, SUFFIXES)
-    panels, _ = load_panels(out_dir, labels)
-    write = {"md": to_markdown, "latex": to_latex, "csv": lambda tables: _to_csv(panels, tables)}[table_format]
-    path = out_dir / f"published.{SUFFIXES[table_format]}"
-    write_text(path, write([published_table(panel) for panel in panels]))
-    return path
+def published_tables(panels: Sequence[Panel]) -> list[TextTable]:
+    """Return the tables of all panels."""
+    return [published_table(panel) for panel in panels]
 
 
-def _to_csv(panels: Sequence[Panel], tables: Sequence[TextTable]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["task", "our backbone", *tables[0].headings])
-    for panel, table in zip(panels, tables, strict=True):
-        writer.writerows([panel.task, panel.backbone, *line] for line in table.cells)
-    return stream.getvalue()
+def published_lines(panels: Sequence[Panel]) -> list[dict[str, object]]:
+    """Return what ``published.csv`` holds: the lines of all tables."""
+    return [
+        {"task": panel.task, "our backbone": panel.backbone, **dict(zip(table.headings, cells, strict=True))}
+        for panel, table in zip(panels, published_tables(panels), strict=True)
+        for cells in table.cells
+    ]
+
+
+TABLES = Tables(
+    name="published",
+    load=load_panels,
+    terminal=published_table,
+    first=published_tables,
+    every=published_tables,
+    lines=published_lines,
+    most_lines=None,
+)

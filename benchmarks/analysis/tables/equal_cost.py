@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.analysis.equal_cost import AtCost, at_equal_cost
-from benchmarks.analysis.overall_tables import task_headings
-from benchmarks.analysis.ranking import block_name, mean_ranks
+from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
+from benchmarks.analysis.comparisons.ranking import block_name, compared_panels, mean_ranks
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
 from benchmarks.analysis.select import SPEEDUPS, Reach
-from benchmarks.analysis.text_tables import MISSING, TextTable
+from benchmarks.analysis.tables.overall import task_headings
+from benchmarks.analysis.tables.text import MISSING, TextTable
 
 MIDDLE = 2.0
 """The speed-up of the table by task."""
@@ -26,23 +26,24 @@ _UNDER_NOTE = "; ‡: even the best knob costs less, and it stands here."
 
 
 def equal_cost_tables(panels: Sequence[Panel]) -> list[TextTable]:
-    """Return the means over tasks, and the table by task; nothing where the full model was never run.
+    """Return the means over tasks where there are several, and the table by task; nothing without the full model.
 
-    Args:
-        panels: tasks that (nearly) all methods are defined for, see ``compared_panels``.
+    Means are over the tasks that (nearly) all methods are defined for, see ``compared_panels``.
     """
     known = [panel for panel in panels if FULL in panel.methods.values()]
+    compared = compared_panels(known)
     if not known:
         return []
-    labels = _labels(known)
-    return [_means(known, labels), _by_task(known, labels)] if len(known) > 1 else [_by_task(known, labels)]
+    labels = _labels(known, compared)
+    by_task = _by_task(known, labels)
+    return [_means(compared, labels), by_task] if len(compared) > 1 else [by_task]
 
 
-def _labels(panels: Sequence[Panel]) -> list[str]:
-    """Return the curves, the best mean at the middle budget first, then those that some task lacks."""
+def _labels(panels: Sequence[Panel], compared: Sequence[Panel]) -> list[str]:
+    """Return the curves, the best mean at the middle budget first, then those that some compared task lacks."""
     methods = {label: method for panel in panels for label, method in panel.methods.items()}
     labels = [label for label, method in methods.items() if method not in (FULL, ORACLE, MAJORITY)]
-    order = {label: _mean(_everywhere(panels, label, MIDDLE)) for label in labels}
+    order = {label: _mean(_everywhere(compared, label, MIDDLE)) for label in labels}
     return sorted(labels, key=lambda label: -order[label])
 
 
@@ -104,7 +105,7 @@ def _by_task(panels: Sequence[Panel], labels: Sequence[str]) -> TextTable:
         title=f"Points against the full model at {MIDDLE:g}x, task by task",
         headings=("method", *task_headings(panels)),
         cells=tuple((label, *(_task_cell(panel, label) for panel in panels)) for label in labels),
-        notes=(_NOTE, _OVER_NOTE + _UNDER_NOTE),
+        notes=(_OVER_NOTE + _UNDER_NOTE,),
         words=("method",),
     )
 

@@ -16,7 +16,7 @@ from benchmarks.analysis.generation_rows import (
     scores_by_prompt,
 )
 from benchmarks.analysis.results import FULL, REFERENCES, role_of
-from benchmarks.analysis.statistics import interval_of_mean
+from benchmarks.measure.intervals import interval_of_mean
 from benchmarks.store.generation_records import Mean
 from consistentee.errors import UserError
 
@@ -91,7 +91,7 @@ def _difference(choice: DecodingChoice, reference: Sequence[DecodingChoice], col
     if at_equal_layers is None:
         return None
     difference = scores_by_prompt(choice, column) - at_equal_layers
-    interval = interval_of_mean(difference, _RESAMPLES, seed=0)
+    interval = interval_of_mean(difference, resamples=_RESAMPLES, seed=0)
     return Mean(value=float(difference.mean()), interval=interval)
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.analysis.choices import Choice
-from benchmarks.analysis.resampling import can_resample, interval, mean_over_drawn_seeds, resampled_scores
 from benchmarks.analysis.results import FULL, MAJORITY, Panel, StoredCell
 from benchmarks.analysis.rows import TableRow, answers_of, predictions_of, row_for_half
-from benchmarks.analysis.statistics import points_of
+from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_scores
 from consistentee.errors import UserError
 
 STATIC = "static"
@@ -69,9 +68,9 @@ class _Neighbours:
 
     def score(self) -> float:
         record = self.static.record
-        layers, scores = (np.asarray(values) for values in points_of(record.curve_test, record.metric))
-        order = layers.argsort()
-        return float(np.interp(self.shallow + self.share, layers[order], scores[order]))
+        points = sorted((point.average_layers, point.scores[record.metric]) for point in record.curve_test)
+        layers, scores = np.array(points).T
+        return float(np.interp(self.shallow + self.share, layers, scores))
 
 
 def static_gains(panel: Panel) -> list[StaticGain]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.leaderboard import Entry, Leaderboard, Standing
-from benchmarks.analysis.text_tables import MISSING, TextTable, to_markdown, to_rich
+from benchmarks.analysis.tables.text import MISSING, TextTable, to_markdown, to_rich
 from consistentee.errors import unknown_name
 
 if TYPE_CHECKING:

@@ -1,23 +1,25 @@
 """Methods against each other: whole curves in one number, and paired tests on the same rows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from benchmarks.analysis.choices import Choice, choose_point, reference_of, targets_of
-from benchmarks.analysis.curves import area_under_front, pareto_front, time_ratio
-from benchmarks.analysis.resampling import can_resample, interval, mean_over_drawn_seeds, resampled_scores
-from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, Panel, StoredCell
+from benchmarks.analysis.curves import area_under_front, pareto_front
+from benchmarks.analysis.frame import knobs_of
+from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, Panel
 from benchmarks.analysis.rows import Answers, answers_of
 from benchmarks.analysis.select import choose
-from benchmarks.analysis.statistics import PairedTest, paired_test, points_of
-from benchmarks.store.records import CellRecord, OperatingPoint
+from benchmarks.analysis.statistics import PairedTest, paired_test
+from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_scores
 from benchmarks.store.targets import WITHIN_ONE_POINT, Budget, Target
 from consistentee.errors import UserError
 
 CORE_METHOD = "consistentee"
+TIME = "speedup_b1"
+"""The column of the long table by which costs in time are compared: at batch size 1."""
 BUDGETS = (0.25, 1 / 3, 0.5, 0.75)
 """Shares of the layers at which whole curves are read."""
 
@@ -82,9 +84,9 @@ def _summary(panel: Panel, label: str) -> CurveSummary:
     budgets = {share: _mean_on_curve(panel, label, seeds, Budget(layers_at_most=share)) for share in BUDGETS}
     return CurveSummary(
         label=label,
-        layers_area=float(np.mean([layers_area(panel, label, seed) for seed in seeds])),
-        flops_area=_mean_where_all([flops_area(panel, label, seed) for seed in seeds]),
-        time_area=_mean_where_all([time_area(panel, label, seed) for seed in seeds]),
+        layers_area=mean_layers_area(panel, label),
+        flops_area=_mean_where_all([ratio_area(panel, label, seed, "flops_ratio") for seed in seeds]),
+        time_area=_mean_where_all([ratio_area(panel, label, seed, TIME) for seed in seeds]),
         at_budgets={share: None if found is None else found[1] for share, found in budgets.items()},
         layers_within=None if within is None else within[0],
         score_within=None if within is None else within[1],
@@ -105,12 +107,22 @@ def _mean_on_curve(panel: Panel, label: str, seeds: Sequence[int], target: Targe
     return float(layers), float(score)
 
 
+def mean_layers_area(panel: Panel, label: str) -> float:
+    """Return the mean over seeds of :func:`layers_area`."""
+    seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
+    area: float = panel.once(
+        f"area of {label}", lambda: float(np.mean([layers_area(panel, label, seed) for seed in seeds]))
+    )
+    return area
+
+
 def layers_area(panel: Panel, label: str, seed: int) -> float:
     """Integrate the test scores of the knobs that are on the front of the validation data: area under score-layers."""
-    cells = panel.cells_of(label, seed)
-    chosen = pareto_front(*_curve(cells, "validation"))
-    layers, scores = np.asarray(_curve(cells, "test"))[:, chosen]
-    return area_under_front(layers, scores, lowest=1, highest=panel.num_layers, floor=blind_score(panel))
+    knobs = knobs_of(panel, label, seed)
+    front = knobs.iloc[pareto_front(knobs["validation_layers"], knobs["validation_quality"])]
+    return area_under_front(
+        front["layers"], front["quality"], lowest=1, highest=panel.num_layers, floor=blind_score(panel)
+    )
 
 
 def blind_score(panel: Panel) -> float:
@@ -121,64 +133,33 @@ def blind_score(panel: Panel) -> float:
 
 def _on_curve(panel: Panel, label: str, seed: int, target: Target) -> tuple[float, float] | None:
     """Return (test layers, test score) at the knob of the whole curve that meets a target on validation data."""
-    cells = panel.cells_of(label, seed)
-    reference = reference_of(panel, label, seed)
-    index = choose(target, *_curve(cells, "validation"), num_layers=panel.num_layers, reference=reference)
-    if index is None:
-        return None
-    test_layers, test_scores = _curve(cells, "test")
-    return test_layers[index], test_scores[index]
-
-
-def _curve(cells: Sequence[StoredCell], split: str) -> tuple[list[float], list[float]]:
-    layers: list[float] = []
-    scores: list[float] = []
-    for cell in cells:
-        record = cell.record
-        curve = record.curve_test if split == "test" else record.curve_validation
-        more_layers, more_scores = points_of(curve, record.metric)
-        layers += more_layers
-        scores += more_scores
-    return layers, scores
-
-
-def flops_area(panel: Panel, label: str, seed: int) -> float | None:
-    """Integrate over FLOPs as a share of the stock model's, along the operating points; None if not counted."""
-    return _ratio_area(panel, label, seed, lambda cell, point: cell.full_flops / point.flops if point.flops else None)
-
-
-def time_area(panel: Panel, label: str, seed: int) -> float | None:
-    """Integrate over time as a share of the stock model's at batch 1, along the points that were timed, if any were."""
-    return _ratio_area(panel, label, seed, partial(_time_ratio, panel))
-
-
-def _time_ratio(panel: Panel, cell: CellRecord, point: OperatingPoint) -> float | None:
-    here = panel.contender(cell, point.knob)
-    stock = panel.stock(cell.seed, beside=here)
-    if here is None or stock is None:
-        return None
-    seconds, full_seconds = (
-        next((sample.seconds_per_round for sample in contender.samples if sample.batch_size == 1), None)
-        for contender in (here, stock)
+    knobs = knobs_of(panel, label, seed)
+    index = choose(
+        target,
+        knobs["validation_layers"],
+        knobs["validation_quality"],
+        num_layers=panel.num_layers,
+        reference=reference_of(panel, label, seed),
     )
-    return time_ratio(full_seconds, seconds) if seconds and full_seconds else None
+    return None if index is None else (knobs["layers"].iloc[index], knobs["quality"].iloc[index])
 
 
-def _ratio_area(
-    panel: Panel, label: str, seed: int, ratio_of: Callable[[CellRecord, OperatingPoint], float | None]
-) -> float | None:
-    """Integrate test scores over cost as a share of the stock model's; ``ratio_of`` a point is the stock's / its own.
+def ratio_area(panel: Panel, label: str, seed: int, ratio: str) -> float | None:
+    """Integrate test scores over cost as a share of the stock model's, along operating points; None if not measured.
 
     As for layers, only points on the front of the validation data are joined.
+
+    Args:
+        panel, label, seed: the curve.
+        ratio: a column of the long table, the stock model's cost / a point's: ``flops_ratio``, ``speedup_b1``.
     """
-    points = [(cell.record, point) for cell in panel.cells_of(label, seed) for point in cell.record.operating_points]
-    known = [(point, ratio) for record, point in points if (ratio := ratio_of(record, point))]
-    if not known:
+    knobs = knobs_of(panel, label, seed)
+    known = knobs[knobs[ratio].notna()] if ratio in knobs else knobs[:0]
+    if known.empty:
         return None
-    validation = [(point.validation.average_layers, point.validation.scores[panel.metric]) for point, _ in known]
-    front = [known[index] for index in pareto_front(*zip(*validation, strict=True))]
-    shares, scores = zip(*((1 / ratio, point.test.scores[panel.metric]) for point, ratio in front), strict=True)
-    return area_under_front(shares, scores, lowest=1 / panel.num_layers, highest=1, floor=blind_score(panel))
+    front = known.iloc[pareto_front(known["validation_layers"], known["validation_quality"])]
+    shares = 1 / front[ratio]
+    return area_under_front(shares, front["quality"], lowest=1 / panel.num_layers, highest=1, floor=blind_score(panel))
 
 
 def paired_comparisons(panel: Panel) -> list[Comparison]:

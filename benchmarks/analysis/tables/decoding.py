@@ -1,9 +1,9 @@
 """Tables of generation: for each (task, backbone) the operating points, references at equal layers, and promises."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
-from benchmarks.analysis.equal_layers import LayerComparison, compare_at_equal_layers
+from benchmarks.analysis.comparisons.equal_layers import LayerComparison, compare_at_equal_layers
 from benchmarks.analysis.generation_rows import (
     STOCK,
     GenerationPanel,
@@ -11,14 +11,16 @@ from benchmarks.analysis.generation_rows import (
     full_record,
     generation_rows,
     load_generation_panels,
+    row_near_half,
 )
+from benchmarks.analysis.results import FULL, role_of
 from benchmarks.analysis.rows import format_value
-from benchmarks.analysis.tables import MISSING, SUFFIXES, machine, short_reasons
-from benchmarks.analysis.text_tables import TextTable, csv_of, to_latex, to_markdown
-from benchmarks.store.folders import write_text
+from benchmarks.analysis.tables.operating import short_reasons
+from benchmarks.analysis.tables.provenance import machine
+from benchmarks.analysis.tables.text import MISSING, TextTable
+from benchmarks.analysis.tables.writing import Tables
 from benchmarks.store.generation_records import CalibrationRecord, CalibrationResult, Mean
 from benchmarks.store.targets import Budget, in_words
-from consistentee.errors import unknown_name
 
 DEFAULT_BATCH_SIZES = [1, 8]
 """Shown, without times, where nothing was timed."""
@@ -266,9 +268,9 @@ def generation_tables(panel: GenerationPanel) -> list[TextTable]:
     return [table for table in tables if table is not None]
 
 
-def to_csv(panels: Sequence[GenerationPanel]) -> str:
-    """Write the rows of all panels as CSV: full precision, one line an operating point."""
-    return csv_of([_csv_record(panel, row) for panel in panels for row in generation_rows(panel)])
+def decoding_lines(panels: Sequence[GenerationPanel]) -> list[dict[str, object]]:
+    """Return what ``table.csv`` holds: full precision, one line an operating point."""
+    return [_csv_record(panel, row) for panel in panels for row in generation_rows(panel)]
 
 
 def _csv_record(panel: GenerationPanel, row: GenerationRow) -> dict[str, object]:
@@ -302,23 +304,45 @@ def _csv_record(panel: GenerationPanel, row: GenerationRow) -> dict[str, object]
     return record
 
 
+def match_overview(panels: Sequence[GenerationPanel]) -> TextTable:
+    """Return every method's token match, task by task, at the knob for the budget nearest to half of the layers."""
+    labels = dict.fromkeys(label for panel in panels for label in panel.labels if role_of(panel.methods[label]) != FULL)
+    several = len({panel.backbone for panel in panels}) > 1
+    columns = [f"{panel.task} · {panel.backbone}" if several else panel.task for panel in panels]
+    return TextTable(
+        title="Tokens as in the full model, %, at about half of the layers",
+        headings=("method", *columns),
+        cells=tuple((label, *(_match_at_half(panel, label) for panel in panels)) for label in labels),
+        notes=(
+            "At the knob that agrees best with the full model on validation prompts within the budget nearest to half "
+            "of the layers; in brackets, the layers of the test prompts. n/a: not run, or no knob is within a budget.",
+        ),
+        words=("method",),
+    )
+
+
+def _match_at_half(panel: GenerationPanel, label: str) -> str:
+    row = row_near_half(panel, label) if label in panel.methods else None
+    return MISSING if row is None else f"{100 * row.token_match.value:.1f} ({row.average_layers:.1f})"
+
+
 def all_generation_tables(panels: Sequence[GenerationPanel]) -> list[TextTable]:
     """Return the tables of all panels."""
     return [table for panel in panels for table in generation_tables(panel)]
 
 
-GENERATION_FORMATS: dict[str, Callable[[Sequence[GenerationPanel]], str]] = {
-    "md": lambda panels: to_markdown(all_generation_tables(panels)),
-    "csv": to_csv,
-    "latex": lambda panels: to_latex(all_generation_tables(panels)),
-}
+def first_tables(panels: Sequence[GenerationPanel]) -> Iterator[TextTable]:
+    """Yield what a reader needs most: all tasks at about half of the layers, then task by task."""
+    yield match_overview(panels)
+    for panel in panels:
+        yield from generation_tables(panel)
 
 
-def write_generation_table(out_dir: Path, table_format: str = "md", labels: Sequence[str] | None = None) -> Path:
-    """Write ``table.md``, ``table.csv`` or ``table.tex``; see :func:`benchmarks.analysis.tables.write_table`."""
-    if table_format not in GENERATION_FORMATS:
-        raise unknown_name("table format", table_format, GENERATION_FORMATS)
-    panels, _ = load_generation_panels(out_dir, labels)
-    path = out_dir / f"table.{SUFFIXES[table_format]}"
-    write_text(path, GENERATION_FORMATS[table_format](panels))
-    return path
+TABLES = Tables(
+    name="table",
+    load=load_generation_panels,
+    terminal=partial(decoding_table, compact=True),
+    first=first_tables,
+    every=all_generation_tables,
+    lines=decoding_lines,
+)

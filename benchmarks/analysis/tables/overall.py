@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import compress
 
-from benchmarks.analysis.ranking import (
+from benchmarks.analysis.comparisons.ranking import (
     AREA,
     HALF_BUDGET,
     PairOverTasks,
@@ -14,10 +14,10 @@ from benchmarks.analysis.ranking import (
     rank,
     score_table,
 )
-from benchmarks.analysis.real_time import ClockSummary, clock_summary, measured_speedups
+from benchmarks.analysis.comparisons.real_time import ClockSummary, clock_summary, measured_speedups
+from benchmarks.analysis.comparisons.static_gains import StaticGain, mean_gain, static_gains
 from benchmarks.analysis.results import Panel
-from benchmarks.analysis.static_gains import StaticGain, mean_gain, static_gains
-from benchmarks.analysis.text_tables import MISSING, TextTable, p_value
+from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 
 
 def overall_tables(panels: Sequence[Panel]) -> list[TextTable]:

@@ -4,24 +4,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.analysis.equal_cost_tables import equal_cost_tables
-from benchmarks.analysis.overall_tables import task_headings
-from benchmarks.analysis.ranking import block_name, compared_panels
+from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
+from benchmarks.analysis.comparisons.static_gains import STATIC, mean_gain, static_gains
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
 from benchmarks.analysis.rows import TableRow, row_for_half
-from benchmarks.analysis.static_gains import STATIC, mean_gain, static_gains
-from benchmarks.analysis.text_tables import MISSING, TextTable
+from benchmarks.analysis.tables.equal_cost import equal_cost_tables
+from benchmarks.analysis.tables.overall import task_headings
+from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.store.targets import HALF
 
 _WITHIN = f"within {100 * HALF.layers_at_most:g}% of the layers"
 
 
 def headline_tables(panels: Sequence[Panel]) -> list[TextTable]:
-    """Return the headline at equal cost and at the best knob, and both task by task; nothing of fewer than 2 tasks."""
+    """Return the tables at equal cost; of several tasks also those at the best knob within half of the layers."""
     compared = compared_panels(panels)
-    if len(compared) < 2:
-        return []
-    return [*equal_cost_tables(compared), headline_table(compared), half_table(panels)]
+    at_best_knob = [headline_table(compared), half_table(panels)] if len(compared) > 1 else []
+    return [*equal_cost_tables(panels), *at_best_knob]
 
 
 def headline_table(panels: Sequence[Panel]) -> TextTable:

@@ -1,0 +1,141 @@
+"""Records as ONE long table: a line for every cell (and so every seed), knob and split. Whole curves are read from it.
+
+Columns of every kind of results: ``task``, ``backbone``, ``label``, ``method``, ``parameters``, ``seed``, ``cell`` (its
+place in the panel), ``knob_name``, ``knob``, ``split`` (validation, test), ``layers`` (average), ``num_layers``, and
+``quality``, by which knobs are chosen: the score, or the agreement with the full model. The task's scores are columns
+by their names. Lines of test rows at an operating point also have ``point`` (its place in the record), ``targets``,
+``flops_ratio`` and, where it was timed, ``speedup_b1``, ....
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.analysis.curves import time_ratio
+from benchmarks.analysis.results import AnyPanel
+from benchmarks.store.generation_records import DecodingContender, DecodingPoint, GenerationRecord
+from benchmarks.store.records import BaseContender, CellRecord, Contender, OperatingPoint
+from benchmarks.store.targets import in_words
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    _Curves = dict[tuple[str, int | None], pd.DataFrame]
+
+_Line = dict[str, Any]
+
+
+def long_frame(panels: Sequence[AnyPanel]) -> "pd.DataFrame":
+    """Return the long table of some panels of one kind."""
+    import pandas as pd
+
+    return pd.concat([panel_frame(panel) for panel in panels], ignore_index=True)
+
+
+def panel_frame(panel: AnyPanel) -> "pd.DataFrame":
+    """Return the long table of one (task, backbone)."""
+    return panel.once("long table", lambda: _frame(panel))
+
+
+def knobs_of(panel: AnyPanel, label: str, seed: int | None = None) -> "pd.DataFrame":
+    """Return a line for every knob of every cell of a curve, in the order of the records.
+
+    The lines are those of the test split, with two more columns: ``validation_layers``, ``validation_quality``. Of
+    classification, where all knobs were replayed on both splits.
+    """
+    by_curve: _Curves = panel.once("knobs by curve", lambda: _by_curve(panel))
+    return by_curve[label, seed]
+
+
+def _by_curve(panel: AnyPanel) -> "_Curves":
+    frame = panel_frame(panel)
+    test = frame[frame["split"] == "test"].reset_index(drop=True)
+    validation = frame[frame["split"] == "validation"].reset_index(drop=True)
+    both = test.assign(validation_layers=validation["layers"], validation_quality=validation["quality"])
+    found: _Curves = {}
+    for label, of_label in both.groupby("label"):
+        found[str(label), None] = of_label
+        found |= {(str(label), int(seed)): of_label[of_label["seed"] == seed] for seed in of_label["seed"].unique()}
+    return found
+
+
+def _frame(panel: AnyPanel) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame([line for number in range(len(panel.cells)) for line in _lines(panel, number)])
+
+
+def _lines(panel: AnyPanel, number: int) -> Iterator[_Line]:
+    """Yield the lines of one cell: its validation curve, then its test curve."""
+    record = panel.cells[number].record
+    common = {
+        "task": record.task,
+        "backbone": record.backbone,
+        "label": record.label,
+        "method": record.method,
+        "parameters": ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items())),
+        "seed": record.seed,
+        "cell": number,
+        "knob_name": record.knob_name,
+        "num_layers": record.num_layers,
+    }
+    curves = _curves_of_texts(record) if isinstance(record, GenerationRecord) else _curves(record)
+    at_points = {point.knob: _at_point(panel, number, i) for i, point in enumerate(record.operating_points)}
+    for line in curves:
+        more = at_points.get(line["knob"], {}) if line["split"] == "test" else {}
+        yield common | line | more
+
+
+def _curves(record: CellRecord) -> Iterator[_Line]:
+    for split, curve in (("validation", record.curve_validation), ("test", record.curve_test)):
+        for point in curve:
+            quality = point.scores[record.metric]
+            yield {
+                "split": split,
+                "knob": point.knob,
+                "layers": point.average_layers,
+                "quality": quality,
+                **point.scores,
+            }
+
+
+def _curves_of_texts(record: GenerationRecord) -> Iterator[_Line]:
+    for replayed in record.curve_validation:
+        layers = replayed.average_layers
+        yield {"split": "validation", "knob": replayed.knob, "layers": layers, "quality": replayed.agreement}
+    for point in record.operating_points:
+        scores = {name: mean.value for name, mean in point.scores.items()}
+        match = point.token_match.value
+        yield {"split": "test", "knob": point.knob, "layers": point.average_layers, "quality": match, **scores}
+
+
+def _at_point(panel: AnyPanel, cell: int, number: int) -> _Line:
+    """Return what is known of an operating point alone."""
+    record = panel.cells[cell].record
+    point: OperatingPoint | DecodingPoint = record.operating_points[number]
+    here = panel.contender(record, point.knob)
+    stock = panel.stock(record.seed, beside=here)
+    flops, full_flops = (
+        (point.decode_flops, point.full_decode_flops)
+        if isinstance(point, DecodingPoint)
+        else (point.flops, record.full_flops)
+    )
+    return {
+        "point": number,
+        "targets": in_words(point.targets),
+        "flops_ratio": full_flops / flops if flops else None,
+        **({f"speedup_b{size}": ratio for size, ratio in time_ratios(here, stock).items()} if here and stock else {}),
+    }
+
+
+def time_ratios(here: BaseContender, stock: BaseContender) -> dict[int, float]:
+    """Return, by batch size, the time of the stock model / of a contender, as the median over rounds."""
+    seconds, full_seconds = _rounds(here), _rounds(stock)
+    return {size: time_ratio(full_seconds[size], seconds[size]) for size in seconds if size in full_seconds}
+
+
+def _rounds(contender: BaseContender) -> dict[int, list[float]]:
+    """Return the seconds of every round by batch size: of all rows, or of decoding a token."""
+    if isinstance(contender, DecodingContender):
+        return {sample.batch_size: sample.seconds_a_token for sample in contender.samples if sample.seconds_a_token}
+    assert isinstance(contender, Contender)
+    return {sample.batch_size: sample.seconds_per_round for sample in contender.samples}

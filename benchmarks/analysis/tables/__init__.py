@@ -1,0 +1,1 @@
+"""Tables: what each shows of some panels, as text, and how they are written."""
