@@ -122,7 +122,7 @@ def _count(estimates: Sequence[Estimate], source: str) -> int:
 
 
 def _training_rows(spec: CellSpec, inputs: Inputs) -> int:
-    rows = len(inputs.task(spec).train)
+    rows = len(inputs.rows(spec).training.train)
     return min(rows, spec.recipe.max_rows or rows)
 
 
@@ -182,7 +182,7 @@ def measured_rate(spec: CellSpec, inputs: Inputs) -> float:
     from consistentee.models.encoder import MultiExitModel
     from consistentee.training.stages import train_jointly
 
-    task = inputs.task(spec)
+    task = inputs.rows(spec).task
     model = MultiExitModel.from_backbone(spec.backbone, task.num_labels, label_names=task.label_names)
     batch = min(spec.recipe.batch_size, len(task.train))
     recipe = replace(spec.recipe.to_recipe(seed=0), epochs=1, batch_size=batch)

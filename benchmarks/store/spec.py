@@ -18,7 +18,7 @@ from benchmarks.store.records import Strict, canonical_json
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
-from consistentee.training.recipe import RecipeSettings
+from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind
 
 Group = tuple[str, str, int]
@@ -187,6 +187,7 @@ class BaseCellSpec(Strict):
     label: str
     parameters: dict[str, Any]
     seed: int
+    recipe: RecipeSettings | TokenRecipeSettings
     budgets: tuple[float, ...]
     bootstrap_resamples: int
 
