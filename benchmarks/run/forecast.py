@@ -21,7 +21,8 @@ from benchmarks.run.published import Published, find_published
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import RunFolder
 from benchmarks.store.records import FailureRecord
-from benchmarks.store.spec import BaseCellSpec, BaseSuite, CellSpec, Filters, display_name, expand
+from benchmarks.store.spec import BaseCellSpec, BaseSuite, CellSpec, display_name
+from benchmarks.store.suites import Filters, expand
 
 _MEASURED_STEPS = 3
 
