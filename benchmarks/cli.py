@@ -319,7 +319,7 @@ def run(
     ] = False,
 ) -> None:
     """Run what is missing of a suite: train, measure, time; then write tables and figures."""
-    from benchmarks.store.spec import Filters, load_suite
+    from benchmarks.store.suites import Filters, load_suite
 
     spec = load_suite(suite)
     filters = Filters(

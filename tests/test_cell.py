@@ -7,12 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import parts_by_hand
 
-from benchmarks.kinds.classification import choose_knobs, run_cell, same_answers
+from benchmarks.kinds.classification import choose_knobs, same_answers
+from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.intervals import score_interval
+from benchmarks.run.cell import run_cell
 from benchmarks.store.folders import LOG_FILE, RunFolder, read_cell, read_predictions
-from benchmarks.store.records import CellRecord, CurvePoint
+from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint
 from benchmarks.store.spec import CellSpec
 from benchmarks.store.targets import HALF, WITHIN_ONE_POINT, Budget, Target
+from consistentee.data.instances import TaskData
 from consistentee.data.metrics import METRICS, score
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
@@ -146,10 +149,14 @@ def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:
     return CellSpec.model_validate({**values, **changes})
 
 
+def run(spec: CellSpec, task: TaskData, folder: RunFolder) -> BaseRecord:
+    return run_cell(spec, parts_by_hand(), CellRows(task, task), folder, command="")
+
+
 @pytest.mark.parametrize("method", ["full", "calm-softmax", "pabee", "oracle", "hashee"])
 def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backbone, toy_task, method):
     spec, folder = spec_of(tiny_backbone("bert"), method), RunFolder(tmp_path)
-    run_cell(spec, parts_by_hand(), toy_task, folder, command="")
+    run(spec, toy_task, folder)
     record, fault = read_cell(folder.cell(spec), parts_by_hand(), CellRecord)
     assert fault is None
     table = read_predictions(folder.cell(spec))
@@ -184,7 +191,7 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
         spec_of(tiny_backbone("bert"), "cascade-bert", parameters={"companion_layers": 2}),
         RunFolder(tmp_path),
     )
-    written = run_cell(spec, parts_by_hand(), toy_task, folder, command="")
+    written = run(spec, toy_task, folder)
     record, fault = read_cell(folder.cell(spec), parts_by_hand(), CellRecord)
     assert fault is None
     assert record == written
@@ -216,7 +223,7 @@ def test_texts_are_tokenised_once_a_cell(tmp_path, tiny_backbone, toy_task, monk
     monkeypatch.setattr(MultiExitModel, "tokenize", noted)
     recipe = RecipeSettings(epochs=1, max_length=16, frozen_steps=4)
     spec = spec_of(tiny_backbone("bert"), method, parameters=OF_SEVERAL_STAGES[method], recipe=recipe)
-    record = run_cell(spec, parts_by_hand(), toy_task, RunFolder(tmp_path), command="")
+    record = run(spec, toy_task, RunFolder(tmp_path))
     assert all(p.live_rows == len(toy_task.test) for p in record.operating_points)
     splits = (toy_task.train, toy_task.validation, toy_task.test)
     assert sorted(seen) == sorted(text for split in splits for text in split.texts)
@@ -226,7 +233,7 @@ def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):
     records = []
     for name in ("a", "b"):
         spec = spec_of(tiny_backbone("bert"), "berxit")
-        records.append(run_cell(spec, parts_by_hand(), toy_task, RunFolder(tmp_path / name), command=""))
+        records.append(run(spec, toy_task, RunFolder(tmp_path / name)))
     assert records[0].curve_test == records[1].curve_test
     assert records[0].operating_points == records[1].operating_points
 
@@ -234,8 +241,14 @@ def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):
 def test_regression(tmp_path, tiny_backbone):
     task = make_task(regression=True)
     spec = spec_of(tiny_backbone("bert"), "pabee")
-    record = run_cell(spec, parts_by_hand(), task, RunFolder(tmp_path), command="")
+    record = run(spec, task, RunFolder(tmp_path))
     assert record.metric == "pearson"
     assert all(p.live_disagreements == 0 for p in record.operating_points)
     with pytest.raises(UserError, match="deebert is not defined for a regression"):
-        run_cell(spec_of(tiny_backbone("bert"), "deebert"), parts_by_hand(), task, RunFolder(tmp_path), command="")
+        run_cell(
+            spec_of(tiny_backbone("bert"), "deebert"),
+            parts_by_hand(),
+            CellRows(task, task),
+            RunFolder(tmp_path),
+            command="",
+        )

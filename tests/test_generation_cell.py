@@ -11,14 +11,16 @@ from conftest import random_prompts
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
 from benchmarks.kinds import decoding as generation_decoding
+from benchmarks.kinds import generation
 from benchmarks.kinds.calibration_study import study_calibration
 from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
 from benchmarks.kinds.generation import exit_histogram, layers_by_position
 from benchmarks.kinds.generation_selection import choose_points, replay_points, select_knobs
-from benchmarks.kinds.generation_timing import DecodingTimes, load_models, stock_times, time_decoding
+from benchmarks.measure.decoding_clock import stock_times
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
+from benchmarks.run.timing import load_models
 from benchmarks.store.generation_records import ReplayPoint
-from benchmarks.store.generation_spec import DecodingTimingSpec, StudySpec
+from benchmarks.store.generation_spec import StudySpec
 from benchmarks.store.targets import FAITHFUL, HALF, Budget
 from consistentee.data.prompts import Prompt, PromptSplit
 from consistentee.engine.generate import Generations, generate
@@ -227,30 +229,12 @@ def test_stock_generate_is_timed_on_the_tokens_that_it_writes(model):
     assert times.average_layers == 4
 
 
-def test_rounds_are_interleaved_over_batch_sizes_and_contenders():
-    calls: list[tuple[str, int]] = []
-
-    def contender(name: str) -> Callable:
-        def decode(batch):
-            calls.append((name, len(batch)))
-            return DecodingTimes(0.1, 0.2, 3 * len(batch), 2.0)
-
-        return decode
-
-    protocol = DecodingTimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=0)
-    taken = time_decoding([contender("a"), contender("b")], ["x", "y", "z"], protocol)
-    a_round = [("a", 1)] * 3 + [("b", 1)] * 3 + [("a", 2), ("a", 1), ("b", 2), ("b", 1)]
-    assert calls[:10] == a_round
-    assert calls[10] == ("b", 1), "the order rotates"
-    assert [[times.decoded_tokens for times in batches] for batches in taken[1][2]] == [[6, 3]] * 3
-
-
 def test_models_on_one_backbone_share_it(model, tmp_path: Path):
     folders = []
     for number in range(2):
         model.save_pretrained(tmp_path / str(number))
         folders.append(tmp_path / str(number))
-    first, second = load_models(folders, torch.device("cpu"))
+    first, second = load_models(generation, folders, torch.device("cpu"))
     assert first.backbone is second.backbone
     prompts = random_prompts(2)
     written = [generate(m, prompts, TokenStatic().rule(m, 2.0), max_new_tokens=5) for m in (first, second, model)]
@@ -258,5 +242,5 @@ def test_models_on_one_backbone_share_it(model, tmp_path: Path):
     assert equal(written[1], written[2])
     (tmp_path / "1" / "multi_exit_decoder.json").write_text("{")
     with pytest.raises(UserError):
-        load_models(folders, torch.device("cpu"))
+        load_models(generation, folders, torch.device("cpu"))
     assert (tmp_path / "1.damaged-1").is_dir()

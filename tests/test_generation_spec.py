@@ -9,7 +9,8 @@ import yaml
 
 from benchmarks.store.generation_spec import GenerationCellSpec, GenerationSuite
 from benchmarks.store.keys import key_parts
-from benchmarks.store.spec import Filters, SuiteSpec, expand, load_suite
+from benchmarks.store.spec import SuiteSpec
+from benchmarks.store.suites import Filters, expand, load_suite
 from consistentee.errors import UserError
 from consistentee.methods.calibration import hoeffding_bentkus
 from consistentee.methods.method import get_method
@@ -58,10 +59,12 @@ def test_cells_train_on_their_own_task_or_on_a_common_one():
 
 
 def test_overrides_of_a_task():
-    spec = suite(test_prompts=64, task_overrides={"xsum": {"test_prompts": 8, "max_new_tokens": 24, "seeds": [0, 1]}})
+    caps = {"test_prompts": 8, "max_new_tokens": 24}
+    spec = suite(test_prompts=64, task_overrides={"xsum": {**caps, "seeds": [0, 1], "recipe": {"exit_steps": 7}}})
     by_task = {c.task: c for c in expand(spec)}
     assert (by_task["alpaca"].test_prompts, by_task["alpaca"].max_new_tokens) == (64, None)
     assert (by_task["xsum"].test_prompts, by_task["xsum"].max_new_tokens) == (8, 24)
+    assert (by_task["alpaca"].recipe.exit_steps, by_task["xsum"].recipe.exit_steps) == (300, 7)
     assert {c.seed for c in expand(spec) if c.task == "xsum"} == {0, 1}
 
 
@@ -111,7 +114,7 @@ def test_key_depends_on_what_is_decoded_and_not_on_names(tmp_path):
 
 def test_reading_a_suite_loads_no_torch(tmp_path):
     code = (
-        "import sys\nfrom benchmarks.store.spec import expand, load_suite\nimport benchmarks.kinds.kind\n"
+        "import sys\nfrom benchmarks.store.suites import expand, load_suite\nimport benchmarks.kinds.kind\n"
         f"assert expand(load_suite({str(written(tmp_path))!r}))\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -2,30 +2,31 @@
 
 import gc
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.kinds.classification import BatchTime, average_layers, samples
 from benchmarks.measure import clock as measure
-from benchmarks.measure.clock import Runner, passes_of_round, time_contenders
+from benchmarks.measure.clock import passes_of_round, time_contenders, timed
 from benchmarks.store.spec import TimingSpec
-from consistentee.data.encoding import Encoding
 
-CPU = torch.device("cpu")
-ROWS = [Encoding([number]) for number in range(5)]
+ROWS = list(range(5))
 
 
 class Recorder:
-    """A contender that notes what it is given."""
+    """A contender that notes what it is given, and says how many rows that were."""
 
     def __init__(self, name: str, calls: list[tuple[str, list[int], bool]]) -> None:
         self.name = name
         self.calls = calls
 
-    def __call__(self, batch) -> None:
-        self.calls.append((self.name, [row.input_ids[0] for row in batch], gc.isenabled()))
+    def __call__(self, batch: Sequence[int]) -> int:
+        self.calls.append((self.name, list(batch), gc.isenabled()))
+        return len(batch)
 
 
 @given(st.integers(0, 10), st.integers(1, 8), st.lists(st.integers(1, 64), min_size=1, max_size=3, unique=True))
@@ -41,12 +42,7 @@ def test_order_rotates():
 def test_rows_keep_their_order_and_warm_up_is_not_timed():
     calls: list[tuple[str, list[int], bool]] = []
     protocol = TimingSpec(rounds=3, batch_sizes=(2,), warmup_batches=1)
-    samples = time_contenders(
-        [Runner("a", Recorder("a", calls)), Runner("b", Recorder("b", calls))],
-        ROWS,
-        protocol,
-        CPU,
-    )
+    taken = time_contenders([Recorder("a", calls), Recorder("b", calls)], ROWS, protocol)
     assert [(name, rows) for name, rows, _ in calls[:4]] == [
         ("a", [0, 1]),  # warm-up
         ("a", [0, 1]),
@@ -56,19 +52,31 @@ def test_rows_keep_their_order_and_warm_up_is_not_timed():
     assert [enabled for _, _, enabled in calls[:4]] == [True, False, False, False]
     assert gc.isenabled()
     assert [name for name, _, _ in calls] == ["a"] * 4 + ["b"] * 8 + ["a"] * 8 + ["b"] * 4
-    assert [len(batches) for batches in samples[0][0].seconds_per_batch] == [3, 3, 3]
+    assert taken == [{2: [[2, 2, 1]] * 3}] * 2
+
+
+def test_rounds_are_interleaved_over_batch_sizes_and_contenders():
+    calls: list[tuple[str, list[int], bool]] = []
+    protocol = TimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=0)
+    time_contenders([Recorder("a", calls), Recorder("b", calls)], ROWS[:3], protocol)
+    a_round = [("a", 1)] * 3 + [("b", 1)] * 3 + [("a", 2), ("a", 1), ("b", 2), ("b", 1)]
+    assert [(name, len(rows)) for name, rows, _ in calls[:10]] == a_round
+    assert calls[10][0] == "b", "the order rotates"
 
 
 def test_seconds_are_those_of_the_clock(monkeypatch):
     clock = itertools.count(0, 0.5)  # every look at the clock is half a second later
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
-    protocol = TimingSpec(rounds=3, batch_sizes=(1, 32))
-    (samples,) = time_contenders([Runner("a", lambda batch: None)], ROWS, protocol, CPU)
-    one, many = samples
-    assert (one.batch_size, one.rows, many.batch_size, many.rows) == (1, 5, 32, 5)
-    assert one.seconds_per_batch == [[0.5] * 5] * 3
-    assert one.seconds_per_round == [2.5] * 3
-    assert many.seconds_per_round == [0.5] * 3
+    assert timed(len, ROWS, torch.device("cpu")) == (0.5, 5)
+
+
+def test_what_is_kept_of_classification():
+    rounds = [[BatchTime(0.5, [1.0, 4.0]), BatchTime(0.25, [1.0])]] * 3
+    kept = samples(2, 3, rounds)
+    assert (kept.batch_size, kept.rows) == (2, 3)
+    assert kept.seconds_per_batch == [[0.5, 0.25]] * 3
+    assert kept.seconds_per_round == [0.75] * 3
+    assert average_layers(rounds[0]) == 2.0
 
 
 def test_garbage_collection_comes_back_after_an_error():
@@ -76,5 +84,5 @@ def test_garbage_collection_comes_back_after_an_error():
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        time_contenders([Runner("a", fail)], ROWS, TimingSpec(warmup_batches=0), CPU)
+        time_contenders([fail], ROWS, TimingSpec(warmup_batches=0))
     assert gc.isenabled()

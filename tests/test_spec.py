@@ -8,15 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.kinds.kind import kind_named
-from benchmarks.store.spec import (
-    Filters,
-    MethodEntry,
-    SuiteSpec,
-    expand,
-    folder_name,
-    list_suites,
-    load_suite,
-)
+from benchmarks.store.spec import MethodEntry, SuiteSpec, folder_name
+from benchmarks.store.suites import Filters, expand, list_suites, load_suite
 from benchmarks.tasks.loader import list_tasks
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from benchmarks.commands.settings import checked_settings
-from benchmarks.kinds.classification import Evaluation, default_knob, evaluate
+from benchmarks.kinds.classification import Evaluation, default_knob, trace_and_choose
 from benchmarks.kinds.kind import kind_named
 from benchmarks.store.targets import in_words
 from benchmarks.tasks.loader import load_classification_task
@@ -66,7 +66,7 @@ def train_model(
     model = MultiExitModel.from_backbone(backbone, task.num_labels, label_names=task.label_names, seed=seed)
     torch.manual_seed(seed)
     model = train_method(method, method_name, model, task, recipe).eval()
-    done = evaluate(task, method, model, _BUDGETS)
+    done = trace_and_choose(task, method, model, _BUDGETS)
     model.description.default_knob = default_knob(done)
     model.save_pretrained(out)
     return _operating_points(done, out)

@@ -1,46 +1,43 @@
-"""One cell: train, trace, replay the whole curve, choose knobs on validation data, check them live on test rows."""
+"""Cells of classification: replay the whole curve, choose knobs on validation data, check them live on test rows.
+
+Their names are those of :class:`benchmarks.kinds.kind.KindFunctions`, as generation's are.
+"""
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import set_seed
 
 from benchmarks.analysis.select import choose_all
+from benchmarks.kinds.rows import CellRows
+from benchmarks.measure.clock import timed
 from benchmarks.measure.flops import FlopModel
 from benchmarks.measure.intervals import score_interval
 from benchmarks.measure.signals import signal_quantiles
-from benchmarks.store.environment import describe_environment, now
-from benchmarks.store.folders import (
-    LOG_FILE,
-    PREDICTIONS_FILE,
-    RECORD_FILE,
-    RunFolder,
-    write_predictions,
-    write_record,
-)
-from benchmarks.store.keys import code_hash
-from benchmarks.store.records import CellRecord, CurvePoint, KeyParts, OperatingPoint
-from benchmarks.store.spec import CellSpec, display_name
+from benchmarks.store.folders import PREDICTIONS_FILE
+from benchmarks.store.records import CurvePoint, OperatingPoint, TimingSamples
+from benchmarks.store.spec import CellSpec, TimingSpec
 from benchmarks.store.targets import WITHIN_ONE_POINT, Budget, Target, in_words
+from consistentee.data.encoding import Encoding
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
-from consistentee.engine.classify import classify_encoded
-from consistentee.files import replacing
-from consistentee.methods.method import Method, get_method, train_method
+from consistentee.engine.classify import classify_encoded, stock_encoded
+from consistentee.methods.method import Method
+from consistentee.models.classifiers import LinearClassifier
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import sweep
 
+STOCK = "stock model"
+_FULL = "full"
 _LIVE_BATCH_SIZE = 32
 _SAME_VALUE = 1e-4  # two numeric answers that differ by less are the same answer, summed in another order
 
@@ -75,43 +72,20 @@ class Evaluation:
     chosen: dict[int, list[Target]]
 
 
-def run_cell(spec: CellSpec, parts: KeyParts, task: TaskData, folder: RunFolder, *, command: str) -> CellRecord:
-    """Run one cell and write its folder: predictions, log, trained model, and last the record that makes it done.
-
-    Args:
-        spec: the cell.
-        parts: what its results depend on, see :func:`benchmarks.store.keys.key_parts`.
-        task: the task, its rows already capped.
-        folder: the run's folder.
-        command: what the user typed.
-    """
-    cell = folder.cell(spec)
-    method = get_method(spec.method, **spec.parameters)
-    with _log_to(cell / LOG_FILE):
-        _logger.info("%s, key %s", spec.name, parts.key)
-        started = time.perf_counter()
-        model = _train(spec, method, task, folder)
-        train_seconds = time.perf_counter() - started
-        _logger.info("trained in %.1f s", train_seconds)
-        done = evaluate(task, method, model, spec.budgets, store=folder.stages)
-        model.description.default_knob = default_knob(done)
-        record = _record(spec, parts, done, train_seconds, command)
-        with replacing(folder.model(parts.key)) as temporary:
-            model.save_pretrained(temporary)
-        chosen_exits = [done.test.exits[index] for index in done.chosen]
-        write_predictions(cell / PREDICTIONS_FILE, prediction_table(done.test_trace, chosen_exits))
-    write_record(cell / RECORD_FILE, record)
-    return record
-
-
-def _train(spec: CellSpec, method: Method, task: TaskData, folder: RunFolder) -> MultiExitModel:
-    set_seed(spec.seed)  # methods may draw from the global generators; no cell depends on the one before
-    model = MultiExitModel.from_backbone(spec.backbone, task.num_labels, label_names=task.label_names, seed=spec.seed)
-    recipe = spec.recipe.to_recipe(spec.seed, folder.stages)
-    return train_method(method, spec.method, model, task, recipe).eval()
+def build_model(spec: CellSpec, rows: CellRows[TaskData]) -> MultiExitModel:
+    """Return the backbone of a cell with untrained exits."""
+    task = rows.task
+    return MultiExitModel.from_backbone(spec.backbone, task.num_labels, label_names=task.label_names, seed=spec.seed)
 
 
 def evaluate(
+    spec: CellSpec, rows: CellRows[TaskData], method: Method, model: MultiExitModel, *, key: str, store: Path | None
+) -> Evaluation:
+    """Evaluate a cell's trained model; its full-depth passes are kept under what they depend on, not under ``key``."""
+    return trace_and_choose(rows.task, method, model, spec.budgets, store=store)
+
+
+def trace_and_choose(
     task: TaskData,
     method: Method,
     model: MultiExitModel,
@@ -182,39 +156,19 @@ def default_knob(done: Evaluation) -> float:
     return next(done.knobs[index] for index, targets in done.chosen.items() if WITHIN_ONE_POINT in targets)
 
 
-def _record(spec: CellSpec, parts: KeyParts, done: Evaluation, train_seconds: float, command: str) -> CellRecord:
-    task, trace = done.task, done.test_trace
+def findings(spec: CellSpec, done: Evaluation) -> dict[str, Any]:
+    """Return the fields of the record that only classification has, or counts in its own way."""
     flops = FlopModel(done.model)
     points = [_operating_point(spec, done, flops, index) for index in done.chosen]
     for point in points:
         _logger.info("%s: knob %g, test %s", in_words(point.targets), point.knob, point.test.model_dump_json())
-    return CellRecord(
-        key=parts.key,
-        key_parts=parts,
-        code_hash=code_hash(),
-        task=task.name,
-        task_version=task.version,
-        metric=task.metric,
-        task_notes=task.notes,
-        backbone=display_name(spec.backbone),
-        method=display_name(spec.method),
-        label=spec.label,
-        parameters=done.method.parameters,
-        knob_name=done.method.knob.name,
-        seed=spec.seed,
-        num_layers=done.model.stock_layers,
-        train_rows=min(len(task.train), spec.recipe.max_rows or len(task.train)),
-        validation_rows=len(task.validation),
-        test_rows=len(task.test),
-        full_flops=float(flops.full_flops(trace.lengths.numpy()).sum()),
-        curve_validation=done.validation.points,
-        curve_test=done.test.points,
-        operating_points=points,
-        train_seconds=train_seconds,
-        command=command,
-        environment=describe_environment(),
-        finished_at=now(),
-    )
+    return {
+        "num_layers": done.model.stock_layers,
+        "full_flops": float(flops.full_flops(done.test_trace.lengths.numpy()).sum()),
+        "curve_validation": done.validation.points,
+        "curve_test": done.test.points,
+        "operating_points": points,
+    }
 
 
 def _operating_point(spec: CellSpec, done: Evaluation, flops: FlopModel, index: int) -> OperatingPoint:
@@ -258,6 +212,11 @@ def same_answers(first: NDArray, second: NDArray) -> NDArray[np.bool_]:
     return np.isclose(first, second, rtol=_SAME_VALUE, atol=_SAME_VALUE)
 
 
+def tables(done: Evaluation) -> dict[str, pd.DataFrame]:
+    """Return the table of predictions."""
+    return {PREDICTIONS_FILE: prediction_table(done.test_trace, [done.test.exits[index] for index in done.chosen])}
+
+
 def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor]) -> pd.DataFrame:
     """Return what :func:`benchmarks.store.folders.read_predictions` describes: no text, one line a test row."""
     full_depth = torch.full((len(trace),), trace.num_layers)
@@ -274,21 +233,73 @@ def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor]) -> pd.DataFra
     return pd.DataFrame(columns)
 
 
-@contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """Write what this project and Python's warnings say into a file, which appears when the block ends well."""
-    loggers = [logging.getLogger(name) for name in ("consistentee", "baselines", "benchmarks", "py.warnings")]
-    with replacing(path) as temporary:
-        handler = logging.FileHandler(temporary, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.captureWarnings(True)
-        for logger in loggers:
-            logger.addHandler(handler)
-            logger.setLevel(logging.INFO)
-        try:
-            yield
-        finally:
-            for logger in loggers:
-                logger.removeHandler(handler)
-            handler.close()
-            logging.captureWarnings(False)
+# What is timed: a batch of tokenised rows, from collation to the answers.
+
+
+@dataclass(frozen=True)
+class BatchTime:
+    """What the clock said of one batch: seconds; and the layers that each of its rows ran."""
+
+    seconds: float
+    layers: list[float]
+
+
+def load_model(folder: Path, loaded: Sequence[MultiExitModel]) -> MultiExitModel:
+    """Load a trained model; it shares nothing with those loaded."""
+    return MultiExitModel.from_pretrained(folder)
+
+
+def stock_model(specs: Sequence[CellSpec], models: Sequence[MultiExitModel]) -> MultiExitModel:
+    """Return what stands for the stock model: the full one where there is one; time does not tell weights.
+
+    Else the first with a linear last classifier, since a method's own kind of classifier costs more than the stock one.
+    """
+    full = [model for spec, model in zip(specs, models, strict=True) if spec.method == _FULL]
+    linear = [model for model in models if isinstance(model.classifier(model.num_layers), LinearClassifier)]
+    return next(iter([*full, *linear, *models]))
+
+
+def timed_rows(model: MultiExitModel, spec: CellSpec, rows: CellRows[TaskData], at_most: int) -> Sequence[Encoding]:
+    """Return the first test rows, tokenised."""
+    return model.tokenize(rows.task.test.texts[:at_most])
+
+
+def timing_options(spec: CellSpec, rows: CellRows[TaskData], protocol: TimingSpec) -> dict[str, int]:
+    """Return nothing: rows are all that is told."""
+    return {}
+
+
+def stock_contender(model: MultiExitModel) -> Callable[[Sequence[Encoding]], BatchTime]:
+    """Return the stock model's own pass."""
+
+    def run(batch: Sequence[Encoding]) -> BatchTime:
+        seconds, _ = timed(lambda rows: stock_encoded(model, rows, batch_size=len(rows)), batch, model.device)
+        return BatchTime(seconds, [float(model.stock_layers)] * len(batch))
+
+    return run
+
+
+def contender(method: Method, model: MultiExitModel, knob: float) -> Callable[[Sequence[Encoding]], BatchTime]:
+    """Return a model with a method's rule."""
+    rule = method.rule(model, knob)
+
+    def run(batch: Sequence[Encoding]) -> BatchTime:
+        seconds, answers = timed(
+            lambda rows: classify_encoded(model, rows, rule, batch_size=len(rows)), batch, model.device
+        )
+        return BatchTime(seconds, answers.layers_run.tolist())
+
+    return run
+
+
+def average_layers(batches: Sequence[BatchTime]) -> float:
+    """Return the mean over rows."""
+    return float(np.mean([layers for batch in batches for layers in batch.layers]))
+
+
+def samples(batch_size: int, rows: int, rounds: Sequence[Sequence[BatchTime]]) -> TimingSamples:
+    """Return the seconds of every batch, and their sum in every round."""
+    seconds = [[batch.seconds for batch in batches] for batches in rounds]
+    return TimingSamples(
+        batch_size=batch_size, rows=rows, seconds_per_round=list(map(sum, seconds)), seconds_per_batch=seconds
+    )

@@ -1,48 +1,40 @@
-"""One cell of generation: train, choose knobs on validation prompts, decode the test prompts for real, and score."""
+"""Cells of generation: choose knobs on validation prompts, decode the test prompts for real, and score the texts.
+
+Their names are those of :class:`benchmarks.kinds.kind.KindFunctions`, as classification's are.
+"""
 
 import logging
 import resource
 import sys
-import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from transformers import set_seed
 
 from benchmarks.kinds.calibration_study import Study, pooled, study_calibration
-from benchmarks.kinds.classification import (
-    _log_to as log_to,  # stays where it is: results of classification are keyed by it
-)
 from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts
 from benchmarks.kinds.generation_selection import Selection, select_knobs
-from benchmarks.kinds.kind import TextRows
+from benchmarks.kinds.rows import CellRows
+from benchmarks.measure.decoding_clock import DecodingTimes, stock_times
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.measure.text_scores import TextScores, mean_with_interval, score_generations
-from benchmarks.store.environment import describe_environment, now
-from benchmarks.store.folders import (
-    CALIBRATION_FILE,
-    LOG_FILE,
-    PREDICTIONS_FILE,
-    RECORD_FILE,
-    RunFolder,
-    write_predictions,
-    write_record,
-)
-from benchmarks.store.generation_records import DecodingPoint, GenerationRecord, Mean, Speculation
-from benchmarks.store.generation_spec import GenerationCellSpec
-from benchmarks.store.keys import code_hash
-from benchmarks.store.records import KeyParts
-from benchmarks.store.spec import display_name
+from benchmarks.store.folders import CALIBRATION_FILE, PREDICTIONS_FILE
+from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, Mean, Speculation
+from benchmarks.store.generation_spec import DecodingTimingSpec, GenerationCellSpec
 from benchmarks.store.targets import in_words
+from consistentee.backbones.decoders import decoder_stepper_for
+from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
-from consistentee.files import replacing
-from consistentee.methods.method import get_method, train_method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
+
+STOCK = "stock generate"
 
 _KIBIBYTE = 1024
 
@@ -73,92 +65,60 @@ class Outcome:
     """All that a cell finds out."""
 
     spec: GenerationCellSpec
-    rows: TextRows
+    rows: CellRows[TextTask]
     decoder: PromptDecoder
     selection: Selection
     test: DecodedTest
     study: Study | None
 
 
-def run_generation_cell(
-    spec: GenerationCellSpec, parts: KeyParts, rows: TextRows, folder: RunFolder, *, command: str
-) -> GenerationRecord:
-    """Run one cell and write its folder: predictions, log, trained model, and last the record that makes it done.
-
-    Args:
-        spec: the cell.
-        parts: what its results depend on, see :func:`benchmarks.store.keys.key_parts`.
-        rows: of the task that is decoded, capped, and of the one that is trained on.
-        folder: the run's folder.
-        command: what the user typed.
-    """
-    cell = folder.cell(spec)
-    with log_to(cell / LOG_FILE):
-        _logger.info("%s, key %s", spec.name, parts.key)
-        method = token_method(spec)
-        started = time.perf_counter()
-        model = _train(spec, method, rows, folder)
-        train_seconds = time.perf_counter() - started
-        _logger.info("trained in %.1f s", train_seconds)
-        decoder = PromptDecoder(
-            model,
-            method,
-            parts.key,
-            max_new_tokens=new_tokens(spec, rows),
-            batch_size=spec.batch_size,
-            store=folder.stages,
-        )
-        done = _evaluate(spec, rows, decoder)
-        if done.study is not None:
-            write_predictions(cell / CALIBRATION_FILE, done.study.losses)
-        model.description.default_knob = done.selection.default_knob
-        record = _record(done, parts=parts, train_seconds=train_seconds, command=command)
-        with replacing(folder.model(parts.key)) as temporary:
-            model.save_pretrained(temporary)
-        write_predictions(cell / PREDICTIONS_FILE, generation_table(done.test))
-    write_record(cell / RECORD_FILE, record)
-    return record
-
-
-def _evaluate(spec: GenerationCellSpec, rows: TextRows, decoder: PromptDecoder) -> Outcome:
-    validation, test = (fitted(decoder.model, spec, rows, split) for split in ("validation", "test"))
-    selection = select_knobs(decoder, validation, spec.budgets, store=decoder.store)
-    decoded = _decode_test(decoder, test, selection, rows.task.metrics)
-    study = study_calibration(decoder, pooled(validation, test), spec.study) if spec.study else None
-    return Outcome(spec, rows, decoder, selection, decoded, study)
-
-
-def token_method(spec: GenerationCellSpec) -> TokenMethod:
-    """Return the method of a cell."""
-    method = get_method(spec.method, **spec.parameters)
-    assert isinstance(method, TokenMethod)  # planning has asked it about its task
-    return method
-
-
-def new_tokens(spec: GenerationCellSpec, rows: TextRows) -> int:
-    """Return how many tokens a text of a cell has at most."""
-    return spec.max_new_tokens or rows.task.max_new_tokens
-
-
-def _train(spec: GenerationCellSpec, method: TokenMethod, rows: TextRows, folder: RunFolder) -> MultiExitDecoder:
-    set_seed(spec.seed)  # methods may draw from the global generators; no cell depends on the one before
-    model = MultiExitDecoder.from_backbone(
+def build_model(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> MultiExitDecoder:
+    """Return the backbone of a cell with untrained exits."""
+    return MultiExitDecoder.from_backbone(
         spec.backbone,
         exit_layers=spec.exits.layers,
         adapter=spec.exits.adapter,
         rank=spec.exits.rank,
         seed=spec.seed,
     )
-    recipe = spec.recipe.to_recipe(spec.seed, folder.stages)
-    return train_method(method, spec.method, model, rows.training, recipe).eval()
 
 
-def prompt_limit(spec: GenerationCellSpec, rows: TextRows) -> int:
+def evaluate(
+    spec: GenerationCellSpec,
+    rows: CellRows[TextTask],
+    method: TokenMethod,
+    model: MultiExitDecoder,
+    *,
+    key: str,
+    store: Path | None,
+) -> Outcome:
+    """Choose knobs on validation prompts, decode the test prompts for real; texts are kept under the cell's key."""
+    decoder = PromptDecoder(
+        model, method, key, max_new_tokens=new_tokens(spec, rows), batch_size=spec.batch_size, store=store
+    )
+    validation, test = (fitted(model, spec, rows, split) for split in ("validation", "test"))
+    selection = select_knobs(decoder, validation, spec.budgets, store=store)
+    decoded = _decode_test(decoder, test, selection, rows.task.metrics)
+    study = study_calibration(decoder, pooled(validation, test), spec.study) if spec.study else None
+    return Outcome(spec, rows, decoder, selection, decoded, study)
+
+
+def default_knob(done: Outcome) -> float:
+    """Return the knob that a user of the saved model gets unasked: cheap, and nearly always as the full model."""
+    return done.selection.default_knob
+
+
+def new_tokens(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
+    """Return how many tokens a text of a cell has at most."""
+    return spec.max_new_tokens or rows.task.max_new_tokens
+
+
+def prompt_limit(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
     """Return how many tokens a prompt of a cell has at most."""
     return spec.max_prompt_tokens or rows.task.max_prompt_tokens
 
 
-def fitted(model: MultiExitDecoder, spec: GenerationCellSpec, rows: TextRows, split: str) -> Prompts:
+def fitted(model: MultiExitDecoder, spec: GenerationCellSpec, rows: CellRows[TextTask], split: str) -> Prompts:
     """Return the prompts of a split, cut to what the cell allows."""
     return fitting_prompts(model, getattr(rows.task, split), prompt_limit(spec, rows), rows.task.keep)
 
@@ -177,45 +137,31 @@ def _decode_test(
     return DecodedTest(prompts, full, score_generations(full, full, prompts.references, metrics), written)
 
 
-def _record(done: Outcome, *, parts: KeyParts, train_seconds: float, command: str) -> GenerationRecord:
-    spec, task, training = done.spec, done.rows.task, done.rows.training
+def findings(spec: GenerationCellSpec, done: Outcome) -> dict[str, Any]:
+    """Return the fields of the record that only generation has, or counts in its own way."""
     method, model = done.decoder.method, done.decoder.model
     flops = DecodingFlops(model)
-    return GenerationRecord(
-        key=parts.key,
-        key_parts=parts,
-        code_hash=code_hash(),
-        task=task.name,
-        task_version=task.version,
-        metric=task.metric,
-        task_notes=task.notes,
-        backbone=display_name(spec.backbone),
-        method=display_name(spec.method),
-        label=spec.label,
-        parameters=method.parameters,
-        knob_name=method.knob.name,
-        seed=spec.seed,
-        num_layers=model.num_layers,
-        train_task=training.name,
-        train_rows=min(len(training.train), spec.recipe.max_rows or len(training.train)),
-        validation_rows=len(task.validation),
-        test_rows=len(task.test),
-        exit_layers=list(model.exit_layers),
-        max_prompt_tokens=prompt_limit(spec, done.rows),
-        max_new_tokens=new_tokens(spec, done.rows),
-        kv=method.kv,
-        truncated_prompts=sum(done.test.prompts.truncated),
-        full_scores=_means(spec, done.test.full_scores),
-        full_new_tokens=sum(map(len, done.test.full.tokens)),
-        curve_validation=done.selection.points,
-        operating_points=[_point(done, flops, number) for number in range(len(done.test.written))],
-        train_seconds=train_seconds,
-        peak_memory_bytes=peak_memory(),
-        calibration=None if done.study is None else done.study.record,
-        command=command,
-        environment=describe_environment(),
-        finished_at=now(),
-    )
+    return {
+        "num_layers": model.num_layers,
+        "train_task": done.rows.training.name,
+        "exit_layers": list(model.exit_layers),
+        "max_prompt_tokens": prompt_limit(spec, done.rows),
+        "max_new_tokens": new_tokens(spec, done.rows),
+        "kv": method.kv,
+        "truncated_prompts": sum(done.test.prompts.truncated),
+        "full_scores": _means(spec, done.test.full_scores),
+        "full_new_tokens": sum(map(len, done.test.full.tokens)),
+        "curve_validation": done.selection.points,
+        "operating_points": [_point(done, flops, number) for number in range(len(done.test.written))],
+        "peak_memory_bytes": peak_memory(),
+        "calibration": None if done.study is None else done.study.record,
+    }
+
+
+def tables(done: Outcome) -> dict[str, pd.DataFrame]:
+    """Return the table of predictions, and that of the study where there is one."""
+    found = {PREDICTIONS_FILE: generation_table(done.test)}
+    return found if done.study is None else {CALIBRATION_FILE: done.study.losses, **found}
 
 
 def _means(spec: GenerationCellSpec, scores: TextScores) -> dict[str, Mean]:
@@ -314,3 +260,67 @@ def generation_table(done: DecodedTest) -> pd.DataFrame:
             f"match_{number}": written.scores.match,
         }
     return pd.DataFrame(columns)
+
+
+# What is timed: a batch of prompts, read and continued.
+
+
+def load_model(folder: Path, loaded: Sequence[MultiExitDecoder]) -> MultiExitDecoder:
+    """Load a trained decoder; those whose backbone has the same weights share it, since all are in memory at once."""
+    model = MultiExitDecoder.from_pretrained(folder)
+    same = [other for other in loaded if other.description.backbone_hash == model.description.backbone_hash]
+    if same:
+        model.backbone, model.stepper = same[0].backbone, decoder_stepper_for(same[0].backbone)
+    return model
+
+
+def stock_model(specs: Sequence[GenerationCellSpec], models: Sequence[MultiExitDecoder]) -> MultiExitDecoder:
+    """Return what stands for the stock model: any; time does not tell weights."""
+    return models[0]
+
+
+def timed_rows(
+    model: MultiExitDecoder, spec: GenerationCellSpec, rows: CellRows[TextTask], at_most: int
+) -> Sequence[str]:
+    """Return the first test prompts, cut to what the cell allows."""
+    return fitted(model, spec, rows, "test").first(at_most).texts
+
+
+def timing_options(spec: GenerationCellSpec, rows: CellRows[TextTask], protocol: DecodingTimingSpec) -> dict[str, int]:
+    """Return how long a timed text gets."""
+    return {"max_new_tokens": protocol.max_new_tokens or new_tokens(spec, rows)}
+
+
+def stock_contender(model: MultiExitDecoder, max_new_tokens: int) -> Callable[[Sequence[str]], DecodingTimes]:
+    """Return the stock model's own greedy ``generate``, on prompts padded on the left."""
+    return lambda batch: stock_times(model, model.encode(batch), max_new_tokens)
+
+
+def contender(
+    method: TokenMethod, model: MultiExitDecoder, knob: float, max_new_tokens: int
+) -> Callable[[Sequence[str]], DecodingTimes]:
+    """Return a decoder with a method's own way to decode."""
+
+    def run(batch: Sequence[str]) -> DecodingTimes:
+        written = method.generate(model, batch, knob, max_new_tokens=max_new_tokens, batch_size=len(batch))
+        layers = written.average_layers if written.decoded_tokens else 0.0
+        return DecodingTimes(written.prefill_seconds, written.decode_seconds, written.decoded_tokens, layers)
+
+    return run
+
+
+def average_layers(batches: Sequence[DecodingTimes]) -> float:
+    """Return the mean over decoded tokens."""
+    tokens = sum(times.decoded_tokens for times in batches)
+    return sum(times.average_layers * times.decoded_tokens for times in batches) / max(tokens, 1)
+
+
+def samples(batch_size: int, rows: int, rounds: Sequence[Sequence[DecodingTimes]]) -> DecodingSamples:
+    """Return the tokens of every batch, and its seconds in every round: reading and writing apart."""
+    return DecodingSamples(
+        batch_size=batch_size,
+        prompts=rows,
+        decoded_tokens=[times.decoded_tokens for times in rounds[0]],
+        prefill_seconds=[[times.prefill for times in batches] for batches in rounds],
+        decode_seconds=[[times.decoding for times in batches] for batches in rounds],
+    )

@@ -1,159 +1,166 @@
-"""What differs between a suite of classification and one of generation; all else of a run is the same for both."""
+"""Kinds of rows: what planning needs to know of each, without torch; and the functions that run its cells.
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+What differs between the kinds once a cell runs lies in :mod:`benchmarks.kinds.classification` and
+:mod:`benchmarks.kinds.generation`, under the same names: see :class:`KindFunctions`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Protocol
 
+from benchmarks.kinds.rows import CellRows
 from benchmarks.store.file_hashes import FileHashes, file_hashes
-from benchmarks.store.generation_records import DecodingTimingRecord, GenerationRecord
+from benchmarks.store.generation_records import DecodingContender, DecodingTimingRecord, GenerationRecord
 from benchmarks.store.generation_spec import GenerationCellSpec
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, TimingRecord
+from benchmarks.store.records import (
+    BaseContender,
+    BaseRecord,
+    BaseSamples,
+    BaseTimingRecord,
+    CellRecord,
+    Contender,
+    TimingRecord,
+)
 from benchmarks.store.spec import CellSpec
 from benchmarks.tasks.loader import load_classification_task, load_text_task
 from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, AnyMethod
+from consistentee.data.prompts import TextTask
+from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP
 
 if TYPE_CHECKING:
-    from consistentee.data.prompts import TextTask
-
-
-class Kind(ABC):
-    """How the cells of a suite get their rows, run, and are written. Never loads torch unless it is told to run.
-
-    Class attributes:
-        record, timing: schemas of what cells and timings leave behind.
-        method_group: entry points of the methods.
-        model_file: the file that says what the weights of a saved model are.
-    """
-
-    record: ClassVar[type[BaseRecord]]
-    timing: ClassVar[type[BaseTimingRecord]]
-    method_group: ClassVar[str]
-    model_file: ClassVar[str]
-
-    @abstractmethod
-    def load_task(self, spec: Any, data_dir: Path | None) -> Any:
-        """Return the rows of a cell, capped; their ``fingerprint()`` is a hash of them."""
-
-    @abstractmethod
-    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
-        """Return what identifies a backbone. Fetches it if need be."""
-
-    @abstractmethod
-    def check_method(self, method: AnyMethod, task: Any) -> None:
-        """Raise UserError if a method is not defined for a task, as :meth:`load_task` returns it."""
-
-    @abstractmethod
-    def cell_runner(self) -> Callable[..., Any]:
-        """Return the function (spec, parts, task, folder, *, command) that runs a cell and writes its folder."""
-
-    @abstractmethod
-    def timing_runner(self) -> Callable[..., Any]:
-        """Return the function (cells, task, protocol, folder, *, command) that takes the times of a group."""
-
-
-class Classification(Kind):
-    """Rows are instances."""
-
-    record = CellRecord
-    timing = TimingRecord
-    method_group = ENTRY_POINT_GROUP
-    model_file = "multi_exit.json"
-
-    def load_task(self, spec: CellSpec, data_dir: Path | None) -> TaskData:
-        """Return the task; its training rows are capped by the recipe."""
-        task = load_classification_task(spec.task, data_dir)
-        return task.capped(validation=spec.validation_rows, test=spec.test_rows)
-
-    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
-        """Hashes of its files, and how it is pooled."""
-        from consistentee.backbones.catalog import resolve
-
-        found = resolve(name)
-        return {"pooling": found.pooling, "pooler": found.pooler, "files": file_hashes(Path(found.path), hashes)}
-
-    def check_method(self, method: AnyMethod, task: TaskData) -> None:
-        """Ask the method."""
-        method.check_task(task)
-
-    def cell_runner(self) -> Callable[..., Any]:
-        """Return :func:`benchmarks.kinds.classification.run_cell`."""
-        from benchmarks.kinds.classification import run_cell
-
-        return run_cell
-
-    def timing_runner(self) -> Callable[..., Any]:
-        """Return :func:`benchmarks.kinds.classification_timing.run_timing`."""
-        from benchmarks.kinds.classification_timing import run_timing
-
-        return run_timing
+    import pandas as pd
 
 
 @dataclass(frozen=True)
-class TextRows:
-    """The rows of a cell of generation.
+class Kind:
+    """What planning and reading need to know of a kind. Never loads torch.
 
     Attributes:
-        task: whose validation and test prompts are decoded, capped.
-        training: whose training rows are trained on.
+        record, timing, contender: schemas of what cells and timings leave behind.
+        method_group: entry points of the methods.
+        model_file: the file that says what the weights of a saved model are.
+        load_rows: (spec, data_dir) -> the rows of a cell.
+        backbone_identity: (name, hashes) -> what identifies a backbone, which is fetched if need be.
     """
 
-    task: "TextTask"
-    training: "TextTask"
-
-    def fingerprint(self) -> str:
-        """Return a hash of both."""
-        return f"{self.task.fingerprint()} {self.training.fingerprint()}"
-
-
-class Generation(Kind):
-    """Rows are tokens being decoded."""
-
-    record = GenerationRecord
-    timing = DecodingTimingRecord
-    method_group = TOKEN_ENTRY_POINT_GROUP
-    model_file = "multi_exit_decoder.json"
-
-    def load_task(self, spec: GenerationCellSpec, data_dir: Path | None) -> TextRows:
-        """Return the task that is decoded and the one that is trained on."""
-        task = load_text_task(spec.task, data_dir)
-        training = task if spec.train_on == spec.task else load_text_task(spec.train_on, data_dir)
-        return TextRows(task.capped(validation=spec.validation_prompts, test=spec.test_prompts), training)
-
-    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
-        """Hashes of its files."""
-        from consistentee.backbones.catalog import resolve_decoder
-
-        return {"files": file_hashes(Path(resolve_decoder(name)), hashes)}
-
-    def check_method(self, method: AnyMethod, task: TextRows) -> None:
-        """Ask the method about both tasks."""
-        from consistentee.methods.token_method import TokenMethod
-
-        if not isinstance(method, TokenMethod):
-            raise UserError(f"{type(method).__name__} is a method of classification, where no token leaves early")
-        method.check_task(task.task)
-        method.check_task(task.training)
-
-    def cell_runner(self) -> Callable[..., Any]:
-        """Return :func:`benchmarks.kinds.generation.run_generation_cell`."""
-        from benchmarks.kinds.generation import run_generation_cell
-
-        return run_generation_cell
-
-    def timing_runner(self) -> Callable[..., Any]:
-        """Return :func:`benchmarks.kinds.generation_timing.run_decoding_timing`."""
-        from benchmarks.kinds.generation_timing import run_decoding_timing
-
-        return run_decoding_timing
+    record: type[BaseRecord]
+    timing: type[BaseTimingRecord]
+    contender: type[BaseContender]
+    method_group: str
+    model_file: str
+    load_rows: Callable[[Any, Path | None], CellRows[Any]]
+    backbone_identity: Callable[[str, FileHashes], dict[str, object]]
 
 
-_KINDS: dict[str, Kind] = {"classification": Classification(), "generation": Generation()}
+def _instances(spec: CellSpec, data_dir: Path | None) -> CellRows[TaskData]:
+    task = load_classification_task(spec.task, data_dir)
+    task = task.capped(validation=spec.validation_rows, test=spec.test_rows)
+    return CellRows(task, task)
+
+
+def _encoder_identity(name: str, hashes: FileHashes) -> dict[str, object]:
+    from consistentee.backbones.catalog import resolve
+
+    found = resolve(name)
+    return {"pooling": found.pooling, "pooler": found.pooler, "files": file_hashes(Path(found.path), hashes)}
+
+
+def _prompts(spec: GenerationCellSpec, data_dir: Path | None) -> CellRows[TextTask]:
+    task = load_text_task(spec.task, data_dir)
+    training = task if spec.train_on == spec.task else load_text_task(spec.train_on, data_dir)
+    return CellRows(task.capped(validation=spec.validation_prompts, test=spec.test_prompts), training)
+
+
+def _decoder_identity(name: str, hashes: FileHashes) -> dict[str, object]:
+    from consistentee.backbones.catalog import resolve_decoder
+
+    return {"files": file_hashes(Path(resolve_decoder(name)), hashes)}
+
+
+_KINDS: dict[str, Kind] = {
+    "classification": Kind(
+        record=CellRecord,
+        timing=TimingRecord,
+        contender=Contender,
+        method_group=ENTRY_POINT_GROUP,
+        model_file="multi_exit.json",
+        load_rows=_instances,
+        backbone_identity=_encoder_identity,
+    ),
+    "generation": Kind(
+        record=GenerationRecord,
+        timing=DecodingTimingRecord,
+        contender=DecodingContender,
+        method_group=TOKEN_ENTRY_POINT_GROUP,
+        model_file="multi_exit_decoder.json",
+        load_rows=_prompts,
+        backbone_identity=_decoder_identity,
+    ),
+}
 
 
 def kind_named(name: str) -> Kind:
     """Return a kind by the name that suites and cells give it."""
     return _KINDS[name]
+
+
+class KindFunctions(Protocol):
+    """What runs the cells of a kind and takes their times.
+
+    ``spec``, ``rows``, ``method`` and ``model`` are those of the kind; ``done`` is what its ``evaluate`` returns.
+    """
+
+    STOCK: str
+
+    def build_model(self, spec: Any, rows: CellRows[Any]) -> Any:
+        """Return the backbone of a cell with untrained exits."""
+
+    def evaluate(self, spec: Any, rows: CellRows[Any], method: Any, model: Any, *, key: str, store: Path | None) -> Any:
+        """Sweep the knob of a trained model, choose on validation rows, and measure on test rows."""
+
+    def default_knob(self, done: Any) -> float:
+        """Return the knob that a user of the saved model gets unasked."""
+
+    def findings(self, spec: Any, done: Any) -> dict[str, Any]:
+        """Return the fields of the record that only this kind has, or counts in a way of its own."""
+
+    def tables(self, done: Any) -> Mapping[str, "pd.DataFrame"]:
+        """Return what is kept row by row: name of the file -> columns."""
+
+    def load_model(self, folder: Path, loaded: Sequence[Any]) -> Any:
+        """Load a trained model, to lie in memory beside those loaded. Raises UserError if it cannot be loaded."""
+
+    def stock_model(self, specs: Sequence[Any], models: Sequence[Any]) -> Any:
+        """Return the one of the models of some cells that stands for the stock model; time does not tell weights."""
+
+    def timed_rows(self, model: Any, spec: Any, rows: CellRows[Any], at_most: int) -> Sequence[Any]:
+        """Return the first test rows, as contenders take them."""
+
+    def timing_options(self, spec: Any, rows: CellRows[Any], protocol: Any) -> dict[str, Any]:
+        """Return what contenders are told beside their rows; the record keeps it."""
+
+    @property
+    def stock_contender(self) -> Callable[..., Callable[[Sequence[Any]], Any]]:
+        """(model, **options) -> what answers a batch with the stock model, and says what the clock said."""
+
+    @property
+    def contender(self) -> Callable[..., Callable[[Sequence[Any]], Any]]:
+        """(method, model, knob, **options) -> what answers a batch with early exits, and says what the clock said."""
+
+    def average_layers(self, batches: Sequence[Any]) -> float:
+        """Return the layers that a timed row, or decoded token, ran."""
+
+    def samples(self, batch_size: int, rows: int, rounds: Sequence[Sequence[Any]]) -> BaseSamples:
+        """Return what is kept of what the clock said, [rounds][batches]."""
+
+
+def functions_of(name: str) -> KindFunctions:
+    """Return what runs the cells of a kind. Loads torch."""
+    if name == "generation":
+        from benchmarks.kinds import generation
+
+        return generation
+    from benchmarks.kinds import classification
+
+    return classification

@@ -1,12 +1,12 @@
 """What the inner loops are timed on, a real encoder with untrained exits and real sentences; and how."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 import torch
 
-from benchmarks.measure.clock import Runner, time_contenders
+from benchmarks.measure.clock import time_contenders, timed
 from benchmarks.store.spec import TimingSpec
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.data.encoding import Encoding
@@ -28,11 +28,22 @@ def model() -> MultiExitModel:
     return MultiExitModel.from_backbone("minilm-l6", num_labels=2)
 
 
-def seconds_by_round(contenders: Sequence[Runner], rows: Sequence[Encoding], batch_size: int) -> dict[str, list[float]]:
+Run = Callable[[Sequence[Encoding]], object]
+
+
+def seconds_by_round(
+    contenders: Mapping[str, Run], rows: Sequence[Encoding], batch_size: int
+) -> dict[str, list[float]]:
     """Time contenders in interleaved rounds on the CPU: name -> seconds of every round."""
     protocol = TimingSpec(rounds=ROUNDS, batch_sizes=(batch_size,), rows=len(rows), warmup_batches=3)
-    samples = time_contenders(contenders, rows, protocol, torch.device("cpu"))
-    return {c.name: of_one[0].seconds_per_round for c, of_one in zip(contenders, samples, strict=True)}
+    taken = time_contenders([_on_the_clock(run) for run in contenders.values()], rows, protocol)
+    return {
+        name: [sum(batches) for batches in of_one[batch_size]] for name, of_one in zip(contenders, taken, strict=True)
+    }
+
+
+def _on_the_clock(run: Run) -> Callable[[Sequence[Encoding]], float]:
+    return lambda batch: timed(run, batch, torch.device("cpu"))[0]
 
 
 def in_rounds(*contenders: Callable[[], float], rounds: int = ROUNDS) -> list[list[float]]:

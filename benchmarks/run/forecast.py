@@ -21,7 +21,8 @@ from benchmarks.run.published import Published, find_published
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import RunFolder
 from benchmarks.store.records import FailureRecord
-from benchmarks.store.spec import BaseCellSpec, BaseSuite, CellSpec, Filters, display_name, expand
+from benchmarks.store.spec import BaseCellSpec, BaseSuite, CellSpec, display_name
+from benchmarks.store.suites import Filters, expand
 
 _MEASURED_STEPS = 3
 
@@ -122,7 +123,7 @@ def _count(estimates: Sequence[Estimate], source: str) -> int:
 
 
 def _training_rows(spec: CellSpec, inputs: Inputs) -> int:
-    rows = len(inputs.task(spec).train)
+    rows = len(inputs.rows(spec).training.train)
     return min(rows, spec.recipe.max_rows or rows)
 
 
@@ -182,7 +183,7 @@ def measured_rate(spec: CellSpec, inputs: Inputs) -> float:
     from consistentee.models.encoder import MultiExitModel
     from consistentee.training.stages import train_jointly
 
-    task = inputs.task(spec)
+    task = inputs.rows(spec).task
     model = MultiExitModel.from_backbone(spec.backbone, task.num_labels, label_names=task.label_names)
     batch = min(spec.recipe.batch_size, len(task.train))
     recipe = replace(spec.recipe.to_recipe(seed=0), epochs=1, batch_size=batch)

@@ -124,13 +124,14 @@ class CellJob(Job):
 
     def compute(self) -> None:
         """Run the cell. Raises UserError if it is no longer the one that was planned."""
+        from benchmarks.run.cell import run_cell
+
         inputs = self.surroundings.inputs()
         changed = differences(self.parts, inputs.parts(self.spec))
         if changed:
             raise UserError(f"changed since the run began, run it again: {'; '.join(changed)}")
-        run_cell = kind_named(self.spec.kind).cell_runner()
-        task = inputs.task(self.spec)
-        run_cell(self.spec, self.parts, task, self.surroundings.folder, command=self.surroundings.command)
+        rows = inputs.rows(self.spec)
+        run_cell(self.spec, self.parts, rows, self.surroundings.folder, command=self.surroundings.command)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +170,7 @@ class TimingJob(Job):
 
     def compute(self) -> None:
         """Take the times."""
-        run_timing = self.cells[0].kind.timing_runner()
-        task = self.surroundings.inputs().task(self.cells[0].spec)
-        run_timing(self.cells, task, self.protocol, self.surroundings.folder, command=self.surroundings.command)
+        from benchmarks.run.timing import run_timing
+
+        rows = self.surroundings.inputs().rows(self.cells[0].spec)
+        run_timing(self.cells, rows, self.protocol, self.surroundings.folder, command=self.surroundings.command)

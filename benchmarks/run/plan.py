@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kinds.kind import Kind, kind_named
+from benchmarks.kinds.rows import CellRows
 from benchmarks.run.published import Published
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
@@ -62,20 +63,20 @@ class Inputs:
     def __init__(self, data_dir: Path | None, hashes: FileHashes) -> None:
         self._data_dir = data_dir
         self.hashes = hashes
-        self._tasks: dict[Hashable, Any] = {}
+        self._rows: dict[Hashable, CellRows[Any]] = {}
         self._fingerprints: dict[Hashable, str] = {}
         self._identity = cache(self._identify)
 
-    def task(self, spec: BaseCellSpec) -> Any:
-        """Return a cell's task, its validation and test rows capped: whatever :meth:`Kind.load_task` gives."""
-        if spec.rows not in self._tasks:
-            self._tasks[spec.rows] = kind_named(spec.kind).load_task(spec, self._data_dir)
-        return self._tasks[spec.rows]
+    def rows(self, spec: BaseCellSpec) -> CellRows[Any]:
+        """Return a cell's rows."""
+        if spec.rows not in self._rows:
+            self._rows[spec.rows] = kind_named(spec.kind).load_rows(spec, self._data_dir)
+        return self._rows[spec.rows]
 
     def parts(self, spec: BaseCellSpec) -> KeyParts:
         """Return all that a cell's results depend on. Raises UserError for what cannot be had."""
         if spec.rows not in self._fingerprints:
-            self._fingerprints[spec.rows] = self.task(spec).fingerprint()
+            self._fingerprints[spec.rows] = self.rows(spec).fingerprint()
         backbone = self._identity(spec.kind, spec.backbone)
         return key_parts(spec, self._fingerprints[spec.rows], backbone)
 
@@ -145,7 +146,8 @@ def refuse_undefined(
         if cell.is_missing:
             method = get_method(cell.spec.method, **cell.spec.parameters)
             try:
-                cell.kind.check_method(method, inputs.task(cell.spec))
+                for task in inputs.rows(cell.spec).tasks:
+                    method.check_task(task)
             except UserError as error:
                 checked.append(refuse(cell, str(error)))
                 continue

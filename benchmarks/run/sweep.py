@@ -47,7 +47,8 @@ from benchmarks.store.folders import (
     write_text,
 )
 from benchmarks.store.keys import timing_key
-from benchmarks.store.spec import BaseCellSpec, BaseSuite, Filters, expand
+from benchmarks.store.spec import BaseCellSpec, BaseSuite
+from benchmarks.store.suites import Filters, expand
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def run_suite(
     for the cells, so a script that calls this needs the usual ``if __name__ == "__main__":``.
 
     Args:
-        suite: see :func:`benchmarks.store.spec.load_suite`.
+        suite: see :func:`benchmarks.store.suites.load_suite`.
         filters: which part of it.
         out: the run's folder.
         data_dir: where data files are looked for first.

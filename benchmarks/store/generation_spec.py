@@ -1,12 +1,12 @@
 """GenerationSuite: a suite whose rows are tokens being decoded; GenerationCellSpec: one cell of it, fully specified."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from benchmarks.store.records import Strict
-from benchmarks.store.spec import BaseCellSpec, BaseSuite, MethodEntry, TimingSpec
+from benchmarks.store.spec import BaseCellSpec, BaseOverride, BaseSuite, TimingSpec
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP
 from consistentee.training.recipe import TokenRecipeSettings
 from consistentee.versions import Kind
@@ -57,82 +57,13 @@ class CalibrationSpec(Strict):
     study: StudySpec = StudySpec()
 
 
-class GenerationOverride(Strict):
-    """What differs for one task: its seeds, and caps on what is decoded."""
+class GenerationOverride(BaseOverride):
+    """What differs for one task of generation; what is capped is what is decoded."""
 
-    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     validation_prompts: int | None = Field(default=None, ge=1)
     test_prompts: int | None = Field(default=None, ge=1)
     max_prompt_tokens: int | None = Field(default=None, ge=1)
     max_new_tokens: int | None = Field(default=None, ge=2)
-
-
-class GenerationSuite(BaseSuite):
-    """A suite of generation: everything a run does, as its YAML says."""
-
-    kind: Literal["generation"]
-    method_group: ClassVar[str] = TOKEN_ENTRY_POINT_GROUP
-
-    train_on: str | None = Field(default=None, description="a task that all cells train on; by default each its own")
-    recipe: TokenRecipeSettings = TokenRecipeSettings()
-    exits: ExitSpec = ExitSpec()
-    validation_prompts: int = Field(default=32, ge=1)
-    test_prompts: int = Field(default=64, ge=1)
-    max_prompt_tokens: int | None = Field(
-        default=None, ge=1, description="longer prompts are cut before they are decoded; by default as the task says"
-    )
-    max_new_tokens: int | None = Field(default=None, ge=2, description="of a text; by default what the task says")
-    batch_size: int = Field(default=8, ge=1, description="prompts that are decoded at once, where nothing is timed")
-    budgets: tuple[float, ...] = Field(default=(0.33, 0.5, 0.67, 0.8), description="fractions of the layers")
-    timing: DecodingTimingSpec = DecodingTimingSpec()
-    task_overrides: dict[str, GenerationOverride] = Field(default_factory=dict)
-    calibration: CalibrationSpec | None = None
-
-    @model_validator(mode="after")
-    def _studies_own_methods(self) -> Self:
-        labels = {entry.label for entry in self.methods}
-        for label in self.calibration.methods if self.calibration else ():
-            if label not in labels:
-                raise ValueError(f"calibration names {label!r}, which is no label of this suite")
-        return self
-
-    def seeds_for(self, task: str) -> tuple[int, ...]:
-        """Return the seeds of one task."""
-        return self._override(task).seeds or self.seeds
-
-    def cell(
-        self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
-    ) -> "GenerationCellSpec":
-        """Return one cell, fully specified."""
-        override = self._override(task)
-        return GenerationCellSpec(
-            task=task,
-            train_on=self.train_on or task,
-            backbone=backbone,
-            method=entry.method,
-            label=entry.label,
-            parameters=parameters,
-            seed=seed,
-            recipe=self.recipe,
-            exits=self.exits,
-            validation_prompts=override.validation_prompts or self.validation_prompts,
-            test_prompts=override.test_prompts or self.test_prompts,
-            max_prompt_tokens=override.max_prompt_tokens or self.max_prompt_tokens,
-            max_new_tokens=override.max_new_tokens or self.max_new_tokens,
-            batch_size=self.batch_size,
-            budgets=self.budgets,
-            bootstrap_resamples=self.bootstrap_resamples,
-            study=self._study_of(entry.label, task),
-        )
-
-    def _override(self, task: str) -> GenerationOverride:
-        return self.task_overrides.get(task, GenerationOverride())
-
-    def _study_of(self, label: str, task: str) -> StudySpec | None:
-        wanted = self.calibration
-        if wanted is None or label not in wanted.methods or task not in (wanted.tasks or (task,)):
-            return None
-        return wanted.study
 
 
 class GenerationCellSpec(BaseCellSpec):
@@ -155,3 +86,53 @@ class GenerationCellSpec(BaseCellSpec):
     def rows(self) -> tuple[Hashable, ...]:
         """Tasks and caps."""
         return self.task, self.train_on, self.validation_prompts, self.test_prompts
+
+
+class GenerationSuite(BaseSuite):
+    """A suite of generation: everything a run does, as its YAML says."""
+
+    kind: Literal["generation"]
+    method_group: ClassVar[str] = TOKEN_ENTRY_POINT_GROUP
+    cell_class: ClassVar[type[BaseCellSpec]] = GenerationCellSpec
+
+    train_on: str | None = Field(default=None, description="a task that all cells train on; by default each its own")
+    recipe: TokenRecipeSettings = TokenRecipeSettings()
+    exits: ExitSpec = ExitSpec()
+    validation_prompts: int = Field(default=32, ge=1)
+    test_prompts: int = Field(default=64, ge=1)
+    max_prompt_tokens: int | None = Field(
+        default=None, ge=1, description="longer prompts are cut before they are decoded; by default as the task says"
+    )
+    max_new_tokens: int | None = Field(default=None, ge=2, description="of a text; by default what the task says")
+    batch_size: int = Field(default=8, ge=1, description="prompts that are decoded at once, where nothing is timed")
+    budgets: tuple[float, ...] = Field(default=(0.33, 0.5, 0.67, 0.8), description="fractions of the layers")
+    timing: DecodingTimingSpec = DecodingTimingSpec()
+    task_overrides: Mapping[str, GenerationOverride] = Field(default_factory=dict)
+    calibration: CalibrationSpec | None = None
+
+    @model_validator(mode="after")
+    def _studies_own_methods(self) -> Self:
+        labels = {entry.label for entry in self.methods}
+        for label in self.calibration.methods if self.calibration else ():
+            if label not in labels:
+                raise ValueError(f"calibration names {label!r}, which is no label of this suite")
+        return self
+
+    def own_fields(self, label: str, task: str) -> dict[str, Any]:
+        """Return what is trained on, exits, caps and the study."""
+        return {
+            "train_on": self.train_on or task,
+            "exits": self.exits,
+            "validation_prompts": self.validation_prompts,
+            "test_prompts": self.test_prompts,
+            "max_prompt_tokens": self.max_prompt_tokens,
+            "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,
+            "study": self._study_of(label, task),
+        }
+
+    def _study_of(self, label: str, task: str) -> StudySpec | None:
+        wanted = self.calibration
+        if wanted is None or label not in wanted.methods or task not in (wanted.tasks or (task,)):
+            return None
+        return wanted.study

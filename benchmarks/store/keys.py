@@ -28,7 +28,7 @@ def key_parts(spec: BaseCellSpec, rows: str, backbone: dict[str, object]) -> Key
     Args:
         spec: the cell.
         rows: hash of the rows used.
-        backbone: what identifies it, see :meth:`benchmarks.kinds.kind.Kind.backbone_identity`.
+        backbone: what identifies it, see :attr:`benchmarks.kinds.kind.Kind.backbone_identity`.
     """
     settings = spec.model_dump(mode="json", exclude_defaults=True, exclude={"label", "backbone", *spec.names_of_rows})
     return KeyParts(

@@ -1,37 +1,41 @@
-"""SuiteSpec: which tasks, methods, backbones and seeds; CellSpec: one combination of them, fully specified.
+"""BaseSuite: which tasks, methods, backbones and seeds; BaseCellSpec: one combination of them, fully specified.
 
-What every kind of suite and cell has is in BaseSuite and BaseCellSpec; for generation see generation_spec.
+SuiteSpec and CellSpec are those of classification; for generation see generation_spec, to be read from files suites.
 """
 
 import hashlib
 import itertools
 import re
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from benchmarks.store.records import Strict, canonical_json
-from benchmarks.yaml_files import read_yaml
-from consistentee.errors import UserError, unknown_name
-from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
-from consistentee.training.recipe import RecipeSettings
+from consistentee.methods.method import ENTRY_POINT_GROUP
+from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind
 
 Group = tuple[str, str, int]
 """Task, backbone and seed: the cells that share stages, and are timed together."""
 
-SUITES_DIR = Path(__file__).parents[1] / "suites"
 
-
-class TaskOverride(Strict):
-    """What differs for one task: its seeds, fields of the recipe, and caps on the rows that are scored."""
+class BaseOverride(Strict):
+    """What differs for one task: its seeds, fields of the recipe, and caps, which the kinds name."""
 
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     recipe: dict[str, Any] = Field(default_factory=dict)
+
+    def caps(self) -> dict[str, int]:
+        """Return the caps that it sets."""
+        return self.model_dump(exclude={"seeds", "recipe"}, exclude_none=True)
+
+
+class TaskOverride(BaseOverride):
+    """What differs for one task of classification; the rows that are capped are those that are scored."""
+
     validation_rows: int | None = Field(default=None, ge=1)
     test_rows: int | None = Field(default=None, ge=1)
 
@@ -85,95 +89,6 @@ class TimingSpec(Strict):
         return sizes
 
 
-class BaseSuite(Strict):
-    """What every suite says, whatever its rows are; the kinds add how they train and what they score."""
-
-    kind: Kind
-    method_group: ClassVar[str]
-
-    name: str = Field(pattern=r"^[\w.-]+$")
-    description: str
-    cost: str = Field(description="what a run takes, for people: rows, minutes, disk")
-    tasks: tuple[str, ...] = Field(min_length=1)
-    backbones: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
-    methods: tuple[MethodEntry, ...] = Field(min_length=1)
-    budgets: tuple[float, ...] = Field(default=(0.25, 0.5, 0.75), description="fractions of the layers")
-    bootstrap_resamples: int = Field(default=1000, ge=100)
-    timing: TimingSpec = TimingSpec()
-
-    @field_validator("budgets")
-    @classmethod
-    def _fractions(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < budget <= 1 for budget in budgets):
-            raise ValueError("budgets are fractions of the layers, in (0, 1]")
-        return tuple(sorted(set(budgets)))
-
-    @model_validator(mode="after")
-    def _labels_differ(self) -> Self:
-        labels = [entry.label for entry in self.methods]
-        doubled = sorted({label for label in labels if labels.count(label) > 1})
-        if doubled:
-            raise ValueError(f"the label {doubled[0]!r} is used by two entries; give one of them another label")
-        return self
-
-    def seeds_for(self, task: str) -> tuple[int, ...]:
-        """Return the seeds of one task."""
-        return self.seeds
-
-    def cell(
-        self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
-    ) -> "BaseCellSpec":
-        """Return one cell, fully specified."""
-        raise NotImplementedError
-
-
-class SuiteSpec(BaseSuite):
-    """A suite of classification: everything a run does, as its YAML says."""
-
-    kind: Literal["classification"] = "classification"
-    method_group: ClassVar[str] = ENTRY_POINT_GROUP
-
-    recipe: RecipeSettings = RecipeSettings()
-    task_overrides: dict[str, TaskOverride] = Field(default_factory=dict)
-    validation_rows: int | None = Field(default=None, ge=1)
-    test_rows: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _recipes_are_valid(self) -> Self:
-        for task in self.task_overrides:
-            self.recipe_for(task)
-        return self
-
-    def seeds_for(self, task: str) -> tuple[int, ...]:
-        """Return the seeds of one task."""
-        return self.task_overrides.get(task, TaskOverride()).seeds or self.seeds
-
-    def recipe_for(self, task: str) -> RecipeSettings:
-        """Return the recipe of one task, its overrides applied."""
-        override = self.task_overrides.get(task, TaskOverride())
-        return replace(self.recipe, **override.recipe)
-
-    def cell(
-        self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
-    ) -> "CellSpec":
-        """Return one cell, fully specified."""
-        override = self.task_overrides.get(task, TaskOverride())
-        return CellSpec(
-            task=task,
-            backbone=backbone,
-            method=entry.method,
-            label=entry.label,
-            parameters=parameters,
-            seed=seed,
-            recipe=self.recipe_for(task),
-            validation_rows=override.validation_rows or self.validation_rows,
-            test_rows=override.test_rows or self.test_rows,
-            budgets=self.budgets,
-            bootstrap_resamples=self.bootstrap_resamples,
-        )
-
-
 class BaseCellSpec(Strict):
     """One cell: a task, a backbone, a method with parameters, a seed, and how its points are chosen and scored."""
 
@@ -187,6 +102,7 @@ class BaseCellSpec(Strict):
     label: str
     parameters: dict[str, Any]
     seed: int
+    recipe: RecipeSettings | TokenRecipeSettings
     budgets: tuple[float, ...]
     bootstrap_resamples: int
 
@@ -230,14 +146,96 @@ class CellSpec(BaseCellSpec):
         return self.task, self.validation_rows, self.test_rows
 
 
-@dataclass(frozen=True)
-class Filters:
-    """What a run is narrowed to; None leaves the suite's own choice."""
+class BaseSuite(Strict):
+    """What every suite says, whatever its rows are; the kinds add caps, and what their cells have beside."""
 
-    tasks: Sequence[str] | None = None
-    methods: Sequence[str] | None = None
-    backbones: Sequence[str] | None = None
-    seeds: Sequence[int] | None = None
+    kind: Kind
+    method_group: ClassVar[str]
+    cell_class: ClassVar[type[BaseCellSpec]]
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    description: str
+    cost: str = Field(description="what a run takes, for people: rows, minutes, disk")
+    tasks: tuple[str, ...] = Field(min_length=1)
+    backbones: tuple[str, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    methods: tuple[MethodEntry, ...] = Field(min_length=1)
+    budgets: tuple[float, ...] = Field(default=(0.25, 0.5, 0.75), description="fractions of the layers")
+    bootstrap_resamples: int = Field(default=1000, ge=100)
+    recipe: RecipeSettings | TokenRecipeSettings
+    timing: TimingSpec = TimingSpec()
+    task_overrides: Mapping[str, BaseOverride] = Field(default_factory=dict)
+
+    @field_validator("budgets")
+    @classmethod
+    def _fractions(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < budget <= 1 for budget in budgets):
+            raise ValueError("budgets are fractions of the layers, in (0, 1]")
+        return tuple(sorted(set(budgets)))
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        labels = [entry.label for entry in self.methods]
+        doubled = sorted({label for label in labels if labels.count(label) > 1})
+        if doubled:
+            raise ValueError(f"the label {doubled[0]!r} is used by two entries; give one of them another label")
+        return self
+
+    @model_validator(mode="after")
+    def _recipes_are_valid(self) -> Self:
+        for task in self.task_overrides:
+            self.recipe_for(task)
+        return self
+
+    def override_of(self, task: str) -> BaseOverride:
+        """Return what differs for one task."""
+        return self.task_overrides.get(task, BaseOverride())
+
+    def seeds_for(self, task: str) -> tuple[int, ...]:
+        """Return the seeds of one task."""
+        return self.override_of(task).seeds or self.seeds
+
+    def recipe_for(self, task: str) -> RecipeSettings | TokenRecipeSettings:
+        """Return the recipe of one task, its overrides applied."""
+        return replace(self.recipe, **self.override_of(task).recipe)
+
+    def cell(
+        self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
+    ) -> BaseCellSpec:
+        """Return one cell, fully specified."""
+        return self.cell_class(
+            task=task,
+            backbone=backbone,
+            method=entry.method,
+            label=entry.label,
+            parameters=parameters,
+            seed=seed,
+            recipe=self.recipe_for(task),
+            budgets=self.budgets,
+            bootstrap_resamples=self.bootstrap_resamples,
+            **(self.own_fields(entry.label, task) | self.override_of(task).caps()),
+        )
+
+    def own_fields(self, label: str, task: str) -> dict[str, Any]:
+        """Return the fields that only cells of this kind have, caps as they are for all tasks."""
+        raise NotImplementedError
+
+
+class SuiteSpec(BaseSuite):
+    """A suite of classification: everything a run does, as its YAML says."""
+
+    kind: Literal["classification"] = "classification"
+    method_group: ClassVar[str] = ENTRY_POINT_GROUP
+    cell_class: ClassVar[type[BaseCellSpec]] = CellSpec
+
+    recipe: RecipeSettings = RecipeSettings()
+    task_overrides: Mapping[str, TaskOverride] = Field(default_factory=dict)
+    validation_rows: int | None = Field(default=None, ge=1)
+    test_rows: int | None = Field(default=None, ge=1)
+
+    def own_fields(self, label: str, task: str) -> dict[str, Any]:
+        """Return the caps."""
+        return {"validation_rows": self.validation_rows, "test_rows": self.test_rows}
 
 
 def label_of(method: str) -> str:
@@ -261,40 +259,6 @@ def short_hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
 
 
-def list_suites() -> dict[str, Path]:
-    """Return the suites that come with the package: name -> file."""
-    return {path.stem: path for path in sorted(SUITES_DIR.glob("*.yaml"))}
-
-
-def load_suite(name_or_path: str | Path) -> BaseSuite:
-    """Read a suite, by its name or as the path of a YAML file.
-
-    Raises UserError for an unknown name, and for a file that is not a valid suite (the field is named).
-    """
-    suites = list_suites()
-    path = suites.get(str(name_or_path)) or Path(name_or_path)
-    if not path.is_file():
-        if path.suffix in {".yaml", ".yml"}:
-            raise UserError(f"no such suite file: {path}")
-        raise unknown_name("suite", str(name_or_path), suites)
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of the fields of a suite")
-    try:
-        return _suite_class(values.get("kind"))(**values)
-    except ValidationError as error:
-        raise UserError(f"{path}: {validation_sentence(error)}") from error
-
-
-def _suite_class(kind: object) -> type[BaseSuite]:
-    from benchmarks.store.generation_spec import GenerationSuite
-
-    return GenerationSuite if kind == "generation" else SuiteSpec  # which names an unknown kind as a fault
-
-
 def validation_sentence(error: ValidationError) -> str:
     """Say in one sentence what is wrong with a file: the field and the fault, for every fault."""
     faults = []
@@ -302,44 +266,3 @@ def validation_sentence(error: ValidationError) -> str:
         field = ".".join(str(part) for part in fault["loc"])
         faults.append(f"{field}: {fault['msg']}" if field else fault["msg"])
     return "; ".join(faults)
-
-
-def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[MethodEntry]:
-    """Return the suite's entries with these labels or method names.
-
-    A name that the suite lacks but that is registered, or ``path/to/file.py:Class``, is added with its defaults.
-    """
-    if names is None:
-        return list(suite.methods)
-    chosen: list[MethodEntry] = []
-    registered = available_methods(suite.method_group)
-    for name in names:
-        found = [entry for entry in suite.methods if name in (entry.label, entry.method)]
-        if not found and (".py:" in name or name in registered):
-            found = [MethodEntry.model_validate(name)]
-        if not found:
-            _refuse_other_kind(suite, name)
-            raise unknown_name("method", name, {*registered, *(entry.label for entry in suite.methods)})
-        chosen += [entry for entry in found if entry not in chosen]
-    return chosen
-
-
-def _refuse_other_kind(suite: BaseSuite, name: str) -> None:
-    """Raise UserError for a method that is known, but to suites of the other kind."""
-    for kind, group in (("classification", ENTRY_POINT_GROUP), ("generation", TOKEN_ENTRY_POINT_GROUP)):
-        if group != suite.method_group and name in available_methods(group):
-            raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
-
-
-def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpec]:
-    """Return the cells of a suite, narrowed by ``filters``: all methods of one (task, backbone, seed) in a row."""
-    filters = filters or Filters()
-    methods = select_methods(suite, filters.methods)
-    return [
-        suite.cell(entry, task=task, backbone=backbone, seed=seed, parameters=parameters)
-        for task in (suite.tasks if filters.tasks is None else filters.tasks)
-        for backbone in (suite.backbones if filters.backbones is None else filters.backbones)
-        for seed in (suite.seeds_for(task) if filters.seeds is None else filters.seeds)
-        for entry in methods
-        for parameters in entry.combinations()
-    ]

@@ -1,0 +1,76 @@
+"""The clock of decoding: reading prompts and writing after them are timed apart.
+
+Texts end where they end when the model is used, so that what is compared is the time of decoding a token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from consistentee.engine.generate import clock
+from consistentee.models.decoder import MultiExitDecoder
+
+
+@dataclass(frozen=True)
+class DecodingTimes:
+    """What the clock said of one batch.
+
+    Attributes:
+        prefill: seconds of reading the prompts, the first new tokens included.
+        decoding: seconds of all further tokens.
+        decoded_tokens: number of further tokens.
+        average_layers: that they ran.
+    """
+
+    prefill: float
+    decoding: float
+    decoded_tokens: int
+    average_layers: float
+
+
+class _FirstToken(StoppingCriteria):
+    """Ends nothing; notes when the first new token is there, which is when the stock model has read its prompts."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.at: float | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        if self.at is None:
+            self.at = clock(self.device)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+@torch.inference_mode()
+def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> DecodingTimes:
+    """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most."""
+    longest = max(len(row) for row in rows)
+    padding = [[model.pad_id] * (longest - len(row)) for row in rows]
+    tokens = [[*gap, *row] for gap, row in zip(padding, rows, strict=True)]
+    mask = [[0] * len(gap) + [1] * len(row) for gap, row in zip(padding, rows, strict=True)]
+    ends = sorted(model.end_tokens)
+    first = _FirstToken(model.device)
+    start = clock(model.device)
+    output = model.backbone.generate(
+        input_ids=torch.tensor(tokens, device=model.device),
+        attention_mask=torch.tensor(mask, device=model.device),
+        max_new_tokens=length,
+        do_sample=False,
+        eos_token_id=ends or None,
+        pad_token_id=model.pad_id,
+        stopping_criteria=StoppingCriteriaList([first]),
+    )
+    end = clock(model.device)
+    assert first.at is not None
+    new = output[:, longest:].tolist()
+    decoded = sum(_length(row, set(ends)) - 1 for row in new)
+    return DecodingTimes(first.at - start, end - first.at, decoded, float(model.num_layers))
+
+
+def _length(row: Sequence[int], ends: set[int]) -> int:
+    """Return the tokens of a row up to the one that ends it; the stock model pads behind that."""
+    return next((place for place, token in enumerate(row, start=1) if token in ends), len(row))

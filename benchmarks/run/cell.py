@@ -1,0 +1,105 @@
+"""One cell of any kind: train, evaluate, save the model, write what was found row by row, and last the record."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from benchmarks.kinds.kind import functions_of, kind_named
+from benchmarks.kinds.rows import CellRows
+from benchmarks.store.environment import describe_environment, now
+from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, write_predictions, write_record
+from benchmarks.store.keys import code_hash
+from benchmarks.store.records import BaseRecord, KeyParts
+from benchmarks.store.spec import BaseCellSpec, display_name
+from consistentee.files import replacing
+from consistentee.methods.method import AnyMethod, get_method, train_method
+
+_logger = logging.getLogger(__name__)
+
+
+def run_cell(
+    spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], folder: RunFolder, *, command: str
+) -> BaseRecord:
+    """Run one cell and write its folder: predictions, log, trained model, and last the record that makes it done.
+
+    Args:
+        spec: the cell.
+        parts: what its results depend on, see :func:`benchmarks.store.keys.key_parts`.
+        rows: see :attr:`benchmarks.kinds.kind.Kind.load_rows`.
+        folder: the run's folder.
+        command: what the user typed.
+    """
+    functions, cell = functions_of(spec.kind), folder.cell(spec)
+    method = get_method(spec.method, **spec.parameters)
+    with _log_to(cell / LOG_FILE):
+        _logger.info("%s, key %s", spec.name, parts.key)
+        started = time.perf_counter()
+        set_seed(spec.seed)  # methods may draw from the global generators; no cell depends on the one before
+        model = functions.build_model(spec, rows)
+        recipe = spec.recipe.to_recipe(spec.seed, folder.stages)
+        model = train_method(method, spec.method, model, rows.training, recipe).eval()
+        train_seconds = time.perf_counter() - started
+        _logger.info("trained in %.1f s", train_seconds)
+        done = functions.evaluate(spec, rows, method, model, key=parts.key, store=folder.stages)
+        model.description.default_knob = functions.default_knob(done)
+        record = kind_named(spec.kind).record(
+            **_common_fields(spec, parts, rows, method),
+            **functions.findings(spec, done),
+            train_seconds=train_seconds,
+            command=command,
+            environment=describe_environment(),
+            finished_at=now(),
+        )
+        with replacing(folder.model(parts.key)) as temporary:
+            model.save_pretrained(temporary)
+        for name, table in functions.tables(done).items():
+            write_predictions(cell / name, table)
+    write_record(cell / RECORD_FILE, record)
+    return record
+
+
+def _common_fields(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], method: AnyMethod) -> dict[str, Any]:
+    task, train_rows = rows.task, len(rows.training.train)
+    return {
+        "key": parts.key,
+        "key_parts": parts,
+        "code_hash": code_hash(),
+        "task": task.name,
+        "task_version": task.version,
+        "metric": task.metric,
+        "task_notes": task.notes,
+        "backbone": display_name(spec.backbone),
+        "method": display_name(spec.method),
+        "label": spec.label,
+        "parameters": method.parameters,
+        "knob_name": method.knob.name,
+        "seed": spec.seed,
+        "train_rows": min(train_rows, spec.recipe.max_rows or train_rows),
+        "validation_rows": len(task.validation),
+        "test_rows": len(task.test),
+    }
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Write what this project and Python's warnings say into a file, which appears when the block ends well."""
+    loggers = [logging.getLogger(name) for name in ("consistentee", "baselines", "benchmarks", "py.warnings")]
+    with replacing(path) as temporary:
+        handler = logging.FileHandler(temporary, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.captureWarnings(True)
+        for logger in loggers:
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeHandler(handler)
+            handler.close()
+            logging.captureWarnings(False)

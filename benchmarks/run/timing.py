@@ -1,0 +1,99 @@
+"""The timing run of one (task, backbone, seed): its operating points and the stock model, one process, one clock."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.kinds.kind import KindFunctions, functions_of, kind_named
+from benchmarks.kinds.rows import CellRows
+from benchmarks.measure.clock import time_contenders
+from benchmarks.run.plan import PlannedCell, timed_points
+from benchmarks.store.environment import describe_conditions, describe_environment, now
+from benchmarks.store.folders import TIMING_FILE, RunFolder, set_aside, write_record
+from benchmarks.store.keys import timing_key
+from benchmarks.store.records import BaseTimingRecord
+from benchmarks.store.spec import TimingSpec, display_name
+from consistentee.errors import UserError
+from consistentee.methods.method import get_method
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A contender before it is timed; ``run`` answers a batch, and returns what the clock said."""
+
+    cell_key: str
+    label: str
+    knob: float | None
+    run: Callable[[Sequence[Any]], Any]
+
+
+def run_timing(
+    cells: Sequence[PlannedCell], rows: CellRows[Any], protocol: TimingSpec, folder: RunFolder, *, command: str
+) -> BaseTimingRecord:
+    """Time the operating points of finished cells of one (task, backbone, seed), and write the timing record.
+
+    Args:
+        cells: finished cells with their models on disk.
+        rows: their rows.
+        protocol: how to time.
+        folder: the run's folder.
+        command: what the user typed.
+    """
+    spec = cells[0].spec
+    kind, functions = kind_named(spec.kind), functions_of(spec.kind)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Methods first: the file of one may bring the kind of classifier that its model is loaded with.
+    methods = [get_method(cell.spec.method, **cell.spec.parameters) for cell in cells]
+    models = load_models(functions, [folder.model(cell.key) for cell in cells], device)
+    stock = functions.stock_model([cell.spec for cell in cells], models)
+    timed_rows = functions.timed_rows(stock, spec, rows, protocol.rows)
+    options = functions.timing_options(spec, rows, protocol)
+    before = describe_environment() | describe_conditions()
+    timed = [_Timed("", functions.STOCK, None, functions.stock_contender(stock, **options))]
+    for cell, method, model in zip(cells, methods, models, strict=True):
+        assert cell.record is not None
+        timed += [
+            _Timed(cell.key, cell.spec.label, point.knob, functions.contender(method, model, point.knob, **options))
+            for point in timed_points(cell.record, protocol)
+        ]
+    taken = time_contenders([contender.run for contender in timed], timed_rows, protocol)
+    record = kind.timing(
+        key=timing_key(protocol, spec.kind),
+        task=rows.task.name,
+        backbone=display_name(spec.backbone),
+        seed=spec.seed,
+        rounds=protocol.rounds,
+        **options,
+        contenders=[
+            kind.contender(
+                cell_key=contender.cell_key,
+                label=contender.label,
+                knob=contender.knob,
+                average_layers=functions.average_layers(next(iter(by_size.values()))[0]),
+                samples=[functions.samples(size, len(timed_rows), rounds) for size, rounds in by_size.items()],
+            )
+            for contender, by_size in zip(timed, taken, strict=True)
+        ],
+        environment_before=before,
+        environment_after=describe_conditions(),
+        command=command,
+        finished_at=now(),
+    )
+    write_record(folder.timing(*cells[0].group) / TIMING_FILE, record)
+    return record
+
+
+def load_models(functions: KindFunctions, folders: Sequence[Path], device: torch.device) -> list[Any]:
+    """Load trained models; one that cannot be loaded is set aside, so that the next run makes it again."""
+    models: list[Any] = []
+    for folder in folders:
+        try:
+            model = functions.load_model(folder, models)
+        except UserError:
+            set_aside(folder, "damaged")
+            raise
+        models.append(model.to(device).eval())
+    return models

@@ -1,0 +1,98 @@
+"""Suites by name or file, of any kind; and the cells they stand for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from benchmarks.store.generation_spec import GenerationSuite
+from benchmarks.store.spec import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, validation_sentence
+from benchmarks.yaml_files import read_yaml
+from consistentee.errors import UserError, unknown_name
+from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
+
+SUITES_DIR = Path(__file__).parents[1] / "suites"
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a run is narrowed to; None leaves the suite's own choice."""
+
+    tasks: Sequence[str] | None = None
+    methods: Sequence[str] | None = None
+    backbones: Sequence[str] | None = None
+    seeds: Sequence[int] | None = None
+
+
+def list_suites() -> dict[str, Path]:
+    """Return the suites that come with the package: name -> file."""
+    return {path.stem: path for path in sorted(SUITES_DIR.glob("*.yaml"))}
+
+
+def load_suite(name_or_path: str | Path) -> BaseSuite:
+    """Read a suite, by its name or as the path of a YAML file.
+
+    Raises UserError for an unknown name, and for a file that is not a valid suite (the field is named).
+    """
+    suites = list_suites()
+    path = suites.get(str(name_or_path)) or Path(name_or_path)
+    if not path.is_file():
+        if path.suffix in {".yaml", ".yml"}:
+            raise UserError(f"no such suite file: {path}")
+        raise unknown_name("suite", str(name_or_path), suites)
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of the fields of a suite")
+    suite = (
+        GenerationSuite if values.get("kind") == "generation" else SuiteSpec
+    )  # which names an unknown kind as a fault
+    try:
+        return suite(**values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {validation_sentence(error)}") from error
+
+
+def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[MethodEntry]:
+    """Return the suite's entries with these labels or method names.
+
+    A name that the suite lacks but that is registered, or ``path/to/file.py:Class``, is added with its defaults.
+    """
+    if names is None:
+        return list(suite.methods)
+    chosen: list[MethodEntry] = []
+    registered = available_methods(suite.method_group)
+    for name in names:
+        found = [entry for entry in suite.methods if name in (entry.label, entry.method)]
+        if not found and (".py:" in name or name in registered):
+            found = [MethodEntry.model_validate(name)]
+        if not found:
+            _refuse_other_kind(suite, name)
+            raise unknown_name("method", name, {*registered, *(entry.label for entry in suite.methods)})
+        chosen += [entry for entry in found if entry not in chosen]
+    return chosen
+
+
+def _refuse_other_kind(suite: BaseSuite, name: str) -> None:
+    """Raise UserError for a method that is known, but to suites of the other kind."""
+    for kind, group in (("classification", ENTRY_POINT_GROUP), ("generation", TOKEN_ENTRY_POINT_GROUP)):
+        if group != suite.method_group and name in available_methods(group):
+            raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
+
+
+def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpec]:
+    """Return the cells of a suite, narrowed by ``filters``: all methods of one (task, backbone, seed) in a row."""
+    filters = filters or Filters()
+    methods = select_methods(suite, filters.methods)
+    return [
+        suite.cell(entry, task=task, backbone=backbone, seed=seed, parameters=parameters)
+        for task in (suite.tasks if filters.tasks is None else filters.tasks)
+        for backbone in (suite.backbones if filters.backbones is None else filters.backbones)
+        for seed in (suite.seeds_for(task) if filters.seeds is None else filters.seeds)
+        for entry in methods
+        for parameters in entry.combinations()
+    ]
