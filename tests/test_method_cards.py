@@ -1,6 +1,7 @@
 """Method cards: found out on a tiny model, for the project's methods and for anybody's, broken ones too."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 from typer.testing import CliRunner
@@ -8,16 +9,16 @@ from typer.testing import CliRunner
 from benchmarks.cli import app
 from benchmarks.commands.method_cards import MethodCard, method_card, stated_card
 from benchmarks.commands.new_method import write_method
-from benchmarks.commands.token_cards import token_card
 from consistentee.methods.method import get_method
 
 
-def card(name, models, **parameters) -> MethodCard:
-    return method_card(name, get_method(name, **parameters), models)
+@pytest.fixture
+def card(tiny_models, tiny_decoders) -> Callable[[str], MethodCard]:
+    return lambda name: method_card(name, get_method(name), tiny_models, tiny_decoders)
 
 
-def test_a_card_says_what_is_trained_added_and_read(tiny_models):
-    berxit = card("berxit", tiny_models)
+def test_a_card_says_what_is_trained_added_and_read(card):
+    berxit = card("berxit")
     assert (berxit.paper, berxit.year) == ("Xin et al., BERxiT, EACL 2021", "2021")
     assert berxit.trains == "backbone, classifiers, poolers, head uncertainty"
     assert berxit.extra_parameters == 768 + 1
@@ -27,9 +28,9 @@ def test_a_card_says_what_is_trained_added_and_read(tiny_models):
     assert berxit.what == "Alternating training, learning-to-exit rule."
 
 
-def test_extra_parameters_are_those_of_bert_base(tiny_models):
-    assert card("calm-softmax", tiny_models).extra_parameters == 0
-    assert card("deebert", tiny_models).extra_parameters == 11 * (768 * 768 + 768)  # a pooler for every off-ramp
+def test_extra_parameters_are_those_of_bert_base(card):
+    assert card("calm-softmax").extra_parameters == 0
+    assert card("deebert").extra_parameters == 11 * (768 * 768 + 768)  # a pooler for every off-ramp
 
 
 @pytest.mark.parametrize(
@@ -43,12 +44,12 @@ def test_extra_parameters_are_those_of_bert_base(tiny_models):
         ("oracle", "the classifier, the true labels"),
     ],
 )
-def test_what_a_rule_reads_is_what_it_asks_for(tiny_models, name, reads):
-    assert card(name, tiny_models).reads == reads
+def test_what_a_rule_reads_is_what_it_asks_for(card, name, reads):
+    assert card(name).reads == reads
 
 
-def test_one_classifier_alone_is_named(tiny_models):
-    assert "the classifier of layer 4" in card("full", tiny_models).trains
+def test_one_classifier_alone_is_named(card):
+    assert "the classifier of layer 4" in card("full").trains
 
 
 def test_what_a_class_says_of_itself_costs_no_training():
@@ -57,27 +58,27 @@ def test_what_a_class_says_of_itself_costs_no_training():
     assert {stated.trains, stated.reads, stated.supports} == {"could not be found out"}
 
 
-def test_kinds_of_tasks(tiny_models):
-    assert card("pabee", tiny_models).supports == "single texts, pairs, regression"
-    assert card("oracle", tiny_models).supports == "single texts, pairs; replayed on a trace only"
+def test_kinds_of_tasks(card):
+    assert card("pabee").supports == "single texts, pairs, regression"
+    assert card("oracle").supports == "single texts, pairs; replayed on a trace only"
 
 
-def test_a_method_that_fails_says_so_on_its_card(tmp_path, tiny_models):
+def test_a_method_that_fails_says_so_on_its_card(tmp_path, card):
     name = write_method("gate", tmp_path)
     path = tmp_path / "gate.py"
     path.write_text(path.read_text().replace("outputs = recorded_features", "outputs = 1 / 0, recorded_features"))
-    broken = card(name, tiny_models)
+    broken = card(name)
     assert "could not be found out: fit() fails: ZeroDivisionError: division by zero (gate.py, line" in broken.trains
     assert broken.extra_parameters is None
     assert broken.paper == "unpublished"
 
 
-def test_a_rule_that_reads_more_at_some_layers(tmp_path, tiny_models):
+def test_a_rule_that_reads_more_at_some_layers(tmp_path, card):
     name = write_method("gate", tmp_path)
     path = tmp_path / "gate.py"
     late = 'ThresholdRule(lambda v: v.head("gate") if v.layer > 1 else v.logits.amax(-1) - 9e9, knob, "above")'
     path.write_text(path.read_text().replace('ThresholdRule(head_probability("gate"), knob, exit_when="above")', late))
-    assert card(name, tiny_models).reads == "the classifier at layer 1; head gate at layers 2 to 3"
+    assert card(name).reads == "the classifier at layer 1; head gate at layers 2 to 3"
 
 
 @pytest.mark.parametrize(
@@ -90,15 +91,15 @@ def test_a_rule_that_reads_more_at_some_layers(tmp_path, tiny_models):
         ("token-random", "exit adapters", 0, "a hash of the prompt and the place"),
     ],
 )
-def test_a_card_of_generation(tiny_decoders, name, trains, extra, reads):
-    found = token_card(name, get_method(name), tiny_decoders)
+def test_a_card_of_generation(card, name, trains, extra, reads):
+    found = card(name)
     assert (found.trains, found.extra_parameters, found.reads) == (trains, extra, reads)
     assert found.supports == "generation; keys and values of skipped layers are propagated"
     assert "SmolLM2-135M" in found.counted_on
 
 
-def test_a_method_that_decodes_in_its_own_way_says_so(tiny_decoders):
-    assert token_card("layerskip", get_method("layerskip"), tiny_decoders).supports == "generation, in a way of its own"
+def test_a_method_that_decodes_in_its_own_way_says_so(card):
+    assert card("layerskip").supports == "generation, in a way of its own"
 
 
 def test_the_command_shows_cards_of_files_and_of_broken_ones(tmp_path, monkeypatch):

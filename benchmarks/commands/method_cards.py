@@ -1,4 +1,4 @@
-"""Method cards: what each method is and costs, found out on a tiny model and not written down by hand.
+"""Method cards: what each method of either kind is and costs, found out on a tiny model and not written down by hand.
 
 What fit() changes, adds and reads is observed: weights before and after, parameters against the plain multi-exit model,
 and what the rule asks of the view at every layer. Paper and one line of description are the class's own words.
@@ -6,20 +6,22 @@ and what the rule asks of the view at every layer. Paper and one line of descrip
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, BertConfig
 
 from benchmarks.commands.inventory import listed_methods, listed_token_methods
 from benchmarks.contract.case import described, fitted
 from benchmarks.contract.faults import BrokenContractError
+from benchmarks.contract.tiny_decoders import TinyDecoders
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
+from benchmarks.contract.token_case import TokenCase, train_token_case
 from benchmarks.contract.watching import WatchedRule
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.encoders import stepper_for
@@ -27,8 +29,10 @@ from consistentee.engine.classify import classify
 from consistentee.methods.method import AnyMethod, Method, get_method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.classifiers import ClassifierSpec
+from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.encoder_description import ModelDescription
+from consistentee.models.heads import ExitHeads
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 
@@ -36,7 +40,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_FAMILY = "bert"
+_ENCODER, _DECODER = "bert", "llama"
+_SMOLLM2_135M = {"width": 576, "num_layers": 30}
 _YEAR = re.compile(r"\b(?:19|20)\d\d\b")
 _READS = {
     "logits": "the classifier",
@@ -44,6 +49,11 @@ _READS = {
     "row_keys": "a hash of the tokens",
     "labels": "the true labels",
     "pooled": "the pooled vector",
+}
+_TOKEN_READS = {
+    "logits": "the LM head",
+    "row_keys": "a hash of the prompt and the place",
+    "pooled": "the hidden state",
 }
 UNKNOWN = "could not be found out"
 
@@ -73,14 +83,11 @@ class MethodCard:
     reads: str
     knob: str
     supports: str
-    counted_on: str = "BERT-base, beside one classifier a layer"
+    counted_on: str
 
 
 def write_cards(places: Sequence[str], console: "Console") -> None:
     """Print a card for every method that can be named, as soon as it is known; ``places`` as for the list."""
-    from benchmarks.commands.token_cards import token_card
-    from benchmarks.contract.tiny_decoders import TinyDecoders
-
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         encoders, decoders = TinyModels(Path(folder, "encoders")), TinyDecoders(Path(folder, "decoders"))
@@ -88,34 +95,49 @@ def write_cards(places: Sequence[str], console: "Console") -> None:
             if listed.method is None:
                 console.print(f"{listed.name}: unavailable: {listed.reason}\n", markup=False, highlight=False)
                 continue
-            method = get_method(listed.name)
-            if isinstance(method, TokenMethod):
-                console.print(card_table(token_card(listed.name, method, decoders)))
-            else:
-                console.print(card_table(method_card(listed.name, method, encoders)))
+            console.print(card_table(method_card(listed.name, get_method(listed.name), encoders, decoders)))
 
 
-def method_card(name: str, method: Method, models: TinyModels) -> MethodCard:
+def method_card(name: str, method: AnyMethod, encoders: TinyModels, decoders: TinyDecoders) -> MethodCard:
     """Train a method on a tiny model and describe it; what fails there is said on the card, and breaks nothing."""
     card = stated_card(name, method)
-    plain = models.model(_FAMILY)
-    before = plain.clone_weights()
-    parameters = _count(plain)
     try:
-        model = fitted(method, plain, make_task(rows=24))
-        values = method.knob_values(model)
-        return replace(
-            card,
-            trains=_changed_parts(before, model),
-            extra_parameters=_extra_on_bert_base(model, _count(model) - parameters),
-            reads=_what_it_reads(method, model),
-            knob=f"{method.knob.name}, {values[0]:g} to {values[-1]:g} ({len(values)} values, L = {model.num_layers})",
-            supports=_kinds(method, model),
-        )
+        if isinstance(method, TokenMethod):
+            return _found_on_a_decoder(card, method, decoders)
+        return _found_on_an_encoder(card, method, encoders)
     except BrokenContractError as error:
         return replace(card, trains=f"{UNKNOWN}: {error}")
     except Exception as error:  # a user's method may fail in any way at all
         return replace(card, trains=f"{UNKNOWN}: {described(error)}")
+
+
+def _found_on_an_encoder(card: MethodCard, method: Method, models: TinyModels) -> MethodCard:
+    plain = models.model(_ENCODER)
+    before, parameters = plain.clone_weights(), _count(plain)
+    model = fitted(method, plain, make_task(rows=24))
+    return replace(
+        card,
+        trains=_changed_parts(before, model),
+        extra_parameters=_extra_on_bert_base(model, _count(model) - parameters),
+        counted_on="BERT-base, beside one classifier a layer",
+        reads=_what_it_reads(method, model),
+        knob=_knob_in_words(method, model),
+        supports=_tasks(method, model),
+    )
+
+
+def _found_on_a_decoder(card: MethodCard, method: TokenMethod, models: TinyDecoders) -> MethodCard:
+    before = models.model(_DECODER).clone_weights()
+    case = train_token_case(method, _DECODER, models)
+    return replace(
+        card,
+        trains=_changed_parts(before, case.model),
+        extra_parameters=_extra_on_smollm2(case.model),
+        counted_on="SmolLM2-135M, beside one adapter an exit",
+        reads=_what_it_reads_of_tokens(case),
+        knob=_knob_in_words(method, case.model),
+        supports=_decoding(method),
+    )
 
 
 def stated_card(name: str, method: AnyMethod) -> MethodCard:
@@ -132,10 +154,16 @@ def stated_card(name: str, method: AnyMethod) -> MethodCard:
         reads=UNKNOWN,
         knob=method.knob.name,
         supports=UNKNOWN,
+        counted_on="",
     )
 
 
-def _kinds(method: Method, model: MultiExitModel) -> str:
+def _knob_in_words(method: AnyMethod, model: MultiExitModel | MultiExitDecoder) -> str:
+    values = list(method.knob_values(model))
+    return f"{method.knob.name}, {values[0]:g} to {values[-1]:g} ({len(values)} values, L = {model.num_layers})"
+
+
+def _tasks(method: Method, model: MultiExitModel) -> str:
     """Say which tasks a method whose rows are instances can be used on."""
     kinds = ["single texts"]
     with suppress(Exception):  # a user's rule may fail in any way at all: then it does not take pairs
@@ -145,11 +173,19 @@ def _kinds(method: Method, model: MultiExitModel) -> str:
     return ", ".join(kinds) + ("; replayed on a trace only" if method.replay_only else "")
 
 
-def _count(model: MultiExitModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _decoding(method: TokenMethod) -> str:
+    """Say how a method of generation decodes."""
+    if type(method).generate is not TokenMethod.generate:
+        return "generation, in a way of its own"
+    filled = {"propagate": "are propagated", "exact": "are made exactly, later"}[method.kv]
+    return f"generation; keys and values of skipped layers {filled}"
 
 
-def _changed_parts(before: dict[str, Tensor], model: MultiExitModel) -> str:
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _changed_parts(before: dict[str, Tensor], model: MultiExitModel | MultiExitDecoder) -> str:
     """Name the parts of a model whose weights differ from before, or are new."""
     changed: dict[str, set[str]] = {}
     for name, tensor in model.state_dict().items():
@@ -163,7 +199,7 @@ def _changed_parts(before: dict[str, Tensor], model: MultiExitModel) -> str:
 def _part_in_words(part: str, places: set[str]) -> str:
     if part == "classifiers" and len(places) == 1:
         return f"the classifier of layer {int(min(places)) + 1}"
-    return part
+    return part.replace("_", " ")
 
 
 def _extra_on_bert_base(model: MultiExitModel, extra_here: int) -> int | None:
@@ -187,6 +223,11 @@ def _described_extra(config: object, description: ModelDescription) -> int:
     return counts[0] - counts[1]
 
 
+def _extra_on_smollm2(model: MultiExitDecoder) -> int:
+    with torch.device("meta"):
+        return sum(_count(ExitHeads(spec, **_SMOLLM2_135M)) for spec in model.description.heads.values())
+
+
 def _what_it_reads(method: Method, model: MultiExitModel) -> str:
     """Ask the rule at its latest exits, where it is asked at every layer but the last."""
     watched = WatchedRule(method.rule(model, method.knob_values(model)[-1]))
@@ -194,25 +235,39 @@ def _what_it_reads(method: Method, model: MultiExitModel) -> str:
         replay(watched, record_trace(model, make_task(rows=24).test))
     else:
         classify(model, random_texts(8), watched)
-    by_layer: dict[str, list[int]] = {}
-    for layer, reads in watched.reads.items():
-        by_layer.setdefault(_in_words(reads), []).append(layer)
-    if not by_layer:
-        return "nothing: it is never asked"
-    if len(by_layer) == 1:
-        return next(iter(by_layer))
-    return "; ".join(f"{words} at layer{span_of_layers(layers)}" for words, layers in by_layer.items())
+    return _reads_in_words(watched.reads, _READS) or "nothing: it is never asked"
 
 
-def _in_words(reads: set[str]) -> str:
-    words = [text for name, text in _READS.items() if name in reads and name != "pooled"]
+def _what_it_reads_of_tokens(case: TokenCase) -> str:
+    """Ask the rule at every value of the knob: at some, it may decide without looking."""
+    reads: dict[int, set[str]] = {}
+    for knob in case.method.knob_values(case.model):
+        watched = WatchedRule(case.rule(knob))
+        replay(watched, case.trace)
+        for layer, names in watched.reads.items():
+            reads.setdefault(layer, set()).update(names)
+    return _reads_in_words(dict(sorted(reads.items())), _TOKEN_READS)
+
+
+def _reads_in_words(reads: Mapping[int, set[str]], terms: Mapping[str, str]) -> str:
+    """Say what is read at which layers; nothing if there are none."""
+    by_words: dict[str, list[int]] = {}
+    for layer, names in reads.items():
+        by_words.setdefault(_in_words(names, terms), []).append(layer)
+    if len(by_words) == 1:
+        return next(iter(by_words))
+    return "; ".join(f"{words} at layer{_span(layers)}" for words, layers in by_words.items())
+
+
+def _in_words(reads: set[str], terms: Mapping[str, str]) -> str:
+    words = [text for name, text in terms.items() if name in reads and name != "pooled"]
     words += sorted(name for name in reads if name.startswith("head "))
     if not words and "pooled" in reads:  # whoever reads a classifier or a head has paid for pooling already
-        words = [_READS["pooled"]]
+        words = [terms["pooled"]]
     return ", ".join(words) or "nothing"
 
 
-def span_of_layers(layers: Sequence[int]) -> str:
+def _span(layers: Sequence[int]) -> str:
     """Return `` 3``, or ``s 1 to 5``, to stand behind the word layer."""
     return f" {layers[0]}" if len(layers) == 1 else f"s {layers[0]} to {layers[-1]}"
 
