@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.contract import encoder_checks
-from benchmarks.contract.backbone_run import BackboneCheck, BackboneReport, check_backbone, report_table, run_checks
+from benchmarks.contract.backbone_check import BackboneCheck
+from benchmarks.contract.backbone_run import BackboneReport, check_backbone, report_table, run_checks
 from benchmarks.contract.encoder_candidate import EncoderCandidate
 from benchmarks.contract.faults import BrokenContractError
 from consistentee.backbones.catalog import resolve

@@ -9,8 +9,9 @@ from collections.abc import Callable
 import pytest
 from conftest import FAMILIES
 
+from benchmarks.contract.base_checks import Check
 from benchmarks.contract.case import Case, train_case
-from benchmarks.contract.checks import CHECKS, Check
+from benchmarks.contract.checks import CHECKS
 from benchmarks.contract.tiny_models import TinyModels
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError

@@ -225,7 +225,7 @@ def case_of(tmp_path, tiny_decoders, source):
         (
             STATIC.replace("LAYER", "(view.layer - 1)").replace("VALUES", "(1.0, 2.0, 3.0, 4.0)"),
             checks.knob_is_ordered,
-            ("counts layers from 0", "with 1, a token leaves at layer 2, and the first exit is at layer 1"),
+            ("counts layers from 0", "with 1, token 1 leaves at layer 2, and the first exit is at layer 1"),
         ),
         (
             "class Mine(Base):\n    knob: ClassVar[Knob] = Knob('margin', (1.0, 0.2, -1.0))\n",
@@ -249,7 +249,7 @@ def case_of(tmp_path, tiny_decoders, source):
         (UNSEEDED, checks.same_seed_same_numbers, ("the same seed gives other numbers", "exit_adapters.1.norm.weight")),
         (
             NOT_SAVED,
-            checks.saved_and_loaded_it_writes_the_same,
+            checks.saved_and_loaded_it_says_the_same,
             ("saved and loaded, the model gives other answers", "not left elsewhere by fit()"),
         ),
         (

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, BertConfig
 
 from benchmarks.commands.inventory import listed_methods, listed_token_methods
-from benchmarks.contract.case import described, fitted
-from benchmarks.contract.faults import BrokenContractError
+from benchmarks.contract.base_case import fitted
+from benchmarks.contract.case import RECIPE
+from benchmarks.contract.faults import BrokenContractError, described
 from benchmarks.contract.tiny_decoders import TinyDecoders
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
 from benchmarks.contract.token_case import TokenCase, train_token_case
@@ -114,7 +115,7 @@ def method_card(name: str, method: AnyMethod, encoders: TinyModels, decoders: Ti
 def _found_on_an_encoder(card: MethodCard, method: Method, models: TinyModels) -> MethodCard:
     plain = models.model(_ENCODER)
     before, parameters = plain.clone_weights(), _count(plain)
-    model = fitted(method, plain, make_task(rows=24))
+    model = fitted(method, plain, make_task(rows=24), RECIPE)
     return replace(
         card,
         trains=_changed_parts(before, model),

@@ -1,38 +1,25 @@
 """check-backbone: put a backbone under the checks of its kind, and say what came of them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.progress import track
+from transformers import AutoConfig
 
-from benchmarks.contract.case import described
-from benchmarks.contract.faults import BrokenContractError
+from benchmarks.contract.backbone_check import BackboneCheck, Candidate
+from benchmarks.contract.encoder_candidate import EncoderCandidate
+from benchmarks.contract.encoder_checks import ENCODER_CHECKS
+from benchmarks.contract.faults import BrokenContractError, described
 from benchmarks.terminal import add_columns, add_row, plain_table
+from consistentee.backbones.catalog import resolve
+from consistentee.backbones.encoders import STEPPERS
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-Candidate = TypeVar("Candidate")
 _ARCHITECTURE = "the architecture is supported"
-
-
-@dataclass(frozen=True)
-class BackboneCheck(Generic[Candidate]):
-    """One check of one kind of backbone.
-
-    Attributes:
-        title: what must hold.
-        run: the check: returns what it found in a few words, or raises BrokenContractError.
-        essential: nothing that follows can be checked where it fails.
-        needs: titles of checks without which it says nothing new.
-    """
-
-    title: str
-    run: Callable[[Candidate], str]
-    essential: bool = False
-    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,10 +56,6 @@ def check_backbone(name: str, *, progress: bool = False) -> BackboneReport:
     Raises:
         UserError: nothing of that name can be had.
     """
-    from benchmarks.contract.encoder_candidate import EncoderCandidate
-    from benchmarks.contract.encoder_checks import ENCODER_CHECKS
-    from consistentee.backbones.catalog import resolve
-
     found = resolve(name)
     try:
         config = _encoder_config(found.path)
@@ -85,10 +68,6 @@ def check_backbone(name: str, *, progress: bool = False) -> BackboneReport:
 
 
 def _encoder_config(folder: str) -> Any:
-    from transformers import AutoConfig
-
-    from consistentee.backbones.encoders import STEPPERS
-
     try:
         config = AutoConfig.from_pretrained(folder)
     except Exception as error:  # transformers raises nearly anything here

@@ -1,64 +1,38 @@
-"""Case: a method trained on a tiny model, with what the checks need of it."""
+"""Case: a method of classification trained on a tiny encoder, with what the checks need of it."""
 
-import traceback
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from transformers import set_seed
+from torch import Tensor, nn
 
-import consistentee
-from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, BrokenContractError, state_breaks
+from benchmarks.contract.base_case import BaseCase, fitted, rule_failed
+from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
 from benchmarks.contract.watching import WatchedRule
-from consistentee.data.instances import Split, TaskData, Text
+from consistentee.data.instances import Split, Text
 from consistentee.engine.classify import Predictions, classify
-from consistentee.errors import UserError
 from consistentee.methods.method import Method
+from consistentee.models.cascade import companion_layers
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace, record_trace
-from consistentee.traces.walk import replay, sweep
 from consistentee.training.recipe import Recipe
 
-_NOT_THE_AUTHORS = [Path(str(file)).parent for file in (torch.__file__, consistentee.__file__, __file__)]
-
 ROWS = 40
-_KNOBS = 5
 RECIPE = Recipe(
     epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1, frozen_steps=8
 )
 
 
 @dataclass
-class Case:
-    """A method, trained on a toy task, and its trace of rows that it has not seen."""
+class Case(BaseCase[MultiExitModel, Trace]):
+    """A method, trained on a toy task; texts that it has not seen, and their trace."""
 
-    method: Method
-    family: str
-    models: TinyModels
-    model: MultiExitModel
+    row: ClassVar[str] = "row"
+    tried_knobs: ClassVar[int] = 5
+
     texts: list[Text]
-    trace: Trace
-    _alone: dict[float, Predictions] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def knobs(self) -> list[float]:
-        """Knob values whose average exits are spread over the range, both ends included."""
-        values = list(self.method.knob_values(self.model))
-        places = torch.arange(len(values), dtype=torch.float)
-        with suppress(Exception):  # a rule that cannot be replayed: another check says so
-            places = sweep([self.rule(value) for value in values], self.trace).float().mean(dim=1)
-        return spread_over(values, places, _KNOBS)
-
-    def rule(self, knob: float) -> ExitRule:
-        """Return a fresh rule."""
-        return self.method.rule(self.model, knob)
 
     def live(
         self,
@@ -84,40 +58,58 @@ class Case:
 
     def alone(self, knob: float) -> Predictions:
         """Classify every text without neighbours; computed once a knob."""
-        if knob not in self._alone:
-            self._alone[knob] = self.live(knob, batch_size=1)
-        return self._alone[knob]
+        if knob not in self._done:
+            self._done[knob] = self.live(knob, batch_size=1)
+        found: Predictions = self._done[knob]
+        return found
 
-    def replayed(self, knob: float, trace: Trace | None = None) -> Tensor:
-        """Return the exit layers [N] that a replay gives. Raises BrokenContractError if the rule fails there."""
-        try:
-            return replay(self.rule(knob), self.trace if trace is None else trace)
-        except Exception as error:  # a user's rule may fail in any way at all
-            raise BrokenContractError("the rule cannot be replayed on a trace", described(error)) from error
+    def trained_again(self) -> "Case":
+        """Train the method once more, in the same way."""
+        return train_case(self.method, self.family, self.models)
+
+    def numbers(self) -> Tensor:
+        """Return the logits of every layer."""
+        return self.trace.logits
+
+    def answers(self, knob: float) -> list[Tensor]:
+        """Return exit layers and logits."""
+        live = self.live(knob)
+        return [live.exit_layers, live.logits]
+
+    def ask(self, watched: WatchedRule, knob: float) -> None:
+        """Classify the texts with a rule that is watched."""
+        self.live(knob, watched=watched)
+
+    def modules_by_layer(self) -> Iterator[tuple[str, int, nn.Module]]:
+        """Yield classifiers, poolers and heads of one layer each, with owner and layer."""
+        model = self.model
+        families = {"classifier": model.classifiers, "pooler": model.poolers}
+        families |= {f"head {name!r}": model.head(name).modules_by_layer for name in model.exit_heads}
+        for owner, modules in families.items():
+            if len(modules) == model.num_layers:  # else it is shared, and of no layer
+                for layer, module in enumerate(modules, start=1):
+                    yield owner, layer, module
+
+    def first_exit(self, knob: float) -> int:
+        """Return layer 1; a cascade's first exit is its companion's last layer."""
+        return max(1, companion_layers(self.model))
+
+    def alone_and_together(self, knob: float) -> tuple[list[int], list[int], Trace]:
+        """Return the exits of every text alone and of all in one batch."""
+        together = self.live(knob, batch_size=ROWS)
+        return self.alone(knob).exit_layers.tolist(), together.exit_layers.tolist(), self.trace
+
+    def replayed_alone(self, knob: float, trace: Trace) -> Tensor:
+        """Replay every row alone."""
+        return torch.cat([self.replayed(knob, rows_of(trace, [row])) for row in range(len(trace))])
 
 
 def train_case(method: Method, family: str, models: TinyModels) -> Case:
     """Train a method as a run would, on a toy task of 3 classes. Raises BrokenContractError if that fails."""
-    model = fitted(method, models.model(family), make_task())
-    if not method.knob_values(model):
-        raise BrokenContractError("knob_values() is empty: there is nothing to sweep", section=KNOB_SECTION)
+    model = fitted(method, models.model(family), make_task(), RECIPE)
     texts = random_texts(ROWS, seed=9)
-    labels = [i % 3 for i in range(ROWS)]
-    return Case(method, family, models, model, texts, record_trace(model, Split("unseen", texts, labels)))
-
-
-def fitted(method: Method, model: MultiExitModel, task: TaskData) -> MultiExitModel:
-    """Fit a method on a tiny model. Raises BrokenContractError if that fails."""
-    set_seed(RECIPE.seed)  # as a run does, so that a method may draw from the global generators
-    try:
-        method.check_task(task)
-        trained = method.fit(model, task, RECIPE)
-    except Exception as error:  # a user's method may fail in any way at all
-        raise BrokenContractError("fit() fails", described(error), section=FIT_SECTION) from error
-    if not isinstance(trained, MultiExitModel):
-        found = f"it returned {type(trained).__name__}"
-        raise BrokenContractError("fit() must return the trained model", found, section=FIT_SECTION)
-    return trained
+    trace = record_trace(model, Split("unseen", texts, [i % 3 for i in range(ROWS)]))
+    return Case(method, family, models, model, trace, texts)
 
 
 def rows_of(trace: Trace, rows: Sequence[int]) -> Trace:
@@ -135,29 +127,3 @@ def rows_of(trace: Trace, rows: Sequence[int]) -> Trace:
 
     names = [item.name for item in fields(trace) if not item.name.startswith("_")]
     return replace(trace, **{name: cut(getattr(trace, name)) for name in names}, _views={})
-
-
-def spread_over(values: Sequence[float], places: Tensor, count: int) -> list[float]:
-    """Return some of the values, both ends included, whose places [values] are spread evenly."""
-    wanted = torch.linspace(float(places.min()), float(places.max()), count)
-    nearest = (places.unsqueeze(0) - wanted.unsqueeze(1)).abs().argmin(dim=1).tolist()
-    return [values[i] for i in sorted({0, *nearest, len(values) - 1})]
-
-
-def described(error: BaseException) -> str:
-    """Say what was raised, and where in the author's own code: the last line outside of the library and torch."""
-    sentence = " ".join(str(error).split())
-    what = sentence if isinstance(error, UserError) else f"{type(error).__name__}: {sentence}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in _NOT_THE_AUTHORS)]
-    return f"{what} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else what
-
-
-def rule_failed(watched: WatchedRule, knob: float, layers: int, error: Exception) -> BrokenContractError:
-    """Say how and where a watched rule failed: because rows had left, or in any case."""
-    left = watched.rows_at_start - watched.rows_now
-    if watched.layer and left:
-        gone = f"{left} of {watched.rows_at_start} rows have left"
-        return state_breaks(f"it fails at layer {watched.layer} once {gone} (knob {knob:g}): {described(error)}")
-    where = f"at layer {watched.layer} of {layers}, counted from 1, " if watched.layer else ""
-    return BrokenContractError("the rule fails on new texts", f"{where}knob {knob:g}: {described(error)}")

@@ -11,8 +11,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from benchmarks.contract.case import described
-from benchmarks.contract.faults import BrokenContractError
+from benchmarks.contract.faults import BrokenContractError, described
 from consistentee.backbones.catalog import ResolvedBackbone
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import Text

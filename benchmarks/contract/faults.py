@@ -1,14 +1,22 @@
 """BrokenContractError, and the faults that more than one check can find: what does not hold, in the author's words."""
 
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+import consistentee
+from consistentee.errors import UserError
 
 STATE_SECTION = "What a rule remembers"
 KNOB_SECTION = "The knob"
 FIT_SECTION = "Training"
 TOKEN_SECTION = "Methods of generation"
+
+_NOT_THE_AUTHORS = [Path(str(file)).parent for file in (torch.__file__, consistentee.__file__, __file__)]
 
 COUNTS_FROM_0 = "the rule or its knob counts layers from 0"
 
@@ -26,6 +34,20 @@ class BrokenContractError(AssertionError):
     def __init__(self, fault: str, example: str = "", advice: str = "", section: str = "What a rule may read") -> None:
         self.fault, self.example, self.advice, self.section = fault, example, advice, section
         super().__init__(". ".join(part for part in (f"{fault}: {example}" if example else fault, advice) if part))
+
+
+def described(error: BaseException) -> str:
+    """Say what was raised, and where in the author's own code: the last line outside of the library and torch."""
+    sentence = " ".join(str(error).split())
+    what = sentence if isinstance(error, UserError) else f"{type(error).__name__}: {sentence}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in _NOT_THE_AUTHORS)]
+    return f"{what} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else what
+
+
+def cannot_be_replayed(error: Exception) -> BrokenContractError:
+    """Return the error for a rule that fails in a replay."""
+    return BrokenContractError("the rule cannot be replayed on a trace", described(error))
 
 
 def state_breaks(example: str) -> BrokenContractError:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from rich.progress import track
 
-from benchmarks.contract.case import described, train_case
-from benchmarks.contract.checks import CHECKS, Check
-from benchmarks.contract.faults import BrokenContractError
+from benchmarks.contract.base_checks import Check
+from benchmarks.contract.case import train_case
+from benchmarks.contract.checks import CHECKS
+from benchmarks.contract.faults import BrokenContractError, described
 from benchmarks.contract.tiny_decoders import DECODER_FAMILIES, TinyDecoders
 from benchmarks.contract.tiny_models import FAMILIES, TinyModels
 from benchmarks.contract.token_case import train_token_case

@@ -1,16 +1,15 @@
 """TokenCase: a method of generation trained on a tiny decoder, with what the checks need of it."""
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
-from torch import Tensor
-from transformers import set_seed
+from torch import Tensor, nn
 
-from benchmarks.contract.case import described, rule_failed, spread_over
-from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, BrokenContractError
+from benchmarks.contract.base_case import BaseCase, fitted, rule_failed
+from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.tiny_decoders import TinyDecoders, make_text_task, random_prompts
 from benchmarks.contract.token_reference import stock_tokens
 from benchmarks.contract.watching import WatchedRule
@@ -18,15 +17,13 @@ from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.engine.owed_tokens import KVPolicy
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, record_tokens
-from consistentee.traces.walk import replay, sweep
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = 8
 NEW_TOKENS = 6
-_KNOBS = 3
 RECIPE = TokenRecipe(
     exit_steps=6,
     exit_batch_size=32,
@@ -40,26 +37,15 @@ RECIPE = TokenRecipe(
 
 
 @dataclass
-class TokenCase:
+class TokenCase(BaseCase[MultiExitDecoder, TokenTrace]):
     """A method, trained on a toy task; prompts that it has not seen; and the trace of the full model's texts."""
 
+    row: ClassVar[str] = "token"
+    tried_knobs: ClassVar[int] = 3
+
     method: TokenMethod
-    family: str
-    models: TinyDecoders
-    model: MultiExitDecoder
     texts: list[str]
     prompts: list[list[int]]
-    trace: TokenTrace
-    _live: dict[tuple[float, KVPolicy, int], Generations] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def knobs(self) -> list[float]:
-        """Knob values whose average exits are spread over the range, both ends included."""
-        values = list(self.method.knob_values(self.model))
-        places = torch.arange(len(values), dtype=torch.float)
-        with suppress(Exception):  # a rule that cannot be replayed: another check says so
-            places = sweep([self.rule(value) for value in values], self.trace).float().mean(dim=1)
-        return spread_over(values, places, _KNOBS)
 
     @cached_property
     def stock(self) -> list[list[int]]:
@@ -71,15 +57,12 @@ class TokenCase:
         """What may fill skipped layers: the method's own policy, and the exact one, which replays."""
         return list(dict.fromkeys((self.method.kv, "exact")))
 
-    def rule(self, knob: float) -> ExitRule:
-        """Return a fresh rule."""
-        return self.method.rule(self.model, knob)
-
     def live(self, knob: float, kv: KVPolicy, *, batch_size: int = PROMPTS) -> Generations:
         """Continue the prompts of the case; done once for every way of doing so."""
-        if (knob, kv, batch_size) not in self._live:
-            self._live[knob, kv, batch_size] = self.continued(self.prompts, knob, kv, batch_size=batch_size)
-        return self._live[knob, kv, batch_size]
+        if (knob, kv, batch_size) not in self._done:
+            self._done[knob, kv, batch_size] = self.continued(self.prompts, knob, kv, batch_size=batch_size)
+        found: Generations = self._done[knob, kv, batch_size]
+        return found
 
     def continued(
         self,
@@ -104,12 +87,52 @@ class TokenCase:
         """Return the trace of texts written behind the prompts of the case."""
         return record_tokens(self.model, _rows_of(self.prompts, written))
 
-    def replayed(self, knob: float, trace: TokenTrace, rule: ExitRule | None = None) -> Tensor:
-        """Return the exit layers [N] that a replay gives. Raises BrokenContractError if the rule fails there."""
-        try:
-            return replay(rule or self.rule(knob), trace)
-        except Exception as error:  # a user's rule may fail in any way at all
-            raise BrokenContractError("the rule cannot be replayed on a trace", described(error)) from error
+    def swept(self, values: Sequence[float]) -> Tensor:
+        """Return the exit layers of the tokens that may leave, each value replayed."""
+        return super().swept(values)[:, self.trace.may_exit]
+
+    def trained_again(self) -> "TokenCase":
+        """Train the method once more, in the same way."""
+        return train_token_case(self.method, self.family, self.models)
+
+    def numbers(self) -> Tensor:
+        """Return the tokens of the full model's texts."""
+        return self.trace.targets
+
+    def answers(self, knob: float) -> list[Tensor]:
+        """Return tokens and exit layers of every text."""
+        written = self.live(knob, self.method.kv)
+        return [*written.tokens, *written.exit_layers]
+
+    def ask(self, watched: WatchedRule, knob: float) -> None:
+        """Continue the prompts with a rule that is watched."""
+        self.continued(self.prompts, knob, self.method.kv, batch_size=PROMPTS, watched=watched)
+
+    def modules_by_layer(self) -> Iterator[tuple[str, int, nn.Module]]:
+        """Yield exit adapters and heads of one layer each, with owner and layer."""
+        model = self.model
+        for layer in model.exit_layers[:-1]:
+            yield "exit adapter", layer, model.adapter(layer)
+        for name in model.exit_heads:
+            modules = model.head(name).modules_by_layer
+            if len(modules) == model.num_layers:  # else it is shared, and of no layer
+                yield from ((f"head {name!r}", layer, module) for layer, module in enumerate(modules, start=1))
+
+    def first_exit(self, knob: float) -> int:
+        """Return where a rule first reads anything, or else the first exit."""
+        watched, exits = WatchedRule(self.rule(knob)), self.model.exit_layers
+        self.replayed(knob, rule=watched)
+        return min((layer for layer in exits[:-1] if watched.reads.get(layer)), default=exits[0])
+
+    def alone_and_together(self, knob: float) -> tuple[list[int], list[int], TokenTrace]:
+        """Return the exits of all tokens, texts written alone and in one batch: the former may end elsewhere."""
+        alone, together = (self.live(knob, "exact", batch_size=batch_size) for batch_size in (1, PROMPTS))
+        layers = [torch.cat(run.exit_layers).tolist() for run in (alone, together)]
+        return layers[0], layers[1], self.trace_of(alone)
+
+    def replayed_alone(self, knob: float, trace: TokenTrace) -> Tensor:
+        """Replay every token alone."""
+        return torch.cat([self.replayed(knob, trace.select(token)) for token in torch.arange(len(trace)).split(1)])
 
 
 Text = tuple[list[int], list[int]]
@@ -133,25 +156,9 @@ def _rows_of(prompts: Sequence[Sequence[int]], written: Generations) -> list[Tok
 
 def train_token_case(method: TokenMethod, family: str, models: TinyDecoders) -> TokenCase:
     """Train a method as a run would, on a toy task with a frozen backbone. Raises BrokenContractError if that fails."""
-    model = _fitted(method, models.model(family))
-    if not method.knob_values(model):
-        raise BrokenContractError("knob_values() is empty: there is nothing to sweep", section=KNOB_SECTION)
+    model = fitted(method, models.model(family), make_text_task(), RECIPE)
     texts = random_prompts(PROMPTS, seed=9)
     prompts = model.encode(texts)
     full = generate_encoded(model, prompts, NeverExit(), max_new_tokens=NEW_TOKENS)
     trace = record_tokens(model, _rows_of(prompts, full))
-    return TokenCase(method, family, models, model, texts, prompts, trace)
-
-
-def _fitted(method: TokenMethod, model: MultiExitDecoder) -> MultiExitDecoder:
-    set_seed(RECIPE.seed)  # as a run does, so that a method may draw from the global generators
-    try:
-        task = make_text_task()
-        method.check_task(task)
-        trained = method.fit(model, task, RECIPE)
-    except Exception as error:  # a user's method may fail in any way at all
-        raise BrokenContractError("fit() fails", described(error), section=FIT_SECTION) from error
-    if not isinstance(trained, MultiExitDecoder):
-        found = f"it returned {type(trained).__name__}"
-        raise BrokenContractError("fit() must return the trained model", found, section=FIT_SECTION)
-    return trained
+    return TokenCase(method, family, models, model, trace, texts, prompts)

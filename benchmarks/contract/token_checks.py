@@ -1,46 +1,40 @@
-"""The checks of generation, one function each: what always holds of a method whose tokens exit.
+"""The checks of methods of generation, one function each; those that are told of any row lie in base_checks.
 
 The numbers are those of the project's invariants, told of tokens: never exit = the stock model (1), replay = reality
-where keys and values are exact (2), a text's fate is its own (3), layers counted = layers run (4), the knob is ordered
-(5), no hole in the cache (6), same seed, same numbers (7). Each returns in silence, or raises BrokenContractError.
+where keys and values are exact (2), a text's fate is its own (3), layers counted = layers run (4), no hole in the
+cache (6).
 """
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.contract.case import described
-from benchmarks.contract.checks import Check, knobs_out_of_range_are_refused
+from benchmarks.contract.base_checks import (
+    Check,
+    check_count,
+    knob_is_ordered,
+    knobs_out_of_range_are_refused,
+    layers_count_from_one,
+    same_seed_same_numbers,
+    saved_and_loaded_it_says_the_same,
+)
+from benchmarks.contract.causes import draws_numbers, first_difference, layer_at, why_exits_differ
 from benchmarks.contract.faults import (
-    COUNTS_FROM_0,
     FIT_SECTION,
-    KNOB_SECTION,
     TOKEN_SECTION,
     BrokenContractError,
-    check_order,
+    described,
+    looks_at_neighbours,
 )
 from benchmarks.contract.tiny_models import make_task
-from benchmarks.contract.token_case import (
-    NEW_TOKENS,
-    PROMPTS,
-    TokenCase,
-    texts_of,
-    tokens_of,
-    train_token_case,
-)
-from benchmarks.contract.token_causes import compare_texts, first_difference, why_exits_differ
+from benchmarks.contract.token_case import NEW_TOKENS, PROMPTS, Text, TokenCase, texts_of, tokens_of
 from benchmarks.contract.token_reference import counted_calls, eager_tokens
-from benchmarks.contract.watching import WatchedRule, modules_of_later_layers
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_trace import TokenTrace
-from consistentee.traces.walk import replay, sweep
 
 _LONG_PROMPT = [5] * 40
 _FEW = 4
@@ -74,9 +68,7 @@ def replay_is_reality(case: TokenCase) -> None:
         trace = case.trace_of(live)
         exits, written = torch.cat(live.exit_layers), torch.cat(live.tokens)
         if not torch.equal(case.replayed(knob, trace), exits):
-            raise why_exits_differ(case, knob) or BrokenContractError(
-                "the same token gets other exits each time the rule is asked", f"knob {knob:g}", "Does it draw numbers?"
-            )
+            raise why_exits_differ(case, knob) or draws_numbers(case.row, knob)
         if not torch.equal(_named_tokens(trace, exits), written):
             raise BrokenContractError(
                 "live and replayed tokens differ at the same exit layer",
@@ -102,11 +94,23 @@ def a_texts_fate_is_its_own(case: TokenCase) -> None:
     for knob in case.knobs:
         for kv in case.policies:
             alone, together = (texts_of(case.live(knob, kv, batch_size=batch_size)) for batch_size in (1, PROMPTS))
-            compare_texts(case, knob, alone, together, "beside other prompts")
+            _compare(case, knob, alone, together, "beside other prompts")
             moved = texts_of(case.continued(shuffled, knob, kv, batch_size=PROMPTS - 1))
-            compare_texts(case, knob, [alone[place] for place in order], moved, "in another order of the prompts")
+            _compare(case, knob, [alone[place] for place in order], moved, "in another order of the prompts")
             padded = texts_of(case.continued([case.prompts[0], _LONG_PROMPT], knob, kv, batch_size=2))
-            compare_texts(case, knob, alone[:1], padded[:1], "beside a longer prompt")
+            _compare(case, knob, alone[:1], padded[:1], "beside a longer prompt")
+
+
+def _compare(case: TokenCase, knob: float, alone: Sequence[Text], other: Sequence[Text], company: str) -> None:
+    """Raise BrokenContractError where texts, or the layers of their tokens, are not those of each prompt alone."""
+    for row, ((tokens, layers), (other_tokens, other_layers)) in enumerate(zip(alone, other, strict=True), start=1):
+        if (at := first_difference(layers, other_layers)) is not None:
+            exits = layer_at(layers, at), layer_at(other_layers, at)
+            neighbours = looks_at_neighbours(f"token {at + 1} of prompt {row}", *exits, knob, company)
+            raise why_exits_differ(case, knob) or neighbours
+        if tokens != other_tokens:
+            example = f"prompt {row} goes on with other tokens {company} (knob {knob:g})"
+            raise BrokenContractError("a text depends on its neighbours at the same exit layers", example)
 
 
 def layers_counted_are_layers_run(case: TokenCase) -> None:
@@ -117,24 +121,15 @@ def layers_counted_are_layers_run(case: TokenCase) -> None:
         with counted_calls(case.model) as calls:
             projected = case.continued(few, knob, "propagate", batch_size=_FEW)
         # Every prompt has more than one token: a call with one token a row is decoding.
-        _check_count(sum(rows for rows, tokens in calls if tokens == 1), _layers_on_time(projected), knob)
+        check_count(sum(rows for rows, tokens in calls if tokens == 1), _layers_on_time(projected), knob)
         with counted_calls(case.model) as calls:
             run = case.continued(few, knob, "exact", batch_size=1)
         late = sum(int(layers.sum()) for layers in run.late_layers)
-        _check_count(sum(rows * tokens for rows, tokens in calls), on_prompts + _layers_on_time(run) + late, knob)
+        check_count(sum(rows * tokens for rows, tokens in calls), on_prompts + _layers_on_time(run) + late, knob)
 
 
 def _layers_on_time(written: Generations) -> int:
     return sum(int(layers[1:].sum()) for layers in written.exit_layers)
-
-
-def _check_count(ran: int, reported: int, knob: float) -> None:
-    if ran != reported:
-        raise BrokenContractError(
-            "layers run that nobody counts",
-            f"{reported} are reported and {ran} ran (knob {knob:g})",
-            "A rule or a head must not run layers of its own",
-        )
 
 
 def no_hole_in_the_cache(case: TokenCase) -> None:
@@ -151,68 +146,6 @@ def no_hole_in_the_cache(case: TokenCase) -> None:
                 f"prompt {place + 1}, knob {knob:g}",
                 "What the rule decides must depend on the view and its state alone",
             )
-
-
-def layers_count_from_one(case: TokenCase) -> None:
-    """At layer t, counted from 1, a rule uses no exit adapter or head of a later layer."""
-    knob = case.knobs[-1]
-    watched = WatchedRule(case.rule(knob))
-    with modules_of_later_layers(_modules_by_layer(case.model), watched) as later:
-        case.continued(case.prompts, knob, case.method.kv, batch_size=PROMPTS, watched=watched)
-    if later:
-        advice = "Layers count from 1, lists from 0: what belongs to view.layer stands at view.layer - 1"
-        raise BrokenContractError(COUNTS_FROM_0, later[0], advice)
-
-
-def _modules_by_layer(model: MultiExitDecoder) -> Iterator[tuple[str, int, nn.Module]]:
-    for layer in model.exit_layers[:-1]:
-        yield "exit adapter", layer, model.adapter(layer)
-    for name in model.exit_heads:
-        modules = model.head(name).modules_by_layer
-        if len(modules) == model.num_layers:  # else it is shared, and of no layer
-            yield from ((f"head {name!r}", layer, module) for layer, module in enumerate(modules, start=1))
-
-
-def knob_is_ordered(case: TokenCase) -> None:
-    """5: a stricter knob never exits earlier; the ends are the first exit and full depth."""
-    layers, values = case.model.num_layers, list(case.method.knob_values(case.model))
-    may_exit = case.trace.may_exit
-    try:
-        exits = sweep([case.rule(value) for value in values], case.trace)[:, may_exit]
-    except Exception as error:  # a user's rule may fail in any way at all
-        raise BrokenContractError("the rule cannot be replayed on a trace", described(error)) from error
-    check_order(exits, values, row="token")
-    if not exits[-1].eq(layers).all():
-        raise BrokenContractError(
-            f"the last value of the knob must give full depth; perhaps {COUNTS_FROM_0}",
-            f"with {values[-1]:g}, tokens leave at layer {exits[-1].min()} of {layers}",
-            f"Layers count from 1, and the last one is num_layers, here {layers}",
-            KNOB_SECTION,
-        )
-    if len(values) > 1:
-        _check_first_exit(case, exits[0], values[0])
-
-
-def _check_first_exit(case: TokenCase, exits: Tensor, knob: float) -> None:
-    """A rule without memory leaves where it first reads anything, or at the first exit; others may have to wait."""
-    watched = WatchedRule(case.rule(knob))
-    replay(watched, case.trace)
-    asked = [layer for layer in case.model.exit_layers[:-1] if watched.reads.get(layer)]
-    first = min(asked, default=case.model.exit_layers[0])
-    if watched.rule.start(1, case.model.num_layers):
-        if exits.min() == case.model.num_layers:
-            example = f"with {knob:g}, every token runs to layer {case.model.num_layers}"
-            raise BrokenContractError(
-                "the first value of the knob lets no token leave early", example, "", KNOB_SECTION
-            )
-    elif exits.max() > first:
-        raise BrokenContractError(
-            "the first value of the knob must let every token of a rule without state leave at the first exit; perhaps "
-            + COUNTS_FROM_0,
-            f"with {knob:g}, a token leaves at layer {exits.max()}, and the first exit is at layer {first}",
-            "Layers count from 1, and the first question is asked at model.exit_layers[0]",
-            KNOB_SECTION,
-        )
 
 
 def generate_keeps_to_the_texts(case: TokenCase) -> None:
@@ -247,42 +180,6 @@ def _generated(case: TokenCase, texts: Sequence[str], knob: float) -> Generation
         raise BrokenContractError("generate() fails", described(error), "", TOKEN_SECTION) from error
 
 
-def same_seed_same_numbers(case: TokenCase) -> None:
-    """7: trained again with the same seed, the method has the same weights and writes the same."""
-    again = train_token_case(case.method, case.family, case.models)
-    weights, repeated = case.model.state_dict(), again.model.state_dict()
-    different = [name for name in weights if name not in repeated or not torch.equal(weights[name], repeated[name])]
-    if different:
-        raise BrokenContractError(
-            "the same seed gives other numbers",
-            f"{different[0]} differs between two trainings",
-            "Seed what you draw with recipe.seed (model.add_head takes it)",
-            FIT_SECTION,
-        )
-
-
-def saved_and_loaded_it_writes_the_same(case: TokenCase) -> None:
-    """7: a model that is saved and loaded gives the same exits and tokens."""
-    with tempfile.TemporaryDirectory() as folder:
-        case.model.save_pretrained(Path(folder) / "model")
-        try:
-            loaded = MultiExitDecoder.from_pretrained(Path(folder) / "model")
-        except UserError as error:
-            advice = "What a method adds must be known to the model: add_head() and use_adapters() see to that"
-            raise BrokenContractError("a saved model cannot be loaded", str(error), advice, FIT_SECTION) from error
-    for knob in case.knobs:
-        before = case.live(knob, case.method.kv)
-        rule = case.method.rule(loaded, knob)
-        after = generate_encoded(loaded, case.prompts, rule, kv=case.method.kv, max_new_tokens=NEW_TOKENS)
-        if texts_of(before) != texts_of(after):
-            raise BrokenContractError(
-                "saved and loaded, the model gives other answers",
-                f"knob {knob:g}",
-                "What a rule uses must be in the weights or the method's parameters, not left elsewhere by fit()",
-                FIT_SECTION,
-            )
-
-
 def tasks_of_labels_are_refused(case: TokenCase) -> None:
     """A task that asks for labels is refused by name, before any training."""
     try:
@@ -305,6 +202,6 @@ TOKEN_CHECKS = (
     Check("knobs out of range are refused", knobs_out_of_range_are_refused, live=False, every_family=False),
     Check("generate() keeps to the texts", generate_keeps_to_the_texts, every_family=False),
     Check("same seed, same numbers", same_seed_same_numbers, live=False, every_family=False),
-    Check("saved and loaded, the same", saved_and_loaded_it_writes_the_same),
+    Check("saved and loaded, the same", saved_and_loaded_it_says_the_same),
     Check("tasks of labels are refused", tasks_of_labels_are_refused, live=False, every_family=False),
 )

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from benchmarks.contract.faults import BrokenContractError, state_breaks
-from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
 
@@ -91,16 +90,6 @@ def modules_of_later_layers(modules: Iterable[tuple[str, int, nn.Module]], watch
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def modules_by_layer(model: MultiExitModel) -> Iterator[tuple[str, int, nn.Module]]:
-    """Yield whatever belongs to one layer: its classifier, pooler and heads, each with its owner and layer."""
-    families = {"classifier": model.classifiers, "pooler": model.poolers}
-    families |= {f"head {name!r}": model.head(name).modules_by_layer for name in model.exit_heads}
-    for owner, modules in families.items():
-        if len(modules) == model.num_layers:  # else it is shared, and of no layer
-            for layer, module in enumerate(modules, start=1):
-                yield owner, layer, module
 
 
 def attributes_of(rule: ExitRule) -> dict[str, str]:
