@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.choices import BaseChoice, DecodingChoice
-from benchmarks.analysis.generation_rows import (
+from benchmarks.analysis.results import FULL, REFERENCES, role_of
+from benchmarks.analysis.rows.choices import BaseChoice, DecodingChoice
+from benchmarks.analysis.rows.texts import (
     GenerationPanel,
     GenerationRow,
     curve_rows,
@@ -15,7 +16,6 @@ from benchmarks.analysis.generation_rows import (
     mean_of,
     scores_by_prompt,
 )
-from benchmarks.analysis.results import FULL, REFERENCES, role_of
 from benchmarks.measure.intervals import interval_of_mean
 from benchmarks.store.generation_records import Mean
 from consistentee.errors import UserError

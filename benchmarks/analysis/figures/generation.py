@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.figures.curves import save_figure
 from benchmarks.analysis.figures.styles import BOLD_METHODS, Style, competitors, is_core, panels_method, styles_with
-from benchmarks.analysis.generation_rows import (
+from benchmarks.analysis.rows.texts import (
     GenerationPanel,
     GenerationRow,
     curve_rows,

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from benchmarks.analysis.comparisons.equal_layers import LayerComparison, compare_at_equal_layers
-from benchmarks.analysis.generation_rows import (
+from benchmarks.analysis.results import FULL, role_of
+from benchmarks.analysis.rows.instances import format_value
+from benchmarks.analysis.rows.texts import (
     STOCK,
     GenerationPanel,
     GenerationRow,
@@ -13,8 +15,6 @@ from benchmarks.analysis.generation_rows import (
     load_generation_panels,
     row_near_half,
 )
-from benchmarks.analysis.results import FULL, role_of
-from benchmarks.analysis.rows import format_value
 from benchmarks.analysis.tables.operating import short_reasons
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable

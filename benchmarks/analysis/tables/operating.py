@@ -12,7 +12,7 @@ from benchmarks.analysis.comparisons.curve_summaries import (
     paired_comparisons,
 )
 from benchmarks.analysis.results import FULL, Panel, load_panels
-from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
+from benchmarks.analysis.rows.instances import TableRow, format_value, never_exit_overheads, record_of, table_rows
 from benchmarks.analysis.statistics import holm
 from benchmarks.analysis.tables.headline import headline_tables
 from benchmarks.analysis.tables.overall import overall_tables

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.choices import Choice, choices_for, targets_of
 from benchmarks.analysis.curves import RoundSeconds, Speedups, speedups, time_ratio
 from benchmarks.analysis.results import FULL, Panel
+from benchmarks.analysis.rows.choices import Choice, choices_for, targets_of
 from benchmarks.analysis.statistics import mean_and_std
 from benchmarks.measure.intervals import interval_over_rows_and_seeds
 from benchmarks.store.records import CellRecord, Contender, TimingSamples

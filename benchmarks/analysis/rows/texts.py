@@ -8,10 +8,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.choices import DecodingChoice, choices_for, targets_of
 from benchmarks.analysis.curves import time_ratio
 from benchmarks.analysis.results import FULL, BasePanel, load_panels_of, role_of
-from benchmarks.analysis.rows import predictions_of, varied_parameters
+from benchmarks.analysis.rows.choices import DecodingChoice, choices_for, targets_of
+from benchmarks.analysis.rows.instances import predictions_of, varied_parameters
 from benchmarks.analysis.statistics import mean_and_std
 from benchmarks.store.folders import Fault
 from benchmarks.store.generation_records import (
