@@ -120,7 +120,7 @@ def test_seeds_are_averaged_and_their_spread_is_told(tmp_path):
         for seed in (0, 1)
     ]
     (row,) = curve_rows(panel_of(cells, tmp_path), "calm")
-    assert row.average_layers == 12.5
+    assert row.speedups.average_layers == 12.5
     assert row.token_match.value == pytest.approx(0.55)
     assert row.score_std == pytest.approx(np.std([0.15, 0.18], ddof=1))
     assert row.clocks == {}
