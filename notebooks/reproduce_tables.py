@@ -18,7 +18,7 @@ import pandas as pd
 
 import benchmarks
 from benchmarks.analysis.results import load_panels
-from benchmarks.analysis.rows import table_rows
+from benchmarks.analysis.rows.instances import table_rows
 from benchmarks.analysis.tables.headline import headline_tables
 from benchmarks.analysis.tables.operating import operating_lines, operating_table, panel_tables
 from benchmarks.analysis.tables.overall import overall_tables

@@ -17,7 +17,7 @@ from benchmarks.analysis.figures.exits import (
     signal_by_layer,
 )
 from benchmarks.analysis.results import load_panels, panels
-from benchmarks.analysis.rows import row_for_half
+from benchmarks.analysis.rows.instances import row_for_half
 from consistentee.methods.hardness import memorized_layer
 
 tables = st.integers(1, 6).flatmap(

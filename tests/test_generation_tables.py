@@ -23,9 +23,9 @@ from benchmarks.analysis import terminal_report, write_all_figures, write_all_ta
 from benchmarks.analysis.comparisons.equal_layers import compare_at_equal_layers
 from benchmarks.analysis.figures.generation import layers_by_position, row_near_half
 from benchmarks.analysis.generation_report import match_overview
-from benchmarks.analysis.generation_rows import STOCK, curve_rows, generation_rows, load_generation_panels
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.results import load_panels, panels
+from benchmarks.analysis.rows.texts import STOCK, curve_rows, generation_rows, load_generation_panels
 from benchmarks.analysis.tables.decoding import calibration_table, decoding_lines, decoding_table, equal_layers_table
 from benchmarks.analysis.tables.text import csv_of
 from benchmarks.store.stored_results import BaseStoredCell, CellFolder, kind_of_results
@@ -120,7 +120,7 @@ def test_seeds_are_averaged_and_their_spread_is_told(tmp_path):
         for seed in (0, 1)
     ]
     (row,) = curve_rows(panel_of(cells, tmp_path), "calm")
-    assert row.average_layers == 12.5
+    assert row.speedups.average_layers == 12.5
     assert row.token_match.value == pytest.approx(0.55)
     assert row.score_std == pytest.approx(np.std([0.15, 0.18], ddof=1))
     assert row.clocks == {}

@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.analysis.generation_rows import load_generation_panels
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.results import load_panels
+from benchmarks.analysis.rows.texts import load_generation_panels
 from benchmarks.analysis.tables.decoding import all_generation_tables, decoding_lines
 from benchmarks.analysis.tables.leaderboard import to_text
 from benchmarks.analysis.tables.operating import all_tables, operating_lines

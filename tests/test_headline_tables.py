@@ -8,7 +8,7 @@ from records_by_hand import cell, made_up_suite, operating_point, stored, timing
 
 from benchmarks.analysis.comparisons.ranking import AREA, compared_panels, score_table
 from benchmarks.analysis.results import load_panels, panels
-from benchmarks.analysis.rows import row_for_half
+from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.analysis.tables.headline import half_table, headline_table, headline_tables
 from benchmarks.analysis.tables.overall import static_gain_table
 from benchmarks.analysis.tables.text import to_markdown

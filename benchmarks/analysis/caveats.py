@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.analysis.results import FULL, AnyPanel, Panel
-from benchmarks.analysis.rows import table_rows
+from benchmarks.analysis.rows.instances import table_rows
 from benchmarks.store.folders import Fault
 from benchmarks.store.stored_results import failed_cells
 

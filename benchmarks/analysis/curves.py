@@ -63,7 +63,7 @@ def speedups(
         time_ratios={
             batch_size: time_ratio(full_seconds[batch_size], rounds)
             for batch_size, rounds in (seconds or {}).items()
-            if batch_size in full_seconds
+            if len(full_seconds.get(batch_size, ())) == len(rounds)
         },
     )
 

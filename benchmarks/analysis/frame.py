@@ -10,10 +10,10 @@ by their names. Lines of test rows at an operating point also have ``point`` (it
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.analysis.curves import time_ratio
 from benchmarks.analysis.results import AnyPanel
-from benchmarks.store.generation_records import DecodingContender, DecodingPoint, GenerationRecord
-from benchmarks.store.records import BaseContender, CellRecord, Contender, OperatingPoint
+from benchmarks.analysis.rows.base import time_ratios
+from benchmarks.store.generation_records import DecodingPoint, GenerationRecord
+from benchmarks.store.records import CellRecord, OperatingPoint
 from benchmarks.store.targets import in_words
 
 if TYPE_CHECKING:
@@ -125,17 +125,3 @@ def _at_point(panel: AnyPanel, cell: int, number: int) -> _Line:
         "flops_ratio": full_flops / flops if flops else None,
         **({f"speedup_b{size}": ratio for size, ratio in time_ratios(here, stock).items()} if here and stock else {}),
     }
-
-
-def time_ratios(here: BaseContender, stock: BaseContender) -> dict[int, float]:
-    """Return, by batch size, the time of the stock model / of a contender, as the median over rounds."""
-    seconds, full_seconds = _rounds(here), _rounds(stock)
-    return {size: time_ratio(full_seconds[size], seconds[size]) for size in seconds if size in full_seconds}
-
-
-def _rounds(contender: BaseContender) -> dict[int, list[float]]:
-    """Return the seconds of every round by batch size: of all rows, or of decoding a token."""
-    if isinstance(contender, DecodingContender):
-        return {sample.batch_size: sample.seconds_a_token for sample in contender.samples if sample.seconds_a_token}
-    assert isinstance(contender, Contender)
-    return {sample.batch_size: sample.seconds_per_round for sample in contender.samples}

@@ -7,8 +7,8 @@ from pathlib import Path
 from benchmarks.analysis.caveats import Caveat, caveats_of_clock, caveats_of_folder, caveats_of_records
 from benchmarks.analysis.figures.catalogue import FigureKind
 from benchmarks.analysis.figures.generation import decoding_figure, decoding_styles, figure_name
-from benchmarks.analysis.generation_rows import GenerationPanel, generation_rows, load_generation_panels
 from benchmarks.analysis.report import REPORT_FILE, EmbeddedFigure, Section, data_uri, render_page
+from benchmarks.analysis.rows.texts import GenerationPanel, generation_rows, load_generation_panels
 from benchmarks.analysis.tables.decoding import generation_tables, match_overview
 from benchmarks.store.folders import Fault, write_text
 

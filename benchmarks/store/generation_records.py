@@ -136,7 +136,7 @@ class DecodingSamples(BaseSamples):
     decode_seconds: list[list[float]] = Field(description="[rounds][batches]: all further tokens")
 
     @property
-    def seconds_a_token(self) -> list[float]:
+    def round_seconds(self) -> list[float]:
         """Seconds of decoding a token, in each round."""
         tokens = sum(self.decoded_tokens)
         return [sum(seconds) / tokens for seconds in self.decode_seconds] if tokens else []

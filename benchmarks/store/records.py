@@ -179,6 +179,11 @@ class BaseSamples(Strict):
 
     batch_size: int
 
+    @property
+    def round_seconds(self) -> list[float]:
+        """What is compared between contenders, in each round."""
+        raise NotImplementedError
+
 
 class TimingSamples(BaseSamples):
     """Samples of a contender of classification."""
@@ -186,6 +191,11 @@ class TimingSamples(BaseSamples):
     rows: int
     seconds_per_round: list[float]
     seconds_per_batch: list[list[float]] = Field(description="[rounds][batches], in the order of the data")
+
+    @property
+    def round_seconds(self) -> list[float]:
+        """Seconds of all rows, in each round."""
+        return self.seconds_per_round
 
 
 class BaseContender(Strict):

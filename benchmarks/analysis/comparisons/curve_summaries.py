@@ -6,11 +6,11 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.analysis.choices import Choice, choose_point, reference_of, targets_of
 from benchmarks.analysis.curves import area_under_front, pareto_front
 from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, Panel
-from benchmarks.analysis.rows import Answers, answers_of
+from benchmarks.analysis.rows.choices import Choice, choose_point, reference_of, targets_of
+from benchmarks.analysis.rows.instances import Answers, answers_of
 from benchmarks.analysis.select import choose
 from benchmarks.analysis.statistics import PairedTest, paired_test
 from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_scores

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import FULL, Panel
-from benchmarks.analysis.rows import predictions_of
+from benchmarks.analysis.rows.instances import predictions_of
 from benchmarks.analysis.select import Mixture, Reach, mixture_at
 from consistentee.data.metrics import score
 from consistentee.errors import UserError

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.choices import BaseChoice, DecodingChoice
-from benchmarks.analysis.generation_rows import (
+from benchmarks.analysis.results import FULL, REFERENCES, role_of
+from benchmarks.analysis.rows.choices import BaseChoice, DecodingChoice
+from benchmarks.analysis.rows.texts import (
     GenerationPanel,
     GenerationRow,
     curve_rows,
@@ -15,7 +16,6 @@ from benchmarks.analysis.generation_rows import (
     mean_of,
     scores_by_prompt,
 )
-from benchmarks.analysis.results import FULL, REFERENCES, role_of
 from benchmarks.measure.intervals import interval_of_mean
 from benchmarks.store.generation_records import Mean
 from consistentee.errors import UserError
@@ -59,7 +59,7 @@ def compare_at_equal_layers(panel: GenerationPanel) -> list[LayerComparison]:
     found = []
     for label in competing:
         for row in curve_rows(panel, label):
-            if row.acceptance is None and row.average_layers < panel.num_layers:
+            if row.acceptance is None and row.speedups.average_layers < panel.num_layers:
                 found += [compared for name in references if (compared := _compare(panel, row, name)) is not None]
     return found
 
@@ -74,7 +74,7 @@ def _compare(panel: GenerationPanel, row: GenerationRow, reference: str) -> Laye
     matches, scores = [m for m in match if m is not None], [s for s in score if s is not None]
     if len(matches) < len(match) or not matches:
         return None
-    return LayerComparison(row.label, row.average_layers, reference, mean_of(matches), mean_of(scores))
+    return LayerComparison(row.label, row.speedups.average_layers, reference, mean_of(matches), mean_of(scores))
 
 
 def _choices(panel: GenerationPanel, label: str, like: DecodingChoice) -> list[DecodingChoice]:

@@ -14,7 +14,7 @@ from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
 from benchmarks.analysis.comparisons.curve_summaries import CORE_METHOD, curve_summaries
 from benchmarks.analysis.results import FULL, REFERENCES, Panel
-from benchmarks.analysis.rows import row_for_half
+from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.analysis.statistics import holm
 from benchmarks.store.targets import HALF
 

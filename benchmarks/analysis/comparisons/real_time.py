@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.analysis.curves import time_ratio
 from benchmarks.analysis.results import Panel
+from benchmarks.analysis.rows.base import time_ratios
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,9 @@ def measured_speedups(panel: Panel, batch_size: int) -> list[tuple[str, float, f
             stock = panel.stock(timing.seed, beside=contender)
             if contender.knob is None or stock is None or contender.label not in panel.methods:
                 continue
-            seconds = {sample.batch_size: sample.seconds_per_round for sample in contender.samples}
-            full = {sample.batch_size: sample.seconds_per_round for sample in stock.samples}
-            if batch_size in seconds and batch_size in full:
-                measured = time_ratio(full[batch_size], seconds[batch_size])
-                found.append((contender.label, panel.num_layers / contender.average_layers, measured))
+            ratios = time_ratios(contender, stock)
+            if batch_size in ratios:
+                found.append((contender.label, panel.num_layers / contender.average_layers, ratios[batch_size]))
     return found
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.analysis.choices import Choice
 from benchmarks.analysis.results import FULL, MAJORITY, Panel, StoredCell
-from benchmarks.analysis.rows import TableRow, answers_of, predictions_of, row_for_half
+from benchmarks.analysis.rows.choices import Choice
+from benchmarks.analysis.rows.instances import TableRow, answers_of, predictions_of, row_for_half
 from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_scores
 from consistentee.errors import UserError
 

@@ -12,7 +12,7 @@ from benchmarks.analysis.curves import pareto_front
 from benchmarks.analysis.figures.styles import Style, styles
 from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import FULL, ORACLE, Panel
-from benchmarks.analysis.rows import TableRow, label_rows
+from benchmarks.analysis.rows.instances import TableRow, label_rows
 from consistentee.errors import unknown_name
 from consistentee.files import replacing
 

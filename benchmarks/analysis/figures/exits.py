@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from benchmarks.analysis.figures.grids import panel_grid
 from benchmarks.analysis.figures.styles import bold_curves, competitors, is_core, styles
 from benchmarks.analysis.results import Panel
-from benchmarks.analysis.rows import TableRow, answers_of, predictions_of, row_for_half
+from benchmarks.analysis.rows.instances import TableRow, answers_of, predictions_of, row_for_half
 from benchmarks.store.records import SIGNAL_QUANTILES
 from consistentee.errors import UserError
 

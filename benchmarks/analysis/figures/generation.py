@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.figures.curves import save_figure
 from benchmarks.analysis.figures.styles import BOLD_METHODS, Style, competitors, is_core, panels_method, styles_with
-from benchmarks.analysis.generation_rows import (
+from benchmarks.analysis.rows.texts import (
     GenerationPanel,
     GenerationRow,
     curve_rows,
@@ -66,7 +66,7 @@ def decoding_figure(panel: GenerationPanel, style_of: dict[str, Style]) -> "Figu
             (grid[0], f"{score} to the reference, %", lambda row: row.scores[panel.metric]),
             (grid[1], "tokens as in the full model, %", lambda row: row.token_match),
         ):
-            _draw_rows(axes[0], panel, style_of, mean, lambda row: row.average_layers)
+            _draw_rows(axes[0], panel, style_of, mean, lambda row: row.speedups.average_layers)
             axes[0].set(xlabel="average layers a decoded token", ylabel=name)
             _draw_rows(axes[1], panel, style_of, mean, _milliseconds_at(size))
             axes[1].set(xlabel=f"milliseconds of decoding a token, batch size {size}", ylabel=name)

@@ -4,23 +4,35 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from benchmarks.analysis.comparisons.equal_layers import LayerComparison, compare_at_equal_layers
-from benchmarks.analysis.generation_rows import (
+from benchmarks.analysis.results import FULL, role_of
+from benchmarks.analysis.rows.base import record_of
+from benchmarks.analysis.rows.texts import (
     STOCK,
     GenerationPanel,
     GenerationRow,
-    full_record,
     generation_rows,
     load_generation_panels,
     row_near_half,
 )
-from benchmarks.analysis.results import FULL, role_of
-from benchmarks.analysis.rows import format_value
-from benchmarks.analysis.tables.operating import short_reasons
+from benchmarks.analysis.tables.columns import (
+    knob_text,
+    line_costs,
+    line_head,
+    load_text,
+    number,
+    percent,
+    points,
+    score_text,
+    seeds_text,
+    short_reasons,
+    spread_text,
+    table_of,
+)
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.analysis.tables.writing import Tables
-from benchmarks.store.generation_records import CalibrationRecord, CalibrationResult, Mean
-from benchmarks.store.targets import Budget, in_words
+from benchmarks.store.generation_records import CalibrationRecord, CalibrationResult
+from benchmarks.store.targets import Budget
 
 DEFAULT_BATCH_SIZES = [1, 8]
 """Shown, without times, where nothing was timed."""
@@ -39,29 +51,22 @@ def decoding_table(panel: GenerationPanel, *, compact: bool = False) -> TextTabl
         compact: for a terminal: the task's score alone, and short words for what a knob was chosen for.
     """
     rows = generation_rows(panel)
-    columns = _columns(panel, compact)
-    return TextTable(
-        title=f"{panel.task} · {panel.backbone}",
-        headings=tuple(columns),
-        cells=tuple(tuple(value(row) for value in columns.values()) for row in rows),
-        notes=tuple(_notes(panel, rows)),
-        words=("method", "knob", "chosen for"),
-    )
+    return table_of(panel, rows, _columns(panel, compact), _notes(panel, rows))
 
 
 def _columns(panel: GenerationPanel, compact: bool) -> dict[str, CellText]:
     sizes = panel.batch_sizes or DEFAULT_BATCH_SIZES
-    others = [] if compact else [name for name in full_record(panel).full_scores if name != panel.metric]
+    others = [] if compact else [name for name in record_of(panel).full_scores if name != panel.metric]
     return {
         "method": lambda row: row.label,
         "knob": _knob,
         f"{metric_name(panel.metric)} % [95%]": _score_of(panel.metric),
         **{f"{metric_name(name)} %": _metric_of(name) for name in others},
-        **({} if compact else {"ROUGE-L to full %": lambda row: _percent(row.full_text_score.value)}),
-        "match %": lambda row: _percent(row.token_match.value),
-        "layers": lambda row: f"{row.average_layers:.2f}",
-        "saved %": lambda row: f"{100 * row.saved_fraction:.1f}",
-        "FLOPs ratio": lambda row: f"{row.flops_ratio:.2f}",
+        **({} if compact else {"ROUGE-L to full %": lambda row: percent(row.full_text_score.value)}),
+        "match %": lambda row: percent(row.token_match.value),
+        "layers": lambda row: f"{row.speedups.average_layers:.2f}",
+        "saved %": lambda row: f"{100 * row.speedups.saved_fraction:.1f}",
+        "FLOPs ratio": lambda row: number(row.speedups.flops_ratio),
         **{f"tokens/s b{size}": _tokens_at(size) for size in sizes},
         **{f"decode speed-up b{size}": _speedup_at(size) for size in sizes},
         "chosen for": lambda row: MISSING if row.method == STOCK else short_reasons(row.targets),
@@ -76,31 +81,15 @@ def metric_name(metric: str) -> str:
 def _knob(row: GenerationRow) -> str:
     if row.method == STOCK:
         return "full depth"
-    knobs = sorted({format_value(knob) for knob in row.knobs}, key=float)
-    value = knobs[0] if len(knobs) == 1 else f"{knobs[0]} to {knobs[-1]}"
-    accepted = f"{100 * row.acceptance:.0f}% of drafts accepted" if row.acceptance is not None else ""
-    return " · ".join(dict.fromkeys(filter(None, [f"{row.knob_name}={value}", *row.parameters, accepted])))
+    return knob_text(row, f"{100 * row.acceptance:.0f}% of drafts accepted" if row.acceptance is not None else "")
 
 
 def _score_of(metric: str) -> CellText:
-    def text(row: GenerationRow) -> str:
-        deviation = "" if row.score_std is None else f" ± {100 * row.score_std:.1f}"
-        return _with_interval(row.scores[metric], deviation)
-
-    return text
-
-
-def _with_interval(mean: Mean, deviation: str = "") -> str:
-    low, high = mean.interval
-    return f"{100 * mean.value:.1f}{deviation} [{100 * low:.1f}, {100 * high:.1f}]"
+    return lambda row: score_text(row.scores[metric].value, row.score_std, row.scores[metric].interval)
 
 
 def _metric_of(metric: str) -> CellText:
-    return lambda row: _percent(row.scores[metric].value)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+    return lambda row: percent(row.scores[metric].value)
 
 
 def _tokens_at(batch_size: int) -> CellText:
@@ -108,17 +97,12 @@ def _tokens_at(batch_size: int) -> CellText:
 
 
 def _speedup_at(batch_size: int) -> CellText:
-    def text(row: GenerationRow) -> str:
-        clock = row.clocks.get(batch_size)
-        return MISSING if clock is None or clock.speedup is None else f"{clock.speedup:.2f}"
-
-    return text
+    return lambda row: number(row.speedups.time_ratios.get(batch_size))
 
 
 def _notes(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> list[str]:
     """Say what a reader must know before believing the numbers."""
-    record = full_record(panel)
-    seeds = sorted({cell.record.seed for cell in panel.cells})
+    record = record_of(panel)
     budgets = any(isinstance(target, Budget) for row in rows for target in row.targets)
     notes = [
         "Knobs and parameters are chosen on validation prompts and reported on test prompts"
@@ -126,8 +110,8 @@ def _notes(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> list[str]:
         + ", or fewest layers at which 90% of the tokens are the full model's (as full ≥90%).",
         f"Trained on {record.train_task} ({record.train_rows} rows); {record.validation_rows} validation, "
         f"{record.test_rows} test prompts ({record.truncated_prompts} cut to {record.max_prompt_tokens} tokens); "
-        f"at most {record.max_new_tokens} new tokens, greedy; seed{'s' if len(seeds) > 1 else ''} "
-        f"{', '.join(map(str, seeds))}; intervals: bootstrap over test prompts.",
+        f"at most {record.max_new_tokens} new tokens, greedy; {seeds_text(panel)}; "
+        "intervals: bootstrap over test prompts.",
         "Match: places in which a text has the full model's token; one that differs changes all that follow it.",
         f"Layers of {panel.num_layers}, 1-based, a decoded token: prompts, and the first token that they give, are at "
         f"full depth and not counted; exits after layers {', '.join(map(str, record.exit_layers))}; saved = 1 - layers "
@@ -148,21 +132,14 @@ def _timing_note(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> str:
         return "Not timed."
     timing, clocks = panel.timings[0], rows[0].clocks
     prompts = max(sample.prompts for contender in timing.contenders for sample in contender.samples)
-    spreads = [
-        f"{100 * max(row.clocks[size].spread for row in rows if size in row.clocks):.0f}% at batch {size}"
-        for size in panel.batch_sizes
-        if any(size in row.clocks for row in rows)
-    ]
     prefill = [f"{clock.prefill_milliseconds:.0f} ms a prompt at batch {size}" for size, clock in clocks.items()]
-    note = (
+    return (
         f"Times: medians of {timing.rounds} rounds on the first {prompts} test prompts, at most "
         f"{timing.max_new_tokens} new tokens, interleaved over all timed operating points and stock generate; "
         "tokens/s: of decoding, first tokens and the reading of prompts apart; spread, (slowest - fastest round) / "
-        f"median, at most {', '.join(spreads) or MISSING}; stock generate reads prompts in "
-        f"{', '.join(prefill) or MISSING}."
+        f"median, at most {spread_text(panel, rows)}; stock generate reads prompts in "
+        f"{', '.join(prefill) or MISSING}.{load_text(panel)}"
     )
-    load = timing.environment_before.get("load_average")
-    return note + (f" Load average before: {load[0]:g}." if isinstance(load, list) and load else "")
 
 
 def equal_layers_table(panel: GenerationPanel) -> TextTable | None:
@@ -189,14 +166,9 @@ def _comparison_cells(comparison: LayerComparison) -> tuple[str, ...]:
         comparison.label,
         f"{comparison.layers:.2f}",
         comparison.reference,
-        _points(comparison.match),
-        _points(comparison.score),
+        points(comparison.match.value, comparison.match.interval),
+        points(comparison.score.value, comparison.score.interval),
     )
-
-
-def _points(difference: Mean) -> str:
-    low, high = difference.interval
-    return f"{100 * difference.value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _verdict(comparisons: Sequence[LayerComparison]) -> str:
@@ -274,32 +246,17 @@ def decoding_lines(panels: Sequence[GenerationPanel]) -> list[dict[str, object]]
 
 
 def _csv_record(panel: GenerationPanel, row: GenerationRow) -> dict[str, object]:
-    record: dict[str, object] = {
-        "task": panel.task,
-        "backbone": panel.backbone,
-        "label": row.label,
-        "method": row.method,
-        "parameters": "; ".join(dict.fromkeys(filter(None, row.parameters))),
-        "knob": row.knob_name,
-        "knob_values": " ".join(repr(knob) for knob in row.knobs),
-        "chosen_for": in_words(row.targets),
-    }
+    record = line_head(panel, row)
     means = {**row.scores, "rougeL_to_full": row.full_text_score, "match": row.token_match}
     for name, mean in means.items():
         record |= {name: mean.value, f"{name}_low": mean.interval[0], f"{name}_high": mean.interval[1]}
-    record |= {
-        "average_layers": row.average_layers,
-        "num_layers": panel.num_layers,
-        "saved_fraction": row.saved_fraction,
-        "flops_ratio": row.flops_ratio,
-        "acceptance": "" if row.acceptance is None else row.acceptance,
-    }
+    record |= line_costs(panel, row) | {"acceptance": "" if row.acceptance is None else row.acceptance}
     for size, clock in row.clocks.items():
         record |= {
             f"tokens_per_second_b{size}": clock.tokens_per_second,
             f"prefill_ms_b{size}": clock.prefill_milliseconds,
             f"spread_b{size}": clock.spread,
-            f"decode_speedup_b{size}": "" if clock.speedup is None else clock.speedup,
+            f"decode_speedup_b{size}": row.speedups.time_ratios.get(size, ""),
         }
     return record
 
@@ -323,7 +280,7 @@ def match_overview(panels: Sequence[GenerationPanel]) -> TextTable:
 
 def _match_at_half(panel: GenerationPanel, label: str) -> str:
     row = row_near_half(panel, label) if label in panel.methods else None
-    return MISSING if row is None else f"{100 * row.token_match.value:.1f} ({row.average_layers:.1f})"
+    return MISSING if row is None else f"{100 * row.token_match.value:.1f} ({row.speedups.average_layers:.1f})"
 
 
 def all_generation_tables(panels: Sequence[GenerationPanel]) -> list[TextTable]:

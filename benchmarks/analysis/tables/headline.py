@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.comparisons.static_gains import STATIC, mean_gain, static_gains
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
-from benchmarks.analysis.rows import TableRow, row_for_half
+from benchmarks.analysis.rows.instances import TableRow, row_for_half
 from benchmarks.analysis.tables.equal_cost import equal_cost_tables
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import MISSING, TextTable

@@ -12,14 +12,29 @@ from benchmarks.analysis.comparisons.curve_summaries import (
     paired_comparisons,
 )
 from benchmarks.analysis.results import FULL, Panel, load_panels
-from benchmarks.analysis.rows import TableRow, format_value, never_exit_overheads, record_of, table_rows
+from benchmarks.analysis.rows.base import record_of
+from benchmarks.analysis.rows.instances import TableRow, never_exit_overheads, table_rows
 from benchmarks.analysis.statistics import holm
+from benchmarks.analysis.tables.columns import (
+    knob_text,
+    line_costs,
+    line_head,
+    load_text,
+    number,
+    percent,
+    points,
+    score_text,
+    seeds_text,
+    short_reasons,
+    spread_text,
+    table_of,
+)
 from benchmarks.analysis.tables.headline import headline_tables
 from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 from benchmarks.analysis.tables.writing import Tables
-from benchmarks.store.targets import Budget, Target, in_words
+from benchmarks.store.targets import Budget, Target
 
 DEFAULT_BATCH_SIZES = [1, 32]
 """Shown, without times, where nothing was timed."""
@@ -36,14 +51,7 @@ def operating_table(panel: Panel, *, compact: bool = False) -> TextTable:
         compact: for a terminal: the task's score alone, and short words for what a knob was chosen for.
     """
     rows = table_rows(panel)
-    columns = _columns(panel, rows, compact)
-    return TextTable(
-        title=f"{panel.task} · {panel.backbone}",
-        headings=tuple(columns),
-        cells=tuple(tuple(value(row) for value in columns.values()) for row in rows),
-        notes=tuple(_notes(panel, rows, compact)),
-        words=("method", "knob", "chosen for"),
-    )
+    return table_of(panel, rows, _columns(panel, rows, compact), _notes(panel, rows, compact))
 
 
 def _columns(panel: Panel, rows: Sequence[TableRow], compact: bool) -> dict[str, CellText]:
@@ -57,7 +65,7 @@ def _columns(panel: Panel, rows: Sequence[TableRow], compact: bool) -> dict[str,
         **{f"{name} %": _metric_of(name) for name in others},
         "layers": lambda row: f"{row.speedups.average_layers:.2f}",
         "saved %": lambda row: f"{100 * row.speedups.saved_fraction:.1f}",
-        "FLOPs ratio": lambda row: _number(row.speedups.flops_ratio),
+        "FLOPs ratio": lambda row: number(row.speedups.flops_ratio),
         **{f"ms/row b{size}": _milliseconds_at(size) for size in sizes},
         **{f"speed-up b{size}": _speedup_at(size) for size in sizes},
         "chosen for": lambda row: MISSING if row.method == FULL else reasons(row.targets),
@@ -75,26 +83,12 @@ def _reasons(targets: Sequence[Target]) -> str:
     return "; ".join([*([f"budget {', '.join(budgets)}"] if budgets else []), *others])
 
 
-def short_reasons(targets: Sequence[Target]) -> str:
-    """Write the same in few columns: ``≤25%, ≤50%, -1 pt``."""
-    return ", ".join(target.short for target in targets)
-
-
 def _knob(row: TableRow) -> str:
-    if row.method == FULL:
-        return "never exits"
-    knobs = sorted({format_value(knob) for knob in row.knobs}, key=float)
-    value = knobs[0] if len(knobs) == 1 else f"{knobs[0]} to {knobs[-1]}"
-    return " · ".join(dict.fromkeys([f"{row.knob_name}={value}", *filter(None, row.parameters)]))
+    return "never exits" if row.method == FULL else knob_text(row)
 
 
 def _score_of(metric: str) -> CellText:
-    def text(row: TableRow) -> str:
-        deviation = "" if row.score_std is None else f" ± {100 * row.score_std:.1f}"
-        low, high = row.interval
-        return f"{100 * row.scores[metric]:.1f}{deviation} [{100 * low:.1f}, {100 * high:.1f}]"
-
-    return text
+    return lambda row: score_text(row.scores[metric], row.score_std, row.interval)
 
 
 def _metric_of(metric: str) -> CellText:
@@ -110,27 +104,20 @@ def _milliseconds_at(batch_size: int) -> CellText:
 
 
 def _speedup_at(batch_size: int) -> CellText:
-    return lambda row: _number(row.speedups.time_ratios.get(batch_size))
-
-
-def _number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
+    return lambda row: number(row.speedups.time_ratios.get(batch_size))
 
 
 def _notes(panel: Panel, rows: Sequence[TableRow], compact: bool) -> list[str]:
     """Say what a reader must know before believing the numbers."""
     record = record_of(panel)
-    seeds = sorted({cell.record.seed for cell in panel.cells})
+    several_seeds = len({cell.record.seed for cell in panel.cells}) > 1
     notes = [
         "Knobs and parameters are chosen on validation data and reported on the test split"
-        + (
-            ": best within a share of the layers (≤50%), or fewest layers within 1 point of the full model (-1 pt)."
-            if compact
-            else "."
-        ),
+        + (": best within a share of the layers (≤50%), or fewest layers within 1 point (-1 pt)" if compact else "")
+        + "; within 1 point: of the full model's validation score with the same seed, without one of the method's own "
+        "latest exits.",
         f"{record.train_rows} training, {record.validation_rows} validation, {record.test_rows} test rows; "
-        f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
-        f"intervals: bootstrap over test rows{' and seeds' if len(seeds) > 1 else ''}.",
+        f"{seeds_text(panel)}; intervals: bootstrap over test rows{' and seeds' if several_seeds else ''}.",
         f"Layers of {panel.num_layers}, 1-based; saved = 1 - layers / {panel.num_layers}; "
         "FLOPs ratio and speed-up = full model / method; b = batch size.",
         _timing_note(panel, rows),
@@ -149,18 +136,11 @@ def _timing_note(panel: Panel, rows: Sequence[TableRow]) -> str:
         return "Not timed."
     timing = panel.timings[0]
     timed_rows = max(sample.rows for contender in timing.contenders for sample in contender.samples)
-    spreads = [
-        f"{100 * max(row.clocks[size].spread for row in rows if size in row.clocks):.0f}% at batch {size}"
-        for size in panel.batch_sizes
-        if any(size in row.clocks for row in rows)
-    ]
     note = (
         f"Times: medians of {timing.rounds} rounds on the first {timed_rows} test rows, interleaved over all "
         "timed operating points and the stock model; spread, (slowest - fastest round) / median, at most "
-        f"{', '.join(spreads) or MISSING}."
+        f"{spread_text(panel, rows)}.{load_text(panel)}"
     )
-    load = timing.environment_before.get("load_average")
-    note += f" Load average before: {load[0]:g}." if isinstance(load, list) and load else ""
     overheads = [f"{ratio:.2f} at batch {size}" for size, ratio in never_exit_overheads(panel).items()]
     return f"{note} Never-exit engine / stock: {', '.join(overheads)}." if overheads else note
 
@@ -203,17 +183,13 @@ def summary_table(panel: Panel) -> TextTable:
 def _summary_cells(summary: CurveSummary) -> tuple[str, ...]:
     return (
         summary.label,
-        _percent(summary.layers_area),
-        _percent(summary.flops_area),
-        _percent(summary.time_area),
-        *(_percent(summary.at_budgets[budget]) for budget in BUDGETS),
-        _number(summary.layers_within),
-        _percent(summary.score_within),
+        percent(summary.layers_area),
+        percent(summary.flops_area),
+        percent(summary.time_area),
+        *(percent(summary.at_budgets[budget]) for budget in BUDGETS),
+        number(summary.layers_within),
+        percent(summary.score_within),
     )
-
-
-def _percent(value: float | None) -> str:
-    return MISSING if value is None else f"{100 * value:.1f}"
 
 
 def comparison_table(panel: Panel, comparisons: Sequence[Comparison]) -> TextTable:
@@ -252,17 +228,9 @@ def _comparison_cells(comparison: Comparison, corrected: Iterator[float]) -> tup
     return (
         str(comparison.target),
         f"{comparison.first} − {comparison.second}",
-        _difference(comparison),
+        points(comparison.difference, comparison.interval),
         *counts,
     )
-
-
-def _difference(comparison: Comparison) -> str:
-    difference = f"{100 * comparison.difference:+.1f}"
-    if comparison.interval is None:
-        return difference
-    low, high = comparison.interval
-    return f"{difference} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def panel_tables(panel: Panel) -> list[TextTable]:
@@ -278,27 +246,14 @@ def operating_lines(panels: Sequence[Panel]) -> list[dict[str, object]]:
 
 
 def _csv_record(panel: Panel, row: TableRow) -> dict[str, object]:
-    record: dict[str, object] = {
-        "task": panel.task,
-        "backbone": panel.backbone,
-        "label": row.label,
-        "method": row.method,
-        "parameters": "; ".join(dict.fromkeys(filter(None, row.parameters))),
-        "knob": row.knob_name,
-        "knob_values": " ".join(repr(knob) for knob in row.knobs),
-        "seeds": " ".join(map(str, row.seeds)),
-        "chosen_for": in_words(row.targets),
+    record = line_head(panel, row) | {
         "metric": panel.metric,
         "score": row.scores[panel.metric],
         "score_low": row.interval[0],
         "score_high": row.interval[1],
         "score_std": "" if row.score_std is None else row.score_std,
-        "average_layers": row.speedups.average_layers,
-        "num_layers": panel.num_layers,
-        "saved_fraction": row.speedups.saved_fraction,
-        "layer_ratio": row.speedups.layer_ratio,
-        "flops_ratio": "" if row.speedups.flops_ratio is None else row.speedups.flops_ratio,
     }
+    record |= line_costs(panel, row)
     for size, clock in row.clocks.items():
         record |= {
             f"ms_b{size}": clock.milliseconds,

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from benchmarks.analysis.results import REFERENCES, Panel, load_panels
-from benchmarks.analysis.rows import TableRow, row_for_half
+from benchmarks.analysis.rows.instances import TableRow, row_for_half
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.analysis.tables.writing import Tables
 

@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.choices import Choice, choices_for, targets_of
-from benchmarks.analysis.curves import RoundSeconds, Speedups, speedups, time_ratio
+from benchmarks.analysis.curves import speedups, time_ratio
 from benchmarks.analysis.results import FULL, Panel
+from benchmarks.analysis.rows.base import BaseRow, contenders_of, head_of, rows_of_curve, seconds_by_size
+from benchmarks.analysis.rows.choices import Choice
 from benchmarks.analysis.statistics import mean_and_std
 from benchmarks.measure.intervals import interval_over_rows_and_seeds
-from benchmarks.store.records import CellRecord, Contender, TimingSamples
-from benchmarks.store.stored_results import BaseStoredCell, RowSource
+from benchmarks.store.records import Contender, TimingSamples
+from benchmarks.store.stored_results import RowSource
 from benchmarks.store.targets import HALF, Target
 from consistentee.errors import UserError
 
@@ -34,35 +34,21 @@ class Clock:
     spread: float
 
 
-@dataclass(frozen=True)
-class TableRow:
-    """One operating point of one curve, averaged over seeds.
+@dataclass(frozen=True, kw_only=True)
+class TableRow(BaseRow):
+    """An operating point of classification.
 
     Attributes:
-        label, method: the curve, and the method behind it.
-        knob_name, knobs: the knob's name, and its value for each seed.
-        parameters: of the chosen cells, where they differ between the cells of the label (a grid).
-        targets: why this knob, on validation data.
-        seeds: the seeds that are averaged.
         scores: mean test score by metric.
         score_std: standard deviation of the task's score over seeds; None for one seed.
         interval: 95% bootstrap interval: over rows for one seed, over rows and seeds for several.
-        speedups: all ratios.
         clocks: by batch size; empty if not timed.
         choices: what was chosen, one a seed.
     """
 
-    label: str
-    method: str
-    knob_name: str
-    knobs: tuple[float, ...]
-    parameters: tuple[str, ...]
-    targets: tuple[Target, ...]
-    seeds: tuple[int, ...]
     scores: dict[str, float]
     score_std: float | None
     interval: tuple[float, float]
-    speedups: Speedups
     clocks: dict[int, Clock] = field(default_factory=dict)
     choices: tuple[Choice, ...] = ()
 
@@ -74,18 +60,7 @@ def table_rows(panel: Panel) -> list[TableRow]:
 
 def label_rows(panel: Panel, label: str) -> list[TableRow]:
     """Return the rows of one curve; targets that choose the same knobs share a row."""
-    return panel.once(f"rows of {label}", lambda: _label_rows(panel, label))
-
-
-def _label_rows(panel: Panel, label: str) -> list[TableRow]:
-    chosen: dict[tuple[tuple[str, float], ...], tuple[list[Target], list[Choice]]] = {}
-    for target in targets_of(panel.cells_of(label)):
-        choices = choices_for(panel, label, target)
-        key = tuple((c.cell.record.key, c.point.knob) for c in choices)
-        if choices:
-            chosen.setdefault(key, ([], choices))[0].append(target)
-    rows = [_row(panel, reasons, choices) for reasons, choices in chosen.values()]
-    return sorted(rows, key=lambda row: row.speedups.average_layers)
+    return rows_of_curve(panel, label, _row)
 
 
 def row_for_half(panel: Panel, label: str) -> TableRow | None:
@@ -96,19 +71,12 @@ def row_for_half(panel: Panel, label: str) -> TableRow | None:
     return next((row for row in rows if HALF in row.targets), None)
 
 
-def _row(panel: Panel, reasons: Sequence[Target], choices: Sequence[Choice]) -> TableRow:
-    first = choices[0].cell.record
-    points = [choice.point for choice in choices]
-    timed = _timings(panel, choices)
+def _row(panel: Panel, targets: Sequence[Target], choices: Sequence[Choice]) -> TableRow:
+    first, points = choices[0].cell.record, [choice.point for choice in choices]
+    timed, stock = contenders_of(panel, choices)
     by_metric = {name: mean_and_std([p.test.scores[name] for p in points]) for name in points[0].test.scores}
     return TableRow(
-        label=first.label,
-        method=first.method,
-        knob_name=first.knob_name,
-        knobs=tuple(point.knob for point in points),
-        parameters=tuple(varied_parameters(choice.cell, panel.cells_of(first.label)) for choice in choices),
-        targets=tuple(reasons),
-        seeds=tuple(choice.cell.record.seed for choice in choices),
+        **head_of(panel, targets, choices),
         scores={name: mean for name, (mean, _) in by_metric.items()},
         score_std=by_metric[first.metric][1],
         interval=_interval(first.metric, choices),
@@ -117,10 +85,10 @@ def _row(panel: Panel, reasons: Sequence[Target], choices: Sequence[Choice]) -> 
             first.num_layers,
             flops=sum(p.flops for p in points),
             full_flops=sum(choice.cell.record.full_flops for choice in choices),
-            seconds=_round_seconds([here for here, _ in timed]),
-            full_seconds=_round_seconds([stock for _, stock in timed]),
+            seconds=seconds_by_size(timed),
+            full_seconds=seconds_by_size(stock),
         ),
-        clocks=_clocks([here for here, _ in timed]),
+        clocks=_clocks(timed),
         choices=tuple(choices),
     )
 
@@ -170,27 +138,6 @@ def _interval(metric: str, choices: Sequence[Choice]) -> tuple[float, float]:
     return float(np.mean([low for low, _ in recorded])), float(np.mean([high for _, high in recorded]))
 
 
-def _timings(panel: Panel, choices: Sequence[Choice]) -> list[tuple[Contender, Contender]]:
-    """Return (this point, the stock model) of every seed; nothing unless all seeds are timed."""
-    pairs = []
-    for choice in choices:
-        record = choice.cell.record
-        here = panel.stock(record.seed) if record.method == FULL else panel.contender(record, choice.point.knob)
-        stock = panel.stock(record.seed, beside=here)
-        if here is None or stock is None:
-            return []
-        pairs.append((here, stock))
-    return pairs
-
-
-def _round_seconds(contenders: Sequence[Contender]) -> RoundSeconds:
-    rounds: dict[int, list[float]] = {}
-    for contender in contenders:
-        for sample in contender.samples:
-            rounds.setdefault(sample.batch_size, []).extend(sample.seconds_per_round)
-    return rounds
-
-
 def _clocks(contenders: Sequence[Contender]) -> dict[int, Clock]:
     samples = [sample for contender in contenders for sample in contender.samples]
     clocks = {}
@@ -214,20 +161,6 @@ def _milliseconds_a_row(samples: TimingSamples) -> NDArray[np.float64]:
     return np.ravel(1000 * np.asarray(samples.seconds_per_batch) / rows)
 
 
-def varied_parameters(cell: BaseStoredCell[Any], siblings: Sequence[BaseStoredCell[Any]]) -> str:
-    """Name the parameters of a cell that differ among the cells of its label: ``alpha=0.05``."""
-    return ", ".join(
-        f"{name}={format_value(value)}"
-        for name, value in sorted(cell.record.parameters.items())
-        if len({repr(s.record.parameters.get(name)) for s in siblings}) > 1
-    )
-
-
-def format_value(value: object) -> str:
-    """Write a number as briefly as it can be read."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def never_exit_overheads(panel: Panel) -> dict[int, float]:
     """Return, by batch size, the time of the engine that never exits / the stock model, where timed."""
     timed = []
@@ -237,12 +170,5 @@ def never_exit_overheads(panel: Panel) -> dict[int, float]:
             stock = panel.stock(cell.record.seed, beside=here)
             if here is not None and stock is not None:
                 timed.append((here, stock))
-    if not timed:
-        return {}
-    stock_seconds, seconds = _round_seconds([s for _, s in timed]), _round_seconds([h for h, _ in timed])
+    stock_seconds, seconds = seconds_by_size(stock for _, stock in timed), seconds_by_size(here for here, _ in timed)
     return {size: time_ratio(seconds[size], stock_seconds[size]) for size in sorted(stock_seconds) if size in seconds}
-
-
-def record_of(panel: Panel) -> CellRecord:
-    """Return the record that describes the panel as a whole: the full model's where there is one."""
-    return (panel.cells_of_method(FULL) or list(panel.cells))[0].record

@@ -8,10 +8,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.choices import DecodingChoice, choices_for, targets_of
-from benchmarks.analysis.curves import time_ratio
-from benchmarks.analysis.results import FULL, BasePanel, load_panels_of, role_of
-from benchmarks.analysis.rows import predictions_of, varied_parameters
+from benchmarks.analysis.curves import speedups
+from benchmarks.analysis.results import BasePanel, load_panels_of
+from benchmarks.analysis.rows.base import BaseRow, contenders_of, head_of, record_of, rows_of_curve, seconds_by_size
+from benchmarks.analysis.rows.choices import DecodingChoice
+from benchmarks.analysis.rows.instances import predictions_of
 from benchmarks.analysis.statistics import mean_and_std
 from benchmarks.store.folders import Fault
 from benchmarks.store.generation_records import (
@@ -38,49 +39,31 @@ class DecodingClock:
         tokens_per_second: of decoding: new tokens but the first of each text; the median over the rounds.
         prefill_milliseconds: a prompt, its first new token included; the median over the rounds.
         spread: (slowest - fastest round) / median, of decoding.
-        speedup: the stock model's time of decoding a token / this one's, the median over the rounds; None where the
-            stock model was not timed.
     """
 
     tokens_per_second: float
     prefill_milliseconds: float
     spread: float
-    speedup: float | None
 
 
-@dataclass(frozen=True)
-class GenerationRow:
-    """One operating point of one curve, averaged over seeds; the stock model's own ``generate`` is one, too.
+@dataclass(frozen=True, kw_only=True)
+class GenerationRow(BaseRow):
+    """An operating point of generation; the stock model's own ``generate`` is one, too: :data:`STOCK`.
 
     Attributes:
-        label, method: the curve, and the method behind it; both :data:`STOCK` for the stock model.
-        knob_name, knobs: the knob's name, and its value for each seed.
-        parameters: of the chosen cells, where they differ between the cells of the label (a grid).
-        targets: why this knob, on validation prompts.
         scores: ROUGE against the references, by metric.
         score_std: standard deviation of the task's score over seeds; None for one seed.
         full_text_score: ROUGE-L against the full model's text.
         token_match: share of the places with the full model's token.
-        average_layers, saved_fraction: layers a decoded token ran, and ``1 - layers / L``.
-        flops_ratio: operations of decoding, full depth / here.
         acceptance: share of the drafted tokens that were accepted; None where nothing is drafted.
         clocks: by batch size; empty if not timed.
         choices: what was chosen, one a seed.
     """
 
-    label: str
-    method: str
-    knob_name: str
-    knobs: tuple[float, ...]
-    parameters: tuple[str, ...]
-    targets: tuple[Target, ...]
     scores: dict[str, Mean]
     score_std: float | None
     full_text_score: Mean
     token_match: Mean
-    average_layers: float
-    saved_fraction: float
-    flops_ratio: float
     acceptance: float | None = None
     clocks: dict[int, DecodingClock] = field(default_factory=dict)
     choices: tuple[DecodingChoice, ...] = ()
@@ -100,42 +83,29 @@ def generation_rows(panel: GenerationPanel) -> list[GenerationRow]:
 
 def curve_rows(panel: GenerationPanel, label: str) -> list[GenerationRow]:
     """Return the rows of one curve; targets that choose the same knobs share a row."""
-    return panel.once(f"rows of {label}", lambda: _curve_rows(panel, label))
+    return rows_of_curve(panel, label, _row)
 
 
-def _curve_rows(panel: GenerationPanel, label: str) -> list[GenerationRow]:
-    chosen: dict[tuple[tuple[str, float], ...], tuple[list[Target], list[DecodingChoice]]] = {}
-    for target in targets_of(panel.cells_of(label)):
-        choices = choices_for(panel, label, target)
-        key = tuple((choice.cell.record.key, choice.point.knob) for choice in choices)
-        if choices:
-            chosen.setdefault(key, ([], choices))[0].append(target)
-    rows = [_row(panel, reasons, choices) for reasons, choices in chosen.values()]
-    return sorted(rows, key=lambda row: row.average_layers)
-
-
-def _row(panel: GenerationPanel, reasons: Sequence[Target], choices: Sequence[DecodingChoice]) -> GenerationRow:
+def _row(panel: GenerationPanel, targets: Sequence[Target], choices: Sequence[DecodingChoice]) -> GenerationRow:
     first, points = choices[0].cell.record, [choice.point for choice in choices]
-    layers = float(np.mean([point.average_layers for point in points]))
     drafts = [point.speculation for point in points if point.speculation is not None]
-    contenders = [(c.cell.record.seed, panel.contender(c.cell.record, c.point.knob)) for c in choices]
-    timed = [(here, panel.stock(seed, beside=here)) for seed, here in contenders]
+    timed, stock = contenders_of(panel, choices)
     return GenerationRow(
-        label=first.label,
-        method=first.method,
-        knob_name=first.knob_name,
-        knobs=tuple(point.knob for point in points),
-        parameters=tuple(varied_parameters(choice.cell, panel.cells_of(first.label)) for choice in choices),
-        targets=tuple(reasons),
+        **head_of(panel, targets, choices),
         scores={name: mean_of([point.scores[name] for point in points]) for name in points[0].scores},
         score_std=mean_and_std([point.scores[first.metric].value for point in points])[1],
         full_text_score=mean_of([point.full_text_score for point in points]),
         token_match=mean_of([point.token_match for point in points]),
-        average_layers=layers,
-        saved_fraction=1 - layers / first.num_layers,
-        flops_ratio=sum(p.full_decode_flops for p in points) / max(sum(p.decode_flops for p in points), 1),
+        speedups=speedups(
+            float(np.mean([point.average_layers for point in points])),
+            first.num_layers,
+            flops=sum(point.decode_flops for point in points),
+            full_flops=sum(point.full_decode_flops for point in points),
+            seconds=seconds_by_size(timed),
+            full_seconds=seconds_by_size(stock),
+        ),
         acceptance=sum(d.accepted for d in drafts) / max(sum(d.drafted for d in drafts), 1) if drafts else None,
-        clocks=_clocks([here for here, _ in timed], [stock for _, stock in timed]),
+        clocks=_clocks(timed),
         choices=tuple(choices),
     )
 
@@ -153,32 +123,23 @@ def row_near_half(panel: GenerationPanel, label: str) -> GenerationRow | None:
 
 def stock_row(panel: GenerationPanel) -> GenerationRow:
     """Return the row of the stock model: its texts as the cells recorded them, its times as its own ``generate``."""
-    records = [cell.record for cell in panel.cells]
+    record = record_of(panel)
     seeds = sorted({timing.seed for timing in panel.timings})
-    stock = [panel.stock(seed) for seed in seeds]
+    stock = [contender for seed in seeds if (contender := panel.stock(seed)) is not None]
+    seconds = seconds_by_size(stock)
     same = Mean(value=1.0, interval=(1.0, 1.0))
     return GenerationRow(
         label=STOCK,
         method=STOCK,
-        knob_name="",
-        knobs=(),
-        parameters=(),
-        targets=(),
-        scores=full_record(panel).full_scores,
+        scores=record.full_scores,
         score_std=None,
         full_text_score=same,
         token_match=same,
-        average_layers=float(records[0].num_layers),
-        saved_fraction=0.0,
-        flops_ratio=1.0,
-        clocks=_clocks(stock, stock),
+        speedups=speedups(
+            record.num_layers, record.num_layers, flops=1, full_flops=1, seconds=seconds, full_seconds=seconds
+        ),
+        clocks=_clocks(stock),
     )
-
-
-def full_record(panel: GenerationPanel) -> GenerationRecord:
-    """Return the record that describes the panel as a whole: the full model's where there is one."""
-    full = [cell.record for cell in panel.cells if role_of(cell.record.method) == FULL]
-    return (full or [cell.record for cell in panel.cells])[0]
 
 
 def mean_of(means: Sequence[Mean]) -> Mean:
@@ -187,36 +148,17 @@ def mean_of(means: Sequence[Mean]) -> Mean:
     return Mean(value=float(np.mean([mean.value for mean in means])), interval=(float(low), float(high)))
 
 
-def _clocks(
-    contenders: Sequence[DecodingContender | None], stock: Sequence[DecodingContender | None]
-) -> dict[int, DecodingClock]:
-    """Return the clocks by batch size; none unless all seeds are timed."""
-    here = [contender for contender in contenders if contender is not None]
-    if not here or len(here) < len(contenders):
-        return {}
-    full = [contender for contender in stock if contender is not None]
-    seconds, stock_seconds = _seconds_by_size(here), _seconds_by_size(full)
+def _clocks(contenders: Sequence[DecodingContender]) -> dict[int, DecodingClock]:
     clocks = {}
-    for size, rounds in seconds.items():
-        samples = [sample for contender in here for sample in contender.samples if sample.batch_size == size]
+    for size, rounds in seconds_by_size(contenders).items():
+        samples = [sample for contender in contenders for sample in contender.samples if sample.batch_size == size]
         prefill = [1000 * sum(batches) / sample.prompts for sample in samples for batches in sample.prefill_seconds]
-        same_rounds = len(stock_seconds.get(size, [])) == len(rounds)
         clocks[size] = DecodingClock(
             tokens_per_second=1 / float(np.median(rounds)),
             prefill_milliseconds=float(np.median(prefill)),
             spread=float(np.ptp(rounds) / np.median(rounds)),
-            speedup=time_ratio(stock_seconds[size], rounds) if same_rounds else None,
         )
     return clocks
-
-
-def _seconds_by_size(contenders: Sequence[DecodingContender]) -> dict[int, list[float]]:
-    seconds: dict[int, list[float]] = {}
-    for contender in contenders:
-        for sample in contender.samples:
-            if sample.seconds_a_token:
-                seconds.setdefault(sample.batch_size, []).extend(sample.seconds_a_token)
-    return seconds
 
 
 def scores_by_prompt(choice: DecodingChoice, column: str) -> NDArray[np.float64]:

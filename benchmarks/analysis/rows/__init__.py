@@ -1,0 +1,1 @@
+"""The rows of tables: operating points chosen on validation data, averaged over seeds, and their answers."""

@@ -1,0 +1,108 @@
+"""What tables of operating points have in common, whatever their rows are."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.analysis.results import AnyPanel
+from benchmarks.analysis.rows.base import BaseRow, format_value
+from benchmarks.analysis.tables.text import MISSING, TextTable
+from benchmarks.store.targets import Target, in_words
+
+
+def table_of(
+    panel: AnyPanel, rows: Sequence[Any], columns: dict[str, Callable[[Any], str]], notes: Sequence[str]
+) -> TextTable:
+    """Return the operating points of a panel: a row each, and in every column what its function says of the row."""
+    return TextTable(
+        title=f"{panel.task} · {panel.backbone}",
+        headings=tuple(columns),
+        cells=tuple(tuple(value(row) for value in columns.values()) for row in rows),
+        notes=tuple(notes),
+        words=("method", "knob", "chosen for"),
+    )
+
+
+def number(value: float | None) -> str:
+    """Write a number that may be unknown."""
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def percent(value: float | None) -> str:
+    """Write a share that may be unknown, in percent."""
+    return MISSING if value is None else f"{100 * value:.1f}"
+
+
+def points(difference: float, interval: tuple[float, float] | None) -> str:
+    """Write a difference of scores in points, with its interval where there is one."""
+    if interval is None:
+        return f"{100 * difference:+.1f}"
+    low, high = interval
+    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def score_text(value: float, deviation: float | None, interval: tuple[float, float]) -> str:
+    """Write a score in percent, its deviation over seeds where there are several, and its interval."""
+    low, high = interval
+    spread = "" if deviation is None else f" ± {100 * deviation:.1f}"
+    return f"{100 * value:.1f}{spread} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def knob_text(row: BaseRow, *more: str) -> str:
+    """Write the knobs of all seeds, and the parameters that a grid chose: ``threshold=0.1 to 0.3 · alpha=0.1``."""
+    knobs = sorted({format_value(knob) for knob in row.knobs}, key=float)
+    value = knobs[0] if len(knobs) == 1 else f"{knobs[0]} to {knobs[-1]}"
+    return " · ".join(dict.fromkeys(filter(None, [f"{row.knob_name}={value}", *row.parameters, *more])))
+
+
+def short_reasons(targets: Sequence[Target]) -> str:
+    """Write what a knob was chosen for in few columns: ``≤25%, ≤50%, -1 pt``."""
+    return ", ".join(target.short for target in targets)
+
+
+def line_head(panel: AnyPanel, row: BaseRow) -> dict[str, object]:
+    """Return the first fields of a line of ``table.csv``: whose numbers it has."""
+    return {
+        "task": panel.task,
+        "backbone": panel.backbone,
+        "label": row.label,
+        "method": row.method,
+        "parameters": "; ".join(dict.fromkeys(filter(None, row.parameters))),
+        "knob": row.knob_name,
+        "knob_values": " ".join(repr(knob) for knob in row.knobs),
+        "seeds": " ".join(map(str, row.seeds)),
+        "chosen_for": in_words(row.targets),
+    }
+
+
+def line_costs(panel: AnyPanel, row: BaseRow) -> dict[str, object]:
+    """Return the fields of a line of ``table.csv`` that say what a row cost."""
+    ratios = row.speedups
+    return {
+        "average_layers": ratios.average_layers,
+        "num_layers": panel.num_layers,
+        "saved_fraction": ratios.saved_fraction,
+        "layer_ratio": ratios.layer_ratio,
+        "flops_ratio": "" if ratios.flops_ratio is None else ratios.flops_ratio,
+    }
+
+
+def seeds_text(panel: AnyPanel) -> str:
+    """Name the seeds of a panel: ``seeds 0, 1``."""
+    seeds = sorted({cell.record.seed for cell in panel.cells})
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+def spread_text(panel: AnyPanel, rows: Sequence[Any]) -> str:
+    """Say by how much rounds differ at most: ``12% at batch 1, 5% at batch 32``."""
+    spreads = {
+        size: max(row.clocks[size].spread for row in rows if size in row.clocks)
+        for size in panel.batch_sizes
+        if any(size in row.clocks for row in rows)
+    }
+    return ", ".join(f"{100 * spread:.0f}% at batch {size}" for size, spread in spreads.items()) or MISSING
+
+
+def load_text(panel: AnyPanel) -> str:
+    """Say how busy the machine was before the panel was timed, where it was recorded."""
+    load = panel.timings[0].environment_before.get("load_average")
+    return f" Load average before: {load[0]:g}." if isinstance(load, list) and load else ""
