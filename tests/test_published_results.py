@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
 from benchmarks.analysis.leaderboard import load_leaderboard
-from benchmarks.analysis.leaderboard_tables import to_text
+from benchmarks.analysis.tables.leaderboard import to_text
 from benchmarks.cli import app
 from benchmarks.commands.publish import publish_run
 from benchmarks.kinds.kind import kind_named
@@ -41,8 +41,8 @@ from benchmarks.store.folders import (
 from benchmarks.store.generation_records import GenerationRecord
 from benchmarks.store.records import CellRecord, FailureRecord, Strict, TimingRecord
 from benchmarks.store.row_tables import alike, joined, layout_of, own_table
-from benchmarks.store.spec import load_suite
 from benchmarks.store.stored_results import StoredResults, failed_cells, kind_of_results, open_results
+from benchmarks.store.suites import load_suite
 from consistentee.errors import UserError
 
 KINDS = ("classification", "generation")
@@ -377,7 +377,7 @@ def test_leaderboard_is_the_same(tmp_path, published):
 def test_figures_are_written_beside(published, tmp_path):
     paths, _ = write_all_figures(copied(published, tmp_path))
     assert {path.parent.name for path in paths} == {published.name}
-    assert {"curves.png", "exits.pdf"} <= {path.name for path in paths}
+    assert {"curves.png", "policy.png"} <= {path.name for path in paths}
 
 
 def test_command(tmp_path, monkeypatch):
