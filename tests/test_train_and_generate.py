@@ -12,8 +12,8 @@ from small_generation_suite import write_text_task
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.commands import single_decoder
-from benchmarks.commands.single_decoder import colour_of, write_texts
+from benchmarks.commands import generate
+from benchmarks.commands.generate import colour_of, write_texts
 from consistentee.models.decoder import MultiExitDecoder
 
 RECIPE = ["--set", "exit_steps=3", "exit_batch_size=8", "head_steps=3", "head_tokens=32"]
@@ -80,7 +80,7 @@ def test_full_depth_writes_what_the_stock_model_writes(trained):
 def test_terminal_gets_colours_by_depth(trained, monkeypatch):
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, color_system="truecolor", width=100)
-    monkeypatch.setattr(single_decoder, "output_console", lambda: console)
+    monkeypatch.setattr(generate, "output_console", lambda: console)
     write_texts(trained, ["ba be"], max_new_tokens=4, knob=1.0)
     deepest = colour_of(4, 4).removeprefix("rgb(").removesuffix(")").replace(",", ";")
     assert f"38;2;{deepest}m" in screen.getvalue()
@@ -90,7 +90,7 @@ def test_terminal_gets_colours_by_depth(trained, monkeypatch):
 
 def test_plain_on_a_terminal(trained, monkeypatch, capsys):
     console = Console(file=io.StringIO(), force_terminal=True)
-    monkeypatch.setattr(single_decoder, "output_console", lambda: console)
+    monkeypatch.setattr(generate, "output_console", lambda: console)
     write_texts(trained, ["ba be"], max_new_tokens=2, plain=True)
     assert plain_tokens(capsys.readouterr().out)
 
@@ -104,7 +104,7 @@ def test_keys_and_values_may_be_filled_exactly(trained):
 def test_newlines_stay_on_one_line(capsys):
     from consistentee.engine.transcript import NewToken
 
-    single_decoder._spell(NewToken(0, 0, 5, "a\nb\\", 3, None))
+    generate._spell(NewToken(0, 0, 5, "a\nb\\", 3, None))
     assert capsys.readouterr().out == "a\\nb\\\\/3"
 
 
@@ -160,8 +160,8 @@ def test_faults_of_train(task, backbone, tmp_path):
     assert "unknown field of --set 'exit_step'; did you mean 'exit_steps'" in train("--set", "exit_step=3")
     assert "unknown field of --set 'epochs'" in train("--set", "epochs=3")
     assert "--set exit_learning_rate: Input should be greater than 0" in train("--set", "exit_learning_rate=-1")
-    assert "deebert is a method of classification" in train(method="deebert")
+    assert "deebert answers with labels, and task 'toy-text' asks for texts" in train(method="deebert")
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "notes.txt").write_text("mine")
-    assert "holds other files than a trained decoder" in train()
+    assert "holds other files than a trained model" in train()
     assert "no such model folder" in call("generate", tmp_path / "q", "ba").output
