@@ -41,8 +41,8 @@ from benchmarks.store.folders import (
 from benchmarks.store.generation_records import GenerationRecord
 from benchmarks.store.records import CellRecord, FailureRecord, Strict, TimingRecord
 from benchmarks.store.row_tables import alike, joined, layout_of, own_table
-from benchmarks.store.spec import load_suite
 from benchmarks.store.stored_results import StoredResults, failed_cells, kind_of_results, open_results
+from benchmarks.store.suites import load_suite
 from consistentee.errors import UserError
 
 KINDS = ("classification", "generation")
