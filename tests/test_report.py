@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from records_by_hand import ENVIRONMENT, cell, made_up_suite, operating_point, stored, timing, write_results
 
-from benchmarks.analysis.caveats import caveats
-from benchmarks.analysis.report import render, write_report
+from benchmarks.analysis import write_html
+from benchmarks.analysis.caveats import caveats, caveats_of_instances
+from benchmarks.analysis.report import render
+from benchmarks.analysis.report_contents import CLASSIFICATION
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.tables.provenance import records_table
 from benchmarks.store.folders import write_record
@@ -23,7 +25,7 @@ def panels_of(records, timings=()):
 
 
 def subjects(records, timings=(), out_dir=Path("nowhere"), faults=()):
-    return [warning.subject for warning in caveats(out_dir, panels_of(records, timings), faults)]
+    return [warning.subject for warning in caveats(out_dir, panels_of(records, timings), faults, caveats_of_instances)]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def results(tmp_path_factory):
     hostile = cell(HOSTILE, [operating_point(0.5, "budget 0.50", 3.0, 0.8)])
     write_record(folder / "cells" / "mcid" / "minilm-l6" / "hostile" / "default" / "seed0" / "record.json", hostile)
     (folder / "cells" / "sst2" / "minilm-l6" / "pabee" / "default" / "seed0" / "record.json").write_text("{")
-    write_report(folder)
+    write_html(folder)
     return folder
 
 
@@ -76,7 +78,7 @@ def test_every_record_is_accounted_for(results, page):
 
 def test_nothing_to_report(tmp_path):
     with pytest.raises(UserError, match="holds no results"):
-        write_report(tmp_path)
+        write_html(tmp_path)
 
 
 def test_the_overview_is_at_equal_cost(page):
@@ -86,7 +88,7 @@ def test_the_overview_is_at_equal_cost(page):
 
 def test_a_suite_without_the_full_model_still_has_a_report():
     (panel,) = panels_of([cell("deebert", [operating_point(0.9, "within 1 point", 5.0, 0.8)])])
-    page = render("small", [panel], [])
+    page = render("small", [panel], [], CLASSIFICATION)
     assert "The full model was not run." in page
     assert 'href="#warnings"' not in page
 
@@ -109,7 +111,7 @@ def test_noise_is_named():
     contenders[1] = contenders[1].model_copy(update={"samples": [jumpy, *contenders[1].samples[1:]]})
     environment = ENVIRONMENT | {"load_average": [9.0, 5.0, 1.0]}
     noisy = calm.model_copy(update={"contenders": contenders, "environment_before": environment})
-    found = caveats(Path("nowhere"), panels_of(records, [noisy]), [])
+    found = caveats(Path("nowhere"), panels_of(records, [noisy]), [], caveats_of_instances)
     texts = {warning.subject: warning.text for warning in found}
     assert "few seeds" in texts
     assert "load average of 9 on 2" in texts["busy machine"]
@@ -141,7 +143,7 @@ def test_what_was_set_aside_or_failed_is_named(tmp_path):
     failed.mkdir(parents=True)
     (failed / "failure.json").write_text("{}")
     found, faults = load_panels(tmp_path)
-    texts = [f"{warning.subject}: {warning.text}" for warning in caveats(tmp_path, found, faults)]
+    texts = [f"{warning.subject}: {warning.text}" for warning in caveats(tmp_path, found, faults, caveats_of_instances)]
     assert any(text.startswith("set aside: ") and "seed0.stale-1 is stale" in text for text in texts)
     assert any(text.startswith("no result: mcid/minilm-l6/broken") for text in texts)
 

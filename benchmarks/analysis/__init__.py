@@ -124,13 +124,10 @@ def write_all_figures(
 
 def write_html(out_dir: Path) -> Path:
     """Write ``report.html`` into a results folder and return its path. Raises UserError where it holds no results."""
-    if _holds_generation(out_dir):
-        from benchmarks.analysis.generation_report import write_generation_report
-
-        return write_generation_report(out_dir)
     from benchmarks.analysis.report import write_report
+    from benchmarks.analysis.report_contents import CLASSIFICATION, GENERATION
 
-    return write_report(out_dir)
+    return write_report(out_dir, GENERATION if _holds_generation(out_dir) else CLASSIFICATION)
 
 
 def _holds_generation(out_dir: Path) -> bool:

@@ -1,12 +1,13 @@
 """What a reader should know before trusting a results folder: found in the records, never typed by hand."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.analysis.results import FULL, AnyPanel, Panel
 from benchmarks.analysis.rows.instances import table_rows
+from benchmarks.analysis.rows.texts import GenerationPanel, generation_rows
 from benchmarks.store.folders import Fault
 from benchmarks.store.stored_results import failed_cells
 
@@ -26,27 +27,22 @@ class Caveat:
     text: str
 
 
-def caveats(out_dir: Path, panels: Sequence[Panel], faults: Sequence[Fault]) -> list[Caveat]:
+def caveats(
+    out_dir: Path, panels: Sequence[AnyPanel], faults: Sequence[Fault], of_panel: Callable[[AnyPanel], list[Caveat]]
+) -> list[Caveat]:
     """Return the warnings about a results folder, the gravest first.
 
     Args:
         out_dir: the folder.
         panels: what was read from it.
         faults: what could not be read.
+        of_panel: :func:`caveats_of_instances` or :func:`caveats_of_texts`.
     """
-    return [
-        *caveats_of_folder(out_dir, faults),
-        *(caveat for panel in panels for caveat in _of_panel(panel)),
-        *caveats_of_records(panels),
-    ]
-
-
-def caveats_of_folder(out_dir: Path, faults: Sequence[Fault]) -> list[Caveat]:
-    """Return what a folder's files tell, whatever they are of: what could not be used, and what failed."""
-    found = [
+    left_out = [
         Caveat("left out", f"{fault.path.relative_to(out_dir)}: {fault.kind}, {fault.reason}.") for fault in faults
     ]
-    return [*found, *_set_aside(out_dir), *_failed(out_dir)]
+    by_panel = [caveat for panel in panels for caveat in of_panel(panel)]
+    return [*left_out, *_set_aside(out_dir), *_failed(out_dir), *by_panel, *_of_records(panels)]
 
 
 def _set_aside(out_dir: Path) -> list[Caveat]:
@@ -62,7 +58,8 @@ def _failed(out_dir: Path) -> list[Caveat]:
     return [Caveat("no result", f"{cell} failed, or is not defined for its task.") for cell in failed_cells(out_dir)]
 
 
-def _of_panel(panel: Panel) -> list[Caveat]:
+def caveats_of_instances(panel: Panel) -> list[Caveat]:
+    """Return the warnings about a panel of classification."""
     name = f"{panel.task} · {panel.backbone}"
     record = panel.cells[0].record
     found = []
@@ -84,10 +81,32 @@ def _of_panel(panel: Panel) -> list[Caveat]:
     if FULL not in panel.methods.values():
         found.append(Caveat("no full model", f"{name}: there is no full model to compare with."))
     clocks = [(clock.spread, size, row.label) for row in table_rows(panel) for size, clock in row.clocks.items()]
-    return found + caveats_of_clock(panel, clocks)
+    return found + _of_clock(panel, clocks)
 
 
-def caveats_of_clock(panel: AnyPanel, clocks: Sequence[tuple[float, int, str]]) -> list[Caveat]:
+def caveats_of_texts(panel: GenerationPanel) -> list[Caveat]:
+    """Return the warnings about a panel of generation."""
+    name = f"{panel.task} · {panel.backbone}"
+    clocks = [(clock.spread, size, row.label) for row in generation_rows(panel) for size, clock in row.clocks.items()]
+    found = _of_clock(panel, clocks)
+    record = panel.cells[0].record
+    if record.truncated_prompts:
+        found.append(
+            Caveat(
+                "prompts cut",
+                f"{name}: {record.truncated_prompts} of {record.test_rows} test prompts were cut to "
+                f"{record.max_prompt_tokens} tokens.",
+            )
+        )
+    changed = [row.label for row in generation_rows(panel) if row.acceptance is not None and row.token_match.value < 1]
+    if changed:
+        found.append(
+            Caveat("drafts differ", f"{name}: texts of {', '.join(changed)} are not all those of the full model.")
+        )
+    return found
+
+
+def _of_clock(panel: AnyPanel, clocks: Sequence[tuple[float, int, str]]) -> list[Caveat]:
     """Return what is to be said of the times of a panel.
 
     Args:
@@ -122,7 +141,7 @@ def caveats_of_clock(panel: AnyPanel, clocks: Sequence[tuple[float, int, str]]) 
     return found
 
 
-def caveats_of_records(panels: Sequence[AnyPanel]) -> list[Caveat]:
+def _of_records(panels: Sequence[AnyPanel]) -> list[Caveat]:
     """Return what all records together tell: seeds, methods that were not run everywhere, commits, machines."""
     records = [cell.record for panel in panels for cell in panel.cells]
     found = []

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,16 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from benchmarks.analysis.caveats import Caveat, caveats
-from benchmarks.analysis.figures.catalogue import FigureKind, drawn_figures
-from benchmarks.analysis.results import AnyPanel, Panel, load_panels
-from benchmarks.analysis.tables.equal_cost import equal_cost_tables
-from benchmarks.analysis.tables.headline import half_table, headline_tables
-from benchmarks.analysis.tables.operating import panel_tables
-from benchmarks.analysis.tables.overall import overall_tables
+from benchmarks.analysis.figures.catalogue import FigureKind
+from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.tables.provenance import machine, records_table
-from benchmarks.analysis.tables.published import published_for, published_table
 from benchmarks.analysis.tables.text import TextTable
-from benchmarks.store.folders import write_text
+from benchmarks.store.folders import Fault, write_text
 from benchmarks.store.records import BaseRecord
 
 REPORT_FILE = "report.html"
@@ -43,54 +38,44 @@ class Section:
     tables: tuple[TextTable, ...]
 
 
-def write_report(out_dir: Path) -> Path:
-    """Write ``report.html`` into a results folder and return its path.
+@dataclass(frozen=True)
+class Content:
+    """What a page shows of one kind of results.
 
-    Raises:
-        UserError: the folder holds no results.
+    Attributes:
+        load: (folder, labels or None) -> panels and faults.
+        overview: the table that comes first.
+        figures: in the order of the page.
+        over_tasks: tables over all panels.
+        of_panel: tables of one panel, its operating points first.
+        warnings: what a reader should know before trusting a panel.
     """
-    panels, faults = load_panels(out_dir)
+
+    load: Callable[[Path, Sequence[str] | None], tuple[list[AnyPanel], list[Fault]]]
+    overview: Callable[[Sequence[AnyPanel]], TextTable]
+    figures: Callable[[Sequence[AnyPanel]], Iterable[tuple[FigureKind, Figure | None]]]
+    over_tasks: Callable[[Sequence[AnyPanel]], list[TextTable]]
+    of_panel: Callable[[AnyPanel], list[TextTable]]
+    warnings: Callable[[AnyPanel], list[Caveat]]
+
+
+def write_report(out_dir: Path, content: Content) -> Path:
+    """Write ``report.html`` into a results folder and return its path. Raises UserError where it holds no results."""
+    panels, faults = content.load(out_dir, None)
+    warnings = caveats(out_dir, panels, faults, content.warnings)
     path = out_dir / REPORT_FILE
-    write_text(path, render(out_dir.resolve().name, panels, caveats(out_dir, panels, faults)))
+    write_text(path, render(out_dir.resolve().name, panels, warnings, content))
     return path
 
 
-def render(name: str, panels: Sequence[Panel], warnings: Sequence[Caveat]) -> str:
-    """Return the page of a folder of classification.
-
-    Args:
-        name: of the results folder.
-        panels: its records.
-        warnings: :func:`benchmarks.analysis.caveats.caveats`.
-    """
-    return render_page(
-        name,
-        panels,
-        warnings,
-        overview=(equal_cost_tables(panels) or [half_table(panels)])[-1],
-        figures=[EmbeddedFigure(kind, data_uri(drawn)) for kind, drawn in drawn_figures(panels)],
-        rankings=[*headline_tables(panels), *overall_tables(panels)],
-        sections=[_section(number, panel) for number, panel in enumerate(panels)],
-    )
-
-
-def render_page(
-    name: str,
-    panels: Sequence[AnyPanel],
-    warnings: Sequence[Caveat],
-    *,
-    overview: TextTable,
-    figures: Sequence[EmbeddedFigure],
-    rankings: Sequence[TextTable],
-    sections: Sequence[Section],
-) -> str:
+def render(name: str, panels: Sequence[AnyPanel], warnings: Sequence[Caveat], content: Content) -> str:
     """Return a page. Text from data is escaped; the only markup and script are the template's own.
 
     Args:
         name: of the results folder.
-        panels: its records, of any kind: facts, environments and provenance are taken from them.
-        warnings: see :mod:`benchmarks.analysis.caveats`.
-        overview, figures, rankings, sections: what is shown.
+        panels: its records: facts, environments and provenance are taken from them.
+        warnings: :func:`benchmarks.analysis.caveats.caveats`.
+        content: what is shown of them.
     """
     templates = Environment(
         loader=PackageLoader("benchmarks.analysis", "templates"),
@@ -103,14 +88,20 @@ def render_page(
     return templates.get_template("report.html").render(
         name=name,
         facts=_facts(panels, records),
-        overview=overview,
+        overview=content.overview(panels),
         warnings=warnings,
-        figures=figures,
-        rankings=rankings,
-        sections=sections,
+        figures=[EmbeddedFigure(kind, _data_uri(drawn)) for kind, drawn in content.figures(panels)],
+        rankings=content.over_tasks(panels),
+        sections=[_section(number, panel, content.of_panel(panel)) for number, panel in enumerate(panels)],
         environments=_environments(records),
         provenance=records_table(records),
     )
+
+
+def _section(number: int, panel: AnyPanel, tables: Sequence[TextTable]) -> Section:
+    operating, *others = tables
+    shown = [replace(operating, title=f"Operating points · {operating.title}"), *others]
+    return Section(f"task-{number}", f"{panel.task} · {panel.backbone}", tuple(shown))
 
 
 def _facts(panels: Sequence[AnyPanel], records: Sequence[BaseRecord]) -> list[tuple[str, str]]:
@@ -125,21 +116,13 @@ def _facts(panels: Sequence[AnyPanel], records: Sequence[BaseRecord]) -> list[tu
     ]
 
 
-def _section(number: int, panel: Panel) -> Section:
-    operating, *others = panel_tables(panel)
-    tables = [replace(operating, title=f"Operating points · {operating.title}"), *others]
-    if any(published_for(panel.task, method) for method in panel.methods.values()):
-        tables.append(published_table(panel))
-    return Section(f"task-{number}", f"{panel.task} · {panel.backbone}", tuple(tables))
-
-
 def _environments(records: Sequence[BaseRecord]) -> list[tuple[str, int]]:
     """Return every kind of environment, with the number of records that were made in it."""
     described = [machine(record.environment) for record in records]
     return [(text, described.count(text)) for text in dict.fromkeys(described)]
 
 
-def data_uri(drawn: Figure | None) -> str | None:
+def _data_uri(drawn: Figure | None) -> str | None:
     """Return a figure as a data URI, None for None."""
     if drawn is None:
         return None
