@@ -465,21 +465,13 @@ def train(
     data: DataOption = None,
 ) -> None:
     """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
-    from benchmarks.tasks.loader import task_kind
+    from benchmarks.commands.single_model import train_model
 
-    if task_kind(task) == "text":
-        from benchmarks.commands.single_decoder import train_decoder as train_one
-
-        usual_backbone = "smollm2-135m"
-    else:
-        from benchmarks.commands.single_model import train_model as train_one
-
-        usual_backbone = "minilm-l6"
-    report = train_one(
+    report = train_model(
         task,
         method,
         parsed_parameters(param),
-        backbone=backbone or usual_backbone,
+        backbone=backbone,
         out=out,
         settings=parsed_parameters(settings, "--set"),
         seed=seed,
@@ -504,7 +496,7 @@ def predict(
     pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text."""
-    from benchmarks.commands.single_model import predict_texts, rows_of
+    from benchmarks.commands.predict import predict_texts, rows_of
 
     output_console().print(predict_texts(model, rows_of(texts, pair), knob))
 
@@ -541,7 +533,7 @@ def generate(
     plain: Annotated[bool, typer.Option("--plain", help="token/12 instead of colours.")] = False,
 ) -> None:
     """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
-    from benchmarks.commands.single_decoder import write_texts
+    from benchmarks.commands.generate import write_texts
 
     write_texts(
         model,

@@ -51,6 +51,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--method", action="append", default=[], help="path/to/mine.py:MyMethod, for test_invariants.py")
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keep the tests of a file in one process under ``--dist loadgroup``, where they name no group of their own."""
+    if item.get_closest_marker("xdist_group") is None:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
     """Tiny models of every family, their backbones in one folder for the session."""

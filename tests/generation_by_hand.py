@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from records_by_hand import ENVIRONMENT, targets_of
+from records_by_hand import ENVIRONMENT, parts_by_hand, targets_of
 
 from benchmarks.store.folders import write_predictions, write_record
 from benchmarks.store.generation_records import (
@@ -80,6 +80,7 @@ def generation_cell(
 ) -> GenerationRecord:
     return GenerationRecord(
         key=f"{task}/{label}/{parameters}/{seed}",
+        key_parts=parts_by_hand(),
         task=task,
         task_version=1,
         metric="rougeL",

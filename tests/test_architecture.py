@@ -1,8 +1,10 @@
-"""Dependencies run one way: benchmarks -> baselines -> consistentee; and importing the packages costs nothing."""
+"""The house: dependencies run one way, between packages, wings, rooms and files; and importing it costs nothing."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,35 +16,97 @@ MAY_IMPORT = {
     "baselines": {"consistentee"},
     "benchmarks": {"consistentee", "baselines", "benchmarks"},
 }
+WINGS = ("data", "backbones", "models", "rules", "traces", "engine", "training", "methods")
+"""Of the library: each imports from itself and from those before it."""
+ROOMS = ("tasks", "store", "measure", "analysis", "kinds", "run", "contract", "commands", "cli")
+"""Of the harness: likewise."""
 
 
-def imported_packages(path: Path) -> set[str]:
-    names = set()
+def modules_of(root: Path) -> dict[str, Path]:
+    """Return the modules of the three packages by their dotted names; measurements under micro/ are tests."""
+    files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+    parts = {path: path.relative_to(root).with_suffix("").parts for path in files if "micro" not in path.parts}
+    return {".".join(p for p in place if p != "__init__"): path for path, place in parts.items()}
+
+
+def imports_of(path: Path, modules: dict[str, Path]) -> Iterator[str]:
+    """Yield the project's modules that a file imports, anywhere in it: in functions and for type checkers too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names if alias.name in modules)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module or "")
-    return {name.partition(".")[0] for name in names} & set(PACKAGES)
+            members = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from (name if name in modules else str(node.module) for name in members)
 
 
-def source_files(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+def import_graph(root: Path) -> dict[str, set[str]]:
+    """Return for every module those of the project that it imports."""
+    modules = modules_of(root)
+    return {name: (set(imports_of(path, modules)) & set(modules)) - {name} for name, path in modules.items()}
+
+
+def wrong_ways(graph: dict[str, set[str]], package: str, order: tuple[str, ...]) -> list[str]:
+    """Return the imports that run against an order of the folders of a package."""
+    place = {f"{package}.{name}": number for number, name in enumerate(order)}
+
+    def of(module: str) -> int:
+        return place.get(".".join(module.split(".")[:2]), -1)
+
+    return [
+        f"{name} imports {other}"
+        for name, others in graph.items()
+        for other in sorted(others)
+        if name.startswith(f"{package}.") and other.startswith(f"{package}.") and of(other) > of(name)
+    ]
+
+
+@pytest.fixture(scope="module")
+def graph() -> dict[str, set[str]]:
+    return import_graph(ROOT)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_dependencies_run_one_way(package):
-    files = source_files(package)
-    assert files
-    for path in files:
-        assert imported_packages(path) <= MAY_IMPORT[package], path
+def test_packages_depend_one_way(graph, package):
+    imported = {other for name, others in graph.items() if name.partition(".")[0] == package for other in others}
+    assert {name.partition(".")[0] for name in imported} <= MAY_IMPORT[package]
 
 
-def test_the_check_can_fail(tmp_path):
-    path = tmp_path / "bad.py"
-    path.write_text("from benchmarks.kinds import classification\nimport baselines.pabee\n")
-    assert imported_packages(path) == {"benchmarks", "baselines"}
+def test_no_baseline_imports_another(graph):
+    assert not [name for name, others in graph.items() for other in others if f"{name} {other}".count("baselines.") > 1]
+
+
+@pytest.mark.parametrize(("package", "order"), [("consistentee", WINGS), ("benchmarks", ROOMS)])
+def test_wings_and_rooms_depend_one_way(graph, package, order):
+    assert {path.stem for path in (ROOT / package).iterdir() if (path / "__init__.py").is_file()} >= set(order) - {
+        "cli"
+    }
+    assert wrong_ways(graph, package, order) == []
+
+
+def test_no_file_imports_itself_in_a_circle(graph):
+    list(TopologicalSorter(graph).static_order())
+
+
+def test_the_checks_can_fail(tmp_path):
+    for place, text in {
+        "benchmarks/store/a.py": "from benchmarks.run import b\n",
+        "benchmarks/run/b.py": "def late():\n    from benchmarks.store.a import x\n",
+        "baselines/one.py": "import baselines.two\nimport benchmarks.store.a\n",
+        "baselines/two.py": "",
+        "consistentee/none.py": "",
+    }.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(text)
+    found = import_graph(tmp_path)
+    assert found["baselines.one"] == {"baselines.two", "benchmarks.store.a"}
+    assert wrong_ways(found, "benchmarks", ROOMS) == ["benchmarks.store.a imports benchmarks.run.b"]
+    with pytest.raises(CycleError):
+        test_no_file_imports_itself_in_a_circle(found)
+    with pytest.raises(AssertionError):
+        test_no_baseline_imports_another(found)
+    with pytest.raises(AssertionError):
+        test_packages_depend_one_way(found, "baselines")
 
 
 @pytest.mark.parametrize("package", PACKAGES)

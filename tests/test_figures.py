@@ -7,8 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import LAYERS, ROWS, cell, made_up_suite, operating_point, stored, timing, write_results
 
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.real_time import measured_speedups
 from benchmarks.analysis.figures.catalogue import FIGURES, drawn_figures, write_figures
+from benchmarks.analysis.figures.equal_cost import equal_cost_figure
 from benchmarks.analysis.figures.exits import (
     exit_shares,
     memorized_against_exit,
@@ -106,9 +108,19 @@ def test_processes_share_the_figures_and_write_the_same_files(results):
     assert [path.read_bytes() for path in shared] == alone
 
 
+def test_points_at_equal_cost_are_those_of_the_table(results):
+    loaded, _ = load_panels(results)
+    (axes,) = equal_cost_figure(loaded).axes
+    drawn = {line.get_label(): dict(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
+    for label in ("consistentee", "static"):
+        expected = np.mean([at_equal_cost(panel, label, 2.0).points for panel in loaded])
+        assert drawn[label][2.0] == pytest.approx(100 * expected)
+    assert "oracle" not in drawn
+
+
 def test_what_cannot_be_drawn_says_why():
     alone = cell("deebert", [operating_point(0.9, "within 1 point", 5.0, 0.8)])
     (panel,) = panels([stored(alone)], [])
     missing = {kind.name for kind, figure in drawn_figures([panel]) if figure is None}
-    assert missing == {"gains", "methods", "exits", "memorized", "speedups", "policy", "ranks"}
+    assert missing == {"equal-cost", "gains", "methods", "exits", "memorized", "speedups", "policy", "ranks"}
     assert all(kind.missing for kind in FIGURES if kind.name in missing)

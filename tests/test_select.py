@@ -10,11 +10,9 @@ from benchmarks.store.targets import (
     FAITHFUL,
     HALF,
     WITHIN_ONE_POINT,
-    Agreement,
     Budget,
     PointsLost,
     in_order,
-    targets_of_old_record,
 )
 
 LAYERS = 12
@@ -147,10 +145,3 @@ def test_targets_in_words_and_in_order():
     ]
     assert [t.short for t in (QUARTER, WITHIN_ONE_POINT, FAITHFUL)] == ["≤25%", "-1 pt", "as full ≥90%"]
     assert in_order([WITHIN_ONE_POINT, HALF, HALF, FAITHFUL, QUARTER]) == [QUARTER, HALF, FAITHFUL, WITHIN_ONE_POINT]
-
-
-def test_old_records_say_targets_in_words():
-    assert targets_of_old_record("budget 0.50, within 1 point") == [HALF, WITHIN_ONE_POINT]
-    assert targets_of_old_record("agreement 0.95") == [Agreement(agreement_at_least=0.95)]
-    with pytest.raises(ValueError, match="'by hand'"):
-        targets_of_old_record("by hand")

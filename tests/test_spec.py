@@ -7,7 +7,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.kinds.kind import kind_named
 from benchmarks.store.spec import MethodEntry, SuiteSpec, folder_name
 from benchmarks.store.suites import Filters, expand, list_suites, load_suite
 from benchmarks.tasks.loader import list_tasks
@@ -50,8 +49,7 @@ def test_suites_that_come_along_are_valid_and_name_what_exists(name):
     loaded = load_suite(name)
     assert loaded.name == name
     assert set(loaded.tasks) <= set(list_tasks())
-    group = kind_named(loaded.kind).method_group
-    assert {entry.method for entry in loaded.methods} <= set(available_methods(group))
+    assert {entry.method for entry in loaded.methods} <= set(available_methods(loaded.method_group))
     assert set(loaded.task_overrides) <= set(loaded.tasks)
     assert expand(loaded)
 

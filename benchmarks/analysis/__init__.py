@@ -45,12 +45,19 @@ def report_files(out_dir: Path) -> "Group":
 def write_published_files(out_dir: Path) -> list[Path]:
     """Write what lies beside published results, ``table.md``, ``table.csv`` and one figure; return the files.
 
-    The figure is of score against cost, in generation of the first task. Raises UserError as :func:`report_files` does.
+    The figure is of points at equal cost; or, in generation and without the full model, of score against cost, in
+    generation of the first task. Raises UserError as :func:`report_files` does.
     """
     tables = _tables(out_dir)
     panels, _ = tables.load(out_dir, None)
-    shown = panels[:1] if _holds_generation(out_dir) else panels
-    return [*_write_page_and_numbers(out_dir, tables, panels), *_draw_curves(out_dir, shown)]
+    written = _write_page_and_numbers(out_dir, tables, panels)
+    if _holds_generation(out_dir):
+        return [*written, *_draw_curves(out_dir, panels[:1])]
+    from benchmarks.analysis.figures.curves import save_figure
+    from benchmarks.analysis.figures.equal_cost import equal_cost_figure
+
+    headline = equal_cost_figure(panels)
+    return [*written, *(save_figure(headline, out_dir, "equal-cost") if headline else _draw_curves(out_dir, panels))]
 
 
 def _write_page_and_numbers(out_dir: Path, tables: "Tables", panels: "Sequence[AnyPanel]") -> list[Path]:

@@ -32,6 +32,7 @@ from consistentee.engine.classify import classify_encoded, stock_encoded
 from consistentee.methods.method import Method
 from consistentee.models.classifiers import LinearClassifier
 from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder_description import ModelDescription
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import sweep
@@ -71,6 +72,24 @@ class Evaluation:
     test: Curve
     chosen: dict[int, list[Target]]
 
+    @property
+    def default_knob(self) -> float:
+        """The knob that a user of the saved model gets unasked: cheap, at hardly any loss."""
+        return next(self.knobs[index] for index, targets in self.chosen.items() if WITHIN_ONE_POINT in targets)
+
+    def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
+        """Return the scores on both splits, and layers."""
+        metric, shown = self.task.metric, []
+        for index, targets in self.chosen.items():
+            validation, test = self.validation.points[index], self.test.points[index]
+            numbers = {
+                f"validation {metric} %": f"{100 * validation.scores[metric]:.1f}",
+                f"test {metric} %": f"{100 * test.scores[metric]:.1f}",
+                "test layers": f"{test.average_layers:.2f} of {self.model.stock_layers}",
+            }
+            shown.append((self.knobs[index], targets, numbers))
+        return shown
+
 
 def build_model(spec: CellSpec, rows: CellRows[TaskData]) -> MultiExitModel:
     """Return the backbone of a cell with untrained exits."""
@@ -78,25 +97,21 @@ def build_model(spec: CellSpec, rows: CellRows[TaskData]) -> MultiExitModel:
     return MultiExitModel.from_backbone(spec.backbone, task.num_labels, label_names=task.label_names, seed=spec.seed)
 
 
-def evaluate(
-    spec: CellSpec, rows: CellRows[TaskData], method: Method, model: MultiExitModel, *, key: str, store: Path | None
-) -> Evaluation:
-    """Evaluate a cell's trained model; its full-depth passes are kept under what they depend on, not under ``key``."""
-    return trace_and_choose(rows.task, method, model, spec.budgets, store=store)
-
-
-def trace_and_choose(
-    task: TaskData,
+def choose(
+    spec: CellSpec,
+    rows: CellRows[TaskData],
     method: Method,
     model: MultiExitModel,
-    budgets: Sequence[float],
     *,
+    key: str = "",
     store: Path | None = None,
 ) -> Evaluation:
     """Trace a trained model on validation and test rows, replay every knob on both, and choose on validation.
 
-    ``store`` keeps full-depth passes: methods that put another rule on the same model share them.
+    ``store`` keeps full-depth passes, under what they depend on: methods that put another rule on the same model share
+    them.
     """
+    task = rows.task
     knobs = [float(knob) for knob in method.knob_values(model)]
     rules = [method.rule(model, knob) for knob in knobs]
     test_trace = record_trace(model, task.test, store=store)
@@ -111,8 +126,13 @@ def trace_and_choose(
         test_trace=test_trace,
         validation=validation,
         test=replay_curve(rules, knobs, test_trace, task.metrics),
-        chosen=choose_knobs(validation.points, task.metric, budgets, model.stock_layers),
+        chosen=choose_knobs(validation.points, task.metric, spec.budgets, model.stock_layers),
     )
+
+
+def evaluate(spec: CellSpec, rows: CellRows[TaskData], chosen: Evaluation) -> Evaluation:
+    """Return what was chosen: the test rows have been replayed on the way."""
+    return chosen
 
 
 def replay_curve(rules: Sequence[ExitRule], knobs: Sequence[float], trace: Trace, metrics: Sequence[str]) -> Curve:
@@ -149,11 +169,6 @@ def choose_knobs(
         num_layers=num_layers,
         reference=scores[-1],
     )
-
-
-def default_knob(done: Evaluation) -> float:
-    """Return the knob that a user of the saved model gets unasked: cheap, at hardly any loss."""
-    return next(done.knobs[index] for index, targets in done.chosen.items() if WITHIN_ONE_POINT in targets)
 
 
 def findings(spec: CellSpec, done: Evaluation) -> dict[str, Any]:
@@ -244,7 +259,12 @@ class BatchTime:
     layers: list[float]
 
 
-def load_model(folder: Path, loaded: Sequence[MultiExitModel]) -> MultiExitModel:
+def describe(folder: Path) -> ModelDescription:
+    """Return what a saved model says of itself."""
+    return ModelDescription.read(folder)
+
+
+def load_model(folder: Path, loaded: Sequence[MultiExitModel] = ()) -> MultiExitModel:
     """Load a trained model; it shares nothing with those loaded."""
     return MultiExitModel.from_pretrained(folder)
 

@@ -26,19 +26,43 @@ from benchmarks.measure.text_scores import TextScores, mean_with_interval, score
 from benchmarks.store.folders import CALIBRATION_FILE, PREDICTIONS_FILE
 from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, Mean, Speculation
 from benchmarks.store.generation_spec import DecodingTimingSpec, GenerationCellSpec
-from benchmarks.store.targets import in_words
+from benchmarks.store.targets import Target, in_words
 from consistentee.backbones.decoders import decoder_stepper_for
 from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder_description import DecoderDescription
 
 STOCK = "stock generate"
 
 _KIBIBYTE = 1024
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What decodes, and the operating points that validation prompts chose."""
+
+    decoder: PromptDecoder
+    validation: Prompts
+    selection: Selection
+
+    @property
+    def default_knob(self) -> float:
+        """The knob that a user of the saved model gets unasked: cheap, and nearly always as the full model."""
+        return self.selection.default_knob
+
+    def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
+        """Return agreement and layers on validation prompts."""
+        points = [(self.selection.points[index], targets) for index, targets in self.selection.chosen.items()]
+        agreement, layers = "agreement with full %", f"layers of {self.decoder.model.num_layers}"
+        return [
+            (point.knob, targets, {agreement: f"{100 * point.agreement:.1f}", layers: f"{point.average_layers:.2f}"})
+            for point, targets in points
+        ]
 
 
 @dataclass(frozen=True)
@@ -83,29 +107,30 @@ def build_model(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> MultiExit
     )
 
 
-def evaluate(
+def choose(
     spec: GenerationCellSpec,
     rows: CellRows[TextTask],
     method: TokenMethod,
     model: MultiExitDecoder,
     *,
-    key: str,
-    store: Path | None,
-) -> Outcome:
-    """Choose knobs on validation prompts, decode the test prompts for real; texts are kept under the cell's key."""
+    key: str = "",
+    store: Path | None = None,
+) -> Choice:
+    """Sweep the knob of a trained model on validation prompts; texts are kept under the cell's key."""
     decoder = PromptDecoder(
         model, method, key, max_new_tokens=new_tokens(spec, rows), batch_size=spec.batch_size, store=store
     )
-    validation, test = (fitted(model, spec, rows, split) for split in ("validation", "test"))
-    selection = select_knobs(decoder, validation, spec.budgets, store=store)
-    decoded = _decode_test(decoder, test, selection, rows.task.metrics)
-    study = study_calibration(decoder, pooled(validation, test), spec.study) if spec.study else None
-    return Outcome(spec, rows, decoder, selection, decoded, study)
+    validation = fitted(model, spec, rows, "validation")
+    return Choice(decoder, validation, select_knobs(decoder, validation, spec.budgets, store=store))
 
 
-def default_knob(done: Outcome) -> float:
-    """Return the knob that a user of the saved model gets unasked: cheap, and nearly always as the full model."""
-    return done.selection.default_knob
+def evaluate(spec: GenerationCellSpec, rows: CellRows[TextTask], chosen: Choice) -> Outcome:
+    """Decode the test prompts for real at the chosen knobs, and study calibrated thresholds where that is asked for."""
+    decoder = chosen.decoder
+    test = fitted(decoder.model, spec, rows, "test")
+    decoded = _decode_test(decoder, test, chosen.selection, rows.task.metrics)
+    study = study_calibration(decoder, pooled(chosen.validation, test), spec.study) if spec.study else None
+    return Outcome(spec, rows, decoder, chosen.selection, decoded, study)
 
 
 def new_tokens(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
@@ -265,7 +290,12 @@ def generation_table(done: DecodedTest) -> pd.DataFrame:
 # What is timed: a batch of prompts, read and continued.
 
 
-def load_model(folder: Path, loaded: Sequence[MultiExitDecoder]) -> MultiExitDecoder:
+def describe(folder: Path) -> DecoderDescription:
+    """Return what a saved decoder says of itself."""
+    return DecoderDescription.read(folder)
+
+
+def load_model(folder: Path, loaded: Sequence[MultiExitDecoder] = ()) -> MultiExitDecoder:
     """Load a trained decoder; those whose backbone has the same weights share it, since all are in memory at once."""
     model = MultiExitDecoder.from_pretrained(folder)
     same = [other for other in loaded if other.description.backbone_hash == model.description.backbone_hash]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from benchmarks.kinds.rows import CellRows
 from benchmarks.store.file_hashes import FileHashes, file_hashes
 from benchmarks.store.generation_records import DecodingContender, DecodingTimingRecord, GenerationRecord
-from benchmarks.store.generation_spec import GenerationCellSpec
+from benchmarks.store.generation_spec import GenerationCellSpec, GenerationSuite
 from benchmarks.store.records import (
     BaseContender,
     BaseRecord,
@@ -22,11 +22,11 @@ from benchmarks.store.records import (
     Contender,
     TimingRecord,
 )
-from benchmarks.store.spec import CellSpec
+from benchmarks.store.spec import BaseSuite, CellSpec, SuiteSpec
+from benchmarks.store.targets import Target
 from benchmarks.tasks.loader import load_classification_task, load_text_task
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
-from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,18 +37,20 @@ class Kind:
     """What planning and reading need to know of a kind. Never loads torch.
 
     Attributes:
+        suite: what its suites say.
         record, timing, contender: schemas of what cells and timings leave behind.
-        method_group: entry points of the methods.
         model_file: the file that says what the weights of a saved model are.
+        usual_backbone: where a user names none.
         load_rows: (spec, data_dir) -> the rows of a cell.
         backbone_identity: (name, hashes) -> what identifies a backbone, which is fetched if need be.
     """
 
+    suite: type[BaseSuite]
     record: type[BaseRecord]
     timing: type[BaseTimingRecord]
     contender: type[BaseContender]
-    method_group: str
     model_file: str
+    usual_backbone: str
     load_rows: Callable[[Any, Path | None], CellRows[Any]]
     backbone_identity: Callable[[str, FileHashes], dict[str, object]]
 
@@ -78,22 +80,24 @@ def _decoder_identity(name: str, hashes: FileHashes) -> dict[str, object]:
     return {"files": file_hashes(Path(resolve_decoder(name)), hashes)}
 
 
-_KINDS: dict[str, Kind] = {
+KINDS: dict[str, Kind] = {
     "classification": Kind(
+        suite=SuiteSpec,
         record=CellRecord,
         timing=TimingRecord,
         contender=Contender,
-        method_group=ENTRY_POINT_GROUP,
         model_file="multi_exit.json",
+        usual_backbone="minilm-l6",
         load_rows=_instances,
         backbone_identity=_encoder_identity,
     ),
     "generation": Kind(
+        suite=GenerationSuite,
         record=GenerationRecord,
         timing=DecodingTimingRecord,
         contender=DecodingContender,
-        method_group=TOKEN_ENTRY_POINT_GROUP,
         model_file="multi_exit_decoder.json",
+        usual_backbone="smollm2-135m",
         load_rows=_prompts,
         backbone_identity=_decoder_identity,
     ),
@@ -102,7 +106,18 @@ _KINDS: dict[str, Kind] = {
 
 def kind_named(name: str) -> Kind:
     """Return a kind by the name that suites and cells give it."""
-    return _KINDS[name]
+    return KINDS[name]
+
+
+class Chosen(Protocol):
+    """A trained model whose knob has been swept, and the operating points that validation rows chose."""
+
+    @property
+    def default_knob(self) -> float:
+        """The knob that a user of the saved model gets unasked."""
+
+    def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
+        """Return knob and targets of every operating point, and what people are shown of it: heading -> number."""
 
 
 class KindFunctions(Protocol):
@@ -116,11 +131,13 @@ class KindFunctions(Protocol):
     def build_model(self, spec: Any, rows: CellRows[Any]) -> Any:
         """Return the backbone of a cell with untrained exits."""
 
-    def evaluate(self, spec: Any, rows: CellRows[Any], method: Any, model: Any, *, key: str, store: Path | None) -> Any:
-        """Sweep the knob of a trained model, choose on validation rows, and measure on test rows."""
+    def choose(
+        self, spec: Any, rows: CellRows[Any], method: Any, model: Any, *, key: str = "", store: Path | None = None
+    ) -> Chosen:
+        """Sweep the knob of a trained model, and choose on validation rows. ``store`` keeps what a cell makes."""
 
-    def default_knob(self, done: Any) -> float:
-        """Return the knob that a user of the saved model gets unasked."""
+    def evaluate(self, spec: Any, rows: CellRows[Any], chosen: Any) -> Any:
+        """Measure what was chosen on test rows."""
 
     def findings(self, spec: Any, done: Any) -> dict[str, Any]:
         """Return the fields of the record that only this kind has, or counts in a way of its own."""
@@ -128,7 +145,10 @@ class KindFunctions(Protocol):
     def tables(self, done: Any) -> Mapping[str, "pd.DataFrame"]:
         """Return what is kept row by row: name of the file -> columns."""
 
-    def load_model(self, folder: Path, loaded: Sequence[Any]) -> Any:
+    def describe(self, folder: Path) -> Any:
+        """Return what a saved model says of itself. Raises UserError if the folder holds none."""
+
+    def load_model(self, folder: Path, loaded: Sequence[Any] = ()) -> Any:
         """Load a trained model, to lie in memory beside those loaded. Raises UserError if it cannot be loaded."""
 
     def stock_model(self, specs: Sequence[Any], models: Sequence[Any]) -> Any:

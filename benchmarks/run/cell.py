@@ -39,14 +39,12 @@ def run_cell(
     with _log_to(cell / LOG_FILE):
         _logger.info("%s, key %s", spec.name, parts.key)
         started = time.perf_counter()
-        set_seed(spec.seed)  # methods may draw from the global generators; no cell depends on the one before
-        model = functions.build_model(spec, rows)
-        recipe = spec.recipe.to_recipe(spec.seed, folder.stages)
-        model = train_method(method, spec.method, model, rows.training, recipe).eval()
+        model = trained(spec, rows, method, store=folder.stages)
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
-        done = functions.evaluate(spec, rows, method, model, key=parts.key, store=folder.stages)
-        model.description.default_knob = functions.default_knob(done)
+        chosen = functions.choose(spec, rows, method, model, key=parts.key, store=folder.stages)
+        done = functions.evaluate(spec, rows, chosen)
+        model.description.default_knob = chosen.default_knob
         record = kind_named(spec.kind).record(
             **_common_fields(spec, parts, rows, method),
             **functions.findings(spec, done),
@@ -61,6 +59,16 @@ def run_cell(
             write_predictions(cell / name, table)
     write_record(cell / RECORD_FILE, record)
     return record
+
+
+def trained(
+    spec: BaseCellSpec, rows: CellRows[Any], method: AnyMethod, *, store: Path | None = None, progress: bool = False
+) -> Any:
+    """Return the trained model of a cell; ``store`` keeps stages that cells share."""
+    set_seed(spec.seed)  # methods may draw from the global generators; no cell depends on the one before
+    model = functions_of(spec.kind).build_model(spec, rows)
+    recipe = spec.recipe.to_recipe(spec.seed, store, progress=progress)
+    return train_method(method, spec.method, model, rows.training, recipe).eval()
 
 
 def _common_fields(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], method: AnyMethod) -> dict[str, Any]:

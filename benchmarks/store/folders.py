@@ -186,9 +186,7 @@ def read_cell(folder: Path, wanted: KeyParts, schema: type[_RecordT]) -> tuple[_
 
 def stale_reason(record: BaseRecord, wanted: KeyParts) -> str | None:
     """Say which parts of the key of a record are not those wanted; None if all are."""
-    if record.key == wanted.key:
-        return None
-    return "; ".join(differences(record.key_parts, wanted)) if record.key_parts else "older than versions"
+    return None if record.key == wanted.key else "; ".join(differences(record.key_parts, wanted))
 
 
 def read_failure(folder: Path, key: str) -> FailureRecord | None:

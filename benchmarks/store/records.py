@@ -4,11 +4,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.store.targets import Target, targets_of_old_record
+from benchmarks.store.targets import Target
 from consistentee.versions import Kind
 
 SCHEMA_VERSION = 1
@@ -74,15 +74,6 @@ class BaseOperatingPoint(Strict):
     knob: float
     targets: list[Target] = Field(description="why this knob, on validation data")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _from_words(cls, values: Any) -> Any:
-        """Read records that are older than typed targets: they say in words what a point was chosen for."""
-        if isinstance(values, dict) and "chosen_for" in values:
-            others = {name: value for name, value in values.items() if name != "chosen_for"}
-            return others | {"targets": targets_of_old_record(values["chosen_for"])}
-        return values
-
 
 class OperatingPoint(BaseOperatingPoint):
     """An operating point of classification."""
@@ -105,8 +96,10 @@ class BaseRecord(Strict):
 
     schema_version: Literal[1] = 1
     key: str
-    key_parts: KeyParts | None = Field(None, description="None in records that are older than versions")
-    code_hash: str | None = Field(None, description="of the project's code that ran; recorded, never compared")
+    key_parts: KeyParts
+    code_hash: str | None = Field(
+        None, description="of the project's code that ran, never compared; None in records that are older than versions"
+    )
     task: str
     task_version: int
     metric: str

@@ -1,6 +1,5 @@
 """What an operating point is chosen for: typed, so that records keep it and nobody has to parse it."""
 
-import re
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -72,22 +71,3 @@ def in_order(targets: Iterable[Target]) -> list[Target]:
 def in_words(targets: Iterable[Target]) -> str:
     """Say what a knob was chosen for: ``budget 0.50, within 1 point``."""
     return ", ".join(map(str, targets))
-
-
-_OLD_FORMS = (
-    (re.compile(r"budget (\d*\.?\d+)"), lambda share: Budget(layers_at_most=share)),
-    (re.compile(r"within (\d*\.?\d+) points?"), lambda points: PointsLost(lost_at_most=points / 100)),
-    (re.compile(r"agreement (\d*\.?\d+)"), lambda share: Agreement(agreement_at_least=share)),
-)
-
-
-def targets_of_old_record(text: str) -> list[Target]:
-    """Read ``chosen_for`` of a record that is older than typed targets: ``budget 0.50, within 1 point``."""
-    targets: list[Target] = []
-    for part in text.split(", "):
-        found = [(make, match) for form, make in _OLD_FORMS if (match := form.fullmatch(part))]
-        if not found:
-            raise ValueError(f"an unknown target: {part!r}")
-        make, match = found[0]
-        targets.append(make(float(match.group(1))))
-    return targets

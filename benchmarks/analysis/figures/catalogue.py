@@ -12,6 +12,7 @@ from benchmarks.analysis.figures import exits as exit_plots
 from benchmarks.analysis.figures import gains as gain_plots
 from benchmarks.analysis.figures import ranks as rank_plots
 from benchmarks.analysis.figures import speeds as speed_plots
+from benchmarks.analysis.figures.equal_cost import equal_cost_figure
 from benchmarks.analysis.results import Panel, load_panels
 
 if TYPE_CHECKING:
@@ -40,6 +41,16 @@ class FigureKind:
 
 
 FIGURES = (
+    FigureKind(
+        "equal-cost",
+        "Points at equal cost",
+        "Points against the full model over the speed-up in layers, means over tasks: at every cost the two knobs of a "
+        "method's validation hull that are mixed to meet it, scored on test rows. Core and leading methods and the "
+        "references are in colour, the others in grey. The numbers are in the tables.",
+        "The full model was not run.",
+        equal_cost_figure,
+        effort=3,
+    ),
     FigureKind(
         "curves",
         "Score against layers and time",

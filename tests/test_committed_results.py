@@ -1,0 +1,56 @@
+"""What this repository publishes: small, readable, and of the versions that its code has today."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kinds.kind import kind_named
+from benchmarks.run.forecast import plan_lines
+from benchmarks.store.method_versions import method_version
+from benchmarks.store.stored_results import kind_of_results, open_results
+from benchmarks.store.suites import load_suite
+from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION
+
+RESULTS = Path(__file__).parents[1] / "results"
+SUITES = sorted(path.name for path in RESULTS.iterdir() if path.is_dir())
+FILES = {"cells.parquet", "rows.parquet", "timings.parquet", "table.md", "table.csv"}
+
+
+def records(suite):
+    kind = kind_named(kind_of_results(RESULTS / suite))
+    found = open_results(RESULTS / suite, kind.record, kind.timing)
+    assert found.faults == []
+    return [cell.record for cell in found.cells]
+
+
+def test_all_of_it_is_small():
+    assert sum(path.stat().st_size for path in RESULTS.rglob("*") if path.is_file()) < 12 * 2**20
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_is_a_few_files_and_one_page(suite):
+    names = {path.name for path in (RESULTS / suite).iterdir()}
+    assert names >= FILES
+    assert len([name for name in names if name.endswith(".png")]) == 1
+    assert len((RESULTS / suite / "table.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_records_are_of_todays_versions(suite):
+    for record in records(suite):
+        parts = record.key_parts
+        assert record.key == parts.key
+        versions = (parts.method_version, parts.engine_version, parts.training_version)
+        assert versions == (method_version(record.method), ENGINE_VERSION[parts.kind], TRAINING_VERSION)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("suite", [name for name in SUITES if name != "calibration"])  # whose times nobody took
+def test_every_cell_counts_as_done(suite, tmp_path):
+    data = os.environ.get("CONSISTENTEE_DATA")
+    if not data:
+        pytest.skip("CONSISTENTEE_DATA is not set")
+    lines = plan_lines(load_suite(suite), out=tmp_path, data_dir=Path(data), published_dir=RESULTS / suite)
+    assert sum(line.startswith("done") for line in lines) == len(records(suite))
+    assert not [line for line in lines if "published, but" in line]
