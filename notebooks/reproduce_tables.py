@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 import benchmarks
+from benchmarks.analysis.frame import long_frame
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.rows.instances import table_rows
 from benchmarks.analysis.tables.headline import headline_tables
@@ -69,10 +70,13 @@ for table in [*headline_tables(panels), *overall_tables(panels)]:
 frame(published_table(mcid))
 
 # %% [markdown]
-# With full precision, for your own analysis. The budget holds on validation rows, on which knobs are chosen; on test
+# With full precision, for your own analysis: `long_frame` has a line a cell, knob and split, `operating_lines` one an
+# operating point. The budget holds on validation rows, on which knobs are chosen; on test
 # rows the average may lie a little above.
 
 # %%
+every_knob = long_frame(panels)
+assert (every_knob.groupby(["task", "label"]).split.nunique() == 2).all()
 points = pd.DataFrame(operating_lines(panels))
 half = points[points.chosen_for.str.contains("budget 0.50", na=False)]
 chosen = [row for panel in panels for row in table_rows(panel) if HALF in row.targets]

@@ -187,7 +187,10 @@ def test_results_say_their_kind(results, tmp_path):
     assert kind_of_results(tmp_path / "nothing") is None
 
 
-@pytest.mark.parametrize(("table_format", "words"), [("md", "| knob |"), ("csv", "label"), ("latex", "toprule")])
+@pytest.mark.parametrize(
+    ("table_format", "words"),
+    [("md", "| knob |"), ("csv", "label"), ("latex", "toprule"), ("all", "equal layers"), ("long", "validation")],
+)
 def test_tables_are_written_in_every_format(results, table_format, words):
     text = write_all_tables(results, table_format).read_text()
     assert "calm-tokens-softmax" in text

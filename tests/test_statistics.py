@@ -2,10 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from records_by_hand import cell, operating_point
 from scipy.stats import binom
 
-from benchmarks.analysis.statistics import mean_and_std, paired_test, points_of
+from benchmarks.analysis.statistics import mean_and_std, paired_test
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60)
 
@@ -15,11 +14,6 @@ def test_mean_and_std():
     mean, deviation = mean_and_std([0.4, 0.6])
     assert mean == pytest.approx(0.5)
     assert deviation == pytest.approx(np.std([0.4, 0.6], ddof=1))
-
-
-def test_points_of_a_curve():
-    record = cell("static", [operating_point(1, "budget 0.25", 1.5, 0.6)])
-    assert points_of(record.curve_test, "accuracy") == ([1.5], [0.6])
 
 
 def test_mcnemar_by_hand():

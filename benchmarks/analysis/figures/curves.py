@@ -236,8 +236,10 @@ def save_figure(drawn: "Figure", out_dir: Path, name: str = "curves", kinds: Seq
     for kind in kinds:
         if kind not in _UNDATED:
             raise unknown_name("figure format", kind, _UNDATED)
-    drawn.draw_without_rendering()
-    drawn.set_layout_engine(None)  # the places are found, the same for all files; "none" would draw twice more
+    layout = drawn.get_layout_engine()
+    if layout is not None:  # places are found once, without drawing, and are the same for all files
+        layout.execute(drawn)
+        drawn.set_layout_engine(None)
     paths = [out_dir / f"{name}.{kind}" for kind in kinds]
     with rc_context({"pdf.fonttype": 42}):
         for path, kind in zip(paths, kinds, strict=True):

@@ -58,7 +58,10 @@ def _draw_shares(axes: "Axes", shares: NDArray[np.float64], names: Sequence[str]
     for line, exit_ in zip(*np.nonzero(shares >= _LEAST_SHARE_IN_WORDS), strict=True):
         share = shares[line, exit_]
         colour = "white" if share > 0.55 else "0.15"
-        axes.text(exit_ + 0.5, line + 0.5, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        text = axes.text(
+            exit_ + 0.5, line + 0.5, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour
+        )
+        text.set_in_layout(False)  # it lies inside its axes, and measuring thousands of them takes long
     axes.set_xticks(np.arange(exits) + 0.5, [str(layer) for layer in range(1, exits + 1)])
     axes.set_yticks(np.arange(lines) + 0.5, list(names))
     axes.tick_params(length=0)
