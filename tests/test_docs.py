@@ -19,7 +19,7 @@ from benchmarks.cli import app
 from benchmarks.commands.new_method import write_method
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
 from benchmarks.contract.run import check_method, fault_lines
-from benchmarks.store import spec
+from benchmarks.store import suites
 from benchmarks.store.spec import TimingSpec
 from consistentee.methods.method import get_method
 from consistentee.models import classifiers
@@ -57,7 +57,7 @@ def test_code_of_the_guide_needs_nothing_that_it_does_not_show(code, monkeypatch
 def small_quick_suite(tmp_path, tiny_backbone, monkeypatch):
     """Let the name ``quick`` mean that suite on a toy task and a tiny backbone; results go below ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
-    quick = spec.load_suite("quick")
+    quick = suites.load_suite("quick")
     timing = TimingSpec(rows=8, batch_sizes=(1, 4))
     suite = quick.model_copy(
         update={"tasks": (str(write_task(tmp_path, "toy")),), "backbones": (str(tiny_backbone("bert")),)}
@@ -67,7 +67,7 @@ def small_quick_suite(tmp_path, tiny_backbone, monkeypatch):
             "bootstrap_resamples": 100,
         }
     )
-    monkeypatch.setattr(spec, "load_suite", {"quick": suite}.__getitem__)
+    monkeypatch.setattr(suites, "load_suite", {"quick": suite}.__getitem__)
 
 
 def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_quick_suite):

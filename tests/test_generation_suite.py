@@ -68,7 +68,7 @@ def test_whole_run(finished_once):
     bench, outcome = finished_once, finished_once.outcome
     assert (outcome.finished, outcome.computed, outcome.failed, outcome.refused) == (4, 4, (), ())
     written = {path.name for path in bench.out.iterdir()}
-    assert {"table.md", "table.csv", "curves-toy-text.png", "curves-toy-text.pdf", "suite.yaml"} <= written
+    assert {"table.md", "table.csv", "curves-toy-text.png", "suite.yaml"} <= written
     found = bench.read()
     (timing,), faults = found.timings, found.faults
     assert faults == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.contract.base_checks import Check
+from benchmarks.contract.checks import Check
 from benchmarks.contract.run import CLASSIFICATION, GENERATION, Contract, contract_of
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
@@ -54,21 +54,21 @@ def tried(config: pytest.Config) -> Iterator[tuple[str, str, Kind, bool]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise, ids beginning with the method, by which workers share the tests out (see conftest.py)."""
     if "family" not in metafunc.fixturenames:
         return
     of_checks = "check" in metafunc.fixturenames
     cases = []
     for name, family, kind, by_default in tried(metafunc.config):
-        # A method's tests share what was trained once: one process runs them all.
-        marks = [pytest.mark.xdist_group(name), *([] if by_default else [pytest.mark.slow])]
+        marks = [] if by_default else [pytest.mark.slow]
         if of_checks:
             checks = [check for check in kind.contract.checks if check.every_family or family == kind.family]
             cases += [
-                pytest.param(name, family, check, marks=marks, id=f"{name}-{family}-{check.run.__name__}")
+                pytest.param(name, family, check, marks=marks, id=f"{name}:{family}:{check.run.__name__}")
                 for check in checks
             ]
         elif kind.contract is CLASSIFICATION:
-            cases.append(pytest.param(name, family, marks=marks, id=f"{name}-{family}"))
+            cases.append(pytest.param(name, family, marks=marks, id=f"{name}:{family}"))
     names = ("method_name", "family", "check") if of_checks else ("method_name", "family")
     metafunc.parametrize(names, cases, scope="session")
 
@@ -109,7 +109,6 @@ def test_the_first_knob_gives_the_first_possible_exit_to_every_row(trained, meth
     assert exits[0] <= max(2, companion_layers(case.model))  # a rule that compares layers leaves at the second
 
 
-@pytest.mark.xdist_group("oracle")
 def test_an_oracle_cannot_run_live(trained):
     case = trained("oracle", "bert")
     with pytest.raises(UserError, match="true labels"):
