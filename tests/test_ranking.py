@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from records_by_hand import made_up_suite, stored, timing
 from scipy.stats import wilcoxon
 
+from benchmarks.analysis.comparisons.pairs import holm
 from benchmarks.analysis.comparisons.ranking import (
     AREA,
     HALF_BUDGET,
@@ -17,7 +18,6 @@ from benchmarks.analysis.comparisons.ranking import (
     score_table,
 )
 from benchmarks.analysis.results import panels
-from benchmarks.analysis.statistics import holm
 from benchmarks.analysis.tables.overall import ranking_tables
 
 

@@ -1,7 +1,8 @@
 """Records as ONE long table: a line for every cell (and so every seed), knob and split. Whole curves are read from it.
 
 Columns of every kind of results: ``task``, ``backbone``, ``label``, ``method``, ``parameters``, ``seed``, ``cell`` (its
-place in the panel), ``knob_name``, ``knob``, ``split`` (validation, test), ``layers`` (average), ``num_layers``, and
+place in the panel), ``split`` (validation, test), ``place`` (among the points that the record has of the split),
+``knob_name``, ``knob``, ``layers`` (average), ``num_layers``, and
 ``quality``, by which knobs are chosen: the score, or the agreement with the full model. The task's scores are columns
 by their names. Lines of test rows at an operating point also have ``point`` (its place in the record), ``targets``,
 ``flops_ratio`` and, where it was timed, ``speedup_b1``, ....
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.rows.base import time_ratios
-from benchmarks.store.generation_records import DecodingPoint, GenerationRecord
-from benchmarks.store.records import CellRecord, OperatingPoint
+from benchmarks.store.generation_records import DecodingPoint, GenerationRecord, ReplayPoint
+from benchmarks.store.records import CellRecord, CurvePoint, OperatingPoint
 from benchmarks.store.targets import in_words
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def knobs_of(panel: AnyPanel, label: str, seed: int | None = None) -> "pd.DataFr
 
 def _by_curve(panel: AnyPanel) -> "_Curves":
     frame = panel_frame(panel)
-    test = frame[frame["split"] == "test"].reset_index(drop=True)
-    validation = frame[frame["split"] == "validation"].reset_index(drop=True)
-    both = test.assign(validation_layers=validation["layers"], validation_quality=validation["quality"])
+    test, validation = (frame[frame["split"] == split] for split in ("test", "validation"))
+    measured = {"layers": "validation_layers", "quality": "validation_quality"}
+    both = test.merge(validation[["cell", "place", *measured]].rename(columns=measured), on=["cell", "place"])
     found: _Curves = {}
     for label, of_label in both.groupby("label"):
         found[str(label), None] = of_label
@@ -87,25 +88,20 @@ def _lines(panel: AnyPanel, number: int) -> Iterator[_Line]:
 
 def _curves(record: CellRecord) -> Iterator[_Line]:
     for split, curve in (("validation", record.curve_validation), ("test", record.curve_test)):
-        for point in curve:
-            quality = point.scores[record.metric]
-            yield {
-                "split": split,
-                "knob": point.knob,
-                "layers": point.average_layers,
-                "quality": quality,
-                **point.scores,
-            }
+        for place, point in enumerate(curve):
+            yield _measured(split, place, point) | {"quality": point.scores[record.metric], **point.scores}
 
 
 def _curves_of_texts(record: GenerationRecord) -> Iterator[_Line]:
-    for replayed in record.curve_validation:
-        layers = replayed.average_layers
-        yield {"split": "validation", "knob": replayed.knob, "layers": layers, "quality": replayed.agreement}
-    for point in record.operating_points:
+    for place, replayed in enumerate(record.curve_validation):
+        yield _measured("validation", place, replayed) | {"quality": replayed.agreement}
+    for place, point in enumerate(record.operating_points):
         scores = {name: mean.value for name, mean in point.scores.items()}
-        match = point.token_match.value
-        yield {"split": "test", "knob": point.knob, "layers": point.average_layers, "quality": match, **scores}
+        yield _measured("test", place, point) | {"quality": point.token_match.value, **scores}
+
+
+def _measured(split: str, place: int, point: CurvePoint | ReplayPoint | DecodingPoint) -> _Line:
+    return {"split": split, "place": place, "knob": point.knob, "layers": point.average_layers}
 
 
 def _at_point(panel: AnyPanel, cell: int, number: int) -> _Line:

@@ -22,6 +22,8 @@ _RecordT = TypeVar("_RecordT", bound=BaseRecord)
 _TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
 _ContenderT = TypeVar("_ContenderT", bound=BaseContender)
 
+CORE_METHOD = "consistentee"
+"""Its variants' names begin with it."""
 FULL = "full"
 ORACLE = "oracle"
 MAJORITY = "majority"

@@ -1,4 +1,4 @@
-"""Methods against each other: whole curves in one number, and paired tests on the same rows."""
+"""Whole curves in a few numbers: areas under them, and what they reach within budgets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,16 +8,11 @@ import numpy as np
 
 from benchmarks.analysis.curves import area_under_front, pareto_front
 from benchmarks.analysis.frame import knobs_of
-from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, Panel
-from benchmarks.analysis.rows.choices import Choice, choose_point, reference_of, targets_of
-from benchmarks.analysis.rows.instances import Answers, answers_of
+from benchmarks.analysis.results import FULL, MAJORITY, Panel
+from benchmarks.analysis.rows.choices import reference_of
 from benchmarks.analysis.select import choose
-from benchmarks.analysis.statistics import PairedTest, paired_test
-from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_scores
 from benchmarks.store.targets import WITHIN_ONE_POINT, Budget, Target
-from consistentee.errors import UserError
 
-CORE_METHOD = "consistentee"
 TIME = "speedup_b1"
 """The column of the long table by which costs in time are compared: at batch size 1."""
 BUDGETS = (0.25, 1 / 3, 0.5, 0.75)
@@ -46,30 +41,6 @@ class CurveSummary:
     at_budgets: dict[float, float | None]
     layers_within: float | None
     score_within: float | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A paired test between the operating points that two curves have for one target.
-
-    Attributes:
-        target: what both were chosen for.
-        first, second: labels.
-        seeds: the seeds that both have.
-        difference: score of the first minus score of the second in the task's metric, averaged over seeds.
-        interval: 95% paired bootstrap interval of that, over rows and seeds; None for a metric of ranks.
-        seed: the seed of ``test``.
-        test: which rows each has right, and McNemar's test, on one seed; None for a regression.
-    """
-
-    target: Target
-    first: str
-    second: str
-    seeds: tuple[int, ...]
-    difference: float
-    interval: tuple[float, float] | None
-    seed: int
-    test: PairedTest | None
 
 
 def curve_summaries(panel: Panel) -> list[CurveSummary]:
@@ -160,66 +131,3 @@ def ratio_area(panel: Panel, label: str, seed: int, ratio: str) -> float | None:
     front = known.iloc[pareto_front(known["validation_layers"], known["validation_quality"])]
     shares = 1 / front[ratio]
     return area_under_front(shares, front["quality"], lowest=1 / panel.num_layers, highest=1, floor=blind_score(panel))
-
-
-def paired_comparisons(panel: Panel) -> list[Comparison]:
-    """Test the core method against every other one that shares a target with it, on the same test rows.
-
-    Without the core method, the first curve is tested against the others.
-    """
-    methods = panel.methods
-    curves = [label for label, method in methods.items() if method not in (FULL, *REFERENCES)]
-    if len(curves) < 2:
-        return []
-    first = next((label for label in curves if methods[label] == CORE_METHOD), curves[0])
-    others = [label for label in curves if label != first]
-    shared = targets_of(panel.cells_of(first))
-    found = [_compare(panel, target, first, second) for target in shared for second in others]
-    return [comparison for comparison in found if comparison is not None]
-
-
-def _compare(panel: Panel, target: Target, first: str, second: str) -> Comparison | None:
-    pairs = [
-        (one, other)
-        for seed in sorted({cell.record.seed for cell in panel.cells_of(first)})
-        if (one := _choice(panel, first, seed, target)) is not None
-        and (other := _choice(panel, second, seed, target)) is not None
-    ]
-    if not pairs:
-        return None
-    try:
-        answers = [(answers_of(one), answers_of(other)) for one, other in pairs]
-    except UserError:  # predictions are gone: the tables still stand
-        return None
-    labels = answers[0][0].labels
-    if any(not np.array_equal(labels, side.labels) for pair in answers for side in pair):
-        return None  # other rows
-    categorical = panel.metric not in ("pearson", "spearman")
-    return Comparison(
-        target=target,
-        first=first,
-        second=second,
-        seeds=tuple(one.cell.record.seed for one, _ in pairs),
-        difference=float(np.mean([_test_score(one) - _test_score(other) for one, other in pairs])),
-        interval=_interval_of_difference(panel.metric, answers),
-        seed=pairs[0][0].cell.record.seed,
-        test=paired_test(*(side.predictions == labels for side in answers[0])) if categorical else None,
-    )
-
-
-def _choice(panel: Panel, label: str, seed: int, target: Target) -> Choice | None:
-    cells = panel.cells_of(label, seed)
-    return choose_point(cells, target, reference_of(panel, label, seed)) if cells else None
-
-
-def _test_score(choice: Choice) -> float:
-    return choice.point.test.scores[choice.cell.record.metric]
-
-
-def _interval_of_difference(metric: str, answers: Sequence[tuple[Answers, Answers]]) -> tuple[float, float] | None:
-    labels = answers[0][0].labels
-    if not can_resample(metric, labels):
-        return None
-    both = [side.predictions for pair in answers for side in pair]
-    scores = resampled_scores(metric, labels, both)
-    return interval(mean_over_drawn_seeds(scores[:, ::2] - scores[:, 1::2]))

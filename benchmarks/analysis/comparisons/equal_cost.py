@@ -90,7 +90,7 @@ def _test_score(panel: Panel, knobs: "pd.DataFrame", mixture: Mixture) -> float:
 
 def _answers(panel: Panel, knob: "pd.Series") -> tuple[NDArray, NDArray] | None:
     """Return the labels and answers of the test rows at a knob; None unless it is one whose answers were kept."""
-    if np.isnan(knob["point"]):
+    if np.isnan(knob.get("point", np.nan)):
         return None
     try:
         columns = predictions_of(panel.cells[knob["cell"]].rows)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
-from benchmarks.analysis.comparisons.curve_summaries import CORE_METHOD, curve_summaries
-from benchmarks.analysis.results import FULL, REFERENCES, Panel
+from benchmarks.analysis.comparisons.curve_summaries import curve_summaries
+from benchmarks.analysis.comparisons.pairs import holm
+from benchmarks.analysis.results import CORE_METHOD, FULL, REFERENCES, Panel
 from benchmarks.analysis.rows.instances import row_for_half
-from benchmarks.analysis.statistics import holm
 from benchmarks.store.targets import HALF
 
 AREA = "area under the score-layers front"

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.analysis.comparisons.curve_summaries import CORE_METHOD, mean_layers_area
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, Panel, role_of
+from benchmarks.analysis.comparisons.curve_summaries import mean_layers_area
+from benchmarks.analysis.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, Panel, role_of
 
 BOLD_METHODS = 8
 """Up to so many competitors are all drawn boldly; of more, the core methods and the strongest others."""

@@ -4,6 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from benchmarks.analysis.curves import Speedups, speedups
 from benchmarks.analysis.results import FULL, AnyPanel, BaseStoredCell, role_of
 from benchmarks.analysis.rows.choices import choices_for, targets_of
@@ -73,6 +76,12 @@ def head_of(panel: AnyPanel, targets: Sequence[Target], choices: Sequence[Any]) 
         "targets": tuple(targets),
         "seeds": tuple(choice.cell.record.seed for choice in choices),
     }
+
+
+def mean_and_std(values: ArrayLike) -> tuple[float, float | None]:
+    """Return the mean, and the sample standard deviation where there is more than one value."""
+    array = np.asarray(values, dtype=float)
+    return float(array.mean()), float(array.std(ddof=1)) if array.size > 1 else None
 
 
 def varied_parameters(cell: BaseStoredCell[Any], siblings: Sequence[BaseStoredCell[Any]]) -> str:

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.curves import speedups, time_ratio
 from benchmarks.analysis.results import FULL, Panel
-from benchmarks.analysis.rows.base import BaseRow, contenders_of, head_of, rows_of_curve, seconds_by_size
+from benchmarks.analysis.rows.base import BaseRow, contenders_of, head_of, mean_and_std, rows_of_curve, seconds_by_size
 from benchmarks.analysis.rows.choices import Choice
-from benchmarks.analysis.statistics import mean_and_std
 from benchmarks.measure.intervals import interval_over_rows_and_seeds
 from benchmarks.store.records import Contender, TimingSamples
 from benchmarks.store.stored_results import RowSource

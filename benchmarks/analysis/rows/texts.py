@@ -10,10 +10,17 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.curves import speedups
 from benchmarks.analysis.results import BasePanel, load_panels_of
-from benchmarks.analysis.rows.base import BaseRow, contenders_of, head_of, record_of, rows_of_curve, seconds_by_size
+from benchmarks.analysis.rows.base import (
+    BaseRow,
+    contenders_of,
+    head_of,
+    mean_and_std,
+    record_of,
+    rows_of_curve,
+    seconds_by_size,
+)
 from benchmarks.analysis.rows.choices import DecodingChoice
 from benchmarks.analysis.rows.instances import predictions_of
-from benchmarks.analysis.statistics import mean_and_std
 from benchmarks.store.folders import Fault
 from benchmarks.store.generation_records import (
     DecodingContender,

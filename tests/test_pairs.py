@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from benchmarks.analysis.statistics import mean_and_std, paired_test
+from benchmarks.analysis.comparisons.pairs import paired_test
+from benchmarks.analysis.rows.base import mean_and_std
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60)
 
