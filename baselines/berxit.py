@@ -38,7 +38,6 @@ class BERxiT(Method):
     knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *_THRESHOLDS, 0.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train everything in one stage."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)

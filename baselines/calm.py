@@ -94,11 +94,9 @@ class SaturationRule(ExitRule):
         self.width = width
 
     def start(self, rows: int, num_layers: int) -> State:
-        """No state yet."""
         return {"previous": torch.zeros(rows, self.width)}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Compare the cosine with the threshold."""
         cosine = functional.cosine_similarity(view.pooled, state["previous"], dim=-1)
         state["previous"] = view.pooled
         return (cosine > self.threshold) & (view.layer > 1)
@@ -187,7 +185,6 @@ class DecayingSignalRule(DecayingThresholdRule):
         self.signal = signal
 
     def confidence(self, view: LayerView, state: State) -> Tensor:
-        """Return the signal."""
         return self.signal(view)
 
 
@@ -225,7 +222,6 @@ class _CALMTokens(TokenMethod):
     horizon: int | None = None
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train all exits together."""
         self.check_task(task)
         train_exits(model, task, recipe)
         return model
@@ -247,7 +243,6 @@ class CALMTokensSoftmax(_CALMTokens):
     name: ClassVar[str] = "calm-tokens-softmax"
 
     def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
-        """Confidence is the margin."""
         return DecayingSignalRule(margin, threshold, self.tau, tokens)
 
 

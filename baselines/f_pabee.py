@@ -61,11 +61,9 @@ class SmallStepRule(ExitRule):
         self.num_labels = num_labels
 
     def start(self, rows: int, num_layers: int) -> State:
-        """No distribution yet."""
         return {"previous": torch.zeros(rows, self.num_labels)}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Compare the distance with the threshold."""
         now = view.logits.log_softmax(dim=-1)
         distance = self.distance(now, state["previous"])
         state["previous"] = now

@@ -40,7 +40,6 @@ class ShallowDeepRule(ExitRule):
         self.shallow_layer = shallow_layer
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Ask, or stay."""
         if view.layer != self.shallow_layer:
             return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
         return self.rule.should_exit(view, state)

@@ -45,7 +45,6 @@ class Full(Method):
     supports_regression: ClassVar[bool] = True
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune backbone and last classifier."""
         train_last_exit(model, task, recipe)
         return model
 
@@ -54,7 +53,6 @@ class Full(Method):
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Never exit."""
         self.check_knob(model, knob)
         return NeverExit()
 
@@ -79,7 +77,6 @@ class StaticRule(ExitRule):
         self.layer = layer
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Compare layer numbers."""
         return torch.full((view.rows,), view.layer >= self.layer, device=view.device)
 
 
@@ -92,11 +89,9 @@ class Static(_JointlyTrained):
     knob: ClassVar[Knob] = Knob("layer", tuple(float(layer) for layer in range(1, 13)))
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        """Return 1..L."""
         return _layers(model)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit at layer ``knob``."""
         self.check_knob(model, knob)
         return StaticRule(round(knob))
 
@@ -215,7 +210,6 @@ class Majority(Method):
         return _layers(model)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit at layer ``knob``."""
         self.check_knob(model, knob)
         return StaticRule(round(knob))
 
@@ -240,7 +234,6 @@ class TokenFull(TokenMethod):
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Never exit."""
         self.check_knob(model, knob)
         return NeverExit()
 
@@ -260,7 +253,6 @@ class TokenStatic(TokenMethod):
         return model
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
-        """Return the exit layers."""
         return tuple(float(layer) for layer in model.exit_layers)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:

@@ -41,7 +41,6 @@ class SkipDecode(TokenMethod):
     horizon: int | None = None
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train all exits."""
         self.check_task(task)
         train_exits(model, task, recipe)
         return model

@@ -68,11 +68,9 @@ class Case(BaseCase[MultiExitModel, Trace]):
         return train_case(self.method, self.family, self.models)
 
     def numbers(self) -> Tensor:
-        """Return the logits of every layer."""
         return self.trace.logits
 
     def answers(self, knob: float) -> list[Tensor]:
-        """Return exit layers and logits."""
         live = self.live(knob)
         return [live.exit_layers, live.logits]
 
@@ -100,7 +98,6 @@ class Case(BaseCase[MultiExitModel, Trace]):
         return self.alone(knob).exit_layers.tolist(), together.exit_layers.tolist(), self.trace
 
     def replayed_alone(self, knob: float, trace: Trace) -> Tensor:
-        """Replay every row alone."""
         return torch.cat([self.replayed(knob, rows_of(trace, [row])) for row in range(len(trace))])
 
 

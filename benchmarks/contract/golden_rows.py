@@ -110,11 +110,9 @@ class GoldenInstances(GoldenRows):
         return method.fit(model, self._task, RECIPE)
 
     def numbers(self, model: Any) -> dict[str, list[float]]:
-        """Return them over the unseen rows."""
         return {"logits": _sizes(record_trace(model, self._rows).logits), **_head_sizes(model)}
 
     def exits(self, method: Method, model: Any, knobs: Sequence[float]) -> Tensor:
-        """Return those of the unseen rows."""
         return sweep([method.rule(model, knob) for knob in knobs], record_trace(model, self._rows))
 
     def decide(self, method: Method, model: Any, knobs: Sequence[float]) -> list[Decided]:

@@ -131,7 +131,6 @@ class TokenCase(BaseCase[MultiExitDecoder, TokenTrace]):
         return layers[0], layers[1], self.trace_of(alone)
 
     def replayed_alone(self, knob: float, trace: TokenTrace) -> Tensor:
-        """Replay every token alone."""
         return torch.cat([self.replayed(knob, trace.select(token)) for token in torch.arange(len(trace)).split(1)])
 
 

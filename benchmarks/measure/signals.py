@@ -37,6 +37,5 @@ class _Comparing(NeverExit):
         return self.rule.start(rows, num_layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Return False for every row."""
         self.values.append(self.rule.compared_value(view, state))
         return super().should_exit(view, state)

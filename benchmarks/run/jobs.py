@@ -99,26 +99,21 @@ class CellJob(Job):
 
     @property
     def name(self) -> str:
-        """The cell's."""
         return self.spec.name
 
     @property
     def key(self) -> str:
-        """The cell's."""
         return self.parts.key
 
     @property
     def group(self) -> Group:
-        """The cell's."""
         return self.spec.group
 
     @property
     def place(self) -> Path:
-        """The cell's."""
         return self.surroundings.folder.cell(self.spec)
 
     def finished_at(self) -> str | None:
-        """Return when the record was made."""
         record, _ = read_cell(self.place, self.parts, kind_named(self.spec.kind).record)
         return record.finished_at if record else None
 
@@ -143,33 +138,27 @@ class TimingJob(Job):
 
     @property
     def name(self) -> str:
-        """Group and number of operating points."""
         points = sum(len(timed_points(cell.record, self.protocol)) for cell in self.cells if cell.record)
         group = " · ".join(display_name(str(part)) for part in self.group)
         return f"timing {group}: {points} operating points and the stock model"
 
     @property
     def key(self) -> str:
-        """The protocol's."""
         return timing_key(self.protocol, self.cells[0].spec.kind)
 
     @property
     def group(self) -> Group:
-        """The cells'."""
         return self.cells[0].group
 
     @property
     def place(self) -> Path:
-        """The timing's."""
         return self.surroundings.folder.timing(*self.group)
 
     def finished_at(self) -> str | None:
-        """Return when the timing was taken."""
         timing, _ = read_timing(self.place, self.cells[0].kind.timing)
         return timing.finished_at if timing else None
 
     def compute(self) -> None:
-        """Take the times."""
         from benchmarks.run.timing import run_timing
 
         rows = self.surroundings.inputs().rows(self.cells[0].spec)

@@ -142,7 +142,6 @@ class CellSpec(BaseCellSpec):
 
     @property
     def rows(self) -> tuple[Hashable, ...]:
-        """Task and caps."""
         return self.task, self.validation_rows, self.test_rows
 
 
@@ -234,7 +233,6 @@ class SuiteSpec(BaseSuite):
     test_rows: int | None = Field(default=None, ge=1)
 
     def own_fields(self, label: str, task: str) -> dict[str, Any]:
-        """Return the caps."""
         return {"validation_rows": self.validation_rows, "test_rows": self.test_rows}
 
 

@@ -84,7 +84,6 @@ class GenerationCellSpec(BaseCellSpec):
 
     @property
     def rows(self) -> tuple[Hashable, ...]:
-        """Tasks and caps."""
         return self.task, self.train_on, self.validation_prompts, self.test_prompts
 
 

@@ -172,7 +172,6 @@ class LlamaStepper(DecoderStepper):
 
     @property
     def head_dim(self) -> int:
-        """Width of one head."""
         return int(self.layer_module(1).self_attn.head_dim)  # type: ignore[union-attr, arg-type]
 
     def layer_module(self, layer: int) -> nn.Module:
@@ -188,7 +187,6 @@ class LlamaStepper(DecoderStepper):
         return self.backbone.model.rotary_emb(hidden, positions)
 
     def step(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Run one layer."""
         # The cache goes by its place: its name differs between versions of transformers.
         return self.layer_module(layer)(
             hidden, context.attention_mask, context.positions, context.cache, position_embeddings=context.rotation
@@ -210,7 +208,6 @@ class LlamaStepper(DecoderStepper):
 
     @property
     def final_norm(self) -> nn.Module:
-        """Return ``model.norm``."""
         return self.backbone.model.norm
 
 
@@ -218,7 +215,6 @@ class Qwen3Stepper(LlamaStepper):
     """Qwen3: as Llama, with a norm of its own on every key."""
 
     def project_keys(self, attention: Any, normed: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the normalised keys."""
         return attention.k_norm(super().project_keys(attention, normed, shape))
 
 
@@ -234,7 +230,6 @@ class GPT2Stepper(DecoderStepper):
 
     @property
     def head_dim(self) -> int:
-        """Width of one head."""
         return self.width // self.kv_heads
 
     def layer_module(self, layer: int) -> nn.Module:
@@ -242,7 +237,6 @@ class GPT2Stepper(DecoderStepper):
         return self.backbone.transformer.h[layer - 1]
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Word and position embeddings."""
         stock = self.backbone.transformer
         return stock.drop(stock.wte(tokens) + stock.wpe(positions))
 
@@ -251,7 +245,6 @@ class GPT2Stepper(DecoderStepper):
         return
 
     def step(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Run one layer."""
         return self.layer_module(layer)(hidden, context.cache, context.attention_mask)
 
     def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
@@ -263,7 +256,6 @@ class GPT2Stepper(DecoderStepper):
 
     @property
     def final_norm(self) -> nn.Module:
-        """Return ``transformer.ln_f``."""
         return self.backbone.transformer.ln_f
 
 

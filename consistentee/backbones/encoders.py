@@ -231,11 +231,9 @@ class BertStepper(EncoderStepper):
         return self.backbone.encoder.layer[layer - 1]
 
     def embed(self, batch: Batch) -> Tensor:
-        """Word, position and token-type embeddings."""
         return self.backbone.embeddings(input_ids=batch.input_ids, token_type_ids=batch.token_type_ids)
 
     def parts(self, layer: int) -> LayerParts:
-        """Projections under ``attention.self``."""
         module: Any = self.layer_module(layer)
         attention = module.attention.self
 
@@ -273,7 +271,6 @@ class MPNetStepper(EncoderStepper):
         return self.backbone.encoder.layer[layer - 1]
 
     def embed(self, batch: Batch) -> Tensor:
-        """Word and position embeddings."""
         return self.backbone.embeddings(input_ids=batch.input_ids)
 
     def position_bias(self, hidden: Tensor) -> Tensor:
@@ -301,7 +298,6 @@ class DistilBertStepper(EncoderStepper):
 
     @property
     def num_layers(self) -> int:
-        """Number of layers, L."""
         return int(self.config.n_layers)
 
     def layer_module(self, layer: int) -> nn.Module:
@@ -309,7 +305,6 @@ class DistilBertStepper(EncoderStepper):
         return self.backbone.transformer.layer[layer - 1]
 
     def embed(self, batch: Batch) -> Tensor:
-        """Word and position embeddings."""
         return self.backbone.embeddings(batch.input_ids)
 
     def parts(self, layer: int) -> LayerParts:

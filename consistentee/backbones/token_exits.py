@@ -157,7 +157,6 @@ class TokenExitStepper(EncoderStepper):
 
     @property
     def own_modules(self) -> dict[str, nn.Module]:
-        """The schedule."""
         return {_MODULE: self.token_exits}
 
     def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor:
@@ -166,7 +165,6 @@ class TokenExitStepper(EncoderStepper):
 
     @property
     def num_layers(self) -> int:
-        """Number of layers, L."""
         return self.stock.num_layers
 
     def layer_module(self, layer: int) -> nn.Module:
@@ -174,7 +172,6 @@ class TokenExitStepper(EncoderStepper):
         return self.stock.layer_module(layer)
 
     def embed(self, batch: Batch) -> Tensor:
-        """Return the input of layer 1."""
         return self.stock.embed(batch)
 
     def parts(self, layer: int) -> LayerParts:

@@ -94,7 +94,6 @@ class ConsistentEE(Method):
             raise UserError(f"consistentee: cross-fitting needs at least 2 folds, got {self.folds}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Run the three stages."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         cross_fitted = None

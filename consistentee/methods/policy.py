@@ -108,11 +108,9 @@ class PolicyRule(ExitRule):
         return {"previous": torch.full((rows,), -1)} if self.reads != "state" else {}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Ask the policy of this layer."""
         return self.compared_value(view, state) > self.threshold
 
     def compared_value(self, view: LayerView, state: State) -> Tensor:
-        """Return P(exit)."""
         extra = None
         if self.reads != "state":
             extra = confidence_features(view.probs, state["previous"] if view.layer > 1 else None)

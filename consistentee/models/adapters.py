@@ -53,11 +53,9 @@ class NormAdapter(ExitAdapter):
         self.norm = copy.deepcopy(final_norm)
 
     def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Norm."""
         return self.norm(hidden)
 
     def start_from(self, moments: StateMoments) -> None:
-        """Scale every channel of the norm."""
         self._scale_norm(moments.channel_scales)
 
     @torch.no_grad()
@@ -76,7 +74,6 @@ class LowRankAdapter(NormAdapter):
         nn.init.zeros_(self.up.weight)
 
     def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Norm and residual."""
         state = self.norm(hidden)
         return state + self.up(self.down(state))
 
@@ -97,7 +94,6 @@ class HeadAdapter(ExitAdapter):
         self.lm_head: nn.Linear = copy.deepcopy(lm_head)
 
     def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
-        """This exit's own LM head."""
         return self.lm_head(state)
 
     @torch.no_grad()

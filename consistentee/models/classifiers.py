@@ -144,7 +144,6 @@ class LinearClassifier(InternalClassifier):
         self.weight, self.bias = linear.weight, linear.bias  # saved as weight and bias, with no name in between
 
     def forward(self, layer: ReadableLayer) -> Tensor:
-        """Read ``layer.pooled``."""
         return functional.linear(self.dropout(layer.pooled), self.weight, self.bias)
 
 
@@ -173,7 +172,6 @@ class AttentionClassifier(InternalClassifier):
         self.output = _output_layer(spec.width, place.num_labels)
 
     def forward(self, layer: ReadableLayer) -> Tensor:
-        """Read ``layer.hidden`` and ``layer.padding_mask``."""
         attended = self._attend(self.narrow(layer.hidden), layer.padding_mask)
         pooled = pool_tokens(attended, layer.padding_mask, self.pooling)
         return self.output(self.dropout(self.dense(pooled).tanh()))
@@ -225,7 +223,6 @@ class PastFutureClassifier(InternalClassifier):
         return state.unsqueeze(1) + self.predictor(state).unflatten(-1, (self.layers_to_come, -1))
 
     def forward(self, layer: ReadableLayer) -> Tensor:
-        """Read ``layer.history``."""
         history = layer.history
         parts = [self.past(history)]
         if self.layers_to_come:

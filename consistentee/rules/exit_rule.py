@@ -55,12 +55,10 @@ class ThresholdRule(ExitRule):
         self.exit_when = exit_when
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Compare the signal with the threshold."""
         value = self.signal(view)
         return value > self.threshold if self.exit_when == "above" else value < self.threshold
 
     def compared_value(self, view: LayerView, state: State) -> Tensor:
-        """Return the signal."""
         return self.signal(view)
 
 
@@ -96,11 +94,9 @@ class SameAnswerRule(ExitRule):
         self.tolerance = tolerance
 
     def start(self, rows: int, num_layers: int) -> State:
-        """No answer yet: NaN equals nothing."""
         return {"previous": torch.full((rows,), torch.nan)}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Compare the answers."""
         answer = view.predictions.to(state["previous"].dtype)
         if view.logits.shape[-1] == 1:
             agrees = (answer - state["previous"]).abs() < self.tolerance

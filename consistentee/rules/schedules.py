@@ -22,7 +22,6 @@ class ScheduledRule(ExitRule):
         self.layers = tuple(layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Compare layer numbers."""
         layer = self.layers[min(view.step, len(self.layers) - 1)]
         return torch.full((view.rows,), layer <= view.layer, device=view.device)
 
