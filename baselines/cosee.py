@@ -54,11 +54,12 @@ def doubt(logits: Tensor) -> Tensor:
     return 1 - logits.softmax(dim=-1).amax(dim=-1)
 
 
-_SIGNALS: dict[str, Callable[[Tensor], Tensor]] = {
+SIGNALS: dict[str, Callable[[Tensor], Tensor]] = {
     "energy": normalised_energy,
     "entropy": normalised_entropy,
     "max-probability": doubt,
 }
+"""What says how unsure a layer is, by the names of the parameter ``signal``: [..., classes] -> [...]."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,14 @@ class COSEE(Method):
         self.check_task(task)
         source = training_source(model, task, recipe)
         total_steps = math.ceil(len(source) / recipe.batch_size) * recipe.epochs
-        stage = token_stage("consistency-oriented", partial(_loss, self, total_steps), recipe)
+        stage = token_stage("consistency-oriented", partial(consistency_oriented_loss, self, total_steps), recipe)
         run_stage(model, source, replace(stage, details={"method": repr(self)}), recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the signal is below ``knob``."""
         self.check_knob(model, knob)
-        signal = _SIGNALS[self.signal]
+        signal = SIGNALS[self.signal]
 
         def signal_of(view: LayerView) -> Tensor:
             return signal(view.logits)
@@ -110,10 +111,11 @@ class COSEE(Method):
         return ThresholdRule(signal_of, knob, exit_when="below")
 
 
-def _loss(method: COSEE, total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def consistency_oriented_loss(method: COSEE, total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Return the losses of all layers weighted by where rows would exit, and the ranking loss; scalar (section 3)."""
     logits = model(batch.tokens).logits
     losses = layer_losses(logits, batch.labels)
-    signals = _SIGNALS[method.signal](logits)
+    signals = SIGNALS[method.signal](logits)
     exits = simulated_exits(signals, _drawn_thresholds(signals, method.thresholds))
     weights = exit_weights(exits, logits.shape[1], method.sharpness * batch.step / total_steps)
     correct = logits.argmax(dim=-1) == batch.labels.unsqueeze(1)

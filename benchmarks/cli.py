@@ -319,7 +319,7 @@ def run(
     ] = False,
 ) -> None:
     """Run what is missing of a suite: train, measure, time; then write tables and figures."""
-    from benchmarks.store.suites import Filters, load_suite
+    from benchmarks.specs.suites import Filters, load_suite
 
     spec = load_suite(suite)
     filters = Filters(
@@ -637,8 +637,8 @@ def check_backbone(
     ],
 ) -> None:
     """Put a pretrained encoder under the contract, on its real weights: can it be stepped, cut, counted and timed?"""
-    from benchmarks.contract.backbone_run import check_backbone as check
-    from benchmarks.contract.backbone_run import report_table
+    from benchmarks.contract.backbones.run import check_backbone as check
+    from benchmarks.contract.backbones.run import report_table
 
     report = check(backbone, progress=True)
     output_console().print(report_table(report))

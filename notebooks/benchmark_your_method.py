@@ -19,8 +19,8 @@ from pathlib import Path
 from benchmarks.analysis.figures.curves import figure
 from benchmarks.analysis.results import load_panels
 from benchmarks.run.sweep import run_suite
-from benchmarks.store.spec import SuiteSpec
-from benchmarks.store.suites import Filters
+from benchmarks.specs.base import SuiteSpec
+from benchmarks.specs.suites import Filters
 
 folder = Path(tempfile.mkdtemp())
 source = '''

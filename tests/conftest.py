@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from benchmarks.contract.tiny_decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
-from benchmarks.contract.tiny_models import (
+from benchmarks.contract.tiny.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
+from benchmarks.contract.tiny.encoders import (
     CONFIGS,
     FAMILIES,
     PAD_ID,

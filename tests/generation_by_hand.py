@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from records_by_hand import ENVIRONMENT, parts_by_hand, targets_of
 
+from benchmarks.specs.targets import FAITHFUL
 from benchmarks.store.folders import write_predictions, write_record
 from benchmarks.store.generation_records import (
     CalibrationRecord,
@@ -20,7 +21,6 @@ from benchmarks.store.generation_records import (
     ReplayPoint,
     Speculation,
 )
-from benchmarks.store.targets import FAITHFUL
 
 LAYERS = 30
 EXITS = [6, 12, 18, 24, 30]

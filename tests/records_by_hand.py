@@ -8,6 +8,7 @@ import pandas as pd
 
 from benchmarks.analysis.curves import average_layers
 from benchmarks.analysis.results import StoredCell
+from benchmarks.specs.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
 from benchmarks.store.folders import write_predictions, write_record
 from benchmarks.store.records import (
     CellRecord,
@@ -19,7 +20,6 @@ from benchmarks.store.records import (
     TimingSamples,
 )
 from benchmarks.store.stored_results import CellFolder
-from benchmarks.store.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
 
 LAYERS = 6
 ROWS = 200

@@ -13,10 +13,10 @@ from conftest import make_task
 from rich.console import Console
 
 from benchmarks.run.sweep import RunOutcome, run_suite
+from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE
 from benchmarks.store.records import CellRecord, TimingRecord
 from benchmarks.store.stored_results import StoredResults, open_results
-from benchmarks.store.suites import Filters, load_suite
 from consistentee.data.instances import Split
 
 # A shell makes its commands in the background deaf to Ctrl-C, and so what they start.

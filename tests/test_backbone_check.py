@@ -13,10 +13,10 @@ from transformers.models.bert.modeling_bert import BertLayer
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.contract import encoder_checks
-from benchmarks.contract.backbone_check import BackboneCheck
-from benchmarks.contract.backbone_run import BackboneReport, check_backbone, report_table, run_checks
-from benchmarks.contract.encoder_candidate import EncoderCandidate
+from benchmarks.contract.backbones import checks as encoder_checks
+from benchmarks.contract.backbones.candidate import EncoderCandidate
+from benchmarks.contract.backbones.check import BackboneCheck
+from benchmarks.contract.backbones.run import BackboneReport, check_backbone, report_table, run_checks
 from benchmarks.contract.faults import BrokenContractError
 from consistentee.backbones.catalog import resolve
 from consistentee.backbones.encoders import BertStepper, EncoderStepper, RobertaStepper

@@ -11,10 +11,10 @@ from benchmarks.kinds.classification import choose_knobs, same_answers
 from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.intervals import score_interval
 from benchmarks.run.cell import run_cell
+from benchmarks.specs.base import CellSpec
+from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget, Target
 from benchmarks.store.folders import LOG_FILE, RunFolder, read_cell, read_predictions
 from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint
-from benchmarks.store.spec import CellSpec
-from benchmarks.store.targets import HALF, WITHIN_ONE_POINT, Budget, Target
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import METRICS, score
 from consistentee.errors import UserError

@@ -4,7 +4,7 @@ from records_by_hand import cell, operating_point, stored
 
 from benchmarks.analysis.results import panels
 from benchmarks.analysis.rows.choices import choices_for, choose_point, reference_of, targets_of
-from benchmarks.store.targets import HALF, WITHIN_ONE_POINT, Budget
+from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget
 
 QUARTER = Budget(layers_at_most=0.25)
 

@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks.kinds.kind import kind_named
 from benchmarks.run.forecast import plan_lines
+from benchmarks.specs.suites import load_suite
 from benchmarks.store.method_versions import method_version
 from benchmarks.store.stored_results import kind_of_results, open_results
-from benchmarks.store.suites import load_suite
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION
 
 RESULTS = Path(__file__).parents[1] / "results"

@@ -13,7 +13,9 @@ from consistentee.methods.consistent_ee import ConsistentEE
 from consistentee.methods.consistent_ee_tokens import (
     ConsistentEETokens,
     ConsistentEETokensCurve,
+    exit_consistent_loss,
     memorized_exit_layer,
+    policy_stage_loss,
     token_policy_spec,
 )
 from consistentee.methods.policy import POLICY, policy_spec
@@ -97,7 +99,7 @@ def test_objective_is_that_of_classification_on_the_same_tensors(tiny_decoder, r
     hardness = memorized_exit_layer(answers.correct("label"), model.exit_layers)
     method = ConsistentEETokens(alpha=0.3, policy_reads=reads, estimator=estimator)
     torch.manual_seed(0)
-    loss = consistent_ee_tokens._policy_stage_loss(method, answers, hardness, model, batch)
+    loss = policy_stage_loss(method, answers, hardness, model, batch)
 
     logits = torch.stack([model.logits(layer, batch.hidden[:, i]) for i, layer in enumerate(model.exit_layers)], dim=1)
     outputs = LayerOutputs(batch.hidden, model.state(batch.hidden), logits)
@@ -117,7 +119,7 @@ def test_reward_counts_true_layers(tiny_decoder, monkeypatch):
     given = []
     monkeypatch.setattr(ConsistentEETokens, "policy_loss", lambda _, p, reward: given.append(reward) or p.sum())
     hardness = torch.tensor([3, 4, 3, 4, 3])
-    consistent_ee_tokens._policy_stage_loss(ConsistentEETokens(alpha=0.5), answers, hardness, model, all_states(trace))
+    policy_stage_loss(ConsistentEETokens(alpha=0.5), answers, hardness, model, all_states(trace))
     price = 0.5 * (1 - hardness / 4)
     expected = -answers.label_losses - torch.stack([price * 3, price * 4], dim=1)
     torch.testing.assert_close(given[0], expected)
@@ -202,7 +204,7 @@ def test_exit_consistent_loss_by_hand(tiny_decoder):
         with torch.no_grad():
             for layer, bias in zip((1, 3), biases, strict=True):
                 model.head(POLICY).modules_by_layer[layer - 1].bias.fill_(bias)
-        losses[name] = consistent_ee_tokens._exit_consistent_loss(ConsistentEETokens(), "label", answers, model, batch)
+        losses[name] = exit_consistent_loss(ConsistentEETokens(), "label", answers, model, batch)
     expected = functional.cross_entropy(model.logits(3, batch.hidden[:, 1]), batch.targets)
     torch.testing.assert_close(losses["third"], expected)
     assert losses["never"] == 0

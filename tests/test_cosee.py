@@ -8,8 +8,15 @@ from conftest import make_task
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines import cosee
-from baselines.cosee import COSEE, exit_weights, normalised_energy, ranking_loss, simulated_exits
+from baselines.cosee import (
+    COSEE,
+    SIGNALS,
+    consistency_oriented_loss,
+    exit_weights,
+    normalised_energy,
+    ranking_loss,
+    simulated_exits,
+)
 from consistentee.errors import UserError
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay
@@ -17,7 +24,6 @@ from consistentee.training.recipe import Recipe
 from consistentee.training.stages import layer_losses, training_source
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
-SIGNALS = ["energy", "entropy", "max-probability"]
 
 
 def test_energy_by_hand():
@@ -35,7 +41,7 @@ def test_simulated_exits_are_the_exits_of_the_rule(signal):
     method = COSEE(signal=signal)
     logits = torch.randn(64, 6, 3, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)
     trace = Trace(logits, torch.zeros(64), {}, torch.ones(64), torch.arange(64))
-    simulated = simulated_exits(cosee._SIGNALS[signal](trace.logits), torch.tensor(method.knob.values))
+    simulated = simulated_exits(SIGNALS[signal](trace.logits), torch.tensor(method.knob.values))
     assert simulated.unique().tolist() == [1, 2, 3, 4, 5, 6]
     replayed = [replay(method.rule(None, knob), trace) for knob in method.knob.values]
     assert torch.equal(simulated, torch.stack(replayed))
@@ -81,7 +87,7 @@ def test_loss_starts_as_the_mean_over_layers(tiny_model):
     model = tiny_model()
     source = training_source(model, make_task(), RECIPE)
     batch = source.batch(torch.arange(16), step=0)
-    loss = partial(cosee._loss, COSEE(ranking=0.0), 10)
+    loss = partial(consistency_oriented_loss, COSEE(ranking=0.0), 10)
     torch.testing.assert_close(loss(model, batch), layer_losses(model(batch.tokens).logits, batch.labels).mean())
     late = source.batch(torch.arange(16), step=9)
     assert not torch.isclose(loss(model, late), loss(model, batch))
@@ -90,7 +96,7 @@ def test_loss_starts_as_the_mean_over_layers(tiny_model):
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_gradients_are_finite_for_certain_rows(signal):
     logits = torch.tensor([[[300.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]], requires_grad=True)
-    cosee._SIGNALS[signal](logits).sum().backward()
+    SIGNALS[signal](logits).sum().backward()
     assert torch.isfinite(logits.grad).all()
 
 

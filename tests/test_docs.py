@@ -19,8 +19,8 @@ from benchmarks.cli import app
 from benchmarks.commands.new_method import write_method
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
 from benchmarks.contract.run import check_method, fault_lines
-from benchmarks.store import suites
-from benchmarks.store.spec import TimingSpec
+from benchmarks.specs import suites
+from benchmarks.specs.base import TimingSpec
 from consistentee.methods.method import get_method
 from consistentee.models import classifiers
 from consistentee.training.recipe import RecipeSettings

@@ -12,8 +12,9 @@ import torch
 from conftest import make_task
 
 from consistentee.files import DiskFullError, clear_leftovers, only_one
-from consistentee.traces import instance_trace as trace
-from consistentee.training import loop as training
+from consistentee.models.encoder import MultiExitModel
+from consistentee.traces.instance_trace import record_trace
+from consistentee.training.loop import TokenSource
 from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_jointly
 
@@ -73,27 +74,27 @@ def both(do):
 
 def test_a_shared_stage_is_trained_once_by_two_that_want_it(tmp_path, tiny_model, monkeypatch):
     models = [tiny_model(), tiny_model()]
-    unused, trained, real = list(models), [], training._train
+    unused, steps, real = list(models), [], TokenSource.batch
 
-    def count(*args):
-        trained.append(args)
-        real(*args)
+    def count(source, rows, step):
+        steps.append(step)
+        return real(source, rows, step)
 
-    monkeypatch.setattr(training, "_train", count)
+    monkeypatch.setattr(TokenSource, "batch", count)
     both(lambda: train_jointly(unused.pop(), make_task(), Recipe(epochs=1, max_length=16, store=tmp_path)))
-    assert len(trained) == 1
+    assert steps == list(range(len(steps))), "one went through the steps"
     for first, second in zip(*(model.state_dict().values() for model in models), strict=True):
         assert torch.equal(first, second)
 
 
 def test_a_shared_pass_is_run_once_by_two_that_want_it(tmp_path, tiny_model, monkeypatch):
-    model, passes, real = tiny_model(), [], trace._run_at_full_depth
+    model, passes, real = tiny_model(), [], MultiExitModel.forward
 
-    def count(*args):
-        passes.append(args)
-        return real(*args)
+    def count(model, batch):
+        passes.append(batch)
+        return real(model, batch)
 
-    monkeypatch.setattr(trace, "_run_at_full_depth", count)
-    traces = both(lambda: trace.record_trace(model, make_task().test, store=tmp_path))
-    assert len(passes) == 1
+    monkeypatch.setattr(MultiExitModel, "forward", count)
+    traces = both(lambda: record_trace(model, make_task().test, store=tmp_path))
+    assert len(passes) == 1, "one batch holds all rows"
     assert torch.equal(traces[0].logits, traces[1].logits)

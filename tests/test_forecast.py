@@ -10,9 +10,9 @@ from small_suite import Bench
 
 from benchmarks.run.forecast import Forecast, plan_lines
 from benchmarks.run.plan import PlannedCell
+from benchmarks.specs.base import CellSpec
+from benchmarks.specs.suites import load_suite
 from benchmarks.store.folders import FAILURE_FILE, RECORD_FILE
-from benchmarks.store.spec import CellSpec
-from benchmarks.store.suites import load_suite
 from consistentee.errors import UserError
 
 

@@ -19,9 +19,9 @@ from benchmarks.kinds.generation_selection import choose_points, replay_points, 
 from benchmarks.measure.decoding_clock import stock_times
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
 from benchmarks.run.timing import load_models
+from benchmarks.specs.generation import StudySpec
+from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
-from benchmarks.store.generation_spec import StudySpec
-from benchmarks.store.targets import FAITHFUL, HALF, Budget
 from consistentee.data.prompts import Prompt, PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks.store.generation_spec import GenerationCellSpec, GenerationSuite
+from benchmarks.specs.base import SuiteSpec
+from benchmarks.specs.generation import GenerationCellSpec, GenerationSuite
+from benchmarks.specs.suites import Filters, expand, load_suite
 from benchmarks.store.keys import key_parts
-from benchmarks.store.spec import SuiteSpec
-from benchmarks.store.suites import Filters, expand, load_suite
 from consistentee.errors import UserError
 from consistentee.methods.calibration import hoeffding_bentkus
 from consistentee.methods.method import get_method
@@ -114,7 +114,7 @@ def test_key_depends_on_what_is_decoded_and_not_on_names(tmp_path):
 
 def test_reading_a_suite_loads_no_torch(tmp_path):
     code = (
-        "import sys\nfrom benchmarks.store.suites import expand, load_suite\nimport benchmarks.kinds.kind\n"
+        "import sys\nfrom benchmarks.specs.suites import expand, load_suite\nimport benchmarks.kinds.kind\n"
         f"assert expand(load_suite({str(written(tmp_path))!r}))\nassert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -21,9 +21,9 @@ from benchmarks import analysis
 from benchmarks.run import schedulers
 from benchmarks.run.forecast import plan_lines
 from benchmarks.run.sweep import run_suite
+from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE, read_predictions
 from benchmarks.store.method_versions import method_version
-from benchmarks.store.suites import Filters, load_suite
 from consistentee.errors import UserError
 
 METHOD = """
@@ -149,7 +149,7 @@ def test_second_run_writes_nothing_and_loads_no_torch(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.out.rglob("*.json")}
     code = (
         "import sys; from pathlib import Path\n"
-        "from benchmarks.store.suites import load_suite\nfrom benchmarks.run.sweep import run_suite\n"
+        "from benchmarks.specs.suites import load_suite\nfrom benchmarks.run.sweep import run_suite\n"
         f"outcome = run_suite(load_suite({str(finished.suite_file)!r}), out=Path({str(finished.out)!r}))\n"
         "assert (outcome.finished, outcome.computed) == (4, 0)\nassert 'torch' not in sys.modules\n"
     )

@@ -33,8 +33,8 @@ from benchmarks.analysis.tables.decoding import (
     match_overview,
 )
 from benchmarks.analysis.tables.text import csv_of
+from benchmarks.specs.targets import HALF, in_words
 from benchmarks.store.stored_results import BaseStoredCell, CellFolder, kind_of_results
-from benchmarks.store.targets import HALF, in_words
 from consistentee.errors import UserError
 
 

@@ -9,7 +9,6 @@ from safetensors.torch import load_file
 from test_decoders import pad
 
 from consistentee import MultiExitDecoder
-from consistentee.backbones import gguf as our_gguf
 from consistentee.backbones.catalog import resolve_decoder
 from consistentee.errors import UserError
 
@@ -117,7 +116,9 @@ def test_it_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypa
     first = resolve_decoder(str(tmp_path))  # a folder that holds one
     assert first.startswith(str(cache))
     assert {weight.dtype for weight in load_file(f"{first}/model.safetensors").values()} == {torch.float32}
-    monkeypatch.setattr(our_gguf, "_convert", lambda *_: pytest.fail("converted twice"))
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("converted twice")
+    )
     assert resolve_decoder(str(tmp_path / "tiny.gguf")) == first
     (tmp_path / "tiny.gguf").rename(tmp_path / "copy.gguf")
     (tmp_path / "copy.gguf").write_bytes((tmp_path / "copy.gguf").read_bytes() + b"\0")
@@ -128,13 +129,12 @@ def test_it_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypa
 def test_a_conversion_that_is_broken_off_leaves_nothing(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
 
-    def break_off(file, folder):
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
+    def break_off(tokenizer, folder, **_):
+        assert (folder / "config.json").exists()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(our_gguf, "_convert", break_off)
+        patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", break_off)
         with pytest.raises(KeyboardInterrupt):
             resolve_decoder(str(tmp_path / "tiny.gguf"))
     assert not list(cache.rglob("config.json"))

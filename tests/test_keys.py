@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.specs.base import CellSpec, TimingSpec
 from benchmarks.store import keys, method_versions
 from benchmarks.store.keys import code_hash, differences, key_parts, timing_key
 from benchmarks.store.method_versions import method_version
-from benchmarks.store.spec import CellSpec, TimingSpec
 from consistentee import versions
 from consistentee.errors import UserError
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, method_class_of
@@ -155,7 +155,7 @@ def test_a_version_is_inherited_and_overridden(tmp_path, monkeypatch):
 
 KEYS_OF_SUITES = """
 from benchmarks.store.keys import code_hash, key_parts
-from benchmarks.store.suites import expand, load_suite
+from benchmarks.specs.suites import expand, load_suite
 for suite in ("cpu-classification", "cpu-variants", "generation"):
     for cell in expand(load_suite(suite)):
         print(cell.method, key_parts(cell, "rows", {}).key)

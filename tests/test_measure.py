@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from benchmarks.kinds.classification import BatchTime, average_layers, samples
 from benchmarks.measure import clock as measure
 from benchmarks.measure.clock import passes_of_round, time_contenders, timed
-from benchmarks.store.spec import TimingSpec
+from benchmarks.specs.base import TimingSpec
 
 ROWS = list(range(5))
 

@@ -7,11 +7,11 @@ from transformers import DynamicCache
 
 from baselines.references import RandomRule
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.cache import CacheHoleError, KeyValueCache
+from consistentee.engine.cache import CacheHoleError
 from consistentee.engine.decoding_step import TokenDecoder
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.owed_tokens import OwedTokens, Propagation
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
+from consistentee.engine.owed_tokens import Propagation
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy
 from consistentee.traces.token_view import TokenView, prompt_key
 
@@ -55,13 +55,19 @@ def full_depth_cache(model, tokens: list[int]) -> DynamicCache:
         return model.backbone(torch.tensor([tokens]), use_cache=True, return_dict=False)[1]
 
 
-def run_to_the_end(model, rows, rule, kv: str) -> tuple[TokenDecoder, list[list[int]]]:
-    """Decode without ever dropping a row, and let the last token run through all layers, which pays all debts."""
+class RandomUntilTheLast(RandomRule):
+    """Lets the last token run through all layers, which pays all debts."""
+
+    def should_exit(self, view, state):
+        return super().should_exit(view, state) & (view.step < NEW_TOKENS)
+
+
+def run_to_the_end(model, rows, kv: str) -> tuple[TokenDecoder, list[list[int]]]:
+    """Decode without ever dropping a row."""
+    rule = RandomUntilTheLast(2.5, seed=0)
     decoder = TokenDecoder(model, rows, rule, new_columns=NEW_TOKENS, kv=kv, sampling=None)
     written = [[token] for token in decoder.prefill()]
-    for step in range(NEW_TOKENS):
-        if step == NEW_TOKENS - 1:
-            decoder._rule = NeverExit()
+    for _ in range(NEW_TOKENS):
         for of_row, token in zip(written, decoder.step()[0], strict=True):
             of_row.append(token)
     return decoder, written
@@ -84,8 +90,8 @@ def test_propagation_equals_an_eager_decoder_without_batches(tiny_decoder, famil
 def test_exact_keys_and_values_are_those_of_full_depth(tiny_decoder, family):
     model = tiny_decoder(family)
     rows = model.encode(PROMPTS[:5])
-    decoder, written = run_to_the_end(model, rows, RULES["random"], "exact")
-    batch = decoder._batch
+    decoder, written = run_to_the_end(model, rows, "exact")
+    batch = decoder.batch
     for row, prompt in enumerate(rows):
         stock = full_depth_cache(model, [*prompt, *written[row][:-1]])
         padding = batch.prompt_columns - len(prompt)
@@ -99,9 +105,9 @@ def test_propagated_keys_and_values_are_not_those_of_full_depth(tiny_decoder):
     """The comparison above can fail."""
     model = tiny_decoder()
     rows = model.encode(PROMPTS[:1])
-    decoder, written = run_to_the_end(model, rows, RULES["random"], "propagate")
+    decoder, written = run_to_the_end(model, rows, "propagate")
     stock = full_depth_cache(model, [*rows[0], *written[0][:-1]])
-    assert not torch.allclose(decoder._batch.cache.keys[3][0], stock.layers[3].keys[0], atol=1e-2)
+    assert not torch.allclose(decoder.batch.cache.keys[3][0], stock.layers[3].keys[0], atol=1e-2)
 
 
 @pytest.mark.parametrize("kv", POLICIES)
@@ -124,10 +130,15 @@ def test_no_column_is_read_that_was_never_written(tiny_decoder, family, kv, monk
     """Unwritten memory holds NaN here, and a NaN that is read once is in everything that follows."""
     model = tiny_decoder(family)
     expected = generate(model, PROMPTS, RULES["random"], max_new_tokens=NEW_TOKENS, kv=kv)
-    nan = staticmethod(lambda shape, dtype, device: torch.full(shape, torch.nan, dtype=dtype, device=device))
-    monkeypatch.setattr(KeyValueCache, "_allocate", nan)
-    poisoned = generate(model, PROMPTS, RULES["random"], max_new_tokens=NEW_TOKENS, kv=kv)
-    assert [t.tolist() for t in poisoned.tokens] == [t.tolist() for t in expected.tokens]
+    nothing = torch.empty
+
+    def poisoned(*shape, **options):
+        memory = nothing(*shape, **options)
+        return memory.fill_(torch.nan) if memory.is_floating_point() else memory
+
+    monkeypatch.setattr(torch, "empty", poisoned)
+    written = generate(model, PROMPTS, RULES["random"], max_new_tokens=NEW_TOKENS, kv=kv)
+    assert [t.tolist() for t in written.tokens] == [t.tolist() for t in expected.tokens]
 
 
 def test_a_debt_that_is_not_paid_is_an_error(tiny_decoder, monkeypatch):
@@ -184,12 +195,3 @@ class TestLayersThatRun:
         assert tokens[4] == tokens[2], "the prompts alone"
         assert out.average_layers == 1
         assert not torch.cat(out.late_layers).any()
-
-
-def test_the_state_at_the_exit_is_what_is_kept(tiny_decoder):
-    model = tiny_decoder()
-    decoder = TokenDecoder(model, model.encode(PROMPTS[:2]), NeverExit(), new_columns=2, kv="propagate", sampling=None)
-    decoder.prefill()
-    decoder.step()
-    assert isinstance(decoder._owed, OwedTokens)
-    assert not decoder._owed.states.any(), "tokens at full depth owe nothing"

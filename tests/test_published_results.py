@@ -29,7 +29,10 @@ from benchmarks.commands.publish import publish_run
 from benchmarks.kinds.kind import kind_named
 from benchmarks.run import published as publication
 from benchmarks.run.forecast import plan_lines
-from benchmarks.store.columns import columns_of, read_values, table_of, written_values
+from benchmarks.specs.schema import Strict
+from benchmarks.specs.suites import load_suite
+from benchmarks.store.compact.columns import columns_of, read_values, table_of, written_values
+from benchmarks.store.compact.rows import alike, joined, layout_of, own_table
 from benchmarks.store.folders import (
     CALIBRATION_FILE,
     FAILURE_FILE,
@@ -39,10 +42,8 @@ from benchmarks.store.folders import (
     write_record,
 )
 from benchmarks.store.generation_records import GenerationRecord
-from benchmarks.store.records import CellRecord, FailureRecord, Strict, TimingRecord
-from benchmarks.store.row_tables import alike, joined, layout_of, own_table
+from benchmarks.store.records import CellRecord, FailureRecord, TimingRecord
 from benchmarks.store.stored_results import StoredResults, failed_cells, kind_of_results, open_results
-from benchmarks.store.suites import load_suite
 from consistentee.errors import UserError
 
 KINDS = ("classification", "generation")

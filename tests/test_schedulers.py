@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from benchmarks.run.schedulers import Share, next_job
-from benchmarks.store.spec import Group
+from benchmarks.specs.base import Group
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from benchmarks.analysis.select import Reach, choose, choose_all, concave_hull, mixture_at
-from benchmarks.store.targets import (
+from benchmarks.specs.targets import (
     FAITHFUL,
     HALF,
     WITHIN_ONE_POINT,

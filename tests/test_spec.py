@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.store.spec import MethodEntry, SuiteSpec, folder_name
-from benchmarks.store.suites import Filters, expand, list_suites, load_suite
+from benchmarks.specs.base import MethodEntry, SuiteSpec, folder_name
+from benchmarks.specs.suites import Filters, expand, list_suites, load_suite
 from benchmarks.tasks.loader import list_tasks
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError

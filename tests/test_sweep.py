@@ -15,9 +15,9 @@ from small_suite import Bench, wait_until, write_task
 
 from benchmarks import analysis
 from benchmarks.run import schedulers
+from benchmarks.specs.suites import Filters
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE
 from benchmarks.store.method_versions import method_version
-from benchmarks.store.suites import Filters
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError
 
@@ -121,7 +121,7 @@ def test_second_run_writes_nothing(finished):
 def test_up_to_date_run_does_not_load_torch(finished):
     code = (
         "import sys; from pathlib import Path\n"
-        "from benchmarks.store.suites import load_suite\nfrom benchmarks.run.sweep import run_suite\n"
+        "from benchmarks.specs.suites import load_suite\nfrom benchmarks.run.sweep import run_suite\n"
         f"outcome = run_suite(load_suite({str(finished.suite_file)!r}), out=Path({str(finished.out)!r}))\n"
         "assert outcome.computed == 0\nassert 'torch' not in sys.modules\n"
     )

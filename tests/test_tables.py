@@ -23,7 +23,7 @@ from benchmarks.analysis.rows.instances import label_rows, table_rows
 from benchmarks.analysis.tables.operating import comparison_table, operating_lines, operating_table
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import TextTable, csv_of, escape_latex, to_latex, to_markdown
-from benchmarks.store.targets import HALF, in_words
+from benchmarks.specs.targets import HALF, in_words
 from consistentee.errors import UserError
 
 

@@ -233,15 +233,14 @@ def test_cache_that_cannot_be_used_is_named(tmp_path, monkeypatch):
 
 def test_two_at_once_unpack_once(cache, monkeypatch):
     shipment = Shipment("shared", (by_hand(cache, in_folder(MODEL, "model")),), "model")
-    unpack, calls = wheels._unpack, []
 
-    def slow_unpack(*arguments):
-        calls.append(arguments)
-        time.sleep(0.2)
-        unpack(*arguments)
+    def looked_up_slowly(shipment):
+        found = is_fetched(shipment)
+        time.sleep(0.2)  # so that both find that it is not there
+        return found
 
-    monkeypatch.setattr(wheels, "_unpack", slow_unpack)
+    monkeypatch.setattr(wheels, "is_fetched", looked_up_slowly)
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(fetch, [shipment, shipment]))
     assert folders[0] == folders[1]
-    assert len(calls) == 1
+    assert not list(cache.glob("downloads/*")), "unpacked and removed: a second time it could not have been had"

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.rows.base import time_ratios
+from benchmarks.specs.targets import in_words
 from benchmarks.store.generation_records import DecodingPoint, GenerationRecord, ReplayPoint
 from benchmarks.store.records import CellRecord, CurvePoint, OperatingPoint
-from benchmarks.store.targets import in_words
 
 if TYPE_CHECKING:
     import pandas as pd

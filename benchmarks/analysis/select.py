@@ -11,7 +11,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.store.targets import Agreement, Budget, Target
+from benchmarks.specs.targets import Agreement, Budget, Target
 
 ROUNDING = 1e-9
 """Costs and qualities are means of counts: what differs by less is equal."""

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.commands.plugins import find_methods
-from benchmarks.store.suites import list_suites, load_suite
+from benchmarks.specs.suites import list_suites, load_suite
 from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, resolve, resolve_decoder

@@ -20,8 +20,8 @@ from benchmarks.commands.inventory import listed_methods, listed_token_methods
 from benchmarks.contract.base_case import fitted
 from benchmarks.contract.case import RECIPE
 from benchmarks.contract.faults import BrokenContractError, described
-from benchmarks.contract.tiny_decoders import TinyDecoders
-from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
+from benchmarks.contract.tiny.decoders import TinyDecoders
+from benchmarks.contract.tiny.encoders import TinyModels, make_task, random_texts
 from benchmarks.contract.token_case import TokenCase, train_token_case
 from benchmarks.contract.watching import WatchedRule
 from benchmarks.terminal import add_columns, add_row, plain_table

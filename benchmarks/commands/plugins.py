@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.store.spec import label_of
+from benchmarks.specs.base import label_of
 from consistentee.errors import UserError
 from consistentee.methods.method import methods_in_file
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds.kind import KINDS, Chosen, functions_of, kind_named
 from benchmarks.run.cell import trained
-from benchmarks.store.suites import expand
-from benchmarks.store.targets import in_words
+from benchmarks.specs.suites import expand
+from benchmarks.specs.targets import in_words
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.errors import UserError

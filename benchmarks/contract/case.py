@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.contract.base_case import BaseCase, fitted, rule_failed
 from benchmarks.contract.faults import BrokenContractError
-from benchmarks.contract.tiny_models import TinyModels, make_task, random_texts
+from benchmarks.contract.tiny.encoders import TinyModels, make_task, random_texts
 from benchmarks.contract.watching import WatchedRule
 from consistentee.data.instances import Split, Text
 from consistentee.engine.classify import Predictions, classify

@@ -23,7 +23,7 @@ from benchmarks.contract.case import RECIPE, ROWS, Case
 from benchmarks.contract.causes import draws_numbers, first_difference, why_exits_differ
 from benchmarks.contract.faults import FIT_SECTION, BrokenContractError, looks_at_neighbours
 from benchmarks.contract.reference import counted_work, reference_logits, reported_work
-from benchmarks.contract.tiny_models import make_task
+from benchmarks.contract.tiny.encoders import make_task
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.engine.classify import Predictions, classify, classify_encoded
 from consistentee.errors import UserError

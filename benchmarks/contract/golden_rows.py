@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from benchmarks.contract.case import RECIPE, rows_of
-from benchmarks.contract.tiny_decoders import TinyDecoders, make_text_task
-from benchmarks.contract.tiny_models import TinyModels, make_task
+from benchmarks.contract.tiny.decoders import TinyDecoders, make_text_task
+from benchmarks.contract.tiny.encoders import TinyModels, make_task
 from benchmarks.contract.token_case import RECIPE as TOKEN_RECIPE
 from consistentee.data.metrics import score
 from consistentee.data.prompts import PromptSplit

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from benchmarks.contract.watching import watched_calls
 from consistentee.backbones.encoders import stepper_for
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
@@ -59,12 +60,8 @@ def counted_work(model: MultiExitModel) -> Iterator[list[int]]:
     def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
         counts.append(inputs[0][..., 0].numel() if counts_tokens else len(inputs[0]))
 
-    hooks = [module.register_forward_hook(count) for module in {id(m): m for m in modules}.values()]
-    try:
+    with watched_calls((module, count) for module in {id(m): m for m in modules}.values()):
         yield counts
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def reported_work(model: MultiExitModel, trace: Trace, live: Predictions) -> int:

@@ -14,8 +14,8 @@ from benchmarks.contract.base_checks import Check
 from benchmarks.contract.case import train_case
 from benchmarks.contract.checks import CHECKS
 from benchmarks.contract.faults import BrokenContractError, described
-from benchmarks.contract.tiny_decoders import DECODER_FAMILIES, TinyDecoders
-from benchmarks.contract.tiny_models import FAMILIES, TinyModels
+from benchmarks.contract.tiny.decoders import DECODER_FAMILIES, TinyDecoders
+from benchmarks.contract.tiny.encoders import FAMILIES, TinyModels
 from benchmarks.contract.token_case import train_token_case
 from benchmarks.contract.token_checks import TOKEN_CHECKS
 from benchmarks.terminal import add_columns, add_row, plain_table

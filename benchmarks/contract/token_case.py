@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.contract.base_case import BaseCase, fitted, rule_failed
 from benchmarks.contract.faults import BrokenContractError
-from benchmarks.contract.tiny_decoders import TinyDecoders, make_text_task, random_prompts
+from benchmarks.contract.tiny.decoders import TinyDecoders, make_text_task, random_prompts
 from benchmarks.contract.token_reference import stock_tokens
 from benchmarks.contract.watching import WatchedRule
 from consistentee.engine.generate import Generations, generate_encoded

@@ -27,7 +27,7 @@ from benchmarks.contract.faults import (
     described,
     looks_at_neighbours,
 )
-from benchmarks.contract.tiny_models import make_task
+from benchmarks.contract.tiny.encoders import make_task
 from benchmarks.contract.token_case import NEW_TOKENS, PROMPTS, Text, TokenCase, texts_of, tokens_of
 from benchmarks.contract.token_reference import counted_calls, eager_tokens
 from consistentee.engine.generate import Generations, generate_encoded

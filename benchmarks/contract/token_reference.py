@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from benchmarks.contract.watching import watched_calls
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
@@ -81,9 +82,6 @@ def counted_calls(model: MultiExitDecoder) -> Iterator[list[tuple[int, int]]]:
     def count(_: nn.Module, inputs: tuple[Tensor, ...], __: object) -> None:
         counts.append((inputs[0].shape[0], inputs[0].shape[1]))
 
-    hooks = [model.stepper.layer_module(layer).register_forward_hook(count) for layer in range(1, model.num_layers + 1)]
-    try:
+    layers = range(1, model.num_layers + 1)
+    with watched_calls((model.stepper.layer_module(layer), count) for layer in layers):
         yield counts
-    finally:
-        for hook in hooks:
-            hook.remove()

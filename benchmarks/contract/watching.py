@@ -1,6 +1,6 @@
 """WatchedRule: a rule whose every question is noted: what it read, which layers it used, how its state looked."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -81,12 +81,17 @@ def modules_of_later_layers(modules: Iterable[tuple[str, int, nn.Module]], watch
         if 0 < watched.layer < layer:
             later.append(f"at layer {watched.layer} the rule used the {owner} of layer {layer}")
 
-    hooks = [
-        module.register_forward_hook(lambda *_, owner=owner, layer=layer: note(owner, layer))
-        for owner, layer, module in modules
-    ]
-    try:
+    notes = [(module, lambda *_, owner=owner, layer=layer: note(owner, layer)) for owner, layer, module in modules]
+    with watched_calls(notes):
         yield later
+
+
+@contextmanager
+def watched_calls(watchers: Iterable[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
+    """Call each watcher after every call of its module, with the module, its inputs and its output."""
+    hooks = [module.register_forward_hook(watcher) for module, watcher in watchers]
+    try:
+        yield
     finally:
         for hook in hooks:
             hook.remove()

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.kinds.decoding import PromptDecoder, Prompts
+from benchmarks.specs.generation import StudySpec
 from benchmarks.store.generation_records import CalibrationRecord, CalibrationResult
-from benchmarks.store.generation_spec import StudySpec
 from consistentee.data.prompts import PromptSplit
 from consistentee.errors import UserError
 from consistentee.methods.calibration import LAMBDAS, risk_losses, split_study, textual_losses

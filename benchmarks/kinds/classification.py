@@ -21,10 +21,10 @@ from benchmarks.measure.clock import timed
 from benchmarks.measure.flops import FlopModel
 from benchmarks.measure.intervals import score_interval
 from benchmarks.measure.signals import signal_quantiles
+from benchmarks.specs.base import CellSpec, TimingSpec
+from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target, in_words
 from benchmarks.store.folders import PREDICTIONS_FILE
 from benchmarks.store.records import CurvePoint, OperatingPoint, TimingSamples
-from benchmarks.store.spec import CellSpec, TimingSpec
-from benchmarks.store.targets import WITHIN_ONE_POINT, Budget, Target, in_words
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.store.spec import canonical_json
+from benchmarks.specs.schema import canonical_json
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations

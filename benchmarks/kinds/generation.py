@@ -23,10 +23,10 @@ from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.decoding_clock import DecodingTimes, stock_times
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.measure.text_scores import TextScores, mean_with_interval, score_generations
+from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec
+from benchmarks.specs.targets import Target, in_words
 from benchmarks.store.folders import CALIBRATION_FILE, PREDICTIONS_FILE
 from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, Mean, Speculation
-from benchmarks.store.generation_spec import DecodingTimingSpec, GenerationCellSpec
-from benchmarks.store.targets import Target, in_words
 from consistentee.backbones.decoders import decoder_stepper_for
 from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations

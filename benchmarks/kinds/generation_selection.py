@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.analysis.select import choose_all
 from benchmarks.kinds.decoding import PromptDecoder, Prompts
+from benchmarks.specs.targets import FAITHFUL, Agreement, Budget, Target
 from benchmarks.store.generation_records import ReplayPoint
-from benchmarks.store.targets import FAITHFUL, Agreement, Budget, Target
 from consistentee.data.text_metrics import token_match
 from consistentee.engine.generate import Generations
 from consistentee.methods.token_method import TokenMethod

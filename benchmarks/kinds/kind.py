@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from benchmarks.kinds.rows import CellRows
+from benchmarks.specs.base import BaseSuite, CellSpec, SuiteSpec
+from benchmarks.specs.generation import GenerationCellSpec, GenerationSuite
+from benchmarks.specs.targets import Target
 from benchmarks.store.file_hashes import FileHashes, file_hashes
 from benchmarks.store.generation_records import DecodingContender, DecodingTimingRecord, GenerationRecord
-from benchmarks.store.generation_spec import GenerationCellSpec, GenerationSuite
 from benchmarks.store.records import (
     BaseContender,
     BaseRecord,
@@ -22,8 +24,6 @@ from benchmarks.store.records import (
     Contender,
     TimingRecord,
 )
-from benchmarks.store.spec import BaseSuite, CellSpec, SuiteSpec
-from benchmarks.store.targets import Target
 from benchmarks.tasks.loader import load_classification_task, load_text_task
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask

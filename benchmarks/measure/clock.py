@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import torch
 
-from benchmarks.store.spec import TimingSpec
+from benchmarks.specs.base import TimingSpec
 
 Row = TypeVar("Row")
 Sample = TypeVar("Sample")

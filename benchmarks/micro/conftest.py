@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.measure.clock import time_contenders, timed
-from benchmarks.store.spec import TimingSpec
+from benchmarks.specs.base import TimingSpec
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import TaskData

@@ -11,11 +11,11 @@ from transformers import set_seed
 
 from benchmarks.kinds.kind import functions_of, kind_named
 from benchmarks.kinds.rows import CellRows
+from benchmarks.specs.base import BaseCellSpec, display_name
 from benchmarks.store.environment import describe_environment, now
 from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, write_predictions, write_record
 from benchmarks.store.keys import code_hash
 from benchmarks.store.records import BaseRecord, KeyParts
-from benchmarks.store.spec import BaseCellSpec, display_name
 from consistentee.files import replacing
 from consistentee.methods.method import AnyMethod, get_method, train_method
 

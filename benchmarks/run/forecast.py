@@ -18,11 +18,11 @@ from benchmarks.run.plan import (
     timing_due,
 )
 from benchmarks.run.published import Published, find_published
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, CellSpec, display_name
+from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import RunFolder
 from benchmarks.store.records import FailureRecord
-from benchmarks.store.spec import BaseCellSpec, BaseSuite, CellSpec, display_name
-from benchmarks.store.suites import Filters, expand
 
 _MEASURED_STEPS = 3
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from benchmarks.kinds.kind import kind_named
 from benchmarks.run.plan import Inputs, PlannedCell, timed_points
+from benchmarks.specs.base import BaseCellSpec, Group, TimingSpec, display_name
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import RunFolder, read_cell, read_failure, read_timing
 from benchmarks.store.keys import differences, timing_key
 from benchmarks.store.records import FailureRecord, KeyParts
-from benchmarks.store.spec import BaseCellSpec, Group, TimingSpec, display_name
 from consistentee.errors import UserError
 
 

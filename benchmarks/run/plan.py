@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.kinds.kind import Kind, kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.run.published import Published
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
     Fault,
@@ -20,7 +21,6 @@ from benchmarks.store.folders import (
 )
 from benchmarks.store.keys import key_parts, timing_key
 from benchmarks.store.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
-from benchmarks.store.spec import BaseCellSpec, BaseSuite, Group, TimingSpec
 from benchmarks.store.stored_results import is_compact, kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method

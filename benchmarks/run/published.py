@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.kinds.kind import kind_named
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group
 from benchmarks.store.folders import (
     CALIBRATION_FILE,
     PREDICTIONS_FILE,
@@ -18,7 +19,6 @@ from benchmarks.store.folders import (
     write_record,
 )
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, KeyParts
-from benchmarks.store.spec import BaseCellSpec, BaseSuite, Group
 from benchmarks.store.stored_cells import BaseStoredCell
 from benchmarks.store.stored_results import kind_of_results, open_results
 from consistentee.errors import UserError

@@ -33,6 +33,8 @@ from benchmarks.run.plan import (
 from benchmarks.run.progress import RunProgress
 from benchmarks.run.published import Published, find_published, unpack_cells, unpack_timings
 from benchmarks.run.schedulers import Schedule
+from benchmarks.specs.base import BaseCellSpec, BaseSuite
+from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
@@ -47,8 +49,6 @@ from benchmarks.store.folders import (
     write_text,
 )
 from benchmarks.store.keys import timing_key
-from benchmarks.store.spec import BaseCellSpec, BaseSuite
-from benchmarks.store.suites import Filters, expand
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def run_suite(
     for the cells, so a script that calls this needs the usual ``if __name__ == "__main__":``.
 
     Args:
-        suite: see :func:`benchmarks.store.suites.load_suite`.
+        suite: see :func:`benchmarks.specs.suites.load_suite`.
         filters: which part of it.
         out: the run's folder.
         data_dir: where data files are looked for first.

@@ -11,11 +11,11 @@ from benchmarks.kinds.kind import KindFunctions, functions_of, kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run.plan import PlannedCell, timed_points
+from benchmarks.specs.base import TimingSpec, display_name
 from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, set_aside, write_record
 from benchmarks.store.keys import timing_key
 from benchmarks.store.records import BaseTimingRecord
-from benchmarks.store.spec import TimingSpec, display_name
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
+from benchmarks.specs.base import BaseCellSpec, folder_name, validation_sentence
 from benchmarks.store.keys import differences
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
-from benchmarks.store.spec import BaseCellSpec, folder_name, validation_sentence
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing
 

@@ -5,14 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from benchmarks.store.records import (
-    BaseContender,
-    BaseOperatingPoint,
-    BaseRecord,
-    BaseSamples,
-    BaseTimingRecord,
-    Strict,
-)
+from benchmarks.specs.schema import Strict
+from benchmarks.store.records import BaseContender, BaseOperatingPoint, BaseRecord, BaseSamples, BaseTimingRecord
 
 
 class Mean(Strict):

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+from benchmarks.specs.base import BaseCellSpec, TimingSpec, label_of
+from benchmarks.specs.schema import canonical_json
 from benchmarks.store.method_versions import method_version
 from benchmarks.store.records import KeyParts
-from benchmarks.store.spec import BaseCellSpec, TimingSpec, canonical_json, label_of
 from consistentee.versions import ENGINE_VERSION, TIMING_VERSION, TRAINING_VERSION, Kind
 
 _PROJECT = Path(__file__).parents[2]

@@ -1,31 +1,20 @@
 """Record: one operating point, raw numbers first. The schema of everything the harness writes."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from benchmarks.store.targets import Target
+from benchmarks.specs.schema import Strict, canonical_json
+from benchmarks.specs.targets import Target
 from consistentee.versions import Kind
 
 SCHEMA_VERSION = 1
 
 SIGNAL_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Levels of :attr:`OperatingPoint.signal_quantiles`."""
-
-
-def canonical_json(value: object) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
-class Strict(BaseModel):
-    """A model that forbids unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class KeyParts(Strict):

@@ -75,7 +75,7 @@ def open_results(
     it has the compact form and cannot be read.
     """
     if is_compact(root):
-        from benchmarks.store.compact_results import read_compact
+        from benchmarks.store.compact.files import read_compact
 
         return read_compact(root, record_schema, timing_schema)
     cells: list[BaseStoredCell[_RecordT]] = []
@@ -101,7 +101,7 @@ def open_results(
 
 
 def is_compact(root: Path) -> bool:
-    """Say whether a results folder has the compact form, see :mod:`benchmarks.store.compact_results`."""
+    """Say whether a results folder has the compact form, see :mod:`benchmarks.store.compact.files`."""
     return (root / CELLS_FILE).exists()
 
 
@@ -111,7 +111,7 @@ def failed_cells(root: Path) -> dict[str, str]:
     Raises UserError if the folder has the compact form and cannot be read.
     """
     if is_compact(root):
-        from benchmarks.store.compact_results import failures_of_compact
+        from benchmarks.store.compact.files import failures_of_compact
 
         return failures_of_compact(root)
     notes = [path for path in sorted((root / "cells").rglob(FAILURE_FILE)) if not (path.parent / RECORD_FILE).exists()]
@@ -129,7 +129,7 @@ def kind_of_results(root: Path) -> str | None:
     compact form and cannot be read.
     """
     if is_compact(root):
-        from benchmarks.store.compact_results import kind_of_compact
+        from benchmarks.store.compact.files import kind_of_compact
 
         return kind_of_compact(root)
     for path in record_files(root / "cells", RECORD_FILE):

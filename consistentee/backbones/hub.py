@@ -21,7 +21,8 @@ _PATTERNS += [
 ]
 _OTHER_FORMATS = ["*/*.safetensors"]  # folders of a repository hold other formats of the same weights
 _TIMEOUT = 5.0
-_DEADLINE = 8.0  # the library's timeout does not cover the look-up of a host name
+DEADLINE = 8.0
+"""Seconds until the hub is given up: the library's timeout does not cover the look-up of a host name."""
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -100,11 +101,11 @@ def _within_deadline(call: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(_DEADLINE)
+    thread.join(DEADLINE)
     if errors:
         raise errors[0]
     if not answers:
-        raise TimeoutError(f"no answer within {_DEADLINE:g} seconds")
+        raise TimeoutError(f"no answer within {DEADLINE:g} seconds")
     return answers[0]
 
 

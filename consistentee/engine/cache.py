@@ -187,14 +187,10 @@ class KeyValueCache:
         self, stepper: DecoderStepper, rows: int, columns: int, *, dtype: torch.dtype, device: torch.device
     ) -> None:
         shape = (rows, stepper.kv_heads, columns, stepper.head_dim)
-        self.keys = [self._allocate(shape, dtype, device) for _ in range(stepper.num_layers)]
-        self.values = [self._allocate(shape, dtype, device) for _ in range(stepper.num_layers)]
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(stepper.num_layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(stepper.num_layers)]
         self.ledger = Ledger(stepper.num_layers, rows)
         self._device = device
-
-    @staticmethod
-    def _allocate(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
 
     @property
     def length(self) -> int:

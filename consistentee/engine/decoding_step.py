@@ -18,7 +18,11 @@ from consistentee.traces.token_view import TokenView, prompt_key
 
 
 class TokenDecoder:
-    """One batch of prompts. :meth:`prefill` gives the first new token, every :meth:`step` one more for every row."""
+    """One batch of prompts. :meth:`prefill` gives the first new token, every :meth:`step` one more for every row.
+
+    Attributes:
+        batch: the prompts that are still written on, and their keys and values.
+    """
 
     def __init__(
         self,
@@ -34,8 +38,8 @@ class TokenDecoder:
         self._model = model
         self._rule = rule
         self._sampling = sampling
-        self._batch = PromptBatch(model, prompts, new_columns)
-        self._owed = owed_tokens(kv, self._batch, new_columns)
+        self.batch = PromptBatch(model, prompts, new_columns)
+        self._owed = owed_tokens(kv, self.batch, new_columns)
         self._keys = [prompt_key(prompt) for prompt in prompts]
         starts = [0, *model.exit_layers[:-1]]
         self._stretches = [range(a + 1, b + 1) for a, b in zip(starts, model.exit_layers, strict=True)]
@@ -50,7 +54,7 @@ class TokenDecoder:
     @torch.inference_mode()
     def prefill(self) -> list[int]:
         """Run the prompts at full depth, and return the first new token of each row."""
-        hidden = self._batch.prefill()
+        hidden = self.batch.prefill()
         logits = self._model.logits(self._model.num_layers, hidden[:, 0])
         self._newest = choose_tokens(self._sampling, logits, self._keys, 0)
         return self._newest.tolist()
@@ -59,7 +63,7 @@ class TokenDecoder:
     def step(self) -> tuple[list[int], list[int]]:
         """Read the newest token of each row, and return the next ones and the layers that they were read off."""
         self._step += 1
-        self._batch.cache.advance(1)
+        self.batch.cache.advance(1)
         self._newest, exit_layers = self._climb()
         return self._newest.tolist(), exit_layers
 
@@ -87,12 +91,12 @@ class TokenDecoder:
         return answers.tokens(), exit_layers
 
     def _start(self) -> "_Climbing":
-        rows = self._batch.all_rows()
+        rows = self.batch.all_rows()
         context = self._context(rows)
         state = self._rule.start(len(rows), self._model.num_layers)
         return _Climbing(
             rows=rows,
-            hidden=self._batch.stepper.embed(self._newest.unsqueeze(1), context.positions),
+            hidden=self.batch.stepper.embed(self._newest.unsqueeze(1), context.positions),
             context=context,
             state={name: tensor.to(self._model.device) for name, tensor in state.items()},
             keys=self._keys,
@@ -100,11 +104,11 @@ class TokenDecoder:
         )
 
     def _no_history_yet(self, rows: int) -> Tensor:
-        return torch.empty(rows, 0, self._model.width, dtype=self._batch.dtype, device=self._model.device)
+        return torch.empty(rows, 0, self._model.width, dtype=self.batch.dtype, device=self._model.device)
 
     def _context(self, rows: Rows) -> DecoderContext:
-        column = self._batch.cache.length - 1
-        return self._batch.context(rows, column, column + 1)
+        column = self.batch.cache.length - 1
+        return self.batch.context(rows, column, column + 1)
 
     def _leaving(self, view: TokenView, state: State) -> list[int]:
         """Return the places of the rows that leave at this layer; at the last one, all of them."""
@@ -133,17 +137,17 @@ class TokenDecoder:
 
     def keep(self, places: list[int]) -> None:
         """Drop all rows but those at these places."""
-        rows = self._batch.all_rows().take(places)
-        self._batch.keep(rows)
+        rows = self.batch.all_rows().take(places)
+        self.batch.keep(rows)
         self._owed.keep(rows)
         self._newest = rows.of(self._newest)
         self._keys = [self._keys[place] for place in places]
 
     def cached_layers(self, place: int) -> list[int]:
         """Return, for every new token that a row has read, how many layers have its keys and values by now."""
-        ledger = self._batch.cache.ledger
+        ledger = self.batch.cache.ledger
         stored = np.array([ledger.account(layer).stored[place] for layer in range(1, self.num_layers + 1)])
-        columns = range(self._batch.prompt_columns, ledger.length)
+        columns = range(self.batch.prompt_columns, ledger.length)
         return [int((stored > column).sum()) for column in columns]
 
 

@@ -123,7 +123,7 @@ class ConsistentEETokens(TokenMethod):
     def _fit_policy(
         self, trace: TokenTrace, answers: ExitAnswers, hardness: Tensor | None, recipe: TokenRecipe
     ) -> None:
-        loss = partial(_policy_stage_loss, self, answers, hardness)
+        loss = partial(policy_stage_loss, self, answers, hardness)
         details = {"method": repr(self), "costs": self.costs(answers), "hardness": hardness}
         train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=POLICY, details=details)
 
@@ -131,7 +131,7 @@ class ConsistentEETokens(TokenMethod):
         train_on_states(
             trace,
             torch.arange(len(trace)),
-            partial(_exit_consistent_loss, self, recipe.target, answers),
+            partial(exit_consistent_loss, self, recipe.target, answers),
             recipe,
             name="exit-consistent",
             trains=(ADAPTERS,),
@@ -231,13 +231,14 @@ def _confidence_of(answers: ExitAnswers, batch: StateBatch) -> Tensor | None:
     return None if answers.confidence is None else answers.confidence[batch.tokens].to(batch.hidden.device)
 
 
-def _policy_stage_loss(
+def policy_stage_loss(
     method: ConsistentEETokens,
     answers: ExitAnswers,
     hardness: Tensor | None,
     model: MultiExitDecoder,
     batch: StateBatch,
 ) -> Tensor:
+    """Return L_pi of some tokens, scalar; ``answers`` and ``hardness`` are of the whole trace."""
     device, tokens = model.device, batch.tokens
     alpha = method.draw_alpha(len(tokens)).to(device)
     memorized = None if hardness is None else hardness[tokens].to(device)
@@ -246,7 +247,7 @@ def _policy_stage_loss(
     return method.policy_loss(probabilities, reward)
 
 
-def _exit_consistent_loss(
+def exit_consistent_loss(
     method: ConsistentEETokens, target: Target, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch
 ) -> Tensor:
     """Return the mean loss of tokens at exits drawn from the policy; those that run to layer L teach nothing."""

@@ -58,7 +58,7 @@ def train_exits(
     train_on_states(
         trace,
         trace.may_exit,
-        partial(_exit_loss, recipe.target),
+        partial(exit_loss, recipe.target),
         recipe,
         name="exits",
         trains=(ADAPTERS,),
@@ -176,7 +176,7 @@ def wanted_answers(target: Target, model: MultiExitDecoder, batch: StateBatch) -
     return model.logits(model.exit_layers[-1], batch.hidden[:, -1]).softmax(dim=-1)
 
 
-def _exit_loss(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
+def exit_loss(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
     """Return the loss of every exit but the last, weighted by depth."""
     early, wanted = model.exit_layers[:-1], wanted_answers(target, model, batch)
     losses = [

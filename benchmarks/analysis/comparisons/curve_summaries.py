@@ -11,7 +11,7 @@ from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import FULL, MAJORITY, Panel
 from benchmarks.analysis.rows.choices import reference_of
 from benchmarks.analysis.select import choose
-from benchmarks.store.targets import WITHIN_ONE_POINT, Budget, Target
+from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target
 
 TIME = "speedup_b1"
 """The column of the long table by which costs in time are compared: at batch size 1."""

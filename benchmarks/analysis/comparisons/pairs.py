@@ -11,7 +11,7 @@ from benchmarks.analysis.results import CORE_METHOD, FULL, REFERENCES, Panel
 from benchmarks.analysis.rows.choices import Choice, choose_point, reference_of, targets_of
 from benchmarks.analysis.rows.instances import Answers, answers_of
 from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_scores
-from benchmarks.store.targets import Target
+from benchmarks.specs.targets import Target
 from consistentee.errors import UserError
 
 

@@ -16,7 +16,7 @@ from benchmarks.analysis.comparisons.curve_summaries import curve_summaries
 from benchmarks.analysis.comparisons.pairs import holm
 from benchmarks.analysis.results import CORE_METHOD, FULL, REFERENCES, Panel
 from benchmarks.analysis.rows.instances import row_for_half
-from benchmarks.store.targets import HALF
+from benchmarks.specs.targets import HALF
 
 AREA = "area under the score-layers front"
 HALF_BUDGET = f"score within {100 * HALF.layers_at_most:g}% of the layers"

@@ -18,8 +18,8 @@ from benchmarks.analysis.rows.texts import (
     stock_row,
 )
 from benchmarks.analysis.tables.decoding import metric_name
+from benchmarks.specs.base import folder_name
 from benchmarks.store.generation_records import Mean
-from benchmarks.store.spec import folder_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

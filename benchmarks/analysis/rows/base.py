@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from benchmarks.analysis.curves import Speedups, speedups
 from benchmarks.analysis.results import FULL, AnyPanel, BaseStoredCell, role_of
 from benchmarks.analysis.rows.choices import choices_for, targets_of
+from benchmarks.specs.targets import Target
 from benchmarks.store.records import BaseContender
-from benchmarks.store.targets import Target
 
 _RowT = TypeVar("_RowT", bound="BaseRow")
 

@@ -6,9 +6,9 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from benchmarks.analysis.results import FULL, AnyPanel, BaseStoredCell, role_of
 from benchmarks.analysis.select import choose
+from benchmarks.specs.targets import Target, in_order
 from benchmarks.store.generation_records import DecodingPoint, GenerationRecord
 from benchmarks.store.records import BaseOperatingPoint, BaseRecord, CellRecord, OperatingPoint
-from benchmarks.store.targets import Target, in_order
 
 _RecordT = TypeVar("_RecordT", bound=BaseRecord)
 _PointT = TypeVar("_PointT", bound=BaseOperatingPoint)

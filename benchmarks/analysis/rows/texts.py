@@ -21,6 +21,7 @@ from benchmarks.analysis.rows.base import (
 )
 from benchmarks.analysis.rows.choices import DecodingChoice
 from benchmarks.analysis.rows.instances import predictions_of
+from benchmarks.specs.targets import HALF, Budget, Target
 from benchmarks.store.folders import Fault
 from benchmarks.store.generation_records import (
     DecodingContender,
@@ -29,7 +30,6 @@ from benchmarks.store.generation_records import (
     Mean,
 )
 from benchmarks.store.stored_results import BaseStoredCell
-from benchmarks.store.targets import HALF, Budget, Target
 from consistentee.errors import UserError
 
 GenerationCell: TypeAlias = BaseStoredCell[GenerationRecord]

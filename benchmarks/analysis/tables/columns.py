@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.rows.base import BaseRow, format_value
 from benchmarks.analysis.tables.text import MISSING, TextTable
-from benchmarks.store.targets import Target, in_words
+from benchmarks.specs.targets import Target, in_words
 
 
 def table_of(

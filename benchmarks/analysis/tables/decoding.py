@@ -31,8 +31,8 @@ from benchmarks.analysis.tables.columns import (
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.analysis.tables.writing import Tables
+from benchmarks.specs.targets import Budget
 from benchmarks.store.generation_records import CalibrationRecord, CalibrationResult
-from benchmarks.store.targets import Budget
 
 DEFAULT_BATCH_SIZES = [1, 8]
 """Shown, without times, where nothing was timed."""

@@ -11,7 +11,7 @@ from benchmarks.analysis.rows.instances import TableRow, row_for_half
 from benchmarks.analysis.tables.equal_cost import equal_cost_tables
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import MISSING, TextTable
-from benchmarks.store.targets import HALF
+from benchmarks.specs.targets import HALF
 
 _WITHIN = f"within {100 * HALF.layers_at_most:g}% of the layers"
 

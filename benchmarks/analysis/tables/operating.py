@@ -27,7 +27,7 @@ from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 from benchmarks.analysis.tables.writing import Tables
-from benchmarks.store.targets import Budget, Target
+from benchmarks.specs.targets import Budget, Target
 
 DEFAULT_BATCH_SIZES = [1, 32]
 """Shown, without times, where nothing was timed."""

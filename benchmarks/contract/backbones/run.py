@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.progress import track
 from transformers import AutoConfig
 
-from benchmarks.contract.backbone_check import BackboneCheck, Candidate
-from benchmarks.contract.encoder_candidate import EncoderCandidate
-from benchmarks.contract.encoder_checks import ENCODER_CHECKS
+from benchmarks.contract.backbones.candidate import EncoderCandidate
+from benchmarks.contract.backbones.check import BackboneCheck, Candidate
+from benchmarks.contract.backbones.checks import ENCODER_CHECKS
 from benchmarks.contract.faults import BrokenContractError, described
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import resolve

@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from benchmarks.store.generation_spec import GenerationSuite
-from benchmarks.store.spec import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, validation_sentence
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, validation_sentence
+from benchmarks.specs.generation import GenerationSuite
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods

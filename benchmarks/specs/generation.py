@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from benchmarks.store.records import Strict
-from benchmarks.store.spec import BaseCellSpec, BaseOverride, BaseSuite, TimingSpec
+from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, TimingSpec
+from benchmarks.specs.schema import Strict
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP
 from consistentee.training.recipe import TokenRecipeSettings
 from consistentee.versions import Kind

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.contract.backbone_check import BackboneCheck
-from benchmarks.contract.encoder_candidate import EncoderCandidate, batches, difference
+from benchmarks.contract.backbones.candidate import EncoderCandidate, batches, difference
+from benchmarks.contract.backbones.check import BackboneCheck
 from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.reference import counted_work, reference_logits
 from benchmarks.measure.flops import FlopModel

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from benchmarks.store.columns import Column, column_of, columns_of, read_values, table_of, written_values
+from benchmarks.specs.base import validation_sentence
+from benchmarks.store.compact.columns import Column, column_of, columns_of, read_values, table_of, written_values
+from benchmarks.store.compact.rows import CELL, Layout, alike, joined, layout_of, own_table
 from benchmarks.store.records import BaseRecord, BaseTimingRecord
-from benchmarks.store.row_tables import CELL, Layout, alike, joined, layout_of, own_table
-from benchmarks.store.spec import validation_sentence
 from benchmarks.store.stored_cells import CELLS_FILE, BaseStoredCell, StoredResults
 from consistentee.errors import UserError
 from consistentee.files import replacing

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from benchmarks.store.records import Strict, canonical_json
+from benchmarks.specs.schema import Strict, canonical_json
 from consistentee.methods.method import ENTRY_POINT_GROUP
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind

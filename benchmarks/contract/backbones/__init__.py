@@ -1,0 +1,1 @@
+"""What must hold of a backbone before methods are compared on it."""
