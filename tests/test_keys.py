@@ -9,15 +9,17 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from benchmarks.specs.base import CellSpec, TimingSpec
+from benchmarks.specs.generation import DecodingTimingSpec, ExitSpec, StudySpec
 from benchmarks.store import keys, method_versions
 from benchmarks.store.keys import code_hash, differences, key_parts, timing_key
 from benchmarks.store.method_versions import method_version
 from consistentee import versions
 from consistentee.errors import UserError
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, method_class_of
-from consistentee.training.recipe import RecipeSettings
+from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 ROOT = Path(__file__).parents[1]
 SPEC = CellSpec(
@@ -214,3 +216,18 @@ def test_a_raise_makes_the_cells_of_its_method_stale_and_no_other(copy):
 
 def test_the_code_is_recorded():
     assert len(code_hash()) == 64
+
+
+def test_defaults_are_those_that_keys_leave_out():
+    """A setting at its default is not in a key: where a default changes, a version has to say so."""
+    models = (RecipeSettings, TokenRecipeSettings, ExitSpec, StudySpec, TimingSpec, DecodingTimingSpec)
+    now = {
+        "versions": {"training": versions.TRAINING_VERSION, "timing": versions.TIMING_VERSION},
+        "defaults": {model.__name__: TypeAdapter(model).dump_python(model(), mode="json") for model in models},
+    }
+    held = json.loads((ROOT / "tests/golden/defaults.json").read_text())
+    assert now == held, (
+        "defaults are others than those in tests/golden/defaults.json. A new setting whose default does what was done "
+        "before: add it there. A default that changed: raise TRAINING_VERSION (or TIMING_VERSION), say why in "
+        "docs/versions.md, and write the file anew."
+    )
