@@ -57,7 +57,7 @@ def test_changes_count_where_they_are_code(tmp_path, monkeypatch):
     git("init")
     git("add", ".")
     git("commit", "-m", "all")
-    monkeypatch.setattr(environment, "_REPOSITORY", tmp_path)
+    monkeypatch.setattr(environment, "REPOSITORY", tmp_path)
     assert describe_environment()["uncommitted_changes"] is False
     (tmp_path / "results" / "file").write_text("after")
     assert describe_environment()["uncommitted_changes"] is False

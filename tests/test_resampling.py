@@ -30,7 +30,7 @@ def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypa
     labels, predictions = rows_of(metric)
     drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
     weights = np.stack([np.bincount(rows, minlength=ROWS) / ROWS for rows in drawn])
-    monkeypatch.setattr("benchmarks.measure.intervals._row_weights", lambda *_: weights)
+    monkeypatch.setattr("benchmarks.measure.intervals.row_weights", lambda *_: weights)
     monkeypatch.setattr("benchmarks.measure.intervals.RESAMPLES", len(drawn))
     found = resampled_scores(metric, labels, [predictions, predictions])
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]

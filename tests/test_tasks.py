@@ -63,7 +63,7 @@ def test_every_task_yaml_is_valid_and_named_after_its_file():
     texts = {"alpaca", "cnn-dm", "dolly", "nyt-continuation", "xsum"}
     assert tasks.keys() == glue | texts | {"mcid", "movie-snippets", "stackoverflow"}
     for name, description in tasks.items():
-        spec, _ = loader._spec_of(name)
+        spec, _ = loader.spec_of(name)
         assert spec.name == name
         assert (task_kind(name) == "text") == (name in texts)
         assert "\n" not in description
@@ -402,14 +402,18 @@ def test_hub_dataset_with_missing_parts():
 
 def test_hub_dataset_is_kept_for_later_calls(monkeypatch, tmp_path):
     downloads = []
-    monkeypatch.setattr(loader, "_download", lambda hub, _place: downloads.append(hub) or hub_dataset())
-    first = loader._rows_of_hub(HUB)
-    assert loader._rows_of_hub(HUB) == first
-    assert len(downloads) == 1
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr("datasets.load_dataset", lambda *names: downloads.append(names) or hub_dataset())
+    spec = {"schema_version": 1, "name": "mine", "version": 1, "description": "mine", "metrics": ["accuracy"]}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**spec, "hub": {**HUB.model_dump(exclude_none=True), "validation": "secret"}}))
+    first = load_task(path)
+    assert load_task(path).fingerprint() == first.fingerprint()
+    assert downloads == [("someone/pairs", "easy")]
     for file in (tmp_path / "cache" / "datasets" / "someone--pairs--easy").rglob("*.json"):
         file.write_text("{")
     with pytest.raises(UserError, match="someone--pairs--easy is damaged"):
-        loader._rows_of_hub(HUB)
+        load_task(path)
 
 
 def test_unreachable_hub_fails_within_seconds(tmp_path):
@@ -471,7 +475,7 @@ REAL = {  # train (before the cut), test, classes
 @pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(name):
-    spec, _ = loader._spec_of(name)
+    spec, _ = loader.spec_of(name)
     data = os.environ.get("CONSISTENTEE_DATA")
     if data is None or not (Path(data) / spec.files.folder).is_dir():
         pytest.skip(f"CONSISTENTEE_DATA has no {spec.files.folder}")

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -26,6 +27,7 @@ from benchmarks.tasks.loader import (
 from benchmarks.tasks.readers import read_file
 from benchmarks.tasks.templates import Template
 from benchmarks.tasks.text_spec import TextFiles, TextHub, TextMetricName, TextTaskSpec
+from consistentee.backbones.hub import HubUnreachableError
 from consistentee.data.prompts import TextTask
 from consistentee.data.text_metrics import TEXT_METRICS
 from consistentee.errors import UserError
@@ -349,7 +351,7 @@ def test_xsum_layout_and_the_hub_give_the_same_prompts(tmp_path):
     number = int(task.train.references[0].split()[1].strip("."))
     assert task.train.prompts[0] == xsum_row(number)["article"]
     assert task.train.prompts[0].body == f"News {number}."
-    spec, _ = loader._spec_of("xsum")
+    spec, _ = loader.spec_of("xsum")
     hub_row = spec.hub.row("hub:1", {"document": f"News {number}.", "summary": f"New {number}."})
     assert spec.templates[0].prompt(hub_row.fields) == task.train.prompts[0]
 
@@ -386,10 +388,10 @@ def test_the_continuation_task_shares_its_package_with_the_snippets(monkeypatch)
 
 
 def test_everything_that_was_tried_is_listed(tmp_path, monkeypatch):
-    def unreachable(hub, place):
-        raise loader._UnavailableError(f"{place}: no answer")
+    def unreachable(question, repository):
+        raise HubUnreachableError("no answer")
 
-    monkeypatch.setattr(loader, "_download", unreachable)
+    monkeypatch.setattr("consistentee.backbones.hub.ask", unreachable)
     with pytest.raises(UserError) as error:
         load_task("dolly", tmp_path)
     assert str(error.value) == (
@@ -428,7 +430,8 @@ def test_a_task_from_the_hub(tmp_path, monkeypatch):
     part = datasets.Dataset.from_dict(
         {"instruction": [f"i{n}" for n in range(40)], "input": [""] * 40, "output": ["o"] * 40, "text": ["t"] * 40}
     )
-    monkeypatch.setattr(loader, "_download", lambda _hub, _place: datasets.DatasetDict({"train": part}))
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_: datasets.DatasetDict({"train": part}))
     task = load_text_task("alpaca")
     assert [len(s) for s in (task.train, task.validation, task.test)] == [32, 4, 4]
     assert load_text_task("alpaca").fingerprint() == task.fingerprint()
@@ -485,7 +488,10 @@ def test_check_task_ends_with_1_for_leakage_and_faulty_rows(tmp_path):
 
 
 def test_check_task_in_tokens_finds_prompts_that_cannot_be_cut(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.tasks.check_text._encoder_of", lambda _name: lambda text: text.encode())
+    monkeypatch.setattr("consistentee.backbones.catalog.resolve_decoder", lambda name: name)
+    monkeypatch.setattr(
+        "transformers.AutoTokenizer.from_pretrained", lambda _: lambda text: SimpleNamespace(input_ids=text.encode())
+    )
     path = write_task(tmp_path, {"train.jsonl": questions(200)}, max_prompt_tokens=5)
     report = check_task(str(path), backbone="bytes")
     assert report.lengths["train"].min() == len("Q: q0\nA:")
@@ -521,7 +527,7 @@ REAL = {  # train, validation, test
 @pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(name):
-    spec, _ = loader._spec_of(name)
+    spec, _ = loader.spec_of(name)
     data = os.environ.get("CONSISTENTEE_DATA")
     if data is None or not (Path(data) / spec.files.folder).is_dir():
         pytest.skip(f"CONSISTENTEE_DATA has no {spec.files.folder}")

@@ -104,7 +104,7 @@ def test_keys_and_values_may_be_filled_exactly(trained):
 def test_newlines_stay_on_one_line(capsys):
     from consistentee.engine.transcript import NewToken
 
-    generate._spell(NewToken(0, 0, 5, "a\nb\\", 3, None))
+    generate.spell(NewToken(0, 0, 5, "a\nb\\", 3, None))
     assert capsys.readouterr().out == "a\\nb\\\\/3"
 
 

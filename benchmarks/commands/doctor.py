@@ -25,7 +25,8 @@ from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
 if TYPE_CHECKING:
     from rich.table import Table
 
-_HUB_SECONDS = 3.0
+HUB_SECONDS = 3.0
+"""How long the hub is waited for."""
 _GIB = 2**30
 _COLOURS = {"ok": "green", "warn": "yellow", "problem": "red"}
 
@@ -144,7 +145,7 @@ def check_hub() -> Finding:
 
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", "warn", "switched off by HF_HUB_OFFLINE", "unset it to fetch from the hub")
-    reason = _answer_within(_HUB_SECONDS, lambda: _ask(constants.ENDPOINT))
+    reason = _answer_within(HUB_SECONDS, lambda: _ask(constants.ENDPOINT))
     if reason is None:
         return Finding("hub", "ok", "reachable")
     shipped = ", ".join(name for name, backbone in list_backbones().items() if isinstance(backbone.source, Shipment))
@@ -153,7 +154,7 @@ def check_hub() -> Finding:
 
 def _ask(address: str) -> None:
     try:
-        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_HUB_SECONDS).close()
+        urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_SECONDS).close()
     except urllib.error.HTTPError:
         return  # it answered
 

@@ -56,7 +56,7 @@ def write_texts(
     console = output_console()
     show_layers = not plain and console.is_terminal
     for prompt in prompts:
-        show = _colouring(console, model.num_layers) if show_layers else _spell
+        show = _colouring(console, model.num_layers) if show_layers else spell
         if show_layers:
             console.print(prompt, style="dim", end="", markup=False, highlight=False, soft_wrap=True)
         options = {"max_new_tokens": length, "max_prompt_tokens": max_prompt_tokens, "batch_size": 1, "stream": show}
@@ -97,7 +97,8 @@ def colour_of(layer: int, num_layers: int) -> str:
     return f"rgb({red},{green},{blue})"
 
 
-def _spell(token: NewToken) -> None:
+def spell(token: NewToken) -> None:
+    """Print a token and its exit layer on one line, whatever the token holds."""
     text = token.text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
     print(f"{text}/{token.exit_layer}", end="", flush=True)
 

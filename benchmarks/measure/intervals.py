@@ -104,7 +104,7 @@ def can_resample(metric: str, labels: ArrayLike) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _row_weights(rows: int, resamples: int, seed: int) -> Floats:
+def row_weights(rows: int, resamples: int, seed: int) -> Floats:
     """Draw ``resamples`` times ``rows`` rows with replacement: the share that each row has, [resamples, rows]."""
     return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples) / rows
 
@@ -123,7 +123,7 @@ def resampled_scores(metric: str, labels: ArrayLike, predictions: ArrayLike, *, 
     terms_of, score_of = _TERMS[metric]
     true = np.asarray(labels, dtype=float)
     terms = np.stack([terms_of(true, answers) for answers in np.asarray(predictions, dtype=float)], axis=1)
-    weights = _row_weights(len(true), RESAMPLES, seed)
+    weights = row_weights(len(true), RESAMPLES, seed)
     return score_of((weights @ terms.reshape(len(true), -1)).reshape(RESAMPLES, *terms.shape[1:]))
 
 

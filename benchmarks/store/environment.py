@@ -23,7 +23,7 @@ RECORDED_LIBRARIES = (
     "torch",
     "transformers",
 )
-_REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[2]
 _CODE_PATHS = ("consistentee", "baselines", "benchmarks", "pyproject.toml")
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
 _CGROUP_STATISTICS = Path("/sys/fs/cgroup/cpu.stat")
@@ -151,7 +151,7 @@ def _cgroup_throttled_periods() -> int | None:
 def _git(*arguments: str) -> str | None:
     try:
         result = subprocess.run(
-            ["git", "-C", str(_REPOSITORY), *arguments],
+            ["git", "-C", str(REPOSITORY), *arguments],
             capture_output=True,
             text=True,
             timeout=10,
@@ -164,7 +164,7 @@ def _git(*arguments: str) -> str | None:
 
 def _uncommitted_changes() -> bool | None:
     """Say whether code differs from the commit: results and texts that are being written change no number."""
-    code = [str(_REPOSITORY / path) for path in _CODE_PATHS]
+    code = [str(REPOSITORY / path) for path in _CODE_PATHS]
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
     return None if changes is None else bool(changes)
 

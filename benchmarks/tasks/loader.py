@@ -36,18 +36,18 @@ def list_tasks() -> dict[str, str]:
 
 def task_kind(name: str) -> str:
     """Return the kind of a task of that name: classification or text. Errors as for load_task."""
-    return _spec_of(name)[0].kind
+    return spec_of(name)[0].kind
 
 
 def task_shipment(name: str) -> Shipment | None:
     """Return what has to be fetched for a task of that name, None if no package ships it. Errors as for load_task."""
-    spec, _ = _spec_of(name)
+    spec, _ = spec_of(name)
     return _shipment(spec.name, spec.package) if spec.package else None
 
 
 def is_on_hub(name: str) -> bool:
     """Say whether the hub has the rows of a task of that name. Errors as for load_task."""
-    return _spec_of(name)[0].hub is not None
+    return spec_of(name)[0].hub is not None
 
 
 def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData | TextTask:
@@ -61,7 +61,7 @@ def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData 
     Raises UserError for an unknown name, a faulty YAML, a faulty row (named by file and line), and, listing what was
     tried, when no source has the task.
     """
-    spec, own_folder = _spec_of(name)
+    spec, own_folder = spec_of(name)
     data_dir = data_dir or os.environ.get("CONSISTENTEE_DATA")
     folders = [folder for folder in (own_folder, Path(data_dir).expanduser() if data_dir else None) if folder]
     sources = []
@@ -96,12 +96,12 @@ def load_text_task(name: str | Path, data_dir: Path | str | None = None) -> Text
 
 def _refuse_kind(kind: str, name: str | Path, what: str) -> None:
     """Raise UserError for a task of a kind; from its YAML, so that nobody fetches rows that are of no use."""
-    spec, _ = _spec_of(name)
+    spec, _ = spec_of(name)
     if spec.kind == kind:
         raise UserError(f"task {spec.name!r} asks for {what}")
 
 
-def _spec_of(name: str | Path) -> tuple[AnyTaskSpec, Path | None]:
+def spec_of(name: str | Path) -> tuple[AnyTaskSpec, Path | None]:
     """Return a task's specification, and the folder of its files if it is a user's own YAML."""
     if Path(name).suffix in (".yaml", ".yml"):
         path = Path(name).expanduser()

@@ -1,0 +1,52 @@
+"""Tests ask what is public: they reach for no private name of the packages, which then may move freely."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+FILES = sorted(Path(__file__).parent.glob("*.py"))
+
+
+FOREIGN = {"_attn_implementation"}  # of transformers, which has no public way of reading it
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name not in FOREIGN
+
+
+def private_names(source: str) -> list[str]:
+    """Return, with its line, every private name that is imported, read off something else than self, or replaced."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            is_own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            is_super = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) == "super"
+            names = [] if is_own or is_super else [node.attr]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "setattr":
+            texts = [item.value for item in node.args if isinstance(item, ast.Constant) and isinstance(item.value, str)]
+            names = [part for text in texts for part in text.split(".")]
+        found += [f"line {node.lineno}: {name}" for name in names if is_private(name)]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_test_reaches_for_a_private_name(path):
+    assert private_names(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from consistentee.files import _write",
+        "files._write(1)",
+        "model.part._inner = 3",
+        "monkeypatch.setattr(files, '_write', None)",
+        "monkeypatch.setattr('consistentee.files._write', None)",
+    ],
+)
+def test_the_check_can_fail(source):
+    assert len(private_names(source)) == 1
