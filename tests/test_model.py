@@ -1,6 +1,4 @@
-"""MultiExitModel: building, heads, saving and loading."""
-
-import json
+"""MultiExitModel: pooling, texts, layers in bfloat16 (test_saved_models.py: what holds of decoders too)."""
 
 import pytest
 import torch
@@ -17,69 +15,17 @@ from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_save_and_load_give_the_same_predictions(tiny_model, tmp_path, family):
-    model = tiny_model(family, label_names=("a", "b", "c"))
-    model.add_head("policy", HeadSpec(hidden=8, extra_inputs=2))
-    model.description.method_name = "pabee"
+def test_label_names_and_lengths_are_saved(tiny_model, tmp_path):
+    model = tiny_model(label_names=("a", "b", "c"))
     model.description.max_length = 40
     model.save_pretrained(tmp_path / "saved")
-    again = MultiExitModel.from_pretrained(tmp_path / "saved")
-    assert again.description == model.description
-    texts = random_texts(12)
-    before, after = (classify(m, texts, NeverExit()) for m in (model, again))
-    assert torch.equal(before.logits, after.logits)
-    state = again.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    again = MultiExitModel.from_pretrained(tmp_path / "saved").description
+    assert (list(again.label_names), again.max_length) == (["a", "b", "c"], 40)
 
 
-def test_saved_folder_holds_no_pickle(tiny_model, tmp_path):
-    tiny_model().save_pretrained(tmp_path / "saved")
-    suffixes = {path.suffix for path in (tmp_path / "saved").rglob("*") if path.is_file()}
-    assert suffixes <= {".json", ".safetensors", ".txt", ".md"}
-
-
-def test_loading_names_what_is_wrong(tiny_model, tmp_path):
-    with pytest.raises(UserError, match="not a saved multi-exit model"):
-        MultiExitModel.from_pretrained(tmp_path)
-    tiny_model().save_pretrained(tmp_path / "saved")
-    path = tmp_path / "saved" / "multi_exit.json"
-    description = json.loads(path.read_text())
-    path.write_text(json.dumps(description | {"format_version": 99}))
-    with pytest.raises(UserError, match="format 99"):
-        MultiExitModel.from_pretrained(tmp_path / "saved")
-    path.write_text(json.dumps(description | {"surprise": 1}))
-    with pytest.raises(UserError, match="damaged"):
-        MultiExitModel.from_pretrained(tmp_path / "saved")
-
-
-def test_truncated_weights_are_named(tiny_model, tmp_path):
-    tiny_model().save_pretrained(tmp_path / "saved")
-    path = tmp_path / "saved" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="saved is damaged or incomplete"):
-        MultiExitModel.from_pretrained(tmp_path / "saved")
-
-
-def test_fingerprint_sees_weights_pooling_and_heads(tiny_model):
-    model = tiny_model(pooling="mean", pooler="none")
-    before, without_heads = model.fingerprint(), model.fingerprint(with_heads=False)
-    assert tiny_model(pooling="mean", pooler="none").fingerprint() == before
-    assert tiny_model(pooling="cls", pooler="none").fingerprint() != before
-    model.add_head("gate", HeadSpec())
-    assert model.fingerprint() != before
-    assert model.fingerprint(with_heads=False) == without_heads
-    model.classifiers[0].bias.data += 1
-    assert model.fingerprint(with_heads=False) != without_heads
-
-
-def test_same_seed_same_new_weights(tiny_backbone):
-    build = lambda seed: MultiExitModel.from_backbone(str(tiny_backbone("bert")), 3, seed=seed)  # noqa: E731
-    first, again, other = build(1), build(1), build(2)
-    assert torch.equal(first.classifiers[0].weight, again.classifiers[0].weight)
-    assert not torch.equal(first.classifiers[0].weight, other.classifiers[0].weight)
-    heads = [model.add_head("h", HeadSpec(), seed=5) for model in (first, other)]
-    assert torch.equal(*(next(head.parameters()) for head in heads))
+def test_fingerprint_sees_pooling(tiny_model):
+    prints = {tiny_model(pooling=pooling, pooler="none").fingerprint() for pooling in ("mean", "cls")}
+    assert len(prints) == 2
 
 
 def test_mean_pooling_ignores_padding(tiny_model):
@@ -106,8 +52,6 @@ def test_heads_check_their_extra_inputs(tiny_model):
     assert head(1, pooled, torch.zeros(3, 2)).shape == (3,)
     with pytest.raises(ValueError, match="takes 2 extra inputs"):
         head(1, pooled)
-    with pytest.raises(UserError, match="policy"):
-        model.head("polcy")
 
 
 def test_mixed_singles_and_pairs_are_refused(tiny_model):

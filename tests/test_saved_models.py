@@ -1,0 +1,147 @@
+"""What holds of models of both kinds: files, fingerprints, heads, seeds."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, FAMILIES, random_prompts, random_texts
+from torch import Tensor
+
+from consistentee.engine.classify import classify
+from consistentee.engine.generate import generate
+from consistentee.errors import UserError
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import NeverExit
+
+
+def logits_of_texts(model: MultiExitModel) -> Tensor:
+    return classify(model, random_texts(12), NeverExit()).logits
+
+
+def tokens_of_prompts(model: MultiExitDecoder) -> Tensor:
+    return torch.cat(generate(model, random_prompts(4), NeverExit(), max_new_tokens=5).tokens)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model.
+
+    Attributes:
+        model_class: its class.
+        new: (family, ...) -> a fresh model whose exits disagree.
+        backbone: family -> the folder of its backbone.
+        says: model -> what it says of some texts.
+        file: of the description.
+        called: how messages call a model.
+        exits: where the weights of the first exit are.
+    """
+
+    model_class: Any
+    new: Callable[..., Any]
+    backbone: Callable[[str], object]
+    says: Callable[[Any], Tensor]
+    file: str
+    called: str
+    exits: str
+
+
+KINDS = {"instances": FAMILIES, "tokens": DECODER_FAMILIES}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request, tiny_model, tiny_decoder, tiny_backbone, tiny_decoder_backbone) -> Kind:
+    if request.param == "instances":
+        file, called, exits = "multi_exit.json", "multi-exit model", "classifiers.0."
+        return Kind(MultiExitModel, tiny_model, tiny_backbone, logits_of_texts, file, called, exits)
+    file, called, exits = "multi_exit_decoder.json", "multi-exit decoder", "exit_adapters.1."
+    return Kind(MultiExitDecoder, tiny_decoder, tiny_decoder_backbone, tokens_of_prompts, file, called, exits)
+
+
+@pytest.fixture
+def saved(kind, tmp_path):
+    """Return the folder of a saved model."""
+    kind.new().save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    other = second.state_dict()
+    return all(torch.equal(tensor, other[name]) for name, tensor in first.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [(kind, family) for kind in KINDS for family in KINDS[kind]], indirect=["kind"]
+)
+def test_saved_and_loaded_it_is_the_same_and_holds_no_pickle(kind, tmp_path, family):
+    model = kind.new(family)
+    model.add_head("policy", HeadSpec(hidden=8, extra_inputs=2))
+    model.description.method_name = "pabee"
+    model.save_pretrained(tmp_path / "saved")
+    again = kind.model_class.from_pretrained(tmp_path / "saved")
+    assert again.description == model.description
+    assert again.fingerprint() == model.fingerprint()
+    assert same(model, again)
+    assert torch.equal(kind.says(model), kind.says(again))
+    files = [path for path in (tmp_path / "saved").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".txt", ".md"}
+
+
+def test_a_folder_that_holds_no_model_is_named(kind, tmp_path):
+    with pytest.raises(UserError, match=f"not a saved {kind.called}"):
+        kind.model_class.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"format_version": 99}, "format 99"), ({"surprise": 1}, "damaged")], ids=str
+)
+def test_a_description_of_another_time_is_named(kind, saved, change, message):
+    path = saved / kind.file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        kind.model_class.from_pretrained(saved)
+
+
+def test_truncated_weights_are_named(kind, saved):
+    weights = saved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="saved is damaged or incomplete"):
+        kind.model_class.from_pretrained(saved)
+
+
+def test_the_fingerprint_sees_weights_and_heads(kind):
+    model = kind.new()
+    before, without_heads = model.fingerprint(), model.fingerprint(with_heads=False)
+    assert kind.new().fingerprint() == before
+    model.add_head("gate", HeadSpec())
+    assert model.fingerprint() != before
+    assert model.fingerprint(with_heads=False) == without_heads
+    for name, parameter in model.named_parameters():
+        if name.startswith(kind.exits):
+            parameter.data.add_(1)
+    assert model.fingerprint(with_heads=False) != without_heads
+
+
+def test_same_seed_same_new_weights(kind):
+    families = {MultiExitModel: "bert", MultiExitDecoder: "llama"}
+    folder, options = str(kind.backbone(families[kind.model_class])), {}
+    if kind.model_class is MultiExitModel:
+        options = {"num_labels": 3}
+    first, again, other = (kind.model_class.from_backbone(folder, **options, seed=seed) for seed in (1, 1, 2))
+    assert same(first, again)
+    assert not same(first, other)
+    heads = [model.add_head("h", HeadSpec(), seed=5) for model in (first, other)]
+    assert torch.equal(*(next(head.parameters()) for head in heads))
+
+
+def test_an_unknown_head_is_named(kind):
+    model = kind.new()
+    head = model.add_head("policy", HeadSpec())
+    assert model.head("policy") is head
+    assert len(head.modules_by_layer) == model.num_layers
+    with pytest.raises(UserError, match="unknown head of this model 'polcy'; did you mean 'policy'"):
+        model.head("polcy")
