@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from consistentee.engine import batching as prompt_batch
 from consistentee.engine.batching import PASS_IN_TOKENS, PromptBatch, pass_sizes
 
-LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=7).map(lambda lengths: sorted(lengths, reverse=True))
+LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=6).map(lambda lengths: sorted(lengths, reverse=True))
 
 
 def cost(lengths: list[int], sizes: list[int]) -> int:

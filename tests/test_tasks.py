@@ -416,6 +416,7 @@ def test_hub_dataset_is_kept_for_later_calls(monkeypatch, tmp_path):
         load_task(path)
 
 
+@pytest.mark.slow  # the libraries of the hub take seconds to import; test_text_tasks.py: what is said
 def test_unreachable_hub_fails_within_seconds(tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
