@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AlbertConfig, AutoModel, BertConfig
 
 from baselines.cascade_bert import CascadeBERT, CompanionRule, difficulty_loss
-from baselines.references import Full, StaticRule
+from baselines.references import Full
 from benchmarks.measure.flops import FlopModel
 from consistentee.backbones.cascade import first_layers
 from consistentee.backbones.encoders import stepper_for
@@ -170,22 +170,6 @@ class TestEngine:
         classify(model, random_texts(20), NeverExit(), batch_size=7)
         assert ran
 
-    def test_saved_and_loaded_it_is_the_same(self, cascade, tmp_path, family):
-        model, _, _ = cascade(family)
-        model.add_head("gate", HeadSpec(hidden=4))
-        model.save_pretrained(tmp_path)
-        assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".json", ".safetensors", ".md"}
-        again = MultiExitModel.from_pretrained(tmp_path)
-        assert again.description == model.description
-        weights = again.state_dict()
-        assert set(weights) == set(model.state_dict())
-        assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
-        texts = random_texts(12)
-        for rule in (NeverExit(), StaticRule(COMPANION), StaticRule(COMPANION + 1)):
-            before, after = (classify(m, texts, rule) for m in (model, again))
-            assert torch.equal(before.logits, after.logits)
-            assert torch.equal(before.exit_layers, after.exit_layers)
-
 
 class TestModel:
     def test_models_saved_before_there_were_companions_still_load(self, tiny_model, tmp_path):
@@ -279,7 +263,7 @@ class TestFlops:
         assert found.tolist() == [small, small + DEPTH * self.layer(n) + classifier]
         assert flops.full_flops([n]).tolist() == [DEPTH * self.layer(n) + classifier]
 
-    @pytest.mark.parametrize("family", FAMILIES)
+    @pytest.mark.parametrize("family", ["albert", "bert"])
     def test_the_full_model_costs_what_it_costs_alone(self, cascade, family):
         model, companion, full = cascade(family)
         joined, small, big = (FlopModel(m) for m in (model, companion, full))

@@ -25,7 +25,14 @@ DTYPES = {torch.bfloat16: 2**-6, torch.float16: 2**-8, torch.float64: 1e-9}
 """Precision -> how far a number may move, relatively, where a row is computed beside others."""
 NEW_TOKENS = 10
 
-dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+def tried_in_each(models: list[tuple[str, ...]]) -> list[object]:
+    """Return every model in every precision; by default all in bfloat16 alone, and the first one in all."""
+    return [
+        pytest.param(*model, dtype, marks=[] if dtype is torch.bfloat16 or model == models[0] else pytest.mark.slow)
+        for model in models
+        for dtype in DTYPES
+    ]
 
 
 def change(model: MultiExitModel, kind: str) -> None:
@@ -64,12 +71,11 @@ def clear_of(thresholds: list[float], values: Tensor, distance: float) -> Tensor
     return (gaps > distance * values.double().abs().amax(dim=0)).all(dim=1)
 
 
-KINDS = [(family, "linear") for family in FAMILIES]
-KINDS += [("bert", kind) for kind in ("attention", "past-future", "token exits", "companion")]
+KINDS = [("bert", kind) for kind in ("linear", "attention", "past-future", "token exits", "companion")]
+KINDS += [(family, "linear") for family in FAMILIES if family != "bert"]
 
 
-@pytest.mark.parametrize(("family", "kind"), KINDS)
-@dtypes
+@pytest.mark.parametrize(("family", "kind", "dtype"), tried_in_each(KINDS))
 class TestEncoders:
     @pytest.fixture
     def model(self, tiny_model, family, kind, dtype) -> MultiExitModel:
@@ -102,8 +108,7 @@ class TestEncoders:
             torch.testing.assert_close(live.logits[clear], trace.logits_at(exits)[clear], **close)
 
 
-@pytest.mark.parametrize("family", DECODER_FAMILIES)
-@dtypes
+@pytest.mark.parametrize(("family", "dtype"), tried_in_each([(family,) for family in DECODER_FAMILIES]))
 class TestDecoders:
     def test_never_exit_writes_what_the_stock_model_writes(self, tiny_decoder, family, dtype):
         model = tiny_decoder(family).to(dtype)
@@ -140,7 +145,7 @@ class TestDecoders:
         assert drafted.texts == written.texts
 
 
-@dtypes
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", [MultiExitModel, MultiExitDecoder])
 def test_saved_in_it_a_model_is_loaded_in_float32(tiny_model, tiny_decoder, tmp_path, kind, dtype):
     model = (tiny_model() if kind is MultiExitModel else tiny_decoder()).to(dtype)
