@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_task, make_text_task
+from conftest import make_text_task
 from torch.nn import functional
 
 from consistentee.errors import UserError
@@ -258,13 +258,6 @@ def test_a_decoder_without_early_exits_needs_no_policy(tiny_decoder):
 
 def test_confidence_is_read_as_in_classification():
     assert token_policy_spec("state+confidence", conditioned=True) == policy_spec("state+confidence", conditioned=True)
-
-
-def test_methods_refuse_tasks_of_the_other_kind(tiny_decoder):
-    with pytest.raises(UserError, match="'toy' asks for labels"):
-        ConsistentEETokens().fit(tiny_decoder(), make_task(), RECIPE)
-    with pytest.raises(UserError, match="'toy-text' asks for texts"):
-        ConsistentEE().check_task(make_text_task())
 
 
 def test_impossible_parameters_are_refused():

@@ -29,14 +29,6 @@ def test_shapes_and_order_do_not_depend_on_batching(tiny_model):
     torch.testing.assert_close(trace.logits, other.logits, rtol=1e-4, atol=1e-5)
 
 
-def test_trace_equals_the_stock_model_at_the_last_layer(tiny_model):
-    model = tiny_model()
-    trace = record_trace(model, make_task().test)
-    batch = model.collate(model.tokenize(make_task().test.texts))
-    with torch.no_grad():
-        torch.testing.assert_close(trace.logits[:, -1], model.stock_logits(batch), rtol=1e-5, atol=1e-5)
-
-
 def test_a_stored_pass_is_read_again_and_only_where_nothing_changed(tiny_model, tmp_path):
     model, split = tiny_model(), make_task().test
     first = record_trace(model, split, store=tmp_path)
