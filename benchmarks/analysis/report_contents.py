@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from benchmarks.analysis.caveats import caveats_of_instances, caveats_of_texts
 from benchmarks.analysis.figures.catalogue import FigureKind, drawn_figures
 from benchmarks.analysis.figures.generation import decoding_figure, decoding_styles, figure_name
+from benchmarks.analysis.published import published_for
 from benchmarks.analysis.report import Content
 from benchmarks.analysis.results import Panel, load_panels
 from benchmarks.analysis.rows.texts import GenerationPanel, load_generation_panels
@@ -14,7 +15,7 @@ from benchmarks.analysis.tables.equal_cost import equal_cost_tables
 from benchmarks.analysis.tables.headline import half_table, headline_tables
 from benchmarks.analysis.tables.operating import panel_tables
 from benchmarks.analysis.tables.overall import overall_tables
-from benchmarks.analysis.tables.published import published_for, published_table
+from benchmarks.analysis.tables.published import published_table
 from benchmarks.analysis.tables.text import TextTable
 
 if TYPE_CHECKING:
