@@ -120,9 +120,27 @@ def resampled_scores(metric: str, labels: ArrayLike, predictions: ArrayLike, *, 
         predictions: [seeds, N].
         seed: of the resampling.
     """
+    answers = np.asarray(predictions)
+    return resampled_mixtures(metric, labels, answers[:, None], np.ones((len(answers), 1)), seed=seed)
+
+
+def resampled_mixtures(
+    metric: str, labels: ArrayLike, predictions: ArrayLike, shares: ArrayLike, *, seed: int = 0
+) -> Floats:
+    """Return the score of random mixtures of rules on every resample of the rows: [RESAMPLES, mixtures].
+
+    Args:
+        metric: one that :func:`can_resample`.
+        labels: [N].
+        predictions: of the rules of each mixture, [mixtures, rules, N].
+        shares: the probability with which a row takes each rule, [mixtures, rules].
+        seed: of the resampling, see :func:`resampled_scores`.
+    """
     terms_of, score_of = _TERMS[metric]
     true = np.asarray(labels, dtype=float)
-    terms = np.stack([terms_of(true, answers) for answers in np.asarray(predictions, dtype=float)], axis=1)
+    mixtures = zip(np.asarray(predictions, dtype=float), np.asarray(shares, dtype=float), strict=True)
+    mixed = [sum(w * terms_of(true, one) for w, one in zip(of, rules, strict=True)) for rules, of in mixtures]
+    terms = np.stack([np.asarray(one) for one in mixed], axis=1)
     weights = row_weights(len(true), RESAMPLES, seed)
     return score_of((weights @ terms.reshape(len(true), -1)).reshape(RESAMPLES, *terms.shape[1:]))
 

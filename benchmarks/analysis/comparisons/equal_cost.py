@@ -5,7 +5,7 @@ within a budget" hides, that a method without a knob just below it is scored far
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,13 @@ from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import FULL, Panel
 from benchmarks.analysis.rows.instances import predictions_of
 from benchmarks.analysis.select import Mixture, Reach, mixture_at
+from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_mixtures
 from consistentee.data.metrics import score
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pandas as pd
 
 
@@ -47,9 +50,7 @@ def at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
 
 def _at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
     scores, points, layers, reaches = [], [], [], []
-    for seed in sorted({cell.record.seed for cell in panel.cells_of(label)}):
-        knobs = knobs_of(panel, label, seed)
-        mixture = mixture_at(panel.num_layers / speedup, knobs["validation_layers"], knobs["validation_quality"])
+    for seed, knobs, mixture in _mixtures(panel, label, speedup):
         scores.append(_test_score(panel, knobs, mixture))
         layers.append(mixture.of(knobs["layers"]))
         reaches.append(mixture.reach)
@@ -62,6 +63,57 @@ def _at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
         layers=float(np.mean(layers)),
         reaches=tuple(reaches),
     )
+
+
+def _mixtures(panel: Panel, label: str, speedup: float) -> "Iterator[tuple[int, pd.DataFrame, Mixture]]":
+    """Yield seed, knobs and the mixture that costs L / ``speedup`` layers on validation rows."""
+    for seed in sorted({cell.record.seed for cell in panel.cells_of(label)}):
+        knobs = knobs_of(panel, label, seed)
+        budget = panel.num_layers / speedup
+        yield seed, knobs, mixture_at(budget, knobs["validation_layers"], knobs["validation_quality"])
+
+
+def interval_at_equal_cost(panel: Panel, label: str, speedup: float) -> tuple[float, float] | None:
+    """Return the 95% paired bootstrap interval of :attr:`AtCost.points`, over rows and, of several, over seeds.
+
+    None unless with every seed the answers of both knobs and of the full model were kept, row by row, and for a score
+    of ranks.
+    """
+    mixed = [_mixed_answers(panel, knobs, mixture) for _, knobs, mixture in _mixtures(panel, label, speedup)]
+    full = [_full_answers(panel, seed) for seed, _, _ in _mixtures(panel, label, speedup)]
+    known = [one for one in (*mixed, *full) if one is not None]
+    labels = known[0][0] if known else np.empty(0)
+    if len(known) < len(mixed) + len(full) or not can_resample(panel.metric, labels):
+        return None
+    if not all(np.array_equal(labels, others) for others, _, _ in known):
+        return None  # other rows
+    scores = resampled_mixtures(
+        panel.metric, labels, [answers for _, answers, _ in known], [shares for _, _, shares in known]
+    )
+    ours, reference = np.hsplit(scores, 2)
+    return interval(mean_over_drawn_seeds(ours - reference))
+
+
+_MixedAnswers: TypeAlias = tuple[NDArray, NDArray, tuple[float, float]]
+"""Labels [N], answers of two rules [2, N], and the share of each."""
+
+
+def _mixed_answers(panel: Panel, knobs: "pd.DataFrame", mixture: Mixture) -> _MixedAnswers | None:
+    sides = [_answers(panel, knobs.iloc[index]) for index in (mixture.first, mixture.second)]
+    known = [side for side in sides if side is not None]
+    if len(known) < len(sides) or not np.array_equal(known[0][0], known[1][0]):
+        return None
+    return known[0][0], np.stack([answers for _, answers in known]), (mixture.weight, 1 - mixture.weight)
+
+
+def _full_answers(panel: Panel, seed: int) -> _MixedAnswers | None:
+    """Return the full model's answers with a seed, as a mixture of it with itself."""
+    label = next((label for label, method in panel.methods.items() if method == FULL), None)
+    if label is None or not panel.cells_of(label, seed):
+        return None
+    knobs = knobs_of(panel, label, seed)
+    latest = len(knobs) - 1
+    return _mixed_answers(panel, knobs, Mixture(latest, latest, 1.0))
 
 
 def _full_score(panel: Panel, seed: int) -> float | None:
