@@ -18,6 +18,7 @@ _SEVERAL_VALUES = {
     "list": {"--methods"},
     "table": {"--methods"},
     "plot": {"--methods"},
+    "reproduce": {"--backbones", "--results"},
     "check-method": {"--families", "--param"},
     "train": {"--param", "--set"},
 }
@@ -403,6 +404,69 @@ def table(
     path = write_all_tables(results, table_format, _labels(methods), published=published)
     print(path.read_text(encoding="utf-8"), end="")
     print(f"written to {path}", file=sys.stderr)
+
+
+@app.command(
+    epilog=_examples(
+        "consistentee reproduce",
+        "consistentee reproduce consistentee-glue",
+        "consistentee reproduce pabee-glue --format csv > pabee.csv",
+        "consistentee reproduce deebert-glue --dry-run --data DATA",
+        "consistentee reproduce consistentee-glue --run --backbones bert-base-uncased",
+        "Without --run nothing is trained: ours are published results and those of earlier --run.",
+    )
+)
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A table's name, or its YAML file; without, all are listed.")
+    ] = None,
+    *,
+    backbones: Annotated[
+        list[str] | None,
+        typer.Option("--backbones", metavar="A B ...", help="Ours.", show_default="those with records"),
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", metavar="DIR ...", help="Folders of ours.", show_default="runs/NAME, results/SUITE"),
+    ] = None,
+    table_format: Annotated[
+        str | None, typer.Option("--format", metavar="md|csv", help="Write and print this format.")
+    ] = None,
+    run_missing: Annotated[bool, typer.Option("--run", help="First run what is missing, see `run`.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what --run would do, and how long.")] = False,
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of what --run trains.", show_default="runs/NAME")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
+    ] = 1,
+) -> None:
+    """Set a paper's table beside ours: the same tasks at the printed speed-ups, with intervals and what differs."""
+    from benchmarks.commands import reproduce as papers
+
+    if name is None:
+        output_console().print(papers.inventory())
+        return
+    reproduction = papers.Reproduction.of(
+        name, listed(backbones), out=None if out is None else _results_folder(out), results=results
+    )
+    data = _existing(data)
+    if dry_run:
+        print("\n".join(reproduction.plan(data, workers)))
+        return
+    failed = reproduction.run(data, workers) if run_missing else []
+    comparisons = reproduction.comparisons()
+    if table_format is None:
+        output_console(RESULTS_WIDTH).print(papers.for_terminal(comparisons))
+    else:
+        path = reproduction.write(comparisons, table_format)
+        print(path.read_text(encoding="utf-8"), end="")
+        print(f"written to {path}", file=sys.stderr)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command(epilog=_examples("consistentee plot runs/quick", "consistentee plot runs/quick --format pdf"))

@@ -21,8 +21,8 @@ _NOTE = (
     "of all validation points (of all cells of a grid) between which L / s layers lie are mixed to cost exactly that; "
     "the same mixture is scored on test rows."
 )
-_OVER_NOTE = "†: even the cheapest knob costs more"
-_UNDER_NOTE = "; ‡: even the best knob costs less, and it stands here."
+OVER_NOTE = "†: even the cheapest knob costs more"
+UNDER_NOTE = "; ‡: even the best knob costs less, and it stands here."
 
 
 def equal_cost_tables(panels: Sequence[Panel]) -> list[TextTable]:
@@ -70,7 +70,7 @@ def _means(panels: Sequence[Panel], labels: Sequence[str]) -> TextTable:
             _NOTE,
             "Rank: mean over tasks, 1 is best, among the methods that all tasks have. Layers: of the test rows; fewer "
             "than the budget where even the best knob of some task costs less.",
-            f"{_OVER_NOTE} on some task, and it stands there.",
+            f"{OVER_NOTE} on some task, and it stands there.",
         ),
         words=("method",),
     )
@@ -84,7 +84,7 @@ def _mean_columns(panels: Sequence[Panel], labels: Sequence[str], speedup: float
     ranks = dict(zip(complete, mean_ranks(scores), strict=True)) if complete else {}
     return {
         label: (
-            f"{100 * _mean(found[label]):+.1f}{_mark(found[label], Reach.OVER)}",
+            f"{100 * _mean(found[label]):+.1f}{reach_marks(found[label], [Reach.OVER])}",
             f"{ranks[label]:.1f}",
             f"{np.mean([one.layers for one in found[label]]):.2f}",
         )
@@ -94,8 +94,8 @@ def _mean_columns(panels: Sequence[Panel], labels: Sequence[str], speedup: float
     }
 
 
-def _mark(found: Sequence[AtCost], *marked: Reach) -> str:
-    """Return the marks of what was reached with some seed on some task."""
+def reach_marks(found: Sequence[AtCost], marked: Sequence[Reach] = tuple(_MARKS)) -> str:
+    """Return the marks of what was reached with some seed on some task; the notes above explain them."""
     reaches = {reach for one in found for reach in one.reaches}
     return "".join(_MARKS[reach] for reach in marked if reach in reaches)
 
@@ -105,7 +105,7 @@ def _by_task(panels: Sequence[Panel], labels: Sequence[str]) -> TextTable:
         title=f"Points against the full model at {MIDDLE:g}x, task by task",
         headings=("method", *task_headings(panels)),
         cells=tuple((label, *(_task_cell(panel, label) for panel in panels)) for label in labels),
-        notes=(_OVER_NOTE + _UNDER_NOTE,),
+        notes=(OVER_NOTE + UNDER_NOTE,),
         words=("method",),
     )
 
@@ -114,4 +114,4 @@ def _task_cell(panel: Panel, label: str) -> str:
     if label not in panel.methods:
         return MISSING
     found = at_equal_cost(panel, label, MIDDLE)
-    return MISSING if found.points is None else f"{100 * found.points:+.1f}{_mark([found], *_MARKS)}"
+    return MISSING if found.points is None else f"{100 * found.points:+.1f}{reach_marks([found])}"

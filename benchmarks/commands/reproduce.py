@@ -1,0 +1,169 @@
+"""Paper tables by name: which there are, what is missing of ours, running it, and theirs beside ours."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.analysis.comparisons.papers import PaperComparison, compare_with_paper
+from benchmarks.analysis.results import Panel, load_panels
+from benchmarks.analysis.tables.papers import paper_lines, paper_table
+from benchmarks.analysis.tables.text import csv_of, to_markdown, to_rich
+from benchmarks.specs.base import BaseSuite, display_name, folder_name
+from benchmarks.specs.papers import PaperSetting, PaperTable, list_papers, load_paper
+from benchmarks.specs.suites import load_suite, select_methods
+from benchmarks.store.folders import write_text
+from benchmarks.store.stored_results import kind_of_results
+from benchmarks.terminal import add_columns, add_row, plain_table
+from consistentee.errors import UserError, unknown_name
+from consistentee.methods.method import available_methods
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+_RESULTS = Path("results")
+
+
+def inventory() -> "Table":
+    """Return the tables that can be named."""
+    shown = plain_table("Paper tables")
+    add_columns(shown, "name", "what it is", "methods", "tasks", "quoted from")
+    for name in list_papers():
+        table = load_paper(name)
+        methods = dict.fromkeys(method.printed for method in table.methods)
+        tasks = [column.printed for column in table.columns]
+        add_row(shown, name, table.title, ", ".join(methods), ", ".join(tasks), table.table)
+    return shown
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A paper's table, and where ours are.
+
+    Attributes:
+        table: the paper's.
+        backbones: ours; None: those that there are records of.
+        out: what runs of it fill, one folder a backbone.
+        results: folders to read instead of ``out`` and of the suites' published results; None: those.
+    """
+
+    table: PaperTable
+    backbones: Sequence[str] | None
+    out: Path
+    results: Sequence[Path] | None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        backbones: Sequence[str] | None = None,
+        *,
+        out: Path | None = None,
+        results: Sequence[Path] | None = None,
+    ) -> "Reproduction":
+        """Return that of a table by its name, or of a YAML file; ``out`` is ``runs/NAME``. Raises UserError."""
+        table = load_paper(name)
+        return cls(table, backbones, Path("runs") / table.name if out is None else out, results)
+
+    def comparisons(self) -> list[PaperComparison]:
+        """Return the table beside every backbone asked for; unasked, beside those that there are records of.
+
+        Raises UserError for results that cannot be read.
+        """
+        table = self.table
+        settings = self._settings((*table.settings, table.paper_setting))
+        found = [
+            compare_with_paper(table, display_name(setting.backbone), self._panels(setting), _labels(table, setting))
+            for setting in settings
+        ]
+        known = [comparison for comparison in found if comparison.panels]
+        return found if self.backbones is not None else known or found[:1]
+
+    def plan(self, data_dir: Path | None, workers: int = 1) -> list[str]:
+        """Return what :meth:`run` would do, and how long it would train, in lines for people."""
+        from benchmarks.run.forecast import plan_lines
+
+        return [
+            line
+            for setting, suite, out, published in self._runs()
+            for line in (
+                f"{setting.backbone}, as suite {setting.suite}:",
+                *plan_lines(suite, out=out, data_dir=data_dir, workers=workers, published_dir=published),
+            )
+        ]
+
+    def run(self, data_dir: Path | None, workers: int = 1) -> list[str]:
+        """Run what is missing, one backbone after the other, and return what failed, a line a cell."""
+        from benchmarks.run.schedulers import Schedule
+        from benchmarks.run.sweep import run_suite
+
+        failed: list[str] = []
+        for _, suite, out, published in self._runs():
+            schedule = Schedule(workers)
+            outcome = run_suite(suite, out=out, data_dir=data_dir, published_dir=published, schedule=schedule)
+            failed += outcome.failed
+        return failed
+
+    def write(self, comparisons: Sequence[PaperComparison], table_format: str) -> Path:
+        """Write the table in one format, and return the file. Raises UserError for an unknown format."""
+        if table_format not in _FORMATS:
+            raise unknown_name("table format", table_format, _FORMATS)
+        path = self.out / f"{self.table.name}.{table_format}"
+        write_text(path, _FORMATS[table_format](comparisons))
+        return path
+
+    def _settings(self, unasked: Sequence[PaperSetting]) -> list[PaperSetting]:
+        if self.backbones is None:
+            return list(unasked)
+        return [self.table.setting_for(backbone) for backbone in self.backbones]
+
+    def _runs(self) -> Iterator[tuple[PaperSetting, BaseSuite, Path, Path | None]]:
+        """Yield every backbone, its suite cut to the table, its folder, and what is published of the suite."""
+        for setting in self._settings(self.table.settings):
+            base = load_suite(setting.suite)
+            suite = base.model_copy(
+                update={
+                    "name": self.table.name,
+                    "description": self.table.title,
+                    "tasks": tuple(column.task for column in self.table.columns),
+                    "backbones": (setting.backbone,),
+                    "methods": tuple(select_methods(base, ["full", *_labels(self.table, setting)])),
+                }
+            )
+            published = _RESULTS / base.name
+            yield setting, suite, self._folder(setting), published if kind_of_results(published) else None
+
+    def _folder(self, setting: PaperSetting) -> Path:
+        return self.out / folder_name(setting.backbone)
+
+    def _panels(self, setting: PaperSetting) -> list[Panel]:
+        """Return the records of a backbone: a run begins with what is published, so its folder holds all of it."""
+        if self.results is not None:
+            return [panel for folder in self.results for panel in load_panels(folder)[0]]
+        places = (self._folder(setting), _RESULTS / setting.suite)
+        place = next((place for place in places if kind_of_results(place) == "classification"), None)
+        return [] if place is None else load_panels(place)[0]
+
+
+def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
+    """Return those curves of a table that the suite of a backbone has, or can have."""
+    suite = load_suite(setting.suite)
+    known = {*(entry.label for entry in suite.methods), *available_methods(suite.method_group)}
+    labels = [label for label in table.labels if label in known]
+    if not labels:
+        raise UserError(f"suite {suite.name!r} has none of the methods of {table.name}: {', '.join(table.labels)}")
+    return labels
+
+
+def for_terminal(comparisons: Sequence[PaperComparison]) -> "Group":
+    """Return the tables for a terminal."""
+    from rich.console import Group
+
+    return Group(*(to_rich(paper_table(comparison)) for comparison in comparisons))
+
+
+_FORMATS: dict[str, Callable[[Sequence[PaperComparison]], str]] = {
+    "md": lambda comparisons: to_markdown([paper_table(comparison) for comparison in comparisons]),
+    "csv": lambda comparisons: csv_of(paper_lines(comparisons)),
+}

@@ -1,0 +1,119 @@
+"""PaperTable: a table of a paper, its rows and columns by name. What it prints stays in ``published/results.csv``."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from benchmarks.specs.base import validation_sentence
+from benchmarks.specs.schema import Strict
+from benchmarks.yaml_files import read_yaml
+from consistentee.errors import UserError, unknown_name
+
+PAPERS_DIR = Path(__file__).parents[1] / "papers"
+
+
+class PrintedSpeed(StrEnum):
+    """What a paper's speed-ups are."""
+
+    LAYERS = "layers"
+    """L / average layers: 2.0."""
+    TIME_SAVED = "time saved"
+    """A share of the wall time: -50%."""
+    NOT_STATED = "not stated"
+    """A ratio of something."""
+
+
+class PrintedValue(StrEnum):
+    """What a paper prints of a method."""
+
+    SCORE = "score"
+    POINTS = "points"
+    """Its score minus the full model's."""
+
+
+class PaperColumn(Strict):
+    """A task of the table."""
+
+    printed: str = Field(description="its name in results.csv")
+    task: str = Field(description="ours")
+    metric: str = Field(description="ours, by which our knobs are chosen and scored")
+    printed_metrics: tuple[str, ...] = Field(min_length=1, description="what the paper calls it, method by method")
+
+
+class PaperMethod(Strict):
+    """A method of the table."""
+
+    printed: str = Field(description="its name in results.csv")
+    backbone: str = Field(description="as printed")
+    full: str = Field(description="the printed name of the model that it is measured against")
+    ours: tuple[str, ...] = Field(min_length=1, description="our curves, by label")
+
+
+class PaperSetting(Strict):
+    """A backbone of ours, and the suite that trains on it."""
+
+    backbone: str
+    suite: str
+
+
+class PaperTable(Strict):
+    """A table that ``consistentee reproduce`` knows by name."""
+
+    schema_version: Literal[1] = 1
+    name: str = Field(pattern=r"^[\w.-]+$")
+    title: str
+    table: str = Field(description="as the column of that name in results.csv says")
+    speed: PrintedSpeed
+    values: PrintedValue = PrintedValue.SCORE
+    columns: tuple[PaperColumn, ...] = Field(min_length=1)
+    methods: tuple[PaperMethod, ...] = Field(min_length=1)
+    settings: tuple[PaperSetting, ...] = Field(min_length=1, description="whose results are shown unasked")
+    paper_setting: PaperSetting = Field(description="the paper's backbone; its suite trains any backbone not listed")
+    notes: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _no_column_twice(self) -> Self:
+        tasks = [column.task for column in self.columns]
+        doubled = sorted({task for task in tasks if tasks.count(task) > 1})
+        if doubled:
+            raise ValueError(f"the task {doubled[0]!r} has two columns")
+        return self
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Our curves, each once."""
+        return tuple(dict.fromkeys(label for method in self.methods for label in method.ours))
+
+    def setting_for(self, backbone: str) -> PaperSetting:
+        """Return what trains on a backbone."""
+        known = {setting.backbone: setting for setting in (*self.settings, self.paper_setting)}
+        return known.get(backbone, PaperSetting(backbone=backbone, suite=self.paper_setting.suite))
+
+
+def list_papers() -> dict[str, Path]:
+    """Return the tables that come with the package: name -> file."""
+    return {path.stem: path for path in sorted(PAPERS_DIR.glob("*.yaml"))}
+
+
+def load_paper(name_or_path: str | Path) -> PaperTable:
+    """Read a table, by its name or as the path of a YAML file.
+
+    Raises UserError for an unknown name, and for a file that is not a valid table (the field is named).
+    """
+    papers = list_papers()
+    path = papers.get(str(name_or_path)) or Path(name_or_path)
+    if not path.is_file():
+        raise unknown_name("paper table", str(name_or_path), papers)
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold a mapping of the fields of a paper table")
+    try:
+        return PaperTable(**values)
+    except ValidationError as error:
+        raise UserError(f"{path}: {validation_sentence(error)}") from error
