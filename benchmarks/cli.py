@@ -456,7 +456,9 @@ def reproduce(
         print("\n".join(reproduction.plan(data, workers)))
         return
     failed = reproduction.run(data, workers) if run_missing else []
-    comparisons = reproduction.comparisons()
+    comparisons, faults = reproduction.comparisons()
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
     if table_format is None:
         output_console(RESULTS_WIDTH).print(papers.for_terminal(comparisons))
     else:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.comparisons.papers import PaperComparison, compare_with_paper
-from benchmarks.analysis.results import Panel, load_panels
+from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.tables.papers import paper_lines, paper_table
 from benchmarks.analysis.tables.text import csv_of, to_markdown, to_rich
-from benchmarks.specs.base import BaseSuite, display_name, folder_name
+from benchmarks.specs.base import BaseSuite, MethodEntry, display_name, folder_name
 from benchmarks.specs.papers import PaperSetting, PaperTable, list_papers, load_paper
 from benchmarks.specs.suites import load_suite, select_methods
-from benchmarks.store.folders import write_text
+from benchmarks.store.folders import Fault, write_text
 from benchmarks.store.stored_results import kind_of_results
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.errors import UserError, unknown_name
@@ -42,12 +42,14 @@ class Reproduction:
     """A paper's table, and where ours are.
 
     Attributes:
+        name: of the table, or of its YAML file.
         table: the paper's.
         backbones: ours; None: those that there are records of.
         out: what runs of it fill, one folder a backbone.
         results: folders to read instead of ``out`` and of the suites' published results; None: those.
     """
 
+    name: str
     table: PaperTable
     backbones: Sequence[str] | None
     out: Path
@@ -64,21 +66,22 @@ class Reproduction:
     ) -> "Reproduction":
         """Return that of a table by its name, or of a YAML file; ``out`` is ``runs/NAME``. Raises UserError."""
         table = load_paper(name)
-        return cls(table, backbones, Path("runs") / table.name if out is None else out, results)
+        return cls(name, table, backbones, Path("runs") / table.name if out is None else out, results)
 
-    def comparisons(self) -> list[PaperComparison]:
+    def comparisons(self) -> tuple[list[PaperComparison], list[Fault]]:
         """Return the table beside every backbone asked for; unasked, beside those that there are records of.
 
-        Raises UserError for results that cannot be read.
+        Also what could not be read. Raises UserError for a folder without results that was asked for.
         """
-        table = self.table
-        settings = self._settings((*table.settings, table.paper_setting))
-        found = [
-            compare_with_paper(table, display_name(setting.backbone), self._panels(setting), _labels(table, setting))
-            for setting in settings
-        ]
+        table, found, faults = self.table, [], {}
+        for setting in self._settings((*table.settings, table.paper_setting)):
+            panels, left_out = self._panels(setting)
+            labels, backbone = _labels(table, setting), display_name(setting.backbone)
+            command = f"consistentee reproduce {self.name} --run --backbones {setting.backbone} --data DATA"
+            found.append(compare_with_paper(table, backbone, panels, labels, command=command))
+            faults |= {fault.path: fault for fault in left_out}
         known = [comparison for comparison in found if comparison.panels]
-        return found if self.backbones is not None else known or found[:1]
+        return found if self.backbones is not None else known or found[:1], list(faults.values())
 
     def plan(self, data_dir: Path | None, workers: int = 1) -> list[str]:
         """Return what :meth:`run` would do, and how long it would train, in lines for people."""
@@ -128,7 +131,7 @@ class Reproduction:
                     "description": self.table.title,
                     "tasks": tuple(column.task for column in self.table.columns),
                     "backbones": (setting.backbone,),
-                    "methods": tuple(select_methods(base, ["full", *_labels(self.table, setting)])),
+                    "methods": tuple(_entries(base, [FULL, *_labels(self.table, setting)])),
                 }
             )
             published = _RESULTS / base.name
@@ -137,13 +140,14 @@ class Reproduction:
     def _folder(self, setting: PaperSetting) -> Path:
         return self.out / folder_name(setting.backbone)
 
-    def _panels(self, setting: PaperSetting) -> list[Panel]:
+    def _panels(self, setting: PaperSetting) -> tuple[list[Panel], list[Fault]]:
         """Return the records of a backbone: a run begins with what is published, so its folder holds all of it."""
-        if self.results is not None:
-            return [panel for folder in self.results for panel in load_panels(folder)[0]]
-        places = (self._folder(setting), _RESULTS / setting.suite)
-        place = next((place for place in places if kind_of_results(place) == "classification"), None)
-        return [] if place is None else load_panels(place)[0]
+        places = self.results
+        if places is None:
+            possible = (self._folder(setting), _RESULTS / setting.suite)
+            places = [place for place in possible if kind_of_results(place) == "classification"][:1]
+        read = [load_panels(place) for place in places]
+        return [panel for panels, _ in read for panel in panels], [fault for _, faults in read for fault in faults]
 
 
 def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
@@ -154,6 +158,12 @@ def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
     if not labels:
         raise UserError(f"suite {suite.name!r} has none of the methods of {table.name}: {', '.join(table.labels)}")
     return labels
+
+
+def _entries(suite: BaseSuite, labels: Sequence[str]) -> list[MethodEntry]:
+    """Return the suite's entries of these labels and no others of the same methods; what it lacks has its defaults."""
+    own = {entry.label: entry for entry in suite.methods}
+    return [entry for label in labels for entry in ([own[label]] if label in own else select_methods(suite, [label]))]
 
 
 def for_terminal(comparisons: Sequence[PaperComparison]) -> "Group":

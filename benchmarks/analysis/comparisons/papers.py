@@ -91,16 +91,18 @@ class PaperComparison:
         table, backbone: which.
         panels: our records by task, scored by the metric of the column; tasks without records are missing.
         rows: in the order of the table.
+        command: what makes records that are missing.
     """
 
     table: PaperTable
     backbone: str
     panels: Mapping[str, Panel]
     rows: tuple[PaperRow, ...]
+    command: str
 
 
 def compare_with_paper(
-    table: PaperTable, backbone: str, panels: Sequence[Panel], labels: Sequence[str]
+    table: PaperTable, backbone: str, panels: Sequence[Panel], labels: Sequence[str], *, command: str
 ) -> PaperComparison:
     """Set a paper's table beside our records.
 
@@ -109,6 +111,7 @@ def compare_with_paper(
         backbone: ours, as records name it.
         panels: our records, of any task and backbone.
         labels: those of the table's curves that there can be on this backbone.
+        command: what makes records that are missing.
     """
     by_task = {panel.task: panel for panel in panels if panel.backbone == backbone}
     scored = {
@@ -117,7 +120,7 @@ def compare_with_paper(
         if column.task in by_task and (panel := scored_by(by_task[column.task], column.metric)) is not None
     }
     rows = [row for method in table.methods for row in _rows(table, method, scored, labels)]
-    return PaperComparison(table, backbone, scored, tuple(rows))
+    return PaperComparison(table, backbone, scored, tuple(rows), command)
 
 
 def scored_by(panel: Panel, metric: str) -> Panel | None:

@@ -193,7 +193,7 @@ def _speed_line(comparison: PaperComparison) -> str:
 
 
 def missing_lines(comparison: PaperComparison) -> list[str]:
-    """Say what has no records, and which command makes them."""
+    """Say what has no records, and the command that makes them."""
     tasks, of_labels = [], []
     for column in comparison.table.columns:
         panel = comparison.panels.get(column.task)
@@ -205,12 +205,7 @@ def missing_lines(comparison: PaperComparison) -> list[str]:
     missing = [", ".join(tasks), *of_labels] if tasks else of_labels
     if not missing:
         return []
-    return [f"{MISSING}: no records of {'; '.join(missing)}; `{command_for(comparison)}` makes them."]
-
-
-def command_for(comparison: PaperComparison) -> str:
-    """Return the command that runs what is missing of a table on one backbone."""
-    return f"consistentee reproduce {comparison.table.name} --run --backbones {comparison.backbone} --data DATA"
+    return [f"{MISSING}: no records of {'; '.join(missing)}; `{comparison.command}` makes them."]
 
 
 def paper_lines(comparisons: Sequence[PaperComparison]) -> list[dict[str, object]]:
