@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from benchmarks.store.records import CellRecord
 from benchmarks.tasks.loader import list_tasks
 from consistentee.errors import UserError
 
+ROOT = Path(__file__).parents[1]
 ROWS = 200
 COSEE = load_paper("cosee-glue")
 
@@ -310,7 +312,7 @@ def test_dry_run_says_what_run_would_do(runs):
 
 
 def test_the_committed_results_stand_beside_all_tables(monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(ROOT)
     for name in list_papers():
         comparisons, faults = Reproduction.of(name).comparisons()
         assert not faults
@@ -322,3 +324,11 @@ def test_the_committed_results_stand_beside_all_tables(monkeypatch):
         known = [ours for ours in found if ours.interval is not None]
         assert known
         assert all(low <= ours.at.points <= high for ours in known for low, high in [ours.interval])
+
+
+def test_the_document_shows_what_the_command_prints_today(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "docs" / "paper_tables.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- consistentee (?P<command>.*) -->\n(?P<output>(?:.*\n)*?)<!-- end -->", text)
+    printed = call(*shown["command"].split(), "--out", tmp_path).stdout
+    assert shown["output"].strip() == printed.strip(), "copy what the command prints today into the document"

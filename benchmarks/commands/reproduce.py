@@ -73,7 +73,8 @@ class Reproduction:
 
         Also what could not be read. Raises UserError for a folder without results that was asked for.
         """
-        table, found, faults = self.table, [], {}
+        table, found = self.table, []
+        faults: dict[Path, Fault] = {}
         for setting in self._settings((*table.settings, table.paper_setting)):
             panels, left_out = self._panels(setting)
             labels, backbone = _labels(table, setting), display_name(setting.backbone)

@@ -45,8 +45,9 @@ class Ours:
 
     def minus(self, printed: Printed) -> float | None:
         """Return our points minus theirs; None unless both are known."""
-        known = self.at.points is not None and printed.points is not None
-        return self.at.points - printed.points if known else None
+        if self.at.points is None or printed.points is None:
+            return None
+        return self.at.points - printed.points
 
     def interval_minus(self, printed: Printed) -> Interval | None:
         """Return the interval of that: theirs is taken as it is printed."""
