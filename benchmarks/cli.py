@@ -418,12 +418,17 @@ def table(
 )
 def reproduce(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A table's name, or its YAML file; without, all are listed.")
+        str | None, typer.Argument(metavar="NAME", help="A table's name, or its YAML file; without, all are listed.")
     ] = None,
     *,
     backbones: Annotated[
         list[str] | None,
-        typer.Option("--backbones", metavar="A B ...", help="Ours.", show_default="those with records"),
+        typer.Option(
+            "--backbones",
+            metavar="A B ...",
+            help="Ours; names, directories, hub ids.",
+            show_default="those with records",
+        ),
     ] = None,
     results: Annotated[
         list[Path] | None,
