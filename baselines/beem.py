@@ -26,14 +26,14 @@ from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
-from consistentee.models.heads import ExitHeads, HeadSpec
+from consistentee.models.heads import FACTORS, factors_of, set_factors
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.signals import top_probability
 from consistentee.rules.view import LayerView
 from consistentee.training.recipe import Recipe
 from consistentee.training.stages import hold_out, recorded_features, train_jointly_on, training_source
 
-_EXPERTS = "experts"
+EXPERTS = "experts"
 _WEIGHT_OF_A_LAYER = 0.1
 _PARTS = tuple(1 - 10.0 ** (-exponent / 4) for exponent in range(16))
 """Of an expert's weight, dense near 1: trained classifiers are mostly near certain, and votes near weights."""
@@ -57,7 +57,7 @@ class ExpertsRule(ExitRule):
 
     def compared_value(self, view: LayerView, state: State) -> Tensor:
         """Return S_t: float [rows]."""
-        vote = view.head(_EXPERTS, top_probability(view).unsqueeze(1))
+        vote = view.head(EXPERTS, top_probability(view).unsqueeze(1))
         state["score"] = torch.where(view.predictions == state["previous"], state["score"], 0.0) + vote
         state["previous"] = view.predictions
         return state["score"]
@@ -91,17 +91,17 @@ class BEEM(Method):
         source = training_source(model, task, recipe)
         if self.weights == "cost":
             train_jointly_on(model, source, recipe)
-            use_experts(model, _WEIGHT_OF_A_LAYER * torch.arange(1, model.num_layers + 1))
+            set_factors(model.add_head(EXPERTS, FACTORS), _WEIGHT_OF_A_LAYER * torch.arange(1, model.num_layers + 1))
             return model
         source, judged = hold_out(source, self.held_out)
         train_jointly_on(model, source, recipe)
         answers = recorded_features(model, judged, recipe).logits.argmax(dim=-1)
-        use_experts(model, (answers == judged.labels.unsqueeze(1)).float().mean(dim=0))
+        set_factors(model.add_head(EXPERTS, FACTORS), (answers == judged.labels.unsqueeze(1)).float().mean(dim=0))
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         """Return shares of the largest score, from 0 to just above 1; dense below the sums of the first weights."""
-        weights = expert_weights(model)[:-1]
+        weights = factors_of(model.head(EXPERTS))[:-1]
         largest = _largest_score(weights)
         starts = (0.0, *accumulate(weights))
         values = [
@@ -112,25 +112,8 @@ class BEEM(Method):
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the score is at least ``knob`` times what all exits before the last one can reach together."""
         self.check_knob(model, knob)
-        return ExpertsRule(knob * _largest_score(expert_weights(model)[:-1]))
+        return ExpertsRule(knob * _largest_score(factors_of(model.head(EXPERTS))[:-1]))
 
 
 def _largest_score(weights: Sequence[float]) -> float:
     return max(sum(weights), _TINY)
-
-
-def use_experts(model: MultiExitModel, weights: Tensor) -> None:
-    """Give the model a head that multiplies a confidence by the weight of its layer; ``weights``: [L]."""
-    head = model.add_head(_EXPERTS, HeadSpec(extra_inputs=1, reads_pooled=False))
-    with torch.no_grad():
-        for parameter, weight in zip(_weights_of(head), weights, strict=True):
-            parameter.fill_(weight)
-
-
-def expert_weights(model: MultiExitModel) -> list[float]:
-    """Return w_1..w_L."""
-    return [parameter.item() for parameter in _weights_of(model.head(_EXPERTS))]
-
-
-def _weights_of(head: ExitHeads) -> list[Tensor]:
-    return [module.get_parameter("weight") for module in head.modules_by_layer]

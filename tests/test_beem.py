@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import make_task
 
-from baselines.beem import BEEM, ExpertsRule, expert_weights, use_experts
+from baselines.beem import BEEM, EXPERTS, ExpertsRule
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
+from consistentee.models.heads import FACTORS, factors_of, set_factors
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import Recipe
@@ -27,10 +28,10 @@ SCORES = torch.tensor([[0.5 * 0.8, 0.5 * 0.8 + 0.6, 2 * 0.7], [0.5 * 0.9, 0.5 * 
 @pytest.fixture
 def trace(tiny_model) -> Trace:
     model = tiny_model()
-    use_experts(model, WEIGHTS)
+    set_factors(model.add_head(EXPERTS, FACTORS), WEIGHTS)
     rows = len(PROBABILITIES)
     pooled = torch.zeros(rows, model.num_layers, model.width)
-    heads = {"experts": model.head("experts")}
+    heads = {EXPERTS: model.head(EXPERTS)}
     lengths = torch.ones(rows, dtype=torch.long)
     return Trace(PROBABILITIES.log(), torch.zeros(rows), {"pooled": pooled}, lengths, torch.arange(rows), heads)
 
@@ -59,14 +60,14 @@ def test_experts_weigh_what_they_are_right_on_rows_that_training_has_not_seen(ti
     held_out: Split = task.train.select(rows)
     answers = record_trace(model, held_out, max_length=32).logits.argmax(dim=-1)
     right = (answers == torch.tensor(held_out.labels).unsqueeze(1)).float().mean(dim=0)
-    torch.testing.assert_close(torch.tensor(expert_weights(model)), right)
+    torch.testing.assert_close(torch.tensor(factors_of(model.head(EXPERTS))), right)
 
 
 def test_costs_weigh_a_tenth_a_layer_and_are_saved_with_the_model(tiny_model, tmp_path):
     model = BEEM(weights="cost").fit(tiny_model(), make_task(), RECIPE)
     model.save_pretrained(tmp_path / "model")
     loaded = MultiExitModel.from_pretrained(tmp_path / "model")
-    assert expert_weights(loaded) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert factors_of(loaded.head(EXPERTS)) == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert BEEM().rule(loaded, 0.5).threshold == pytest.approx((0.1 + 0.2 + 0.3) / 2)
 
 
