@@ -38,10 +38,9 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
 from consistentee.training.loop import TokenBatch, TokenSource, run_stage
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, token_stage, training_source
+from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, token_stage, training_source
 
 SCORES = "lesson_scores"
-_HELD_OUT_SEED = 0
 _STEP_LENGTH = 0.01
 """How far the finite difference moves the parameters, in norm (DARTS)."""
 
@@ -88,10 +87,7 @@ class LeeBERT(Method):
 
     def split(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> tuple[TokenSource, TokenSource]:
         """Cut the recipe's training rows into those trained on, and those that judge the weights."""
-        rows = training_source(model, task, recipe)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
-        count = max(1, round(self.held_out * len(rows)))
-        return rows.select(order[count:].sort().values), rows.select(order[:count].sort().values)
+        return hold_out(training_source(model, task, recipe), self.held_out)
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         """Return 1..L-1: exits from layer 2 on, and full depth."""

@@ -357,6 +357,11 @@ def past_future_cost(layer: int) -> int:
     return gates + predictor + 2 * WIDTH * (2 if later else 1) * CLASSES
 
 
+def ensemble_cost(layer: int) -> int:
+    """All heads so far say anew what they say; each but the first reads what the one before says."""
+    return 2 * (layer * WIDTH + (layer - 1) * CLASSES) * CLASSES
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 class TestFlops:
     """Counted, against closed formulas: two operations a multiply-add."""
@@ -370,6 +375,7 @@ class TestFlops:
             "linear": linear_cost(n, pooling),
             "attention": attention_cost(n, pooling),
             "past-future": 2 * pooling_cost(n, pooling) + past_future_cost(2),
+            "ensemble": 2 * pooling_cost(n, pooling) + ensemble_cost(2),
         }
         assert flops.row_flops([n], [2], StaticRule(2)).tolist() == [before + answer[kind]]
 
@@ -381,6 +387,7 @@ class TestFlops:
             "linear": 3 * linear_cost(n, pooling),
             "attention": 3 * attention_cost(n, pooling),
             "past-future": 3 * pooling_cost(n, pooling) + sum(past_future_cost(layer) for layer in (1, 2, 3)),
+            "ensemble": 3 * pooling_cost(n, pooling) + sum(ensemble_cost(layer) for layer in (1, 2, 3)),
         }
         assert flops.row_flops([n], [3], rule).tolist() == [layers + asked[kind]]
 

@@ -3,7 +3,9 @@
 * ``linear`` reads the pooled vector of its layer: what nearly every method has;
 * ``attention`` reads every token of its layer (FastBERT, Liu et al., ACL 2020);
 * ``past-future`` reads the pooled vectors of its layer and of all before, and predicts those to come (GPFEE, Liao et
-  al., NAACL 2021).
+  al., NAACL 2021);
+* ``ensemble`` reads the pooled vectors of its layer and of all before, and what the classifiers there say (ZTW,
+  Wolczyk et al., NeurIPS 2021).
 
 A kind of your own is one subclass of :class:`InternalClassifier`, entered in :data:`KINDS` under its name before a
 model is built or loaded with it. Training, tracing, batched inference, FLOPs and saving follow from what its
@@ -47,7 +49,7 @@ class ClassifierSpec:
 
 @dataclass(frozen=True)
 class Exit:
-    """The exit that a classifier is built for; ``layer`` is 1-based."""
+    """The exit that a classifier is built for; ``layer`` is 1-based, ``before`` the classifiers of earlier layers."""
 
     layer: int
     num_layers: int
@@ -55,6 +57,7 @@ class Exit:
     num_labels: int
     pooling: Pooling
     dropout: float
+    before: "tuple[InternalClassifier, ...]" = ()
 
 
 class ReadableLayer(Protocol):
@@ -230,10 +233,47 @@ class PastFutureClassifier(InternalClassifier):
         return self.output(self.dropout(torch.cat(parts, dim=-1)))
 
 
+class EnsembleClassifier(InternalClassifier):
+    """ZTW's: a linear head that also reads what the head before says, and a geometric mean of all heads so far.
+
+    Every head reads the normalised logits of the one before, which its gradient does not reach. The answer of layer m
+    is ``softmax(mean_{j<=m} exp(a_j) log p_j + b)``. The heads before are those of the other exits' classifiers, and
+    not saved again; what they say is computed anew from the pooled vectors.
+    """
+
+    reads_history: ClassVar[bool] = True
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        # A tuple, so that the heads belong to their own exits alone.
+        self._heads = (*(other for other in place.before if isinstance(other, EnsembleClassifier)), self)
+        self.output = _output_layer(place.width + (place.num_labels if place.before else 0), place.num_labels)
+        self.exponents = nn.Parameter(torch.empty(place.layer).normal_(std=0.01))
+        self.bias = nn.Parameter(torch.zeros(place.num_labels))
+
+    def heads_say(self, history: Tensor) -> Tensor:
+        """Return the logits of heads 1..m, of pooled vectors [rows, m, width]: [rows, m, classes]."""
+        logits: list[Tensor] = []
+        for head, pooled in zip(self._heads, history.unbind(dim=1), strict=True):
+            parts = [head.dropout(pooled)]
+            if logits:
+                parts.append(functional.layer_norm(logits[-1].detach(), logits[-1].shape[-1:]))
+            logits.append(head.output(torch.cat(parts, dim=-1)))
+        return torch.stack(logits, dim=1)
+
+    def average(self, logits: Tensor) -> Tensor:
+        """Return the logits of the ensemble [rows, classes] of what heads 1..m say [rows, m, classes]."""
+        return (self.exponents.exp().unsqueeze(1) * logits.log_softmax(dim=-1)).mean(dim=1) + self.bias
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        return self.average(self.heads_say(layer.history))
+
+
 KINDS: dict[str, type[InternalClassifier]] = {
     "linear": LinearClassifier,
     "attention": AttentionClassifier,
     "past-future": PastFutureClassifier,
+    "ensemble": EnsembleClassifier,
 }
 """Kinds of classifiers by name."""
 
@@ -244,11 +284,12 @@ def build_classifiers(
     """Return untrained classifiers, one a layer. Raises UserError for an unknown kind."""
     if spec.kind not in KINDS:
         raise unknown_name("kind of classifier", spec.kind, KINDS)
-    classifiers = nn.ModuleList()
+    classifiers: list[InternalClassifier] = []
     for layer in range(1, num_layers + 1):
         kind = spec.kind if layer < num_layers or spec.at_last_layer else "linear"
-        classifiers.append(KINDS[kind](spec, Exit(layer, num_layers, width, num_labels, pooling, dropout)))
-    return classifiers
+        place = Exit(layer, num_layers, width, num_labels, pooling, dropout, tuple(classifiers))
+        classifiers.append(KINDS[kind](spec, place))
+    return nn.ModuleList(classifiers)
 
 
 def pool_tokens(hidden: Tensor, padding_mask: Tensor, pooling: Pooling) -> Tensor:

@@ -31,6 +31,10 @@ class HeadSpec:
         return asdict(self)
 
 
+FACTORS = HeadSpec(extra_inputs=1, reads_pooled=False)
+"""One number a layer, kept in the model: such a head multiplies its one input by the number of its layer."""
+
+
 class ExitHeads(nn.Module):
     """The modules behind one HeadSpec: one a layer, or one shared."""
 
@@ -54,6 +58,22 @@ class ExitHeads(nn.Module):
         features = torch.cat(parts, dim=-1)
         output = self.modules_by_layer[0 if self.spec.shared else layer - 1](features)
         return output.squeeze(-1) if self.spec.outputs == 1 else output
+
+
+def set_factors(heads: ExitHeads, factors: Tensor) -> None:
+    """Put numbers [L] into heads of the kind :data:`FACTORS`."""
+    with torch.no_grad():
+        for weight, factor in zip(_factor_weights(heads), factors, strict=True):
+            weight.fill_(factor)
+
+
+def factors_of(heads: ExitHeads) -> list[float]:
+    """Return the numbers of layers 1..L that :func:`set_factors` has put in."""
+    return [weight.item() for weight in _factor_weights(heads)]
+
+
+def _factor_weights(heads: ExitHeads) -> list[Tensor]:
+    return [module.get_parameter("weight") for module in heads.modules_by_layer]
 
 
 def _network(spec: HeadSpec, inputs: int) -> nn.Module:

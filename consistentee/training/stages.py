@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,6 +18,7 @@ TokenLoss = Callable[[MultiExitModel, TokenBatch], Tensor]
 FeatureLoss = Callable[[MultiExitModel, Any], Tensor]
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
+_HELD_OUT_SEED = 0
 
 
 def layer_losses(logits: Tensor, labels: Tensor) -> Tensor:
@@ -131,3 +133,13 @@ def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> To
     model.description.max_length = recipe.max_length
     rows = recipe.training_rows(task.train)
     return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels))
+
+
+def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:
+    """Cut training rows into those to train on and a ``share`` of them, one at least, to judge the trained model by.
+
+    Which ones depends on their number alone: never on a seed of training, and never on the task's validation rows.
+    """
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
+    count = max(1, round(share * len(source)))
+    return source.select(order[count:].sort().values), source.select(order[:count].sort().values)

@@ -1,0 +1,119 @@
+"""BEEM (Bajpai & Hanawal, ICLR 2025, arXiv 2502.00745): exits are experts whose weighted confidences add up.
+
+Training: backbone and all classifiers together, on ``sum_t t * CE_t / sum_t t``. Rule: with C_t the largest probability
+of exit t and w_t the weight of that expert, ``S_t = S_{t-1} + w_t C_t`` where the answer is that of the layer before,
+and ``S_t = w_t C_t`` where it is another, or at layer 1; leave as soon as S_t is at least a threshold. The weights are
+the accuracies of the exits (BEEM-A), or their costs, ``0.1 t`` (BEEM-C).
+
+Choices: the accuracies are measured on a tenth of the training rows, drawn with a fixed seed and not trained on, never
+on the task's validation rows, on which knobs are chosen. They are kept in the model, as a head that multiplies a
+confidence by the weight of its layer. The paper sets thresholds exit by exit; here one for all is the knob, in shares
+of the largest score before layer L, so that there is a curve. Its divergence term in training is left out, since its
+form could not be had. Of the authors' code these are not repeated: the count of agreeing layers compared in place of S,
+weights that begin with 0, runs that begin without the exit that begins them, the first one included, and agreement
+asked of a whole batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from consistentee.data.instances import TaskData
+from consistentee.errors import UserError
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.heads import FACTORS, factors_of, set_factors
+from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.signals import top_probability
+from consistentee.rules.view import LayerView
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import hold_out, recorded_features, train_jointly_on, training_source
+
+EXPERTS = "experts"
+_WEIGHT_OF_A_LAYER = 0.1
+_PARTS = tuple(1 - 10.0 ** (-exponent / 4) for exponent in range(16))
+"""Of an expert's weight, dense near 1: trained classifiers are mostly near certain, and votes near weights."""
+
+_OUT_OF_REACH = 1.001
+_TINY = 1e-9
+"""Stands for the largest score where no exit is ever right, so that no row reaches it."""
+
+
+class ExpertsRule(ExitRule):
+    """Exit once the weighted confidences of the consecutive layers that agree on this answer sum to a threshold."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def start(self, rows: int, num_layers: int) -> State:
+        return {"previous": torch.full((rows,), -1), "score": torch.zeros(rows)}
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        return self.compared_value(view, state) >= self.threshold
+
+    def compared_value(self, view: LayerView, state: State) -> Tensor:
+        """Return S_t: float [rows]."""
+        vote = view.head(EXPERTS, top_probability(view).unsqueeze(1))
+        state["score"] = torch.where(view.predictions == state["previous"], state["score"], 0.0) + vote
+        state["previous"] = view.predictions
+        return state["score"]
+
+
+@dataclass(frozen=True)
+class BEEM(Method):
+    """Joint training, weighted confidences of agreeing exits.
+
+    Attributes:
+        weights: what an exit's word weighs, its accuracy on held-out training rows or its cost.
+        held_out: fraction of the training rows that the accuracies are measured on.
+    """
+
+    name: ClassVar[str] = "beem"
+    paper: ClassVar[str] = "Bajpai & Hanawal, BEEM, ICLR 2025, arXiv 2502.00745"
+    knob: ClassVar[Knob] = Knob(
+        "score", (*((layer + part) / 11 for layer in range(11) for part in _PARTS), _OUT_OF_REACH)
+    )
+
+    weights: Literal["accuracy", "cost"] = "accuracy"
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise UserError(f"beem: held_out is a fraction between 0 and 1, got {self.held_out}")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers, then weigh the exits."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        if self.weights == "cost":
+            train_jointly_on(model, source, recipe)
+            set_factors(model.add_head(EXPERTS, FACTORS), _WEIGHT_OF_A_LAYER * torch.arange(1, model.num_layers + 1))
+            return model
+        source, judged = hold_out(source, self.held_out)
+        train_jointly_on(model, source, recipe)
+        answers = recorded_features(model, judged, recipe).logits.argmax(dim=-1)
+        set_factors(model.add_head(EXPERTS, FACTORS), (answers == judged.labels.unsqueeze(1)).float().mean(dim=0))
+        return model
+
+    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+        """Return shares of the largest score, from 0 to just above 1; dense below the sums of the first weights."""
+        weights = factors_of(model.head(EXPERTS))[:-1]
+        largest = _largest_score(weights)
+        starts = (0.0, *accumulate(weights))
+        values = [
+            (start + weight * part) / largest for start, weight in zip(starts, weights, strict=False) for part in _PARTS
+        ]
+        return (*values, _OUT_OF_REACH)
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the score is at least ``knob`` times what all exits before the last one can reach together."""
+        self.check_knob(model, knob)
+        return ExpertsRule(knob * _largest_score(factors_of(model.head(EXPERTS))[:-1]))
+
+
+def _largest_score(weights: Sequence[float]) -> float:
+    return max(sum(weights), _TINY)

@@ -1,0 +1,213 @@
+"""EENet (Ilhan et al., WACV 2024, arXiv 2301.07099): a scheduler, fitted to a budget, says how many rows leave where.
+
+Training: backbone and all exits together, on ``sum_t t * CE_t``; over the last quarter of the steps each exit also
+learns what the last one says, ``0.01 T^2 KL(exit L || exit t)`` at temperature T = 3. Then the scheduler, on rows that
+training has not seen. At exit k it reads the probabilities, the largest of them, ``1 - entropy / ln C`` and the scores
+of the exits before. A linear layer gives the score ``q_k``, cut to 0..1, and another network the row's share ``pi_k``,
+a softmax over exits. Scores learn whether the exit is right, on rows weighed by pi_k; shares learn to go where scores
+do well, not far from ``q / sum q``, at a mean cost near the budget. Thresholds come last, exit by exit: T_k is the
+N_k-th largest score of the rows not yet out, ``N_k = floor(N * mean pi_k)``. Rule: leave where the score is at least
+T_k.
+
+Choices. The authors' code defines the method; its exits lie after every third layer, here after every layer, each with
+a pooler of its own where the backbone has one. The scheduler is fitted on a tenth of the training rows, held out; the
+authors take validation rows, on which knobs are chosen here. The budget is a parameter, in shares of full depth, since
+each needs a scheduler of its own; the knob shifts all thresholds alike, and 0 is the budget. Scores are compared before
+they are cut, since those of sure rows would all be equal. Scores and shares take turns, twenty times over the fitting.
+Not repeated from the authors' code: a sigmoid before the softmax, which keeps shares alike; gradients that are never
+cleared; a teacher that learns from its pupils.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.data.instances import TaskData
+from consistentee.errors import UserError
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.heads import FACTORS, HeadSpec, factors_of, set_factors
+from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.view import LayerView
+from consistentee.training.loop import FeatureBatch, FeatureSource, TokenBatch, TokenSource, run_stage
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import (
+    depth_weighted_loss,
+    hold_out,
+    layer_losses,
+    recorded_features,
+    token_stage,
+    train_heads,
+    training_source,
+)
+
+_SCORE, _SHARE, _THRESHOLDS = "score", "share", "thresholds"
+_TEMPERATURE, _DISTILLATION = 3.0, 0.01
+_NEAR_SCORES, _ON_BUDGET = 1e-3, 1e-2
+_TURNS = 20
+_TINY = 1e-9
+_ALWAYS = 1e6
+"""Above any difference of a score and a threshold."""
+
+_STEPS = tuple(10.0 ** (exponent / 12) for exponent in range(-48, 13))
+"""From 1e-4 to 10."""
+
+
+@dataclass(frozen=True)
+class EENet(Method):
+    """Joint training with late self-distillation, scores against thresholds that keep a budget.
+
+    Attributes:
+        budget: mean layers that the thresholds are fitted to, as a share of full depth.
+        held_out: fraction of the training rows that the scheduler is fitted on.
+    """
+
+    name: ClassVar[str] = "eenet"
+    paper: ClassVar[str] = "Ilhan et al., EENet, WACV 2024, arXiv 2301.07099"
+    knob: ClassVar[Knob] = Knob("shift", (-_ALWAYS, *(-step for step in _STEPS[::-1]), 0.0, *_STEPS, _ALWAYS))
+
+    budget: float = 0.5
+    held_out: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("budget", "held_out"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"eenet: {name} is a fraction between 0 and 1, got {getattr(self, name)}")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and exits, then fit the scheduler on the rows held out."""
+        self.check_task(task)
+        if model.description.pooler == "shared":
+            model.use_pooler("per_exit")
+        source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
+        total_steps = math.ceil(len(source) / recipe.batch_size) * recipe.epochs
+        stage = token_stage("late-distillation", partial(_loss, total_steps), recipe)
+        run_stage(model, source, replace(stage, details={"method": repr(self)}), recipe)
+        self._fit_scheduler(model, held_out, recipe)
+        return model
+
+    def _fit_scheduler(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+        outputs = recorded_features(model, source, recipe)
+        inputs = model.num_labels + 2 + model.num_layers - 1
+        reads = HeadSpec(extra_inputs=inputs, reads_pooled=False)
+        model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)
+        model.add_head(_SHARE, replace(reads, hidden=2 * inputs), recipe.seed)
+        rows = FeatureSource(model, outputs, source.labels.tolist())
+        loss = partial(_scheduler_loss, self.budget, max(1, recipe.frozen_steps // _TURNS))
+        trains = (f"exit_heads.{_SCORE}.", f"exit_heads.{_SHARE}.")
+        train_heads(model, rows, loss, recipe, name="scheduler", trains=trains, details={"method": repr(self)})
+        with torch.no_grad():
+            scores, shares = (part.cpu() for part in scores_and_shares(model, outputs.logits.to(model.device)))
+        del model.exit_heads[_SHARE], model.description.heads[_SHARE]  # it has said how many leave where
+        thresholds = fit_thresholds(scores, shares.mean(dim=0))
+        set_factors(model.add_head(_THRESHOLDS, FACTORS), functional.pad(thresholds, (0, 1)))
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the score is at least the threshold of the layer, shifted by ``knob``."""
+        self.check_knob(model, knob)
+        return BudgetRule([threshold + knob for threshold in factors_of(model.head(_THRESHOLDS))])
+
+
+class BudgetRule(ExitRule):
+    """Exit where a score, which knows those of the layers before, is at least the threshold of the layer."""
+
+    def __init__(self, thresholds: Sequence[float]) -> None:
+        self.thresholds = thresholds
+
+    def start(self, rows: int, num_layers: int) -> State:
+        return {"scores": torch.zeros(rows, num_layers - 1)}
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        return self.compared_value(view, state) >= self.thresholds[view.layer - 1]
+
+    def compared_value(self, view: LayerView, state: State) -> Tensor:
+        """Return the score before it is cut: float [rows]."""
+        score = view.head(_SCORE, torch.cat([_says(view.probs), state["scores"]], dim=-1))
+        state["scores"] = state["scores"].clone()
+        state["scores"][:, view.layer - 1] = score.clamp(0, 1)
+        return score
+
+
+def _says(probs: Tensor) -> Tensor:
+    """Return the probabilities, the largest, and 1 minus the normalised entropy: [rows, classes + 2]."""
+    certainty = 1 - torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])
+    return torch.cat([probs, probs.amax(dim=-1, keepdim=True), certainty.unsqueeze(-1)], dim=-1)
+
+
+def scores_and_shares(model: MultiExitModel, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scores before they are cut, and shares that sum to 1: each [rows, L], of logits [rows, L, classes].
+
+    A score reaches later exits without its gradient. An exit does not see its own score, nor later ones, which are 0.
+    """
+    score_head, share_head = model.head(_SCORE), model.head(_SHARE)
+    rows, layers, _ = logits.shape
+    before, no_state = logits.new_zeros(rows, layers - 1), logits.new_empty(rows, 0)
+    scores, shares = [], []
+    for layer in range(1, layers + 1):
+        read = torch.cat([_says(logits[:, layer - 1].softmax(dim=-1)), before], dim=-1)
+        scores.append(score_head(layer, no_state, read))
+        shares.append(share_head(layer, no_state, read))
+        if layer < layers:
+            before = before.clone()
+            before[:, layer - 1] = scores[-1].detach().clamp(0, 1)
+    return torch.stack(scores, dim=1), torch.stack(shares, dim=1).softmax(dim=1)
+
+
+def fit_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
+    """Return thresholds by which ``floor(N * share)`` rows leave at each layer: float [L - 1].
+
+    Args:
+        scores: [N, L].
+        shares: of the rows that should leave at each layer, [L].
+    """
+    stays = torch.ones(len(scores), dtype=torch.bool)
+    thresholds = []
+    for score, share in zip(scores.T[:-1], shares[:-1].tolist(), strict=True):
+        leaving = math.floor(len(scores) * share)
+        ranked = score[stays].sort(descending=True).values
+        threshold = ranked[leaving - 1] if leaving else score.max() + 1e-3  # nobody leaves
+        stays &= score < threshold
+        thresholds.append(threshold)
+    return torch.stack(thresholds)
+
+
+def _loss(total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    logits = model(batch.tokens).logits
+    loss = depth_weighted_loss(layer_losses(logits, batch.labels))
+    if batch.step < 0.75 * total_steps:
+        return loss
+    layers = logits.shape[1]  # the sum of depths, by which the loss above is divided, divides here too
+    return loss + _DISTILLATION * distillation_loss(logits) / (layers * (layers + 1) / 2)
+
+
+def distillation_loss(logits: Tensor) -> Tensor:
+    """Return ``T^2 sum_{t<L} KL(exit L || exit t)``, averaged over rows; no gradient reaches the last exit."""
+    softened = (logits / _TEMPERATURE).log_softmax(dim=-1)
+    pupils, teacher = softened[:, :-1], softened[:, -1:].detach()
+    divergence = functional.kl_div(pupils, teacher.expand_as(pupils), log_target=True, reduction="none")
+    return _TEMPERATURE**2 * divergence.sum(dim=(1, 2)).mean()
+
+
+def _scheduler_loss(budget: float, turn: int, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    """Return the loss of the scores or of the shares, whose turn it is; the others stay."""
+    logits = batch.outputs.logits
+    raw, shares = scores_and_shares(model, logits)
+    scores = raw.clamp(0, 1)
+    if batch.step // turn % 2:
+        scores = scores.detach()
+    else:
+        shares = shares.detach()
+    right = (logits.argmax(dim=-1) == batch.labels.unsqueeze(1)).to(scores.dtype)
+    errors = functional.binary_cross_entropy(scores, right, reduction="none")
+    fit = (errors * shares / shares.sum(dim=0).clamp_min(_TINY)).sum()
+    wanted = scores.clamp_min(_TINY) / scores.clamp_min(_TINY).sum(dim=1, keepdim=True)
+    gap = (wanted * (wanted.log() - shares.clamp_min(_TINY).log())).sum(dim=1).mean()
+    costs = torch.arange(1, logits.shape[1] + 1, device=shares.device) / logits.shape[1]
+    missed = ((shares * costs).sum(dim=1).mean() - budget).abs() / budget
+    return fit + _NEAR_SCORES * gap + _ON_BUDGET * missed

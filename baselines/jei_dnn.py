@@ -1,0 +1,169 @@
+"""JEI-DNN (Regol, Chataoui & Coates, ICLR 2024, arXiv 2310.09163): gates and exits that learn together.
+
+Training, with the backbone frozen. Exits warm up on ``CE_L + sum_{l<L} (L - l + 1) CE_l``. Then gates and exits take
+turns. A gate before layer L reads how sure its exit is, four numbers, and gives ``g_l``; the mass of a row that leaves
+there is ``P_l = max(0, min(g_l, 1 - sum_{j<l} g_j))``, and P_L the rest. The gates' turn: with ``l*`` the exit where
+``CE_l + price * l / L`` is smallest, gate l learns ``l >= l*`` by cross-entropy, positives weighing #0/#1, at most 5.
+The exits' turn: their cross-entropies weigh as much as the mass that leaves there, scaled row by row to the sum that
+they have unweighted. Rule: leave at the first exit where P_l is at least half of the mass still there.
+
+Choices. The paper's backbones are for images and trained for the task before: here the stock model is fine-tuned, then
+frozen, and every exit has a pooler of its own where the backbone has one, as DeeBERT's. Layers cost the same. Negatives
+and positives are counted gate by gate in a batch. A turn is 200 batches, and a tenth of the recipe's frozen steps where
+that is less; warm-up and turns take these steps each. The half is the knob, which is free, and the price of the layers,
+which retrains, a parameter. Not repeated from the authors' code: the scale carries no gradient (else it cancels the
+masses, and exits learn on plain cross-entropy), and a row without a loss is no division by 0.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.data.instances import TaskData
+from consistentee.errors import UserError
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.view import LayerView
+from consistentee.training.loop import FeatureBatch, FeatureSource
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import (
+    layer_losses,
+    recorded_features,
+    train_heads,
+    train_last_exit_on,
+    training_source,
+)
+
+_GATE = "gate"
+_EXITS = ("poolers.", "classifiers.")
+_TURN = 200
+_LARGEST_WEIGHT = 5.0
+_NEVER = 1.001
+_TINY = 1e-9
+
+
+@dataclass(frozen=True)
+class JEIDNN(Method):
+    """Gates and exits in turn on a frozen fine-tuned model, rule on the mass that leaves.
+
+    Attributes:
+        price: lambda, what the whole depth costs beside a cross-entropy.
+    """
+
+    name: ClassVar[str] = "jei-dnn"
+    paper: ClassVar[str] = "Regol et al., JEI-DNN, ICLR 2024, arXiv 2310.09163"
+    knob: ClassVar[Knob] = Knob("mass", (0.0, *torch.linspace(-9, 9, 73).sigmoid().tolist(), _NEVER))
+
+    price: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.price < 0:
+            raise UserError(f"jei-dnn: the price must not be negative, got {self.price}")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, warm the exits up on what it leaves, then train gates and exits in turn."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        train_last_exit_on(model, source, recipe)
+        if model.description.pooler == "shared":
+            model.use_pooler("per_exit")
+        rows = FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
+        train_heads(model, rows, _warm_up_loss, recipe, name="warm-up", trains=_EXITS)
+        model.add_head(_GATE, HeadSpec(extra_inputs=4, reads_pooled=False), seed=recipe.seed)
+        turn = min(_TURN, max(1, recipe.frozen_steps // 10))
+        loss, trains = partial(_loss_in_turn, self.price, turn), (*_EXITS, f"exit_heads.{_GATE}.")
+        train_heads(model, rows, loss, recipe, name="gates-and-exits", trains=trains, details={"method": repr(self)})
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where at least a share ``knob`` of the mass still there leaves."""
+        self.check_knob(model, knob)
+        return MassRule(knob)
+
+
+class MassRule(ExitRule):
+    """Exit where a share of the mass still there leaves, and where none is left."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def start(self, rows: int, num_layers: int) -> State:
+        return {"left": torch.ones(rows)}
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        return self.compared_value(view, state) >= self.share
+
+    def compared_value(self, view: LayerView, state: State) -> Tensor:
+        """Return ``P_l / (1 - sum_{j<l} P_j)``: float [rows], 1 where all mass has left."""
+        gate, left = view.head(_GATE, certainty(view.probs)).sigmoid(), state["left"]
+        state["left"] = (left - gate).clamp_min(0)
+        return torch.where(gate < left, gate / left.clamp_min(_TINY), 1.0)
+
+
+def certainty(probs: Tensor) -> Tensor:
+    """Return largest probability, entropy in nats, margin, entropy of ``p^2 / sum p^2``: [..., classes] -> [..., 4]."""
+    first, second = probs.topk(2, dim=-1).values.unbind(dim=-1)
+    sharpened = probs.square() / probs.square().sum(dim=-1, keepdim=True)
+    entropy, sharpened_entropy = (torch.special.entr(p).sum(dim=-1) for p in (probs, sharpened))
+    return torch.stack([first, entropy, first - second, sharpened_entropy], dim=-1)
+
+
+def exit_masses(gates: Tensor) -> Tensor:
+    """Return P_1..P_L [rows, L], which sum to 1, of the gates before layer L [rows, L - 1]."""
+    left = (1 - gates.cumsum(dim=1)).clamp_min(0)
+    left = functional.pad(left, (1, 1))
+    left[:, 0] = 1
+    return left[:, :-1] - left[:, 1:]
+
+
+def gate_loss(gates: Tensor, losses: Tensor, price: float) -> Tensor:
+    """Return the cross-entropy of "the best exit is reached", summed over gates and averaged over rows.
+
+    Args:
+        gates: logits of the gates, [rows, L - 1].
+        losses: CE_1..CE_L, [rows, L].
+        price: lambda.
+    """
+    layers = torch.arange(1, losses.shape[1] + 1, device=losses.device)
+    best = (losses + price * layers / losses.shape[1]).argmin(dim=1, keepdim=True) + 1
+    reached = (layers[:-1] >= best).to(gates.dtype)
+    positives = reached.sum(dim=0)
+    weights = ((len(reached) - positives) / positives.clamp_min(1)).clamp_max(_LARGEST_WEIGHT)
+    errors = functional.binary_cross_entropy_with_logits(gates, reached, pos_weight=weights, reduction="none")
+    return errors.sum(dim=1).mean()
+
+
+def exit_loss(losses: Tensor, masses: Tensor) -> Tensor:
+    """Return losses weighed by the masses that leave, scaled to the rows' unweighted sums; both [rows, L]."""
+    weighed = (losses * masses).sum(dim=1)
+    scale = losses.sum(dim=1).detach() / weighed.detach().clamp_min(_TINY)
+    return (scale * weighed).mean()
+
+
+def _warm_up_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    losses = layer_losses(model.read_vectors(batch.outputs.vectors).logits, batch.labels).mean(dim=0)
+    early, last = losses[:-1], losses[-1]
+    return last + (early * torch.arange(len(losses), 1, -1, device=losses.device)).sum()
+
+
+def _loss_in_turn(price: float, turn: int, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    gates_turn = batch.step // turn % 2 == 0
+    with torch.set_grad_enabled(not gates_turn):
+        logits = model.read_vectors(batch.outputs.vectors).logits
+        losses = layer_losses(logits, batch.labels)
+    with torch.set_grad_enabled(gates_turn):
+        gates = _gates(model, logits.detach())
+    return gate_loss(gates, losses, price) if gates_turn else exit_loss(losses, exit_masses(gates.sigmoid()))
+
+
+def _gates(model: MultiExitModel, logits: Tensor) -> Tensor:
+    """Return the logits of the gates [rows, L - 1] of those of the exits [rows, L, classes]."""
+    gate, read = model.head(_GATE), certainty(logits.softmax(dim=-1))
+    no_state = logits.new_empty(len(logits), 0)
+    return torch.stack([gate(t, no_state, read[:, t - 1]) for t in range(1, logits.shape[1])], dim=1)

@@ -1,0 +1,93 @@
+"""ZTW (Wolczyk et al., NeurIPS 2021, arXiv 2106.05409, "Zero Time Waste"): what earlier exits said is not thrown away.
+
+Training, three stages. The backbone and the last classifier are fine-tuned. Then the backbone is frozen, and each head
+before layer L learns on its cross-entropy (their mean), reading its layer and the logits of the head before
+(cascade connections). Then the heads are frozen too, and at every layer m the weights of an ensemble of the heads so
+far learn on the cross-entropy of ``softmax(mean_{j<=m} exp(w_mj) log p_j + b_m)``. Rule: leave where the largest
+probability of the ensemble is above a threshold; the row's answer is the ensemble's. Layer L answers alone.
+
+Choices: logits are passed on normalised (LayerNorm) and without a gradient, and w starts from N(0, 0.01), as in the
+authors' code. A head has a pooler of its own where the backbone has one, as DeeBERT's, and starts from the one that
+fine-tuning leaves. The two frozen stages run on features that the backbone left once, in eval mode, for as many steps
+each as the recipe says. A layer computes anew, from the pooled vectors kept, what the heads before it say: some
+thousand operations beside a layer's millions. See :class:`consistentee.models.classifiers.EnsembleClassifier`.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from consistentee.data.instances import TaskData
+from consistentee.methods.method import Knob, Method
+from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule
+from consistentee.rules.signals import top_probability
+from consistentee.training.loop import FeatureBatch, FeatureSource
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import (
+    layer_losses,
+    recorded_features,
+    train_heads,
+    train_last_exit_on,
+    training_source,
+)
+
+
+@dataclass(frozen=True)
+class ZTW(Method):
+    """Cascaded heads on a frozen fine-tuned model, ensembles of them, confidence rule."""
+
+    name: ClassVar[str] = "ztw"
+    paper: ClassVar[str] = "Wolczyk et al., Zero Time Waste, NeurIPS 2021, arXiv 2106.05409"
+    knob: ClassVar[Knob] = Knob("confidence", (0.0, *torch.linspace(-4, 12, 97).sigmoid().tolist(), 1.0))
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, train the heads on what it leaves, then the ensembles on what they say."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        train_last_exit_on(model, source, recipe)
+        model.use_classifier(ClassifierSpec("ensemble", at_last_layer=False), recipe.seed)
+        if model.description.pooler == "shared":
+            model.use_pooler("per_exit")
+        rows = FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
+        heads, ensembles = (_before_last(model, parts) for parts in (_HEAD, _ENSEMBLE))
+        train_heads(model, rows, _heads_loss, recipe, name="cascaded-heads", trains=heads)
+        train_heads(model, rows, _ensembles_loss, recipe, name="ensembles", trains=ensembles)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the ensemble's largest probability is above ``knob``."""
+        self.check_knob(model, knob)
+        return ThresholdRule(top_probability, knob, exit_when="above")
+
+
+_HEAD = ("poolers.{}.", "classifiers.{}.output.")
+_ENSEMBLE = ("classifiers.{}.exponents", "classifiers.{}.bias")
+
+
+def _before_last(model: MultiExitModel, parts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part.format(exit_index) for part in parts for exit_index in range(model.num_layers - 1))
+
+
+def _heads_say(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    """Return the logits of all heads before layer L: [rows, L - 1, classes]."""
+    vectors, layers = batch.outputs.vectors, range(1, model.num_layers)
+    pooled = torch.stack([model.apply_pooler(t, vectors[:, t - 1]) for t in layers], dim=1)
+    return _ensemble(model, model.num_layers - 1).heads_say(pooled)
+
+
+def _ensemble(model: MultiExitModel, layer: int) -> EnsembleClassifier:
+    return cast(EnsembleClassifier, model.classifier(layer))
+
+
+def _heads_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    return layer_losses(_heads_say(model, batch), batch.labels).mean()
+
+
+def _ensembles_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    said = _heads_say(model, batch)
+    averages = [_ensemble(model, t).average(said[:, :t]) for t in range(1, model.num_layers)]
+    return layer_losses(torch.stack(averages, dim=1), batch.labels).mean()
