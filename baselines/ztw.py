@@ -72,7 +72,7 @@ def _before_last(model: MultiExitModel, parts: tuple[str, ...]) -> tuple[str, ..
     return tuple(part.format(exit_index) for part in parts for exit_index in range(model.num_layers - 1))
 
 
-def _heads_say(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+def heads_say(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
     """Return the logits of all heads before layer L: [rows, L - 1, classes]."""
     vectors, layers = batch.outputs.vectors, range(1, model.num_layers)
     pooled = torch.stack([model.apply_pooler(t, vectors[:, t - 1]) for t in layers], dim=1)
@@ -84,10 +84,10 @@ def _ensemble(model: MultiExitModel, layer: int) -> EnsembleClassifier:
 
 
 def _heads_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    return layer_losses(_heads_say(model, batch), batch.labels).mean()
+    return layer_losses(heads_say(model, batch), batch.labels).mean()
 
 
 def _ensembles_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    said = _heads_say(model, batch)
+    said = heads_say(model, batch)
     averages = [_ensemble(model, t).average(said[:, :t]) for t in range(1, model.num_layers)]
     return layer_losses(torch.stack(averages, dim=1), batch.labels).mean()

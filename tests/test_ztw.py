@@ -7,7 +7,7 @@ import torch
 from conftest import make_task, random_texts
 from torch.nn import functional
 
-from baselines.ztw import ZTW, _heads_say
+from baselines.ztw import ZTW, heads_say
 from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier, RecordedLayer
 from consistentee.models.encoder import MultiExitModel
 from consistentee.training.loop import FeatureBatch
@@ -94,7 +94,7 @@ def test_training_leaves_the_fine_tuned_model_as_it_is_and_ensembles_that_gain(t
     labels = torch.tensor(task.train.labels)
     with torch.no_grad():
         outputs = model(model.collate(encodings))
-        heads = _heads_say(model, FeatureBatch(outputs, labels, labels, 0))
+        heads = heads_say(model, FeatureBatch(outputs, labels, labels, 0))
         plain = [heads[:, : t + 1].log_softmax(dim=-1).mean(dim=1) for t in range(3)]
         untrained = sum(functional.cross_entropy(logits, labels) for logits in plain)
         trained = sum(functional.cross_entropy(outputs.logits[:, t], labels) for t in range(3))
