@@ -198,9 +198,9 @@ class TestVectors:
         with pytest.raises(UserError, match="reads every token cannot answer from pooled vectors"):
             model_with(tiny_model, "attention").read_vectors(torch.randn(2, LAYERS, WIDTH))
 
-    def test_one_vector_serves_the_linear_alone(self, tiny_model, kind):
+    def test_one_vector_serves_those_that_read_no_more(self, tiny_model, kind):
         model, vector = model_with(tiny_model, kind), torch.randn(2, WIDTH)
-        if kind == "linear":
+        if kind in ("linear", "shared"):
             assert torch.equal(model.classify_pooled(2, vector), model.classifier(2)(RecordedLayer(vector[:, None])))
         else:
             with pytest.raises(UserError, match=f"{kind} classifier of layer 2 reads more"):
@@ -373,6 +373,7 @@ class TestFlops:
         before = sum(int(layer(n)) for layer in flops.layers[:2])
         answer = {
             "linear": linear_cost(n, pooling),
+            "shared": linear_cost(n, pooling),
             "attention": attention_cost(n, pooling),
             "past-future": 2 * pooling_cost(n, pooling) + past_future_cost(2),
             "ensemble": 2 * pooling_cost(n, pooling) + ensemble_cost(2),
@@ -385,6 +386,7 @@ class TestFlops:
         layers = sum(int(layer(n)) for layer in flops.layers[:3])
         asked = {
             "linear": 3 * linear_cost(n, pooling),
+            "shared": 3 * linear_cost(n, pooling),
             "attention": 3 * attention_cost(n, pooling),
             "past-future": 3 * pooling_cost(n, pooling) + sum(past_future_cost(layer) for layer in (1, 2, 3)),
             "ensemble": 3 * pooling_cost(n, pooling) + sum(ensemble_cost(layer) for layer in (1, 2, 3)),

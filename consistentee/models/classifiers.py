@@ -1,6 +1,7 @@
 """Internal classifiers: what answers at an exit, in kinds that differ in how much of the model they read.
 
 * ``linear`` reads the pooled vector of its layer: what nearly every method has;
+* ``shared`` is one linear classifier for all layers (PALBERT, Balagansky & Gavrilov, NeurIPS 2022);
 * ``attention`` reads every token of its layer (FastBERT, Liu et al., ACL 2020);
 * ``past-future`` reads the pooled vectors of its layer and of all before, and predicts those to come (GPFEE, Liao et
   al., NAACL 2021);
@@ -150,6 +151,20 @@ class LinearClassifier(InternalClassifier):
         return functional.linear(self.dropout(layer.pooled), self.weight, self.bias)
 
 
+class SharedClassifier(InternalClassifier):
+    """Pooled vector, dropout, and one linear layer for all exits, which belongs to the first."""
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        self._before = place.before[:1]  # a tuple, so that the layer belongs to its own exit alone
+        if not self._before:
+            self.output = _output_layer(place.width, place.num_labels)
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        owner = self._before[0] if self._before else self
+        return owner.get_submodule("output")(self.dropout(layer.pooled))
+
+
 class AttentionClassifier(InternalClassifier):
     """FastBERT's (section 3.1): a narrow projection, self-attention, pooling, a layer of the same width, the output.
 
@@ -271,6 +286,7 @@ class EnsembleClassifier(InternalClassifier):
 
 KINDS: dict[str, type[InternalClassifier]] = {
     "linear": LinearClassifier,
+    "shared": SharedClassifier,
     "attention": AttentionClassifier,
     "past-future": PastFutureClassifier,
     "ensemble": EnsembleClassifier,
