@@ -4,15 +4,16 @@ Training, with the backbone frozen. Exits warm up on ``CE_L + sum_{l<L} (L - l +
 turns. A gate before layer L reads how sure its exit is, four numbers, and gives ``g_l``; the mass of a row that leaves
 there is ``P_l = max(0, min(g_l, 1 - sum_{j<l} g_j))``, and P_L the rest. The gates' turn: with ``l*`` the exit where
 ``CE_l + price * l / L`` is smallest, gate l learns ``l >= l*`` by cross-entropy, positives weighing #0/#1, at most 5.
-The exits' turn: their cross-entropies weigh as much as the mass that leaves there, scaled row by row to the sum that
-they have unweighted. Rule: leave at the first exit where P_l is at least half of the mass still there.
+The exits' turn: their cross-entropies weigh as much as the mass that leaves there, scaled to the sum that they have
+unweighted. Rule: leave at the first exit where P_l is at least half of the mass still there.
 
 Choices. The paper's backbones are for images and trained for the task before: here the stock model is fine-tuned, then
 frozen, and every exit has a pooler of its own where the backbone has one, as DeeBERT's. Layers cost the same. Negatives
 and positives are counted gate by gate in a batch. A turn is 200 batches, and a tenth of the recipe's frozen steps where
 that is less; warm-up and turns take these steps each. The half is the knob, which is free, and the price of the layers,
-which retrains, a parameter. Not repeated from the authors' code: the scale carries no gradient (else it cancels the
-masses, and exits learn on plain cross-entropy), and a row without a loss is no division by 0.
+which retrains, a parameter. In the authors' code the scale is each row's and carries a gradient, which cancels the
+masses: exits learn on plain cross-entropy. Here it carries none, and is a batch's: a row's own would let rows that are
+right pull without end, and make exits useless for all others. A row without a loss is no division by 0.
 """
 
 from dataclasses import dataclass
@@ -58,9 +59,10 @@ class JEIDNN(Method):
 
     name: ClassVar[str] = "jei-dnn"
     paper: ClassVar[str] = "Regol et al., JEI-DNN, ICLR 2024, arXiv 2310.09163"
+    version: ClassVar[int] = 2
     knob: ClassVar[Knob] = Knob("mass", (0.0, *torch.linspace(-9, 9, 73).sigmoid().tolist(), _NEVER))
 
-    price: float = 0.5
+    price: float = 0.1
 
     def __post_init__(self) -> None:
         if self.price < 0:
@@ -140,10 +142,9 @@ def gate_loss(gates: Tensor, losses: Tensor, price: float) -> Tensor:
 
 
 def exit_loss(losses: Tensor, masses: Tensor) -> Tensor:
-    """Return losses weighed by the masses that leave, scaled to the rows' unweighted sums; both [rows, L]."""
-    weighed = (losses * masses).sum(dim=1)
-    scale = losses.sum(dim=1).detach() / weighed.detach().clamp_min(_TINY)
-    return (scale * weighed).mean()
+    """Return losses weighed by the masses that leave, scaled to the batch's unweighted sum; both [rows, L]."""
+    weighed = (losses * masses).sum(dim=1).mean()
+    return weighed * losses.sum(dim=1).mean().detach() / weighed.detach().clamp_min(_TINY)
 
 
 def _warm_up_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:

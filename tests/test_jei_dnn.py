@@ -48,13 +48,13 @@ def test_gates_learn_from_the_cheapest_exit_on():
     torch.testing.assert_close(gate_loss(gates, losses, 1.2), -signs.sum(dim=1).mean())
 
 
-def test_exits_learn_where_rows_leave_and_the_scale_has_no_gradient():
-    losses = torch.tensor([[1.0, 2.0, 4.0]]).requires_grad_()
-    masses = torch.tensor([[0.0, 0.75, 0.25]])
+def test_exits_learn_where_rows_leave_and_the_scale_is_one_and_has_no_gradient():
+    losses = torch.tensor([[1.0, 2.0, 4.0], [0.5, 0.1, 0.4]]).requires_grad_()
+    masses = torch.tensor([[0.0, 0.75, 0.25], [1.0, 0.0, 0.0]])
     loss = exit_loss(losses, masses)
-    assert loss.item() == pytest.approx(7.0)
+    assert loss.item() == pytest.approx((7.0 + 1.0) / 2)
     loss.backward()
-    torch.testing.assert_close(losses.grad, masses * 7 / 2.5)
+    torch.testing.assert_close(losses.grad, masses * 8 / (2.5 + 0.5) / 2)
 
 
 def test_a_row_without_a_loss_is_no_division_by_zero():
