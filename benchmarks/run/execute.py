@@ -19,8 +19,10 @@ from pathlib import Path
 
 from benchmarks.run.failures import note_error, note_failure
 from benchmarks.run.jobs import Job
+from benchmarks.run.status import StatusFile
 from benchmarks.store.folders import FAILURE_FILE
 from consistentee.files import PARTIAL, DiskFullError, is_disk_full, make_folder, only_one
+from consistentee.progress import listening
 
 _LOADED_AHEAD = [
     "pandas",
@@ -54,6 +56,7 @@ def execute(job: Job, threads: int | None = None) -> None:
             process.join()
         finally:
             _stop(process)
+            job.status.unlink(missing_ok=True)
         assert process.exitcode is not None
         if process.exitcode == _DISK_FULL:
             raise DiskFullError(job.place)
@@ -110,7 +113,7 @@ def _work(job: Job, threads: int | None, output: Path) -> None:
         import torch
 
         torch.set_num_threads(threads)
-    with only_one(job.turn):
+    with only_one(job.turn), listening(StatusFile(job.status)):
         if job.is_done():
             return
         try:
