@@ -285,6 +285,14 @@ def test_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench, name)
     assert bench.leftovers() == []
 
 
+def test_threads_of_a_cell_sleep_while_they_wait(bench):
+    said, before = bench.folder / "said", dict(os.environ)
+    told = f"import os; open({str(said)!r}, 'w').write(os.environ['OMP_WAIT_POLICY'])"
+    bench.run(Filters(methods=[f"{write_method(bench.folder, told)}:Mine"]))
+    assert said.read_text() == before.get("OMP_WAIT_POLICY", "PASSIVE")
+    assert dict(os.environ) == before
+
+
 def test_code_that_changes_during_the_run_is_noticed(bench):
     method = write_method(bench.folder, "open(__file__, 'a').write('VALUE = 1\\n')")
     entries = [{"method": f"{method}:Mine", "label": label} for label in ("first", "second")]
