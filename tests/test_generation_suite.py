@@ -57,7 +57,7 @@ def finished_once(
 @pytest.fixture
 def finished(finished_once: GenerationBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GenerationBench:
     """A bench whose suite has run: a copy of its results, so that every test may spoil them."""
-    monkeypatch.setattr(analysis, "report_files", lambda out: None)
+    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
     bench = copy.copy(finished_once)
     bench.out = tmp_path / "out"
     shutil.copytree(finished_once.out, bench.out)
@@ -207,7 +207,7 @@ def bench(
     tmp_path: Path, tiny_decoder_backbone: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> GenerationBench:
     """A bench without tables and figures, which take most of the time."""
-    monkeypatch.setattr(analysis, "report_files", lambda out: None)
+    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
     return GenerationBench(tmp_path, tiny_decoder_backbone("llama"))
 
 

@@ -33,14 +33,14 @@ def bench_in(folder: Path, backbone: Path) -> Bench:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Callable[[str], Path]) -> Bench:
     bench = bench_in(tmp_path_factory.mktemp("uninterrupted"), tiny_backbone("bert"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analysis, "report_files", lambda out: None)
+        patch.setattr(analysis, "report_files", lambda out, just_computed: None)
         bench.outcome = bench.run()
     return bench
 
 
 @pytest.fixture
 def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(analysis, "report_files", lambda out: None)
+    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
     return bench_in(tmp_path, tiny_backbone("bert"))
 
 

@@ -65,7 +65,7 @@ def spoil(path: Path, old: str, new: str) -> None:
 @pytest.fixture
 def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A bench without tables and figures, which take most of the time and are tested elsewhere."""
-    monkeypatch.setattr(analysis, "report_files", lambda out: None)
+    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
     return Bench(tmp_path, tiny_backbone("bert"))
 
 
@@ -79,7 +79,7 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Calla
 @pytest.fixture
 def finished(finished_once: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """A bench whose suite has run: a copy of its results, so that every test may spoil them."""
-    monkeypatch.setattr(analysis, "report_files", lambda out: None)
+    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
     bench = copy.copy(finished_once)
     bench.out = tmp_path / "out"
     shutil.copytree(finished_once.out, bench.out)
@@ -283,6 +283,14 @@ def test_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench, name)
     if name == "SIGSEGV":
         assert "mine.py" in note.read_text(), "where it died is kept"
     assert bench.leftovers() == []
+
+
+def test_threads_of_a_cell_sleep_while_they_wait(bench):
+    said, before = bench.folder / "said", dict(os.environ)
+    told = f"import os; open({str(said)!r}, 'w').write(os.environ['OMP_WAIT_POLICY'])"
+    bench.run(Filters(methods=[f"{write_method(bench.folder, told)}:Mine"]))
+    assert said.read_text() == before.get("OMP_WAIT_POLICY", "PASSIVE")
+    assert dict(os.environ) == before
 
 
 def test_code_that_changes_during_the_run_is_noticed(bench):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from rich.console import Group
 
@@ -26,11 +26,14 @@ __all__ = [
 ]
 
 
-def report_files(out_dir: Path) -> "Group":
-    """Write ``table.md``, ``table.csv`` and the curves as PNG, and return the terminal's tables.
+def report_files(out_dir: Path, just_computed: "Collection[str]" = ()) -> "Group":
+    """Write ``table.md``, ``table.csv`` and the curves as PNG, and return what a run shows in the end.
+
+    That is one screen, see :mod:`benchmarks.analysis.run_screen`; in generation the terminal's tables.
 
     Args:
         out_dir: a folder that a run has filled.
+        just_computed: keys of the cells that it has just computed.
 
     Raises:
         UserError: the folder holds no results.
@@ -39,7 +42,11 @@ def report_files(out_dir: Path) -> "Group":
     panels, faults = tables.load(out_dir, None)
     _write_page_and_numbers(out_dir, tables, panels)
     _draw_curves(out_dir, panels)
-    return _for_terminal([tables.terminal(panel) for panel in panels], faults)
+    if _holds_generation(out_dir):
+        return _for_terminal([tables.terminal(panel) for panel in panels], faults)
+    from benchmarks.analysis.run_screen import run_screen
+
+    return run_screen(out_dir, just_computed)
 
 
 def write_published_files(out_dir: Path) -> list[Path]:

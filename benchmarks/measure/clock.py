@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from benchmarks.specs.base import TimingSpec
+from consistentee.progress import listening, tracked
 
 Row = TypeVar("Row")
 Sample = TypeVar("Sample")
@@ -44,13 +45,15 @@ def time_contenders(
     taken: list[dict[int, list[list[Sample]]]] = [{size: [] for size in protocol.batch_sizes} for _ in contenders]
     for round_number in range(protocol.rounds):
         gc.collect()
-        for planned in passes_of_round(round_number, len(contenders), protocol.batch_sizes):
+        passes = passes_of_round(round_number, len(contenders), protocol.batch_sizes)
+        for planned in tracked(passes, f"round {round_number + 1} of {protocol.rounds}", rows=len(rows)):
             run, size = contenders[planned.contender], planned.batch_size
             batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-            for batch in batches[: protocol.warmup_batches]:
-                run(batch)
-            with _garbage_collection_off():
-                taken[planned.contender][size].append([run(batch) for batch in batches])
+            with listening(None):
+                for batch in batches[: protocol.warmup_batches]:
+                    run(batch)
+                with _garbage_collection_off():
+                    taken[planned.contender][size].append([run(batch) for batch in batches])
     return taken
 
 

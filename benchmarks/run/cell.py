@@ -18,6 +18,7 @@ from benchmarks.store.keys import code_hash
 from benchmarks.store.records import BaseRecord, KeyParts
 from consistentee.files import replacing
 from consistentee.methods.method import AnyMethod, get_method, train_method
+from consistentee.progress import begin_stage
 
 _logger = logging.getLogger(__name__)
 
@@ -36,13 +37,16 @@ def run_cell(
     """
     functions, cell = functions_of(spec.kind), folder.cell(spec)
     method = get_method(spec.method, **spec.parameters)
+    begin_stage("loading the backbone")
     with _log_to(cell / LOG_FILE):
         _logger.info("%s, key %s", spec.name, parts.key)
         started = time.perf_counter()
         model = trained(spec, rows, method, store=folder.stages)
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
+        begin_stage("choosing knobs")
         chosen = functions.choose(spec, rows, method, model, key=parts.key, store=folder.stages)
+        begin_stage("measuring")
         done = functions.evaluate(spec, rows, chosen)
         model.description.default_knob = chosen.default_knob
         record = kind_named(spec.kind).record(

@@ -12,6 +12,7 @@ from benchmarks.store.folders import RunFolder, read_cell, read_failure, read_ti
 from benchmarks.store.keys import differences, timing_key
 from benchmarks.store.records import FailureRecord, KeyParts
 from consistentee.errors import UserError
+from consistentee.files import PARTIAL
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ class Job(ABC):
     def turn(self) -> Path:
         """What a process locks while it computes this."""
         return self.surroundings.folder.turn(self.key)
+
+    @property
+    def status(self) -> Path:
+        """File in which its process says how far it has come; gone when it ends, and no loss."""
+        return self.turn.with_name(f".{self.key}.status{PARTIAL}")
 
     def is_done(self) -> bool:
         """Say whether the result is on disk, from this run or from a worker that outlived an earlier one."""

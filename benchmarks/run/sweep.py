@@ -60,7 +60,7 @@ class RunOutcome:
         computed: cells that this run tried to compute.
         refused: what is not defined for its task, one line a cell.
         failed: what failed, one line a cell; not empty means exit code 1.
-        table: what the report shows on a terminal.
+        table: what is shown on a terminal.
     """
 
     finished: int
@@ -154,7 +154,7 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     run.say(f"{summary(run.suite, planned)}; results in {run.folder.root}")
     if run.fresh:
         shutil.rmtree(run.folder.stages, ignore_errors=True)
-    missing = sum(cell.is_missing for cell in planned)
+    missing = [cell.key for cell in planned if cell.is_missing]
     finished = _compute(run, planned)
     timings = _due_timings(run, finished, neighbours)
     timing_failures = _time(run, timings)
@@ -301,18 +301,21 @@ def _describe_run(run: _Run) -> None:
     write_text(run.folder.root / "environment.json", json.dumps(described, indent=1) + "\n")
 
 
-def _outcome(run: _Run, finished: Sequence[PlannedCell], computed: int, timing_failures: Sequence[str]) -> RunOutcome:
+def _outcome(
+    run: _Run, finished: Sequence[PlannedCell], computed: Sequence[str], timing_failures: Sequence[str]
+) -> RunOutcome:
+    """Write tables and figures. ``computed``: keys of the cells that this run tried to compute."""
     with_record = [cell for cell in finished if cell.record]
     failures = [(cell, cell.failure) for cell in finished if cell.failure]
     table = None
     if with_record:
         from benchmarks.analysis import report_files
 
-        table = report_files(run.folder.root)
+        table = report_files(run.folder.root, {cell.key for cell in with_record if cell.key in computed})
     failed = [f"{cell.spec.name}: {failure.error}" for cell, failure in failures if not failure.refused]
     return RunOutcome(
         finished=len(with_record),
-        computed=computed,
+        computed=len(computed),
         refused=tuple(f"{cell.spec.name}: {failure.error}" for cell, failure in failures if failure.refused),
         failed=(*failed, *timing_failures),
         table=table,

@@ -18,6 +18,7 @@ from benchmarks.store.keys import timing_key
 from benchmarks.store.records import BaseTimingRecord
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
+from consistentee.progress import begin_stage
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def run_timing(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Methods first: the file of one may bring the kind of classifier that its model is loaded with.
     methods = [get_method(cell.spec.method, **cell.spec.parameters) for cell in cells]
+    begin_stage("loading the models")
     models = load_models(functions, [folder.model(cell.key) for cell in cells], device)
     stock = functions.stock_model([cell.spec for cell in cells], models)
     timed_rows = functions.timed_rows(stock, spec, rows, protocol.rows)

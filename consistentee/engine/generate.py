@@ -15,6 +15,7 @@ from consistentee.engine.sampling import Sampling
 from consistentee.engine.transcript import EndedBy, Endings, NewToken, Transcript
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.progress import Steps
 from consistentee.rules.exit_rule import ExitRule
 
 Stream = Callable[[NewToken], None]
@@ -164,7 +165,9 @@ def generate_encoded(
     transcripts = [Transcript(row, model.decode, endings) for row in range(len(rows))]
     prefill_seconds = decode_seconds = 0.0
     order = sorted(range(len(rows)), key=lambda i: len(rows[i])) if sort_by_length else list(range(len(rows)))
-    for chunk in _chunks(order if max_new_tokens else [], batch_size):
+    chunks = list(_chunks(order if max_new_tokens else [], batch_size))
+    steps = Steps("decoding", len(chunks) * max_new_tokens)
+    for chunk in chunks:
         start = clock(model.device)
         decoder = TokenDecoder(
             model, [rows[i] for i in chunk], rule, new_columns=max_new_tokens - 1, kv=kv, sampling=sampling
@@ -172,8 +175,12 @@ def generate_encoded(
         batch = _LiveBatch(decoder, [transcripts[i] for i in chunk], stream)
         batch.prefill()
         prefilled = clock(model.device)
+        steps.add(1, len(chunk))
         while batch.transcripts:
+            rows_in_step = len(batch.transcripts)
             batch.step()
+            steps.add(1, rows_in_step)
+        steps.leave_out(max_new_tokens - max(len(transcripts[i].tokens) for i in chunk))
         prefill_seconds += prefilled - start
         decode_seconds += clock(model.device) - prefilled
     return Generations.of(transcripts, rows, prefill_seconds=prefill_seconds, decode_seconds=decode_seconds)

@@ -16,6 +16,7 @@ from consistentee.engine.generate import Generations, Stream, check_prompts, clo
 from consistentee.engine.transcript import Endings, Transcript
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def speculate_encoded(
         )
         for place, prompt in enumerate(rows)
     ]
-    for row in written:
+    for row in tracked(written, "decoding", rows=1):
         row.write()
     return SpeculativeGenerations.of(
         [row.transcript for row in written],

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.policy import confidence_features
+from consistentee.progress import tracked
 from consistentee.traces.token_trace import CHUNK, TokenTrace
 from consistentee.training.recipe import Target
 from consistentee.versions import TRAINING_VERSION
@@ -72,7 +72,7 @@ def exit_answers(
 def _ask(trace: TokenTrace, with_confidence: bool, progress: str | None) -> ExitAnswers:
     chunks = torch.arange(len(trace)).split(CHUNK)
     answered: dict[str, list[Tensor]] = {}
-    for chunk in track(chunks, description=progress or "", disable=progress is None, transient=True):
+    for chunk in tracked(chunks, progress or "asking exits", rows=CHUNK, shown=progress is not None):
         for name, tensor in _ask_about(trace, chunk, with_confidence).items():
             answered.setdefault(name, []).append(tensor.cpu())
     return ExitAnswers(trace.targets, **{name: torch.cat(parts) for name, parts in answered.items()})

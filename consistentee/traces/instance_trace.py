@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from consistentee.backbones.token_exits import layers_run
@@ -18,6 +17,7 @@ from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import ExitHeads
+from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, predictions_of
 
 
@@ -178,7 +178,7 @@ def _run_at_full_depth(
     starts = range(0, len(order), batch_size)
     parts = [
         model(model.collate([encodings[i] for i in order[start : start + batch_size]]))
-        for start in track(starts, description=progress or "", disable=progress is None, transient=True)
+        for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None)
     ]
     back = torch.argsort(torch.tensor(order))
     vectors = torch.cat([part.vectors.cpu() for part in parts])[back]

@@ -16,12 +16,12 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.progress import tracked
 from consistentee.rules.view import LayerView
 from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, encode_rows
 from consistentee.traces.token_view import prompt_key, token_key
@@ -246,7 +246,7 @@ def _run_at_full_depth(
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     parts: list[Tensor] = [torch.empty(0)] * len(rows)
     starts = range(0, len(order), batch_size)
-    for start in track(starts, description=progress or "", disable=progress is None, transient=True):
+    for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None):
         chosen = order[start : start + batch_size]
         batch = collate_rows(model, [rows[i] for i in chosen])
         hidden = model.hidden_states(batch.tokens, batch.padding_mask)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
@@ -30,6 +29,7 @@ from consistentee.files import hash_tensors, load_tensors, only_one, save_tensor
 from consistentee.models.base import MultiExit
 from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
 from consistentee.models.source_code import module_source
+from consistentee.progress import tracked
 from consistentee.training.recipe import Recipe
 from consistentee.versions import TRAINING_VERSION
 
@@ -227,7 +227,8 @@ def _train(
         scheduler = _schedule(optimizer, recipe, first_step, total_steps)
         batches = _batches(source, stage, recipe, first_step)
         steps = range(first_step, total_steps)
-        for step in track(steps, description=f"training {stage.name}", disable=not recipe.progress, transient=True):
+        title = f"training {stage.name}"
+        for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
             batch = source.batch(next(batches), step)
             with _layers_in(model, recipe.precision):
                 loss = stage.loss(model, batch)

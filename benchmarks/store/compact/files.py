@@ -64,6 +64,14 @@ def failures_of_compact(root: Path) -> dict[str, str]:
     return dict(_about(root / CELLS_FILE)["failures"])
 
 
+def rows_of_compact(root: Path) -> set[str]:
+    """Return the hashes of the rows that cells were made of, and read nothing else. Raises UserError."""
+    path = root / CELLS_FILE
+    _about(path)
+    with _readable(path):
+        return {parts["rows"] for parts in pq.read_table(path, columns=["key_parts"])["key_parts"].to_pylist()}
+
+
 # ---------------------------------------------------------------------------------------------- writing
 
 

@@ -1,0 +1,250 @@
+"""What a run ends with: one screen, its methods at equal cost among the published ones that are comparable.
+
+Comparable are cells of the same task and backbone, trained by the same recipe on the same rows with the same seeds, by
+the same versions of training and engine. All else, the long tables first of all, goes to files.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from benchmarks.analysis.caveats import caveats_of_instances
+from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
+from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
+from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel, StoredCell, panels
+from benchmarks.analysis.rows.instances import row_for_half
+from benchmarks.analysis.select import SPEEDUPS, Reach
+from benchmarks.analysis.tables.text import MISSING, TextTable, to_rich
+from benchmarks.specs.schema import canonical_json
+from benchmarks.store.compact.files import rows_of_compact
+from benchmarks.store.folders import Fault
+from benchmarks.store.records import CellRecord, TimingRecord
+from benchmarks.store.stored_results import is_compact, kind_of_results, open_results
+from consistentee.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_REPOSITORY = Path(__file__).parents[2]
+_JUST_MEASURED = ">"
+_MIDDLE = 2.0
+_OF_THE_CLOCK = ("noisy timing", "busy machine")
+
+
+class _Protocol(NamedTuple):
+    """What two cells must have in common, so that their methods are all that differs."""
+
+    task: str
+    backbone: str
+    seed: int
+    rows: str
+    recipe: str
+    files: str
+    engine_version: int
+    training_version: int
+
+    @classmethod
+    def of(cls, record: CellRecord) -> "_Protocol":
+        """Return that of a record."""
+        parts = record.key_parts
+        recipe, files = canonical_json(parts.settings.get("recipe")), canonical_json(parts.backbone)
+        versions = (parts.engine_version, parts.training_version)
+        return cls(record.task, record.backbone, record.seed, parts.rows, recipe, files, *versions)
+
+
+@dataclass(frozen=True)
+class Board:
+    """The methods of some tasks, those that a run has just measured marked.
+
+    Attributes:
+        panels: what was measured, and what is published and comparable.
+        own: labels of the run's curves.
+        measured: of those, the ones that it has just computed.
+        published: the folders that the others come from.
+    """
+
+    panels: tuple[Panel, ...]
+    own: frozenset[str]
+    measured: frozenset[str]
+    published: tuple[Path, ...] = ()
+
+
+def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[Path] | None = None) -> "Group":
+    """Return the last screen of a run of classification.
+
+    Args:
+        out_dir: the run's folder.
+        just_computed: keys of the cells that the run has computed.
+        folders: where published results may lie; by default ``results/*`` here and in the package's repository.
+
+    Raises:
+        UserError: the folder holds no results.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    board, faults = load_board(out_dir, just_computed, published_folders() if folders is None else folders)
+    table = board_table(board)
+    return Group(
+        Text(table.title, style="bold"),
+        to_rich(replace(table, title="", notes=())),
+        *(Text(line) for line in [*table.notes, *_clock_lines(board.panels)]),
+        *(Text(f"left out: {fault}", style="yellow") for fault in faults),
+        Text(f"\nAll else is in {out_dir}: table.md, table.csv, curves.png. What next:"),
+        *(Text(line) for line in _next_commands(out_dir)),
+    )
+
+
+def _next_commands(out_dir: Path) -> list[str]:
+    commands = {
+        f"consistentee table {out_dir}": "every operating point, with intervals and milliseconds",
+        "consistentee new-method mine": "a method of your own, in one file",
+    }
+    width = max(map(len, commands))
+    return [f"  {command:{width}}   {what}" for command, what in commands.items()]
+
+
+def published_folders() -> list[Path]:
+    """Return the folders of published results, of the working directory and of the package's repository."""
+    roots = dict.fromkeys(root.resolve() for root in (Path("results"), _REPOSITORY / "results"))
+    return [folder for root in roots if root.is_dir() for folder in sorted(root.iterdir()) if is_compact(folder)]
+
+
+def load_board(
+    out_dir: Path, just_computed: Collection[str], folders: Iterable[Path]
+) -> tuple[Board, list[Fault | UserError]]:
+    """Read a run and what is published and comparable; a curve of the run takes the place of a published one."""
+    own = open_results(out_dir, CellRecord, TimingRecord)
+    if not own.cells:
+        raise UserError(f"{own.faults[0]}, and {out_dir} holds no other finished cell; run the suite again")
+    faults: list[Fault | UserError] = list(own.faults)
+    cells, timings, used = list(own.cells), list(own.timings), []
+    protocols = {_Protocol.of(cell.record) for cell in own.cells}
+    for folder in folders:
+        try:
+            more = _comparable(folder, protocols, {_curve(cell.record) for cell in cells})
+        except UserError as error:
+            faults.append(error)
+            continue
+        if more is not None:
+            cells += more[0]
+            timings += more[1]
+            used.append(folder)
+    measured = {cell.record.label for cell in own.cells if cell.record.key in just_computed}
+    labels = {cell.record.label for cell in own.cells}
+    return Board(tuple(panels(cells, timings)), frozenset(labels), frozenset(measured), tuple(used)), faults
+
+
+def _comparable(
+    folder: Path, protocols: Collection[_Protocol], taken: Collection[tuple[str, ...]]
+) -> tuple[list[StoredCell], list[TimingRecord]] | None:
+    """Return the cells of a folder that follow one of the protocols, and their timings; None if there are none."""
+    if kind_of_results(folder) != "classification" or not rows_of_compact(folder) & {p.rows for p in protocols}:
+        return None
+    found = open_results(folder, CellRecord, TimingRecord)
+    cells = [c for c in found.cells if _Protocol.of(c.record) in protocols and _curve(c.record) not in taken]
+    keys = {cell.record.key for cell in cells}
+    timings = [t for t in found.timings if any(contender.cell_key in keys for contender in t.contenders)]
+    return (cells, timings) if cells else None
+
+
+def _curve(record: CellRecord) -> tuple[str, ...]:
+    return record.task, record.backbone, record.label
+
+
+def board_table(board: Board) -> TextTable:
+    """Return the leaderboard: points against the full model at every budget, and the clock at half of the layers.
+
+    Of several tasks it shows means, of those that (nearly) all methods are defined for, see ``compared_panels``. Where
+    a task lacks the full model, scores stand in place of points.
+    """
+    compared = compared_panels(board.panels)
+    against_full = all(FULL in panel.methods.values() for panel in compared)
+    methods = {label: method for panel in compared for label, method in panel.methods.items()}
+    labels = [label for label, method in methods.items() if method not in (FULL, ORACLE, MAJORITY)]
+    found = {s: {label: _on_all(compared, label, s) for label in labels} for s in SPEEDUPS}
+    labels = [label for label in labels if label in board.own or found[_MIDDLE][label]]
+    labels.sort(key=lambda label: -_mean(found[_MIDDLE][label], against_full))
+    marked = board.measured if set(labels) - board.measured else frozenset()
+    return TextTable(
+        title=_title(compared, against_full),
+        headings=(" ", "method", *(f"at {s:g}x" for s in SPEEDUPS), "clock at 2x"),
+        cells=tuple(
+            (
+                _JUST_MEASURED if label in marked else "",
+                label,
+                *(_value(found[speedup][label], against_full) for speedup in SPEEDUPS),
+                _clock(compared, label),
+            )
+            for label in labels
+        ),
+        notes=_how_to_read(board, marked, [one for at in found.values() for ones in at.values() for one in ones]),
+        words=(" ", "method"),
+    )
+
+
+def _title(compared: Sequence[Panel], against_full: bool) -> str:
+    where = block_name(compared[0]) if len(compared) == 1 else f"mean of {len(compared)} tasks"
+    if not against_full:
+        return f"{where}: score in %, at equal cost (run the full model too, for points against it)"
+    if len(compared) > 1:
+        return f"{where}: points against the full model at equal cost"
+    point = compared[0].cells_of_method(FULL)[0].record.operating_points[-1]
+    low, high = point.score_interval
+    full = f"{compared[0].metric} {100 * point.test.scores[compared[0].metric]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{where}: points against the full model ({full}) at equal cost"
+
+
+def _how_to_read(board: Board, marked: Collection[str], found: Sequence[AtCost]) -> tuple[str, ...]:
+    line = (
+        "At 2x half of the layers run, on average over rows; 0.0 is as good as the full model. Clock: the stock "
+        "model's time / the method's, row by row (batch 1), at the knob chosen for half of the layers."
+    )
+    notes = [line]
+    if marked:
+        others = ", ".join(dict.fromkeys(folder.name for folder in board.published)) or "earlier runs"
+        notes.append(
+            f"{_JUST_MEASURED} measured just now; the others are stored ({others}), with the clocks of their machines."
+        )
+    if any(Reach.OVER in one.reaches for one in found):
+        notes.append("† even the cheapest knob costs more.")
+    return tuple(notes)
+
+
+def _on_all(compared: Sequence[Panel], label: str, speedup: float) -> list[AtCost]:
+    """Return a curve on every task; nothing where some task lacks it."""
+    if any(label not in panel.methods for panel in compared):
+        return []
+    return [at_equal_cost(panel, label, speedup) for panel in compared]
+
+
+def _mean(found: Sequence[AtCost], against_full: bool) -> float:
+    """Return the mean of points, or of scores; minus infinity of nothing."""
+    values = [one.points if against_full else one.score for one in found]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else -np.inf
+
+
+def _value(found: Sequence[AtCost], against_full: bool) -> str:
+    mean = _mean(found, against_full)
+    if not np.isfinite(mean):
+        return MISSING
+    mark = "†" if any(Reach.OVER in one.reaches for one in found) else ""
+    return f"{100 * mean:+.1f}{mark}" if against_full else f"{100 * mean:.1f}{mark}"
+
+
+def _clock(compared: Sequence[Panel], label: str) -> str:
+    """Return the speed-up by the clock at batch 1, of several tasks the geometric mean; it may not be known."""
+    rows = [row_for_half(panel, label) if label in panel.methods else None for panel in compared]
+    ratios = [row.speedups.time_ratios.get(1) for row in rows if row is not None]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return f"{np.exp(np.mean(np.log(known))):.2f}x" if known and len(known) == len(compared) else MISSING
+
+
+def _clock_lines(shown: Sequence[Panel]) -> list[str]:
+    """Say that times are noisy where they are."""
+    found = [caveat for panel in shown for caveat in caveats_of_instances(panel) if caveat.subject in _OF_THE_CLOCK]
+    return [f"Times are noisy ({found[0].subject}): {found[0].text}"] if found else []

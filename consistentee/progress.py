@@ -1,0 +1,110 @@
+"""How far long work has come: said by the loops that do it, heard by whoever listens. Never loads torch."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeVar
+
+_ItemT = TypeVar("_ItemT")
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a stage has come.
+
+    Attributes:
+        stage: what is being done.
+        done, total: steps; 0 of 0 where they are not counted.
+        steps, rows: done in ``seconds``, which a stage that goes on from a checkpoint did not spend on all of ``done``.
+        seconds: since the stage began, or went on.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    steps: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rows_per_second(self) -> float | None:
+        """Rows a second; None as long as there is no pace."""
+        return self.rows / self.seconds if self.rows and self.seconds else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What the steps left take at the pace so far; None as long as there is no pace."""
+        return self.seconds / self.steps * (self.total - self.done) if self.steps else None
+
+
+Listener = Callable[[Position], None]
+"""Is told of every step, and should be quick about it."""
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Listener | None) -> Iterator[None]:
+    """Let ``listener`` be told of the work in the block; with None nobody is, as where a clock runs."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def begin_stage(stage: str) -> None:
+    """Say that work begins whose steps are not counted, or not yet."""
+    if (listener := _listener.get()) is not None:
+        listener(Position(stage))
+
+
+class Steps:
+    """Counts the steps of a stage, and says so. Costs next to nothing where nobody listens."""
+
+    def __init__(self, stage: str, total: int, *, first: int = 0) -> None:
+        """``first``: steps that an earlier process has done."""
+        self._listener = _listener.get()
+        self._stage, self._total, self._first = stage, total, first
+        self._steps = self._rows = 0
+        self._began = time.monotonic()
+        if self._listener is not None:
+            self._listener(Position(stage, first, total))
+
+    def add(self, steps: int, rows: int) -> None:
+        """Say that some more steps are done, and how many rows they took."""
+        if self._listener is None:
+            return
+        self._steps += steps
+        self._rows += rows
+        seconds = time.monotonic() - self._began
+        done = self._first + self._steps
+        self._listener(Position(self._stage, done, self._total, self._steps, self._rows, seconds))
+
+    def leave_out(self, steps: int) -> None:
+        """Say that some steps prove needless."""
+        self._total -= steps
+
+
+def tracked(items: Sequence[_ItemT], stage: str, *, rows: int, first: int = 0, shown: bool = False) -> Iterator[_ItemT]:
+    """Yield items, and say how far that has come.
+
+    Args:
+        items: one a step.
+        stage: what is being done.
+        rows: that a step takes.
+        first: steps that an earlier process has done.
+        shown: draw a bar on the terminal too.
+    """
+    steps = Steps(stage, first + len(items), first=first)
+    for item in _with_bar(items, stage) if shown else items:
+        yield item
+        steps.add(1, rows)
+
+
+def _with_bar(items: Sequence[_ItemT], stage: str) -> Iterator[_ItemT]:
+    from rich.progress import track
+
+    yield from track(items, description=stage, transient=True)

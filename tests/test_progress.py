@@ -1,0 +1,209 @@
+"""How far work has come: what loops say of it, what a job's process writes, what the run shows."""
+
+import io
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import make_task, random_prompts
+from rich.console import Console
+
+from benchmarks.measure.clock import time_contenders
+from benchmarks.run import status
+from benchmarks.run.progress import RunProgress
+from benchmarks.run.status import StatusFile, in_words, read_status
+from benchmarks.specs.base import TimingSpec
+from consistentee.engine.generate import generate
+from consistentee.files import clear_leftovers
+from consistentee.progress import Position, Steps, begin_stage, listening, tracked
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.traces.instance_trace import record_trace
+from consistentee.training import loop
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import train_jointly
+
+PROMPTS = random_prompts(3, seed=3)
+
+
+class TestWhatLoopsSay:
+    def test_every_step_after_it_is_done(self):
+        heard = []
+        with listening(heard.append):
+            begin_stage("loading")
+            for item in tracked("abc", "spelling", rows=4, first=2):
+                heard.append(item)
+        assert [p if isinstance(p, str) else (p.stage, p.done, p.total, p.steps, p.rows) for p in heard] == [
+            ("loading", 0, 0, 0, 0),
+            ("spelling", 2, 5, 0, 0),
+            "a",
+            ("spelling", 3, 5, 1, 4),
+            "b",
+            ("spelling", 4, 5, 2, 8),
+            "c",
+            ("spelling", 5, 5, 3, 12),
+        ]
+
+    def test_nobody_listens_outside_the_block_nor_where_a_clock_runs(self):
+        heard = []
+        with listening(heard.append), listening(None):
+            assert list(tracked([1, 2], "quiet", rows=1)) == [1, 2]
+            begin_stage("quiet")
+        assert list(tracked([1, 2], "quiet", rows=1)) == [1, 2]
+        assert heard == []
+
+    def test_needless_steps_are_left_out(self):
+        heard = []
+        with listening(heard.append):
+            steps = Steps("decoding", 10)
+            steps.leave_out(4)
+            steps.add(3, rows=6)
+        assert (heard[-1].done, heard[-1].total) == (3, 6)
+
+    def test_pace_counts_what_this_process_did(self):
+        position = Position("training", done=60, total=100, steps=10, rows=320, seconds=5.0)
+        assert position.rows_per_second == 64
+        assert position.seconds_left == 20
+        assert Position("training", done=50, total=100).seconds_left is None
+
+    def test_training_and_tracing_say_where_they_are_and_keys_do_not_see_it(self, tiny_model, tmp_path):
+        task, recipe = make_task(), Recipe(epochs=2, batch_size=16, max_length=32)
+        heard: list[Position] = []
+        for name in ("heard", "unheard"):
+            model = tiny_model()
+            with listening(heard.append if name == "heard" else None):
+                train_jointly(model, task, replace(recipe, store=tmp_path / name))
+                record_trace(model, task.test, store=tmp_path / name)
+        files = [{path.name for path in (tmp_path / name).glob("*.safetensors")} for name in ("heard", "unheard")]
+        assert files[0] == files[1]
+        assert len(files[0]) == 2
+        steps = 2 * -(-len(task.train) // 16)
+        assert [p.done for p in heard if p.stage == "training joint"] == list(range(steps + 1))
+        assert {p.total for p in heard if p.stage == "training joint"} == {steps}
+        assert [p.done for p in heard if p.stage == "tracing"][-1] == -(-len(task.test) // 64)
+
+    def test_training_goes_on_from_a_checkpoint(self, tiny_model, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 3)
+        recipe = Recipe(epochs=2, batch_size=16, max_length=32, store=tmp_path)
+
+        def interrupt(position: Position) -> None:
+            if position.done == 4:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), listening(interrupt):
+            train_jointly(tiny_model(), make_task(), recipe)
+        heard: list[Position] = []
+        with listening(heard.append):
+            train_jointly(tiny_model(), make_task(), recipe)
+        assert (heard[0].done, heard[0].steps) == (3, 0)
+        assert heard[-1].done == heard[-1].total == heard[-1].steps + 3
+
+    def test_decoding_counts_steps_and_leaves_out_what_ended_texts_need_not(self, tiny_decoder):
+        heard: list[Position] = []
+        with listening(heard.append):
+            written = generate(tiny_decoder(), PROMPTS, NeverExit(), max_new_tokens=5, batch_size=2)
+        assert {p.stage for p in heard} == {"decoding"}
+        assert heard[0].total == 10
+        assert heard[-1].rows == sum(map(len, written.tokens))
+
+    def test_what_is_timed_is_not_disturbed(self):
+        heard: list[Position] = []
+
+        def contender(batch: object) -> int:
+            begin_stage("inside")
+            return len(heard)
+
+        protocol = TimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=1)
+        with listening(heard.append):
+            taken = time_contenders([contender, contender], ["a", "b"], protocol)
+        assert {p.stage for p in heard} == {"round 1 of 3", "round 2 of 3", "round 3 of 3"}
+        assert heard[-1].done == heard[-1].total == 4
+        for by_size in taken:
+            assert all(len(set(batches)) == 1 for rounds in by_size.values() for batches in rounds)
+
+
+class TestTheStatusFile:
+    def test_is_written_once_a_second_and_at_every_new_stage(self, tmp_path, monkeypatch):
+        clock = SimpleNamespace(now=100.0)
+        monkeypatch.setattr(status.time, "monotonic", lambda: clock.now)
+        path = tmp_path / ".key.status.partial"
+        tell = StatusFile(path)
+        assert read_status(path) is None
+        seen = []
+        for now, stage, done in [(100, "a", 0), (100.5, "a", 1), (101.1, "a", 2), (101.2, "b", 0), (101.9, "b", 9)]:
+            clock.now = now
+            tell(Position(stage, done, 10))
+            found = read_status(path)
+            seen.append((found.stage, found.done))
+        assert seen == [("a", 0), ("a", 0), ("a", 2), ("b", 0), ("b", 0)]
+        assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+    def test_is_no_reason_to_stop_and_is_cleared_away(self, tmp_path):
+        StatusFile(tmp_path / "nowhere" / "status")(Position("a"))
+        path = tmp_path / ".key.status.partial"
+        path.write_text('{"stage": "a", "do')  # never left by a kill, for the file is replaced; but who knows
+        assert read_status(path) is None
+        path.write_text('{"steps": "of another version"}')
+        assert read_status(path) is None
+        clear_leftovers(tmp_path)
+        assert not path.exists()
+
+    @pytest.mark.parametrize(
+        ("position", "words"),
+        [
+            (Position("loading"), "loading"),
+            (Position("training", 3, 8), "training, step 3 of 8"),
+            (Position("training", 3, 8, 2, 64, 48.0), "training, step 3 of 8, 1.3 rows/s, 2.0 min left"),
+            (Position("training", 3, 8, 2, 64, 0.5), "training, step 3 of 8, 128 rows/s, 0.0 min left"),
+        ],
+    )
+    def test_in_words(self, position, words):
+        assert in_words(position) == words
+
+
+@dataclass(frozen=True, eq=False)
+class Named:
+    """As much of a job as is shown."""
+
+    name: str
+    status: Path
+
+
+class TestWhatTheRunShows:
+    def test_a_line_every_ten_seconds_where_there_is_no_terminal(self, tmp_path, monkeypatch):
+        console = Console(file=io.StringIO(), width=200)
+        monkeypatch.setattr("benchmarks.run.progress.time.monotonic", lambda: 1000.0)
+        shown = RunProgress(console, 2)
+        job = Named("toy · full", tmp_path / ".a.status.partial")
+        shown.started(job)
+        for now in (1001, 1009.9, 1010.1):
+            shown.look(now)
+        StatusFile(job.status)(Position("training joint", 30, 50, 30, 960, 12.0))
+        for now in (1015, 1020.2, 1021, 1030.3):
+            shown.look(now)
+        shown.ended(job, "accuracy 80.0")
+        shown.look(1050)
+        assert console.file.getvalue().splitlines() == [
+            "[1/2] toy · full",
+            "[1/2] toy · full, 10 s: starting",
+            "[1/2] toy · full, 20 s: training joint, step 30 of 50, 80 rows/s, 0.1 min left",
+            "[1/2] toy · full, 30 s: training joint, step 30 of 50, 80 rows/s, 0.1 min left",
+            "[1/2]   accuracy 80.0, 0 s",
+        ]
+
+    def test_on_a_terminal_the_live_table_says_it(self, tmp_path):
+        console = Console(file=io.StringIO(), width=200, force_terminal=True)
+        job = Named("toy · [full]", tmp_path / ".a.status.partial")
+        StatusFile(job.status)(Position("tracing", 1, 4))
+        with RunProgress(console, 1) as shown:
+            shown.started(job)
+            shown.look(0.0)
+            shown.ended(job)
+        assert "toy · [full]: tracing, step 1 of 4" in console.file.getvalue()
+
+
+def test_saying_how_far_it_has_come_loads_nothing():
+    code = "import sys, consistentee.progress; assert not {'torch', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
