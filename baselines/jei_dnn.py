@@ -13,7 +13,9 @@ and positives are counted gate by gate in a batch. A turn is 200 batches, and a 
 that is less; warm-up and turns take these steps each. The half is the knob, which is free, and the price of the layers,
 which retrains, a parameter. In the authors' code the scale is each row's and carries a gradient, which cancels the
 masses: exits learn on plain cross-entropy. Here it carries none, and is a batch's: a row's own would let rows that are
-right pull without end, and make exits useless for all others. A row without a loss is no division by 0.
+right pull without end, and make exits useless for all others. A row without a loss is no division by 0. The default
+price is no finding: of 0.5, 0.1 and 0.02, tried once on 800 rows of SST-2, it is the one that trained well. To compare
+this method with others, let a grid of prices be chosen on validation rows.
 """
 
 from dataclasses import dataclass
