@@ -1,6 +1,8 @@
 """All figures of a results folder: what each shows, in words too, and which files it is in."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +31,7 @@ class FigureKind:
         shows: what is drawn, for a reader who may not see it.
         missing: why it cannot be drawn, where it cannot.
         draw: panels -> figure, or None where the records lack what it needs.
-        effort: how long it takes, compared with others: by this, processes share the figures.
+        effort: how long it takes, in tenths of a second for eleven tasks: by this, processes share the figures.
     """
 
     name: str
@@ -37,7 +39,7 @@ class FigureKind:
     shows: str
     missing: str
     draw: "Callable[[Sequence[Panel]], Figure | None]"
-    effort: int = 1
+    effort: int
 
 
 FIGURES = (
@@ -49,7 +51,7 @@ FIGURES = (
         "references are in colour, the others in grey. The numbers are in the tables.",
         "The full model was not run.",
         equal_cost_figure,
-        effort=3,
+        effort=9,
     ),
     FigureKind(
         "curves",
@@ -59,7 +61,7 @@ FIGURES = (
         "methods drawn boldly; the horizontal line is the full model. The numbers are in the tables.",
         "",
         plots.figure,
-        effort=9,
+        effort=30,
     ),
     FigureKind(
         "gains",
@@ -69,7 +71,7 @@ FIGURES = (
         "The numbers are in the tables.",
         "No method has a knob within half of the layers, or static exits were not run.",
         gain_plots.gains_figure,
-        effort=4,
+        effort=12,
     ),
     FigureKind(
         "methods",
@@ -78,7 +80,7 @@ FIGURES = (
         "tasks, the thick line is their mean, grey lines are the means of the other methods.",
         "The full model was not run.",
         speed_plots.methods_figure,
-        effort=3,
+        effort=7,
     ),
     FigureKind(
         "exits",
@@ -87,7 +89,7 @@ FIGURES = (
         "of the layers; after the name, the average layer.",
         "No method has a knob within half of the layers.",
         exit_plots.exit_histogram_figure,
-        effort=4,
+        effort=19,
     ),
     FigureKind(
         "memorized",
@@ -97,7 +99,7 @@ FIGURES = (
         "chosen for half of the layers. Left of the diagonal rows leave too early, right of it they waste layers.",
         "These records do not hold what every layer answers; cells that are computed anew do.",
         exit_plots.memorized_figure,
-        effort=6,
+        effort=16,
     ),
     FigureKind(
         "speedups",
@@ -106,6 +108,7 @@ FIGURES = (
         "that the clock measured, at each batch size. On the diagonal both are equal.",
         "Nothing was timed.",
         speed_plots.speedup_figure,
+        effort=3,
     ),
     FigureKind(
         "policy",
@@ -114,7 +117,7 @@ FIGURES = (
         "median, and the band from the 25% to the 75% quantile, at the knob chosen for half of the layers.",
         "These records do not hold the policies' probabilities; cells that are computed anew do.",
         exit_plots.policy_figure,
-        effort=2,
+        effort=12,
     ),
     FigureKind(
         "ranks",
@@ -123,6 +126,7 @@ FIGURES = (
         "not tell apart.",
         "Ranks need at least two tasks and three methods that were run on all of them.",
         rank_plots.ranking_figure,
+        effort=6,
     ),
 )
 
@@ -167,4 +171,17 @@ def _write_share(
     """Write some figures: the files of each, none where the records cannot show it."""
     panels, _ = load_panels(out_dir, labels)
     drawn = ((kind.name, kind.draw(panels)) for kind in share)
-    return {name: plots.save_figure(figure, out_dir, name, kinds) if figure else [] for name, figure in drawn}
+    with _no_garbage_collection():
+        return {name: plots.save_figure(figure, out_dir, name, kinds) if figure else [] for name, figure in drawn}
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Look for no garbage: artists are made in great numbers and kept to the end, where looking takes a tenth."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
