@@ -39,7 +39,7 @@ class FigureKind:
     shows: str
     missing: str
     draw: "Callable[[Sequence[Panel]], Figure | None]"
-    effort: int
+    effort: int = 1
 
 
 FIGURES = (
