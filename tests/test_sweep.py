@@ -293,6 +293,20 @@ def test_threads_of_a_cell_sleep_while_they_wait(bench):
     assert dict(os.environ) == before
 
 
+def test_threads_of_a_timing_wait_as_they_do_outside_of_runs(bench):
+    method, said = write_method(bench.folder, "pass"), bench.folder / "said"
+    with method.open("a") as file:
+        file.write(
+            "\nimport multiprocessing, os\n"
+            f"with open({str(said)!r}, 'a') as said:\n"
+            "    print(multiprocessing.current_process().name, os.environ.get('OMP_WAIT_POLICY'), sep='|', file=said)\n"
+        )
+    bench.run(Filters(methods=[f"{method}:Mine"]))
+    told = dict(line.split("|") for line in said.read_text().splitlines())
+    (policy,) = {policy for name, policy in told.items() if name.startswith("timing")}
+    assert policy == str(os.environ.get("OMP_WAIT_POLICY"))
+
+
 def test_code_that_changes_during_the_run_is_noticed(bench):
     method = write_method(bench.folder, "open(__file__, 'a').write('VALUE = 1\\n')")
     entries = [{"method": f"{method}:Mine", "label": label} for label in ("first", "second")]

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from benchmarks.kinds.kind import kind_named
 from benchmarks.run.plan import Inputs, PlannedCell, timed_points
@@ -43,7 +44,12 @@ class Job(ABC):
     Attributes:
         surroundings: see there.
         replaces: time of the result that is to be replaced; any other one on disk means that the job is done.
+
+    Class attributes:
+        shares_machine: whether other work may run beside it; its time is then not compared.
     """
+
+    shares_machine: ClassVar[bool] = True
 
     surroundings: Surroundings
     replaces: str | None
@@ -138,6 +144,8 @@ class CellJob(Job):
 @dataclass(frozen=True, eq=False)
 class TimingJob(Job):
     """The timing of one group: cells that are done, with their models on disk."""
+
+    shares_machine: ClassVar[bool] = False
 
     cells: tuple[PlannedCell, ...]
     protocol: TimingSpec
