@@ -6,13 +6,13 @@ rotates from round to round, so that slow drift of the machine hits all alike. R
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
+from benchmarks.measure.garbage import garbage_collection_off
 from benchmarks.specs.base import TimingSpec
 from consistentee.progress import listening, tracked
 
@@ -52,7 +52,7 @@ def time_contenders(
             with listening(None):
                 for batch in batches[: protocol.warmup_batches]:
                     run(batch)
-                with _garbage_collection_off():
+                with garbage_collection_off():
                     taken[planned.contender][size].append([run(batch) for batch in batches])
     return taken
 
@@ -80,15 +80,3 @@ def _timed_on_gpu(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row]) 
     end.record()
     torch.cuda.synchronize()
     return float(start.elapsed_time(end)) / 1000, answer
-
-
-@contextmanager
-def _garbage_collection_off() -> Iterator[None]:
-    """A collection would fall into somebody's time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -1,8 +1,6 @@
 """All figures of a results folder: what each shows, in words too, and which files it is in."""
 
-import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +14,7 @@ from benchmarks.analysis.figures import ranks as rank_plots
 from benchmarks.analysis.figures import speeds as speed_plots
 from benchmarks.analysis.figures.equal_cost import equal_cost_figure
 from benchmarks.analysis.results import Panel, load_panels
+from benchmarks.measure.garbage import garbage_collection_off
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -171,17 +170,5 @@ def _write_share(
     """Write some figures: the files of each, none where the records cannot show it."""
     panels, _ = load_panels(out_dir, labels)
     drawn = ((kind.name, kind.draw(panels)) for kind in share)
-    with _no_garbage_collection():
+    with garbage_collection_off():  # artists are made in great numbers and kept to the end: looking takes a tenth
         return {name: plots.save_figure(figure, out_dir, name, kinds) if figure else [] for name, figure in drawn}
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Look for no garbage: artists are made in great numbers and kept to the end, where looking takes a tenth."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
