@@ -181,7 +181,7 @@ app = typer.Typer(
     help="The reference benchmark for early exiting in language models: train, measure and compare methods.",
     epilog=_examples(
         "consistentee run quick",
-        "consistentee run classification --data DATA --tasks mcid rte",
+        "consistentee run cpu-6-layers --data DATA --tasks mcid rte",
         "consistentee table runs/quick",
         "consistentee doctor",
         "Exit codes: 0 done, 1 something failed, 2 something you can mend, 130 interrupted.",
@@ -271,10 +271,10 @@ def fetch(
 @app.command(
     epilog=_examples(
         "consistentee run quick",
-        "consistentee run classification --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
-        "consistentee run classification --methods full,consistentee mine.py:MyMethod --seeds 0 1 2",
-        "consistentee run classification --data DATA --dry-run",
-        "consistentee run classification --data DATA --workers 4",
+        "consistentee run cpu-6-layers --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
+        "consistentee run cpu-6-layers --methods full,consistentee mine.py:MyMethod --seeds 0 1 2",
+        "consistentee run cpu-6-layers --data DATA --dry-run",
+        "consistentee run cpu-6-layers --data DATA --workers 4",
         "Run it again at any time: only what is missing is computed.",
     )
 )
@@ -380,7 +380,7 @@ def publish(
     epilog=_examples(
         "consistentee table runs/quick",
         "consistentee table runs/quick --format latex > table.tex",
-        "consistentee table results/cpu-classification --published --format md",
+        "consistentee table results/cpu-6-layers --published --format md",
     )
 )
 def table(

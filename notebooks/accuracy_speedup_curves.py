@@ -24,7 +24,7 @@ from benchmarks.analysis.figures.gains import gains_figure
 from benchmarks.analysis.figures.speeds import speedup_figure
 from benchmarks.analysis.results import load_panels
 
-results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-classification"
+results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-6-layers"
 panels, _ = load_panels(results)
 panel = next(panel for panel in panels if panel.task == "mcid")
 

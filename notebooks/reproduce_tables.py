@@ -26,7 +26,7 @@ from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.published import published_table
 from benchmarks.specs.targets import HALF
 
-results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-classification"
+results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-6-layers"
 panels, faults = load_panels(results)
 print(len(panels), "tasks,", sum(len(panel.cells) for panel in panels), "records,", len(faults), "unreadable")
 

@@ -148,18 +148,18 @@ def test_version():
 
 def test_run_as_typed(runs, tmp_path):
     done = call(
-        *("run", "classification", "--data", tmp_path, "--tasks", "mcid", "rte", "mrpc", "sst2"),
+        *("run", "cpu-6-layers", "--data", tmp_path, "--tasks", "mcid", "rte", "mrpc", "sst2"),
         *("--backbones", "minilm-l6", "--seeds", "0,1", "--retry-failed"),
     )
     assert done.exit_code == 0, done.output
     ((suite, filters, options),) = runs.calls
-    assert suite.name == "classification"
+    assert suite.name == "cpu-6-layers"
     assert filters.tasks == ["mcid", "rte", "mrpc", "sst2"]
     assert filters.backbones == ["minilm-l6"]
     assert filters.seeds == [0, 1]
     assert filters.methods is None
     assert options["data_dir"] == tmp_path
-    assert options["out"] == Path("runs/classification")
+    assert options["out"] == Path("runs/cpu-6-layers")
     assert options["retry_failed"]
     assert not options["fresh"]
 

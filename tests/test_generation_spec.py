@@ -120,7 +120,7 @@ def test_reading_a_suite_loads_no_torch(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-@pytest.mark.parametrize("found", [load_suite("calibration"), suite(calibration={"methods": ["calm"]})])
+@pytest.mark.parametrize("found", [load_suite("decoding-calibration"), suite(calibration={"methods": ["calm"]})])
 def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
     cells = [cell for cell in expand(found) if isinstance(cell, GenerationCellSpec) and cell.study]
     assert cells
@@ -131,7 +131,7 @@ def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
             assert hoeffding_bentkus(0.0, half, delta) <= spec.study.epsilon, "not even texts that lose nothing suffice"
 
 
-@pytest.mark.parametrize("name", ["quick-generation", "generation", "paper-generation", "calibration"])
+@pytest.mark.parametrize("name", ["quick-decoding", "cpu-decoding", "paper-llama-7b", "decoding-calibration"])
 def test_methods_of_suites_that_come_along_take_their_parameters(name):
     found = load_suite(name)
     assert isinstance(found, GenerationSuite)

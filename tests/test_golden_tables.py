@@ -34,8 +34,8 @@ from benchmarks.analysis.tables.text import csv_of
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "tables"
 
-CLASSIFICATION = ("cpu-base", "cpu-variants", "cpu-classification")
-GENERATION = ("generation", "calibration")
+CLASSIFICATION = ("cpu-12-layers", "cpu-consistentee-variants", "cpu-6-layers")
+GENERATION = ("cpu-decoding", "decoding-calibration")
 
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 

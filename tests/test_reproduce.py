@@ -237,9 +237,9 @@ def test_faulty_tables_are_refused_by_field(tmp_path):
 
 
 def test_other_backbones_train_as_the_paper_does():
-    assert COSEE.setting_for("minilm-l6").suite == "cpu-classification"
-    assert COSEE.setting_for("bert-base-uncased").suite == "paper-classification"
-    assert COSEE.setting_for("my/encoder").suite == "paper-classification"
+    assert COSEE.setting_for("minilm-l6").suite == "cpu-6-layers"
+    assert COSEE.setting_for("bert-base-uncased").suite == "paper-bert-base"
+    assert COSEE.setting_for("my/encoder").suite == "paper-bert-base"
 
 
 # ---------------------------------------------------------------------------------------------- the command
@@ -292,20 +292,20 @@ def test_run_cuts_the_suite_of_each_backbone_to_the_table(runs):
     assert ended.exit_code == 1
     assert "failed: rte: broken" in ended.output
     (suite, options), (other, _) = runs
-    base = load_suite("cpu-classification")
+    base = load_suite("cpu-6-layers")
     assert suite.tasks == ("rte", "mrpc", "qqp", "sst2", "qnli", "mnli")
     assert [entry.label for entry in suite.methods] == ["full", "consistentee", "consistentee-curve"]
     assert (suite.recipe, suite.task_overrides, suite.backbones) == (base.recipe, base.task_overrides, ("minilm-l6",))
     assert options["out"].as_posix() == "runs/consistentee-glue/minilm-l6"
-    assert (other.backbones, other.recipe) == (("mpnet-base",), load_suite("cpu-base").recipe)
+    assert (other.backbones, other.recipe) == (("mpnet-base",), load_suite("cpu-12-layers").recipe)
 
 
 def test_dry_run_says_what_run_would_do(runs):
     shown = call("reproduce", "pabee-glue", "--dry-run", "--out", "elsewhere").output
     assert shown.splitlines() == [
-        "minilm-l6, as suite cpu-classification:",
+        "minilm-l6, as suite cpu-6-layers:",
         "would run 2 methods",
-        "mpnet-base, as suite cpu-base:",
+        "mpnet-base, as suite cpu-12-layers:",
         "would run 2 methods",
     ]
     assert {options["out"].parent.name for _, options in runs} == {"elsewhere"}

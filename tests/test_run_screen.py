@@ -160,7 +160,7 @@ def test_published_folders_are_those_of_here_and_of_the_repository(everything, t
     monkeypatch.chdir(tmp_path)
     names = [folder.name for folder in published_folders()]
     assert names[0] == "mine"
-    assert "cpu-classification" in names
+    assert "cpu-6-layers" in names
     assert "notes" not in names
 
 
