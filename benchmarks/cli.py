@@ -19,6 +19,7 @@ _SEVERAL_VALUES = {
     "table": {"--methods"},
     "plot": {"--methods"},
     "reproduce": {"--backbones", "--results"},
+    "search-recipe": {"--tasks", "--backbones", "--rates"},
     "check-method": {"--families", "--param"},
     "train": {"--param", "--set"},
 }
@@ -153,6 +154,17 @@ def parsed_parameters(values: Sequence[str] | None, option: str = "--param") -> 
         except yaml.YAMLError as error:
             raise UserError(f"{option} {key}: {value!r} is not a value") from error
     return parameters
+
+
+def parsed_rate(text: str) -> float:
+    """Return a learning rate. Raises UserError for what is none."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1:
+        raise UserError(f"a learning rate lies between 0 and 1, such as 1e-4; got {text!r}")
+    return rate
 
 
 def _existing(data: Path | None) -> Path | None:
@@ -357,6 +369,45 @@ def run(
         print(f"failed: {line}", file=sys.stderr)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+@app.command(
+    name="search-recipe",
+    epilog=_examples(
+        "consistentee search-recipe cpu-6-layers --data DATA --tasks rte mrpc",
+        "consistentee search-recipe cpu-6-layers --data DATA --rates 5e-5 1e-4 2e-4 --epochs 10",
+    ),
+)
+def search_recipe(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
+    *,
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", metavar="A B ...", help="Only these tasks.")] = None,
+    backbones: Annotated[
+        list[str] | None, typer.Option("--backbones", metavar="A B ...", help="Names, directories or hub ids.")
+    ] = None,
+    rates: Annotated[
+        list[str] | None,
+        typer.Option("--rates", metavar="X Y ...", help="Peak rates of the backbone.", show_default="5e-5 1e-4 2e-4"),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option("--epochs", metavar="N", min=2, help="Of every run: more than a recipe will have.")
+    ] = 8,
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="CSV file, a line an epoch.", show_default="runs/SUITE-recipes.csv")
+    ] = None,
+) -> None:
+    """Train full models and joint exits for long, and say after how many epochs and at which rate they converge.
+
+    What is in the CSV file is not trained again. The recipe goes into the suite's YAML by hand.
+    """
+    from benchmarks.commands.search_recipe import recipes_of
+    from benchmarks.specs.suites import Filters
+
+    filters = Filters(tasks=listed(tasks), backbones=listed(backbones), seeds=[0])
+    tried = [parsed_rate(rate) for rate in listed(rates) or ()]
+    found = recipes_of(suite, filters, tried, epochs, data_dir=_existing(data), out=out)
+    output_console(RESULTS_WIDTH).print(found)
 
 
 @app.command(

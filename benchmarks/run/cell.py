@@ -53,6 +53,7 @@ def run_cell(
             **_common_fields(spec, parts, rows, method),
             **functions.findings(spec, done),
             train_seconds=train_seconds,
+            validation_by_epoch=model.description.validation_by_epoch,
             command=command,
             environment=describe_environment(),
             finished_at=now(),

@@ -104,6 +104,11 @@ class BaseRecord(Strict):
     validation_rows: int
     test_rows: int
     train_seconds: float
+    validation_by_epoch: dict[str, list[float]] = Field(
+        default={},
+        description="of every stage that trained all weights on all rows: the score on validation rows after each epoch "
+        "(joint: mean over exits); empty in records that are older than this field",
+    )
     command: str
     operating_points: Sequence[BaseOperatingPoint]
     environment: dict[str, object]

@@ -51,6 +51,7 @@ class Description:
     Attributes:
         task_name, method_name, method_parameters, default_knob: what it was trained for, and by which method.
         heads: learned heads by name.
+        validation_by_epoch: score on validation rows after every epoch of the stages that run the backbone, by stage.
     """
 
     kind: ClassVar[str]
@@ -61,6 +62,7 @@ class Description:
     method_parameters: dict[str, Any] = field(default_factory=dict)
     default_knob: float | None = None
     heads: dict[str, HeadSpec] = field(default_factory=dict)
+    validation_by_epoch: dict[str, list[float]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""

@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 from consistentee.data.encoding import Batch, Encoding, fingerprint
-from consistentee.data.instances import Label
+from consistentee.data.instances import Label, TaskData
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit
@@ -38,6 +38,9 @@ CHECKPOINT_STEPS = 200
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 _VERSIONED_PACKAGES = ("consistentee", "baselines")
+_SCORES = "validation_by_epoch"
+"""Name of what the judge said among the tensors of a stored stage or checkpoint."""
+
 _BATCHES_SORTED_TOGETHER = 16
 """Enough to take nearly all padding out, few enough that a batch's rows still come from everywhere."""
 
@@ -91,11 +94,14 @@ class Source(Protocol[BatchT_co]):
 class TokenSource:
     """Rows as tokens."""
 
-    def __init__(self, model: MultiExitModel, encodings: Sequence[Encoding], labels: Tensor) -> None:
-        """``labels``: class indices or targets, [N]."""
+    def __init__(
+        self, model: MultiExitModel, encodings: Sequence[Encoding], labels: Tensor, task: TaskData | None = None
+    ) -> None:
+        """``labels``: class indices or targets, [N]; ``task``: whose training rows they are, where it is all of them."""
         self.model = model
         self.encodings = encodings
         self.labels = labels
+        self.task = task
         self.lengths = torch.tensor([len(encoding) for encoding in encodings])
 
     def select(self, rows: Tensor) -> "TokenSource":
@@ -155,6 +161,8 @@ class Stage(Generic[ModelT, BatchT]):
         details: what the loss depends on beside the batch (hyperparameters, per-row tensors), for the key.
         shared: keep the weights in the store, for the next method that asks for the same stage.
         dropout: train mode; a stage on cached features has no use for it.
+        judge: the model as it stands -> its score on validation rows; asked after every epoch, and noted in the model's
+            description. It has no part in what is learnt.
     """
 
     name: str
@@ -167,6 +175,7 @@ class Stage(Generic[ModelT, BatchT]):
     details: dict[str, Any] = field(default_factory=dict)
     shared: bool = False
     dropout: bool = True
+    judge: Callable[[ModelT], float] | None = None
 
 
 def label_tensor(labels: Sequence[Label]) -> Tensor:
@@ -198,13 +207,35 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
     with only_one(final):
         stored = load_tensors(final)
         if stored is not None:
+            _note_scores(model, stage, stored.pop(_SCORES, None))
             model.load_state_dict(stored, strict=False)  # all others are as the key says
             model.eval()
         else:
             _train(model, source, stage, recipe, checkpoint)
             if stage.shared:
-                save_tensors(_trained_weights(model, stage), final)
+                save_tensors(_trained_weights(model, stage) | _noted_scores(model, stage), final)
         checkpoint.unlink(missing_ok=True)
+
+
+def _note_scores(model: MultiExit, stage: Stage[ModelT, BatchT], scores: Tensor | None) -> None:
+    """Note the validation score after every epoch in the model, as far as they are known, float64 [epochs]."""
+    if scores is not None:
+        model.description.validation_by_epoch[stage.name] = scores.tolist()
+
+
+def _noted_scores(model: MultiExit, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
+    scores = model.description.validation_by_epoch.get(stage.name)
+    return {} if scores is None else {_SCORES: torch.tensor(scores, dtype=torch.float64)}
+
+
+def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
+    """Ask the stage's judge for a score, and note it."""
+    if stage.judge is None:
+        return
+    model.eval()
+    score = stage.judge(model)
+    model.train(stage.dropout)
+    model.description.validation_by_epoch.setdefault(stage.name, []).append(score)
 
 
 def _trained_weights(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
@@ -223,7 +254,8 @@ def _train(
     model.train(stage.dropout)
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        first_step = _resume(checkpoint, parameters, optimizer)
+        model.description.validation_by_epoch.pop(stage.name, None)
+        first_step = _resume(checkpoint, model, stage, parameters, optimizer)
         scheduler = _schedule(optimizer, recipe, first_step, total_steps)
         batches = _batches(source, stage, recipe, first_step)
         steps = range(first_step, total_steps)
@@ -239,8 +271,10 @@ def _train(
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
+            if (step + 1) % steps_per_epoch == 0:
+                _judge(model, stage)
             if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < total_steps:
-                _save_checkpoint(checkpoint, parameters, optimizer, step + 1)
+                _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _noted_scores(model, stage))
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
@@ -308,9 +342,11 @@ def _parameter_groups(
     ]
 
 
-def _save_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int) -> None:
-    """Write weights, optimiser moments, random state and step number: plain tensors, no pickle."""
-    tensors = {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
+def _save_checkpoint(
+    path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int, scores: dict[str, Tensor]
+) -> None:
+    """Write weights, optimiser moments, random state, step number and noted scores: plain tensors, no pickle."""
+    tensors = scores | {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
@@ -321,11 +357,18 @@ def _save_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer:
     save_tensors(tensors, path)
 
 
-def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: AdamW) -> int:
+def _resume(
+    path: Path | None,
+    model: ModelT,
+    stage: Stage[ModelT, BatchT],
+    parameters: dict[str, nn.Parameter],
+    optimizer: AdamW,
+) -> int:
     """Load a checkpoint, if there is one, and return the step to go on from."""
     tensors = None if path is None else load_tensors(path)
     if tensors is None:
         return 0
+    _note_scores(model, stage, tensors.get(_SCORES))
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weight/{name}"])

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -9,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.instances import TaskData
+from consistentee.data.metrics import score
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
-from consistentee.traces.instance_trace import record_outputs
+from consistentee.traces.instance_trace import record_outputs, record_trace
 from consistentee.training.loop import FeatureSource, Stage, TokenBatch, TokenSource, label_tensor, run_stage
 from consistentee.training.recipe import Recipe
 
@@ -59,7 +62,8 @@ def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None
 
 def train_jointly_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
     """As :func:`train_jointly`, on rows that are tokens already."""
-    run_stage(model, source, token_stage("joint", _joint_loss, recipe, shared=True), recipe)
+    stage = token_stage("joint", _joint_loss, recipe, shared=True)
+    run_stage(model, source, replace(stage, judge=judge_of(source, recipe, every_exit=True)), recipe)
 
 
 def train_last_exit(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
@@ -69,7 +73,8 @@ def train_last_exit(model: MultiExitModel, task: TaskData, recipe: Recipe) -> No
 
 def train_last_exit_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
     """As :func:`train_last_exit`, on rows that are tokens already."""
-    run_stage(model, source, token_stage("last-exit", _last_exit_loss, recipe, shared=True), recipe)
+    stage = token_stage("last-exit", _last_exit_loss, recipe, shared=True)
+    run_stage(model, source, replace(stage, judge=judge_of(source, recipe, every_exit=False)), recipe)
 
 
 def token_stage(
@@ -86,6 +91,25 @@ def token_stage(
         head_learning_rate=recipe.head_learning_rate,
         shared=shared,
     )
+
+
+def judge_of(source: TokenSource, recipe: Recipe, *, every_exit: bool) -> Callable[[MultiExitModel], float] | None:
+    """Return what scores a model on the task's validation rows: the mean over exits, or the last exit's score alone.
+
+    None where the rows are not all of a task's training rows: such a model is an auxiliary one.
+    """
+    task = source.task
+    if task is None:
+        return None
+
+    def judge(model: MultiExitModel) -> float:
+        with model.layers_in(recipe.precision):
+            trace = record_trace(model, task.validation)
+        exits = range(1, trace.num_layers + 1) if every_exit else [trace.num_layers]
+        answers = [trace.view(layer).predictions.numpy() for layer in exits]
+        return fmean(score(task.metric, task.validation.labels, answer) for answer in answers)
+
+    return judge
 
 
 def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> LayerOutputs:
@@ -132,7 +156,7 @@ def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> To
     """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
     model.description.max_length = recipe.max_length
     rows = recipe.training_rows(task.train)
-    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels))
+    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), task)
 
 
 def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:

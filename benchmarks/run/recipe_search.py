@@ -1,0 +1,106 @@
+"""The search of a task's recipe: how long and how fast to train, until a model has converged.
+
+One search serves all methods of a task, so that methods are compared and not recipes: the full model and joint training
+of all exits are each trained for long at every rate, and scored on validation rows after every epoch. What was seen is
+kept as a table, one line an epoch; what follows from it is written into the suite by hand.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.kinds.kind import kind_named
+from benchmarks.run.cell import trained
+from benchmarks.kinds.rows import CellRows
+from benchmarks.specs.base import BaseCellSpec, SuiteSpec
+from benchmarks.specs.suites import Filters, expand
+from benchmarks.store.folders import write_text
+from consistentee.methods.method import get_method
+
+SEARCHED = {"full": "last-exit", "static": "joint"}
+"""Methods that are nothing but a stage of training, and the stage: what other methods build on."""
+
+CONVERGED = 0.005
+"""A model has converged where its score is within half a point of the best epoch of a longer run."""
+
+RUN = ["task", "backbone", "train_rows", "stage", "learning_rate", "epochs"]
+"""What tells one run of a search from another; its lines have ``epoch`` and ``score`` beside."""
+
+
+def search(
+    suite: SuiteSpec, filters: Filters, rates: Sequence[float], epochs: int, *, data_dir: Path | None, out: Path
+) -> Iterator[pd.DataFrame]:
+    """Train both stages of every task at every rate, and yield all epochs so far; runs in ``out`` are not done again.
+
+    Args:
+        suite: whose recipes are searched.
+        filters: which of its tasks, backbones and seeds.
+        rates: peak learning rates of the backbone.
+        epochs: of every run: more than a recipe will have.
+        data_dir: where rows are.
+        out: a CSV file, written anew after every run.
+    """
+    seen = read_epochs(out)
+    for spec in expand(suite, replace(filters, methods=list(SEARCHED))):
+        for rate in rates:
+            tried = replace(spec, recipe=replace(spec.recipe, learning_rate=rate, epochs=epochs))
+            rows = kind_named(spec.kind).load_rows(tried, data_dir)
+            run = _run_of(tried, rows)
+            if not (seen[RUN] == [run[name] for name in RUN]).all(axis=1).any():
+                seen = pd.concat([seen, _epochs_of(tried, rows).assign(**run)[seen.columns]], ignore_index=True)
+                write_text(out, seen.to_csv(index=False))
+            yield seen
+
+
+def _run_of(spec: BaseCellSpec, rows: CellRows[Any]) -> dict[str, object]:
+    return {
+        "task": spec.task,
+        "backbone": spec.backbone,
+        "train_rows": min(len(rows.training.train), spec.recipe.max_rows or len(rows.training.train)),
+        "stage": SEARCHED[spec.method],
+        **{name: getattr(spec.recipe, name) for name in ("learning_rate", "epochs")},
+    }
+
+
+def _epochs_of(spec: BaseCellSpec, rows: CellRows[Any]) -> pd.DataFrame:
+    with TemporaryDirectory() as store:  # checkpoints and weights are of no use to anyone else
+        model = trained(spec, rows, get_method(spec.method), store=Path(store), progress=True)
+    scores = model.description.validation_by_epoch[SEARCHED[spec.method]]
+    return pd.DataFrame({"epoch": range(1, len(scores) + 1), "score": scores})
+
+
+def read_epochs(path: Path) -> pd.DataFrame:
+    """Read what a search has written; no line where there is no such file."""
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=[*RUN, "epoch", "score"])
+
+
+def choose(epochs: pd.DataFrame) -> pd.DataFrame:
+    """Return the recipe of every task and backbone, chosen on validation rows.
+
+    The rate is that of the best epochs, mean of both stages; the number of epochs is the least at which both stages of
+    the long run at this rate have converged. One line a task and stage: the scores there, and the best at any rate.
+    """
+    chosen = []
+    for (task, backbone), lines in epochs.groupby(["task", "backbone"], sort=False):
+        best = lines.groupby(["learning_rate", "stage"])["score"].max().unstack()
+        rate = best.dropna().mean(axis=1).idxmax()
+        runs = lines[lines["learning_rate"] == rate].pivot_table(index="epoch", columns="stage", values="score")
+        converged = (runs >= runs.max() - CONVERGED).all(axis=1)
+        last = converged.idxmax() if converged.any() else runs.index.max()
+        chosen += [
+            {
+                "task": task,
+                "backbone": backbone,
+                "stage": stage,
+                "learning_rate": rate,
+                "epochs": last,
+                "score": runs.loc[last, stage],
+                "best": best[stage].max(),
+            }
+            for stage in runs.columns
+        ]
+    return pd.DataFrame(chosen)
