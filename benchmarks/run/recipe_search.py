@@ -14,8 +14,8 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.kinds.kind import kind_named
-from benchmarks.run.cell import trained
 from benchmarks.kinds.rows import CellRows
+from benchmarks.run.cell import trained
 from benchmarks.specs.base import BaseCellSpec, SuiteSpec
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.folders import write_text
@@ -47,7 +47,8 @@ def search(
     seen = read_epochs(out)
     for spec in expand(suite, replace(filters, methods=list(SEARCHED))):
         for rate in rates:
-            tried = replace(spec, recipe=replace(spec.recipe, learning_rate=rate, epochs=epochs))
+            recipe = replace(spec.recipe, learning_rate=rate, epochs=epochs)
+            tried = spec.model_copy(update={"recipe": recipe})
             rows = kind_named(spec.kind).load_rows(tried, data_dir)
             run = _run_of(tried, rows)
             if not (seen[RUN] == [run[name] for name in RUN]).all(axis=1).any():

@@ -106,7 +106,7 @@ class BaseRecord(Strict):
     train_seconds: float
     validation_by_epoch: dict[str, list[float]] = Field(
         default={},
-        description="of every stage that trained all weights on all rows: the score on validation rows after each epoch "
+        description="score on validation rows after each epoch, of every stage that trained all weights on all rows "
         "(joint: mean over exits); empty in records that are older than this field",
     )
     command: str

@@ -97,7 +97,7 @@ class TokenSource:
     def __init__(
         self, model: MultiExitModel, encodings: Sequence[Encoding], labels: Tensor, task: TaskData | None = None
     ) -> None:
-        """``labels``: class indices or targets, [N]; ``task``: whose training rows they are, where it is all of them."""
+        """``labels``: class indices or targets, [N]; ``task``: the one whose training rows they are, all of them."""
         self.model = model
         self.encodings = encodings
         self.labels = labels
