@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import make_task, make_text_task
 
+from consistentee.data.metrics import score
 from consistentee.errors import UserError
 from consistentee.files import LOCK
 from consistentee.traces.instance_trace import record_trace
@@ -100,6 +101,47 @@ class TestTheLoop:
         assert steps == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7], "training goes on from the last checkpoint"
         assert same(straight, resumed)
         assert not list(tmp_path.glob("*.checkpoint.*"))
+
+
+class TestTheJudge:
+    def test_every_epoch_is_scored_and_the_store_keeps_it(self, tiny_model, tmp_path):
+        def trained(**changes: object) -> dict[str, list[float]]:
+            model = tiny_model()
+            train_jointly(model, make_task(), replace(RECIPE, epochs=3, **changes))
+            return model.description.validation_by_epoch
+
+        scores = trained(store=tmp_path)
+        assert [len(found) for found in scores.values()] == [3]
+        assert trained(store=tmp_path) == scores == trained()
+        assert all(0 <= score <= 1 for score in scores["joint"])
+
+    def test_the_last_score_is_that_of_the_trained_model(self, tiny_model):
+        model, task = tiny_model(), make_task()
+        train_jointly(model, task, replace(RECIPE, epochs=2))
+        trace = record_trace(model, task.validation)
+        exits = [trace.view(layer).predictions.numpy() for layer in range(1, model.num_layers + 1)]
+        expected = [score(task.metric, task.validation.labels, answers) for answers in exits]
+        assert model.description.validation_by_epoch["joint"][-1] == pytest.approx(sum(expected) / len(expected))
+
+    def test_an_interrupted_run_knows_the_epochs_before(self, tiny_model, tmp_path, monkeypatch):
+        monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 1)
+        recipe, model = replace(RECIPE, epochs=4), tiny_model()
+        train_jointly(model, make_task(), recipe)
+        real, steps = TokenSource.batch, []
+
+        def interrupted(source, rows, step):
+            steps.append(step)
+            if len(steps) == 6:
+                raise KeyboardInterrupt
+            return real(source, rows, step)
+
+        monkeypatch.setattr(TokenSource, "batch", interrupted)
+        again = tiny_model()
+        with pytest.raises(KeyboardInterrupt):
+            train_jointly(again, make_task(), replace(recipe, store=tmp_path))
+        resumed = tiny_model()
+        train_jointly(resumed, make_task(), replace(recipe, store=tmp_path))
+        assert resumed.description.validation_by_epoch == model.description.validation_by_epoch
 
 
 class TestTheStore:

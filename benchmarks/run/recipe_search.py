@@ -52,7 +52,8 @@ def search(
             rows = kind_named(spec.kind).load_rows(tried, data_dir)
             run = _run_of(tried, rows)
             if not (seen[RUN] == [run[name] for name in RUN]).all(axis=1).any():
-                seen = pd.concat([seen, _epochs_of(tried, rows).assign(**run)[seen.columns]], ignore_index=True)
+                found = _epochs_of(tried, rows).assign(**run)[seen.columns]
+                seen = pd.concat([seen, found], ignore_index=True) if len(seen) else found
                 write_text(out, seen.to_csv(index=False))
             yield seen
 

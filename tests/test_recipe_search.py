@@ -1,0 +1,51 @@
+"""The search of recipes: what is trained, what is kept, and what follows from it."""
+
+import pandas as pd
+import pytest
+from small_suite import Bench
+
+from benchmarks.run import recipe_search
+from benchmarks.run.recipe_search import choose, read_epochs, search
+from benchmarks.specs.suites import Filters, load_suite
+
+SCORES = {"joint": {1e-4: [0.70, 0.78, 0.80, 0.79], 2e-4: [0.72, 0.76, 0.77, 0.78]}, "last-exit": {}}
+SCORES["last-exit"] = {1e-4: [0.80, 0.84, 0.843, 0.846], 2e-4: [0.85, 0.83, 0.82, 0.81]}
+
+
+def epochs_of(scores):
+    lines = [
+        {"task": "t", "backbone": "b", "stage": stage, "learning_rate": rate, "epoch": number, "score": score}
+        for stage, runs in scores.items()
+        for rate, run in runs.items()
+        for number, score in enumerate(run, start=1)
+    ]
+    return pd.DataFrame(lines)
+
+
+def test_the_recipe_is_the_rate_of_the_best_epochs_and_the_first_at_which_both_stages_converge():
+    chosen = choose(epochs_of(SCORES)).set_index("stage")
+    assert set(chosen["learning_rate"]) == {1e-4}, "0.80 and 0.846 beat 0.78 and 0.85"
+    assert set(chosen["epochs"]) == {3}, "joint exits are within half a point of 0.80 after three epochs, not two"
+    assert chosen.loc["last-exit", "score"] == pytest.approx(0.843)
+    assert chosen.loc["last-exit", "best"] == pytest.approx(0.85), "the best at any rate is told beside it"
+
+
+def test_a_stage_that_never_settles_takes_all_epochs():
+    rising = {stage: {1e-4: [0.5, 0.6, 0.7]} for stage in SCORES}
+    rising["joint"][1e-4] = [0.7, 0.6, 0.5]
+    assert set(choose(epochs_of(rising))["epochs"]) == {3}
+
+
+def test_a_search_trains_what_its_file_lacks(tmp_path, tiny_backbone, monkeypatch):
+    bench = Bench(tmp_path, tiny_backbone("bert"))
+    suite, out = load_suite(bench.write()), tmp_path / "recipes.csv"
+    first = list(search(suite, Filters(), [1e-3], 2, data_dir=None, out=out))[-1]
+    assert first.groupby(["stage", "learning_rate"])["epoch"].apply(list).to_dict() == {
+        ("joint", 1e-3): [1, 2],
+        ("last-exit", 1e-3): [1, 2],
+    }
+    assert first["score"].between(0, 1).all()
+    assert read_epochs(out).equals(first)
+    monkeypatch.setattr(recipe_search, "trained", lambda *_, **__: pytest.fail("trained again"))
+    again = list(search(suite, Filters(), [1e-3], 2, data_dir=None, out=out))[-1]
+    assert again.equals(first)
