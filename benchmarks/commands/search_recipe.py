@@ -33,8 +33,8 @@ def recipes_of(
     for seen in search(suite, filters, rates or RATES, epochs, data_dir=data_dir, out=out):
         found = choose(seen)
     table = plain_table("Recipes chosen on validation rows", f"every epoch: {out}")
-    add_columns(table, "task", "backbone", "learning rate", "epochs", "stage", "score %", "best of all %")
-    for line in found.itertuples():
-        shown = f"{100 * line.score:.1f}", f"{100 * line.best:.1f}"
-        add_row(table, line.task, line.backbone, f"{line.learning_rate:g}", line.epochs, line.stage, *shown)
+    add_columns(table, "task", "backbone", "stage", "learning rate", "epochs", "score %", "best of all %")
+    percent = found[["score", "best"]].mul(100).map("{:.1f}".format)
+    for line in found.assign(score=percent["score"], best=percent["best"]).itertuples(index=False):
+        add_row(table, *line)
     return table

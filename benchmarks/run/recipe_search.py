@@ -6,7 +6,7 @@ kept as a table, one line an epoch; what follows from it is written into the sui
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +20,7 @@ from benchmarks.specs.base import BaseCellSpec, SuiteSpec
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.folders import write_text
 from consistentee.methods.method import get_method
+from consistentee.training.recipe import RecipeSettings
 
 SEARCHED = {"full": "last-exit", "static": "joint"}
 """Methods that are nothing but a stage of training, and the stage: what other methods build on."""
@@ -47,12 +48,12 @@ def search(
     seen = read_epochs(out)
     for spec in expand(suite, replace(filters, methods=list(SEARCHED))):
         for rate in rates:
-            recipe = replace(spec.recipe, learning_rate=rate, epochs=epochs)
+            recipe = RecipeSettings(**asdict(spec.recipe) | {"learning_rate": rate, "epochs": epochs})
             tried = spec.model_copy(update={"recipe": recipe})
             rows = kind_named(spec.kind).load_rows(tried, data_dir)
             run = _run_of(tried, rows)
             if not (seen[RUN] == [run[name] for name in RUN]).all(axis=1).any():
-                found = _epochs_of(tried, rows).assign(**run)[seen.columns]
+                found = pd.DataFrame([run | epoch for epoch in _epochs_of(tried, rows)])
                 seen = pd.concat([seen, found], ignore_index=True) if len(seen) else found
                 write_text(out, seen.to_csv(index=False))
             yield seen
@@ -68,11 +69,11 @@ def _run_of(spec: BaseCellSpec, rows: CellRows[Any]) -> dict[str, object]:
     }
 
 
-def _epochs_of(spec: BaseCellSpec, rows: CellRows[Any]) -> pd.DataFrame:
+def _epochs_of(spec: BaseCellSpec, rows: CellRows[Any]) -> list[dict[str, object]]:
     with TemporaryDirectory() as store:  # checkpoints and weights are of no use to anyone else
         model = trained(spec, rows, get_method(spec.method), store=Path(store), progress=True)
     scores = model.description.validation_by_epoch[SEARCHED[spec.method]]
-    return pd.DataFrame({"epoch": range(1, len(scores) + 1), "score": scores})
+    return [{"epoch": number, "score": score} for number, score in enumerate(scores, start=1)]
 
 
 def read_epochs(path: Path) -> pd.DataFrame:
@@ -100,7 +101,7 @@ def choose(epochs: pd.DataFrame) -> pd.DataFrame:
                 "stage": stage,
                 "learning_rate": rate,
                 "epochs": last,
-                "score": runs.loc[last, stage],
+                "score": runs.at[last, stage],
                 "best": best[stage].max(),
             }
             for stage in runs.columns
