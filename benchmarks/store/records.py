@@ -118,7 +118,7 @@ class BaseRecord(Strict):
     finished_at: str
 
     def timed_points(self, at_most: int) -> Sequence[BaseOperatingPoint]:
-        """Return the operating points that are timed: the cheapest ones that can run live."""
+        """Return the operating points that may be timed: the cheapest ones that can run live."""
         raise NotImplementedError
 
     def summary_lines(self) -> list[str]:
@@ -143,7 +143,7 @@ class CellRecord(BaseRecord):
     )
 
     def timed_points(self, at_most: int) -> list[OperatingPoint]:
-        """Return the operating points that are timed: the cheapest ones that can run live."""
+        """Return the operating points that may be timed: the cheapest ones that can run live."""
         live = [point for point in self.operating_points if point.live_rows]
         return sorted(live, key=lambda point: point.test.average_layers)[:at_most]
 
