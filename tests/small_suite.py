@@ -119,6 +119,7 @@ class Bench:
                 cell.record.curve_test,
                 cell.record.operating_points,
                 cell.rows.predictions().to_dict("list"),
+                None if (validation := cell.rows.validation()) is None else validation.to_dict("list"),
             )
             for cell in self.read().cells
         }

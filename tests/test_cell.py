@@ -1,19 +1,22 @@
 """One cell: knobs are chosen on validation data, live runs agree with replays, what is written agrees with itself."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import make_task
 from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import parts_by_hand
 
+from benchmarks.analysis.rows.instances import hull_answers
+from benchmarks.analysis.select import concave_hull
 from benchmarks.kinds.classification import choose_knobs, same_answers
 from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.intervals import score_interval
 from benchmarks.run.cell import run_cell
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget, Target
-from benchmarks.store.folders import LOG_FILE, RunFolder, read_cell, read_predictions
+from benchmarks.store.folders import LOG_FILE, VALIDATION_FILE, RunFolder, read_cell, read_predictions
 from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import METRICS, score
@@ -174,6 +177,7 @@ def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backb
         assert len(operating_point.signal_quantiles) == (3 if method == "calm-softmax" else 0)
         assert operating_point.test in record.curve_test
         assert operating_point.validation in record.curve_validation
+    assert_the_hull_is_kept(record, table, pd.read_parquet(folder.cell(spec) / VALIDATION_FILE), toy_task)
     if method == "full":
         assert record.operating_points[0].flops == record.full_flops
     if method == "hashee":
@@ -184,6 +188,24 @@ def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backb
     model = MultiExitModel.from_pretrained(folder.model(parts_by_hand().key))
     assert (model.description.method_name, model.description.task_name, model.max_length) == (method, "toy", 16)
     assert model.description.default_knob in [point_.knob for point_ in record.operating_points]
+
+
+def assert_the_hull_is_kept(record, test, validation, task):
+    """Every vertex of the hull of the validation curve has its rows' answers, exits and operations, on both splits."""
+    curve = [(point.average_layers, point.scores[record.metric]) for point in record.curve_validation]
+    assert [point.place for point in record.hull] == concave_hull(*zip(*curve, strict=True)).tolist()
+    assert validation["label"].tolist() == list(task.validation.labels)
+    for number, point in enumerate(record.hull):
+        answers = validation[f"hull_prediction_{number}"]
+        assert score(record.metric, validation["label"], answers) == pytest.approx(curve[point.place][1])
+        exits = test[f"hull_exit_layer_{number}"]
+        at_test = record.curve_test[point.place]
+        assert np.bincount(exits, minlength=5)[1:].tolist() == at_test.exit_histogram
+        answers = hull_answers({name: column.to_numpy() for name, column in test.items()}, number)
+        assert score(record.metric, test["label"], answers) == pytest.approx(at_test.scores[record.metric])
+        assert 0 < point.validation_flops <= 1.1 * record.full_validation_flops
+        same = [other.flops for other in record.operating_points if other.knob == at_test.knob]
+        assert same in ([], [point.flops])
 
 
 def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_path, tiny_backbone, toy_task):

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from records_by_hand import LAYERS, cell, curve_point, made_up_suite, operating_point, stored, write_results
 
-from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost, interval_at_equal_cost
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.select import Reach
 from benchmarks.analysis.tables.equal_cost import equal_cost_tables
 from benchmarks.store.folders import write_predictions
-from benchmarks.store.records import CellRecord, CurvePoint
+from benchmarks.store.records import CellRecord, CurvePoint, HullPoint
 from consistentee.data.metrics import score
 
 
@@ -90,6 +90,30 @@ def test_f1_is_scored_as_a_weighted_sample_where_answers_are_known(tmp_path):
     (tmp_path / "predictions.parquet").unlink()
     linear = at_equal_cost(panel_of(CellRecord.model_validate(values)), "deebert", 2.0)
     assert linear.score == pytest.approx(np.mean([p.test.scores["f1"] for p in points]))
+
+
+def test_answers_at_the_hull_are_enough_for_an_interval(tmp_path):
+    """Both neighbours of the budget are no operating points: their answers are those of the layers where rows exit."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 600)
+    by_layer = {t: np.where(generator.random(600) < 0.6 + 0.05 * t, labels, 1 - labels) for t in range(1, LAYERS + 1)}
+    record = method([(2.0, 0.7), (4.0, 0.8), (5.0, 0.85)])
+    hull = [HullPoint(place=place, validation_flops=1.0, flops=1.0) for place in range(3)]
+    records = {"deebert": record.model_copy(update={"hull": hull}), "full": full(0.9)}
+    layers = {f"layer_prediction_{t}": answers for t, answers in by_layer.items()}
+    columns = {
+        "deebert": {**layers, **{f"hull_exit_layer_{i}": np.full(600, t) for i, t in enumerate((2, 4, 5))}},
+        "full": {"prediction_0": by_layer[LAYERS]},
+    }
+    for label, more in columns.items():
+        rows = pd.DataFrame({"row": np.arange(600), "label": labels, **more})
+        write_predictions(tmp_path / label / "predictions.parquet", rows)
+    (panel,) = panels([stored(record, tmp_path / label) for label, record in records.items()], [])
+    low, high = interval_at_equal_cost(panel, "deebert", 2.0) or (0.0, 0.0)
+    right = [by_layer[t] == labels for t in (2, 4, LAYERS)]
+    gain = (right[0].astype(float) + right[1]) / 2 - right[2]
+    half = 1.96 * gain.std() / np.sqrt(600)
+    assert (low, high) == (pytest.approx(gain.mean() - half, abs=4e-3), pytest.approx(gain.mean() + half, abs=4e-3))
 
 
 def test_tables_of_the_made_up_suite():

@@ -38,6 +38,7 @@ from benchmarks.store.folders import (
     FAILURE_FILE,
     RECORD_FILE,
     TIMING_FILE,
+    VALIDATION_FILE,
     write_predictions,
     write_record,
 )
@@ -55,6 +56,10 @@ def write_run(kind: str, folder: Path) -> Path:
     """Write a run of either kind, with a cell that is not defined for its task, and a study where there are some."""
     if kind == "classification":
         write_results(folder, seeds=(0, 1))
+        answers = pd.DataFrame({"row": [0, 1, 2], "label": [0, 1, 1], "hull_prediction_0": [0, 1, 0]})
+        for label, more in (("full", {}), ("deebert", {"hull_prediction_1": [2, 1, 1]})):
+            place = next(folder.rglob(f"{label}/default/seed0"))
+            write_predictions(place / VALIDATION_FILE, answers.assign(**more))
     else:
         write_generation(folder)
         losses = pd.DataFrame({"row": [0, 0, 1, 1], "lambda": [1.0, 0.5] * 2, "textual": [0.0, 0.1, np.nan, 1 / 3]})
@@ -97,10 +102,11 @@ def test_everything_reads_back_equal(forms):
     assert len(run.timings) > 0
     for ours, theirs in zip(run.cells, out.cells, strict=True):
         pd.testing.assert_frame_equal(theirs.rows.predictions(), ours.rows.predictions(), check_exact=True)
-        study = ours.rows.study()
-        assert (theirs.rows.study() is None) == (study is None)
-        if study is not None:
-            pd.testing.assert_frame_equal(theirs.rows.study(), study, check_exact=True)
+        for kept in ("study", "validation"):
+            found, expected = getattr(theirs.rows, kept)(), getattr(ours.rows, kept)()
+            assert (found is None) == (expected is None)
+            if found is not None:
+                pd.testing.assert_frame_equal(found, expected, check_exact=True)
     run_folder, out_folder = forms
     assert failed_cells(out_folder) == failed_cells(run_folder) == {"mcid/b/hashee/default/seed0": "no regression"}
     assert kind_of_results(out_folder) == kind_of_results(run_folder)

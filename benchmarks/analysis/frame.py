@@ -4,7 +4,8 @@ Columns of every kind of results: ``task``, ``backbone``, ``label``, ``method``,
 place in the panel), ``split`` (validation, test), ``place`` (among the points that the record has of the split),
 ``knob_name``, ``knob``, ``layers`` (average), ``num_layers``, and
 ``quality``, by which knobs are chosen: the score, or the agreement with the full model. The task's scores are columns
-by their names. Lines of test rows at an operating point also have ``point`` (its place in the record), ``targets``,
+by their names. Lines of test rows at an operating point also have ``point`` (its place in the record) and ``targets``;
+at a knob on the hull of the validation curve ``hull`` (its place there) and ``validation_flops_ratio``; at both
 ``flops_ratio`` and, where it was timed, ``speedup_b1``, ....
 """
 
@@ -81,8 +82,11 @@ def _lines(panel: AnyPanel, number: int) -> Iterator[_Line]:
     }
     curves = _curves_of_texts(record) if isinstance(record, GenerationRecord) else _curves(record)
     at_points = {point.knob: _at_point(panel, number, i) for i, point in enumerate(record.operating_points)}
+    hull = [] if isinstance(record, GenerationRecord) else record.hull
+    at_hull = {point.place: _at_hull(panel, number, i) for i, point in enumerate(hull)}
     for line in curves:
-        more = at_points.get(line["knob"], {}) if line["split"] == "test" else {}
+        of_test = line["split"] == "test"
+        more = at_hull.get(line["place"], {}) | at_points.get(line["knob"], {}) if of_test else {}
         yield common | line | more
 
 
@@ -108,8 +112,6 @@ def _at_point(panel: AnyPanel, cell: int, number: int) -> _Line:
     """Return what is known of an operating point alone."""
     record = panel.cells[cell].record
     point: OperatingPoint | DecodingPoint = record.operating_points[number]
-    here = panel.contender(record, point.knob)
-    stock = panel.stock(record.seed, beside=here)
     flops, full_flops = (
         (point.decode_flops, point.full_decode_flops)
         if isinstance(point, DecodingPoint)
@@ -119,5 +121,25 @@ def _at_point(panel: AnyPanel, cell: int, number: int) -> _Line:
         "point": number,
         "targets": in_words(point.targets),
         "flops_ratio": full_flops / flops if flops else None,
-        **({f"speedup_b{size}": ratio for size, ratio in time_ratios(here, stock).items()} if here and stock else {}),
+        **_speedups(panel, record, point.knob),
     }
+
+
+def _at_hull(panel: AnyPanel, cell: int, number: int) -> _Line:
+    """Return what is known of a knob of the hull alone."""
+    record: CellRecord = panel.cells[cell].record
+    point, full_validation = record.hull[number], record.full_validation_flops
+    return {
+        "hull": number,
+        "validation_flops_ratio": full_validation / point.validation_flops
+        if full_validation and point.validation_flops
+        else None,
+        "flops_ratio": record.full_flops / point.flops,
+        **_speedups(panel, record, record.curve_test[point.place].knob),
+    }
+
+
+def _speedups(panel: AnyPanel, record: CellRecord | GenerationRecord, knob: float) -> _Line:
+    here = panel.contender(record, knob)
+    stock = panel.stock(record.seed, beside=here)
+    return {f"speedup_b{size}": ratio for size, ratio in time_ratios(here, stock).items()} if here and stock else {}

@@ -151,7 +151,8 @@ def mixture_at(budget: float, costs: ArrayLike, scores: ArrayLike) -> Mixture:
         end = int(hull[-1])
         return Mixture(end, end, 1.0, Reach.UNDER)
     above = int(hull[place])
-    if place == 0:
-        return Mixture(above, above, 1.0, Reach.MET if cost[above] <= budget + ROUNDING else Reach.OVER)
+    alone = cost[above] <= budget + ROUNDING
+    if alone or place == 0:
+        return Mixture(above, above, 1.0, Reach.MET if alone else Reach.OVER)
     below = int(hull[place - 1])
     return Mixture(below, above, float((cost[above] - budget) / (cost[above] - cost[below])))

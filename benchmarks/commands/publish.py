@@ -7,7 +7,14 @@ from benchmarks.analysis import write_published_files
 from benchmarks.kinds.kind import kind_named
 from benchmarks.store.compact.files import write_compact
 from benchmarks.store.records import BaseRecord, BaseTimingRecord
-from benchmarks.store.stored_results import StoredResults, failed_cells, is_compact, kind_of_results, open_results
+from benchmarks.store.stored_results import (
+    RowSource,
+    StoredResults,
+    failed_cells,
+    is_compact,
+    kind_of_results,
+    open_results,
+)
 from consistentee.errors import UserError
 
 _COPIED = ("suite.yaml", "environment.json")
@@ -50,11 +57,16 @@ def _check(
 ) -> None:
     """Read everything back before anybody deletes the run: each row costs more than this."""
     same = _texts(results) == _texts(published) and all(
-        ours.rows.predictions().equals(theirs.rows.predictions())
-        for ours, theirs in zip(results.cells, published.cells, strict=True)
+        _same_rows(ours.rows, theirs.rows) for ours, theirs in zip(results.cells, published.cells, strict=True)
     )
     if not same:
         raise AssertionError(f"{out} does not give back what was written; keep the run")
+
+
+def _same_rows(ours: RowSource, theirs: RowSource) -> bool:
+    validation, again = ours.validation(), theirs.validation()
+    same = validation.equals(again) if validation is not None and again is not None else validation is again
+    return same and ours.predictions().equals(theirs.predictions())
 
 
 def _texts(results: StoredResults[BaseRecord, BaseTimingRecord]) -> list[str]:

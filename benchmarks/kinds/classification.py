@@ -6,6 +6,7 @@ Their names are those of :class:`benchmarks.kinds.kind.KindFunctions`, as genera
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.analysis.select import choose_all
+from benchmarks.analysis.select import choose_all, concave_hull
 from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.clock import timed
 from benchmarks.measure.flops import FlopModel
@@ -23,8 +24,8 @@ from benchmarks.measure.intervals import score_interval
 from benchmarks.measure.signals import signal_quantiles
 from benchmarks.specs.base import CellSpec, TimingSpec
 from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target, in_words
-from benchmarks.store.folders import PREDICTIONS_FILE
-from benchmarks.store.records import CurvePoint, OperatingPoint, TimingSamples
+from benchmarks.store.folders import PREDICTIONS_FILE, VALIDATION_FILE
+from benchmarks.store.records import CurvePoint, HullPoint, OperatingPoint, TimingSamples
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
@@ -67,10 +68,18 @@ class Evaluation:
     model: MultiExitModel
     knobs: list[float]
     rules: list[ExitRule]
+    validation_trace: Trace
     test_trace: Trace
     validation: Curve
     test: Curve
     chosen: dict[int, list[Target]]
+
+    @cached_property
+    def hull(self) -> list[int]:
+        """The knobs that mixtures of equal cost are made of: of a grid's cells together too, they are among these."""
+        points = self.validation.points
+        layers = [point.average_layers for point in points]
+        return concave_hull(layers, [point.scores[self.task.metric] for point in points]).tolist()
 
     @property
     def default_knob(self) -> float:
@@ -123,6 +132,7 @@ def choose(
         model=model,
         knobs=knobs,
         rules=rules,
+        validation_trace=validation_trace,
         test_trace=test_trace,
         validation=validation,
         test=replay_curve(rules, knobs, test_trace, task.metrics),
@@ -180,17 +190,32 @@ def findings(spec: CellSpec, done: Evaluation) -> dict[str, Any]:
     return {
         "num_layers": done.model.stock_layers,
         "full_flops": float(flops.full_flops(done.test_trace.lengths.numpy()).sum()),
+        "full_validation_flops": float(flops.full_flops(done.validation_trace.lengths.numpy()).sum()),
         "curve_validation": done.validation.points,
         "curve_test": done.test.points,
         "operating_points": points,
+        "hull": [_hull_point(done, flops, index) for index in done.hull],
     }
+
+
+def _hull_point(done: Evaluation, flops: FlopModel, index: int) -> HullPoint:
+    return HullPoint(
+        place=index,
+        validation_flops=_flops(done, flops, index, done.validation_trace, done.validation),
+        flops=_flops(done, flops, index, done.test_trace, done.test),
+    )
+
+
+def _flops(done: Evaluation, flops: FlopModel, index: int, trace: Trace, curve: Curve) -> float:
+    """Return the operations of all rows of a split at a knob; a rule that cannot run live costs nothing."""
+    rule = None if done.method.replay_only else done.rules[index]
+    exits = curve.exits[index].numpy()
+    return float(flops.row_flops(trace.lengths.numpy(), exits, rule, trace.live_tokens).sum())
 
 
 def _operating_point(spec: CellSpec, done: Evaluation, flops: FlopModel, index: int) -> OperatingPoint:
     trace, exits = done.test_trace, done.test.exits[index]
     live = not done.method.replay_only
-    rule = done.rules[index] if live else None
-    row_flops = flops.row_flops(trace.lengths.numpy(), exits.numpy(), rule, trace.live_tokens)
     interval = score_interval(
         done.task.metric,
         trace.labels.numpy(),
@@ -204,7 +229,7 @@ def _operating_point(spec: CellSpec, done: Evaluation, flops: FlopModel, index: 
         validation=done.validation.points[index],
         test=done.test.points[index],
         score_interval=interval,
-        flops=float(row_flops.sum()),
+        flops=_flops(done, flops, index, trace, done.test),
         live_rows=len(done.task.test) if live else 0,
         live_disagreements=_live_disagreements(done, index) if live else 0,
         signal_quantiles=signal_quantiles(done.rules[index], trace) if live else [],
@@ -228,11 +253,15 @@ def same_answers(first: NDArray, second: NDArray) -> NDArray[np.bool_]:
 
 
 def tables(done: Evaluation) -> dict[str, pd.DataFrame]:
-    """Return the table of predictions."""
-    return {PREDICTIONS_FILE: prediction_table(done.test_trace, [done.test.exits[index] for index in done.chosen])}
+    """Return the table of predictions, and the answers of the validation rows at the knobs of the hull."""
+    chosen = [done.test.exits[index] for index in done.chosen]
+    return {
+        PREDICTIONS_FILE: prediction_table(done.test_trace, chosen, [done.test.exits[index] for index in done.hull]),
+        VALIDATION_FILE: validation_table(done.validation_trace, [done.validation.exits[index] for index in done.hull]),
+    }
 
 
-def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor]) -> pd.DataFrame:
+def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor], hull_exits: Sequence[Tensor]) -> pd.DataFrame:
     """Return what :func:`benchmarks.store.folders.read_predictions` describes: no text, one line a test row."""
     full_depth = torch.full((len(trace),), trace.num_layers)
     columns = {
@@ -245,6 +274,16 @@ def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor]) -> pd.DataFra
     for number, exits in enumerate(chosen_exits):
         columns[f"prediction_{number}"] = trace.predictions(exits).numpy()
         columns[f"exit_layer_{number}"] = exits.numpy()
+    for number, exits in enumerate(hull_exits):
+        columns[f"hull_exit_layer_{number}"] = exits.numpy()
+    return pd.DataFrame(columns)
+
+
+def validation_table(trace: Trace, hull_exits: Sequence[Tensor]) -> pd.DataFrame:
+    """Return what :func:`benchmarks.store.folders.read_validation` describes."""
+    columns = {"row": np.arange(len(trace)), "label": trace.labels.numpy()}
+    for number, exits in enumerate(hull_exits):
+        columns[f"hull_prediction_{number}"] = trace.predictions(exits).numpy()
     return pd.DataFrame(columns)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.kinds.kind import kind_named
-from benchmarks.run.plan import Inputs, PlannedCell, timed_points
+from benchmarks.run.plan import Inputs, PlannedCell
+from benchmarks.run.timed_knobs import TimedKnobs
 from benchmarks.specs.base import BaseCellSpec, Group, TimingSpec, display_name
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import RunFolder, read_cell, read_failure, read_timing
@@ -143,18 +144,19 @@ class CellJob(Job):
 
 @dataclass(frozen=True, eq=False)
 class TimingJob(Job):
-    """The timing of one group: cells that are done, with their models on disk."""
+    """The timing of one group: cells that are done, with their models on disk, and which of their knobs are timed."""
 
     shares_machine: ClassVar[bool] = False
 
     cells: tuple[PlannedCell, ...]
+    knobs: TimedKnobs
     protocol: TimingSpec
 
     @property
     def name(self) -> str:
-        points = sum(len(timed_points(cell.record, self.protocol)) for cell in self.cells if cell.record)
+        points = sum(len(self.knobs[cell.key]) for cell in self.cells)
         group = " · ".join(display_name(str(part)) for part in self.group)
-        return f"timing {group}: {points} operating points and the stock model"
+        return f"timing {group}: {points} knobs and the stock model"
 
     @property
     def key(self) -> str:
@@ -176,4 +178,5 @@ class TimingJob(Job):
         from benchmarks.run.timing import run_timing
 
         rows = self.surroundings.inputs().rows(self.cells[0].spec)
-        run_timing(self.cells, rows, self.protocol, self.surroundings.folder, command=self.surroundings.command)
+        folder, command = self.surroundings.folder, self.surroundings.command
+        run_timing(self.cells, self.knobs, rows, self.protocol, folder, command=command)

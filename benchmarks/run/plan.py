@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.kinds.kind import Kind, kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.run.published import Published
+from benchmarks.run.timed_knobs import TimedKnobs, timed_knobs
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
@@ -20,7 +21,7 @@ from benchmarks.store.folders import (
     read_timings,
 )
 from benchmarks.store.keys import key_parts, timing_key
-from benchmarks.store.records import BaseOperatingPoint, BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
+from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
 from benchmarks.store.stored_results import is_compact, kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
@@ -185,16 +186,15 @@ def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:
     return groups
 
 
-def timed_points(record: BaseRecord, protocol: TimingSpec) -> Sequence[BaseOperatingPoint]:
-    """Return the operating points of a cell that are timed: the cheapest ones that can run live."""
-    return record.timed_points(protocol.points_per_cell)
+def knobs_to_time(cells: Iterable[PlannedCell], protocol: TimingSpec) -> TimedKnobs:
+    """Return what is timed of the cells of a group that are done."""
+    return timed_knobs([cell.record for cell in cells if cell.record], protocol)
 
 
-def covers(timings: Iterable[BaseTimingRecord], cells: Iterable[PlannedCell], protocol: TimingSpec) -> bool:
-    """Say whether some timings together hold every operating point of the cells that are done."""
+def covers(timings: Iterable[BaseTimingRecord], wanted: TimedKnobs) -> bool:
+    """Say whether some timings together hold all knobs that are to be timed."""
     timed = {(contender.cell_key, contender.knob) for timing in timings for contender in timing.contenders}
-    wanted = {(cell.key, point.knob) for cell in cells if cell.record for point in timed_points(cell.record, protocol)}
-    return wanted <= timed
+    return {(key, knob) for key, knobs in wanted.items() for knob in knobs} <= timed
 
 
 def timings_of(
@@ -226,8 +226,11 @@ def reopen_for_timing(
     planned = []
     for group, members in groups_of(cells).items():
         taken = timings_of(group, members[0].spec.kind, folder, protocol, on_fault, published=published)
+        wanted = knobs_to_time(members, protocol)
         planned += [
-            cell if covers(taken, [cell], protocol) or lost_model(cell, folder) is None else replace(cell, record=None)
+            cell
+            if covers(taken, {cell.key: wanted.get(cell.key, ())}) or lost_model(cell, folder) is None
+            else replace(cell, record=None)
             for cell in members
         ]
     return planned
@@ -245,9 +248,8 @@ def timing_due(
     """Say whether a group has to be timed, now or once its missing cells are done."""
     if any(cell.is_missing for cell in cells):
         return True
-    return not covers(
-        timings_of(group, cells[0].spec.kind, folder, protocol, on_fault, published=published), cells, protocol
-    )
+    taken = timings_of(group, cells[0].spec.kind, folder, protocol, on_fault, published=published)
+    return not covers(taken, knobs_to_time(cells, protocol))
 
 
 def lost_model(cell: PlannedCell, folder: RunFolder) -> str | None:

@@ -10,6 +10,7 @@ from benchmarks.store.folders import (
     CALIBRATION_FILE,
     PREDICTIONS_FILE,
     RECORD_FILE,
+    VALIDATION_FILE,
     Fault,
     RunFolder,
     read_cell,
@@ -114,9 +115,9 @@ def unpack_cells(
 
 
 def _unpack(stored: BaseStoredCell[BaseRecord], place: Path) -> None:
-    losses = stored.rows.study()
-    if losses is not None:
-        write_predictions(place / CALIBRATION_FILE, losses)
+    for name, rows in ((CALIBRATION_FILE, stored.rows.study()), (VALIDATION_FILE, stored.rows.validation())):
+        if rows is not None:
+            write_predictions(place / name, rows)
     write_predictions(place / PREDICTIONS_FILE, stored.rows.predictions())
     write_record(place / RECORD_FILE, stored.record)
 

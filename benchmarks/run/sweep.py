@@ -20,13 +20,13 @@ from benchmarks.run.plan import (
     covers,
     finished_neighbours,
     groups_of,
+    knobs_to_time,
     lost_model,
     plan_cells,
     refuse_another_kind,
     refuse_undefined,
     reopen_for_timing,
     summary,
-    timed_points,
     timing_due,
     timings_of,
 )
@@ -257,19 +257,19 @@ def _due_timings(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequenc
         protocol = run.suite.timing
         if not (run.fresh or timing_due(group, members, run.folder, protocol, run.put_aside)):
             continue
-        live = [
-            cell for cell in [*members, *outside.get(group, [])] if cell.record and timed_points(cell.record, protocol)
-        ]
+        done = [*members, *outside.get(group, [])]
+        wanted = knobs_to_time(done, protocol)
+        live = [cell for cell in done if wanted.get(cell.key)]
         ready = [cell for cell in live if lost_model(cell, run.folder) is None]
         taken = timings_of(group, members[0].spec.kind, run.folder, protocol, run.put_aside)
         for cell in live:
-            if cell not in ready and not covers(taken, [cell], protocol):
+            if cell not in ready and not covers(taken, {cell.key: wanted[cell.key]}):
                 run.say(
                     f"{cell.spec.name}: not timed, its trained model is gone; a run that includes it makes it again"
                 )
         if ready:
             _keep_times_of_others(run, group, ready, live)
-            job = TimingJob(run.surroundings, None, tuple(ready), protocol)
+            job = TimingJob(run.surroundings, None, tuple(ready), wanted, protocol)
             jobs.append(replace(job, replaces=job.finished_at()))
     return jobs
 

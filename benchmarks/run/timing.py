@@ -1,4 +1,4 @@
-"""The timing run of one (task, backbone, seed): its operating points and the stock model, one process, one clock."""
+"""The timing run of one (task, backbone, seed): knobs of its cells and the stock model, one process, one clock."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ import torch
 from benchmarks.kinds.kind import KindFunctions, functions_of, kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.clock import time_contenders
-from benchmarks.run.plan import PlannedCell, timed_points
+from benchmarks.run.plan import PlannedCell
+from benchmarks.run.timed_knobs import TimedKnobs
 from benchmarks.specs.base import TimingSpec, display_name
 from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, set_aside, write_record
@@ -32,12 +33,19 @@ class _Timed:
 
 
 def run_timing(
-    cells: Sequence[PlannedCell], rows: CellRows[Any], protocol: TimingSpec, folder: RunFolder, *, command: str
+    cells: Sequence[PlannedCell],
+    knobs: TimedKnobs,
+    rows: CellRows[Any],
+    protocol: TimingSpec,
+    folder: RunFolder,
+    *,
+    command: str,
 ) -> BaseTimingRecord:
-    """Time the operating points of finished cells of one (task, backbone, seed), and write the timing record.
+    """Time finished cells of one (task, backbone, seed), and write the timing record.
 
     Args:
         cells: finished cells with their models on disk.
+        knobs: what is timed of each.
         rows: their rows.
         protocol: how to time.
         folder: the run's folder.
@@ -56,10 +64,9 @@ def run_timing(
     before = describe_environment() | describe_conditions()
     timed = [_Timed("", functions.STOCK, None, functions.stock_contender(stock, **options))]
     for cell, method, model in zip(cells, methods, models, strict=True):
-        assert cell.record is not None
         timed += [
-            _Timed(cell.key, cell.spec.label, point.knob, functions.contender(method, model, point.knob, **options))
-            for point in timed_points(cell.record, protocol)
+            _Timed(cell.key, cell.spec.label, knob, functions.contender(method, model, knob, **options))
+            for knob in knobs[cell.key]
         ]
     taken = time_contenders([contender.run for contender in timed], timed_rows, protocol)
     record = kind.timing(

@@ -73,12 +73,12 @@ class MethodEntry(Strict):
 
 
 class TimingSpec(Strict):
-    """How the operating points are timed: rounds interleaved over all of them and the stock model."""
+    """How knobs are timed: rounds interleaved over all of them and the stock model."""
 
     rounds: int = Field(default=3, ge=3, description="fewer than 3 rounds show no spread")
     batch_sizes: tuple[int, ...] = (1, 32)
     rows: int = Field(default=256, ge=1, description="the first test rows, in the order of the data")
-    points_per_cell: int = Field(default=4, ge=1, description="operating points timed a cell, the cheapest first")
+    points_per_cell: int = Field(default=4, ge=1, description="knobs timed a cell, those around the budgets first")
     warmup_batches: int = Field(default=2, ge=0, description="untimed batches before every timed pass")
 
     @field_validator("batch_sizes")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RECORD_FILE = "record.json"
 PREDICTIONS_FILE = "predictions.parquet"
+VALIDATION_FILE = "validation.parquet"
 CALIBRATION_FILE = "calibration.parquet"
 FAILURE_FILE = "failure.json"
 TIMING_FILE = "timing.json"
@@ -145,9 +146,19 @@ def read_predictions(cell: Path) -> "pd.DataFrame":
 
     Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), ``layer_prediction_t`` for layer t = 1, 2, ...
     (not in folders written before version 0.2), and for operating point i (the order of the record) ``prediction_i``
-    and ``exit_layer_i``. Raises UserError if the file cannot be read.
+    and ``exit_layer_i``; for point i of the hull ``hull_exit_layer_i``, whose answer is that of this layer. Raises
+    UserError if the file cannot be read.
     """
     return read_rows(cell / PREDICTIONS_FILE)
+
+
+def read_validation(cell: Path) -> "pd.DataFrame | None":
+    """Read the answers of the validation rows: ``row``, ``label``, ``hull_prediction_i`` for point i of the hull.
+
+    None in folders that are older than this file. Raises UserError if it cannot be read.
+    """
+    path = cell / VALIDATION_FILE
+    return read_rows(path) if path.exists() else None
 
 
 def read_rows(path: Path) -> "pd.DataFrame":
@@ -175,6 +186,8 @@ def read_cell(folder: Path, wanted: KeyParts, schema: type[_RecordT]) -> tuple[_
     if record is None and reason is None:
         return None, None
     reason = reason or _parquet_fault(folder / PREDICTIONS_FILE)
+    if (folder / VALIDATION_FILE).exists():
+        reason = reason or _parquet_fault(folder / VALIDATION_FILE)
     if reason:
         return None, Fault(folder / RECORD_FILE, "damaged", reason, whole=folder)
     assert record is not None

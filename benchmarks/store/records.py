@@ -80,6 +80,14 @@ class OperatingPoint(BaseOperatingPoint):
     )
 
 
+class HullPoint(Strict):
+    """A knob on the concave hull of the validation curve: of such knobs the mixtures that meet a budget are made."""
+
+    place: int = Field(description="of the knob in both curves, from 0")
+    validation_flops: float = Field(description="floating point operations of all validation rows, padding not counted")
+    flops: float = Field(description="of all test rows")
+
+
 class BaseRecord(Strict):
     """What the record of a cell of any kind tells: what was run, on how many rows, when and where."""
 
@@ -115,7 +123,7 @@ class BaseRecord(Strict):
     finished_at: str
 
     def timed_points(self, at_most: int) -> Sequence[BaseOperatingPoint]:
-        """Return the operating points that are timed: the cheapest ones that can run live."""
+        """Return the operating points that may be timed: the cheapest ones that can run live."""
         raise NotImplementedError
 
     def summary_lines(self) -> list[str]:
@@ -130,9 +138,17 @@ class CellRecord(BaseRecord):
     curve_validation: list[CurvePoint]
     curve_test: list[CurvePoint]
     operating_points: list[OperatingPoint]
+    full_validation_flops: float | None = Field(
+        None, description="as full_flops, on all validation rows; None in records that are older than this field"
+    )
+    hull: list[HullPoint] = Field(
+        default=[],
+        description="all knobs on the hull of the validation curve, fewest layers first: the answers of the rows are "
+        "kept at these; empty in records that are older than this field",
+    )
 
     def timed_points(self, at_most: int) -> list[OperatingPoint]:
-        """Return the operating points that are timed: the cheapest ones that can run live."""
+        """Return the operating points that may be timed: the cheapest ones that can run live."""
         live = [point for point in self.operating_points if point.live_rows]
         return sorted(live, key=lambda point: point.test.average_layers)[:at_most]
 

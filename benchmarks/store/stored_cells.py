@@ -36,6 +36,9 @@ class RowSource(Hashable, Protocol):
     def predictions(self) -> "pd.DataFrame":
         """Read the table of :func:`benchmarks.store.folders.read_predictions`. Raises UserError if it cannot be."""
 
+    def validation(self) -> "pd.DataFrame | None":
+        """Read the table of :func:`benchmarks.store.folders.read_validation`. Raises UserError if it cannot be."""
+
     def study(self) -> "pd.DataFrame | None":
         """Read the losses of a study of calibration, one line a prompt and threshold; None where there was none."""
 

@@ -15,6 +15,7 @@ from benchmarks.store.folders import (
     parse_record,
     read_predictions,
     read_rows,
+    read_validation,
     record_files,
 )
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
@@ -59,6 +60,10 @@ class CellFolder:
     def predictions(self) -> "pd.DataFrame":
         """Read them."""
         return read_predictions(self.place)
+
+    def validation(self) -> "pd.DataFrame | None":
+        """Read the answers of its validation rows."""
+        return read_validation(self.place)
 
     def study(self) -> "pd.DataFrame | None":
         """Read the losses of its study."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import FULL, Panel
-from benchmarks.analysis.rows.instances import predictions_of
+from benchmarks.analysis.rows.instances import hull_answers, predictions_of
 from benchmarks.analysis.select import Mixture, Reach, mixture_at
 from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_mixtures
 from consistentee.data.metrics import score
@@ -142,10 +142,12 @@ def _test_score(panel: Panel, knobs: "pd.DataFrame", mixture: Mixture) -> float:
 
 def _answers(panel: Panel, knob: "pd.Series") -> tuple[NDArray, NDArray] | None:
     """Return the labels and answers of the test rows at a knob; None unless it is one whose answers were kept."""
-    if np.isnan(knob.get("point", np.nan)):
+    point, hull = (knob.get(name, np.nan) for name in ("point", "hull"))
+    if np.isnan(point) and np.isnan(hull):
         return None
     try:
         columns = predictions_of(panel.cells[knob["cell"]].rows)
+        answers = columns[f"prediction_{point:.0f}"] if np.isnan(hull) else hull_answers(columns, int(hull))
     except UserError:  # predictions are gone: the curve still stands
         return None
-    return columns["label"], columns[f"prediction_{knob['point']:.0f}"]
+    return columns["label"], answers

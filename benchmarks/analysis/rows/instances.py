@@ -1,6 +1,6 @@
 """The rows of a table: for every method and target, the knob chosen on validation and what it does on test."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -108,6 +108,19 @@ def answers_of(choice: Choice) -> Answers:
         return Answers(columns["label"], columns[f"prediction_{choice.number}"], columns[f"exit_layer_{choice.number}"])
     except KeyError as error:
         raise UserError(f"{choice.cell.rows.place} lacks column {error}") from error
+
+
+def hull_answers(columns: Mapping[str, NDArray], number: int) -> NDArray:
+    """Return the answers of the test rows at a knob of the hull: each row's at the layer where it exits, [N].
+
+    Raises UserError if they were not kept.
+    """
+    try:
+        exits = columns[f"hull_exit_layer_{number}"]
+        by_layer = np.stack([columns[f"layer_prediction_{t}"] for t in range(1, exits.max() + 1)])
+    except KeyError as error:
+        raise UserError(f"the predictions lack column {error}") from error
+    return np.asarray(by_layer[exits - 1, np.arange(exits.size)])
 
 
 def predictions_of(rows: RowSource) -> dict[str, NDArray]:

@@ -1,8 +1,9 @@
 """The compact form of results, which is published: all cells, timings and rows of a suite in three Parquet files.
 
 ``cells.parquet`` has one row a cell, ``timings.parquet`` one a contender and batch size, ``rows.parquet`` one a cell
-and test row (its column ``cell`` counts the rows of ``cells.parquet``, from 0), and ``study.parquet``, where there is
-a study of calibration, one a cell, prompt and threshold. Reading gives back what was written, to the last bit.
+and test row (its column ``cell`` counts the rows of ``cells.parquet``, from 0), ``validation.parquet`` one a cell and
+validation row, where answers of those were kept, and ``study.parquet``, where there is a study of calibration, one a
+cell, prompt and threshold. Reading gives back what was written, to the last bit.
 """
 
 import hashlib
@@ -36,6 +37,7 @@ FORM_VERSION = 1
 
 TIMINGS_FILE = "timings.parquet"
 ROWS_FILE = "rows.parquet"
+VALIDATION_ROWS_FILE = "validation.parquet"
 STUDY_FILE = "study.parquet"
 
 _ABOUT = b"consistentee"
@@ -96,20 +98,18 @@ def write_compact(
         UserError: the rows of a cell cannot be read.
     """
     about = {"form": FORM_VERSION, "kind": kind, "written": _fingerprint(results)}
-    rows, study, timings = _rows(results.cells), _study(results.cells), _timings(results, timing_schema)
-    if study is None:
-        (root / STUDY_FILE).unlink(missing_ok=True)
+    cells = results.cells
+    rows = _rows(cells, [cell.rows.predictions() for cell in cells])
+    validation = _rows(cells, [cell.rows.validation() for cell in cells])
+    study, timings = _study(cells), _timings(results, timing_schema)
+    for name in (VALIDATION_ROWS_FILE, STUDY_FILE):
+        (root / name).unlink(missing_ok=True)
     return [
-        # Without dictionaries, whose codes are bits, repeated rows are repeated bytes, which compress better.
-        _write(
-            root / ROWS_FILE,
-            rows.groups,
-            {**about, "layouts": rows.layouts, "cells": rows.cells},
-            use_dictionary=False,
-        ),
+        _write_rows(root / ROWS_FILE, rows, about),
+        *([_write_rows(root / VALIDATION_ROWS_FILE, validation, about)] if validation.groups else []),
         _write(root / TIMINGS_FILE, [timings], about, **_for_times(timings)),
         *([] if study is None else [_write(root / STUDY_FILE, [study], about)]),
-        _write(root / CELLS_FILE, [_cells(results.cells)], {**about, "failures": dict(failures)}),
+        _write(root / CELLS_FILE, [_cells(cells)], {**about, "failures": dict(failures)}),
     ]
 
 
@@ -129,6 +129,11 @@ def _write(path: Path, groups: Sequence[pa.Table], about: Mapping[str, Any], **e
         for table in groups:
             writer.write_table(table.cast(schema), row_group_size=max(1, len(table)))
     return path
+
+
+def _write_rows(path: Path, rows: "_Rows", about: Mapping[str, Any]) -> Path:
+    """Write rows without dictionaries, whose codes are bits: equal rows are equal bytes, which compress better."""
+    return _write(path, rows.groups, {**about, "layouts": rows.layouts, "cells": rows.cells}, use_dictionary=False)
 
 
 def _for_times(table: pa.Table) -> dict[str, Any]:
@@ -188,23 +193,30 @@ def _timings(results: StoredResults[_RecordT, _TimingT], schema: type[_TimingT])
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of all cells: a group for each (task, backbone); of each cell, the numbers of its layout and group."""
+    """The rows of all cells: a group for each (task, backbone); of each cell, the numbers of its layout and group.
+
+    None of a cell without such rows.
+    """
 
     groups: list[pa.Table]
     layouts: list[Layout]
-    cells: list[tuple[int, int]]
+    cells: list[tuple[int, int] | None]
 
 
-def _rows(cells: Sequence[BaseStoredCell[_RecordT]]) -> _Rows:
+def _rows(cells: Sequence[BaseStoredCell[_RecordT]], frames: "Sequence[pd.DataFrame | None]") -> _Rows:
     groups: dict[tuple[str, str], list[tuple[int, pa.Table]]] = {}
     layouts: dict[Layout, int] = {}
-    places = []
-    for number, cell in enumerate(cells):
-        table = _plain(cell.rows.predictions())
+    places: list[tuple[int, int] | None] = []
+    for number, (cell, frame) in enumerate(zip(cells, frames, strict=True)):
+        if frame is None:
+            places.append(None)
+            continue
+        table = _plain(frame)
         group = (cell.record.task, cell.record.backbone)
         groups.setdefault(group, []).append((number, table))
         places.append((layouts.setdefault(layout_of(table), len(layouts)), list(groups).index(group)))
-    return _Rows(alike([joined(members) for members in groups.values()]), list(layouts), places)
+    tables = [joined(members) for members in groups.values()]
+    return _Rows(alike(tables) if tables else [], list(layouts), places)
 
 
 def _study(cells: Sequence[BaseStoredCell[_RecordT]]) -> pa.Table | None:
@@ -231,8 +243,8 @@ def read_compact(
 
     Raises UserError, in one sentence, for files that are damaged, of another form, or not written together.
     """
-    study = [STUDY_FILE] if (root / STUDY_FILE).exists() else []
-    written = {_about(root / name)["written"] for name in (CELLS_FILE, TIMINGS_FILE, ROWS_FILE, *study)}
+    some = [name for name in (VALIDATION_ROWS_FILE, STUDY_FILE) if (root / name).exists()]
+    written = {_about(root / name)["written"] for name in (CELLS_FILE, TIMINGS_FILE, ROWS_FILE, *some)}
     if len(written) > 1:
         raise UserError(f"the files of {root} were not written together; publish the run again")
     cells = [
@@ -269,10 +281,24 @@ class CompactRows:
 
     def predictions(self) -> "pd.DataFrame":
         """Read the cell's own; those of its group stay in memory for a while."""
-        with _readable(self.file):
-            about = _rows_about(self.file, self.file.stat().st_mtime_ns)
-            layout, group = about["cells"][self.number]
-            rows = _group(self.file, self.file.stat().st_mtime_ns, group)
+        found = self._own(self.file)
+        if found is None:
+            raise UserError(f"{self.file} has no rows of {self.folder}; publish the run again")
+        return found
+
+    def validation(self) -> "pd.DataFrame | None":
+        """Read the cell's own, as its predictions."""
+        path = self.root / VALIDATION_ROWS_FILE
+        return self._own(path) if path.exists() else None
+
+    def _own(self, path: Path) -> "pd.DataFrame | None":
+        with _readable(path):
+            about = _rows_about(path, path.stat().st_mtime_ns)
+            place = about["cells"][self.number]
+            if place is None:
+                return None
+            layout, group = place
+            rows = _group(path, path.stat().st_mtime_ns, group)
             return own_table(_of_cell(rows, self.number), about["layouts"][layout]).to_pandas()
 
     def study(self) -> "pd.DataFrame | None":
