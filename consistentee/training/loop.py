@@ -31,6 +31,7 @@ from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
 from consistentee.models.source_code import module_source
 from consistentee.progress import tracked
 from consistentee.training.recipe import Recipe
+from consistentee.training.word_tables import UsedRows, only_used_rows
 from consistentee.versions import TRAINING_VERSION
 
 CHECKPOINT_STEPS = 200
@@ -216,34 +217,55 @@ def _trained_weights(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, T
 def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
 ) -> None:
-    parameters = _freeze_all_but(model, stage.trains)
-    optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
-    steps_per_epoch = math.ceil(len(source) / stage.batch_size)
-    total_steps = steps_per_epoch * stage.epochs
-    model.train(stage.dropout)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        first_step = _resume(checkpoint, parameters, optimizer)
-        scheduler = _schedule(optimizer, recipe, first_step, total_steps)
-        batches = _batches(source, stage, recipe, first_step)
-        steps = range(first_step, total_steps)
-        title = f"training {stage.name}"
-        for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
-            batch = source.batch(next(batches), step)
-            with _layers_in(model, recipe.precision):
-                loss = stage.loss(model, batch)
-            if not torch.isfinite(loss):
-                raise UserError(f"the loss of stage {stage.name!r} is {loss.item()} at step {step + 1}; lower the rate")
-            loss.backward()
-            clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
-            if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < total_steps:
-                _save_checkpoint(checkpoint, parameters, optimizer, step + 1)
+    with _word_tables(model, source, stage) as word_tables:
+        parameters = _freeze_all_but(model, stage.trains)
+        optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
+        steps_per_epoch = math.ceil(len(source) / stage.batch_size)
+        total_steps = steps_per_epoch * stage.epochs
+        model.train(stage.dropout)
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            first_step = _resume(checkpoint, parameters, optimizer)
+            scheduler = _schedule(optimizer, recipe, first_step, total_steps)
+            batches = _batches(source, stage, recipe, first_step)
+            steps = range(first_step, total_steps)
+            title = f"training {stage.name}"
+            for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
+                batch = source.batch(next(batches), step)
+                with _layers_in(model, recipe.precision):
+                    loss = stage.loss(model, batch)
+                if not torch.isfinite(loss):
+                    raise UserError(
+                        f"the loss of stage {stage.name!r} is {loss.item()} at step {step + 1}; lower the rate"
+                    )
+                loss.backward()
+                clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad(set_to_none=True)
+                if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < total_steps:
+                    _save_checkpoint(checkpoint, parameters, optimizer, step + 1)
+        for table in word_tables:
+            table.rest_decays_to = _decay_without_gradient(table.weight, optimizer, scheduler, total_steps)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
+
+
+def _word_tables(
+    model: MultiExit, source: Source[BatchT], stage: Stage[ModelT, BatchT]
+) -> AbstractContextManager[list[UsedRows]]:
+    """Return the context in which word tables that learn hold the rows' tokens alone; a decoder's are left alone."""
+    if not (isinstance(model, MultiExitModel) and isinstance(source, TokenSource)):
+        return nullcontext([])
+    return only_used_rows(model, source.encodings, stage.trains)
+
+
+def _decay_without_gradient(weight: nn.Parameter, optimizer: AdamW, scheduler: LambdaLR, total_steps: int) -> float:
+    """Return what AdamW multiplies a weight by, in all steps of a stage, that is trained as another and gets none."""
+    (group,) = (group for group in optimizer.param_groups if any(member is weight for member in group["params"]))
+    of_peak = scheduler.lr_lambdas[0]
+    return math.prod(1 - group["initial_lr"] * of_peak(step) * group["weight_decay"] for step in range(total_steps))
 
 
 def _layers_in(model: MultiExit, precision: Precision) -> AbstractContextManager[None]:
@@ -324,8 +346,8 @@ def _save_checkpoint(path: Path, parameters: dict[str, nn.Parameter], optimizer:
 def _resume(path: Path | None, parameters: dict[str, nn.Parameter], optimizer: AdamW) -> int:
     """Load a checkpoint, if there is one, and return the step to go on from."""
     tensors = None if path is None else load_tensors(path)
-    if tensors is None:
-        return 0
+    if tensors is None or any(tensors[f"weight/{name}"].shape != weight.shape for name, weight in parameters.items()):
+        return 0  # nothing there, or a checkpoint of the time when it held word tables as a whole
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weight/{name}"])
