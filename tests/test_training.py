@@ -116,6 +116,14 @@ class TestTheStore:
             with pytest.raises(pytest.fail.Exception, match="the store was not used"):
                 kind.trained(store=tmp_path)
 
+    @pytest.mark.parametrize("taken", ["float32", "bfloat16"])
+    def test_auto_is_kept_as_the_precision_it_took(self, tiny_model, tmp_path, monkeypatch, taken):
+        monkeypatch.setattr(loop, "precision_used", lambda setting, device: taken if setting == "auto" else setting)
+        recipe = replace(RECIPE, epochs=1, store=tmp_path)
+        for precision in (taken, "auto"):
+            train_jointly(tiny_model(), make_task(), replace(recipe, precision=precision))
+        assert len(list(tmp_path.glob("joint-*.safetensors"))) == 1
+
     @pytest.mark.parametrize(
         ("kind", "change"),
         [

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -30,6 +30,7 @@ from consistentee.models.base import MultiExit
 from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
 from consistentee.models.source_code import module_source
 from consistentee.progress import tracked
+from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
 from consistentee.training.word_tables import UsedRows, only_used_rows
 from consistentee.versions import TRAINING_VERSION
@@ -189,6 +190,8 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
     model.to(training_device())
+    precision = precision_used(recipe.precision, model.device)
+    recipe = replace(recipe, precision=precision)  # a stage is known by the precision it was trained in
     if recipe.store is None:
         _train(model, source, stage, recipe, checkpoint=None)
         return
@@ -217,7 +220,8 @@ def _trained_weights(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, T
 def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
 ) -> None:
-    with _word_tables(model, source, stage) as word_tables:
+    precision = precision_used(recipe.precision, model.device)
+    with onednn_products(model.device), _word_tables(model, source, stage) as word_tables:
         parameters = _freeze_all_but(model, stage.trains)
         optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
         steps_per_epoch = math.ceil(len(source) / stage.batch_size)
@@ -232,7 +236,7 @@ def _train(
             title = f"training {stage.name}"
             for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
                 batch = source.batch(next(batches), step)
-                with _layers_in(model, recipe.precision):
+                with _layers_in(model, precision):
                     loss = stage.loss(model, batch)
                 if not torch.isfinite(loss):
                     raise UserError(
