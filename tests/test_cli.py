@@ -603,7 +603,7 @@ def test_the_help_of_train_names_every_setting():
     for declared in (RecipeSettings, TokenRecipeSettings):
         for field in dataclasses.fields(declared):
             assert f"{field.name}=" in shown
-    for line in ("epochs=3", "precision=float32|bfloat16", "max_rows=1000", "group_by_length=false"):
+    for line in ("epochs=3", "precision=float32|bfloat16|auto", "max_rows=1000", "group_by_length=false"):
         assert line in shown
 
 

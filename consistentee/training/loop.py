@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -30,7 +30,9 @@ from consistentee.models.base import MultiExit
 from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
 from consistentee.models.source_code import module_source
 from consistentee.progress import tracked
+from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
+from consistentee.training.word_tables import UsedRows, only_used_rows
 from consistentee.versions import TRAINING_VERSION
 
 CHECKPOINT_STEPS = 200
@@ -197,6 +199,8 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
     model.to(training_device())
+    precision = precision_used(recipe.precision, model.device)
+    recipe = replace(recipe, precision=precision)  # a stage is known by the precision it was trained in
     if recipe.store is None:
         _train(model, source, stage, recipe, checkpoint=None)
         return
@@ -247,37 +251,60 @@ def _trained_weights(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, T
 def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
 ) -> None:
-    parameters = _freeze_all_but(model, stage.trains)
-    optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
-    steps_per_epoch = math.ceil(len(source) / stage.batch_size)
-    total_steps = steps_per_epoch * stage.epochs
-    model.train(stage.dropout)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        model.description.validation_by_epoch.pop(stage.name, None)
-        first_step = _resume(checkpoint, model, stage, parameters, optimizer)
-        scheduler = _schedule(optimizer, recipe, first_step, total_steps)
-        batches = _batches(source, stage, recipe, first_step)
-        steps = range(first_step, total_steps)
-        title = f"training {stage.name}"
-        for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
-            batch = source.batch(next(batches), step)
-            with _layers_in(model, recipe.precision):
-                loss = stage.loss(model, batch)
-            if not torch.isfinite(loss):
-                raise UserError(f"the loss of stage {stage.name!r} is {loss.item()} at step {step + 1}; lower the rate")
-            loss.backward()
-            clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
-            if (step + 1) % steps_per_epoch == 0:
-                _judge(model, stage)
-            if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < total_steps:
-                _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _noted_scores(model, stage))
+    precision = precision_used(recipe.precision, model.device)
+    with onednn_products(model.device), _word_tables(model, source, stage) as word_tables:
+        parameters = _freeze_all_but(model, stage.trains)
+        optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
+        steps_per_epoch = math.ceil(len(source) / stage.batch_size)
+        total_steps = steps_per_epoch * stage.epochs
+        model.train(stage.dropout)
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            model.description.validation_by_epoch.pop(stage.name, None)
+            first_step = _resume(checkpoint, model, stage, parameters, optimizer)
+            scheduler = _schedule(optimizer, recipe, first_step, total_steps)
+            batches = _batches(source, stage, recipe, first_step)
+            steps = range(first_step, total_steps)
+            title = f"training {stage.name}"
+            for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
+                batch = source.batch(next(batches), step)
+                with _layers_in(model, precision):
+                    loss = stage.loss(model, batch)
+                if not torch.isfinite(loss):
+                    raise UserError(
+                        f"the loss of stage {stage.name!r} is {loss.item()} at step {step + 1}; lower the rate"
+                    )
+                loss.backward()
+                clip_grad_norm_(list(parameters.values()), recipe.max_grad_norm)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad(set_to_none=True)
+                if (step + 1) % steps_per_epoch == 0:
+                    _judge(model, stage)
+                if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < total_steps:
+                    _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _noted_scores(model, stage))
+        for table in word_tables:
+            table.rest_decays_to = _decay_without_gradient(table.weight, optimizer, scheduler, total_steps)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
+
+
+def _word_tables(
+    model: MultiExit, source: Source[BatchT], stage: Stage[ModelT, BatchT]
+) -> AbstractContextManager[list[UsedRows]]:
+    """Return the context in which word tables that learn hold the tokens of rows that are read; a decoder's are left alone."""
+    if not (isinstance(model, MultiExitModel) and isinstance(source, TokenSource)):
+        return nullcontext([])
+    judged = [] if stage.judge is None or source.task is None else model.tokenize(source.task.validation.texts)
+    return only_used_rows(model, [*source.encodings, *judged], stage.trains)
+
+
+def _decay_without_gradient(weight: nn.Parameter, optimizer: AdamW, scheduler: LambdaLR, total_steps: int) -> float:
+    """Return what AdamW multiplies a weight by, in all steps of a stage, that is trained as another and gets none."""
+    (group,) = (group for group in optimizer.param_groups if any(member is weight for member in group["params"]))
+    of_peak = scheduler.lr_lambdas[0]
+    return math.prod(1 - group["initial_lr"] * of_peak(step) * group["weight_decay"] for step in range(total_steps))
 
 
 def _layers_in(model: MultiExit, precision: Precision) -> AbstractContextManager[None]:
@@ -366,8 +393,8 @@ def _resume(
 ) -> int:
     """Load a checkpoint, if there is one, and return the step to go on from."""
     tensors = None if path is None else load_tensors(path)
-    if tensors is None:
-        return 0
+    if tensors is None or any(tensors[f"weight/{name}"].shape != weight.shape for name, weight in parameters.items()):
+        return 0  # nothing there, or a checkpoint of the time when it held word tables as a whole
     _note_scores(model, stage, tensors.get(_SCORES))
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -30,6 +30,9 @@ Target = Literal["label", "full model"]
 ExitStart = Literal["least squares", "stock"]
 """What untrained exits start from: the least-squares map onto layer L's states, or reading their own as layer L's."""
 
+PrecisionSetting = Literal["float32", "bfloat16", "auto"]
+"""What the layers' products are computed in while they are trained; "auto" is the faster one on the machine."""
+
 _STRICT = ConfigDict(extra="forbid")
 
 
@@ -73,8 +76,8 @@ class RecipeSettings(BaseSettings):
     max_rows: int | None = Field(default=None, ge=1, description="cap on training rows")
     max_length: int = Field(default=128, ge=3, description="tokens a row")
     group_by_length: bool = Field(default=False, description="batches of rows of like length: less padding, less time")
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the layers' products in training; bfloat16 is faster on some processors only"
+    precision: PrecisionSetting = Field(
+        default="float32", description="of the layers' products in training; auto: bfloat16 where it is faster"
     )
 
     def to_recipe(self, seed: int, store: Path | None = None, *, progress: bool = False) -> "Recipe":
@@ -129,8 +132,8 @@ class Recipe(RecipeSettings, OneRun):
             lengths differ much, training takes half the time. Batches are then not drawn quite independently.
         precision: of the matrix products inside the layers while the backbone runs, see
             :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with
-            avx512_bf16, and half as fast as float32 on an Intel Xeon that has avx512_bf16 and no AMX: try both.
-            Everything that is measured afterwards is in float32.
+            avx512_bf16, and half as fast as float32 on an Intel Xeon that has avx512_bf16 and no AMX; ``"auto"`` times
+            both, once on a machine, and takes the faster. Everything that is measured afterwards is in float32.
         seed, store, progress, method: see :class:`OneRun`.
     """
 
