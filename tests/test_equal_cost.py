@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 from records_by_hand import LAYERS, cell, curve_point, made_up_suite, operating_point, stored, write_results
 
-from benchmarks.analysis.comparisons.equal_cost import at_equal_cost, interval_at_equal_cost
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
+from benchmarks.analysis.comparisons.resampled import interval_at_equal_cost
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.select import Reach
-from benchmarks.analysis.tables.equal_cost import equal_cost_tables
+from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, equal_cost_tables
 from benchmarks.store.folders import write_predictions
 from benchmarks.store.records import CellRecord, CurvePoint, HullPoint
 from consistentee.data.metrics import score
@@ -63,7 +64,7 @@ def test_budgets_beyond_the_curve_are_marked():
     narrow = panel_of(full(), method([(3.5, 0.8), (4.0, 0.9)]))
     means, by_task = equal_cost_tables([panel, narrow])
     assert by_task.cells == (("deebert", "-10.0", "-10.0†"),)
-    assert means.cells[0][4] == "-10.0†"
+    assert means.cells[0][2] == "-10.0†"
 
 
 def test_f1_is_scored_as_a_weighted_sample_where_answers_are_known(tmp_path):
@@ -119,13 +120,14 @@ def test_answers_at_the_hull_are_enough_for_an_interval(tmp_path):
 def test_tables_of_the_made_up_suite():
     found = [p for task in ("mcid", "rte") for p in panels([stored(r) for r in made_up_suite(task=task)], [])]
     means, by_task = equal_cost_tables(found)
-    assert means.headings[:4] == ("method", "at 1.5x", "rank 1.5x", "layers 1.5x")
+    assert means.headings[:5] == ("method", "at 1.5x", "at 2x", "at 3x", "mean ranks")
+    assert means.notes[-1] == NO_ROWS_NOTE
     labels = [cells[0] for cells in means.cells]
     assert labels[0] == "consistentee"
     assert {"full", "oracle", "majority"}.isdisjoint(labels)
-    at_double = [float(cells[4].rstrip("†")) for cells in means.cells]
+    at_double = [float(cells[2].partition("†")[0]) for cells in means.cells]
     assert at_double == sorted(at_double, reverse=True)
-    means_at_double = {cells[0]: cells[4].rstrip("†") for cells in means.cells}
+    means_at_double = {cells[0]: cells[2].partition("†")[0] for cells in means.cells}
     assert {cells[0]: cells[1].rstrip("†‡") for cells in by_task.cells} == means_at_double, "both tasks are alike"
 
 

@@ -12,8 +12,9 @@ import pytest
 from records_by_hand import LAYERS, cell, curve_point, operating_point, stored, write_results
 from typer.testing import CliRunner
 
-from benchmarks.analysis.comparisons.equal_cost import at_equal_cost, interval_at_equal_cost
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.papers import compare_with_paper, printed_full, printed_points, scored_by
+from benchmarks.analysis.comparisons.resampled import interval_at_equal_cost
 from benchmarks.analysis.published import published_results
 from benchmarks.analysis.results import panels
 from benchmarks.analysis.tables.papers import condition_lines, paper_lines, paper_table
@@ -166,7 +167,7 @@ def test_resampled_mixtures_of_equal_rules_are_the_rule(metric):
     first, second = answers_right(0.7, generator), answers_right(0.9, generator)
     alone = resampled_scores(metric, labels, [first, second])
     mixed = resampled_mixtures(metric, labels, [[first, first], [second, first]], [[0.3, 0.7], [1.0, 0.0]])
-    np.testing.assert_allclose(mixed, alone)
+    np.testing.assert_allclose(mixed, alone, atol=1e-12)
 
 
 def test_another_metric_of_the_records_scores_them():

@@ -1,6 +1,7 @@
-"""The leaderboard: methods ranked over tasks by whole curves, from results folders of this machine and of others.
+"""The leaderboard: methods compared over tasks, from results folders of this machine and of others.
 
-How a method is scored on one run (a task, a backbone and a seed): the area under its curve, which is its mean test
+First at equal cost, as everywhere, see :mod:`benchmarks.analysis.comparisons.headline`; then by whole curves. How a
+method is scored on one run (a task, a backbone and a seed): the area under its curve, which is its mean test
 score over all budgets (see :func:`benchmarks.analysis.curves.area_under_front`), then put on a scale that tasks share:
 0 is the most frequent class, 1 is the full model. A method that keeps the full model's score at every budget has 100%;
 what a shorter model (``static``) reaches stands in the table, as the yardstick that an exit rule has to beat, and not
@@ -102,11 +103,12 @@ class Standing:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All standings, the machines by their letters, and what a reader must know."""
+    """All standings, the machines by their letters, what a reader must know, and the tasks as they are compared."""
 
     standings: list[Standing]
     machines: dict[str, str]
     notes: list[str]
+    panels: tuple[Panel, ...] = ()
 
 
 @dataclass
@@ -139,6 +141,7 @@ def load_leaderboard(folders: Sequence[Path]) -> Leaderboard:
         standings=[standing for standing in standings if standing.entries or standing.references],
         machines={letter: machine for machine, letter in letters.items()},
         notes=[*(f"left out: {line}" for line in collected.left_out), *_narrow_scales(collected)],
+        panels=tuple(_panels_by_setting(collected)),
     )
 
 
@@ -251,6 +254,21 @@ def _results(collected: _Collected) -> list[Result]:
                 result = _result(panel, label, names[label, panel.methods[label]], run, scale)
                 results.setdefault((result.method, run, result.machine), result)
     return list(results.values())
+
+
+def _panels_by_setting(collected: _Collected) -> list[Panel]:
+    """Return a panel for every task as it was cut and every backbone, each curve of a run from the first folder."""
+    everything = [cell for cells in collected.cells.values() for cell in cells]
+    names, owners = _names(everything), dict[tuple[Run, str], Path]()
+    by_setting: dict[tuple[object, ...], list[StoredCell]] = {}
+    for folder, cells in collected.cells.items():
+        for cell in cells:
+            run, name = run_of(cell.record), names[cell.record.label, cell.record.method]
+            if owners.setdefault((run, name), folder) == folder:
+                named = replace(cell, record=cell.record.model_copy(update={"label": name}))
+                by_setting.setdefault(run.setting, []).append(named)
+    timings = [timing for of_folder in collected.timings.values() for timing in of_folder]
+    return [panel for cells in by_setting.values() for panel in panels(cells, timings)]
 
 
 def _first_by_run(cells: Iterable[StoredCell]) -> dict[Run, dict[str, StoredCell]]:

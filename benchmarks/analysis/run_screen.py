@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _REPOSITORY = Path(__file__).parents[2]
 _JUST_MEASURED = ">"
+_SINGLE_KNOB = "*"
 _MIDDLE = 2.0
 _OF_THE_CLOCK = ("noisy timing", "busy machine")
 
@@ -169,6 +170,7 @@ def board_table(board: Board) -> TextTable:
     labels = [label for label in labels if label in board.own or found[_MIDDLE][label]]
     labels.sort(key=lambda label: -_mean(found[_MIDDLE][label], against_full))
     marked = board.measured if set(labels) - board.measured else frozenset()
+    clocks = {label: _clock(compared, found[_MIDDLE][label], label) for label in labels}
     return TextTable(
         title=_title(compared, against_full),
         headings=(" ", "method", *(f"at {s:g}x" for s in SPEEDUPS), "clock at 2x"),
@@ -177,11 +179,13 @@ def board_table(board: Board) -> TextTable:
                 _JUST_MEASURED if label in marked else "",
                 label,
                 *(_value(found[speedup][label], against_full) for speedup in SPEEDUPS),
-                _clock(compared, label),
+                clocks[label],
             )
             for label in labels
         ),
-        notes=_how_to_read(board, marked, [one for at in found.values() for ones in at.values() for one in ones]),
+        notes=_how_to_read(
+            board, marked, [one for at in found.values() for ones in at.values() for one in ones], clocks.values()
+        ),
         words=(" ", "method"),
     )
 
@@ -198,12 +202,16 @@ def _title(compared: Sequence[Panel], against_full: bool) -> str:
     return f"{where}: points against the full model ({full}) at equal cost"
 
 
-def _how_to_read(board: Board, marked: Collection[str], found: Sequence[AtCost]) -> tuple[str, ...]:
+def _how_to_read(
+    board: Board, marked: Collection[str], found: Sequence[AtCost], clocks: Iterable[str]
+) -> tuple[str, ...]:
     line = (
         "At 2x half of the layers run, on average over rows; 0.0 is as good as the full model. Clock: the stock "
-        "model's time / the method's, row by row (batch 1), at the knob chosen for half of the layers."
+        "model's time / the method's at 2x, row by row (batch 1)."
     )
     notes = [line]
+    if any(clock.endswith(_SINGLE_KNOB) for clock in clocks):
+        notes.append(f"{_SINGLE_KNOB} of the best knob within half of the layers; those that 2x mixes were not timed.")
     if marked:
         others = ", ".join(dict.fromkeys(folder.name for folder in board.published)) or "earlier runs"
         notes.append(
@@ -236,12 +244,21 @@ def _value(found: Sequence[AtCost], against_full: bool) -> str:
     return f"{100 * mean:+.1f}{mark}" if against_full else f"{100 * mean:.1f}{mark}"
 
 
-def _clock(compared: Sequence[Panel], label: str) -> str:
-    """Return the speed-up by the clock at batch 1, of several tasks the geometric mean; it may not be known."""
+def _clock(compared: Sequence[Panel], found: Sequence[AtCost], label: str) -> str:
+    """Return the speed-up by the clock at batch 1, of several tasks the geometric mean; it may not be known.
+
+    Where a knob of the mixture was not timed, it is that of the single knob chosen for half of the layers, marked.
+    """
+    mixed = [one.time_ratios.get(1) for one in found]
+    if found and None not in mixed:
+        return _geometric_mean(mixed)
     rows = [row_for_half(panel, label) if label in panel.methods else None for panel in compared]
-    ratios = [row.speedups.time_ratios.get(1) for row in rows if row is not None]
-    known = [ratio for ratio in ratios if ratio is not None]
-    return f"{np.exp(np.mean(np.log(known))):.2f}x" if known and len(known) == len(compared) else MISSING
+    single = [None if row is None else row.speedups.time_ratios.get(1) for row in rows]
+    return MISSING if None in single else f"{_geometric_mean(single)}{_SINGLE_KNOB}"
+
+
+def _geometric_mean(ratios: Sequence[float | None]) -> str:
+    return f"{np.exp(np.mean(np.log(np.array(ratios, dtype=float)))):.2f}x"
 
 
 def _clock_lines(shown: Sequence[Panel]) -> list[str]:

@@ -136,13 +136,37 @@ def resampled_mixtures(
         shares: the probability with which a row takes each rule, [mixtures, rules].
         seed: of the resampling, see :func:`resampled_scores`.
     """
-    terms_of, score_of = _TERMS[metric]
+    answers, probabilities = np.asarray(predictions), np.asarray(shares, dtype=float)
+    mixtures, rules, rows = answers.shape
+    terms = resampled_terms(metric, labels, answers.reshape(-1, rows), seed=seed)
+    by_mixture = terms.reshape(RESAMPLES, mixtures, rules, -1)
+    return score_of_terms(metric, np.einsum("nmrt,mr->nmt", by_mixture, probabilities))
+
+
+def resampled_terms(metric: str, labels: ArrayLike, predictions: ArrayLike, *, seed: int = 0) -> Floats:
+    """Return, for every resample of the rows, the means over rows that a score is a function of.
+
+    They are linear: those of a random mixture of rules are the mixture of the rules' own.
+
+    Args:
+        metric: one that :func:`can_resample`.
+        labels: [N].
+        predictions: [rules, N].
+        seed: of the resampling, see :func:`resampled_scores`.
+
+    Returns:
+        [RESAMPLES, rules, terms], of which :func:`score_of_terms` makes scores.
+    """
+    terms_of, _ = _TERMS[metric]
     true = np.asarray(labels, dtype=float)
-    mixtures = zip(np.asarray(predictions, dtype=float), np.asarray(shares, dtype=float), strict=True)
-    mixed = [sum(w * terms_of(true, one) for w, one in zip(of, rules, strict=True)) for rules, of in mixtures]
-    terms = np.stack([np.asarray(one) for one in mixed], axis=1)
+    terms = np.stack([terms_of(true, one) for one in np.asarray(predictions, dtype=float)], axis=1)
     weights = row_weights(len(true), RESAMPLES, seed)
-    return score_of((weights @ terms.reshape(len(true), -1)).reshape(RESAMPLES, *terms.shape[1:]))
+    return np.asarray((weights @ terms.reshape(len(true), -1)).reshape(RESAMPLES, *terms.shape[1:]))
+
+
+def score_of_terms(metric: str, terms: Floats) -> Floats:
+    """Return the scores of means over rows [..., terms], see :func:`resampled_terms`: [...]."""
+    return _TERMS[metric][1](terms)
 
 
 def mean_over_drawn_seeds(scores: Floats, *, seed: int = 0) -> Floats:

@@ -4,8 +4,9 @@ A row takes the first knob with a fixed probability, whatever it says: a rule th
 within a budget" hides, that a method without a knob just below it is scored far below it, cannot happen here.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,10 @@ from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import FULL, Panel
 from benchmarks.analysis.rows.instances import hull_answers, predictions_of
 from benchmarks.analysis.select import Mixture, Reach, mixture_at
-from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_mixtures
 from consistentee.data.metrics import score
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pandas as pd
 
 
@@ -34,6 +32,8 @@ class AtCost:
         points: score minus the full model's of the same seed, as a share (0.01 is a point); None without one.
         layers: average layers of the test rows: on validation rows they are the budget.
         reaches: what of the budget was reached, by seed.
+        time_ratios: batch size -> the stock model's time / the mixture's, geometric mean of the seeds; without those
+            at which some knob of the mixture was not timed.
     """
 
     label: str
@@ -41,6 +41,7 @@ class AtCost:
     points: float | None
     layers: float
     reaches: tuple[Reach, ...]
+    time_ratios: dict[int, float] = field(default_factory=dict)
 
 
 def at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
@@ -49,81 +50,60 @@ def at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
 
 
 def _at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
-    scores, points, layers, reaches = [], [], [], []
-    for seed, knobs, mixture in _mixtures(panel, label, speedup):
-        scores.append(_test_score(panel, knobs, mixture))
-        layers.append(mixture.of(knobs["layers"]))
-        reaches.append(mixture.reach)
-        full = _full_score(panel, seed)
-        points += [scores[-1] - full] if full is not None else []
+    found = mixtures_of(panel, label, speedup)
+    scores = [mixed_score(panel, one.knobs, one.mixture) for one in found]
+    full = [full_score(panel, one.seed) for one in found]
+    points = [own - reference for own, reference in zip(scores, full, strict=True) if reference is not None]
     return AtCost(
         label=label,
         score=float(np.mean(scores)),
         points=float(np.mean(points)) if len(points) == len(scores) else None,
-        layers=float(np.mean(layers)),
-        reaches=tuple(reaches),
+        layers=float(np.mean([one.mixture.of(one.knobs["layers"]) for one in found])),
+        reaches=tuple(one.mixture.reach for one in found),
+        time_ratios={size: ratio for size in panel.batch_sizes if (ratio := _time_ratio(found, size)) is not None},
     )
 
 
-def _mixtures(panel: Panel, label: str, speedup: float) -> "Iterator[tuple[int, pd.DataFrame, Mixture]]":
-    """Yield seed, knobs and the mixture that costs L / ``speedup`` layers on validation rows."""
+@dataclass(frozen=True)
+class OfSeed:
+    """A mixture of one curve and seed, and the knobs that it is made of."""
+
+    seed: int
+    knobs: "pd.DataFrame"
+    mixture: Mixture
+
+
+def mixtures_of(panel: Panel, label: str, speedup: float) -> list[OfSeed]:
+    """Return, seed by seed, the mixture that costs L / ``speedup`` layers on validation rows."""
+    return panel.once(f"mixtures of {label} at {speedup:g}", lambda: list(_mixtures(panel, label, speedup)))
+
+
+def _mixtures(panel: Panel, label: str, speedup: float) -> Iterator[OfSeed]:
     for seed in sorted({cell.record.seed for cell in panel.cells_of(label)}):
         knobs = knobs_of(panel, label, seed)
         budget = panel.num_layers / speedup
-        yield seed, knobs, mixture_at(budget, knobs["validation_layers"], knobs["validation_quality"])
+        yield OfSeed(seed, knobs, mixture_at(budget, knobs["validation_layers"], knobs["validation_quality"]))
 
 
-def interval_at_equal_cost(panel: Panel, label: str, speedup: float) -> tuple[float, float] | None:
-    """Return the 95% paired bootstrap interval of :attr:`AtCost.points`, over rows and, of several, over seeds.
-
-    None unless with every seed the answers of both knobs and of the full model were kept, row by row, and for a score
-    of ranks.
-    """
-    mixed = [_mixed_answers(panel, knobs, mixture) for _, knobs, mixture in _mixtures(panel, label, speedup)]
-    full = [_full_answers(panel, seed) for seed, _, _ in _mixtures(panel, label, speedup)]
-    known = [one for one in (*mixed, *full) if one is not None]
-    labels = known[0][0] if known else np.empty(0)
-    if len(known) < len(mixed) + len(full) or not can_resample(panel.metric, labels):
+def _time_ratio(found: Sequence[OfSeed], batch_size: int) -> float | None:
+    """Mix the times of two knobs, as shares of the stock model's in the rounds of each; None if one was not timed."""
+    column = f"speedup_b{batch_size}"
+    if not all(column in one.knobs for one in found):
         return None
-    if not all(np.array_equal(labels, others) for others, _, _ in known):
-        return None  # other rows
-    scores = resampled_mixtures(
-        panel.metric, labels, [answers for _, answers, _ in known], [shares for _, _, shares in known]
-    )
-    ours, reference = np.hsplit(scores, 2)
-    return interval(mean_over_drawn_seeds(ours - reference))
+    shares = [[1 / one.knobs[column].iloc[i] for i in (one.mixture.first, one.mixture.second)] for one in found]
+    weights = np.array([one.mixture.weight for one in found])
+    mixed = np.sum(np.stack([weights, 1 - weights], axis=1) * np.array(shares), axis=1)
+    return None if np.isnan(mixed).any() else float(np.exp(-np.log(mixed).mean()))
 
 
-_MixedAnswers: TypeAlias = tuple[NDArray, NDArray, tuple[float, float]]
-"""Labels [N], answers of two rules [2, N], and the share of each."""
-
-
-def _mixed_answers(panel: Panel, knobs: "pd.DataFrame", mixture: Mixture) -> _MixedAnswers | None:
-    sides = [_answers(panel, knobs.iloc[index]) for index in (mixture.first, mixture.second)]
-    known = [side for side in sides if side is not None]
-    if len(known) < len(sides) or not np.array_equal(known[0][0], known[1][0]):
-        return None
-    return known[0][0], np.stack([answers for _, answers in known]), (mixture.weight, 1 - mixture.weight)
-
-
-def _full_answers(panel: Panel, seed: int) -> _MixedAnswers | None:
-    """Return the full model's answers with a seed, as a mixture of it with itself."""
-    label = next((label for label, method in panel.methods.items() if method == FULL), None)
-    if label is None or not panel.cells_of(label, seed):
-        return None
-    knobs = knobs_of(panel, label, seed)
-    latest = len(knobs) - 1
-    return _mixed_answers(panel, knobs, Mixture(latest, latest, 1.0))
-
-
-def _full_score(panel: Panel, seed: int) -> float | None:
+def full_score(panel: Panel, seed: int) -> float | None:
     """Return the full model's test score with a seed; the mean of its seeds where it was not run with this one."""
     full = panel.cells_of_method(FULL)
     own = [cell for cell in full if cell.record.seed == seed] or full
     return float(np.mean([cell.record.curve_test[-1].scores[panel.metric] for cell in own])) if own else None
 
 
-def _test_score(panel: Panel, knobs: "pd.DataFrame", mixture: Mixture) -> float:
+def mixed_score(panel: Panel, knobs: "pd.DataFrame", mixture: Mixture) -> float:
     """Score a mixture: as a weighted sample where both knobs' answers are known, else as the mean of two scores.
 
     For a mean over rows, such as accuracy, both are the same.
@@ -131,7 +111,7 @@ def _test_score(panel: Panel, knobs: "pd.DataFrame", mixture: Mixture) -> float:
     linear = mixture.of(knobs["quality"])
     if panel.metric == "accuracy" or mixture.first == mixture.second:
         return linear
-    first, second = (_answers(panel, knobs.iloc[index]) for index in (mixture.first, mixture.second))
+    first, second = (answers_at(panel, knobs.iloc[index]) for index in (mixture.first, mixture.second))
     if first is None or second is None:
         return linear
     (labels, answers), (other_labels, other_answers) = first, second
@@ -140,7 +120,7 @@ def _test_score(panel: Panel, knobs: "pd.DataFrame", mixture: Mixture) -> float:
     return score(panel.metric, both_labels, both_answers, shares)
 
 
-def _answers(panel: Panel, knob: "pd.Series") -> tuple[NDArray, NDArray] | None:
+def answers_at(panel: Panel, knob: "pd.Series") -> tuple[NDArray, NDArray] | None:
     """Return the labels and answers of the test rows at a knob; None unless it is one whose answers were kept."""
     point, hull = (knob.get(name, np.nan) for name in ("point", "hull"))
     if np.isnan(point) and np.isnan(hull):

@@ -180,7 +180,7 @@ def pairs_over_tasks(table: ScoreTable, first: str = CORE_METHOD) -> list[PairOv
     own = table.scores[:, table.methods.index(first)]
     others = [label for label in table.methods if label != first]
     deltas = [own - table.scores[:, table.methods.index(label)] for label in others]
-    p_values = [_signed_rank_test(delta) for delta in deltas]
+    p_values = [signed_rank_test(delta) for delta in deltas]
     return [
         PairOverTasks(
             first=first,
@@ -195,7 +195,7 @@ def pairs_over_tasks(table: ScoreTable, first: str = CORE_METHOD) -> list[PairOv
     ]
 
 
-def _signed_rank_test(deltas: NDArray[np.float64]) -> float:
+def signed_rank_test(deltas: NDArray[np.float64]) -> float:
     """Return Wilcoxon's p: exact where all differences are distinct and none is 0, else by the normal approximation."""
     sizes = np.abs(deltas)
     if not sizes.any():

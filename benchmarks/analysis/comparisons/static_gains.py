@@ -13,7 +13,7 @@ from consistentee.errors import UserError
 
 STATIC = "static"
 
-_PRINTED = 0.0005
+PRINTED = 0.0005
 """Half of a tenth of a point: an interpolated correlation is off by less, and tables show it as 0.0."""
 
 
@@ -45,7 +45,7 @@ class StaticGain:
         if self.interval is None:
             return 0
         low, high = self.interval
-        return int(low > _PRINTED) - int(high < -_PRINTED)
+        return int(low > PRINTED) - int(high < -PRINTED)
 
 
 def mean_gain(gains: Sequence[StaticGain | None]) -> float | None:

@@ -1,18 +1,15 @@
-"""The tables of methods at equal cost: means over tasks at every budget, and task by task at the middle one."""
+"""The tables of methods at equal cost: means over tasks at every budget, tests, and task by task at the middle one."""
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
-from benchmarks.analysis.comparisons.ranking import block_name, compared_panels, mean_ranks
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
+from benchmarks.analysis.comparisons.headline import MIDDLE, Contrast, Entry, Headline, contrasts, core_pairs, headline
+from benchmarks.analysis.comparisons.ranking import block_name
+from benchmarks.analysis.comparisons.savings import mean_saving
+from benchmarks.analysis.results import FULL, Panel
 from benchmarks.analysis.select import SPEEDUPS, Reach
 from benchmarks.analysis.tables.overall import task_headings
-from benchmarks.analysis.tables.text import MISSING, TextTable
-
-MIDDLE = 2.0
-"""The speed-up of the table by task."""
+from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 
 _MARKS = {Reach.OVER: "†", Reach.UNDER: "‡"}
 
@@ -23,6 +20,11 @@ _NOTE = (
 )
 OVER_NOTE = "†: even the cheapest knob costs more"
 UNDER_NOTE = "; ‡: even the best knob costs less, and it stands here."
+_INTERVAL_NOTE = "In brackets: 95% paired bootstrap intervals, over rows within tasks and over seeds."
+NO_ROWS_NOTE = (
+    "Intervals, and what follows from them, are missing where records are older than the answers that they need, and "
+    "for scores of ranks."
+)
 
 
 def equal_cost_tables(panels: Sequence[Panel]) -> list[TextTable]:
@@ -30,68 +32,147 @@ def equal_cost_tables(panels: Sequence[Panel]) -> list[TextTable]:
 
     Means are over the tasks that (nearly) all methods are defined for, see ``compared_panels``.
     """
+    found = headline(panels)
+    if found is None:
+        return []
+    means = [means_table(found)] if len(found.panels) > 1 else []
     known = [panel for panel in panels if FULL in panel.methods.values()]
-    compared = compared_panels(known)
-    if not known:
-        return []
-    labels = _labels(known, compared)
-    by_task = _by_task(known, labels)
-    return [_means(compared, labels), by_task] if len(compared) > 1 else [by_task]
+    return [*means, _by_task(known, [*found.methods, *found.missing])]
 
 
-def _labels(panels: Sequence[Panel], compared: Sequence[Panel]) -> list[str]:
-    """Return the curves, the best mean at the middle budget first, then those that some compared task lacks."""
-    methods = {label: method for panel in panels for label, method in panel.methods.items()}
-    labels = [label for label, method in methods.items() if method not in (FULL, ORACLE, MAJORITY)]
-    order = {label: _mean(_everywhere(compared, label, MIDDLE)) for label in labels}
-    return sorted(labels, key=lambda label: -order[label])
-
-
-def _everywhere(panels: Sequence[Panel], label: str, speedup: float) -> list[AtCost]:
-    """Return a curve on every task; nothing where some task lacks it."""
-    if any(label not in panel.methods for panel in panels):
-        return []
-    return [at_equal_cost(panel, label, speedup) for panel in panels]
-
-
-def _mean(found: Sequence[AtCost]) -> float:
-    """Return the mean of the points; minus infinity of nothing."""
-    return float(np.mean([one.points for one in found])) if found else -np.inf
-
-
-def _means(panels: Sequence[Panel], labels: Sequence[str]) -> TextTable:
-    columns = [_mean_columns(panels, labels, speedup) for speedup in SPEEDUPS]
+def means_table(of: Headline) -> TextTable:
+    """Return the means over tasks of every method at every budget, best at the middle one first."""
     return TextTable(
-        title=f"Points against the full model at equal cost, mean of {len(panels)} tasks",
-        headings=("method", *(h for s in SPEEDUPS for h in (f"at {s:g}x", f"rank {s:g}x", f"layers {s:g}x"))),
-        cells=tuple((label, *(cell for column in columns for cell in column[label])) for label in labels),
+        title=f"Points against the full model at equal cost, mean of {len(of.panels)} tasks",
+        headings=(
+            "method",
+            *(f"at {speedup:g}x" for speedup in SPEEDUPS),
+            "mean ranks",
+            f"over static {MIDDLE:g}x",
+            "within 1 point",
+        ),
+        cells=(
+            *(
+                (
+                    label,
+                    *(_points_cell(of.entries[label, speedup]) for speedup in SPEEDUPS),
+                    " / ".join(f"{of.entries[label, speedup].rank:.1f}" for speedup in SPEEDUPS),
+                    _static_cell(of.entries[label, MIDDLE]),
+                    _saving_cell(of, label),
+                )
+                for label in of.methods
+            ),
+            *((label, *[MISSING] * (len(SPEEDUPS) + 3)) for label in of.missing),
+        ),
         notes=(
-            f"Tasks: {', '.join(map(block_name, panels))}.",
+            f"Tasks: {', '.join(map(block_name, of.panels))}.",
             _NOTE,
-            "Rank: mean over tasks, 1 is best, among the methods that all tasks have. Layers: of the test rows; fewer "
-            "than the budget where even the best knob of some task costs less.",
-            f"{OVER_NOTE} on some task, and it stands there.",
+            "Ranks: at the three budgets, means over tasks, 1 is best, among the methods that all tasks have. Where "
+            f"even the best knob of a task costs less than a budget, it stands there. {OVER_NOTE} on some task.",
+            *([] if not of.samples else [_INTERVAL_NOTE, _STATIC_NOTE, _SAVING_NOTE]),
+            *([NO_ROWS_NOTE] if of.lacks_rows else []),
         ),
         words=("method",),
     )
 
 
-def _mean_columns(panels: Sequence[Panel], labels: Sequence[str], speedup: float) -> dict[str, tuple[str, ...]]:
-    """Return the cells of one budget by label: points, mean rank, layers."""
-    found = {label: _everywhere(panels, label, speedup) for label in labels}
-    complete = [label for label in labels if found[label]]
-    scores = np.array([[one.score for one in found[label]] for label in complete]).T
-    ranks = dict(zip(complete, mean_ranks(scores), strict=True)) if complete else {}
-    return {
-        label: (
-            f"{100 * _mean(found[label]):+.1f}{reach_marks(found[label], [Reach.OVER])}",
-            f"{ranks[label]:.1f}",
-            f"{np.mean([one.layers for one in found[label]]):.2f}",
+_STATIC_NOTE = "Over static: tasks where the interval of the difference to a static exit lies above / below 0."
+_SAVING_NOTE = (
+    "Within 1 point: the fewest layers at which the lower bound of the difference on validation rows is above -1 point "
+    "(all layers where nothing less was shown), and the points there, on test rows."
+)
+
+
+def _points_cell(entry: Entry) -> str:
+    mark = _MARKS[Reach.OVER] if entry.is_over else ""
+    return f"{100 * entry.points:+.1f}{mark}{in_brackets(entry.interval)}"
+
+
+def in_brackets(interval: tuple[float, float] | None) -> str:
+    """Write an interval of points behind its mean; nothing where it is not known."""
+    return "" if interval is None else " [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in interval))
+
+
+def _static_cell(entry: Entry) -> str:
+    return MISSING if entry.above_static is None else f"{entry.above_static} / {entry.below_static}"
+
+
+def _saving_cell(of: Headline, label: str) -> str:
+    found = mean_saving(of.panels, label)
+    return MISSING if found is None else f"{found.layers:.2f} layers, {100 * found.points:+.1f}"
+
+
+def contrast_tables(panels: Sequence[Panel]) -> list[TextTable]:
+    """Return the tests of the core method's variants against peers at the middle budget; nothing of a single task."""
+    of = headline(panels)
+    pairs = [] if of is None else core_pairs(of, MIDDLE)
+    if of is None or not pairs or len(of.panels) < 2:
+        return []
+    found = contrasts(of, pairs, MIDDLE)
+    return [
+        TextTable(
+            title=f"Tests at {MIDDLE:g}x, over {len(of.panels)} tasks",
+            headings=("method", "against", "points", "p, rows", "Holm", "wins / losses", "p, tasks", "Holm, tasks"),
+            cells=tuple(_contrast_cells(contrast) for contrast in found),
+            notes=(
+                f"Points: difference of the means over tasks{'' if of.lacks_rows else ', with its 95% interval'}. "
+                "p, rows: paired bootstrap over rows and seeds of these tasks; p, tasks: Wilcoxon's signed-rank test "
+                f"over tasks; both two-sided, corrected by Holm's procedure for {len(found)} tests.",
+                "The last line is the best variant with the best peer by these very scores, which flatters both.",
+            ),
+            words=("method", "against"),
         )
-        if found[label]
-        else (MISSING,) * 3
-        for label in labels
-    }
+    ]
+
+
+def _contrast_cells(contrast: Contrast) -> tuple[str, ...]:
+    p_values = (contrast.p_value, contrast.holm_p_value, contrast.tasks_p_value, contrast.holm_tasks_p_value)
+    of_rows, holm_rows, of_tasks, holm_tasks = (MISSING if value is None else p_value(value) for value in p_values)
+    return (
+        contrast.first,
+        contrast.second,
+        f"{100 * contrast.difference:+.1f}{in_brackets(contrast.interval)}",
+        of_rows,
+        holm_rows,
+        f"{contrast.wins} / {contrast.losses}",
+        of_tasks,
+        holm_tasks,
+    )
+
+
+def headline_lines(panels: Sequence[Panel]) -> list[dict[str, object]]:
+    """Return a line for every method and budget, as ``headline.csv`` has them; points, not shares. See ``Entry``."""
+    found = headline(panels)
+    if found is None:
+        return []
+    lines: list[dict[str, object]] = []
+    for label in found.methods:
+        saved = mean_saving(found.panels, label)
+        for speedup in SPEEDUPS:
+            entry = found.entries[label, speedup]
+            low, high = entry.interval or (None, None)
+            lines.append(
+                {
+                    "method": label,
+                    "budget": speedup,
+                    "points": _points(entry.points),
+                    "low": _points(low),
+                    "high": _points(high),
+                    "rank": round(entry.rank, 3),
+                    "tasks": len(found.panels),
+                    "seeds": entry.seeds,
+                    "layers": round(entry.layers, 4),
+                    "above_static": "" if entry.above_static is None else entry.above_static,
+                    "below_static": "" if entry.below_static is None else entry.below_static,
+                    "layers_within_1_point": "" if saved is None else round(saved.layers, 4),
+                    "points_within_1_point": _points(None if saved is None else saved.points),
+                }
+            )
+    return lines
+
+
+def _points(share: float | None) -> float | str:
+    return "" if share is None else round(100 * share, 4)
 
 
 def reach_marks(found: Sequence[AtCost], marked: Sequence[Reach] = tuple(_MARKS)) -> str:

@@ -8,7 +8,7 @@ from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.comparisons.static_gains import STATIC, mean_gain, static_gains
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
 from benchmarks.analysis.rows.instances import TableRow, row_for_half
-from benchmarks.analysis.tables.equal_cost import equal_cost_tables
+from benchmarks.analysis.tables.equal_cost import contrast_tables, equal_cost_tables
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.specs.targets import HALF
@@ -17,10 +17,10 @@ _WITHIN = f"within {100 * HALF.layers_at_most:g}% of the layers"
 
 
 def headline_tables(panels: Sequence[Panel]) -> list[TextTable]:
-    """Return the tables at equal cost; of several tasks also those at the best knob within half of the layers."""
+    """Return the tables at equal cost; of several tasks tests, and those at the best knob within half of the layers."""
     compared = compared_panels(panels)
     at_best_knob = [headline_table(compared), half_table(panels)] if len(compared) > 1 else []
-    return [*equal_cost_tables(panels), *at_best_knob]
+    return [*equal_cost_tables(panels), *contrast_tables(panels), *at_best_knob]
 
 
 def headline_table(panels: Sequence[Panel]) -> TextTable:

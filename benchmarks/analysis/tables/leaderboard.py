@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.leaderboard import Entry, Leaderboard, Standing
+from benchmarks.analysis.tables.equal_cost import equal_cost_tables
 from benchmarks.analysis.tables.text import MISSING, TextTable, to_markdown, to_rich
 from consistentee.errors import unknown_name
 
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def leaderboard_tables(board: Leaderboard) -> list[TextTable]:
-    """Return one table a standing."""
-    return [_table(board, standing) for standing in board.standings]
+    """Return the table at equal cost, where there is the full model, and one table a standing."""
+    return [*equal_cost_tables(board.panels)[:1], *(_table(board, standing) for standing in board.standings)]
 
 
 def _table(board: Leaderboard, standing: Standing) -> TextTable:

@@ -1,0 +1,235 @@
+"""The headline: points lost against the full model at every budget, mean over tasks, and how sure that is.
+
+Intervals are of a paired bootstrap over rows and seeds of these tasks. They say whether the same order would come out
+with other rows and seeds; Wilcoxon's test over tasks says whether it would on other tasks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
+from benchmarks.analysis.comparisons.pairs import holm
+from benchmarks.analysis.comparisons.ranking import compared_panels, mean_ranks, signed_rank_test
+from benchmarks.analysis.comparisons.resampled import AtBudget, point_samples
+from benchmarks.analysis.comparisons.static_gains import PRINTED, STATIC
+from benchmarks.analysis.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, Panel
+from benchmarks.analysis.select import SPEEDUPS, Reach
+from benchmarks.measure.intervals import Floats, interval
+
+MIDDLE = SPEEDUPS[1]
+"""The budget that tables are sorted by: half of the layers."""
+
+PEERS = ("deebert", "pabee", "berxit")
+"""The methods that variants of the core method are tested against by name, where they were run."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One curve at one budget.
+
+    Attributes:
+        label: the curve.
+        speedup: the budget is L / speedup layers.
+        found: what it reaches on every task, in their order.
+        points: mean over tasks of its score minus the full model's, as a share (0.01 is a point).
+        interval: 95% paired bootstrap interval of that; None where the answers of some rows are not known.
+        rank: mean over tasks, 1 is best, among the curves that all tasks have.
+        above_static, below_static: tasks where its difference to a static exit at the same budget is beyond noise; None
+            for static exits themselves, and where no interval is known.
+    """
+
+    label: str
+    speedup: float
+    found: tuple[AtCost, ...]
+    points: float
+    interval: tuple[float, float] | None
+    rank: float
+    above_static: int | None
+    below_static: int | None
+
+    @property
+    def layers(self) -> float:
+        """Mean over tasks of the layers of the test rows."""
+        return float(np.mean([one.layers for one in self.found]))
+
+    @property
+    def seeds(self) -> int:
+        """The seeds of the task that has fewest."""
+        return min(len(one.reaches) for one in self.found)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether on some task even the cheapest knob costs more than the budget."""
+        return any(Reach.OVER in one.reaches for one in self.found)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two curves at one budget, over all tasks.
+
+    Attributes:
+        first, second, speedup: what is compared.
+        difference: mean over tasks of first minus second, as a share.
+        interval: 95% paired bootstrap interval of that; None where the answers of some rows are not known.
+        p_value: two-sided, of the same bootstrap; with 1000 resamples at least 0.002.
+        holm_p_value: the same, corrected for all contrasts at this budget.
+        wins, losses: tasks where the first scores higher, lower.
+        tasks_p_value: Wilcoxon's signed-rank test over tasks, two-sided; None of a single task.
+        holm_tasks_p_value: the same, corrected.
+    """
+
+    first: str
+    second: str
+    speedup: float
+    difference: float
+    interval: tuple[float, float] | None
+    p_value: float | None
+    holm_p_value: float | None
+    wins: int
+    losses: int
+    tasks_p_value: float | None
+    holm_tasks_p_value: float | None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """All curves at all budgets.
+
+    Attributes:
+        panels: the tasks that means are over.
+        methods: label -> method of the curves that all of them have, best mean at the middle budget first.
+        missing: labels of those that some task lacks.
+        entries: by curve and budget.
+        samples: bootstrap samples of the points of every curve at every budget, where known: [RESAMPLES] each.
+    """
+
+    panels: tuple[Panel, ...]
+    methods: dict[str, str]
+    missing: tuple[str, ...]
+    entries: dict[AtBudget, Entry]
+    samples: dict[AtBudget, Floats] = field(repr=False)
+
+    @property
+    def lacks_rows(self) -> bool:
+        """Whether some interval is missing."""
+        return any(entry.interval is None for entry in self.entries.values())
+
+
+def headline(panels: Sequence[Panel]) -> Headline | None:
+    """Compare all curves over the tasks that (nearly) all are defined for, see ``compared_panels``.
+
+    Of panels that have the full model; None if there is none.
+    """
+    known = [panel for panel in panels if FULL in panel.methods.values()]
+    if not known:
+        return None
+    names = ", ".join(f"{panel.task} {panel.backbone}" for panel in known)
+    found: Headline = known[0].once(f"headline of {names}", lambda: _headline(compared_panels(known)))
+    return found
+
+
+def _headline(panels: Sequence[Panel]) -> Headline:
+    methods = {label: method for panel in panels for label, method in panel.methods.items()}
+    labels = [label for label, method in methods.items() if method not in (FULL, ORACLE, MAJORITY)]
+    everywhere = [label for label in labels if all(label in panel.methods for panel in panels)]
+    found = {(x, s): tuple(at_equal_cost(panel, x, s) for panel in panels) for x in everywhere for s in SPEEDUPS}
+    by_panel = [point_samples(panel, found) for panel in panels]
+    known = [one for one in found if all(one in own for own in by_panel)]
+    samples = {one: np.mean([own[one] for own in by_panel], axis=0) for one in known}
+    entries = {}
+    for speedup in SPEEDUPS:
+        scores = np.array([[one.score for one in found[label, speedup]] for label in everywhere]).T
+        ranks = mean_ranks(scores) if everywhere else []
+        for label, rank in zip(everywhere, ranks, strict=True):
+            above, below = _beyond_static(by_panel, methods, label, speedup)
+            entries[label, speedup] = Entry(
+                label=label,
+                speedup=speedup,
+                found=found[label, speedup],
+                points=float(np.mean([one.points for one in found[label, speedup]])),
+                interval=interval(samples[label, speedup]) if (label, speedup) in samples else None,
+                rank=float(rank),
+                above_static=above,
+                below_static=below,
+            )
+    best_first = sorted(everywhere, key=lambda label: -entries[label, MIDDLE].points)
+    missing = tuple(label for label in labels if label not in everywhere)
+    return Headline(tuple(panels), {label: methods[label] for label in best_first}, missing, entries, samples)
+
+
+def _beyond_static(
+    by_panel: Sequence[dict[AtBudget, Floats]], methods: dict[str, str], label: str, speedup: float
+) -> tuple[int | None, int | None]:
+    """Count the tasks where a curve is above and below static exits by more than noise."""
+    static = next((other for other, method in methods.items() if method == STATIC), None)
+    pairs = [(own.get((label, speedup)), own.get((static or "", speedup))) for own in by_panel]
+    known = [(one, other) for one, other in pairs if one is not None and other is not None]
+    if methods[label] == STATIC or not known or len(known) < len(pairs):
+        return None, None
+    bounds = [interval(one - other) for one, other in known]
+    return sum(low > PRINTED for low, _ in bounds), sum(high < -PRINTED for _, high in bounds)
+
+
+def contrasts(of: Headline, pairs: Sequence[tuple[str, str]], speedup: float) -> list[Contrast]:
+    """Test pairs of curves at one budget, corrected for their number by Holm's procedure."""
+    differences = [of.entries[first, speedup].points - of.entries[second, speedup].points for first, second in pairs]
+    deltas = [_by_task(of, first, speedup) - _by_task(of, second, speedup) for first, second in pairs]
+    samples = [_difference(of, first, second, speedup) for first, second in pairs]
+    p_values = _with_holm([None if sample is None else _bootstrap_p(sample) for sample in samples])
+    over_tasks = _with_holm([signed_rank_test(delta) if len(delta) > 1 else None for delta in deltas])
+    return [
+        Contrast(
+            first=first,
+            second=second,
+            speedup=speedup,
+            difference=difference,
+            interval=None if sample is None else interval(sample),
+            p_value=p,
+            holm_p_value=corrected,
+            wins=int((delta > 0).sum()),
+            losses=int((delta < 0).sum()),
+            tasks_p_value=tasks_p,
+            holm_tasks_p_value=tasks_corrected,
+        )
+        for (first, second), difference, delta, sample, (p, corrected), (tasks_p, tasks_corrected) in zip(
+            pairs, differences, deltas, samples, p_values, over_tasks, strict=True
+        )
+    ]
+
+
+def core_pairs(of: Headline, speedup: float) -> list[tuple[str, str]]:
+    """Return every variant of the core method with every named peer, and the best variant with the best peer.
+
+    The best are those of this budget's own test scores, which flatters both.
+    """
+    variants = [label for label, method in of.methods.items() if method.startswith(CORE_METHOD)]
+    others = [label for label in of.methods if label not in variants and of.methods[label] not in REFERENCES]
+    named = [label for label in others if of.methods[label] in PEERS]
+    pairs = [(variant, peer) for variant in variants for peer in named]
+    if variants and others:
+        best = tuple(max(side, key=lambda label: of.entries[label, speedup].points) for side in (variants, others))
+        pairs += [best] if best not in pairs else []
+    return pairs
+
+
+def _by_task(of: Headline, label: str, speedup: float) -> Floats:
+    return np.array([one.score for one in of.entries[label, speedup].found])
+
+
+def _difference(of: Headline, first: str, second: str, speedup: float) -> Floats | None:
+    one, other = of.samples.get((first, speedup)), of.samples.get((second, speedup))
+    return None if one is None or other is None else one - other
+
+
+def _bootstrap_p(samples: Floats) -> float:
+    """Return twice the share of samples on the rarer side of 0, itself counted as one of them."""
+    rarer = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
+    return min(1.0, 2 * (rarer + 1) / (samples.size + 1))
+
+
+def _with_holm(p_values: Sequence[float | None]) -> list[tuple[float | None, float | None]]:
+    """Correct the values that are known."""
+    known = iter(holm([value for value in p_values if value is not None]))
+    return [(value, None if value is None else next(known)) for value in p_values]
