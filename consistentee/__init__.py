@@ -32,6 +32,7 @@ _EXPORTS = {
     "UserError": "errors",
     "available_methods": "methods.method",
     "classify": "engine.classify",
+    "control_risk": "methods.risk_control",
     "generate": "engine.generate",
     "generate_encoded": "engine.generate",
     "generate_speculatively": "engine.speculation",
