@@ -17,6 +17,7 @@ from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
 from consistentee.methods.method import AnyMethod, get_method
 from consistentee.methods.risk_control import check_names, control_risk
+from consistentee.methods.token_method import TokenMethod
 from consistentee.traces.instance_trace import record_trace
 
 if TYPE_CHECKING:
@@ -138,16 +139,20 @@ def _operating_points(chosen: Chosen, method: AnyMethod, title: str, uses: str) 
     return table
 
 
-def load_saved(folder: Path, kind_name: str, knob: float | None) -> tuple[Any, AnyMethod, float]:
+def load_saved(
+    folder: Path, kind_name: str, knob: float | None, method_name: str | None = None
+) -> tuple[Any, AnyMethod, float]:
     """Load a model that :func:`train_model` or a run of a suite has saved, its method, and the knob to be used.
 
     Args:
         folder: of the model.
         kind_name: what the model is to be.
         knob: of the method; by default the one chosen in training.
+        method_name: put the rule of another method on the model, as it is with the parameters that it has by default.
 
     Raises:
-        UserError: the folder holds no trained model of that kind, or the knob is out of range.
+        UserError: the folder holds no trained model of that kind, the knob is out of range, or the method is unknown,
+            reads true labels, or is one of the other kind.
     """
     if not folder.is_dir():
         raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")
@@ -160,11 +165,16 @@ def load_saved(folder: Path, kind_name: str, knob: float | None) -> tuple[Any, A
         raise UserError(f"{folder} does not say which method trained it, so there is no exit rule to use")
     # Before the model, which may need the kind of classifiers that the method's file enters.
     method = get_method(description.method_name, **description.method_parameters)
+    stored_knob = description.default_knob
+    if method_name is not None:
+        method, stored_knob = get_method(method_name), None
+        if isinstance(method, TokenMethod) != (kind_name == "generation"):
+            raise UserError(f"{method.name} is a method of another kind of model than {folder} holds")
     if method.replay_only:
         raise UserError(f"{method.name} reads the true labels, so it cannot predict")
     model = functions.load_model(folder).eval()
     values = list(method.knob_values(model))
-    chosen = next((value for value in (knob, description.default_knob) if value is not None), None)
+    chosen = next((value for value in (knob, stored_knob) if value is not None), None)
     if chosen is None:
         return model, method, float(values[len(values) // 2])
     method.check_knob(model, chosen)
