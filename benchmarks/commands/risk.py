@@ -6,15 +6,15 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.commands.single_model import load_saved
 from benchmarks.tasks.loader import load_classification_task
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.data.instances import TaskData
+from consistentee.deployment.risk_bounds import BOUNDS
+from consistentee.deployment.risk_control import KnobRisks, check_names, knob_risks
+from consistentee.deployment.saved import load_saved
 from consistentee.errors import UserError
 from consistentee.methods.calibration import Losses, SplitStudy, split_study
 from consistentee.methods.method import Method
-from consistentee.methods.risk_bounds import BOUNDS
-from consistentee.methods.risk_control import KnobRisks, check_names, knob_risks
 from consistentee.models.encoder import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 
@@ -58,7 +58,7 @@ def risk_table(
         task_name: the task that it was trained for: a name, or a YAML file.
         risks: the mean losses that are tolerated.
         delta: the chance of a broken promise that is tolerated.
-        losses: names of :data:`consistentee.methods.risk_control.RISK_LOSSES`.
+        losses: names of :data:`consistentee.deployment.risk_control.RISK_LOSSES`.
         splits: choose on so many random fifths of validation and test rows instead, and count broken promises on the
             others.
         data_dir: where data files are looked for first.
@@ -68,7 +68,7 @@ def risk_table(
     """
     for loss in losses:
         check_names(loss=loss)
-    model, method, _ = load_saved(folder, "classification", None)
+    model, method, _ = load_saved(folder, MultiExitModel)
     task = load_classification_task(task_name, data_dir)
     if model.description.task_name != task.name:
         raise UserError(f"{folder} was trained for task {model.description.task_name!r}, not for {task.name!r}")

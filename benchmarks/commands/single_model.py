@@ -6,28 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands.settings import checked_settings
-from benchmarks.kinds.kind import KINDS, Chosen, functions_of, kind_named
+from benchmarks.kinds.kind import Chosen, functions_of, kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.run.cell import trained
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import add_columns, add_row, plain_table
+from consistentee.deployment.risk_control import check_names, control_risk
 from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
 from consistentee.methods.method import AnyMethod, get_method
-from consistentee.methods.risk_control import check_names, control_risk
-from consistentee.methods.token_method import TokenMethod
 from consistentee.traces.instance_trace import record_trace
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _USES = {"classification": "predict {} TEXT", "generation": "generate {} PROMPT"}
-_OTHERS = {
-    "classification": "a model of classification, which writes no text; see `consistentee predict`",
-    "generation": "a decoder, which labels no text; see `consistentee generate`",
-}
 
 
 @dataclass(frozen=True)
@@ -137,45 +132,3 @@ def _operating_points(chosen: Chosen, method: AnyMethod, title: str, uses: str) 
     for knob, targets, numbers in points:
         add_row(table, f"{knob:.4g}", in_words(targets), *numbers.values())
     return table
-
-
-def load_saved(
-    folder: Path, kind_name: str, knob: float | None, method_name: str | None = None
-) -> tuple[Any, AnyMethod, float]:
-    """Load a model that :func:`train_model` or a run of a suite has saved, its method, and the knob to be used.
-
-    Args:
-        folder: of the model.
-        kind_name: what the model is to be.
-        knob: of the method; by default the one chosen in training.
-        method_name: put the rule of another method on the model, as it is with the parameters that it has by default.
-
-    Raises:
-        UserError: the folder holds no trained model of that kind, the knob is out of range, or the method is unknown,
-            reads true labels, or is one of the other kind.
-    """
-    if not folder.is_dir():
-        raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")
-    for other, kind in KINDS.items():
-        if other != kind_name and (folder / kind.model_file).is_file():
-            raise UserError(f"{folder} holds {_OTHERS[other]}")
-    functions = functions_of(kind_name)
-    description = functions.describe(folder)
-    if description.method_name is None:
-        raise UserError(f"{folder} does not say which method trained it, so there is no exit rule to use")
-    # Before the model, which may need the kind of classifiers that the method's file enters.
-    method = get_method(description.method_name, **description.method_parameters)
-    stored_knob = description.default_knob
-    if method_name is not None:
-        method, stored_knob = get_method(method_name), None
-        if isinstance(method, TokenMethod) != (kind_name == "generation"):
-            raise UserError(f"{method.name} is a method of another kind of model than {folder} holds")
-    if method.replay_only:
-        raise UserError(f"{method.name} reads the true labels, so it cannot predict")
-    model = functions.load_model(folder).eval()
-    values = list(method.knob_values(model))
-    chosen = next((value for value in (knob, stored_knob) if value is not None), None)
-    if chosen is None:
-        return model, method, float(values[len(values) // 2])
-    method.check_knob(model, chosen)
-    return model, method, float(chosen)

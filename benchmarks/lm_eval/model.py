@@ -24,7 +24,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
-from benchmarks.commands.single_model import load_saved
+from consistentee.deployment.saved import load_saved
 from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.methods.token_method import TokenMethod
@@ -69,9 +69,9 @@ class EarlyExitLM(HFLM):
         """
         if not str(batch_size).isdigit():
             raise UserError(f"--batch_size must be a number, got {batch_size}: exits make no batch size the largest")
-        self.decoder: MultiExitDecoder
-        self.method: TokenMethod
-        self.decoder, self.method, self.knob = load_saved(Path(pretrained), "generation", knob, method)
+        self.decoder, found, self.knob = load_saved(Path(pretrained), MultiExitDecoder, knob, method)
+        assert isinstance(found, TokenMethod)
+        self.method = found
         if device is not None and (torch.cuda.is_available() or not device.startswith("cuda")):
             self.decoder.to(device)
         super().__init__(

@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from consistentee.deployment.risk_bounds import BOUNDS
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import Method
-from consistentee.methods.risk_bounds import BOUNDS
 from consistentee.models.encoder import MultiExitModel
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import sweep
@@ -161,7 +161,7 @@ def control_risk(
         trace: of the calibration rows; hundreds are needed: with a loss of nothing at all, 1 % takes 230 (``ltt``).
         risk: the mean loss that is tolerated.
         delta: the chance of a broken promise that is tolerated; ``crc`` promises a mean over such chances instead.
-        bound: ``crc``, ``ucb`` or ``ltt``, see :mod:`consistentee.methods.risk_bounds`.
+        bound: ``crc``, ``ucb`` or ``ltt``, see :mod:`consistentee.deployment.risk_bounds`.
         loss: ``gap``, points lost on the full model; ``consistency``, answers changed, for rows without true labels;
             ``brier-gap`` and ``brier-consistency``, the same of probabilities.
 
