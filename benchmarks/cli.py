@@ -22,6 +22,7 @@ _SEVERAL_VALUES = {
     "search-recipe": {"--tasks", "--backbones", "--rates"},
     "check-method": {"--families", "--param"},
     "train": {"--param", "--set"},
+    "risk": {"--risk", "--loss"},
 }
 """Options that take all the words after them, up to the next option."""
 
@@ -137,6 +138,14 @@ def parsed_seeds(values: Sequence[str] | None) -> list[int] | None:
         raise UserError(f"--seeds takes whole numbers: {error}") from error
 
 
+def parsed_shares(values: Sequence[str]) -> list[float]:
+    """Return tolerated risks as numbers. Raises UserError for anything else."""
+    try:
+        return [float(name) for name in listed(values) or []]
+    except ValueError as error:
+        raise UserError(f"--risk takes numbers: {error}") from error
+
+
 def parsed_parameters(values: Sequence[str] | None, option: str = "--param") -> dict[str, Any]:
     """Turn ``key=value`` pairs into parameters; values are read as YAML, so ``0.05`` is a number and ``true`` a bool.
 
@@ -206,6 +215,10 @@ DataOption = Annotated[
         "--data", envvar="CONSISTENTEE_DATA", help="Folder with data files; looked into before packages and the hub."
     ),
 ]
+DeltaOption = Annotated[
+    float, typer.Option("--delta", help="Tolerated chance that the promise of --risk is broken.", show_default=True)
+]
+_RISK_LOSSES = "gap|consistency|brier-gap|brier-consistency"
 OnlyMethodsOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -560,6 +573,7 @@ def report(results: ResultsArgument) -> None:
         "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
         "consistentee train mcid --method consistentee --param alpha=0.1 --set epochs=6 --data DATA --out my-model",
         "consistentee train my-task.yaml --method mine.py:MyMethod --out my-model",
+        "consistentee train movie-snippets --method deebert --risk 0.02 --out my-model",
         "consistentee train alpaca --method consistentee-tokens --set exit_steps=600 --data DATA --out my-decoder",
     ),
 )
@@ -584,10 +598,17 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE ...", help="How to train: the fields are listed below."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
+    risk: Annotated[
+        float | None,
+        typer.Option("--risk", help="Store the earliest knob proven to lose at most this share of points."),
+    ] = None,
+    delta: DeltaOption = 0.1,
+    bound: Annotated[str, typer.Option("--bound", metavar="crc|ucb|ltt", help="How --risk is proven.")] = "ucb",
+    loss: Annotated[str, typer.Option("--loss", metavar=_RISK_LOSSES, help="What --risk is a mean of.")] = "gap",
     data: DataOption = None,
 ) -> None:
     """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
-    from benchmarks.commands.single_model import train_model
+    from benchmarks.commands.single_model import Tolerance, train_model
 
     report = train_model(
         task,
@@ -598,8 +619,47 @@ def train(
         settings=parsed_parameters(settings, "--set"),
         seed=seed,
         data_dir=_existing(data),
+        tolerance=None if risk is None else Tolerance(risk, delta, bound, loss),
     )
     output_console().print(report)
+
+
+@app.command(
+    epilog=_examples(
+        "consistentee risk my-model movie-snippets --risk 0.02",
+        "consistentee risk my-model mcid --risk 0.01 0.05 --delta 0.05 --loss consistency --data DATA",
+        "consistentee risk my-model movie-snippets --risk 0.02 0.05 --splits 100",
+    )
+)
+def risk(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of labels.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task that it was trained for.")],
+    *,
+    risks: Annotated[list[str], typer.Option("--risk", metavar="A B ...", help="Mean losses that are tolerated.")],
+    delta: DeltaOption = 0.1,
+    losses: Annotated[
+        list[str] | None,
+        typer.Option("--loss", metavar=f"{_RISK_LOSSES} ...", help="Of a row.", show_default="gap consistency"),
+    ] = None,
+    splits: Annotated[
+        int | None, typer.Option("--splits", min=1, help="Count broken promises over so many random splits instead.")
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Choose the knob of a saved model by risk control (CRC, UCB, LTT), and see what it costs on test rows."""
+    from benchmarks.commands.risk import risk_table
+
+    output_console().print(
+        risk_table(
+            model,
+            task,
+            parsed_shares(risks),
+            delta=delta,
+            losses=listed(losses) or ["gap", "consistency"],
+            splits=splits,
+            data_dir=_existing(data),
+        )
+    )
 
 
 @app.command(

@@ -16,9 +16,9 @@ MAY_IMPORT = {
     "baselines": {"consistentee"},
     "benchmarks": {"consistentee", "baselines", "benchmarks"},
 }
-WINGS = ("data", "backbones", "models", "rules", "traces", "engine", "training", "methods")
+WINGS = ("data", "backbones", "models", "rules", "traces", "engine", "training", "methods", "deployment")
 """Of the library: each imports from itself and from those before it."""
-ROOMS = ("tasks", "specs", "store", "measure", "analysis", "kinds", "run", "contract", "commands", "cli")
+ROOMS = ("tasks", "specs", "store", "measure", "analysis", "kinds", "run", "contract", "commands", "lm_eval", "cli")
 """Of the harness: likewise."""
 
 

@@ -18,6 +18,7 @@ from benchmarks.commands import doctor
 from benchmarks.run.schedulers import Schedule
 from consistentee.errors import UserError
 from consistentee.models import classifiers
+from consistentee.models.encoder_description import ModelDescription
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 
@@ -130,7 +131,7 @@ def _processor_seconds_of_children():
     "command",
     [
         *("list", "fetch", "run", "table", "plot", "report", "train", "predict", "doctor"),
-        *("new-method", "check-method", "check-task", "check-backbone", "leaderboard", "publish"),
+        *("new-method", "check-method", "check-task", "check-backbone", "leaderboard", "publish", "risk"),
     ],
 )
 def test_every_command_teaches_by_example(command):
@@ -570,6 +571,41 @@ def test_predict_loads_a_method_with_its_own_kind_of_classifier(task_file, tiny_
     done = call("predict", tmp_path / "model", "w1 w2")
     assert done.exit_code == 0, done.output
     assert "w1 w2" in done.output
+
+
+def test_risk_control_chooses_the_stored_knob(task_file, tiny_backbone, tmp_path):
+    """Nothing can be proven of the few validation rows at 1 %; at 90 % anything can."""
+    options = ("--method", "calm-softmax", "--backbone", tiny_backbone("bert"), "--set", "epochs=1", "max_length=16")
+    done = call("train", task_file, *options, "--out", tmp_path / "safe", "--risk", "0.01", "--bound", "ltt")
+    assert done.exit_code == 0, done.output
+    assert "full depth: no early exit is proven to keep a gap loss of at most 0.01, by ltt on" in done.output
+    assert ModelDescription.read(tmp_path / "safe").default_knob == 1.0
+    done = call("train", task_file, *options, "--out", tmp_path / "bold", "--risk", "0.9", "--loss", "consistency")
+    assert done.exit_code == 0, done.output
+    assert "(consistency loss of at most 0.9, by ucb on" in done.output
+    assert ModelDescription.read(tmp_path / "bold").default_knob < 1.0
+    refused = call("train", task_file, *options, "--out", tmp_path / "no", "--risk", "0.1", "--bound", "crx")
+    assert refused.exit_code == 2
+    assert "unknown bound 'crx'; did you mean 'crc'" in refused.output
+
+
+def test_risk_shows_every_bound_and_its_promise(task_file, trained):
+    done = call("risk", trained, task_file, "--risk", "0.3", "0.9")
+    assert done.exit_code == 0, done.output
+    lines = [line.split() for line in done.output.splitlines() if line.strip().startswith(("gap", "consistency"))]
+    assert [line[:3] for line in lines] == [
+        [loss, bound, risk]
+        for loss in ("gap", "consistency")
+        for risk in ("30", "90")
+        for bound in ("crc", "ucb", "ltt")
+    ]
+    studied = call("risk", trained, task_file, "--risk", "0.3", "--splits", "5", "--loss", "gap")
+    assert studied.exit_code == 0, studied.output
+    lines = [line.split() for line in studied.output.splitlines() if line.strip().startswith("gap")]
+    assert [line[-1] for line in lines] == ["kept"] * 3
+    wrong = call("risk", trained, "movie-snippets", "--risk", "0.3")
+    assert wrong.exit_code == 2
+    assert call("risk", trained, task_file, "--risk", "low").output.startswith("error: --risk takes numbers")
 
 
 def test_predict_takes_pairs(trained):

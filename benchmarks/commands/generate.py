@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.commands.single_model import load_saved
 from benchmarks.terminal import output_console
+from consistentee.deployment.saved import load_saved
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.transcript import NewToken
 from consistentee.errors import UserError
@@ -48,9 +48,8 @@ def write_texts(
     Raises:
         UserError: the folder holds no trained decoder, a prompt is empty, or an option is out of its range.
     """
-    model, method, knob = load_saved(folder, "generation", knob)
-    if not isinstance(method, TokenMethod):
-        raise UserError(f"{method.name} is a method of classification, and no token leaves early by it")
+    model, method, knob = load_saved(folder, MultiExitDecoder, knob)
+    assert isinstance(method, TokenMethod)
     decode = _decoding(model, method, knob, kv)
     length = max_new_tokens if max_new_tokens is not None else model.description.max_new_tokens or 64
     console = output_console()

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.commands.single_model import load_saved
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.data.instances import Text
-from consistentee.engine.classify import classify
+from consistentee.deployment.pipeline import Classifier
+from consistentee.deployment.saved import load_saved
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,33 +40,28 @@ def predict_texts(folder: Path, rows: Sequence[Text], knob: float | None = None)
     """Classify texts one by one with a saved model: label, probability, exit layer, milliseconds.
 
     Args:
-        folder: written by :func:`train_model`.
+        folder: written by :func:`benchmarks.commands.single_model.train_model`.
         rows: single texts, or pairs.
         knob: of the method; by default the one chosen in training.
 
     Raises:
         UserError: the folder holds no trained model, or the knob is out of range.
     """
-    model, method, knob = load_saved(folder, "classification", knob)
-    rule = method.rule(model, knob)
-    classify(model, rows[:1], rule, batch_size=1)  # the first call of a process pays for more than itself
+    model, method, knob = load_saved(folder, MultiExitModel, knob)
+    classifier = Classifier(model, method.rule(model, knob))
+    classifier(rows[:1])  # the first call of a process pays for more than itself
     table = plain_table(f"{method.name}, {method.knob.name}={knob:.4g}", "ms: one text alone, tokenising included")
     add_columns(table, "text", *(["value"] if model.num_labels == 1 else ["label", "probability"]))
     add_columns(table, f"exit layer of {model.num_layers}", "ms", numbers=True)
     for row in rows:
-        add_row(table, *_prediction_cells(model, row, rule))
+        add_row(table, *_prediction_cells(classifier, row))
     return table
 
 
-def _prediction_cells(model: MultiExitModel, row: Text, rule: ExitRule) -> list[str]:
+def _prediction_cells(classifier: Classifier, row: Text) -> list[str]:
     start = time.perf_counter()
-    answer = classify(model, [row], rule, batch_size=1)
+    (answer,) = classifier(row)
     milliseconds = 1000 * (time.perf_counter() - start)
     text = " | ".join(row) if isinstance(row, tuple) else row
-    layer_and_time = [str(int(answer.exit_layers[0])), f"{milliseconds:.1f}"]
-    if model.num_labels == 1:
-        return [text, f"{float(answer.predictions[0]):.3f}", *layer_and_time]
-    label = int(answer.predictions[0])
-    name = model.label_names[label] if model.label_names else str(label)
-    probability = float(answer.logits[0].softmax(dim=-1).max())
-    return [text, name, f"{probability:.3f}", *layer_and_time]
+    label = [answer["label"]] if "label" in answer else []
+    return [text, *label, f"{answer['score']:.3f}", str(answer["exit_layer"]), f"{milliseconds:.1f}"]

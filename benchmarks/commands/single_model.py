@@ -1,27 +1,42 @@
 """One model of either kind outside a suite: train it for a task, and load it again."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands.settings import checked_settings
-from benchmarks.kinds.kind import KINDS, Chosen, functions_of, kind_named
+from benchmarks.kinds.kind import Chosen, functions_of, kind_named
+from benchmarks.kinds.rows import CellRows
 from benchmarks.run.cell import trained
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words
 from benchmarks.tasks.loader import task_kind
 from benchmarks.terminal import add_columns, add_row, plain_table
+from consistentee.deployment.risk_control import check_names, control_risk
 from consistentee.errors import UserError
+from consistentee.methods.calibration import check_shares
 from consistentee.methods.method import AnyMethod, get_method
+from consistentee.traces.instance_trace import record_trace
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 _USES = {"classification": "predict {} TEXT", "generation": "generate {} PROMPT"}
-_OTHERS = {
-    "classification": "a model of classification, which writes no text; see `consistentee predict`",
-    "generation": "a decoder, which labels no text; see `consistentee generate`",
-}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What early exits may cost, see :func:`consistentee.control_risk`; errors as there."""
+
+    risk: float
+    delta: float = 0.1
+    bound: str = "ucb"
+    loss: str = "gap"
+
+    def __post_init__(self) -> None:
+        check_shares(risk=self.risk, delta=self.delta)
+        check_names(self.bound, self.loss)
 
 
 def train_model(
@@ -34,6 +49,7 @@ def train_model(
     settings: Mapping[str, Any],
     seed: int = 0,
     data_dir: Path | None = None,
+    tolerance: Tolerance | None = None,
 ) -> "Table":
     """Train one method on one task and save the model with the knob that validation data chose.
 
@@ -47,6 +63,7 @@ def train_model(
         settings: fields of the recipe's settings (:mod:`consistentee.training.recipe`), where they are not as usual.
         seed: of the training.
         data_dir: where data files are looked for first.
+        tolerance: let risk control choose the knob, on the validation rows: training has not seen them.
 
     Returns:
         The operating points as a table for the terminal.
@@ -72,16 +89,32 @@ def train_model(
             "recipe": checked_settings(type(kind.suite.model_fields["recipe"].default), settings),
         }
     )
+    if tolerance and name != "classification":
+        raise UserError("--risk is for tasks of labels; thresholds of decoders are calibrated by decoding-calibration")
     _check_out(out, kind.model_file)
     (spec,) = expand(suite)
     rows = kind.load_rows(spec, data_dir)
     method.check_task(rows.task)
     model = trained(spec, rows, method, progress=True)
     chosen = functions.choose(spec, rows, method, model)
-    model.description.default_knob = chosen.default_knob
+    knob, why = chosen.default_knob, ""
+    if tolerance:
+        knob, why = _controlled(tolerance, model, method, rows)
+    model.description.default_knob = knob
     model.save_pretrained(out)
-    uses = f"`consistentee {_USES[name].format(out)}` uses {method.knob.name}={chosen.default_knob:.4g}"
+    uses = (
+        f"`consistentee {_USES[name].format(out)}` uses {method.knob.name}={knob:.4g}{why} unless --knob says otherwise"
+    )
     return _operating_points(chosen, method, f"{method.name} on {rows.task.name}, saved in {out}", uses)
+
+
+def _controlled(tolerance: Tolerance, model: Any, method: AnyMethod, rows: CellRows[Any]) -> tuple[float, str]:
+    """Return the knob that risk control chooses, and why it is this one."""
+    found = control_risk(method, model, record_trace(model, rows.task.validation), **asdict(tolerance))
+    promise = f"{tolerance.loss} loss of at most {tolerance.risk:g}, by {tolerance.bound} on {found.rows} rows"
+    if not found.proven:
+        return found.knob, f" (full depth: no early exit is proven to keep a {promise})"
+    return found.knob, f" ({promise}; {found.average_layers:.2f} layers there)"
 
 
 def _check_out(out: Path, model_file: str) -> None:
@@ -93,42 +126,9 @@ def _check_out(out: Path, model_file: str) -> None:
 
 def _operating_points(chosen: Chosen, method: AnyMethod, title: str, uses: str) -> "Table":
     points = chosen.columns()
-    table = plain_table(title, f"{uses} unless --knob says otherwise")
+    table = plain_table(title, uses)
     add_columns(table, method.knob.name, "chosen for")
     add_columns(table, *points[0][2], numbers=True)
     for knob, targets, numbers in points:
         add_row(table, f"{knob:.4g}", in_words(targets), *numbers.values())
     return table
-
-
-def load_saved(folder: Path, kind_name: str, knob: float | None) -> tuple[Any, AnyMethod, float]:
-    """Load a model that :func:`train_model` or a run of a suite has saved, its method, and the knob to be used.
-
-    Args:
-        folder: of the model.
-        kind_name: what the model is to be.
-        knob: of the method; by default the one chosen in training.
-
-    Raises:
-        UserError: the folder holds no trained model of that kind, or the knob is out of range.
-    """
-    if not folder.is_dir():
-        raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")
-    for other, kind in KINDS.items():
-        if other != kind_name and (folder / kind.model_file).is_file():
-            raise UserError(f"{folder} holds {_OTHERS[other]}")
-    functions = functions_of(kind_name)
-    description = functions.describe(folder)
-    if description.method_name is None:
-        raise UserError(f"{folder} does not say which method trained it, so there is no exit rule to use")
-    # Before the model, which may need the kind of classifiers that the method's file enters.
-    method = get_method(description.method_name, **description.method_parameters)
-    if method.replay_only:
-        raise UserError(f"{method.name} reads the true labels, so it cannot predict")
-    model = functions.load_model(folder).eval()
-    values = list(method.knob_values(model))
-    chosen = next((value for value in (knob, description.default_knob) if value is not None), None)
-    if chosen is None:
-        return model, method, float(values[len(values) // 2])
-    method.check_knob(model, chosen)
-    return model, method, float(chosen)

@@ -33,7 +33,6 @@ from consistentee.engine.classify import classify_encoded, stock_encoded
 from consistentee.methods.method import Method
 from consistentee.models.classifiers import LinearClassifier
 from consistentee.models.encoder import MultiExitModel
-from consistentee.models.encoder_description import ModelDescription
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import sweep
@@ -296,11 +295,6 @@ class BatchTime:
 
     seconds: float
     layers: list[float]
-
-
-def describe(folder: Path) -> ModelDescription:
-    """Return what a saved model says of itself."""
-    return ModelDescription.read(folder)
 
 
 def load_model(folder: Path, loaded: Sequence[MultiExitModel] = ()) -> MultiExitModel:

@@ -33,7 +33,6 @@ from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.decoder_description import DecoderDescription
 
 STOCK = "stock generate"
 
@@ -288,11 +287,6 @@ def generation_table(done: DecodedTest) -> pd.DataFrame:
 
 
 # What is timed: a batch of prompts, read and continued.
-
-
-def describe(folder: Path) -> DecoderDescription:
-    """Return what a saved decoder says of itself."""
-    return DecoderDescription.read(folder)
 
 
 def load_model(folder: Path, loaded: Sequence[MultiExitDecoder] = ()) -> MultiExitDecoder:

@@ -145,9 +145,6 @@ class KindFunctions(Protocol):
     def tables(self, done: Any) -> Mapping[str, "pd.DataFrame"]:
         """Return what is kept row by row: name of the file -> columns."""
 
-    def describe(self, folder: Path) -> Any:
-        """Return what a saved model says of itself. Raises UserError if the folder holds none."""
-
     def load_model(self, folder: Path, loaded: Sequence[Any] = ()) -> Any:
         """Load a trained model, to lie in memory beside those loaded. Raises UserError if it cannot be loaded."""
 

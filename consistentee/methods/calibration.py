@@ -59,7 +59,18 @@ def _times_log(factor: float, ratio: float) -> float:
     return factor * math.log(ratio) if factor > 0 else 0.0
 
 
-def learn_then_test(losses: ArrayLike, delta: float, epsilon: float = 0.05) -> Calibration:
+def binomial(mean_loss: float, count: int, delta: float) -> float:
+    """Return the p-value of "the risk is above ``delta``" after ``count`` losses that are all 0 or 1: exact."""
+    return float(binom.cdf(round(count * mean_loss), count, delta))
+
+
+PValue = Callable[[float, int, float], float]
+"""(mean loss, number of losses, delta) -> p-value of "the risk is above delta"."""
+
+
+def learn_then_test(
+    losses: ArrayLike, delta: float, epsilon: float = 0.05, p_value: PValue = hoeffding_bentkus
+) -> Calibration:
     """Go down from the most cautious threshold while the promise is proven, and keep the last proven one.
 
     Testing in a fixed order and stopping at the first failure bounds the chance of any wrong promise by ``epsilon``
@@ -69,14 +80,16 @@ def learn_then_test(losses: ArrayLike, delta: float, epsilon: float = 0.05) -> C
         losses: [prompts, thresholds], see :data:`Losses`.
         delta: the risk that is tolerated.
         epsilon: the chance of a broken promise that is tolerated.
+        p_value: how a threshold is tested.
 
     Raises:
         UserError: for losses outside of 0..1, no prompts, or a delta or epsilon outside of 0..1.
     """
-    checked = _checked(losses, delta, epsilon)
+    checked = checked_losses(losses, low=0.0, high=1.0)
+    check_shares(delta=delta, epsilon=epsilon)
     p_values: list[float] = []
     for mean_loss in checked.mean(axis=0):
-        p_values.append(hoeffding_bentkus(float(mean_loss), len(checked), delta))
+        p_values.append(p_value(float(mean_loss), len(checked), delta))
         if p_values[-1] > epsilon:
             break
     accepted = sum(value <= epsilon for value in p_values)
@@ -122,7 +135,7 @@ def split_study(
     """Choose a threshold on a random part of the prompts, look at the risk on the others, many times over.
 
     Args:
-        losses: [prompts, thresholds], see :data:`Losses`.
+        losses: [prompts, thresholds], in the range that ``pick`` takes.
         delta, epsilon: see :func:`learn_then_test`.
         splits: how many times.
         seed: of the splits.
@@ -131,9 +144,9 @@ def split_study(
         pick: how to choose.
 
     Raises:
-        UserError: as :func:`learn_then_test` does, and for fewer than two prompts.
+        UserError: as ``pick`` does, and for fewer than two prompts.
     """
-    checked = _checked(losses, delta, epsilon)
+    checked = checked_losses(losses)
     if len(checked) < 2:
         raise UserError("a split into calibration and held-out prompts needs at least two prompts")
     first_held_out = min(max(round(calibration_share * len(checked)), 1), len(checked) - 1)
@@ -149,16 +162,21 @@ def split_study(
     return SplitStudy(share, error, np.array(chosen), np.array(risks))
 
 
-def _checked(losses: ArrayLike, delta: float, epsilon: float) -> Losses:
+def checked_losses(losses: ArrayLike, *, low: float = -math.inf, high: float = math.inf) -> Losses:
+    """Return losses as an array [rows, thresholds]. UserError unless there are any, and all lie in ``low..high``."""
     table = np.asarray(losses, dtype=np.float64)
     if table.ndim != 2 or not table.size:
         raise UserError(f"calibration needs a loss for every prompt and threshold, got a table of {table.shape}")
-    if not ((table >= 0) & (table <= 1)).all():
-        raise UserError("calibration needs losses in 0..1: its bound holds for no others")
-    for name, value in (("delta", delta), ("epsilon", epsilon)):
+    if not ((table >= low) & (table <= high)).all():
+        raise UserError(f"calibration needs losses in {low:g}..{high:g}: its bound holds for no others")
+    return table
+
+
+def check_shares(**shares: float) -> None:
+    """Raise UserError for a share that does not lie between 0 and 1."""
+    for name, value in shares.items():
         if not 0 < value < 1:
             raise UserError(f"{name} must lie between 0 and 1, got {value:g}")
-    return table
 
 
 def textual_losses(texts: Sequence[str], full_texts: Sequence[str]) -> Losses:

@@ -1,0 +1,153 @@
+"""Risk control of one saved model: the knobs that are proven safe, and whether such promises are kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.tasks.loader import load_classification_task
+from benchmarks.terminal import add_columns, add_row, plain_table
+from consistentee.data.instances import TaskData
+from consistentee.deployment.risk_bounds import BOUNDS
+from consistentee.deployment.risk_control import KnobRisks, check_names, knob_risks
+from consistentee.deployment.saved import load_saved
+from consistentee.errors import UserError
+from consistentee.methods.calibration import Losses, SplitStudy, split_study
+from consistentee.methods.method import Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.traces.instance_trace import record_trace
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+CALIBRATION_SHARE = 0.2
+"""Of the rows of a study: the held-out ones are so many that their mean is near the risk itself."""
+
+
+@dataclass(frozen=True)
+class _Replayed:
+    """One loss of one model at all knobs, on the rows that choose and on those that check."""
+
+    loss: str
+    validation: KnobRisks
+    test: KnobRisks
+
+
+@dataclass(frozen=True)
+class _Caption:
+    title: str
+    knob: str
+    num_layers: int
+
+
+def risk_table(
+    folder: Path,
+    task_name: str,
+    risks: Sequence[float],
+    *,
+    delta: float = 0.1,
+    losses: Sequence[str] = ("gap", "consistency"),
+    splits: int | None = None,
+    data_dir: Path | None = None,
+) -> "Table":
+    """Choose a saved model's knob by every bound on a task's validation rows, and look at the test rows.
+
+    Args:
+        folder: written by :func:`benchmarks.commands.single_model.train_model`, or by a run of a suite.
+        task_name: the task that it was trained for: a name, or a YAML file.
+        risks: the mean losses that are tolerated.
+        delta: the chance of a broken promise that is tolerated.
+        losses: names of :data:`consistentee.deployment.risk_control.RISK_LOSSES`.
+        splits: choose on so many random fifths of validation and test rows instead, and count broken promises on the
+            others.
+        data_dir: where data files are looked for first.
+
+    Raises:
+        UserError: the folder holds no trained model of this task, or an argument is unknown or out of its range.
+    """
+    for loss in losses:
+        check_names(loss=loss)
+    model, method, _ = load_saved(folder, MultiExitModel)
+    task = load_classification_task(task_name, data_dir)
+    if model.description.task_name != task.name:
+        raise UserError(f"{folder} was trained for task {model.description.task_name!r}, not for {task.name!r}")
+    replayed = _replayed(method, model, task, losses)
+    title = f"{method.name} on {task.name}, {method.knob.name} by risk control, delta={delta:g}"
+    caption = _Caption(title, method.knob.name, model.num_layers)
+    if splits is None:
+        return _choices(caption, replayed, risks, delta)
+    return _studies(caption, replayed, risks, delta, splits)
+
+
+def _replayed(method: Method, model: MultiExitModel, task: TaskData, losses: Sequence[str]) -> list[_Replayed]:
+    traces = record_trace(model, task.validation), record_trace(model, task.test)
+    return [_Replayed(loss, *(knob_risks(method, model, trace, loss) for trace in traces)) for loss in losses]
+
+
+def _choices(caption: _Caption, replayed: Sequence[_Replayed], risks: Sequence[float], delta: float) -> "Table":
+    table = plain_table(
+        caption.title, "chosen on validation rows; (none): nothing is proven, so all rows run all layers"
+    )
+    add_columns(table, "loss", "bound")
+    headings = (
+        "risk tolerated %",
+        caption.knob,
+        "validation loss %",
+        "test loss %",
+        f"test layers of {caption.num_layers}",
+    )
+    add_columns(table, *headings, numbers=True)
+    for each, risk, name in product(replayed, risks, BOUNDS):
+        found = BOUNDS[name](each.validation.losses, risk, delta, each.validation.highest)
+        index = max(found, 0)
+        knob = f"{each.validation.knobs[index]:.4g}" if found >= 0 else "(none)"
+        means = each.validation.losses[:, index].mean(), each.test.losses[:, index].mean()
+        numbers = *(f"{100 * mean:.2f}" for mean in means), f"{each.test.layers[index]:.2f}"
+        add_row(table, each.loss, name, f"{100 * risk:g}", knob, *numbers)
+    return table
+
+
+def _studies(
+    caption: _Caption, replayed: Sequence[_Replayed], risks: Sequence[float], delta: float, splits: int
+) -> "Table":
+    pools = {each.loss: each.validation.joined(each.test) for each in replayed}
+    rows = len(next(iter(pools.values())).losses)
+    calibrating = round(CALIBRATION_SHARE * rows)
+    table = plain_table(
+        caption.title,
+        f"{splits} random splits of validation and test rows: {calibrating} choose, {rows - calibrating} are held out; "
+        "ucb and ltt promise a share of broken splits, crc a mean loss",
+    )
+    add_columns(table, "loss", "bound")
+    headings = "risk tolerated %", "broken %", "held-out loss %", f"layers of {caption.num_layers}"
+    add_columns(table, *headings, numbers=True)
+    add_columns(table, "promise")
+    for (loss, pool), risk, name in product(pools.items(), risks, BOUNDS):
+        study = study_promise(pool, name, risk, delta, splits=splits)
+        numbers = (
+            f"{100 * study.share:.0f}",
+            f"{100 * study.risks.mean():.2f}",
+            f"{pool.layers[study.chosen].mean():.2f}",
+        )
+        kept = "kept" if promise_is_kept(study, name, risk, delta) else "broken"
+        add_row(table, loss, name, f"{100 * risk:g}", *numbers, kept)
+    return table
+
+
+def study_promise(
+    pool: KnobRisks, bound: str, risk: float, delta: float, *, splits: int = 100, seed: int = 0
+) -> SplitStudy:
+    """Choose a knob on a random part of the rows, look at the loss of the others, many times over."""
+
+    def pick(part: Losses, tolerated: float, chance: float) -> int:
+        return max(BOUNDS[bound](part, tolerated, chance, pool.highest), 0)
+
+    return split_study(pool.losses, risk, delta, splits, seed, calibration_share=CALIBRATION_SHARE, pick=pick)
+
+
+def promise_is_kept(study: SplitStudy, bound: str, risk: float, delta: float) -> bool:
+    """Say whether what a study saw agrees with what a bound promises, up to the sampling error of its splits."""
+    if bound != "crc":
+        return study.share <= delta + study.sampling_error
+    return float(study.risks.mean()) <= risk + 1.645 * float(study.risks.std()) / len(study.risks) ** 0.5

@@ -1,0 +1,1 @@
+"""Early-exit decoders under lm-evaluation-harness."""

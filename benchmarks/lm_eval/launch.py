@@ -1,0 +1,40 @@
+"""The command line of lm-evaluation-harness, which knows early-exit decoders by the name ``consistentee`` here.
+
+The harness finds models in its own list alone: neither entry points nor ``--include_path`` add to it. So this enters
+the model, and hands over to the harness.
+"""
+
+import sys
+
+MODEL_NAME = "consistentee"
+_MODEL = "benchmarks.lm_eval.model:EarlyExitLM"
+
+
+def register() -> None:
+    """Enter the model into the harness's list; it is imported once it is asked for. Again, nothing happens."""
+    from lm_eval.api.registry import model_registry
+
+    if MODEL_NAME not in model_registry:
+        model_registry.register(MODEL_NAME, target=_MODEL)
+
+
+def main() -> None:
+    """Run the harness's command line, with its own options."""
+    try:
+        register()
+    except ImportError as error:
+        print(f"error: {error}; install the extra: pip install 'consistentee[lm-eval]'", file=sys.stderr)
+        sys.exit(2)
+    from lm_eval.__main__ import cli_evaluate
+
+    from consistentee.errors import UserError
+
+    try:
+        cli_evaluate()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

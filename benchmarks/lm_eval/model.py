@@ -1,0 +1,181 @@
+"""EarlyExitLM: a saved early-exit decoder, asked what lm-evaluation-harness asks.
+
+Texts are tokenised, cut and windowed by the harness's own ``hf`` model, so that a rule that never exits has its scores.
+
+What an exit means there:
+
+- ``generate_until``: tokens leave as they do in :func:`consistentee.generate`; the first one is given by the prompt, at
+  full depth.
+- ``loglikelihood`` and ``loglikelihood_rolling``: the text is given (teacher forcing), and every scored token, the
+  first one too, is read off the exit that the rule takes for it, of the states at full depth of the tokens before it.
+  So nothing is saved there; the score is that of exits whose skipped keys and values are exact.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from torch import Tensor
+
+from consistentee.deployment.saved import load_saved
+from consistentee.engine.sampling import Sampling
+from consistentee.errors import UserError
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.progress import tracked
+from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.traces.token_rows import TokenRow
+from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens
+from consistentee.traces.walk import replay
+
+Request = tuple[Any, list[int], list[int]]
+"""What the harness knows the request by, the tokens of the context, and those that are scored."""
+
+
+class EarlyExitLM(HFLM):
+    """The model ``consistentee`` of lm-evaluation-harness."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        *,
+        method: str | None = None,
+        knob: float | None = None,
+        device: str | None = None,
+        batch_size: int | str = 8,
+        max_batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Load a decoder.
+
+        Args:
+            pretrained: a folder that ``consistentee train`` or a run of a suite has saved.
+            method: whose rule decides, by default that of the method that trained it.
+            knob: of the method; by default the one chosen in training.
+            device: by default the processor, as where there is no GPU: the harness's command line asks for one unasked.
+            batch_size: rows a batch, a number.
+            max_batch_size: of no use.
+            options: those of the harness's ``hf`` model that concern texts: ``max_length``, ``add_bos_token``,
+                ``prefix_token_id``, ...
+
+        Raises UserError if the folder holds no trained decoder, or the method, the knob or the batch size cannot be.
+        """
+        if not str(batch_size).isdigit():
+            raise UserError(f"--batch_size must be a number, got {batch_size}: exits make no batch size the largest")
+        self.decoder, found, self.knob = load_saved(Path(pretrained), MultiExitDecoder, knob, method)
+        assert isinstance(found, TokenMethod)
+        self.method = found
+        if device is not None and (torch.cuda.is_available() or not device.startswith("cuda")):
+            self.decoder.to(device)
+        super().__init__(
+            pretrained=self.decoder.backbone,
+            tokenizer=self.decoder.tokenizer,
+            backend="causal",
+            batch_size=int(batch_size),
+            **options,
+        )
+        self.exit_layers: list[int] = []
+
+    @property
+    def scoring_rule(self) -> ExitRule:
+        """The rule by which given tokens leave. What drafts and verifies says what the full model says."""
+        return NeverExit() if self.method.drafts else self.method.rule(self.decoder, self.knob)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """Score the last tokens of each request: their log-probability, and whether all are the likeliest."""
+        rows = [_cut(context, scored, self.max_length) for _, context, scored in requests]
+        order = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i])))
+        answers: dict[int, tuple[float, bool]] = {}
+        size = override_bs or self.batch_size
+        shown = not disable_tqdm and override_bs is None
+        for start in tracked(range(0, len(order), size), "scoring", rows=size, shown=shown):
+            chosen = order[start : start + size]
+            answers |= dict(zip(chosen, self._score([rows[i] for i in chosen]), strict=True))
+        for i, (request, _, _) in enumerate(requests):
+            if request is not None:
+                self.cache_hook.add_partial("loglikelihood", request, answers[i])
+        return [answers[i] for i in range(len(rows))]
+
+    @torch.inference_mode()
+    def _score(self, rows: Sequence[TokenRow]) -> list[tuple[float, bool]]:
+        recorded = record_tokens(self.decoder, rows, batch_size=len(rows))
+        trace = replace(recorded, step=recorded.step + 1)  # the first scored token may leave early as well
+        exits = replay(self.scoring_rule, trace)
+        self.exit_layers += exits.tolist()
+        log_probs, likeliest = _read_off(self.decoder, trace, exits)
+        lengths = [len(scored) for _, scored in rows]
+        parts = zip(log_probs.split(lengths), likeliest.split(lengths), strict=True)
+        return [(float(row.sum()), bool(agrees.all())) for row, agrees in parts]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continue contexts; requests with the same options are decoded together."""
+        answers: dict[int, str] = {}
+        groups: dict[str, list[int]] = {}
+        for number, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(number)
+        for options, numbers in groups.items():
+            texts = self._continue([requests[i].args[0] for i in numbers], json.loads(options))
+            answers |= dict(zip(numbers, texts, strict=True))
+        for number, request in enumerate(requests):
+            self.cache_hook.add_partial("generate_until", request.args, answers[number])
+        return [answers[i] for i in range(len(requests))]
+
+    def _continue(self, contexts: Sequence[str], options: dict[str, Any]) -> list[str]:
+        options = normalize_gen_kwargs(options, self.max_gen_toks)
+        new_tokens, stop = options.pop("max_gen_toks"), options.pop("until")
+        sampled, temperature = options.pop("do_sample"), options.pop("temperature", 1.0)
+        kept = {name: options.pop(name) for name in ("top_k", "top_p") if name in options}
+        if options:
+            raise UserError(f"early exits cannot follow the generation option {next(iter(options))!r}")
+        if new_tokens >= self.max_length:
+            raise UserError(f"{new_tokens} new tokens leave no room for a prompt: the model reads {self.max_length}")
+        written = self.method.generate(
+            self.decoder,
+            contexts,
+            self.knob,
+            max_new_tokens=new_tokens,
+            max_prompt_tokens=self.max_length - new_tokens,
+            batch_size=self.batch_size,
+            stop=tuple(text for text in stop if text),
+            sampling=Sampling(temperature, **kept) if sampled else None,
+        )
+        self.exit_layers += [layer for layers in written.exit_layers for layer in layers.tolist()]
+        return written.texts
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Return what the harness writes beside the scores: the method, and how deep tokens went so far."""
+        return {
+            "model_num_parameters": self.decoder.backbone.num_parameters(),
+            "model_dtype": str(self.decoder.dtype),
+            "exit_method": self.method.name,
+            "exit_knob": {self.method.knob.name: self.knob},
+            "num_layers": self.decoder.num_layers,
+            "average_exit_layer": float(np.mean(self.exit_layers)) if self.exit_layers else None,
+        }
+
+
+def _cut(context: Sequence[int], scored: Sequence[int], max_length: int) -> TokenRow:
+    """Drop the first tokens of a context that is too long: the last scored token is not read."""
+    room = max_length + 1 - len(scored)
+    return list(context)[-room:], list(scored)
+
+
+def _read_off(model: MultiExitDecoder, trace: TokenTrace, exits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-probability of every token at its exit, and whether it is the likeliest one there: [N] each."""
+    log_probs, likeliest = torch.zeros(len(trace)), torch.zeros(len(trace), dtype=torch.bool)
+    for index, layer in enumerate(trace.exit_layers):
+        for tokens in (exits == layer).nonzero().flatten().split(CHUNK):
+            said = model.logits(layer, trace.states(index, tokens)).float().log_softmax(dim=-1).cpu()
+            targets = trace.targets[tokens]
+            log_probs[tokens] = said.gather(1, targets.unsqueeze(1)).squeeze(1)
+            likeliest[tokens] = said.argmax(dim=-1) == targets
+    return log_probs, likeliest

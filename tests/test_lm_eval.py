@@ -1,0 +1,204 @@
+"""Under lm-evaluation-harness: what never exits has the scores of its own ``hf`` model, and exits are the rule's."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import random_prompts
+
+from benchmarks.lm_eval import launch
+from consistentee.engine.generate import generate
+from consistentee.errors import UserError
+
+lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: the extra lm-eval")
+pytest.importorskip("accelerate", reason="its hf model needs accelerate: the extra lm-eval")
+
+WORDS = ["ba", "be", "bi", "bo", "da", "de"]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """Write a task of each kind of request as YAML and JSONL, and return their folder."""
+    folder, generator = tmp_path_factory.mktemp("tasks"), random.Random(0)
+    rows = [
+        {
+            "question": " ".join(generator.choices(WORDS, k=generator.randint(2, 9))),
+            "choices": [" ".join(generator.choices(WORDS, k=generator.randint(1, 3))) for _ in range(3)],
+            "answer": generator.randrange(3),
+        }
+        for _ in range(24)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}},
+        "test_split": "test",
+    }
+    choice = {"doc_to_text": "{{question}}", "doc_to_choice": "choices", "doc_to_target": "answer"}
+    rolling = {"doc_to_text": "", "doc_to_target": "{{question}}"}
+    writing = {
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "ba",
+        "generation_kwargs": {"max_gen_toks": 6, "until": []},
+    }
+    tasks = {
+        "toy-choice": choice | {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}]},
+        "toy-rolling": rolling
+        | {"output_type": "loglikelihood_rolling", "metric_list": [{"metric": "word_perplexity"}]},
+        "toy-writing": writing | {"output_type": "generate_until", "metric_list": [{"metric": "exact_match"}]},
+    }
+    for name, task in tasks.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"task": name} | common | task))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_decoder, tmp_path_factory):
+    """Return the folder of a saved decoder, whose method is an entropy threshold that lets some tokens out."""
+    model = tiny_decoder("llama")
+    model.description.method_name = "token-entropy"
+    folder = tmp_path_factory.mktemp("models") / "decoder"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluate(tasks):
+    """Return a function: (model, its arguments, tasks) -> the harness's results, samples included."""
+    from lm_eval.tasks import TaskManager
+
+    launch.register()
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+
+    def run(model, arguments, names=("toy-choice", "toy-rolling", "toy-writing"), **options):
+        return lm_eval.simple_evaluate(
+            model=model, model_args=arguments, tasks=list(names), task_manager=manager, bootstrap_iters=0, **options
+        )
+
+    return run
+
+
+def responses(results):
+    return {
+        task: {sample["doc_id"]: sample["resps"] for sample in samples} for task, samples in results["samples"].items()
+    }
+
+
+def test_what_never_exits_has_the_scores_of_the_stock_model(evaluate, saved, tiny_decoder_backbone):
+    ours = evaluate("consistentee", {"pretrained": str(saved), "method": "token-full"}, batch_size=5)
+    stock = evaluate(
+        "hf",
+        # Its cache of logits takes the first of several scored places where it means the last one (0.4.13).
+        {"pretrained": str(tiny_decoder_backbone("llama")), "dtype": "float32", "logits_cache": False, "device": "cpu"},
+    )
+    assert ours["config"]["average_exit_layer"] == ours["config"]["num_layers"] == 4
+    assert ours["results"]["toy-choice"] == stock["results"]["toy-choice"]
+    assert ours["results"]["toy-choice"]["acc,none"] not in (0.0, 1.0)
+    ours, stock = responses(ours), responses(stock)
+    assert ours["toy-writing"] == stock["toy-writing"]
+    assert len({str(text) for text in stock["toy-writing"].values()}) > 5
+    for doc, answers in stock["toy-choice"].items():
+        for (ours_said,), (stock_said,) in zip(ours["toy-choice"][doc], answers, strict=True):
+            assert ours_said[0] == pytest.approx(stock_said[0], abs=1e-4)
+            assert ours_said[1] == stock_said[1]
+    for doc, ((said,),) in stock["toy-rolling"].items():
+        assert ours["toy-rolling"][doc][0][0] == pytest.approx(said, abs=1e-3)
+
+
+@torch.no_grad()
+def test_every_scored_token_is_read_off_the_exit_that_the_rule_takes(saved):
+    from benchmarks.lm_eval.model import EarlyExitLM
+
+    lm = EarlyExitLM(str(saved), knob=0.8)
+    rows = [([2, *range(10 + i, 16 + i)], list(range(30 + i, 30 + i + 4))) for i in range(6)]
+    found = lm._loglikelihood_tokens([(None, *row) for row in rows], disable_tqdm=True)
+    exits = torch.tensor(lm.exit_layers)
+    assert len(exits) == 24
+    assert len(exits.unique()) > 1
+    alone = EarlyExitLM(str(saved), knob=0.8, batch_size=1)
+    assert [score for score, _ in alone._loglikelihood_tokens([(None, *row) for row in rows], disable_tqdm=True)] == (
+        pytest.approx([score for score, _ in found], abs=1e-4)
+    )
+    by_layer = iter(alone.exit_layers)
+    for (context, scored), (score, _) in zip(rows, found, strict=True):
+        tokens = torch.tensor([context + scored])
+        states = lm.decoder.hidden_states(tokens, torch.ones_like(tokens, dtype=torch.bool))[0]
+        total = 0.0
+        for place, token in enumerate(scored, start=len(context) - 1):
+            layer = next(by_layer)
+            logits = lm.decoder.logits(layer, states[place, lm.decoder.exit_layers.index(layer)])
+            total += float(logits.log_softmax(dim=-1)[token])
+        assert score == pytest.approx(total, abs=1e-3)
+
+
+def test_texts_are_those_of_the_exit_engine(evaluate, saved):
+    from benchmarks.lm_eval.model import EarlyExitLM
+
+    results = evaluate("consistentee", {"pretrained": str(saved), "knob": 0.8}, ["toy-writing"])
+    lm = EarlyExitLM(str(saved), knob=0.8)
+    samples = sorted(results["samples"]["toy-writing"], key=lambda sample: sample["doc_id"])
+    prompts = [sample["arguments"][0][0] for sample in samples]
+    written = generate(lm.decoder, prompts, lm.method.rule(lm.decoder, 0.8), max_new_tokens=6)
+    assert [sample["resps"][0][0] for sample in samples] == written.texts
+    layers = torch.cat(written.exit_layers).double()
+    assert results["config"]["average_exit_layer"] == pytest.approx(float(layers.mean()))
+    assert 1 < float(layers.mean()) < 4
+
+
+@torch.no_grad()
+def test_a_text_as_long_as_the_context_is_scored(saved):
+    from benchmarks.lm_eval.model import EarlyExitLM
+
+    lm = EarlyExitLM(str(saved), method="token-full")
+    long = lm.tok_encode(" ".join(random_prompts(40)))
+    assert len(long) > 2 * lm.max_length
+    (score,) = lm._loglikelihood_tokens([(None, long[:-5], long[-5:])], disable_tqdm=True)
+    kept = torch.tensor([long[-lm.max_length - 1 : -1]])
+    logits = lm.decoder.stock_logits(kept, torch.ones_like(kept, dtype=torch.bool))[0, -5:].log_softmax(dim=-1)
+    assert score[0] == pytest.approx(float(logits.gather(1, torch.tensor(long[-5:])[:, None]).sum()), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "deebert"}, "deebert is a method of another kind"),
+        ({"knob": 77.0}, "must lie in"),
+        ({"batch_size": "auto"}, "--batch_size must be a number, got auto"),
+    ],
+)
+def test_what_cannot_be_is_said(saved, arguments, message):
+    from benchmarks.lm_eval.model import EarlyExitLM
+
+    with pytest.raises(UserError, match=message):
+        EarlyExitLM(str(saved), **arguments)
+
+
+@pytest.mark.slow
+def test_the_command_line_of_the_harness_knows_the_model(tmp_path, saved, tasks):
+    words = ["--model", "consistentee", "--model_args", f"pretrained={saved},method=token-full", "--batch_size", "4"]
+    program = [sys.executable, "-m", "benchmarks.lm_eval.launch", *words, "--tasks", str(tasks / "toy-choice.yaml")]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"toy-choice.*acc.*0\.\d", done.stdout)
+
+
+def test_what_the_user_can_mend_is_one_sentence(monkeypatch, capsys):
+    def refuses():
+        raise UserError("no such model folder: nowhere")
+
+    monkeypatch.setattr("lm_eval.__main__.cli_evaluate", refuses)
+    with pytest.raises(SystemExit, match="2"):
+        launch.main()
+    assert capsys.readouterr().err == "error: no such model folder: nowhere\n"
+
+
+def test_without_the_harness_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval.api.registry", None)
+    with pytest.raises(SystemExit, match="2"):
+        launch.main()
+    assert "pip install 'consistentee[lm-eval]'" in capsys.readouterr().err

@@ -1,0 +1,85 @@
+"""A saved model in three lines: what it says is what the engines say."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import make_task, random_prompts, random_texts
+
+import consistentee as ee
+from consistentee.errors import UserError
+
+
+def saved(model, folder, method, knob=None, **description):
+    model.description.method_name = method
+    model.description.default_knob = knob
+    for name, value in description.items():
+        setattr(model.description, name, value)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_answers_as_classify_does(tiny_model, tmp_path):
+    names = ("red", "green", "blue")
+    folder = saved(tiny_model("bert"), tmp_path / "model", "calm-softmax", 0.5, label_names=names)
+    texts = random_texts(12)
+    classifier = ee.pipeline(str(folder), knob=0.41)
+    model = ee.MultiExitModel.from_pretrained(folder)
+    found = ee.classify(model, texts, ee.get_method("calm-softmax").rule(model, 0.41))
+    answers = classifier(texts)
+    assert [answer["label"] for answer in answers] == [names[label] for label in found.predictions.tolist()]
+    assert [answer["exit_layer"] for answer in answers] == found.exit_layers.tolist()
+    assert [answer["score"] for answer in answers] == found.logits.softmax(dim=-1).amax(dim=-1).tolist()
+    assert len(set(found.exit_layers.tolist())) > 1
+    assert ee.pipeline(folder)(texts) != answers  # the stored knob is another one
+    assert classifier(texts[0])[0].keys() == {"label", "score", "exit_layer"}
+    assert len(classifier(("w1", "w2"))) == 1
+
+
+def test_a_regression_has_a_value_and_no_label(tiny_model, tmp_path):
+    folder = saved(tiny_model("bert", num_labels=1), tmp_path / "model", "pabee")
+    answers = ee.pipeline(folder)(["w1 w2", "w3"])
+    model = ee.MultiExitModel.from_pretrained(folder)
+    method = ee.get_method("pabee")
+    knob = method.knob_values(model)[len(method.knob_values(model)) // 2]
+    found = ee.classify(model, ["w1 w2", "w3"], method.rule(model, knob))
+    assert answers == [
+        {"score": value, "exit_layer": layer}
+        for value, layer in zip(found.predictions.tolist(), found.exit_layers.tolist(), strict=True)
+    ]
+
+
+def test_a_writer_goes_on_as_generate_does(tiny_decoder, tmp_path):
+    folder = saved(tiny_decoder("llama"), tmp_path / "model", "token-entropy", 0.8)
+    prompts = random_prompts(4)
+    answers = ee.pipeline(folder)(prompts, max_new_tokens=6)
+    model = ee.MultiExitDecoder.from_pretrained(folder)
+    found = ee.generate(model, prompts, ee.get_method("token-entropy").rule(model, 0.8), max_new_tokens=6)
+    assert [answer["generated_text"] for answer in answers] == [
+        prompt + text for prompt, text in zip(prompts, found.texts, strict=True)
+    ]
+    assert [answer["exit_layers"] for answer in answers] == [layers.tolist() for layers in found.exit_layers]
+    assert ee.pipeline(folder)(prompts[0], max_new_tokens=6) == answers[:1]
+
+
+def test_what_cannot_be_is_said(tiny_model, tmp_path):
+    folder = saved(tiny_model("bert"), tmp_path / "model", "calm-softmax", 0.5)
+    with pytest.raises(UserError, match="must lie in"):
+        ee.pipeline(folder, knob=7)
+    with pytest.raises(UserError, match="no such model folder"):
+        ee.pipeline(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="is not a saved multi-exit model"):
+        ee.pipeline(tmp_path / "empty")
+
+
+def test_the_code_of_the_guide_runs(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = ee.MultiExitModel.from_pretrained(saved(tiny_model("bert"), tmp_path / "my-model", "calm-softmax", 0.41))
+    guide = (Path(__file__).parent.parent / "docs" / "trained_models.md").read_text(encoding="utf-8")
+    three_lines, risk = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    names = {"model": model, "method": ee.get_method("calm-softmax"), "rows": make_task().validation}
+    exec(compile(three_lines + risk, "trained_models.md", "exec"), names)
+    assert len(names["classifier"](["w1"])) == 1
+    assert names["chosen"].rows == len(names["rows"])
+    assert not names["chosen"].proven  # no 230 rows

@@ -1,0 +1,207 @@
+"""Risk control: bounds by hand and at their floors, promises on losses of known risk, and the wrapper on any method."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_task
+
+from benchmarks.commands.risk import promise_is_kept, study_promise
+from benchmarks.kinds.classification import load_model
+from benchmarks.tasks.loader import load_classification_task
+from consistentee.deployment.risk_bounds import BOUNDS
+from consistentee.deployment.risk_control import RISK_LOSSES, KnobRisks, control_risk, knob_risks
+from consistentee.errors import UserError
+from consistentee.methods.method import get_method
+from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.walk import replay
+
+# ---------------------------------------------------------------------------------------------- bounds
+
+
+@pytest.mark.parametrize(
+    ("bound", "rows", "highest", "floor"),
+    [
+        ("crc", 99, 1.0, 0.01),  # B / (n + 1)
+        ("crc", 99, 2.0, 0.02),
+        ("ucb", 277, 1.0, 0.0086),
+        ("ucb", 872, 1.0, 0.0027),
+        ("ltt", 230, 1.0, 1 - 0.1 ** (1 / 230)),  # (1 - eps) ** n = delta
+    ],
+)
+def test_without_any_loss_the_floor_is_what_rows_can_prove(bound, rows, highest, floor):
+    nothing = np.zeros((rows, 1))
+    assert BOUNDS[bound](nothing, floor + 1e-4, 0.1, highest) == 0
+    assert BOUNDS[bound](nothing, floor - 1e-4, 0.1, highest) == -1
+
+
+def table(*means: float, rows: int = 1000) -> np.ndarray:
+    """Losses of 0 and 1 with the given mean at each knob, evenly spread over the rows."""
+    return np.stack([np.diff(np.floor(np.arange(rows + 1) * mean + 1e-9)) for mean in means], axis=1)
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_the_last_knob_before_the_first_failure_is_chosen(bound):
+    assert BOUNDS[bound](table(0.0, 0.01, 0.3, 0.0), 0.05, 0.1, 1.0) == 1
+    assert BOUNDS[bound](table(0.3, 0.0), 0.05, 0.1, 1.0) == -1
+    assert BOUNDS[bound](table(0.0, 0.0), 0.05, 0.1, 1.0) == 1
+
+
+def test_conformal_counts_the_largest_loss_on_the_way():
+    """Each knob loses 4 % of the rows, but other rows: 8 % have lost at one of them."""
+    losses = np.zeros((100, 3))
+    losses[:4, 1] = losses[4:8, 2] = 1
+    assert BOUNDS["crc"](losses, 0.06, 0.1, 1.0) == 1
+    assert BOUNDS["crc"](losses, 0.09, 0.1, 1.0) == 2
+
+
+def test_conformal_by_hand():
+    """(101 * 0.05 - 1) / 100 = 0.0405: 4 losses of 100 pass, 5 do not."""
+    assert BOUNDS["crc"](table(0.04, 0.05, rows=100), 0.05, 0.1, 1.0) == 0
+
+
+def test_a_test_counts_gains_as_nothing_and_a_bound_as_gains():
+    gains = np.where(table(0.06), 1.0, -table(0.5))
+    assert BOUNDS["ltt"](gains, 0.05, 0.1, 1.0) == -1
+    assert BOUNDS["ucb"](gains, 0.05, 0.1, 1.0) == 0
+
+
+RISKS = np.array([0.0, 0.005, 0.01, 0.018, 0.022, 0.03, 0.045, 0.052, 0.07, 0.1])
+
+
+def drawn(rows: int, generator: np.random.Generator, kind: str) -> np.ndarray:
+    """Losses whose means are RISKS: 0 and 1; of both signs; or anything in 0..2."""
+    below = (generator.random((rows, 1)) < 2 * RISKS).astype(float)
+    if kind == "gap":  # half of those that lose gain at once: 1.5 * RISKS lose and 0.5 * RISKS gain
+        return below * np.where(generator.random((rows, 1)) < 0.75, 1.0, -1.0)
+    return below * (generator.integers(2, size=(rows, 1)) if kind == "consistency" else generator.random((rows, 1)))
+
+
+@pytest.mark.parametrize("kind", ["consistency", "gap", "brier"])
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_promises_are_kept_on_losses_of_known_risk(bound, kind):
+    generator, draws = np.random.default_rng(3), 300
+    highest = 2.0 if kind == "brier" else 1.0
+    for tolerated in (0.02, 0.05):
+        chosen = [BOUNDS[bound](drawn(600, generator, kind), tolerated, 0.1, highest) for _ in range(draws)]
+        risks = RISKS[np.maximum(chosen, 0)]
+        assert np.median(chosen) >= 1  # it is not kept by never moving
+        if bound == "crc":
+            assert risks.mean() <= tolerated + 1.645 * risks.std() / draws**0.5
+        else:
+            assert np.mean(risks > tolerated) <= 0.1 + 1.645 * (0.1 * 0.9 / draws) ** 0.5
+
+
+def test_the_study_counts_broken_promises_of_a_choice_by_the_mean(monkeypatch):
+    def by_the_mean(losses, risk, delta, highest):
+        return int(np.flatnonzero(losses.mean(axis=0) <= risk).max())
+
+    pool = KnobRisks(tuple(range(10)), drawn(6000, np.random.default_rng(0), "consistency"), np.ones(10), 1.0)
+    monkeypatch.setitem(BOUNDS, "mean", by_the_mean)
+    near = float(pool.losses[:, 4].mean())  # a knob whose risk is just what is tolerated
+    broken = study_promise(pool, "mean", near, 0.1)
+    assert broken.share > 0.3
+    assert not promise_is_kept(broken, "mean", near, 0.1)
+    for bound in ("crc", "ucb", "ltt"):
+        assert promise_is_kept(study_promise(pool, bound, near, 0.1), bound, near, 0.1)
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_what_no_bound_can_prove_is_said(bound):
+    with pytest.raises(UserError, match="risk must lie between 0 and 1, got 0"):
+        BOUNDS[bound](table(0.1), 0.0, 0.1, 1.0)
+    with pytest.raises(UserError, match="delta must lie between 0 and 1, got 1"):
+        BOUNDS[bound](table(0.1), 0.1, 1.0, 1.0)
+    with pytest.raises(UserError, match=r"losses in -inf\.\.1"):
+        BOUNDS[bound](2 * table(0.1), 0.1, 0.1, 1.0)
+
+
+# ---------------------------------------------------------------------------------------------- losses
+
+
+def test_losses_by_hand():
+    """Rows: only the early answer is wrong, only the full model's is, both are right and as sure."""
+    probs = torch.tensor([[0.8, 0.2], [0.1, 0.9], [0.6, 0.4]])
+    full = torch.tensor([[0.3, 0.7], [0.6, 0.4], [0.6, 0.4]])
+    labels = torch.tensor([1, 1, 0])
+    expected = {
+        "gap": [1.0, -1.0, 0.0],
+        "consistency": [1.0, 1.0, 0.0],
+        "brier-gap": [2 * 0.8**2 - 2 * 0.3**2, 2 * 0.1**2 - 2 * 0.6**2, 0.0],
+        "brier-consistency": [2 * 0.5**2, 2 * 0.5**2, 0.0],
+    }
+    assert set(expected) == set(RISK_LOSSES)
+    for name, losses in expected.items():
+        assert RISK_LOSSES[name].of(probs, full, labels).tolist() == pytest.approx(losses)
+
+
+# ---------------------------------------------------------------------------------------------- any method
+
+
+@pytest.fixture
+def traced(tiny_model):
+    """Return a tiny model with random exits, and its trace on 200 rows."""
+    model = tiny_model("bert")
+    return model, record_trace(model, make_task().train)
+
+
+@pytest.mark.parametrize("method", ["deebert", "calm-softmax", "f-pabee"])
+def test_the_knob_of_any_method_runs_from_full_depth_to_early_exits(method, traced):
+    model, trace = traced
+    found = get_method(method)
+    replayed = knob_risks(found, model, trace, "consistency")
+    assert (replayed.losses[:, 0] == 0).all()
+    assert replayed.layers[0] == trace.num_layers
+    assert replayed.layers[-1] < replayed.layers[0]
+    assert replayed.knobs == tuple(float(knob) for knob in reversed(found.knob_values(model)))
+
+
+@pytest.mark.parametrize("loss", RISK_LOSSES)
+def test_what_is_chosen_is_what_a_replay_gives(loss, traced):
+    model, trace = traced
+    method = get_method("calm-softmax")
+    chosen = control_risk(method, model, trace, 0.6, loss=loss)
+    exits = replay(method.rule(model, chosen.knob), trace)
+    assert chosen.proven
+    assert chosen.average_layers == pytest.approx(float(exits.double().mean()))
+    assert chosen.average_layers < trace.num_layers
+    assert chosen.mean_loss <= 0.6
+    assert chosen.rows == len(trace)
+
+
+def test_where_nothing_is_proven_all_rows_run_to_full_depth(traced):
+    model, trace = traced
+    method = get_method("pabee")
+    chosen = control_risk(method, model, trace, 0.0001)
+    assert not chosen.proven
+    assert (chosen.mean_loss, chosen.average_layers) == (0.0, trace.num_layers)
+    assert (replay(method.rule(model, chosen.knob), trace) == trace.num_layers).all()
+
+
+def test_names_and_regressions_are_refused(traced, tiny_model):
+    model, trace = traced
+    method = get_method("pabee")
+    with pytest.raises(UserError, match="unknown bound 'ucbb'; did you mean 'ucb'"):
+        control_risk(method, model, trace, 0.1, bound="ucbb")
+    with pytest.raises(UserError, match="unknown loss 'gaps'; did you mean 'gap'"):
+        control_risk(method, model, trace, 0.1, loss="gaps")
+    regression = tiny_model("bert", num_labels=1)
+    with pytest.raises(UserError, match="regression"):
+        control_risk(method, regression, record_trace(regression, make_task(regression=True).test), 0.1)
+
+
+@pytest.mark.real
+@pytest.mark.timeout(1800)
+def test_promises_are_kept_on_a_trained_model(tmp_path):
+    from benchmarks.commands.single_model import train_model
+
+    task = load_classification_task("movie-snippets")
+    for name in ("deebert", "pabee", "consistentee"):
+        settings = {"max_rows": 2000, "epochs": 2, "max_length": 64, "group_by_length": True}
+        train_model("movie-snippets", name, {}, backbone="minilm-l6", out=tmp_path / name, settings=settings)
+        model, method = load_model(tmp_path / name), get_method(name)
+        for loss in ("gap", "consistency"):
+            parts = [knob_risks(method, model, record_trace(model, s), loss) for s in (task.validation, task.test)]
+            for risk in (0.02, 0.05):
+                for bound in BOUNDS:
+                    study = study_promise(parts[0].joined(parts[1]), bound, risk, 0.1)
+                    assert promise_is_kept(study, bound, risk, 0.1), (name, loss, risk, bound)
