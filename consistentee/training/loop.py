@@ -293,7 +293,7 @@ def _train(
 def _word_tables(
     model: MultiExit, source: Source[BatchT], stage: Stage[ModelT, BatchT]
 ) -> AbstractContextManager[list[UsedRows]]:
-    """Return the context in which word tables that learn hold the tokens of rows that are read; a decoder's are left alone."""
+    """Return the context in which word tables that learn hold what is read alone; a decoder's are left as they are."""
     if not (isinstance(model, MultiExitModel) and isinstance(source, TokenSource)):
         return nullcontext([])
     judged = [] if stage.judge is None or source.task is None else model.tokenize(source.task.validation.texts)
