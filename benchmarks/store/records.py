@@ -104,6 +104,10 @@ class BaseRecord(Strict):
     validation_rows: int
     test_rows: int
     train_seconds: float
+    training_precision: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="that layers were trained in, never compared; None where it was not asked, or not recorded yet",
+    )
     command: str
     operating_points: Sequence[BaseOperatingPoint]
     environment: dict[str, object]
