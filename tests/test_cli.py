@@ -453,6 +453,7 @@ def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):
     assert "no answer within 0.2 s" in done.output
     assert "holds no task" in done.output
     assert "not in the cache" in done.output
+    assert "auto trains in" in done.output
 
 
 def test_doctor_finds_data_and_a_hub(monkeypatch, tmp_path):

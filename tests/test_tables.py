@@ -21,7 +21,7 @@ from benchmarks.analysis.comparisons.pairs import paired_comparisons
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows.instances import label_rows, table_rows
 from benchmarks.analysis.tables.operating import comparison_table, operating_lines, operating_table
-from benchmarks.analysis.tables.provenance import machine
+from benchmarks.analysis.tables.provenance import machine, machines_table
 from benchmarks.analysis.tables.text import TextTable, csv_of, escape_latex, to_latex, to_markdown
 from benchmarks.specs.targets import HALF, in_words
 from consistentee.errors import UserError
@@ -347,3 +347,21 @@ def test_the_long_table_has_a_line_for_every_cell_knob_and_split(results):
     half = next(line for line in at_points if line["label"] == "deebert" and line["targets"] == "budget 0.50")
     assert (float(half["layers"]), float(half["flops_ratio"])) == (pytest.approx(3.0), pytest.approx(2.0))
     assert float(half["speedup_b32"]) == pytest.approx(2.0)
+
+
+def test_a_task_whose_methods_were_trained_in_two_precisions_is_named():
+    records = [
+        cell(label, [operating_point(0.5, "budget 0.50", 2.0, 0.5)], task="sst2") for label in ("deebert", "pabee")
+    ]
+    precisions = {"same": ("bfloat16", "bfloat16"), "mixed": ("float32", "bfloat16"), "older": (None, "bfloat16")}
+    notes = {
+        name: machines_table(
+            [
+                record.model_copy(update={"training_precision": precision})
+                for record, precision in zip(records, of_both, strict=True)
+            ]
+        ).notes
+        for name, of_both in precisions.items()
+    }
+    assert len(notes["same"]) == len(notes["older"]) == 1
+    assert notes["mixed"][1] == "Trained in float32 and in bfloat16, by what was faster: records of sst2 · minilm-l6."

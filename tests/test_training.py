@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCABULARY, make_task, make_text_task
+from conftest import FAMILIES, VOCABULARY, make_task, make_text_task
 
 from consistentee.data.metrics import score
 from consistentee.errors import UserError
 from consistentee.files import LOCK
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop
+from consistentee.training.attention import stepwise_attention
 from consistentee.training.loop import TokenSource, run_stage
 from consistentee.training.recipe import Recipe, TokenRecipe
 from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, train_jointly, training_source
@@ -367,3 +368,19 @@ class TestBatchesOfLikeLength:
         assert list(again) == [4, 5, 6, 7]
         assert again[4] == first[4]
         assert again[5] == first[5]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_step_by_step_draws_the_same_dropout(tiny_model, family):
+    model = tiny_model(family).train()
+    batch = model.collate(model.tokenize(make_task().test.texts[:6]))
+
+    def logits() -> torch.Tensor:
+        torch.manual_seed(3)
+        return model(batch).logits.detach()
+
+    fused = logits()
+    with stepwise_attention(model):
+        torch.testing.assert_close(logits(), fused, atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits(), fused)
+    assert not torch.allclose(model.eval()(batch).logits, fused, atol=1e-3)

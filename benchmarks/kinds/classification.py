@@ -36,6 +36,8 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import sweep
+from consistentee.training.loop import training_device
+from consistentee.training.precision import precision_used
 
 STOCK = "stock model"
 _FULL = "full"
@@ -188,6 +190,7 @@ def findings(spec: CellSpec, done: Evaluation) -> dict[str, Any]:
         _logger.info("%s: knob %g, test %s", in_words(point.targets), point.knob, point.test.model_dump_json())
     return {
         "num_layers": done.model.stock_layers,
+        "training_precision": precision_used(spec.recipe.precision, training_device()),
         "full_flops": float(flops.full_flops(done.test_trace.lengths.numpy()).sum()),
         "full_validation_flops": float(flops.full_flops(done.validation_trace.lengths.numpy()).sum()),
         "curve_validation": done.validation.points,

@@ -117,6 +117,10 @@ class BaseRecord(Strict):
         description="score on validation rows after each epoch, of every stage that trained all weights on all rows "
         "(joint: mean over exits); empty in records that are older than this field",
     )
+    training_precision: Literal["float32", "bfloat16"] | None = Field(
+        None,
+        description="that layers were trained in, never compared; None where it was not asked, or not recorded yet",
+    )
     command: str
     operating_points: Sequence[BaseOperatingPoint]
     environment: dict[str, object]

@@ -30,6 +30,7 @@ from consistentee.models.base import MultiExit
 from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
 from consistentee.models.source_code import module_source
 from consistentee.progress import tracked
+from consistentee.training.attention import stepwise_attention
 from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
 from consistentee.training.word_tables import UsedRows, only_used_rows
@@ -252,7 +253,11 @@ def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
 ) -> None:
     precision = precision_used(recipe.precision, model.device)
-    with onednn_products(model.device), _word_tables(model, source, stage) as word_tables:
+    with (
+        onednn_products(model.device),
+        _attention(model, stage),
+        _word_tables(model, source, stage) as word_tables,
+    ):
         parameters = _freeze_all_but(model, stage.trains)
         optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
         steps_per_epoch = math.ceil(len(source) / stage.batch_size)
@@ -288,6 +293,11 @@ def _train(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
+
+
+def _attention(model: MultiExit, stage: Stage[ModelT, BatchT]) -> AbstractContextManager[None]:
+    """Return the context in which an encoder's attention has a quick dropout; a decoder's has none to speed up."""
+    return stepwise_attention(model) if isinstance(model, MultiExitModel) and stage.dropout else nullcontext()
 
 
 def _word_tables(

@@ -50,9 +50,20 @@ def machines_table(records: Sequence[BaseRecord]) -> TextTable:
             f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
             f"{'all from commit ' + next(iter(commits)) if len(commits) == 1 else f'from {len(commits)} commits'}. "
             "The report names the command, commit and key of every record.",
+            *_mixed_precisions(records),
         ),
         words=("machine", "first", "last"),
     )
+
+
+def _mixed_precisions(records: Sequence[BaseRecord]) -> list[str]:
+    """Say, in one line, on which tasks the methods that are compared were not all trained in one precision."""
+    precisions: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        if record.training_precision is not None:
+            precisions.setdefault((record.task, record.backbone), set()).add(record.training_precision)
+    mixed = [f"{task} · {backbone}" for (task, backbone), found in precisions.items() if len(found) > 1]
+    return [f"Trained in float32 and in bfloat16, by what was faster: records of {', '.join(mixed)}."] if mixed else []
 
 
 def records_table(records: Sequence[BaseRecord]) -> TextTable:

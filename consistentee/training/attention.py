@@ -1,0 +1,25 @@
+"""Attention in training on a CPU: step by step, since torch's fused one has no dropout there.
+
+Asked for dropout, ``scaled_dot_product_attention`` falls back to a slow path that guards against rows without any key,
+copies and scales both sides. The stock model's own steps draw the same dropout and give the same numbers, up to
+rounding, in half the time.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from consistentee.models.encoder import MultiExitModel
+
+
+@contextmanager
+def stepwise_attention(model: MultiExitModel) -> Iterator[None]:
+    """For the time being, compute attention step by step where a model's backbones would fuse it, on a CPU."""
+    on_cpu = model.device.type == "cpu"
+    fused = [b for b in model.backbones if on_cpu and b.config._attn_implementation == "sdpa"]
+    for backbone in fused:
+        backbone.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        for backbone in fused:
+            backbone.set_attn_implementation("sdpa")
