@@ -840,7 +840,7 @@ def leaderboard(
     ],
     table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv", help="Print this format.")] = None,
 ) -> None:
-    """Rank methods over tasks by the area under their curves, with intervals; say where every result comes from."""
+    """Compare methods over tasks, at equal cost and by whole curves; say where every result comes from."""
     from benchmarks.analysis.leaderboard import load_leaderboard
     from benchmarks.analysis.tables.leaderboard import to_terminal, to_text
 

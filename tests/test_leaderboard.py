@@ -95,7 +95,9 @@ def test_a_method_without_a_task_is_marked_and_has_no_place(results):
     assert [e.rank for e in ranked] == [1, 2, 3, 4, 5, 6]  # it does not count in the others' ranks
     missing = standing(board).entries[-1]
     assert (missing.method, missing.tasks, missing.runs, missing.place) == ("consistentee", 1, 1, None)
-    table = leaderboard_tables(board)[0]
+    at_equal_cost, table = leaderboard_tables(board)[:2]
+    assert set(at_equal_cost.cells[-1][1:]) == {"n/a"}
+    assert at_equal_cost.cells[-1][0] == "consistentee"
     assert table.cells[6][:2] == ("", "consistentee *")
     assert table.cells[6][4] == "1 of 2"
     assert any(note.startswith("* lacks runs") for note in table.notes)
@@ -137,6 +139,7 @@ def test_times_are_compared_within_one_machine(results, tmp_path):
     times = [s for s in board.standings if s.kind == "time"]
     assert [(s.machine, len(s.entries)) for s in times] == [("Made-up CPU, 2 cores", 7), ("Some GPU", 1)]
     assert [t.title for t in leaderboard_tables(board)] == [
+        "Points against the full model at equal cost, mean of 2 tasks",
         "Leaderboard by layers",
         "Leaderboard by time at batch size 1, on machine A",
         "Leaderboard by time at batch size 1, on machine B",
@@ -147,6 +150,8 @@ def test_the_folder_named_first_counts_where_two_have_the_same(results, tmp_path
     write_cell(tmp_path / "two", foreign("deebert", method="deebert"))
     board = load_leaderboard([results, tmp_path / "two"])
     assert entry(board, "deebert").machines == "A"
+    deebert = [cell for panel in board.panels for cell in panel.cells if cell.record.label == "deebert"]
+    assert [cell.record.task for cell in deebert] == ["mcid", "rte"]
     assert entry(load_leaderboard([tmp_path / "two", results]), "deebert").machines == "A B"
 
 
@@ -295,4 +300,5 @@ def test_the_command_prints_to_the_terminal_and_as_text(results):
     assert "static (reference)" in shown.output
     assert "A: Made-up CPU, 2 cores" in shown.output
     text = CliRunner().invoke(app, ["leaderboard", str(results), "--format", "md"])
-    assert text.output.startswith("## Leaderboard by layers")
+    assert text.output.startswith("## Points against the full model at equal cost, mean of 2 tasks")
+    assert "## Leaderboard by layers" in text.output

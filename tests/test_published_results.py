@@ -124,6 +124,7 @@ def test_a_publication_is_a_few_small_files(forms):
     run, out = forms
     names = {path.name for path in out.iterdir()}
     assert {"cells.parquet", "timings.parquet", "rows.parquet", "table.md", "table.csv"} <= names
+    assert ({"headline.csv", "validation.parquet"} <= names) == (kind_of_results(out) == "classification")
     assert sum(name.endswith(".png") for name in names) == 1
     assert not {name for name in names if name.endswith((".pdf", ".html", ".json"))}
     size = sum(path.stat().st_size for path in out.glob("*.parquet"))

@@ -23,16 +23,16 @@ def timed_knobs(records: Iterable[BaseRecord], protocol: TimingSpec) -> dict[str
     """
     found, at_most = list(records), protocol.points_per_cell
     wanted: dict[str, list[float]] = {}
-    for record, knob in _neighbours([one for one in found if isinstance(one, CellRecord)]):
-        wanted.setdefault(record.key, []).append(knob)
+    for key, knob in _neighbours([one for one in found if isinstance(one, CellRecord)]):
+        wanted.setdefault(key, []).append(knob)
     for record in found:
         points = [point.knob for point in record.timed_points(at_most)]
         wanted[record.key] = list(dict.fromkeys([*wanted.get(record.key, []), *points]))[:at_most]
     return wanted
 
 
-def _neighbours(records: Sequence[CellRecord]) -> Iterator[tuple[CellRecord, float]]:
-    """Yield the knobs on both sides of every budget, curve by curve."""
+def _neighbours(records: Sequence[CellRecord]) -> Iterator[tuple[str, float]]:
+    """Yield the key of the cell and the knob, on both sides of every budget, curve by curve."""
     live = [record for record in records if record.hull and record.timed_points(1)]
     for _, of_curve in groupby(sorted(live, key=_label), key=_label):
         points = [(record, record.curve_validation[point.place]) for record in of_curve for point in record.hull]
@@ -42,7 +42,7 @@ def _neighbours(records: Sequence[CellRecord]) -> Iterator[tuple[CellRecord, flo
             mixture = mixture_at(points[0][0].num_layers / speedup, layers, scores)
             for index in (mixture.first, mixture.second):
                 record, point = points[index]
-                yield record, point.knob
+                yield record.key, point.knob
 
 
 def _label(record: CellRecord) -> str:

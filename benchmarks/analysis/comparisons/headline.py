@@ -141,8 +141,7 @@ def _headline(panels: Sequence[Panel]) -> Headline:
     entries = {}
     for speedup in SPEEDUPS:
         scores = np.array([[one.score for one in found[label, speedup]] for label in everywhere]).T
-        ranks = mean_ranks(scores) if everywhere else []
-        for label, rank in zip(everywhere, ranks, strict=True):
+        for label, rank in zip(everywhere, mean_ranks(scores) if everywhere else (), strict=True):
             above, below = _beyond_static(by_panel, methods, label, speedup)
             entries[label, speedup] = Entry(
                 label=label,
@@ -209,9 +208,13 @@ def core_pairs(of: Headline, speedup: float) -> list[tuple[str, str]]:
     named = [label for label in others if of.methods[label] in PEERS]
     pairs = [(variant, peer) for variant in variants for peer in named]
     if variants and others:
-        best = tuple(max(side, key=lambda label: of.entries[label, speedup].points) for side in (variants, others))
-        pairs += [best] if best not in pairs else []
+        best = _best(of, variants, speedup), _best(of, others, speedup)
+        pairs = [*(pair for pair in pairs if pair != best), best]
     return pairs
+
+
+def _best(of: Headline, labels: Sequence[str], speedup: float) -> str:
+    return max(labels, key=lambda label: of.entries[label, speedup].points)
 
 
 def _by_task(of: Headline, label: str, speedup: float) -> Floats:

@@ -70,14 +70,13 @@ def point_samples(panel: Panel, wanted: Iterable[AtBudget]) -> dict[AtBudget, Fl
     if not can_resample(panel.metric, labels):
         return {}
     scores = _Resampled(panel.metric, labels, same)
-    references = {one.seed: scores.of(parts) for one in full if scores.knows(parts := _parts(one))}
+    references = {one.seed: scores.of(_parts(one)) for one in full if scores.knows(_parts(one))}
     seed_of_draws = crc32(f"{panel.task} {panel.backbone}".encode())
     samples = {}
-    for one, ones in found.items():
-        seeds, parts = [of_seed.seed for of_seed in ones], list(map(_parts, ones))
-        if all(map(scores.knows, parts)) and references.keys() >= set(seeds):
-            points = [scores.of(p) - references[seed] for p, seed in zip(parts, seeds, strict=True)]
-            samples[one] = mean_over_drawn_seeds(np.stack(points, axis=1), seed=seed_of_draws)
+    for at_budget, ones in found.items():
+        if all(scores.knows(_parts(of_seed)) and of_seed.seed in references for of_seed in ones):
+            points = [scores.of(_parts(of_seed)) - references[of_seed.seed] for of_seed in ones]
+            samples[at_budget] = mean_over_drawn_seeds(np.stack(points, axis=1), seed=seed_of_draws)
     return samples
 
 

@@ -6,7 +6,7 @@ rows) that lies above -1 point. Where none has, nothing was shown, and the full 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,23 +37,27 @@ class Saving:
     points: float
 
 
-def saving(panel: Panel, label: str) -> Saving | None:
-    """Return what a curve may save; None unless the answers of validation rows were kept, of the full model's too.
+def savings(panel: Panel) -> dict[str, Saving]:
+    """Return what every curve may save whose answers of validation rows were kept, and the full model's.
 
-    Nor for a score of ranks.
+    Nothing for a score of ranks.
     """
-    found: Saving | None = panel.once(f"saving of {label}", lambda: _saving(panel, label))
-    return found
+    return panel.once("savings", lambda: _savings(panel))
 
 
 def mean_saving(panels: Sequence[Panel], label: str) -> Saving | None:
     """Return the mean over tasks; None unless it is known of each."""
-    found = [saving(panel, label) for panel in panels]
+    found = [savings(panel).get(label) for panel in panels]
     known = [one for one in found if one is not None]
     if not known or len(known) < len(found):
         return None
     layers, points = np.mean([(one.layers, one.points) for one in known], axis=0)
     return Saving(float(layers), float(points))
+
+
+def _savings(panel: Panel) -> dict[str, Saving]:
+    found = {label: _saving(panel, label) for label in panel.labels}  # panel by panel: drawn rows are drawn once
+    return {label: one for label, one in found.items() if one is not None}
 
 
 def _saving(panel: Panel, label: str) -> Saving | None:
@@ -78,16 +82,16 @@ class _Bounds:
     """One curve and seed on validation rows.
 
     Attributes:
-        costs, scores: of every knob.
         hull: the knobs on the hull.
+        costs, scores: of these.
         metric: the task's.
         terms: of these on every resample of the validation rows, [RESAMPLES, hull, terms].
         full: scores of the full model on the same resamples, [RESAMPLES].
     """
 
+    hull: NDArray[np.intp]
     costs: NDArray[np.float64]
     scores: NDArray[np.float64]
-    hull: NDArray[np.intp]
     metric: str
     terms: Floats
     full: Floats
@@ -110,20 +114,23 @@ class _Bounds:
         if not all(np.array_equal(labels, others) for others, _ in known):
             return None
         terms = resampled_terms(panel.metric, labels, np.stack([answers for _, answers in known]))
-        return cls(costs, scores, hull, panel.metric, terms[:, :-1], score_of_terms(panel.metric, terms[:, -1]))
+        full_scores = score_of_terms(panel.metric, terms[:, -1])
+        return cls(hull, costs[hull], scores[hull], panel.metric, terms[:, :-1], full_scores)
 
     def cheapest(self) -> Mixture | None:
         """Return the cheapest mixture whose lower bound is within a point of the full model; None if none is."""
-        ends = self.costs[self.hull[[0, -1]]]
-        tried = [mixture_at(cost, self.costs, self.scores) for cost in (*np.arange(*ends, _STEP), ends[1])]
-        places = {int(index): place for place, index in enumerate(self.hull)}
-        first, second = [places[one.first] for one in tried], [places[one.second] for one in tried]
+        low, high = self.costs[[0, -1]]
+        tried = [mixture_at(cost, self.costs, self.scores) for cost in (*np.arange(low, high, _STEP), high)]
+        first, second = [one.first for one in tried], [one.second for one in tried]
         weights = np.array([mixture.weight for mixture in tried])[:, None]
         mixed = weights * self.terms[:, first] + (1 - weights) * self.terms[:, second]
         differences = score_of_terms(self.metric, mixed) - self.full[:, None]
         lower = np.percentile(differences, _LOWER, axis=0)
         good = np.flatnonzero(lower >= -WITHIN_ONE_POINT.lost_at_most - ROUNDING)
-        return tried[good[0]] if good.size else None
+        if not good.size:
+            return None
+        found = tried[good[0]]
+        return replace(found, first=int(self.hull[found.first]), second=int(self.hull[found.second]))
 
 
 def _validation_answers(panel: Panel, cell: int, hull: float) -> tuple[NDArray, NDArray] | None:

@@ -1,0 +1,230 @@
+"""The headline: intervals that rows and seeds bear out, tests, and savings that are shown and not lucky."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from records_by_hand import LAYERS, cell, curve_point, operating_point
+
+from benchmarks.analysis.comparisons.headline import Headline, contrasts, core_pairs, headline
+from benchmarks.analysis.comparisons.resampled import point_samples
+from benchmarks.analysis.comparisons.savings import savings
+from benchmarks.analysis.results import Panel, StoredCell, panels
+from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, contrast_tables, equal_cost_tables, headline_lines
+from benchmarks.measure.intervals import interval
+from benchmarks.store.records import HullPoint
+from consistentee.data.metrics import score
+
+AT_LAYERS = (2, 4)
+"""Exits of the two knobs of every method here; half of the layers is their even mixture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a cell that lie nowhere."""
+
+    test: pd.DataFrame
+    held_out: pd.DataFrame | None = None
+    folder: str = ""
+    place: Path = Path("nowhere")
+    file: Path = Path("nowhere")
+
+    def predictions(self) -> pd.DataFrame:
+        return self.test
+
+    def validation(self) -> pd.DataFrame | None:
+        return self.held_out
+
+    def study(self) -> None:
+        return None
+
+
+def noisy(labels, right, generator):
+    """Return answers that are right with some probability, of two classes."""
+    return np.where(generator.random(len(labels)) < right, labels, 1 - labels)
+
+
+def stored_cell(label, labels, answers, *, task="mcid", seed=0, held_out=None, metric="accuracy") -> StoredCell:
+    """Return a cell with a knob for every answers [N], kept at the hull: the full model has one knob, others two."""
+    layers = (LAYERS,) if label == "full" else AT_LAYERS
+    scores = [score(metric, labels, said) for said in answers]
+    curve = [curve_point(float(i), t, 0.5 + 0.1 * i) for i, t in enumerate(layers)]
+    test = [point.model_copy(update={"scores": {metric: value}}) for point, value in zip(curve, scores, strict=True)]
+    valid = [point.model_copy(update={"scores": {metric: point.scores["accuracy"]}}) for point in curve]
+    record = cell(label, [operating_point(9.0, "budget 0.50", 3.0, 0.5)], curve=curve, task=task, seed=seed)
+    hull = [HullPoint(place=i, validation_flops=1.0, flops=1.0) for i in range(len(layers))]
+    changes = {"curve_test": test, "curve_validation": valid, "hull": hull, "metric": metric}
+    columns = {"row": np.arange(len(labels)), "label": labels}
+    by_layer = dict(zip(layers, answers, strict=True))
+    columns |= {f"layer_prediction_{t}": by_layer.get(t, 1 - labels) for t in range(1, LAYERS + 1)}
+    columns |= {f"hull_exit_layer_{i}": np.full(len(labels), t) for i, t in enumerate(layers)}
+    return StoredCell(record.model_copy(update=changes), Rows(pd.DataFrame(columns), held_out))
+
+
+def task_of(generator, rights: dict[str, tuple[float, ...]], rows=400, task="mcid", seeds=(0,)) -> Panel:
+    """Return a panel of methods that are right with given probabilities, row by row and seed by seed on their own."""
+    labels = generator.integers(0, 2, rows)
+    cells = [
+        stored_cell(label, labels, [noisy(labels, p, generator) for p in right], task=task, seed=seed)
+        for label, right in rights.items()
+        for seed in seeds
+    ]
+    (panel,) = panels(cells, [])
+    return panel
+
+
+def of_tasks(found: list[Panel]) -> Headline:
+    made = headline(found)
+    assert made is not None
+    return made
+
+
+THREE = {"full": (0.9,), "deebert": (0.6, 0.8), "consistentee": (0.8, 0.9), "static": (0.6, 0.8)}
+
+
+def test_the_interval_of_a_mean_over_tasks_is_the_normal_one():
+    generator = np.random.default_rng(0)
+    found = [task_of(generator, THREE, rows=rows, task=f"task{rows}") for rows in (300, 500, 800)]
+    entry = of_tasks(found).entries["deebert", 2.0]
+    gains = []
+    for panel in found:
+        by_label = {stored.record.label: stored.rows.predictions() for stored in panel.cells}
+        right = [by_label["deebert"][f"layer_prediction_{t}"] == by_label["deebert"]["label"] for t in AT_LAYERS]
+        gains.append(
+            (right[0].astype(float) + right[1]) / 2
+            - (by_label["full"]["layer_prediction_6"] == by_label["full"]["label"])
+        )
+    mean = np.mean([gain.mean() for gain in gains])
+    half = 1.96 * np.sqrt(np.sum([gain.var() / len(gain) for gain in gains])) / 3
+    assert entry.points == pytest.approx(mean)
+    assert entry.interval == (pytest.approx(mean - half, abs=3e-3), pytest.approx(mean + half, abs=3e-3))
+
+
+def test_intervals_cover_the_truth():
+    generator = np.random.default_rng(1)
+    covered = 0
+    for _ in range(60):
+        panel = task_of(generator, {"full": (0.9,), "deebert": (0.6, 0.8)}, rows=200)
+        low, high = interval(point_samples(panel, [("deebert", 2.0)])["deebert", 2.0])
+        covered += low <= 0.7 - 0.9 <= high
+    assert covered >= 52, "60 intervals of 95% hold 52 or more with a probability of 0.99"
+
+
+def test_seeds_are_drawn_too():
+    labels = np.arange(400) % 2
+    generator = np.random.default_rng(2)
+    cells = []
+    for seed, right in ((0, 0.6), (1, 0.9)):
+        cells.append(stored_cell("full", labels, [noisy(labels, 0.9, generator)], seed=seed))
+        cells.append(stored_cell("deebert", labels, [noisy(labels, right, generator)] * 2, seed=seed))
+    (panel,) = panels(cells, [])
+    low, high = interval(point_samples(panel, [("deebert", 2.0)])["deebert", 2.0])
+    assert high - low > 0.25, "the same seed may be drawn twice, and its score is 30 points from the other's"
+
+
+@pytest.mark.parametrize("metric", ["f1", "matthews"])
+def test_mixtures_are_weighted_samples(metric):
+    """Half of each: the score of every row taken twice, once with each answer, and not the mean of two scores."""
+    generator = np.random.default_rng(3)
+    labels = (generator.random(300) < 0.3).astype(int)
+    answers = [np.zeros(300, dtype=int), noisy(labels, 0.9, generator)]
+    cells = [
+        stored_cell("full", labels, [labels], metric=metric),
+        stored_cell("deebert", labels, answers, metric=metric),
+    ]
+    (panel,) = panels(cells, [])
+    expected = score(metric, [*labels, *labels], np.concatenate(answers))
+    (line,) = [line for line in headline_lines([panel]) if line["budget"] == 2.0]
+    assert line["points"] == pytest.approx(100 * (expected - 1), abs=1e-3)
+    assert abs(expected - np.mean([score(metric, labels, said) for said in answers])) > 0.01
+    samples = point_samples(panel, [("deebert", 2.0)])["deebert", 2.0]
+    assert samples.mean() == pytest.approx(expected - 1, abs=0.02)
+
+
+def test_methods_share_the_rows_that_are_drawn():
+    found = []
+    for number in (4, 5):
+        panel = task_of(np.random.default_rng(number), THREE, task=f"task{number}")
+        twin = next(stored for stored in panel.cells if stored.record.label == "deebert")
+        record = twin.record.model_copy(update={"label": "twin", "method": "berxit"})
+        found += panels([*panel.cells, StoredCell(record, twin.rows)], [])
+    both = of_tasks(found)
+    same, other = contrasts(both, [("deebert", "twin"), ("consistentee", "deebert")], 2.0)
+    assert (same.difference, same.interval, same.p_value, same.wins, same.losses) == (0, (0, 0), 1.0, 0, 0)
+    assert other.interval is not None
+    assert 0 < other.interval[0] < other.difference < other.interval[1]
+    assert other.p_value == pytest.approx(2 / 1001)
+    assert other.holm_p_value == pytest.approx(4 / 1001), "two tests"
+    assert (other.wins, other.losses, other.tasks_p_value) == (2, 0, 0.5)
+
+
+def test_variants_are_tested_against_named_peers_and_the_best_one():
+    rights = {**THREE, "consistentee-curve": (0.7, 0.9), "pabee": (0.5, 0.7), "gpfee": (0.7, 0.95)}
+    found = [task_of(np.random.default_rng(task), rights, task=f"task{task}") for task in range(2)]
+    pairs = core_pairs(of_tasks(found), 2.0)
+    variants, named = ("consistentee", "consistentee-curve"), ("deebert", "pabee")
+    assert set(pairs[:-1]) == {(variant, peer) for variant in variants for peer in named}
+    assert pairs[-1] == ("consistentee", "gpfee")
+    (table,) = contrast_tables(found)
+    assert [cells[:2] for cells in table.cells] == pairs
+    assert contrast_tables(found[:1]) == []
+
+
+def test_lines_and_table_say_the_same():
+    found = [task_of(np.random.default_rng(task), THREE, task=f"task{task}", seeds=(0, 1)) for task in range(3)]
+    lines = {(line["method"], line["budget"]): line for line in headline_lines(found)}
+    assert set(lines) == {(label, s) for label in ("consistentee", "deebert", "static") for s in (1.5, 2.0, 3.0)}
+    means, _ = equal_cost_tables(found)
+    assert NO_ROWS_NOTE not in means.notes
+    for label, *cells in means.cells:
+        line = lines[label, 2.0]
+        assert cells[1] == "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(line[name] for name in ("points", "low", "high")))
+        assert (line["tasks"], line["seeds"], line["layers"]) == (3, 2, 3.0)
+        assert cells[4] == ("n/a" if label == "static" else f"{line['above_static']} / {line['below_static']}")
+    assert lines["consistentee", 2.0]["above_static"] == 3
+    assert sorted(lines[label, 2.0]["rank"] for label in ("consistentee", "deebert", "static"))[0] == 1.0
+
+
+# ---------------------------------------------------------------------------------------------- within a point
+
+
+def with_validation(answers_of: dict[str, list[np.ndarray]], labels: np.ndarray) -> Panel:
+    """Return a panel whose test and validation rows are the same."""
+    cells = []
+    for label, answers in answers_of.items():
+        columns = {"row": np.arange(len(labels)), "label": labels}
+        columns |= {f"hull_prediction_{i}": said for i, said in enumerate(answers)}
+        cells.append(stored_cell(label, labels, answers, held_out=pd.DataFrame(columns)))
+    (panel,) = panels(cells, [])
+    return panel
+
+
+def test_a_lucky_knob_is_no_saving():
+    """Both knobs are as good as the full model; the cheap one errs on other rows, so that nothing is shown of it."""
+    labels = np.arange(500) % 2
+    errs = np.where(np.arange(500) < 50, 1 - labels, labels)
+    errs_elsewhere = (
+        errs[::-1] if (labels == labels[::-1]).all() else np.where(np.arange(500) >= 450, 1 - labels, labels)
+    )
+    panel = with_validation({"full": [errs], "deebert": [errs_elsewhere, errs], "static": [errs, errs]}, labels)
+    found = savings(panel)
+    assert (found["static"].layers, found["static"].points) == (2.0, 0.0)
+    assert 3.5 < found["deebert"].layers < 4.0, (
+        "of the lucky knob only a small share is shown to lose less than a point"
+    )
+    assert found["deebert"].points == pytest.approx(0.0)
+
+
+def test_where_nothing_is_shown_the_full_model_runs():
+    labels = np.arange(500) % 2
+    wrong = np.where(np.arange(500) < 250, 1 - labels, labels)
+    panel = with_validation({"full": [labels], "deebert": [wrong, wrong]}, labels)
+    assert (savings(panel)["deebert"].layers, savings(panel)["deebert"].points) == (LAYERS, 0.0)
+
+
+def test_a_saving_needs_validation_rows():
+    panel = task_of(np.random.default_rng(0), THREE)
+    assert savings(panel) == {}
+    assert all(line["layers_within_1_point"] == "" for line in headline_lines([panel]))
