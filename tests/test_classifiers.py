@@ -200,7 +200,7 @@ class TestVectors:
 
     def test_one_vector_serves_those_that_read_no_more(self, tiny_model, kind):
         model, vector = model_with(tiny_model, kind), torch.randn(2, WIDTH)
-        if kind in ("linear", "shared"):
+        if kind in ("linear", "shared", "class-means"):
             assert torch.equal(model.classify_pooled(2, vector), model.classifier(2)(RecordedLayer(vector[:, None])))
         else:
             with pytest.raises(UserError, match=f"{kind} classifier of layer 2 reads more"):
@@ -374,6 +374,7 @@ class TestFlops:
         answer = {
             "linear": linear_cost(n, pooling),
             "shared": linear_cost(n, pooling),
+            "class-means": linear_cost(n, pooling),
             "attention": attention_cost(n, pooling),
             "past-future": 2 * pooling_cost(n, pooling) + past_future_cost(2),
             "ensemble": 2 * pooling_cost(n, pooling) + ensemble_cost(2),
@@ -387,6 +388,7 @@ class TestFlops:
         asked = {
             "linear": 3 * linear_cost(n, pooling),
             "shared": 3 * linear_cost(n, pooling),
+            "class-means": 3 * linear_cost(n, pooling),
             "attention": 3 * attention_cost(n, pooling),
             "past-future": 3 * pooling_cost(n, pooling) + sum(past_future_cost(layer) for layer in (1, 2, 3)),
             "ensemble": 3 * pooling_cost(n, pooling) + sum(ensemble_cost(layer) for layer in (1, 2, 3)),

@@ -6,7 +6,8 @@
 * ``past-future`` reads the pooled vectors of its layer and of all before, and predicts those to come (GPFEE, Liao et
   al., NAACL 2021);
 * ``ensemble`` reads the pooled vectors of its layer and of all before, and what the classifiers there say (ZTW,
-  Wolczyk et al., NeurIPS 2021).
+  Wolczyk et al., NeurIPS 2021);
+* ``class-means`` answers with the class whose mean is nearest (E2CM, Goermez et al., IJCNN 2022).
 
 A kind of your own is one subclass of :class:`InternalClassifier`, entered in :data:`KINDS` under its name before a
 model is built or loaded with it. Training, tracing, batched inference, FLOPs and saving follow from what its
@@ -284,12 +285,33 @@ class EnsembleClassifier(InternalClassifier):
         return self.average(self.heads_say(layer.history))
 
 
+class ClassMeansClassifier(InternalClassifier):
+    """E2CM's: minus the distance from the mean of each class, divided by that of all training rows on average.
+
+    Nothing is trained by gradients: a method puts means and average distances in.
+    """
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        self.means = nn.Parameter(torch.empty(place.num_labels, place.width).normal_(std=0.02))
+        self.mean_distances = nn.Parameter(torch.ones(place.num_labels))
+
+    def distances(self, pooled: Tensor) -> Tensor:
+        """Return the distances of pooled vectors [rows, width] from the means: [rows, classes]."""
+        squares = pooled.square().sum(dim=-1, keepdim=True) + self.means.square().sum(dim=-1)
+        return (squares - 2 * functional.linear(pooled, self.means)).clamp_min(0).sqrt()
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        return -self.distances(layer.pooled) / self.mean_distances
+
+
 KINDS: dict[str, type[InternalClassifier]] = {
     "linear": LinearClassifier,
     "shared": SharedClassifier,
     "attention": AttentionClassifier,
     "past-future": PastFutureClassifier,
     "ensemble": EnsembleClassifier,
+    "class-means": ClassMeansClassifier,
 }
 """Kinds of classifiers by name."""
 

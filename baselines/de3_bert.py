@@ -1,0 +1,130 @@
+"""DE3-BERT (He et al., 2024, arXiv 2402.05948): entropy, and how much nearer the nearest class is than the second.
+
+Training: backbone and all classifiers together, on cross-entropy and a distance-aware regulariser. For it every layer
+before L has a linear map into a metric space, and a prototype of every class there. Rule: with r1 <= r2 the distances
+from the nearest and the second prototype, ``DR = 0.5 (1 + (r1 - r2) / max(r1, r2))``, low where one class is much
+nearer; ``EDR = (lambda + 1) / (lambda / DR + 1 / entropy)``, a harmonic mean; leave where EDR is below a threshold.
+
+The formulas of training could not be had; these are choices of ours. The regulariser is the loss of prototypical
+networks (Snell et al., NeurIPS 2017), cross-entropy on ``softmax_k(-d_k^2)``, through which the prototypes learn beside
+the maps (the paper moves them by averages); both losses are weighted by depth, as PABEE's, and added with the weight
+``regularised``. The entropy is divided by ln C, so that both parts of EDR lie in 0..1; lambda is 1.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from consistentee.data.instances import TaskData
+from consistentee.errors import UserError
+from consistentee.methods.method import Knob, Method
+from consistentee.models.encoder import MultiExitModel
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule
+from consistentee.rules.signals import normalised_entropy
+from consistentee.rules.view import LayerView
+from consistentee.training.loop import TokenBatch, run_stage
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import (
+    BACKBONE_AND_CLASSIFIERS,
+    depth_weighted_loss,
+    layer_losses,
+    token_stage,
+    training_source,
+)
+
+_METRIC, _PROTOTYPES = "metric", "prototypes"
+_FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
+_OUT_OF_REACH = 1.001
+
+
+@dataclass(frozen=True)
+class DE3BERT(Method):
+    """Joint training with prototypes, rule on entropy and distances.
+
+    Attributes:
+        regularised: the weight of the distance-aware regulariser.
+        balance: lambda, the weight of the distances in the harmonic mean; 0 leaves the entropy alone.
+        width: of the metric space.
+    """
+
+    name: ClassVar[str] = "de3-bert"
+    paper: ClassVar[str] = "He et al., DE3-BERT, 2024, arXiv 2402.05948"
+    knob: ClassVar[Knob] = Knob("threshold", (_OUT_OF_REACH, *_FRACTIONS[1:], 0.0))
+
+    regularised: float = 1.0
+    balance: float = 1.0
+    width: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("regularised", "balance"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{self.name}: {name} must not be negative, got {getattr(self, name)}")
+        if self.width < 2:
+            raise UserError(f"{self.name}: a metric space has at least 2 dimensions, got {self.width}")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, classifiers, maps and prototypes in one stage."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        model.add_head(_METRIC, HeadSpec(outputs=self.width), seed=recipe.seed)
+        spec = HeadSpec(outputs=model.num_labels, extra_inputs=self.width, reads_pooled=False)
+        model.add_head(_PROTOTYPES, spec, seed=recipe.seed)
+        stage = replace(
+            token_stage("prototypes", partial(_loss, self), recipe),
+            trains=(*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{_METRIC}.", f"exit_heads.{_PROTOTYPES}."),
+            details={"method": repr(self)},
+        )
+        run_stage(model, source, stage, recipe)
+        _complete_squares(model)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where EDR is below ``knob``."""
+        self.check_knob(model, knob)
+        return ThresholdRule(partial(distance_enhanced_entropy, balance=self.balance), knob, exit_when="below")
+
+
+def distance_enhanced_entropy(view: LayerView, balance: float) -> Tensor:
+    """Return EDR, 0 (certain) to 1: float [rows]."""
+    place = view.head(_METRIC)
+    # With a bias of -|p|^2 / 2, a linear layer whose weights are the prototypes p says half of |z|^2 - |z - p|^2.
+    squares = place.square().sum(dim=-1, keepdim=True) - 2 * view.head(_PROTOTYPES, place)
+    nearest, second = squares.clamp_min(0).sqrt().topk(2, dim=-1, largest=False).values.unbind(dim=-1)
+    return harmonic(distance_ratio(nearest, second), normalised_entropy(view), balance)
+
+
+def distance_ratio(nearest: Tensor, second: Tensor) -> Tensor:
+    """Return DR of distances [rows]: 0 at a prototype, 0.5 where two are equally far."""
+    return 0.5 * (1 + (nearest - second) / second.clamp_min(torch.finfo(second.dtype).tiny))
+
+
+def harmonic(ratio: Tensor, entropy: Tensor, balance: float) -> Tensor:
+    """Return the harmonic mean of the ratio, weighted by ``balance``, and the entropy: 0 where a weighted one is 0."""
+    weighted = balance / ratio if balance else torch.zeros_like(ratio)
+    return (balance + 1) / (weighted + 1 / entropy)
+
+
+def _prototypes(model: MultiExitModel, layer: int) -> Tensor:
+    return model.head(_PROTOTYPES).modules_by_layer[layer - 1].get_parameter("weight")
+
+
+def _loss(method: DE3BERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    outputs = model(batch.tokens)
+    said = depth_weighted_loss(layer_losses(outputs.logits, batch.labels))
+    nearness = []
+    for layer in range(1, model.num_layers):
+        place = model.head(_METRIC)(layer, outputs.pooled[:, layer - 1])
+        nearness.append(-(place.unsqueeze(1) - _prototypes(model, layer)).square().sum(dim=-1))
+    return said + method.regularised * depth_weighted_loss(layer_losses(torch.stack(nearness, dim=1), batch.labels))
+
+
+@torch.no_grad()
+def _complete_squares(model: MultiExitModel) -> None:
+    """Give the heads of the prototypes p the biases -|p|^2 / 2, with which they tell squared distances."""
+    for layer in range(1, model.num_layers + 1):
+        bias = model.head(_PROTOTYPES).modules_by_layer[layer - 1].get_parameter("bias")
+        bias.copy_(-0.5 * _prototypes(model, layer).square().sum(dim=-1))

@@ -1,0 +1,75 @@
+"""E2CM (Goermez et al., IJCNN 2022, arXiv 2103.01148): exits without training, at the means of the classes.
+
+Training: the backbone and the last classifier are fine-tuned, as the full model is; nothing else is trained. One pass
+over the training rows gives the mean vector of every class at every layer, and the mean distance of all rows from it.
+Rule: a layer answers with ``softmax_k(-d_k / mean d_k)``, d_k the Euclidean distance from the mean of class k; leave
+where the largest probability is above a threshold T. Layer L answers with its own classifier.
+
+Choices: the vectors are the pooled ones that classifiers read, after the pooler where there is one, and the pass is
+made in eval mode. Distances differ by less than their mean, so probabilities lie near 1/C, and thresholds are dense
+there; one for all layers is the knob. A class without a training row is never answered early.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from consistentee.data.instances import TaskData
+from consistentee.methods.method import Knob, Method
+from consistentee.models.classifiers import ClassifierSpec, ClassMeansClassifier
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule
+from consistentee.rules.signals import top_probability
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import recorded_features, train_last_exit_on, training_source
+
+_PARTS = tuple(10.0 ** (exponent / 18) for exponent in range(-72, 0))
+"""Of the way from 1/C, where nothing is known, to 1."""
+
+_NEVER = 1e-6
+"""The mean distance of a class without rows: any distance is a million times as large."""
+
+
+@dataclass(frozen=True)
+class E2CM(Method):
+    """Full fine-tuning, class means, confidence rule."""
+
+    name: ClassVar[str] = "e2cm"
+    paper: ClassVar[str] = "Goermez et al., E2CM, IJCNN 2022, arXiv 2103.01148"
+    knob: ClassVar[Knob] = Knob("confidence", (0.0, *(0.5 + 0.5 * part for part in _PARTS), 1.0))
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, and put the means of what it leaves into the exits."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        train_last_exit_on(model, source, recipe)
+        model.use_classifier(ClassifierSpec("class-means", at_last_layer=False), recipe.seed)
+        pooled = recorded_features(model, source, recipe).pooled
+        for layer in range(1, model.num_layers):
+            put_means(cast(ClassMeansClassifier, model.classifier(layer)), pooled[:, layer - 1], source.labels)
+        return model
+
+    def knob_values(self, model: MultiExitModel) -> Sequence[float]:
+        """Return thresholds from 0 over those near 1/C to 1, which no probability exceeds."""
+        chance = 1 / model.num_labels
+        return (0.0, *(chance + (1 - chance) * part for part in _PARTS), 1.0)
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the largest probability is above ``knob``."""
+        self.check_knob(model, knob)
+        return ThresholdRule(top_probability, knob, exit_when="above")
+
+
+@torch.no_grad()
+def put_means(classifier: ClassMeansClassifier, pooled: Tensor, labels: Tensor) -> None:
+    """Fit a classifier to the pooled vectors [rows, width] and labels [rows] of one layer."""
+    classes = len(classifier.means)
+    for label in range(classes):
+        rows = pooled[labels == label]
+        classifier.means[label] = rows.mean(dim=0) if len(rows) else 0.0
+    distances = classifier.distances(pooled.to(classifier.means.device)).mean(dim=0).clamp_min(_NEVER)
+    has_rows = torch.bincount(labels, minlength=classes).to(distances.device) > 0
+    classifier.mean_distances.copy_(distances.where(has_rows, _NEVER))
