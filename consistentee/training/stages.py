@@ -15,6 +15,7 @@ from consistentee.data.metrics import score
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.traces.instance_trace import record_outputs, record_trace
 from consistentee.training.loop import FeatureSource, Stage, TokenBatch, TokenSource, label_tensor, run_stage
+from consistentee.training.precision import precision_used
 from consistentee.training.recipe import Recipe
 
 TokenLoss = Callable[[MultiExitModel, TokenBatch], Tensor]
@@ -103,7 +104,7 @@ def judge_of(source: TokenSource, recipe: Recipe, *, every_exit: bool) -> Callab
         return None
 
     def judge(model: MultiExitModel) -> float:
-        with model.layers_in(recipe.precision):
+        with model.layers_in(precision_used(recipe.precision, model.device)):
             trace = record_trace(model, task.validation)
         exits = range(1, trace.num_layers + 1) if every_exit else [trace.num_layers]
         answers = [trace.view(layer).predictions.numpy() for layer in exits]
