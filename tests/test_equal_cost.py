@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from records_by_hand import LAYERS, cell, curve_point, made_up_suite, operating_point, stored, write_results
 
-from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost, curve_at_equal_cost
 from benchmarks.analysis.comparisons.resampled import interval_at_equal_cost
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.select import Reach
@@ -57,6 +57,13 @@ def test_a_grid_is_one_curve_and_seeds_are_averaged():
     assert found.points == pytest.approx((0.7 - 0.9 + 0.75 - 0.8) / 2)
 
 
+def test_a_curve_is_a_hull_and_a_grid_one_curve():
+    cells = [method([(1.0, 0.5), (3.0, 0.6)], parameters={"alpha": 0.3}), method([(2.0, 0.8), (5.0, 0.9)])]
+    found = curve_at_equal_cost(panel_of(full(), *cells), "deebert")
+    assert [one.layers for one in found] == pytest.approx([1.0, 2.0, 5.0])
+    assert [one.score for one in found] == pytest.approx([0.5, 0.8, 0.9]), "the knob at 3 layers lies below"
+
+
 def test_budgets_beyond_the_curve_are_marked():
     panel = panel_of(full(), method([(2.5, 0.7), (3.5, 0.9)]))
     assert at_equal_cost(panel, "deebert", 3.0).reaches == (Reach.OVER,)
@@ -94,7 +101,7 @@ def test_f1_is_scored_as_a_weighted_sample_where_answers_are_known(tmp_path):
 
 
 def test_answers_at_the_hull_are_enough_for_an_interval(tmp_path):
-    """Both neighbours of the budget are no operating points: their answers are those of the layers where rows exit."""
+    """One neighbour of the budget is no operating point: its answers are those of the layers where rows exit."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, 600)
     by_layer = {t: np.where(generator.random(600) < 0.6 + 0.05 * t, labels, 1 - labels) for t in range(1, LAYERS + 1)}
@@ -103,7 +110,7 @@ def test_answers_at_the_hull_are_enough_for_an_interval(tmp_path):
     records = {"deebert": record.model_copy(update={"hull": hull}), "full": full(0.9)}
     layers = {f"layer_prediction_{t}": answers for t, answers in by_layer.items()}
     columns = {
-        "deebert": {**layers, **{f"hull_exit_layer_{i}": np.full(600, t) for i, t in enumerate((2, 4, 5))}},
+        "deebert": {**layers, "prediction_0": by_layer[2], "hull_exit_layer_1": np.full(600, 4)},
         "full": {"prediction_0": by_layer[LAYERS]},
     }
     for label, more in columns.items():

@@ -4,7 +4,7 @@ Their names are those of :class:`benchmarks.kinds.kind.KindFunctions`, as genera
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -257,13 +257,14 @@ def same_answers(first: NDArray, second: NDArray) -> NDArray[np.bool_]:
 def tables(done: Evaluation) -> dict[str, pd.DataFrame]:
     """Return the table of predictions, and the answers of the validation rows at the knobs of the hull."""
     chosen = [done.test.exits[index] for index in done.chosen]
+    hull = {number: done.test.exits[index] for number, index in enumerate(done.hull) if index not in done.chosen}
     return {
-        PREDICTIONS_FILE: prediction_table(done.test_trace, chosen, [done.test.exits[index] for index in done.hull]),
+        PREDICTIONS_FILE: prediction_table(done.test_trace, chosen, hull),
         VALIDATION_FILE: validation_table(done.validation_trace, [done.validation.exits[index] for index in done.hull]),
     }
 
 
-def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor], hull_exits: Sequence[Tensor]) -> pd.DataFrame:
+def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor], hull_exits: Mapping[int, Tensor]) -> pd.DataFrame:
     """Return what :func:`benchmarks.store.folders.read_predictions` describes: no text, one line a test row."""
     full_depth = torch.full((len(trace),), trace.num_layers)
     columns = {
@@ -276,7 +277,7 @@ def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor], hull_exits: S
     for number, exits in enumerate(chosen_exits):
         columns[f"prediction_{number}"] = trace.predictions(exits).numpy()
         columns[f"exit_layer_{number}"] = exits.numpy()
-    for number, exits in enumerate(hull_exits):
+    for number, exits in hull_exits.items():
         columns[f"hull_exit_layer_{number}"] = exits.numpy()
     return pd.DataFrame(columns)
 

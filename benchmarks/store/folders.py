@@ -146,8 +146,8 @@ def read_predictions(cell: Path) -> "pd.DataFrame":
 
     Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), ``layer_prediction_t`` for layer t = 1, 2, ...
     (not in folders written before version 0.2), and for operating point i (the order of the record) ``prediction_i``
-    and ``exit_layer_i``; for point i of the hull ``hull_exit_layer_i``, whose answer is that of this layer. Raises
-    UserError if the file cannot be read.
+    and ``exit_layer_i``; for point i of the hull that is no operating point ``hull_exit_layer_i``, whose answer is that
+    of this layer. Raises UserError if the file cannot be read.
     """
     return read_rows(cell / PREDICTIONS_FILE)
 

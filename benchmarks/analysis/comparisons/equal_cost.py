@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import FULL, Panel
 from benchmarks.analysis.rows.instances import hull_answers, predictions_of
-from benchmarks.analysis.select import Mixture, Reach, mixture_at
+from benchmarks.analysis.select import Mixture, Reach, concave_hull, mixture_at
 from consistentee.data.metrics import score
 from consistentee.errors import UserError
 
@@ -62,6 +62,21 @@ def _at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
         reaches=tuple(one.mixture.reach for one in found),
         time_ratios={size: ratio for size in panel.batch_sizes if (ratio := _time_ratio(found, size)) is not None},
     )
+
+
+def curve_at_equal_cost(panel: Panel, label: str) -> list[AtCost]:
+    """Return the whole curve, a grid's cells as one: what it reaches at the cost of every vertex of its hull.
+
+    Fewest layers first. Between them it is straight; with several seeds, all of them are mixed to the vertices of each.
+    """
+    seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
+    hulls = [_hull_costs(knobs_of(panel, label, seed)) for seed in seeds]
+    return [at_equal_cost(panel, label, panel.num_layers / cost) for cost in np.unique(np.concatenate(hulls)).tolist()]
+
+
+def _hull_costs(knobs: "pd.DataFrame") -> NDArray[np.float64]:
+    costs = knobs["validation_layers"].to_numpy(float)
+    return costs[concave_hull(costs, knobs["validation_quality"])]
 
 
 @dataclass(frozen=True)
@@ -127,7 +142,7 @@ def answers_at(panel: Panel, knob: "pd.Series") -> tuple[NDArray, NDArray] | Non
         return None
     try:
         columns = predictions_of(panel.cells[knob["cell"]].rows)
-        answers = columns[f"prediction_{point:.0f}"] if np.isnan(hull) else hull_answers(columns, int(hull))
+        answers = hull_answers(columns, int(hull)) if np.isnan(point) else columns[f"prediction_{point:.0f}"]
     except UserError:  # predictions are gone: the curve still stands
         return None
     return columns["label"], answers
