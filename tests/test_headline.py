@@ -54,7 +54,7 @@ def stored_cell(label, labels, answers, *, task="mcid", seed=0, held_out=None, m
     test = [point.model_copy(update={"scores": {metric: value}}) for point, value in zip(curve, scores, strict=True)]
     valid = [point.model_copy(update={"scores": {metric: point.scores["accuracy"]}}) for point in curve]
     record = cell(label, [operating_point(9.0, "budget 0.50", 3.0, 0.5)], curve=curve, task=task, seed=seed)
-    hull = [HullPoint(place=i, validation_flops=1.0, flops=1.0) for i in range(len(layers))]
+    hull = [HullPoint(place=i, validation_flops=1e9 * t, flops=1e9 * t) for i, t in enumerate(layers)]
     changes = {"curve_test": test, "curve_validation": valid, "hull": hull, "metric": metric}
     columns = {"row": np.arange(len(labels)), "label": labels}
     by_layer = dict(zip(layers, answers, strict=True))
@@ -182,6 +182,7 @@ def test_lines_and_table_say_the_same():
         line = lines[label, 2.0]
         assert cells[1] == "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(line[name] for name in ("points", "low", "high")))
         assert (line["tasks"], line["seeds"], line["layers"]) == (3, 2, 3.0)
+        assert line["flops_ratio"] == pytest.approx(LAYERS / 3)
         assert cells[4] == ("n/a" if label == "static" else f"{line['above_static']} / {line['below_static']}")
     assert lines["consistentee", 2.0]["above_static"] == 3
     assert sorted(lines[label, 2.0]["rank"] for label in ("consistentee", "deebert", "static"))[0] == 1.0

@@ -34,6 +34,7 @@ class AtCost:
         reaches: what of the budget was reached, by seed.
         time_ratios: batch size -> the stock model's time / the mixture's, geometric mean of the seeds; without those
             at which some knob of the mixture was not timed.
+        flops_ratio: the same by operations; None if those of some knob were not counted.
     """
 
     label: str
@@ -42,6 +43,7 @@ class AtCost:
     layers: float
     reaches: tuple[Reach, ...]
     time_ratios: dict[int, float] = field(default_factory=dict)
+    flops_ratio: float | None = None
 
 
 def at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
@@ -60,7 +62,10 @@ def _at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
         points=float(np.mean(points)) if len(points) == len(scores) else None,
         layers=float(np.mean([one.mixture.of(one.knobs["layers"]) for one in found])),
         reaches=tuple(one.mixture.reach for one in found),
-        time_ratios={size: ratio for size in panel.batch_sizes if (ratio := _time_ratio(found, size)) is not None},
+        time_ratios={
+            size: ratio for size in panel.batch_sizes if (ratio := _ratio(found, f"speedup_b{size}")) is not None
+        },
+        flops_ratio=_ratio(found, "flops_ratio"),
     )
 
 
@@ -100,9 +105,13 @@ def _mixtures(panel: Panel, label: str, speedup: float) -> Iterator[OfSeed]:
         yield OfSeed(seed, knobs, mixture_at(budget, knobs["validation_layers"], knobs["validation_quality"]))
 
 
-def _time_ratio(found: Sequence[OfSeed], batch_size: int) -> float | None:
-    """Mix the times of two knobs, as shares of the stock model's in the rounds of each; None if one was not timed."""
-    column = f"speedup_b{batch_size}"
+def _ratio(found: Sequence[OfSeed], column: str) -> float | None:
+    """Mix the costs of two knobs, as shares of the stock model's; None if one was not measured.
+
+    Args:
+        found: one mixture a seed; their geometric mean is returned.
+        column: of the long table, the stock model's cost / a knob's.
+    """
     if not all(column in one.knobs for one in found):
         return None
     shares = [[1 / one.knobs[column].iloc[i] for i in (one.mixture.first, one.mixture.second)] for one in found]

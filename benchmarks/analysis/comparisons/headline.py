@@ -60,6 +60,16 @@ class Entry:
         return min(len(one.reaches) for one in self.found)
 
     @property
+    def speedups(self) -> dict[str, float]:
+        """Geometric means over tasks of the measured speed-ups that all have: ``flops_ratio``, ``speedup_b1``, ...."""
+        sizes = sorted({size for one in self.found for size in one.time_ratios})
+        by_name = {"flops_ratio": [one.flops_ratio for one in self.found]}
+        by_name |= {f"speedup_b{size}": [one.time_ratios.get(size) for one in self.found] for size in sizes}
+        known = {name: [ratio for ratio in ratios if ratio is not None] for name, ratios in by_name.items()}
+        full = {name: ratios for name, ratios in known.items() if len(ratios) == len(self.found)}
+        return {name: float(np.exp(np.mean(np.log(ratios)))) for name, ratios in full.items()}
+
+    @property
     def is_over(self) -> bool:
         """Whether on some task even the cheapest knob costs more than the budget."""
         return any(Reach.OVER in one.reaches for one in self.found)

@@ -166,6 +166,7 @@ def headline_lines(panels: Sequence[Panel]) -> list[dict[str, object]]:
                     "below_static": "" if entry.below_static is None else entry.below_static,
                     "layers_within_1_point": "" if saved is None else round(saved.layers, 4),
                     "points_within_1_point": _points(None if saved is None else saved.points),
+                    **{name: round(ratio, 4) for name, ratio in entry.speedups.items()},
                 }
             )
     return lines
