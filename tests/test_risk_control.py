@@ -199,8 +199,9 @@ def test_promises_are_kept_on_a_trained_model(tmp_path):
         settings = {"max_rows": 2000, "epochs": 2, "max_length": 64, "group_by_length": True}
         train_model("movie-snippets", name, {}, backbone="minilm-l6", out=tmp_path / name, settings=settings)
         model, method = load_model(tmp_path / name), get_method(name)
+        traces = [record_trace(model, split) for split in (task.validation, task.test)]
         for loss in ("gap", "consistency"):
-            parts = [knob_risks(method, model, record_trace(model, s), loss) for s in (task.validation, task.test)]
+            parts = [knob_risks(method, model, trace, loss) for trace in traces]
             for risk in (0.02, 0.05):
                 for bound in BOUNDS:
                     study = study_promise(parts[0].joined(parts[1]), bound, risk, 0.1)
