@@ -17,7 +17,7 @@ _SEVERAL_VALUES = {
     "run": {"--tasks", "--methods", "--backbones", "--seeds"},
     "list": {"--methods"},
     "table": {"--methods"},
-    "plot": {"--methods"},
+    "plot": {"--methods", "--tasks"},
     "reproduce": {"--backbones", "--results"},
     "search-recipe": {"--tasks", "--backbones", "--rates"},
     "check-method": {"--families", "--param"},
@@ -540,19 +540,29 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command(epilog=_examples("consistentee plot runs/quick", "consistentee plot runs/quick --format pdf"))
+@app.command(
+    epilog=_examples(
+        "consistentee plot runs/quick",
+        "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee deebert static",
+    )
+)
 def plot(
     results: ResultsArgument,
     methods: OnlyMethodsOption = None,
-    figure_format: Annotated[str, typer.Option("--format", metavar="png|pdf", help="Of the files.")] = "png",
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", metavar="A B ...", help="Only these tasks.")] = None,
+    figure_format: Annotated[
+        str, typer.Option("--format", metavar="png|pdf|svg", help="Of the files; letters are embedded.")
+    ] = "png",
 ) -> None:
-    """Draw all figures into the results folder: curves, exits, speed-ups, ranks, ..."""
+    """Draw all figures into the results folder, to be printed as they are: curves, times, exits, ranks, ..."""
     from joblib import cpu_count
 
     from benchmarks.analysis import write_all_figures
 
     processes = min(4, cpu_count())
-    paths, missing = write_all_figures(results, _labels(methods), processes=processes, kinds=(figure_format,))
+    paths, missing = write_all_figures(
+        results, _labels(methods), listed(tasks), processes=processes, kinds=(figure_format,)
+    )
     for path in paths:
         print(path)
     for line in missing:

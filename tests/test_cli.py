@@ -308,10 +308,15 @@ def test_table_and_plot_of_some_methods(results, monkeypatch):
     assert "full (stock)" in done.output  # what the others are measured against
     assert "pabee" not in done.output
     drawn = []
-    listing = FigureKind("curves", "", "", "", lambda panels: drawn.extend(panels[0].labels))
+    listing = FigureKind("curves", "", "", "", lambda panels, _: drawn.extend(panels[0].labels))
     monkeypatch.setattr("benchmarks.analysis.figures.catalogue.FIGURES", [listing])
     assert call("plot", results, "--methods", "deebert", "static").exit_code == 0
     assert drawn == ["full", "deebert", "static", "majority"]
+    drawn.clear()
+    assert call("plot", results, "--tasks", "mcid").exit_code == 0
+    assert "pabee" in drawn
+    unknown_task = call("plot", results, "--tasks", "mcit")
+    assert (unknown_task.exit_code, "did you mean 'mcid'" in unknown_task.output) == (2, True)
     unknown = call("plot", results, "--methods", "deebart")
     assert unknown.exit_code == 2
     assert "unknown method in these results 'deebart'; did you mean 'deebert'" in unknown.output
@@ -322,8 +327,8 @@ def test_plot(results):
     assert done.exit_code == 0
     assert str(results / "curves.png") in done.output
     assert not (results / "curves.pdf").exists()
-    assert call("plot", results, "--format", "pdf").exit_code == 0
-    assert (results / "curves.pdf").is_file()
+    assert call("plot", results, "--format", "svg").exit_code == 0
+    assert (results / "curves.svg").is_file()
     unknown = call("plot", results, "--format", "gif")
     assert (unknown.exit_code, "unknown figure format 'gif'" in unknown.output) == (2, True)
 
