@@ -332,6 +332,9 @@ def run(
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show it beside.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     workers: Annotated[
         int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
@@ -357,7 +360,7 @@ def run(
     if dry_run:
         from benchmarks.run.forecast import plan_lines
 
-        again = {"fresh": fresh, "retry_failed": retry_failed}
+        again = {"fresh": fresh, "retry_failed": retry_failed, "remeasure": remeasure}
         lines = plan_lines(spec, filters, out=out, data_dir=data, workers=workers, published_dir=published, **again)
         print("\n".join(lines))
         return
@@ -371,6 +374,7 @@ def run(
         data_dir=data,
         fresh=fresh,
         retry_failed=retry_failed,
+        remeasure=remeasure,
         published_dir=published,
         schedule=Schedule(workers, scheduler),
     )

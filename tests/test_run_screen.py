@@ -66,10 +66,11 @@ def printed(run: Path, measured: Sequence[str], folders: Sequence[Path], width: 
 def test_what_was_measured_is_marked_among_the_published(everything, small_run):
     board = loaded(small_run, keys_of(small_run), [everything / "published"])
     rows = rows_of(board)
-    assert set(rows) == SHOWN
+    assert set(rows) == SHOWN | {"pabee (stored)"}
     assert {label for label, row in rows.items() if row[0] == ">"} == {"pabee"}
     panel = load_panels(everything / "run")[0][0]
-    for label, row in rows.items():
+    for name, row in rows.items():
+        label = name.removesuffix(" (stored)")
         for text, speedup in zip(row[2:5], (1.5, 2, 3), strict=True):
             assert text.rstrip("†") == f"{100 * at_equal_cost(panel, label, speedup).points:+.1f}"
     points = [float(row[3].rstrip("†")) for row in rows.values()]
@@ -100,6 +101,23 @@ def test_an_earlier_run_of_the_same_folder_counts_as_stored(everything):
     run = everything / "run"
     keys = {key for key in keys_of(run) if "deebert" in key}
     assert "the others are stored (earlier runs)" in printed(run, list(keys), [], width=200)
+
+
+def test_what_is_measured_again_stands_beside_what_is_stored(everything, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(everything / "run", run)
+    own = place_of(tmp_path, "pabee") / "default" / "seed0" / RECORD_FILE
+    own.write_text(own.read_text().replace('"accuracy": 0.6', '"accuracy": 0.5'))
+    board = loaded(run, keys_of(run), [everything / "published"])
+    rows = rows_of(board)
+    assert set(rows) == SHOWN | {f"{label} (stored)" for label in SHOWN}
+    assert {name for name, row in rows.items() if row[0] == ">"} == SHOWN
+    assert rows["deebert"][2:] == rows["deebert (stored)"][2:]
+    assert rows["pabee"][2:] != rows["pabee (stored)"][2:]
+    stored = load_panels(everything / "published")[0][0]
+    points = at_equal_cost(stored, "pabee", 2.0).points
+    assert rows["pabee (stored)"][3].rstrip("†") == f"{100 * points:+.1f}"
+    assert rows_of(loaded(run, set(), [everything / "published"])).keys() == SHOWN  # taken as it was found
 
 
 def test_without_a_full_model_scores_are_shown(small_run):

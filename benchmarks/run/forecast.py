@@ -43,6 +43,7 @@ def plan_lines(
     data_dir: Path | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
+    remeasure: bool = False,
     workers: int = 1,
     published_dir: Path | None = None,
 ) -> list[str]:
@@ -52,7 +53,7 @@ def plan_lines(
     """
     folder = RunFolder(out)
     refuse_another_kind(suite, folder)
-    published = Published() if fresh else find_published(suite, published_dir, out)
+    published = Published() if fresh or remeasure else find_published(suite, published_dir, out)
     inputs = Inputs(data_dir, FileHashes(folder.fingerprints))
     faults: list[str] = []
 
