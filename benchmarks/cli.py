@@ -254,7 +254,7 @@ def _options(
         "consistentee list",
         "consistentee list methods --detail",
         "consistentee list methods --methods my-methods/ mine.py:Mine",
-        "consistentee list suites",
+        "consistentee list suites --detail",
     ),
 )
 def list_names(
@@ -265,7 +265,10 @@ def list_names(
         typer.Option("--methods", metavar="A B ...", help="Also the methods of these files, file.py:Class or folder/."),
     ] = None,
     detail: Annotated[
-        bool, typer.Option("--detail", help="A card for each method: what it trains, reads and adds. Takes a minute.")
+        bool,
+        typer.Option(
+            "--detail", help="Of methods a card each, which takes a minute; of suites all that is known of their costs."
+        ),
     ] = False,
 ) -> None:
     """Show the methods, tasks, backbones and suites that can be named."""
@@ -277,6 +280,11 @@ def list_names(
         from benchmarks.commands.method_cards import write_cards
 
         write_cards(places, console)
+        return
+    if detail and kind == "suites":
+        from benchmarks.commands.inventory import detailed_suites
+
+        console.print(detailed_suites())
         return
     for table in inventories(kind, places):
         console.print(table)

@@ -16,6 +16,7 @@ from benchmarks.analysis.figures.catalogue import FigureKind
 from benchmarks.cli import app, listed, normalised, parsed_parameters, parsed_seeds
 from benchmarks.commands import doctor
 from benchmarks.run.schedulers import Schedule
+from benchmarks.specs.suites import list_suites
 from consistentee.errors import UserError
 from consistentee.models import classifiers
 from consistentee.models.encoder_description import ModelDescription
@@ -348,6 +349,13 @@ def test_list_says_where_the_rows_of_a_task_come_from():
     assert sources["mcid"].endswith("--data")
     assert sources["rte"].endswith("--data or the hub")
     assert "package, " in sources["movie-snippets"]
+
+
+def test_list_of_suites_is_a_line_each_and_detail_says_more():
+    lines = [line for line in call("list", "suites").output.splitlines() if line.strip()]
+    assert len(lines) == 3 + len(list_suites())
+    assert any(line.split()[0] == "quick" and line.rstrip().endswith("in packages") for line in lines[3:])
+    assert "GB of disk until artifacts/ is deleted" in call("list", "suites", "--detail").output
 
 
 def test_a_method_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch):
