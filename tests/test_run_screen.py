@@ -89,6 +89,19 @@ def test_one_screen_says_how_to_read_it_and_what_next(everything, small_run):
     assert [line.split()[:2] for line in lines[-2:]] == [["consistentee", "table"], ["consistentee", "new-method"]]
 
 
+def test_noise_is_said_of_the_times_that_were_just_taken(everything, small_run, tmp_path):
+    shutil.copytree(everything / "run", tmp_path / "busy")
+    (file,) = (tmp_path / "busy").rglob("timing.json")
+    file.write_text(
+        file.read_text().replace('"environment_before": {', '"environment_before": {"load_average": [9, 9, 9],')
+    )
+    busy = tmp_path / "busy"
+    assert "Times are noisy (busy machine): mcid" in printed(busy, list(keys_of(busy)), [], width=400)
+    assert "noisy" not in printed(everything / "run", list(keys_of(busy)), [], width=400)
+    publish_run(busy, tmp_path / "stored")
+    assert "noisy" not in printed(small_run, list(keys_of(small_run)), [tmp_path / "stored"], width=400)
+
+
 def test_nothing_is_marked_where_there_is_nothing_to_tell_apart(everything):
     run = everything / "run"
     for measured in (keys_of(run), set()):

@@ -66,6 +66,7 @@ class Board:
         own: labels of the run's curves.
         measured: of those, the ones that it has just computed.
         stored: what is published of these, with the full model that it was measured beside.
+        timed: what the run has just timed, or its folder holds if it has computed nothing.
         published: the folders that all else comes from.
     """
 
@@ -73,6 +74,7 @@ class Board:
     own: frozenset[str]
     measured: frozenset[str]
     stored: tuple[Panel, ...] = ()
+    timed: tuple[Panel, ...] = ()
     published: tuple[Path, ...] = ()
 
 
@@ -95,7 +97,7 @@ def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[
     return Group(
         Text(table.title, style="bold"),
         to_rich(replace(table, title="", notes=())),
-        *(Text(line) for line in [*table.notes, *_clock_lines(board.panels)]),
+        *(Text(line) for line in [*table.notes, *_clock_lines(board.timed)]),
         *(Text(f"left out: {fault}", style="yellow") for fault in faults),
         Text(f"\nAll else is in {out_dir}: table.md, table.csv, curves.png. What next:"),
         *(Text(line) for line in _next_commands(out_dir)),
@@ -146,8 +148,19 @@ def load_board(
         stored = stored or [panel for panel in panels(*more) if measured & set(panel.methods)]
         used.append(folder)
     labels = {cell.record.label for cell in own.cells}
-    board = Board(tuple(panels(cells, timings)), frozenset(labels), frozenset(measured), tuple(stored), tuple(used))
+    board = Board(
+        panels=tuple(panels(cells, timings)),
+        own=frozenset(labels),
+        measured=frozenset(measured),
+        stored=tuple(stored),
+        timed=tuple(panels(own.cells, [timing for timing in own.timings if _holds(timing, just_computed)])),
+        published=tuple(used),
+    )
     return board, faults
+
+
+def _holds(timing: TimingRecord, keys: Collection[str]) -> bool:
+    return not keys or any(contender.cell_key in keys for contender in timing.contenders)
 
 
 def _comparable(folder: Path, protocols: Collection[_Protocol]) -> tuple[list[StoredCell], list[TimingRecord]] | None:
@@ -174,7 +187,9 @@ def board_table(board: Board) -> TextTable:
     compared = compared_panels(board.panels)
     against_full = all(FULL in panel.methods.values() for panel in compared)
     methods = {label: method for panel in compared for label, method in panel.methods.items()}
-    places = {label: (compared, label) for label, method in methods.items() if method not in _NOT_SHOWN}
+    places: dict[str, tuple[Sequence[Panel], str]] = {
+        label: (compared, label) for label, method in methods.items() if method not in _NOT_SHOWN
+    }
     again = {label for panel in board.stored for label, method in panel.methods.items() if method not in _NOT_SHOWN}
     places |= {f"{label} (stored)": (board.stored, label) for label in sorted(again & board.measured)}
     found = {s: {name: _on_all(*place, s) for name, place in places.items()} for s in SPEEDUPS}
@@ -272,7 +287,7 @@ def _geometric_mean(ratios: Sequence[float | None]) -> str:
     return f"{np.exp(np.mean(np.log(np.array(ratios, dtype=float)))):.2f}x"
 
 
-def _clock_lines(shown: Sequence[Panel]) -> list[str]:
+def _clock_lines(timed: Sequence[Panel]) -> list[str]:
     """Say that times are noisy where they are."""
-    found = [caveat for panel in shown for caveat in caveats_of_instances(panel) if caveat.subject in _OF_THE_CLOCK]
+    found = [caveat for panel in timed for caveat in caveats_of_instances(panel) if caveat.subject in _OF_THE_CLOCK]
     return [f"Times are noisy ({found[0].subject}): {found[0].text}"] if found else []
