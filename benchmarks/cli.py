@@ -17,7 +17,7 @@ _SEVERAL_VALUES = {
     "run": {"--tasks", "--methods", "--backbones", "--seeds"},
     "list": {"--methods"},
     "table": {"--methods"},
-    "plot": {"--methods"},
+    "plot": {"--methods", "--tasks"},
     "reproduce": {"--backbones", "--results"},
     "search-recipe": {"--tasks", "--backbones", "--rates"},
     "check-method": {"--families", "--param"},
@@ -254,7 +254,7 @@ def _options(
         "consistentee list",
         "consistentee list methods --detail",
         "consistentee list methods --methods my-methods/ mine.py:Mine",
-        "consistentee list suites",
+        "consistentee list suites --detail",
     ),
 )
 def list_names(
@@ -265,7 +265,10 @@ def list_names(
         typer.Option("--methods", metavar="A B ...", help="Also the methods of these files, file.py:Class or folder/."),
     ] = None,
     detail: Annotated[
-        bool, typer.Option("--detail", help="A card for each method: what it trains, reads and adds. Takes a minute.")
+        bool,
+        typer.Option(
+            "--detail", help="Of methods a card each, which takes a minute; of suites all that is known of their costs."
+        ),
     ] = False,
 ) -> None:
     """Show the methods, tasks, backbones and suites that can be named."""
@@ -277,6 +280,11 @@ def list_names(
         from benchmarks.commands.method_cards import write_cards
 
         write_cards(places, console)
+        return
+    if detail and kind == "suites":
+        from benchmarks.commands.inventory import detailed_suites
+
+        console.print(detailed_suites())
         return
     for table in inventories(kind, places):
         console.print(table)
@@ -332,6 +340,9 @@ def run(
         ),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show it beside.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     workers: Annotated[
         int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
@@ -357,7 +368,7 @@ def run(
     if dry_run:
         from benchmarks.run.forecast import plan_lines
 
-        again = {"fresh": fresh, "retry_failed": retry_failed}
+        again = {"fresh": fresh, "retry_failed": retry_failed, "remeasure": remeasure}
         lines = plan_lines(spec, filters, out=out, data_dir=data, workers=workers, published_dir=published, **again)
         print("\n".join(lines))
         return
@@ -371,6 +382,7 @@ def run(
         data_dir=data,
         fresh=fresh,
         retry_failed=retry_failed,
+        remeasure=remeasure,
         published_dir=published,
         schedule=Schedule(workers, scheduler),
     )
@@ -540,19 +552,29 @@ def reproduce(
         raise typer.Exit(1)
 
 
-@app.command(epilog=_examples("consistentee plot runs/quick", "consistentee plot runs/quick --format pdf"))
+@app.command(
+    epilog=_examples(
+        "consistentee plot runs/quick",
+        "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee deebert static",
+    )
+)
 def plot(
     results: ResultsArgument,
     methods: OnlyMethodsOption = None,
-    figure_format: Annotated[str, typer.Option("--format", metavar="png|pdf", help="Of the files.")] = "png",
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", metavar="A B ...", help="Only these tasks.")] = None,
+    figure_format: Annotated[
+        str, typer.Option("--format", metavar="png|pdf|svg", help="Of the files; letters are embedded.")
+    ] = "png",
 ) -> None:
-    """Draw all figures into the results folder: curves, exits, speed-ups, ranks, ..."""
+    """Draw all figures into the results folder, to be printed as they are: curves, times, exits, ranks, ..."""
     from joblib import cpu_count
 
     from benchmarks.analysis import write_all_figures
 
     processes = min(4, cpu_count())
-    paths, missing = write_all_figures(results, _labels(methods), processes=processes, kinds=(figure_format,))
+    paths, missing = write_all_figures(
+        results, _labels(methods), listed(tasks), processes=processes, kinds=(figure_format,)
+    )
     for path in paths:
         print(path)
     for line in missing:

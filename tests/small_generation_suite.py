@@ -43,7 +43,6 @@ class GenerationBench(Bench):
             "name": "toy-generation",
             "kind": "generation",
             "description": "d",
-            "cost": "seconds",
             "tasks": [str(write_text_task(folder))],
             "train_on": str(write_text_task(folder, "other-text")),
             "backbones": [str(backbone)],

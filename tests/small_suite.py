@@ -65,7 +65,6 @@ class Bench:
         self.values = {
             "name": "toy",
             "description": "d",
-            "cost": "seconds",
             "tasks": [str(write_task(folder, "toy"))],
             "backbones": [str(backbone)],
             "seeds": [0],

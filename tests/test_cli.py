@@ -16,6 +16,7 @@ from benchmarks.analysis.figures.catalogue import FigureKind
 from benchmarks.cli import app, listed, normalised, parsed_parameters, parsed_seeds
 from benchmarks.commands import doctor
 from benchmarks.run.schedulers import Schedule
+from benchmarks.specs.suites import list_suites
 from consistentee.errors import UserError
 from consistentee.models import classifiers
 from consistentee.models.encoder_description import ModelDescription
@@ -308,10 +309,15 @@ def test_table_and_plot_of_some_methods(results, monkeypatch):
     assert "full (stock)" in done.output  # what the others are measured against
     assert "pabee" not in done.output
     drawn = []
-    listing = FigureKind("curves", "", "", "", lambda panels: drawn.extend(panels[0].labels))
+    listing = FigureKind("curves", "", "", "", lambda panels, _: drawn.extend(panels[0].labels))
     monkeypatch.setattr("benchmarks.analysis.figures.catalogue.FIGURES", [listing])
     assert call("plot", results, "--methods", "deebert", "static").exit_code == 0
     assert drawn == ["full", "deebert", "static", "majority"]
+    drawn.clear()
+    assert call("plot", results, "--tasks", "mcid").exit_code == 0
+    assert "pabee" in drawn
+    unknown_task = call("plot", results, "--tasks", "mcit")
+    assert (unknown_task.exit_code, "did you mean 'mcid'" in unknown_task.output) == (2, True)
     unknown = call("plot", results, "--methods", "deebart")
     assert unknown.exit_code == 2
     assert "unknown method in these results 'deebart'; did you mean 'deebert'" in unknown.output
@@ -322,8 +328,8 @@ def test_plot(results):
     assert done.exit_code == 0
     assert str(results / "curves.png") in done.output
     assert not (results / "curves.pdf").exists()
-    assert call("plot", results, "--format", "pdf").exit_code == 0
-    assert (results / "curves.pdf").is_file()
+    assert call("plot", results, "--format", "svg").exit_code == 0
+    assert (results / "curves.svg").is_file()
     unknown = call("plot", results, "--format", "gif")
     assert (unknown.exit_code, "unknown figure format 'gif'" in unknown.output) == (2, True)
 
@@ -343,6 +349,13 @@ def test_list_says_where_the_rows_of_a_task_come_from():
     assert sources["mcid"].endswith("--data")
     assert sources["rte"].endswith("--data or the hub")
     assert "package, " in sources["movie-snippets"]
+
+
+def test_list_of_suites_is_a_line_each_and_detail_says_more():
+    lines = [line for line in call("list", "suites").output.splitlines() if line.strip()]
+    assert len(lines) == 3 + len(list_suites())
+    assert any(line.split()[0] == "quick" and line.rstrip().endswith("in packages") for line in lines[3:])
+    assert "GB of disk until artifacts/ is deleted" in call("list", "suites", "--detail").output
 
 
 def test_a_method_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch):

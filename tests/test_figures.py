@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.image import imread
 from records_by_hand import LAYERS, ROWS, cell, made_up_suite, operating_point, stored, timing, write_results
 
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
@@ -18,6 +19,7 @@ from benchmarks.analysis.figures.exits import (
     policy_figure,
     signal_by_layer,
 )
+from benchmarks.analysis.figures.page import COLUMN, TEXT
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows.instances import row_for_half
 from consistentee.methods.hardness import memorized_layer
@@ -94,6 +96,7 @@ def test_signals_are_averaged_over_seeds_and_needed_of_all():
 def test_every_figure_is_written(results):
     paths, missing = write_figures(results)
     assert missing == []
+    assert all(imread(path).shape[1] in (300 * COLUMN, 300 * TEXT) for path in paths)
     assert {path.name for path in paths} == {f"{kind.name}.png" for kind in FIGURES}
     assert all(path.stat().st_size > 5000 for path in paths)
 
@@ -122,5 +125,5 @@ def test_what_cannot_be_drawn_says_why():
     alone = cell("deebert", [operating_point(0.9, "within 1 point", 5.0, 0.8)])
     (panel,) = panels([stored(alone)], [])
     missing = {kind.name for kind, figure in drawn_figures([panel]) if figure is None}
-    assert missing == {"equal-cost", "gains", "methods", "exits", "memorized", "speedups", "policy", "ranks"}
+    assert missing == {"equal-cost", "times", "gains", "methods", "exits", "memorized", "speedups", "policy", "ranks"}
     assert all(kind.missing for kind in FIGURES if kind.name in missing)

@@ -20,7 +20,6 @@ SUITE = {
     "name": "small",
     "kind": "generation",
     "description": "d",
-    "cost": "c",
     "tasks": ["alpaca", "xsum"],
     "backbones": ["smollm2-135m"],
     "seeds": [0],

@@ -1,10 +1,15 @@
+"""The curves: what is drawn of a method, what is told apart, and that figures fit a printed page."""
+
 import numpy as np
 import pytest
 from matplotlib.image import imread
 from records_by_hand import cell, curve_point, made_up_suite, operating_point, stored, timing, write_results
 
-from benchmarks.analysis.figures.curves import curve_on_test, figure, save_figure, score_limits
-from benchmarks.analysis.figures.styles import bold_curves, styles
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
+from benchmarks.analysis.figures.catalogue import CURVES, save_pages
+from benchmarks.analysis.figures.curves import curve_on_test, figure, score_limits, times_figure
+from benchmarks.analysis.figures.page import MOST_PANELS, TEXT, pages_of, save_figure
+from benchmarks.analysis.figures.styles import OTHERS, styles
 from benchmarks.analysis.results import load_panels, panels
 
 
@@ -15,19 +20,18 @@ def panel():
     return found
 
 
-def test_every_method_has_its_own_colour_marker_and_references_are_grey(panel):
+def test_few_methods_all_have_a_look_of_their_own_and_references_are_grey(panel):
     found = styles([panel])
     competitors = [style for style in found.values() if style.marker]
     assert len(competitors) == 7
     assert len({style.marker for style in competitors}) == 7
     assert len({str(style.line) for style in competitors}) == 7
     assert len({style.colour for style in competitors}) == 7
-    assert next(iter(found)) == "consistentee"
-    for name in ("static", "random", "oracle"):
+    assert found["consistentee"].width == max(style.width for style in competitors)
+    for name in ("static", "random"):
         assert float(found[name].colour) > 0
         assert found[name].marker is None
-    assert "full" not in found
-    assert "majority" not in found
+    assert not {"full", "majority", "oracle"} & set(found)
 
 
 @pytest.fixture(scope="module")
@@ -39,33 +43,41 @@ def many():
     return found
 
 
-def test_no_two_of_many_methods_look_alike(many):
-    drawn = [style for style in styles([many]).values() if style.marker]
-    assert len(drawn) == 24
-    assert len({(style.colour, style.marker) for style in drawn}) == 24
-    assert len({(style.colour, str(style.line)) for style in drawn}) == 24
+def test_of_many_methods_the_core_and_the_best_are_told_apart(many):
+    found = styles([many])
+    assert [label for label, style in found.items() if style.marker] == [
+        *(f"method-{i:02}" for i in range(22, 17, -1)),
+        "consistentee",
+    ]
+    assert [label for label, style in found.items() if style == OTHERS] == [f"method-{i:02}" for i in range(17, -1, -1)]
+    (legend,) = figure([many]).legends
+    assert [text.get_text() for text in legend.get_texts()][-2:] == ["full model", "18 other methods"]
 
 
-def test_of_many_methods_the_core_and_the_best_stand_out(many):
-    bold = bold_curves([many])
-    assert bold[0] == "consistentee"
-    assert bold[1:] == [f"method-{i:02}" for i in range(22, 15, -1)]
-    assert {label for label, style in styles([many]).items() if style.bold and style.marker} == set(bold)
-    lines = figure([many]).axes[0].containers
-    assert sum(container.has_yerr for container in lines) == len(bold)
+def test_no_two_that_are_told_apart_look_alike():
+    ours = [cell(f"consistentee-{i}", [operating_point(0.5, "budget 0.50", 3.0, 0.5)]) for i in range(4)]
+    others = [cell(f"method-{i}", [operating_point(0.5, "budget 0.50", 3.0, 0.9)]) for i in range(6)]
+    (found,) = panels([stored(record) for record in [*ours, *others]], [])
+    told_apart = [style for style in styles([found]).values() if style.marker]
+    assert len(told_apart) == 5 + 3
+    assert len({(style.colour, style.open_marker) for style in told_apart}) == len(told_apart)
 
 
-def test_few_methods_all_stand_out(panel):
-    assert len(bold_curves([panel])) == 7
-
-
-def test_the_curve_of_one_cell_is_its_whole_test_curve(panel):
+def test_the_curve_of_one_cell_is_the_hull_of_its_validation_curve(panel):
+    (record,) = [found.record for found in panel.cells if found.record.label == "deebert"]
     curve = curve_on_test(panel, "deebert")
-    assert len(curve.layers) == 21
-    assert (np.diff(curve.layers) >= 0).all()
+    whole = [(point.average_layers, point.scores["accuracy"]) for point in record.curve_test]
+    assert set(zip(curve.layers, curve.scores, strict=True)) <= set(whole)
+    assert (np.diff(curve.budgets) > 0).all()
 
 
-def test_the_curve_of_a_grid_is_chosen_on_validation_data():
+def test_what_a_curve_says_at_a_budget_is_what_the_table_says(panel):
+    for speedup in (1.5, 2.0, 3.0):
+        expected = at_equal_cost(panel, "deebert", speedup)
+        assert curve_on_test(panel, "deebert").at(6 / speedup) == pytest.approx((expected.layers, expected.score))
+
+
+def test_a_grid_is_one_curve_that_validation_data_chose():
     good = [curve_point(0.1, 2.0, 0.7), curve_point(0.2, 4.0, 0.9)]
     bad = [curve_point(0.1, 2.0, 0.6), curve_point(0.2, 4.0, 0.8)]
     lucky = [curve_point(0.1, 2.0, 0.95), curve_point(0.2, 4.0, 0.99)]
@@ -74,48 +86,71 @@ def test_the_curve_of_a_grid_is_chosen_on_validation_data():
     second = cell("consistentee", points, curve=bad, parameters={"alpha": 2})
     second = second.model_copy(update={"curve_test": lucky})
     (found,) = panels([stored(first), stored(second)], [])
-    assert curve_on_test(found, "consistentee").scores.tolist() == [0.7, 0.9]
+    curve = curve_on_test(found, "consistentee")
+    assert curve.scores.tolist() == [0.7, 0.9]
+    assert curve.at(3.0) == (3.0, pytest.approx(0.8))  # half of the rows take either knob
 
 
-def test_seeds_are_averaged_knob_by_knob():
+def test_seeds_are_averaged_budget_by_budget():
     points = [operating_point(0.1, "budget 0.50", 2.0, 0.7)]
-    cells = [cell("pabee", points, curve=[curve_point(1, 2.0, 0.6 + 0.1 * seed)], seed=seed) for seed in (0, 1)]
+    curves = [[curve_point(1, 2.0, 0.6), curve_point(2, 4.0, 0.8)], [curve_point(1, 3.0, 0.8)]]
+    cells = [cell("pabee", points, curve=curve, seed=seed) for seed, curve in enumerate(curves)]
     (found,) = panels([stored(record) for record in cells], [])
-    assert curve_on_test(found, "pabee").scores == pytest.approx([0.65])
+    assert curve_on_test(found, "pabee").budgets.tolist() == [2.0, 3.0, 4.0]
+    assert curve_on_test(found, "pabee").scores == pytest.approx([0.7, 0.75, 0.8])
+    assert curve_on_test(found, "pabee").layers == pytest.approx([2.5, 3.0, 3.5])
 
 
-def test_limits_hold_every_competitor(panel):
+def test_limits_hold_what_is_told_apart_at_the_cheapest_budget(panel):
     low, high = score_limits(panel, styles([panel]))
-    assert low < 42
-    assert high > 94
+    assert low < 100 * min(curve_on_test(panel, label).at(2.0)[1] for label in ("deebert", "consistentee"))
+    assert high > 91
 
 
-def test_figure_has_both_views_of_every_panel(panel):
-    drawn = figure([panel] * 5)
-    visible = [axes for axes in drawn.axes if axes.get_visible()]
-    assert len(visible) == 10
-    assert visible[0].get_xlabel() == "average layers"
-    assert len(drawn.legends) == 1
-    labels = [text.get_text() for text in drawn.legends[0].get_texts()]
-    assert labels[0] == "consistentee"
-    assert labels[-1] == "full model"
+def test_a_figure_is_as_wide_as_the_text_with_one_legend(panel):
+    for drawn, axis in ((figure([panel] * 5), "average layers"), (times_figure([panel] * 5), "milliseconds a row")):
+        visible = [axes for axes in drawn.axes if axes.get_visible()]
+        assert len(visible) == 5
+        assert visible[0].get_xlabel() == axis
+        assert len(drawn.legends) == 1
+        assert drawn.get_figwidth() == TEXT
+        assert {axes.title.get_fontsize() for axes in visible} == {8}
 
 
-@pytest.mark.parametrize(
-    ("timed_seeds", "says"), [((), ["not timed"]), ((0,), ["not timed for every seed"]), ((0, 1), [])]
-)
-def test_untimed_panels_say_so(timed_seeds, says):
+def test_many_tasks_make_several_figures_of_like_size(panel, tmp_path):
+    assert [len(page) for page in pages_of(range(11))] == [6, 5]
+    assert [len(page) for page in pages_of(range(MOST_PANELS))] == [MOST_PANELS]
+    assert pages_of([]) == []
+    drawn = CURVES.figures([panel] * 11, styles([panel]))
+    assert [sum(axes.get_visible() for axes in page.axes) for page in drawn] == [6, 5]
+    assert [path.name for path in save_pages(drawn, tmp_path, "curves")] == ["curves-1.png", "curves-2.png"]
+
+
+@pytest.mark.parametrize(("timed_seeds", "says"), [((0,), ["not timed for every seed"]), ((0, 1), [])])
+def test_panels_that_are_not_timed_say_so(timed_seeds, says):
     suites = {seed: made_up_suite(seed=seed) for seed in (0, 1)}
     cells = [stored(record) for suite in suites.values() for record in suite]
     (found,) = panels(cells, [timing(suites[seed], seed=seed) for seed in timed_seeds])
-    assert [text.get_text() for axes in figure([found]).axes for text in axes.texts] == says
+    assert [text.get_text() for axes in times_figure([found]).axes for text in axes.texts] == says
 
 
-def test_write_curves(tmp_path):
+def test_without_times_there_is_no_figure_of_times():
+    (found,) = panels([stored(record) for record in made_up_suite()], [])
+    assert times_figure([found]) is None
+
+
+def test_files_are_of_all_formats_with_letters_inside(tmp_path):
     write_results(tmp_path)
     found, _ = load_panels(tmp_path)
-    png, pdf = save_figure(figure(found), tmp_path, kinds=("png", "pdf"))
-    height, width = imread(png).shape[:2]
-    assert min(height, width) > 900
-    assert imread(png)[..., :3].std() > 0.05
-    assert pdf.read_bytes().startswith(b"%PDF")
+    drawn = figure(found)
+    png, pdf, svg = save_figure(drawn, tmp_path, "curves", kinds=("png", "pdf", "svg"))
+    pixels = imread(png)
+    assert pixels.shape[1] == 300 * TEXT
+    assert pixels[..., :3].std() > 0.05
+    text = pdf.read_bytes()
+    assert text.startswith(b"%PDF")
+    assert b"/FontFile2" in text  # TrueType
+    assert b"/Type3" not in text
+    assert b"<text" not in svg.read_bytes()  # outlines
+    again = save_figure(figure(found), tmp_path, "again", kinds=("png", "pdf", "svg"))
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in (png, pdf, svg)]

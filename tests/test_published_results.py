@@ -453,6 +453,8 @@ def test_dry_run_counts_it_and_writes_nothing(finished, elsewhere):
     lines = plan_lines(suite, out=elsewhere.out, published_dir=finished.folder / "published")
     assert not [line for line in lines if line.startswith(("to run ", "to time "))]
     assert not elsewhere.out.exists()
+    again = plan_lines(suite, out=elsewhere.out, published_dir=finished.folder / "published", remeasure=True)
+    assert sum(line.startswith("to run ") for line in again) == len(METHODS)
     fresh = plan_lines(suite, out=elsewhere.out, published_dir=finished.folder / "published", fresh=True)
     assert sum(line.startswith("to run ") for line in fresh) == 3
 

@@ -66,10 +66,11 @@ def printed(run: Path, measured: Sequence[str], folders: Sequence[Path], width: 
 def test_what_was_measured_is_marked_among_the_published(everything, small_run):
     board = loaded(small_run, keys_of(small_run), [everything / "published"])
     rows = rows_of(board)
-    assert set(rows) == SHOWN
+    assert set(rows) == SHOWN | {"pabee (stored)"}
     assert {label for label, row in rows.items() if row[0] == ">"} == {"pabee"}
     panel = load_panels(everything / "run")[0][0]
-    for label, row in rows.items():
+    for name, row in rows.items():
+        label = name.removesuffix(" (stored)")
         for text, speedup in zip(row[2:5], (1.5, 2, 3), strict=True):
             assert text.rstrip("†") == f"{100 * at_equal_cost(panel, label, speedup).points:+.1f}"
     points = [float(row[3].rstrip("†")) for row in rows.values()]
@@ -89,6 +90,19 @@ def test_one_screen_says_how_to_read_it_and_what_next(everything, small_run):
     assert [line.split()[:2] for line in lines[-2:]] == [["consistentee", "table"], ["consistentee", "new-method"]]
 
 
+def test_noise_is_said_of_the_times_that_were_just_taken(everything, small_run, tmp_path):
+    shutil.copytree(everything / "run", tmp_path / "busy")
+    (file,) = (tmp_path / "busy").rglob("timing.json")
+    file.write_text(
+        file.read_text().replace('"environment_before": {', '"environment_before": {"load_average": [9, 9, 9],')
+    )
+    busy = tmp_path / "busy"
+    assert "Times are noisy (busy machine): mcid" in printed(busy, list(keys_of(busy)), [], width=400)
+    assert "noisy" not in printed(everything / "run", list(keys_of(busy)), [], width=400)
+    publish_run(busy, tmp_path / "stored")
+    assert "noisy" not in printed(small_run, list(keys_of(small_run)), [tmp_path / "stored"], width=400)
+
+
 def test_nothing_is_marked_where_there_is_nothing_to_tell_apart(everything):
     run = everything / "run"
     for measured in (keys_of(run), set()):
@@ -101,6 +115,23 @@ def test_an_earlier_run_of_the_same_folder_counts_as_stored(everything):
     run = everything / "run"
     keys = {key for key in keys_of(run) if "deebert" in key}
     assert "the others are stored (earlier runs)" in printed(run, list(keys), [], width=200)
+
+
+def test_what_is_measured_again_stands_beside_what_is_stored(everything, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(everything / "run", run)
+    own = place_of(tmp_path, "pabee") / "default" / "seed0" / RECORD_FILE
+    own.write_text(own.read_text().replace('"accuracy": 0.6', '"accuracy": 0.5'))
+    board = loaded(run, keys_of(run), [everything / "published"])
+    rows = rows_of(board)
+    assert set(rows) == SHOWN | {f"{label} (stored)" for label in SHOWN}
+    assert {name for name, row in rows.items() if row[0] == ">"} == SHOWN
+    assert rows["deebert"][2:] == rows["deebert (stored)"][2:]
+    assert rows["pabee"][2:] != rows["pabee (stored)"][2:]
+    stored = load_panels(everything / "published")[0][0]
+    points = at_equal_cost(stored, "pabee", 2.0).points
+    assert rows["pabee (stored)"][3].rstrip("†") == f"{100 * points:+.1f}"
+    assert rows_of(loaded(run, set(), [everything / "published"])).keys() == SHOWN  # taken as it was found
 
 
 def test_without_a_full_model_scores_are_shown(small_run):

@@ -95,6 +95,21 @@ def test_each_timing_is_compared_with_its_own_stock_model():
     assert label_rows(panel, "pabee")[0].speedups.time_ratios == pytest.approx({1: 1.0, 32: 1.0})
 
 
+def test_the_note_tells_of_every_timing():
+    first, later = (cell(label, [operating_point(0.5, "budget 0.50", 3.0, 0.8)]) for label in ("deebert", "pabee"))
+    loads = [{"environment_before": {"load_average": [load, 0, 0]}} for load in (0.5, 2.1)]
+    more = timing([later]).model_copy(update={"rounds": 5} | loads[1])
+    notes = " ".join(
+        operating_table(panel_of([first, later], [timing([first]).model_copy(update=loads[0]), more])).notes
+    )
+    assert "medians of 3 to 5 rounds" in notes
+    assert "the stock model in each of 2 timings" in notes
+    assert "Load average before: 0.5 to 2.1." in notes
+    alone = " ".join(operating_table(panel_of([first], [more])).notes)
+    assert "medians of 5 rounds" in alone
+    assert "timings" not in alone
+
+
 def test_equal_choices_share_a_row():
     record = cell(
         "pabee",

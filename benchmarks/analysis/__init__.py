@@ -61,8 +61,8 @@ def write_published_files(out_dir: Path) -> list[Path]:
     written = _write_page_and_numbers(out_dir, tables, panels)
     if _holds_generation(out_dir):
         return [*written, *_draw_curves(out_dir, panels[:1])]
-    from benchmarks.analysis.figures.curves import save_figure
     from benchmarks.analysis.figures.equal_cost import equal_cost_figure
+    from benchmarks.analysis.figures.page import save_figure
 
     written += _write_headline(out_dir, panels)
     headline = equal_cost_figure(panels)
@@ -92,9 +92,10 @@ def _draw_curves(out_dir: Path, panels: "Sequence[AnyPanel]") -> list[Path]:
         from benchmarks.analysis.figures.generation import draw_all
 
         return draw_all(panels, out_dir)
-    from benchmarks.analysis.figures.curves import figure, save_figure
+    from benchmarks.analysis.figures.catalogue import CURVES, save_pages
+    from benchmarks.analysis.figures.styles import styles
 
-    return save_figure(figure(panels), out_dir)
+    return save_pages(CURVES.figures(panels, styles(panels)), out_dir, CURVES.name)
 
 
 def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, published: bool = False) -> "Group":
@@ -126,21 +127,22 @@ def write_all_tables(
 def write_all_figures(
     out_dir: Path,
     labels: "Sequence[str] | None" = None,
+    tasks: "Sequence[str] | None" = None,
     *,
     processes: int = 1,
     kinds: "Sequence[str]" = ("png",),
 ) -> tuple[list[Path], list[str]]:
     """Write every figure of a results folder: the files, and a line for each that cannot be drawn.
 
-    ``processes`` share the figures of classification; those of generation are few. ``kinds``: ``png``, ``pdf``.
+    ``processes`` share the figures of classification; those of generation are few. ``kinds``: png, pdf, svg.
     """
     if _holds_generation(out_dir):
         from benchmarks.analysis.figures.generation import write_decoding_figures
 
-        return write_decoding_figures(out_dir, labels, kinds=kinds), []
+        return write_decoding_figures(out_dir, labels, tasks, kinds=kinds), []
     from benchmarks.analysis.figures.catalogue import write_figures
 
-    return write_figures(out_dir, labels, processes=processes, kinds=kinds)
+    return write_figures(out_dir, labels, tasks, processes=processes, kinds=kinds)
 
 
 def write_html(out_dir: Path) -> Path:

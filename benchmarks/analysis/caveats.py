@@ -16,6 +16,9 @@ NOISY_SPREAD = 0.2
 FEW_SEEDS = 3
 """Fewer seeds than this say little about the training's own noise."""
 
+_AFTER_TRAINING = 0.5
+"""By so much the load average is above the number of cores when training, on all of them, has just ended."""
+
 _SET_ASIDE = re.compile(r"seed-?\d+\.(?P<kind>damaged|stale)-\d+")
 
 
@@ -130,7 +133,7 @@ def _of_clock(panel: AnyPanel, clocks: Sequence[tuple[float, int, str]]) -> list
     for timing in panel.timings:
         load, cores = timing.environment_before.get("load_average"), timing.environment_before.get("cores_usable")
         cores = cores or panel.cells[0].record.environment.get("cores_usable")
-        if isinstance(load, list) and load and isinstance(cores, int) and load[0] > cores:
+        if isinstance(load, list) and load and isinstance(cores, int) and load[0] > cores + _AFTER_TRAINING:
             found.append(
                 Caveat(
                     "busy machine",

@@ -38,7 +38,7 @@ def _figures_of_texts(panels: Sequence[GenerationPanel]) -> "Iterator[tuple[Figu
     style_of = decoding_styles(panels)
     for panel in panels:
         title = f"{panel.task} · {panel.backbone}"
-        kind = FigureKind(figure_name(panel, panels), title, _SHOWS, missing="", draw=lambda _: None)
+        kind = FigureKind(figure_name(panel, panels), title, _SHOWS, missing="", draw=lambda _, __: None)
         yield kind, decoding_figure(panel, style_of)
 
 

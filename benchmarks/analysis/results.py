@@ -133,19 +133,22 @@ def panels(
     ]
 
 
-def load_panels(out_dir: Path, labels: Sequence[str] | None = None) -> tuple[list[Panel], list[Fault]]:
+def load_panels(
+    out_dir: Path, labels: Sequence[str] | None = None, tasks: Sequence[str] | None = None
+) -> tuple[list[Panel], list[Fault]]:
     """Read all records of a results folder, and what could not be read.
 
     Args:
         out_dir: a folder that a run has filled.
         labels: only these curves, by label or method. The full model and the majority class stay in any case, because
             the others are measured against them.
+        tasks: only these tasks.
 
     Raises:
-        UserError: the folder holds no record that can be read, or none of a label.
+        UserError: the folder holds no record that can be read, or none of a label or task.
     """
     refuse_generation(out_dir)
-    return load_panels_of(CellRecord, TimingRecord, out_dir, labels)
+    return load_panels_of(CellRecord, TimingRecord, out_dir, labels, tasks)
 
 
 def refuse_generation(out_dir: Path) -> None:
@@ -155,13 +158,26 @@ def refuse_generation(out_dir: Path) -> None:
 
 
 def load_panels_of(
-    record: type[_RecordT], timing: type[_TimingT], out_dir: Path, labels: Sequence[str] | None = None
+    record: type[_RecordT],
+    timing: type[_TimingT],
+    out_dir: Path,
+    labels: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
 ) -> tuple[list[BasePanel[_RecordT, _TimingT, Any]], list[Fault]]:
     """Read records of some kind, as :func:`load_panels` does those of classification."""
     found = open_results(out_dir, record, timing)
     if not found.cells:
         raise UserError(f"{found.faults[0]}, and {out_dir} holds no other finished cell; run the suite again")
-    return panels(found.cells if labels is None else _narrowed(found.cells, labels), found.timings), found.faults
+    cells = found.cells if labels is None else _narrowed(found.cells, labels)
+    return panels(cells if tasks is None else _of_tasks(cells, tasks), found.timings), found.faults
+
+
+def _of_tasks(cells: Sequence[BaseStoredCell[_RecordT]], tasks: Sequence[str]) -> list[BaseStoredCell[_RecordT]]:
+    known = {cell.record.task for cell in cells}
+    for task in tasks:
+        if task not in known:
+            raise unknown_name("task in these results", task, known)
+    return [cell for cell in cells if cell.record.task in tasks]
 
 
 def _narrowed(cells: Sequence[BaseStoredCell[_RecordT]], labels: Sequence[str]) -> list[BaseStoredCell[_RecordT]]:

@@ -32,6 +32,7 @@ _REPOSITORY = Path(__file__).parents[2]
 _JUST_MEASURED = ">"
 _SINGLE_KNOB = "*"
 _MIDDLE = 2.0
+_NOT_SHOWN = (FULL, ORACLE, MAJORITY)
 _OF_THE_CLOCK = ("noisy timing", "busy machine")
 
 
@@ -64,12 +65,16 @@ class Board:
         panels: what was measured, and what is published and comparable.
         own: labels of the run's curves.
         measured: of those, the ones that it has just computed.
-        published: the folders that the others come from.
+        stored: what is published of these, with the full model that it was measured beside.
+        timed: what the run has just timed, or its folder holds if it has computed nothing.
+        published: the folders that all else comes from.
     """
 
     panels: tuple[Panel, ...]
     own: frozenset[str]
     measured: frozenset[str]
+    stored: tuple[Panel, ...] = ()
+    timed: tuple[Panel, ...] = ()
     published: tuple[Path, ...] = ()
 
 
@@ -92,7 +97,7 @@ def run_screen(out_dir: Path, just_computed: Collection[str], folders: Iterable[
     return Group(
         Text(table.title, style="bold"),
         to_rich(replace(table, title="", notes=())),
-        *(Text(line) for line in [*table.notes, *_clock_lines(board.panels)]),
+        *(Text(line) for line in [*table.notes, *_clock_lines(board.timed)]),
         *(Text(f"left out: {fault}", style="yellow") for fault in faults),
         Text(f"\nAll else is in {out_dir}: table.md, table.csv, curves.png. What next:"),
         *(Text(line) for line in _next_commands(out_dir)),
@@ -117,36 +122,53 @@ def published_folders() -> list[Path]:
 def load_board(
     out_dir: Path, just_computed: Collection[str], folders: Iterable[Path]
 ) -> tuple[Board, list[Fault | UserError]]:
-    """Read a run and what is published and comparable; a curve of the run takes the place of a published one."""
+    """Read a run and what is published and comparable.
+
+    A curve of the run takes the place of a published one; where it was just computed, both are shown.
+    """
     own = open_results(out_dir, CellRecord, TimingRecord)
     if not own.cells:
         raise UserError(f"{own.faults[0]}, and {out_dir} holds no other finished cell; run the suite again")
     faults: list[Fault | UserError] = list(own.faults)
     cells, timings, used = list(own.cells), list(own.timings), []
+    measured = {cell.record.label for cell in own.cells if cell.record.key in just_computed}
     protocols = {_Protocol.of(cell.record) for cell in own.cells}
+    stored: list[Panel] = []
     for folder in folders:
         try:
-            more = _comparable(folder, protocols, {_curve(cell.record) for cell in cells})
+            more = _comparable(folder, protocols)
         except UserError as error:
             faults.append(error)
             continue
-        if more is not None:
-            cells += more[0]
-            timings += more[1]
-            used.append(folder)
-    measured = {cell.record.label for cell in own.cells if cell.record.key in just_computed}
+        if more is None:
+            continue
+        taken = {_curve(cell.record) for cell in cells}
+        cells += [cell for cell in more[0] if _curve(cell.record) not in taken]
+        timings += more[1]
+        stored = stored or [panel for panel in panels(*more) if measured & set(panel.methods)]
+        used.append(folder)
     labels = {cell.record.label for cell in own.cells}
-    return Board(tuple(panels(cells, timings)), frozenset(labels), frozenset(measured), tuple(used)), faults
+    board = Board(
+        panels=tuple(panels(cells, timings)),
+        own=frozenset(labels),
+        measured=frozenset(measured),
+        stored=tuple(stored),
+        timed=tuple(panels(own.cells, [timing for timing in own.timings if _holds(timing, just_computed)])),
+        published=tuple(used),
+    )
+    return board, faults
 
 
-def _comparable(
-    folder: Path, protocols: Collection[_Protocol], taken: Collection[tuple[str, ...]]
-) -> tuple[list[StoredCell], list[TimingRecord]] | None:
+def _holds(timing: TimingRecord, keys: Collection[str]) -> bool:
+    return not keys or any(contender.cell_key in keys for contender in timing.contenders)
+
+
+def _comparable(folder: Path, protocols: Collection[_Protocol]) -> tuple[list[StoredCell], list[TimingRecord]] | None:
     """Return the cells of a folder that follow one of the protocols, and their timings; None if there are none."""
     if kind_of_results(folder) != "classification" or not rows_of_compact(folder) & {p.rows for p in protocols}:
         return None
     found = open_results(folder, CellRecord, TimingRecord)
-    cells = [c for c in found.cells if _Protocol.of(c.record) in protocols and _curve(c.record) not in taken]
+    cells = [cell for cell in found.cells if _Protocol.of(cell.record) in protocols]
     keys = {cell.record.key for cell in cells}
     timings = [t for t in found.timings if any(contender.cell_key in keys for contender in t.contenders)]
     return (cells, timings) if cells else None
@@ -165,12 +187,16 @@ def board_table(board: Board) -> TextTable:
     compared = compared_panels(board.panels)
     against_full = all(FULL in panel.methods.values() for panel in compared)
     methods = {label: method for panel in compared for label, method in panel.methods.items()}
-    labels = [label for label, method in methods.items() if method not in (FULL, ORACLE, MAJORITY)]
-    found = {s: {label: _on_all(compared, label, s) for label in labels} for s in SPEEDUPS}
-    labels = [label for label in labels if label in board.own or found[_MIDDLE][label]]
+    places: dict[str, tuple[Sequence[Panel], str]] = {
+        label: (compared, label) for label, method in methods.items() if method not in _NOT_SHOWN
+    }
+    again = {label for panel in board.stored for label, method in panel.methods.items() if method not in _NOT_SHOWN}
+    places |= {f"{label} (stored)": (board.stored, label) for label in sorted(again & board.measured)}
+    found = {s: {name: _on_all(*place, s) for name, place in places.items()} for s in SPEEDUPS}
+    labels = [label for label in places if label in board.own or found[_MIDDLE][label]]
     labels.sort(key=lambda label: -_mean(found[_MIDDLE][label], against_full))
     marked = board.measured if set(labels) - board.measured else frozenset()
-    clocks = {label: _clock(compared, found[_MIDDLE][label], label) for label in labels}
+    clocks = {name: _clock(places[name][0], found[_MIDDLE][name], places[name][1]) for name in labels}
     return TextTable(
         title=_title(compared, against_full),
         headings=(" ", "method", *(f"at {s:g}x" for s in SPEEDUPS), "clock at 2x"),
@@ -261,7 +287,7 @@ def _geometric_mean(ratios: Sequence[float | None]) -> str:
     return f"{np.exp(np.mean(np.log(np.array(ratios, dtype=float)))):.2f}x"
 
 
-def _clock_lines(shown: Sequence[Panel]) -> list[str]:
+def _clock_lines(timed: Sequence[Panel]) -> list[str]:
     """Say that times are noisy where they are."""
-    found = [caveat for panel in shown for caveat in caveats_of_instances(panel) if caveat.subject in _OF_THE_CLOCK]
+    found = [caveat for panel in timed for caveat in caveats_of_instances(panel) if caveat.subject in _OF_THE_CLOCK]
     return [f"Times are noisy ({found[0].subject}): {found[0].text}"] if found else []

@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.commands.plugins import find_methods
+from benchmarks.commands.suite_costs import SuiteCost
 from benchmarks.specs.suites import list_suites, load_suite
 from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
@@ -131,10 +132,23 @@ def _cached(shipment: Shipment) -> str:
 
 
 def _suites() -> "Table":
-    table = _table("Suites", "name", "kind", "what it runs", "cost")
+    """Return a line a suite, however narrow the terminal is; of costs what decides whether to run it."""
+    table = _table("Suites (times: on 2 CPU cores)", "name", "what it runs", "cells", "time", "disk", "data")
+    for column in table.columns:
+        column.no_wrap, column.overflow = True, "ellipsis"
     for name in list_suites():
         suite = load_suite(name)
-        add_row(table, name, suite.kind, suite.description, suite.cost)
+        cost = SuiteCost.of(suite)
+        add_row(table, name, suite.description, f"{cost.cells:,}", cost.time, cost.disk, cost.data)
+    return table
+
+
+def detailed_suites() -> "Table":
+    """Return what every suite runs, and all that is known of what it takes."""
+    table = _table("Suites", "name", "kind", "what it runs", "what it takes")
+    for name in list_suites():
+        suite = load_suite(name)
+        add_row(table, name, suite.kind, suite.description, SuiteCost.of(suite).sentence())
     return table
 
 

@@ -1,10 +1,9 @@
-"""What a run would do and about how long it would train, without doing any of it: ``consistentee run --dry-run``."""
+"""What a run would do and about how long it would take, without doing any of it: ``consistentee run --dry-run``."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from benchmarks.run.plan import (
     Inputs,
@@ -18,13 +17,14 @@ from benchmarks.run.plan import (
     timing_due,
 )
 from benchmarks.run.published import Published, find_published
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, CellSpec, display_name
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, TimingSpec, display_name
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import RunFolder
 from benchmarks.store.records import FailureRecord
+from consistentee.training.recipe import RecipeSettings
 
-_MEASURED_STEPS = 3
+_A_MINUTE = 90.0  # seconds from which a time is told in minutes
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def plan_lines(
     data_dir: Path | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
+    remeasure: bool = False,
     workers: int = 1,
     published_dir: Path | None = None,
 ) -> list[str]:
@@ -52,7 +53,7 @@ def plan_lines(
     """
     folder = RunFolder(out)
     refuse_another_kind(suite, folder)
-    published = Published() if fresh else find_published(suite, published_dir, out)
+    published = Published() if fresh or remeasure else find_published(suite, published_dir, out)
     inputs = Inputs(data_dir, FileHashes(folder.fingerprints))
     faults: list[str] = []
 
@@ -77,7 +78,7 @@ def plan_lines(
         f"{summary(suite, planned)}; results in {out}",
         *(f"{_state(cell):8} {cell.spec.name}" for cell in planned),
         *(f"to time  {name}" for name in timings),
-        *_time_lines([cell for cell in planned if cell.is_missing], done, inputs, workers),
+        *_time_lines([cell for cell in planned if cell.is_missing], done, inputs, suite.timing, workers),
         "nothing was run or written",
     ]
 
@@ -93,102 +94,82 @@ def _state(cell: PlannedCell) -> str:
     return "done" if cell.record else "to run"
 
 
-def _time_lines(missing: Sequence[PlannedCell], done: Sequence[PlannedCell], inputs: Inputs, workers: int) -> list[str]:
+def _time_lines(
+    missing: Sequence[PlannedCell], done: Sequence[PlannedCell], inputs: Inputs, protocol: TimingSpec, workers: int
+) -> list[str]:
     if not missing:
         return []
-    if not all(isinstance(cell.spec, CellSpec) for cell in missing):
-        return [_generation_line(missing, done)]
-    forecast = Forecast(done, lambda spec: _training_rows(spec, inputs), lambda spec: measured_rate(spec, inputs))
-    estimates = [forecast.estimate(cell.spec) for cell in missing if isinstance(cell.spec, CellSpec)]
-    minutes = sum(estimate.seconds for estimate in estimates) / workers / 60
-    sources = [f"{n} from {s}" for s in dict.fromkeys(e.source for e in estimates) if (n := _count(estimates, s))]
-    side_by_side = f" with {workers} workers that do not slow each other down" if workers > 1 else ""
-    return [
-        f"training: about {minutes:.0f} min{side_by_side} ({'; '.join(sources)}); "
-        "stages that methods share are counted for each of them, passes over test rows and timings come on top"
-    ]
+    from benchmarks.run.rehearsal import Rehearsal
 
-
-def _generation_line(missing: Sequence[PlannedCell], done: Sequence[PlannedCell]) -> str:
-    """Decoding takes most of the time, and how long texts become shows only when they are decoded."""
-    alike = {cell.spec.label: cell.record.train_seconds for cell in done if cell.record}
-    known = [alike[cell.spec.label] for cell in missing if cell.spec.label in alike]
+    rehearsal = Rehearsal(inputs.rows, protocol)
+    forecast = Forecast(done, lambda spec: _training_rows(spec, inputs), rehearsal.training)
+    estimates = [forecast.estimate(cell.spec) for cell in missing]
+    known = [estimate for estimate in estimates if estimate is not None]
     if not known:
-        return "no time estimate: it needs a finished cell of the same method"
-    return f"training: about {sum(known) / 60:.0f} min for {len(known)} of {len(missing)} cells, as other cells took"
+        return ["no time estimate: nothing is finished, and no method could be rehearsed"]
+    # What there was no time to rehearse is taken to be as those that were.
+    training = sum(estimate.seconds for estimate in known) * len(missing) / len(known)
+    sources = [f"{n} from {s}" for s in dict.fromkeys(e.source for e in known) if (n := _count(known, s))]
+    sources += [f"{len(missing) - len(known)} as the others"] if len(known) < len(missing) else []
+    besides = [found for cell in missing if (found := rehearsal.besides(cell.spec))]
+    more = "passes over test rows and timings come on top"
+    if besides:
+        measuring, timing = (len(missing) * fmean(seconds) for seconds in zip(*besides, strict=True))
+        more = f"measuring {_minutes(measuring / workers)} and timing {_minutes(timing)} come on top"
+    side_by_side = f" with {workers} workers that do not slow each other down" if workers > 1 else ""
+    return [f"training: about {_minutes(training / workers)}{side_by_side} ({'; '.join(sources)}); {more}"]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= _A_MINUTE else f"{seconds:.0f} s"
 
 
 def _count(estimates: Sequence[Estimate], source: str) -> int:
     return sum(estimate.source == source for estimate in estimates)
 
 
-def _training_rows(spec: CellSpec, inputs: Inputs) -> int:
+def _training_rows(spec: BaseCellSpec, inputs: Inputs) -> int:
     rows = len(inputs.rows(spec).training.train)
     return min(rows, spec.recipe.max_rows or rows)
 
 
 class Forecast:
-    """Estimates training times from finished cells, or else from a rate, measured once a backbone, batch and length.
+    """Estimates training times, of either kind: from finished cells, or else from a rehearsal on this machine.
 
     Args:
         done: finished cells of the suite.
         rows: training rows of a cell.
-        rate: seconds a row and epoch, measured now.
+        rehearse: seconds that a cell trains, as a rehearsal has them; None where it has not.
     """
 
     def __init__(
         self,
         done: Sequence[PlannedCell],
-        rows: Callable[[CellSpec], int],
-        rate: Callable[[CellSpec], float],
+        rows: Callable[[BaseCellSpec], int],
+        rehearse: Callable[[BaseCellSpec], float | None],
     ) -> None:
         self._done = done
         self._rows = rows
-        self._rate = rate
-        self._rates: dict[tuple[object, ...], float] = {}
+        self._rehearse = rehearse
 
-    def estimate(self, spec: CellSpec) -> Estimate:
-        """Estimate one cell: as its like with another seed, by the rows of its like elsewhere, or by a rate."""
+    def estimate(self, spec: BaseCellSpec) -> Estimate | None:
+        """Estimate one cell: as its like with another seed, by the rows of its like elsewhere, or by a rehearsal."""
         same_task = self._seconds(lambda other: other.group[:2] == spec.group[:2] and other.label == spec.label)
         if same_task:
             return Estimate(median(same_task), "the same cell with other seeds or parameters")
         per_row = [
-            cell.record.train_seconds / self._row_epochs(cell.spec)
+            cell.record.train_seconds / self._work(cell.spec)
             for cell in self._done
-            if cell.record
-            and isinstance(cell.spec, CellSpec)
-            and (cell.spec.backbone, cell.spec.label) == (spec.backbone, spec.label)
+            if cell.record and (cell.spec.backbone, cell.spec.label) == (spec.backbone, spec.label)
         ]
         if per_row:
-            return Estimate(
-                median(per_row) * self._row_epochs(spec), "the same method on other tasks, by rows x epochs"
-            )
-        return Estimate(self._measured(spec) * self._row_epochs(spec), "rows x epochs at a rate measured just now")
+            return Estimate(median(per_row) * self._work(spec), "the same method on other tasks, by rows x epochs")
+        seconds = self._rehearse(spec)
+        return None if seconds is None else Estimate(seconds, "a rehearsal just now: a few rows, a step of every stage")
 
     def _seconds(self, alike: Callable[[BaseCellSpec], bool]) -> list[float]:
         return [cell.record.train_seconds for cell in self._done if cell.record and alike(cell.spec)]
 
-    def _row_epochs(self, spec: CellSpec) -> int:
-        return self._rows(spec) * spec.recipe.epochs
-
-    def _measured(self, spec: CellSpec) -> float:
-        kind = (spec.backbone, spec.recipe.batch_size, spec.recipe.max_length)
-        if kind not in self._rates:
-            self._rates[kind] = self._rate(spec)
-        return self._rates[kind]
-
-
-def measured_rate(spec: CellSpec, inputs: Inputs) -> float:
-    """Train a cell's backbone jointly for a few steps on its own first rows: seconds a row, for one epoch."""
-    from consistentee.models.encoder import MultiExitModel
-    from consistentee.training.stages import train_jointly
-
-    task = inputs.rows(spec).task
-    model = MultiExitModel.from_backbone(spec.backbone, task.num_labels, label_names=task.label_names)
-    batch = min(spec.recipe.batch_size, len(task.train))
-    recipe = replace(spec.recipe.to_recipe(seed=0), epochs=1, batch_size=batch)
-    train_jointly(model, task, replace(recipe, max_rows=batch))  # the first step is slow
-    rows = min(_MEASURED_STEPS * batch, len(task.train))
-    started = time.perf_counter()
-    train_jointly(model, task, replace(recipe, max_rows=rows))
-    return (time.perf_counter() - started) / rows
+    def _work(self, spec: BaseCellSpec) -> int:
+        """Return rows times epochs; decoders count their steps, whatever the rows are."""
+        return self._rows(spec) * (spec.recipe.epochs if isinstance(spec.recipe, RecipeSettings) else 1)

@@ -100,6 +100,7 @@ def run_suite(
     data_dir: Path | None = None,
     fresh: bool = False,
     retry_failed: bool = False,
+    remeasure: bool = False,
     published_dir: Path | None = None,
     schedule: Schedule | None = None,
     console: Console | None = None,
@@ -116,6 +117,7 @@ def run_suite(
         data_dir: where data files are looked for first.
         fresh: compute everything again.
         retry_failed: try failed cells again.
+        remeasure: what is published does not count as done; in the end it is shown beside.
         published_dir: published results to start from; by default ``results/SUITE``, if there is such a folder here.
         schedule: where cells run; by default here, one after another.
         console: where lines go; standard error by default.
@@ -132,7 +134,7 @@ def run_suite(
         schedule or Schedule(),
         console or Console(stderr=True),
         fresh,
-        Published() if fresh else find_published(suite, published_dir, out),
+        Published() if fresh or remeasure else find_published(suite, published_dir, out),
     )
     refuse_another_kind(suite, folder)
     with only_run(folder):

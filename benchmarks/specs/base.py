@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from benchmarks.specs.costs import Cost
 from benchmarks.specs.schema import Strict, canonical_json
 from consistentee.methods.method import ENTRY_POINT_GROUP
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
@@ -154,7 +155,7 @@ class BaseSuite(Strict):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     description: str
-    cost: str = Field(description="what a run takes, for people: rows, minutes, disk")
+    cost: Cost = Cost()
     tasks: tuple[str, ...] = Field(min_length=1)
     backbones: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1)

@@ -9,7 +9,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -193,12 +194,31 @@ def training_device() -> torch.device:
     return found or torch.device("cpu")
 
 
+StageRunner = Callable[[Any, Any, Stage[Any, Any], Recipe], None]
+"""What is given stages as :func:`run_stage` is: (model, source, stage, recipe)."""
+
+_stand_in: ContextVar[StageRunner | None] = ContextVar("stand-in", default=None)
+
+
+@contextmanager
+def stages_given_to(stand_in: StageRunner | None) -> Iterator[None]:
+    """Let ``stand_in`` have the stages that methods run in the block, to see what they are; None ends that."""
+    token = _stand_in.set(stand_in)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
+
+
 def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
     Leaves the model in eval mode with every weight unfrozen. Processes that want the same stage at the same time take
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
+    if (stand_in := _stand_in.get()) is not None:
+        stand_in(model, source, stage, recipe)
+        return
     model.to(training_device())
     precision = precision_used(recipe.precision, model.device)
     recipe = replace(recipe, precision=precision)  # a stage is known by the precision it was trained in

@@ -1,6 +1,6 @@
 """All figures of a results folder: what each shows, in words too, and which files it is in."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +13,9 @@ from benchmarks.analysis.figures import gains as gain_plots
 from benchmarks.analysis.figures import ranks as rank_plots
 from benchmarks.analysis.figures import speeds as speed_plots
 from benchmarks.analysis.figures.equal_cost import equal_cost_figure
+from benchmarks.analysis.figures.page import pages_of, save_figure
+from benchmarks.analysis.figures.styles import Style, styles
 from benchmarks.analysis.results import Panel, load_panels
-from benchmarks.measure.garbage import garbage_collection_off
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,11 +26,12 @@ class FigureKind:
     """One kind of figure.
 
     Attributes:
-        name: of its files, without ending.
+        name: of its files, without ending; of several figures they end in -1, -2, ....
         title: short.
         shows: what is drawn, for a reader who may not see it.
         missing: why it cannot be drawn, where it cannot.
-        draw: panels -> figure, or None where the records lack what it needs.
+        draw: (panels, style of every curve) -> figure, or None where the records lack what it needs.
+        by_task: it has a panel a task: many tasks make several figures.
         effort: how long it takes, in tenths of a second for eleven tasks: by this, processes share the figures.
     """
 
@@ -37,30 +39,49 @@ class FigureKind:
     title: str
     shows: str
     missing: str
-    draw: "Callable[[Sequence[Panel]], Figure | None]"
+    draw: "Callable[[Sequence[Panel], Mapping[str, Style]], Figure | None]"
+    by_task: bool = False
     effort: int = 1
 
+    def figures(self, panels: Sequence[Panel], style_of: Mapping[str, Style]) -> "list[Figure]":
+        """Return its figures, none where the records lack what it needs."""
+        pages = pages_of(panels) if self.by_task else [panels]
+        drawn = [self.draw(page, style_of) for page in pages]
+        return [figure for figure in drawn if figure is not None]
 
+
+CURVES = FigureKind(
+    "curves",
+    "Score against layers",
+    "For every task, the test score against average layers. Lines join the knobs on a method's validation hull, "
+    "markers are the mixtures for 1.5x, 2x and 3x; the horizontal line is the full model, the band its 95% "
+    "interval. The five leading methods, ours and the references are told apart, the others are grey.",
+    "",
+    plots.figure,
+    by_task=True,
+    effort=9,
+)
 FIGURES = (
     FigureKind(
         "equal-cost",
         "Points at equal cost",
         "Points against the full model over the speed-up in layers, means over tasks: at every cost the two knobs of a "
-        "method's validation hull that are mixed to meet it, scored on test rows. Core and leading methods and the "
-        "references are in colour, the others in grey. The numbers are in the tables.",
+        "method's validation hull that are mixed to meet it, scored on test rows. The five leading methods, ours and "
+        "the references are told apart, the others are grey. The numbers are in the tables.",
         "The full model was not run.",
         equal_cost_figure,
-        effort=9,
+        effort=6,
     ),
+    CURVES,
     FigureKind(
-        "curves",
-        "Score against layers and time",
-        "For every task, the test score against average layers (top) and against milliseconds a row at batch size 1 "
-        "(bottom). Lines follow the knob; points are the knobs chosen on validation data, with 95% intervals for the "
-        "methods drawn boldly; the horizontal line is the full model. The numbers are in the tables.",
-        "",
-        plots.figure,
-        effort=30,
+        "times",
+        "Score against time",
+        "For every task, the test score against milliseconds a row at batch size 1: the operating points that were "
+        "timed, joined. The star is the stock model, the horizontal line its score, the band its 95% interval.",
+        "Nothing was timed at batch size 1.",
+        plots.times_figure,
+        by_task=True,
+        effort=11,
     ),
     FigureKind(
         "gains",
@@ -69,36 +90,39 @@ FIGURES = (
         "at the knob chosen for half of the layers; methods with the best mean first. *: the 95% interval excludes 0. "
         "The numbers are in the tables.",
         "No method has a knob within half of the layers, or static exits were not run.",
-        gain_plots.gains_figure,
+        lambda panels, _: gain_plots.gains_figure(panels),
         effort=12,
     ),
     FigureKind(
         "methods",
         "Method by method",
-        "One panel a method: points won or lost against the full model over the share of the layers. Thin lines are "
-        "tasks, the thick line is their mean, grey lines are the means of the other methods.",
+        "One panel a method, of the ten strongest: points won or lost against the full model over the share of the "
+        "layers, along the validation hull. Thin lines are tasks, the thick line is their mean, grey lines are the "
+        "means of all methods.",
         "The full model was not run.",
         speed_plots.methods_figure,
-        effort=7,
+        effort=6,
     ),
     FigureKind(
         "exits",
         "Exit layers",
-        "For every task and method, the percentage of test rows that exit at each layer, at the knob chosen for half "
-        "of the layers; after the name, the average layer.",
+        "For every task and every method that is told apart, the percentage of test rows that exit at each layer, at "
+        "the knob chosen for half of the layers; after the name, the average layer.",
         "No method has a knob within half of the layers.",
         exit_plots.exit_histogram_figure,
-        effort=19,
+        by_task=True,
+        effort=7,
     ),
     FigureKind(
         "memorized",
         "Exit layer against Memorized Layer",
         "For test rows of each Memorized Layer (the first from which on every classifier is right, the last one for "
-        "rows that it gets wrong; in brackets, how many rows), the percentage that exits at each layer, at the knob "
-        "chosen for half of the layers. Left of the diagonal rows leave too early, right of it they waste layers.",
+        "rows that it gets wrong; in brackets, how many rows of all tasks), the percentage that exits at each layer, "
+        "at the knob chosen for half of the layers. Left of the diagonal rows leave too early, right of it they waste "
+        "layers.",
         "These records do not hold what every layer answers; cells that are computed anew do.",
         exit_plots.memorized_figure,
-        effort=16,
+        effort=4,
     ),
     FigureKind(
         "speedups",
@@ -116,7 +140,8 @@ FIGURES = (
         "median, and the band from the 25% to the 75% quantile, at the knob chosen for half of the layers.",
         "These records do not hold the policies' probabilities; cells that are computed anew do.",
         exit_plots.policy_figure,
-        effort=12,
+        by_task=True,
+        effort=7,
     ),
     FigureKind(
         "ranks",
@@ -125,23 +150,30 @@ FIGURES = (
         "not tell apart.",
         "Ranks need at least two tasks and three methods that were run on all of them.",
         rank_plots.ranking_figure,
-        effort=6,
+        effort=8,
     ),
 )
 
 
 def drawn_figures(panels: Sequence[Panel]) -> "Iterator[tuple[FigureKind, Figure | None]]":
     """Draw all figures, one after the other; None for what the records cannot show."""
+    style_of = styles(panels)
     for kind in FIGURES:
-        yield kind, kind.draw(panels)
+        figures: list[Figure | None] = [*kind.figures(panels, style_of)]
+        yield from ((kind, figure) for figure in figures or [None])
 
 
 def write_figures(
-    out_dir: Path, labels: Sequence[str] | None = None, *, processes: int = 1, kinds: Sequence[str] = ("png",)
+    out_dir: Path,
+    labels: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    *,
+    processes: int = 1,
+    kinds: Sequence[str] = ("png",),
 ) -> tuple[list[Path], list[str]]:
     """Write every figure into a results folder.
 
-    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`, ``kinds`` those of
+    ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.results.load_panels`, ``kinds`` those of
     ``save_figure``. Several processes share the figures, and each reads the records itself.
 
     Returns:
@@ -149,7 +181,7 @@ def write_figures(
     """
     shares = _shares(min(processes, len(FIGURES)))
     written = joblib.Parallel(n_jobs=len(shares))(
-        joblib.delayed(_write_share)(out_dir, labels, share, kinds) for share in shares
+        joblib.delayed(_write_share)(out_dir, labels, tasks, share, kinds) for share in shares
     )
     of_figure = {name: paths for share in written for name, paths in share.items()}
     paths = [path for kind in FIGURES for path in of_figure[kind.name]]
@@ -165,10 +197,21 @@ def _shares(processes: int) -> list[list[FigureKind]]:
 
 
 def _write_share(
-    out_dir: Path, labels: Sequence[str] | None, share: Sequence[FigureKind], kinds: Sequence[str]
+    out_dir: Path,
+    labels: Sequence[str] | None,
+    tasks: Sequence[str] | None,
+    share: Sequence[FigureKind],
+    kinds: Sequence[str],
 ) -> dict[str, list[Path]]:
     """Write some figures: the files of each, none where the records cannot show it."""
-    panels, _ = load_panels(out_dir, labels)
-    drawn = ((kind.name, kind.draw(panels)) for kind in share)
-    with garbage_collection_off():  # artists are made in great numbers and kept to the end: looking takes a tenth
-        return {name: plots.save_figure(figure, out_dir, name, kinds) if figure else [] for name, figure in drawn}
+    panels, _ = load_panels(out_dir, labels, tasks)
+    style_of = styles(panels)
+    return {kind.name: save_pages(kind.figures(panels, style_of), out_dir, kind.name, kinds) for kind in share}
+
+
+def save_pages(figures: "Sequence[Figure]", out_dir: Path, name: str, kinds: Sequence[str] = ("png",)) -> list[Path]:
+    """Write figures of one kind: ``NAME.png``, or of several ``NAME-1.png``, ...."""
+    names = [name] if len(figures) == 1 else [f"{name}-{page}" for page in range(1, len(figures) + 1)]
+    return [
+        path for figure, page in zip(figures, names, strict=True) for path in save_figure(figure, out_dir, page, kinds)
+    ]

@@ -1,14 +1,13 @@
 """Where rows exit: histograms by method, exit layer against Memorized Layer, and the policy's probability by layer."""
 
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.figures.grids import panel_grid
-from benchmarks.analysis.figures.styles import bold_curves, competitors, is_core, styles
+from benchmarks.analysis.figures.page import add_legend, is_leftmost, label_below, panel_grid, printed
+from benchmarks.analysis.figures.styles import Style, is_core, styles
 from benchmarks.analysis.results import Panel
 from benchmarks.analysis.rows.instances import TableRow, answers_of, predictions_of, row_for_half
 from benchmarks.store.records import SIGNAL_QUANTILES
@@ -19,24 +18,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEAST_SHARE_IN_WORDS = 0.05
-_CURVES_COMPARED = 3
+_FEW_LAYERS = 8  # whose percentages can be read with four panels across
 
 
-def exit_histogram_figure(panels: Sequence[Panel]) -> "Figure | None":
+@printed
+def exit_histogram_figure(panels: Sequence[Panel], style_of: Mapping[str, Style] | None = None) -> "Figure | None":
     """Draw the share of the test rows that exit at each layer, a line a method, at the knob for half of the layers."""
-    compared = [*competitors(panels), "random"]
+    style_of = styles(panels) if style_of is None else style_of
+    compared = [*(label for label, style in style_of.items() if style.marker), "random"]
     found = [(panel, _halves(panel, compared)) for panel in panels]
     drawable = [(panel, rows) for panel, rows in found if rows]
     if not drawable:
         return None
-    longest = max(len(rows) for _, rows in drawable)
-    figure, grid = panel_grid(len(drawable), columns=3, width=4.6, height=0.26 * longest + 1.0)
+    lines = [label for label in compared if any(label in rows for _, rows in drawable)]
+    exits = max(len(exit_shares(row)) for _, rows in drawable for row in rows.values())
+    figure, grid = panel_grid(len(drawable), across=4 if exits <= _FEW_LAYERS else 3, height=0.16 * len(lines) + 0.4)
     for axes, (panel, rows) in zip(grid, drawable, strict=True):
-        histograms = [exit_shares(row) for row in rows]
-        shares = np.array(list(zip_longest(*histograms, fillvalue=0.0))).T  # a cascade has more exits than its peers
-        _draw_shares(axes, shares, [f"{row.label}  {row.speedups.average_layers:.1f}" for row in rows])
-        axes.set_title(f"{panel.task} · {panel.backbone}")
-        axes.set_xlabel("exit layer")
+        table = np.zeros((len(lines), exits))
+        for line, label in enumerate(lines):
+            if label in rows:
+                shares = exit_shares(rows[label])
+                table[line, : len(shares)] = shares  # a cascade has more exits than its peers
+        names = lines if is_leftmost(axes) else [""] * len(lines)
+        averages = [f"{rows[label].speedups.average_layers:.1f}" if label in rows else "" for label in lines]
+        _draw_shares(axes, table, [f"{name}  {average}" for name, average in zip(names, averages, strict=True)])
+        axes.set_title(panel.task)
+    label_below(grid, "exit layer")
     return figure
 
 
@@ -46,59 +53,63 @@ def exit_shares(row: TableRow) -> NDArray[np.float64]:
     return np.asarray(counts / counts.sum())
 
 
-def _halves(panel: Panel, labels: Sequence[str]) -> list[TableRow]:
-    rows = [row_for_half(panel, label) for label in labels if label in panel.methods]
-    return [row for row in rows if row is not None]
+def _halves(panel: Panel, labels: Sequence[str]) -> dict[str, TableRow]:
+    rows = {label: row_for_half(panel, label) for label in labels if label in panel.methods}
+    return {label: row for label, row in rows.items() if row is not None}
 
 
 def _draw_shares(axes: "Axes", shares: NDArray[np.float64], names: Sequence[str]) -> None:
     """Draw a table of shares as colours, with the larger ones in percent: shares [names, exits]."""
     lines, exits = shares.shape
-    axes.pcolormesh(shares, vmin=0, vmax=1, cmap="Blues", edgecolors="white", linewidth=0.6)
+    axes.pcolormesh(shares, vmin=0, vmax=1, cmap="Blues", edgecolors="white", linewidth=0.5)
     for line, exit_ in zip(*np.nonzero(shares >= _LEAST_SHARE_IN_WORDS), strict=True):
         share = shares[line, exit_]
         colour = "white" if share > 0.55 else "0.15"
         text = axes.text(
-            exit_ + 0.5, line + 0.5, f"{100 * share:.0f}", ha="center", va="center", fontsize=7, color=colour
+            exit_ + 0.5, line + 0.5, f"{100 * share:.0f}", ha="center", va="center_baseline", fontsize=6, color=colour
         )
         text.set_in_layout(False)  # it lies inside its axes, and measuring thousands of them takes long
     axes.set_xticks(np.arange(exits) + 0.5, [str(layer) for layer in range(1, exits + 1)])
     axes.set_yticks(np.arange(lines) + 0.5, list(names))
     axes.tick_params(length=0)
     axes.invert_yaxis()
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
-def memorized_figure(panels: Sequence[Panel]) -> "Figure | None":
-    """Draw at which layer rows exit, by their Memorized Layer: core methods and the strongest others.
+@printed
+def memorized_figure(panels: Sequence[Panel], style_of: Mapping[str, Style] | None = None) -> "Figure | None":
+    """Draw at which layer rows exit, by their Memorized Layer: a panel a curve that is told apart, all tasks together.
 
-    None where no cell has recorded what every layer answers.
+    None where no cell has recorded what every layer answers. Of several depths, that of most panels is drawn.
     """
-    labels = bold_curves(panels)[:_CURVES_COMPARED]
-    tables = {
-        (panel.task, panel.backbone, label): memorized_against_exit(panel, label)
-        for panel in panels
-        for label in labels
-        if label in panel.methods
-    }
-    if all(table is None for table in tables.values()):
+    style_of = styles(panels) if style_of is None else style_of
+    depth = max(depths := [panel.num_layers for panel in panels], key=depths.count)
+    alike = [panel for panel in panels if panel.num_layers == depth]
+    tables = {label: _memorized_on_all(alike, label) for label, style in style_of.items() if style.marker}
+    drawable = {label: table for label, table in tables.items() if table is not None}
+    if not drawable:
         return None
-    figure, grid = panel_grid(len(panels) * len(labels), columns=len(labels), width=2.9, height=2.7)
-    cells = iter(grid)
-    for panel in panels:
-        for label in labels:
-            axes, table = next(cells), tables.get((panel.task, panel.backbone, label))
-            axes.set_title(f"{panel.task} · {label}", fontsize=9)
-            if table is None:
-                _say(axes, "not recorded")
-                continue
-            rows = table.sum(axis=1, keepdims=True)
-            shares = np.divide(table, rows, out=np.zeros_like(table), where=rows > 0)
-            _draw_shares(axes, shares, [f"{m + 1}  ({int(n)})" for m, n in enumerate(rows[:, 0])])
-            axes.set_xlabel("exit layer")
-            axes.set_ylabel("Memorized Layer (rows)")
+    figure, grid = panel_grid(len(drawable), across=4, height=0.16 * depth + 0.6)
+    for axes, (label, table) in zip(grid, drawable.items(), strict=True):
+        rows = table.sum(axis=1, keepdims=True)
+        shares = np.divide(table, rows, out=np.zeros_like(table), where=rows > 0)
+        _draw_shares(axes, shares, [f"{m + 1}  ({int(n)})" for m, n in enumerate(rows[:, 0])])
+        axes.set_title(label)
+    figure.supxlabel("exit layer", fontsize=8)
+    figure.supylabel("Memorized Layer (rows)", fontsize=8)
     return figure
+
+
+def _memorized_on_all(panels: Sequence[Panel], label: str) -> NDArray[np.float64] | None:
+    """Add up the rows of all tasks where they are recorded: [L, exits]; None where there are none."""
+    tables = [memorized_against_exit(panel, label) for panel in panels if label in panel.methods]
+    known = [table for table in tables if table is not None]
+    if not known:
+        return None
+    total = np.zeros((len(known[0]), max(table.shape[1] for table in known)))
+    for table in known:
+        total[:, : table.shape[1]] += table
+    return total
 
 
 def memorized_against_exit(panel: Panel, label: str) -> NDArray[np.float64] | None:
@@ -146,33 +157,36 @@ def memorized_layers(correct: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.minimum(layers - right_to_the_end + 1, layers)
 
 
-def policy_figure(panels: Sequence[Panel]) -> "Figure | None":
+@printed
+def policy_figure(panels: Sequence[Panel], style_of: Mapping[str, Style] | None = None) -> "Figure | None":
     """Draw the exit probability of ConsistentEE's policies by layer: median and quantiles over all test rows.
 
     None where no cell has recorded it.
     """
-    import seaborn
+    from matplotlib.lines import Line2D
 
-    style_of = styles(panels)
-    recorded = [(panel, _policy_quantiles(panel)) for panel in panels]
+    style_of = styles(panels) if style_of is None else style_of
+    recorded = [(panel, _policy_quantiles(panel, style_of)) for panel in panels]
     drawable = [(panel, policies) for panel, policies in recorded if policies]
     if not drawable:
         return None
-    figure, grid = panel_grid(len(drawable), columns=4, width=3.6, height=2.8)
+    figure, grid = panel_grid(len(drawable), height=1.3, legend_rows=1)
     for axes, (panel, policies) in zip(grid, drawable, strict=True):
         for label, quantiles in policies.items():
             layers, style = np.arange(1, len(quantiles) + 1), style_of[label]
             axes.fill_between(layers, quantiles[:, 1], quantiles[:, -2], color=style.colour, alpha=0.15, linewidth=0)
-            axes.plot(layers, quantiles[:, len(SIGNAL_QUANTILES) // 2], **style.line2d(label=label, markersize=5))
-        axes.set(title=f"{panel.task} · {panel.backbone}", xlabel="layer", ylabel="P(exit)", ylim=(-0.03, 1.03))
-        axes.set_xticks(range(1, panel.num_layers))
-        seaborn.despine(ax=axes)
-    grid[0].legend(frameon=False, fontsize=8)
+            axes.plot(layers, quantiles[:, len(SIGNAL_QUANTILES) // 2], **style.line2d(markersize=3))
+        axes.set(title=panel.task, ylim=(-0.03, 1.03), xticks=range(1, panel.num_layers, max(1, panel.num_layers // 6)))
+        if is_leftmost(axes):
+            axes.set_ylabel("P(exit)")
+    label_below(grid, "layer")
+    shown = [label for label in style_of if any(label in policies for _, policies in drawable)]
+    add_legend(figure, [Line2D([], [], **style_of[label].line2d(label=label)) for label in shown])
     return figure
 
 
-def _policy_quantiles(panel: Panel) -> dict[str, NDArray[np.float64]]:
-    core = [label for label in competitors([panel]) if is_core(panel.methods[label])]
+def _policy_quantiles(panel: Panel, style_of: Mapping[str, Style]) -> dict[str, NDArray[np.float64]]:
+    core = [label for label, method in panel.methods.items() if is_core(method) and style_of[label].marker]
     found = {label: signal_by_layer(panel, label) for label in core}
     return {label: quantiles for label, quantiles in found.items() if quantiles is not None}
 
@@ -185,8 +199,3 @@ def signal_by_layer(panel: Panel, label: str) -> NDArray[np.float64] | None:
     row = row_for_half(panel, label)
     quantiles = [choice.point.signal_quantiles for choice in row.choices] if row is not None else []
     return np.mean(quantiles, axis=0) if quantiles and all(quantiles) else None
-
-
-def _say(axes: "Axes", words: str) -> None:
-    axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center", color="0.5")
-    axes.set(xticks=[], yticks=[])

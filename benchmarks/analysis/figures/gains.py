@@ -4,21 +4,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.comparisons.static_gains import StaticGain, mean_gain, static_gains
+from benchmarks.analysis.figures.page import TEXT, panel_grid, printed
 from benchmarks.analysis.results import ORACLE, Panel
 from benchmarks.analysis.tables.overall import task_headings
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_STRONGEST = 12.0  # points: where the colour is full
+_PALE_ENOUGH = 0.5  # of the full colour, for black letters
+_WIDE_ENOUGH = 8  # letters of a task's name that fit above a column
 
+
+@printed
 def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
     """Draw methods, best mean first, against tasks; None without static exits."""
-    import seaborn
-    from matplotlib.figure import Figure
-
     found = [{gain.label: gain for gain in static_gains(panel)} for panel in panels]
     labels = list(dict.fromkeys(label for panel in panels for label in panel.labels))
     labels = [label for label in labels if label != ORACLE and any(label in gains for gains in found)]
@@ -29,28 +34,40 @@ def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
     counted = [gains for panel, gains in zip(panels, found, strict=True) if block_name(panel) in compared]
     means = np.array([_mean_points([gains.get(label) for gains in counted]) for label in labels])
     order = np.argsort(-means, kind="stable")  # those without a mean come last
-    texts = np.array([[gains[label].text if label in gains else "" for gains in found] for label in labels])[order]
-    columns = [heading.replace(" · ", "\n") for heading in task_headings(panels)]
-    figure = Figure(figsize=(2.6 + 0.78 * (len(columns) + 1), 1.3 + 0.27 * len(labels)), layout="constrained")
-    axes = figure.add_subplot()
-    seaborn.heatmap(
-        np.column_stack([means, points])[order],
-        annot=np.column_stack([["" if np.isnan(mean) else f"{mean:+.1f}" for mean in means[order]], texts]),
-        fmt="",
-        annot_kws={"size": 7.5},
-        cmap=seaborn.diverging_palette(35, 245, s=90, l=55, as_cmap=True),
-        center=0,
-        robust=True,
-        linewidths=0.6,
-        xticklabels=["mean", *columns],
-        yticklabels=[labels[i] for i in order],
-        cbar_kws={"label": "points over a static exit at equal layers", "shrink": 0.8},
-        ax=axes,
-    )
-    axes.axvline(1, color="0.2", linewidth=1.2)
-    axes.tick_params(axis="both", length=0, labelsize=8.5)
-    axes.tick_params(axis="x", labelrotation=0, labelsize=7.5, top=True, labeltop=True, bottom=False, labelbottom=False)
+    texts = [[gains[label].text if label in gains else "" for gains in found] for label in labels]
+    shown = [["" if np.isnan(mean) else f"{mean:+.1f}", *line] for mean, line in zip(means, texts, strict=True)]
+    figure, (axes,) = panel_grid(1, width=TEXT, height=0.75 + 0.165 * len(labels))
+    _draw(axes, np.column_stack([means, points])[order], [shown[i] for i in order])
+    axes.set_yticks(np.arange(len(labels)) + 0.5, [labels[i] for i in order])
+    columns = ["mean", *(heading.replace(" · ", "\n") for heading in task_headings(panels))]
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    if any(len(column) > _WIDE_ENOUGH for column in columns):
+        axes.tick_params(axis="x", labelrotation=25)
+        for text in axes.get_xticklabels():
+            text.set(horizontalalignment="left", rotation_mode="anchor")
     return figure
+
+
+def _draw(axes: "Axes", points: NDArray[np.float64], texts: Sequence[Sequence[str]]) -> None:
+    """Draw a table of points [methods, tasks] as colours, with their texts; the first column is apart."""
+    axes.pcolormesh(points, vmin=-_STRONGEST, vmax=_STRONGEST, cmap="PuOr", edgecolors="white", linewidth=0.6)
+    for line, column in np.argwhere(~np.isnan(points)):
+        strong = abs(points[line, column]) > _PALE_ENOUGH * _STRONGEST
+        text = axes.text(
+            column + 0.5,
+            line + 0.5,
+            texts[line][column].replace("-", "−"),
+            ha="center",
+            va="center_baseline",
+            fontsize=6.5,
+            color="white" if strong else "0.1",
+        )
+        text.set_in_layout(False)  # it lies inside its axes, and measuring hundreds of them takes long
+    axes.axvline(1, color="0.2", linewidth=1)
+    axes.invert_yaxis()
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("points over a static exit at equal layers; *: its 95% interval excludes 0")
 
 
 def _mean_points(gains: Sequence[StaticGain | None]) -> float:

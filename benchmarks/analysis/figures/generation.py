@@ -1,15 +1,16 @@
 """The figure of one task of generation: texts against layers and against time, and exit layers along the text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.figures.curves import save_figure
-from benchmarks.analysis.figures.styles import BOLD_METHODS, Style, competitors, is_core, panels_method, styles_with
+from benchmarks.analysis.figures.page import add_legend, legend_rows, panel_grid, printed, save_figure
+from benchmarks.analysis.figures.styles import FULL_MODEL, Style, legend_handles, styles
 from benchmarks.analysis.rows.texts import (
+    GenerationCell,
     GenerationPanel,
     GenerationRow,
     curve_rows,
@@ -17,6 +18,7 @@ from benchmarks.analysis.rows.texts import (
     row_near_half,
     stock_row,
 )
+from benchmarks.analysis.select import SPEEDUPS, concave_hull, mixture_at
 from benchmarks.analysis.tables.decoding import metric_name
 from benchmarks.specs.base import folder_name
 from benchmarks.store.generation_records import Mean
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LEGEND_COLUMNS = 5
+_STOCK = {"marker": "*", "markersize": 7}
 _FEWEST_TEXTS = 3  # a mean exit layer of fewer texts says nothing
 
 Cost = Callable[[GenerationRow], float | None]
@@ -33,55 +35,60 @@ Cost = Callable[[GenerationRow], float | None]
 
 
 def decoding_styles(panels: Sequence[GenerationPanel]) -> dict[str, Style]:
-    """Give every curve its style; the core methods and those that agree best with the full model are drawn boldly."""
-    return styles_with(panels, _bold(panels))
+    """Give every curve its style: told apart are ours, and those that agree best with the full model at equal cost."""
+    return styles(panels, _agreement_at_budgets)
 
 
-def _bold(panels: Sequence[GenerationPanel]) -> list[str]:
-    curves = competitors(panels)
-    core = [label for label in curves if is_core(panels_method(panels, label))]
-    agreement = {label: _mean_agreement(panels, label) for label in curves}
-    others = sorted((label for label in curves if label not in core), key=lambda label: -agreement[label])
-    return [*core, *others][:BOLD_METHODS]
+def _agreement_at_budgets(panel: GenerationPanel, label: str) -> float:
+    """Return the agreement of single tokens on validation prompts at equal layers, mean of the budgets and seeds."""
+    budgets = [panel.num_layers / speedup for speedup in SPEEDUPS]
+    return float(
+        np.mean(
+            [
+                mixture_at(budget, *hull).of(hull[1])
+                for cells in _cells_by_seed(panel, label)
+                for hull in [_replayed(cells)]
+                for budget in budgets
+            ]
+        )
+    )
 
 
-def _mean_agreement(panels: Sequence[GenerationPanel], label: str) -> float:
-    matches = [row.token_match.value for panel in panels for row in curve_rows(panel, label)]
-    return float(np.mean(matches)) if matches else 0.0
+def _cells_by_seed(panel: GenerationPanel, label: str) -> list[list[GenerationCell]]:
+    return [panel.cells_of(label, seed) for seed in sorted({cell.record.seed for cell in panel.cells_of(label)})]
 
 
-def decoding_figure(panel: GenerationPanel, style_of: dict[str, Style]) -> "Figure":
+def _replayed(cells: Sequence[GenerationCell]) -> NDArray[np.float64]:
+    """Return layers and agreement of every knob of some cells, a whole grid, on validation prompts: [2, knobs]."""
+    points = [point for cell in cells for point in cell.record.curve_validation]
+    return np.array([[point.average_layers for point in points], [point.agreement for point in points]])
+
+
+@printed
+def decoding_figure(panel: GenerationPanel, style_of: Mapping[str, Style]) -> "Figure":
     """Draw one panel: the task's score and the token match (rows), against layers and time, and where tokens exit."""
-    import seaborn
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    labels = [label for label in panel.labels if label in style_of]
-    legend_rows = -(-(len(labels) + 1) // _LEGEND_COLUMNS)
-    with seaborn.axes_style("ticks"), seaborn.plotting_context("paper", font_scale=1.1):
-        drawn = Figure(figsize=(12.6, 6.8 + 0.24 * legend_rows), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-        grid = drawn.subplots(2, 3)
-        score, size = metric_name(panel.metric), _batch_size(panel)
-        for axes, name, mean in (
-            (grid[0], f"{score} to the reference, %", lambda row: row.scores[panel.metric]),
-            (grid[1], "tokens as in the full model, %", lambda row: row.token_match),
-        ):
-            _draw_rows(axes[0], panel, style_of, mean, lambda row: row.speedups.average_layers)
-            axes[0].set(xlabel="average layers a decoded token", ylabel=name)
-            _draw_rows(axes[1], panel, style_of, mean, _milliseconds_at(size))
-            axes[1].set(xlabel=f"milliseconds of decoding a token, batch size {size}", ylabel=name)
-            axes[1].set_xlim(left=0)
-        _draw_positions(grid[0, 2], panel, style_of)
-        _draw_agreement(grid[1, 2], panel, style_of)
-        for axes in grid.flat:
-            axes.grid(axis="y", color="0.9", linewidth=0.6)
-            axes.set_axisbelow(True)
-            seaborn.despine(ax=axes)
+    here = {label: style for label, style in style_of.items() if label in panel.methods}
+    handles = legend_handles(here, **_STOCK, label="stock generate")
+    drawn, grid = panel_grid(6, across=3, height=1.75, legend_rows=legend_rows(handles))
+    score, size = metric_name(panel.metric), _batch_size(panel)
+    for row, name, mean in (
+        (grid[:2], f"{score}, %", lambda row: row.scores[panel.metric]),
+        (grid[3:5], "token match, %", lambda row: row.token_match),
+    ):
+        _draw_rows(row[0], panel, here, mean, lambda row: row.speedups.average_layers)
+        row[0].set(xlabel="average layers a decoded token", ylabel=name)
+        row[0].set_xlim(right=panel.num_layers * 1.04)  # drafts run more
+        _draw_rows(row[1], panel, here, mean, _milliseconds_at(size))
+        row[1].set(xlabel=f"milliseconds a token, batch size {size}")
+        row[1].set_xlim(left=0)
         if not panel.batch_sizes:
-            for axes in grid[:, 1]:
-                axes.text(0.5, 0.5, "not timed", transform=axes.transAxes, ha="center", va="center", color="0.5")
-        drawn.suptitle(f"{panel.task} · {panel.backbone}")
-        _add_legend(drawn, {label: style_of[label] for label in labels})
+            row[1].text(0.5, 0.5, "not timed", transform=row[1].transAxes, ha="center", va="center", color="0.4")
+    _draw_positions(grid[2], panel, here)
+    _draw_agreement(grid[5], panel, here)
+    for axes in grid:
+        axes.grid(axis="y")
+    drawn.suptitle(f"{panel.task} · {panel.backbone}", fontsize=8)
+    add_legend(drawn, handles)
     return drawn
 
 
@@ -100,59 +107,40 @@ def _milliseconds_at(batch_size: int) -> Cost:
 def _draw_rows(
     axes: "Axes",
     panel: GenerationPanel,
-    style_of: dict[str, Style],
+    style_of: Mapping[str, Style],
     mean: Callable[[GenerationRow], Mean],
     cost: Cost,
 ) -> None:
-    """Draw operating points with intervals, joined by rising cost, and the stock model as a star and a line."""
+    """Draw operating points, joined by rising cost, with intervals where curves are few; and the stock model's star."""
     stock = stock_row(panel)
-    axes.axhline(100 * mean(stock).value, color="0.25", linewidth=0.8, zorder=1)
+    axes.axhline(100 * mean(stock).value, **FULL_MODEL)
     if (at := cost(stock)) is not None:
-        axes.plot(at, 100 * mean(stock).value, marker="*", markersize=12, color="0.1", linestyle="none", zorder=3)
-    for label in [label for label in panel.labels if label in style_of]:
+        axes.plot(at, 100 * mean(stock).value, **FULL_MODEL | _STOCK | {"zorder": 4})
+    for label, style in style_of.items():
         priced = [(at, row) for row in curve_rows(panel, label) if (at := cost(row)) is not None]
         if not priced:
             continue
-        style = style_of[label]
         costs, rows = zip(*sorted(priced, key=lambda pair: pair[0]), strict=True)
-        _draw_curve(axes, costs, [mean(row) for row in rows], style)
+        means = [mean(row) for row in rows]
+        if style.marker:
+            low, high = 100 * np.asarray([one.interval for one in means]).T
+            axes.vlines(costs, low, high, color=style.colour, linewidth=0.5, alpha=0.5, zorder=style.layer - 0.5)
+        axes.plot(costs, [100 * one.value for one in means], **style.line2d())
 
 
-def _draw_curve(axes: "Axes", costs: Sequence[float], means: Sequence[Mean], style: Style) -> None:
-    scores = 100 * np.asarray([mean.value for mean in means])
-    low, high = 100 * np.asarray([mean.interval for mean in means]).T
-    intervals = np.maximum([scores - low, high - scores], 0) if style.bold and style.marker else None
-    axes.errorbar(
-        costs,
-        scores,
-        yerr=intervals,
-        color=style.colour,
-        linestyle=style.line,
-        linewidth=style.width,
-        marker=style.marker or ".",
-        markersize=6.5 if style.bold and style.marker else 4.5,
-        markerfacecolor=style.face,
-        markeredgecolor=style.edge,
-        elinewidth=0.7,
-        zorder=2 if style.bold else 1.5,
-    )
-
-
-def _draw_positions(axes: "Axes", panel: GenerationPanel, style_of: dict[str, Style]) -> None:
+def _draw_positions(axes: "Axes", panel: GenerationPanel, style_of: Mapping[str, Style]) -> None:
     """Draw the mean exit layer of the second, third, ... token, at the budget nearest to half of the layers."""
     from matplotlib.ticker import MaxNLocator
 
-    for label in [label for label in panel.labels if label in style_of]:
+    for label, style in style_of.items():
         row = row_near_half(panel, label)
-        if row is None or row.acceptance is not None:  # drafts do not exit
+        if row is None or row.acceptance is not None or not style.named:  # drafts do not exit
             continue
         layers = layers_by_position(row)
-        style = style_of[label]
-        places = np.arange(2, len(layers) + 2)
-        axes.plot(places, layers, color=style.colour, linestyle=style.line, linewidth=style.width)
-    axes.set(xlabel="position of the token in the text", ylabel="mean exit layer", ylim=(0, panel.num_layers + 1))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title("at the budget nearest to half of the layers", fontsize=9)
+        axes.plot(np.arange(2, len(layers) + 2), layers, **style.line2d(marker="", linewidth=0.9))
+    axes.set(xlabel="position of the token", ylabel="mean exit layer", ylim=(0, panel.num_layers + 1))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_title("budget nearest to half of the layers", fontsize=7)
 
 
 def layers_by_position(row: GenerationRow) -> NDArray[np.float64]:
@@ -171,29 +159,16 @@ def layers_by_position(row: GenerationRow) -> NDArray[np.float64]:
     return total[enough] / texts[enough]
 
 
-def _draw_agreement(axes: "Axes", panel: GenerationPanel, style_of: dict[str, Style]) -> None:
-    """Draw what knobs were chosen by: agreement against layers over the whole knob, on validation prompts."""
-    for label in [label for label in panel.labels if label in style_of]:
-        style = style_of[label]
-        for cell in panel.cells_of(label):
-            points = sorted(cell.record.curve_validation, key=lambda point: point.average_layers)
-            axes.plot(
-                [point.average_layers for point in points],
-                [100 * point.agreement for point in points],
-                color=style.colour,
-                linestyle=style.line,
-                linewidth=style.width,
-            )
-    axes.set(xlabel="average layers, validation", ylabel="agreement of single tokens, %")
-    axes.set_title("the whole knob, replayed on validation prompts", fontsize=9)
-
-
-def _add_legend(drawn: "Figure", style_of: dict[str, Style]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], **style.line2d(label=label)) for label, style in style_of.items()]
-    handles.append(Line2D([], [], color="0.25", linewidth=0.8, marker="*", markersize=9, label="stock generate"))
-    drawn.legend(handles=handles, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, handlelength=3.4)
+def _draw_agreement(axes: "Axes", panel: GenerationPanel, style_of: Mapping[str, Style]) -> None:
+    """Draw what knobs are chosen by: the hull of agreement over layers on validation prompts, one a seed."""
+    for label, style in style_of.items():
+        for cells in _cells_by_seed(panel, label):
+            points = _replayed(cells)
+            layers, agreement = points[:, concave_hull(*points)]
+            axes.plot(layers, 100 * agreement, **style.line2d(markersize=2.5, markevery=0.15))
+    axes.set(xlabel="average layers, validation", ylabel="agreement, %")
+    axes.set_xlim(right=panel.num_layers * 1.04)
+    axes.set_title("hulls of the replayed knobs", fontsize=7)
 
 
 def figure_name(panel: GenerationPanel, panels: Sequence[GenerationPanel]) -> str:
@@ -203,14 +178,18 @@ def figure_name(panel: GenerationPanel, panels: Sequence[GenerationPanel]) -> st
 
 
 def write_decoding_figures(
-    out_dir: Path, labels: Sequence[str] | None = None, *, kinds: Sequence[str] = ("png",)
+    out_dir: Path,
+    labels: Sequence[str] | None = None,
+    tasks: Sequence[str] | None = None,
+    *,
+    kinds: Sequence[str] = ("png",),
 ) -> list[Path]:
     """Write one figure a (task, backbone) into a results folder of generation; return the files.
 
-    ``labels`` and errors are those of :func:`benchmarks.analysis.results.load_panels`, ``kinds`` those of
+    ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.results.load_panels`, ``kinds`` those of
     ``save_figure``.
     """
-    panels, _ = load_generation_panels(out_dir, labels)
+    panels, _ = load_generation_panels(out_dir, labels, tasks)
     return draw_all(panels, out_dir, kinds)
 
 

@@ -1,27 +1,54 @@
-"""How curves are told apart: twenty and more methods, on screen, in grey print, by colour-blind eyes.
+"""How curves are told apart: five leading ones and ours in colour, references in dark grey, all others in pale grey.
 
-No two methods share colour and marker, or colour and line, and every second turn through the colours has open markers.
-The core methods and the strongest others are drawn boldly with intervals, the rest thinly; all keep their style in
-every figure of a results folder.
+Colours are those that colour-blind eyes tell apart; markers and lines differ too, for print in grey. A curve looks the
+same in every figure of a results folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.analysis.comparisons.curve_summaries import mean_layers_area
-from benchmarks.analysis.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, Panel, role_of
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
+from benchmarks.analysis.comparisons.ranking import compared_panels
+from benchmarks.analysis.results import (
+    CORE_METHOD,
+    FULL,
+    REFERENCES,
+    AnyPanel,
+    Panel,
+    role_of,
+)
+from benchmarks.analysis.select import SPEEDUPS
 
-BOLD_METHODS = 8
-"""Up to so many competitors are all drawn boldly; of more, the core methods and the strongest others."""
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
 
+LEADING = 5
+"""So many of the strongest curves are told apart."""
+MOST_OF_OURS = 3
+"""So many of ConsistentEE's variants are told apart, whether they lead or not."""
+FEW = 7
+"""Of no more curves than these, all are told apart."""
+
+# Okabe and Ito's colours ("Color Universal Design", 2008) without yellow, which is too pale on paper; and brown.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C5A2B")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES: tuple[Any, ...] = ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), (0, (6, 2)), (0, (2, 1)), (0, (1, 0.8)))
-_REFERENCE_GREYS = {"static": "0.35", "random": "0.6", ORACLE: "0.35"}
-_REFERENCE_LINES: dict[str, Any] = {"static": (0, (5, 2)), "random": (0, (1, 1.5)), ORACLE: (0, (1, 1))}
-_REFERENCE_WIDTHS = {"static": 1.2, "random": 1.2, ORACLE: 0.8}
+_LINES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.2)),
+    (0, (4, 1, 1, 1)),
+    (0, (2.2, 1)),
+    (0, (7, 1, 1, 1, 1, 1)),
+    (0, (9, 1.5)),
+    (0, (1, 0.8)),
+)
+_REFERENCES: dict[str, tuple[str, Any]] = {"static": ("0.3", (0, (4, 2))), "random": ("0.3", (0, (1, 1.5)))}
+_MARKER_SIZE = 4.2
+
+Strength = Callable[[AnyPanel, str], float]
+"""(panel, label) -> how good a curve is there, at equal cost; higher is better."""
 
 
 @dataclass(frozen=True)
@@ -30,40 +57,42 @@ class Style:
 
     Attributes:
         colour, line, width: of the line.
-        marker: of the operating points; None for a reference, which has none.
+        marker: of the points that it is known by; None for references and for curves that are not told apart.
         open_marker: the marker's face is white.
-        bold: thick, with intervals, on top.
+        named: it stands in the legend.
     """
 
-    colour: Any
+    colour: str
     line: Any
-    marker: str | None
     width: float
+    marker: str | None = None
     open_marker: bool = False
-    bold: bool = True
+    named: bool = True
 
     @property
-    def face(self) -> Any:
-        """Colour of the marker's face."""
-        return "white" if self.open_marker else self.colour
-
-    @property
-    def edge(self) -> Any:
-        """Colour of the marker's edge: filled markers have a white one, so that they stay apart where they meet."""
-        return self.colour if self.open_marker else "white"
+    def layer(self) -> float:
+        """Return what is drawn over what: the larger one is on top."""
+        return 1.0 if not self.named else 3.0 if self.marker else 2.0
 
     def line2d(self, **more: Any) -> dict[str, Any]:
-        """Return the keywords of matplotlib's ``Line2D`` for a legend."""
+        """Return the keywords of matplotlib's ``Line2D``."""
         return {
             "color": self.colour,
             "linestyle": self.line,
             "linewidth": self.width,
             "marker": self.marker or "",
-            "markersize": 6.5 if self.bold else 5,
-            "markerfacecolor": self.face,
-            "markeredgecolor": self.edge,
-            "markeredgewidth": 1.2 if self.open_marker else 0.7,
+            "markersize": _MARKER_SIZE,
+            "markerfacecolor": "white" if self.open_marker else self.colour,
+            "markeredgecolor": self.colour if self.open_marker else "white",
+            "markeredgewidth": 0.8 if self.open_marker else 0.4,
+            "zorder": self.layer,
         } | more
+
+
+OTHERS = Style(colour="0.82", line="-", width=0.6, named=False)
+"""Of curves that are not told apart."""
+FULL_MODEL: dict[str, Any] = {"color": "0.15", "linewidth": 0.8, "zorder": 1.5}
+"""The line of the full model."""
 
 
 def competitors(panels: Sequence[AnyPanel]) -> list[str]:
@@ -78,49 +107,67 @@ def is_core(method: str) -> bool:
     return method.startswith(CORE_METHOD)
 
 
-def bold_curves(panels: Sequence[Panel]) -> list[str]:
-    """Return the curves that are drawn boldly: all of a few; of many, the core methods and the best by mean area."""
-    curves = competitors(panels)
-    if len(curves) <= BOLD_METHODS:
-        return curves
-    areas = {label: [mean_layers_area(panel, label) for panel in panels if label in panel.methods] for label in curves}
-    core = [label for label in curves if is_core(panels_method(panels, label))][: BOLD_METHODS // 2]
-    others = sorted((label for label in curves if label not in core), key=lambda label: -float(np.mean(areas[label])))
-    return core + others[: BOLD_METHODS - len(core)]
-
-
 def panels_method(panels: Sequence[AnyPanel], label: str) -> str:
     """Return the method behind a label, in the first panel that has it."""
     return next(panel.methods[label] for panel in panels if label in panel.methods)
 
 
-def styles(panels: Sequence[Panel]) -> dict[str, Style]:
-    """Give every curve its style, the same in all panels; the core methods come first, the references are grey."""
-    return styles_with(panels, bold_curves(panels))
+def points_at_budgets(panel: Panel, label: str) -> float:
+    """Return how strong a curve is: its points against the full model at equal cost, mean of the three budgets.
+
+    Without the full model it is the score.
+    """
+    found = [at_equal_cost(panel, label, speedup) for speedup in SPEEDUPS]
+    return float(np.mean([one.score if one.points is None else one.points for one in found]))
 
 
-def styles_with(panels: Sequence[AnyPanel], bold: Sequence[str]) -> dict[str, Style]:
-    """As :func:`styles`, where the curves to be drawn boldly are given."""
-    import seaborn
+def by_strength(panels: Sequence[AnyPanel], strength: Strength = points_at_budgets) -> list[str]:
+    """Return the curves that compete, the strongest first, over tasks that most have; those of fewer tasks are last."""
+    compared = compared_panels(panels)
+    has = {label: [panel for panel in compared if label in panel.methods] for label in competitors(panels)}
+    means = {label: np.mean([strength(panel, label) for panel in known]) for label, known in has.items() if known}
+    return sorted(has, key=lambda label: (-len(has[label]), -means.get(label, -np.inf)))
 
-    # Pink and yellow (the seventh and ninth) are too pale on white paper; grey (the eighth) is for the references.
-    palette = [colour for i, colour in enumerate(seaborn.color_palette("colorblind")) if i not in (6, 7, 8)]
-    # Bold curves come first, so that they have the strongest styles: filled markers, and all colours differ.
-    ordered = sorted(competitors(panels), key=lambda label: label not in bold)
-    found = {}
-    for i, label in enumerate(ordered):
-        turn, place = divmod(i, len(palette))
-        found[label] = Style(
-            colour=palette[place],
-            line=_LINES[(place + 3 * turn) % len(_LINES)],
-            marker=_MARKERS[(place + 2 * turn) % len(_MARKERS)],
-            width=2.2 if i == 0 else 1.5 if label in bold else 0.9,
-            open_marker=turn % 2 == 1,
-            bold=label in bold,
-        )
-    methods = {label: method for panel in panels for label, method in panel.methods.items()}
-    for label, method in sorted(methods.items()):
-        role = role_of(method)
-        if role in _REFERENCE_GREYS and role != MAJORITY:
-            found[label] = Style(_REFERENCE_GREYS[role], _REFERENCE_LINES[role], None, _REFERENCE_WIDTHS[role])
-    return found
+
+def told_apart(ranked: Sequence[str], ours: Sequence[str]) -> list[str]:
+    """Return which curves, of all by strength, are drawn in colour: all of a few, else the leading ones and ours."""
+    if len(ranked) <= FEW:
+        return list(ranked)
+    return [label for label in ranked if label in ranked[:LEADING] or label in ours[:MOST_OF_OURS]]
+
+
+def styles(panels: Sequence[AnyPanel], strength: Strength = points_at_budgets) -> dict[str, Style]:
+    """Give every curve its style: those told apart first, the strongest first, then references, then the others."""
+    ranked = by_strength(panels, strength)
+    ours = [label for label in ranked if is_core(panels_method(panels, label))]
+    known = told_apart(ranked, ours)
+    looks = {label: _in_colour(place) for place, label in enumerate(sorted(known, key=lambda label: label not in ours))}
+    references = {
+        label: Style(*_REFERENCES[role], 1.0)
+        for panel in panels
+        for label, method in panel.methods.items()
+        if (role := role_of(method)) in _REFERENCES
+    }
+    others = {label: OTHERS for label in ranked if label not in known}
+    return {label: looks[label] for label in known} | dict(sorted(references.items(), reverse=True)) | others
+
+
+def _in_colour(place: int) -> Style:
+    turn, colour = divmod(place, len(_COLOURS))
+    number = (colour + 2 * turn) % len(_LINES)
+    return Style(_COLOURS[colour], _LINES[number], 1.5 if place == 0 else 1.1, _MARKERS[number], open_marker=turn > 0)
+
+
+def legend_handles(style_of: Mapping[str, Style], **of_full: Any) -> "list[Artist]":
+    """Return the entries of a legend: curves that are told apart, references, the full model, and how many others.
+
+    ``of_full``: what else ``Line2D`` is told of the full model.
+    """
+    from matplotlib.lines import Line2D
+
+    named: list[Artist] = [Line2D([], [], **s.line2d(label=label)) for label, s in style_of.items() if s.named]
+    named.append(Line2D([], [], **FULL_MODEL, **{"label": "full model"} | of_full))
+    others = sum(not style.named for style in style_of.values())
+    if others:
+        named.append(Line2D([], [], **OTHERS.line2d(label=f"{others} other methods", linewidth=1.2)))
+    return named

@@ -77,10 +77,10 @@ class GenerationRow(BaseRow):
 
 
 def load_generation_panels(
-    out_dir: Path, labels: Sequence[str] | None = None
+    out_dir: Path, labels: Sequence[str] | None = None, tasks: Sequence[str] | None = None
 ) -> tuple[list[GenerationPanel], list[Fault]]:
     """Read a results folder of generation; see :func:`benchmarks.analysis.results.load_panels`."""
-    return load_panels_of(GenerationRecord, DecodingTimingRecord, out_dir, labels)
+    return load_panels_of(GenerationRecord, DecodingTimingRecord, out_dir, labels, tasks)
 
 
 def generation_rows(panel: GenerationPanel) -> list[GenerationRow]:

@@ -104,5 +104,17 @@ def spread_text(panel: AnyPanel, rows: Sequence[Any]) -> str:
 
 def load_text(panel: AnyPanel) -> str:
     """Say how busy the machine was before the panel was timed, where it was recorded."""
-    load = panel.timings[0].environment_before.get("load_average")
-    return f" Load average before: {load[0]:g}." if isinstance(load, list) and load else ""
+    loads = [timing.environment_before.get("load_average") for timing in panel.timings]
+    known = [load[0] for load in loads if isinstance(load, list) and load]
+    return f" Load average before: {range_text(known)}." if known else ""
+
+
+def timings_text(panel: AnyPanel) -> str:
+    """Say that times come from several timings, each with the stock model in its rounds, where they do."""
+    return f" in each of {len(panel.timings)} timings" if len(panel.timings) > 1 else ""
+
+
+def range_text(values: Sequence[float]) -> str:
+    """Say between which numbers some lie: ``3``, or ``3 to 5``."""
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

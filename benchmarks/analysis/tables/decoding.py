@@ -22,11 +22,13 @@ from benchmarks.analysis.tables.columns import (
     number,
     percent,
     points,
+    range_text,
     score_text,
     seeds_text,
     short_reasons,
     spread_text,
     table_of,
+    timings_text,
 )
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable
@@ -130,12 +132,14 @@ def _notes(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> list[str]:
 def _timing_note(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> str:
     if not panel.timings:
         return "Not timed."
-    timing, clocks = panel.timings[0], rows[0].clocks
-    prompts = max(sample.prompts for contender in timing.contenders for sample in contender.samples)
+    clocks = rows[0].clocks
+    rounds = range_text([timing.rounds for timing in panel.timings])
+    prompts = range_text([sample.prompts for contender in panel.contenders for sample in contender.samples])
+    tokens = range_text([timing.max_new_tokens for timing in panel.timings])
     prefill = [f"{clock.prefill_milliseconds:.0f} ms a prompt at batch {size}" for size, clock in clocks.items()]
     return (
-        f"Times: medians of {timing.rounds} rounds on the first {prompts} test prompts, at most "
-        f"{timing.max_new_tokens} new tokens, interleaved over all timed operating points and stock generate; "
+        f"Times: medians of {rounds} rounds on the first {prompts} test prompts, at most {tokens} new tokens, "
+        f"interleaved over all timed operating points and stock generate{timings_text(panel)}; "
         "tokens/s: of decoding, first tokens and the reading of prompts apart; spread, (slowest - fastest round) / "
         f"median, at most {spread_text(panel, rows)}; stock generate reads prompts in "
         f"{', '.join(prefill) or MISSING}.{load_text(panel)}"

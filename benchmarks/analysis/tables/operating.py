@@ -16,11 +16,13 @@ from benchmarks.analysis.tables.columns import (
     number,
     percent,
     points,
+    range_text,
     score_text,
     seeds_text,
     short_reasons,
     spread_text,
     table_of,
+    timings_text,
 )
 from benchmarks.analysis.tables.headline import headline_tables
 from benchmarks.analysis.tables.overall import overall_tables
@@ -127,11 +129,11 @@ def _notes(panel: Panel, rows: Sequence[TableRow], compact: bool) -> list[str]:
 def _timing_note(panel: Panel, rows: Sequence[TableRow]) -> str:
     if not panel.timings:
         return "Not timed."
-    timing = panel.timings[0]
-    timed_rows = max(sample.rows for contender in timing.contenders for sample in contender.samples)
+    rounds = range_text([timing.rounds for timing in panel.timings])
+    timed_rows = range_text([sample.rows for contender in panel.contenders for sample in contender.samples])
     note = (
-        f"Times: medians of {timing.rounds} rounds on the first {timed_rows} test rows, interleaved over all "
-        "timed operating points and the stock model; spread, (slowest - fastest round) / median, at most "
+        f"Times: medians of {rounds} rounds on the first {timed_rows} test rows, interleaved over all timed operating "
+        f"points and the stock model{timings_text(panel)}; spread, (slowest - fastest round) / median, at most "
         f"{spread_text(panel, rows)}.{load_text(panel)}"
     )
     overheads = [f"{ratio:.2f} at batch {size}" for size, ratio in never_exit_overheads(panel).items()]
