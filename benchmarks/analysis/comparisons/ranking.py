@@ -7,6 +7,7 @@ tasks. The tests are scipy's; the procedure is Demšar's (JMLR 2006), and Holm's
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,9 +15,11 @@ from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
 from benchmarks.analysis.comparisons.curve_summaries import curve_summaries
 from benchmarks.analysis.comparisons.pairs import holm
-from benchmarks.analysis.results import CORE_METHOD, FULL, REFERENCES, Panel
+from benchmarks.analysis.results import CORE_METHOD, FULL, REFERENCES, AnyPanel, Panel
 from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.specs.targets import HALF
+
+_PanelT = TypeVar("_PanelT", bound=AnyPanel)
 
 AREA = "area under the score-layers front"
 HALF_BUDGET = f"score within {100 * HALF.layers_at_most:g}% of the layers"
@@ -85,12 +88,12 @@ class PairOverTasks:
     holm_p_value: float
 
 
-def block_name(panel: Panel) -> str:
+def block_name(panel: AnyPanel) -> str:
     """Name a panel in tables over all tasks."""
     return f"{panel.task} · {panel.backbone}"
 
 
-def compared_panels(panels: Sequence[Panel]) -> list[Panel]:
+def compared_panels(panels: Sequence[_PanelT]) -> list[_PanelT]:
     """Return the panels that have at least half of all curves: the tasks over which methods are compared.
 
     Most methods need classes. With a regression among the tasks, no other method would be defined on all of them.
