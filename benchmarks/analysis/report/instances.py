@@ -1,60 +1,147 @@
-"""What the report shows of classification, and what of generation."""
+"""What a report shows of classification."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from benchmarks.analysis.caveats import caveats_of_instances, caveats_of_texts
-from benchmarks.analysis.figures.catalogue import FigureKind, drawn_figures
-from benchmarks.analysis.figures.generation import decoding_figure, decoding_styles, figure_name
+import numpy as np
+
+from benchmarks.analysis.caveats import caveats_of_instances
+from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
+from benchmarks.analysis.comparisons.headline import Entry, headline
+from benchmarks.analysis.comparisons.ranking import block_name
+from benchmarks.analysis.curves import pareto_front
+from benchmarks.analysis.figures.exits import exit_shares
+from benchmarks.analysis.figures.styles import competitors
+from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.published import published_for
-from benchmarks.analysis.report import Content
-from benchmarks.analysis.results import Panel, load_panels
-from benchmarks.analysis.rows.texts import GenerationPanel, load_generation_panels
-from benchmarks.analysis.tables.decoding import generation_tables, match_overview
-from benchmarks.analysis.tables.equal_cost import equal_cost_tables
-from benchmarks.analysis.tables.headline import half_table, headline_tables
-from benchmarks.analysis.tables.operating import panel_tables
+from benchmarks.analysis.report.content import Content, Exits, Headline, Measured, Mixed, Standing, Swept
+from benchmarks.analysis.report.leaderboard import leaderboard, points_by_task
+from benchmarks.analysis.results import FULL, Panel, load_panels
+from benchmarks.analysis.rows.base import format_value
+from benchmarks.analysis.rows.instances import TableRow, row_for_half, table_rows
+from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, OVER_NOTE, contrast_tables
+from benchmarks.analysis.tables.headline import half_table
+from benchmarks.analysis.tables.operating import operating_table
 from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.published import published_table
 from benchmarks.analysis.tables.text import TextTable
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_SHOWS = (
-    "Top left and middle: ROUGE to the reference over average layers and over the time of decoding a token. Bottom "
-    "left and middle: the share of tokens that are the full model's. Points are knobs chosen on validation prompts, "
-    "with 95% intervals for bold methods; the star is the stock model's own generate. Top right: the mean exit layer "
-    "along the text. Bottom right: what the knobs were chosen by. The numbers are in the tables."
-)
+_DRAWN_SPEEDUPS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
 
-def _tables_of_instances(panel: Panel) -> list[TextTable]:
-    published = any(published_for(panel.task, method) for method in panel.methods.values())
-    return [*panel_tables(panel), *([published_table(panel)] if published else [])]
+def _headline(panels: Sequence[Panel]) -> Headline | None:
+    """Return the points at equal cost, means over the tasks that (nearly) all methods are defined for."""
+    found = headline(panels)
+    if found is None:
+        return None
+    of_several = len(found.panels) > 1
+    over = f"mean of {len(found.panels)} tasks" if of_several else block_name(found.panels[0])
+    return Headline(
+        title=f"Points against the full model at equal cost, {over}",
+        against="the full model's score",
+        budgets="speed-up in layers",
+        standings=[_standing(entry, found.methods[entry.label]) for entry in found.entries.values()],
+        notes=(
+            f"Tasks: {', '.join(map(block_name, found.panels))}.",
+            "Points: test score minus the full model's, mean of the seeds. At a speed-up s in layers, the two knobs of "
+            "a method's validation hull between which L / s layers lie are mixed to cost exactly that, and the same "
+            "mixture is scored on test rows.",
+            f"{OVER_NOTE}{' on some task' if of_several else ''}, and it stands there.",
+            *(["Intervals: 95%, paired bootstrap over rows within tasks and over seeds."] if found.samples else []),
+            *([NO_ROWS_NOTE] if found.lacks_rows else []),
+        ),
+    )
 
 
-def _figures_of_texts(panels: Sequence[GenerationPanel]) -> "Iterator[tuple[FigureKind, Figure | None]]":
-    style_of = decoding_styles(panels)
-    for panel in panels:
-        title = f"{panel.task} · {panel.backbone}"
-        kind = FigureKind(figure_name(panel, panels), title, _SHOWS, missing="", draw=lambda _: None)
-        yield kind, decoding_figure(panel, style_of)
+def _standing(entry: Entry, method: str) -> Standing:
+    low, high = entry.interval or (None, None)
+    return Standing(
+        label=entry.label,
+        method=method,
+        budget=f"{entry.speedup:g}x",
+        points=100 * entry.points,
+        interval=None if low is None or high is None else (100 * low, 100 * high),
+        layers=entry.layers,
+        marks="†" if entry.is_over else "",
+    )
+
+
+def _mean_points(found: Sequence[AtCost]) -> float | None:
+    known = [one.points for one in found if one.points is not None]
+    return 100 * float(np.mean(known)) if known and len(known) == len(found) else None
+
+
+def _measured(panel: Panel) -> list[Measured]:
+    return [
+        Measured(
+            row=row,
+            score=row.scores[panel.metric],
+            interval=row.interval,
+            milliseconds={size: clock.milliseconds for size, clock in row.clocks.items()},
+        )
+        for row in table_rows(panel)
+    ]
+
+
+def _swept(panel: Panel, label: str) -> list[Swept]:
+    """Return a whole curve, by rising layers; of a grid, the points on the Pareto front of VALIDATION data alone."""
+    knobs = knobs_of(panel, label)
+    by_knob = knobs.groupby(["parameters", "place"], sort=False)
+    curve = by_knob[["knob", "layers", "quality", "validation_layers", "validation_quality"]].mean()
+    curve = curve[by_knob.size() == by_knob.size().max()]  # means are over all seeds
+    if knobs["parameters"].nunique() > 1:
+        curve = curve.iloc[pareto_front(curve["validation_layers"], curve["validation_quality"])]
+    curve = curve.sort_values("layers", kind="stable")
+    name = knobs["knob_name"].iloc[0]
+    return [
+        Swept(f"{name}={format_value(knob)}", layers, score)
+        for knob, layers, score in zip(
+            *(curve[column].tolist() for column in ("knob", "layers", "quality")), strict=True
+        )
+    ]
+
+
+def _mixed(panels: Sequence[Panel], label: str) -> list[Mixed]:
+    found = []
+    for speedup in _DRAWN_SPEEDUPS:
+        at_cost = [at_equal_cost(panel, label, speedup) for panel in panels]
+        points = _mean_points(at_cost)
+        if points is not None:
+            share = np.mean([one.layers / panel.num_layers for one, panel in zip(at_cost, panels, strict=True)])
+            score = float(np.mean([one.score for one in at_cost]))
+            found.append(Mixed(f"{speedup:g}x", float(share), points, score))
+    return found
+
+
+def _exits(panel: Panel) -> list[Exits]:
+    rows = [row_for_half(panel, label) for label in [*competitors([panel]), "random"] if label in panel.methods]
+    return [_exits_of(row) for row in rows if row is not None]
+
+
+def _exits_of(row: TableRow) -> Exits:
+    return Exits(row.label, row.method, row.speedups.average_layers, exit_shares(row).tolist())
+
+
+def _more(panels: Sequence[Panel]) -> list[TextTable]:
+    beside_papers = [
+        published_table(panel)
+        for panel in panels
+        if any(published_for(panel.task, method) for method in panel.methods.values())
+    ]
+    return [*contrast_tables(panels), half_table(panels), *overall_tables(panels), *beside_papers]
 
 
 CLASSIFICATION = Content(
+    unit="row",
+    full=FULL,
     load=load_panels,
-    overview=lambda panels: (equal_cost_tables(panels) or [half_table(panels)])[-1],
-    figures=drawn_figures,
-    over_tasks=lambda panels: [*headline_tables(panels), *overall_tables(panels)],
-    of_panel=_tables_of_instances,
+    headline=_headline,
+    leaderboard=leaderboard,
+    by_task=points_by_task,
+    measured=_measured,
+    swept=_swept,
+    mixed=_mixed,
+    exits=_exits,
+    more=_more,
+    how=lambda panel: operating_table(panel).notes,
     warnings=caveats_of_instances,
-)
-GENERATION = Content(
-    load=load_generation_panels,
-    overview=match_overview,
-    figures=_figures_of_texts,
-    over_tasks=lambda _: [],
-    of_panel=generation_tables,
-    warnings=caveats_of_texts,
 )
