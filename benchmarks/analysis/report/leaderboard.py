@@ -1,6 +1,6 @@
 """The leaderboard of classification: one row a method, means over tasks; and its points task by task."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -34,20 +34,27 @@ def leaderboard(panels: Sequence[Panel]) -> SortableTable:
             (Cell(label), *(_cells_at_equal_cost(of, label) if of else ()), *_cells_within_half(compared, label, sizes))
             for label in labels
         ],
-        notes=(*(_EQUAL_NOTES if of else ()), _HALF_NOTE),
+        notes=(*(_equal_cost_notes(of) if of else ()), _HALF_NOTE),
         core=frozenset(place for place, label in enumerate(labels) if is_core(methods[label])),
     )
 
 
-_EQUAL_NOTES = (
-    f"{OVER_NOTE} on some task, and it stands there. Rank: mean over tasks, 1 is best. Over static, at {MIDDLE:g}x: "
-    "tasks where the interval of the difference to a static exit lies above / below 0.",
-    "Within 1 point: the fewest layers, on test rows, at which validation rows show that at most a point is lost.",
-)
 _HALF_NOTE = (
     "Score, layers saved and clock (stock model's time / method's, geometric mean over tasks) are at the knob chosen "
     "on validation data within half of the layers, on test rows."
 )
+
+
+def _equal_cost_notes(of: Headline) -> Iterator[str]:
+    """Yield how to read the columns at equal cost of which something is known."""
+    yield f"{OVER_NOTE} on some task, and it stands there. Rank: mean over tasks, 1 is best."
+    if any(entry.above_static is not None for entry in of.entries.values()):
+        yield (
+            f"Over static, at {MIDDLE:g}x: tasks where the interval of the difference to a static exit lies above / "
+            "below 0."
+        )
+    if any(mean_saving(of.panels, label) for label in of.methods):
+        yield "Within 1 point: the fewest layers, on test rows, of which validation rows show that they lose less."
 
 
 def _labels(panels: Sequence[Panel], of: Headline | None) -> list[str]:
