@@ -19,6 +19,7 @@ from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows.instances import table_rows
 from benchmarks.analysis.tables.provenance import records_table
 from benchmarks.store.folders import write_record
+from benchmarks.store.records import HullPoint
 from consistentee.errors import UserError
 
 HOSTILE = "<script>window.hacked = true</script>"
@@ -122,11 +123,15 @@ def test_the_headline_has_intervals_where_they_are_known(results, page):
         assert value["low"] == (None if entry.interval is None else pytest.approx(100 * entry.interval[0]))
 
 
-@pytest.fixture(scope="module")
-def curves(page):
-    """The columns of the chart of curves, as one dictionary a point."""
+def points_of(page):
+    """Return the columns of the chart of curves, as one dictionary a point."""
     (columns,) = charts_of(page)["#curves-chart"]["data"]["values"]
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def curves(page):
+    return points_of(page)
 
 
 def test_operating_points_lie_in_the_chart_as_in_the_table(results, curves):
@@ -138,6 +143,17 @@ def test_operating_points_lie_in_the_chart_as_in_the_table(results, curves):
     assert point["x_b1"] == pytest.approx(100 / row.speedups.time_ratios[1], abs=0.01)
     assert point["ms_b1"] == pytest.approx(row.clocks[1].milliseconds, abs=0.01)
     assert [point["low"], point["high"]] == pytest.approx([100 * bound for bound in row.interval], abs=0.01)
+
+
+def test_knobs_of_the_hull_have_costs_too():
+    record = cell("deebert", [operating_point(0.9, "within 1 point", 5.0, 0.8)])
+    points = [point.model_copy(update={"knob": knob}) for knob in (0.1, 0.9) for point in record.curve_test[:1]]
+    hull = [HullPoint(place=place, validation_flops=1.0, flops=0.25 * record.full_flops) for place in range(2)]
+    curves = {"curve_test": points, "curve_validation": points, "hull": hull}
+    (panel,) = panels_of([record.model_copy(update=curves)])
+    found = [p for p in points_of(render("small", [panel], [], CLASSIFICATION)) if p["line"] != "other"]
+    assert [p["x_flops"] for p in found] == [25, None]  # the other one is an operating point, and shown by itself
+    assert [p["dot"] for p in found] == ["other", "none"]
 
 
 def test_points_are_counted_from_the_full_model(curves):

@@ -1,6 +1,6 @@
 """What a report shows, whatever the kind of results: standings, operating points, curves, exits."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,11 +75,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Swept:
-    """One value of a knob on test rows: average layers and score, means of the seeds."""
+    """One value of a knob on test rows, means of the seeds.
+
+    Attributes:
+        knob: its name and value.
+        layers, score: average layers, and the score as a share.
+        shares: costs as shares of the full model's, where they are known: ``flops``, ``b1``, ... (time by batch size).
+    """
 
     knob: str
     layers: float
     score: float
+    shares: Mapping[str, float]
 
 
 @dataclass(frozen=True)

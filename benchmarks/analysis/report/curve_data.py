@@ -82,7 +82,7 @@ def _lines(panel: AnyPanel, numbers: Mapping[str, int], content: Content) -> Ite
         last_share = -np.inf
         for point in swept:
             share = 100 * point.layers / panel.num_layers
-            if share - last_share < _LEAST_STEP and point is not swept[-1]:
+            if share - last_share < _LEAST_STEP and point is not swept[-1] and not point.shares:
                 continue
             last_share = share
             yield {
@@ -92,8 +92,9 @@ def _lines(panel: AnyPanel, numbers: Mapping[str, int], content: Content) -> Ite
                 "layers": point.layers,
                 "score": 100 * point.score,
                 "points": _points(point.score, full_score),
-                "line": "layers",
-                "dot": "none",
+                "line": "all" if point.shares else "layers",
+                "dot": "other" if point.shares else "none",
+                **{f"x_{name}": 100 * cost for name, cost in point.shares.items()},
             }
         for one in measured:
             if one.row.label == label:

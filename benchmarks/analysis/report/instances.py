@@ -1,6 +1,7 @@
 """What a report shows of classification."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +25,9 @@ from benchmarks.analysis.tables.operating import operating_table
 from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.published import published_table
 from benchmarks.analysis.tables.text import TextTable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _DRAWN_SPEEDUPS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
@@ -91,13 +95,27 @@ def _swept(panel: Panel, label: str) -> list[Swept]:
     if knobs["parameters"].nunique() > 1:
         curve = curve.iloc[pareto_front(curve["validation_layers"], curve["validation_quality"])]
     curve = curve.sort_values("layers", kind="stable")
+    has_hull = "hull" in knobs  # not of older records
+    shares = _shares_at_hull(panel, knobs).loc[curve.index].to_dict("records") if has_hull else [{}] * len(curve)
     name = knobs["knob_name"].iloc[0]
+    points = zip(*(curve[column].tolist() for column in ("knob", "layers", "quality")), shares, strict=True)
     return [
-        Swept(f"{name}={format_value(knob)}", layers, score)
-        for knob, layers, score in zip(
-            *(curve[column].tolist() for column in ("knob", "layers", "quality")), strict=True
-        )
+        Swept(f"{name}={format_value(knob)}", layers, score, {str(n): v for n, v in known.items() if not np.isnan(v)})
+        for knob, layers, score, known in points
     ]
+
+
+def _shares_at_hull(panel: Panel, knobs: "pd.DataFrame") -> "pd.DataFrame":
+    """Return costs as shares of the full model's, by parameters and place; NaN but at knobs of the hull of every seed.
+
+    Operating points, which have costs too, are shown by themselves.
+    """
+    names = {"flops_ratio": "flops", **{f"speedup_b{size}": f"b{size}" for size in panel.batch_sizes}}
+    known = knobs.reindex(columns=["parameters", "place", "hull", "point", *names])
+    at_hull = known["hull"].notna() & known["point"].isna()
+    shares = (1 / known[list(names)].astype(float)).where(at_hull, axis=0).rename(columns=names)
+    by_knob = shares.groupby([known["parameters"], known["place"]], sort=False)
+    return by_knob.mean().where(by_knob.count().eq(by_knob.size(), axis=0))
 
 
 def _mixed(panels: Sequence[Panel], label: str) -> list[Mixed]:
