@@ -583,7 +583,7 @@ def plot(
 
 @app.command(epilog=_examples("consistentee report runs/quick"))
 def report(results: ResultsArgument) -> None:
-    """Write report.html: tables, figures, provenance and warnings in one file that needs no network."""
+    """Write report.html: leaderboard, curves to explore, exits, provenance and warnings; it needs no network."""
     from benchmarks.analysis import write_html
 
     print(write_html(results))

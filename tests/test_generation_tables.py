@@ -2,6 +2,8 @@
 
 import csv
 import io
+import json
+import re
 
 import numpy as np
 import pytest
@@ -247,19 +249,22 @@ def test_row_near_half_is_of_the_nearest_budget(panel):
     assert len(made_up_generation()) == len(panel.cells)
 
 
-def test_report_is_one_page_with_tables_figures_and_warnings(results):
+def test_report_is_one_page_with_tables_charts_and_warnings(results):
     page = write_html(results).read_text()
     for words in (
+        "Tokens that are not the full model&#39;s",
         "Tokens as in the full model",
         "Against references at equal layers",
         "Calibrated thresholds",
-        "data:image/png;base64,",
         "prompts cut",
         "few seeds",
         "consistentee run made-up",
     ):
         assert words in page
-    assert "http" not in page.replace("http-equiv", "")
+    charts = json.loads(re.search(r'id="charts">(.*?)</script>', page, re.DOTALL)[1])
+    assert set(charts) == {"#headline-chart", "#curves-chart", "#exits-chart"}
+    (columns,) = charts["#curves-chart"]["data"]["values"]
+    assert 100 * match_at(12) in [pytest.approx(match, abs=0.01) for match in columns["match"]]
 
 
 def test_overview_compares_at_half_of_the_layers(panel):

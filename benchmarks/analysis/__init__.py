@@ -147,8 +147,9 @@ def write_all_figures(
 
 def write_html(out_dir: Path) -> Path:
     """Write ``report.html`` into a results folder and return its path. Raises UserError where it holds no results."""
-    from benchmarks.analysis.report import write_report
-    from benchmarks.analysis.report_contents import CLASSIFICATION, GENERATION
+    from benchmarks.analysis.report.instances import CLASSIFICATION
+    from benchmarks.analysis.report.page import write_report
+    from benchmarks.analysis.report.texts import GENERATION
 
     return write_report(out_dir, GENERATION if _holds_generation(out_dir) else CLASSIFICATION)
 

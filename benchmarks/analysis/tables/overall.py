@@ -16,7 +16,7 @@ from benchmarks.analysis.comparisons.ranking import (
 )
 from benchmarks.analysis.comparisons.real_time import ClockSummary, clock_summary, measured_speedups
 from benchmarks.analysis.comparisons.static_gains import StaticGain, mean_gain, static_gains
-from benchmarks.analysis.results import Panel
+from benchmarks.analysis.results import AnyPanel, Panel
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 
 
@@ -112,7 +112,7 @@ def static_gain_table(panels: Sequence[Panel]) -> TextTable | None:
     )
 
 
-def task_headings(panels: Sequence[Panel]) -> list[str]:
+def task_headings(panels: Sequence[AnyPanel]) -> list[str]:
     """Return one heading a panel: the task, and the backbone where there are several."""
     several_backbones = len({panel.backbone for panel in panels}) > 1
     return [block_name(panel) if several_backbones else panel.task for panel in panels]

@@ -1,0 +1,183 @@
+"""The points of the chart of curves: a line for every point of a curve, columns for every cost and every score."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from benchmarks.analysis.comparisons.ranking import compared_panels
+from benchmarks.analysis.report.content import Content, Measured
+from benchmarks.analysis.results import AnyPanel
+from benchmarks.analysis.tables.columns import knob_text, short_reasons
+from benchmarks.analysis.tables.overall import task_headings
+from benchmarks.specs.targets import Target, in_order
+
+Value: TypeAlias = str | float | None
+_Line: TypeAlias = dict[str, Value]
+
+_LEAST_STEP = 0.8
+"""Percent of the full model's layers by which the drawn points of a knob differ at least."""
+
+
+@dataclass(frozen=True)
+class CurveData:
+    """Columns of equal length, and what they can be read by.
+
+    Columns: ``task``, ``n`` (the place of the method in the legend, -1 for the full model), ``knob``,
+    ``x_layers``, ``x_flops``, ``x_b1``, ... (costs, in percent of the full model's), ``layers``, ``ms_b1``, ...,
+    ``points``, ``score``, ``low``, ``high``, ``match``. ``line`` and ``dot`` say on which axes a point is on a line,
+    and is marked by a dot: ``layers``, ``other`` (all but layers), ``all``, ``none``.
+    """
+
+    tasks: list[str]
+    measures: Mapping[str, str]
+    unit: str
+    batch_sizes: list[int]
+    columns: dict[str, list[Value]]
+
+
+def curve_data(panels: Sequence[AnyPanel], labels: Sequence[str], content: Content) -> CurveData:
+    """Collect the curves of some labels on every panel, and their means over the compared panels."""
+    numbers = {label: number for number, label in enumerate(labels)}
+    compared = compared_panels(panels)
+    tasks = task_headings(panels)
+    lines: list[_Line] = []
+    if len(compared) > 1:
+        mean = f"mean of {len(compared)} tasks"
+        lines += [line | {"task": mean} for line in _mean_lines(compared, numbers, content)]
+        tasks = [mean, *tasks]
+    for name, panel in zip(tasks[-len(panels) :], panels, strict=True):
+        lines += [line | {"task": name} for line in _lines(panel, numbers, content)]
+    names = dict.fromkeys(name for line in lines for name in line)
+    columns = {name: [_rounded(line.get(name)) for line in lines] for name in names}
+    columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    words = {
+        "points": "points against the full model",
+        "score": "score, %",
+        "match": "tokens as in the full model, %",
+    }
+    return CurveData(
+        tasks=tasks,
+        measures={name: text for name, text in words.items() if name in columns},
+        unit=content.unit,
+        batch_sizes=sorted({size for panel in panels for size in panel.batch_sizes}),
+        columns=columns,
+    )
+
+
+def _rounded(value: Value) -> Value:
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def _lines(panel: AnyPanel, numbers: Mapping[str, int], content: Content) -> Iterator[_Line]:
+    """Yield the points of one panel: the full model's, then curve by curve the whole knob and the operating points."""
+    measured = content.measured(panel)
+    full = next((one for one in measured if one.row.label == content.full), None)
+    if full is not None:
+        yield _line(full, None) | {"n": -1, "knob": "full depth", "points": 0.0, "line": "none", "dot": "all"}
+    full_score = None if full is None else full.score
+    for label, number in numbers.items():
+        swept = content.swept(panel, label) if label in panel.methods else []
+        last_share = -np.inf
+        for point in swept:
+            share = 100 * point.layers / panel.num_layers
+            if share - last_share < _LEAST_STEP and point is not swept[-1] and not point.shares:
+                continue
+            last_share = share
+            yield {
+                "n": number,
+                "knob": point.knob,
+                "x_layers": share,
+                "layers": point.layers,
+                "score": 100 * point.score,
+                "points": _points(point.score, full_score),
+                "line": "all" if point.shares else "layers",
+                "dot": "other" if point.shares else "none",
+                **{f"x_{name}": 100 * cost for name, cost in point.shares.items()},
+            }
+        for one in measured:
+            if one.row.label == label:
+                line = "other" if swept else "all"
+                yield _line(one, full_score) | {"n": number, "knob": knob_text(one.row), "line": line, "dot": "all"}
+
+
+def _points(score: float, full_score: float | None) -> float | None:
+    return None if full_score is None else 100 * (score - full_score)
+
+
+def _line(one: Measured, full_score: float | None) -> _Line:
+    """Return an operating point's columns."""
+    costs = one.row.speedups
+    line: _Line = {
+        "x_layers": 100 / costs.layer_ratio,
+        "layers": costs.average_layers,
+        "x_flops": 100 / costs.flops_ratio if costs.flops_ratio else None,
+        "score": 100 * one.score,
+        "low": 100 * one.interval[0],
+        "high": 100 * one.interval[1],
+        "points": _points(one.score, full_score),
+        "match": None if one.match is None else 100 * one.match,
+    }
+    for size, ratio in costs.time_ratios.items():
+        line |= {f"x_b{size}": 100 / ratio, f"ms_b{size}": one.milliseconds.get(size)}
+    return line
+
+
+def _mean_lines(panels: Sequence[AnyPanel], numbers: Mapping[str, int], content: Content) -> Iterator[_Line]:
+    """Yield means over panels: over layers of mixed knobs at equal cost, else of the knobs chosen for one target."""
+    measured = [content.measured(panel) for panel in panels]
+    full = [next((one for one in found if one.row.label == content.full), None) for found in measured]
+    known = [one.score for one in full if one is not None]
+    full_scores = known if len(known) == len(panels) else [None] * len(panels)
+    if known and len(known) == len(panels):
+        costs: _Line = dict.fromkeys(("x_layers", "x_flops", *_clock_names(panels)), 100.0)
+        score = 100 * float(np.mean(known))
+        yield costs | {"n": -1, "knob": "full depth", "points": 0.0, "score": score, "line": "none", "dot": "all"}
+    for label, number in numbers.items():
+        if any(label not in panel.methods for panel in panels):
+            continue
+        mixed = content.mixed(panels, label)
+        common: _Line = {"n": number}
+        for point in mixed:
+            yield common | {
+                "knob": f"knobs mixed to {point.budget}",
+                "x_layers": 100 * point.share,
+                "layers": point.share * float(np.mean([panel.num_layers for panel in panels])),
+                "points": point.points,
+                "score": 100 * point.score,
+                "line": "layers",
+                "dot": "layers",
+            }
+        role = "other" if mixed else "all"
+        for target in _targets(measured, label):
+            chosen = [_chosen_for(found, label, target) for found in measured]
+            if all(one is not None for one in chosen):
+                lines = [_line(one, score) for one, score in zip(chosen, full_scores, strict=True) if one is not None]
+                yield (
+                    common | _mean(lines) | {"knob": f"chosen for {short_reasons([target])}", "line": role, "dot": role}
+                )
+
+
+def _clock_names(panels: Sequence[AnyPanel]) -> list[str]:
+    return [f"x_b{size}" for size in sorted({size for panel in panels for size in panel.batch_sizes})]
+
+
+def _targets(measured: Sequence[Sequence[Measured]], label: str) -> list[Target]:
+    return in_order(
+        target for found in measured for one in found if one.row.label == label for target in one.row.targets
+    )
+
+
+def _chosen_for(measured: Sequence[Measured], label: str, target: Target) -> Measured | None:
+    return next((one for one in measured if one.row.label == label and target in one.row.targets), None)
+
+
+def _mean(lines: Sequence[_Line]) -> _Line:
+    """Average what all lines know: costs geometrically, because they are ratios, and no intervals nor milliseconds."""
+    found: _Line = {}
+    for name in ("x_layers", "x_flops", "layers", "score", "points", "match", *(n for n in lines[0] if n[:3] == "x_b")):
+        values = [value for line in lines if isinstance(value := line.get(name), float)]
+        if len(values) == len(lines):
+            found[name] = float(np.exp(np.mean(np.log(values))) if name.startswith("x_") else np.mean(values))
+    return found

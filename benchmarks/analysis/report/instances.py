@@ -1,0 +1,165 @@
+"""What a report shows of classification."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.analysis.caveats import caveats_of_instances
+from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
+from benchmarks.analysis.comparisons.headline import Entry, headline
+from benchmarks.analysis.comparisons.ranking import block_name
+from benchmarks.analysis.curves import pareto_front
+from benchmarks.analysis.figures.exits import exit_shares
+from benchmarks.analysis.figures.styles import competitors
+from benchmarks.analysis.frame import knobs_of
+from benchmarks.analysis.published import published_for
+from benchmarks.analysis.report.content import Content, Exits, Headline, Measured, Mixed, Standing, Swept
+from benchmarks.analysis.report.leaderboard import leaderboard, points_by_task
+from benchmarks.analysis.results import FULL, Panel, load_panels
+from benchmarks.analysis.rows.base import format_value
+from benchmarks.analysis.rows.instances import TableRow, row_for_half, table_rows
+from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, OVER_NOTE, contrast_tables
+from benchmarks.analysis.tables.headline import half_table
+from benchmarks.analysis.tables.operating import operating_table
+from benchmarks.analysis.tables.overall import overall_tables
+from benchmarks.analysis.tables.published import published_table
+from benchmarks.analysis.tables.text import TextTable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_DRAWN_SPEEDUPS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+
+
+def _headline(panels: Sequence[Panel]) -> Headline | None:
+    """Return the points at equal cost, means over the tasks that (nearly) all methods are defined for."""
+    found = headline(panels)
+    if found is None:
+        return None
+    of_several = len(found.panels) > 1
+    over = f"mean of {len(found.panels)} tasks" if of_several else block_name(found.panels[0])
+    return Headline(
+        title=f"Points against the full model at equal cost, {over}",
+        against="the full model's score",
+        budgets="speed-up in layers",
+        standings=[_standing(entry, found.methods[entry.label]) for entry in found.entries.values()],
+        notes=(
+            f"Tasks: {', '.join(map(block_name, found.panels))}.",
+            "Points: test score minus the full model's, mean of the seeds. At a speed-up s in layers, the two knobs of "
+            "a method's validation hull between which L / s layers lie are mixed to cost exactly that, and the same "
+            "mixture is scored on test rows.",
+            f"{OVER_NOTE}{' on some task' if of_several else ''}, and it stands there.",
+            *(["Intervals: 95%, paired bootstrap over rows within tasks and over seeds."] if found.samples else []),
+            *([NO_ROWS_NOTE] if found.lacks_rows else []),
+        ),
+    )
+
+
+def _standing(entry: Entry, method: str) -> Standing:
+    low, high = entry.interval or (None, None)
+    return Standing(
+        label=entry.label,
+        method=method,
+        budget=f"{entry.speedup:g}x",
+        points=100 * entry.points,
+        interval=None if low is None or high is None else (100 * low, 100 * high),
+        layers=entry.layers,
+        marks="†" if entry.is_over else "",
+    )
+
+
+def _mean_points(found: Sequence[AtCost]) -> float | None:
+    known = [one.points for one in found if one.points is not None]
+    return 100 * float(np.mean(known)) if known and len(known) == len(found) else None
+
+
+def _measured(panel: Panel) -> list[Measured]:
+    return [
+        Measured(
+            row=row,
+            score=row.scores[panel.metric],
+            interval=row.interval,
+            milliseconds={size: clock.milliseconds for size, clock in row.clocks.items()},
+        )
+        for row in table_rows(panel)
+    ]
+
+
+def _swept(panel: Panel, label: str) -> list[Swept]:
+    """Return a whole curve, by rising layers; of a grid, the points on the Pareto front of VALIDATION data alone."""
+    knobs = knobs_of(panel, label)
+    by_knob = knobs.groupby(["parameters", "place"], sort=False)
+    curve = by_knob[["knob", "layers", "quality", "validation_layers", "validation_quality"]].mean()
+    curve = curve[by_knob.size() == by_knob.size().max()]  # means are over all seeds
+    if knobs["parameters"].nunique() > 1:
+        curve = curve.iloc[pareto_front(curve["validation_layers"], curve["validation_quality"])]
+    curve = curve.sort_values("layers", kind="stable")
+    has_hull = "hull" in knobs  # not of older records
+    shares = _shares_at_hull(panel, knobs).loc[curve.index].to_dict("records") if has_hull else [{}] * len(curve)
+    name = knobs["knob_name"].iloc[0]
+    points = zip(*(curve[column].tolist() for column in ("knob", "layers", "quality")), shares, strict=True)
+    return [
+        Swept(f"{name}={format_value(knob)}", layers, score, {str(n): v for n, v in known.items() if not np.isnan(v)})
+        for knob, layers, score, known in points
+    ]
+
+
+def _shares_at_hull(panel: Panel, knobs: "pd.DataFrame") -> "pd.DataFrame":
+    """Return costs as shares of the full model's, by parameters and place; NaN but at knobs of the hull of every seed.
+
+    Operating points, which have costs too, are shown by themselves.
+    """
+    names = {"flops_ratio": "flops", **{f"speedup_b{size}": f"b{size}" for size in panel.batch_sizes}}
+    known = knobs.reindex(columns=["parameters", "place", "hull", "point", *names])
+    at_hull = known["hull"].notna() & known["point"].isna()
+    shares = (1 / known[list(names)].astype(float)).where(at_hull, axis=0).rename(columns=names)
+    by_knob = shares.groupby([known["parameters"], known["place"]], sort=False)
+    return by_knob.mean().where(by_knob.count().eq(by_knob.size(), axis=0))
+
+
+def _mixed(panels: Sequence[Panel], label: str) -> list[Mixed]:
+    found = []
+    for speedup in _DRAWN_SPEEDUPS:
+        at_cost = [at_equal_cost(panel, label, speedup) for panel in panels]
+        points = _mean_points(at_cost)
+        if points is not None:
+            share = np.mean([one.layers / panel.num_layers for one, panel in zip(at_cost, panels, strict=True)])
+            score = float(np.mean([one.score for one in at_cost]))
+            found.append(Mixed(f"{speedup:g}x", float(share), points, score))
+    return found
+
+
+def _exits(panel: Panel) -> list[Exits]:
+    rows = [row_for_half(panel, label) for label in [*competitors([panel]), "random"] if label in panel.methods]
+    return [_exits_of(row) for row in rows if row is not None]
+
+
+def _exits_of(row: TableRow) -> Exits:
+    return Exits(row.label, row.method, row.speedups.average_layers, exit_shares(row).tolist())
+
+
+def _more(panels: Sequence[Panel]) -> list[TextTable]:
+    beside_papers = [
+        published_table(panel)
+        for panel in panels
+        if any(published_for(panel.task, method) for method in panel.methods.values())
+    ]
+    return [*contrast_tables(panels), half_table(panels), *overall_tables(panels), *beside_papers]
+
+
+CLASSIFICATION = Content(
+    unit="row",
+    full=FULL,
+    load=load_panels,
+    headline=_headline,
+    leaderboard=leaderboard,
+    by_task=points_by_task,
+    measured=_measured,
+    swept=_swept,
+    mixed=_mixed,
+    exits=_exits,
+    more=_more,
+    how=lambda panel: operating_table(panel).notes,
+    warnings=caveats_of_instances,
+)

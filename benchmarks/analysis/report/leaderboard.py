@@ -1,0 +1,130 @@
+"""The leaderboard of classification: one row a method, means over tasks; and its points task by task."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
+from benchmarks.analysis.comparisons.headline import MIDDLE, Entry, Headline, headline
+from benchmarks.analysis.comparisons.ranking import compared_panels
+from benchmarks.analysis.comparisons.savings import mean_saving
+from benchmarks.analysis.figures.styles import is_core
+from benchmarks.analysis.report.sortable import Cell, SortableTable, counted, mean_clock, number, with_interval
+from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
+from benchmarks.analysis.rows.instances import row_for_half
+from benchmarks.analysis.select import SPEEDUPS
+from benchmarks.analysis.tables.equal_cost import OVER_NOTE, UNDER_NOTE, reach_marks
+from benchmarks.analysis.tables.overall import task_headings
+
+
+def leaderboard(panels: Sequence[Panel]) -> SortableTable:
+    """Return one row a method, the best at the middle budget first; without a full model, scores and costs alone."""
+    of = headline(panels)
+    compared = compared_panels(panels) if of is None else list(of.panels)
+    methods = {label: method for panel in compared for label, method in panel.methods.items()}
+    labels = _labels(compared, of)
+    sizes = sorted({size for panel in compared for size in panel.batch_sizes})
+    points = [f"points at {speedup:g}x" for speedup in SPEEDUPS]
+    at_equal = [*points, f"rank at {MIDDLE:g}x", "over static", "within 1 point"] if of else []
+    return SortableTable(
+        name="leaderboard",
+        title=f"{counted(len(labels), 'method')}, means over {counted(len(compared), 'task')}",
+        headings=("method", *at_equal, "score %", "layers saved %", *(f"clock, batch {size}" for size in sizes)),
+        rows=[
+            (Cell(label), *(_cells_at_equal_cost(of, label) if of else ()), *_cells_within_half(compared, label, sizes))
+            for label in labels
+        ],
+        notes=(*(_equal_cost_notes(of) if of else ()), _HALF_NOTE),
+        core=frozenset(place for place, label in enumerate(labels) if is_core(methods[label])),
+    )
+
+
+_HALF_NOTE = (
+    "Score, layers saved and clock (stock model's time / method's, geometric mean over tasks) are at the knob chosen "
+    "on validation data within half of the layers, on test rows."
+)
+
+
+def _equal_cost_notes(of: Headline) -> Iterator[str]:
+    """Yield how to read the columns at equal cost of which something is known."""
+    yield f"{OVER_NOTE} on some task, and it stands there. Rank: mean over tasks, 1 is best."
+    if any(entry.above_static is not None for entry in of.entries.values()):
+        yield (
+            f"Over static, at {MIDDLE:g}x: tasks where the interval of the difference to a static exit lies above / "
+            "below 0."
+        )
+    if any(mean_saving(of.panels, label) for label in of.methods):
+        yield "Within 1 point: the fewest layers, on test rows, of which validation rows show that they lose less."
+
+
+def _labels(panels: Sequence[Panel], of: Headline | None) -> list[str]:
+    """Return the full model, then the curves that all compared tasks have, the best at the middle budget first."""
+    found = {label: method for panel in panels for label, method in panel.methods.items()}
+    full = [label for label, method in found.items() if method == FULL]
+    if of is not None:
+        return [*full, *of.methods]
+    curves = [label for label, method in found.items() if method not in (FULL, ORACLE, MAJORITY)]
+    return [*full, *(label for label in curves if all(label in panel.methods for panel in panels))]
+
+
+def _cells_at_equal_cost(of: Headline, label: str) -> list[Cell]:
+    entries = [of.entries.get((label, speedup)) for speedup in SPEEDUPS]
+    middle = of.entries.get((label, MIDDLE))
+    saved = mean_saving(of.panels, label) if middle else None
+    return [
+        *map(_points_cell, entries),
+        number(middle.rank if middle else None, ".1f"),
+        _static_cell(middle),
+        number(saved.layers if saved else None),
+    ]
+
+
+def _points_cell(entry: Entry | None) -> Cell:
+    if entry is None:
+        return number(None)
+    bounds = None if entry.interval is None else (100 * entry.interval[0], 100 * entry.interval[1])
+    return with_interval(100 * entry.points, bounds, "+.1f", "†" if entry.is_over else "")
+
+
+def _static_cell(entry: Entry | None) -> Cell:
+    if entry is None or entry.above_static is None or entry.below_static is None:
+        return number(None)
+    return Cell(f"{entry.above_static} / {entry.below_static}", entry.above_static - entry.below_static)
+
+
+def _cells_within_half(panels: Sequence[Panel], label: str, sizes: Sequence[int]) -> list[Cell]:
+    found = [row_for_half(panel, label) for panel in panels]
+    rows = [row for row in found if row is not None]
+    if len(rows) < len(panels):
+        return [number(None)] * (len(sizes) + 2)
+    score = 100 * np.mean([row.scores[panel.metric] for panel, row in zip(panels, rows, strict=True)])
+    return [
+        number(float(score), ".1f"),
+        number(100 * float(np.mean([row.speedups.saved_fraction for row in rows])), ".0f"),
+        *(mean_clock(rows, size) for size in sizes),
+    ]
+
+
+def points_by_task(panels: Sequence[Panel]) -> SortableTable | None:
+    """Return the points against the full model at the middle budget; None without a full model."""
+    of = headline(panels)
+    if of is None:
+        return None
+    known = [panel for panel in panels if FULL in panel.methods.values()]
+    methods = {label: method for panel in known for label, method in panel.methods.items()}
+    labels = [*of.methods, *of.missing]
+    return SortableTable(
+        name="by-task",
+        title=f"Points against the full model at {MIDDLE:g}x, task by task",
+        headings=("method", *task_headings(known)),
+        rows=[(Cell(label), *(_task_cell(panel, label) for panel in known)) for label in labels],
+        notes=(OVER_NOTE + UNDER_NOTE,),
+        core=frozenset(place for place, label in enumerate(labels) if is_core(methods[label])),
+    )
+
+
+def _task_cell(panel: Panel, label: str) -> Cell:
+    found = at_equal_cost(panel, label, MIDDLE) if label in panel.methods else None
+    if found is None or found.points is None:
+        return number(None)
+    return number(100 * found.points, "+.1f", reach_marks([found]))
