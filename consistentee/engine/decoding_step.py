@@ -56,7 +56,7 @@ class TokenDecoder:
         """Run the prompts at full depth, and return the first new token of each row."""
         hidden = self.batch.prefill()
         logits = self._model.logits(self._model.num_layers, hidden[:, 0])
-        self._newest = choose_tokens(self._sampling, logits, self._keys, 0)
+        self._newest = choose_tokens(self._sampling, logits, self._keys, [0] * len(self._keys))
         return self._newest.tolist()
 
     @torch.inference_mode()
@@ -209,4 +209,4 @@ class _Answers:
 
     def _choose(self, logits: Tensor, rows: list[int], keys: list[int]) -> None:
         index = torch.tensor(rows, device=self._tokens.device)
-        self._tokens.index_copy_(0, index, choose_tokens(self._sampling, logits, keys, self._step))
+        self._tokens.index_copy_(0, index, choose_tokens(self._sampling, logits, keys, [self._step] * len(keys)))
