@@ -68,7 +68,7 @@ class Rows:
         else:
             tensor[:, :, begin:end].index_copy_(0, self._index, values)
 
-    def take(self, places: list[int]) -> "Rows":
+    def take(self, places: list[int] | RowNumbers) -> "Rows":
         """Return the rows at these places among these rows."""
         return Rows(self.numbers[places], self.device)
 
@@ -123,6 +123,11 @@ class Ledger:
     def length(self) -> int:
         """Number of columns that have begun, where all rows have as many."""
         return int(self.lengths[0])
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return len(self._accounts)
 
     def account(self, layer: int) -> Account:
         """Return the account of layer ``layer`` (1-based)."""
