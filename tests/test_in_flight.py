@@ -266,16 +266,19 @@ class TestCompany:
 
     def test_who_came_first_runs_first(self):
         waiting = Waiting(slots=6, stages=2, batch_size=2)
-        waiting.put(np.array([4, 5]), 0)
-        assert self.taken(waiting) == (0, [4, 5])
-        waiting.put(np.array([4, 5]), 1)
-        waiting.put(np.array([0, 1, 2]), 0)
-        assert self.taken(waiting) == (1, [4, 5]), "of the full ones the deepest"
+        waiting.put(np.array([1, 4, 5]), 0)
+        assert self.taken(waiting) == (0, [1, 4])
+        waiting.put(np.array([1, 4]), 1)
+        assert self.taken(waiting) == (1, [1, 4]), "the fullest"
+        waiting.put(np.array([1, 4]), 0)
+        assert self.taken(waiting) == (0, [1, 5]), "who has written least, and then who came first"
         waiting.put(np.array([5]), 1)
-        assert self.taken(waiting) == (0, [0, 1])
-        waiting.put(np.array([3]), 0)
-        assert self.taken(waiting) == (0, [2, 3]), "the fullest"
-        assert len(waiting) == 1
+        waiting.enter(np.array([0, 2]))
+        waiting.put(np.array([0, 2]), 0)
+        assert self.taken(waiting) == (0, [0, 4]), "who came later is level with the slowest"
+        waiting.put(np.array([0, 4]), 1)
+        assert self.taken(waiting) == (1, [0, 5])
+        assert len(waiting) == 2
 
     def test_when_every_request_was_served_is_noted(self, model):
         for options in ({"batch_size": 2}, IN_FLIGHT):
@@ -295,7 +298,7 @@ class Fails(RandomRule):
 
     def should_exit(self, view, state):
         self.asked += 1
-        if self.asked > 40:
+        if self.asked > 80:
             raise ArithmeticError("no more")
         return super().should_exit(view, state)
 

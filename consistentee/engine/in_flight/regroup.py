@@ -88,6 +88,7 @@ class InFlight:
         start = clock(self._model.device)
         slots, prompts = self.texts.free[: len(rows)], [self._prompts[row] for row in rows]
         self.texts.begin(slots, rows, prompts, self._model.num_layers)
+        self._waiting.enter(slots)
         hidden = self.slots.read(self.slots.rows(slots), prompts)
         ended = self._say(slots, self._model.logits(self._model.num_layers, hidden))
         self.prefill_seconds += clock(self._model.device) - start
