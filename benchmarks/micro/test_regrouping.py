@@ -19,8 +19,8 @@ from consistentee.rules.exit_rule import NeverExit
 
 ROWS = 32
 BATCH = 8
-NEW_TOKENS = 16
-ROUNDS = 1
+NEW_TOKENS = 32
+ROUNDS = 3
 LAYER_ROUNDS = 11
 ROW_COUNTS = (1, 2, 4, 8, 16, 32)
 
