@@ -19,7 +19,6 @@ which is taken to be out of reach, so that the ends of the knob are the first ex
 promise about the text is found by :mod:`consistentee.methods.calibration`, over lambdas from 1 down to 0.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
@@ -164,17 +163,19 @@ class DecayingThresholdRule(ExitRule, ABC):
     def confidence(self, view: LayerView, state: State) -> Tensor:
         """Return the confidence of the exit in the next token: float [rows]."""
 
-    def threshold_at(self, step: int) -> float:
-        """Return the threshold of one new token."""
-        falling = 0.9 * self.threshold + 0.1 * math.exp(-self.tau * step / self.tokens)
-        return min(max(falling, 0.0), 1.0)
+    def threshold_at(self, steps: Tensor) -> Tensor:
+        """Return the thresholds of new tokens at some places: int64 [rows] -> float64 [rows]."""
+        falling = 0.9 * self.threshold + 0.1 * (-self.tau * steps.double() / self.tokens).exp()
+        return falling.clamp_(0.0, 1.0)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         """Compare, except at 0 and 1, which decide alone."""
-        threshold = self.threshold_at(view.step)
-        if threshold in (0.0, 1.0):
-            return torch.full((view.rows,), threshold == 0.0, device=view.device)
-        return self.confidence(view, state) >= threshold
+        threshold = self.threshold_at(view.steps)
+        leaves = threshold == 0.0
+        if (leaves | (threshold == 1.0)).all():
+            return leaves
+        confidence = self.confidence(view, state)
+        return leaves | ((threshold < 1.0) & (confidence >= threshold.to(confidence.dtype)))
 
 
 class DecayingSignalRule(DecayingThresholdRule):

@@ -734,6 +734,15 @@ def generate(
             show_default="the method's",
         ),
     ] = None,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(
+            "--in-flight",
+            min=1,
+            help="Continue so many prompts at a time, regrouped as their tokens leave.",
+            show_default="one after the other",
+        ),
+    ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="token/12 instead of colours.")] = False,
 ) -> None:
     """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
@@ -746,6 +755,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         max_prompt_tokens=max_prompt_tokens,
         kv=kv,
+        in_flight=in_flight,
         plain=plain,
     )
 

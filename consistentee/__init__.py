@@ -43,6 +43,7 @@ _EXPORTS = {
     "record_trace": "traces.instance_trace",
     "replay": "traces.walk",
     "replay_tokens": "traces.walk",
+    "stream_texts": "engine.generate",
     "sweep": "traces.walk",
     "sweep_tokens": "traces.walk",
 }

@@ -34,7 +34,8 @@ NAMES = ["calm-tokens-classifier", "calm-tokens-softmax", "calm-tokens-state"]
     ],
 )
 def test_threshold_by_hand(threshold, tau, step, expected):
-    assert DecayingSignalRule(margin, threshold, tau, tokens=40).threshold_at(step) == pytest.approx(expected)
+    rule = DecayingSignalRule(margin, threshold, tau, tokens=40)
+    assert rule.threshold_at(torch.tensor([step])).tolist() == [pytest.approx(expected)]
 
 
 def trace_of(model, count=6):
@@ -49,7 +50,7 @@ def test_early_tokens_must_be_surer(tiny_decoder):
     tokens = torch.arange(3)
     early, late = (TokenTraceView(trace, 0, tokens, step) for step in (1, 4))
     rule = DecayingSignalRule(lambda view: torch.full((view.rows,), 0.5), 0.5, 4.0, tokens=4)
-    assert rule.threshold_at(1) == pytest.approx(0.45 + 0.1 * math.exp(-1))
+    assert rule.threshold_at(torch.tensor([1])).item() == pytest.approx(0.45 + 0.1 * math.exp(-1))
     assert rule.should_exit(early, {}).all()
     rule = DecayingSignalRule(lambda view: torch.full((view.rows,), 0.47), 0.5, 4.0, tokens=4)
     assert not rule.should_exit(early, {}).any()
@@ -71,7 +72,7 @@ def test_state_saturation_by_hand(tiny_decoder):
 
 def test_ends_of_the_knob_compute_nothing(tiny_decoder):
     class Blind:
-        layer, step, rows, device = 2, 1, 3, torch.device("cpu")
+        layer, steps, rows, device = 2, torch.ones(3, dtype=torch.long), 3, torch.device("cpu")
 
     for name in NAMES:
         model, method = tiny_decoder(), get_method(name)

@@ -26,6 +26,7 @@ from consistentee.data.prompts import Prompt, PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.errors import UserError
+from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 
@@ -227,6 +228,26 @@ def test_stock_generate_is_timed_on_the_tokens_that_it_writes(model):
     assert times.prefill > 0
     assert times.decoding > 0
     assert times.average_layers == 4
+
+
+def test_a_batch_in_flight_is_timed_in_parts(model, monkeypatch):
+    asked = []
+    generate_by_method = TokenMethod.generate
+
+    def noted(self, model, prompts, knob, **options):
+        asked.append((options["batch_size"], options.get("in_flight")))
+        return generate_by_method(self, model, prompts, knob, **options)
+
+    monkeypatch.setattr(TokenMethod, "generate", noted)
+    prompts, times = random_prompts(5, seed=5), []
+    for parts in (1, 2):
+        run = generation.contender(TokenStatic(), model, 2.0, max_new_tokens=4, parts=parts)
+        times += [run(prompts), run(prompts[:1])]
+    assert asked == [(5, None), (1, None), (3, 5), (1, None)]
+    assert times[0].decoded_tokens == times[2].decoded_tokens
+    assert times[0].average_layers == times[2].average_layers == 2
+    drafting = generation.contender(LayerSkip(), model, 2.0, max_new_tokens=4, parts=2)
+    assert drafting(prompts).decoded_tokens > 0, "what decodes in a way of its own goes on doing so"
 
 
 def test_models_on_one_backbone_share_it(model, tmp_path: Path):

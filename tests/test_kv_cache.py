@@ -173,7 +173,7 @@ def test_owed_columns_are_filled_row_by_row():
     cache.advance(4)
     for row, stored in enumerate((4, 2, 3)):
         note(cache.ledger, 2, np.array([row]), 0, stored, read=False)
-    owed = cache.owed(2, rows_of(0, 1, 2), 4)
+    owed = cache.owed(2, rows_of(0, 1, 2), np.full(3, 4))
     assert owed is not None
     assert owed.row_index.tolist() == [1, 1, 2]
     assert owed.column_index.tolist() == [2, 3, 3]
@@ -181,7 +181,7 @@ def test_owed_columns_are_filled_row_by_row():
     cache.fill(2, owed, keys, values)
     assert torch.equal(cache.keys[1][1, :, 2:4], keys[0, :, :2])
     assert torch.equal(cache.values[1][2, :, 3], values[0, :, 2])
-    assert cache.owed(2, rows_of(0, 1, 2), 4) is None
+    assert cache.owed(2, rows_of(0, 1, 2), np.full(3, 4)) is None
     assert state_of(cache.ledger, 2)[1][1] == [0, 0, 0]
 
 

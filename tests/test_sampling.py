@@ -10,7 +10,7 @@ LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, -torch.inf])
 
 
 def frequencies(sampling: Sampling, draws: int = 4000) -> torch.Tensor:
-    drawn = sampling.choose(LOGITS.expand(draws, -1), range(draws), step=3)
+    drawn = sampling.choose(LOGITS.expand(draws, -1), range(draws), [3] * draws)
     return torch.bincount(drawn, minlength=len(LOGITS)) / draws
 
 
@@ -32,15 +32,15 @@ def test_only_the_likeliest_are_left():
 def test_a_draw_depends_on_seed_prompt_and_step_alone():
     logits = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
     keys = list(range(64))
-    together = Sampling(seed=5).choose(logits, keys, step=2)
-    alone = [int(Sampling(seed=5).choose(logits[i : i + 1], [i], step=2)) for i in keys]
+    together = Sampling(seed=5).choose(logits, keys, [2] * 64)
+    alone = [int(Sampling(seed=5).choose(logits[i : i + 1], [i], [2])) for i in keys]
     assert together.tolist() == alone
-    assert together.tolist() != Sampling(seed=6).choose(logits, keys, step=2).tolist()
-    assert together.tolist() != Sampling(seed=5).choose(logits, keys, step=3).tolist()
+    assert together.tolist() != Sampling(seed=6).choose(logits, keys, [2] * 64).tolist()
+    assert together.tolist() != Sampling(seed=5).choose(logits, keys, [3] * 64).tolist()
 
 
 def test_without_sampling_the_likeliest_is_taken():
-    assert choose_tokens(None, LOGITS.expand(2, -1), [1, 2], 0).tolist() == [1, 1]
+    assert choose_tokens(None, LOGITS.expand(2, -1), [1, 2], [0, 0]).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,16 @@ def test_what_a_rule_reads(tiny_decoder, hidden):
         _ = view.labels
 
 
+def test_rows_may_be_at_steps_of_their_own(tiny_decoder, hidden):
+    view = TokenView(tiny_decoder(), 2, hidden, [5, 1, 9], [11, 12, 13])
+    assert view.steps.tolist() == [5, 1, 9]
+    assert view.row_keys.tolist() == [token_key(11, 5), token_key(12, 1), token_key(13, 9)]
+    with pytest.raises(UserError, match=r"let it read view\.steps"):
+        _ = view.step
+    assert TokenView(tiny_decoder(), 2, hidden[:1], [5], [11]).step == 5
+    assert view_of(tiny_decoder(), hidden).steps.tolist() == [5, 5, 5]
+
+
 def test_logits_are_computed_for_those_who_leave_alone(tiny_decoder, hidden, monkeypatch):
     model = tiny_decoder()
     rows = []

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 from benchmarks.cli import app
 from benchmarks.commands import generate
 from benchmarks.commands.generate import colour_of, write_texts
+from consistentee.engine.transcript import NewToken
+from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 
 RECIPE = ["--set", "exit_steps=3", "exit_batch_size=8", "head_steps=3", "head_tokens=32"]
@@ -95,6 +97,30 @@ def test_plain_on_a_terminal(trained, monkeypatch, capsys):
     assert plain_tokens(capsys.readouterr().out)
 
 
+def test_texts_in_flight_come_in_the_order_of_their_prompts(trained):
+    prompts = ["ba be", "bi", "ba be bi bo bu", "be", "bo bi"]
+    one_by_one = call("generate", trained, *prompts, "--knob", 0.5)
+    together = call("generate", trained, *prompts, "--knob", 0.5, "--in-flight", 4)
+    assert together.exit_code == 0, together.output
+    assert together.stdout == one_by_one.stdout
+    assert "5 texts" in together.stderr
+    assert "at the median" in together.stderr
+
+
+def test_texts_that_have_ended_are_shown_though_a_later_one_fails(trained, monkeypatch, capsys):
+    first, last = (NewToken(row, 0, 5, text, 3, "eos") for row, text in ((0, "a"), (2, "c")))
+
+    def fails(self, model, prompts, knob, *, stream, **_):
+        for token in (last, NewToken(1, 0, 5, "b", 3, None), first):
+            stream(token)
+        raise MemoryError
+
+    monkeypatch.setattr(TokenMethod, "generate", fails)
+    with pytest.raises(MemoryError):
+        write_texts(trained, ["ba", "be", "bi"], in_flight=4)
+    assert capsys.readouterr().out == "a/3\nc/3\n"
+
+
 def test_keys_and_values_may_be_filled_exactly(trained):
     both = [call("generate", trained, "ba be", "--kv", kv, "--max-new-tokens", 6) for kv in ("propagate", "exact")]
     assert [result.exit_code for result in both] == [0, 0]
@@ -102,8 +128,6 @@ def test_keys_and_values_may_be_filled_exactly(trained):
 
 
 def test_newlines_stay_on_one_line(capsys):
-    from consistentee.engine.transcript import NewToken
-
     generate.spell(NewToken(0, 0, 5, "a\nb\\", 3, None))
     assert capsys.readouterr().out == "a\\nb\\\\/3"
 

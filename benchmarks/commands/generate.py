@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.terminal import output_console
@@ -28,6 +29,7 @@ def write_texts(
     max_new_tokens: int | None = None,
     max_prompt_tokens: int | None = None,
     kv: str | None = None,
+    in_flight: int | None = None,
     plain: bool = False,
 ) -> None:
     """Continue prompts with a saved decoder, and print every token as it is written, with the layer that it left at.
@@ -37,12 +39,14 @@ def write_texts(
 
     Args:
         folder: written by :func:`benchmarks.commands.single_model.train_model`, or by a run of a suite.
-        prompts: one or more, continued as they are, one after the other.
+        prompts: one or more, continued as they are.
         knob: of the method; by default the one chosen in training.
         max_new_tokens: of a text; by default as many as the decoder was trained on.
         max_prompt_tokens: of a prompt; of a longer one the last tokens are read. By default a prompt that does not fit
             into the model's context is refused.
         kv: how skipped layers get their keys and values, ``propagate`` or ``exact``; by default as the method does.
+        in_flight: so many prompts are under way at a time, and run in batches of a quarter as many; a text is printed
+            once it and those before it have ended. By default one prompt is continued after the other.
         plain: no colours, on a terminal too.
 
     Raises:
@@ -52,20 +56,25 @@ def write_texts(
     assert isinstance(method, TokenMethod)
     decode = _decoding(model, method, knob, kv)
     length = max_new_tokens if max_new_tokens is not None else model.description.max_new_tokens or 64
+    options: dict[str, Any] = {"max_new_tokens": length, "max_prompt_tokens": max_prompt_tokens}
     console = output_console()
-    show_layers = not plain and console.is_terminal
+    screen = _Colours(console, model.num_layers) if not plain and console.is_terminal else _Lines()
+    about = f"{method.name}, {method.knob.name}={knob:.4g}"
+    if in_flight is not None:
+        _check_ways(method, "--in-flight")
+        together = _InOrder(screen, prompts)
+        sizes = {"in_flight": in_flight, "batch_size": max(in_flight // 4, 1)}
+        try:
+            written = decode(prompts, options | sizes | {"stream": together.take})
+        finally:
+            together.show_the_rest()
+        screen.say(_summary_of_all(written, about, model.num_layers))
+        return
     for prompt in prompts:
-        show = _colouring(console, model.num_layers) if show_layers else spell
-        if show_layers:
-            console.print(prompt, style="dim", end="", markup=False, highlight=False, soft_wrap=True)
-        options = {"max_new_tokens": length, "max_prompt_tokens": max_prompt_tokens, "batch_size": 1, "stream": show}
-        written = decode([prompt], options)
-        print(flush=True)
-        summary = _summary(written, method, knob, model.num_layers)
-        if show_layers:
-            console.print(summary, style="dim", highlight=False)
-        else:
-            print(summary, file=sys.stderr)
+        screen.begin(prompt)
+        written = decode([prompt], options | {"batch_size": 1, "stream": screen.show})
+        screen.end()
+        screen.say(_summary(written, method, about, model.num_layers))
 
 
 Decoding = Callable[[Sequence[str], dict[str, Any]], Generations]
@@ -75,18 +84,87 @@ def _decoding(model: MultiExitDecoder, method: TokenMethod, knob: float, kv: str
     """Return what decodes: the method itself, or its rule with another way to fill keys and values."""
     if kv is None:
         return lambda prompts, options: method.generate(model, prompts, knob, **options)
-    if type(method).generate is not TokenMethod.generate:
-        raise UserError(f"{method.name} decodes in a way of its own: --kv does not apply to it")
+    _check_ways(method, "--kv")
     rule = method.rule(model, knob)
     return lambda prompts, options: generate(model, prompts, rule, kv=kv, **options)  # type: ignore[arg-type]
 
 
-def _colouring(console: "Console", num_layers: int) -> Callable[[NewToken], None]:
-    def show(token: NewToken) -> None:
-        colour = colour_of(token.exit_layer, num_layers)
-        console.print(token.text, style=colour, end="", markup=False, highlight=False, soft_wrap=True)
+def _check_ways(method: TokenMethod, option: str) -> None:
+    """Raise UserError where an option is meant for the engine, and a method does not use it."""
+    if type(method).generate is not TokenMethod.generate:
+        raise UserError(f"{method.name} decodes in a way of its own: {option} does not apply to it")
 
-    return show
+
+class _Lines:
+    """One line a text, every token as ``token/12``."""
+
+    def begin(self, prompt: str) -> None:
+        """Print nothing: the text alone is asked for."""
+
+    def show(self, token: NewToken) -> None:
+        """Print one token."""
+        spell(token)
+
+    def end(self) -> None:
+        """End the line."""
+        print(flush=True)
+
+    def say(self, summary: str) -> None:
+        """Say something of a text, beside it."""
+        print(summary, file=sys.stderr)
+
+
+class _Colours(_Lines):
+    """Every text behind its prompt, every token in the colour of its layer."""
+
+    def __init__(self, console: "Console", num_layers: int) -> None:
+        self._console = console
+        self._num_layers = num_layers
+
+    def begin(self, prompt: str) -> None:
+        """Print the prompt."""
+        self._console.print(prompt, style="dim", end="", markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, token: NewToken) -> None:
+        """Print one token."""
+        colour = colour_of(token.exit_layer, self._num_layers)
+        self._console.print(token.text, style=colour, end="", markup=False, highlight=False, soft_wrap=True)
+
+    def say(self, summary: str) -> None:
+        """Say something of a text, below it."""
+        self._console.print(summary, style="dim", highlight=False)
+
+
+class _InOrder:
+    """Shows texts that are written together one after the other, in the order of their prompts."""
+
+    def __init__(self, screen: _Lines, prompts: Sequence[str]) -> None:
+        self._screen = screen
+        self._prompts = prompts
+        self._tokens: list[list[NewToken]] = [[] for _ in prompts]
+        self._next = 0
+
+    def take(self, token: NewToken) -> None:
+        """Take one token of any text."""
+        self._tokens[token.row].append(token)
+        while self._next < len(self._prompts) and self._has_ended(self._next):
+            self._show(self._next)
+            self._next += 1
+
+    def show_the_rest(self) -> None:
+        """Show the texts that have ended behind one that has not, and never will."""
+        for row in range(self._next, len(self._prompts)):
+            if self._has_ended(row):
+                self._show(row)
+
+    def _has_ended(self, row: int) -> bool:
+        return bool(self._tokens[row]) and self._tokens[row][-1].ended_by is not None
+
+    def _show(self, row: int) -> None:
+        self._screen.begin(self._prompts[row])
+        for token in self._tokens[row]:
+            self._screen.show(token)
+        self._screen.end()
 
 
 def colour_of(layer: int, num_layers: int) -> str:
@@ -102,10 +180,20 @@ def spell(token: NewToken) -> None:
     print(f"{text}/{token.exit_layer}", end="", flush=True)
 
 
-def _summary(written: Generations, method: TokenMethod, knob: float, num_layers: int) -> str:
-    parts = [f"{method.name}, {method.knob.name}={knob:.4g}", f"{len(written.tokens[0])} new tokens"]
+def _summary(written: Generations, method: TokenMethod, about: str, num_layers: int) -> str:
+    parts = [about, f"{len(written.tokens[0])} new tokens"]
     if written.decoded_tokens:
         calls = "layer calls a token" if method.drafts else "layers on average"
         parts.append(f"{written.average_layers:.1f} of {num_layers} {calls}")
         parts.append(f"{written.decoded_tokens / written.decode_seconds:.1f} tokens/s")
     return ", ".join([*parts, f"ended by {written.ended_by[0]}"])
+
+
+def _summary_of_all(written: Generations, about: str, num_layers: int) -> str:
+    parts = [about, f"{len(written.texts)} texts", f"{sum(map(len, written.tokens))} new tokens"]
+    if written.decoded_tokens:
+        parts.append(f"{written.average_layers:.1f} of {num_layers} layers on average")
+        parts.append(f"{written.decoded_tokens / written.decode_seconds:.1f} tokens/s")
+        completed = [latency.completed for latency in written.latencies]
+        parts.append(f"a text after {median(completed):.2f} s at the median, {max(completed):.2f} s at most")
+    return ", ".join(parts)

@@ -71,11 +71,12 @@ class TokenCase(BaseCase[MultiExitDecoder, TokenTrace]):
         kv: KVPolicy,
         *,
         batch_size: int,
+        in_flight: int | None = None,
         watched: WatchedRule | None = None,
     ) -> Generations:
         """Continue prompts, with a fresh rule unless one is given. Raises BrokenContractError if the rule fails."""
         watched = watched or WatchedRule(self.rule(knob))
-        options = {"kv": kv, "batch_size": batch_size, "max_new_tokens": NEW_TOKENS}
+        options = {"kv": kv, "batch_size": batch_size, "in_flight": in_flight, "max_new_tokens": NEW_TOKENS}
         try:
             return generate_encoded(self.model, prompts, watched, **options)  # type: ignore[arg-type]
         except BrokenContractError:

@@ -88,7 +88,10 @@ def _named_tokens(trace: TokenTrace, exits: Tensor) -> Tensor:
 
 
 def a_texts_fate_is_its_own(case: TokenCase) -> None:
-    """3: exits and tokens do not depend on batch neighbours, on padding or on order, whatever fills skipped layers."""
+    """3: exits and tokens do not depend on batch neighbours, on padding or on order, whatever fills skipped layers.
+
+    Nor do they where rows of other steps are neighbours, as when the engine regroups.
+    """
     order = torch.randperm(PROMPTS, generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = [case.prompts[place] for place in order]
     for knob in case.knobs:
@@ -99,6 +102,8 @@ def a_texts_fate_is_its_own(case: TokenCase) -> None:
             _compare(case, knob, [alone[place] for place in order], moved, "in another order of the prompts")
             padded = texts_of(case.continued([case.prompts[0], _LONG_PROMPT], knob, kv, batch_size=2))
             _compare(case, knob, alone[:1], padded[:1], "beside a longer prompt")
+            regrouped = texts_of(case.continued(case.prompts, knob, kv, batch_size=2, in_flight=PROMPTS - 3))
+            _compare(case, knob, alone, regrouped, "where rows are regrouped")
 
 
 def _compare(case: TokenCase, knob: float, alone: Sequence[Text], other: Sequence[Text], company: str) -> None:

@@ -4,6 +4,7 @@ Their names are those of :class:`benchmarks.kinds.kind.KindFunctions`, as classi
 """
 
 import logging
+import math
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -311,22 +312,26 @@ def timed_rows(
 
 
 def timing_options(spec: GenerationCellSpec, rows: CellRows[TextTask], protocol: DecodingTimingSpec) -> dict[str, int]:
-    """Return how long a timed text gets."""
-    return {"max_new_tokens": protocol.max_new_tokens or new_tokens(spec, rows)}
+    """Return how long a timed text gets, and in how many parts a batch in flight is run."""
+    return {"max_new_tokens": protocol.max_new_tokens or new_tokens(spec, rows), "parts": protocol.parts}
 
 
-def stock_contender(model: MultiExitDecoder, max_new_tokens: int) -> Callable[[Sequence[str]], DecodingTimes]:
-    """Return the stock model's own greedy ``generate``, on prompts padded on the left."""
+def stock_contender(model: MultiExitDecoder, max_new_tokens: int, **_: int) -> Callable[[Sequence[str]], DecodingTimes]:
+    """Return the stock model's own greedy ``generate``, on prompts padded on the left: a whole batch at once."""
     return lambda batch: stock_times(model, model.encode(batch), max_new_tokens)
 
 
 def contender(
-    method: TokenMethod, model: MultiExitDecoder, knob: float, max_new_tokens: int
+    method: TokenMethod, model: MultiExitDecoder, knob: float, max_new_tokens: int, parts: int
 ) -> Callable[[Sequence[str]], DecodingTimes]:
-    """Return a decoder with a method's own way to decode."""
+    """Return a decoder with a method's own way to decode; with ``parts`` above 1, one that regroups where it can."""
+    regroups = parts > 1 and type(method).generate is TokenMethod.generate
 
     def run(batch: Sequence[str]) -> DecodingTimes:
-        written = method.generate(model, batch, knob, max_new_tokens=max_new_tokens, batch_size=len(batch))
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": len(batch)}
+        if regroups and len(batch) > 1:
+            options |= {"batch_size": math.ceil(len(batch) / parts), "in_flight": len(batch)}
+        written = method.generate(model, batch, knob, **options)
         layers = written.average_layers if written.decoded_tokens else 0.0
         return DecodingTimes(written.prefill_seconds, written.decode_seconds, written.decoded_tokens, layers)
 

@@ -27,6 +27,11 @@ class DecodingTimingSpec(TimingSpec):
     rows: int = Field(default=16, ge=1, description="the first test prompts, in the order of the data")
     max_new_tokens: int | None = Field(default=None, ge=2, description="of a timed text; by default as in the cells")
     warmup_batches: int = Field(default=1, ge=0, description="untimed batches before every timed pass")
+    parts: int = Field(
+        default=1,
+        ge=1,
+        description="2 or more: methods keep the prompts of a batch in flight, and run so many parts of it",
+    )
 
 
 class StudySpec(Strict):

@@ -147,4 +147,5 @@ class DecodingTimingRecord(BaseTimingRecord):
 
     kind: Literal["generation"] = "generation"
     max_new_tokens: int
+    parts: int = Field(default=1, description="above 1: a batch of so many prompts was in flight, regrouped in parts")
     contenders: list[DecodingContender]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.cache import CacheWindow, KeyValueCache, RowNumbers, Rows
+from consistentee.engine.owed_tokens import Span
 from consistentee.models.decoder import MultiExitDecoder
 
 PASS_IN_TOKENS = 16
@@ -88,6 +89,14 @@ class PromptBatch:
         sizes = pass_sizes([self.prompt_columns - int(gap) for gap in self._padding[longest_first]])
         return [np.sort(rows) for rows in np.split(longest_first, np.cumsum(sizes)[:-1])]
 
+    def newest(self, rows: Rows) -> RowNumbers:
+        """Return the column of the newest token of some rows, which is the last one: int64 [rows]."""
+        return np.full(len(rows), self.cache.length - 1)
+
+    def places(self, row_index: Tensor, column_index: Tensor) -> Tensor:
+        """Return the places of tokens among the new ones of their rows."""
+        return column_index - self.prompt_columns
+
     def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run some layers (1-based), one after the other."""
         for layer in layers:
@@ -105,6 +114,13 @@ class PromptBatch:
         positions = self.positions(rows.of(self._padding_on_device).unsqueeze(1), self._columns[begin:end])
         window = CacheWindow(self.cache, rows, first=first, begin=begin, end=end, starts=starts)
         return DecoderContext(positions, self.rotation(positions), mask, window)
+
+    def span(self, rows: Rows, starts: RowNumbers) -> Span:
+        """Return the columns from ``starts`` [rows] to the newest one, for the layers to pass."""
+        begin, end = int(starts.min()), self.cache.length
+        context = self.context(rows, begin, end, starts if starts.max() > begin else None)
+        columns = self._columns[begin:end].expand(len(rows), -1)
+        return Span(context, columns, columns >= torch.from_numpy(starts).to(self.device).unsqueeze(1))
 
     def positions(self, padding: Tensor, columns: Tensor) -> Tensor:
         """Return the positions of columns behind so much padding; 0 for the padding itself."""

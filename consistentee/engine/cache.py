@@ -68,7 +68,7 @@ class Rows:
         else:
             tensor[:, :, begin:end].index_copy_(0, self._index, values)
 
-    def take(self, places: list[int]) -> "Rows":
+    def take(self, places: list[int] | RowNumbers) -> "Rows":
         """Return the rows at these places among these rows."""
         return Rows(self.numbers[places], self.device)
 
@@ -90,11 +90,13 @@ class Entry:
     Attributes:
         rows: which ones, as an index of the rows of the batch.
         starts: one column, or int64 [rows].
-        end: one past the last column.
+        end: one past the last column; or of every row, int64 [rows].
         then_read: whether these rows then read all that the layer has of them.
     """
 
-    def __init__(self, rows: slice | RowNumbers, starts: int | RowNumbers, end: int, *, then_read: bool) -> None:
+    def __init__(
+        self, rows: slice | RowNumbers, starts: int | RowNumbers, end: int | RowNumbers, *, then_read: bool
+    ) -> None:
         self.rows = rows
         self.starts = starts
         self.end = end
@@ -108,20 +110,32 @@ class Ledger:
 
     A layer's columns of a row are stored in order, without a gap, so that one number says which there are: ``stored``
     says up to where they are written; ``owed`` counts up when a column begins and down when it is written.
+
+    Attributes:
+        lengths: number of columns that have begun, of every row: int64 [rows].
     """
 
     def __init__(self, num_layers: int, rows: int) -> None:
-        self.length = 0
-        nothing = np.zeros(rows, dtype=np.int64)
+        self.lengths = nothing = np.zeros(rows, dtype=np.int64)
         self._accounts = [Account(nothing, nothing)] * num_layers
+
+    @property
+    def length(self) -> int:
+        """Number of columns that have begun, where all rows have as many."""
+        return int(self.lengths[0])
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers, L."""
+        return len(self._accounts)
 
     def account(self, layer: int) -> Account:
         """Return the account of layer ``layer`` (1-based)."""
         return self._accounts[layer - 1]
 
-    def advance(self, columns: int) -> None:
-        """Begin new columns: every layer owes them, for every row."""
-        self.length += columns
+    def advance(self, columns: int | RowNumbers) -> None:
+        """Begin new columns, so many of every row, or int64 [rows]: every layer owes them."""
+        self.lengths = self.lengths + columns
         self._change(lambda account: Account(account.stored, account.owed + columns))
 
     def write(self, layer: int, entry: Entry) -> None:
@@ -143,21 +157,29 @@ class Ledger:
         stored, owed = before.stored.copy(), before.owed.copy()
         stored[rows] = entry.end
         owed[rows] -= entry.end - entry.starts
-        if entry.then_read and ((stored + owed != self.length).any() or owed[rows].any()):
+        if entry.then_read and ((stored + owed != self.lengths).any() or owed[rows].any()):
             raise CacheHoleError(
-                f"layer {layer}: stored {stored} and owed {owed} columns of {self.length}, when rows {rows} read it"
+                f"layer {layer}: stored {stored} and owed {owed} columns of {self.lengths}, when rows {rows} read it"
             )
         return Account(stored, owed)
 
     def keep(self, rows: RowNumbers) -> None:
         """Forget all rows but these."""
+        self.lengths = self.lengths[rows]
         self._change(lambda account: Account(account.stored[rows], account.owed[rows]))
+
+    def clear(self, rows: RowNumbers) -> None:
+        """Forget all columns of some rows, whatever they owe."""
+        others = np.ones(len(self.lengths), dtype=np.int64)
+        others[rows] = 0
+        self.lengths = self.lengths * others
+        self._change(lambda account: Account(account.stored * others, account.owed * others))
 
     def rewind(self, length: int) -> None:
         """Forget the columns from ``length`` on. Raises CacheHoleError while any column is owed."""
         if any(account.owed.any() for account in self._accounts):
             raise CacheHoleError("columns cannot be taken back while layers are owed some")
-        self.length = length
+        self.lengths = np.minimum(self.lengths, length)
         self._change(lambda account: Account(np.minimum(account.stored, length), account.owed))
 
     def _change(self, change: Callable[[Account], Account]) -> None:
@@ -194,11 +216,11 @@ class KeyValueCache:
 
     @property
     def length(self) -> int:
-        """Number of columns that have begun."""
+        """Number of columns that have begun, where all rows have as many."""
         return self.ledger.length
 
-    def advance(self, columns: int) -> None:
-        """Begin new columns for every row."""
+    def advance(self, columns: int | RowNumbers) -> None:
+        """Begin new columns, so many of every row, or int64 [rows]."""
         self.ledger.advance(columns)
 
     def pad(self, rows: Rows, columns: int) -> None:
@@ -216,17 +238,21 @@ class KeyValueCache:
         """Return the first column that layer ``layer`` (1-based) does not have yet, for some rows: int64 [rows]."""
         return self.ledger.account(layer).stored[rows.in_numpy]
 
-    def owed(self, layer: int, rows: Rows, end: int) -> OwedColumns | None:
-        """Return what some rows owe layer ``layer`` (1-based) before column ``end``, or None if they owe nothing."""
+    def owed(self, layer: int, rows: Rows, ends: RowNumbers) -> OwedColumns | None:
+        """Return what some rows owe layer ``layer`` (1-based) before columns ``ends``, or None if they owe nothing.
+
+        ``ends`` is int64 [rows].
+        """
         starts = self.starts(layer, rows)
-        if int(starts.min()) == end:
-            return None
-        counts = end - starts
+        counts = ends - starts
         owing = counts > 0
+        if not owing.any():
+            return None
         row_index = np.repeat(rows.numbers, counts)
-        column_index = np.concatenate([np.arange(start, end) for start in starts[owing]])
+        # Of every row starts, starts + 1, ..., ends - 1: what is counted over all rows, less what rows before it have.
+        column_index = np.arange(len(row_index)) + np.repeat(ends - counts.cumsum(), counts)
         return OwedColumns(
-            Entry(rows.numbers[owing], starts[owing], end, then_read=False),
+            Entry(rows.numbers[owing], starts[owing], ends[owing], then_read=False),
             torch.from_numpy(row_index).to(self._device),
             torch.from_numpy(column_index).to(self._device),
         )
@@ -251,11 +277,7 @@ class KeyValueCache:
 
 
 class CacheWindow:
-    """The cache as the layers of one pass see it: it is what stock attention takes for its cache.
-
-    Attributes:
-        written: bool [rows, 1, end - begin, 1], which columns a row writes; None where it is all of them.
-    """
+    """The cache as the layers of one pass see it: it is what stock attention takes for its cache."""
 
     def __init__(
         self, cache: KeyValueCache, rows: Rows, *, first: int, begin: int, end: int, starts: RowNumbers | None = None
@@ -276,10 +298,10 @@ class CacheWindow:
         self._begin = begin
         self._end = end
         self._entry = Entry(rows.in_numpy, begin if starts is None else starts, end, then_read=True)
-        self.written: Tensor | None = None
+        self._written: Tensor | None = None  # bool [rows, 1, end - begin, 1]; None where a row writes all columns
         if starts is not None:
             written = np.arange(begin, end) >= starts[:, None]
-            self.written = torch.from_numpy(written)[:, None, :, None].to(rows.device)
+            self._written = torch.from_numpy(written)[:, None, :, None].to(rows.device)
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write the new keys and values [rows, kv_heads, end - begin, head_dim]; return all that the rows attend to.
@@ -291,7 +313,7 @@ class CacheWindow:
         return self._exchange(cache.keys[layer_index], keys), self._exchange(cache.values[layer_index], values)
 
     def _exchange(self, stored: Tensor, new: Tensor) -> Tensor:
-        if self.written is not None:
-            new = torch.where(self.written, new, self._rows.columns_of(stored, self._begin, self._end))
+        if self._written is not None:
+            new = torch.where(self._written, new, self._rows.columns_of(stored, self._begin, self._end))
         self._rows.put_columns(stored, self._begin, self._end, new)
         return self._rows.columns_of(stored, self._first, self._end)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.batching import PromptBatch
-from consistentee.engine.cache import RowNumbers, Rows
+from consistentee.engine.cache import Ledger, RowNumbers, Rows
 from consistentee.engine.owed_tokens import KVPolicy, owed_tokens
 from consistentee.engine.sampling import Sampling, choose_tokens
 from consistentee.models.decoder import MultiExitDecoder
@@ -56,7 +56,7 @@ class TokenDecoder:
         """Run the prompts at full depth, and return the first new token of each row."""
         hidden = self.batch.prefill()
         logits = self._model.logits(self._model.num_layers, hidden[:, 0])
-        self._newest = choose_tokens(self._sampling, logits, self._keys, 0)
+        self._newest = choose_tokens(self._sampling, logits, self._keys, [0] * len(self._keys))
         return self._newest.tolist()
 
     @torch.inference_mode()
@@ -74,7 +74,7 @@ class TokenDecoder:
         for layers in self._stretches:
             climbing.hidden = self._owed.run(layers, climbing.hidden, climbing.rows, climbing.context)
             view = climbing.view(self._model, layers[-1], self._step)
-            leaving = self._leaving(view, climbing.state)
+            leaving = places_leaving(self._rule, view, climbing.state)
             if leaving:
                 left = climbing.rows if len(leaving) == view.rows else climbing.rows.take(leaving)
                 answers.leave(view, leaving, left.numbers, [climbing.keys[place] for place in leaving])
@@ -110,18 +110,6 @@ class TokenDecoder:
         column = self.batch.cache.length - 1
         return self.batch.context(rows, column, column + 1)
 
-    def _leaving(self, view: TokenView, state: State) -> list[int]:
-        """Return the places of the rows that leave at this layer; at the last one, all of them."""
-        if view.layer == view.num_layers:
-            return list(range(view.rows))
-        leaves = self._rule.should_exit(view, state)
-        if leaves.dtype != torch.bool or leaves.shape != (view.rows,):
-            raise ValueError(
-                f"{type(self._rule).__name__}.should_exit must return bool [{view.rows}], one a row; "
-                f"got {leaves.dtype} {list(leaves.shape)}"
-            )
-        return [place for place, goes in enumerate(leaves.tolist()) if goes]
-
     def _keep_climbing(self, climbing: "_Climbing", leaving: list[int]) -> None:
         """Drop the rows at some places from what goes up."""
         gone = set(leaving)
@@ -143,12 +131,33 @@ class TokenDecoder:
         self._newest = rows.of(self._newest)
         self._keys = [self._keys[place] for place in places]
 
-    def cached_layers(self, place: int) -> list[int]:
-        """Return, for every new token that a row has read, how many layers have its keys and values by now."""
-        ledger = self.batch.cache.ledger
-        stored = np.array([ledger.account(layer).stored[place] for layer in range(1, self.num_layers + 1)])
-        columns = range(self.batch.prompt_columns, ledger.length)
-        return [int((stored > column).sum()) for column in columns]
+    def late_layers(self, place: int, exit_layers: Sequence[int]) -> list[int]:
+        """Return how many layers the token read for each new token has got late, given where these left."""
+        return late_layers(self.batch.cache.ledger, place, self.batch.prompt_columns, exit_layers)
+
+
+def places_leaving(rule: ExitRule, view: TokenView, state: State) -> list[int]:
+    """Return the places of the rows that leave at this layer; at the last one, all of them."""
+    if view.layer == view.num_layers:
+        return list(range(view.rows))
+    leaves = rule.should_exit(view, state)
+    if leaves.dtype != torch.bool or leaves.shape != (view.rows,):
+        raise ValueError(
+            f"{type(rule).__name__}.should_exit must return bool [{view.rows}], one a row; "
+            f"got {leaves.dtype} {list(leaves.shape)}"
+        )
+    return [place for place, goes in enumerate(leaves.tolist()) if goes]
+
+
+def late_layers(ledger: Ledger, row: int, prompt_columns: int, exit_layers: Sequence[int]) -> list[int]:
+    """Return, for each new token of a row, how many layers the token read for it was given after it left.
+
+    The first is read off the prompt, which leaves nothing for later. ``exit_layers``: of all new tokens.
+    """
+    stored = np.array([ledger.account(layer).stored[row] for layer in range(1, ledger.num_layers + 1)])
+    read = prompt_columns + np.arange(len(exit_layers) - 1)
+    cached = (stored > read[:, None]).sum(axis=1)
+    return [0, *(cached - np.array(exit_layers[1:], dtype=np.int64)).tolist()]
 
 
 @dataclass
@@ -209,4 +218,4 @@ class _Answers:
 
     def _choose(self, logits: Tensor, rows: list[int], keys: list[int]) -> None:
         index = torch.tensor(rows, device=self._tokens.device)
-        self._tokens.index_copy_(0, index, choose_tokens(self._sampling, logits, keys, self._step))
+        self._tokens.index_copy_(0, index, choose_tokens(self._sampling, logits, keys, [self._step] * len(keys)))

@@ -1,25 +1,23 @@
 """Batched early-exit generation: every token leaves where a rule says, and finished rows leave the batch."""
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
 
-from consistentee.engine.decoding_step import TokenDecoder
+from consistentee.engine.clock import Latency, clock
+from consistentee.engine.in_flight.regroup import InFlight
+from consistentee.engine.in_step import InStep
 from consistentee.engine.owed_tokens import KVPolicy
 from consistentee.engine.sampling import Sampling
-from consistentee.engine.transcript import EndedBy, Endings, NewToken, Transcript
+from consistentee.engine.transcript import EndedBy, Endings, Stream, Transcript
+from consistentee.engine.writing import Writing
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.progress import Steps
 from consistentee.rules.exit_rule import ExitRule
-
-Stream = Callable[[NewToken], None]
-"""What is called with every new token, as soon as it is known."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class Generations:
         prompt_tokens: number of tokens of each prompt.
         prefill_seconds: time spent on prompts, the first new tokens included.
         decode_seconds: time spent on all further tokens.
+        latencies: when each prompt was read, and when its first and last new tokens were there; empty where that was
+            not noted.
     """
 
     texts: list[str]
@@ -47,6 +47,7 @@ class Generations:
     prompt_tokens: list[int]
     prefill_seconds: float
     decode_seconds: float
+    latencies: list[Latency] = field(default_factory=list, kw_only=True)
 
     @classmethod
     def of(
@@ -68,6 +69,7 @@ class Generations:
             prompt_tokens=[len(prompt) for prompt in prompts],
             prefill_seconds=prefill_seconds,
             decode_seconds=decode_seconds,
+            latencies=[transcript.latency for transcript in transcripts if transcript.latency is not None],
             **more,
         )
 
@@ -94,6 +96,7 @@ def generate(
     *,
     max_new_tokens: int = 64,
     batch_size: int = 8,
+    in_flight: int | None = None,
     kv: KVPolicy = "propagate",
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
@@ -113,6 +116,9 @@ def generate(
         rule: the exit rule; a row is a token that is being decoded.
         max_new_tokens: of each row; 0 gives empty texts.
         batch_size: rows a batch.
+        in_flight: rows under way, of which a batch runs at a time: rows that leave go on with their next token at once,
+            those that stay wait until a batch of them is there, and a prompt takes the place of a text that has ended.
+            Texts and exit layers are the same. None lets the rows of a batch go in step until all have ended.
         kv: how layers that a token skipped get its keys and values, once a later token of its row reads them:
             ``"propagate"`` makes them of the state at the exit (CALM, section 3.3.1), ``"exact"`` runs the layers on
             the skipped tokens beside the later one (FREE), which gives those of full depth.
@@ -125,7 +131,7 @@ def generate(
 
     Raises:
         UserError: a prompt is empty, or does not fit into the model's context together with its new tokens; an
-            argument is out of its range.
+            argument is out of its range; there is no memory for so many rows in flight.
     """
     return generate_encoded(
         model,
@@ -133,6 +139,7 @@ def generate(
         rule,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
+        in_flight=in_flight,
         kv=kv,
         sampling=sampling,
         stop=stop,
@@ -148,6 +155,7 @@ def generate_encoded(
     *,
     max_new_tokens: int = 64,
     batch_size: int = 8,
+    in_flight: int | None = None,
     kv: KVPolicy = "propagate",
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
@@ -159,68 +167,41 @@ def generate_encoded(
 
     ``end_at_eos=False`` goes on behind tokens that end a text, so that all texts are equally long.
     """
-    model.eval()
-    check_prompts(model, rows, max_new_tokens)
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), tuple(stop), max_new_tokens)
     transcripts = [Transcript(row, model.decode, endings) for row in range(len(rows))]
-    prefill_seconds = decode_seconds = 0.0
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i])) if sort_by_length else list(range(len(rows)))
-    chunks = list(_chunks(order if max_new_tokens else [], batch_size))
-    steps = Steps("decoding", len(chunks) * max_new_tokens)
-    for chunk in chunks:
-        start = clock(model.device)
-        decoder = TokenDecoder(
-            model, [rows[i] for i in chunk], rule, new_columns=max_new_tokens - 1, kv=kv, sampling=sampling
-        )
-        batch = _LiveBatch(decoder, [transcripts[i] for i in chunk], stream)
-        batch.prefill()
-        prefilled = clock(model.device)
-        steps.add(1, len(chunk))
-        while batch.transcripts:
-            rows_in_step = len(batch.transcripts)
-            batch.step()
-            steps.add(1, rows_in_step)
-        steps.leave_out(max_new_tokens - max(len(transcripts[i].tokens) for i in chunk))
-        prefill_seconds += prefilled - start
-        decode_seconds += clock(model.device) - prefilled
-    return Generations.of(transcripts, rows, prefill_seconds=prefill_seconds, decode_seconds=decode_seconds)
+    in_order = sorted(transcripts, key=lambda transcript: len(rows[transcript.row])) if sort_by_length else transcripts
+    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, stream)
+    start = clock(model.device)
+    engine = _engine(model, rows, in_order, writing, in_flight)
+    for _ in engine.run():
+        pass
+    seconds = clock(model.device) - start
+    prefill_seconds = engine.prefill_seconds
+    return Generations.of(transcripts, rows, prefill_seconds=prefill_seconds, decode_seconds=seconds - prefill_seconds)
 
 
-class _LiveBatch:
-    """A batch under way: its decoder, and the transcripts of the rows that have not ended, in the decoder's order."""
+def stream_texts(
+    model: MultiExitDecoder,
+    prompts: Sequence[str],
+    rule: ExitRule,
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 8,
+    in_flight: int | None = None,
+    kv: KVPolicy = "propagate",
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    stream: Stream | None = None,
+) -> Iterator[Transcript]:
+    """As :func:`generate`, text by text: yield each as soon as it has ended, in whatever order that is.
 
-    def __init__(self, decoder: TokenDecoder, transcripts: list[Transcript], stream: Stream | None) -> None:
-        self.transcripts = transcripts
-        self._decoder = decoder
-        self._stream = stream
-
-    def prefill(self) -> None:
-        """Read the prompts, and take the first new tokens."""
-        tokens = self._decoder.prefill()
-        self._take(tokens, [self._decoder.num_layers] * len(tokens))
-
-    def step(self) -> None:
-        """Take one more token for every row."""
-        self._take(*self._decoder.step())
-
-    def _take(self, tokens: list[int], exit_layers: list[int]) -> None:
-        for transcript, token, layer in zip(self.transcripts, tokens, exit_layers, strict=True):
-            transcript.add(token, layer)
-            if self._stream is not None:
-                self._stream(transcript.news())
-        staying = [place for place, transcript in enumerate(self.transcripts) if transcript.ended_by is None]
-        if len(staying) == len(self.transcripts):
-            return
-        for place, transcript in enumerate(self.transcripts):
-            if transcript.ended_by is not None:
-                self._note_late_layers(place, transcript)
-        if staying:
-            self._decoder.keep(staying)
-        self.transcripts = [self.transcripts[place] for place in staying]
-
-    def _note_late_layers(self, place: int, transcript: Transcript) -> None:
-        read_for = zip(self._decoder.cached_layers(place), transcript.exit_layers[1:], strict=True)
-        transcript.late_layers = [0, *(cached - left for cached, left in read_for)]
+    What has been yielded is not lost when a later text fails, and closing the generator ends the work.
+    """
+    rows = model.encode(prompts)
+    endings = Endings(model.end_tokens, tuple(stop), max_new_tokens)
+    transcripts = [Transcript(row, model.decode, endings) for row in range(len(rows))]
+    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, stream)
+    return _engine(model, rows, transcripts, writing, in_flight).run()
 
 
 def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -237,18 +218,27 @@ def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_ne
             )
 
 
-def _chunks(order: list[int], size: int) -> Iterator[list[int]]:
-    if size < 1:
-        raise UserError(f"the batch size must be at least 1, got {size}")
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-def clock(device: torch.device) -> float:
-    """Return the time in seconds, once everything asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _engine(
+    model: MultiExitDecoder,
+    rows: Sequence[Sequence[int]],
+    transcripts: Sequence[Transcript],
+    writing: Writing,
+    in_flight: int | None,
+) -> InStep | InFlight:
+    """Return what writes texts in a given order; whatever can be wrong with the input is seen before any work."""
+    model.eval()
+    check_prompts(model, rows, writing.max_new_tokens)
+    if in_flight is not None and in_flight < writing.batch_size:
+        raise UserError(
+            f"a batch of {writing.batch_size} cannot be filled from {in_flight} rows in flight: let in_flight be at "
+            "least the batch size, and better a few times as many"
+        )
+    if not writing.max_new_tokens:
+        transcripts = []
+    prompts = [rows[transcript.row] for transcript in transcripts]
+    if in_flight is None or not prompts:
+        return InStep(model, prompts, transcripts, writing)
+    return InFlight(model, prompts, transcripts, writing, in_flight)
 
 
 def _integers(numbers: Sequence[int]) -> Tensor:

@@ -4,18 +4,70 @@ Both wait until a later token of the same row reads such a layer; a layer that n
 """
 
 from abc import ABC, abstractmethod
-from typing import Literal, cast
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.batching import PromptBatch
-from consistentee.engine.cache import CacheWindow, Rows
+from consistentee.backbones.decoders import DecoderContext, DecoderStepper
+from consistentee.engine.cache import KeyValueCache, RowNumbers, Rows
 from consistentee.errors import unknown_name
 
 KVPolicy = Literal["propagate", "exact"]
 """How skipped layers get their keys and values: from the state at the exit, or by running them beside a later token."""
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Columns of some rows, the newest last, that pass layers together.
+
+    Attributes:
+        context: what the layers need.
+        columns: which ones, int64 [rows, T] on the device. Rows that have fewer to write than others pass columns that
+            they have, or none at all, for the sake of the shape; what comes of these is thrown away.
+        written: those that a row writes, bool [rows, T] on the device.
+    """
+
+    context: DecoderContext
+    columns: Tensor
+    written: Tensor
+
+
+class TokenBatch(Protocol):
+    """Rows that are written on over one cache, in step (PromptBatch) or each at its own pace (Slots)."""
+
+    @property
+    def stepper(self) -> DecoderStepper: ...
+
+    @property
+    def cache(self) -> KeyValueCache: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __len__(self) -> int: ...
+
+    def newest(self, rows: Rows) -> RowNumbers:
+        """Return the column of the newest token of some rows: int64 [rows]."""
+
+    def places(self, row_index: Tensor, column_index: Tensor) -> Tensor:
+        """Return the places of tokens among the new ones of their rows, given by row and column."""
+
+    def positions_of(self, row_index: Tensor, column_index: Tensor) -> Tensor:
+        """Return the positions of single tokens, given by row and column: int64 [tokens] each."""
+
+    def rotation(self, positions: Tensor) -> object:
+        """Return what layers need of positions [rows, T]."""
+
+    def span(self, rows: Rows, starts: RowNumbers) -> Span:
+        """Return the columns from ``starts`` [rows] to the newest ones, for the layers to pass."""
+
+    def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Run some layers (1-based), one after the other."""
 
 
 class OwedTokens(ABC):
@@ -25,15 +77,16 @@ class OwedTokens(ABC):
         states: [rows, new columns, width]; the hidden state of a token after the deepest layer that it has run.
     """
 
-    def __init__(self, batch: PromptBatch, new_columns: int) -> None:
+    def __init__(self, batch: TokenBatch, new_columns: int) -> None:
         self.batch = batch
         shape = (len(batch), new_columns, batch.stepper.width)
         self.states = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
 
     def leave(self, rows: Rows, hidden: Tensor) -> None:
         """Note the hidden states [rows, 1, width] with which the newest tokens of some rows leave before layer L."""
-        newest = self.batch.cache.length - 1 - self.batch.prompt_columns
-        rows.put(self.states[:, newest], hidden[:, 0])
+        device = self.batch.device
+        row_index, newest = (torch.from_numpy(n).to(device) for n in (rows.numbers, self.batch.newest(rows)))
+        self.states[row_index, self.batch.places(row_index, newest)] = hidden[:, 0]
 
     def keep(self, rows: Rows) -> None:
         """Drop all rows but these."""
@@ -57,12 +110,12 @@ class Propagation(OwedTokens):
     def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
         """Fill what is owed, for all rows in one call a layer, and run the layer."""
         cache, stepper = self.batch.cache, self.batch.stepper
-        owed = cache.owed(layers[0], rows, cache.length - 1)
+        owed = cache.owed(layers[0], rows, self.batch.newest(rows))
         if owed is None:
             return self.batch.run(layers, hidden, context)
-        states = self.states[owed.row_index, owed.column_index - self.batch.prompt_columns].unsqueeze(0)
-        positions = self.batch.positions_of(owed.row_index, owed.column_index).unsqueeze(0)
-        rotation = self.batch.rotation(positions)
+        token = (owed.row_index, owed.column_index)
+        states = self.states[owed.row_index, self.batch.places(*token)].unsqueeze(0)
+        rotation = self.batch.rotation(self.batch.positions_of(*token).unsqueeze(0))
         for layer in layers:
             cache.fill(layer, owed, *stepper.keys_values(layer, states, rotation))
             hidden = stepper.step(layer, hidden, context)
@@ -72,33 +125,27 @@ class Propagation(OwedTokens):
 class DeferredRun(OwedTokens):
     """The tokens themselves run the skipped layers, beside the newest one (FREE's synchronised decoding).
 
-    Keys and values are those of full depth. Rows that owe fewer tokens than others are passed with them for the sake of
-    the shape; what comes of that is thrown away.
+    Keys and values are those of full depth.
     """
 
     def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
         """Run the layers on the owed tokens and the newest ones together."""
-        batch, end = self.batch, self.batch.cache.length
+        batch = self.batch
         starts = batch.cache.starts(layers[0], rows)
-        begin = int(starts.min())
-        if begin == end - 1:
+        if (starts == batch.newest(rows)).all():
             return batch.run(layers, hidden, context)
-        context = batch.context(rows, begin, end, starts if starts.max() > begin else None)
-        waiting = self.states[:, begin - batch.prompt_columns : end - 1 - batch.prompt_columns]
-        tokens = batch.run(layers, torch.cat([rows.of(waiting), hidden], dim=1), context)
+        span = batch.span(rows, starts)
+        row_index = torch.from_numpy(rows.numbers).to(batch.device).unsqueeze(1)
+        places = batch.places(row_index, span.columns[:, :-1]).clamp_min_(0)
+        waiting = self.states[row_index, places]
+        tokens = batch.run(layers, torch.cat([waiting, hidden], dim=1), span.context)
         if layers[-1] < batch.stepper.num_layers:
-            self._save(waiting, tokens[:, :-1], rows, context)
+            at, waited = span.written[:, :-1].nonzero(as_tuple=True)
+            self.states[row_index[at, 0], places[at, waited]] = tokens[at, waited]
         return tokens[:, -1:]
 
-    @staticmethod
-    def _save(waiting: Tensor, states: Tensor, rows: Rows, context: DecoderContext) -> None:
-        written = cast(CacheWindow, context.cache).written
-        if written is not None:
-            states = torch.where(written[:, 0, :-1], states, rows.of(waiting))
-        rows.put(waiting, states)
 
-
-def owed_tokens(policy: KVPolicy, batch: PromptBatch, new_columns: int) -> OwedTokens:
+def owed_tokens(policy: KVPolicy, batch: TokenBatch, new_columns: int) -> OwedTokens:
     """Return what follows a policy. Raises UserError for an unknown one."""
     policies: dict[str, type[OwedTokens]] = {"propagate": Propagation, "exact": DeferredRun}
     if policy not in policies:

@@ -38,10 +38,10 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
-    def choose(self, logits: Tensor, prompt_keys: Sequence[int], step: int) -> Tensor:
-        """Draw the token at place ``step`` for each row: logits [rows, vocabulary] -> int64 [rows]."""
+    def choose(self, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]) -> Tensor:
+        """Draw each row's token at place ``steps`` [rows] of its text: logits [rows, vocabulary] -> int64 [rows]."""
         distribution = self._distribution(logits).double().cumsum(dim=-1)
-        uniform = [keyed_bits(self.seed, key, step) / 2**64 for key in prompt_keys]
+        uniform = [keyed_bits(self.seed, key, step) / 2**64 for key, step in zip(prompt_keys, steps, strict=True)]
         wanted = torch.tensor(uniform, dtype=torch.double, device=logits.device).unsqueeze(1)
         # Strictly above, and of the sum that rounding left: a token of probability 0 is never drawn.
         drawn = torch.searchsorted(distribution, wanted * distribution[:, -1:], right=True)
@@ -56,6 +56,8 @@ class Sampling:
         return scores.softmax(dim=-1)
 
 
-def choose_tokens(sampling: Sampling | None, logits: Tensor, prompt_keys: Sequence[int], step: int) -> Tensor:
+def choose_tokens(
+    sampling: Sampling | None, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]
+) -> Tensor:
     """Return the next token of each row, int64 [rows]: the likeliest where ``sampling`` is None."""
-    return logits.argmax(dim=-1) if sampling is None else sampling.choose(logits, prompt_keys, step)
+    return logits.argmax(dim=-1) if sampling is None else sampling.choose(logits, prompt_keys, steps)

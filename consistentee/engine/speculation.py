@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 
 from consistentee.engine.batching import PromptBatch
-from consistentee.engine.generate import Generations, Stream, check_prompts, clock
-from consistentee.engine.transcript import Endings, Transcript
+from consistentee.engine.clock import clock
+from consistentee.engine.generate import Generations, check_prompts
+from consistentee.engine.transcript import Endings, Stream, Transcript
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.progress import tracked

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from consistentee.engine.clock import Latency
 from consistentee.errors import UserError
 
 EndedBy = Literal["eos", "length", "stop"]
@@ -32,6 +33,10 @@ class NewToken:
     text: str
     exit_layer: int
     ended_by: EndedBy | None
+
+
+Stream = Callable[[NewToken], None]
+"""What is called with every new token, as soon as it is known."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,11 @@ class Endings:
 
 
 class Transcript:
-    """The new tokens of one row, with their exit layers, and the layers that were filled in after each of them left."""
+    """The new tokens of one row, with their exit layers, and the layers that were filled in after each of them left.
+
+    Attributes:
+        latency: noted by the engine once the row has ended.
+    """
 
     def __init__(self, row: int, decode: Callable[[Sequence[int]], str], endings: Endings) -> None:
         """``decode`` turns tokens into text."""
@@ -75,6 +84,7 @@ class Transcript:
         self.exit_layers: list[int] = []
         self.late_layers: list[int] = []
         self.ended_by: EndedBy | None = None if endings.max_new_tokens else "length"
+        self.latency: Latency | None = None
         self._decode = decode
         self._endings = endings
         self._told = 0

@@ -22,8 +22,8 @@ class ScheduledRule(ExitRule):
         self.layers = tuple(layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        layer = self.layers[min(view.step, len(self.layers) - 1)]
-        return torch.full((view.rows,), layer <= view.layer, device=view.device)
+        layers = torch.tensor(self.layers, device=view.device)
+        return layers[view.steps.clamp_max(len(self.layers) - 1)] <= view.layer
 
 
 def check_exit_layer(model: MultiExitDecoder, layer: float) -> int:

@@ -19,14 +19,22 @@ class LayerView(ABC):
         num_layers: number of layers of the model.
         rows: number of active rows.
         device: where the tensors live.
-        step: 0 in classification; the position of the new token in generation.
     """
 
     layer: int
     num_layers: int
     rows: int
     device: torch.device
-    step: int = 0
+
+    @property
+    def step(self) -> int:
+        """0 in classification; in generation the place of the new token, where it is the same for all rows."""
+        return 0
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """The place of each row's new token, which need not be the same: int64 [rows]; 0 in classification."""
+        return torch.full((self.rows,), self.step, device=self.device)
 
     @cached_property
     @abstractmethod

@@ -106,7 +106,12 @@ class TokenTraceView(LayerView):
         self.num_layers = trace.num_layers
         self.rows = len(tokens)
         self.device = trace.model.device
-        self.step = step
+        self._step = step
+
+    @property
+    def step(self) -> int:
+        """The place of the new token, the same for all rows."""
+        return self._step
 
     @cached_property
     def hidden(self) -> Tensor:

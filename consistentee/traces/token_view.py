@@ -35,7 +35,8 @@ class TokenView(LayerView):
     """The view of an exit layer that has just run on the newest tokens of some rows.
 
     A row is a token that is being decoded. What it predicts is the token after it, whose place among the new tokens is
-    ``step``. ``past`` holds the states at the exits before [rows, exits, width], or None where nobody reads them.
+    ``step``: one for all rows, or one a row. ``past`` holds the states at the exits before [rows, exits, width], or
+    None where nobody reads them.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class TokenView(LayerView):
         model: MultiExitDecoder,
         layer: int,
         hidden: Tensor,
-        step: int,
+        step: int | Sequence[int],
         prompt_keys: Sequence[int],
         *,
         past: Tensor | None = None,
@@ -56,7 +57,28 @@ class TokenView(LayerView):
         self.num_layers = model.num_layers
         self.rows = hidden.shape[0]
         self.device = hidden.device
-        self.step = step
+        self._step = step
+
+    @property
+    def step(self) -> int:
+        """The place of the new token. Raises UserError where every row has its own."""
+        if isinstance(self._step, int):
+            return self._step
+        if self.rows == 1:
+            return self._step[0]
+        raise UserError(
+            "this exit rule reads view.step, and the rows of this batch are at steps of their own: let it read "
+            "view.steps, one a row"
+        )
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """The place of each row's new token: int64 [rows]."""
+        return torch.tensor(self._places, device=self.device)
+
+    @property
+    def _places(self) -> Sequence[int]:
+        return [self._step] * self.rows if isinstance(self._step, int) else self._step
 
     @cached_property
     def hidden(self) -> Tensor:
@@ -101,7 +123,8 @@ class TokenView(LayerView):
     @cached_property
     def row_keys(self) -> Tensor:
         """Hash of each row's prompt and of the step: int64 [rows]."""
-        return torch.tensor([token_key(key, self.step) for key in self._prompt_keys], device=self.device)
+        keys = [token_key(key, step) for key, step in zip(self._prompt_keys, self._places, strict=True)]
+        return torch.tensor(keys, device=self.device)
 
     @cached_property
     def labels(self) -> Tensor:

@@ -1,0 +1,144 @@
+"""Regrouping against what its layers allow and against stock ``generate``; and what a layer costs by its rows."""
+
+from collections.abc import Callable
+from statistics import mean, median, quantiles
+
+import pytest
+import torch
+from conftest import in_rounds, report, seconds
+from numpy.random import default_rng
+
+from baselines.references import RandomRule
+from benchmarks.contract.token_reference import counted_calls
+from benchmarks.measure.decoding_clock import stock_times
+from consistentee.engine.decoding_step import TokenDecoder
+from consistentee.engine.generate import Generations, generate_encoded
+from consistentee.errors import UserError
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import NeverExit
+
+ROWS = 32
+BATCH = 8
+NEW_TOKENS = 32
+ROUNDS = 3
+LAYER_ROUNDS = 11
+ROW_COUNTS = (1, 2, 4, 8, 16, 32)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> MultiExitDecoder:
+    """smollm2-135m with five untrained exits, and no token that ends a text."""
+    try:
+        decoder = MultiExitDecoder.from_backbone("smollm2-135m").eval()
+    except UserError as error:
+        pytest.skip(str(error))
+    decoder.backbone.generation_config.eos_token_id = decoder.stepper.vocabulary
+    return decoder
+
+
+@pytest.fixture(scope="module")
+def prompts(decoder) -> list[list[int]]:
+    """Random tokens: time does not tell them from others; lengths are mixed."""
+    numbers = default_rng(0)
+    return [
+        numbers.integers(100, decoder.stepper.vocabulary, length).tolist() for length in numbers.integers(16, 64, ROWS)
+    ]
+
+
+def test_regrouping_is_as_fast_as_its_layers_allow(request, decoder, prompts):
+    """Allowed: the time of stock ``generate`` at the same batch, its layers cut to those that the tokens run."""
+    rule = RandomRule(decoder.num_layers / 2, 0, decoder.exit_layers)
+    written: dict[str, Generations] = {}
+
+    def ours(name: str, rule=rule, **options) -> Callable[[], float]:
+        def run() -> float:
+            options_of_all = {"max_new_tokens": NEW_TOKENS, "end_at_eos": False}
+            written[name] = generate_encoded(decoder, prompts, rule, **options_of_all, **options)
+            return written[name].decode_seconds
+
+        return run
+
+    def stock(batch_size: int) -> float:
+        starts = range(0, ROWS, batch_size)
+        batches = [stock_times(decoder, prompts[start : start + batch_size], NEW_TOKENS) for start in starts]
+        assert sum(batch.decoded_tokens for batch in batches) == ROWS * (NEW_TOKENS - 1)
+        return sum(batch.decoding for batch in batches)
+
+    contenders = {
+        "stock generate, 8 at once": lambda: stock(BATCH),
+        "stock generate, 32 at once": lambda: stock(ROWS),
+        "LM head and embedding": lambda: head_seconds(decoder, BATCH, ROWS // BATCH * (NEW_TOKENS - 1)),
+        "full depth in step, batches of 8": ours("full 8", NeverExit(), batch_size=BATCH),
+        "full depth in step, batches of 32": ours("full 32", NeverExit(), batch_size=ROWS),
+        "in step, batches of 8": ours("in step 8", batch_size=BATCH),
+        "in step, batches of 32": ours("in step 32", batch_size=ROWS),
+        "32 in flight, batches of 8": ours("regrouped 8", batch_size=BATCH, in_flight=ROWS),
+        "32 in flight, batches of 16": ours("regrouped 16", batch_size=2 * BATCH, in_flight=ROWS),
+    }
+    taken = dict(zip(contenders, in_rounds(*contenders.values(), rounds=ROUNDS), strict=True))
+    assert written["in step 8"].layer_calls == written["regrouped 8"].layer_calls
+    share = written["regrouped 8"].average_layers / decoder.num_layers
+    tokens = written["regrouped 8"].decoded_tokens
+    lines = [f"{ROWS} prompts, {NEW_TOKENS} tokens, random exits at {share * decoder.num_layers:.1f} layers on average"]
+    for name, times in taken.items():
+        pace = "" if "head" in name else f", {tokens / median(times):7.1f} tokens a second"
+        lines.append(f"  {name:36s} {median(times):6.2f} s{pace}")
+    for name in ("in step 8", "regrouped 8", "regrouped 16"):
+        completed = [latency.completed for latency in written[name].latencies]
+        lines.append(
+            f"  {name:36s} completed after {median(completed):.2f} s, p90 {quantiles(completed, n=10)[-1]:.2f} s"
+        )
+    ratios = {}
+    for name in ("in step, batches of 8", "32 in flight, batches of 8"):
+        rounds = zip(taken["stock generate, 8 at once"], taken["LM head and embedding"], taken[name], strict=True)
+        ratios[name] = median((head + (full - head) * share) / real for full, head, real in rounds)
+        lines.append(f"  {name}: real / allowed {ratios[name]:.3f} (regrouped at least 0.90)")
+    rounds = zip(taken["stock generate, 32 at once"], taken["32 in flight, batches of 8"], strict=True)
+    lines.append(f"  32 in flight, batches of 8 / stock at 32, tokens a second: {median(a / b for a, b in rounds):.3f}")
+    lines.append(f"  rows in a layer's call: {rows_in_a_call(decoder, prompts, rule):.2f} of {BATCH}")
+    report(request, "\n".join(lines))
+    assert ratios["32 in flight, batches of 8"] >= 0.90
+
+
+@torch.inference_mode()
+def head_seconds(decoder: MultiExitDecoder, rows: int, calls: int) -> float:
+    """Return what stock ``generate`` spends beside its layers: embedding, final norm, LM head, argmax."""
+    tokens = torch.zeros(rows, 1, dtype=torch.long)
+
+    def run() -> None:
+        for _ in range(calls):
+            decoder.logits(decoder.num_layers, decoder.stepper.embed(tokens, tokens)[:, 0]).argmax(dim=-1)
+
+    return seconds(run)
+
+
+def rows_in_a_call(decoder: MultiExitDecoder, prompts: list[list[int]], rule: RandomRule) -> float:
+    """Return how full the batches of the layers are."""
+    with counted_calls(decoder) as calls:
+        generate_encoded(
+            decoder, prompts, rule, max_new_tokens=NEW_TOKENS, batch_size=BATCH, in_flight=ROWS, end_at_eos=False
+        )
+    return mean(rows for rows, tokens in calls if tokens == 1)
+
+
+def test_what_a_layer_costs_by_its_rows(request, decoder, prompts):
+    """And from which share of the layers on regrouping cannot beat 32 rows at once at full depth."""
+    columns = 2 * (LAYER_ROUNDS + 2)
+    decoders = {
+        rows: TokenDecoder(decoder, prompts[:1] * rows, NeverExit(), new_columns=columns, kv="propagate", sampling=None)
+        for rows in ROW_COUNTS
+    }
+    for prepared in decoders.values():
+        prepared.prefill()
+
+    def layers(rows: int) -> float:
+        return seconds(decoders[rows].step) - head_seconds(decoder, rows, 1)
+
+    times = in_rounds(*(lambda rows=rows: layers(rows) for rows in ROW_COUNTS), rounds=LAYER_ROUNDS)
+    cost = {rows: median(of_rows) / decoder.num_layers for rows, of_rows in zip(ROW_COUNTS, times, strict=True)}
+    lines = ["rows   a layer, ms   of one row, ms   break-even with 32 at once, share of the layers"]
+    for rows, taken in cost.items():
+        even = cost[32] / 32 / (taken / rows)
+        lines.append(f"{rows:4d}   {1000 * taken:11.2f}   {1000 * taken / rows:14.3f}   {even:12.2f}")
+    report(request, "\n".join(lines))
+    assert all(taken > 0 for taken in cost.values())

@@ -1,0 +1,366 @@
+"""Rows that are regrouped while they are decoded: nothing changes but the company that a layer runs in."""
+
+import gc
+import weakref
+from statistics import mean
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, random_prompts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.calm import DecayingSaturationRule, DecayingSignalRule
+from baselines.references import RandomRule
+from benchmarks.contract.token_reference import counted_calls
+from consistentee.engine.decoding_step import TokenDecoder
+from consistentee.engine.generate import Generations, generate, generate_encoded, stream_texts
+from consistentee.engine.in_flight import slots as slots_module
+from consistentee.engine.in_flight.regroup import InFlight
+from consistentee.engine.in_flight.slots import Slots
+from consistentee.engine.in_flight.waiting import PATIENCE, Waiting
+from consistentee.engine.sampling import Sampling
+from consistentee.engine.transcript import Endings, Transcript
+from consistentee.engine.writing import Writing
+from consistentee.errors import UserError
+from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule
+from consistentee.rules.schedules import ScheduledRule
+from consistentee.rules.signals import margin
+
+PROMPTS = random_prompts(11, seed=3)
+NEW_TOKENS = 8
+MIXED = RandomRule(2.5, seed=1)
+IN_FLIGHT = {"in_flight": 5, "batch_size": 2}
+
+
+class HistoryRule(ExitRule):
+    """Leaves by what the states at all exits so far add up to."""
+
+    reads_history = True
+
+    def should_exit(self, view, state):
+        return view.history.sum(dim=(1, 2)) > 0
+
+
+RULES = {
+    "random": MIXED,
+    "never": NeverExit(),
+    "state of the rule": ConsecutiveRule(SameAnswerRule(), 1),
+    "falling threshold": DecayingSignalRule(margin, 0.1, 4.0, NEW_TOKENS),
+    "states before": DecayingSaturationRule(0.5, 0.0, NEW_TOKENS, 32),
+    "history": HistoryRule(),
+    "schedule": ScheduledRule([4, 3, 1, 2, 4, 1]),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_decoders):
+    return tiny_decoders.model("llama")
+
+
+def written(out: Generations) -> list[tuple[list[int], list[int], list[int]]]:
+    """Return all that is said of every token."""
+    rows = zip(out.tokens, out.exit_layers, out.late_layers, strict=True)
+    return [(tokens.tolist(), exits.tolist(), late.tolist()) for tokens, exits, late in rows]
+
+
+class TestTexts:
+    @pytest.mark.parametrize("kv", ["propagate", "exact"])
+    @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+    def test_they_are_those_of_every_row_alone(self, model, rule, kv):
+        options = {"max_new_tokens": NEW_TOKENS, "kv": kv}
+        expected = written(generate(model, PROMPTS, rule, **options, batch_size=1))
+        assert written(generate(model, PROMPTS, rule, **options, **IN_FLIGHT)) == expected
+
+    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
+    @pytest.mark.parametrize("family", DECODER_FAMILIES)
+    def test_in_every_family(self, tiny_decoder, family, attention):
+        model = tiny_decoder(family)
+        model.backbone.set_attn_implementation(attention)
+        for kv in ("propagate", "exact"):
+            options = {"max_new_tokens": NEW_TOKENS, "kv": kv}
+            expected = written(generate(model, PROMPTS, MIXED, **options, batch_size=1))
+            assert written(generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT)) == expected
+            in_order = generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT, sort_by_length=False)
+            assert written(in_order) == expected, "the order in which prompts come does not matter"
+
+    @pytest.mark.parametrize("adapter", ["norm", "head"])
+    def test_with_every_kind_of_head(self, tiny_decoder, adapter):
+        alone, together = (
+            generate(tiny_decoder(adapter=adapter), PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **options)
+            for options in ({"batch_size": 1}, IN_FLIGHT)
+        )
+        assert written(together) == written(alone)
+
+    def test_drawn_ones_too(self, model):
+        options = {"max_new_tokens": NEW_TOKENS, "sampling": Sampling(0.8, seed=4)}
+        expected = written(generate(model, PROMPTS, MIXED, **options, batch_size=1))
+        assert written(generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT)) == expected
+
+    def test_a_rule_that_never_lets_go_writes_the_stock_text(self, model):
+        out = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS, **IN_FLIGHT)
+        for prompt, tokens in zip(model.encode(PROMPTS), out.tokens, strict=True):
+            row = torch.tensor([prompt])
+            stock = model.backbone.generate(
+                row, attention_mask=torch.ones_like(row), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+            )
+            assert stock[0, len(prompt) :].tolist() == tokens.tolist()
+
+    def test_a_slot_holds_nothing_of_the_row_before(self, model, monkeypatch):
+        """Unwritten memory, and whatever a row leaves behind, holds NaN here, which would be in all that follows."""
+        expected = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **IN_FLIGHT)
+        nothing, free = torch.empty, Slots.free
+
+        def poisoned(*shape, **options):
+            memory = nothing(*shape, **options)
+            return memory.fill_(torch.nan) if memory.is_floating_point() else memory
+
+        def leave_poison(self, numbers):
+            for tensor in (*self.cache.keys, *self.cache.values):
+                tensor[numbers] = torch.nan
+            free(self, numbers)
+
+        monkeypatch.setattr(torch, "empty", poisoned)
+        monkeypatch.setattr(Slots, "free", leave_poison)
+        assert written(generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **IN_FLIGHT)) == written(expected)
+
+    def test_a_stream_is_told_every_token_once_and_in_order(self, model):
+        told = []
+        stop = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS).texts[2][4:7]
+        options = {"max_new_tokens": NEW_TOKENS, "stop": [stop]}
+        out = generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT, stream=told.append)
+        assert out.texts == generate(model, PROMPTS, MIXED, **options, batch_size=1).texts
+        assert "stop" in out.ended_by
+        for row, text in enumerate(out.texts):
+            of_row = [new for new in told if new.row == row]
+            assert [new.token for new in of_row] == out.tokens[row].tolist()
+            assert "".join(new.text for new in of_row) == text
+
+
+def kept_of(cache, row: int) -> list[torch.Tensor]:
+    """Return the keys and values that every layer has of a row."""
+    stored = [int(cache.ledger.account(layer).stored[row]) for layer in range(1, len(cache.keys) + 1)]
+    tensors = zip(cache.keys, cache.values, stored, strict=True)
+    return [torch.cat([keys[row, :, :end], values[row, :, :end]]) for keys, values, end in tensors]
+
+
+def alone(model, prompt, rule, endings: Endings, kv: str) -> tuple[Transcript, list[torch.Tensor]]:
+    """Write behind one prompt, token by token, without any company."""
+    decoder = TokenDecoder(model, [prompt], rule, new_columns=endings.max_new_tokens - 1, kv=kv, sampling=None)
+    transcript = Transcript(0, model.decode, endings)
+    transcript.add(decoder.prefill()[0], model.num_layers)
+    while transcript.ended_by is None:
+        (token,), (layer,) = decoder.step()
+        transcript.add(token, layer)
+    return transcript, kept_of(decoder.batch.cache, 0)
+
+
+def note_what_is_kept(engine: InFlight) -> dict[int, list[torch.Tensor]]:
+    """Return a table that the engine fills, with what the cache holds of every row when it ends."""
+    kept, end = {}, engine.texts.end
+
+    def end_and_note(slots):
+        kept.update({engine.texts.of(slot).row: kept_of(engine.slots.cache, slot) for slot in slots.tolist()})
+        end(slots)
+
+    engine.texts.end = end_and_note
+    return kept
+
+
+SCHEDULES = st.fixed_dictionaries(
+    {
+        "lengths": st.lists(st.integers(1, 12), min_size=1, max_size=7),
+        "new_tokens": st.integers(1, 7),
+        "ends": st.sets(st.integers(0, 40), max_size=6),
+        "mean_layer": st.floats(1, 4),
+        "seed": st.integers(0, 999),
+        "batch_size": st.integers(1, 4),
+        "more_in_flight": st.integers(0, 4),
+        "kv": st.sampled_from(["propagate", "exact"]),
+    }
+)
+
+
+def check_schedule(model, plan) -> None:
+    """Hold tokens, exits and cache of a random schedule against every row's alone."""
+    generator = torch.Generator().manual_seed(plan["seed"])
+    prompts = [torch.randint(5, 40, (length,), generator=generator).tolist() for length in plan["lengths"]]
+    endings = Endings(frozenset(plan["ends"]), (), plan["new_tokens"])
+    rule = RandomRule(plan["mean_layer"], plan["seed"], model.exit_layers)
+    transcripts = [Transcript(row, model.decode, endings) for row in range(len(prompts))]
+    writing = Writing(rule, plan["new_tokens"], plan["batch_size"], plan["kv"], None, None)
+    engine = InFlight(model, prompts, transcripts, writing, plan["batch_size"] + plan["more_in_flight"])
+    kept = note_what_is_kept(engine)
+    ended = [transcript.row for transcript in engine.run()]
+    assert sorted(ended) == list(range(len(prompts)))
+    assert not len(engine.texts.taken)
+    assert not engine.slots.cache.ledger.lengths.any()
+    for row, (prompt, transcript) in enumerate(zip(prompts, transcripts, strict=True)):
+        expected, cache = alone(model, prompt, rule, endings, plan["kv"])
+        assert (transcript.tokens, transcript.exit_layers) == (expected.tokens, expected.exit_layers)
+        assert transcript.ended_by == expected.ended_by
+        torch.testing.assert_close(kept[row], cache, rtol=1e-4, atol=1e-4)
+
+
+class TestSchedules:
+    @settings(max_examples=50)
+    @given(SCHEDULES)
+    def test_any_is_as_good_as_no_company(self, model, plan):
+        check_schedule(model, plan)
+
+    @pytest.mark.slow
+    @settings(max_examples=1000)
+    @given(SCHEDULES)
+    def test_a_thousand(self, model, plan):
+        check_schedule(model, plan)
+
+
+class TestCompany:
+    def test_layers_counted_are_layers_run(self, model):
+        rows = model.encode(PROMPTS)
+        with counted_calls(model) as calls:
+            out = generate_encoded(model, rows, MIXED, max_new_tokens=NEW_TOKENS, **IN_FLIGHT)
+        # Every prompt has more than one token: a call with one token a row is decoding.
+        assert sum(rows for rows, tokens in calls if tokens == 1) == out.layer_calls
+        assert max(rows for rows, tokens in calls if tokens == 1) == 2
+
+    def test_batches_are_full_though_tokens_leave_everywhere(self, model):
+        def rows_in_a_call(**options) -> tuple[float, float]:
+            """Return how many rows a layer and the LM head have on average."""
+            heads = []
+            hook = model.backbone.lm_head.register_forward_hook(lambda _, states, __: heads.append(len(states[0])))
+            with counted_calls(model) as calls:
+                generate_encoded(
+                    model,
+                    model.encode(PROMPTS * 2),
+                    MIXED,
+                    max_new_tokens=20,
+                    batch_size=4,
+                    end_at_eos=False,
+                    **options,
+                )
+            hook.remove()
+            return mean([rows for rows, tokens in calls if tokens == 1]), mean(heads)
+
+        in_step, in_flight = rows_in_a_call(), rows_in_a_call(in_flight=16)
+        assert in_step[0] < 2.8
+        assert in_flight[0] > 3.6
+        assert in_flight[1] > 3.2, "prompts, which come one by one, included"
+
+    @staticmethod
+    def taken(waiting: Waiting) -> tuple[int, list[int]]:
+        stage, slots = waiting.take()
+        return stage, slots.tolist()
+
+    def test_nobody_waits_for_ever(self):
+        waiting = Waiting(slots=5, stages=3, batch_size=2)
+        waiting.put(np.array([4]), 2)
+        waiting.put(np.array([0, 1, 2, 3]), 0)
+        for _ in range(PATIENCE):
+            stage, slots = waiting.take()
+            assert stage == 0
+            waiting.put(slots, 0)
+        assert self.taken(waiting) == (2, [4])
+
+    def test_who_came_first_runs_first(self):
+        waiting = Waiting(slots=6, stages=2, batch_size=2)
+        waiting.put(np.array([1, 4, 5]), 0)
+        assert self.taken(waiting) == (0, [1, 4])
+        waiting.put(np.array([1, 4]), 1)
+        assert self.taken(waiting) == (1, [1, 4]), "the fullest"
+        waiting.put(np.array([1, 4]), 0)
+        assert self.taken(waiting) == (0, [1, 5]), "who has written least, and then who came first"
+        waiting.put(np.array([5]), 1)
+        waiting.enter(np.array([0, 2]))
+        waiting.put(np.array([0, 2]), 0)
+        assert self.taken(waiting) == (0, [0, 4]), "who came later is level with the slowest"
+        waiting.put(np.array([0, 4]), 1)
+        assert self.taken(waiting) == (1, [0, 5])
+        assert len(waiting) == 2
+
+    def test_when_every_request_was_served_is_noted(self, model):
+        for options in ({"batch_size": 2}, IN_FLIGHT):
+            out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **options)
+            total = out.prefill_seconds + out.decode_seconds
+            assert len(out.latencies) == len(PROMPTS)
+            for latency, tokens in zip(out.latencies, out.tokens, strict=True):
+                assert 0 <= latency.queued < latency.first_token <= latency.completed <= total
+                assert (latency.first_token < latency.completed) == (len(tokens) > 1)
+            assert max(latency.queued for latency in out.latencies) > 0.1 * total, "the last had to wait"
+
+
+class Fails(RandomRule):
+    """Fails once some questions are asked."""
+
+    asked = 0
+
+    def should_exit(self, view, state):
+        self.asked += 1
+        if self.asked > 80:
+            raise ArithmeticError("no more")
+        return super().should_exit(view, state)
+
+
+class TestWhatGoesWrong:
+    def test_whoever_stops_listening_frees_all(self, model):
+        transcripts = [Transcript(row, model.decode, Endings(frozenset(), (), row + 1)) for row in range(8)]
+        writing = Writing(MIXED, 9, 2, "propagate", None, None)
+        engine = InFlight(model, model.encode(PROMPTS[:8]), transcripts, writing, 4)
+        texts = engine.run()
+        assert next(texts).row == 0
+        assert len(engine.texts.taken)
+        texts.close()
+        assert not len(engine.texts.taken)
+        assert not engine.slots.cache.ledger.lengths.any()
+        cache = weakref.ref(engine.slots.cache)
+        del texts, engine
+        gc.collect()
+        assert cache() is None
+
+    def test_texts_that_have_ended_are_not_lost(self, model):
+        kept = []
+        texts = stream_texts(model, PROMPTS, Fails(2.5, seed=1), max_new_tokens=NEW_TOKENS, **IN_FLIGHT)
+        with pytest.raises(ArithmeticError, match="no more"):
+            kept.extend((text.row, text.text) for text in texts)
+        whole = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
+        assert 0 < len(kept) < len(PROMPTS)
+        assert all(whole.texts[row] == text for row, text in kept)
+
+    def test_too_few_in_flight(self, model):
+        with pytest.raises(UserError, match="a batch of 8 cannot be filled from 4 rows in flight"):
+            generate(model, PROMPTS, MIXED, in_flight=4, batch_size=8)
+
+    def test_one_prompt_too_long_among_many(self, model):
+        long = "ba " * (model.stepper.position_limit + 1)
+        with pytest.raises(UserError, match="prompt 3 of 4 has"):
+            generate(model, [*PROMPTS[:2], long, PROMPTS[3]], MIXED, **IN_FLIGHT)
+
+    def test_a_cache_beyond_memory(self, model, monkeypatch):
+        options = {"max_new_tokens": 20, "in_flight": 9, "batch_size": 2}
+
+        def refuse(*_, **__):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+        monkeypatch.setattr(slots_module, "KeyValueCache", refuse)
+        with pytest.raises(UserError, match="keys and values of 9 rows of up to"):
+            generate(model, PROMPTS, MIXED, **options)
+        monkeypatch.undo()
+        monkeypatch.setattr(slots_module.psutil, "virtual_memory", lambda: SimpleNamespace(total=1000))
+        with pytest.raises(UserError, match="ask for fewer rows in flight"):
+            generate(model, PROMPTS, MIXED, **options)
+
+    def test_a_rule_that_reads_one_step_for_all(self, model):
+        class OneStep(ExitRule):
+            def should_exit(self, view, state):
+                return torch.full((view.rows,), view.step > 2)
+
+        with pytest.raises(UserError, match=r"let it read view\.steps"):
+            generate(model, PROMPTS, OneStep(), **IN_FLIGHT)
+
+    @pytest.mark.parametrize("prompts", [[], PROMPTS[:1]])
+    def test_more_in_flight_than_prompts(self, model, prompts):
+        out = generate(model, prompts, MIXED, max_new_tokens=4, in_flight=50)
+        assert written(out) == written(generate(model, prompts, MIXED, max_new_tokens=4))
+        assert generate(model, prompts, MIXED, max_new_tokens=0, in_flight=50).texts == [""] * len(prompts)
