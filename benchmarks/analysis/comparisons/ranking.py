@@ -88,7 +88,7 @@ class PairOverTasks:
     holm_p_value: float
 
 
-def block_name(panel: AnyPanel) -> str:
+def block_name(panel: BasePanel[Any, Any, Any]) -> str:
     """Name a panel in tables over all tasks."""
     return f"{panel.task} · {panel.backbone}"
 
