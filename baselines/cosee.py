@@ -28,6 +28,7 @@ from torch import Tensor
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
+from consistentee.methods.reward import simulated_exits
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.view import LayerView
@@ -126,21 +127,6 @@ def _drawn_thresholds(signals: Tensor, count: int) -> Tensor:
     """Draw thresholds uniformly between the smallest and the largest signal of a batch: [count]."""
     low, high = signals.detach().aminmax()
     return low + (high - low) * torch.rand(count).to(signals.device)
-
-
-def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
-    """Return the 1-based layer where each row would leave at each threshold.
-
-    Args:
-        signals: [rows, L], low where a layer is sure.
-        thresholds: [K].
-
-    Returns:
-        int64 [K, rows].
-    """
-    wants_out = signals.detach() < thresholds.view(-1, 1, 1)
-    wants_out[..., -1] = True
-    return wants_out.int().argmax(dim=-1) + 1
 
 
 def exit_weights(exits: Tensor, num_layers: int, sharpness: float) -> Tensor:

@@ -15,9 +15,9 @@ from baselines.cosee import (
     exit_weights,
     normalised_energy,
     ranking_loss,
-    simulated_exits,
 )
 from consistentee.errors import UserError
+from consistentee.methods.reward import simulated_exits
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import Recipe

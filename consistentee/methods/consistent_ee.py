@@ -26,6 +26,7 @@ from consistentee.methods.method import Knob, Method
 from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, exit_probabilities, policy_spec
 from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.training.loop import FeatureBatch, FeatureSource, Stage, TokenBatch, TokenSource, run_stage
 from consistentee.training.recipe import Recipe
@@ -100,7 +101,7 @@ class ConsistentEE(Method):
         if self.reward == "hardness" and self.memorized_layer == "cross-fitted":
             cross_fitted = cross_fitted_memorized_layer(model, source, recipe, self.folds)
         train_jointly_on(model, source, recipe)
-        model.add_head(POLICY, policy_spec(self.policy_reads, self.conditioned), seed=recipe.seed)
+        model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
         outputs = recorded_features(model, source, recipe)
         hardness = None
         if self.reward == "hardness":
@@ -155,10 +156,14 @@ class ConsistentEE(Method):
             return layer_losses(outputs.logits, labels)
         return (outputs.logits.argmax(dim=-1) != labels.unsqueeze(1)).to(outputs.logits.dtype)
 
-    def prices(self, hardness: Tensor | None, rows: Tensor, losses: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the price of a layer and the Memorized Layer of the rows of a batch, where the losses are."""
-        alpha = self.draw_alpha(len(rows)).to(losses.device)
-        return alpha, None if hardness is None else hardness[rows].to(losses.device)
+    def policy_spec(self) -> HeadSpec:
+        """Return the shape of the policy."""
+        return policy_spec(self.policy_reads, self.conditioned)
+
+    def policies(self, model: MultiExitModel, outputs: LayerOutputs) -> list[tuple[Tensor, Tensor]]:
+        """Return the price of a layer [rows] and P(exit) under it [rows, L]; one pair for every price that learns."""
+        alpha = self.draw_alpha(len(outputs.logits)).to(outputs.logits.device)
+        return [(alpha, self.ask_policy(model, outputs, alpha))]
 
     def ask_policy(self, model: MultiExitModel, outputs: LayerOutputs, alpha: Tensor) -> Tensor:
         """Return P(exit) at every layer: [rows, L]."""
@@ -216,18 +221,27 @@ def _policy_stage_loss(
     else:
         with torch.no_grad():
             outputs = model(batch.tokens)
-    costs = method.cost_of_answers(outputs, batch.labels)
-    alpha, row_hardness = method.prices(hardness, batch.rows, costs)
-    return method.policy_loss(method.ask_policy(model, outputs, alpha), rewards(costs, alpha, row_hardness))
+    costs, row_hardness = method.cost_of_answers(outputs, batch.labels), _of_rows(hardness, batch)
+    losses = [
+        method.policy_loss(probabilities, rewards(costs, alpha, row_hardness))
+        for alpha, probabilities in method.policies(model, outputs)
+    ]
+    return torch.stack(losses).mean()
 
 
 def _joint_stage_loss(
     method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch
 ) -> Tensor:
     outputs = model(batch.tokens)
-    losses = layer_losses(outputs.logits, batch.labels)
-    alpha, row_hardness = method.prices(hardness, batch.rows, losses)
-    probabilities = method.ask_policy(model, outputs, alpha)
-    loss_at_exit = (exit_distribution(probabilities).detach() * losses).sum(dim=1).mean()
-    costs = method.cost_of_answers(outputs, batch.labels)
-    return loss_at_exit + method.policy_loss(probabilities, rewards(costs, alpha, row_hardness))
+    answers = layer_losses(outputs.logits, batch.labels)
+    costs, row_hardness = method.cost_of_answers(outputs, batch.labels), _of_rows(hardness, batch)
+    losses = []
+    for alpha, probabilities in method.policies(model, outputs):
+        loss_at_exit = (exit_distribution(probabilities).detach() * answers).sum(dim=1).mean()
+        losses.append(loss_at_exit + method.policy_loss(probabilities, rewards(costs, alpha, row_hardness)))
+    return torch.stack(losses).mean()
+
+
+def _of_rows(hardness: Tensor | None, batch: FeatureBatch | TokenBatch) -> Tensor | None:
+    """Return the Memorized Layer of the rows of a batch, where their labels are."""
+    return None if hardness is None else hardness[batch.rows].to(batch.labels.device)

@@ -56,11 +56,11 @@ def confidence_features(probs: Tensor, previous_prediction: Tensor | None) -> Te
 
 
 def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
-    """Turn a head's output into the logit of P(exit): [rows].
+    """Turn a head's output into the logit of P(exit): [...].
 
     Args:
-        output: [rows], or [rows, 2] where the policy is conditioned.
-        log_alpha: log of the price of a layer, a number or [rows]; only where the policy is conditioned.
+        output: [...], or [..., 2] where the policy is conditioned.
+        log_alpha: log of the price of a layer, a number or [...]; only where the policy is conditioned.
     """
     if log_alpha is None:
         return output
@@ -68,8 +68,8 @@ def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
     return base + functional.softplus(slope) * log_alpha
 
 
-def exit_probabilities(policy: ExitHeads, pooled: Tensor, logits: Tensor, log_alpha: Tensor | None) -> Tensor:
-    """Return P(exit) at every layer, as training needs it: float [rows, L].
+def policy_outputs(policy: ExitHeads, pooled: Tensor, logits: Tensor) -> Tensor:
+    """Return what a policy says at every layer, as training needs it: float [rows, L], or [rows, L, outputs].
 
     The policy reads detached inputs: its gradient shapes the policy, not the features.
 
@@ -77,7 +77,6 @@ def exit_probabilities(policy: ExitHeads, pooled: Tensor, logits: Tensor, log_al
         policy: the head.
         pooled: [rows, L, width].
         logits: [rows, L, classes].
-        log_alpha: [rows], or None where the policy is not conditioned.
     """
     pooled, probs = pooled.detach(), logits.detach().softmax(dim=-1)
     answers = probs.argmax(dim=-1)
@@ -85,8 +84,17 @@ def exit_probabilities(policy: ExitHeads, pooled: Tensor, logits: Tensor, log_al
     for index in range(pooled.shape[1]):
         previous = answers[:, index - 1] if index else None
         extra = confidence_features(probs[:, index], previous) if policy.spec.extra_inputs else None
-        columns.append(policy_logit(policy(index + 1, pooled[:, index], extra), log_alpha))
-    return torch.stack(columns, dim=1).sigmoid()
+        columns.append(policy(index + 1, pooled[:, index], extra))
+    return torch.stack(columns, dim=1)
+
+
+def exit_probabilities(policy: ExitHeads, pooled: Tensor, logits: Tensor, log_alpha: Tensor | None) -> Tensor:
+    """Return P(exit) at every layer: float [rows, L]; see :func:`policy_outputs`.
+
+    ``log_alpha`` is [rows], or None where the policy is not conditioned.
+    """
+    outputs = policy_outputs(policy, pooled, logits)
+    return policy_logit(outputs, None if log_alpha is None else log_alpha.unsqueeze(1)).sigmoid()
 
 
 class PolicyRule(ExitRule):
@@ -115,4 +123,8 @@ class PolicyRule(ExitRule):
         if self.reads != "state":
             extra = confidence_features(view.probs, state["previous"] if view.layer > 1 else None)
             state["previous"] = view.predictions
-        return policy_logit(view.head(POLICY, extra), self.log_alpha).sigmoid()
+        return self.logit(view.head(POLICY, extra)).sigmoid()
+
+    def logit(self, output: Tensor) -> Tensor:
+        """Turn what the head says into the logit of P(exit): [rows]."""
+        return policy_logit(output, self.log_alpha)

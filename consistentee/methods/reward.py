@@ -1,4 +1,4 @@
-"""The reward of an exit and its policy gradient: exact, or by REINFORCE (ConsistentEE, sections 3.2 and 3.3)."""
+"""Where rows leave, the reward of an exit and its policy gradient: exact, or by REINFORCE (ConsistentEE, section 3)."""
 
 from collections.abc import Sequence
 
@@ -41,6 +41,21 @@ def exit_distribution(exit_probabilities: Tensor) -> Tensor:
     leaves = torch.cat([exit_probabilities[:, :-1], ones], dim=1)
     stays = torch.cat([ones, 1 - exit_probabilities[:, :-1]], dim=1).cumprod(dim=1)
     return leaves * stays
+
+
+def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
+    """Return the 1-based layer where each row would leave at each threshold.
+
+    Args:
+        signals: [rows, L], low where a layer is sure.
+        thresholds: [K].
+
+    Returns:
+        int64 [K, rows].
+    """
+    wants_out = signals.detach() < thresholds.view(-1, 1, 1)
+    wants_out[..., -1] = True
+    return wants_out.int().argmax(dim=-1) + 1
 
 
 def exact_policy_loss(exit_probabilities: Tensor, reward: Tensor) -> Tensor:

@@ -1,0 +1,127 @@
+"""consistentee-distilled: exits that a fine-tuned model teaches, each on the rows that will leave there.
+
+ConsistentEE asks only the classifier at a row's exit to be right, and its policy says where that is: at one price of a
+layer, for one model. This variant keeps the principle for every operating point at once, in two stages:
+
+1. the stock model is fine-tuned (the stage that DeeBERT and FastBERT share), and what it says of the training rows is
+   kept: the teacher;
+2. backbone and exits are trained together, the backbone at half the rate. At every layer a row's loss is half its
+   cross-entropy and half ``KL(teacher || exit)``. It weighs, by 0.7, as often as the row leaves at that layer under
+   thresholds drawn at random, and by 0.3 as at every other layer, so that no exit forgets the rows of the others.
+
+Rule: leave where the largest probability is above a threshold, which is the knob.
+
+Choices. Thresholds are drawn from what the exits before layer L say of the batch, so that they part its rows whatever
+the scale of its certainty, which grows in training. Exits look at all tokens, as FastBERT's do, since early layers have
+not gathered in one vector what the label needs; layer L keeps the linear classifier that was fine-tuned, so that the
+full model has the stock one's shape. They are networks, and learn no faster than ten times the backbone's rate: at the
+rate of linear heads with 16 classes some fell to chance. Stage 2 takes half of the recipe's epochs, rounded up. COSEE
+(AAAI 2025) draws thresholds too; it trains from the pretrained model, without a teacher, and lets a weight fall off
+with the distance from the exit.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.data.instances import TaskData
+from consistentee.errors import UserError
+from consistentee.methods.method import Knob, Method
+from consistentee.methods.reward import simulated_exits
+from consistentee.models.classifiers import ClassifierSpec
+from consistentee.models.encoder import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, ThresholdRule
+from consistentee.rules.signals import top_probability
+from consistentee.training.loop import TokenBatch, run_stage
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import (
+    layer_losses,
+    recorded_features,
+    token_stage,
+    train_last_exit_on,
+    training_source,
+)
+
+_THRESHOLDS_DRAWN = 8
+
+
+@dataclass(frozen=True)
+class ConsistentEEDistilled(Method):
+    """Distillation into exits, weighted by where rows leave; confidence rule.
+
+    Attributes:
+        classifier: what the exits before layer L are.
+        at_exit: share of a row's weight that goes to the layers where it leaves; the rest is spread evenly.
+        distilled: share of the teacher in a loss; the rest is the label's.
+        backbone_rate: of the second stage, as a share of the recipe's.
+        epochs_share: length of the second stage, as a share of the recipe's epochs.
+    """
+
+    name: ClassVar[str] = "consistentee-distilled"
+    paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) for all exits at once, distilled from the fine-tuned model"
+    knob: ClassVar[Knob] = Knob("confidence", (0.0, *torch.linspace(-4, 12, 97).sigmoid().tolist(), 1.0))
+
+    classifier: Literal["attention", "linear"] = "attention"
+    at_exit: float = 0.7
+    distilled: float = 0.5
+    backbone_rate: float = 0.5
+    epochs_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for share in ("at_exit", "distilled"):
+            if not 0 <= getattr(self, share) <= 1:
+                raise UserError(f"{self.name}: {share} is a share, between 0 and 1, got {getattr(self, share)}")
+        if self.backbone_rate <= 0 or self.epochs_share <= 0:
+            raise UserError(f"{self.name}: backbone_rate and epochs_share must be above 0")
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, keep what it says, and teach it to the exits."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        train_last_exit_on(model, source, recipe)
+        teacher = recorded_features(model, source, recipe).logits[:, -1].log_softmax(dim=-1)
+        if self.classifier != "linear":
+            model.use_classifier(ClassifierSpec(self.classifier, at_last_layer=False), recipe.seed)
+        stage = replace(
+            token_stage("consistent-distillation", partial(_loss, self, teacher), recipe),
+            epochs=math.ceil(recipe.epochs * self.epochs_share),
+            learning_rate=recipe.learning_rate * self.backbone_rate,
+            head_learning_rate=min(recipe.head_learning_rate, 10 * recipe.learning_rate),
+            details={"method": repr(self)},
+        )
+        run_stage(model, source, stage, recipe)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the largest probability is above ``knob``."""
+        self.check_knob(model, knob)
+        return ThresholdRule(top_probability, knob, exit_when="above")
+
+
+def _loss(method: ConsistentEEDistilled, teacher: Tensor, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    logits = model(batch.tokens).logits
+    says = logits.log_softmax(dim=-1)
+    taught = teacher[batch.rows].to(says.device).unsqueeze(1).expand_as(says)
+    divergence = functional.kl_div(says, taught, log_target=True, reduction="none").sum(dim=-1)
+    losses = (1 - method.distilled) * layer_losses(logits, batch.labels) + method.distilled * divergence
+    return (exit_shares(logits.detach(), method.at_exit) * losses).sum(dim=1).mean()
+
+
+def exit_shares(logits: Tensor, at_exit: float) -> Tensor:
+    """Return what a row's loss weighs at every layer: float [rows, L], rows sum to 1.
+
+    Args:
+        logits: of the exits, which learn nothing here: [rows, L, classes].
+        at_exit: share of the weight that goes to where rows leave under thresholds drawn at random.
+    """
+    num_layers = logits.shape[1]
+    doubt = 1 - logits.softmax(dim=-1).amax(dim=-1)
+    candidates = doubt[:, :-1].flatten()
+    thresholds = candidates[torch.randint(len(candidates), (_THRESHOLDS_DRAWN,)).to(doubt.device)]
+    leaves = functional.one_hot(simulated_exits(doubt, thresholds) - 1, num_layers).to(doubt.dtype).mean(dim=0)
+    return at_exit * leaves + (1 - at_exit) / num_layers
