@@ -11,6 +11,8 @@ from documents import DOCUMENTS, ROOT, blocks_of
 from small_suite import write_task
 from typer.testing import CliRunner
 
+import benchmarks
+import consistentee as ee
 from benchmarks.analysis import write_all_tables
 from benchmarks.analysis.figures.curves import curve_on_test, styles
 from benchmarks.analysis.leaderboard import load_leaderboard
@@ -132,3 +134,13 @@ def test_files_that_the_documents_link_to_exist():
     for document in (*DOCUMENTS, "CONTRIBUTING.md", "results/README.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
             assert ((ROOT / document).parent / link).exists(), f"{document}: {link}"
+
+
+def test_every_public_name_has_its_place_in_the_api_pages():
+    pages = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md"))
+    shown = set(re.findall(r"^::: [\w.]+\.(\w+)$|`(\w+)`", pages, re.MULTILINE))
+    assert {*ee.__all__, *benchmarks.__all__} <= {name for pair in shown for name in pair}
+
+
+def test_the_readme_is_read_in_minutes():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
