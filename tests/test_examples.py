@@ -4,6 +4,7 @@ By default with tiny models and toy tasks under the names of real ones, ``tox -e
 """
 
 import configparser
+import importlib.util
 import json
 import re
 import shutil
@@ -70,8 +71,19 @@ def parse_dask(words: list[str]) -> None:
     commands[words[0]].make_context(words[0], words[1:])
 
 
+def parse_lm_eval(words: list[str]) -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        return  # the extra of that name
+    from lm_eval.__main__ import HarnessCLI
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lm_eval", *words])
+        HarnessCLI().parse_args()
+
+
 PARSERS: dict[str, Callable[[list[str]], None]] = {
     "consistentee": parse_consistentee,
+    "consistentee-lm-eval": parse_lm_eval,
     "tox": parse_tox,
     "python": parse_python,
     "dask": parse_dask,
