@@ -1,8 +1,16 @@
 # ---
 # jupyter:
 #   jupytext:
-#     text_representation: {extension: .py, format_name: percent}
-#   kernelspec: {display_name: Python 3, language: python, name: python3}
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
 # ---
 
 # %% [markdown]
@@ -15,6 +23,7 @@
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import display
 
 import benchmarks
 from benchmarks.analysis.frame import long_frame
@@ -28,12 +37,13 @@ from benchmarks.specs.targets import HALF
 
 results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-6-layers"
 panels, faults = load_panels(results)
+pd.set_option("display.max_rows", None, "display.max_columns", None)
 print(len(panels), "tasks,", sum(len(panel.cells) for panel in panels), "records,", len(faults), "unreadable")
 
 
 def frame(table):
     """Show a table of the analysis as pandas does."""
-    return pd.DataFrame(table.cells, columns=table.headings).style.set_caption(table.title).hide(axis="index")
+    return pd.DataFrame(table.cells, columns=table.headings).set_index(table.headings[0])
 
 
 # %% [markdown]
@@ -50,7 +60,8 @@ frame(table)
 
 # %%
 for table in panel_tables(mcid)[1:]:
-    display(frame(table))  # noqa: F821 (the notebook's own)
+    print(table.title)
+    display(frame(table))
 
 # %% [markdown]
 # Over all tasks: the headline, ranks (with few tasks no pair can be told apart by Wilcoxon's test: the notes say what
@@ -60,7 +71,7 @@ for table in panel_tables(mcid)[1:]:
 # %%
 for table in [*headline_tables(panels), *overall_tables(panels)]:
     print(table.title, *table.notes, sep="\n  ")
-    display(frame(table))  # noqa: F821 (the notebook's own)
+    display(frame(table))
 
 # %% [markdown]
 # Beside what papers print. Nobody published figures for MCID or StackOverflow that are in the collection, so all cells

@@ -3,14 +3,16 @@
 import re
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
 import typer
+from documents import DOCUMENTS, ROOT, blocks_of
 from small_suite import write_task
 from typer.testing import CliRunner
 
+import benchmarks
+import consistentee as ee
 from benchmarks.analysis import write_all_tables
 from benchmarks.analysis.figures.curves import curve_on_test
 from benchmarks.analysis.figures.styles import styles
@@ -26,32 +28,15 @@ from consistentee.methods.method import get_method
 from consistentee.models import classifiers
 from consistentee.training.recipe import RecipeSettings
 
-ROOT = Path(__file__).parent.parent
-
-
 GUIDE = (ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8")
-CODE = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+CODE = [block.source for block in blocks_of("docs/add_a_method.md", "python")]
+COMMANDS = blocks_of("docs/add_a_method.md", "sh")[0].source
 
 
 def test_the_method_of_the_guide_is_what_new_method_writes_and_is_short(tmp_path):
     written = write_method("gate", tmp_path).rpartition(":")[0]
     assert CODE[0] == Path(written).read_text(encoding="utf-8")
     assert len(CODE[0].splitlines()) <= 60
-
-
-def test_every_snippet_of_the_guide_has_a_test_here():
-    commands, *others = re.findall(r"^```(\w*)\n(consistentee)?", GUIDE, re.MULTILINE)[::2]
-    assert commands == ("", "consistentee")
-    assert others == [("python", "")] * 4 + [("", "")]  # the last one is what check-method prints
-
-
-@pytest.mark.parametrize(
-    "code", CODE, ids=["method", "rule with a memory", "kind of classifier", "method of generation"]
-)
-def test_code_of_the_guide_needs_nothing_that_it_does_not_show(code, monkeypatch):
-    monkeypatch.setattr(classifiers, "KINDS", dict(classifiers.KINDS))
-    monkeypatch.setitem(sys.modules, "snippet", types.ModuleType("snippet"))
-    exec(compile(code, "snippet", "exec"), vars(sys.modules["snippet"]))
 
 
 @pytest.fixture
@@ -72,7 +57,7 @@ def small_quick_suite(tmp_path, tiny_backbone, monkeypatch):
 
 
 def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_quick_suite):
-    shown = re.search(r"```\n(consistentee new-method.*?)```", GUIDE, re.DOTALL).group(1).splitlines()
+    shown = COMMANDS.splitlines()
     shorter = {"check-method": ["--families", "bert"]}
     printed = {}
     for command, *arguments in (line.split()[1:] for line in shown):
@@ -97,24 +82,13 @@ def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_quic
 @pytest.mark.real
 @pytest.mark.timeout(1800)
 def test_the_guide_from_nothing_to_a_curve_on_a_real_task(tmp_path):
-    commands = re.search(r"```\n(consistentee new-method.*?)```", GUIDE, re.DOTALL).group(1).splitlines()
+    commands = COMMANDS.splitlines()
     for command in commands:
         words = [sys.executable, "-m", "benchmarks.cli", *command.split()[1:]]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"
     assert "Gate" in done.stdout
-    assert (tmp_path / "results" / "quick" / "curves.png").is_file()
-
-
-@pytest.mark.real
-def test_the_library_in_the_readme_works_as_shown():
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
-    shorter = code.replace("epochs=2, max_rows=1000", "epochs=1, max_rows=64")
-    assert shorter != code
-    names: dict[str, object] = {}
-    exec(compile(shorter, "README.md", "exec"), names)
-    assert len(names["exits"]) == len(names["task"].test)
-    assert len(names["out"].exit_layers) == 2
+    assert (tmp_path / "runs" / "quick" / "curves.png").is_file()
 
 
 def test_the_rule_with_a_memory_of_the_guide_passes_the_contract(tmp_path):
@@ -146,27 +120,28 @@ def test_sections_that_check_method_points_to_exist():
     assert {BrokenContractError("x").section, STATE_SECTION, KNOB_SECTION, FIT_SECTION, TOKEN_SECTION} <= set(sections)
 
 
-DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-
-
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_that_a_document_shows_exist_with_their_options(document):
+def test_commands_within_sentences_exist_with_their_options(document):
     text = (ROOT / document).read_text(encoding="utf-8")
-    shown = re.findall(r"^consistentee [^#\n]*", text, re.MULTILINE)
-    shown += [" ".join(command.split()) for command in re.findall(r"`(consistentee [^`#]*)`", text)]
-    assert shown
     commands = typer.main.get_command(app).commands
-    for line in shown:
-        for part in re.split(r"\s{2,}(?=consistentee )", line):  # two commands may stand side by side
-            command, *words = re.sub(r"[\[\]]", "", part).split()[1:]
-            if command.startswith("--"):
-                continue
-            assert command in commands, f"{document}: {line}"
-            known = {name for parameter in commands[command].params for name in parameter.opts}
-            assert {word for word in words if word.startswith("--")} <= known, f"{document}: {line}"
+    for line in re.findall(r"`(consistentee [^`#]*)`", text):
+        command, *words = line.split()[1:]
+        assert command in commands, f"{document}: {line}"
+        known = {name for parameter in commands[command].params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, f"{document}: {line}"
 
 
 def test_files_that_the_documents_link_to_exist():
     for document in (*DOCUMENTS, "CONTRIBUTING.md", "results/README.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
             assert ((ROOT / document).parent / link).exists(), f"{document}: {link}"
+
+
+def test_every_public_name_has_its_place_in_the_api_pages():
+    pages = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md"))
+    shown = set(re.findall(r"^::: [\w.]+\.(\w+)$|`(\w+)`", pages, re.MULTILINE))
+    assert {*ee.__all__, *benchmarks.__all__} <= {name for pair in shown for name in pair}
+
+
+def test_the_readme_is_read_in_minutes():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120

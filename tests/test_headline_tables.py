@@ -1,20 +1,14 @@
 """The headline tables, by hand, and that the documents show the committed ones."""
 
-import re
-from pathlib import Path
-
 import pytest
 from records_by_hand import cell, made_up_suite, operating_point, stored, timing
+from shown_tables import FIRST_ROWS, with_its_tables
 
 from benchmarks.analysis.comparisons.ranking import AREA, compared_panels, score_table
-from benchmarks.analysis.results import load_panels, panels
+from benchmarks.analysis.results import panels
 from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.analysis.tables.headline import half_table, headline_table, headline_tables
 from benchmarks.analysis.tables.overall import static_gain_table
-from benchmarks.analysis.tables.text import to_markdown
-
-ROOT = Path(__file__).parent.parent
-_SHOWN = re.compile(r"<!-- (?P<path>results/\S+): (?P<title>.*?) -->\n(?P<table>(?:\|.*\n)+)")
 
 
 def suite(tasks=("mcid", "rte"), regression=()):
@@ -88,11 +82,7 @@ def test_a_task_that_most_methods_lack_is_shown_and_not_counted():
     assert "The mean leaves out stsb" in gains.notes[-1]
 
 
-@pytest.mark.parametrize("document", ["README.md", "results/README.md"])
+@pytest.mark.parametrize("document", FIRST_ROWS)
 def test_documents_show_the_tables_that_the_records_give(document):
-    shown = list(_SHOWN.finditer((ROOT / document).read_text(encoding="utf-8")))
-    assert shown
-    for match in shown:
-        found, _ = load_panels(ROOT / match["path"])
-        section = to_markdown(headline_tables(found)).partition(f"## {match['title']}\n\n")[2]
-        assert section.startswith(match["table"] + "\n"), f"{document}: {match['title']} is not that of {match['path']}"
+    said, today = with_its_tables(document)
+    assert said == today, "write them anew: python tests/shown_tables.py"

@@ -40,7 +40,7 @@ def time_contenders(
         protocol: rounds, batch sizes, warm-up.
 
     Returns:
-        For every contender its samples by batch size: [rounds][batches].
+        For every contender its samples by batch size: ``[rounds][batches]``.
     """
     taken: list[dict[int, list[list[Sample]]]] = [{size: [] for size in protocol.batch_sizes} for _ in contenders]
     for round_number in range(protocol.rounds):

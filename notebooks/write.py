@@ -1,0 +1,39 @@
+"""Execute the notebooks and write them with their outputs: `tox -e write-notebooks`."""
+
+import base64
+import io
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+FOLDER = Path(__file__).parent
+
+
+def write(source: Path) -> None:
+    """Write the notebook beside its source, and nothing into it that differs from run to run unasked."""
+    notebook = jupytext.read(source)
+    NotebookClient(notebook, timeout=1800, record_timing=False, resources={"metadata": {"path": FOLDER}}).execute()
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        for data in (output.data for output in cell.get("outputs", []) if "data" in output):
+            if "image/png" in data:
+                data["image/png"] = with_few_colours(data["image/png"])
+    del notebook.metadata["language_info"]  # the version of Python
+    nbformat.write(notebook, source.with_suffix(".ipynb"))
+
+
+def with_few_colours(png: str) -> str:
+    """Return a figure in base64 with 128 colours: a third of the size."""
+    written = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").quantize(128).save(written, "png", optimize=True)
+    return base64.b64encode(written.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    for source in sorted(FOLDER.glob("*.py")):
+        if source != Path(__file__):
+            print(source.stem, flush=True)
+            write(source)
