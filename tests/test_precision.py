@@ -40,7 +40,7 @@ def test_a_machine_is_measured_once(cache, monkeypatch):
 @pytest.mark.parametrize("damaged", ["", "{", '{"float64": 1}', "[]"])
 def test_a_damaged_memory_is_measured_anew(cache, monkeypatch, damaged):
     cache.mkdir()
-    (cache / f"{precision._machine(CPU)}.json").write_text(damaged)
+    (cache / f"{precision.machine_name(CPU)}.json").write_text(damaged)
     monkeypatch.setattr(precision, "measure_speed", lambda device: Speed(1, 2))
     assert remembered_speed(CPU) == Speed(1, 2)
 
@@ -69,7 +69,7 @@ class TestOneDnn:
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
 
     def test_it_is_asked_only_where_it_keeps_float32(self, monkeypatch):
-        monkeypatch.setattr(precision, "_onednn_keeps_float32", lambda: False)
+        monkeypatch.setattr(precision, "onednn_keeps_float32", lambda: False)
         with onednn_products(CPU):
             assert torch.get_float32_matmul_precision() == "highest"
 

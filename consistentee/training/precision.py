@@ -49,7 +49,7 @@ def precision_used(setting: PrecisionSetting, device: torch.device) -> Precision
 @cache
 def remembered_speed(device: torch.device) -> Speed:
     """Measure this machine, or remember what it measured: a busy minute must not change what is trained."""
-    path = cache_dir() / "precision" / f"{_machine(device)}.json"
+    path = cache_dir() / "precision" / f"{machine_name(device)}.json"
     with only_one(path):
         known = _read(path)
         if known is not None:
@@ -67,7 +67,7 @@ def _read(path: Path) -> Speed | None:
         return None
 
 
-def _machine(device: torch.device) -> str:
+def machine_name(device: torch.device) -> str:
     """Return what tells this machine, and how it is used, from others that share its cache."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     parts = [name, dict(torch.cpu.get_capabilities()), torch.get_num_threads(), torch.__version__]
@@ -123,7 +123,7 @@ def onednn_products(device: torch.device) -> Iterator[None]:
     rounding.
     """
     before = torch.get_float32_matmul_precision()
-    if device.type != "cpu" or before != "highest" or not _onednn_keeps_float32():
+    if device.type != "cpu" or before != "highest" or not onednn_keeps_float32():
         yield
         return
     torch.set_float32_matmul_precision("medium")
@@ -134,7 +134,7 @@ def onednn_products(device: torch.device) -> Iterator[None]:
 
 
 @cache
-def _onednn_keeps_float32() -> bool:
+def onednn_keeps_float32() -> bool:
     """Multiply matrices of some sizes and compare: bfloat16 would be off by a thousandth."""
     if not torch.backends.mkldnn.is_available():
         return False
