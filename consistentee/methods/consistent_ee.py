@@ -101,6 +101,21 @@ class ConsistentEE(Method):
         if self.reward == "hardness" and self.memorized_layer == "cross-fitted":
             cross_fitted = cross_fitted_memorized_layer(model, source, recipe, self.folds)
         train_jointly_on(model, source, recipe)
+        hardness = self.learn_policy(model, source, cross_fitted, recipe)
+        if self.joint_epochs:
+            run_stage(model, source, self._joint_stage(hardness, recipe), recipe)
+            if self.refit_policy:
+                outputs = recorded_features(model, source, recipe)
+                self._fit_policy(model, source, outputs, hardness, recipe)
+        return model
+
+    def learn_policy(
+        self, model: MultiExitModel, source: TokenSource, cross_fitted: Tensor | None, recipe: Recipe
+    ) -> Tensor | None:
+        """Add the policy, fit it to the exits as they stand (stage 2), and return the rows' Memorized Layer, if used.
+
+        ``cross_fitted`` is a Memorized Layer [rows] that was measured before; None for that of these exits.
+        """
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
         outputs = recorded_features(model, source, recipe)
         hardness = None
@@ -108,12 +123,7 @@ class ConsistentEE(Method):
             measured = memorized_layer_of(outputs.logits, source.labels)
             hardness = measured if cross_fitted is None else cross_fitted
         self._fit_policy(model, source, outputs, hardness, recipe)
-        if self.joint_epochs:
-            run_stage(model, source, self._joint_stage(hardness, recipe), recipe)
-            if self.refit_policy:
-                outputs = recorded_features(model, source, recipe)
-                self._fit_policy(model, source, outputs, hardness, recipe)
-        return model
+        return hardness
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where P(exit) > knob; the paper uses 0.5."""

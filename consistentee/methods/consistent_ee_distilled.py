@@ -31,13 +31,15 @@ from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
+from consistentee.methods.consistent_ee import ConsistentEECurve
 from consistentee.methods.method import Knob, Method
+from consistentee.methods.policy import PolicyInputs
 from consistentee.methods.reward import simulated_exits
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import top_probability
-from consistentee.training.loop import TokenBatch, run_stage
+from consistentee.training.loop import TokenBatch, TokenSource, run_stage
 from consistentee.training.recipe import Recipe
 from consistentee.training.stages import (
     layer_losses,
@@ -82,7 +84,11 @@ class ConsistentEEDistilled(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, keep what it says, and teach it to the exits."""
         self.check_task(task)
-        source = training_source(model, task, recipe)
+        self.teach_exits(model, training_source(model, task, recipe), recipe)
+        return model
+
+    def teach_exits(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+        """As :meth:`fit`, on rows that are tokens already."""
         train_last_exit_on(model, source, recipe)
         teacher = recorded_features(model, source, recipe).logits[:, -1].log_softmax(dim=-1)
         if self.classifier != "linear":
@@ -95,12 +101,33 @@ class ConsistentEEDistilled(Method):
             details={"method": repr(self)},
         )
         run_stage(model, source, stage, recipe)
-        return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the largest probability is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
+
+
+@dataclass(frozen=True)
+class ConsistentEEDistilledCurve(ConsistentEECurve):
+    """The exits of consistentee-distilled, left by the policy of consistentee-curve: one for all prices of a layer.
+
+    There is no stage 3: ``alpha``, ``joint_epochs``, ``joint_learning_rate`` and ``refit_policy`` are not read.
+    """
+
+    name: ClassVar[str] = "consistentee-distilled-curve"
+    paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024), distilled, with a policy conditioned on alpha"
+
+    policy_reads: PolicyInputs = "state+confidence"
+    memorized_layer: Literal["train"] = "train"
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Teach the exits, then fit the policy to them."""
+        self.check_task(task)
+        source = training_source(model, task, recipe)
+        ConsistentEEDistilled().teach_exits(model, source, recipe)
+        self.learn_policy(model, source, None, recipe)
+        return model
 
 
 def _loss(method: ConsistentEEDistilled, teacher: Tensor, model: MultiExitModel, batch: TokenBatch) -> Tensor:
