@@ -88,7 +88,7 @@ def steps(monkeypatch):
         seen.append(stage.name)
         return 1.0 if any(name.startswith("backbone") for name in stage.trains) else 0.1
 
-    monkeypatch.setattr(rehearsal, "_seconds_of_a_step", seconds)
+    monkeypatch.setattr(rehearsal, "seconds_of_a_step", seconds)
     return seen
 
 

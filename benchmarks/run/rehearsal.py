@@ -158,7 +158,7 @@ class _Ledger:
         self._in_stage = True
         kind = (self._alike, stage.name, stage.trains, stage.batch_size, type(source))
         if kind not in self._steps:
-            self._steps[kind] = _seconds_of_a_step(model, source, stage, recipe)
+            self._steps[kind] = seconds_of_a_step(model, source, stage, recipe)
         # Heads take a number of steps, however many rows there are; what runs the backbone takes epochs.
         learns_backbone = isinstance(source, TokenSource) and any(name.startswith("backbone") for name in stage.trains)
         rows = len(source) * (self._scale if learns_backbone else 1.0)
@@ -184,7 +184,7 @@ class _Ledger:
         self._paid.add(made)
 
 
-def _seconds_of_a_step(model: Any, source: Source[Any], stage: Stage[Any, Any], recipe: Recipe) -> float:
+def seconds_of_a_step(model: Any, source: Source[Any], stage: Stage[Any, Any], recipe: Recipe) -> float:
     """Take two steps, the first of which is slow; where rows do not fill a batch of tokens, a step takes longer."""
     batch = min(stage.batch_size, len(source))
     step, recipe = replace(stage, epochs=1, shared=False, judge=None), replace(recipe, store=None, progress=False)
