@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEAST_SHARE_IN_WORDS = 0.05
-_FEW_LAYERS = 8  # whose percentages can be read with four panels across
+_FEW_LAYERS = 8
 
 
 @printed
@@ -32,7 +32,7 @@ def exit_histogram_figure(panels: Sequence[Panel], style_of: Mapping[str, Style]
         return None
     lines = [label for label in compared if any(label in rows for _, rows in drawable)]
     exits = max(len(exit_shares(row)) for _, rows in drawable for row in rows.values())
-    figure, grid = panel_grid(len(drawable), across=4 if exits <= _FEW_LAYERS else 3, height=0.16 * len(lines) + 0.4)
+    figure, grid = panel_grid(len(drawable), across=_across(exits), height=0.16 * len(lines) + 0.4)
     for axes, (panel, rows) in zip(grid, drawable, strict=True):
         table = np.zeros((len(lines), exits))
         for line, label in enumerate(lines):
@@ -45,6 +45,11 @@ def exit_histogram_figure(panels: Sequence[Panel], style_of: Mapping[str, Style]
         axes.set_title(panel.task)
     label_below(grid, "exit layer")
     return figure
+
+
+def _across(layers: int) -> int:
+    """Return how many tables of so many layers fit side by side, their percentages to be read."""
+    return 4 if layers <= _FEW_LAYERS else 3 if layers <= 2 * _FEW_LAYERS else 1
 
 
 def exit_shares(row: TableRow) -> NDArray[np.float64]:
@@ -89,7 +94,7 @@ def memorized_figure(panels: Sequence[Panel], style_of: Mapping[str, Style] | No
     drawable = {label: table for label, table in tables.items() if table is not None}
     if not drawable:
         return None
-    figure, grid = panel_grid(len(drawable), across=4, height=0.16 * depth + 0.6)
+    figure, grid = panel_grid(len(drawable), across=_across(depth), height=0.14 * depth + 0.6)
     for axes, (label, table) in zip(grid, drawable.items(), strict=True):
         rows = table.sum(axis=1, keepdims=True)
         shares = np.divide(table, rows, out=np.zeros_like(table), where=rows > 0)
