@@ -275,8 +275,8 @@ class TestCompany:
         waiting.put(np.array([5]), 1)
         waiting.enter(np.array([0, 2]))
         waiting.put(np.array([0, 2]), 0)
-        assert self.taken(waiting) == (0, [0, 4]), "who came later is level with the slowest"
-        waiting.put(np.array([0, 4]), 1)
+        assert self.taken(waiting) == (0, [0, 2]), "who came later is level with the slowest"
+        waiting.put(np.array([0, 2]), 1)
         assert self.taken(waiting) == (1, [0, 5])
         assert len(waiting) == 2
 
@@ -343,7 +343,7 @@ class TestWhatGoesWrong:
         def refuse(*_, **__):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-        monkeypatch.setattr(slots_module, "KeyValueCache", refuse)
+        monkeypatch.setattr(slots_module, "SlotCache", refuse)
         with pytest.raises(UserError, match="keys and values of 9 rows of up to"):
             generate(model, PROMPTS, MIXED, **options)
         monkeypatch.undo()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.batching import pass_sizes
-from consistentee.engine.cache import KeyValueCache, RowNumbers, Rows
-from consistentee.engine.in_flight.window import PromptWindow, SlotWindow
+from consistentee.engine.cache import RowNumbers, Rows
+from consistentee.engine.in_flight.window import PromptWindow, SlotCache, SlotWindow
 from consistentee.engine.owed_tokens import Span
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
@@ -144,7 +144,7 @@ class Slots:
         return torch.from_numpy(numbers).to(self.device)
 
 
-def allocate(model: MultiExitDecoder, slots: int, columns: int) -> KeyValueCache:
+def allocate(model: MultiExitDecoder, slots: int, columns: int) -> SlotCache:
     """Return an empty cache. Raises UserError where there is no memory for it."""
     stepper, dtype = model.stepper, model.backbone.dtype
     needed = 2 * stepper.num_layers * slots * stepper.kv_heads * columns * stepper.head_dim * dtype.itemsize
@@ -155,6 +155,6 @@ def allocate(model: MultiExitDecoder, slots: int, columns: int) -> KeyValueCache
     if model.device.type == "cpu" and needed > psutil.virtual_memory().total:
         raise refused  # Linux would promise it, and kill the process later
     try:
-        return KeyValueCache(stepper, slots, columns, dtype=dtype, device=model.device)
+        return SlotCache(stepper, slots, columns, dtype=dtype, device=model.device)
     except (MemoryError, RuntimeError) as error:
         raise refused from error

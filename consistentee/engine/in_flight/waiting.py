@@ -33,8 +33,8 @@ class Waiting:
         return np.flatnonzero(self._stage >= 0)
 
     def enter(self, slots: RowNumbers) -> None:
-        """Say that rows begin in some slots."""
-        self._tokens[slots] = self._tokens[self._waiting()].min(initial=self._tokens.max())
+        """Say that rows begin in some slots; what they say first makes them level with the slowest."""
+        self._tokens[slots] = self._tokens[self._waiting()].min(initial=self._tokens.max() + 1) - 1
 
     def put(self, slots: RowNumbers, stage: int) -> None:
         """Let some slots wait before a stage; before stage 0, they have written a token more."""

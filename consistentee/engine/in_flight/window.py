@@ -7,13 +7,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from consistentee.backbones.decoders import DecoderStepper
 from consistentee.engine.cache import Entry, KeyValueCache, RowNumbers, Rows
+
+
+class SlotCache(KeyValueCache):
+    """A cache whose keys and values lie side by side, so that one read takes both: rows are hardly ever neighbours.
+
+    Attributes:
+        keys_values: of each layer [rows, 2 * kv_heads, columns, head_dim], keys first; ``keys`` and ``values`` are
+            views of it.
+    """
+
+    def __init__(
+        self, stepper: DecoderStepper, rows: int, columns: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__(stepper, rows, 0, dtype=dtype, device=device)
+        heads = stepper.kv_heads
+        shape = (rows, 2 * heads, columns, stepper.head_dim)
+        self.keys_values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(stepper.num_layers)]
+        self.keys = [tensor[:, :heads] for tensor in self.keys_values]
+        self.values = [tensor[:, heads:] for tensor in self.keys_values]
 
 
 class PromptWindow:
     """Takes prompts of some rows, padded on the right; each attends to itself alone."""
 
-    def __init__(self, cache: KeyValueCache, rows: Rows, lengths: RowNumbers) -> None:
+    def __init__(self, cache: SlotCache, rows: Rows, lengths: RowNumbers) -> None:
         """``lengths``: of the prompts, int64 [rows]."""
         self._cache = cache
         self._rows = rows
@@ -22,24 +42,20 @@ class PromptWindow:
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write keys and values [rows, kv_heads, T, head_dim], and return them; ``layer_index`` counts from 0."""
         self._cache.ledger.write(layer_index + 1, self._entry)
-        self._put(self._cache.keys[layer_index], keys)
-        self._put(self._cache.values[layer_index], values)
-        return keys, values
-
-    def _put(self, stored: Tensor, new: Tensor) -> None:
-        """Write columns, and zeros into all later ones: a NaN there would pass through any mask."""
+        stored, new = self._cache.keys_values[layer_index], torch.cat([keys, values], dim=1)
         columns, room = new.shape[2], stored.shape[2]
         self._rows.put_columns(stored, 0, columns, new)
-        if columns < room:
+        if columns < room:  # with zeros: a NaN there would pass through any mask
             zeros = stored.new_zeros(()).expand(*new.shape[:2], room - columns, new.shape[3])
             self._rows.put_columns(stored, columns, room, zeros)
+        return keys, values
 
 
 class SlotWindow:
     """The cache as one pass of some rows sees it, each of them at a column of its own."""
 
     def __init__(
-        self, cache: KeyValueCache, rows: Rows, columns: RowNumbers, written: NDArray[np.bool_], longest: int
+        self, cache: SlotCache, rows: Rows, columns: RowNumbers, written: NDArray[np.bool_], longest: int
     ) -> None:
         """Open a window.
 
@@ -64,13 +80,12 @@ class SlotWindow:
 
         ``layer_index`` counts from 0. Raises CacheHoleError if anything is missing of what a row has.
         """
-        cache = self._cache
-        cache.ledger.write(layer_index + 1, self._entry)
-        return self._exchange(cache.keys[layer_index], keys), self._exchange(cache.values[layer_index], values)
-
-    def _exchange(self, stored: Tensor, new: Tensor) -> Tensor:
+        self._cache.ledger.write(layer_index + 1, self._entry)
+        stored, new = self._cache.keys_values[layer_index], torch.cat([keys, values], dim=1)
         stored[self._place] = new[:, :, 0] if self._taken is None else new[self._taken]
-        return self._rows.columns_of(stored, 0, self._longest)
+        heads = keys.shape[1]
+        read = self._rows.columns_of(stored, 0, self._longest)
+        return read[:, :heads], read[:, heads:]
 
 
 def _on(rows: Rows, numbers: NDArray[np.int64]) -> Tensor:
