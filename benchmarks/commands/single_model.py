@@ -81,7 +81,6 @@ def train_model(
             "name": "one-model",
             "kind": name,
             "description": "",
-            "cost": "",
             "tasks": [task_name],
             "backbones": [backbone or kind.usual_backbone],
             "seeds": [seed],
