@@ -81,7 +81,6 @@ suite = SuiteSpec.model_validate(
     {
         "name": "mine",
         "description": "a small live run",
-        "cost": "a minute or two",
         "tasks": ["movie-snippets"],
         "backbones": ["minilm-l6"],
         "seeds": [0],

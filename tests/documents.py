@@ -4,7 +4,7 @@ A fenced block is ``sh`` (commands), ``python``, ``yaml`` (tasks) or ``text`` (w
 comment above a block says what a test does otherwise than to run what stands there::
 
     <!-- test: parsed, for it takes hours -->            the real command line reads the arguments, and no more is done
-    <!-- test: slow -->                                  the same, but `tox -e real` runs it
+    <!-- test: slow -->                                  the same, but `-m slow` runs it; `slow, with ...` as below
     <!-- test: with "epochs=6" as "epochs=1" -->         run with this in place of that
     <!-- test: test_name -->                             the test of this name runs it
 """
