@@ -12,9 +12,10 @@ SCORES = {"joint": {1e-4: [0.70, 0.78, 0.80, 0.79], 2e-4: [0.72, 0.76, 0.77, 0.7
 SCORES["last-exit"] = {1e-4: [0.80, 0.84, 0.843, 0.846], 2e-4: [0.85, 0.83, 0.82, 0.81]}
 
 
-def epochs_of(scores):
+def epochs_of(scores, rows=1000):
     lines = [
-        {"task": "t", "backbone": "b", "stage": stage, "learning_rate": rate, "epoch": number, "score": score}
+        {"task": "t", "backbone": "b", "validation_rows": rows, "stage": stage, "learning_rate": rate}
+        | {"epoch": number, "score": score}
         for stage, runs in scores.items()
         for rate, run in runs.items()
         for number, score in enumerate(run, start=1)
@@ -34,6 +35,12 @@ def test_a_stage_that_never_settles_takes_all_epochs():
     rising = {stage: {1e-4: [0.5, 0.6, 0.7]} for stage in SCORES}
     rising["joint"][1e-4] = [0.7, 0.6, 0.5]
     assert set(choose(epochs_of(rising))["epochs"]) == {3}
+
+
+def test_one_validation_row_more_or_less_is_no_progress():
+    steps = {stage: {1e-4: [0.70, 0.79, 0.80]} for stage in SCORES}
+    assert set(choose(epochs_of(steps, rows=100))["epochs"]) == {2}
+    assert set(choose(epochs_of(steps, rows=1000))["epochs"]) == {3}
 
 
 def test_a_search_trains_what_its_file_lacks(tmp_path, tiny_backbone, monkeypatch):

@@ -26,9 +26,10 @@ SEARCHED = {"full": "last-exit", "static": "joint"}
 """Methods that are nothing but a stage of training, and the stage: what other methods build on."""
 
 CONVERGED = 0.005
-"""A model has converged where its score is within half a point of the best epoch of a longer run."""
+"""A model has converged where its score is within half a point of the best epoch of a longer run; or within one
+validation row of it, where a row is more."""
 
-RUN = ["task", "backbone", "train_rows", "stage", "learning_rate", "epochs"]
+RUN = ["task", "backbone", "train_rows", "validation_rows", "stage", "learning_rate", "epochs"]
 """What tells one run of a search from another; its lines have ``epoch`` and ``score`` beside."""
 
 
@@ -64,6 +65,7 @@ def _run_of(spec: BaseCellSpec, rows: CellRows[Any]) -> dict[str, object]:
         "task": spec.task,
         "backbone": spec.backbone,
         "train_rows": min(len(rows.training.train), spec.recipe.max_rows or len(rows.training.train)),
+        "validation_rows": len(rows.task.validation),
         "stage": SEARCHED[spec.method],
         **{name: getattr(spec.recipe, name) for name in ("learning_rate", "epochs")},
     }
@@ -92,7 +94,8 @@ def choose(epochs: pd.DataFrame) -> pd.DataFrame:
         best = lines.groupby(["learning_rate", "stage"])["score"].max().unstack()
         rate = best.dropna().mean(axis=1).idxmax()
         runs = lines[lines["learning_rate"] == rate].pivot_table(index="epoch", columns="stage", values="score")
-        converged = (runs >= runs.max() - CONVERGED).all(axis=1)
+        tolerance = max(CONVERGED, 1.001 / lines["validation_rows"].min())
+        converged = (runs >= runs.max() - tolerance).all(axis=1)
         last = converged.idxmax() if converged.any() else runs.index.max()
         chosen += [
             {
