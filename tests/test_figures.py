@@ -10,7 +10,7 @@ from records_by_hand import LAYERS, ROWS, cell, made_up_suite, operating_point, 
 
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.real_time import measured_speedups
-from benchmarks.analysis.figures.catalogue import FIGURES, drawn_figures, write_figures
+from benchmarks.analysis.figures.catalogue import FIGURES, write_figures
 from benchmarks.analysis.figures.equal_cost import equal_cost_figure
 from benchmarks.analysis.figures.exits import (
     exit_shares,
@@ -20,6 +20,7 @@ from benchmarks.analysis.figures.exits import (
     signal_by_layer,
 )
 from benchmarks.analysis.figures.page import COLUMN, TEXT
+from benchmarks.analysis.figures.styles import styles
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows.instances import row_for_half
 from consistentee.methods.hardness import memorized_layer
@@ -34,6 +35,11 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     write_results(folder, tasks=("mcid", "sst2"))
     return folder
+
+
+def drawn_by(found):
+    """Draw all figures: name -> its pages."""
+    return {kind.name: kind.figures(found, styles(found)) for kind in FIGURES}
 
 
 @given(tables)
@@ -66,8 +72,8 @@ def test_a_cascade_may_have_more_exits_than_its_peers():
     longer = point.test.model_copy(update={"exit_histogram": [50, 0, 100, 0, 0, 0, 0, 50]})
     cells = [cell("deebert", [point]), cell("cascade", [point.model_copy(update={"test": longer})])]
     (panel,) = panels([stored(record) for record in cells], [])
-    drawn = {kind.name: figure for kind, figure in drawn_figures([panel])}
-    assert [label.get_text() for label in drawn["exits"].axes[0].get_xticklabels()] == [str(t) for t in range(1, 9)]
+    (exits,) = drawn_by([panel])["exits"]
+    assert [label.get_text() for label in exits.axes[0].get_xticklabels()] == [str(t) for t in range(1, 9)]
 
 
 def test_measured_against_allowed():
@@ -124,6 +130,6 @@ def test_points_at_equal_cost_are_those_of_the_table(results):
 def test_what_cannot_be_drawn_says_why():
     alone = cell("deebert", [operating_point(0.9, "within 1 point", 5.0, 0.8)])
     (panel,) = panels([stored(alone)], [])
-    missing = {kind.name for kind, figure in drawn_figures([panel]) if figure is None}
+    missing = {name for name, figures in drawn_by([panel]).items() if not figures}
     assert missing == {"equal-cost", "times", "gains", "methods", "exits", "memorized", "speedups", "policy", "ranks"}
     assert all(kind.missing for kind in FIGURES if kind.name in missing)

@@ -123,7 +123,7 @@ def test_many_tasks_make_several_figures_of_like_size(panel, tmp_path):
     assert pages_of([]) == []
     drawn = CURVES.figures([panel] * 11, styles([panel]))
     assert [sum(axes.get_visible() for axes in page.axes) for page in drawn] == [6, 5]
-    assert [path.name for path in save_pages(drawn, tmp_path, "curves")] == ["curves-1.png", "curves-2.png"]
+    assert [path.name for path in save_pages(CURVES, drawn, tmp_path)] == ["curves-1.png", "curves-2.png"]
 
 
 @pytest.mark.parametrize(("timed_seeds", "says"), [((0,), ["not timed for every seed"]), ((0, 1), [])])
@@ -142,8 +142,10 @@ def test_without_times_there_is_no_figure_of_times():
 def test_files_are_of_all_formats_with_letters_inside(tmp_path):
     write_results(tmp_path)
     found, _ = load_panels(tmp_path)
-    drawn = figure(found)
-    png, pdf, svg = save_figure(drawn, tmp_path, "curves", kinds=("png", "pdf", "svg"))
+    words = {"title": "Score against layers", "shows": "For every task, lines."}
+    png, pdf, svg = save_figure(figure(found), tmp_path, "curves", kinds=("png", "pdf", "svg"), **words)
+    assert b"For every task, lines." in png.read_bytes()
+    assert b"For every task, lines." in svg.read_bytes()
     pixels = imread(png)
     assert pixels.shape[1] == 300 * TEXT
     assert pixels[..., :3].std() > 0.05
@@ -152,5 +154,5 @@ def test_files_are_of_all_formats_with_letters_inside(tmp_path):
     assert b"/FontFile2" in text  # TrueType
     assert b"/Type3" not in text
     assert b"<text" not in svg.read_bytes()  # outlines
-    again = save_figure(figure(found), tmp_path, "again", kinds=("png", "pdf", "svg"))
+    again = save_figure(figure(found), tmp_path, "again", kinds=("png", "pdf", "svg"), **words)
     assert [path.read_bytes() for path in again] == [path.read_bytes() for path in (png, pdf, svg)]

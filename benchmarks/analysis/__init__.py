@@ -95,7 +95,7 @@ def _draw_curves(out_dir: Path, panels: "Sequence[AnyPanel]") -> list[Path]:
     from benchmarks.analysis.figures.catalogue import CURVES, save_pages
     from benchmarks.analysis.figures.styles import styles
 
-    return save_pages(CURVES.figures(panels, styles(panels)), out_dir, CURVES.name)
+    return save_pages(CURVES, CURVES.figures(panels, styles(panels)), out_dir)
 
 
 def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, published: bool = False) -> "Group":

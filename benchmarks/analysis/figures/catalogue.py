@@ -1,6 +1,6 @@
 """All figures of a results folder: what each shows, in words too, and which files it is in."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,14 +155,6 @@ FIGURES = (
 )
 
 
-def drawn_figures(panels: Sequence[Panel]) -> "Iterator[tuple[FigureKind, Figure | None]]":
-    """Draw all figures, one after the other; None for what the records cannot show."""
-    style_of = styles(panels)
-    for kind in FIGURES:
-        figures: list[Figure | None] = [*kind.figures(panels, style_of)]
-        yield from ((kind, figure) for figure in figures or [None])
-
-
 def write_figures(
     out_dir: Path,
     labels: Sequence[str] | None = None,
@@ -206,12 +198,17 @@ def _write_share(
     """Write some figures: the files of each, none where the records cannot show it."""
     panels, _ = load_panels(out_dir, labels, tasks)
     style_of = styles(panels)
-    return {kind.name: save_pages(kind.figures(panels, style_of), out_dir, kind.name, kinds) for kind in share}
+    return {kind.name: save_pages(kind, kind.figures(panels, style_of), out_dir, kinds) for kind in share}
 
 
-def save_pages(figures: "Sequence[Figure]", out_dir: Path, name: str, kinds: Sequence[str] = ("png",)) -> list[Path]:
+def save_pages(
+    kind: FigureKind, figures: "Sequence[Figure]", out_dir: Path, kinds: Sequence[str] = ("png",)
+) -> list[Path]:
     """Write figures of one kind: ``NAME.png``, or of several ``NAME-1.png``, ...."""
-    names = [name] if len(figures) == 1 else [f"{name}-{page}" for page in range(1, len(figures) + 1)]
-    return [
-        path for figure, page in zip(figures, names, strict=True) for path in save_figure(figure, out_dir, page, kinds)
+    several = len(figures) > 1
+    names = [f"{kind.name}-{page}" if several else kind.name for page in range(1, len(figures) + 1)]
+    written = [
+        save_figure(figure, out_dir, name, kinds, title=kind.title, shows=kind.shows)
+        for figure, name in zip(figures, names, strict=True)
     ]
+    return [path for paths in written for path in paths]

@@ -64,8 +64,10 @@ _STYLE: dict[str, object] = {
     "svg.hashsalt": "consistentee",
 }
 
-_UNDATED: dict[str, dict[str, None]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+_UNDATED: dict[str, dict[str, str | None]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Format -> what is not written into a file, so that the same figure is the same file."""
+_DESCRIPTION = {"png": "Description", "pdf": "Subject", "svg": "Description"}
+"""Format -> the name of the words that say what is shown."""
 
 
 def printed(draw: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -141,10 +143,13 @@ def pages_of(items: Sequence[_T], at_most: int = MOST_PANELS) -> list[Sequence[_
     return [items[start : start + length] for start in range(0, len(items), length)] if items else []
 
 
-def save_figure(drawn: "Figure", out_dir: Path, name: str, kinds: Sequence[str] = ("png",)) -> list[Path]:
+def save_figure(
+    drawn: "Figure", out_dir: Path, name: str, kinds: Sequence[str] = ("png",), *, title: str = "", shows: str = ""
+) -> list[Path]:
     """Write a figure in some formats, atomically, the same bytes for the same figure.
 
-    Raises UserError for a format that is none of ``png`` (300 dots an inch), ``pdf`` and ``svg``.
+    ``title`` and ``shows`` are kept inside of the files, for whoever writes a caption or cannot see them. Raises
+    UserError for a format that is none of ``png`` (300 dots an inch), ``pdf`` and ``svg``.
     """
     from matplotlib import rc_context
 
@@ -159,5 +164,6 @@ def save_figure(drawn: "Figure", out_dir: Path, name: str, kinds: Sequence[str] 
             drawn.set_layout_engine(None)
         for path, kind in zip(paths, kinds, strict=True):
             with replacing(path) as temporary:
-                drawn.savefig(temporary, format=kind, dpi=_DOTS_PER_INCH, metadata=_UNDATED[kind])
+                words = {"Title": title, _DESCRIPTION[kind]: shows} if title else {}
+                drawn.savefig(temporary, format=kind, dpi=_DOTS_PER_INCH, metadata=_UNDATED[kind] | words)
     return paths
