@@ -6,8 +6,8 @@ layer, for one model. This variant keeps the principle for every operating point
 1. the stock model is fine-tuned (the stage that DeeBERT and FastBERT share), and what it says of the training rows is
    kept: the teacher;
 2. backbone and exits are trained together, the backbone at half the rate. At every layer a row's loss is half its
-   cross-entropy and half ``KL(teacher || exit)``. It weighs, by 0.7, as often as the row leaves at that layer under
-   thresholds drawn at random, and by 0.3 as at every other layer, so that no exit forgets the rows of the others.
+   cross-entropy and half ``KL(teacher || exit)``. It weighs, by 0.3, as often as the row leaves at that layer under
+   thresholds drawn at random, and by 0.7 as at every other layer, so that no exit forgets the rows of the others.
 
 Rule: leave where the largest probability is above a threshold, which is the knob.
 
@@ -17,7 +17,7 @@ not gathered in one vector what the label needs; layer L keeps the linear classi
 full model has the stock one's shape. They are networks, and learn no faster than ten times the backbone's rate: at the
 rate of linear heads with 16 classes some fell to chance. Stage 2 takes half of the recipe's epochs, rounded up. COSEE
 (AAAI 2025) draws thresholds too; it trains from the pretrained model, without a teacher, and lets a weight fall off
-with the distance from the exit.
+with the distance from the exit. docs/methods.md tells what each part is worth, on validation and on test rows.
 """
 
 import math
@@ -66,10 +66,11 @@ class ConsistentEEDistilled(Method):
 
     name: ClassVar[str] = "consistentee-distilled"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) for all exits at once, distilled from the fine-tuned model"
+    version: ClassVar[int] = 2
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *torch.linspace(-4, 12, 97).sigmoid().tolist(), 1.0))
 
     classifier: Literal["attention", "linear"] = "attention"
-    at_exit: float = 0.7
+    at_exit: float = 0.3
     distilled: float = 0.5
     backbone_rate: float = 0.5
     epochs_share: float = 0.5
@@ -117,6 +118,7 @@ class ConsistentEEDistilledCurve(ConsistentEECurve):
 
     name: ClassVar[str] = "consistentee-distilled-curve"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024), distilled, with a policy conditioned on alpha"
+    version: ClassVar[int] = 2
 
     policy_reads: PolicyInputs = "state+confidence"
     memorized_layer: Literal["train"] = "train"
