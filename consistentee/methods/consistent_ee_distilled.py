@@ -14,10 +14,10 @@ Rule: leave where the largest probability is above a threshold, which is the kno
 Choices. Thresholds are drawn from what the exits before layer L say of the batch, so that they part its rows whatever
 the scale of its certainty, which grows in training. Exits look at all tokens, as FastBERT's do, since early layers have
 not gathered in one vector what the label needs; layer L keeps the linear classifier that was fine-tuned, so that the
-full model has the stock one's shape. They are networks, and learn no faster than ten times the backbone's rate: at the
-rate of linear heads with 16 classes some fell to chance. Stage 2 takes half of the recipe's epochs, rounded up. COSEE
-(AAAI 2025) draws thresholds too; it trains from the pretrained model, without a teacher, and lets a weight fall off
-with the distance from the exit. docs/methods.md tells what each part is worth, on validation and on test rows.
+full model has the stock one's shape. They learn no faster than ten times the backbone's rate, since they are networks
+and no linear heads. Stage 2 takes half of the recipe's epochs, rounded up. COSEE (AAAI 2025) draws thresholds too; it
+trains from the pretrained model, without a teacher, and lets a weight fall off with the distance from the exit.
+docs/methods.md tells what each part is worth, on validation and on test rows.
 """
 
 import math
