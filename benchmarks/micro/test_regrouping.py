@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import in_rounds, report, seconds
 from numpy.random import default_rng
+from torch import nn
 
 from baselines.references import RandomRule
 from benchmarks.contract.token_reference import counted_calls
+from benchmarks.contract.watching import watched_calls
 from benchmarks.measure.decoding_clock import stock_times
 from consistentee.engine.decoding_step import TokenDecoder
 from consistentee.engine.generate import Generations, generate_encoded
@@ -19,7 +21,7 @@ from consistentee.rules.exit_rule import NeverExit
 
 ROWS = 32
 BATCH = 8
-NEW_TOKENS = 32
+NEW_TOKENS = 48
 ROUNDS = 3
 LAYER_ROUNDS = 11
 ROW_COUNTS = (1, 2, 4, 8, 16, 32)
@@ -95,7 +97,10 @@ def test_regrouping_is_as_fast_as_its_layers_allow(request, decoder, prompts):
         lines.append(f"  {name}: real / allowed {ratios[name]:.3f} (regrouped at least 0.90)")
     rounds = zip(taken["stock generate, 32 at once"], taken["32 in flight, batches of 8"], strict=True)
     lines.append(f"  32 in flight, batches of 8 / stock at 32, tokens a second: {median(a / b for a, b in rounds):.3f}")
-    lines.append(f"  rows in a layer's call: {rows_in_a_call(decoder, prompts, rule):.2f} of {BATCH}")
+    rounds = zip(taken["stock generate, 32 at once"], taken["full depth in step, batches of 32"], strict=True)
+    lines.append(f"  full depth in step / stock at 32, tokens a second: {median(a / b for a, b in rounds):.3f}")
+    of_layers, of_head = rows_in_a_call(decoder, prompts, rule)
+    lines.append(f"  rows in a call of a layer {of_layers:.2f}, of the LM head {of_head:.2f}")
     report(request, "\n".join(lines))
     assert ratios["32 in flight, batches of 8"] >= 0.90
 
@@ -112,13 +117,18 @@ def head_seconds(decoder: MultiExitDecoder, rows: int, calls: int) -> float:
     return seconds(run)
 
 
-def rows_in_a_call(decoder: MultiExitDecoder, prompts: list[list[int]], rule: RandomRule) -> float:
-    """Return how full the batches of the layers are."""
-    with counted_calls(decoder) as calls:
+def rows_in_a_call(decoder: MultiExitDecoder, prompts: list[list[int]], rule: RandomRule) -> tuple[float, float]:
+    """Return how full the batches of the layers and of the LM head are, while 32 rows are in flight for 8."""
+    heads: list[int] = []
+
+    def count(_: nn.Module, __: object, logits: torch.Tensor) -> None:
+        heads.append(len(logits))
+
+    with counted_calls(decoder) as calls, watched_calls([(decoder.backbone.lm_head, count)]):
         generate_encoded(
             decoder, prompts, rule, max_new_tokens=NEW_TOKENS, batch_size=BATCH, in_flight=ROWS, end_at_eos=False
         )
-    return mean(rows for rows, tokens in calls if tokens == 1)
+    return mean(rows for rows, tokens in calls if tokens == 1), mean(heads)
 
 
 def test_what_a_layer_costs_by_its_rows(request, decoder, prompts):

@@ -1,8 +1,8 @@
 """Regrouping: rows that leave early go on with their next token at once, and every layer runs on a full batch.
 
 Dynamic rebatching (Liu et al., DREX, 2025, arXiv 2512.15705), where no row is ever kept in against its rule. A row
-runs one stage after the other: the layers up to each exit, and the LM head, which is read for a batch of those who have
-left, wherever they did. Between two stages it waits for company.
+runs one stage after the other: the layers up to each exit, and the LM head, which is read for those who have left,
+wherever they did. Between two stages it waits for company.
 """
 
 from collections.abc import Iterator, Sequence
@@ -59,7 +59,9 @@ class InFlight:
         starts = [0, *model.exit_layers[:-1]]
         self._stretches = [range(a + 1, b + 1) for a, b in zip(starts, model.exit_layers, strict=True)]
         self._head = len(self._stretches)
-        self._waiting = Waiting(slots, self._head + 1, writing.batch_size)
+        # The LM head costs hardly more for two batches than for one, and as much as many layers of a small model.
+        batch = writing.batch_size
+        self._waiting = Waiting(slots, [batch] * self._head + [max(batch, min(2 * batch, slots // 2))])
         self._owed = owed_tokens(writing.kv, self.slots, new_columns)
         # What rows wait with: the state that enters their next stage, the rule's state, the states at earlier exits.
         self._hidden = torch.zeros(slots, model.width, dtype=self.slots.dtype, device=model.device)

@@ -1,5 +1,7 @@
 """Waiting: rows under way, each before the stage that it is to run next, and who of them runs."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from consistentee.engine.cache import RowNumbers
@@ -11,16 +13,15 @@ PATIENCE = 100
 class Waiting:
     """Slots before their next stage: number 0 begins a token. A stage runs once a batch of them is there.
 
-    Where no batch is full, the stage with most rows runs: what a batch costs hardly depends on its rows, so that rows
-    that wait for company cost less than rows that run without. Where several are full, the one with the row that is
-    furthest behind runs; and of a stage those rows run first. So rows keep pace with each other, however deep their
-    tokens go, and none is left to write the rest of its text alone. Rows that came later count as level with the
-    slowest.
+    Where no batch is full, the fullest runs: what a batch costs hardly depends on its rows, so that rows that wait for
+    company cost less than rows that run without. Where several are full, the one with the row that is furthest behind
+    runs; and of a stage those rows run first. So rows keep pace with each other, however deep their tokens go, and none
+    is left to write the rest of its text alone. Rows that came later count as level with the slowest.
     """
 
-    def __init__(self, slots: int, stages: int, batch_size: int) -> None:
-        self._stages = stages
-        self._batch_size = batch_size
+    def __init__(self, slots: int, batch_sizes: Sequence[int]) -> None:
+        """``batch_sizes``: rows that a full batch of each stage has."""
+        self._batch_sizes = np.array(batch_sizes)
         self._stage = np.full(slots, -1)
         self._tokens = np.zeros(slots, dtype=np.int64)  # written so far, as if all had begun together
         self._since = np.zeros(slots, dtype=np.int64)  # the turn after which a slot came
@@ -52,12 +53,13 @@ class Waiting:
         stage = int(self._stage[longest]) if overdue else self._fullest(waiting)
         slots = np.flatnonzero(self._stage == stage)
         first_by = self._since if overdue else self._tokens
-        first = np.lexsort((self._since[slots], first_by[slots]))[: self._batch_size]
+        first = np.lexsort((self._since[slots], first_by[slots]))[: self._batch_sizes[stage]]
         slots = np.sort(slots[first])
         self._stage[slots] = -1
         return stage, slots
 
     def _fullest(self, waiting: RowNumbers) -> int:
-        rows = np.bincount(self._stage[waiting], minlength=self._stages).clip(max=self._batch_size)
-        fullest = waiting[rows[self._stage[waiting]] == rows.max()]
+        rows = np.bincount(self._stage[waiting], minlength=len(self._batch_sizes))
+        filled = (rows / self._batch_sizes).clip(max=1.0)
+        fullest = waiting[filled[self._stage[waiting]] == filled.max()]
         return int(self._stage[fullest[self._tokens[fullest].argmin()]])
