@@ -37,7 +37,7 @@ def test_teacher_and_labels_share_the_loss(tiny_model):
 
     def loss(distilled):
         method = ConsistentEEDistilled(at_exit=0.0, distilled=distilled)
-        return consistent_ee_distilled._loss(method, teacher, model, batch)
+        return consistent_ee_distilled.taught_loss(method, teacher, model, batch)
 
     divergence = (teacher.exp().unsqueeze(1) * (teacher.unsqueeze(1) - logits.log_softmax(dim=-1))).sum(dim=-1)
     torch.testing.assert_close(loss(0.0), layer_losses(logits, batch.labels).mean())

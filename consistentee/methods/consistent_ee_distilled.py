@@ -95,7 +95,7 @@ class ConsistentEEDistilled(Method):
         if self.classifier != "linear":
             model.use_classifier(ClassifierSpec(self.classifier, at_last_layer=False), recipe.seed)
         stage = replace(
-            token_stage("consistent-distillation", partial(_loss, self, teacher), recipe),
+            token_stage("consistent-distillation", partial(taught_loss, self, teacher), recipe),
             epochs=math.ceil(recipe.epochs * self.epochs_share),
             learning_rate=recipe.learning_rate * self.backbone_rate,
             head_learning_rate=min(recipe.head_learning_rate, 10 * recipe.learning_rate),
@@ -132,7 +132,11 @@ class ConsistentEEDistilledCurve(ConsistentEECurve):
         return model
 
 
-def _loss(method: ConsistentEEDistilled, teacher: Tensor, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+def taught_loss(method: ConsistentEEDistilled, teacher: Tensor, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Return the mean over rows of label's and teacher's losses, weighted by where rows leave.
+
+    ``teacher``: log-probabilities of the fine-tuned model on all training rows, [N, classes].
+    """
     logits = model(batch.tokens).logits
     says = logits.log_softmax(dim=-1)
     taught = teacher[batch.rows].to(says.device).unsqueeze(1).expand_as(says)
