@@ -474,6 +474,14 @@ def test_what_differs_is_computed_and_said(finished, elsewhere):
     assert "taken from" not in elsewhere.said
 
 
+def test_what_differs_is_said_once_for_all_cells(finished, elsewhere):
+    suite = load_suite(elsewhere.write(methods=METHODS, recipe={"epochs": 1, "max_length": 12}))
+    lines = plan_lines(suite, out=elsewhere.out, published_dir=finished.folder / "published")
+    said = [line for line in lines if "published, but" in line]
+    assert len(said) == 1
+    assert said[0].endswith("seed 0 and 2 more: published, but recipe.max_length was 16, is 12")
+
+
 def test_damaged_cells_give_way_to_published_ones(finished, elsewhere):
     run_from(elsewhere, finished.folder / "published")
     (elsewhere.folder_of("pabee") / RECORD_FILE).write_text("{")

@@ -64,8 +64,7 @@ def plan_lines(
         expand(suite, filters), inputs, folder, note, fresh=fresh, retry_failed=retry_failed, published=published
     )
     done = [cell for cell in planned if cell.record]
-    not_used = [(cell, published.staleness(cell.spec, cell.parts)) for cell in planned if not cell.record]
-    faults += [f"{cell.spec.name}: published, but {reason}" for cell, reason in not_used if reason]
+    faults += published.staleness_lines((cell.spec, cell.parts) for cell in planned if not cell.record)
     planned = reopen_for_timing(planned, folder, suite.timing, note, published=published)
     planned = refuse_undefined(planned, inputs, _refused)
     timings = [

@@ -49,6 +49,17 @@ class Published:
         found = self.cells.get(spec.folder.as_posix())
         return None if found is None else stale_reason(found.record, wanted)
 
+    def staleness_lines(self, cells: Iterable[tuple[BaseCellSpec, KeyParts]]) -> list[str]:
+        """Say which published cells are not used and why, in a line for each reason: a new recipe makes many stale."""
+        names: dict[str, list[str]] = {}
+        for spec, wanted in cells:
+            if reason := self.staleness(spec, wanted):
+                names.setdefault(reason, []).append(spec.name)
+        return [
+            f"{first}{f' and {len(others)} more' if others else ''}: published, but {reason}"
+            for reason, (first, *others) in names.items()
+        ]
+
     def timings_of(self, group: Group) -> dict[str, BaseTimingRecord]:
         """Return the published timings of a group, by the names of their files."""
         folder = timing_folder(*group).as_posix()

@@ -146,9 +146,8 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     others = [spec for spec in expand(run.suite, replace(filters, methods=None)) if spec not in cells]
     _unpack(run, [*cells, *others])
     planned = plan_cells(cells, run.inputs, run.folder, run.put_aside, fresh=run.fresh, retry_failed=retry_failed)
-    for cell in planned:
-        if cell.is_missing and (reason := run.published.staleness(cell.spec, cell.parts)):
-            run.say(f"{cell.spec.name}: published, but {reason}")
+    for line in run.published.staleness_lines((cell.spec, cell.parts) for cell in planned if cell.is_missing):
+        run.say(line)
     neighbours = finished_neighbours(others, run.inputs, run.folder)
     run.inputs.hashes.save()
     planned = reopen_for_timing(planned, run.folder, run.suite.timing, run.put_aside)
