@@ -437,8 +437,8 @@ def search_recipe(
 
 @app.command(
     epilog=_examples(
-        "consistentee publish runs/classification",
-        "consistentee publish runs/classification --out elsewhere/classification",
+        "consistentee publish runs/quick",
+        "consistentee publish runs/quick --out elsewhere/quick",
     )
 )
 def publish(
@@ -708,6 +708,7 @@ def predict(
 @app.command(
     epilog=_examples(
         'consistentee generate my-decoder "The committee decided that"',
+        'consistentee generate my-decoder --in-flight 32 "One" "Two" "Three"',
         'consistentee generate my-decoder --knob 0.8 --max-new-tokens 40 "Once upon a time" | tr " " "\\n"',
     )
 )
