@@ -103,6 +103,18 @@ def test_a_method_without_a_task_is_marked_and_has_no_place(results):
     assert any(note.startswith("* lacks runs") for note in table.notes)
 
 
+def test_a_task_that_few_methods_have_takes_no_place_away(results):
+    write_results(results, tasks=("stsb",))
+    for method in BY_STRENGTH[2:]:
+        shutil.rmtree(results / "cells" / "stsb" / "minilm-l6" / method)
+    board = load_leaderboard([results])
+    layers = standing(board)
+    assert [e.method for e in layers.entries if e.place] == BY_STRENGTH
+    assert {(e.tasks, e.runs) for e in layers.entries} == {(layers.tasks, layers.runs)} == {(2, 2)}
+    note = "stsb, minilm-l6, seed 0: does not count, as fewer than half of the methods have a result"
+    assert board.notes.count(note) == 1
+
+
 def test_other_sizes_of_a_task_are_another_task(results, tmp_path):
     for record in made_up_suite():
         write_cell(tmp_path / "two", record.model_copy(update={"train_rows": 500}))

@@ -9,9 +9,11 @@ in the scale, whose width would then be the noise of a small difference.
 
 Two standings: by layers, over all machines, because layers are the same everywhere; and by time, one for each machine,
 because times are not. A method is ranked only if it has a result on every run of the standing. One that lacks some is
-listed, marked, with the area over the runs it has, but it has no place and no rank.
+listed, marked, with the area over the runs it has, but it has no place and no rank. Runs of which fewer than half of
+the methods have a result, such as a regression, are not of the standing.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,7 +93,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Standing:
-    """Methods ranked by one kind of cost: the entries, and how many tasks and runs there are."""
+    """Methods ranked by one kind of cost: the entries, how many tasks and runs count, and the runs that do not."""
 
     kind: Kind
     machine: str
@@ -99,6 +101,7 @@ class Standing:
     references: list[Entry]
     tasks: int
     runs: int
+    not_compared: tuple[Run, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,21 @@ def load_leaderboard(folders: Sequence[Path]) -> Leaderboard:
     return Leaderboard(
         standings=[standing for standing in standings if standing.entries or standing.references],
         machines={letter: machine for machine, letter in letters.items()},
-        notes=[*(f"left out: {line}" for line in collected.left_out), *_narrow_scales(collected)],
+        notes=[
+            *(f"left out: {line}" for line in collected.left_out),
+            *_not_compared(standings),
+            *_narrow_scales(collected),
+        ],
         panels=tuple(_panels_by_setting(collected)),
     )
+
+
+def _not_compared(standings: Iterable[Standing]) -> list[str]:
+    runs = dict.fromkeys(run for standing in standings for run in standing.not_compared)
+    return [
+        f"{run.task}, {run.backbone}, seed {run.seed}: does not count, as fewer than half of the methods have a result"
+        for run in runs
+    ]
 
 
 def _narrow_scales(collected: _Collected) -> list[str]:
@@ -319,20 +334,37 @@ def _result(panel: Panel, label: str, name: str, run: Run, scale: tuple[float, f
 
 def _standing(kind: Kind, machine: str, results: Sequence[Result], letters: dict[str, str]) -> Standing:
     areas: dict[str, dict[Run, float]] = {}
-    sources: dict[str, set[str]] = {}
+    sources: dict[str, dict[Run, str]] = {}
     for result in results:
         value = result.layers if kind == "layers" else result.time
         if value is not None and result.run not in areas.setdefault(result.method, {}):
             areas[result.method][result.run] = value
-            sources.setdefault(result.method, set()).add(letters[result.machine])
+            sources.setdefault(result.method, {})[result.run] = letters[result.machine]
+    everything = {method: by_run for method, by_run in areas.items() if method not in _NOT_RANKED} or areas
+    runs = _compared_runs(everything)
+    not_compared = {run for by_run in everything.values() for run in by_run}.difference(runs)
+    areas = {
+        method: kept
+        for method, by_run in areas.items()
+        if (kept := {run: by_run[run] for run in runs if run in by_run})
+    }
     competitors = {method: by_run for method, by_run in areas.items() if method not in _NOT_RANKED}
-    runs = sorted({run for by_run in (competitors or areas).values() for run in by_run})
     ranks = _ranks({method: by_run for method, by_run in competitors.items() if len(by_run) == len(runs)}, runs)
     entries = [_entry(method, by_run, ranks.get(method), sources[method]) for method, by_run in competitors.items()]
     entries.sort(key=lambda entry: (entry.rank is None, entry.rank or 0.0, -entry.area))
     entries = [replace(e, place=None if e.rank is None else 1 + i) for i, e in enumerate(entries)]
     references = [_entry(m, areas[m], None, sources[m]) for m in _YARDSTICKS if m in areas]
-    return Standing(kind, machine, entries, references, len({run.setting for run in runs}), len(runs))
+    tasks = len({run.setting for run in runs})
+    return Standing(kind, machine, entries, references, tasks, len(runs), tuple(sorted(not_compared)))
+
+
+def _compared_runs(areas: dict[str, dict[Run, float]]) -> list[Run]:
+    """Return the runs that at least half of the methods have, as ``compared_panels`` does of tasks; else all runs.
+
+    Most methods need classes: with a regression among the runs, no other method would have a place.
+    """
+    counts = Counter(run for by_run in areas.values() for run in by_run)
+    return sorted([run for run, methods in counts.items() if 2 * methods >= len(areas)] or counts)
 
 
 _NOT_RANKED = (FULL, *REFERENCES)
@@ -348,7 +380,7 @@ def _ranks(complete: dict[str, dict[Run, float]], runs: Sequence[Run]) -> dict[s
     return dict(zip(complete, rankdata(-matrix, axis=0), strict=True))
 
 
-def _entry(method: str, by_run: dict[Run, float], ranks: NDArray[np.float64] | None, sources: set[str]) -> Entry:
+def _entry(method: str, by_run: dict[Run, float], ranks: NDArray[np.float64] | None, sources: dict[Run, str]) -> Entry:
     areas = np.array(list(by_run.values()))
     return Entry(
         place=None,
@@ -359,7 +391,7 @@ def _entry(method: str, by_run: dict[Run, float], ranks: NDArray[np.float64] | N
         rank_interval=None if ranks is None else _interval(ranks),
         tasks=len({run.setting for run in by_run}),
         runs=len(by_run),
-        machines=" ".join(sorted(sources)),
+        machines=" ".join(sorted({sources[run] for run in by_run})),
     )
 
 
