@@ -1,10 +1,7 @@
 """A saved model in three lines: what it says is what the engines say."""
 
-import re
-from pathlib import Path
-
 import pytest
-from conftest import make_task, random_prompts, random_texts
+from conftest import random_prompts, random_texts
 
 import consistentee as ee
 from consistentee.errors import UserError
@@ -71,15 +68,3 @@ def test_what_cannot_be_is_said(tiny_model, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is not a saved multi-exit model"):
         ee.pipeline(tmp_path / "empty")
-
-
-def test_the_code_of_the_guide_runs(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model = ee.MultiExitModel.from_pretrained(saved(tiny_model("bert"), tmp_path / "my-model", "calm-softmax", 0.41))
-    guide = (Path(__file__).parent.parent / "docs" / "trained_models.md").read_text(encoding="utf-8")
-    three_lines, risk = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
-    names = {"model": model, "method": ee.get_method("calm-softmax"), "rows": make_task().validation}
-    exec(compile(three_lines + risk, "trained_models.md", "exec"), names)
-    assert len(names["classifier"](["w1"])) == 1
-    assert names["chosen"].rows == len(names["rows"])
-    assert not names["chosen"].proven  # no 230 rows

@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
 from consistentee.data.encoding import Batch, Encoding, fingerprint
-from consistentee.data.instances import Label, TaskData
+from consistentee.data.instances import Label
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit
@@ -95,17 +95,26 @@ class Source(Protocol[BatchT_co]):
         ...
 
 
+@dataclass(frozen=True)
+class JudgedRows:
+    """A task's validation rows as tokens, and how answers to them are scored."""
+
+    encodings: Sequence[Encoding]
+    labels: Sequence[Label]
+    metric: str
+
+
 class TokenSource:
     """Rows as tokens."""
 
     def __init__(
-        self, model: MultiExitModel, encodings: Sequence[Encoding], labels: Tensor, task: TaskData | None = None
+        self, model: MultiExitModel, encodings: Sequence[Encoding], labels: Tensor, judged: JudgedRows | None = None
     ) -> None:
-        """``labels``: class indices or targets, [N]; ``task``: the one whose training rows they are, all of them."""
+        """``labels``: class indices or targets, [N]; ``judged``: what judges a model that learns from all of them."""
         self.model = model
         self.encodings = encodings
         self.labels = labels
-        self.task = task
+        self.judged = judged
         self.lengths = torch.tensor([len(encoding) for encoding in encodings])
 
     def select(self, rows: Tensor) -> "TokenSource":
@@ -326,7 +335,7 @@ def _word_tables(
     """Return the context in which word tables that learn hold what is read alone; a decoder's are left as they are."""
     if not (isinstance(model, MultiExitModel) and isinstance(source, TokenSource)):
         return nullcontext([])
-    judged = [] if stage.judge is None or source.task is None else model.tokenize(source.task.validation.texts)
+    judged = [] if stage.judge is None or source.judged is None else source.judged.encodings
     return only_used_rows(model, [*source.encodings, *judged], stage.trains)
 
 

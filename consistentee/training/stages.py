@@ -13,8 +13,16 @@ from torch.nn import functional
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
-from consistentee.traces.instance_trace import record_outputs, record_trace
-from consistentee.training.loop import FeatureSource, Stage, TokenBatch, TokenSource, label_tensor, run_stage
+from consistentee.traces.instance_trace import record_outputs
+from consistentee.training.loop import (
+    FeatureSource,
+    JudgedRows,
+    Stage,
+    TokenBatch,
+    TokenSource,
+    label_tensor,
+    run_stage,
+)
 from consistentee.training.precision import precision_used
 from consistentee.training.recipe import Recipe
 
@@ -99,16 +107,16 @@ def judge_of(source: TokenSource, recipe: Recipe, *, every_exit: bool) -> Callab
 
     None where the rows are not all of a task's training rows: such a model is an auxiliary one.
     """
-    task = source.task
-    if task is None:
+    judged = source.judged
+    if judged is None:
         return None
 
     def judge(model: MultiExitModel) -> float:
         with model.layers_in(precision_used(recipe.precision, model.device)):
-            trace = record_trace(model, task.validation)
-        exits = range(1, trace.num_layers + 1) if every_exit else [trace.num_layers]
-        answers = [trace.view(layer).predictions.numpy() for layer in exits]
-        return fmean(score(task.metric, task.validation.labels, answer) for answer in answers)
+            logits = record_outputs(model, judged.encodings).logits
+        answers = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(dim=-1)
+        scored = answers if every_exit else answers[:, -1:]
+        return fmean(score(judged.metric, judged.labels, answer) for answer in scored.T.numpy())
 
     return judge
 
@@ -157,7 +165,9 @@ def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> To
     """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
     model.description.max_length = recipe.max_length
     rows = recipe.training_rows(task.train)
-    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), task)
+    validation = task.validation
+    judged = JudgedRows(model.tokenize(validation.texts, recipe.max_length), validation.labels, task.metric)
+    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), judged)
 
 
 def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:
