@@ -177,8 +177,14 @@ def test_reading_results_changes_nothing_and_skips_what_was_set_aside(tmp_path):
     assert found.cells == []
     assert found.faults[0].path == folder / RECORD_FILE
     assert folder.is_dir()
-    with pytest.raises(UserError, match="holds no results"):
+    with pytest.raises(UserError, match="holds no results; `consistentee run SUITE"):
         open_results(tmp_path / "elsewhere", CellRecord, TimingRecord)
+
+
+def test_a_folder_of_folders_of_results_names_them(tmp_path):
+    stored_cell(tmp_path / "runs" / "quick")
+    with pytest.raises(UserError, match=r"runs holds no results; these do: .*quick$"):
+        open_results(tmp_path / "runs", CellRecord, TimingRecord)
 
 
 def test_unreadable_predictions(tmp_path):

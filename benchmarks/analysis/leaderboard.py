@@ -346,7 +346,7 @@ def _standing(kind: Kind, machine: str, results: Sequence[Result], letters: dict
     areas = {
         method: kept
         for method, by_run in areas.items()
-        if (kept := {run: by_run[run] for run in runs if run in by_run})
+        if (kept := {run: area for run, area in by_run.items() if run not in not_compared})
     }
     competitors = {method: by_run for method, by_run in areas.items() if method not in _NOT_RANKED}
     ranks = _ranks({method: by_run for method, by_run in competitors.items() if len(by_run) == len(runs)}, runs)

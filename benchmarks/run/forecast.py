@@ -116,7 +116,7 @@ def _time_lines(
         measuring, timing = (len(missing) * fmean(seconds) for seconds in zip(*besides, strict=True))
         more = f"measuring {_minutes(measuring / workers)} and timing {_minutes(timing)} come on top"
     side_by_side = f" with {workers} workers that do not slow each other down" if workers > 1 else ""
-    return [f"training: about {_minutes(training / workers)}{side_by_side} ({'; '.join(sources)}); {more}"]
+    return [f"training: about {_minutes(training / workers)}{side_by_side} (cells: {'; '.join(sources)}); {more}"]
 
 
 def _minutes(seconds: float) -> str:

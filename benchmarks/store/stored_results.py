@@ -101,7 +101,9 @@ def open_results(
         else:
             timings[path.relative_to(root / "timings").as_posix()] = timing
     if not cells and not faults:
-        raise UserError(f"{root} holds no results; `consistentee run SUITE --out {root}` makes some")
+        inside = [str(place) for place in sorted(root.glob("*")) if is_compact(place) or (place / "cells").is_dir()]
+        hint = f"these do: {', '.join(inside)}" if inside else f"`consistentee run SUITE --out {root}` makes some"
+        raise UserError(f"{root} holds no results; {hint}")
     return StoredResults(cells, list(timings.values()), list(timings), faults)
 
 
