@@ -69,6 +69,5 @@ def next_steps(method: str) -> str:
         f"written: {method}\n\n"
         "Make it yours; it works as it is. Then:\n"
         f"  consistentee check-method {method}\n"
-        f"  consistentee run quick --methods full majority static calm-softmax {method}\n"
-        "  consistentee leaderboard runs/quick"
+        f"  consistentee run quick --methods {method}"
     )
