@@ -80,6 +80,7 @@ class LeeBERT(Method):
             token_stage("mutual-distillation", partial(_loss, self, held_out), recipe),
             trains=(*BACKBONE_AND_CLASSIFIERS, SCORES),
             details={"method": repr(self), "held_out": held_out.fingerprint()},
+            also_reads=held_out.encodings,
         )
         run_stage(model, trained_on, stage, recipe)
         delattr(model, SCORES)

@@ -12,6 +12,7 @@ from baselines import leebert
 from baselines.leebert import SCORES, LeeBERT, alignment, lesson_weights, lessons
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
+from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop as training
 from consistentee.training.recipe import Recipe
 from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses
@@ -164,3 +165,9 @@ def test_impossible_parameters_are_refused():
         LeeBERT(held_out=1.0)
     with pytest.raises(UserError, match="weight_every must be at least 1"):
         LeeBERT(weight_every=0)
+
+
+def test_held_out_rows_may_hold_other_words(tiny_model):
+    task = make_task(rows=40).capped(train=4)
+    trained = LeeBERT(held_out=0.5).fit(tiny_model(), task, replace(RECIPE, epochs=1))
+    assert torch.isfinite(record_trace(trained, task.test).logits).all()

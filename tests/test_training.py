@@ -307,8 +307,20 @@ class TestWordTables:
         others = model.collate(model.tokenize(make_task().test.texts))
         with only_used_rows(model, training_source(model, task, RECIPE).encodings, ("backbone.",)) as (table,):
             assert len(table.weight) < len(VOCABULARY)
-            with pytest.raises(IndexError):
+            with pytest.raises(UserError, match="name them in Stage"):
                 model(others)
+
+    def test_a_loss_may_read_other_rows_that_its_stage_names(self, tiny_model, task):
+        model = tiny_model()
+        others = model.tokenize(make_task().test.texts)
+
+        def loss(model, batch):
+            return own_loss(model, batch) + model(model.collate(others)).logits.square().mean()
+
+        source, stage = training_source(model, task, RECIPE), token_stage("both", loss, RECIPE)
+        with pytest.raises(UserError, match="also_reads"):
+            run_stage(model, source, stage, RECIPE)
+        run_stage(model, source, replace(stage, also_reads=others), RECIPE)
 
     def test_frozen_they_are_left_alone(self, tiny_model, task):
         model = tiny_model()

@@ -174,6 +174,7 @@ class Stage(Generic[ModelT, BatchT]):
         details: what the loss depends on beside the batch (hyperparameters, per-row tensors), for the key.
         shared: keep the weights in the store, for the next method that asks for the same stage.
         dropout: train mode; a stage on cached features has no use for it.
+        also_reads: rows beside those of the source that the loss reads, as tokens: word tables that learn hold no others.
         judge: the model as it stands -> its score on validation rows; asked after every epoch, and noted in the model's
             description. It has no part in what is learnt.
     """
@@ -188,6 +189,7 @@ class Stage(Generic[ModelT, BatchT]):
     details: dict[str, Any] = field(default_factory=dict)
     shared: bool = False
     dropout: bool = True
+    also_reads: Sequence[Encoding] = ()
     judge: Callable[[ModelT], float] | None = None
 
 
@@ -336,7 +338,7 @@ def _word_tables(
     if not (isinstance(model, MultiExitModel) and isinstance(source, TokenSource)):
         return nullcontext([])
     judged = [] if stage.judge is None or source.judged is None else source.judged.encodings
-    return only_used_rows(model, [*source.encodings, *judged], stage.trains)
+    return only_used_rows(model, [*source.encodings, *stage.also_reads, *judged], stage.trains)
 
 
 def _decay_without_gradient(weight: nn.Parameter, optimizer: AdamW, scheduler: LambdaLR, total_steps: int) -> float:

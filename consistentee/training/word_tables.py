@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from consistentee.data.encoding import Encoding
+from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel
+
+_UNKNOWN = -1
 
 
 @contextmanager
@@ -47,13 +50,21 @@ class UsedRows:
         self.rest_decays_to = 1.0
 
 
+def _places(place: Tensor, tokens: Tensor) -> Tensor:
+    """Return the rows of the cut table that hold some tokens. Raises UserError for a token that nobody announced."""
+    found = place[tokens]
+    if (found == _UNKNOWN).any():
+        raise UserError("a loss reads rows that its stage's source does not hold; name them in Stage.also_reads")
+    return found
+
+
 @contextmanager
 def _cut(table: nn.Embedding, used: Tensor) -> Iterator[UsedRows]:
     whole, padding_row = table.weight, table.padding_idx
-    place = torch.full((len(whole),), len(whole), device=used.device)  # out of range: a token that nobody announced
+    place = torch.full((len(whole),), _UNKNOWN, device=used.device)
     place[used] = torch.arange(len(used), device=used.device)
     rows = UsedRows(nn.Parameter(whole.detach()[used]))
-    hook = table.register_forward_pre_hook(lambda _, inputs: (place[inputs[0]],))
+    hook = table.register_forward_pre_hook(lambda _, inputs: (_places(place, inputs[0]),))
     table.weight = rows.weight
     if padding_row is not None:
         table.padding_idx = int(place[padding_row])
