@@ -174,7 +174,7 @@ class Stage(Generic[ModelT, BatchT]):
         details: what the loss depends on beside the batch (hyperparameters, per-row tensors), for the key.
         shared: keep the weights in the store, for the next method that asks for the same stage.
         dropout: train mode; a stage on cached features has no use for it.
-        also_reads: rows beside those of the source that the loss reads, as tokens: word tables that learn hold no others.
+        also_reads: rows beside the source's that the loss reads, as tokens: word tables that learn hold no others.
         judge: the model as it stands -> its score on validation rows; asked after every epoch, and noted in the model's
             description. It has no part in what is learnt.
     """
