@@ -48,10 +48,10 @@ def search(
     """
     seen = read_epochs(out)
     for spec in expand(suite, replace(filters, methods=list(SEARCHED))):
+        rows = kind_named(spec.kind).load_rows(spec, data_dir)
         for rate in rates:
             recipe = RecipeSettings(**asdict(spec.recipe) | {"learning_rate": rate, "epochs": epochs})
             tried = spec.model_copy(update={"recipe": recipe})
-            rows = kind_named(spec.kind).load_rows(tried, data_dir)
             run = _run_of(tried, rows)
             if not (seen[RUN] == [run[name] for name in RUN]).all(axis=1).any():
                 found = pd.DataFrame([run | epoch for epoch in _epochs_of(tried, rows)])
