@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 
 from benchmarks import cli
 from benchmarks.analysis.figures.catalogue import FigureKind
-from benchmarks.cli import app, listed, normalised, parsed_parameters, parsed_seeds
+from benchmarks.cli import app
+from benchmarks.cli.application import normalised
+from benchmarks.cli.arguments import listed, parsed_parameters, parsed_seeds
 from benchmarks.commands import doctor
 from benchmarks.run.schedulers import Schedule
 from benchmarks.specs.suites import list_suites

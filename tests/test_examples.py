@@ -25,7 +25,8 @@ from small_suite import write_task
 from typer.testing import CliRunner
 
 import benchmarks
-from benchmarks.cli import app, normalised
+from benchmarks.cli import app
+from benchmarks.cli.application import normalised
 from benchmarks.specs import suites
 from benchmarks.specs.base import BaseSuite, TimingSpec
 from consistentee.data.instances import TaskData

@@ -1,0 +1,11 @@
+"""The ``consistentee`` command. Heavy imports wait until a command needs them, so that ``--help`` is instant."""
+
+from benchmarks.cli import suites, results, models, extensions, machine  # noqa: I001 - the order in --help
+from benchmarks.cli.application import app
+
+__all__ = ["app", "extensions", "machine", "main", "models", "results", "suites"]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

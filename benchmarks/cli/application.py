@@ -1,0 +1,135 @@
+"""The command itself: one group, options of several words, errors as one sentence and an exit code."""
+
+import errno
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from consistentee.errors import UserError
+
+_SEVERAL_VALUES = {
+    "run": {"--tasks", "--methods", "--backbones", "--seeds"},
+    "list": {"--methods"},
+    "table": {"--methods"},
+    "plot": {"--methods", "--tasks"},
+    "reproduce": {"--backbones", "--results"},
+    "search-recipe": {"--tasks", "--backbones", "--rates"},
+    "check-method": {"--families", "--param"},
+    "train": {"--param", "--set"},
+    "risk": {"--risk", "--loss"},
+}
+"""Options that take all the words after them, up to the next option."""
+
+# Typer's own ways to end a command: Exit, Abort, and the parent of all usage errors.
+_TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])
+
+_EXIT_USER_ERROR = 2
+
+_EXIT_INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """The group of all commands: options may take several words, and errors become one sentence and an exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Rewrite the arguments into the form that the parser knows."""
+        return super().parse_args(ctx, normalised(args))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Exit codes: 2 for what the user can mend, 130 for Ctrl-C, 1 for anything else."""
+        try:
+            return super().invoke(ctx)
+        except _TYPERS_OWN:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of a pipe went away: Typer ends quietly
+            code, message = _explained(error)
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            print(" ".join(message.split()), file=sys.stderr)
+            raise typer.Exit(code) from error
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the sentence for an error."""
+    if isinstance(error, UserError):
+        return _EXIT_USER_ERROR, f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return _EXIT_INTERRUPTED, "interrupted; what was finished is kept, and the next run goes on from there"
+    return 1, f"error: {type(error).__name__}: {error} (add --debug to see where)"
+
+
+def normalised(args: Sequence[str]) -> list[str]:
+    """Return arguments as the parser takes them.
+
+    ``--tasks a b`` becomes ``--tasks a --tasks b`` for the options that take several values, and ``--debug`` may
+    stand anywhere. Nothing after ``--`` is touched.
+    """
+    end = args.index("--") if "--" in args else len(args)
+    words = [word for word in args[:end] if word != "--debug"]
+    debug = ["--debug"] if len(words) < end else []
+    command = next((word for word in words if not word.startswith("-")), "")
+    several = _SEVERAL_VALUES.get(command, set())
+    spread: list[str] = []
+    option = ""
+    for word in words:
+        if word.startswith("-"):
+            option = word if word in several else ""
+        elif option and spread[-1] != option:
+            spread.append(option)
+        spread.append(word)
+    return [*debug, *spread, *args[end:]]
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: a line an example."""
+    return "\n\n".join(["Examples:", *lines])
+
+
+app = typer.Typer(
+    name="consistentee",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="The reference benchmark for early exiting in language models: train, measure and compare methods.",
+    epilog=examples(
+        "consistentee run quick",
+        "consistentee run cpu-6-layers --data DATA --tasks mcid rte",
+        "consistentee table runs/quick",
+        "consistentee doctor",
+        "Exit codes: 0 done, 1 something failed, 2 something you can mend, 130 interrupted.",
+    ),
+)
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data", envvar="CONSISTENTEE_DATA", help="Folder with data files; looked into before packages and the hub."
+    ),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from consistentee import __version__
+
+        print(f"consistentee {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass

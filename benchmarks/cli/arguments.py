@@ -1,0 +1,100 @@
+"""What words of the command line stand for: lists, numbers, parameters, folders, methods."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from consistentee.errors import UserError
+
+
+def listed(values: Sequence[str] | None) -> list[str] | None:
+    """Split values at commas; None stays None: the suite's own choice."""
+    if values is None:
+        return None
+    names = [name.strip() for value in values for name in value.split(",")]
+    return [name for name in names if name]
+
+
+def found_methods(methods: Sequence[str] | None) -> list[str] | None:
+    """Return the methods of the command line, those of files and folders included; say what cannot be used."""
+    names = listed(methods)
+    if names is None:
+        return None
+    from benchmarks.commands.plugins import usable_methods
+
+    found = usable_methods(names)
+    for file, reason in found.unavailable:
+        print(f"unavailable: {file}: {reason}", file=sys.stderr)
+    return found.names
+
+
+def labels_of_methods(methods: Sequence[str] | None) -> list[str] | None:
+    """Return what methods of the command line are called in results."""
+    names = listed(methods)
+    if names is None:
+        return None
+    from benchmarks.commands.plugins import labels_of
+
+    return labels_of(names)
+
+
+def parsed_seeds(values: Sequence[str] | None) -> list[int] | None:
+    """Return seeds as numbers. Raises UserError for anything else."""
+    names = listed(values)
+    try:
+        return None if names is None else [int(name) for name in names]
+    except ValueError as error:
+        raise UserError(f"--seeds takes whole numbers: {error}") from error
+
+
+def parsed_shares(values: Sequence[str]) -> list[float]:
+    """Return tolerated risks as numbers. Raises UserError for anything else."""
+    try:
+        return [float(name) for name in listed(values) or []]
+    except ValueError as error:
+        raise UserError(f"--risk takes numbers: {error}") from error
+
+
+def parsed_parameters(values: Sequence[str] | None, option: str = "--param") -> dict[str, Any]:
+    """Turn ``key=value`` pairs into parameters; values are read as YAML, so ``0.05`` is a number and ``true`` a bool.
+
+    Raises UserError for anything else.
+    """
+    import yaml
+
+    parameters = {}
+    for pair in values or []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UserError(f"{option} takes key=value, got {pair!r}")
+        try:
+            parameters[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"{option} {key}: {value!r} is not a value") from error
+    return parameters
+
+
+def parsed_rate(text: str) -> float:
+    """Return a learning rate. Raises UserError for what is none."""
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 1:
+        raise UserError(f"a learning rate lies between 0 and 1, such as 1e-4; got {text!r}")
+    return rate
+
+
+def existing_data(data: Path | None) -> Path | None:
+    """Return the data directory. Raises UserError where there is none."""
+    if data is not None and not data.is_dir():
+        raise UserError(f"no such data directory: {data} (from --data or CONSISTENTEE_DATA)")
+    return data
+
+
+def results_folder(out: Path) -> Path:
+    """Return the folder to write results to. Raises UserError where a file is in its place."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give a folder")
+    return out

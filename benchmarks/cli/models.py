@@ -1,0 +1,203 @@
+"""Commands of one model: train it, choose its knob by risk, predict and write with it."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from benchmarks.cli.application import DataOption, app, examples
+from benchmarks.cli.arguments import existing_data, listed, parsed_parameters, parsed_shares
+from benchmarks.terminal import output_console
+
+command = partial(app.command, rich_help_panel="One model")
+
+DeltaOption = Annotated[
+    float, typer.Option("--delta", help="Tolerated chance that the promise of --risk is broken.", show_default=True)
+]
+
+RISK_LOSSES = "gap|consistency|brier-gap|brier-consistency"
+
+
+class TeachesSettings(TyperCommand):
+    """A command whose help ends with the fields of ``--set``."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        from benchmarks.commands.settings import explained_settings
+
+        super().format_help(ctx, formatter)
+        output_console().print(explained_settings())
+
+
+@command(
+    cls=TeachesSettings,
+    epilog=examples(
+        "consistentee train movie-snippets --method consistentee --backbone minilm-l6 --out my-model",
+        "consistentee train mcid --method consistentee --param alpha=0.1 --set epochs=6 --data DATA --out my-model",
+        "consistentee train my-task.yaml --method mine.py:MyMethod --out my-model",
+        "consistentee train movie-snippets --method deebert --risk 0.02 --out my-model",
+        "consistentee train alpaca --method consistentee-tokens --set exit_steps=600 --data DATA --out my-decoder",
+    ),
+)
+def train(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="A task's name, or its YAML file.")],
+    *,
+    method: Annotated[str, typer.Option("--method", help="A method's name, or file.py:Class.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the trained model.")],
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone",
+            help="Catalogue name, directory or hub id.",
+            show_default="minilm-l6, for tasks of texts smollm2-135m",
+        ),
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", metavar="KEY=VALUE ...", help="Parameters of the method.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE ...", help="How to train: the fields are listed below."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
+    risk: Annotated[
+        float | None,
+        typer.Option("--risk", help="Store the earliest knob proven to lose at most this share of points."),
+    ] = None,
+    delta: DeltaOption = 0.1,
+    bound: Annotated[str, typer.Option("--bound", metavar="crc|ucb|ltt", help="How --risk is proven.")] = "ucb",
+    loss: Annotated[str, typer.Option("--loss", metavar=RISK_LOSSES, help="What --risk is a mean of.")] = "gap",
+    data: DataOption = None,
+) -> None:
+    """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
+    from benchmarks.commands.single_model import Tolerance, train_model
+
+    report = train_model(
+        task,
+        method,
+        parsed_parameters(param),
+        backbone=backbone,
+        out=out,
+        settings=parsed_parameters(settings, "--set"),
+        seed=seed,
+        data_dir=existing_data(data),
+        tolerance=None if risk is None else Tolerance(risk, delta, bound, loss),
+    )
+    output_console().print(report)
+
+
+@command(
+    epilog=examples(
+        "consistentee risk my-model movie-snippets --risk 0.02",
+        "consistentee risk my-model mcid --risk 0.01 0.05 --delta 0.05 --loss consistency --data DATA",
+        "consistentee risk my-model movie-snippets --risk 0.02 0.05 --splits 100",
+    )
+)
+def risk(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of labels.")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="The task that it was trained for.")],
+    *,
+    risks: Annotated[list[str], typer.Option("--risk", metavar="A B ...", help="Mean losses that are tolerated.")],
+    delta: DeltaOption = 0.1,
+    losses: Annotated[
+        list[str] | None,
+        typer.Option("--loss", metavar=f"{RISK_LOSSES} ...", help="Of a row.", show_default="gap consistency"),
+    ] = None,
+    splits: Annotated[
+        int | None, typer.Option("--splits", min=1, help="Count broken promises over so many random splits instead.")
+    ] = None,
+    data: DataOption = None,
+) -> None:
+    """Choose the knob of a saved model by risk control (CRC, UCB, LTT), and see what it costs on test rows."""
+    from benchmarks.commands.risk import risk_table
+
+    output_console().print(
+        risk_table(
+            model,
+            task,
+            parsed_shares(risks),
+            delta=delta,
+            losses=listed(losses) or ["gap", "consistency"],
+            splits=splits,
+            data_dir=existing_data(data),
+        )
+    )
+
+
+@command(
+    epilog=examples(
+        'consistentee predict my-model "a film to see twice" "dull from start to end"',
+        'consistentee predict my-pair-model --pair "It rains." "The ground is wet."',
+        'consistentee predict my-model --knob 0.9 "quite good, I suppose"',
+    )
+)
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts; a tab parts the texts of a pair.")],
+    knob: Annotated[
+        float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
+    ] = None,
+    pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
+) -> None:
+    """Show label, probability, exit layer and time of each text."""
+    from benchmarks.commands.predict import predict_texts, rows_of
+
+    output_console().print(predict_texts(model, rows_of(texts, pair), knob))
+
+
+@command(
+    epilog=examples(
+        'consistentee generate my-decoder "The committee decided that"',
+        'consistentee generate my-decoder --in-flight 32 "One" "Two" "Three"',
+        'consistentee generate my-decoder --knob 0.8 --max-new-tokens 40 "Once upon a time" | tr " " "\\n"',
+    )
+)
+def generate(
+    model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of texts.")],
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to go on from, as they are.")],
+    *,
+    knob: Annotated[
+        float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", min=0, help="Of each text.", show_default="as in training")
+    ] = None,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option("--max-prompt-tokens", min=1, help="Cut longer prompts; their end stays.", show_default="no cut"),
+    ] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            "--kv",
+            metavar="propagate|exact",
+            help="How layers that a token skipped get its keys and values.",
+            show_default="the method's",
+        ),
+    ] = None,
+    in_flight: Annotated[
+        int | None,
+        typer.Option(
+            "--in-flight",
+            min=1,
+            help="Continue so many prompts at a time, regrouped as their tokens leave.",
+            show_default="one after the other",
+        ),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="token/12 instead of colours.")] = False,
+) -> None:
+    """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
+    from benchmarks.commands.generate import write_texts
+
+    write_texts(
+        model,
+        prompts,
+        knob=knob,
+        max_new_tokens=max_new_tokens,
+        max_prompt_tokens=max_prompt_tokens,
+        kv=kv,
+        in_flight=in_flight,
+        plain=plain,
+    )

@@ -1,0 +1,185 @@
+"""Commands that show results: tables, figures, the report, a paper beside them, the leaderboard."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.cli.application import DataOption, app, examples
+from benchmarks.cli.arguments import existing_data, labels_of_methods, listed, results_folder
+from benchmarks.terminal import RESULTS_WIDTH, output_console
+
+command = partial(app.command, rich_help_panel="See results")
+
+OnlyMethodsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--methods", metavar="A B ...", help="Only these, by label, file.py:Class or folder/ (and the full model)."
+    ),
+]
+
+ResultsArgument = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick, or published results.")
+]
+
+
+@command(
+    epilog=examples(
+        "consistentee table runs/quick",
+        "consistentee table runs/quick --format latex > table.tex",
+        "consistentee table results/cpu-6-layers --published --format md",
+    )
+)
+def table(
+    results: ResultsArgument,
+    table_format: Annotated[
+        str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Write and print this format.")
+    ] = None,
+    methods: OnlyMethodsOption = None,
+    published: Annotated[bool, typer.Option("--published", help="Beside the figures that papers print.")] = False,
+) -> None:
+    """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...).
+
+    md: the page that matters most; all: every table, as Markdown; csv: a line an operating point; long: a line a cell,
+    knob and split.
+    """
+    from benchmarks.analysis import terminal_report, write_all_tables
+
+    if table_format is None:
+        output_console(RESULTS_WIDTH).print(terminal_report(results, labels_of_methods(methods), published=published))
+        return
+    path = write_all_tables(results, table_format, labels_of_methods(methods), published=published)
+    print(path.read_text(encoding="utf-8"), end="")
+    print(f"written to {path}", file=sys.stderr)
+
+
+@command(
+    epilog=examples(
+        "consistentee reproduce",
+        "consistentee reproduce consistentee-glue",
+        "consistentee reproduce pabee-glue --format csv > pabee.csv",
+        "consistentee reproduce deebert-glue --dry-run --data DATA",
+        "consistentee reproduce consistentee-glue --run --backbones bert-base-uncased",
+        "Without --run nothing is trained: ours are published results and those of earlier --run.",
+    )
+)
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A table's name, or its YAML file; without, all are listed.")
+    ] = None,
+    *,
+    backbones: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backbones",
+            metavar="A B ...",
+            help="Ours; names, directories, hub ids.",
+            show_default="those with records",
+        ),
+    ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", metavar="DIR ...", help="Folders of ours.", show_default="runs/NAME, results/SUITE"),
+    ] = None,
+    table_format: Annotated[
+        str | None, typer.Option("--format", metavar="md|csv", help="Write and print this format.")
+    ] = None,
+    run_missing: Annotated[bool, typer.Option("--run", help="First run what is missing, see `run`.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what --run would do, and how long.")] = False,
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of what --run trains.", show_default="runs/NAME")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
+    ] = 1,
+) -> None:
+    """Set a paper's table beside ours: the same tasks at the printed speed-ups, with intervals and what differs."""
+    from benchmarks.commands import reproduce as papers
+
+    if name is None:
+        output_console().print(papers.inventory())
+        return
+    reproduction = papers.Reproduction.of(
+        name, listed(backbones), out=None if out is None else results_folder(out), results=results
+    )
+    data = existing_data(data)
+    if dry_run:
+        print("\n".join(reproduction.plan(data, workers)))
+        return
+    failed = reproduction.run(data, workers) if run_missing else []
+    comparisons, faults = reproduction.comparisons()
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    if table_format is None:
+        output_console(RESULTS_WIDTH).print(papers.for_terminal(comparisons))
+    else:
+        path = reproduction.write(comparisons, table_format)
+        print(path.read_text(encoding="utf-8"), end="")
+        print(f"written to {path}", file=sys.stderr)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
+
+
+@command(
+    epilog=examples(
+        "consistentee plot runs/quick",
+        "consistentee plot results/cpu-6-layers --format pdf --tasks mcid rte --methods consistentee deebert static",
+    )
+)
+def plot(
+    results: ResultsArgument,
+    methods: OnlyMethodsOption = None,
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", metavar="A B ...", help="Only these tasks.")] = None,
+    figure_format: Annotated[
+        str, typer.Option("--format", metavar="png|pdf|svg", help="Of the files; letters are embedded.")
+    ] = "png",
+) -> None:
+    """Draw all figures into the results folder, to be printed as they are: curves, times, exits, ranks, ..."""
+    from joblib import cpu_count
+
+    from benchmarks.analysis import write_all_figures
+
+    processes = min(4, cpu_count())
+    paths, missing = write_all_figures(
+        results, labels_of_methods(methods), listed(tasks), processes=processes, kinds=(figure_format,)
+    )
+    for path in paths:
+        print(path)
+    for line in missing:
+        print(f"not drawn: {line}", file=sys.stderr)
+
+
+@command(epilog=examples("consistentee report runs/quick"))
+def report(results: ResultsArgument) -> None:
+    """Write report.html: leaderboard, curves to explore, exits, provenance and warnings; it needs no network."""
+    from benchmarks.analysis import write_html
+
+    print(write_html(results))
+
+
+@command(
+    epilog=examples(
+        "consistentee leaderboard runs/quick",
+        "consistentee leaderboard results/* --format md > leaderboard.md",
+    )
+)
+def leaderboard(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="DIR", help="Results folders, of this machine and of others.")
+    ],
+    table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv", help="Print this format.")] = None,
+) -> None:
+    """Compare methods over tasks, at equal cost and by whole curves; say where every result comes from."""
+    from benchmarks.analysis.leaderboard import load_leaderboard
+    from benchmarks.analysis.tables.leaderboard import to_terminal, to_text
+
+    board = load_leaderboard(results)
+    if table_format is None:
+        output_console(RESULTS_WIDTH).print(to_terminal(board))
+    else:
+        print(to_text(board, table_format), end="")

@@ -1,0 +1,166 @@
+"""Commands of a suite: run it, search its recipes, publish what it left."""
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmarks.cli.application import DataOption, app, examples
+from benchmarks.cli.arguments import existing_data, found_methods, listed, parsed_rate, parsed_seeds, results_folder
+from benchmarks.terminal import RESULTS_WIDTH, output_console
+from consistentee.errors import UserError
+
+command = partial(app.command, rich_help_panel="Run a suite")
+
+
+@command(
+    epilog=examples(
+        "consistentee run quick",
+        "consistentee run cpu-6-layers --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
+        "consistentee run cpu-6-layers --methods full,consistentee mine.py:MyMethod --seeds 0 1 2",
+        "consistentee run cpu-6-layers --data DATA --dry-run",
+        "consistentee run cpu-6-layers --data DATA --workers 4",
+        "Run it again at any time: only what is missing is computed.",
+    )
+)
+def run(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
+    *,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--tasks", metavar="A B ...", help="Only these tasks; several words, or with commas."),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--methods", metavar="A B ...", help="Only these methods or labels, file.py:Class, or all of folder/."
+        ),
+    ] = None,
+    backbones: Annotated[
+        list[str] | None,
+        typer.Option("--backbones", metavar="A B ...", help="Catalogue names, directories or hub ids."),
+    ] = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option("--seeds", metavar="0 1 ...", help="Seeds of the training.")
+    ] = None,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/SUITE")] = None,
+    published: Annotated[
+        Path | None,
+        typer.Option(
+            "--published", help="Published results that count as done.", show_default="results/SUITE, where it is"
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show it beside.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
+    ] = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="Run on a dask cluster, such as tcp://host:8786."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")
+    ] = False,
+) -> None:
+    """Run what is missing of a suite: train, measure, time; then write tables and figures."""
+    from benchmarks.specs.suites import Filters, load_suite
+
+    spec = load_suite(suite)
+    filters = Filters(
+        tasks=listed(tasks), methods=found_methods(methods), backbones=listed(backbones), seeds=parsed_seeds(seeds)
+    )
+    if scheduler is not None and workers > 1:
+        raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
+    out, data = results_folder(out or Path("runs") / spec.name), existing_data(data)
+    if dry_run:
+        from benchmarks.run.forecast import plan_lines
+
+        again = {"fresh": fresh, "retry_failed": retry_failed, "remeasure": remeasure}
+        lines = plan_lines(spec, filters, out=out, data_dir=data, workers=workers, published_dir=published, **again)
+        print("\n".join(lines))
+        return
+    from benchmarks.run.schedulers import Schedule
+    from benchmarks.run.sweep import run_suite
+
+    outcome = run_suite(
+        spec,
+        filters,
+        out=out,
+        data_dir=data,
+        fresh=fresh,
+        retry_failed=retry_failed,
+        remeasure=remeasure,
+        published_dir=published,
+        schedule=Schedule(workers, scheduler),
+    )
+    if outcome.table is not None:
+        output_console(RESULTS_WIDTH).print(outcome.table)
+    for line in outcome.refused:
+        print(f"not defined: {line}", file=sys.stderr)
+    for line in outcome.failed:
+        print(f"failed: {line}", file=sys.stderr)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@command(
+    name="search-recipe",
+    epilog=examples(
+        "consistentee search-recipe cpu-6-layers --data DATA --tasks rte mrpc",
+        "consistentee search-recipe cpu-6-layers --data DATA --rates 5e-5 1e-4 2e-4 --epochs 10",
+    ),
+)
+def search_recipe(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
+    *,
+    tasks: Annotated[list[str] | None, typer.Option("--tasks", metavar="A B ...", help="Only these tasks.")] = None,
+    backbones: Annotated[
+        list[str] | None, typer.Option("--backbones", metavar="A B ...", help="Names, directories or hub ids.")
+    ] = None,
+    rates: Annotated[
+        list[str] | None,
+        typer.Option("--rates", metavar="X Y ...", help="Peak rates of the backbone.", show_default="5e-5 1e-4 2e-4"),
+    ] = None,
+    epochs: Annotated[
+        int, typer.Option("--epochs", metavar="N", min=2, help="Of every run: more than a recipe will have.")
+    ] = 8,
+    data: DataOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="CSV file, a line an epoch.", show_default="runs/SUITE-recipes.csv")
+    ] = None,
+) -> None:
+    """Train full models and joint exits for long, and say after how many epochs and at which rate they converge.
+
+    What is in the CSV file is not trained again. The recipe goes into the suite's YAML by hand.
+    """
+    from benchmarks.commands.search_recipe import recipes_of
+    from benchmarks.specs.suites import Filters
+
+    filters = Filters(tasks=listed(tasks), backbones=listed(backbones), seeds=[0])
+    tried = [parsed_rate(rate) for rate in listed(rates) or ()]
+    found = recipes_of(suite, filters, tried, epochs, data_dir=existing_data(data), out=out)
+    output_console(RESULTS_WIDTH).print(found)
+
+
+@command(
+    epilog=examples(
+        "consistentee publish runs/quick",
+        "consistentee publish runs/quick --out elsewhere/quick",
+    )
+)
+def publish(
+    run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.", show_default="results/SUITE")] = None,
+) -> None:
+    """Write what a run left behind as a few small files: cells, timings, rows, tables, one figure."""
+    from benchmarks.commands.publish import publish_run
+
+    for path in publish_run(run_folder, out):
+        print(path)
