@@ -1,12 +1,12 @@
 """Balcony (Jamialahmadi et al., EMNLP 2025, arXiv 2503.05005): exits that are whole decoder layers, one a budget.
 
-Backbone and LM head are frozen. An exit is a decoder layer of its own, which starts as a copy of the last one, a norm of
-its own and the shared LM head. All exits learn together to say what the full model says: mean over exits of
+Backbone and LM head are frozen. An exit is a decoder layer of its own, which starts as a copy of the last one, a norm
+of its own and the shared LM head. All exits learn together to say what the full model says: mean over exits of
 KL(full || exit), mean over tokens.
 
-Decoding: a budget picks one exit e, for every token of prompt and text alike. So what runs is a decoder of e + 1 layers,
-layers 1 to e and the exit's, whose keys and values have no holes; and that is what is counted. At full depth it is the
-stock model.
+Decoding: a budget picks one exit e, for every token of prompt and text alike. So what runs is a decoder of e + 1
+layers, layers 1 to e and the exit's, whose keys and values have no holes; and that is what is counted. At full depth it
+is the stock model.
 
 Choices. Losses and states are those of response tokens; padding and prompts are masked, where the paper trains on all
 tokens of a corpus. The rate decays linearly as all rates here do, and not as a cosine. Where a recipe trains the

@@ -1,4 +1,4 @@
-"""Kangaroo (Liu et al., NeurIPS 2024, arXiv 2404.18911): a small adapter with attention drafts, the full model verifies.
+"""Kangaroo (Liu et al., NeurIPS 2024, arXiv 2404.18911): an adapter that attends drafts, and the full model verifies.
 
 The draft model is layers 1 to e, an adapter and the frozen LM head. The adapter is a norm, self-attention with a
 residual, and a norm: a layer of the stock family without its MLP (section 3.2). It attends, so it has keys and values
@@ -13,12 +13,12 @@ drafted tokens in one pass, from the hidden states that layer e left. What agree
 model's behind it; keys and values behind that are dropped, the adapter's too. A greedy text is the full model's.
 
 Choices. The knob is e, as LayerSkip's is: an early layer drafts at little cost and is often refused, a late one the
-other way round, and that is the curve; under the threshold, text and quality never change, and the cost has one shallow
-minimum, so it is a parameter, as published: 0.6. Every exit layer below L has an adapter, all trained in one stage (mean
-of their losses); the paper's e, 2 of 32 layers, is had by an exit there. An adapter starts from the norm and attention of
-the layer behind its exit, which reads the same hidden states, where the paper's starts at random. It reads the last token
-of a draft too, which the authors' code leaves out until it is needed: a fraction of a layer a pass, counted. Of the
-authors' code not repeated: it stops up to ``draft_tokens`` + 1 tokens before the end; its loss mask is off by one.
+other way round, which makes the curve. The threshold changes no text and moves the cost little, so it is a parameter,
+as published: 0.6. Every exit layer below L has an adapter, all trained in one stage (mean of their losses); the paper's
+e, 2 of 32 layers, is had by an exit there. An adapter starts from the norm and attention of the layer behind its exit,
+which reads the same hidden states, where the authors' code starts at random. It reads the last token of a draft too,
+which their code leaves out until it is needed: a part of a layer a pass, counted. Of their code not repeated: it
+stops up to ``draft_tokens`` + 1 tokens before the end, and its loss mask is off by one.
 
 Layers: an adapter counts by its weights, as a part of a layer, for every token that it reads.
 """

@@ -1,4 +1,4 @@
-"""Branches: decoder layers of their own behind exits; the shallower decoders that they end; and what they learn from."""
+"""Branches: decoder layers of their own behind exits; the shallower decoders that they end; what they learn from."""
 
 import json
 

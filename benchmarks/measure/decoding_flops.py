@@ -159,7 +159,7 @@ class DecodingFlops:
 
     @torch.no_grad()
     def _branch(self, layer: int) -> tuple[TokenCost | None, int]:
-        """Return what a branch costs a token, if there is one, and what a drafted token costs behind it, or the exit."""
+        """Return what a branch costs, if there is one, and what drafting a token costs behind it, or else the exit."""
         model = self._model
         if not model.has_branch(layer):
             return None, self.exit_cost(NeverExit(), 1).answering[layer]

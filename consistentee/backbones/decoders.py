@@ -8,7 +8,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -133,10 +133,10 @@ class DecoderStepper(ABC):
         ``with_mlp=False`` leaves norm and attention of it, and what they add to the hidden state.
         """
         shared = {id(self.config): self.config}  # what the configuration is told later holds for the copy too
-        copied = cast(nn.Module, copy.deepcopy(self.layer_module(layer), shared))
+        copied = copy.deepcopy(self.layer_module(layer), shared)
         for module in copied.modules():
-            if hasattr(module, "layer_idx"):
-                module.layer_idx = number - 1
+            if "layer_idx" in vars(module):
+                vars(module)["layer_idx"] = number - 1  # where the cache has its keys and values
         if not with_mlp:
             mlp, norm = self.mlp
             setattr(copied, norm, nn.Identity())

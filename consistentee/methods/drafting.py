@@ -50,7 +50,9 @@ class DraftingMethod(TokenMethod):
         if options.pop("sampling", None) is not None:
             raise UserError(f"{self.name} verifies greedy drafts and cannot sample; draft layer {knob:g} drafts")
         if options.pop("in_flight", None) is not None:
-            raise UserError(f"{self.name} writes text after text, and keeps none in flight; draft layer {knob:g} drafts")
+            raise UserError(
+                f"{self.name} writes text after text, and keeps none in flight; draft layer {knob:g} drafts"
+            )
         for batching in ("batch_size", "sort_by_length"):
             options.pop(batching, None)
         return generate_speculatively(

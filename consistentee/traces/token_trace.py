@@ -278,6 +278,7 @@ def _run_at_full_depth(
     model: MultiExitDecoder,
     rows: Sequence[TokenRow],
     kept: Callable[[TokenRows], Tensor],
+    *,
     batch_size: int,
     dtype: torch.dtype,
     progress: str | None,

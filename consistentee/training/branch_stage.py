@@ -1,4 +1,4 @@
-"""Training branches, exits with a decoder layer of their own, on the states that a frozen backbone left of whole rows."""
+"""Training branches, exits with a decoder layer of their own, on what a frozen backbone has left of whole rows."""
 
 from collections.abc import Callable
 
@@ -18,10 +18,7 @@ from consistentee.training.token_stages import train_exits, train_on_rows
 
 
 def train_branches(
-    model: MultiExitDecoder,
-    task: TextTask,
-    recipe: TokenRecipe,
-    spec_at: Callable[[int], BranchSpec],
+    model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe, spec_at: Callable[[int], BranchSpec]
 ) -> None:
     """Put a branch on every exit below L, and train all of them together to say what the last exit says.
 
