@@ -13,9 +13,9 @@ drafted tokens in one pass, from the hidden states that layer e left. What agree
 model's behind it; keys and values behind that are dropped, the adapter's too. A greedy text is the full model's.
 
 Choices. The knob is e, as LayerSkip's is: an early layer drafts at little cost and is often refused, a late one the
-other way round, which makes the curve. The threshold changes no text and moves the cost little, so it is a parameter,
-as published: 0.6. Every exit layer below L has an adapter, all trained in one stage (mean of their losses); the paper's
-e, 2 of 32 layers, is had by an exit there. An adapter starts from the norm and attention of the layer behind its exit,
+other way round, which makes the curve. The threshold, which changes no text either, is a parameter, as published: 0.6.
+Every exit layer below L has an adapter, all trained in one stage (mean of their losses); the paper's e, 2 of 32 layers,
+is had by an exit there. An adapter starts from the norm and attention of the layer behind its exit,
 which reads the same hidden states, where the authors' code starts at random. It reads the last token of a draft too,
 which their code leaves out until it is needed: a part of a layer a pass, counted. Of their code not repeated: it
 stops up to ``draft_tokens`` + 1 tokens before the end, and its loss mask is off by one.
