@@ -8,10 +8,9 @@ Decoding: a budget picks one exit e, for every token of prompt and text alike. S
 layers, layers 1 to e and the exit's, whose keys and values have no holes; and that is what is counted. At full depth it
 is the stock model.
 
-Choices. Losses and states are those of response tokens; padding and prompts are masked, where the paper trains on all
-tokens of a corpus. The rate decays linearly as all rates here do, and not as a cosine. Where a recipe trains the
-backbone, that comes before, in the stage that all methods share. The paper's variants with attention alone or an MLP
-alone are left out, as is its copy-free start.
+Choices. The loss is that of response tokens, where the paper's masks padding alone. Rates decay linearly, as all do
+here, and not as a cosine. Where a recipe trains the backbone, that comes before, in the stage that all methods share.
+The paper's exits with attention alone or an MLP alone are left out, as is its random start.
 """
 
 from collections.abc import Sequence
