@@ -15,43 +15,33 @@ The rule is the draft's: every token leaves at the draft layer. Without verifica
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from consistentee.data.prompts import TextTask
-from consistentee.engine.generate import Generations, generate
-from consistentee.engine.speculation import generate_speculatively
 from consistentee.errors import UserError
-from consistentee.methods.method import Knob
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.drafting import DraftingMethod
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule
-from consistentee.rules.schedules import ScheduledRule, check_exit_layer
 from consistentee.traces.token_rows import TokenRows
 from consistentee.training.recipe import TokenRecipe
 from consistentee.training.token_stages import joint_loss, train_exits
 
 
 @dataclass(frozen=True)
-class LayerSkip(TokenMethod):
+class LayerSkip(DraftingMethod):
     """Self-speculative decoding.
 
     Attributes:
-        draft_tokens: tokens written before each verification.
         dropout: probability that a row skips layer L in training.
     """
 
     name: ClassVar[str] = "layerskip"
     paper: ClassVar[str] = "Elhoushi et al., LayerSkip, ACL 2024, arXiv 2404.16710"
-    knob: ClassVar[Knob] = Knob("draft layer", tuple(float(layer) for layer in range(6, 31, 6)))
-    drafts: ClassVar[bool] = True
 
-    draft_tokens: int = 4
     dropout: float = 0.1
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
@@ -61,32 +51,6 @@ class LayerSkip(TokenMethod):
             raise UserError(f"{self.name}: dropout must lie in [0, 1), got {self.dropout:g}")
         train_exits(model, task, recipe, backbone_loss=partial(_loss_with_layer_dropout, self.dropout))
         return model
-
-    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
-        """Return the exit layers; with the last one nothing is drafted, and the full model writes alone."""
-        return tuple(float(layer) for layer in model.exit_layers)
-
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit at the draft layer, ``knob``. Raises UserError where there is no exit."""
-        self.check_knob(model, knob)
-        return ScheduledRule([check_exit_layer(model, knob)])
-
-    def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
-        """Write the full model's texts, drafted at layer ``knob``; see :func:`generate_speculatively`.
-
-        Drafted texts are written one after the other, whatever ``batch_size`` and ``sort_by_length`` are. Raises
-        UserError where they shall be sampled: what is verified is the likeliest token.
-        """
-        rule = self.rule(model, knob)
-        if knob == model.num_layers:
-            return generate(model, prompts, rule, **options)
-        if options.pop("sampling", None) is not None:
-            raise UserError(f"{self.name} verifies greedy drafts and cannot sample; draft layer {knob:g} drafts")
-        for batching in ("batch_size", "sort_by_length"):
-            options.pop(batching, None)
-        return generate_speculatively(
-            model, prompts, draft_layer=round(knob), draft_tokens=self.draft_tokens, **options
-        )
 
 
 def skip_probability(layer: int, num_layers: int, dropout: float) -> float:

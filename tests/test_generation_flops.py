@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
+from consistentee.models.branches import BranchSpec
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.rules.signals import margin
@@ -113,6 +114,27 @@ def test_drafts_cost_all_layers_whether_accepted_or_not(model, flops):
     assert flops.speculating(written) > least
     with pytest.raises(TypeError, match="speculating"):
         flops.decoding(written, NeverExit(), "propagate")
+
+
+def test_a_branch_that_drafts_is_counted_with_the_prompts_too(tiny_decoder):
+    """Attention without an MLP; and behind it, the LM head alone."""
+    model = tiny_decoder("llama")
+    plain = DecodingFlops(model)
+    model.add_branch(2, BranchSpec(copied_layer=3, with_mlp=False))
+    flops = DecodingFlops(model)
+    written = generate_speculatively(model, random_prompts(1, seed=4), draft_layer=2, max_new_tokens=6)
+    (prompt,), read = written.prompt_tokens, written.drafted[0] + written.passes[0]
+    attention = layer_formula(0) - 3 * 2 * WIDTH * INNER
+    a_column = layer_formula(1) - layer_formula(0)
+    assert flops.prefill_to_speculate(written) == plain.prefill([prompt]) + attention * prompt + a_column * prompt**2
+    columns = round(read * (prompt + len(written.tokens[0]) / 2))
+    layers = LAYERS * layer_formula(0) + attention
+    head = exit_formula(model, LAYERS)
+    assert flops.speculating(written) == layers * read + (LAYERS + 1) * a_column * columns + head * (
+        read + written.drafted[0]
+    )
+    written = generate_speculatively(model, random_prompts(1, seed=4), draft_layer=1, max_new_tokens=6)
+    assert flops.prefill_to_speculate(written) == plain.prefill([prompt]), "an exit reads no prompt"
 
 
 def test_texts_of_one_token_cost_nothing_to_decode(model, flops):

@@ -102,6 +102,15 @@ def test_a_method_that_decodes_in_its_own_way_says_so(card):
     assert card("layerskip").supports == "generation, in a way of its own"
 
 
+def test_branches_are_counted_on_a_card(card):
+    """A layer of SmolLM2-135M has 3,540,096 weights, 884,736 of them in its attention; a norm has 576."""
+    balcony, kangaroo = card("balcony"), card("kangaroo")
+    assert (balcony.trains, kangaroo.trains) == ("branches", "branches")
+    assert balcony.extra_parameters == 4 * (3_540_096 + 576)
+    assert kangaroo.extra_parameters == 4 * (884_736 + 2 * 576)
+    assert balcony.supports == "generation, by a decoder of its own for every value of the knob"
+
+
 def test_the_command_shows_cards_of_files_and_of_broken_ones(tmp_path, monkeypatch):
     from benchmarks.commands import inventory
 

@@ -85,8 +85,8 @@ def _decoding(model: MultiExitDecoder, method: TokenMethod, knob: float, kv: str
     if kv is None:
         return lambda prompts, options: method.generate(model, prompts, knob, **options)
     _check_ways(method, "--kv")
-    rule = method.rule(model, knob)
-    return lambda prompts, options: generate(model, prompts, rule, kv=kv, **options)  # type: ignore[arg-type]
+    rule, decodes = method.rule(model, knob), method.model_at(model, knob)
+    return lambda prompts, options: generate(decodes, prompts, rule, kv=kv, **options)  # type: ignore[arg-type]
 
 
 def _check_ways(method: TokenMethod, option: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, BertConfig
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig
 
 from benchmarks.commands.inventory import listed_methods, listed_token_methods
 from benchmarks.contract.base_case import fitted
@@ -25,12 +25,15 @@ from benchmarks.contract.tiny.encoders import TinyModels, make_task, random_text
 from benchmarks.contract.token_case import TokenCase, train_token_case
 from benchmarks.contract.watching import WatchedRule
 from benchmarks.terminal import add_columns, add_row, plain_table
+from consistentee.backbones.decoders import decoder_stepper_for
 from consistentee.backbones.encoders import stepper_for
 from consistentee.engine.classify import classify
 from consistentee.methods.method import AnyMethod, Method, get_method
 from consistentee.methods.token_method import TokenMethod
+from consistentee.models.branches import Branch, BranchSpec
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder_description import default_exit_layers
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.encoder_description import ModelDescription
 from consistentee.models.heads import ExitHeads
@@ -178,6 +181,8 @@ def _decoding(method: TokenMethod) -> str:
     """Say how a method of generation decodes."""
     if type(method).generate is not TokenMethod.generate:
         return "generation, in a way of its own"
+    if type(method).model_at is not TokenMethod.model_at:
+        return "generation, by a decoder of its own for every value of the knob"
     filled = {"propagate": "are propagated", "exact": "are made exactly, later"}[method.kv]
     return f"generation; keys and values of skipped layers {filled}"
 
@@ -225,8 +230,26 @@ def _described_extra(config: object, description: ModelDescription) -> int:
 
 
 def _extra_on_smollm2(model: MultiExitDecoder) -> int:
+    """Count heads, and branches at the usual exits, without their weights."""
+    described = model.description
     with torch.device("meta"):
-        return sum(_count(ExitHeads(spec, **_SMOLLM2_135M)) for spec in model.description.heads.values())
+        heads = sum(_count(ExitHeads(spec, **_SMOLLM2_135M)) for spec in described.heads.values())
+        branches = list(described.branches.values())[:1]  # all are alike
+        return heads + sum(_count_branches(spec) for spec in branches)
+
+
+def _count_branches(spec: BranchSpec) -> int:
+    layers = _SMOLLM2_135M["num_layers"]
+    config = LlamaConfig(
+        hidden_size=_SMOLLM2_135M["width"],
+        num_hidden_layers=layers,
+        intermediate_size=1536,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+    )
+    stepper = decoder_stepper_for(AutoModelForCausalLM.from_config(config))
+    usual = replace(spec, copied_layer=layers)  # layers are alike, too
+    return sum(_count(Branch(usual, layer, stepper)) for layer in default_exit_layers(layers)[:-1])
 
 
 def _what_it_reads(method: Method, model: MultiExitModel) -> str:

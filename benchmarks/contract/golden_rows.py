@@ -80,7 +80,7 @@ class GoldenRows(ABC):
 
     @abstractmethod
     def numbers(self, model: Any) -> dict[str, list[float]]:
-        """Return the mean absolute value of every exit's logits, and of the weights of every learned head."""
+        """Return the mean absolute value of every exit's logits, and of the weights of learned heads and branches."""
 
     @abstractmethod
     def exits(self, method: Any, model: Any, knobs: Sequence[float]) -> Tensor:
@@ -179,7 +179,9 @@ class GoldenTexts(GoldenRows):
         trace = self._trace(model)
         tokens = torch.arange(len(trace))
         says = [model.logits(layer, trace.states(index, tokens)) for index, layer in enumerate(trace.exit_layers)]
-        return {"logits": _sizes(torch.stack(says, dim=1)), **_head_sizes(model)}
+        branches = [_size(model.branch(layer)) for layer in model.exit_layers if model.has_branch(layer)]
+        own = {"branches": branches} if branches else {}
+        return {"logits": _sizes(torch.stack(says, dim=1)), **_head_sizes(model), **own}
 
     def exits(self, method: TokenMethod, model: Any, knobs: Sequence[float]) -> Tensor:
         """Return those of the tokens of the references that may exit."""

@@ -32,6 +32,8 @@ RECIPE = TokenRecipe(
     head_steps=8,
     head_batch_size=32,
     head_learning_rate=1e-2,
+    branch_steps=6,
+    branch_learning_rate=1e-2,
     seed=1,
 )
 
@@ -57,6 +59,10 @@ class TokenCase(BaseCase[MultiExitDecoder, TokenTrace]):
         """What may fill skipped layers: the method's own policy, and the exact one, which replays."""
         return list(dict.fromkeys((self.method.kv, "exact")))
 
+    def model_at(self, knob: float) -> MultiExitDecoder:
+        """Return what decodes at one value of the knob."""
+        return self.method.model_at(self.model, knob)
+
     def live(self, knob: float, kv: KVPolicy, *, batch_size: int = PROMPTS) -> Generations:
         """Continue the prompts of the case; done once for every way of doing so."""
         if (knob, kv, batch_size) not in self._done:
@@ -78,15 +84,15 @@ class TokenCase(BaseCase[MultiExitDecoder, TokenTrace]):
         watched = watched or WatchedRule(self.rule(knob))
         options = {"kv": kv, "batch_size": batch_size, "in_flight": in_flight, "max_new_tokens": NEW_TOKENS}
         try:
-            return generate_encoded(self.model, prompts, watched, **options)  # type: ignore[arg-type]
+            return generate_encoded(self.model_at(knob), prompts, watched, **options)  # type: ignore[arg-type]
         except BrokenContractError:
             raise
         except Exception as error:  # a user's rule may fail in any way at all
             raise rule_failed(watched, knob, self.model.num_layers, error) from error
 
-    def trace_of(self, written: Generations) -> TokenTrace:
-        """Return the trace of texts written behind the prompts of the case."""
-        return record_tokens(self.model, _rows_of(self.prompts, written))
+    def trace_of(self, written: Generations, knob: float) -> TokenTrace:
+        """Return the trace of texts written behind the prompts of the case at one value of the knob."""
+        return record_tokens(self.model_at(knob), _rows_of(self.prompts, written))
 
     def swept(self, values: Sequence[float]) -> Tensor:
         """Return the exit layers of the tokens that may leave, each value replayed."""
@@ -129,7 +135,7 @@ class TokenCase(BaseCase[MultiExitDecoder, TokenTrace]):
         """Return the exits of all tokens, texts written alone and in one batch: the former may end elsewhere."""
         alone, together = (self.live(knob, "exact", batch_size=batch_size) for batch_size in (1, PROMPTS))
         layers = [torch.cat(run.exit_layers).tolist() for run in (alone, together)]
-        return layers[0], layers[1], self.trace_of(alone)
+        return layers[0], layers[1], self.trace_of(alone, knob)
 
     def replayed_alone(self, knob: float, trace: TokenTrace) -> Tensor:
         return torch.cat([self.replayed(knob, trace.select(token)) for token in torch.arange(len(trace)).split(1)])

@@ -65,7 +65,7 @@ def replay_is_reality(case: TokenCase) -> None:
     """2: where keys and values are exact, a trace of the text that was written gives its very exits and tokens."""
     for knob in case.knobs:
         live = case.live(knob, "exact")
-        trace = case.trace_of(live)
+        trace = case.trace_of(live, knob)
         exits, written = torch.cat(live.exit_layers), torch.cat(live.tokens)
         if not torch.equal(case.replayed(knob, trace), exits):
             raise why_exits_differ(case, knob) or draws_numbers(case.row, knob)
@@ -121,14 +121,15 @@ def _compare(case: TokenCase, knob: float, alone: Sequence[Text], other: Sequenc
 def layers_counted_are_layers_run(case: TokenCase) -> None:
     """4: the layers reported of every token, on time and late, are those that hooks on the stock layers count."""
     few = case.prompts[:_FEW]
-    on_prompts = sum(len(prompt) for prompt in few) * case.model.num_layers
     for knob in case.knobs:
-        with counted_calls(case.model) as calls:
+        model = case.model_at(knob)
+        with counted_calls(model) as calls:
             projected = case.continued(few, knob, "propagate", batch_size=_FEW)
         # Every prompt has more than one token: a call with one token a row is decoding.
         check_count(sum(rows for rows, tokens in calls if tokens == 1), _layers_on_time(projected), knob)
-        with counted_calls(case.model) as calls:
+        with counted_calls(model) as calls:
             run = case.continued(few, knob, "exact", batch_size=1)
+        on_prompts = sum(len(prompt) for prompt in few) * model.num_layers
         late = sum(int(layers.sum()) for layers in run.late_layers)
         check_count(sum(rows * tokens for rows, tokens in calls), on_prompts + _layers_on_time(run) + late, knob)
 
@@ -144,7 +145,8 @@ def no_hole_in_the_cache(case: TokenCase) -> None:
     """
     for knob in case.knobs:
         live = texts_of(case.live(knob, "propagate"))[:_FEW]
-        eager = [eager_tokens(case.model, prompt, case.rule(knob), NEW_TOKENS) for prompt in case.prompts[:_FEW]]
+        model, rule = case.model_at(knob), case.rule(knob)
+        eager = [eager_tokens(model, prompt, rule, NEW_TOKENS) for prompt in case.prompts[:_FEW]]
         if (place := first_difference(live, eager)) is not None:
             raise BrokenContractError(
                 "filling skipped layers late and at once gives other texts",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from consistentee.rules.exit_rule import NeverExit
 
 _ENDINGS = ("eos", "length", "stop")
 _PER_TOKEN = ("tokens", "exit_layers", "late_layers")
-_PER_DRAFT = ("draft_layer", "num_layers", "drafted", "accepted", "passes")
+_PER_DRAFT = ("draft_layer", "num_layers", "drafted", "accepted", "passes", "drafter_in_layers")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def to_tensors(written: Generations) -> dict[str, Tensor]:
     tensors["ended_by"] = torch.tensor([_ENDINGS.index(ending) for ending in written.ended_by])
     tensors["seconds"] = torch.tensor([written.prefill_seconds, written.decode_seconds], dtype=torch.float64)
     if isinstance(written, SpeculativeGenerations):
-        tensors |= {name: torch.tensor(getattr(written, name)) for name in _PER_DRAFT}
+        tensors |= {name: torch.from_numpy(np.array(getattr(written, name))) for name in _PER_DRAFT}
     return tensors
 
 
@@ -140,7 +141,7 @@ def from_tensors(tensors: dict[str, Tensor], model: MultiExitDecoder) -> Generat
         "prefill_seconds": prefill_seconds,
         "decode_seconds": decode_seconds,
     }
-    if all(name in tensors for name in _PER_DRAFT):
-        values |= {name: tensors[name].tolist() for name in _PER_DRAFT}
+    if "drafted" in tensors:
+        values |= {name: tensors[name].tolist() for name in _PER_DRAFT if name in tensors}
         return SpeculativeGenerations(**values)
     return Generations(**values)

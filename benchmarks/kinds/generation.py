@@ -203,6 +203,7 @@ def _point(done: Outcome, flops: DecodingFlops, number: int) -> DecodingPoint:
     index, targets = list(done.selection.chosen.items())[number]
     generations = written.generations
     layers, texts = layers_by_position(generations)
+    prefill_flops, decode_flops = _flops(decoder, flops, written)
     return DecodingPoint(
         knob=written.knob,
         targets=targets,
@@ -216,19 +217,24 @@ def _point(done: Outcome, flops: DecodingFlops, number: int) -> DecodingPoint:
         exit_histogram=exit_histogram(generations, decoder.model.num_layers),
         layers_by_position=layers,
         texts_by_position=texts,
-        decode_flops=float(_decode_flops(decoder, flops, written)),
+        decode_flops=float(decode_flops),
         full_decode_flops=float(flops.full_decoding(generations)),
-        prefill_flops=float(flops.prefill(generations.prompt_tokens)),
+        prefill_flops=float(prefill_flops),
         prefill_seconds=generations.prefill_seconds,
         decode_seconds=generations.decode_seconds,
         speculation=_speculation(generations),
     )
 
 
-def _decode_flops(decoder: PromptDecoder, flops: DecodingFlops, written: Written) -> int:
-    if isinstance(written.generations, SpeculativeGenerations):
-        return flops.speculating(written.generations)
-    return flops.decoding(written.generations, decoder.method.rule(decoder.model, written.knob), decoder.method.kv)
+def _flops(decoder: PromptDecoder, flops: DecodingFlops, written: Written) -> tuple[int, int]:
+    """Return the operations of prompts and of decoded tokens; ``flops`` counts those of the whole model."""
+    method, model, generations = decoder.method, decoder.model, written.generations
+    if isinstance(generations, SpeculativeGenerations):
+        return flops.prefill_to_speculate(generations), flops.speculating(generations)
+    decodes = method.model_at(model, written.knob)
+    own = flops if decodes is model else DecodingFlops(decodes)
+    rule = method.rule(model, written.knob)
+    return own.prefill(generations.prompt_tokens), own.decoding(generations, rule, method.kv)
 
 
 def _speculation(generations: Generations) -> Speculation | None:

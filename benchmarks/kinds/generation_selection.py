@@ -15,6 +15,7 @@ from consistentee.data.text_metrics import token_match
 from consistentee.engine.generate import Generations
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens
 from consistentee.traces.walk import sweep
 
@@ -67,29 +68,49 @@ def replay_points(
     encoded = model.encode(prompts.texts)
     rows = [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, full.tokens, strict=True)]
     trace = record_tokens(model, rows, store=store)
+    says = said_at_exits(trace)
     knobs = [float(knob) for knob in method.knob_values(model)]
-    exits = sweep([method.rule(model, knob) for knob in knobs], trace)
-    agrees = exits_that_agree(trace)
-    points = []
-    for knob, exit_layers in zip(knobs, exits[:, trace.may_exit], strict=True):
+    decoders = {knob: method.model_at(model, knob) for knob in knobs}
+    rules = {knob: method.rule(model, knob) for knob in knobs if decoders[knob] is model}
+    points = _replayed(rules, trace, says, wanted=says[:, -1])
+    for knob in knobs:
+        if knob not in rules:  # what decodes there is a model of its own
+            own = record_tokens(decoders[knob], rows, store=store)
+            points |= _replayed({knob: method.rule(model, knob)}, own, said_at_exits(own), wanted=says[:, -1])
+    return [points[knob] for knob in knobs]
+
+
+def _replayed(
+    rules: dict[float, ExitRule], trace: TokenTrace, says: Tensor, *, wanted: Tensor
+) -> dict[float, ReplayPoint]:
+    """Replay the rules of some knobs: layers, and how often the exit's token (of ``says``) is the wanted one [tokens].
+
+    ``says`` is int64 [tokens, exits].
+    """
+    if not rules:
+        return {}
+    exits = sweep(list(rules.values()), trace)[:, trace.may_exit]
+    agrees = says == wanted.unsqueeze(1)
+    points = {}
+    for knob, exit_layers in zip(rules, exits, strict=True):
         places = torch.searchsorted(torch.tensor(trace.exit_layers), exit_layers)
         agreement = agrees.gather(1, places.unsqueeze(1)).double().mean()
-        points.append(
-            ReplayPoint(knob=knob, average_layers=float(exit_layers.double().mean()), agreement=float(agreement))
+        points[knob] = ReplayPoint(
+            knob=knob, average_layers=float(exit_layers.double().mean()), agreement=float(agreement)
         )
     return points
 
 
 @torch.inference_mode()
-def exits_that_agree(trace: TokenTrace) -> Tensor:
-    """Return which exits name the token that layer L names, for every token that may exit: bool [tokens, exits]."""
+def said_at_exits(trace: TokenTrace) -> Tensor:
+    """Return the token that every exit names, for every token that may exit: int64 [tokens, exits]."""
     parts = []
     for chunk in trace.may_exit.split(CHUNK):
         named = [
             trace.model.logits(layer, trace.states(place, chunk)).argmax(dim=-1)
             for place, layer in enumerate(trace.exit_layers)
         ]
-        parts.append(torch.stack([answer == named[-1] for answer in named], dim=1).cpu())
+        parts.append(torch.stack(named, dim=1).cpu())
     return torch.cat(parts)
 
 

@@ -107,11 +107,12 @@ class EarlyExitLM(HFLM):
 
     @torch.inference_mode()
     def _score(self, rows: Sequence[TokenRow]) -> list[tuple[float, bool]]:
-        recorded = record_tokens(self.decoder, rows, batch_size=len(rows))
+        decodes = self.method.model_at(self.decoder, self.knob)
+        recorded = record_tokens(decodes, rows, batch_size=len(rows))
         trace = replace(recorded, step=recorded.step + 1)  # the first scored token may leave early as well
         exits = replay(self.scoring_rule, trace)
         self.exit_layers += exits.tolist()
-        log_probs, likeliest = _read_off(self.decoder, trace, exits)
+        log_probs, likeliest = _read_off(decodes, trace, exits)
         lengths = [len(scored) for _, scored in rows]
         parts = zip(log_probs.split(lengths), likeliest.split(lengths), strict=True)
         return [(float(row.sum()), bool(agrees.all())) for row, agrees in parts]

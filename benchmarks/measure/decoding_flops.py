@@ -18,6 +18,7 @@ from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder_stack import DecoderStack
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_view import TokenView
 
@@ -136,17 +137,34 @@ class DecodingFlops:
     def speculating(self, written: SpeculativeGenerations) -> int:
         """Return the operations of drafts and of their verification: rejected tokens cost what accepted ones do.
 
-        Columns are those of the text so far, averaged over it, for the tokens that were rejected lie among them.
+        Columns are those of the text so far, averaged over it, for the tokens that were rejected lie among them. A
+        branch that drafts reads what the layers read.
         """
-        drafting = self.exit_cost(NeverExit(), 1).answering[written.draft_layer]
+        branch, drafting = self._branch(written.draft_layer)
+        layers = self.layers if branch is None else [*self.layers, branch]
         total = 0
         rows = zip(written.prompt_tokens, written.tokens, written.drafted, written.passes, strict=True)
         for prompt_tokens, tokens, drafted, passes in rows:
             read = drafted + passes
             columns = round(read * (prompt_tokens + len(tokens) / 2))
-            total += sum(layer(read, columns) for layer in self.layers)
+            total += sum(layer(read, columns) for layer in layers)
             total += drafting * drafted + self.head * read
         return total
+
+    def prefill_to_speculate(self, written: SpeculativeGenerations) -> int:
+        """Return the operations of prompts at full depth, which a branch that drafts reads too."""
+        tokens, columns = sum(written.prompt_tokens), sum(n * n for n in written.prompt_tokens)
+        branch, _ = self._branch(written.draft_layer)
+        return self.prefill(written.prompt_tokens) + (0 if branch is None else branch(tokens, columns))
+
+    @torch.no_grad()
+    def _branch(self, layer: int) -> tuple[TokenCost | None, int]:
+        """Return what a branch costs, if there is one, and what drafting a token costs behind it, or else the exit."""
+        model = self._model
+        if not model.has_branch(layer):
+            return None, self.exit_cost(NeverExit(), 1).answering[layer]
+        stack = DecodingFlops(DecoderStack(model, layer))
+        return stack.layers[-1], stack.head
 
     @torch.no_grad()
     def exit_cost(self, rule: ExitRule, step: int) -> ExitCost:

@@ -4,11 +4,13 @@ A stepper knows how tokens become the input of layer 1, what the layers need of 
 and how a layer makes the keys and values that later tokens attend to. The attention itself is the stock layers' own.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
@@ -56,19 +58,33 @@ class DecoderStepper(ABC):
 
     Class attributes:
         lora_targets: the modules of a layer that low-rank adaptation is usually put beside.
+        mlp: the names of a layer's MLP, and of the norm before it.
+
+    Attributes:
+        layers: the stock modules, layer 1 first.
+        final_norm: the stock norm between layer L and the LM head.
     """
 
     lora_targets: ClassVar[tuple[str, ...]]
+    mlp: ClassVar[tuple[str, str]]
 
-    def __init__(self, backbone: Any) -> None:
+    def __init__(self, backbone: Any, layers: Sequence[nn.Module], final_norm: nn.Module) -> None:
         """``backbone``: what ``AutoModelForCausalLM`` loads."""
         self.backbone = backbone
         self.config = backbone.config
+        self.layers = layers
+        self.final_norm = final_norm
+
+    def over(self, layers: Sequence[nn.Module], final_norm: nn.Module) -> Self:
+        """Return a stepper of other layers and another final norm between the same embeddings and LM head."""
+        other = copy.copy(self)
+        other.layers, other.final_norm = layers, final_norm
+        return other
 
     @property
     def num_layers(self) -> int:
         """Number of layers, L."""
-        return int(self.config.num_hidden_layers)
+        return len(self.layers)
 
     @property
     def width(self) -> int:
@@ -107,9 +123,25 @@ class DecoderStepper(ABC):
             why = "its sliding attention window" if self.position_limit == window else "its positions"
             raise UserError(f"{tokens} tokens are more than this model reads at once: {self.position_limit} ({why})")
 
-    @abstractmethod
     def layer_module(self, layer: int) -> nn.Module:
         """Return the stock module that is layer ``layer`` (1-based)."""
+        return self.layers[layer - 1]
+
+    def copied_layer(self, layer: int, *, number: int, with_mlp: bool = True) -> nn.Module:
+        """Return a copy of a layer that is layer ``number`` of another stack; both count from 1.
+
+        ``with_mlp=False`` leaves norm and attention of it, and what they add to the hidden state.
+        """
+        shared = {id(self.config): self.config}  # what the configuration is told later holds for the copy too
+        copied = copy.deepcopy(self.layer_module(layer), shared)
+        for module in copied.modules():
+            if "layer_idx" in vars(module):
+                vars(module)["layer_idx"] = number - 1  # where the cache has its keys and values
+        if not with_mlp:
+            mlp, norm = self.mlp
+            setattr(copied, norm, nn.Identity())
+            setattr(copied, mlp, _Nothing())
+        return copied
 
     @abstractmethod
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -130,11 +162,6 @@ class DecoderStepper(ABC):
         This is state propagation (CALM, section 3.3.1): the layer's own input norm and projections, and nothing else of
         the layer. Shapes: [rows, T, width] -> [rows, kv_heads, T, head_dim] each.
         """
-
-    @property
-    @abstractmethod
-    def final_norm(self) -> nn.Module:
-        """The stock norm between layer L and the LM head."""
 
     def normalise(self, hidden: Tensor) -> Tensor:
         """Apply the final norm to [..., width]."""
@@ -160,10 +187,21 @@ class DecoderStepper(ABC):
         return hidden, DecoderContext(positions, self.rotation(hidden, positions), mask)
 
 
+class _Nothing(nn.Module):
+    """What stands for a part of a layer that adds nothing."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.zeros_like(hidden)
+
+
 class LlamaStepper(DecoderStepper):
     """Llama and what is built like it (Mistral, Qwen2, SmolLM): rotary positions, RMS norms, shared keys."""
 
     lora_targets = ("q_proj", "v_proj")
+    mlp = ("mlp", "post_attention_layernorm")
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__(backbone, backbone.model.layers, backbone.model.norm)
 
     @property
     def kv_heads(self) -> int:
@@ -173,10 +211,6 @@ class LlamaStepper(DecoderStepper):
     @property
     def head_dim(self) -> int:
         return int(self.layer_module(1).self_attn.head_dim)  # type: ignore[union-attr, arg-type]
-
-    def layer_module(self, layer: int) -> nn.Module:
-        """Return ``model.layers[layer - 1]``."""
-        return self.backbone.model.layers[layer - 1]
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Word embeddings; the positions come in the layers."""
@@ -206,10 +240,6 @@ class LlamaStepper(DecoderStepper):
         """Return the keys before their rotation: [rows, T, kv_heads, head_dim]."""
         return attention.k_proj(normed).view(shape)
 
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.backbone.model.norm
-
 
 class Qwen3Stepper(LlamaStepper):
     """Qwen3: as Llama, with a norm of its own on every key."""
@@ -222,6 +252,10 @@ class GPT2Stepper(DecoderStepper):
     """GPT-2: learned positions in the embeddings, one projection for queries, keys and values."""
 
     lora_targets = ("c_attn",)
+    mlp = ("mlp", "ln_2")
+
+    def __init__(self, backbone: Any) -> None:
+        super().__init__(backbone, backbone.transformer.h, backbone.transformer.ln_f)
 
     @property
     def kv_heads(self) -> int:
@@ -231,10 +265,6 @@ class GPT2Stepper(DecoderStepper):
     @property
     def head_dim(self) -> int:
         return self.width // self.kv_heads
-
-    def layer_module(self, layer: int) -> nn.Module:
-        """Return ``transformer.h[layer - 1]``."""
-        return self.backbone.transformer.h[layer - 1]
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         stock = self.backbone.transformer
@@ -253,10 +283,6 @@ class GPT2Stepper(DecoderStepper):
         _, keys, values = module.attn.c_attn(module.ln_1(hidden)).split(self.width, dim=-1)
         shape = (*hidden.shape[:-1], self.kv_heads, self.head_dim)
         return keys.view(shape).transpose(1, 2), values.view(shape).transpose(1, 2)
-
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.backbone.transformer.ln_f
 
 
 DECODER_STEPPERS: dict[str, Callable[[Any], DecoderStepper]] = {

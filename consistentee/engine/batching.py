@@ -36,14 +36,22 @@ class PromptBatch:
     Column 0 is where the longest prompt starts, and all prompts end in the same column.
     """
 
-    def __init__(self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], new_columns: int) -> None:
+    def __init__(
+        self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], new_columns: int, *, more_layers: int = 0
+    ) -> None:
+        """``more_layers``: of the cache, see :class:`KeyValueCache`."""
         self.model = model
         self.stepper = model.stepper
         self.device = model.device
         self.dtype: torch.dtype = model.backbone.dtype
         self.prompt_columns = max(len(prompt) for prompt in prompts)
         self.cache = KeyValueCache(
-            model.stepper, len(prompts), self.prompt_columns + new_columns, dtype=self.dtype, device=self.device
+            model.stepper,
+            len(prompts),
+            self.prompt_columns + new_columns,
+            dtype=self.dtype,
+            device=self.device,
+            more_layers=more_layers,
         )
         self._columns = torch.arange(self.prompt_columns + new_columns, device=self.device)
         self._padding = np.array([self.prompt_columns - len(prompt) for prompt in prompts])

@@ -203,15 +203,25 @@ class OwedColumns:
 
 
 class KeyValueCache:
-    """Preallocated keys and values of every layer, [rows, kv_heads, columns, head_dim] each, and their ledger."""
+    """Preallocated keys and values of every layer, [rows, kv_heads, columns, head_dim] each, and their ledger.
+
+    ``more_layers``: how many layers there are behind layer L, as of a branch that drafts.
+    """
 
     def __init__(
-        self, stepper: DecoderStepper, rows: int, columns: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        stepper: DecoderStepper,
+        rows: int,
+        columns: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        more_layers: int = 0,
     ) -> None:
-        shape = (rows, stepper.kv_heads, columns, stepper.head_dim)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(stepper.num_layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(stepper.num_layers)]
-        self.ledger = Ledger(stepper.num_layers, rows)
+        shape, layers = (rows, stepper.kv_heads, columns, stepper.head_dim), stepper.num_layers + more_layers
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.ledger = Ledger(layers, rows)
         self._device = device
 
     @property

@@ -79,7 +79,7 @@ class Generations:
         return sum(max(len(tokens) - 1, 0) for tokens in self.tokens)
 
     @property
-    def layer_calls(self) -> int:
+    def layer_calls(self) -> float:
         """Layers that were called for all new tokens but the first of each row, each as often as it was called."""
         return sum(int(layers[1:].sum()) for layers in self.exit_layers)
 

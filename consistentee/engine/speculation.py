@@ -1,18 +1,20 @@
 """Self-speculative decoding (LayerSkip, Elhoushi et al., ACL 2024, arXiv 2404.16710, section 4.3).
 
-The first layers and an exit draft some tokens, one by one; the remaining layers then read all of them in one pass, and
-say how far the draft is what the full model would have written. Drafting and verifying share one cache: what the first
-layers have made of the drafted tokens, keys, values and hidden states, is not made again.
+The first layers and an exit, or the branch behind it, draft some tokens, one by one; the remaining layers then read all
+of them in one pass, and say how far the draft is what the full model would have written. Drafting and verifying share
+one cache: what the first layers have made of the drafted tokens, keys, values and hidden states, is not made again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from consistentee.engine.batching import PromptBatch
 from consistentee.engine.clock import clock
+from consistentee.engine.drafters import Drafter, drafter_at
 from consistentee.engine.generate import Generations, check_prompts
 from consistentee.engine.transcript import Endings, Stream, Transcript
 from consistentee.errors import UserError
@@ -32,6 +34,7 @@ class SpeculativeGenerations(Generations):
         drafted: number of tokens that were drafted for each row.
         accepted: number of drafted tokens that became part of the text.
         passes: number of passes through the remaining layers, each of which gives one token beside the accepted ones.
+        drafter_in_layers: what a branch that drafts costs beside its layers, in layers; 0 where an exit does.
     """
 
     draft_layer: int
@@ -39,16 +42,17 @@ class SpeculativeGenerations(Generations):
     drafted: list[int]
     accepted: list[int]
     passes: list[int]
+    drafter_in_layers: float = field(default=0.0, kw_only=True)
 
     @property
-    def layer_calls(self) -> int:
+    def layer_calls(self) -> float:
         """Layers that were called, drafts and verification together.
 
-        A draft of k tokens calls the layers that draft k + 1 times, the last time for what follows it, and the others
-        once.
+        A draft of k tokens calls the layers that draft, and the branch, k + 1 times, the last time for what follows it,
+        and the others once.
         """
         shallow, deep = sum(self.drafted) + sum(self.passes), sum(self.passes)
-        return shallow * self.draft_layer + deep * (self.num_layers - self.draft_layer)
+        return shallow * (self.draft_layer + self.drafter_in_layers) + deep * (self.num_layers - self.draft_layer)
 
     @property
     def acceptance_rate(self) -> float:
@@ -62,6 +66,7 @@ def generate_speculatively(
     *,
     draft_layer: int,
     draft_tokens: int = 4,
+    threshold: float = 0.0,
     max_new_tokens: int = 64,
     stop: Sequence[str] = (),
     max_prompt_tokens: int | None = None,
@@ -75,18 +80,21 @@ def generate_speculatively(
     Args:
         model: a multi-exit decoder.
         prompts: texts.
-        draft_layer: the exit that drafts, before layer L.
-        draft_tokens: number of tokens a draft.
+        draft_layer: the exit that drafts, before layer L; its branch drafts where it has one.
+        draft_tokens: number of tokens a draft, at most.
+        threshold: a draft ends behind a token that is less probable than this, which is verified nevertheless.
         max_new_tokens, stop, max_prompt_tokens, keep, stream: as for :func:`consistentee.engine.generate.generate`.
 
     Raises:
-        UserError: ``draft_layer`` is no exit before layer L; or as ``generate`` does.
+        UserError: ``draft_layer`` is no exit before layer L, ``draft_tokens`` is below 1 or ``threshold`` no
+            probability; or as ``generate`` does.
     """
     return speculate_encoded(
         model,
         model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep),
         draft_layer=draft_layer,
         draft_tokens=draft_tokens,
+        threshold=threshold,
         max_new_tokens=max_new_tokens,
         stop=stop,
         stream=stream,
@@ -99,6 +107,7 @@ def speculate_encoded(
     *,
     draft_layer: int,
     draft_tokens: int = 4,
+    threshold: float = 0.0,
     max_new_tokens: int = 64,
     stop: Sequence[str] = (),
     stream: Stream | None = None,
@@ -109,16 +118,21 @@ def speculate_encoded(
         raise UserError(f"layer {draft_layer} cannot draft; exits before the last: {list(model.exit_layers[:-1])}")
     if draft_tokens < 1:
         raise UserError(f"a draft must have at least 1 token, got {draft_tokens}")
+    if not 0 <= threshold <= 1:
+        raise UserError(f"the threshold that ends a draft is a probability, got {threshold:g}")
     model.eval()
     check_prompts(model, rows, max_new_tokens)
+    drafter = drafter_at(model, draft_layer)
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), tuple(stop), max_new_tokens)
     written = [
         _SpeculativeRow(
             model,
             prompt,
             Transcript(place, model.decode, endings),
+            drafter,
             draft_layer=draft_layer,
             draft_tokens=draft_tokens,
+            threshold=threshold,
             max_new_tokens=max_new_tokens,
             stream=stream,
         )
@@ -136,6 +150,7 @@ def speculate_encoded(
         drafted=[row.drafted for row in written],
         accepted=[row.accepted for row in written],
         passes=[row.passes for row in written],
+        drafter_in_layers=drafter.size_in_layers,
     )
 
 
@@ -147,9 +162,11 @@ class _SpeculativeRow:
         model: MultiExitDecoder,
         prompt: Sequence[int],
         transcript: Transcript,
+        drafter: Drafter,
         *,
         draft_layer: int,
         draft_tokens: int,
+        threshold: float,
         max_new_tokens: int,
         stream: Stream | None,
     ) -> None:
@@ -158,9 +175,11 @@ class _SpeculativeRow:
         self.prefill_seconds = self.decode_seconds = 0.0
         self._model = model
         self._prompt = prompt
+        self._drafter = drafter
         self._shallow = range(1, draft_layer + 1)
         self._deep = range(draft_layer + 1, model.num_layers + 1)
         self._draft_tokens = draft_tokens
+        self._threshold = threshold
         self._max_new_tokens = max_new_tokens
         self._stream = stream
 
@@ -170,7 +189,8 @@ class _SpeculativeRow:
             return
         device = self._model.device
         start = clock(device)
-        batch = PromptBatch(self._model, [self._prompt], self._max_new_tokens - 1)
+        more_layers = self._drafter.cached_layers
+        batch = PromptBatch(self._model, [self._prompt], self._max_new_tokens - 1, more_layers=more_layers)
         self._add([self._prefill(batch)])
         prefilled = clock(device)
         while self.transcript.ended_by is None:
@@ -181,30 +201,42 @@ class _SpeculativeRow:
 
     @torch.inference_mode()
     def _prefill(self, batch: PromptBatch) -> int:
-        last = batch.prefill()[:, 0]
+        hidden, _ = self._read(batch, torch.tensor(self._prompt, device=batch.device))
+        last = self._verify(batch, hidden)[:, -1]
         return int(self._model.logits(self._model.num_layers, last).argmax(dim=-1))
 
     @torch.inference_mode()
     def _draft_and_verify(self, batch: PromptBatch) -> tuple[list[int], list[int]]:
         """Return a draft, and what layer L says in place of each of its tokens, and behind the last."""
-        model, rows = self._model, batch.all_rows()
-        begin = batch.cache.length
         # Beside an accepted draft the full model gives one token more.
         length = min(self._draft_tokens, self._max_new_tokens - len(self.transcript.tokens) - 1)
-        tokens = [torch.tensor(self.transcript.tokens[-1:], device=batch.device)]
-        states = []
-        for column in range(begin, begin + length + 1):
-            batch.cache.advance(1)
-            context = batch.context(rows, column, column + 1)
-            hidden = batch.stepper.embed(tokens[-1].unsqueeze(1), context.positions)
-            states.append(batch.run(self._shallow, hidden, context))
-            if len(tokens) <= length:
-                tokens.append(model.logits(self._shallow[-1], states[-1][:, 0]).argmax(dim=-1))
-        context = batch.context(rows, begin, begin + length + 1)
-        hidden = batch.run(self._deep, torch.cat(states, dim=1), context)
-        answers = model.logits(model.num_layers, hidden[0]).argmax(dim=-1)
-        spoken = torch.cat([*tokens[1:], answers]).tolist()
-        return spoken[:length], spoken[length:]
+        draft: list[Tensor] = []
+        hidden, state = self._read(batch, torch.tensor(self.transcript.tokens[-1:], device=batch.device))
+        states, goes_on = [hidden], True
+        while goes_on and len(draft) < length:
+            logits = self._drafter.logits(state[:, 0])
+            draft.append(logits.argmax(dim=-1))
+            # Nobody is asked where no draft can end early: on a GPU, an answer takes as long as some layers.
+            goes_on = not self._threshold or bool(logits.softmax(dim=-1).max() >= self._threshold)
+            hidden, state = self._read(batch, draft[-1])
+            states.append(hidden)
+        answers = self._model.logits(self._model.num_layers, self._verify(batch, torch.cat(states, dim=1))[0])
+        spoken = torch.cat([*draft, answers.argmax(dim=-1)]).tolist()
+        return spoken[: len(draft)], spoken[len(draft) :]
+
+    def _read(self, batch: PromptBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Let the layers that draft read new tokens [T]: what they make of them, and what the drafter does, of each."""
+        begin = batch.cache.length
+        batch.cache.advance(len(tokens))
+        context = batch.context(batch.all_rows(), begin, begin + len(tokens))
+        hidden = batch.stepper.embed(tokens.unsqueeze(0), context.positions)
+        hidden = batch.run(self._shallow, hidden, context)
+        return hidden, self._drafter.read(hidden, context)
+
+    def _verify(self, batch: PromptBatch, hidden: Tensor) -> Tensor:
+        """Run the remaining layers on the newest tokens, given as the layers that draft left them: [1, T, width]."""
+        end = batch.cache.length
+        return batch.run(self._deep, hidden, batch.context(batch.all_rows(), end - hidden.shape[1], end))
 
     def _accept(self, batch: PromptBatch, draft: list[int], answers: list[int]) -> None:
         """Take over the answers up to the first that differs from the draft, and forget what was read behind it."""

@@ -36,6 +36,14 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
         if not isinstance(task, TextTask):
             raise UserError(f"{self.name} lets tokens exit while a text is written, and {task.name!r} asks for labels")
 
+    def model_at(self, model: "MultiExitDecoder", knob: float) -> "MultiExitDecoder":
+        """Return what decodes at one value of the knob: ``model`` itself, or a part of it that :meth:`rule` fits too.
+
+        A method whose exits are decoders of their own, as shallow as the knob says, returns one of them
+        (:class:`consistentee.models.decoder_stack.DecoderStack`).
+        """
+        return model
+
     def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
         """Write a text after every prompt, at one value of the knob.
 
@@ -44,4 +52,4 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
         """
         from consistentee.engine.generate import generate
 
-        return generate(model, prompts, self.rule(model, knob), kv=self.kv, **options)
+        return generate(self.model_at(model, knob), prompts, self.rule(model, knob), kv=self.kv, **options)

@@ -17,6 +17,7 @@ from consistentee.files import hash_tensors
 from consistentee.models import decoder_files, lora
 from consistentee.models.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
 from consistentee.models.base import BACKBONE_FOLDER, TOKENIZER_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
+from consistentee.models.branches import Branch, BranchSpec
 from consistentee.models.decoder_description import DecoderDescription, check_exit_layers, default_exit_layers
 from consistentee.models.lora import LoraSpec, is_lora
 from consistentee.versions import ENGINE_VERSION
@@ -37,6 +38,7 @@ class MultiExitDecoder(MultiExit):
     def _build_exits(self) -> None:
         self.exit_adapters = self._build_adapters()
         self._last_exit = StockExit()
+        self.branches = nn.ModuleDict()
 
     @classmethod
     def from_backbone(
@@ -148,6 +150,27 @@ class MultiExitDecoder(MultiExit):
         kind, rank = self.description.adapter, self.description.rank
         return nn.ModuleDict({str(layer): build_adapter(kind, rank, self.stepper) for layer in self.exit_layers[:-1]})
 
+    def add_branch(self, layer: int, spec: BranchSpec) -> Branch:
+        """Put an untrained branch, a decoder layer of its own, behind exit layer ``layer`` < L (or replace it).
+
+        The exit's adapter stays as it is, and rules go on reading that. Raises ValueError at any other layer.
+        """
+        self.adapter(layer)
+        branch = Branch(spec, layer, self.stepper).to(self.device, self.dtype).eval()
+        self.branches[str(layer)] = branch
+        self.description.branches[layer] = spec
+        return branch
+
+    def branch(self, layer: int) -> Branch:
+        """Return the branch at exit layer ``layer``. Raises ValueError where there is none."""
+        if not self.has_branch(layer):
+            raise ValueError(f"exit layer {layer} has no branch; those that have: {list(self.description.branches)}")
+        return cast(Branch, self.branches[str(layer)])
+
+    def has_branch(self, layer: int) -> bool:
+        """Whether exit layer ``layer`` has a branch."""
+        return str(layer) in self.branches
+
     def add_lora(self, rank: int = 16, targets: Sequence[str] | None = None, seed: int = 0) -> None:
         """Put a trainable low-rank path beside some modules of every layer; it changes nothing until it is trained.
 
@@ -258,14 +281,14 @@ class MultiExitDecoder(MultiExit):
         """
         heads = () if with_heads else ("exit_heads.",)
         kept = {name: tensor for name, tensor in self._own_weights().items() if not name.startswith(heads)}
-        return _hash_json(self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter)
+        return hash_json(self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter)
 
     def backbone_fingerprint(self) -> str:
         """Return a hash of what the hidden states depend on: it stays when adapters and heads are trained."""
         config = {name: value for name, value in self.backbone.config.to_dict().items() if name != "_name_or_path"}
         versions = [torch.__version__, transformers.__version__]
         weights = hash_tensors(dict(self.backbone.named_parameters()))
-        return _hash_json(weights, config, self.exit_layers, self.device.type, *versions, ENGINE_VERSION["generation"])
+        return hash_json(weights, config, self.exit_layers, self.device.type, *versions, ENGINE_VERSION["generation"])
 
     def _own_weights(self) -> dict[str, Tensor]:
         """Return everything but what the stock model has."""
@@ -323,6 +346,8 @@ class MultiExitDecoder(MultiExit):
         model = cls(decoder_stepper_for(backbone), tokenizer, description)
         if description.lora is not None:
             model.add_lora(description.lora.rank, description.lora.targets)
+        for layer, spec in description.branches.items():
+            model.add_branch(layer, spec)
         return model
 
     def _take_weights(self, weights: dict[str, Tensor]) -> None:
@@ -331,5 +356,6 @@ class MultiExitDecoder(MultiExit):
         self.load_state_dict(weights, strict=False)  # the backbone has its own already
 
 
-def _hash_json(*parts: Any) -> str:
+def hash_json(*parts: Any) -> str:
+    """Return a hash of JSON values."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

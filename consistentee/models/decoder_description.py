@@ -1,12 +1,13 @@
 """DecoderDescription: everything beside the weights that a saved multi-exit decoder needs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from consistentee.errors import UserError
 from consistentee.models.adapters import AdapterKind
 from consistentee.models.base import Description
+from consistentee.models.branches import BranchSpec
 from consistentee.models.lora import LoraSpec
 
 _DEFAULT_EXITS = 5
@@ -22,6 +23,7 @@ class DecoderDescription(Description):
         exit_layers: 1-based, increasing; the last one is L.
         adapter, rank: what the exits below L have of their own.
         lora: low-rank adaptation of the backbone, or None.
+        branches: decoder layers of their own behind some exit layers.
         with_backbone: the backbone's weights are saved with the model, and not only its name and hash.
         max_prompt_tokens, max_new_tokens: the longest prompts and texts that it was trained on; None where it was not.
     """
@@ -35,6 +37,7 @@ class DecoderDescription(Description):
     adapter: AdapterKind = "low-rank"
     rank: int = 128
     lora: LoraSpec | None = None
+    branches: dict[int, BranchSpec] = field(default_factory=dict)
     with_backbone: bool = False
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
@@ -42,7 +45,9 @@ class DecoderDescription(Description):
     @classmethod
     def _fields_of(cls, values: dict[str, Any]) -> dict[str, Any]:
         lora = values["lora"] and LoraSpec(values["lora"]["rank"], tuple(values["lora"]["targets"]))
-        return values | {"exit_layers": tuple(values["exit_layers"]), "lora": lora}
+        # Models that were saved before there were branches say nothing of them; JSON turns numbers into texts.
+        branches = {int(layer): BranchSpec(**spec) for layer, spec in values.get("branches", {}).items()}
+        return values | {"exit_layers": tuple(values["exit_layers"]), "lora": lora, "branches": branches}
 
 
 def default_exit_layers(num_layers: int) -> tuple[int, ...]:

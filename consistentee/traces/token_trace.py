@@ -23,7 +23,7 @@ from consistentee.files import hash_tensors, load_tensors, only_one, save_tensor
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView
-from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, encode_rows
+from consistentee.traces.token_rows import TokenRow, TokenRows, check_rows, collate_rows, encode_rows
 from consistentee.traces.token_view import prompt_key, token_key
 
 CHUNK = 256
@@ -202,9 +202,9 @@ def record_tokens(
     Raises:
         UserError: a prompt is empty, or a row is longer than the model's context.
     """
-    check_rows(model, rows)
-    run = partial(_run_at_full_depth, model, rows, batch_size=batch_size, dtype=dtype, progress=progress)
-    hidden = run() if store is None else _stored(store, _pass_key(model, rows, batch_size, dtype), run)
+    hidden = recorded_states(
+        model, rows, gives_response, batch_size=batch_size, dtype=dtype, store=store, progress=progress
+    )
     lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
     steps = [step for _, response in rows for step in range(len(response))]
     return TokenTrace(
@@ -218,6 +218,30 @@ def record_tokens(
     )
 
 
+def gives_response(batch: TokenRows) -> Tensor:
+    """Return which tokens give one of the response: bool [rows, T]."""
+    return batch.gives_response
+
+
+def recorded_states(
+    model: MultiExitDecoder,
+    rows: Sequence[TokenRow],
+    kept: Callable[[TokenRows], Tensor],
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    store: Path | None,
+    progress: str | None,
+) -> Tensor:
+    """Return the states of some tokens of every row after every exit layer, row by row: [tokens, exits, width].
+
+    ``kept`` says which of a batch, bool [rows, T]; other arguments and errors as of :func:`record_tokens`.
+    """
+    check_rows(model, rows)
+    run = partial(_run_at_full_depth, model, rows, kept, batch_size=batch_size, dtype=dtype, progress=progress)
+    return run() if store is None else _stored(store, _pass_key(model, rows, kept, batch_size, dtype), run)
+
+
 def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
     prompts = [prompt_key(prompt) for prompt, _ in rows]
     keys = [
@@ -226,9 +250,16 @@ def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
     return torch.tensor(keys, dtype=torch.long)
 
 
-def _pass_key(model: MultiExitDecoder, rows: Sequence[TokenRow], batch_size: int, dtype: torch.dtype) -> str:
+def _pass_key(
+    model: MultiExitDecoder,
+    rows: Sequence[TokenRow],
+    kept: Callable[[TokenRows], Tensor],
+    batch_size: int,
+    dtype: torch.dtype,
+) -> str:
     described = [[list(prompt), list(response)] for prompt, response in rows]
     parts = [model.backbone_fingerprint(), described, batch_size, str(dtype)]
+    parts += [] if kept is gives_response else [kept.__name__]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -244,9 +275,15 @@ def _stored(store: Path, key: str, run: Callable[[], Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _run_at_full_depth(
-    model: MultiExitDecoder, rows: Sequence[TokenRow], batch_size: int, dtype: torch.dtype, progress: str | None
+    model: MultiExitDecoder,
+    rows: Sequence[TokenRow],
+    kept: Callable[[TokenRows], Tensor],
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    progress: str | None,
 ) -> Tensor:
-    """Return the states that give the response tokens: [N, exits, width], on the CPU."""
+    """Return the states that are kept: [N, exits, width], on the CPU."""
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     parts: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -255,8 +292,8 @@ def _run_at_full_depth(
         chosen = order[start : start + batch_size]
         batch = collate_rows(model, [rows[i] for i in chosen])
         hidden = model.hidden_states(batch.tokens, batch.padding_mask)
-        for i, row_hidden, is_read in zip(chosen, hidden, batch.gives_response, strict=True):
-            parts[i] = _kept_as(row_hidden[is_read], dtype)
+        for i, row_hidden, is_kept in zip(chosen, hidden, kept(batch), strict=True):
+            parts[i] = _kept_as(row_hidden[is_kept], dtype)
     widest = torch.float32 if any(part.dtype == torch.float32 for part in parts) else dtype
     return torch.cat([part.to(widest) for part in parts])
 

@@ -102,6 +102,9 @@ class TokenRecipeSettings(BaseSettings):
     head_steps: int = Field(default=2000, ge=0, description="of the learned heads")
     head_batch_size: int = Field(default=512, ge=1, description="tokens, of the learned heads")
     head_learning_rate: float = Field(default=2e-3, gt=0, description="peak rate of the learned heads")
+    branch_steps: int = Field(default=300, ge=0, description="of exits with a decoder layer of their own")
+    branch_batch_size: int = Field(default=8, ge=1, description="rows, of those exits")
+    branch_learning_rate: float = Field(default=5e-4, gt=0, description="peak rate of those exits")
     backbone_steps: int = Field(default=200, ge=0, description="of the stage that runs the backbone, where it learns")
     backbone_batch_size: int = Field(default=4, ge=1, description="rows, of that stage")
     backbone_learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of that stage")
@@ -164,6 +167,8 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
         head_tokens: tokens that the exits' start and learned heads are fitted to, drawn from the cached ones; for
             learned heads the LM head runs on each of them at every exit, once.
         head_steps, head_batch_size, head_learning_rate: of the learned heads; the batch is in tokens.
+        branch_steps, branch_batch_size, branch_learning_rate: of exits with a decoder layer of their own, which are
+            trained on cached rows; the batch is in rows.
         backbone_steps, backbone_batch_size, backbone_learning_rate: of the stage that runs the backbone, where it
             learns; the batch is in rows.
         lora_rank: rank of the updates, for ``trains="lora"``.

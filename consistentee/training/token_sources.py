@@ -1,4 +1,4 @@
-"""Where the stages of generation draw from: tokens whose states are cached, or whole rows that the backbone runs."""
+"""Where the stages of generation draw from: tokens or rows whose states are cached, or rows that the backbone runs."""
 
 import hashlib
 import json
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from consistentee.files import hash_tensors
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.traces.row_states import RowBatch, RowStates
 from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows
 from consistentee.traces.token_trace import TokenTrace
 
@@ -78,6 +79,27 @@ class DrawnRows:
         """Hash of the rows, in the order drawn."""
         described = [[list(part) for part in self.rows[i]] for i in self.numbers.tolist()]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+class DrawnRowStates:
+    """A source of whole rows whose states are cached, drawn at random."""
+
+    lengths = None
+
+    def __init__(self, states: RowStates, draws: int, seed: int) -> None:
+        self.states = states
+        self.numbers = drawn(torch.arange(len(states.rows)), draws, seed)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def batch(self, rows: Tensor, step: int) -> RowBatch:
+        """Return padded rows and their states."""
+        return self.states.batch(self.numbers[rows].tolist())
+
+    def fingerprint(self) -> str:
+        """Hash of states, rows and draws."""
+        return hash_tensors({"drawn": self.numbers}) + self.states.fingerprint()
 
 
 def drawn(numbers: Tensor, draws: int, seed: int) -> Tensor:

@@ -17,16 +17,17 @@ from torch.utils.checkpoint import checkpoint
 from consistentee.data.prompts import TextTask
 from consistentee.models.adapter_start import StateMoments
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.traces.row_states import RowBatch
 from consistentee.traces.token_rows import TokenRow, TokenRows
 from consistentee.traces.token_trace import TokenTrace, record_tokens
 from consistentee.training.loop import Source, Stage, run_stage, training_device
 from consistentee.training.recipe import Recipe, Target, TokenRecipe
-from consistentee.training.token_sources import DrawnRows, DrawnTokens, StateBatch
+from consistentee.training.token_sources import DrawnRows, DrawnRowStates, DrawnTokens, StateBatch
 
 RowsLoss = Callable[[MultiExitDecoder, TokenRows], Tensor]
 """A loss that runs the backbone: (model, rows) -> scalar."""
 
-BatchT = TypeVar("BatchT", StateBatch, TokenRows)
+BatchT = TypeVar("BatchT", StateBatch, RowBatch, TokenRows)
 
 ADAPTERS = "exit_adapters."
 
@@ -132,6 +133,24 @@ def train_on_states(
     )
     source = DrawnTokens(trace, tokens, steps * batch_size, recipe.seed)
     _run(trace.model, source, stage, recipe)
+
+
+def train_on_rows(
+    source: DrawnRowStates,
+    loss: Callable[[MultiExitDecoder, RowBatch], Tensor],
+    recipe: TokenRecipe,
+    *,
+    name: str,
+    trains: tuple[str, ...],
+    batch_size: int,
+    learning_rate: float,
+) -> None:
+    """Train some of the weights of a source's model on cached states of whole rows; shared, and without dropout.
+
+    Arguments as of :func:`train_on_states`; the batch is in rows.
+    """
+    stage = _stage(name, loss, trains, batch_size=batch_size, learning_rate=learning_rate, shared=True)
+    _run(source.states.model, source, stage, recipe)
 
 
 def train_learned_head(

@@ -1,0 +1,84 @@
+"""What drafts in self-speculative decoding: an exit, or a branch, which keeps keys and values of its own."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from consistentee.backbones.decoders import DecoderContext, KeysValues
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder_stack import DecoderStack
+
+
+class Drafter(Protocol):
+    """Says what comes next, given what the layers up to its own make of a text.
+
+    Attributes:
+        cached_layers: layers that it adds to the cache, behind layer L.
+        size_in_layers: what it adds to its layers on every token that it reads, in layers.
+    """
+
+    cached_layers: int
+    size_in_layers: float
+
+    def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Read what the draft layer made of new tokens, and return what :meth:`logits` reads: [rows, T, width]."""
+        ...
+
+    def logits(self, state: Tensor) -> Tensor:
+        """Return what it says of states: [rows, width] -> [rows, vocabulary]."""
+        ...
+
+
+def drafter_at(model: MultiExitDecoder, layer: int) -> Drafter:
+    """Return what drafts at an exit layer: its branch where it has one, else the exit."""
+    return BranchDrafter(model, layer) if model.has_branch(layer) else ExitDrafter(model, layer)
+
+
+class ExitDrafter:
+    """An exit, which reads one hidden state and nothing before it."""
+
+    cached_layers = 0
+    size_in_layers = 0.0
+
+    def __init__(self, model: MultiExitDecoder, layer: int) -> None:
+        self._model = model
+        self._layer = layer
+
+    def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Return the hidden states."""
+        return hidden
+
+    def logits(self, state: Tensor) -> Tensor:
+        return self._model.logits(self._layer, state)
+
+
+class BranchDrafter:
+    """A branch. It reads every token that is read, the last of a draft included, so that it never has a hole."""
+
+    cached_layers = 1
+
+    def __init__(self, model: MultiExitDecoder, layer: int) -> None:
+        self.size_in_layers = model.branch(layer).size_in_layers
+        self._stack = DecoderStack(model, layer)
+        self._place = model.num_layers
+
+    def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Run the branch's layer, with its keys and values behind those of layer L."""
+        assert context.cache is not None
+        own = replace(context, cache=_Elsewhere(context.cache, self._place))
+        return self._stack.stepper.step(self._stack.num_layers, hidden, own)
+
+    def logits(self, state: Tensor) -> Tensor:
+        return self._stack.logits(self._stack.num_layers, state)
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """A cache in which a layer has another place than its number: another layer has that."""
+
+    cache: KeysValues
+    place: int
+
+    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        return self.cache.update(keys, values, self.place)

@@ -1,0 +1,65 @@
+"""DraftingMethod: what methods share that draft at an exit, and let the full model verify."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from consistentee.engine.generate import Generations, generate
+from consistentee.engine.speculation import generate_speculatively
+from consistentee.errors import UserError
+from consistentee.methods.method import Knob
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.schedules import ScheduledRule, check_exit_layer
+
+
+@dataclass(frozen=True)
+class DraftingMethod(TokenMethod):
+    """Self-speculative decoding; the knob is the layer that drafts.
+
+    Attributes:
+        draft_tokens: tokens written before each verification, at most.
+        threshold: a draft ends behind a token that is less probable than this; with 0, behind ``draft_tokens``.
+    """
+
+    knob: ClassVar[Knob] = Knob("draft layer", tuple(float(layer) for layer in range(6, 31, 6)))
+    drafts: ClassVar[bool] = True
+
+    draft_tokens: int = 4
+    threshold: float = 0.0
+
+    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+        """Return the exit layers; with the last one nothing is drafted, and the full model writes alone."""
+        return tuple(float(layer) for layer in model.exit_layers)
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at the draft layer, ``knob``. Raises UserError where there is no exit."""
+        self.check_knob(model, knob)
+        return ScheduledRule([check_exit_layer(model, knob)])
+
+    def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
+        """Write the full model's texts, drafted at layer ``knob``; see :func:`generate_speculatively`.
+
+        Drafted texts are written one after the other, whatever ``batch_size`` and ``sort_by_length`` are. Raises
+        UserError where they shall be sampled, for what is verified is the likeliest token, or be in flight together.
+        """
+        rule = self.rule(model, knob)
+        if knob == model.num_layers:
+            return generate(model, prompts, rule, **options)
+        if options.pop("sampling", None) is not None:
+            raise UserError(f"{self.name} verifies greedy drafts and cannot sample; draft layer {knob:g} drafts")
+        if options.pop("in_flight", None) is not None:
+            raise UserError(
+                f"{self.name} writes text after text, and keeps none in flight; draft layer {knob:g} drafts"
+            )
+        for batching in ("batch_size", "sort_by_length"):
+            options.pop(batching, None)
+        return generate_speculatively(
+            model,
+            prompts,
+            draft_layer=round(knob),
+            draft_tokens=self.draft_tokens,
+            threshold=self.threshold,
+            **options,
+        )

@@ -1,0 +1,183 @@
+"""Branches: decoder layers of their own behind exits; the shallower decoders that they end; what they learn from."""
+
+import json
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, make_text_task, random_prompts
+from torch import nn
+from torch.nn import functional
+
+from consistentee.engine.generate import generate
+from consistentee.errors import UserError
+from consistentee.models.branches import BranchSpec
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder_stack import DecoderStack
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.traces.row_states import record_rows
+from consistentee.traces.token_trace import record_tokens
+from consistentee.training.branch_stage import branch_loss, said_by_branch, train_branches
+from consistentee.training.recipe import TokenRecipe
+from consistentee.training.token_sources import DrawnRowStates
+
+PROMPTS = random_prompts(6, seed=4)
+ROWS = [([2, 7, 9, 20], [30, 31, 3]), ([2, 8], [40, 3]), ([2, 8, 11], [41])]
+LAST = BranchSpec(copied_layer=4)
+RECIPE = TokenRecipe(branch_steps=12, branch_batch_size=4, branch_learning_rate=1e-2)
+
+
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_the_last_layer_in_the_last_layers_place_is_the_full_model(tiny_decoder, family):
+    model = tiny_decoder(family)
+    model.add_branch(3, LAST)
+    stack = DecoderStack(model, 3)
+    full = generate(model, PROMPTS, NeverExit(), max_new_tokens=8)
+    for options in ({"batch_size": 1}, {"batch_size": 4}, {"batch_size": 2, "in_flight": 5}):
+        written = generate(stack, PROMPTS, NeverExit(), max_new_tokens=8, **options)
+        assert written.texts == full.texts
+        assert torch.cat(written.exit_layers).unique().tolist() == [4]
+        assert not torch.cat(written.late_layers).any()
+
+
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_a_layer_without_its_mlp_is_one_whose_mlp_says_nothing(tiny_decoder, family):
+    model = tiny_decoder(family)
+    model.add_branch(2, BranchSpec(copied_layer=3, with_mlp=False))
+    hidden, context = model.stepper.begin(torch.tensor([[2, 7, 9, 11]]), torch.ones(1, 4, dtype=torch.bool))
+    stack = DecoderStack(model, 2)
+    ours = stack.stepper.step(3, hidden, context)
+    mlp, norm = model.stepper.mlp
+    assert isinstance(getattr(model.stepper.layer_module(3), norm), nn.Module)
+    with torch.no_grad():
+        for name, weight in getattr(model.stepper.layer_module(3), mlp).named_parameters():
+            if name.startswith(("down_proj", "c_proj")):
+                weight.zero_()
+        torch.testing.assert_close(ours, model.stepper.step(3, hidden, context))
+    assert 0 < model.branch(2).size_in_layers < 1
+    assert model.add_branch(2, LAST).size_in_layers == 1
+
+
+def test_a_stack_is_known_by_its_branch(tiny_decoder):
+    model = tiny_decoder()
+    model.add_branch(2, LAST)
+    backbone, before = model.backbone_fingerprint(), DecoderStack(model, 2).backbone_fingerprint()
+    with torch.no_grad():
+        next(model.branch(2).layer.parameters()).add_(1)
+    assert model.backbone_fingerprint() == backbone
+    assert DecoderStack(model, 2).backbone_fingerprint() not in {before, backbone}
+
+
+def test_branches_are_saved_with_the_model(tiny_decoder, tmp_path):
+    model = tiny_decoder("gpt2")
+    for layer, spec in ((1, LAST), (2, BranchSpec(copied_layer=3, with_mlp=False))):
+        model.add_branch(layer, spec)
+        with torch.no_grad():
+            for weight in model.branch(layer).parameters():
+                weight.mul_(1.3)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = MultiExitDecoder.from_pretrained(tmp_path / "saved")
+    assert loaded.description.branches == model.description.branches
+    assert loaded.fingerprint() == model.fingerprint()
+    for layer in (1, 2):
+        mine, its = (
+            generate(DecoderStack(m, layer), PROMPTS, NeverExit(), max_new_tokens=6).texts for m in (model, loaded)
+        )
+        assert mine == its
+    with pytest.raises(UserError, match="save the decoder"):
+        DecoderStack(model, 1).save_pretrained(tmp_path / "part")
+
+
+def test_models_saved_before_there_were_branches_are_loaded(tiny_decoder, tmp_path):
+    tiny_decoder().save_pretrained(tmp_path)
+    path = tmp_path / "multi_exit_decoder.json"
+    described = json.loads(path.read_text())
+    del described["branches"]
+    path.write_text(json.dumps(described))
+    assert MultiExitDecoder.from_pretrained(tmp_path).description.branches == {}
+
+
+def test_a_branch_leaves_at_an_exit(tiny_decoder):
+    model = tiny_decoder(exit_layers=(2,))
+    for layer in (1, 4):
+        with pytest.raises(ValueError, match="no exit adapter"):
+            model.add_branch(layer, LAST)
+    with pytest.raises(ValueError, match="exit layer 2 has no branch"):
+        DecoderStack(model, 2)
+
+
+def test_states_of_rows_are_those_of_all_their_tokens(tiny_decoder, tmp_path):
+    model = tiny_decoder()
+    states = record_rows(model, ROWS, store=tmp_path)
+    batch = states.batch([2, 0])
+    tokens, mask = batch.rows.tokens, batch.rows.padding_mask
+    assert tokens.shape == (2, 6)
+    with torch.no_grad():
+        expected = model.hidden_states(tokens, mask)
+    torch.testing.assert_close(batch.hidden[mask], expected[mask], atol=2e-3, rtol=2e-3)
+    assert not batch.hidden[~mask].any()
+    # Of the same rows a trace keeps others: they are told apart in one store.
+    assert len(record_tokens(model, ROWS, store=tmp_path, dtype=torch.float16)) == 3 + 2 + 1
+    assert torch.equal(record_rows(model, ROWS, store=tmp_path).hidden, states.hidden)
+    assert len(list(tmp_path.glob("hidden-*.safetensors"))) == 2
+
+
+def test_sources_are_told_apart_by_states_rows_and_draws(tiny_decoder):
+    states = record_rows(tiny_decoder(), ROWS)
+    other = record_rows(tiny_decoder(), [*ROWS[:2], ([2, 8, 11], [42])])
+    sources = [DrawnRowStates(states, 6, 0), DrawnRowStates(states, 6, 1), DrawnRowStates(other, 6, 0)]
+    assert len({source.fingerprint() for source in sources}) == 3
+    assert sorted(sources[0].numbers[:3].tolist()) == [0, 1, 2], "every row is drawn before one is drawn again"
+
+
+def test_loss_is_that_of_the_tokens_that_give_the_response(tiny_decoder):
+    """Each token looks at its own row alone: rows one by one, without padding, give the same loss."""
+    model = tiny_decoder()
+    for layer in (1, 2, 3):
+        model.add_branch(layer, LAST)
+    states = record_rows(model, ROWS)
+    with torch.no_grad():
+        together = branch_loss(model, states.batch([0, 1, 2]))
+        losses = []
+        for number, (prompt, response) in enumerate(ROWS):
+            hidden = states.batch([number]).hidden
+            gives = slice(len(prompt) - 1, len(prompt) - 1 + len(response))
+            wanted = model.logits(4, hidden[0, gives, -1]).softmax(-1)
+            for place, layer in enumerate((1, 2, 3)):
+                said = said_by_branch(model, layer, hidden[:, :, place], states.batch([number]))
+                losses.append(functional.cross_entropy(said, wanted, reduction="none"))
+        by_hand = torch.stack([torch.cat(losses[place::3]).mean() for place in range(3)]).mean()
+    torch.testing.assert_close(together, by_hand)
+
+
+def test_training_moves_branches_alone_towards_the_full_model(tiny_decoder):
+    model, task = tiny_decoder(), make_text_task()
+    train_branches(model, task, RECIPE, lambda layer: LAST)
+    assert list(model.description.branches) == [1, 2, 3]
+    fresh = tiny_decoder()
+    for layer in (1, 2, 3):
+        fresh.add_branch(layer, LAST)
+    batch = record_rows(fresh, RECIPE.training_rows(fresh, task)).batch(range(20))
+    with torch.no_grad():
+        assert branch_loss(model, batch) < branch_loss(fresh, batch) - 0.02
+    before, after = fresh.state_dict(), model.state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"branches"}
+
+
+def test_nothing_to_train_leaves_untrained_branches(tiny_decoder):
+    model = tiny_decoder()
+    train_branches(model, make_text_task(), TokenRecipe(branch_steps=0), lambda layer: LAST)
+    assert model.has_branch(3)
+    train_branches(tiny_decoder(exit_layers=(4,)), make_text_task(), RECIPE, lambda layer: LAST)
+
+
+def test_stages_are_stored_and_shared(tiny_decoder, tmp_path):
+    recipe = TokenRecipe(branch_steps=2, branch_batch_size=4, store=tmp_path)
+    models = [tiny_decoder() for _ in range(2)]
+    for model in models:
+        train_branches(model, make_text_task(), recipe, lambda layer: LAST)
+    first, second = models
+    assert first.fingerprint() == second.fingerprint()
+    assert len(list(tmp_path.glob("branches-*.safetensors"))) == 1
+    train_branches(second, make_text_task(), recipe, lambda layer: BranchSpec(layer + 1, with_mlp=False))
+    assert len(list(tmp_path.glob("branches-*.safetensors"))) == 2
