@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from consistentee.backbones.catalog import list_backbones, resolve_decoder
-from consistentee.backbones.decoders import DecoderStepper, decoder_stepper_for, positions_of
+from consistentee.backbones.decoders import DecoderContext, DecoderStepper, decoder_stepper_for, positions_of
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors
 from consistentee.models import decoder_files, lora
@@ -244,10 +244,15 @@ class MultiExitDecoder(MultiExit):
         hidden, context = self.stepper.begin(tokens, padding_mask)
         states = []
         for layer in range(1, self.num_layers + 1):
-            hidden = self.stepper.step(layer, hidden, context)
+            hidden = self.run_layer(layer, hidden, context)
             if layer in self.exit_layers:
                 states.append(hidden)
         return torch.stack(states, dim=2)
+
+    def run_layer(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Run layer ``layer`` (1-based) in a pass of whole rows: [rows, tokens, width]; see :meth:`layers_in`."""
+        with self._layers_precision():
+            return self.stepper.step(layer, hidden, context).to(self.dtype)
 
     # ------------------------------------------------------------------------------------------------- weights
 

@@ -28,10 +28,10 @@ from consistentee.data.instances import Label
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit
-from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
+from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.source_code import module_source
 from consistentee.progress import tracked
-from consistentee.training.attention import stepwise_attention
+from consistentee.training.attention import stepwise_attention, unfused_attention
 from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
 from consistentee.training.word_tables import UsedRows, only_used_rows
@@ -304,7 +304,7 @@ def _train(
             title = f"training {stage.name}"
             for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
                 batch = source.batch(next(batches), step)
-                with _layers_in(model, precision):
+                with model.layers_in(precision):
                     loss = stage.loss(model, batch)
                 if not torch.isfinite(loss):
                     raise UserError(
@@ -327,8 +327,10 @@ def _train(
 
 
 def _attention(model: MultiExit, stage: Stage[ModelT, BatchT]) -> AbstractContextManager[None]:
-    """Return the context in which an encoder's attention has a quick dropout; a decoder's has none to speed up."""
-    return stepwise_attention(model) if isinstance(model, MultiExitModel) and stage.dropout else nullcontext()
+    """Return the context in which attention is quick: an encoder's with dropout, and a decoder's."""
+    if not isinstance(model, MultiExitModel):
+        return unfused_attention(model.device)
+    return stepwise_attention(model) if stage.dropout else nullcontext()
 
 
 def _word_tables(
@@ -346,11 +348,6 @@ def _decay_without_gradient(weight: nn.Parameter, optimizer: AdamW, scheduler: L
     (group,) = (group for group in optimizer.param_groups if any(member is weight for member in group["params"]))
     of_peak = scheduler.lr_lambdas[0]
     return math.prod(1 - group["initial_lr"] * of_peak(step) * group["weight_decay"] for step in range(total_steps))
-
-
-def _layers_in(model: MultiExit, precision: Precision) -> AbstractContextManager[None]:
-    """Return the context of the loss; a decoder's recipe names no precision."""
-    return model.layers_in(precision) if isinstance(model, MultiExitModel) else nullcontext()
 
 
 def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:
