@@ -6,22 +6,17 @@ values of the first layers are shared. A greedy text is the full model's, token 
 trained on; what training changes is how many drafts are accepted.
 
 Training (section 4.1), where the recipe trains the backbone: a row skips layer l with probability
-``dropout * (exp((l - 1) ln 2 / (L - 1)) - 1)``, from 0 at layer 1 to ``dropout`` at layer L; and every exit learns to
-say the next token, weights growing with depth. With a frozen backbone there is no layer dropout: the exits alone are
-trained, by the stage that all methods share. Choices: every step trains all exits, where the paper takes turns; their
-weights are in proportion to depth, where the paper's grow with its square; exits have adapters.
+``dropout * (exp((l - 1) ln 2 / (L - 1)) - 1)``, from 0 at layer 1 to ``dropout`` at layer L; and exits learn in turns
+to say the next token, weights growing with the square of depth: see :mod:`consistentee.training.backbone_losses`. With
+a frozen backbone there is no layer dropout: the exits alone are trained, by the stage that all methods share. Choice:
+exits may have adapters, as the suite says.
 
 The rule is the draft's: every token leaves at the draft layer. Without verification, that is a static exit.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
 
 from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations, generate
@@ -32,9 +27,8 @@ from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.schedules import ScheduledRule, check_exit_layer
-from consistentee.traces.token_rows import TokenRows
-from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_stages import joint_loss, train_exits
+from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
+from consistentee.training.token_stages import train_exits
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,9 @@ class LayerSkip(TokenMethod):
     Attributes:
         draft_tokens: tokens written before each verification.
         dropout: probability that a row skips layer L in training.
+        curriculum: which exits learn at a step.
+        exit_weights: what their losses weigh. With the recipe's own weights, all exits and no dropout, a suite has
+            LayerSkip draft on the backbone that its other methods share.
     """
 
     name: ClassVar[str] = "layerskip"
@@ -53,13 +50,18 @@ class LayerSkip(TokenMethod):
 
     draft_tokens: int = 4
     dropout: float = 0.1
+    curriculum: ExitCurriculum = "rotational"
+    exit_weights: ExitWeights = "squared depth"
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, with layer dropout where the backbone is trained."""
         self.check_task(task)
         if not 0 <= self.dropout < 1:
             raise UserError(f"{self.name}: dropout must lie in [0, 1), got {self.dropout:g}")
-        train_exits(model, task, recipe, backbone_loss=partial(_loss_with_layer_dropout, self.dropout))
+        loss_by_the_paper = replace(
+            recipe, layer_dropout=self.dropout, exit_curriculum=self.curriculum, exit_weights=self.exit_weights
+        )
+        train_exits(model, task, loss_by_the_paper)
         return model
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
@@ -87,24 +89,3 @@ class LayerSkip(TokenMethod):
         return generate_speculatively(
             model, prompts, draft_layer=round(knob), draft_tokens=self.draft_tokens, **options
         )
-
-
-def skip_probability(layer: int, num_layers: int, dropout: float) -> float:
-    """Return the probability that a row skips a layer in training: 0 at layer 1, ``dropout`` at layer L."""
-    return dropout * (math.exp((layer - 1) * math.log(2) / max(num_layers - 1, 1)) - 1)
-
-
-def states_with_layer_dropout(model: MultiExitDecoder, batch: TokenRows, dropout: float) -> Tensor:
-    """Run all layers, each row skipping some at random: hidden states [rows, tokens, exits, width]."""
-    hidden, context = model.stepper.begin(batch.tokens, batch.padding_mask)
-    states = []
-    for layer in range(1, model.num_layers + 1):
-        skips = torch.rand(len(hidden), 1, 1, device=hidden.device) < skip_probability(layer, model.num_layers, dropout)
-        hidden = torch.where(skips, hidden, model.stepper.step(layer, hidden, context))
-        if layer in model.exit_layers:
-            states.append(hidden)
-    return torch.stack(states, dim=2)
-
-
-def _loss_with_layer_dropout(dropout: float, model: MultiExitDecoder, batch: TokenRows) -> Tensor:
-    return joint_loss(model, batch, states_with_layer_dropout(model, batch, dropout))

@@ -126,6 +126,13 @@ class MultiExitDecoder(MultiExit):
         """
         return self._exit(layer).state(hidden, self.stepper)
 
+    def head_weight(self, layer: int) -> Tensor:
+        """Return the weights of the LM head of exit layer ``layer``: [vocabulary, width].
+
+        Raises ValueError at a layer that is no exit.
+        """
+        return self._exit(layer).head_weight(self.stepper)
+
     def _exit(self, layer: int) -> StockExit:
         return self._last_exit if layer == self.num_layers else self.adapter(layer)
 

@@ -8,6 +8,7 @@ they depend on: the weights they start from, the rows, the hyperparameters, the 
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -38,7 +39,9 @@ from consistentee.training.word_tables import UsedRows, only_used_rows
 from consistentee.versions import TRAINING_VERSION
 
 CHECKPOINT_STEPS = 200
-"""Steps between two checkpoints of a stage, where a store is given."""
+"""Steps between two checkpoints of a stage, where a store is given; fewer where they take long."""
+
+_CHECKPOINT_SECONDS = 300.0
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 _VERSIONED_PACKAGES = ("consistentee", "baselines")
@@ -301,7 +304,7 @@ def _train(
             scheduler = _schedule(optimizer, recipe, first_step, total_steps)
             batches = _batches(source, stage, recipe, first_step)
             steps = range(first_step, total_steps)
-            title = f"training {stage.name}"
+            title, saved_at = f"training {stage.name}", time.monotonic()
             for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
                 batch = source.batch(next(batches), step)
                 with model.layers_in(precision):
@@ -317,8 +320,10 @@ def _train(
                 optimizer.zero_grad(set_to_none=True)
                 if (step + 1) % steps_per_epoch == 0:
                     _judge(model, stage)
-                if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < total_steps:
+                is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > _CHECKPOINT_SECONDS
+                if checkpoint is not None and is_due and step + 1 < total_steps:
                     _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _noted_scores(model, stage))
+                    saved_at = time.monotonic()
         for table in word_tables:
             table.rest_decays_to = _decay_without_gradient(table.weight, optimizer, scheduler, total_steps)
     for parameter in model.parameters():
