@@ -6,10 +6,12 @@ values of the first layers are shared. A greedy text is the full model's, token 
 trained on; what training changes is how many drafts are accepted.
 
 Training (section 4.1), where the recipe trains the backbone: a row skips layer l with probability
-``dropout * (exp((l - 1) ln 2 / (L - 1)) - 1)``, from 0 at layer 1 to ``dropout`` at layer L; and exits learn in turns
-to say the next token, weights growing with the square of depth: see :mod:`consistentee.training.backbone_losses`. With
-a frozen backbone there is no layer dropout: the exits alone are trained, by the stage that all methods share. Choice:
-exits may have adapters, as the suite says.
+``dropout * (exp((l - 1) ln 2 / (L - 1)) - 1)``, from 0 at layer 1 to ``dropout`` at layer L; and every exit learns to
+say the next token, weights growing with depth. With a frozen backbone there is no layer dropout: the exits alone are
+trained, by the stage that all methods share. Choices: exits have adapters; and, unless parameters say otherwise, every
+step trains all exits, with weights in proportion to depth. The paper's exits take turns (``curriculum: rotational``, or
+``gradual``) and weigh as the square of depth (``exit_weights: squared depth``): see
+:mod:`consistentee.training.backbone_losses`.
 
 The rule is the draft's: every token leaves at the draft layer. Without verification, that is a static exit.
 """
@@ -39,8 +41,8 @@ class LayerSkip(TokenMethod):
         draft_tokens: tokens written before each verification.
         dropout: probability that a row skips layer L in training.
         curriculum: which exits learn at a step.
-        exit_weights: what their losses weigh. With the recipe's own weights, all exits and no dropout, a suite has
-            LayerSkip draft on the backbone that its other methods share.
+        exit_weights: what their losses weigh. Without dropout and with the recipe's weights, LayerSkip drafts on the
+            backbone that the other methods of a suite share.
     """
 
     name: ClassVar[str] = "layerskip"
@@ -50,18 +52,18 @@ class LayerSkip(TokenMethod):
 
     draft_tokens: int = 4
     dropout: float = 0.1
-    curriculum: ExitCurriculum = "rotational"
-    exit_weights: ExitWeights = "squared depth"
+    curriculum: ExitCurriculum = "all"
+    exit_weights: ExitWeights = "depth"
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, with layer dropout where the backbone is trained."""
         self.check_task(task)
         if not 0 <= self.dropout < 1:
             raise UserError(f"{self.name}: dropout must lie in [0, 1), got {self.dropout:g}")
-        loss_by_the_paper = replace(
+        own_loss = replace(
             recipe, layer_dropout=self.dropout, exit_curriculum=self.curriculum, exit_weights=self.exit_weights
         )
-        train_exits(model, task, loss_by_the_paper)
+        train_exits(model, task, own_loss)
         return model
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
