@@ -119,6 +119,11 @@ class MultiExitDecoder(MultiExit):
         """Whether one LM head serves all exits: whether it can read the :meth:`head_state` of several at once."""
         return self.description.adapter != "head"
 
+    @property
+    def exits_have_weights(self) -> bool:
+        """Whether there is anything to train of the exits before layer L."""
+        return any(True for _ in self.exit_adapters.parameters())
+
     def head_state(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what the LM head reads of the hidden states of exit layer ``layer``: [..., width] -> [..., width].
 

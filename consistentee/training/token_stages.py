@@ -45,7 +45,7 @@ def train_exits(
     """
     rows = _begin(model, task, recipe)
     if recipe.trains != "exits":
-        if _has_weights(model, (ADAPTERS,)):
+        if model.exits_have_weights:
             _start_exits(_cached_states(model, rows[:_ROWS_TO_START_FROM], recipe), recipe)
         loss = backbone_loss or partial(joint_loss, ExitLosses.of(recipe))
         train_backbone(model, rows, recipe, loss, also_trains=(ADAPTERS,))
