@@ -96,7 +96,7 @@ class ConsistentEETokens(TokenMethod):
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Run stages 1 and 2, and stage 3 where ``consistent_steps`` asks for it."""
         self.check_task(task)
-        everything = train_exits(model, task, recipe)
+        everything = self.train_stage_1(model, task, recipe)
         model.add_head(POLICY, token_policy_spec(self.policy_reads, self.conditioned), seed=recipe.seed)
         trace = everything.select(recipe.tokens_for_heads(everything))
         if len(model.exit_layers) == 1 or not len(trace):
@@ -110,6 +110,10 @@ class ConsistentEETokens(TokenMethod):
             self._fit_exits_where_tokens_leave(trace, answers, recipe)
             self._fit_policy(trace, self._ask_exits(trace, recipe), hardness, recipe)
         return model
+
+    def train_stage_1(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> TokenTrace:
+        """Train the exits, and return what the trained model leaves of the training rows."""
+        return train_exits(model, task, recipe)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit where P(exit) > knob; the paper uses 0.5."""

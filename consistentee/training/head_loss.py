@@ -35,6 +35,18 @@ def weighted_cross_entropy(
     return loss
 
 
+@torch.no_grad()
+def top_probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float32") -> Tensor:
+    """Return the largest probability of every token: [tokens]; arguments as of :func:`weighted_cross_entropy`."""
+    products = torch.bfloat16 if precision == "bfloat16" else states.dtype
+    head = lm_head.to(products)
+
+    def top_of(part: Tensor) -> Tensor:
+        return (part.to(products) @ head.T).to(states.dtype).softmax(dim=-1).amax(dim=-1)
+
+    return torch.cat([top_of(part) for part in states.split(CHUNK)])
+
+
 class _WeightedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 (torch passes all by their place)

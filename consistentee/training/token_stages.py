@@ -46,10 +46,10 @@ def train_exits(
     rows = _begin(model, task, recipe)
     if recipe.trains != "exits":
         if model.exits_have_weights:
-            _start_exits(_cached_states(model, rows[:_ROWS_TO_START_FROM], recipe), recipe)
+            _start_exits(cached_states(model, rows[:_ROWS_TO_START_FROM], recipe), recipe)
         loss = backbone_loss or partial(joint_loss, ExitLosses.of(recipe))
         train_backbone(model, rows, recipe, loss, also_trains=(ADAPTERS,))
-    trace = _cached_states(model, rows[: recipe.traced_rows], recipe)
+    trace = cached_states(model, rows[: recipe.traced_rows], recipe)
     if recipe.trains == "exits":
         _start_exits(trace, recipe)
     train_on_states(
@@ -68,7 +68,8 @@ def train_exits(
     return trace
 
 
-def _cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
+def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
+    """Return what the model, as it stands, leaves of some rows, as float16; kept in the recipe's store."""
     return record_tokens(
         model,
         rows,
