@@ -1,8 +1,8 @@
 """consistentee-tokens-tuned: every exit, and the backbone with it, learns most from the tokens that will leave there.
 
 ConsistentEE asks only the exit at which a token leaves to be right. Its third stage does so at one price of a layer,
-and moves the exits alone. Here, as ``consistentee-distilled`` does for rows, it is done for the whole curve at once, and
-the backbone learns too, where the recipe trains it:
+and moves the exits alone. Here, as ``consistentee-distilled`` does for rows, it is done for the whole curve at once,
+and the backbone learns too, where the recipe trains it:
 
 1. all exits together (the stage that methods share: with LITE's weights, LITE's own backbone);
 2. a short stage on top of it, at a lower rate: a token's cross-entropy at an exit weighs, by ``at_exit``, as often as
