@@ -44,5 +44,5 @@ def shifted_thresholds(
         shift: added to the log-odds of every threshold.
     """
     shares = [layer / exit_layers[-1] for layer in exit_layers[:-1]]
-    papers = np.interp(shares, *zip(*by_depth, strict=True))
+    papers = np.interp(shares, [depth for depth, _ in by_depth], [value for _, value in by_depth])
     return dict(zip(exit_layers[:-1], expit(logit(papers) + shift).tolist(), strict=True))

@@ -31,7 +31,7 @@ def weighted_cross_entropy(
         precision: of the products; softmax and sums are as precise as the states.
     """
     products = torch.bfloat16 if precision == "bfloat16" else states.dtype
-    loss: Tensor = _WeightedCrossEntropy.apply(states, lm_head, targets, weights.detach(), products)  # type: ignore[no-untyped-call]
+    loss: Tensor = _WeightedCrossEntropy.apply(states, lm_head, targets, weights.detach(), products)
     return loss
 
 
@@ -73,6 +73,6 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if found is None else found * of_loss for found in ctx.saved_tensors)
         return (*gradients, None, None, None)
