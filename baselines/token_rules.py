@@ -7,7 +7,8 @@ row is a row. The count of a token begins anew with it.
 
 Training. With a frozen backbone both are the stage that all methods share: each exit is an adapter of its own, so that
 the weights of the sum (DeeBERT's are all 1, PABEE's grow with depth) hardly matter. Where the backbone is trained:
-DeeBERT trains it with the last exit alone and the other exits afterwards, PABEE all together.
+DeeBERT trains it with the last exit alone and the other exits afterwards, PABEE all together; so does DeeBERT where
+exits have nothing of their own that could be trained afterwards (``adapter: shared``).
 """
 
 import math
@@ -39,9 +40,10 @@ class TokenEntropy(TokenMethod):
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Fine-tune the stock model where the recipe trains the backbone, then the exits on what it leaves."""
         self.check_task(task)
-        if recipe.trains != "exits":
+        if recipe.trains != "exits" and model.exits_have_weights:
             train_last_exit(model, task, recipe)
-        train_exits(model, task, replace(recipe, trains="exits"))
+            recipe = replace(recipe, trains="exits")
+        train_exits(model, task, recipe)
         return model
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:

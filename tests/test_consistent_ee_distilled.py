@@ -6,7 +6,8 @@ from conftest import make_task
 
 from consistentee.errors import UserError
 from consistentee.methods import consistent_ee_distilled
-from consistentee.methods.consistent_ee_distilled import ConsistentEEDistilled, exit_shares
+from consistentee.methods.consistent_ee_distilled import ConsistentEEDistilled
+from consistentee.methods.reward import exit_shares
 from consistentee.models.classifiers import AttentionClassifier, LinearClassifier
 from consistentee.training.recipe import Recipe
 from consistentee.training.stages import layer_losses, train_last_exit, training_source
@@ -18,7 +19,8 @@ def test_shares_go_where_rows_leave():
     sure_early = torch.tensor([[9.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     sure_late = torch.tensor([[0.1, 0.0], [0.1, 0.0], [8.0, 0.0], [1.0, 0.0]])
     torch.manual_seed(0)
-    shares = torch.stack([exit_shares(torch.stack([sure_early, sure_late]), 0.8) for _ in range(200)]).mean(dim=0)
+    doubt = 1 - torch.stack([sure_early, sure_late]).softmax(dim=-1).amax(dim=-1)
+    shares = torch.stack([exit_shares(doubt, 0.8) for _ in range(200)]).mean(dim=0)
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(2))
     assert (shares >= 0.2 / 4 - 1e-6).all(), "no exit forgets a row"
     assert shares[0].argmax() == 0
@@ -26,7 +28,7 @@ def test_shares_go_where_rows_leave():
 
 
 def test_without_exits_all_layers_weigh_alike():
-    torch.testing.assert_close(exit_shares(torch.randn(5, 4, 3), 0.0), torch.full((5, 4), 0.25))
+    torch.testing.assert_close(exit_shares(torch.rand(5, 4), 0.0), torch.full((5, 4), 0.25))
 
 
 def test_teacher_and_labels_share_the_loss(tiny_model):

@@ -5,8 +5,9 @@ import torch
 from conftest import make_task
 
 from consistentee.errors import UserError
-from consistentee.methods.consistent_ee_ladder import ConsistentEELadder, rung_logits
+from consistentee.methods.consistent_ee_ladder import ConsistentEELadder
 from consistentee.methods.policy import POLICY
+from consistentee.methods.price_ladder import rung_logits
 from consistentee.traces.instance_trace import record_outputs, record_trace
 from consistentee.traces.walk import sweep
 
@@ -23,7 +24,7 @@ def model(tiny_model):
 
 
 def test_prices_are_evenly_spaced_by_their_logarithm(model):
-    assert LADDER.prices == pytest.approx((0.01, 0.1, 1.0))
+    assert LADDER.ladder.prices == pytest.approx((0.01, 0.1, 1.0))
     assert LADDER.knob_values(model) == pytest.approx((1e6, 1.0, 0.1, 0.01, 0.0))
 
 
@@ -41,8 +42,8 @@ def test_the_rule_of_a_price_follows_the_policy_that_learns_under_it(model):
     outputs = record_outputs(model, model.tokenize(task.test.texts))
     with torch.no_grad():
         policies = LADDER.policies(model, outputs)
-    exits = sweep([LADDER.rule(model, price) for price in LADDER.prices], record_trace(model, task.test))
-    assert [alpha[0].item() for alpha, _ in policies] == pytest.approx(list(LADDER.prices))
+    exits = sweep([LADDER.rule(model, price) for price in LADDER.ladder.prices], record_trace(model, task.test))
+    assert [alpha[0].item() for alpha, _ in policies] == pytest.approx(list(LADDER.ladder.prices))
     for (_, probabilities), left in zip(policies, exits, strict=True):
         wants_out = torch.cat([probabilities[:, :-1] > 0.5, torch.ones(len(probabilities), 1).bool()], dim=1)
         assert torch.equal(wants_out.int().argmax(dim=1) + 1, left)

@@ -29,6 +29,7 @@ from consistentee.errors import UserError
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
+from consistentee.training.recipe import TokenRecipeSettings
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,11 @@ def test_prompts_are_cut_by_the_tasks_rule(model):
     assert cut.texts[0].endswith(" da")
     assert len(model.encode(cut.texts)[0]) <= 5
     assert cut.first(1).truncated == [True]
+
+
+@pytest.mark.parametrize(("trains", "said"), [("exits", None), ("lora", "bfloat16"), ("all", "bfloat16")])
+def test_the_precision_is_noted_where_layers_were_trained(trains, said):
+    assert generation.layers_trained_in(TokenRecipeSettings(trains=trains, precision="bfloat16")) == said
 
 
 # ---------------------------------------------------------------------------------------------- selection

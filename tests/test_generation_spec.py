@@ -130,7 +130,9 @@ def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
             assert hoeffding_bentkus(0.0, half, delta) <= spec.study.epsilon, "not even texts that lose nothing suffice"
 
 
-@pytest.mark.parametrize("name", ["quick-decoding", "cpu-decoding", "paper-llama-7b", "decoding-calibration"])
+@pytest.mark.parametrize(
+    "name", ["quick-decoding", "cpu-decoding", "cpu-decoding-tuned", "paper-llama-7b", "decoding-calibration"]
+)
 def test_methods_of_suites_that_come_along_take_their_parameters(name):
     found = load_suite(name)
     assert isinstance(found, GenerationSuite)

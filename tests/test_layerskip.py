@@ -1,18 +1,15 @@
 """LayerSkip: the full model's text whatever drafts, and layer dropout where the backbone learns."""
 
-import math
-
 import pytest
 import torch
 from conftest import make_text_task, random_prompts
 
-from baselines.layerskip import LayerSkip, skip_probability, states_with_layer_dropout
+from baselines.layerskip import LayerSkip
 from consistentee.engine.generate import generate
 from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_rows import collate_rows
 from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=40, exit_batch_size=32, exit_learning_rate=1e-2, backbone_steps=3)
@@ -49,28 +46,6 @@ def test_drafts_are_greedy(model):
         LayerSkip().generate(model, ["ba"], 2.0, sampling=Sampling())
     options = {"max_new_tokens": 3, "sampling": None, "sort_by_length": False, "batch_size": 2}
     assert isinstance(LayerSkip().generate(model, ["ba"], 2.0, **options), SpeculativeGenerations)
-
-
-def test_deeper_layers_are_skipped_more_often():
-    """p = dropout * (2 ** ((l - 1) / (L - 1)) - 1)."""
-    assert skip_probability(1, 5, 0.2) == 0
-    assert skip_probability(3, 5, 0.2) == pytest.approx(0.2 * (math.sqrt(2) - 1))
-    assert skip_probability(5, 5, 0.2) == pytest.approx(0.2)
-
-
-def test_states_with_layer_dropout(tiny_decoder):
-    model = tiny_decoder()
-    batch = collate_rows(model, ROWS)
-    stock = model.hidden_states(batch.tokens, batch.padding_mask)
-    assert torch.equal(states_with_layer_dropout(model, batch, 0.0), stock)
-    torch.manual_seed(0)
-    always = states_with_layer_dropout(model, batch, 1.0)  # layer 4 is skipped for certain
-    assert torch.equal(always[:, :, 3], always[:, :, 2])
-    torch.manual_seed(1)
-    passes = torch.stack([states_with_layer_dropout(model, batch, 1.0) for _ in range(120)])
-    skipped = (passes[:, :, :, 1] == passes[:, :, :, 0]).flatten(2).all(-1)  # [passes, rows]: layer 2
-    assert float(skipped.double().mean()) == pytest.approx(skip_probability(2, 4, 1.0), abs=0.09)
-    assert (skipped[:, 0] != skipped[:, 1]).any(), "rows skip layers together"
 
 
 def test_the_backbone_learns_only_where_the_recipe_lets_it(tiny_decoder):

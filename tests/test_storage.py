@@ -9,6 +9,7 @@ import pytest
 from records_by_hand import cell, operating_point, parts_by_hand
 
 from benchmarks.store import folders as storage
+from benchmarks.store import shared_weights
 from benchmarks.store.folders import (
     PREDICTIONS_FILE,
     RECORD_FILE,
@@ -22,6 +23,7 @@ from benchmarks.store.folders import (
     write_text,
 )
 from benchmarks.store.records import CellRecord, KeyParts, TimingRecord
+from benchmarks.store.shared_weights import share_weights
 from benchmarks.store.stored_results import open_results
 from consistentee.errors import UserError
 from consistentee.files import DiskFullError, is_disk_full, replacing
@@ -197,3 +199,29 @@ def test_unreadable_predictions(tmp_path):
 def test_record_keeps_infinities(tmp_path):
     record = RECORD.model_copy(update={"train_seconds": float("inf")})
     assert CellRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_models_with_equal_weights_keep_one_large_file_between_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_weights, "_LARGE", 100)
+    contents = {"first": b"a" * 200, "second": b"a" * 200, "other": b"b" * 200}
+    for name, content in contents.items():
+        (tmp_path / name / "backbone").mkdir(parents=True)
+        (tmp_path / name / "backbone" / "model.safetensors").write_bytes(content)
+        (tmp_path / name / "small.safetensors").write_bytes(b"small")
+        share_weights(tmp_path / name, tmp_path / "pool")
+    files = {name: tmp_path / name / "backbone" / "model.safetensors" for name in contents}
+    assert {name: file.read_bytes() for name, file in files.items()} == contents
+    assert files["first"].samefile(files["second"])
+    assert len(list((tmp_path / "pool").iterdir())) == 2
+    assert not list(tmp_path.rglob(".*")), "no link is left behind"
+
+
+def test_a_disk_without_links_keeps_copies(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(shared_weights, "_LARGE", 1)
+    monkeypatch.setattr("os.link", no_links)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    share_weights(tmp_path, tmp_path / "pool")
+    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"

@@ -5,20 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_text_task
-from torch.nn import functional
 
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
-from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_sources import DrawnRows, DrawnTokens, drawn
+from consistentee.training.token_sources import DrawnTokens, drawn
 from consistentee.training.token_stages import (
     exit_loss,
-    exit_weights,
-    joint_loss,
     train_exits,
-    train_last_exit,
     train_learned_head,
 )
 
@@ -76,24 +71,6 @@ def test_exit_loss_by_hand(tiny_decoder):
     torch.testing.assert_close(exit_loss("full model", model, batch), full)
 
 
-def test_joint_loss_by_hand_leaves_prompts_and_padding_out(tiny_decoder):
-    model = tiny_decoder(exit_layers=(2,))
-    expected = 0.0
-    for tokens, targets in (([2, 7, 9, 30, 31], {2: 30, 3: 31, 4: 3}), ([2, 8, 40], {1: 40, 2: 3})):
-        states = model.hidden_states(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool))[0]
-        for column, target in targets.items():
-            for index, layer in enumerate((2, 4)):
-                logits = model.logits(layer, states[column, index])
-                expected += functional.cross_entropy(logits, torch.tensor(target)).item() * layer / 6 / 5
-    batch = collate_rows(model, ROWS)
-    assert joint_loss(model, batch).item() == pytest.approx(expected, rel=1e-4)
-    batch.tokens[~batch.padding_mask] = 11
-    assert joint_loss(model, batch).item() == pytest.approx(expected, rel=1e-4)
-    states = model.hidden_states(batch.tokens, batch.padding_mask)
-    states[~batch.gives_response] = 100.0
-    assert joint_loss(model, batch, states).item() == pytest.approx(expected, rel=1e-4)
-
-
 def test_first_tokens_of_responses_teach_no_exit(tiny_decoder, monkeypatch):
     used = []
     real = DrawnTokens.batch
@@ -115,52 +92,6 @@ def test_every_number_is_drawn_before_one_is_drawn_again():
     assert len(draws) == 8
     assert torch.equal(draws, drawn(numbers, 8, seed=1))
     assert not len(drawn(numbers[:0], 5, seed=1))
-
-
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_whole_backbone_can_learn(tiny_decoder, family):
-    model = tiny_decoder(family)
-    before = model.clone_weights()
-    recipe = replace(RECIPE, trains="all", backbone_steps=30, backbone_learning_rate=3e-3, target="label")
-    task = make_text_task()
-    loss_before = loss_of_exits(model, task, "label")
-    trace = train_exits(model, task, recipe)
-    assert changed(model, before) == {"backbone", "exit_adapters"}
-    assert loss_of_exits(model, task, "label") < loss_before - 0.3
-    again = record_tokens(model, recipe.training_rows(model, task))
-    torch.testing.assert_close(trace.hidden.float(), again.hidden, atol=2e-2, rtol=2e-2)
-
-
-def test_low_rank_updates_leave_stock_layers(tiny_decoder, tmp_path):
-    models = [tiny_decoder(), tiny_decoder()]
-    before, names = models[0].clone_weights(), list(models[0].state_dict())
-    recipe = replace(RECIPE, trains="lora", backbone_learning_rate=1e-2, store=tmp_path)
-    for model in models:
-        train_exits(model, make_text_task(), recipe)
-    weights = models[0].state_dict()
-    assert list(weights) == names
-    learned = {name for name, tensor in weights.items() if not torch.equal(tensor, before[name])}
-    assert {name.split(".")[0] for name in learned} == {"backbone", "exit_adapters"}
-    assert all("self_attn" in name for name in learned if name.startswith("backbone"))
-    assert all(torch.equal(tensor, models[1].state_dict()[name]) for name, tensor in weights.items()), "from the store"
-
-
-def test_the_last_exit_can_learn_alone(tiny_decoder):
-    model = tiny_decoder()
-    before = model.clone_weights()
-    train_last_exit(model, make_text_task(), replace(RECIPE, trains="all"))
-    assert changed(model, before) == {"backbone"}
-
-
-def test_a_method_may_bring_a_loss_of_its_own(tiny_decoder):
-    asked = []
-
-    def loss(model, batch):
-        asked.append(len(batch.targets))
-        return joint_loss(model, batch) * 2
-
-    train_exits(tiny_decoder(), make_text_task(), replace(RECIPE, trains="all"), backbone_loss=loss)
-    assert len(asked) == RECIPE.backbone_steps
 
 
 def test_learned_heads_train_alone(tiny_decoder):
@@ -191,16 +122,6 @@ def test_a_decoder_without_early_exits_needs_no_training(tiny_decoder):
     before = model.clone_weights()
     train_exits(model, make_text_task(), RECIPE)
     assert not changed(model, before)
-
-
-def test_exit_weights_grow_with_depth():
-    assert exit_weights((1, 3)) == [0.25, 0.75]
-
-
-def test_rows_without_a_response_are_not_drawn(tiny_decoder):
-    source = DrawnRows(tiny_decoder(), [([2, 7], []), *ROWS], draws=6, seed=0)
-    assert 0 not in source.numbers
-    assert source.batch(torch.tensor([0, 1]), 0).targets.numel() == 5
 
 
 def test_the_model_notes_how_long_texts_were(tiny_decoder):

@@ -33,7 +33,11 @@ from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.token_method import TokenMethod
+from consistentee.models.base import Precision
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.training.loop import training_device
+from consistentee.training.precision import precision_used
+from consistentee.training.recipe import TokenRecipeSettings
 
 STOCK = "stock generate"
 
@@ -169,6 +173,7 @@ def findings(spec: GenerationCellSpec, done: Outcome) -> dict[str, Any]:
     return {
         "num_layers": model.num_layers,
         "train_task": done.rows.training.name,
+        "training_precision": layers_trained_in(spec.recipe),
         "exit_layers": list(model.exit_layers),
         "max_prompt_tokens": prompt_limit(spec, done.rows),
         "max_new_tokens": new_tokens(spec, done.rows),
@@ -181,6 +186,11 @@ def findings(spec: GenerationCellSpec, done: Outcome) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory(),
         "calibration": None if done.study is None else done.study.record,
     }
+
+
+def layers_trained_in(recipe: TokenRecipeSettings) -> Precision | None:
+    """Return what a recipe's layers were trained in on this machine; None where they were not trained."""
+    return None if recipe.trains == "exits" else precision_used(recipe.precision, training_device())
 
 
 def tables(done: Outcome) -> dict[str, pd.DataFrame]:

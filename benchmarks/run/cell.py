@@ -16,6 +16,7 @@ from benchmarks.store.environment import describe_environment, now
 from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, write_predictions, write_record
 from benchmarks.store.keys import code_hash
 from benchmarks.store.records import BaseRecord, KeyParts
+from benchmarks.store.shared_weights import share_weights
 from consistentee.files import replacing
 from consistentee.methods.method import AnyMethod, get_method, train_method
 from consistentee.progress import begin_stage
@@ -60,6 +61,7 @@ def run_cell(
         )
         with replacing(folder.model(parts.key)) as temporary:
             model.save_pretrained(temporary)
+            share_weights(temporary, folder.weights)
         for name, table in functions.tables(done).items():
             write_predictions(cell / name, table)
     write_record(cell / RECORD_FILE, record)

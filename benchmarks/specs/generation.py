@@ -16,7 +16,7 @@ class ExitSpec(Strict):
     """Where the exits of a decoder lie, and what each has of its own; see ``MultiExitDecoder.from_backbone``."""
 
     layers: tuple[int, ...] | None = Field(default=None, min_length=1, description="1-based; by default five, evenly")
-    adapter: Literal["norm", "low-rank", "head"] = "low-rank"
+    adapter: Literal["norm", "low-rank", "head", "shared"] = "low-rank"
     rank: int = Field(default=128, ge=1)
 
 

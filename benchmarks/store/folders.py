@@ -52,6 +52,11 @@ class RunFolder:
         return self.root / "artifacts" / "models" / key
 
     @property
+    def weights(self) -> Path:
+        """Where large files of trained models lie once, however many models have them."""
+        return self.root / "artifacts" / "weights"
+
+    @property
     def stages(self) -> Path:
         """Where training keeps the stage-1 models that methods share."""
         return self.root / "artifacts" / "stages"

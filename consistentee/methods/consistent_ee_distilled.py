@@ -34,7 +34,7 @@ from consistentee.errors import UserError
 from consistentee.methods.consistent_ee import ConsistentEECurve
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.policy import PolicyInputs
-from consistentee.methods.reward import simulated_exits
+from consistentee.methods.reward import exit_shares
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
@@ -48,8 +48,6 @@ from consistentee.training.stages import (
     train_last_exit_on,
     training_source,
 )
-
-_THRESHOLDS_DRAWN = 8
 
 
 @dataclass(frozen=True)
@@ -142,19 +140,5 @@ def taught_loss(method: ConsistentEEDistilled, teacher: Tensor, model: MultiExit
     taught = teacher[batch.rows].to(says.device).unsqueeze(1).expand_as(says)
     divergence = functional.kl_div(says, taught, log_target=True, reduction="none").sum(dim=-1)
     losses = (1 - method.distilled) * layer_losses(logits, batch.labels) + method.distilled * divergence
-    return (exit_shares(logits.detach(), method.at_exit) * losses).sum(dim=1).mean()
-
-
-def exit_shares(logits: Tensor, at_exit: float) -> Tensor:
-    """Return what a row's loss weighs at every layer: float [rows, L], rows sum to 1.
-
-    Args:
-        logits: of the exits, which learn nothing here: [rows, L, classes].
-        at_exit: share of the weight that goes to where rows leave under thresholds drawn at random.
-    """
-    num_layers = logits.shape[1]
-    doubt = 1 - logits.softmax(dim=-1).amax(dim=-1)
-    candidates = doubt[:, :-1].flatten()
-    thresholds = candidates[torch.randint(len(candidates), (_THRESHOLDS_DRAWN,)).to(doubt.device)]
-    leaves = functional.one_hot(simulated_exits(doubt, thresholds) - 1, num_layers).to(doubt.dtype).mean(dim=0)
-    return at_exit * leaves + (1 - at_exit) / num_layers
+    doubt = 1 - logits.detach().softmax(dim=-1).amax(dim=-1)
+    return (exit_shares(doubt, method.at_exit) * losses).sum(dim=1).mean()

@@ -16,25 +16,19 @@ paper's 0.5, and a price between two rungs is served by the nearer one. ``consis
 model for many prices: there the price is an input, and the reward another.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
-from consistentee.errors import UserError
 from consistentee.methods.consistent_ee import ConsistentEE
 from consistentee.methods.method import Knob
-from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, policy_outputs, policy_spec
+from consistentee.methods.policy import POLICY, policy_outputs, policy_spec
+from consistentee.methods.price_ladder import ALWAYS, PriceLadder, rung_logits
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
-
-_ALWAYS = 1e6
-"""A price at which every row leaves at layer 1; at 0 none leaves."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +44,7 @@ class ConsistentEELadder(ConsistentEE):
 
     name: ClassVar[str] = "consistentee-ladder"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) with the policies of all prices in one model"
-    knob: ClassVar[Knob] = Knob("alpha", (_ALWAYS, 0.5, 0.05, 0.005, 0.0))
+    knob: ClassVar[Knob] = Knob("alpha", (ALWAYS, 0.5, 0.05, 0.005, 0.0))
 
     rungs: int = 8
     lowest_price: float = 0.005
@@ -58,29 +52,21 @@ class ConsistentEELadder(ConsistentEE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rungs < 2:
-            raise UserError(f"{self.name}: a ladder has at least 2 rungs, got {self.rungs}")
-        if not 0 < self.lowest_price < self.highest_price < _ALWAYS:
-            raise UserError(f"{self.name}: lowest_price must lie above 0 and below highest_price")
+        _ = self.ladder  # what it cannot be made of is said at once
 
     @property
-    def prices(self) -> tuple[float, ...]:
-        """The prices of a layer, rising."""
-        low, high = math.log(self.lowest_price), math.log(self.highest_price)
-        return tuple(math.exp(low + (high - low) * rung / (self.rungs - 1)) for rung in range(self.rungs))
+    def ladder(self) -> PriceLadder:
+        """The prices of a layer."""
+        return PriceLadder(self.rungs, self.lowest_price, self.highest_price)
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         """Return the prices from the highest one down, between one at which all rows leave at once, and 0."""
-        return (_ALWAYS, *reversed(self.prices), 0.0)
+        return self.ladder.knob_values
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the policy of the rung nearest to the price ``knob`` says so."""
         self.check_knob(model, knob)
-        steps = (*self.prices, _ALWAYS)
-        rung = min(range(len(steps)), key=lambda k: abs(math.log(steps[k] / knob))) if knob > 0 else 0
-        if knob == 0 or rung == self.rungs:  # P(exit) is not above 1, and above -1
-            return LadderRule(self.policy_reads, 0, threshold=-1.0 if knob else 1.0)
-        return LadderRule(self.policy_reads, rung)
+        return self.ladder.rule(self.policy_reads, knob)
 
     def policy_spec(self) -> HeadSpec:
         return replace(policy_spec(self.policy_reads, conditioned=False), outputs=self.rungs)
@@ -89,25 +75,4 @@ class ConsistentEELadder(ConsistentEE):
         """Return every price [rows], and P(exit) under it [rows, L]."""
         logits = rung_logits(policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits))
         rows = logits.new_ones(len(logits))
-        return [(rows * price, p) for price, p in zip(self.prices, logits.sigmoid().unbind(dim=-1), strict=True)]
-
-
-class LadderRule(PolicyRule):
-    """Exit at the first layer where the policy of one rung says so.
-
-    Args:
-        reads, threshold: see :class:`consistentee.methods.policy.PolicyRule`.
-        rung: number of the price, 0 being the lowest one.
-    """
-
-    def __init__(self, reads: PolicyInputs, rung: int, threshold: float = 0.5) -> None:
-        super().__init__(reads, threshold)
-        self.rung = rung
-
-    def logit(self, output: Tensor) -> Tensor:
-        return rung_logits(output)[..., self.rung]
-
-
-def rung_logits(output: Tensor) -> Tensor:
-    """Turn what the head says into the logits of P(exit) at rising prices, which rise: [..., K]."""
-    return torch.cat([output[..., :1], functional.softplus(output[..., 1:])], dim=-1).cumsum(dim=-1)
+        return [(rows * price, p) for price, p in zip(self.ladder.prices, logits.sigmoid().unbind(dim=-1), strict=True)]

@@ -96,8 +96,8 @@ class ConsistentEETokens(TokenMethod):
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Run stages 1 and 2, and stage 3 where ``consistent_steps`` asks for it."""
         self.check_task(task)
-        everything = train_exits(model, task, recipe)
-        model.add_head(POLICY, token_policy_spec(self.policy_reads, self.conditioned), seed=recipe.seed)
+        everything = self.train_stage_1(model, task, recipe)
+        model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
         trace = everything.select(recipe.tokens_for_heads(everything))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
@@ -111,10 +111,18 @@ class ConsistentEETokens(TokenMethod):
             self._fit_policy(trace, self._ask_exits(trace, recipe), hardness, recipe)
         return model
 
+    def train_stage_1(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> TokenTrace:
+        """Train the exits, and return what the trained model leaves of the training rows."""
+        return train_exits(model, task, recipe)
+
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit where P(exit) > knob; the paper uses 0.5."""
         self.check_knob(model, knob)
         return PolicyRule(self.policy_reads, threshold=knob if knob > 0 else float("-inf"))
+
+    def policy_spec(self) -> HeadSpec:
+        """Return the head of the policy."""
+        return token_policy_spec(self.policy_reads, self.conditioned)
 
     def _ask_exits(self, trace: TokenTrace, recipe: TokenRecipe) -> ExitAnswers:
         title = "asking exits" if recipe.progress else None
@@ -162,13 +170,17 @@ class ConsistentEETokens(TokenMethod):
             confidence: [tokens, exits, 4], or None for a policy that does not read it.
             alpha: [tokens], read where the policy is conditioned.
         """
-        policy, states = model.head(POLICY), model.state(batch.hidden)
         log_alpha = alpha.log() if self.conditioned else None
-        columns = []
-        for index, layer in enumerate(model.exit_layers[:-1]):
-            extra = None if confidence is None else confidence[:, index]
-            columns.append(policy_logit(policy(layer, states[:, index], extra), log_alpha).sigmoid())
+        says = policy_answers(model, batch, confidence)
+        columns = [policy_logit(output, log_alpha).sigmoid() for output in says]
         return torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
+
+    def policies(
+        self, model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return each policy that learns: the price of a layer under it [tokens], and P(exit) [tokens, exits]."""
+        alpha = self.draw_alpha(len(batch.tokens)).to(model.device)
+        return [(alpha, self.ask_policy(model, batch, confidence, alpha))]
 
     def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
         """Return L_pi by the chosen estimator; both arguments are [tokens, exits]."""
@@ -208,6 +220,15 @@ class ConsistentEETokensCurve(ConsistentEETokens):
         return (low + (high - low) * torch.rand(tokens)).exp()
 
 
+def policy_answers(model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None) -> list[Tensor]:
+    """Return what the policy's head says at every exit before the last: [tokens], or [tokens, outputs], each."""
+    policy, states = model.head(POLICY), model.state(batch.hidden)
+    return [
+        policy(layer, states[:, index], None if confidence is None else confidence[:, index])
+        for index, layer in enumerate(model.exit_layers[:-1])
+    ]
+
+
 def token_policy_spec(reads: PolicyInputs, conditioned: bool) -> HeadSpec:
     """Return the head of a policy for tokens: Linear(H, 1) on the state, as published; else as in classification."""
     spec = policy_spec(reads, conditioned)
@@ -240,11 +261,13 @@ def policy_stage_loss(
 ) -> Tensor:
     """Return L_pi of some tokens, scalar; ``answers`` and ``hardness`` are of the whole trace."""
     device, tokens = model.device, batch.tokens
-    alpha = method.draw_alpha(len(tokens)).to(device)
     memorized = None if hardness is None else hardness[tokens].to(device)
-    reward = rewards(method.costs(answers)[tokens].to(device), alpha, memorized, layers=model.exit_layers)
-    probabilities = method.ask_policy(model, batch, _confidence_of(answers, batch), alpha)
-    return method.policy_loss(probabilities, reward)
+    costs = method.costs(answers)[tokens].to(device)
+    losses = [
+        method.policy_loss(probabilities, rewards(costs, alpha, memorized, layers=model.exit_layers))
+        for alpha, probabilities in method.policies(model, batch, _confidence_of(answers, batch))
+    ]
+    return torch.stack(losses).mean()
 
 
 def exit_consistent_loss(
@@ -252,9 +275,9 @@ def exit_consistent_loss(
 ) -> Tensor:
     """Return the mean loss of tokens at exits drawn from the policy; those that run to layer L teach nothing."""
     with torch.no_grad():
-        alpha = method.draw_alpha(len(batch.tokens)).to(model.device)
-        probabilities = method.ask_policy(model, batch, _confidence_of(answers, batch), alpha)
-        leaves_at = exit_distribution(probabilities).multinomial(1).squeeze(1)
+        policies = method.policies(model, batch, _confidence_of(answers, batch))
+        leaves = torch.stack([exit_distribution(probabilities) for _, probabilities in policies]).mean(dim=0)
+        leaves_at = leaves.multinomial(1).squeeze(1)
     wanted = wanted_answers(target, model, batch)
     total = torch.zeros((), device=model.device, requires_grad=True)
     for index, layer in enumerate(model.exit_layers[:-1]):

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+_THRESHOLDS_DRAWN = 8
 
 
 def rewards(
@@ -56,6 +59,20 @@ def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
     wants_out = signals.detach() < thresholds.view(-1, 1, 1)
     wants_out[..., -1] = True
     return wants_out.int().argmax(dim=-1) + 1
+
+
+def exit_shares(doubt: Tensor, at_exit: float) -> Tensor:
+    """Return what a row's loss weighs at every exit: float [rows, exits], rows sum to 1.
+
+    Args:
+        doubt: 1 - the largest probability, which learns nothing here: [rows, exits].
+        at_exit: share of the weight that goes to where rows leave under thresholds drawn at random.
+    """
+    exits = doubt.shape[1]
+    candidates = doubt[:, :-1].flatten()
+    thresholds = candidates[torch.randint(len(candidates), (_THRESHOLDS_DRAWN,)).to(doubt.device)]
+    leaves = functional.one_hot(simulated_exits(doubt, thresholds) - 1, exits).to(doubt.dtype).mean(dim=0)
+    return at_exit * leaves + (1 - at_exit) / exits
 
 
 def exact_policy_loss(exit_probabilities: Tensor, reward: Tensor) -> Tensor:

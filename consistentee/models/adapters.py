@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from consistentee.backbones.decoders import DecoderStepper
 from consistentee.errors import UserError, unknown_name
 from consistentee.models.adapter_start import StateMoments
 
-AdapterKind = Literal["norm", "low-rank", "head"]
+AdapterKind = Literal["norm", "low-rank", "head", "shared"]
 """What an exit has of its own.
 
 ``norm``: a final norm (its gain, and its bias where the family has one); the LM head is the model's. ``low-rank``:
 that, and a low-rank correction of the normed state. ``head``: a full copy of the LM head, as in ConsistentEE's code:
 width * vocabulary weights an exit (SmolLM2-135M: 28.3 million, 113 MB in float32; LLaMA-7B: 131 million, 524 MB),
-against 2 * rank * width of a low-rank adapter.
+against 2 * rank * width of a low-rank adapter. ``shared``: nothing; the exit reads its state by the model's own norm
+and LM head, as LITE and sorted fine-tuning do, which makes sense where the backbone learns.
 """
 
 
@@ -32,6 +33,11 @@ class StockExit(nn.Module):
         """Return logits [..., vocabulary] of such states: by the shared LM head, unless the exit has its own."""
         return stepper.unembed(state)
 
+    def head_weight(self, stepper: DecoderStepper) -> Tensor:
+        """Return the weights of the LM head that it reads states by: [vocabulary, width]."""
+        weight: Tensor = stepper.backbone.lm_head.weight
+        return weight
+
     def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Return logits [..., vocabulary] of hidden states [..., width]; ``stepper`` has the stock norm and LM head."""
         return self.unembed(self.state(hidden, stepper), stepper)
@@ -43,6 +49,13 @@ class ExitAdapter(StockExit, ABC):
     @abstractmethod
     def start_from(self, moments: StateMoments) -> None:
         """Set an untrained adapter to what comes nearest to the least-squares map onto the states of layer L."""
+
+
+class SharedAdapter(ExitAdapter):
+    """Nothing: the model's final norm and LM head."""
+
+    def start_from(self, moments: StateMoments) -> None:
+        """Stay as it is: there are no weights."""
 
 
 class NormAdapter(ExitAdapter):
@@ -96,6 +109,9 @@ class HeadAdapter(ExitAdapter):
     def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
         return self.lm_head(state)
 
+    def head_weight(self, stepper: DecoderStepper) -> Tensor:
+        return self.lm_head.weight
+
     @torch.no_grad()
     def start_from(self, moments: StateMoments) -> None:
         """Let the LM head read the mapped states."""
@@ -116,7 +132,9 @@ def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> Exit
         adapter = LowRankAdapter(stepper.final_norm, stepper.width, min(rank, stepper.width))
     elif kind == "head":
         adapter = HeadAdapter(stepper.backbone.lm_head)
+    elif kind == "shared":
+        adapter = SharedAdapter()
     else:
-        raise unknown_name("kind of exit adapter", kind, ("norm", "low-rank", "head"))
+        raise unknown_name("kind of exit adapter", kind, get_args(AdapterKind))
     like = stepper.backbone.lm_head.weight
     return adapter.to(like.device, like.dtype)

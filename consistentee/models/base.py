@@ -3,10 +3,10 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import Any, ClassVar, Literal, Protocol, Self, cast
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -22,6 +22,9 @@ BACKBONE_FOLDER = "backbone"
 TOKENIZER_FOLDER = "tokenizer"
 WEIGHTS_FILE = "model.safetensors"
 _HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
+
+Precision = Literal["float32", "bfloat16"]
+"""What the matrix products of layers are computed in while they are trained."""
 
 
 class LayerStepper(Protocol):
@@ -112,6 +115,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
     stepper: LayerStepper
     description: Description
+    _precision: Precision = "float32"
 
     def __init__(self, stepper: LayerStepper, tokenizer: Any, description: Description) -> None:
         super().__init__()
@@ -146,6 +150,27 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
     def dtype(self) -> torch.dtype:
         """What the weights are, and so the hidden states and the answers."""
         return next(self.parameters()).dtype
+
+    @property
+    def precision(self) -> Precision:
+        """What the matrices of layers are multiplied in, in a pass to train on."""
+        return self._precision
+
+    @contextmanager
+    def layers_in(self, precision: Precision) -> Iterator[None]:
+        """For the time being, multiply the matrices of layers in this precision in passes to train on.
+
+        What passes between layers, what reads their states, and all weights stay as they are, and so does whatever
+        :func:`consistentee.classify` and :func:`consistentee.generate` do.
+        """
+        before, self._precision = self._precision, precision
+        try:
+            yield
+        finally:
+            self._precision = before
+
+    def _layers_precision(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._precision == "float32" else torch.autocast(self.device.type, torch.bfloat16)
 
     def add_head(self, name: str, spec: HeadSpec, seed: int = 0) -> ExitHeads:
         """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights.

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from consistentee.backbones.catalog import list_backbones, resolve_decoder
-from consistentee.backbones.decoders import DecoderStepper, decoder_stepper_for, positions_of
+from consistentee.backbones.decoders import DecoderContext, DecoderStepper, decoder_stepper_for, positions_of
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors
 from consistentee.models import decoder_files, lora
@@ -121,12 +121,24 @@ class MultiExitDecoder(MultiExit):
         """Whether one LM head serves all exits: whether it can read the :meth:`head_state` of several at once."""
         return self.description.adapter != "head"
 
+    @property
+    def exits_have_weights(self) -> bool:
+        """Whether there is anything to train of the exits before layer L."""
+        return any(True for _ in self.exit_adapters.parameters())
+
     def head_state(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what the LM head reads of the hidden states of exit layer ``layer``: [..., width] -> [..., width].
 
         Raises ValueError at a layer that is no exit.
         """
         return self._exit(layer).state(hidden, self.stepper)
+
+    def head_weight(self, layer: int) -> Tensor:
+        """Return the weights of the LM head of exit layer ``layer``: [vocabulary, width].
+
+        Raises ValueError at a layer that is no exit.
+        """
+        return self._exit(layer).head_weight(self.stepper)
 
     def _exit(self, layer: int) -> StockExit:
         return self._last_exit if layer == self.num_layers else self.adapter(layer)
@@ -267,10 +279,15 @@ class MultiExitDecoder(MultiExit):
         hidden, context = self.stepper.begin(tokens, padding_mask)
         states = []
         for layer in range(1, self.num_layers + 1):
-            hidden = self.stepper.step(layer, hidden, context)
+            hidden = self.run_layer(layer, hidden, context)
             if layer in self.exit_layers:
                 states.append(hidden)
         return torch.stack(states, dim=2)
+
+    def run_layer(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Run layer ``layer`` (1-based) in a pass of whole rows: [rows, tokens, width]; see :meth:`layers_in`."""
+        with self._layers_precision():
+            return self.stepper.step(layer, hidden, context).to(self.dtype)
 
     # ------------------------------------------------------------------------------------------------- weights
 

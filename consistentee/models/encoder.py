@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import torch
 import transformers
@@ -34,9 +33,6 @@ from consistentee.models.encoder_description import ModelDescription, PoolerShar
 from consistentee.models.source_code import code_of
 from consistentee.versions import ENGINE_VERSION
 
-Precision = Literal["float32", "bfloat16"]
-"""What the matrix products of layers are computed in while they are trained."""
-
 
 @dataclass(frozen=True)
 class LayerOutputs:
@@ -60,8 +56,6 @@ class MultiExitModel(MultiExit):
 
     stepper: Stepper
     description: ModelDescription
-
-    _precision: Precision = "float32"
 
     def _build_exits(self) -> None:
         self._take_modules_of_stepper()
@@ -233,22 +227,6 @@ class MultiExitModel(MultiExit):
             vectors.append(self.pool_tokens(hidden, context.padding_mask))
             states.append(hidden if keeps_tokens else None)
         return self._read(torch.stack(vectors, dim=1), states, context.padding_mask)
-
-    @contextmanager
-    def layers_in(self, precision: Precision) -> Iterator[None]:
-        """For the time being, multiply the matrices of layers in this precision in passes to train on.
-
-        What passes between layers, pooling, classifiers, heads and all weights stay as they are, and so does whatever
-        :func:`consistentee.classify` does.
-        """
-        before, self._precision = self._precision, precision
-        try:
-            yield
-        finally:
-            self._precision = before
-
-    def _layers_precision(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._precision == "float32" else torch.autocast(self.device.type, torch.bfloat16)
 
     def read_vectors(self, vectors: Tensor) -> LayerOutputs:
         """Apply every layer's pooler and classifier to pooled tokens [rows, L, width], left by a frozen backbone.

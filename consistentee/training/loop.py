@@ -8,6 +8,7 @@ they depend on: the weights they start from, the rows, the hyperparameters, the 
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -28,17 +29,19 @@ from consistentee.data.instances import Label
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit
-from consistentee.models.encoder import LayerOutputs, MultiExitModel, Precision
+from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.source_code import module_source
 from consistentee.progress import tracked
-from consistentee.training.attention import stepwise_attention
+from consistentee.training.attention import stepwise_attention, unfused_attention
 from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
 from consistentee.training.word_tables import UsedRows, only_used_rows
 from consistentee.versions import TRAINING_VERSION
 
 CHECKPOINT_STEPS = 200
-"""Steps between two checkpoints of a stage, where a store is given."""
+"""Steps between two checkpoints of a stage, where a store is given; fewer where they take long."""
+
+_CHECKPOINT_SECONDS = 300.0
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 _VERSIONED_PACKAGES = ("consistentee", "baselines")
@@ -301,10 +304,10 @@ def _train(
             scheduler = _schedule(optimizer, recipe, first_step, total_steps)
             batches = _batches(source, stage, recipe, first_step)
             steps = range(first_step, total_steps)
-            title = f"training {stage.name}"
+            title, saved_at = f"training {stage.name}", time.monotonic()
             for step in tracked(steps, title, rows=stage.batch_size, first=first_step, shown=recipe.progress):
                 batch = source.batch(next(batches), step)
-                with _layers_in(model, precision):
+                with model.layers_in(precision):
                     loss = stage.loss(model, batch)
                 if not torch.isfinite(loss):
                     raise UserError(
@@ -317,8 +320,10 @@ def _train(
                 optimizer.zero_grad(set_to_none=True)
                 if (step + 1) % steps_per_epoch == 0:
                     _judge(model, stage)
-                if checkpoint is not None and (step + 1) % CHECKPOINT_STEPS == 0 and step + 1 < total_steps:
+                is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > _CHECKPOINT_SECONDS
+                if checkpoint is not None and is_due and step + 1 < total_steps:
                     _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _noted_scores(model, stage))
+                    saved_at = time.monotonic()
         for table in word_tables:
             table.rest_decays_to = _decay_without_gradient(table.weight, optimizer, scheduler, total_steps)
     for parameter in model.parameters():
@@ -327,8 +332,10 @@ def _train(
 
 
 def _attention(model: MultiExit, stage: Stage[ModelT, BatchT]) -> AbstractContextManager[None]:
-    """Return the context in which an encoder's attention has a quick dropout; a decoder's has none to speed up."""
-    return stepwise_attention(model) if isinstance(model, MultiExitModel) and stage.dropout else nullcontext()
+    """Return the context in which attention is quick: an encoder's with dropout, and a decoder's."""
+    if not isinstance(model, MultiExitModel):
+        return unfused_attention(model.device)
+    return stepwise_attention(model) if stage.dropout else nullcontext()
 
 
 def _word_tables(
@@ -346,11 +353,6 @@ def _decay_without_gradient(weight: nn.Parameter, optimizer: AdamW, scheduler: L
     (group,) = (group for group in optimizer.param_groups if any(member is weight for member in group["params"]))
     of_peak = scheduler.lr_lambdas[0]
     return math.prod(1 - group["initial_lr"] * of_peak(step) * group["weight_decay"] for step in range(total_steps))
-
-
-def _layers_in(model: MultiExit, precision: Precision) -> AbstractContextManager[None]:
-    """Return the context of the loss; a decoder's recipe names no precision."""
-    return model.layers_in(precision) if isinstance(model, MultiExitModel) else nullcontext()
 
 
 def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from consistentee.backbones.wheels import cache_dir
 from consistentee.files import only_one, replacing
-from consistentee.models.encoder import Precision
+from consistentee.models.base import Precision
 from consistentee.training.recipe import PrecisionSetting
 
 _WIDTH, _HEADS = 384, 12  # a small encoder's

@@ -30,6 +30,12 @@ Target = Literal["label", "full model"]
 ExitStart = Literal["least squares", "stock"]
 """What untrained exits start from: the least-squares map onto layer L's states, or reading their own as layer L's."""
 
+ExitWeights = Literal["depth", "squared depth", "equal"]
+"""What the exits' losses weigh while the backbone learns, in proportion to which power of depth."""
+
+ExitCurriculum = Literal["all", "rotational", "gradual"]
+"""Which exits learn at a step beside the last: all; one, each in turn; or ever more of them, the deepest first."""
+
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
 """What the layers' products are computed in while they are trained; "auto" is the faster one on the machine."""
 
@@ -60,6 +66,10 @@ class BaseSettings:
     weight_decay: float = Field(default=0.01, ge=0, description="of matrices; vectors have none")
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="part of the steps; the rate then decays to 0")
     max_grad_norm: float = Field(default=1.0, gt=0, description="longer gradients are cut to it")
+    group_by_length: bool = Field(default=False, description="batches of rows of like length: less padding, less time")
+    precision: PrecisionSetting = Field(
+        default="float32", description="of the layers' products in training; auto: bfloat16 where it is faster"
+    )
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -75,10 +85,6 @@ class RecipeSettings(BaseSettings):
     frozen_learning_rate: float = Field(default=5e-3, gt=0, description="peak rate of those stages")
     max_rows: int | None = Field(default=None, ge=1, description="cap on training rows")
     max_length: int = Field(default=128, ge=3, description="tokens a row")
-    group_by_length: bool = Field(default=False, description="batches of rows of like length: less padding, less time")
-    precision: PrecisionSetting = Field(
-        default="float32", description="of the layers' products in training; auto: bfloat16 where it is faster"
-    )
 
     def to_recipe(self, seed: int, store: Path | None = None, *, progress: bool = False) -> "Recipe":
         """Return the recipe of one run."""
@@ -109,6 +115,14 @@ class TokenRecipeSettings(BaseSettings):
     backbone_batch_size: int = Field(default=4, ge=1, description="rows, of that stage")
     backbone_learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of that stage")
     lora_rank: int = Field(default=16, ge=1, description="rank of the updates, for trains=lora")
+    exit_weights: ExitWeights = Field(default="depth", description="of the exits' losses while the backbone learns")
+    exit_curriculum: ExitCurriculum = Field(default="all", description="which exits learn at a step of that stage")
+    layer_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="probability that a row skips layer L in that stage, 0 at layer 1"
+    )
+    traced_rows: int | None = Field(
+        default=None, ge=1, description="training rows that exits and heads learn from; by default all"
+    )
     trace_batch_size: int = Field(default=16, ge=1, description="rows a batch when states are cached")
 
     def to_recipe(self, seed: int, store: Path | None = None, *, progress: bool = False) -> "TokenRecipe":
@@ -172,6 +186,11 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
         backbone_steps, backbone_batch_size, backbone_learning_rate: of the stage that runs the backbone, where it
             learns; the batch is in rows.
         lora_rank: rank of the updates, for ``trains="lora"``.
+        exit_weights, exit_curriculum, layer_dropout: the loss of that stage, see
+            :mod:`consistentee.training.backbone_losses`.
+        traced_rows: the first so many training rows, whose states are cached after that stage, for exits and heads to
+            learn from; None for all. A row of a hundred tokens takes half a megabyte.
+        group_by_length, precision: of that stage, as in :class:`Recipe`; the LM head's products are in it too.
         weight_decay, warmup_ratio, max_grad_norm: as usual; rates decay linearly to 0.
         trace_batch_size: rows a batch when states are cached.
         seed, store, progress, method: see :class:`OneRun`.
@@ -181,6 +200,20 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
     def limits(self) -> dict[str, int]:
         """How every row is cut: nothing, for that is the task's matter too, and noted where rows are made."""
         return {}
+
+    def for_loop(self) -> Recipe:
+        """Return what the loop that both kinds share reads of it."""
+        return Recipe(
+            weight_decay=self.weight_decay,
+            warmup_ratio=self.warmup_ratio,
+            max_grad_norm=self.max_grad_norm,
+            group_by_length=self.group_by_length,
+            precision=self.precision,
+            seed=self.seed,
+            store=self.store,
+            progress=self.progress,
+            method=self.method,
+        )
 
     def training_rows(self, model: "MultiExitDecoder", task: TextTask) -> "list[TokenRow]":
         """Return the training rows that this recipe uses, as tokens; the model notes how long they may be."""

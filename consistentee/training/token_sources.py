@@ -57,23 +57,39 @@ class DrawnTokens:
         return hash_tensors({"drawn": self.tokens}) + self.trace.fingerprint
 
 
+@dataclass(frozen=True)
+class StepRows(TokenRows):
+    """The rows of one step of a stage.
+
+    Attributes:
+        number: of the step, from 0.
+        done: share of the stage's steps that came before.
+    """
+
+    number: int
+    done: float
+
+
 class DrawnRows:
-    """A source of whole rows, prompt and response, drawn at random."""
+    """A source of whole rows, prompt and response, drawn at random: as many as a stage of so many steps takes."""
 
-    lengths = None
-
-    def __init__(self, model: MultiExitDecoder, rows: Sequence[TokenRow], draws: int, seed: int) -> None:
+    def __init__(
+        self, model: MultiExitDecoder, rows: Sequence[TokenRow], steps: int, batch_size: int, seed: int
+    ) -> None:
         self.model = model
         self.rows = rows
+        self.steps = steps
         answered = [number for number, (_, response) in enumerate(rows) if len(response)]
-        self.numbers = drawn(torch.tensor(answered, dtype=torch.long), draws, seed)
+        self.numbers = drawn(torch.tensor(answered, dtype=torch.long), steps * batch_size, seed)
+        self.lengths = torch.tensor([sum(map(len, rows[i])) for i in self.numbers.tolist()])
 
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def batch(self, rows: Tensor, step: int) -> TokenRows:
+    def batch(self, rows: Tensor, step: int) -> StepRows:
         """Return padded rows."""
-        return collate_rows(self.model, [self.rows[i] for i in self.numbers[rows].tolist()])
+        padded = collate_rows(self.model, [self.rows[i] for i in self.numbers[rows].tolist()])
+        return StepRows(**vars(padded), number=step, done=step / self.steps)
 
     def fingerprint(self) -> str:
         """Hash of the rows, in the order drawn."""

@@ -5,29 +5,24 @@ the cached ones, not in epochs over all of them. The loop is :func:`consistentee
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from consistentee.data.prompts import TextTask
 from consistentee.models.adapter_start import StateMoments
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.row_states import RowBatch
-from consistentee.traces.token_rows import TokenRow, TokenRows
+from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, record_tokens
-from consistentee.training.loop import Source, Stage, run_stage, training_device
-from consistentee.training.recipe import Recipe, Target, TokenRecipe
-from consistentee.training.token_sources import DrawnRows, DrawnRowStates, DrawnTokens, StateBatch
-
-RowsLoss = Callable[[MultiExitDecoder, TokenRows], Tensor]
-"""A loss that runs the backbone: (model, rows) -> scalar."""
-
-BatchT = TypeVar("BatchT", StateBatch, RowBatch, TokenRows)
+from consistentee.training.backbone_losses import ExitLosses, RowsLoss, exit_weights, joint_loss, last_exit_loss
+from consistentee.training.backbone_stage import train_backbone
+from consistentee.training.loop import Stage, run_stage, training_device
+from consistentee.training.recipe import Target, TokenRecipe
+from consistentee.training.token_sources import DrawnRowStates, DrawnTokens, StateBatch
 
 ADAPTERS = "exit_adapters."
 
@@ -47,13 +42,15 @@ def train_exits(
         model: changed in place.
         task: its training rows are used.
         recipe: what is trained, and how.
-        backbone_loss: what the backbone learns, if it learns; by default :func:`joint_loss`.
+        backbone_loss: what the backbone learns, if it learns; by default the losses of the exits, as the recipe says.
     """
     rows = _begin(model, task, recipe)
     if recipe.trains != "exits":
-        _start_exits(_cached_states(model, rows[:_ROWS_TO_START_FROM], recipe), recipe)
-        _train_backbone(model, rows, recipe, backbone_loss or joint_loss, also_trains=(ADAPTERS,))
-    trace = _cached_states(model, rows, recipe)
+        if model.exits_have_weights:
+            _start_exits(cached_states(model, rows[:_ROWS_TO_START_FROM], recipe), recipe)
+        loss = backbone_loss or partial(joint_loss, ExitLosses.of(recipe))
+        train_backbone(model, rows, recipe, loss, also_trains=(ADAPTERS,))
+    trace = cached_states(model, rows[: recipe.traced_rows], recipe)
     if recipe.trains == "exits":
         _start_exits(trace, recipe)
     train_on_states(
@@ -72,7 +69,8 @@ def train_exits(
     return trace
 
 
-def _cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
+def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
+    """Return what the model, as it stands, leaves of some rows, as float16; kept in the recipe's store."""
     return record_tokens(
         model,
         rows,
@@ -122,17 +120,20 @@ def train_on_states(
     """
     if not steps or not len(tokens) or not _has_weights(trace.model, trains):
         return
-    stage = _stage(
-        name,
-        loss,
-        trains,
+    stage: Stage[MultiExitDecoder, StateBatch] = Stage(
+        name=name,
+        loss=loss,
+        trains=trains,
+        epochs=1,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        details=details,
+        head_learning_rate=learning_rate,
+        details=details or {},
         shared=shared,
+        dropout=False,
     )
     source = DrawnTokens(trace, tokens, steps * batch_size, recipe.seed)
-    _run(trace.model, source, stage, recipe)
+    run_stage(trace.model, source, stage, recipe.for_loop())
 
 
 def train_on_rows(
@@ -149,8 +150,18 @@ def train_on_rows(
 
     Arguments as of :func:`train_on_states`; the batch is in rows.
     """
-    stage = _stage(name, loss, trains, batch_size=batch_size, learning_rate=learning_rate, shared=True)
-    _run(source.states.model, source, stage, recipe)
+    stage: Stage[MultiExitDecoder, RowBatch] = Stage(
+        name=name,
+        loss=loss,
+        trains=trains,
+        epochs=1,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        head_learning_rate=learning_rate,
+        shared=True,
+        dropout=False,
+    )
+    run_stage(source.states.model, source, stage, recipe.for_loop())
 
 
 def train_learned_head(
@@ -175,11 +186,6 @@ def train_learned_head(
         learning_rate=recipe.head_learning_rate,
         details=details,
     )
-
-
-def exit_weights(exit_layers: Sequence[int]) -> list[float]:
-    """Return the weight of each exit in a joint loss, in proportion to its depth (CALM, section 3.4)."""
-    return [layer / sum(exit_layers) for layer in exit_layers]
 
 
 def _has_weights(model: MultiExitDecoder, prefixes: tuple[str, ...]) -> bool:
@@ -207,110 +213,9 @@ def exit_loss(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Ten
 
 def train_last_exit(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> None:
     """Fine-tune the stock model on the responses, with the last exit alone. The recipe must let the backbone learn."""
-    _train_backbone(model, _begin(model, task, recipe), recipe, _last_exit_loss)
+    train_backbone(model, _begin(model, task, recipe), recipe, last_exit_loss)
 
 
 def _begin(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> list[TokenRow]:
     model.to(training_device())
     return recipe.training_rows(model, task)
-
-
-def _train_backbone(
-    model: MultiExitDecoder,
-    rows: Sequence[TokenRow],
-    recipe: TokenRecipe,
-    loss: RowsLoss,
-    also_trains: tuple[str, ...] = (),
-) -> None:
-    learns: tuple[str, ...] = ("backbone.",)
-    if recipe.trains == "lora":
-        model.add_lora(recipe.lora_rank, seed=recipe.seed)
-        learns = model.lora_weights
-    stage = _stage(
-        f"backbone-{recipe.trains}",
-        loss,
-        (*learns, *also_trains),
-        batch_size=recipe.backbone_batch_size,
-        learning_rate=recipe.backbone_learning_rate,
-        details=_settings_of(loss),
-        shared=True,
-    )
-    stage = replace(stage, head_learning_rate=recipe.exit_learning_rate, dropout=True)
-    draws = recipe.backbone_steps * recipe.backbone_batch_size
-    _run(model, DrawnRows(model, rows, draws, recipe.seed), stage, recipe)
-    if recipe.trains == "lora":
-        model.merge_lora()  # so that a layer costs what a stock layer costs
-
-
-def _settings_of(loss: RowsLoss) -> dict[str, Any]:
-    """Return what tells a loss from others of its module: its name, and the settings bound to it."""
-    if isinstance(loss, partial):
-        return {**_settings_of(loss.func), "settings": repr((loss.args, loss.keywords))}
-    return {"loss": getattr(loss, "__qualname__", repr(loss))}
-
-
-def joint_loss(model: MultiExitDecoder, batch: TokenRows, states: Tensor | None = None) -> Tensor:
-    """Return the cross-entropy of every exit, the last one included, weighted by depth; through the backbone.
-
-    Args:
-        model: what is trained.
-        batch: prompts and responses.
-        states: hidden states after the exit layers [rows, T, exits, width], where they are not the model's own.
-    """
-    if states is None:
-        states = model.hidden_states(batch.tokens, batch.padding_mask)
-    hidden = states[batch.gives_response]
-    losses = [
-        # Logits are as many as tokens times the vocabulary: computed once more going back, not kept for every exit.
-        weight * checkpoint(_cross_entropy_at, model, layer, hidden[:, index], batch.targets, use_reentrant=False)
-        for index, (layer, weight) in enumerate(zip(model.exit_layers, exit_weights(model.exit_layers), strict=True))
-    ]
-    return torch.stack(losses).sum()
-
-
-def _last_exit_loss(model: MultiExitDecoder, batch: TokenRows) -> Tensor:
-    states = model.hidden_states(batch.tokens, batch.padding_mask)
-    return _cross_entropy_at(model, model.num_layers, states[:, :, -1][batch.gives_response], batch.targets)
-
-
-def _cross_entropy_at(model: MultiExitDecoder, layer: int, hidden: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(model.logits(layer, hidden), targets)
-
-
-def _stage(
-    name: str,
-    loss: Callable[[MultiExitDecoder, BatchT], Tensor],
-    trains: tuple[str, ...],
-    *,
-    batch_size: int,
-    learning_rate: float,
-    details: dict[str, Any] | None = None,
-    shared: bool = False,
-) -> Stage[MultiExitDecoder, BatchT]:
-    return Stage(
-        name=name,
-        loss=loss,
-        trains=trains,
-        epochs=1,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        head_learning_rate=learning_rate,
-        details=details or {},
-        shared=shared,
-        dropout=False,
-    )
-
-
-def _run(
-    model: MultiExitDecoder, source: Source[BatchT], stage: Stage[MultiExitDecoder, BatchT], recipe: TokenRecipe
-) -> None:
-    loop = Recipe(
-        weight_decay=recipe.weight_decay,
-        warmup_ratio=recipe.warmup_ratio,
-        max_grad_norm=recipe.max_grad_norm,
-        seed=recipe.seed,
-        store=recipe.store,
-        progress=recipe.progress,
-        method=recipe.method,
-    )
-    run_stage(model, source, stage, loop)

@@ -1,0 +1,47 @@
+"""LITE (Varshney et al., Findings of NAACL 2024, arXiv 2310.18581): middle layers that learned to speak.
+
+Training: instruction tuning of the whole model with the cross-entropy of every exit, all with the same weight, through
+the model's own final norm and LM head: see :mod:`consistentee.training.backbone_losses`. A recipe that trains the
+backbone (``trains: all``) on exits that add nothing (``adapter: shared``) is the paper's; on a frozen backbone exits
+are trained by the stage that all methods share. Exits of LLaMA-2-7B lie at 8, 12, ..., 28 of 32 layers; here where the
+suite has them.
+
+Rule: leave where the largest probability reaches a threshold, which falls with depth. The paper's are given by layer;
+here they are read by depth, on a line between two of them. Choice: one knob shifts the log-odds of all of them at once,
+at 0 they are the paper's. The keys and values of skipped layers are made of the state at the exit (CALM's propagation).
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from consistentee.data.prompts import TextTask
+from consistentee.methods.method import Knob
+from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.depth_thresholds import SHIFTS, DepthThresholdRule, shifted_thresholds
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.training.recipe import TokenRecipe
+from consistentee.training.token_stages import train_exits
+
+THRESHOLDS = ((0.25, 0.95), (0.375, 0.95), (0.5, 0.9), (0.625, 0.9), (0.75, 0.8), (0.875, 0.7))
+"""Share of the depth, and the threshold there."""
+
+
+@dataclass(frozen=True)
+class LITE(TokenMethod):
+    """Leave where the largest probability reaches a threshold that falls with depth."""
+
+    name: ClassVar[str] = "lite"
+    paper: ClassVar[str] = "Varshney et al., LITE, Findings of NAACL 2024, arXiv 2310.18581"
+    knob: ClassVar[Knob] = Knob("shift", SHIFTS)
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train all exits alike, through the backbone where the recipe trains it."""
+        self.check_task(task)
+        train_exits(model, task, replace(recipe, exit_weights="equal"))
+        return model
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit by the thresholds of the paper, their log-odds shifted by ``knob``."""
+        self.check_knob(model, knob)
+        return DepthThresholdRule(shifted_thresholds(THRESHOLDS, model.exit_layers, knob))

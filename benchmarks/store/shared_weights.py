@@ -1,0 +1,34 @@
+"""Trained backbones of a run: cells whose backbone came out the same keep one file between them."""
+
+import os
+from contextlib import suppress
+from hashlib import file_digest
+from pathlib import Path
+
+from consistentee.files import PARTIAL, make_folder
+
+_LARGE = 1_000_000  # bytes; what is smaller is not worth a link
+
+
+def share_weights(model: Path, pool: Path) -> None:
+    """Let equal weights of saved models be one file on the disk.
+
+    Methods that share a stage save the same backbone, half a gigabyte for SmolLM2-135M, once a task.
+
+    Args:
+        model: folder of a saved model, in place of whose large files there are links afterwards, if the disk has them.
+        pool: folder where each of these files lies by its hash.
+    """
+    for file in sorted(model.rglob("*.safetensors")):
+        if file.stat().st_size < _LARGE:
+            continue
+        with file.open("rb") as content:
+            first = pool / f"{file_digest(content, 'sha256').hexdigest()}.safetensors"
+        make_folder(pool)
+        with suppress(OSError):  # no links on this disk: the model has a copy of its own
+            with suppress(FileExistsError):
+                os.link(file, first)
+            link = file.with_name(f".{file.name}{PARTIAL}")
+            os.link(first, link)
+            link.replace(file)
+            link.unlink(missing_ok=True)  # which is still there where both were one file

@@ -1,0 +1,72 @@
+"""consistentee-tokens-ladder: the prices of a grid of ConsistentEE decoders, learnt in one go by one model.
+
+As ``consistentee-ladder`` is for rows: the policies of all prices of a layer are one head, ordered, and learn together
+on the states of the trained exits, a batch under every price. Where ``consistent_steps`` asks for stage 3, an exit is
+drawn for each token from the policies' average. ``consistentee-tokens-curve`` is the other way to one model for many
+prices: there the price is an input.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from consistentee.methods.consistent_ee_tokens import ConsistentEETokens, policy_answers
+from consistentee.methods.method import Knob
+from consistentee.methods.price_ladder import ALWAYS, PriceLadder, rung_logits
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.training.token_sources import StateBatch
+
+
+@dataclass(frozen=True)
+class ConsistentEETokensLadder(ConsistentEETokens):
+    """ConsistentEE on tokens with one policy for each price of a ladder, all learnt together.
+
+    The parameter ``alpha`` is not read.
+
+    Attributes:
+        rungs: number of prices, log-spaced from ``lowest_price`` to ``highest_price``, in nats a layer.
+    """
+
+    name: ClassVar[str] = "consistentee-tokens-ladder"
+    paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) with the policies of all prices in one model"
+    knob: ClassVar[Knob] = Knob("alpha", (ALWAYS, 0.3, 0.03, 0.003, 0.0))
+
+    rungs: int = 8
+    lowest_price: float = 0.003
+    highest_price: float = 0.3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.ladder  # what it cannot be made of is said at once
+
+    @property
+    def ladder(self) -> PriceLadder:
+        """The prices of a layer."""
+        return PriceLadder(self.rungs, self.lowest_price, self.highest_price)
+
+    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+        """Return the prices from the highest one down, between one at which all tokens leave at once, and 0."""
+        return self.ladder.knob_values
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit where the policy of the rung nearest to the price ``knob`` says so."""
+        self.check_knob(model, knob)
+        return self.ladder.rule(self.policy_reads, knob)
+
+    def policy_spec(self) -> HeadSpec:
+        return replace(super().policy_spec(), outputs=self.rungs)
+
+    def policies(
+        self, model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return every price [tokens], and P(exit) under it [tokens, exits]."""
+        says = torch.stack(policy_answers(model, batch, confidence), dim=1)
+        leaves = rung_logits(says).sigmoid()  # [tokens, exits - 1, prices]
+        leaves = torch.cat([leaves, torch.ones_like(leaves[:, :1])], dim=1)
+        every = leaves.new_ones(len(leaves))
+        return [(every * price, p) for price, p in zip(self.ladder.prices, leaves.unbind(dim=-1), strict=True)]

@@ -1,0 +1,125 @@
+"""consistentee-tokens-tuned: every exit, and the backbone with it, learns most from the tokens that will leave there.
+
+ConsistentEE asks only the exit at which a token leaves to be right. Its third stage does so at one price of a layer,
+and moves the exits alone. Here, as ``consistentee-distilled`` does for rows, it is done for the whole curve at once,
+and the backbone learns too, where the recipe trains it:
+
+1. all exits together (the stage that methods share: with LITE's weights, LITE's own backbone);
+2. a short stage on top of it, at a lower rate: a token's cross-entropy at an exit weighs, by ``at_exit``, as often as
+   it leaves there under thresholds drawn at random from what exits say of the batch, and by the rest as at every other
+   exit, so that no exit forgets the tokens of the others;
+3. the policy of ``consistentee-tokens-curve`` on what is left: one for all prices of a layer, which are the knob.
+
+On a frozen backbone stage 2 trains the exits' adapters, on cached states.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from consistentee.data.prompts import TextTask
+from consistentee.errors import UserError
+from consistentee.methods.consistent_ee_tokens import ConsistentEETokensCurve
+from consistentee.methods.reward import exit_shares
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.traces.token_trace import TokenTrace
+from consistentee.training.backbone_losses import loss_at_exits
+from consistentee.training.backbone_stage import train_backbone
+from consistentee.training.head_loss import top_probabilities
+from consistentee.training.recipe import TokenRecipe
+from consistentee.training.token_sources import StateBatch, StepRows
+from consistentee.training.token_stages import ADAPTERS, cached_states, train_exits, train_on_states
+
+_NAME = "where-tokens-leave"
+
+
+@dataclass(frozen=True)
+class ConsistentEETokensTuned(ConsistentEETokensCurve):
+    """Exits and backbone learn where tokens leave; one policy for the whole curve.
+
+    Attributes:
+        at_exit: share of a token's weight that goes to the exits where it leaves; the rest is spread evenly.
+        rate: of stage 2, as a share of the recipe's.
+        steps: of stage 2, as a share of the recipe's.
+    """
+
+    name: ClassVar[str] = "consistentee-tokens-tuned"
+    paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) whose backbone learns where tokens leave"
+
+    at_exit: float = 0.3
+    rate: float = 0.5
+    steps: float = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.at_exit <= 1:
+            raise UserError(f"{self.name}: at_exit is a share, between 0 and 1, got {self.at_exit}")
+        if self.rate <= 0 or self.steps <= 0:
+            raise UserError(f"{self.name}: rate and steps must be above 0")
+
+    def train_stage_1(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> TokenTrace:
+        """Run stages 1 and 2, and return what the trained model leaves of the training rows."""
+        trace = train_exits(model, task, recipe)
+        if len(model.exit_layers) == 1:
+            return trace
+        if recipe.trains == "exits":
+            self._train_adapters(trace, recipe)
+            return trace
+        rows = recipe.training_rows(model, task)
+        shorter = replace(
+            recipe,
+            backbone_steps=ceil(recipe.backbone_steps * self.steps),
+            backbone_learning_rate=recipe.backbone_learning_rate * self.rate,
+            exit_learning_rate=recipe.exit_learning_rate * self.rate,
+        )
+        loss = partial(loss_of_rows, self.at_exit)
+        train_backbone(model, rows, shorter, loss, name=_NAME, also_trains=(ADAPTERS,))
+        return cached_states(model, rows[: recipe.traced_rows], recipe)
+
+    def _train_adapters(self, trace: TokenTrace, recipe: TokenRecipe) -> None:
+        train_on_states(
+            trace,
+            trace.may_exit,
+            partial(loss_of_states, self.at_exit),
+            recipe,
+            name=_NAME,
+            trains=(ADAPTERS,),
+            steps=ceil(recipe.exit_steps * self.steps),
+            batch_size=recipe.exit_batch_size,
+            learning_rate=recipe.exit_learning_rate * self.rate,
+            details={"at_exit": self.at_exit},
+            shared=True,
+        )
+
+
+def loss_of_rows(at_exit: float, model: MultiExitDecoder, batch: StepRows) -> Tensor:
+    """Return the loss of some rows, through the backbone."""
+    states = model.hidden_states(batch.tokens, batch.padding_mask)
+    return loss_where_tokens_leave(at_exit, model, states[batch.gives_response], batch.targets)
+
+
+def loss_of_states(at_exit: float, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
+    """Return the loss of some tokens, from their cached states."""
+    return loss_where_tokens_leave(at_exit, model, batch.hidden, batch.targets)
+
+
+def loss_where_tokens_leave(at_exit: float, model: MultiExitDecoder, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over tokens of the exits' cross-entropies, weighted by where tokens leave; a scalar.
+
+    Args:
+        at_exit: see :class:`ConsistentEETokensTuned`.
+        model: whose exits they are.
+        hidden: hidden states after the exit layers: [tokens, exits, width].
+        targets: the next tokens: int64 [tokens].
+    """
+    with torch.no_grad():
+        sure = [
+            top_probabilities(model.head_state(layer, hidden[:, index]), model.head_weight(layer), model.precision)
+            for index, layer in enumerate(model.exit_layers)
+        ]
+    shares = exit_shares(1 - torch.stack(sure, dim=1), at_exit)
+    return loss_at_exits(model, hidden, targets, shares / len(targets))

@@ -1,0 +1,119 @@
+"""What a decoder's backbone learns so that its middle layers speak: cross-entropies of the exits on response tokens.
+
+One loss, a weighted mean of the exits' cross-entropies through the LM head, is that of several papers:
+
+* weights in proportion to depth: CALM (Schuster et al., 2022, arXiv 2207.07061, section 3.4);
+* the same weight for every exit: LITE (Varshney et al., 2024, arXiv 2310.18581), and sorted fine-tuning (SoFT,
+  Kavehzadeh et al., 2024, arXiv 2309.08968), whose "sub-models" are the first layers with the one norm and LM head. The
+  two differ in exits, data and length, not in the loss;
+* weights that grow with the square of depth, layer dropout, and a curriculum of exits: LayerSkip (Elhoushi et al.,
+  2024, arXiv 2404.16710, section 4.1). With the curriculum "rotational" one exit learns at a step beside the last, each
+  in turn; with "gradual" exits join one by one, from the deepest to the shallowest, until half of the steps are done.
+  Its schedule of the dropout over time is for training from scratch and is left out, as the paper does in fine-tuning.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.training.head_loss import weighted_cross_entropy
+from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
+from consistentee.training.token_sources import StepRows
+
+RowsLoss = Callable[[MultiExitDecoder, StepRows], Tensor]
+"""A loss that runs the backbone: (model, rows of a step) -> scalar."""
+
+_POWERS: dict[ExitWeights, int] = {"equal": 0, "depth": 1, "squared depth": 2}
+
+
+@dataclass(frozen=True)
+class ExitLosses:
+    """Which exits learn, and what each one's loss weighs: see :class:`consistentee.TokenRecipe`."""
+
+    weights: ExitWeights
+    curriculum: ExitCurriculum
+    layer_dropout: float
+
+    @classmethod
+    def of(cls, recipe: TokenRecipe) -> "ExitLosses":
+        """Return what a recipe asks for."""
+        return cls(recipe.exit_weights, recipe.exit_curriculum, recipe.layer_dropout)
+
+    def weights_at(self, exit_layers: Sequence[int], step: int, done: float) -> Tensor:
+        """Return the weight of each exit at one step, of which the share ``done`` is over: [exits], their sum is 1."""
+        weights = torch.tensor(exit_weights(exit_layers, _POWERS[self.weights]))
+        early = len(exit_layers) - 1
+        if self.curriculum == "rotational" and early:
+            weights[:-1] *= torch.arange(early) == step % early
+        elif self.curriculum == "gradual":
+            weights[: max(early - int(done * 2 * (early + 1)), 0)] = 0.0
+        return weights / weights.sum()
+
+
+def exit_weights(exit_layers: Sequence[int], power: int = 1) -> list[float]:
+    """Return the weight of each exit in a joint loss, in proportion to a power of its depth; their sum is 1."""
+    weights = [layer**power for layer in exit_layers]
+    return [weight / sum(weights) for weight in weights]
+
+
+def joint_loss(losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> Tensor:
+    """Return the weighted mean cross-entropy of the exits, the last one included; through the backbone."""
+    if losses.layer_dropout:
+        states = states_with_layer_dropout(model, batch, losses.layer_dropout)
+    else:
+        states = model.hidden_states(batch.tokens, batch.padding_mask)
+    weights = losses.weights_at(model.exit_layers, batch.number, batch.done).to(states)
+    shares = weights.expand(len(batch.targets), -1) / len(batch.targets)
+    return loss_at_exits(model, states[batch.gives_response], batch.targets, shares)
+
+
+def last_exit_loss(model: MultiExitDecoder, batch: StepRows) -> Tensor:
+    """Return the cross-entropy of the last exit: what a model without exits is fine-tuned on."""
+    states = model.hidden_states(batch.tokens, batch.padding_mask)[batch.gives_response]
+    shares = torch.zeros(states.shape[:2], device=states.device)
+    shares[:, -1] = 1 / len(shares)
+    return loss_at_exits(model, states, batch.targets, shares)
+
+
+def loss_at_exits(model: MultiExitDecoder, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return ``sum_ie weights_ie * CE_ie`` over tokens i and exits e, a scalar.
+
+    Args:
+        model: whose exits they are; its precision is that of the LM head's products.
+        hidden: hidden states after the exit layers: [tokens, exits, width].
+        targets: int64 [tokens].
+        weights: [tokens, exits]. An exit whose weights are all 0 is not run.
+    """
+    used = weights.any(dim=0).tolist()
+    exits = [(index, layer) for index, layer in enumerate(model.exit_layers) if used[index]]
+    read = [model.head_state(layer, hidden[:, index]) for index, layer in exits]
+    weighs = [weights[:, index] for index, _ in exits]
+    if model.shares_head:  # one pass over its gradient for all exits
+        head, said = model.backbone.lm_head.weight, targets.repeat(len(exits))
+        return weighted_cross_entropy(torch.cat(read), head, said, torch.cat(weighs), model.precision)
+    losses = [
+        weighted_cross_entropy(states, model.head_weight(layer), targets, weight, model.precision)
+        for (_, layer), states, weight in zip(exits, read, weighs, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+def skip_probability(layer: int, num_layers: int, dropout: float) -> float:
+    """Return the probability that a row skips a layer in training: 0 at layer 1, ``dropout`` at layer L."""
+    return dropout * (math.exp((layer - 1) * math.log(2) / max(num_layers - 1, 1)) - 1)
+
+
+def states_with_layer_dropout(model: MultiExitDecoder, batch: StepRows, dropout: float) -> Tensor:
+    """Run all layers, each row skipping some at random: hidden states [rows, tokens, exits, width]."""
+    hidden, context = model.stepper.begin(batch.tokens, batch.padding_mask)
+    states = []
+    for layer in range(1, model.num_layers + 1):
+        skips = torch.rand(len(hidden), 1, 1, device=hidden.device) < skip_probability(layer, model.num_layers, dropout)
+        hidden = torch.where(skips, hidden, model.run_layer(layer, hidden, context))
+        if layer in model.exit_layers:
+            states.append(hidden)
+    return torch.stack(states, dim=2)

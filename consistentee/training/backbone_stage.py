@@ -1,0 +1,65 @@
+"""The stage in which a decoder's backbone learns, as a whole or by low-rank updates, with what its exits have.
+
+It costs hours where the others cost minutes, so it is shared by all methods that ask for the same one, goes on where it
+was interrupted, and keeps padding out: rows of like length make a batch.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.traces.token_rows import TokenRow
+from consistentee.training.backbone_losses import RowsLoss
+from consistentee.training.loop import Stage, run_stage
+from consistentee.training.recipe import TokenRecipe
+from consistentee.training.token_sources import DrawnRows, StepRows
+
+
+def train_backbone(
+    model: MultiExitDecoder,
+    rows: Sequence[TokenRow],
+    recipe: TokenRecipe,
+    loss: RowsLoss,
+    *,
+    name: str = "backbone",
+    also_trains: tuple[str, ...] = (),
+    shared: bool = True,
+) -> None:
+    """Train the backbone as ``recipe.trains`` says, which is not "exits"; the model keeps stock layers.
+
+    Args:
+        model: changed in place.
+        rows: prompts and responses.
+        recipe: what is trained, how long and how fast.
+        loss: what it learns; a partial's settings are part of what the stage is known by.
+        name: of the stage.
+        also_trains: prefixes of the names of other weights that learn, at the rate of exits.
+        shared: keep what it has learned for the next method that asks for the same.
+    """
+    learns: tuple[str, ...] = ("backbone.",)
+    if recipe.trains == "lora":
+        model.add_lora(recipe.lora_rank, seed=recipe.seed)
+        learns = model.lora_weights
+    stage: Stage[MultiExitDecoder, StepRows] = Stage(
+        name=f"{name}-{recipe.trains}",
+        loss=loss,
+        trains=(*learns, *also_trains),
+        epochs=1,
+        batch_size=recipe.backbone_batch_size,
+        learning_rate=recipe.backbone_learning_rate,
+        head_learning_rate=recipe.exit_learning_rate,
+        details=_settings_of(loss),
+        shared=shared,
+    )
+    source = DrawnRows(model, rows, recipe.backbone_steps, recipe.backbone_batch_size, recipe.seed)
+    run_stage(model, source, stage, recipe.for_loop())
+    if recipe.trains == "lora":
+        model.merge_lora()  # so that a layer costs what a stock layer costs
+
+
+def _settings_of(loss: RowsLoss) -> dict[str, Any]:
+    """Return what tells a loss from others of its module: its name, and the settings bound to it."""
+    if isinstance(loss, partial):
+        return {**_settings_of(loss.func), "settings": repr((loss.args, loss.keywords))}
+    return {"loss": getattr(loss, "__qualname__", repr(loss))}

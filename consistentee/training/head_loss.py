@@ -1,0 +1,78 @@
+"""Cross-entropy through an LM head, the largest product of training exits: logits become gradients at once.
+
+Logits are as many as tokens times the vocabulary: kept for every exit they are gigabytes, made again going back they
+are a third more work. But the loss is a weighted sum over tokens, so that the gradient of a logit is known as soon as
+the logits are: ``weight * (softmax - one-hot)``. A chunk of tokens at a time, three products and no logits kept (as the
+fused cross-entropy of Hsu et al., Liger Kernel, 2024, arXiv 2410.10989).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from consistentee.models.base import Precision
+
+CHUNK = 512
+"""Tokens whose logits are held at a time: 100 MB of a vocabulary of 49,152."""
+
+
+def weighted_cross_entropy(
+    states: Tensor, lm_head: Tensor, targets: Tensor, weights: Tensor, precision: Precision = "float32"
+) -> Tensor:
+    """Return ``sum_i weights_i * CE_i``, a scalar; states and LM head get its gradient.
+
+    Args:
+        states: what the LM head reads: [tokens, width].
+        lm_head: its weights: [vocabulary, width].
+        targets: what should be said: int64 [tokens].
+        weights: [tokens]; they get no gradient.
+        precision: of the products; softmax and sums are as precise as the states.
+    """
+    products = torch.bfloat16 if precision == "bfloat16" else states.dtype
+    loss: Tensor = _WeightedCrossEntropy.apply(states, lm_head, targets, weights.detach(), products)
+    return loss
+
+
+@torch.no_grad()
+def top_probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float32") -> Tensor:
+    """Return the largest probability of every token: [tokens]; arguments as of :func:`weighted_cross_entropy`."""
+    products = torch.bfloat16 if precision == "bfloat16" else states.dtype
+    head = lm_head.to(products)
+
+    def top_of(part: Tensor) -> Tensor:
+        return (part.to(products) @ head.T).to(states.dtype).softmax(dim=-1).amax(dim=-1)
+
+    return torch.cat([top_of(part) for part in states.split(CHUNK)])
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(  # noqa: PLR0917 (torch passes all by their place)
+        ctx: Any, states: Tensor, lm_head: Tensor, targets: Tensor, weights: Tensor, products: torch.dtype
+    ) -> Tensor:
+        head, loss = lm_head.to(products), states.new_zeros(())
+        learns, head_learns, *_ = ctx.needs_input_grad
+        to_states = torch.zeros_like(states)
+        to_head = torch.zeros_like(lm_head) if head_learns else None
+        buffer = states.new_empty(min(CHUNK, len(states)), len(lm_head))
+        for start in range(0, len(states), CHUNK):
+            part = slice(start, start + CHUNK)
+            read, wanted, weight = states[part].to(products), targets[part].unsqueeze(1), weights[part].unsqueeze(1)
+            says = buffer[: len(read)].copy_(read @ head.T)
+            torch.log_softmax(says, dim=-1, out=says)
+            loss -= (weight * says.gather(1, wanted)).sum()
+            if learns or head_learns:
+                slope = says.exp_().mul_(weight).scatter_add_(1, wanted, -weight).to(products)
+                to_states[part] = slope @ head
+            if to_head is not None:
+                to_head += slope.T @ read
+        ctx.save_for_backward(to_states, to_head)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (None if found is None else found * of_loss for found in ctx.saved_tensors)
+        return (*gradients, None, None, None)

@@ -1,0 +1,53 @@
+"""ConsistentEE's ladder of prices on tokens."""
+
+import pytest
+import torch
+from conftest import make_text_task
+
+from consistentee.errors import UserError
+from consistentee.methods.consistent_ee_tokens_ladder import ConsistentEETokensLadder
+from consistentee.methods.policy import POLICY
+from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.walk import sweep
+from consistentee.training.recipe import TokenRecipe
+from consistentee.training.token_sources import DrawnTokens
+
+LADDER = ConsistentEETokensLadder(rungs=3, lowest_price=0.01, highest_price=1.0)
+ROWS = [([2, 7, 9], [30, 31, *range(20, 60)]), ([2, 8], [40, *range(30, 50)])]
+
+
+def test_the_rule_of_a_price_follows_the_policy_that_learns_under_it(tiny_decoder):
+    """Training computes P(exit) of all prices and exits at once, the rule one price, exit by exit."""
+    model = tiny_decoder(exit_layers=(1, 3))
+    head = model.add_head(POLICY, LADDER.policy_spec())
+    generator = torch.Generator().manual_seed(2)
+    head.load_state_dict({n: torch.randn(t.shape, generator=generator) for n, t in head.state_dict().items()})
+    trace = record_tokens(model, ROWS)
+    source = DrawnTokens(trace, torch.arange(len(trace)), len(trace), seed=0)
+    with torch.no_grad():
+        policies = LADDER.policies(model, source.batch(source.tokens.argsort(), 0), None)
+    exits = sweep([LADDER.rule(model, price) for price in LADDER.ladder.prices], trace)
+    assert [alpha[0].item() for alpha, _ in policies] == pytest.approx([0.01, 0.1, 1.0])
+    for (_, probabilities), left in zip(policies, exits, strict=True):
+        wants_out = torch.cat([probabilities[:, :-1] > 0.5, torch.ones(len(trace), 1).bool()], dim=1)
+        expected = torch.tensor([1, 3, 4])[wants_out.int().argmax(dim=1)]
+        assert torch.equal(left[trace.may_exit], expected[trace.may_exit])
+    assert exits[:, trace.may_exit].unique().numel() > 1
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_higher_prices_give_earlier_exits(tiny_decoder, steps):
+    recipe = TokenRecipe(exit_steps=4, exit_batch_size=16, head_steps=60, head_batch_size=32, head_learning_rate=3e-2)
+    method = ConsistentEETokensLadder(highest_price=5.0, reward="vanilla", consistent_steps=steps)
+    model = method.fit(tiny_decoder(), make_text_task(), recipe)
+    trace = record_tokens(model, ROWS)
+    exits = sweep([method.rule(model, price) for price in method.knob_values(model)], trace)[:, trace.may_exit]
+    assert (exits[1:] >= exits[:-1]).all(), "a lower price never exits earlier"
+    assert (exits[0] == 1).all()
+    assert (exits[-1] == 4).all()
+    assert exits.double().mean(dim=1).unique().numel() > 3
+
+
+def test_no_ladder_without_two_rising_prices():
+    with pytest.raises(UserError, match="ladder"):
+        ConsistentEETokensLadder(rungs=1)
