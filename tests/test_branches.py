@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import DECODER_FAMILIES, make_text_task, random_prompts
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
@@ -162,6 +163,22 @@ def test_training_moves_branches_alone_towards_the_full_model(tiny_decoder):
     before, after = fresh.state_dict(), model.state_dict()
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"branches"}
+
+
+def test_states_are_cached_of_the_rows_that_are_traced_and_drawn(tiny_decoder, tmp_path):
+    """An exit needs no weights of its own for a branch to lie behind it."""
+    for number, (traced, steps) in enumerate(((None, 20), (6, 20), (None, 1))):
+        model, store = tiny_decoder(adapter="shared"), tmp_path / str(number)
+        recipe = TokenRecipe(traced_rows=traced, branch_steps=steps, branch_batch_size=4, store=store)
+        train_branches(model, make_text_task(), recipe, lambda layer: LAST)
+    tokens = [
+        load_file(path)["hidden"].shape[0]
+        for number in range(3)
+        for path in (tmp_path / str(number)).glob("hidden-*.safetensors")
+    ]
+    assert len(tokens) == 3
+    assert tokens[0] > 4 * tokens[1] > 4 * 6
+    assert tokens[0] > 4 * tokens[2]
 
 
 def test_nothing_to_train_leaves_untrained_branches(tiny_decoder):

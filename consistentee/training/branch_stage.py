@@ -36,7 +36,7 @@ def train_branches(
     model.to(training_device())
     for layer in model.exit_layers[:-1]:
         model.add_branch(layer, spec_at(layer))
-    rows = [row for row in recipe.training_rows(model, task) if len(row[1])]
+    rows = [row for row in recipe.training_rows(model, task)[: recipe.traced_rows] if len(row[1])]
     draws = recipe.branch_steps * recipe.branch_batch_size
     if not draws or not rows or not model.branches:
         return
