@@ -23,17 +23,19 @@ from benchmarks.kinds.generation_selection import Selection, select_knobs
 from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.decoding_clock import DecodingTimes, stock_times
 from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.measure.reference_loss import ReferenceLoss, record_references, reference_losses
 from benchmarks.measure.text_scores import TextScores, mean_with_interval, score_generations
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec
 from benchmarks.specs.targets import Target, in_words
 from benchmarks.store.folders import CALIBRATION_FILE, PREDICTIONS_FILE
-from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, Mean, Speculation
+from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, Mean, ReadReferences, Speculation
 from consistentee.backbones.decoders import decoder_stepper_for
 from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, NeverExit
 
 STOCK = "stock generate"
 
@@ -62,6 +64,7 @@ class Choice:
         return [
             (point.knob, targets, {agreement: f"{100 * point.agreement:.1f}", layers: f"{point.average_layers:.2f}"})
             for point, targets in points
+            if targets
         ]
 
 
@@ -72,6 +75,7 @@ class Written:
     knob: float
     generations: Generations
     scores: TextScores
+    references: ReferenceLoss
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class DecodedTest:
     prompts: Prompts
     full: Generations
     full_scores: TextScores
+    full_references: ReferenceLoss
     written: list[Written]
 
 
@@ -153,13 +158,24 @@ def _decode_test(
 ) -> DecodedTest:
     """Decode the test prompts for real at the chosen knobs."""
     full = decoder.full(prompts)
+    knobs = [selection.points[index].knob for index in selection.chosen]
+    full_references, *references = _read_references(decoder, prompts, knobs)
     written = []
-    for index, targets in selection.chosen.items():
-        knob = selection.points[index].knob
+    for knob, targets, read in zip(knobs, selection.chosen.values(), references, strict=True):
         generations = decoder.at(knob, prompts)
-        written.append(Written(knob, generations, score_generations(generations, full, prompts.references, metrics)))
-        _logger.info("%s: knob %g, %.2f layers", in_words(targets), knob, generations.average_layers)
-    return DecodedTest(prompts, full, score_generations(full, full, prompts.references, metrics), written)
+        scores = score_generations(generations, full, prompts.references, metrics)
+        written.append(Written(knob, generations, scores, read))
+        _logger.info("%s: knob %g, %.2f layers", in_words(targets) or "mixed", knob, generations.average_layers)
+    full_scores = score_generations(full, full, prompts.references, metrics)
+    return DecodedTest(prompts, full, full_scores, full_references, written)
+
+
+def _read_references(decoder: PromptDecoder, prompts: Prompts, knobs: Sequence[float]) -> list[ReferenceLoss]:
+    """Return what references lose in the full model, and at every knob: all that is verified is at full depth."""
+    model, method = decoder.model, decoder.method
+    trace = record_references(model, prompts.split, decoder.options["max_new_tokens"], decoder.store)
+    rules: list[ExitRule] = [NeverExit() if method.drafts else method.rule(model, knob) for knob in knobs]
+    return reference_losses(trace, [NeverExit(), *rules], len(prompts))
 
 
 def findings(spec: GenerationCellSpec, done: Outcome) -> dict[str, Any]:
@@ -176,6 +192,7 @@ def findings(spec: GenerationCellSpec, done: Outcome) -> dict[str, Any]:
         "truncated_prompts": sum(done.test.prompts.truncated),
         "full_scores": _means(spec, done.test.full_scores),
         "full_new_tokens": sum(map(len, done.test.full.tokens)),
+        "full_reference_nats": done.test.full_references.mean,
         "curve_validation": done.selection.points,
         "operating_points": [_point(done, flops, number) for number in range(len(done.test.written))],
         "peak_memory_bytes": peak_memory(),
@@ -223,7 +240,12 @@ def _point(done: Outcome, flops: DecodingFlops, number: int) -> DecodingPoint:
         prefill_seconds=generations.prefill_seconds,
         decode_seconds=generations.decode_seconds,
         speculation=_speculation(generations),
+        references=_references(written.references),
     )
+
+
+def _references(read: ReferenceLoss) -> ReadReferences | None:
+    return None if read.mean is None else ReadReferences(nats=read.mean, average_layers=read.average_layers)
 
 
 def _flops(decoder: PromptDecoder, flops: DecodingFlops, written: Written) -> tuple[int, int]:
@@ -272,8 +294,9 @@ def peak_memory() -> int:
 def generation_table(done: DecodedTest) -> pd.DataFrame:
     """Return one line a test prompt: tokens, exit layers and scores, and no text.
 
-    Columns: ``row``, ``truncated``, ``prompt_tokens``, ``full_tokens``, ``full_METRIC``; and for operating point i (the
-    order of the record) ``tokens_i``, ``exit_layers_i``, ``METRIC_i``, ``rougeL_to_full_i`` and ``match_i``.
+    Columns: ``row``, ``truncated``, ``prompt_tokens``, ``full_tokens``, ``full_METRIC``, ``reference_tokens`` (but the
+    first) and ``full_nats`` (what these lose); and for operating point i (the order of the record) ``tokens_i``,
+    ``exit_layers_i``, ``METRIC_i``, ``rougeL_to_full_i``, ``match_i`` and ``nats_i``.
     """
     columns: dict[str, object] = {
         "row": np.arange(len(done.prompts)),
@@ -281,6 +304,8 @@ def generation_table(done: DecodedTest) -> pd.DataFrame:
         "prompt_tokens": done.full.prompt_tokens,
         "full_tokens": [tokens.tolist() for tokens in done.full.tokens],
         **{f"full_{name}": values for name, values in done.full_scores.reference.items()},
+        "reference_tokens": done.full_references.tokens,
+        "full_nats": done.full_references.nats,
     }
     for number, written in enumerate(done.written):
         columns |= {
@@ -289,6 +314,7 @@ def generation_table(done: DecodedTest) -> pd.DataFrame:
             **{f"{name}_{number}": values for name, values in written.scores.reference.items()},
             f"rougeL_to_full_{number}": written.scores.full_text,
             f"match_{number}": written.scores.match,
+            f"nats_{number}": written.references.nats,
         }
     return pd.DataFrame(columns)
 
