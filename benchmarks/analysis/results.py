@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
+from benchmarks.specs.targets import Speedups
 from benchmarks.store.folders import Fault
 from benchmarks.store.records import (
     BaseContender,
@@ -57,6 +58,16 @@ class BasePanel(Generic[_RecordT, _TimingT, _ContenderT]):
     def num_layers(self) -> int:
         """Number of layers of the backbone, L."""
         return self.cells[0].record.num_layers
+
+    @property
+    def speedups(self) -> Speedups:
+        """The budgets at which methods are compared, as shares of the full cost's inverse: 2 is half of the layers."""
+        return self.cells[0].record.compared_at
+
+    @property
+    def full_label(self) -> str | None:
+        """The curve of the full model; None where it was not run."""
+        return next((label for label, method in self.methods.items() if role_of(method) == FULL), None)
 
     @property
     def batch_sizes(self) -> list[int]:

@@ -173,17 +173,18 @@ def scores_by_prompt(choice: DecodingChoice, column: str) -> NDArray[np.float64]
 
     Raises UserError if it cannot be read.
     """
-    return _column(choice.cell, f"{column}_{choice.number}")
+    return column_by_prompt(choice.cell, f"{column}_{choice.number}")
 
 
 def full_scores_by_prompt(cell: GenerationCell, column: str) -> NDArray[np.float64]:
-    """Read what the full model scores for every test prompt; it matches itself. Raises UserError."""
-    if column == "match":
+    """Read what the full model scores for every test prompt; its texts are its own. Raises UserError."""
+    if column in ("match", "rougeL_to_full"):
         return np.ones(cell.record.test_rows)
-    return _column(cell, f"full_{column}")
+    return column_by_prompt(cell, f"full_{column}")
 
 
-def _column(cell: GenerationCell, name: str) -> NDArray[np.float64]:
+def column_by_prompt(cell: GenerationCell, name: str) -> NDArray[np.float64]:
+    """Read a column of numbers, one a test prompt. Raises UserError if there is none of this name."""
     columns = predictions_of(cell.rows)
     if name not in columns:
         raise UserError(f"the predictions in {cell.rows.place} lack column {name!r}")
