@@ -105,7 +105,11 @@ def _curves_of_texts(record: GenerationRecord) -> Iterator[_Line]:
         scores = {name: mean.value for name, mean in point.scores.items()}
         scores |= {"rougeL_to_full": point.full_text_score.value, "match": point.token_match.value}
         nats = math.nan if point.references is None else point.references.nats
-        yield _measured("test", places[point.knob], point) | {"quality": point.token_match.value, **scores, "nats": nats}
+        yield _measured("test", places[point.knob], point) | {
+            "quality": point.token_match.value,
+            **scores,
+            "nats": nats,
+        }
 
 
 def _measured(split: str, place: int, point: CurvePoint | ReplayPoint | DecodingPoint) -> _Line:

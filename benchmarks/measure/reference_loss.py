@@ -1,7 +1,7 @@
 """What references lose at the exits: a rule is replayed on their tokens, and each is judged where it would leave.
 
 Teacher forcing: references are read behind their prompts at full depth, with the end-of-text token, cut to as many
-tokens as a text may have. The first token of each is not counted, for the prompt gives it at full depth to every method.
+tokens as a text may have. The first token of each is not counted: the prompt gives it at full depth to every method.
 Perplexity is the exponential of nats a token.
 """
 

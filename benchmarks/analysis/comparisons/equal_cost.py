@@ -46,7 +46,6 @@ class AtCost:
     time_ratios: dict[int, float] = field(default_factory=dict)
     flops_ratio: float | None = None
 
-
     @property
     def kept(self) -> float | None:
         """The score as a share of the full model's; None without one, or where it scores nothing."""
@@ -69,8 +68,8 @@ def at_equal_ratio(
 
     Args:
         panel, label, speedup, measure: see :func:`at_equal_cost`.
-        ratio: a column of the long table: the stock model's cost / a knob's, on test rows. The knobs that it is known of
-            are mixed.
+        ratio: a column of the long table: the stock model's cost / a knob's, on test rows. Those where it is known are
+            mixed.
 
     Returns:
         None where it is known of no knob of some seed.

@@ -115,7 +115,8 @@ class Headline:
     Attributes:
         panels: the tasks that means are over.
         speedups: the budgets.
-        methods: label -> method of the curves that all of them have, best mean at the middle budget first.
+        methods: label -> method of the curves that all of them have, best mean at the middle budget first; last come
+            those that spend more than that on some task.
         missing: labels of those that some task lacks.
         entries: by curve and budget.
         samples: bootstrap samples of the points of every curve at every budget, where known: [RESAMPLES] each.
@@ -176,7 +177,7 @@ def _headline(panels: Sequence[AnyPanel]) -> Headline:
                 above_static=above,
                 below_static=below,
             )
-    best_first = sorted(everywhere, key=lambda label: -entries[label, middle].points)
+    best_first = sorted(everywhere, key=lambda label: (entries[label, middle].is_over, -entries[label, middle].points))
     missing = tuple(label for label in labels if label not in everywhere)
     return Headline(tuple(panels), speedups, {label: methods[label] for label in best_first}, missing, entries, samples)
 

@@ -19,7 +19,7 @@ from benchmarks.analysis.rows.texts import (
     stock_row,
 )
 from benchmarks.analysis.select import concave_hull, mixture_at
-from benchmarks.analysis.tables.decoding import metric_name
+from benchmarks.analysis.tables.columns import metric_name
 from benchmarks.specs.base import folder_name
 from benchmarks.store.generation_records import Mean
 

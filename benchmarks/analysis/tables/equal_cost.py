@@ -19,8 +19,8 @@ _POINTS_NOTE = (
     "the same mixture is scored on test rows."
 )
 TEXT_POINTS_NOTE = (
-    "Points: test score minus the full model's, mean of the seeds; kept: the score as a share of the full model's. At a "
-    "speed-up s, the two knobs between which L / s layers a token lie, on the concave hull of all that were decoded with "
+    "Points: test score minus the full model's, mean of the seeds; kept: the score as a share of the full model's. At "
+    "a speed-up s, the two knobs between which L / s layers a token lie, on the concave hull of those decoded with "
     "(layers and agreement with the full model on validation prompts), are mixed to cost exactly that: a prompt takes "
     "the first with a fixed probability."
 )
@@ -51,7 +51,7 @@ def means_table(of: Headline) -> TextTable:
 
 
 def text_means_table(of: Headline) -> TextTable:
-    """Return the same of generation, where validation prompts do not say what a point costs; what is kept stands there."""
+    """Return the same of generation, with what is kept of the score in the place of what a point costs."""
     return _means_table(
         of,
         f"kept % {' / '.join(f'{speedup:g}x' for speedup in of.speedups)}",

@@ -29,6 +29,7 @@ class Tables:
         first: what a reader needs most, over all panels, the most important table first.
         every: all tables.
         lines: what a CSV file holds.
+        headline: what ``headline.csv`` holds; nothing without a full model to compare with.
         most_lines: of the Markdown page; None: every table is on it.
     """
 
@@ -38,6 +39,7 @@ class Tables:
     first: Callable[[Sequence[AnyPanel]], Iterable[TextTable]]
     every: Callable[[Sequence[AnyPanel]], list[TextTable]]
     lines: Callable[[Sequence[AnyPanel]], list[dict[str, object]]]
+    headline: Callable[[Sequence[AnyPanel]], list[dict[str, object]]]
     most_lines: int | None = MOST_LINES
 
 
