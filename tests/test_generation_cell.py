@@ -19,7 +19,7 @@ from benchmarks.kinds.generation_selection import choose_points, replay_points, 
 from benchmarks.measure.decoding_clock import stock_times
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
 from benchmarks.run.timing import load_models
-from benchmarks.specs.generation import StudySpec
+from benchmarks.specs.generation import DecodingTimingSpec, Regrouped, StudySpec
 from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.prompts import Prompt, PromptSplit
@@ -227,10 +227,10 @@ def test_stock_generate_is_timed_on_the_tokens_that_it_writes(model):
     assert times.decoded_tokens == full.decoded_tokens
     assert times.prefill > 0
     assert times.decoding > 0
-    assert times.average_layers == 4
+    assert times.layer_calls == 4 * times.decoded_tokens
 
 
-def test_a_batch_in_flight_is_timed_in_parts(model, monkeypatch):
+def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch):
     asked = []
     generate_by_method = TokenMethod.generate
 
@@ -239,15 +239,29 @@ def test_a_batch_in_flight_is_timed_in_parts(model, monkeypatch):
         return generate_by_method(self, model, prompts, knob, **options)
 
     monkeypatch.setattr(TokenMethod, "generate", noted)
-    prompts, times = random_prompts(5, seed=5), []
-    for parts in (1, 2):
-        run = generation.contender(TokenStatic(), model, 2.0, max_new_tokens=4, parts=parts)
-        times += [run(prompts), run(prompts[:1])]
-    assert asked == [(5, None), (1, None), (3, 5), (1, None)]
-    assert times[0].decoded_tokens == times[2].decoded_tokens
-    assert times[0].average_layers == times[2].average_layers == 2
-    drafting = generation.contender(LayerSkip(), model, 2.0, max_new_tokens=4, parts=2)
-    assert drafting(prompts).decoded_tokens > 0, "what decodes in a way of its own goes on doing so"
+    setting = Regrouped(batch_size=2, in_flight=5)
+    protocol = DecodingTimingSpec(batch_sizes=(2, 5), regrouped=(setting,))
+    in_step = generation.contender(TokenStatic(), model, 2.0, max_new_tokens=4)
+    ((found, regrouping),) = generation.regrouping_contenders(TokenStatic(), model, 2.0, protocol, max_new_tokens=4)
+    prompts = random_prompts(5, seed=5)
+    times = [in_step(prompts), regrouping(prompts)]
+    assert found == setting
+    assert asked == [(5, None), (2, 5)]
+    for one in times:
+        assert one.layer_calls == 2 * times[0].decoded_tokens > 0
+        assert len(one.completed) == 5
+    samples = generation.samples(5, 5, [times[:1]] * 3)
+    assert samples.layers_a_token == generation.average_layers(times) == 2
+    assert samples.completed_seconds == [times[0].completed] * 3
+    assert samples.head_seconds == []
+    assert generation.regrouping_contenders(LayerSkip(), model, 2.0, protocol, max_new_tokens=4) == []
+
+
+def test_what_no_exit_saves_is_timed_beside_the_stock_model(model):
+    times = generation.stock_contender(model, max_new_tokens=4)(random_prompts(3, seed=5))
+    assert times.head is not None
+    assert times.head > 0
+    assert times.completed == [times.prefill + times.decoding] * 3
 
 
 def test_models_on_one_backbone_share_it(model, tmp_path: Path):

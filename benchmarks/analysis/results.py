@@ -71,9 +71,9 @@ class BasePanel(Generic[_RecordT, _TimingT, _ContenderT]):
 
     @property
     def batch_sizes(self) -> list[int]:
-        """The batch sizes that were timed."""
+        """The batch sizes that were timed, rows in step."""
         samples = [sample for contender in self.contenders for sample in contender.samples]
-        return sorted({sample.batch_size for sample in samples})
+        return sorted({sample.batch_size for sample in samples if not sample.regroups})
 
     @property
     def contenders(self) -> list[_ContenderT]:

@@ -4,7 +4,6 @@ Their names are those of :class:`benchmarks.kinds.kind.KindFunctions`, as classi
 """
 
 import logging
-import math
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -21,11 +20,11 @@ from benchmarks.kinds.calibration_study import Study, pooled, study_calibration
 from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts
 from benchmarks.kinds.generation_selection import Selection, select_knobs
 from benchmarks.kinds.rows import CellRows
-from benchmarks.measure.decoding_clock import DecodingTimes, stock_times
+from benchmarks.measure.decoding_clock import DecodingTimes, stock_times_with_head
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.measure.reference_loss import ReferenceLoss, record_references, reference_losses
 from benchmarks.measure.text_scores import TextScores, mean_with_interval, score_generations
-from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec
+from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, Regrouped
 from benchmarks.specs.targets import Target, in_words
 from benchmarks.store.folders import CALIBRATION_FILE, PREDICTIONS_FILE
 from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, Mean, ReadReferences, Speculation
@@ -344,36 +343,51 @@ def timed_rows(
 
 
 def timing_options(spec: GenerationCellSpec, rows: CellRows[TextTask], protocol: DecodingTimingSpec) -> dict[str, int]:
-    """Return how long a timed text gets, and in how many parts a batch in flight is run."""
-    return {"max_new_tokens": protocol.max_new_tokens or new_tokens(spec, rows), "parts": protocol.parts}
+    """Return how long a timed text gets."""
+    return {"max_new_tokens": protocol.max_new_tokens or new_tokens(spec, rows)}
 
 
-def stock_contender(model: MultiExitDecoder, max_new_tokens: int, **_: int) -> Callable[[Sequence[str]], DecodingTimes]:
+def stock_contender(model: MultiExitDecoder, max_new_tokens: int) -> Callable[[Sequence[str]], DecodingTimes]:
     """Return the stock model's own greedy ``generate``, on prompts padded on the left: a whole batch at once."""
-    return lambda batch: stock_times(model, model.encode(batch), max_new_tokens)
+    return lambda batch: stock_times_with_head(model, model.encode(batch), max_new_tokens)
 
 
 def contender(
-    method: TokenMethod, model: MultiExitDecoder, knob: float, max_new_tokens: int, parts: int
+    method: TokenMethod, model: MultiExitDecoder, knob: float, max_new_tokens: int
 ) -> Callable[[Sequence[str]], DecodingTimes]:
-    """Return a decoder with a method's own way to decode; with ``parts`` above 1, one that regroups where it can."""
-    regroups = parts > 1 and type(method).generate is TokenMethod.generate
+    """Return a decoder with a method's own way to decode, a batch in step."""
+    return lambda batch: _times(
+        method.generate(model, batch, knob, max_new_tokens=max_new_tokens, batch_size=len(batch))
+    )
 
-    def run(batch: Sequence[str]) -> DecodingTimes:
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": len(batch)}
-        if regroups and len(batch) > 1:
-            options |= {"batch_size": math.ceil(len(batch) / parts), "in_flight": len(batch)}
-        written = method.generate(model, batch, knob, **options)
-        layers = written.average_layers if written.decoded_tokens else 0.0
-        return DecodingTimes(written.prefill_seconds, written.decode_seconds, written.decoded_tokens, layers)
 
-    return run
+def regrouping_contenders(
+    method: TokenMethod, model: MultiExitDecoder, knob: float, protocol: DecodingTimingSpec, max_new_tokens: int
+) -> list[tuple[Regrouped, Callable[[Sequence[str]], DecodingTimes]]]:
+    """Return the same with a batch as rows under way, for every setting; of methods that decode as all do."""
+    if type(method).generate is not TokenMethod.generate:
+        return []
+
+    def regrouped(setting: Regrouped) -> Callable[[Sequence[str]], DecodingTimes]:
+        options: dict[str, Any] = setting.model_dump() | {"max_new_tokens": max_new_tokens}
+        return lambda batch: _times(method.generate(model, batch, knob, **options))
+
+    return [(setting, regrouped(setting)) for setting in protocol.regrouped]
+
+
+def _times(written: Generations) -> DecodingTimes:
+    return DecodingTimes(
+        prefill=written.prefill_seconds,
+        decoding=written.decode_seconds,
+        decoded_tokens=written.decoded_tokens,
+        layer_calls=written.layer_calls,
+        completed=[latency.completed for latency in written.latencies],
+    )
 
 
 def average_layers(batches: Sequence[DecodingTimes]) -> float:
     """Return the mean over decoded tokens."""
-    tokens = sum(times.decoded_tokens for times in batches)
-    return sum(times.average_layers * times.decoded_tokens for times in batches) / max(tokens, 1)
+    return sum(times.layer_calls for times in batches) / max(sum(times.decoded_tokens for times in batches), 1)
 
 
 def samples(batch_size: int, rows: int, rounds: Sequence[Sequence[DecodingTimes]]) -> DecodingSamples:
@@ -384,4 +398,12 @@ def samples(batch_size: int, rows: int, rounds: Sequence[Sequence[DecodingTimes]
         decoded_tokens=[times.decoded_tokens for times in rounds[0]],
         prefill_seconds=[[times.prefill for times in batches] for batches in rounds],
         decode_seconds=[[times.decoding for times in batches] for batches in rounds],
+        layer_calls=[times.layer_calls for times in rounds[0]],
+        completed_seconds=_noted([[second for times in batches for second in times.completed] for batches in rounds]),
+        head_seconds=_noted([[times.head for times in batches if times.head is not None] for batches in rounds]),
     )
+
+
+def _noted(rounds: list[list[float]]) -> list[list[float]]:
+    """Return what was noted in every round; nothing where it was not."""
+    return rounds if any(rounds) else []

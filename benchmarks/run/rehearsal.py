@@ -106,7 +106,7 @@ class Rehearsal:
             batch = functions.timed_rows(model, short, few, size)
             started = time.perf_counter()
             stock(batch)
-            timing += (time.perf_counter() - started) / len(batch) * protocol.rows * timed_tokens
+            timing += (time.perf_counter() - started) / len(batch) * protocol.rows_at(size) * timed_tokens
         return Takes(measuring, timing * protocol.rounds * protocol.points_per_cell)
 
 

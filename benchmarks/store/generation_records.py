@@ -150,6 +150,35 @@ class DecodingSamples(BaseSamples):
     decoded_tokens: list[int] = Field(description="[batches], new tokens but the first of each text")
     prefill_seconds: list[list[float]] = Field(description="[rounds][batches]: prompts and first tokens")
     decode_seconds: list[list[float]] = Field(description="[rounds][batches]: all further tokens")
+    in_flight: int | None = Field(
+        None, description="prompts under way, of which batch_size run at a time; None: a batch is under way, in step"
+    )
+    layer_calls: list[int] | None = Field(
+        None, description="[batches], of the decoded tokens; None in timings that are older than this field"
+    )
+    completed_seconds: list[list[float]] = Field(
+        default=[],
+        description="[rounds][prompts]: since a text was asked for, together with all that were under way, until its "
+        "last token was there; empty where that is not noted, and in timings that are older than this field",
+    )
+    head_seconds: list[list[float]] = Field(
+        default=[],
+        description="[rounds][batches], of stock generate: embedding and LM head of the decoding, which no exit saves",
+    )
+
+    @property
+    def regroups(self) -> bool:
+        return self.in_flight is not None
+
+    @property
+    def under_way(self) -> int:
+        """Prompts under way at once."""
+        return self.in_flight or self.batch_size
+
+    @property
+    def layers_a_token(self) -> float | None:
+        """Layers called for a decoded token; None where they were not counted."""
+        return None if self.layer_calls is None else sum(self.layer_calls) / max(sum(self.decoded_tokens), 1)
 
     @property
     def round_seconds(self) -> list[float]:
@@ -169,5 +198,4 @@ class DecodingTimingRecord(BaseTimingRecord):
 
     kind: Literal["generation"] = "generation"
     max_new_tokens: int
-    parts: int = Field(default=1, description="above 1: a batch of so many prompts was in flight, regrouped in parts")
     contenders: list[DecodingContender]

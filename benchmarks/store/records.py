@@ -190,6 +190,11 @@ class BaseSamples(Strict):
     batch_size: int
 
     @property
+    def regroups(self) -> bool:
+        """Whether a batch runs out of more rows under way; it is compared with no other batch of its size."""
+        return False
+
+    @property
     def round_seconds(self) -> list[float]:
         """What is compared between contenders, in each round."""
         raise NotImplementedError

@@ -158,7 +158,12 @@ def mean_of(means: Sequence[Mean]) -> Mean:
 def _clocks(contenders: Sequence[DecodingContender]) -> dict[int, DecodingClock]:
     clocks = {}
     for size, rounds in seconds_by_size(contenders).items():
-        samples = [sample for contender in contenders for sample in contender.samples if sample.batch_size == size]
+        samples = [
+            sample
+            for contender in contenders
+            for sample in contender.samples
+            if sample.batch_size == size and not sample.regroups
+        ]
         prefill = [1000 * sum(batches) / sample.prompts for sample in samples for batches in sample.prefill_seconds]
         clocks[size] = DecodingClock(
             tokens_per_second=1 / float(np.median(rounds)),
