@@ -14,6 +14,7 @@ from benchmarks.analysis.rows.texts import (
     load_generation_panels,
     row_near_half,
 )
+from benchmarks.analysis.tables.batches import batch_lines, batches_table
 from benchmarks.analysis.tables.columns import (
     knob_text,
     line_costs,
@@ -235,7 +236,13 @@ def _kept(result: CalibrationResult, study: CalibrationRecord) -> str:
 
 def generation_tables(panel: GenerationPanel) -> list[TextTable]:
     """Return all tables of a panel that have anything to say."""
-    tables = [decoding_table(panel), measures_table(panel), equal_layers_table(panel), calibration_table(panel)]
+    tables = [
+        decoding_table(panel),
+        measures_table(panel),
+        batches_table(panel),
+        equal_layers_table(panel),
+        calibration_table(panel),
+    ]
     return [table for table in tables if table is not None]
 
 
@@ -288,8 +295,9 @@ def all_generation_tables(panels: Sequence[GenerationPanel]) -> list[TextTable]:
 
 
 def first_tables(panels: Sequence[GenerationPanel]) -> Iterator[TextTable]:
-    """Yield what a reader needs most: methods at equal cost, all tasks at about half of the layers, task by task."""
+    """Yield what a reader needs most: methods at equal cost, batches of the first task that has times, task by task."""
     yield from text_cost_tables(panels)
+    yield from [table for panel in panels if (table := batches_table(panel)) is not None][:1]
     yield match_overview(panels)
     for panel in panels:
         yield from generation_tables(panel)
@@ -302,5 +310,5 @@ TABLES = Tables(
     first=first_tables,
     every=all_generation_tables,
     lines=decoding_lines,
-    headline=text_headline_lines,
+    beside={"headline.csv": text_headline_lines, "batches.csv": batch_lines},
 )

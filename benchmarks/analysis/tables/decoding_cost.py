@@ -119,7 +119,7 @@ def measures_table(panel: GenerationPanel) -> TextTable | None:
             TEXT_POINTS_NOTE,
             f"{_PERPLEXITY_NOTE}{f', {known[0]}' if known else ''}.",
             "ROUGE-L to full and match: against full depth of the same weights. Layers, FLOPs and times: of the "
-            "mixture, a decoded token on test prompts. In brackets: 95% paired bootstrap intervals over prompts and seeds.",
+            "mixture, a decoded token on test prompts. In brackets: 95% paired bootstrap, over prompts and seeds.",
             f"{OVER_NOTE}{UNDER_NOTE}",
         ),
         words=("method", "at"),

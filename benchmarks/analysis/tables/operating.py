@@ -281,5 +281,5 @@ TABLES = Tables(
     first=first_tables,
     every=all_tables,
     lines=operating_lines,
-    headline=headline_lines,
+    beside={"headline.csv": headline_lines},
 )

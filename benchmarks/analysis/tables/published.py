@@ -111,6 +111,6 @@ TABLES = Tables(
     first=published_tables,
     every=published_tables,
     lines=published_lines,
-    headline=headline_lines,
+    beside={"headline.csv": headline_lines},
     most_lines=None,
 )
