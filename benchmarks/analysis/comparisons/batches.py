@@ -52,12 +52,13 @@ class TimedPoint:
     """A knob of a curve that was timed with a seed; the stock model's own ``generate`` has none.
 
     Attributes:
-        label, knob: what was timed.
+        label, knob_name, knob: what was timed.
         layers: called for a decoded token.
         times: by batch.
     """
 
     label: str
+    knob_name: str
     knob: float | None
     layers: float
     times: dict[Batch, BatchTimes]
@@ -65,8 +66,15 @@ class TimedPoint:
 
 def timed_batches(panel: GenerationPanel) -> list[TimedPoint]:
     """Return all that was timed of a panel, stock ``generate`` first, then curve by curve, fewest layers first."""
+    names = {cell.record.label: cell.record.knob_name for cell in panel.cells}
     found = [
-        TimedPoint(one.label, one.knob, one.average_layers, dict(_times(one, stock, panel.num_layers)))
+        TimedPoint(
+            one.label,
+            names.get(one.label, ""),
+            one.knob,
+            one.average_layers,
+            dict(_times(one, stock, panel.num_layers)),
+        )
         for timing in panel.timings
         for one in timing.contenders
         if (stock := panel.stock(timing.seed, beside=one)) is not None and (one is stock or one.label in panel.methods)
@@ -107,3 +115,11 @@ def _of_allowed(seconds: np.ndarray, stock: DecodingSamples, share: float) -> fl
 def batches_of(points: Sequence[TimedPoint]) -> list[Batch]:
     """Return the batches that anything was timed at: as many under way, then as many at a time."""
     return sorted({batch for point in points for batch in point.times})
+
+
+def points_at(points: Sequence[TimedPoint], layers: float) -> list[TimedPoint]:
+    """Return of every curve the timed knob whose layers are nearest; of stock ``generate`` its only one."""
+    nearest: dict[str, TimedPoint] = {}
+    for point in sorted(points, key=lambda point: abs(point.layers - layers)):
+        nearest.setdefault(point.label, point)
+    return [point for point in points if point is nearest[point.label]]

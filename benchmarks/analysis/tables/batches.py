@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from benchmarks.analysis.comparisons.batches import Batch, BatchTimes, TimedPoint, batches_of, timed_batches
+from benchmarks.analysis.comparisons.batches import Batch, BatchTimes, TimedPoint, batches_of, points_at, timed_batches
 from benchmarks.analysis.rows.base import format_value
 from benchmarks.analysis.rows.texts import GenerationPanel
 from benchmarks.analysis.tables.text import MISSING, TextTable
@@ -10,7 +10,15 @@ from benchmarks.analysis.tables.text import MISSING, TextTable
 
 def batches_table(panel: GenerationPanel) -> TextTable | None:
     """Return the times of all that was timed; None where nothing was, or no batch was regrouped."""
-    points = timed_batches(panel)
+    return _table(panel, timed_batches(panel))
+
+
+def middle_batches_table(panel: GenerationPanel) -> TextTable | None:
+    """Return the same of one knob a curve: the one nearest to the layers of the middle budget."""
+    return _table(panel, points_at(timed_batches(panel), panel.num_layers / panel.speedups[1]))
+
+
+def _table(panel: GenerationPanel, points: Sequence[TimedPoint]) -> TextTable | None:
     batches = batches_of(points)
     if not any(batch.in_flight > batch.size for batch in batches):
         return None
@@ -39,7 +47,7 @@ def _cells(point: TimedPoint, batches: Sequence[Batch]) -> tuple[str, ...]:
     found = [point.times.get(batch) for batch in batches]
     return (
         point.label,
-        "full depth" if point.knob is None else format_value(point.knob),
+        "full depth" if point.knob is None else f"{point.knob_name}={format_value(point.knob)}",
         f"{point.layers:.2f}",
         *map(_speed, found),
         *map(_latency, found),

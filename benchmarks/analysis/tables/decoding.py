@@ -14,7 +14,7 @@ from benchmarks.analysis.rows.texts import (
     load_generation_panels,
     row_near_half,
 )
-from benchmarks.analysis.tables.batches import batch_lines, batches_table
+from benchmarks.analysis.tables.batches import batch_lines, batches_table, middle_batches_table
 from benchmarks.analysis.tables.columns import (
     knob_text,
     line_costs,
@@ -296,8 +296,10 @@ def all_generation_tables(panels: Sequence[GenerationPanel]) -> list[TextTable]:
 
 def first_tables(panels: Sequence[GenerationPanel]) -> Iterator[TextTable]:
     """Yield what a reader needs most: methods at equal cost, batches of the first task that has times, task by task."""
-    yield from text_cost_tables(panels)
-    yield from [table for panel in panels if (table := batches_table(panel)) is not None][:1]
+    at_equal_cost = text_cost_tables(panels)
+    yield from at_equal_cost[:1]
+    yield from [table for panel in panels if (table := middle_batches_table(panel)) is not None][:1]
+    yield from at_equal_cost[1:]
     yield match_overview(panels)
     for panel in panels:
         yield from generation_tables(panel)
