@@ -15,8 +15,9 @@ from benchmarks.kinds import generation
 from benchmarks.kinds.calibration_study import study_calibration
 from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
 from benchmarks.kinds.generation import exit_histogram, layers_by_position
-from benchmarks.kinds.generation_selection import choose_points, replay_points, select_knobs
+from benchmarks.kinds.generation_selection import choose_points, mixed_points, replay_points, select_knobs
 from benchmarks.measure.decoding_clock import stock_times
+from benchmarks.measure.reference_loss import record_references, reference_losses
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
 from benchmarks.run.timing import load_models
 from benchmarks.specs.generation import DecodingTimingSpec, Regrouped, StudySpec
@@ -29,6 +30,7 @@ from consistentee.errors import UserError
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
+from consistentee.traces.token_rows import encode_rows
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,32 @@ def test_replay_is_what_each_exit_says_after_the_full_models_tokens(model):
         places = range(len(prompt), len(prompt) + len(tokens) - 1)
         agreed += [bool(said[place] == row[0, place + 1]) for place in places]
     assert points[1.0].agreement == pytest.approx(np.mean(agreed))
+
+
+def test_the_neighbours_of_every_budget_are_decoded_too():
+    points = [point(0, 6, 0.3), point(1, 12, 0.6), point(2, 14, 0.5), point(3, 21, 0.9), point(4, 30, 1.0)]
+    assert mixed_points(points, 30) == {1, 3, 4}, "around 15, 20 and 24 layers"
+    assert mixed_points(points[:2], 30) == {1}, "beyond the hull, its end"
+
+
+def test_references_are_judged_where_the_rule_lets_them_leave(model):
+    split = PromptSplit("test", ["ba be", "bi bo bu", "de"], [" da di do", " du", ""])
+    trace = record_references(model, split, max_new_tokens=4)
+    rules = [NeverExit(), TokenStatic().rule(model, 2.0)]
+    full, static = reference_losses(trace, rules, rows=3)
+    rows = encode_rows(model, split, max_prompt_tokens=None, max_new_tokens=4)
+    assert full.tokens.tolist() == static.tokens.tolist() == [len(response) - 1 for _, response in rows]
+    assert (full.average_layers, static.average_layers) == (4, 2)
+    for losses, layer in ((full, 4), (static, 2)):
+        expected = []
+        for prompt, response in rows:
+            row = torch.tensor([[*prompt, *response]])
+            hidden = model.hidden_states(row, torch.ones_like(row, dtype=torch.bool))[0]
+            said = model.logits(layer, hidden[:, model.exit_layers.index(layer)]).log_softmax(dim=-1).detach()
+            places = range(len(prompt), len(prompt) + len(response) - 1)
+            expected.append(-sum(float(said[place, row[0, place + 1]]) for place in places))
+        assert losses.nats == pytest.approx(expected, abs=1e-4)
+        assert losses.mean == pytest.approx(sum(expected) / losses.tokens.sum(), abs=1e-5)
 
 
 def test_full_model_is_chosen_for_its_agreement_alone(model):

@@ -69,11 +69,11 @@ def timed_batches(panel: GenerationPanel) -> list[TimedPoint]:
     names = {cell.record.label: cell.record.knob_name for cell in panel.cells}
     found = [
         TimedPoint(
-            one.label,
-            names.get(one.label, ""),
-            one.knob,
-            one.average_layers,
-            dict(_times(one, stock, panel.num_layers)),
+            label=one.label,
+            knob_name=names.get(one.label, ""),
+            knob=one.knob,
+            layers=one.average_layers,
+            times=dict(_times(one, stock, panel.num_layers)),
         )
         for timing in panel.timings
         for one in timing.contenders
