@@ -60,7 +60,7 @@ def reference_losses(trace: TokenTrace, rules: Sequence[ExitRule], rows: int) ->
     tokens = np.bincount(row, minlength=rows)
     return [
         ReferenceLoss(
-            nats=np.bincount(row, weights=by_exit.gather(1, place.unsqueeze(1))[:, 0].numpy(), minlength=rows),
+            nats=np.bincount(row, by_exit.gather(1, place.unsqueeze(1))[:, 0].numpy(), rows).astype(np.float64),
             tokens=tokens,
             average_layers=float(layers.double().mean()),
         )

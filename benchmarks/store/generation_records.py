@@ -151,10 +151,11 @@ class DecodingSamples(BaseSamples):
     prefill_seconds: list[list[float]] = Field(description="[rounds][batches]: prompts and first tokens")
     decode_seconds: list[list[float]] = Field(description="[rounds][batches]: all further tokens")
     in_flight: int | None = Field(
-        None, description="prompts under way, of which batch_size run at a time; None: a batch is under way, in step"
+        default=None,
+        description="prompts under way, of which batch_size run at a time; None: a batch is under way, in step",
     )
     layer_calls: list[int] | None = Field(
-        None, description="[batches], of the decoded tokens; None in timings that are older than this field"
+        default=None, description="[batches], of the decoded tokens; None in timings that are older than this field"
     )
     completed_seconds: list[list[float]] = Field(
         default=[],

@@ -69,8 +69,11 @@ def point_samples(panel: AnyPanel, wanted: Iterable[AtBudget], measure: str | No
     scored = scored_of(panel, measure)
     found = {one: mixtures_of(panel, *one) for one in wanted}
     everything = [of_seed for ones in found.values() for of_seed in ones]
-    full = {_Full(seed): rows for seed in {one.seed for one in everything} if (rows := scored.rows_of_full(seed))}
-    answers: dict[_Knob | _Full, RowAnswers] = {**_answers(scored, everything), **full}
+    answers = _answers(scored, everything)
+    seeds = sorted({of_seed.seed for of_seed in everything})
+    for seed in seeds:
+        if (rows := scored.rows_of_full(seed)) is not None:
+            answers[_Full(seed)] = rows
     if not answers:
         return {}
     labels = next(iter(answers.values()))[0]
@@ -78,7 +81,7 @@ def point_samples(panel: AnyPanel, wanted: Iterable[AtBudget], measure: str | No
     if not can_resample(scored.metric, labels):
         return {}
     scores = _Resampled(scored.metric, labels, same)
-    references = {key.seed: scores.at(key) for key in full if key in same}
+    references = {seed: scores.at(_Full(seed)) for seed in seeds if _Full(seed) in same}
     seed_of_draws = crc32(f"{panel.task} {panel.backbone}".encode())
     samples = {}
     for at_budget, ones in found.items():
@@ -119,7 +122,7 @@ def _knob(of_seed: OfSeed, index: int) -> _Knob:
     return _Knob(*(int(of_seed.knobs[name].iloc[index]) for name in _Knob._fields))
 
 
-def _answers(scored: Scored, mixtures: Sequence[OfSeed]) -> dict[_Knob, RowAnswers]:
+def _answers(scored: Scored, mixtures: Sequence[OfSeed]) -> dict[_Knob | _Full, RowAnswers]:
     """Read what rows say at every knob where that was kept."""
     sides = [(one, index) for one in mixtures for index in {one.mixture.first, one.mixture.second}]
     lines = {_knob(one, index): one.knobs.iloc[index] for one, index in sides}
