@@ -94,6 +94,11 @@ class TimingSpec(Strict):
             raise ValueError("batch sizes must be different numbers of at least 1")
         return sizes
 
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """The rows that are given at once in every timed pass of a knob."""
+        return self.batch_sizes
+
     def rows_at(self, batch_size: int) -> int:
         """Return how many rows are timed in batches of a size, at most."""
         return self.rows if self.most_batches is None else min(self.rows, batch_size * self.most_batches)

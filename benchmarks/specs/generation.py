@@ -44,6 +44,11 @@ class DecodingTimingSpec(TimingSpec):
         default=(), description="timed beside, of the methods that can: batches out of more prompts under way"
     )
 
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Those of batches in step, and of regrouped ones."""
+        return (*self.batch_sizes, *(setting.in_flight for setting in self.regrouped))
+
     @model_validator(mode="after")
     def _stock_is_timed_alike(self) -> Self:
         for setting in self.regrouped:
