@@ -32,7 +32,7 @@ class DecodingTimes:
     prefill: float
     decoding: float
     decoded_tokens: int
-    layer_calls: int
+    layer_calls: float
     completed: list[float] = field(default_factory=list)
     head: float | None = None
 

@@ -154,7 +154,7 @@ class DecodingSamples(BaseSamples):
         default=None,
         description="prompts under way, of which batch_size run at a time; None: a batch is under way, in step",
     )
-    layer_calls: list[int] | None = Field(
+    layer_calls: list[float] | None = Field(
         default=None, description="[batches], of the decoded tokens; None in timings that are older than this field"
     )
     completed_seconds: list[list[float]] = Field(
