@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import random_prompts
 
+from baselines.balcony import Balcony
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
 from benchmarks.kinds import decoding as generation_decoding
@@ -28,6 +29,7 @@ from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.errors import UserError
 from consistentee.methods.token_method import TokenMethod
+from consistentee.models.branches import BranchSpec
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_rows import encode_rows
@@ -122,6 +124,16 @@ def test_references_are_judged_where_the_rule_lets_them_leave(model):
             expected.append(-sum(float(said[place, row[0, place + 1]]) for place in places))
         assert losses.nats == pytest.approx(expected, abs=1e-4)
         assert losses.mean == pytest.approx(sum(expected) / losses.tokens.sum(), abs=1e-5)
+
+
+def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
+    model = tiny_decoder("llama")
+    for layer in (1, 2, 3):
+        model.add_branch(layer, BranchSpec(copied_layer=4))
+    decoder = decoder_of(model, Balcony())
+    full, (shallow, whole) = generation.read_references(decoder, prompts_of(), [1.0, 4.0])
+    assert (shallow.average_layers, whole.average_layers) == (2, 4), "layer 1 and the exit's own"
+    assert whole.nats.tolist() == full.nats.tolist() != shallow.nats.tolist()
 
 
 def test_full_model_is_chosen_for_its_agreement_alone(model):

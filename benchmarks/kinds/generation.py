@@ -158,7 +158,7 @@ def _decode_test(
     """Decode the test prompts for real at the chosen knobs."""
     full = decoder.full(prompts)
     knobs = [selection.points[index].knob for index in selection.chosen]
-    full_references, *references = _read_references(decoder, prompts, knobs)
+    full_references, references = read_references(decoder, prompts, knobs)
     written = []
     for knob, targets, read in zip(knobs, selection.chosen.values(), references, strict=True):
         generations = decoder.at(knob, prompts)
@@ -169,12 +169,26 @@ def _decode_test(
     return DecodedTest(prompts, full, full_scores, full_references, written)
 
 
-def _read_references(decoder: PromptDecoder, prompts: Prompts, knobs: Sequence[float]) -> list[ReferenceLoss]:
+def read_references(
+    decoder: PromptDecoder, prompts: Prompts, knobs: Sequence[float]
+) -> tuple[ReferenceLoss, list[ReferenceLoss]]:
     """Return what references lose in the full model, and at every knob: all that is verified is at full depth."""
     model, method = decoder.model, decoder.method
-    trace = record_references(model, prompts.split, decoder.options["max_new_tokens"], decoder.store)
-    rules: list[ExitRule] = [NeverExit() if method.drafts else method.rule(model, knob) for knob in knobs]
-    return reference_losses(trace, [NeverExit(), *rules], len(prompts))
+
+    def read(reader: MultiExitDecoder, rules: Sequence[ExitRule]) -> list[ReferenceLoss]:
+        trace = record_references(reader, prompts.split, decoder.options["max_new_tokens"], decoder.store)
+        return reference_losses(trace, rules, len(prompts))
+
+    readers = {knob: method.model_at(model, knob) for knob in knobs}
+    rules: dict[float, ExitRule] = {
+        knob: NeverExit() if method.drafts else method.rule(model, knob) for knob in knobs if readers[knob] is model
+    }
+    full, *found = read(model, [NeverExit(), *rules.values()])
+    losses = dict(zip(rules, found, strict=True))
+    for knob in knobs:
+        if knob not in losses:  # what decodes there is a model of its own
+            (losses[knob],) = read(readers[knob], [method.rule(model, knob)])
+    return full, [losses[knob] for knob in knobs]
 
 
 def findings(spec: GenerationCellSpec, done: Outcome) -> dict[str, Any]:
