@@ -18,6 +18,7 @@ from benchmarks.store.generation_records import (
     DecodingTimingRecord,
     GenerationRecord,
     Mean,
+    ReadReferences,
     ReplayPoint,
     Speculation,
 )
@@ -26,6 +27,9 @@ LAYERS = 30
 EXITS = [6, 12, 18, 24, 30]
 PROMPTS = 40
 TOKENS = 20
+REFERENCE_TOKENS = 5 + np.arange(PROMPTS) % 3
+FULL_NATS = 2.0
+"""Of the full model, a token of a reference."""
 STOCK_SECONDS = 0.040
 """Of the stock model, a token at batch size 1."""
 
@@ -40,9 +44,15 @@ def match_at(layers: float, shift: float = 0.0) -> float:
 
 
 def decoding_point(
-    knob: float, targets: str, layers: float, match: float, *, speculation: Speculation | None = None
+    knob: float,
+    targets: str,
+    layers: float,
+    match: float,
+    *,
+    speculation: Speculation | None = None,
+    nats: float | None = None,
 ) -> DecodingPoint:
-    """Return a point whose validation and test sides are alike."""
+    """Return a point whose validation and test sides are alike; ``nats``: of a reference's token, if it is read."""
     deep = round(PROMPTS * (TOKENS - 1) * (layers - 6) / 24)
     histogram = [0] * LAYERS
     histogram[5], histogram[29] = PROMPTS * (TOKENS - 1) - deep, deep
@@ -65,6 +75,7 @@ def decoding_point(
         prefill_seconds=1.0,
         decode_seconds=2.0,
         speculation=speculation,
+        references=None if nats is None else ReadReferences(nats=nats, average_layers=layers),
     )
 
 
@@ -103,6 +114,7 @@ def generation_cell(
         truncated_prompts=3,
         full_scores={"rougeL": mean(0.3), "rouge1": mean(0.4), "rouge2": mean(0.1)},
         full_new_tokens=PROMPTS * TOKENS,
+        full_reference_nats=FULL_NATS if any(point.references for point in points) else None,
         curve_validation=[point.validation for point in points],
         operating_points=list(points),
         train_seconds=1.0,
@@ -225,5 +237,9 @@ def generation_predictions(record: GenerationRecord) -> pd.DataFrame:
     columns: dict[str, object] = {"row": np.arange(PROMPTS), "full_rougeL": 0.3 + noise}
     for i, point in enumerate(record.operating_points):
         columns[f"match_{i}"] = np.full(PROMPTS, point.token_match.value)
+        columns[f"rougeL_to_full_{i}"] = np.full(PROMPTS, point.full_text_score.value)
         columns[f"rougeL_{i}"] = point.scores["rougeL"].value + noise
+        if point.references is not None:
+            columns |= {"reference_tokens": REFERENCE_TOKENS, "full_nats": FULL_NATS * REFERENCE_TOKENS}
+            columns[f"nats_{i}"] = point.references.nats * REFERENCE_TOKENS
     return pd.DataFrame(columns)

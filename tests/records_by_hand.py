@@ -68,7 +68,7 @@ def targets_of(words: str) -> list[Target]:
     named = {str(target): target for target in (WITHIN_ONE_POINT, FAITHFUL)}
     return [
         named[word] if word in named else Budget(layers_at_most=float(word.removeprefix("budget ")))
-        for word in words.split(", ")
+        for word in filter(None, words.split(", "))
     ]
 
 

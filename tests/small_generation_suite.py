@@ -54,7 +54,13 @@ class GenerationBench(Bench):
             "max_prompt_tokens": 3,
             "bootstrap_resamples": 100,
             "calibration": {"methods": ["calm-tokens-softmax"], "study": {"splits": 5, "textual": [0.3], "risk": []}},
-            "timing": {"rows": 4, "batch_sizes": [1, 4], "points_per_cell": 2, "max_new_tokens": 3},
+            "timing": {
+                "rows": 4,
+                "batch_sizes": [1, 4],
+                "points_per_cell": 2,
+                "max_new_tokens": 3,
+                "regrouped": [{"batch_size": 1, "in_flight": 4}],
+            },
         }
 
     def read(self) -> StoredResults[GenerationRecord, DecodingTimingRecord]:

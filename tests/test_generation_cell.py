@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import random_prompts
 
+from baselines.balcony import Balcony
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
 from benchmarks.kinds import decoding as generation_decoding
@@ -15,11 +16,12 @@ from benchmarks.kinds import generation
 from benchmarks.kinds.calibration_study import study_calibration
 from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
 from benchmarks.kinds.generation import exit_histogram, layers_by_position
-from benchmarks.kinds.generation_selection import choose_points, replay_points, select_knobs
+from benchmarks.kinds.generation_selection import choose_points, mixed_points, replay_points, select_knobs
 from benchmarks.measure.decoding_clock import stock_times
+from benchmarks.measure.reference_loss import record_references, reference_losses
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
 from benchmarks.run.timing import load_models
-from benchmarks.specs.generation import StudySpec
+from benchmarks.specs.generation import DecodingTimingSpec, Regrouped, StudySpec
 from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.prompts import Prompt, PromptSplit
@@ -27,8 +29,10 @@ from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.errors import UserError
 from consistentee.methods.token_method import TokenMethod
+from consistentee.models.branches import BranchSpec
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
+from consistentee.traces.token_rows import encode_rows
 from consistentee.training.recipe import TokenRecipeSettings
 
 
@@ -100,6 +104,42 @@ def test_replay_is_what_each_exit_says_after_the_full_models_tokens(model):
         places = range(len(prompt), len(prompt) + len(tokens) - 1)
         agreed += [bool(said[place] == row[0, place + 1]) for place in places]
     assert points[1.0].agreement == pytest.approx(np.mean(agreed))
+
+
+def test_the_neighbours_of_every_budget_are_decoded_too():
+    points = [point(0, 6, 0.3), point(1, 12, 0.6), point(2, 14, 0.5), point(3, 21, 0.9), point(4, 30, 1.0)]
+    assert mixed_points(points, 30) == {1, 3, 4}, "around 15, 20 and 24 layers"
+    assert mixed_points(points[:2], 30) == {1}, "beyond the hull, its end"
+
+
+def test_references_are_judged_where_the_rule_lets_them_leave(model):
+    split = PromptSplit("test", ["ba be", "bi bo bu", "de"], [" da di do", " du", ""])
+    trace = record_references(model, split, max_new_tokens=4)
+    rules = [NeverExit(), TokenStatic().rule(model, 2.0)]
+    full, static = reference_losses(trace, rules, rows=3)
+    rows = encode_rows(model, split, max_prompt_tokens=None, max_new_tokens=4)
+    assert full.tokens.tolist() == static.tokens.tolist() == [len(response) - 1 for _, response in rows]
+    assert (full.average_layers, static.average_layers) == (4, 2)
+    for losses, layer in ((full, 4), (static, 2)):
+        expected = []
+        for prompt, response in rows:
+            row = torch.tensor([[*prompt, *response]])
+            hidden = model.hidden_states(row, torch.ones_like(row, dtype=torch.bool))[0]
+            said = model.logits(layer, hidden[:, model.exit_layers.index(layer)]).log_softmax(dim=-1).detach()
+            places = range(len(prompt), len(prompt) + len(response) - 1)
+            expected.append(-sum(float(said[place, row[0, place + 1]]) for place in places))
+        assert losses.nats == pytest.approx(expected, abs=1e-4)
+        assert losses.mean == pytest.approx(sum(expected) / losses.tokens.sum(), abs=1e-5)
+
+
+def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
+    model = tiny_decoder("llama")
+    for layer in (1, 2, 3):
+        model.add_branch(layer, BranchSpec(copied_layer=4))
+    decoder = decoder_of(model, Balcony())
+    full, (shallow, whole) = generation.read_references(decoder, prompts_of(), [1.0, 4.0])
+    assert (shallow.average_layers, whole.average_layers) == (2, 4), "layer 1 and the exit's own"
+    assert whole.nats.tolist() == full.nats.tolist() != shallow.nats.tolist()
 
 
 def test_full_model_is_chosen_for_its_agreement_alone(model):
@@ -233,10 +273,10 @@ def test_stock_generate_is_timed_on_the_tokens_that_it_writes(model):
     assert times.decoded_tokens == full.decoded_tokens
     assert times.prefill > 0
     assert times.decoding > 0
-    assert times.average_layers == 4
+    assert times.layer_calls == 4 * times.decoded_tokens
 
 
-def test_a_batch_in_flight_is_timed_in_parts(model, monkeypatch):
+def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch):
     asked = []
     generate_by_method = TokenMethod.generate
 
@@ -245,15 +285,29 @@ def test_a_batch_in_flight_is_timed_in_parts(model, monkeypatch):
         return generate_by_method(self, model, prompts, knob, **options)
 
     monkeypatch.setattr(TokenMethod, "generate", noted)
-    prompts, times = random_prompts(5, seed=5), []
-    for parts in (1, 2):
-        run = generation.contender(TokenStatic(), model, 2.0, max_new_tokens=4, parts=parts)
-        times += [run(prompts), run(prompts[:1])]
-    assert asked == [(5, None), (1, None), (3, 5), (1, None)]
-    assert times[0].decoded_tokens == times[2].decoded_tokens
-    assert times[0].average_layers == times[2].average_layers == 2
-    drafting = generation.contender(LayerSkip(), model, 2.0, max_new_tokens=4, parts=2)
-    assert drafting(prompts).decoded_tokens > 0, "what decodes in a way of its own goes on doing so"
+    setting = Regrouped(batch_size=2, in_flight=5)
+    protocol = DecodingTimingSpec(batch_sizes=(2, 5), regrouped=(setting,))
+    in_step = generation.contender(TokenStatic(), model, 2.0, max_new_tokens=4)
+    ((found, regrouping),) = generation.regrouping_contenders(TokenStatic(), model, 2.0, protocol, max_new_tokens=4)
+    prompts = random_prompts(5, seed=5)
+    times = [in_step(prompts), regrouping(prompts)]
+    assert found == setting
+    assert asked == [(5, None), (2, 5)]
+    for one in times:
+        assert one.layer_calls == 2 * times[0].decoded_tokens > 0
+        assert len(one.completed) == 5
+    samples = generation.samples(5, 5, [times[:1]] * 3)
+    assert samples.layers_a_token == generation.average_layers(times) == 2
+    assert samples.completed_seconds == [times[0].completed] * 3
+    assert samples.head_seconds == []
+    assert generation.regrouping_contenders(LayerSkip(), model, 2.0, protocol, max_new_tokens=4) == []
+
+
+def test_what_no_exit_saves_is_timed_beside_the_stock_model(model):
+    times = generation.stock_contender(model, max_new_tokens=4)(random_prompts(3, seed=5))
+    assert times.head is not None
+    assert times.head > 0
+    assert times.completed == [times.prefill + times.decoding] * 3
 
 
 def test_models_on_one_backbone_share_it(model, tmp_path: Path):

@@ -75,7 +75,10 @@ def test_whole_run(finished_once):
     assert timing.max_new_tokens == 3
     assert timing.contenders[0].label == "stock generate"
     assert {contender.label for contender in timing.contenders} == {"stock generate", *METHODS}
-    assert [sample.batch_size for sample in timing.contenders[0].samples] == [1, 4]
+    timed = {one.label: [(sample.batch_size, sample.in_flight) for sample in one.samples] for one in timing.contenders}
+    assert timed["stock generate"] == timed["layerskip"] == [(1, None), (4, None)], "which have their own way to decode"
+    assert timed["token-static"] == [(1, None), (4, None), (1, 4)]
+    assert all(sample.layer_calls for one in timing.contenders for sample in one.samples)
     assert str(bench.folder) not in "".join(path.read_text() for path in bench.out.rglob(RECORD_FILE))
     assert bench.leftovers() == []
 

@@ -64,6 +64,15 @@ def test_rounds_are_interleaved_over_batch_sizes_and_contenders():
     assert calls[10][0] == "b", "the order rotates"
 
 
+def test_a_contender_may_have_few_batch_sizes_and_every_size_few_batches():
+    calls: list[tuple[str, list[int], bool]] = []
+    protocol = TimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=0, most_batches=2)
+    taken = time_contenders([Recorder("a", calls), Recorder("b", calls)], ROWS, protocol, [(1, 2), (2,)])
+    a_round = [("a", [0]), ("a", [1]), ("a", [0, 1]), ("a", [2, 3]), ("b", [0, 1]), ("b", [2, 3])]
+    assert [(name, rows) for name, rows, _ in calls[:6]] == a_round
+    assert taken == [{1: [[1, 1]] * 3, 2: [[2, 2]] * 3}, {2: [[2, 2]] * 3}]
+
+
 def test_seconds_are_those_of_the_clock(monkeypatch):
     clock = itertools.count(0, 0.5)  # every look at the clock is half a second later
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))

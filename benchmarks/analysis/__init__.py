@@ -52,33 +52,30 @@ def report_files(out_dir: Path, just_computed: "Collection[str]" = ()) -> "Group
 def write_published_files(out_dir: Path) -> list[Path]:
     """Write what lies beside published results, tables, numbers and one figure; return the files.
 
-    The numbers are ``table.csv`` and, of classification with the full model, ``headline.csv``. The figure is of points
-    at equal cost; or, in generation and without the full model, of score against cost, in
+    The numbers are ``table.csv``, with the full model ``headline.csv``, and of times of generation ``batches.csv``. The
+    figure is of points at equal cost; or, in generation and without the full model, of score against cost, in
     generation of the first task. Raises UserError as :func:`report_files` does.
     """
     tables = _tables(out_dir)
     panels, _ = tables.load(out_dir, None)
-    written = _write_page_and_numbers(out_dir, tables, panels)
+    written = [*_write_page_and_numbers(out_dir, tables, panels), *_write_beside(out_dir, tables, panels)]
     if _holds_generation(out_dir):
         return [*written, *_draw_curves(out_dir, panels[:1])]
     from benchmarks.analysis.figures.equal_cost import equal_cost_figure
     from benchmarks.analysis.figures.page import save_figure
 
-    written += _write_headline(out_dir, panels)
     headline = equal_cost_figure(panels)
     return [*written, *(save_figure(headline, out_dir, "equal-cost") if headline else _draw_curves(out_dir, panels))]
 
 
-def _write_headline(out_dir: Path, panels: "Sequence[AnyPanel]") -> list[Path]:
-    from benchmarks.analysis.tables.equal_cost import headline_lines
+def _write_beside(out_dir: Path, tables: "Tables", panels: "Sequence[AnyPanel]") -> list[Path]:
     from benchmarks.analysis.tables.text import csv_of
     from benchmarks.store.folders import write_text
 
-    lines = headline_lines(panels)
-    if not lines:
-        return []
-    write_text(out_dir / "headline.csv", csv_of(lines))
-    return [out_dir / "headline.csv"]
+    found = {out_dir / name: lines for name, lines_of in tables.beside.items() if (lines := lines_of(panels))}
+    for path, lines in found.items():
+        write_text(path, csv_of(lines))
+    return list(found)
 
 
 def _write_page_and_numbers(out_dir: Path, tables: "Tables", panels: "Sequence[AnyPanel]") -> list[Path]:

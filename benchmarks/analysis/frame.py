@@ -1,14 +1,15 @@
 """Records as ONE long table: a line for every cell (and so every seed), knob and split. Whole curves are read from it.
 
 Columns of every kind of results: ``task``, ``backbone``, ``label``, ``method``, ``parameters``, ``seed``, ``cell`` (its
-place in the panel), ``split`` (validation, test), ``place`` (among the points that the record has of the split),
-``knob_name``, ``knob``, ``layers`` (average), ``num_layers``, and
-``quality``, by which knobs are chosen: the score, or the agreement with the full model. The task's scores are columns
-by their names. Lines of test rows at an operating point also have ``point`` (its place in the record) and ``targets``;
+place in the panel), ``split`` (validation, test), ``place`` (of the knob among all that were tried), ``knob_name``,
+``knob``, ``layers`` (average), ``num_layers``, and ``quality``, by which knobs are chosen: the score, or the agreement
+with the full model. The task's scores are columns by their names; of texts ``rougeL_to_full``, ``match`` and ``nats``
+too. Lines of test rows at an operating point also have ``point`` (its place in the record) and ``targets``;
 at a knob on the hull of the validation curve ``hull`` (its place there) and ``validation_flops_ratio``; at both
 ``flops_ratio`` and, where it was timed, ``speedup_b1``, ....
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,8 @@ def panel_frame(panel: AnyPanel) -> "pd.DataFrame":
 def knobs_of(panel: AnyPanel, label: str, seed: int | None = None) -> "pd.DataFrame":
     """Return a line for every knob of every cell of a curve, in the order of the records.
 
-    The lines are those of the test split, with two more columns: ``validation_layers``, ``validation_quality``. Of
-    classification, where all knobs were replayed on both splits.
+    The lines are those of the test split, with two more columns: ``validation_layers``, ``validation_quality``. In
+    classification all knobs were replayed on both splits; in generation these are the knobs that were decoded with.
     """
     by_curve: _Curves = panel.once("knobs by curve", lambda: _by_curve(panel))
     return by_curve[label, seed]
@@ -99,9 +100,16 @@ def _curves(record: CellRecord) -> Iterator[_Line]:
 def _curves_of_texts(record: GenerationRecord) -> Iterator[_Line]:
     for place, replayed in enumerate(record.curve_validation):
         yield _measured("validation", place, replayed) | {"quality": replayed.agreement}
-    for place, point in enumerate(record.operating_points):
+    places = {replayed.knob: place for place, replayed in enumerate(record.curve_validation)}
+    for point in record.operating_points:
         scores = {name: mean.value for name, mean in point.scores.items()}
-        yield _measured("test", place, point) | {"quality": point.token_match.value, **scores}
+        scores |= {"rougeL_to_full": point.full_text_score.value, "match": point.token_match.value}
+        nats = math.nan if point.references is None else point.references.nats
+        yield _measured("test", places[point.knob], point) | {
+            "quality": point.token_match.value,
+            **scores,
+            "nats": nats,
+        }
 
 
 def _measured(split: str, place: int, point: CurvePoint | ReplayPoint | DecodingPoint) -> _Line:

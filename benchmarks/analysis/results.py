@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
+from benchmarks.specs.targets import Speedups
 from benchmarks.store.folders import Fault
 from benchmarks.store.records import (
     BaseContender,
@@ -59,10 +60,20 @@ class BasePanel(Generic[_RecordT, _TimingT, _ContenderT]):
         return self.cells[0].record.num_layers
 
     @property
+    def speedups(self) -> Speedups:
+        """The budgets at which methods are compared, as shares of the full cost's inverse: 2 is half of the layers."""
+        return self.cells[0].record.compared_at
+
+    @property
+    def full_label(self) -> str | None:
+        """The curve of the full model; None where it was not run."""
+        return next((label for label, method in self.methods.items() if role_of(method) == FULL), None)
+
+    @property
     def batch_sizes(self) -> list[int]:
-        """The batch sizes that were timed."""
+        """The batch sizes that were timed, rows in step."""
         samples = [sample for contender in self.contenders for sample in contender.samples]
-        return sorted({sample.batch_size for sample in samples})
+        return sorted({sample.batch_size for sample in samples if not sample.regroups})
 
     @property
     def contenders(self) -> list[_ContenderT]:

@@ -16,9 +16,10 @@ from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel, StoredCell, panels
 from benchmarks.analysis.rows.instances import row_for_half
-from benchmarks.analysis.select import SPEEDUPS, Reach
+from benchmarks.analysis.select import Reach
 from benchmarks.analysis.tables.text import MISSING, TextTable, to_rich
 from benchmarks.specs.schema import canonical_json
+from benchmarks.specs.targets import SPEEDUPS
 from benchmarks.store.compact.files import rows_of_compact
 from benchmarks.store.folders import Fault
 from benchmarks.store.records import CellRecord, TimingRecord

@@ -16,9 +16,6 @@ from benchmarks.specs.targets import Agreement, Budget, Target
 ROUNDING = 1e-9
 """Costs and qualities are means of counts: what differs by less is equal."""
 
-SPEEDUPS = (1.5, 2.0, 3.0)
-"""Full cost / cost: the budgets at which methods are compared at equal cost."""
-
 
 def choose(
     target: Target, layers: ArrayLike, quality: ArrayLike, *, num_layers: int, reference: float | None = None

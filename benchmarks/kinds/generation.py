@@ -4,7 +4,6 @@ Their names are those of :class:`benchmarks.kinds.kind.KindFunctions`, as classi
 """
 
 import logging
-import math
 import resource
 import sys
 from collections.abc import Callable, Sequence
@@ -21,13 +20,14 @@ from benchmarks.kinds.calibration_study import Study, pooled, study_calibration
 from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts
 from benchmarks.kinds.generation_selection import Selection, select_knobs
 from benchmarks.kinds.rows import CellRows
-from benchmarks.measure.decoding_clock import DecodingTimes, stock_times
+from benchmarks.measure.decoding_clock import DecodingTimes, stock_times_with_head
 from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.measure.reference_loss import ReferenceLoss, record_references, reference_losses
 from benchmarks.measure.text_scores import TextScores, mean_with_interval, score_generations
-from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec
+from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, Regrouped
 from benchmarks.specs.targets import Target, in_words
 from benchmarks.store.folders import CALIBRATION_FILE, PREDICTIONS_FILE
-from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, Mean, Speculation
+from benchmarks.store.generation_records import DecodingPoint, DecodingSamples, Mean, ReadReferences, Speculation
 from consistentee.backbones.decoders import decoder_stepper_for
 from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations
@@ -35,6 +35,7 @@ from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.base import Precision
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.training.loop import training_device
 from consistentee.training.precision import precision_used
 from consistentee.training.recipe import TokenRecipeSettings
@@ -66,6 +67,7 @@ class Choice:
         return [
             (point.knob, targets, {agreement: f"{100 * point.agreement:.1f}", layers: f"{point.average_layers:.2f}"})
             for point, targets in points
+            if targets
         ]
 
 
@@ -76,6 +78,7 @@ class Written:
     knob: float
     generations: Generations
     scores: TextScores
+    references: ReferenceLoss
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class DecodedTest:
     prompts: Prompts
     full: Generations
     full_scores: TextScores
+    full_references: ReferenceLoss
     written: list[Written]
 
 
@@ -157,13 +161,38 @@ def _decode_test(
 ) -> DecodedTest:
     """Decode the test prompts for real at the chosen knobs."""
     full = decoder.full(prompts)
+    knobs = [selection.points[index].knob for index in selection.chosen]
+    full_references, references = read_references(decoder, prompts, knobs)
     written = []
-    for index, targets in selection.chosen.items():
-        knob = selection.points[index].knob
+    for knob, targets, read in zip(knobs, selection.chosen.values(), references, strict=True):
         generations = decoder.at(knob, prompts)
-        written.append(Written(knob, generations, score_generations(generations, full, prompts.references, metrics)))
-        _logger.info("%s: knob %g, %.2f layers", in_words(targets), knob, generations.average_layers)
-    return DecodedTest(prompts, full, score_generations(full, full, prompts.references, metrics), written)
+        scores = score_generations(generations, full, prompts.references, metrics)
+        written.append(Written(knob, generations, scores, read))
+        _logger.info("%s: knob %g, %.2f layers", in_words(targets) or "mixed", knob, generations.average_layers)
+    full_scores = score_generations(full, full, prompts.references, metrics)
+    return DecodedTest(prompts, full, full_scores, full_references, written)
+
+
+def read_references(
+    decoder: PromptDecoder, prompts: Prompts, knobs: Sequence[float]
+) -> tuple[ReferenceLoss, list[ReferenceLoss]]:
+    """Return what references lose in the full model, and at every knob: all that is verified is at full depth."""
+    model, method = decoder.model, decoder.method
+
+    def read(reader: MultiExitDecoder, rules: Sequence[ExitRule]) -> list[ReferenceLoss]:
+        trace = record_references(reader, prompts.split, decoder.options["max_new_tokens"], decoder.store)
+        return reference_losses(trace, rules, len(prompts))
+
+    readers = {knob: method.model_at(model, knob) for knob in knobs}
+    rules: dict[float, ExitRule] = {
+        knob: NeverExit() if method.drafts else method.rule(model, knob) for knob in knobs if readers[knob] is model
+    }
+    full, *found = read(model, [NeverExit(), *rules.values()])
+    losses = dict(zip(rules, found, strict=True))
+    for knob in knobs:
+        if knob not in losses:  # what decodes there is a model of its own
+            (losses[knob],) = read(readers[knob], [method.rule(model, knob)])
+    return full, [losses[knob] for knob in knobs]
 
 
 def findings(spec: GenerationCellSpec, done: Outcome) -> dict[str, Any]:
@@ -181,6 +210,7 @@ def findings(spec: GenerationCellSpec, done: Outcome) -> dict[str, Any]:
         "truncated_prompts": sum(done.test.prompts.truncated),
         "full_scores": _means(spec, done.test.full_scores),
         "full_new_tokens": sum(map(len, done.test.full.tokens)),
+        "full_reference_nats": done.test.full_references.mean,
         "curve_validation": done.selection.points,
         "operating_points": [_point(done, flops, number) for number in range(len(done.test.written))],
         "peak_memory_bytes": peak_memory(),
@@ -233,7 +263,12 @@ def _point(done: Outcome, flops: DecodingFlops, number: int) -> DecodingPoint:
         prefill_seconds=generations.prefill_seconds,
         decode_seconds=generations.decode_seconds,
         speculation=_speculation(generations),
+        references=_references(written.references),
     )
+
+
+def _references(read: ReferenceLoss) -> ReadReferences | None:
+    return None if read.mean is None else ReadReferences(nats=read.mean, average_layers=read.average_layers)
 
 
 def _flops(decoder: PromptDecoder, flops: DecodingFlops, written: Written) -> tuple[int, int]:
@@ -282,8 +317,9 @@ def peak_memory() -> int:
 def generation_table(done: DecodedTest) -> pd.DataFrame:
     """Return one line a test prompt: tokens, exit layers and scores, and no text.
 
-    Columns: ``row``, ``truncated``, ``prompt_tokens``, ``full_tokens``, ``full_METRIC``; and for operating point i (the
-    order of the record) ``tokens_i``, ``exit_layers_i``, ``METRIC_i``, ``rougeL_to_full_i`` and ``match_i``.
+    Columns: ``row``, ``truncated``, ``prompt_tokens``, ``full_tokens``, ``full_METRIC``, ``reference_tokens`` (but the
+    first) and ``full_nats`` (what these lose); and for operating point i (the order of the record) ``tokens_i``,
+    ``exit_layers_i``, ``METRIC_i``, ``rougeL_to_full_i``, ``match_i`` and ``nats_i``.
     """
     columns: dict[str, object] = {
         "row": np.arange(len(done.prompts)),
@@ -291,6 +327,8 @@ def generation_table(done: DecodedTest) -> pd.DataFrame:
         "prompt_tokens": done.full.prompt_tokens,
         "full_tokens": [tokens.tolist() for tokens in done.full.tokens],
         **{f"full_{name}": values for name, values in done.full_scores.reference.items()},
+        "reference_tokens": done.full_references.tokens,
+        "full_nats": done.full_references.nats,
     }
     for number, written in enumerate(done.written):
         columns |= {
@@ -299,6 +337,7 @@ def generation_table(done: DecodedTest) -> pd.DataFrame:
             **{f"{name}_{number}": values for name, values in written.scores.reference.items()},
             f"rougeL_to_full_{number}": written.scores.full_text,
             f"match_{number}": written.scores.match,
+            f"nats_{number}": written.references.nats,
         }
     return pd.DataFrame(columns)
 
@@ -328,36 +367,51 @@ def timed_rows(
 
 
 def timing_options(spec: GenerationCellSpec, rows: CellRows[TextTask], protocol: DecodingTimingSpec) -> dict[str, int]:
-    """Return how long a timed text gets, and in how many parts a batch in flight is run."""
-    return {"max_new_tokens": protocol.max_new_tokens or new_tokens(spec, rows), "parts": protocol.parts}
+    """Return how long a timed text gets."""
+    return {"max_new_tokens": protocol.max_new_tokens or new_tokens(spec, rows)}
 
 
-def stock_contender(model: MultiExitDecoder, max_new_tokens: int, **_: int) -> Callable[[Sequence[str]], DecodingTimes]:
+def stock_contender(model: MultiExitDecoder, max_new_tokens: int) -> Callable[[Sequence[str]], DecodingTimes]:
     """Return the stock model's own greedy ``generate``, on prompts padded on the left: a whole batch at once."""
-    return lambda batch: stock_times(model, model.encode(batch), max_new_tokens)
+    return lambda batch: stock_times_with_head(model, model.encode(batch), max_new_tokens)
 
 
 def contender(
-    method: TokenMethod, model: MultiExitDecoder, knob: float, max_new_tokens: int, parts: int
+    method: TokenMethod, model: MultiExitDecoder, knob: float, max_new_tokens: int
 ) -> Callable[[Sequence[str]], DecodingTimes]:
-    """Return a decoder with a method's own way to decode; with ``parts`` above 1, one that regroups where it can."""
-    regroups = parts > 1 and type(method).generate is TokenMethod.generate
+    """Return a decoder with a method's own way to decode, a batch in step."""
+    return lambda batch: _times(
+        method.generate(model, batch, knob, max_new_tokens=max_new_tokens, batch_size=len(batch))
+    )
 
-    def run(batch: Sequence[str]) -> DecodingTimes:
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "batch_size": len(batch)}
-        if regroups and len(batch) > 1:
-            options |= {"batch_size": math.ceil(len(batch) / parts), "in_flight": len(batch)}
-        written = method.generate(model, batch, knob, **options)
-        layers = written.average_layers if written.decoded_tokens else 0.0
-        return DecodingTimes(written.prefill_seconds, written.decode_seconds, written.decoded_tokens, layers)
 
-    return run
+def regrouping_contenders(
+    method: TokenMethod, model: MultiExitDecoder, knob: float, protocol: DecodingTimingSpec, max_new_tokens: int
+) -> list[tuple[Regrouped, Callable[[Sequence[str]], DecodingTimes]]]:
+    """Return the same with a batch as rows under way, for every setting; of methods that decode as all do."""
+    if type(method).generate is not TokenMethod.generate:
+        return []
+
+    def regrouped(setting: Regrouped) -> Callable[[Sequence[str]], DecodingTimes]:
+        options: dict[str, Any] = setting.model_dump() | {"max_new_tokens": max_new_tokens}
+        return lambda batch: _times(method.generate(model, batch, knob, **options))
+
+    return [(setting, regrouped(setting)) for setting in protocol.regrouped]
+
+
+def _times(written: Generations) -> DecodingTimes:
+    return DecodingTimes(
+        prefill=written.prefill_seconds,
+        decoding=written.decode_seconds,
+        decoded_tokens=written.decoded_tokens,
+        layer_calls=written.layer_calls,
+        completed=[latency.completed for latency in written.latencies],
+    )
 
 
 def average_layers(batches: Sequence[DecodingTimes]) -> float:
     """Return the mean over decoded tokens."""
-    tokens = sum(times.decoded_tokens for times in batches)
-    return sum(times.average_layers * times.decoded_tokens for times in batches) / max(tokens, 1)
+    return sum(times.layer_calls for times in batches) / max(sum(times.decoded_tokens for times in batches), 1)
 
 
 def samples(batch_size: int, rows: int, rounds: Sequence[Sequence[DecodingTimes]]) -> DecodingSamples:
@@ -368,4 +422,12 @@ def samples(batch_size: int, rows: int, rounds: Sequence[Sequence[DecodingTimes]
         decoded_tokens=[times.decoded_tokens for times in rounds[0]],
         prefill_seconds=[[times.prefill for times in batches] for batches in rounds],
         decode_seconds=[[times.decoding for times in batches] for batches in rounds],
+        layer_calls=[times.layer_calls for times in rounds[0]],
+        completed_seconds=_noted([[second for times in batches for second in times.completed] for batches in rounds]),
+        head_seconds=_noted([[times.head for times in batches if times.head is not None] for batches in rounds]),
     )
+
+
+def _noted(rounds: list[list[float]]) -> list[list[float]]:
+    """Return what was noted in every round; nothing where it was not."""
+    return rounds if any(rounds) else []

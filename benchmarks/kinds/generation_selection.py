@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.analysis.select import choose_all
+from benchmarks.analysis.select import choose_all, mixture_at
 from benchmarks.kinds.decoding import PromptDecoder, Prompts
-from benchmarks.specs.targets import FAITHFUL, Agreement, Budget, Target
+from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget, Target
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.text_metrics import token_match
 from consistentee.engine.generate import Generations
@@ -25,7 +25,10 @@ _DRAFTED_PROMPTS = 16
 
 @dataclass(frozen=True)
 class Selection:
-    """A method's knobs on validation prompts, and those of them that were chosen: index -> targets."""
+    """A method's knobs on validation prompts, and those of them that were chosen: index -> targets.
+
+    Without targets are those that others are mixed with at equal cost.
+    """
 
     points: list[ReplayPoint]
     chosen: dict[int, list[Target]]
@@ -54,7 +57,10 @@ def select_knobs(
         points = _drafted_points(decoder, prompts, full)
     else:
         points = replay_points(decoder.model, decoder.method, prompts, full, store=store)
-    return Selection(points, choose_points(points, budgets, decoder.model.num_layers))
+    num_layers = decoder.model.num_layers
+    chosen = choose_points(points, budgets, num_layers)
+    beside = {index: chosen.get(index, []) for index in mixed_points(points, num_layers)}
+    return Selection(points, dict(sorted((chosen | beside).items())))
 
 
 def replay_points(
@@ -124,6 +130,13 @@ def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_l
     targets: list[Target] = [*(Budget(layers_at_most=budget) for budget in budgets), faithful]
     chosen = choose_all(targets, layers, agreement, num_layers=num_layers)
     return {index: [FAITHFUL if t is faithful else t for t in found] for index, found in chosen.items()}
+
+
+def mixed_points(points: Sequence[ReplayPoint], num_layers: int) -> set[int]:
+    """Return the knobs that mixtures of equal cost are made of: the neighbours of every budget on the hull."""
+    layers, agreement = [point.average_layers for point in points], [point.agreement for point in points]
+    mixtures = [mixture_at(num_layers / speedup, layers, agreement) for speedup in TEXT_SPEEDUPS]
+    return {index for mixture in mixtures for index in (mixture.first, mixture.second)}
 
 
 def _drafted_points(decoder: PromptDecoder, prompts: Prompts, full: Generations) -> list[ReplayPoint]:

@@ -165,6 +165,10 @@ class KindFunctions(Protocol):
     def contender(self) -> Callable[..., Callable[[Sequence[Any]], Any]]:
         """(method, model, knob, **options) -> what answers a batch with early exits, and says what the clock said."""
 
+    @property
+    def regrouping_contenders(self) -> Callable[..., list[tuple[Any, Callable[[Sequence[Any]], Any]]]]:
+        """(method, model, knob, protocol, **options) -> settings, and what answers rows under way at each of them."""
+
     def average_layers(self, batches: Sequence[Any]) -> float:
         """Return the layers that a timed row, or decoded token, ran."""
 

@@ -30,7 +30,10 @@ class _Pass:
 
 
 def time_contenders(
-    contenders: Sequence[Callable[[Sequence[Row]], Sample]], rows: Sequence[Row], protocol: TimingSpec
+    contenders: Sequence[Callable[[Sequence[Row]], Sample]],
+    rows: Sequence[Row],
+    protocol: TimingSpec,
+    sizes: Sequence[Sequence[int]] | None = None,
 ) -> list[dict[int, list[list[Sample]]]]:
     """Time all contenders on the same rows.
 
@@ -38,17 +41,21 @@ def time_contenders(
         contenders: each answers one batch of rows, and returns what the clock said of it, see :func:`timed`.
         rows: in the order of the data.
         protocol: rounds, batch sizes, warm-up.
+        sizes: batch sizes of every contender, out of those of the protocol; by default all of them.
 
     Returns:
         For every contender its samples by batch size: ``[rounds][batches]``.
     """
-    taken: list[dict[int, list[list[Sample]]]] = [{size: [] for size in protocol.batch_sizes} for _ in contenders]
+    sizes = [protocol.batch_sizes] * len(contenders) if sizes is None else sizes
+    taken: list[dict[int, list[list[Sample]]]] = [{size: [] for size in own} for own in sizes]
     for round_number in range(protocol.rounds):
         gc.collect()
-        passes = passes_of_round(round_number, len(contenders), protocol.batch_sizes)
+        every = passes_of_round(round_number, len(contenders), protocol.batch_sizes)
+        passes = [planned for planned in every if planned.batch_size in sizes[planned.contender]]
         for planned in tracked(passes, f"round {round_number + 1} of {protocol.rounds}", rows=len(rows)):
             run, size = contenders[planned.contender], planned.batch_size
-            batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+            timed_rows = rows[: protocol.rows_at(size)]
+            batches = [timed_rows[start : start + size] for start in range(0, len(timed_rows), size)]
             with listening(None):
                 for batch in batches[: protocol.warmup_batches]:
                     run(batch)

@@ -4,7 +4,7 @@ Texts end where they end when the model is used, so that what is compared is the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,13 +23,18 @@ class DecodingTimes:
         prefill: seconds of reading the prompts, the first new tokens included.
         decoding: seconds of all further tokens.
         decoded_tokens: number of further tokens.
-        average_layers: that they ran.
+        layer_calls: of these.
+        completed: seconds until each text had ended; empty where that was not noted. Stock ``generate`` returns all at
+            once.
+        head: of the decoding, seconds of embedding and LM head, where they were taken apart.
     """
 
     prefill: float
     decoding: float
     decoded_tokens: int
-    average_layers: float
+    layer_calls: float
+    completed: list[float] = field(default_factory=list)
+    head: float | None = None
 
 
 class _FirstToken(StoppingCriteria):
@@ -45,9 +50,20 @@ class _FirstToken(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-@torch.inference_mode()
 def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> DecodingTimes:
     """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most."""
+    return _stock_times(model, rows, length)[0]
+
+
+def stock_times_with_head(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> DecodingTimes:
+    """Time the same, and then what of it no exit can save."""
+    times, steps = _stock_times(model, rows, length)
+    return replace(times, head=head_seconds(model, len(rows), steps))
+
+
+@torch.inference_mode()
+def _stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> tuple[DecodingTimes, int]:
+    """Return the times, and how many steps decoding took: as many as the longest text."""
     longest = max(len(row) for row in rows)
     padding = [[model.pad_id] * (longest - len(row)) for row in rows]
     tokens = [[*gap, *row] for gap, row in zip(padding, rows, strict=True)]
@@ -68,7 +84,24 @@ def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: 
     assert first.at is not None
     new = output[:, longest:].tolist()
     decoded = sum(_length(row, set(ends)) - 1 for row in new)
-    return DecodingTimes(first.at - start, end - first.at, decoded, float(model.num_layers))
+    times = DecodingTimes(
+        prefill=first.at - start,
+        decoding=end - first.at,
+        decoded_tokens=decoded,
+        layer_calls=decoded * model.num_layers,
+        completed=[end - start] * len(rows),
+    )
+    return times, output.shape[1] - longest - 1
+
+
+@torch.inference_mode()
+def head_seconds(model: MultiExitDecoder, rows: int, steps: int) -> float:
+    """Time what decoding spends beside the layers: embedding, final norm, LM head, argmax, ``steps`` times."""
+    tokens = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
+    start = clock(model.device)
+    for _ in range(steps):
+        model.logits(model.num_layers, model.stepper.embed(tokens, tokens)[:, 0]).argmax(dim=-1)
+    return clock(model.device) - start
 
 
 def _length(row: Sequence[int], ends: set[int]) -> int:

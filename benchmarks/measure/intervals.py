@@ -18,6 +18,11 @@ from consistentee.data.metrics import score
 
 Floats = NDArray[np.float64]
 
+MEAN = "mean"
+"""Of answers that are scores themselves, whatever the labels."""
+MEAN_BY_SIZE = "mean by size"
+"""Of answers that are sums over as many parts as the labels say: a mean over all parts."""
+
 RESAMPLES = 1000
 _RESAMPLES_AT_ONCE = 100
 
@@ -93,6 +98,8 @@ _TERMS: dict[str, tuple[Callable[[Floats, Floats], Floats], Callable[[Floats], F
     "f1": (lambda true, answers: np.stack([true * answers, true != answers], axis=-1).astype(float), _f1),
     "matthews": (_products, _correlation),  # of two classes, 0 and 1: the correlation of the answers with the truth
     "pearson": (_products, _correlation),
+    MEAN: (lambda _, answers: answers[:, None], _accuracy),
+    MEAN_BY_SIZE: (lambda sizes, answers: np.stack([answers, sizes], axis=-1), lambda t: _ratio(t[..., 0], t[..., 1])),
 }
 """Metric -> (what a row contributes [N, terms], the score of the terms' mean [..., terms])."""
 
@@ -149,7 +156,7 @@ def resampled_terms(metric: str, labels: ArrayLike, predictions: ArrayLike, *, s
     They are linear: those of a random mixture of rules are the mixture of the rules' own.
 
     Args:
-        metric: one that :func:`can_resample`.
+        metric: one that :func:`can_resample`, or :data:`MEAN` or :data:`MEAN_BY_SIZE`.
         labels: [N].
         predictions: [rules, N].
         seed: of the resampling, see :func:`resampled_scores`.

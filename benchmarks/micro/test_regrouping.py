@@ -12,7 +12,7 @@ from torch import nn
 from baselines.references import RandomRule
 from benchmarks.contract.token_reference import counted_calls
 from benchmarks.contract.watching import watched_calls
-from benchmarks.measure.decoding_clock import stock_times
+from benchmarks.measure.decoding_clock import head_seconds, stock_times
 from consistentee.engine.decoding_step import TokenDecoder
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.errors import UserError
@@ -103,18 +103,6 @@ def test_regrouping_is_as_fast_as_its_layers_allow(request, decoder, prompts):
     lines.append(f"  rows in a call of a layer {of_layers:.2f}, of the LM head {of_head:.2f}")
     report(request, "\n".join(lines))
     assert ratios["32 in flight, batches of 8"] >= 0.90
-
-
-@torch.inference_mode()
-def head_seconds(decoder: MultiExitDecoder, rows: int, calls: int) -> float:
-    """Return what stock ``generate`` spends beside its layers: embedding, final norm, LM head, argmax."""
-    tokens = torch.zeros(rows, 1, dtype=torch.long)
-
-    def run() -> None:
-        for _ in range(calls):
-            decoder.logits(decoder.num_layers, decoder.stepper.embed(tokens, tokens)[:, 0]).argmax(dim=-1)
-
-    return seconds(run)
 
 
 def rows_in_a_call(decoder: MultiExitDecoder, prompts: list[list[int]], rule: RandomRule) -> tuple[float, float]:

@@ -102,11 +102,11 @@ class Rehearsal:
         measuring = (time.perf_counter() - started) * share * longer
         stock = functions.stock_contender(model, **functions.timing_options(short, few, protocol))
         timing = 0.0
-        for size in protocol.batch_sizes:
+        for size in protocol.passes:
             batch = functions.timed_rows(model, short, few, size)
             started = time.perf_counter()
             stock(batch)
-            timing += (time.perf_counter() - started) / len(batch) * protocol.rows * timed_tokens
+            timing += (time.perf_counter() - started) / len(batch) * protocol.rows_at(size) * timed_tokens
         return Takes(measuring, timing * protocol.rounds * protocol.points_per_cell)
 
 

@@ -5,25 +5,25 @@ from itertools import groupby
 
 from benchmarks.analysis.select import mixture_at
 from benchmarks.specs.base import TimingSpec
-from benchmarks.store.records import BaseRecord, CellRecord
+from benchmarks.specs.targets import Speedups
+from benchmarks.store.generation_records import GenerationRecord, ReplayPoint
+from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint
 
 TimedKnobs = Mapping[str, Sequence[float]]
 """Key of a cell -> its knobs that are timed."""
-
-_IN_TURN = (2.0, 1.5, 3.0)
-"""The budgets: where a cell may have few points timed, the middle one comes first."""
 
 
 def timed_knobs(records: Iterable[BaseRecord], protocol: TimingSpec) -> dict[str, list[float]]:
     """Choose what is timed of the finished cells of one (task, backbone, seed).
 
     A mixture of two knobs meets a budget exactly, so these two come first: of a grid, whose cells are one curve, those
-    of the whole curve. What room ``protocol`` leaves goes to the operating points, the cheapest first. Cells of
-    decoding, cells that cannot run live, and records that are older than hulls have their operating points alone.
+    of the whole curve. The middle budget comes first, for a cell may have few points timed. What room ``protocol``
+    leaves goes to the operating points, the cheapest first. Cells that cannot run live, and records that are older than
+    hulls have these alone.
     """
     found, at_most = list(records), protocol.points_per_cell
     wanted: dict[str, list[float]] = {}
-    for key, knob in _neighbours([one for one in found if isinstance(one, CellRecord)]):
+    for key, knob in _neighbours(found):
         wanted.setdefault(key, []).append(knob)
     for record in found:
         points = [point.knob for point in record.timed_points(at_most)]
@@ -31,19 +31,30 @@ def timed_knobs(records: Iterable[BaseRecord], protocol: TimingSpec) -> dict[str
     return wanted
 
 
-def _neighbours(records: Sequence[CellRecord]) -> Iterator[tuple[str, float]]:
+def _neighbours(records: Sequence[BaseRecord]) -> Iterator[tuple[str, float]]:
     """Yield the key of the cell and the knob, on both sides of every budget, curve by curve."""
-    live = [record for record in records if record.hull and record.timed_points(1)]
-    for _, of_curve in groupby(sorted(live, key=_label), key=_label):
-        points = [(record, record.curve_validation[point.place]) for record in of_curve for point in record.hull]
+    for _, of_curve in groupby(sorted(records, key=_label), key=_label):
+        points = [(record, point) for record in of_curve if record.timed_points(1) for point in _mixed(record)]
         layers = [point.average_layers for _, point in points]
-        scores = [point.scores[record.metric] for record, point in points]
-        for speedup in _IN_TURN:
-            mixture = mixture_at(points[0][0].num_layers / speedup, layers, scores)
+        quality = [point.quality(record.metric) for record, point in points]
+        for speedup in _in_turn(points[0][0].compared_at) if points else ():
+            mixture = mixture_at(points[0][0].num_layers / speedup, layers, quality)
             for index in (mixture.first, mixture.second):
                 record, point = points[index]
                 yield record.key, point.knob
 
 
-def _label(record: CellRecord) -> str:
+def _mixed(record: BaseRecord) -> Sequence[CurvePoint | ReplayPoint]:
+    """Return the knobs of a cell, on validation rows, that mixtures of equal cost may be made of."""
+    if isinstance(record, GenerationRecord):
+        return [point.validation for point in record.operating_points]
+    return [record.curve_validation[point.place] for point in record.hull] if isinstance(record, CellRecord) else []
+
+
+def _in_turn(speedups: Speedups) -> Speedups:
+    first, middle, last = speedups
+    return middle, first, last
+
+
+def _label(record: BaseRecord) -> str:
     return record.label

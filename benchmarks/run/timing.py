@@ -13,10 +13,11 @@ from benchmarks.measure.clock import time_contenders
 from benchmarks.run.plan import PlannedCell
 from benchmarks.run.timed_knobs import TimedKnobs
 from benchmarks.specs.base import TimingSpec, display_name
+from benchmarks.specs.generation import Regrouped
 from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, set_aside, write_record
 from benchmarks.store.keys import timing_key
-from benchmarks.store.records import BaseTimingRecord
+from benchmarks.store.records import BaseSamples, BaseTimingRecord
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.progress import begin_stage
@@ -30,6 +31,16 @@ class _Timed:
     label: str
     knob: float | None
     run: Callable[[Sequence[Any]], Any]
+    regrouped: Regrouped | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it answers batch by batch; what regroups is another way of the contender before it."""
+        return self.regrouped is None
+
+    def sizes(self, protocol: TimingSpec) -> Sequence[int]:
+        """Return how many rows it is given at once."""
+        return protocol.batch_sizes if self.regrouped is None else [self.regrouped.in_flight]
 
 
 def run_timing(
@@ -64,11 +75,14 @@ def run_timing(
     before = describe_environment() | describe_conditions()
     timed = [_Timed("", functions.STOCK, None, functions.stock_contender(stock, **options))]
     for cell, method, model in zip(cells, methods, models, strict=True):
-        timed += [
-            _Timed(cell.key, cell.spec.label, knob, functions.contender(method, model, knob, **options))
-            for knob in knobs[cell.key]
-        ]
-    taken = time_contenders([contender.run for contender in timed], timed_rows, protocol)
+        for knob in knobs[cell.key]:
+            run = functions.contender(method, model, knob, **options)
+            timed.append(_Timed(cell.key, cell.spec.label, knob, run))
+            for setting, run in functions.regrouping_contenders(method, model, knob, protocol, **options):
+                timed.append(_Timed(cell.key, cell.spec.label, knob, run, setting))
+    sizes = [contender.sizes(protocol) for contender in timed]
+    taken = time_contenders([contender.run for contender in timed], timed_rows, protocol, sizes)
+    passes = list(zip(timed, taken, strict=True))
     record = kind.timing(
         key=timing_key(protocol, spec.kind),
         task=rows.task.name,
@@ -82,9 +96,15 @@ def run_timing(
                 label=contender.label,
                 knob=contender.knob,
                 average_layers=functions.average_layers(next(iter(by_size.values()))[0]),
-                samples=[functions.samples(size, len(timed_rows), rounds) for size, rounds in by_size.items()],
+                samples=[
+                    _samples(functions, way, size, min(len(timed_rows), protocol.rows_at(size)), rounds)
+                    for way, of_way in passes
+                    if (way.cell_key, way.knob) == (contender.cell_key, contender.knob)
+                    for size, rounds in of_way.items()
+                ],
             )
-            for contender, by_size in zip(timed, taken, strict=True)
+            for contender, by_size in passes
+            if contender.is_main
         ],
         environment_before=before,
         environment_after=describe_conditions(),
@@ -93,6 +113,15 @@ def run_timing(
     )
     write_record(folder.timing(*cells[0].group) / TIMING_FILE, record)
     return record
+
+
+def _samples(
+    functions: KindFunctions, way: _Timed, size: int, rows: int, rounds: Sequence[Sequence[Any]]
+) -> BaseSamples:
+    """Return the samples of one way of a contender, which was given ``size`` rows at once."""
+    if way.regrouped is None:
+        return functions.samples(size, rows, rounds)
+    return functions.samples(way.regrouped.batch_size, rows, rounds).model_copy(update={"in_flight": size})
 
 
 def load_models(functions: KindFunctions, folders: Sequence[Path], device: torch.device) -> list[Any]:

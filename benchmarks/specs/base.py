@@ -81,6 +81,11 @@ class TimingSpec(Strict):
     rows: int = Field(default=256, ge=1, description="the first test rows, in the order of the data")
     points_per_cell: int = Field(default=4, ge=1, description="knobs timed a cell, those around the budgets first")
     warmup_batches: int = Field(default=2, ge=0, description="untimed batches before every timed pass")
+    most_batches: int | None = Field(
+        default=None,
+        ge=1,
+        description="timed of each size, from the first rows on; by default all rows are",
+    )
 
     @field_validator("batch_sizes")
     @classmethod
@@ -88,6 +93,15 @@ class TimingSpec(Strict):
         if not sizes or min(sizes) < 1 or len(set(sizes)) != len(sizes):
             raise ValueError("batch sizes must be different numbers of at least 1")
         return sizes
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """The rows that are given at once in every timed pass of a knob."""
+        return self.batch_sizes
+
+    def rows_at(self, batch_size: int) -> int:
+        """Return how many rows are timed in batches of a size, at most."""
+        return self.rows if self.most_batches is None else min(self.rows, batch_size * self.most_batches)
 
 
 class BaseCellSpec(Strict):

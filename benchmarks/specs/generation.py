@@ -20,6 +20,19 @@ class ExitSpec(Strict):
     rank: int = Field(default=128, ge=1)
 
 
+class Regrouped(Strict):
+    """Prompts under way, of which a batch runs at a time, see ``in_flight`` of :func:`consistentee.generate`."""
+
+    batch_size: int = Field(ge=1)
+    in_flight: int = Field(ge=2)
+
+    @model_validator(mode="after")
+    def _holds_a_batch(self) -> Self:
+        if self.in_flight <= self.batch_size:
+            raise ValueError(f"{self.in_flight} in flight must be more than a batch, {self.batch_size}")
+        return self
+
+
 class DecodingTimingSpec(TimingSpec):
     """How decoding is timed: its rows are prompts, and reading them and writing after them are timed apart."""
 
@@ -27,11 +40,24 @@ class DecodingTimingSpec(TimingSpec):
     rows: int = Field(default=16, ge=1, description="the first test prompts, in the order of the data")
     max_new_tokens: int | None = Field(default=None, ge=2, description="of a timed text; by default as in the cells")
     warmup_batches: int = Field(default=1, ge=0, description="untimed batches before every timed pass")
-    parts: int = Field(
-        default=1,
-        ge=1,
-        description="2 or more: methods keep the prompts of a batch in flight, and run so many parts of it",
+    regrouped: tuple[Regrouped, ...] = Field(
+        default=(), description="timed beside, of the methods that can: batches out of more prompts under way"
     )
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """Those of batches in step, and of regrouped ones."""
+        return (*self.batch_sizes, *(setting.in_flight for setting in self.regrouped))
+
+    @model_validator(mode="after")
+    def _stock_is_timed_alike(self) -> Self:
+        for setting in self.regrouped:
+            if not {setting.batch_size, setting.in_flight} <= set(self.batch_sizes):
+                raise ValueError(
+                    f"{setting.batch_size} of {setting.in_flight} in flight are compared with stock generate at both "
+                    "sizes, which must be among batch_sizes"
+                )
+        return self
 
 
 class StudySpec(Strict):

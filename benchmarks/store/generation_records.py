@@ -1,11 +1,12 @@
 """The records of generation: raw numbers first. What is decoded is every new token but the first of a text."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from benchmarks.specs.schema import Strict
+from benchmarks.specs.targets import TEXT_SPEEDUPS, Speedups
 from benchmarks.store.records import BaseContender, BaseOperatingPoint, BaseRecord, BaseSamples, BaseTimingRecord
 
 
@@ -39,8 +40,21 @@ class Speculation(Strict):
     passes: int = Field(description="runs of the layers after the draft's")
 
 
+class ReadReferences(Strict):
+    """The references of the test prompts, read at full depth, each token judged where the rule would let it leave.
+
+    See :mod:`benchmarks.measure.reference_loss`.
+    """
+
+    nats: float = Field(description="negative log-likelihood of a token, mean over all but the first of each reference")
+    average_layers: float
+
+
 class DecodingPoint(BaseOperatingPoint):
-    """One value of the knob, chosen on validation prompts, with which the test prompts were decoded."""
+    """One value of the knob, chosen on validation prompts, with which the test prompts were decoded.
+
+    Without targets it stands for none: it is there to be mixed with another one at equal cost.
+    """
 
     validation: ReplayPoint
     scores: dict[str, Mean] = Field(description="ROUGE of the texts against the references, by metric")
@@ -60,6 +74,9 @@ class DecodingPoint(BaseOperatingPoint):
     prefill_seconds: float = Field(description="of this one run; what is compared is timed apart")
     decode_seconds: float
     speculation: Speculation | None = None
+    references: ReadReferences | None = Field(
+        None, description="None where they have no second token, and in records that are older than this field"
+    )
 
 
 class CalibrationResult(Strict):
@@ -93,6 +110,8 @@ class GenerationRecord(BaseRecord):
     ``validation_rows`` and ``test_rows`` are prompts.
     """
 
+    compared_at: ClassVar[Speedups] = TEXT_SPEEDUPS
+
     kind: Literal["generation"] = "generation"
     train_task: str
     exit_layers: list[int]
@@ -102,6 +121,9 @@ class GenerationRecord(BaseRecord):
     truncated_prompts: int = Field(description="test prompts that were cut to max_prompt_tokens")
     full_scores: dict[str, Mean] = Field(description="ROUGE of the full model's texts against the references")
     full_new_tokens: int
+    full_reference_nats: float | None = Field(
+        None, description="as ReadReferences.nats, of the full model; None in records that are older than this field"
+    )
     curve_validation: list[ReplayPoint]
     operating_points: list[DecodingPoint]
     peak_memory_bytes: int = Field(description="of the process, or of the GPU where there is one")
@@ -128,6 +150,36 @@ class DecodingSamples(BaseSamples):
     decoded_tokens: list[int] = Field(description="[batches], new tokens but the first of each text")
     prefill_seconds: list[list[float]] = Field(description="[rounds][batches]: prompts and first tokens")
     decode_seconds: list[list[float]] = Field(description="[rounds][batches]: all further tokens")
+    in_flight: int | None = Field(
+        default=None,
+        description="prompts under way, of which batch_size run at a time; None: a batch is under way, in step",
+    )
+    layer_calls: list[float] | None = Field(
+        default=None, description="[batches], of the decoded tokens; None in timings that are older than this field"
+    )
+    completed_seconds: list[list[float]] = Field(
+        default=[],
+        description="[rounds][prompts]: since a text was asked for, together with all that were under way, until its "
+        "last token was there; empty where that is not noted, and in timings that are older than this field",
+    )
+    head_seconds: list[list[float]] = Field(
+        default=[],
+        description="[rounds][batches], of stock generate: embedding and LM head of the decoding, which no exit saves",
+    )
+
+    @property
+    def regroups(self) -> bool:
+        return self.in_flight is not None
+
+    @property
+    def under_way(self) -> int:
+        """Prompts under way at once."""
+        return self.in_flight or self.batch_size
+
+    @property
+    def layers_a_token(self) -> float | None:
+        """Layers called for a decoded token; None where they were not counted."""
+        return None if self.layer_calls is None else sum(self.layer_calls) / max(sum(self.decoded_tokens), 1)
 
     @property
     def round_seconds(self) -> list[float]:
@@ -147,5 +199,4 @@ class DecodingTimingRecord(BaseTimingRecord):
 
     kind: Literal["generation"] = "generation"
     max_new_tokens: int
-    parts: int = Field(default=1, description="above 1: a batch of so many prompts was in flight, regrouped in parts")
     contenders: list[DecodingContender]

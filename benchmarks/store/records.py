@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from benchmarks.specs.schema import Strict, canonical_json
-from benchmarks.specs.targets import Target
+from benchmarks.specs.targets import SPEEDUPS, Speedups, Target
 from consistentee.versions import Kind
 
 SCHEMA_VERSION = 1
@@ -90,6 +90,9 @@ class HullPoint(Strict):
 
 class BaseRecord(Strict):
     """What the record of a cell of any kind tells: what was run, on how many rows, when and where."""
+
+    compared_at: ClassVar[Speedups] = SPEEDUPS
+    """The budgets at which cells of the kind are compared."""
 
     schema_version: Literal[1] = 1
     key: str
@@ -185,6 +188,11 @@ class BaseSamples(Strict):
     """Raw wall-clock samples of one contender at one batch size: the same rows in every round."""
 
     batch_size: int
+
+    @property
+    def regroups(self) -> bool:
+        """Whether a batch runs out of more rows under way; it is compared with no other batch of its size."""
+        return False
 
     @property
     def round_seconds(self) -> list[float]:

@@ -1,7 +1,9 @@
 """Methods at exactly equal cost: two knobs of the validation hull, mixed to meet a budget, and scored on test rows.
 
 A row takes the first knob with a fixed probability, whatever it says: a rule that anyone can run. What "the best knob
-within a budget" hides, that a method without a knob just below it is scored far below it, cannot happen here.
+within a budget" hides, that a method without a knob just below it is scored far below it, cannot happen here. In
+generation a row is a prompt, and the hull that of the knobs that test prompts were decoded with, by their agreement
+with the full model; costs are a decoded token's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.analysis.frame import knobs_of
-from benchmarks.analysis.results import FULL, Panel
-from benchmarks.analysis.rows.instances import hull_answers, predictions_of
+from benchmarks.analysis.results import AnyPanel
+from benchmarks.analysis.rows.scored import Scored, scored_of
 from benchmarks.analysis.select import Mixture, Reach, concave_hull, mixture_at
 from consistentee.data.metrics import score
-from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,16 +46,48 @@ class AtCost:
     time_ratios: dict[int, float] = field(default_factory=dict)
     flops_ratio: float | None = None
 
+    @property
+    def kept(self) -> float | None:
+        """The score as a share of the full model's; None without one, or where it scores nothing."""
+        full = None if self.points is None else self.score - self.points
+        return self.score / full if full else None
 
-def at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
-    """Return what a curve reaches at L / ``speedup`` layers."""
-    return panel.once(f"{label} at {speedup:g} times the speed", lambda: _at_equal_cost(panel, label, speedup))
+
+def at_equal_cost(panel: AnyPanel, label: str, speedup: float, measure: str | None = None) -> AtCost:
+    """Return what a curve reaches at L / ``speedup`` layers, in a score of ``scored_of``: by default the task's own."""
+    return panel.once(
+        f"{label} at {speedup:g} times the speed, {measure}",
+        lambda: _at_cost(panel, label, mixtures_of(panel, label, speedup), scored_of(panel, measure)),
+    )
 
 
-def _at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
-    found = mixtures_of(panel, label, speedup)
-    scores = [mixed_score(panel, one.knobs, one.mixture) for one in found]
-    full = [full_score(panel, one.seed) for one in found]
+def at_equal_ratio(
+    panel: AnyPanel, label: str, speedup: float, ratio: str, measure: str | None = None
+) -> AtCost | None:
+    """Return what a curve reaches at the stock model's cost / ``speedup``, where layers are not what is counted.
+
+    Args:
+        panel, label, speedup, measure: see :func:`at_equal_cost`.
+        ratio: a column of the long table: the stock model's cost / a knob's, on test rows. Those where it is known are
+            mixed.
+
+    Returns:
+        None where it is known of no knob of some seed.
+    """
+    found = []
+    for seed in _seeds(panel, label):
+        knobs = knobs_of(panel, label, seed)
+        known = knobs[knobs[ratio].notna()] if ratio in knobs else knobs[:0]
+        if known.empty:
+            return None
+        mixture = mixture_at(1 / speedup, 1 / known[ratio].to_numpy(float), known["validation_quality"])
+        found.append(OfSeed(seed, known, mixture))
+    return _at_cost(panel, label, found, scored_of(panel, measure))
+
+
+def _at_cost(panel: AnyPanel, label: str, found: "Sequence[OfSeed]", scored: Scored) -> AtCost:
+    scores = [mixed_score(scored, one.knobs, one.mixture) for one in found]
+    full = [scored.full(one.seed) for one in found]
     points = [own - reference for own, reference in zip(scores, full, strict=True) if reference is not None]
     return AtCost(
         label=label,
@@ -69,14 +102,17 @@ def _at_equal_cost(panel: Panel, label: str, speedup: float) -> AtCost:
     )
 
 
-def curve_at_equal_cost(panel: Panel, label: str) -> list[AtCost]:
+def curve_at_equal_cost(panel: AnyPanel, label: str) -> list[AtCost]:
     """Return the whole curve, a grid's cells as one: what it reaches at the cost of every vertex of its hull.
 
     Fewest layers first. Between them it is straight; with several seeds, all of them are mixed to the vertices of each.
     """
-    seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
-    hulls = [_hull_costs(knobs_of(panel, label, seed)) for seed in seeds]
+    hulls = [_hull_costs(knobs_of(panel, label, seed)) for seed in _seeds(panel, label)]
     return [at_equal_cost(panel, label, panel.num_layers / cost) for cost in np.unique(np.concatenate(hulls)).tolist()]
+
+
+def _seeds(panel: AnyPanel, label: str) -> list[int]:
+    return sorted({cell.record.seed for cell in panel.cells_of(label)})
 
 
 def _hull_costs(knobs: "pd.DataFrame") -> NDArray[np.float64]:
@@ -93,13 +129,13 @@ class OfSeed:
     mixture: Mixture
 
 
-def mixtures_of(panel: Panel, label: str, speedup: float) -> list[OfSeed]:
+def mixtures_of(panel: AnyPanel, label: str, speedup: float) -> list[OfSeed]:
     """Return, seed by seed, the mixture that costs L / ``speedup`` layers on validation rows."""
     return panel.once(f"mixtures of {label} at {speedup:g}", lambda: list(_mixtures(panel, label, speedup)))
 
 
-def _mixtures(panel: Panel, label: str, speedup: float) -> Iterator[OfSeed]:
-    for seed in sorted({cell.record.seed for cell in panel.cells_of(label)}):
+def _mixtures(panel: AnyPanel, label: str, speedup: float) -> Iterator[OfSeed]:
+    for seed in _seeds(panel, label):
         knobs = knobs_of(panel, label, seed)
         budget = panel.num_layers / speedup
         yield OfSeed(seed, knobs, mixture_at(budget, knobs["validation_layers"], knobs["validation_quality"]))
@@ -120,38 +156,18 @@ def _ratio(found: Sequence[OfSeed], column: str) -> float | None:
     return None if np.isnan(mixed).any() else float(np.exp(-np.log(mixed).mean()))
 
 
-def full_score(panel: Panel, seed: int) -> float | None:
-    """Return the full model's test score with a seed; the mean of its seeds where it was not run with this one."""
-    full = panel.cells_of_method(FULL)
-    own = [cell for cell in full if cell.record.seed == seed] or full
-    return float(np.mean([cell.record.curve_test[-1].scores[panel.metric] for cell in own])) if own else None
-
-
-def mixed_score(panel: Panel, knobs: "pd.DataFrame", mixture: Mixture) -> float:
+def mixed_score(scored: Scored, knobs: "pd.DataFrame", mixture: Mixture) -> float:
     """Score a mixture: as a weighted sample where both knobs' answers are known, else as the mean of two scores.
 
     For a mean over rows, such as accuracy, both are the same.
     """
-    linear = mixture.of(knobs["quality"])
-    if panel.metric == "accuracy" or mixture.first == mixture.second:
+    linear = mixture.of(knobs[scored.column])
+    if scored.is_mean or mixture.first == mixture.second:
         return linear
-    first, second = (answers_at(panel, knobs.iloc[index]) for index in (mixture.first, mixture.second))
+    first, second = (scored.rows_at(knobs.iloc[index]) for index in (mixture.first, mixture.second))
     if first is None or second is None:
         return linear
     (labels, answers), (other_labels, other_answers) = first, second
     shares = np.repeat([mixture.weight, 1 - mixture.weight], [len(labels), len(other_labels)])
     both_labels, both_answers = np.concatenate([labels, other_labels]), np.concatenate([answers, other_answers])
-    return score(panel.metric, both_labels, both_answers, shares)
-
-
-def answers_at(panel: Panel, knob: "pd.Series") -> tuple[NDArray, NDArray] | None:
-    """Return the labels and answers of the test rows at a knob; None unless it is one whose answers were kept."""
-    point, hull = (knob.get(name, np.nan) for name in ("point", "hull"))
-    if np.isnan(point) and np.isnan(hull):
-        return None
-    try:
-        columns = predictions_of(panel.cells[knob["cell"]].rows)
-        answers = hull_answers(columns, int(hull)) if np.isnan(point) else columns[f"prediction_{point:.0f}"]
-    except UserError:  # predictions are gone: the curve still stands
-        return None
-    return columns["label"], answers
+    return score(scored.metric, both_labels, both_answers, shares)

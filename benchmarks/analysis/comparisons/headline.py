@@ -14,14 +14,12 @@ from benchmarks.analysis.comparisons.pairs import holm
 from benchmarks.analysis.comparisons.ranking import compared_panels, mean_ranks, signed_rank_test
 from benchmarks.analysis.comparisons.resampled import AtBudget, point_samples
 from benchmarks.analysis.comparisons.static_gains import PRINTED, STATIC
-from benchmarks.analysis.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, Panel
-from benchmarks.analysis.select import SPEEDUPS, Reach
+from benchmarks.analysis.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, role_of
+from benchmarks.analysis.select import Reach
 from benchmarks.measure.intervals import Floats, interval
+from benchmarks.specs.targets import Speedups
 
-MIDDLE = SPEEDUPS[1]
-"""The budget that tables are sorted by: half of the layers."""
-
-PEERS = ("deebert", "pabee", "berxit")
+PEERS = ("deebert", "pabee", "berxit", "calm-tokens-softmax", "calm-tokens-state", "free")
 """The methods that variants of the core method are tested against by name, where they were run."""
 
 
@@ -53,6 +51,13 @@ class Entry:
     def layers(self) -> float:
         """Mean over tasks of the layers of the test rows."""
         return float(np.mean([one.layers for one in self.found]))
+
+    @property
+    def kept(self) -> float | None:
+        """Mean over tasks of the share of the full model's score; None where on some task it is not known."""
+        kept = [one.kept for one in self.found]
+        known = [share for share in kept if share is not None]
+        return float(np.mean(known)) if len(known) == len(kept) else None
 
     @property
     def seeds(self) -> int:
@@ -109,17 +114,25 @@ class Headline:
 
     Attributes:
         panels: the tasks that means are over.
-        methods: label -> method of the curves that all of them have, best mean at the middle budget first.
+        speedups: the budgets.
+        methods: label -> method of the curves that all of them have, best mean at the middle budget first; last come
+            those that spend more than that on some task.
         missing: labels of those that some task lacks.
         entries: by curve and budget.
         samples: bootstrap samples of the points of every curve at every budget, where known: [RESAMPLES] each.
     """
 
-    panels: tuple[Panel, ...]
+    panels: tuple[AnyPanel, ...]
+    speedups: Speedups
     methods: dict[str, str]
     missing: tuple[str, ...]
     entries: dict[AtBudget, Entry]
     samples: dict[AtBudget, Floats] = field(repr=False)
+
+    @property
+    def middle(self) -> float:
+        """The budget that tables are sorted by."""
+        return self.speedups[1]
 
     @property
     def lacks_rows(self) -> bool:
@@ -127,12 +140,12 @@ class Headline:
         return any(entry.interval is None for entry in self.entries.values())
 
 
-def headline(panels: Sequence[Panel]) -> Headline | None:
+def headline(panels: Sequence[AnyPanel]) -> Headline | None:
     """Compare all curves over the tasks that (nearly) all are defined for, see ``compared_panels``.
 
     Of panels that have the full model; None if there is none.
     """
-    known = [panel for panel in panels if FULL in panel.methods.values()]
+    known = [panel for panel in panels if panel.full_label is not None]
     if not known:
         return None
     names = ", ".join(f"{panel.task} {panel.backbone}" for panel in known)
@@ -140,16 +153,17 @@ def headline(panels: Sequence[Panel]) -> Headline | None:
     return found
 
 
-def _headline(panels: Sequence[Panel]) -> Headline:
+def _headline(panels: Sequence[AnyPanel]) -> Headline:
     methods = {label: method for panel in panels for label, method in panel.methods.items()}
-    labels = [label for label, method in methods.items() if method not in (FULL, ORACLE, MAJORITY)]
+    speedups, middle = panels[0].speedups, panels[0].speedups[1]
+    labels = [label for label, method in methods.items() if role_of(method) not in (FULL, ORACLE, MAJORITY)]
     everywhere = [label for label in labels if all(label in panel.methods for panel in panels)]
-    found = {(x, s): tuple(at_equal_cost(panel, x, s) for panel in panels) for x in everywhere for s in SPEEDUPS}
+    found = {(x, s): tuple(at_equal_cost(panel, x, s) for panel in panels) for x in everywhere for s in speedups}
     by_panel = [point_samples(panel, found) for panel in panels]
     known = [one for one in found if all(one in own for own in by_panel)]
     samples = {one: np.mean([own[one] for own in by_panel], axis=0) for one in known}
     entries = {}
-    for speedup in SPEEDUPS:
+    for speedup in speedups:
         scores = np.array([[one.score for one in found[label, speedup]] for label in everywhere]).T
         for label, rank in zip(everywhere, mean_ranks(scores) if everywhere else (), strict=True):
             above, below = _beyond_static(by_panel, methods, label, speedup)
@@ -163,19 +177,19 @@ def _headline(panels: Sequence[Panel]) -> Headline:
                 above_static=above,
                 below_static=below,
             )
-    best_first = sorted(everywhere, key=lambda label: -entries[label, MIDDLE].points)
+    best_first = sorted(everywhere, key=lambda label: (entries[label, middle].is_over, -entries[label, middle].points))
     missing = tuple(label for label in labels if label not in everywhere)
-    return Headline(tuple(panels), {label: methods[label] for label in best_first}, missing, entries, samples)
+    return Headline(tuple(panels), speedups, {label: methods[label] for label in best_first}, missing, entries, samples)
 
 
 def _beyond_static(
     by_panel: Sequence[dict[AtBudget, Floats]], methods: dict[str, str], label: str, speedup: float
 ) -> tuple[int | None, int | None]:
     """Count the tasks where a curve is above and below static exits by more than noise."""
-    static = next((other for other, method in methods.items() if method == STATIC), None)
+    static = next((other for other, method in methods.items() if role_of(method) == STATIC), None)
     pairs = [(own.get((label, speedup)), own.get((static or "", speedup))) for own in by_panel]
     known = [(one, other) for one, other in pairs if one is not None and other is not None]
-    if methods[label] == STATIC or not known or len(known) < len(pairs):
+    if role_of(methods[label]) == STATIC or not known or len(known) < len(pairs):
         return None, None
     bounds = [interval(one - other) for one, other in known]
     return sum(low > PRINTED for low, _ in bounds), sum(high < -PRINTED for _, high in bounds)
@@ -214,7 +228,7 @@ def core_pairs(of: Headline, speedup: float) -> list[tuple[str, str]]:
     The best are those of this budget's own test scores, which flatters both.
     """
     variants = [label for label, method in of.methods.items() if method.startswith(CORE_METHOD)]
-    others = [label for label in of.methods if label not in variants and of.methods[label] not in REFERENCES]
+    others = [label for label in of.methods if label not in variants and role_of(of.methods[label]) not in REFERENCES]
     named = [label for label in others if of.methods[label] in PEERS]
     pairs = [(variant, peer) for variant in variants for peer in named]
     if variants and others:

@@ -11,10 +11,9 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.comparisons.equal_cost import OfSeed, answers_at, mixtures_of
-from benchmarks.analysis.frame import knobs_of
-from benchmarks.analysis.results import FULL, Panel
-from benchmarks.analysis.select import Mixture
+from benchmarks.analysis.comparisons.equal_cost import OfSeed, mixtures_of
+from benchmarks.analysis.results import AnyPanel
+from benchmarks.analysis.rows.scored import RowAnswers, Scored, scored_of
 from benchmarks.measure.intervals import (
     Floats,
     can_resample,
@@ -35,6 +34,12 @@ class _Knob(NamedTuple):
     place: int
 
 
+class _Full(NamedTuple):
+    """The full model with a seed."""
+
+    seed: int
+
+
 class _Parts(NamedTuple):
     """A mixture of two knobs, and the share of the first."""
 
@@ -43,34 +48,40 @@ class _Parts(NamedTuple):
     weight: float
 
 
-def interval_at_equal_cost(panel: Panel, label: str, speedup: float) -> tuple[float, float] | None:
+def interval_at_equal_cost(
+    panel: AnyPanel, label: str, speedup: float, measure: str | None = None
+) -> tuple[float, float] | None:
     """Return the 95% paired bootstrap interval of the points of a curve at a budget, over rows and seeds.
 
     None unless with every seed the answers of both knobs and of the full model were kept, row by row, and for a score
-    of ranks.
+    of ranks. ``measure``: as ``at_equal_cost`` has it.
     """
-    samples = point_samples(panel, [(label, speedup)])
+    samples = point_samples(panel, [(label, speedup)], measure)
     return interval(samples[label, speedup]) if samples else None
 
 
-def point_samples(panel: Panel, wanted: Iterable[AtBudget]) -> dict[AtBudget, Floats]:
+def point_samples(panel: AnyPanel, wanted: Iterable[AtBudget], measure: str | None = None) -> dict[AtBudget, Floats]:
     """Return bootstrap samples of points against the full model, over rows and seeds: [RESAMPLES] each.
 
     Without those whose answers, or the full model's of the same seeds, were not kept. Tasks of equal size share the
     drawn rows, which makes no difference: their rows have nothing to do with each other; drawn seeds are their own.
     """
+    scored = scored_of(panel, measure)
     found = {one: mixtures_of(panel, *one) for one in wanted}
     everything = [of_seed for ones in found.values() for of_seed in ones]
-    full = [one for seed in {of_seed.seed for of_seed in everything} if (one := _full_model(panel, seed)) is not None]
-    answers = _answers(panel, [*everything, *full])
+    answers = _answers(scored, everything)
+    seeds = sorted({of_seed.seed for of_seed in everything})
+    for seed in seeds:
+        if (rows := scored.rows_of_full(seed)) is not None:
+            answers[_Full(seed)] = rows
     if not answers:
         return {}
     labels = next(iter(answers.values()))[0]
-    same = {knob: said for knob, (others, said) in answers.items() if np.array_equal(labels, others)}
-    if not can_resample(panel.metric, labels):
+    same = {key: said for key, (others, said) in answers.items() if np.array_equal(labels, others)}
+    if not can_resample(scored.metric, labels):
         return {}
-    scores = _Resampled(panel.metric, labels, same)
-    references = {one.seed: scores.of(_parts(one)) for one in full if scores.knows(_parts(one))}
+    scores = _Resampled(scored.metric, labels, same)
+    references = {seed: scores.at(_Full(seed)) for seed in seeds if _Full(seed) in same}
     seed_of_draws = crc32(f"{panel.task} {panel.backbone}".encode())
     samples = {}
     for at_budget, ones in found.items():
@@ -81,16 +92,20 @@ def point_samples(panel: Panel, wanted: Iterable[AtBudget]) -> dict[AtBudget, Fl
 
 
 class _Resampled:
-    """The answers of all knobs on every resample of the rows."""
+    """The answers of all knobs, and of the full model, on every resample of the rows."""
 
-    def __init__(self, metric: str, labels: NDArray, answers: dict[_Knob, NDArray]) -> None:
+    def __init__(self, metric: str, labels: NDArray, answers: dict[_Knob | _Full, NDArray]) -> None:
         self._metric = metric
-        self._places = {knob: place for place, knob in enumerate(answers)}
+        self._places = {key: place for place, key in enumerate(answers)}
         self._terms = resampled_terms(metric, labels, np.stack(list(answers.values())))
 
     def knows(self, parts: _Parts) -> bool:
         """Say whether the answers of both knobs of a mixture are known."""
         return {parts.first, parts.second} <= self._places.keys()
+
+    def at(self, key: _Full) -> Floats:
+        """Return the scores of the full model: [RESAMPLES]."""
+        return score_of_terms(self._metric, self._terms[:, self._places[key]])
 
     def of(self, parts: _Parts) -> Floats:
         """Return the scores of a mixture: [RESAMPLES]."""
@@ -107,19 +122,9 @@ def _knob(of_seed: OfSeed, index: int) -> _Knob:
     return _Knob(*(int(of_seed.knobs[name].iloc[index]) for name in _Knob._fields))
 
 
-def _full_model(panel: Panel, seed: int) -> OfSeed | None:
-    """Return the full model with a seed, as a mixture of it with itself."""
-    label = next((label for label, method in panel.methods.items() if method == FULL), None)
-    if label is None or not panel.cells_of(label, seed):
-        return None
-    knobs = knobs_of(panel, label, seed)
-    latest = len(knobs) - 1
-    return OfSeed(seed, knobs, Mixture(latest, latest, 1.0))
-
-
-def _answers(panel: Panel, mixtures: Sequence[OfSeed]) -> dict[_Knob, tuple[NDArray, NDArray]]:
-    """Read labels and answers of every knob that has any."""
+def _answers(scored: Scored, mixtures: Sequence[OfSeed]) -> dict[_Knob | _Full, RowAnswers]:
+    """Read what rows say at every knob where that was kept."""
     sides = [(one, index) for one in mixtures for index in {one.mixture.first, one.mixture.second}]
     lines = {_knob(one, index): one.knobs.iloc[index] for one, index in sides}
-    found = {knob: answers_at(panel, line) for knob, line in lines.items()}
+    found = {knob: scored.rows_at(line) for knob, line in lines.items()}
     return {knob: said for knob, said in found.items() if said is not None}

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.comparisons.equal_cost import full_score, mixed_score
+from benchmarks.analysis.comparisons.equal_cost import mixed_score
 from benchmarks.analysis.frame import knobs_of
-from benchmarks.analysis.results import FULL, Panel
+from benchmarks.analysis.results import AnyPanel
+from benchmarks.analysis.rows.scored import scored_of
 from benchmarks.analysis.select import ROUNDING, Mixture, concave_hull, mixture_at
 from benchmarks.measure.intervals import Floats, can_resample, resampled_terms, score_of_terms
 from benchmarks.specs.targets import WITHIN_ONE_POINT
@@ -37,15 +38,15 @@ class Saving:
     points: float
 
 
-def savings(panel: Panel) -> dict[str, Saving]:
+def savings(panel: AnyPanel) -> dict[str, Saving]:
     """Return what every curve may save whose answers of validation rows were kept, and the full model's.
 
-    Nothing for a score of ranks.
+    Nothing for a score of ranks, nor of generation, whose validation prompts are not decoded at all knobs.
     """
     return panel.once("savings", lambda: _savings(panel))
 
 
-def mean_saving(panels: Sequence[Panel], label: str) -> Saving | None:
+def mean_saving(panels: Sequence[AnyPanel], label: str) -> Saving | None:
     """Return the mean over tasks; None unless it is known of each."""
     found = [savings(panel).get(label) for panel in panels]
     known = [one for one in found if one is not None]
@@ -55,23 +56,23 @@ def mean_saving(panels: Sequence[Panel], label: str) -> Saving | None:
     return Saving(float(layers), float(points))
 
 
-def _savings(panel: Panel) -> dict[str, Saving]:
+def _savings(panel: AnyPanel) -> dict[str, Saving]:
     found = {label: _saving(panel, label) for label in panel.labels}  # panel by panel: drawn rows are drawn once
     return {label: one for label, one in found.items() if one is not None}
 
 
-def _saving(panel: Panel, label: str) -> Saving | None:
-    by_seed = []
+def _saving(panel: AnyPanel, label: str) -> Saving | None:
+    by_seed, scored = [], scored_of(panel)
     for seed in sorted({cell.record.seed for cell in panel.cells_of(label)}):
         knobs = knobs_of(panel, label, seed)
-        reference, bounds = full_score(panel, seed), _Bounds.of(panel, label, seed)
+        reference, bounds = scored.full(seed), _Bounds.of(panel, label, seed)
         if reference is None or bounds is None:
             return None
         mixture = bounds.cheapest()
         if mixture is None:
             by_seed.append((float(panel.num_layers), 0.0))
         else:
-            points = mixed_score(panel, knobs, mixture) - reference
+            points = mixed_score(scored, knobs, mixture) - reference
             by_seed.append((mixture.of(knobs["layers"]), points))
     layers, points = np.mean(by_seed, axis=0)
     return Saving(float(layers), float(points))
@@ -97,9 +98,9 @@ class _Bounds:
     full: Floats
 
     @classmethod
-    def of(cls, panel: Panel, label: str, seed: int) -> "_Bounds | None":
+    def of(cls, panel: AnyPanel, label: str, seed: int) -> "_Bounds | None":
         knobs = knobs_of(panel, label, seed)
-        full_label = next((other for other, method in panel.methods.items() if method == FULL), None)
+        full_label = panel.full_label
         if full_label is None or "hull" not in knobs or not panel.cells_of(full_label, seed):
             return None
         full = knobs_of(panel, full_label, seed)
@@ -133,7 +134,7 @@ class _Bounds:
         return replace(found, first=int(self.hull[found.first]), second=int(self.hull[found.second]))
 
 
-def _validation_answers(panel: Panel, cell: int, hull: float) -> tuple[NDArray, NDArray] | None:
+def _validation_answers(panel: AnyPanel, cell: int, hull: float) -> tuple[NDArray, NDArray] | None:
     if np.isnan(hull):
         return None
     try:

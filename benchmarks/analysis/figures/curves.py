@@ -12,7 +12,8 @@ from benchmarks.analysis.figures.styles import FULL_MODEL, Style, legend_handles
 from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import FULL, Panel
 from benchmarks.analysis.rows.instances import TableRow, label_rows
-from benchmarks.analysis.select import SPEEDUPS, concave_hull
+from benchmarks.analysis.select import concave_hull
+from benchmarks.specs.targets import SPEEDUPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

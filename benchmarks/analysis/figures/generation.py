@@ -18,8 +18,8 @@ from benchmarks.analysis.rows.texts import (
     row_near_half,
     stock_row,
 )
-from benchmarks.analysis.select import SPEEDUPS, concave_hull, mixture_at
-from benchmarks.analysis.tables.decoding import metric_name
+from benchmarks.analysis.select import concave_hull, mixture_at
+from benchmarks.analysis.tables.columns import metric_name
 from benchmarks.specs.base import folder_name
 from benchmarks.store.generation_records import Mean
 
@@ -41,7 +41,7 @@ def decoding_styles(panels: Sequence[GenerationPanel]) -> dict[str, Style]:
 
 def _agreement_at_budgets(panel: GenerationPanel, label: str) -> float:
     """Return the agreement of single tokens on validation prompts at equal layers, mean of the budgets and seeds."""
-    budgets = [panel.num_layers / speedup for speedup in SPEEDUPS]
+    budgets = [panel.num_layers / speedup for speedup in panel.speedups]
     return float(
         np.mean(
             [

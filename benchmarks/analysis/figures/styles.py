@@ -20,7 +20,6 @@ from benchmarks.analysis.results import (
     Panel,
     role_of,
 )
-from benchmarks.analysis.select import SPEEDUPS
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -117,7 +116,7 @@ def points_at_budgets(panel: Panel, label: str) -> float:
 
     Without the full model it is the score.
     """
-    found = [at_equal_cost(panel, label, speedup) for speedup in SPEEDUPS]
+    found = [at_equal_cost(panel, label, speedup) for speedup in panel.speedups]
     return float(np.mean([one.score if one.points is None else one.points for one in found]))
 
 

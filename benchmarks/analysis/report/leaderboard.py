@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
-from benchmarks.analysis.comparisons.headline import MIDDLE, Entry, Headline, headline
+from benchmarks.analysis.comparisons.headline import Entry, Headline, headline
 from benchmarks.analysis.comparisons.ranking import compared_panels
 from benchmarks.analysis.comparisons.savings import mean_saving
 from benchmarks.analysis.figures.styles import is_core
 from benchmarks.analysis.report.sortable import Cell, SortableTable, counted, mean_clock, number, with_interval
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
 from benchmarks.analysis.rows.instances import row_for_half
-from benchmarks.analysis.select import SPEEDUPS
 from benchmarks.analysis.tables.equal_cost import OVER_NOTE, UNDER_NOTE, reach_marks
 from benchmarks.analysis.tables.overall import task_headings
 
@@ -24,8 +23,8 @@ def leaderboard(panels: Sequence[Panel]) -> SortableTable:
     methods = {label: method for panel in compared for label, method in panel.methods.items()}
     labels = _labels(compared, of)
     sizes = sorted({size for panel in compared for size in panel.batch_sizes})
-    points = [f"points at {speedup:g}x" for speedup in SPEEDUPS]
-    at_equal = [*points, f"rank at {MIDDLE:g}x", "over static", "within 1 point"] if of else []
+    points = [f"points at {speedup:g}x" for speedup in of.speedups] if of else []
+    at_equal = [*points, f"rank at {of.middle:g}x", "over static", "within 1 point"] if of else []
     return SortableTable(
         name="leaderboard",
         title=f"{counted(len(labels), 'method')}, means over {counted(len(compared), 'task')}",
@@ -50,7 +49,7 @@ def _equal_cost_notes(of: Headline) -> Iterator[str]:
     yield f"{OVER_NOTE} on some task, and it stands there. Rank: mean over tasks, 1 is best."
     if any(entry.above_static is not None for entry in of.entries.values()):
         yield (
-            f"Over static, at {MIDDLE:g}x: tasks where the interval of the difference to a static exit lies above / "
+            f"Over static, at {of.middle:g}x: tasks where the interval of the difference to a static exit lies above / "
             "below 0."
         )
     if any(mean_saving(of.panels, label) for label in of.methods):
@@ -68,8 +67,8 @@ def _labels(panels: Sequence[Panel], of: Headline | None) -> list[str]:
 
 
 def _cells_at_equal_cost(of: Headline, label: str) -> list[Cell]:
-    entries = [of.entries.get((label, speedup)) for speedup in SPEEDUPS]
-    middle = of.entries.get((label, MIDDLE))
+    entries = [of.entries.get((label, speedup)) for speedup in of.speedups]
+    middle = of.entries.get((label, of.middle))
     saved = mean_saving(of.panels, label) if middle else None
     return [
         *map(_points_cell, entries),
@@ -115,16 +114,16 @@ def points_by_task(panels: Sequence[Panel]) -> SortableTable | None:
     labels = [*of.methods, *of.missing]
     return SortableTable(
         name="by-task",
-        title=f"Points against the full model at {MIDDLE:g}x, task by task",
+        title=f"Points against the full model at {of.middle:g}x, task by task",
         headings=("method", *task_headings(known)),
-        rows=[(Cell(label), *(_task_cell(panel, label) for panel in known)) for label in labels],
+        rows=[(Cell(label), *(_task_cell(panel, label, of.middle) for panel in known)) for label in labels],
         notes=(OVER_NOTE + UNDER_NOTE,),
         core=frozenset(place for place, label in enumerate(labels) if is_core(methods[label])),
     )
 
 
-def _task_cell(panel: Panel, label: str) -> Cell:
-    found = at_equal_cost(panel, label, MIDDLE) if label in panel.methods else None
+def _task_cell(panel: Panel, label: str, speedup: float) -> Cell:
+    found = at_equal_cost(panel, label, speedup) if label in panel.methods else None
     if found is None or found.points is None:
         return number(None)
     return number(100 * found.points, "+.1f", reach_marks([found]))

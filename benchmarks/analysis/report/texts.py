@@ -20,6 +20,7 @@ from benchmarks.analysis.rows.texts import (
     row_near_half,
 )
 from benchmarks.analysis.tables.decoding import decoding_table, generation_tables
+from benchmarks.analysis.tables.decoding_cost import text_cost_tables
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import TextTable
 from benchmarks.specs.targets import Budget, Target, in_order
@@ -194,8 +195,8 @@ def _exits_of(row: GenerationRow) -> Exits:
 
 
 def _more(panels: Sequence[GenerationPanel]) -> list[TextTable]:
-    """Return the comparisons at equal layers and what became of calibrated thresholds."""
-    return [table for panel in panels for table in generation_tables(panel)[1:]]
+    """Return the comparisons at equal cost and equal layers, times of batches, what became of calibrated thresholds."""
+    return [*text_cost_tables(panels), *(table for panel in panels for table in generation_tables(panel)[1:])]
 
 
 GENERATION = Content(

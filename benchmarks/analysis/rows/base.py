@@ -121,11 +121,11 @@ def contenders_of(panel: AnyPanel, choices: Sequence[Any]) -> tuple[list[Any], l
 
 
 def seconds_by_size(contenders: Iterable[BaseContender]) -> dict[int, list[float]]:
-    """Return the seconds of every round of all contenders, by batch size."""
+    """Return the seconds of every round of all contenders, by batch size, rows in step."""
     rounds: dict[int, list[float]] = {}
     for contender in contenders:
         for sample in contender.samples:
-            if sample.round_seconds:
+            if sample.round_seconds and not sample.regroups:
                 rounds.setdefault(sample.batch_size, []).extend(sample.round_seconds)
     return rounds
 

@@ -158,7 +158,12 @@ def mean_of(means: Sequence[Mean]) -> Mean:
 def _clocks(contenders: Sequence[DecodingContender]) -> dict[int, DecodingClock]:
     clocks = {}
     for size, rounds in seconds_by_size(contenders).items():
-        samples = [sample for contender in contenders for sample in contender.samples if sample.batch_size == size]
+        samples = [
+            sample
+            for contender in contenders
+            for sample in contender.samples
+            if sample.batch_size == size and not sample.regroups
+        ]
         prefill = [1000 * sum(batches) / sample.prompts for sample in samples for batches in sample.prefill_seconds]
         clocks[size] = DecodingClock(
             tokens_per_second=1 / float(np.median(rounds)),
@@ -173,17 +178,18 @@ def scores_by_prompt(choice: DecodingChoice, column: str) -> NDArray[np.float64]
 
     Raises UserError if it cannot be read.
     """
-    return _column(choice.cell, f"{column}_{choice.number}")
+    return column_by_prompt(choice.cell, f"{column}_{choice.number}")
 
 
 def full_scores_by_prompt(cell: GenerationCell, column: str) -> NDArray[np.float64]:
-    """Read what the full model scores for every test prompt; it matches itself. Raises UserError."""
-    if column == "match":
+    """Read what the full model scores for every test prompt; its texts are its own. Raises UserError."""
+    if column in ("match", "rougeL_to_full"):
         return np.ones(cell.record.test_rows)
-    return _column(cell, f"full_{column}")
+    return column_by_prompt(cell, f"full_{column}")
 
 
-def _column(cell: GenerationCell, name: str) -> NDArray[np.float64]:
+def column_by_prompt(cell: GenerationCell, name: str) -> NDArray[np.float64]:
+    """Read a column of numbers, one a test prompt. Raises UserError if there is none of this name."""
     columns = predictions_of(cell.rows)
     if name not in columns:
         raise UserError(f"the predictions in {cell.rows.place} lack column {name!r}")

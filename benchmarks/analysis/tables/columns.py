@@ -8,6 +8,8 @@ from benchmarks.analysis.rows.base import BaseRow, format_value
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.specs.targets import Target, in_words
 
+_METRIC_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+
 
 def table_of(
     panel: AnyPanel, rows: Sequence[Any], columns: dict[str, Callable[[Any], str]], notes: Sequence[str]
@@ -20,6 +22,11 @@ def table_of(
         notes=tuple(notes),
         words=("method", "knob", "chosen for"),
     )
+
+
+def metric_name(metric: str) -> str:
+    """Return a metric of texts as papers write it."""
+    return _METRIC_NAMES.get(metric, metric)
 
 
 def number(value: float | None) -> str:

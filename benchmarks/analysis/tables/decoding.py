@@ -14,11 +14,13 @@ from benchmarks.analysis.rows.texts import (
     load_generation_panels,
     row_near_half,
 )
+from benchmarks.analysis.tables.batches import batch_lines, batches_table, middle_batches_table
 from benchmarks.analysis.tables.columns import (
     knob_text,
     line_costs,
     line_head,
     load_text,
+    metric_name,
     number,
     percent,
     points,
@@ -30,6 +32,7 @@ from benchmarks.analysis.tables.columns import (
     table_of,
     timings_text,
 )
+from benchmarks.analysis.tables.decoding_cost import measures_table, text_cost_tables, text_headline_lines
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.analysis.tables.writing import Tables
@@ -38,8 +41,6 @@ from benchmarks.store.generation_records import CalibrationRecord, CalibrationRe
 
 DEFAULT_BATCH_SIZES = [1, 8]
 """Shown, without times, where nothing was timed."""
-
-_METRIC_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 CellText = Callable[[GenerationRow], str]
 """What a column shows of a row."""
@@ -73,11 +74,6 @@ def _columns(panel: GenerationPanel, compact: bool) -> dict[str, CellText]:
         **{f"decode speed-up b{size}": _speedup_at(size) for size in sizes},
         "chosen for": lambda row: MISSING if row.method == STOCK else short_reasons(row.targets),
     }
-
-
-def metric_name(metric: str) -> str:
-    """Return a metric as papers write it."""
-    return _METRIC_NAMES.get(metric, metric)
 
 
 def _knob(row: GenerationRow) -> str:
@@ -240,7 +236,13 @@ def _kept(result: CalibrationResult, study: CalibrationRecord) -> str:
 
 def generation_tables(panel: GenerationPanel) -> list[TextTable]:
     """Return all tables of a panel that have anything to say."""
-    tables = [decoding_table(panel), equal_layers_table(panel), calibration_table(panel)]
+    tables = [
+        decoding_table(panel),
+        measures_table(panel),
+        batches_table(panel),
+        equal_layers_table(panel),
+        calibration_table(panel),
+    ]
     return [table for table in tables if table is not None]
 
 
@@ -288,12 +290,16 @@ def _match_at_half(panel: GenerationPanel, label: str) -> str:
 
 
 def all_generation_tables(panels: Sequence[GenerationPanel]) -> list[TextTable]:
-    """Return the tables of all panels."""
-    return [table for panel in panels for table in generation_tables(panel)]
+    """Return the tables at equal cost over all tasks, and those of every panel."""
+    return [*text_cost_tables(panels), *(table for panel in panels for table in generation_tables(panel))]
 
 
 def first_tables(panels: Sequence[GenerationPanel]) -> Iterator[TextTable]:
-    """Yield what a reader needs most: all tasks at about half of the layers, then task by task."""
+    """Yield what a reader needs most: methods at equal cost, batches of the first task that has times, task by task."""
+    at_equal_cost = text_cost_tables(panels)
+    yield from at_equal_cost[:1]
+    yield from [table for panel in panels if (table := middle_batches_table(panel)) is not None][:1]
+    yield from at_equal_cost[1:]
     yield match_overview(panels)
     for panel in panels:
         yield from generation_tables(panel)
@@ -306,4 +312,5 @@ TABLES = Tables(
     first=first_tables,
     every=all_generation_tables,
     lines=decoding_lines,
+    beside={"headline.csv": text_headline_lines, "batches.csv": batch_lines},
 )

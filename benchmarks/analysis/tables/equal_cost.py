@@ -1,22 +1,28 @@
 """The tables of methods at equal cost: means over tasks at every budget, tests, and task by task at the middle one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
-from benchmarks.analysis.comparisons.headline import MIDDLE, Contrast, Entry, Headline, contrasts, core_pairs, headline
+from benchmarks.analysis.comparisons.headline import Contrast, Entry, Headline, contrasts, core_pairs, headline
 from benchmarks.analysis.comparisons.ranking import block_name
 from benchmarks.analysis.comparisons.savings import mean_saving
-from benchmarks.analysis.results import FULL, Panel
-from benchmarks.analysis.select import SPEEDUPS, Reach
+from benchmarks.analysis.results import AnyPanel
+from benchmarks.analysis.select import Reach
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 
 _MARKS = {Reach.OVER: "†", Reach.UNDER: "‡"}
 
-_NOTE = (
+_POINTS_NOTE = (
     "Points: test score minus the full model's, mean of the seeds. At a speed-up s, the two knobs of the concave hull "
     "of all validation points (of all cells of a grid) between which L / s layers lie are mixed to cost exactly that; "
     "the same mixture is scored on test rows."
+)
+TEXT_POINTS_NOTE = (
+    "Points: test score minus the full model's, mean of the seeds; kept: the score as a share of the full model's. At "
+    "a speed-up s, the two knobs between which L / s layers a token lie, on the concave hull of those decoded with "
+    "(layers and agreement with the full model on validation prompts), are mixed to cost exactly that: a prompt takes "
+    "the first with a fixed probability."
 )
 OVER_NOTE = "†: even the cheapest knob costs more"
 UNDER_NOTE = "; ‡: even the best knob costs less, and it stands here."
@@ -27,7 +33,7 @@ NO_ROWS_NOTE = (
 )
 
 
-def equal_cost_tables(panels: Sequence[Panel]) -> list[TextTable]:
+def equal_cost_tables(panels: Sequence[AnyPanel]) -> list[TextTable]:
     """Return the means over tasks where there are several, and the table by task; nothing without the full model.
 
     Means are over the tasks that (nearly) all methods are defined for, see ``compared_panels``.
@@ -36,40 +42,69 @@ def equal_cost_tables(panels: Sequence[Panel]) -> list[TextTable]:
     if found is None:
         return []
     means = [means_table(found)] if len(found.panels) > 1 else []
-    known = [panel for panel in panels if FULL in panel.methods.values()]
-    return [*means, _by_task(known, [*found.methods, *found.missing])]
+    return [*means, points_by_task(found, panels)]
 
 
 def means_table(of: Headline) -> TextTable:
     """Return the means over tasks of every method at every budget, best at the middle one first."""
+    return _means_table(of, "within 1 point", lambda label: _saving_cell(of, label), [_POINTS_NOTE], [_SAVING_NOTE])
+
+
+def text_means_table(of: Headline) -> TextTable:
+    """Return the same of generation, with what is kept of the score in the place of what a point costs."""
+    return _means_table(
+        of,
+        f"kept % {' / '.join(f'{speedup:g}x' for speedup in of.speedups)}",
+        lambda label: " / ".join(kept_text(of.entries[label, speedup].kept) for speedup in of.speedups),
+        [TEXT_POINTS_NOTE],
+        [],
+    )
+
+
+def kept_text(share: float | None) -> str:
+    """Write a share of the full model's score, in percent."""
+    return MISSING if share is None else f"{100 * share:.1f}"
+
+
+def _means_table(
+    of: Headline, last: str, cell: Callable[[str], str], how: Sequence[str], known_by_rows: Sequence[str]
+) -> TextTable:
+    """Return the means over tasks.
+
+    Args:
+        of: the comparison.
+        last, cell: heading and text of the last column, by curve.
+        how: how points are found.
+        known_by_rows: what is to be said where intervals are known.
+    """
     return TextTable(
         title=f"Points against the full model at equal cost, mean of {len(of.panels)} tasks",
         headings=(
             "method",
-            *(f"at {speedup:g}x" for speedup in SPEEDUPS),
+            *(f"at {speedup:g}x" for speedup in of.speedups),
             "mean ranks",
-            f"over static {MIDDLE:g}x",
-            "within 1 point",
+            f"over static {of.middle:g}x",
+            last,
         ),
         cells=(
             *(
                 (
                     label,
-                    *(_points_cell(of.entries[label, speedup]) for speedup in SPEEDUPS),
-                    " / ".join(f"{of.entries[label, speedup].rank:.1f}" for speedup in SPEEDUPS),
-                    _static_cell(of.entries[label, MIDDLE]),
-                    _saving_cell(of, label),
+                    *(_points_cell(of.entries[label, speedup]) for speedup in of.speedups),
+                    " / ".join(f"{of.entries[label, speedup].rank:.1f}" for speedup in of.speedups),
+                    _static_cell(of.entries[label, of.middle]),
+                    cell(label),
                 )
                 for label in of.methods
             ),
-            *((label, *[MISSING] * (len(SPEEDUPS) + 3)) for label in of.missing),
+            *((label, *[MISSING] * (len(of.speedups) + 3)) for label in of.missing),
         ),
         notes=(
             f"Tasks: {', '.join(map(block_name, of.panels))}.",
-            _NOTE,
+            *how,
             "Ranks: at the three budgets, means over tasks, 1 is best, among the methods that all tasks have. Where "
             f"even the best knob of a task costs less than a budget, it stands there. {OVER_NOTE} on some task.",
-            *([] if not of.samples else [_INTERVAL_NOTE, _STATIC_NOTE, _SAVING_NOTE]),
+            *([] if not of.samples else [_INTERVAL_NOTE, _STATIC_NOTE, *known_by_rows]),
             *([NO_ROWS_NOTE] if of.lacks_rows else []),
         ),
         words=("method",),
@@ -102,16 +137,16 @@ def _saving_cell(of: Headline, label: str) -> str:
     return MISSING if found is None else f"{found.layers:.2f} layers, {100 * found.points:+.1f}"
 
 
-def contrast_tables(panels: Sequence[Panel]) -> list[TextTable]:
+def contrast_tables(panels: Sequence[AnyPanel]) -> list[TextTable]:
     """Return the tests of the core method's variants against peers at the middle budget; nothing of a single task."""
     of = headline(panels)
-    pairs = [] if of is None else core_pairs(of, MIDDLE)
+    pairs = [] if of is None else core_pairs(of, of.middle)
     if of is None or not pairs or len(of.panels) < 2:
         return []
-    found = contrasts(of, pairs, MIDDLE)
+    found = contrasts(of, pairs, of.middle)
     return [
         TextTable(
-            title=f"Tests at {MIDDLE:g}x, over {len(of.panels)} tasks",
+            title=f"Tests at {of.middle:g}x, over {len(of.panels)} tasks",
             headings=("method", "against", "points", "p, rows", "Holm", "wins / losses", "p, tasks", "Holm, tasks"),
             cells=tuple(_contrast_cells(contrast) for contrast in found),
             notes=(
@@ -140,7 +175,7 @@ def _contrast_cells(contrast: Contrast) -> tuple[str, ...]:
     )
 
 
-def headline_lines(panels: Sequence[Panel]) -> list[dict[str, object]]:
+def headline_lines(panels: Sequence[AnyPanel]) -> list[dict[str, object]]:
     """Return a line for every method and budget, as ``headline.csv`` has them; points, not shares. See ``Entry``."""
     found = headline(panels)
     if found is None:
@@ -148,7 +183,7 @@ def headline_lines(panels: Sequence[Panel]) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
     for label in found.methods:
         saved = mean_saving(found.panels, label)
-        for speedup in SPEEDUPS:
+        for speedup in found.speedups:
             entry = found.entries[label, speedup]
             low, high = entry.interval or (None, None)
             lines.append(
@@ -182,18 +217,22 @@ def reach_marks(found: Sequence[AtCost], marked: Sequence[Reach] = tuple(_MARKS)
     return "".join(_MARKS[reach] for reach in marked if reach in reaches)
 
 
-def _by_task(panels: Sequence[Panel], labels: Sequence[str]) -> TextTable:
+def points_by_task(of: Headline, panels: Sequence[AnyPanel]) -> TextTable:
+    """Return the points at the middle budget of every curve, on every task that has the full model."""
+    known = [panel for panel in panels if panel.full_label is not None]
     return TextTable(
-        title=f"Points against the full model at {MIDDLE:g}x, task by task",
-        headings=("method", *task_headings(panels)),
-        cells=tuple((label, *(_task_cell(panel, label) for panel in panels)) for label in labels),
+        title=f"Points against the full model at {of.middle:g}x, task by task",
+        headings=("method", *task_headings(known)),
+        cells=tuple(
+            (label, *(_task_cell(panel, label, of.middle) for panel in known)) for label in (*of.methods, *of.missing)
+        ),
         notes=(OVER_NOTE + UNDER_NOTE,),
         words=("method",),
     )
 
 
-def _task_cell(panel: Panel, label: str) -> str:
+def _task_cell(panel: AnyPanel, label: str, speedup: float) -> str:
     if label not in panel.methods:
         return MISSING
-    found = at_equal_cost(panel, label, MIDDLE)
+    found = at_equal_cost(panel, label, speedup)
     return MISSING if found.points is None else f"{100 * found.points:+.1f}{reach_marks([found])}"

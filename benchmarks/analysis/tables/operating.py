@@ -24,6 +24,7 @@ from benchmarks.analysis.tables.columns import (
     table_of,
     timings_text,
 )
+from benchmarks.analysis.tables.equal_cost import headline_lines
 from benchmarks.analysis.tables.headline import headline_tables
 from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.provenance import machine
@@ -280,4 +281,5 @@ TABLES = Tables(
     first=first_tables,
     every=all_tables,
     lines=operating_lines,
+    beside={"headline.csv": headline_lines},
 )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from benchmarks.analysis.published import PublishedResult, names, published_for
 from benchmarks.analysis.results import REFERENCES, Panel, load_panels
 from benchmarks.analysis.rows.instances import TableRow, row_for_half
+from benchmarks.analysis.tables.equal_cost import headline_lines
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.analysis.tables.writing import Tables
 
@@ -110,5 +111,6 @@ TABLES = Tables(
     first=published_tables,
     every=published_tables,
     lines=published_lines,
+    beside={"headline.csv": headline_lines},
     most_lines=None,
 )

@@ -1,6 +1,6 @@
 """Tables as files: one writer for every kind of results and every format."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Tables:
         first: what a reader needs most, over all panels, the most important table first.
         every: all tables.
         lines: what a CSV file holds.
+        beside: what other CSV files hold that are published, by name; one that would hold nothing is not written.
         most_lines: of the Markdown page; None: every table is on it.
     """
 
@@ -38,6 +39,7 @@ class Tables:
     first: Callable[[Sequence[AnyPanel]], Iterable[TextTable]]
     every: Callable[[Sequence[AnyPanel]], list[TextTable]]
     lines: Callable[[Sequence[AnyPanel]], list[dict[str, object]]]
+    beside: Mapping[str, Callable[[Sequence[AnyPanel]], list[dict[str, object]]]]
     most_lines: int | None = MOST_LINES
 
 

@@ -1,0 +1,87 @@
+"""What references lose at the exits: a rule is replayed on their tokens, and each is judged where it would leave.
+
+Teacher forcing: references are read behind their prompts at full depth, with the end-of-text token, cut to as many
+tokens as a text may have. The first token of each is not counted: the prompt gives it at full depth to every method.
+Perplexity is the exponential of nats a token.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from consistentee.data.prompts import PromptSplit
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule
+from consistentee.traces.token_rows import encode_rows
+from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens
+from consistentee.traces.walk import sweep
+
+
+@dataclass(frozen=True)
+class ReferenceLoss:
+    """What one rule makes of all references.
+
+    Attributes:
+        nats: negative log-likelihood of each reference, summed over its tokens but the first: float64 [N].
+        tokens: how many these are: int64 [N].
+        average_layers: where they leave, mean over tokens; NaN where there are none.
+    """
+
+    nats: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    average_layers: float
+
+    @property
+    def mean(self) -> float | None:
+        """Nats a token; None where there are none."""
+        counted = int(self.tokens.sum())
+        return float(self.nats.sum()) / counted if counted else None
+
+
+def record_references(
+    model: MultiExitDecoder, split: PromptSplit, max_new_tokens: int, store: Path | None = None
+) -> TokenTrace:
+    """Read the references of prompts that fit; ``store`` keeps the pass, which all methods on a backbone share."""
+    rows = encode_rows(model, split, max_prompt_tokens=None, max_new_tokens=max_new_tokens)
+    return record_tokens(model, rows, store=store)
+
+
+def reference_losses(trace: TokenTrace, rules: Sequence[ExitRule], rows: int) -> list[ReferenceLoss]:
+    """Replay rules on references; of ``rows`` in all, for one may be empty."""
+    exits = sweep(rules, trace)[:, trace.may_exit]
+    places = torch.searchsorted(torch.tensor(trace.exit_layers), exits)
+    by_exit = _nats(trace, places)
+    row = trace.row[trace.may_exit].numpy()
+    tokens = np.bincount(row, minlength=rows)
+    return [
+        ReferenceLoss(
+            nats=np.bincount(row, by_exit.gather(1, place.unsqueeze(1))[:, 0].numpy(), rows).astype(np.float64),
+            tokens=tokens,
+            average_layers=float(layers.double().mean()),
+        )
+        for place, layers in zip(places, exits, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def _nats(trace: TokenTrace, places: Tensor) -> Tensor:
+    """Return the negative log-likelihood of tokens that may exit, float64 [tokens, exits], where some rule leaves.
+
+    Args:
+        trace: of the references.
+        places: the exit that every rule takes, counted from 0: int64 [rules, tokens].
+    """
+    found = torch.zeros(len(trace.may_exit), len(trace.exit_layers), dtype=torch.float64)
+    for place, layer in enumerate(trace.exit_layers):
+        for chunk in (places == place).any(dim=0).nonzero().flatten().split(CHUNK):
+            tokens = trace.may_exit[chunk]
+            logits = trace.model.logits(layer, trace.states(place, tokens)).float()
+            targets = trace.targets[tokens].to(logits.device)
+            losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            found[chunk, place] = losses.double().cpu()
+    return found
