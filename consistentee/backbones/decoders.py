@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
 
+from consistentee.backbones.lm_head import logits_among
 from consistentee.errors import UserError
 
 
@@ -170,6 +171,10 @@ class DecoderStepper(ABC):
     def unembed(self, state: Tensor) -> Tensor:
         """Apply the LM head: [..., width] -> [..., vocabulary]."""
         return self.backbone.lm_head(state)
+
+    def unembed_among(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """Apply the columns of the LM head that give some tokens: [rows, width], int64 [rows, K] -> [rows, K]."""
+        return logits_among(self.backbone.lm_head, state, tokens)
 
     def begin(self, tokens: Tensor, padding_mask: Tensor) -> tuple[Tensor, DecoderContext]:
         """Prepare a pass of whole rows without a cache: the input of layer 1, and its context.
