@@ -194,7 +194,11 @@ def test_methods_keep_the_contract(method):
         ("calm-tokens-softmax", 0.5, {}),
         ("token-entropy", 0.5, {}),
         ("token-patience", 2.0, {}),
+        ("lite", 0.0, {}),
+        ("soft", 0.0, {}),
         ("consistentee-tokens", 0.5, {"policy_reads": "confidence"}),
+        ("consistentee-tokens-ladder", 0.03, {"policy_reads": "confidence"}),
+        ("consistentee-tokens-tuned", 0.5, {"policy_reads": "confidence"}),
         ("consistentee-tokens-curve", 0.5, {"policy_reads": "confidence"}),
     ],
 )
