@@ -3,7 +3,8 @@
 Training (section 3.4): backbone and all classifiers together, or all exits through one output embedding, weights
 growing with depth: the stages that methods share. Confidences (section 3.5):
 
-* softmax: the difference of the two largest probabilities, which costs a decoder its LM head at every exit;
+* softmax: the difference of the two largest probabilities, which costs a decoder its LM head at every exit (with
+  ``candidates``, at the first exit and some columns of it later, see :mod:`consistentee.rules.vocabulary`);
 * state: the cosine of the states at this exit and at the one before, from the second exit on (the paper's exits are
   after every layer, a decoder's here after some). It saturates before the answer is final. A row's state is the pooled
   vector;
@@ -33,6 +34,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.token_answers import exit_answers
 from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
@@ -238,13 +240,13 @@ class _CALMTokens(TokenMethod):
 
 
 @dataclass(frozen=True)
-class CALMTokensSoftmax(_CALMTokens):
+class CALMTokensSoftmax(VocabularyMethod, _CALMTokens):
     """Leave where the two most probable tokens are far apart."""
 
     name: ClassVar[str] = "calm-tokens-softmax"
 
     def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
-        return DecayingSignalRule(margin, threshold, self.tau, tokens)
+        return self.pruned(DecayingSignalRule(margin, threshold, self.tau, tokens))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.depth_thresholds import SHIFTS, DepthThresholdRule, shifted_thresholds
 from consistentee.rules.exit_rule import ExitRule
@@ -28,7 +28,7 @@ THRESHOLDS = ((0.25, 0.95), (0.375, 0.95), (0.5, 0.9), (0.625, 0.9), (0.75, 0.8)
 
 
 @dataclass(frozen=True)
-class LITE(TokenMethod):
+class LITE(VocabularyMethod):
     """Leave where the largest probability reaches a threshold that falls with depth."""
 
     name: ClassVar[str] = "lite"
@@ -44,4 +44,4 @@ class LITE(TokenMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit by the thresholds of the paper, their log-odds shifted by ``knob``."""
         self.check_knob(model, knob)
-        return DepthThresholdRule(shifted_thresholds(THRESHOLDS, model.exit_layers, knob))
+        return self.pruned(DepthThresholdRule(shifted_thresholds(THRESHOLDS, model.exit_layers, knob)))

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.depth_thresholds import SHIFTS, DepthThresholdRule, shifted_thresholds
 from consistentee.rules.exit_rule import ExitRule
@@ -27,7 +27,7 @@ THRESHOLDS = ((0.3, 0.95), (0.4, 0.95), (0.5, 0.9), (0.6, 0.9), (0.7, 0.8), (0.8
 
 
 @dataclass(frozen=True)
-class SoFT(TokenMethod):
+class SoFT(VocabularyMethod):
     """Leave the first sub-model that is sure enough for its depth."""
 
     name: ClassVar[str] = "soft"
@@ -43,4 +43,4 @@ class SoFT(TokenMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit by the thresholds of the paper, their log-odds shifted by ``knob``."""
         self.check_knob(model, knob)
-        return DepthThresholdRule(shifted_thresholds(THRESHOLDS, model.exit_layers, knob))
+        return self.pruned(DepthThresholdRule(shifted_thresholds(THRESHOLDS, model.exit_layers, knob)))

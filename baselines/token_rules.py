@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy
@@ -30,7 +30,7 @@ _FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(49))
 
 
 @dataclass(frozen=True)
-class TokenEntropy(TokenMethod):
+class TokenEntropy(VocabularyMethod):
     """Leave where the exit is certain of the next token."""
 
     name: ClassVar[str] = "token-entropy"
@@ -54,11 +54,11 @@ class TokenEntropy(TokenMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit where the entropy is below ``knob`` nats."""
         self.check_knob(model, knob)
-        return ThresholdRule(entropy, knob, exit_when="below")
+        return self.pruned(ThresholdRule(entropy, knob, exit_when="below"))
 
 
 @dataclass(frozen=True)
-class TokenPatience(TokenMethod):
+class TokenPatience(VocabularyMethod):
     """Leave once some consecutive exits have named the same token."""
 
     name: ClassVar[str] = "token-patience"
@@ -78,4 +78,4 @@ class TokenPatience(TokenMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit with patience ``knob``, counted in exits."""
         self.check_knob(model, knob)
-        return ConsecutiveRule(SameAnswerRule(), patience=knob)
+        return self.pruned(ConsecutiveRule(SameAnswerRule(), patience=knob))

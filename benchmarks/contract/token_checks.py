@@ -8,7 +8,6 @@ cache (6).
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from benchmarks.contract.base_checks import (
     Check,
@@ -33,8 +32,9 @@ from benchmarks.contract.token_reference import counted_calls, eager_tokens
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.errors import UserError
+from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_trace import TokenTrace
+from consistentee.traces.named_tokens import named_tokens
 
 _LONG_PROMPT = [5] * 40
 _FEW = 4
@@ -69,22 +69,14 @@ def replay_is_reality(case: TokenCase) -> None:
         exits, written = torch.cat(live.exit_layers), torch.cat(live.tokens)
         if not torch.equal(case.replayed(knob, trace), exits):
             raise why_exits_differ(case, knob) or draws_numbers(case.row, knob)
-        if not torch.equal(_named_tokens(trace, exits), written):
+        candidates = case.method.candidates if isinstance(case.method, VocabularyMethod) else None
+        left_at = torch.searchsorted(torch.tensor(trace.exit_layers), exits)
+        if not torch.equal(named_tokens(trace, candidates).gather(1, left_at.unsqueeze(1)).squeeze(1), written):
             raise BrokenContractError(
                 "live and replayed tokens differ at the same exit layer",
                 f"knob {knob:g}",
                 "An exit must say the same of a token live and in a full-depth pass",
             )
-
-
-@torch.no_grad()
-def _named_tokens(trace: TokenTrace, exits: Tensor) -> Tensor:
-    """Return the token that each exit names: int64 [N]."""
-    named = torch.empty_like(trace.targets)
-    for index, layer in enumerate(trace.exit_layers):
-        left_here = (exits == layer).nonzero().flatten()
-        named[left_here] = trace.model.logits(layer, trace.states(index, left_here)).argmax(dim=-1).cpu()
-    return named
 
 
 def a_texts_fate_is_its_own(case: TokenCase) -> None:

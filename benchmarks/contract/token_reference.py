@@ -48,7 +48,7 @@ def eager_tokens(
         *_, (view, _) = walk(rule, _views(model, hidden, context, past, step=len(tokens), key=prompt_key(prompt)))
         for skipped in range(view.layer + 1, model.num_layers + 1):
             cache.update(*stepper.keys_values(skipped, view.hidden, context.rotation), skipped - 1)
-        tokens.append(int(view.logits.argmax()))
+        tokens.append(int(view.predictions))
         layers.append(view.layer)
     return tokens, layers
 

@@ -17,6 +17,7 @@ from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.sublayers import SkippedSublayers
 from consistentee.rules.exit_rule import NeverExit
 
 _ENDINGS = ("eos", "length", "stop")
@@ -123,6 +124,8 @@ def to_tensors(written: Generations) -> dict[str, Tensor]:
     tensors["seconds"] = torch.tensor([written.prefill_seconds, written.decode_seconds], dtype=torch.float64)
     if isinstance(written, SpeculativeGenerations):
         tensors |= {name: torch.from_numpy(np.array(getattr(written, name))) for name in _PER_DRAFT}
+        if written.skipped is not None:
+            tensors |= {f"skipped_{part}": torch.tensor(layers) for part, layers in vars(written.skipped).items()}
     return tensors
 
 
@@ -143,5 +146,8 @@ def from_tensors(tensors: dict[str, Tensor], model: MultiExitDecoder) -> Generat
     }
     if "drafted" in tensors:
         values |= {name: tensors[name].tolist() for name in _PER_DRAFT if name in tensors}
+        if "skipped_mlp" in tensors:
+            attention, mlp = (tuple(map(int, tensors[f"skipped_{part}"].tolist())) for part in ("attention", "mlp"))
+            values["skipped"] = SkippedSublayers(attention, mlp)
         return SpeculativeGenerations(**values)
     return Generations(**values)

@@ -14,9 +14,11 @@ from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.text_metrics import token_match
 from consistentee.engine.generate import Generations
 from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens
+from consistentee.traces.named_tokens import named_tokens
+from consistentee.traces.token_trace import TokenTrace, record_tokens
 from consistentee.traces.walk import sweep
 
 _DRAFTED_PROMPTS = 16
@@ -74,7 +76,7 @@ def replay_points(
     encoded = model.encode(prompts.texts)
     rows = [(prompt, tokens.tolist()) for prompt, tokens in zip(encoded, full.tokens, strict=True)]
     trace = record_tokens(model, rows, store=store)
-    says = said_at_exits(trace)
+    says = said_at_exits(trace, method.candidates if isinstance(method, VocabularyMethod) else None)
     knobs = [float(knob) for knob in method.knob_values(model)]
     decoders = {knob: method.model_at(model, knob) for knob in knobs}
     rules = {knob: method.rule(model, knob) for knob in knobs if decoders[knob] is model}
@@ -107,17 +109,12 @@ def _replayed(
     return points
 
 
-@torch.inference_mode()
-def said_at_exits(trace: TokenTrace) -> Tensor:
-    """Return the token that every exit names, for every token that may exit: int64 [tokens, exits]."""
-    parts = []
-    for chunk in trace.may_exit.split(CHUNK):
-        named = [
-            trace.model.logits(layer, trace.states(place, chunk)).argmax(dim=-1)
-            for place, layer in enumerate(trace.exit_layers)
-        ]
-        parts.append(torch.stack(named, dim=1).cpu())
-    return torch.cat(parts)
+def said_at_exits(trace: TokenTrace, candidates: int | None = None) -> Tensor:
+    """Return the token that every exit names, for every token that may exit: int64 [tokens, exits].
+
+    ``candidates``: see :func:`consistentee.traces.named_tokens.named_tokens`.
+    """
+    return named_tokens(trace, candidates)[trace.may_exit]
 
 
 def choose_points(points: Sequence[ReplayPoint], budgets: Sequence[float], num_layers: int) -> dict[int, list[Target]]:

@@ -19,6 +19,7 @@ from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.decoder_stack import DecoderStack
+from consistentee.models.sublayers import SkippedSublayers
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_view import TokenView
 
@@ -138,7 +139,7 @@ class DecodingFlops:
         """Return the operations of drafts and of their verification: rejected tokens cost what accepted ones do.
 
         Columns are those of the text so far, averaged over it, for the tokens that were rejected lie among them. A
-        branch that drafts reads what the layers read.
+        branch that drafts reads what the layers read; the model without some sublayers reads once for every draft.
         """
         branch, drafting = self._branch(written.draft_layer)
         layers = self.layers if branch is None else [*self.layers, branch]
@@ -149,6 +150,18 @@ class DecodingFlops:
             columns = round(read * (prompt_tokens + len(tokens) / 2))
             total += sum(layer(read, columns) for layer in layers)
             total += drafting * drafted + self.head * read
+            if written.skipped is not None:
+                total += self._without(written.skipped, drafted, round(drafted * (prompt_tokens + len(tokens) / 2)))
+        return total
+
+    @torch.no_grad()
+    def _without(self, skipped: SkippedSublayers, tokens: int, columns: int) -> int:
+        """Return what the layers but for some sublayers cost some tokens that attend to ``columns`` columns in all."""
+        total = sum(layer(tokens, columns) for layer in self.layers)
+        for layer in {*skipped.attention, *skipped.mlp}:
+            mlp = tokens * count_operations(partial(self._model.stepper.feed_forward, layer, self._hidden))[0]
+            total -= mlp if layer in skipped.mlp else 0
+            total -= self.layers[layer - 1](tokens, columns) - mlp if layer in skipped.attention else 0
         return total
 
     def prefill_to_speculate(self, written: SpeculativeGenerations) -> int:
@@ -161,6 +174,8 @@ class DecodingFlops:
     def _branch(self, layer: int) -> tuple[TokenCost | None, int]:
         """Return what a branch costs, if there is one, and what drafting a token costs behind it, or else the exit."""
         model = self._model
+        if not layer:  # the model itself drafts
+            return None, self.head
         if not model.has_branch(layer):
             return None, self.exit_cost(NeverExit(), 1).answering[layer]
         stack = DecodingFlops(DecoderStack(model, layer))

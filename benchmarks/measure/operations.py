@@ -68,7 +68,7 @@ def count_exits(
     """
     counted = _CountedRule(rule, keeps_history=past is not None)
     steps = walk(counted, _views(layers, view_at, past))
-    answering = {view.layer: count_operations(partial(getattr, view, "logits"))[0] for view, _ in steps}
+    answering = {view.layer: count_operations(partial(getattr, view, "predictions"))[0] for view, _ in steps}
     return ExitCost(dict.fromkeys(layers, 0) | counted.reading, answering)
 
 

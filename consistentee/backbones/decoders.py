@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
 
+from consistentee.backbones.lm_head import logits_among
 from consistentee.errors import UserError
 
 
@@ -155,6 +156,32 @@ class DecoderStepper(ABC):
     def step(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run layer ``layer`` (1-based) on [rows, T, width]."""
 
+    def check_sublayers(self) -> None:
+        """Raise UserError if layers of this family can be run as a whole only."""
+        if type(self).attend is DecoderStepper.attend:
+            raise self._undivided()
+
+    def _undivided(self) -> UserError:
+        return UserError(f"attention and MLP of architecture {self.config.model_type!r} cannot be run apart")
+
+    def attend(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Run norm and attention of layer ``layer`` (1-based) alone, and add what they make to [rows, T, width].
+
+        With :meth:`feed_forward` behind it, it is the layer. Raises UserError for a family that does not say how.
+        """
+        raise self._undivided()
+
+    def feed_forward(self, layer: int, hidden: Tensor) -> Tensor:
+        """Run norm and MLP of layer ``layer`` (1-based) alone, and add what they make to [rows, T, width]."""
+        mlp, norm = (getattr(self.layer_module(layer), name) for name in self.mlp)
+        return hidden + mlp(norm(hidden))
+
+    def mlp_share(self, layer: int) -> float:
+        """Return how much of a layer's weights are in its MLP and the norm before it; the rest is in its attention."""
+        module = self.layer_module(layer)
+        in_mlp = sum(_weights(getattr(module, name)) for name in self.mlp)
+        return in_mlp / _weights(module)
+
     @abstractmethod
     def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
         """Return the keys and values that layer ``layer`` makes of the hidden states that enter it.
@@ -171,6 +198,10 @@ class DecoderStepper(ABC):
         """Apply the LM head: [..., width] -> [..., vocabulary]."""
         return self.backbone.lm_head(state)
 
+    def unembed_among(self, state: Tensor, tokens: Tensor) -> Tensor:
+        """Apply the columns of the LM head that give some tokens: [rows, width], int64 [rows, K] -> [rows, K]."""
+        return logits_among(self.backbone.lm_head, state, tokens)
+
     def begin(self, tokens: Tensor, padding_mask: Tensor) -> tuple[Tensor, DecoderContext]:
         """Prepare a pass of whole rows without a cache: the input of layer 1, and its context.
 
@@ -185,6 +216,10 @@ class DecoderStepper(ABC):
         hidden = self.embed(tokens, positions)
         mask = create_causal_mask(self.config, hidden, padding_mask, None)
         return hidden, DecoderContext(positions, self.rotation(hidden, positions), mask)
+
+
+def _weights(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 class _Nothing(nn.Module):
@@ -225,6 +260,11 @@ class LlamaStepper(DecoderStepper):
         return self.layer_module(layer)(
             hidden, context.attention_mask, context.positions, context.cache, position_embeddings=context.rotation
         )
+
+    def attend(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
+        module: Any = self.layer_module(layer)
+        normed = module.input_layernorm(hidden)
+        return hidden + module.self_attn(normed, context.rotation, context.attention_mask, context.cache)[0]
 
     def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
         """Input norm, projections, and the rotation of the keys."""
@@ -276,6 +316,10 @@ class GPT2Stepper(DecoderStepper):
 
     def step(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
         return self.layer_module(layer)(hidden, context.cache, context.attention_mask)
+
+    def attend(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
+        module: Any = self.layer_module(layer)
+        return hidden + module.attn(module.ln_1(hidden), context.cache, context.attention_mask)[0]
 
     def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
         """Input norm, and the joint projection, whose queries are dropped."""

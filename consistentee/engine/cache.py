@@ -175,6 +175,10 @@ class Ledger:
         self.lengths = self.lengths * others
         self._change(lambda account: Account(account.stored * others, account.owed * others))
 
+    def take_back(self, column: int) -> None:
+        """Forget what layers have stored from a column on: they owe it again."""
+        self._change(lambda account: _stored_before(account, column))
+
     def rewind(self, length: int) -> None:
         """Forget the columns from ``length`` on. Raises CacheHoleError while any column is owed."""
         if any(account.owed.any() for account in self._accounts):
@@ -186,6 +190,11 @@ class Ledger:
         """Change every account; layers that shared one share what becomes of it."""
         changed = {id(account): change(account) for account in {id(a): a for a in self._accounts}.values()}
         self._accounts = [changed[id(account)] for account in self._accounts]
+
+
+def _stored_before(account: Account, column: int) -> Account:
+    stored = np.minimum(account.stored, column)
+    return Account(stored, account.owed + account.stored - stored)
 
 
 @dataclass(frozen=True)
@@ -280,6 +289,10 @@ class KeyValueCache:
         for tensors in (self.keys, self.values):
             for layer, tensor in enumerate(tensors):
                 tensors[layer] = rows.of(tensor).clone()
+
+    def take_back(self, column: int) -> None:
+        """Let every layer owe what it has from a column on: it was made by a pass that counts no more."""
+        self.ledger.take_back(column)
 
     def rewind(self, length: int) -> None:
         """Drop the columns from ``length`` on."""

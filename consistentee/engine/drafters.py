@@ -1,4 +1,4 @@
-"""What drafts in self-speculative decoding: an exit, or a branch, which keeps keys and values of its own."""
+"""What drafts in self-speculative decoding: an exit; a branch, which attends; or the model without some sublayers."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -8,6 +8,7 @@ from torch import Tensor
 from consistentee.backbones.decoders import DecoderContext, KeysValues
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.decoder_stack import DecoderStack
+from consistentee.models.sublayers import SkippedSublayers
 
 
 class Drafter(Protocol):
@@ -16,10 +17,12 @@ class Drafter(Protocol):
     Attributes:
         cached_layers: layers that it adds to the cache, behind layer L.
         size_in_layers: what it adds to its layers on every token that it reads, in layers.
+        provisional: it runs layers that are to verify the draft, and what they keep of it counts no more then.
     """
 
     cached_layers: int
     size_in_layers: float
+    provisional: bool
 
     def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Read what the draft layer made of new tokens, and return what :meth:`logits` reads: [rows, T, width]."""
@@ -40,6 +43,7 @@ class ExitDrafter:
 
     cached_layers = 0
     size_in_layers = 0.0
+    provisional = False
 
     def __init__(self, model: MultiExitDecoder, layer: int) -> None:
         self._model = model
@@ -57,6 +61,7 @@ class BranchDrafter:
     """A branch. It reads every token that is read, the last of a draft included, so that it never has a hole."""
 
     cached_layers = 1
+    provisional = False
 
     def __init__(self, model: MultiExitDecoder, layer: int) -> None:
         self.size_in_layers = model.branch(layer).size_in_layers
@@ -71,6 +76,36 @@ class BranchDrafter:
 
     def logits(self, state: Tensor) -> Tensor:
         return self._stack.logits(self._stack.num_layers, state)
+
+
+class SublayerDrafter:
+    """The model without some sublayers, on embedded tokens.
+
+    It attends to what the full model has kept of the text. A token that it reads runs only when it is asked what comes
+    next: so prompts do not, nor does the last token of a draft.
+    """
+
+    cached_layers = 0
+    provisional = True
+
+    def __init__(self, model: MultiExitDecoder, skipped: SkippedSublayers) -> None:
+        """Raises UserError for sublayers that there are not, or that cannot be skipped in this family."""
+        skipped.check(model.stepper)
+        self.size_in_layers = skipped.layers_left(model.stepper)
+        self._model = model
+        self._skipped = skipped
+        self._newest: DecoderContext | None = None
+
+    def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Note where the newest tokens are."""
+        self._newest = context
+        return hidden
+
+    def logits(self, state: Tensor) -> Tensor:
+        """Run the newest token of every row, embedded: [rows, width] -> [rows, vocabulary], what the last exit says."""
+        assert self._newest is not None
+        hidden = self._skipped.run(self._model.stepper, state.unsqueeze(1), self._newest)
+        return self._model.logits(self._model.num_layers, hidden[:, 0])
 
 
 @dataclass(frozen=True)

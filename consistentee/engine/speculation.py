@@ -14,11 +14,12 @@ from torch import Tensor
 
 from consistentee.engine.batching import PromptBatch
 from consistentee.engine.clock import clock
-from consistentee.engine.drafters import Drafter, drafter_at
+from consistentee.engine.drafters import Drafter, SublayerDrafter, drafter_at
 from consistentee.engine.generate import Generations, check_prompts
 from consistentee.engine.transcript import Endings, Stream, Transcript
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.sublayers import SkippedSublayers
 from consistentee.progress import tracked
 
 
@@ -29,12 +30,14 @@ class SpeculativeGenerations(Generations):
     Every new token is what layer L says, so ``exit_layers`` are L and ``late_layers`` are 0.
 
     Attributes:
-        draft_layer: the exit that drafted.
+        draft_layer: the exit that drafted; 0 where the model without some sublayers did.
         num_layers: L.
         drafted: number of tokens that were drafted for each row.
         accepted: number of drafted tokens that became part of the text.
         passes: number of passes through the remaining layers, each of which gives one token beside the accepted ones.
-        drafter_in_layers: what a branch that drafts costs beside its layers, in layers; 0 where an exit does.
+        drafter_in_layers: what a branch, or the model without some sublayers, costs as a drafter beside the layers up
+            to ``draft_layer``, in layers; 0 where an exit drafts.
+        skipped: the sublayers that drafts left out, if any.
     """
 
     draft_layer: int
@@ -43,16 +46,19 @@ class SpeculativeGenerations(Generations):
     accepted: list[int]
     passes: list[int]
     drafter_in_layers: float = field(default=0.0, kw_only=True)
+    skipped: SkippedSublayers | None = field(default=None, kw_only=True)
 
     @property
     def layer_calls(self) -> float:
         """Layers that were called, drafts and verification together.
 
         A draft of k tokens calls the layers that draft, and the branch, k + 1 times, the last time for what follows it,
-        and the others once.
+        and the others once. The model without some sublayers, which keeps nothing of what it reads, is called k times.
         """
-        shallow, deep = sum(self.drafted) + sum(self.passes), sum(self.passes)
-        return shallow * (self.draft_layer + self.drafter_in_layers) + deep * (self.num_layers - self.draft_layer)
+        drafted, passes = sum(self.drafted), sum(self.passes)
+        read_by_drafter = drafted if self.skipped else drafted + passes
+        shallow = (drafted + passes) * self.draft_layer + read_by_drafter * self.drafter_in_layers
+        return shallow + passes * (self.num_layers - self.draft_layer)
 
     @property
     def acceptance_rate(self) -> float:
@@ -64,7 +70,8 @@ def generate_speculatively(
     model: MultiExitDecoder,
     prompts: Sequence[str],
     *,
-    draft_layer: int,
+    draft_layer: int = 0,
+    skipped: SkippedSublayers | None = None,
     draft_tokens: int = 4,
     threshold: float = 0.0,
     max_new_tokens: int = 64,
@@ -81,18 +88,20 @@ def generate_speculatively(
         model: a multi-exit decoder.
         prompts: texts.
         draft_layer: the exit that drafts, before layer L; its branch drafts where it has one.
+        skipped: in place of ``draft_layer``, the sublayers without which the model drafts.
         draft_tokens: number of tokens a draft, at most.
         threshold: a draft ends behind a token that is less probable than this, which is verified nevertheless.
         max_new_tokens, stop, max_prompt_tokens, keep, stream: as for :func:`consistentee.engine.generate.generate`.
 
     Raises:
-        UserError: ``draft_layer`` is no exit before layer L, ``draft_tokens`` is below 1 or ``threshold`` no
-            probability; or as ``generate`` does.
+        UserError: ``draft_layer`` is no exit before layer L, sublayers of this family cannot be skipped,
+            ``draft_tokens`` is below 1 or ``threshold`` no probability; or as ``generate`` does.
     """
     return speculate_encoded(
         model,
         model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep),
         draft_layer=draft_layer,
+        skipped=skipped,
         draft_tokens=draft_tokens,
         threshold=threshold,
         max_new_tokens=max_new_tokens,
@@ -105,7 +114,8 @@ def speculate_encoded(
     model: MultiExitDecoder,
     rows: Sequence[Sequence[int]],
     *,
-    draft_layer: int,
+    draft_layer: int = 0,
+    skipped: SkippedSublayers | None = None,
     draft_tokens: int = 4,
     threshold: float = 0.0,
     max_new_tokens: int = 64,
@@ -114,7 +124,9 @@ def speculate_encoded(
     end_at_eos: bool = True,
 ) -> SpeculativeGenerations:
     """As :func:`generate_speculatively`, on tokenised prompts: what is timed. See ``generate_encoded``."""
-    if draft_layer not in model.exit_layers[:-1]:
+    if skipped is not None and draft_layer:
+        raise UserError(f"either layer {draft_layer} drafts or the model without some sublayers, not both")
+    if skipped is None and draft_layer not in model.exit_layers[:-1]:
         raise UserError(f"layer {draft_layer} cannot draft; exits before the last: {list(model.exit_layers[:-1])}")
     if draft_tokens < 1:
         raise UserError(f"a draft must have at least 1 token, got {draft_tokens}")
@@ -122,7 +134,7 @@ def speculate_encoded(
         raise UserError(f"the threshold that ends a draft is a probability, got {threshold:g}")
     model.eval()
     check_prompts(model, rows, max_new_tokens)
-    drafter = drafter_at(model, draft_layer)
+    drafter = drafter_at(model, draft_layer) if skipped is None else SublayerDrafter(model, skipped)
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), tuple(stop), max_new_tokens)
     written = [
         _SpeculativeRow(
@@ -151,6 +163,7 @@ def speculate_encoded(
         accepted=[row.accepted for row in written],
         passes=[row.passes for row in written],
         drafter_in_layers=drafter.size_in_layers,
+        skipped=skipped,
     )
 
 
@@ -236,6 +249,8 @@ class _SpeculativeRow:
     def _verify(self, batch: PromptBatch, hidden: Tensor) -> Tensor:
         """Run the remaining layers on the newest tokens, given as the layers that draft left them: [1, T, width]."""
         end = batch.cache.length
+        if self._drafter.provisional:
+            batch.cache.take_back(end - hidden.shape[1])
         return batch.run(self._deep, hidden, batch.context(batch.all_rows(), end - hidden.shape[1], end))
 
     def _accept(self, batch: PromptBatch, draft: list[int], answers: list[int]) -> None:

@@ -21,7 +21,7 @@ token from the policy, which costs one LM head a token and not one an exit.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from consistentee.methods.method import Knob
 from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, policy_logit, policy_spec
 from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
 from consistentee.methods.token_answers import ExitAnswers, exit_answers
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
@@ -54,7 +54,7 @@ _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1, -5, 121).tolist
 
 
 @dataclass(frozen=True)
-class ConsistentEETokens(TokenMethod):
+class ConsistentEETokens(VocabularyMethod):
     """ConsistentEE on tokens: one policy for one price of a layer. With a knob of 0.5 the published rule.
 
     The policy reads the state alone, as published: unlike a confidence it needs no LM head before it lets a token go,
@@ -88,6 +88,9 @@ class ConsistentEETokens(TokenMethod):
     consistent_steps: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.candidates is not None and self.policy_reads == "state":
+            raise UserError(f"{self.name}: a policy that reads the state alone has no vocabulary to prune")
         if self.estimator == "reinforce" and self.rollouts < 2:
             raise UserError(f"{self.name}: REINFORCE with a mean baseline needs at least 2 rollouts")
         if self.alpha < 0:
@@ -118,7 +121,7 @@ class ConsistentEETokens(TokenMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit where P(exit) > knob; the paper uses 0.5."""
         self.check_knob(model, knob)
-        return PolicyRule(self.policy_reads, threshold=knob if knob > 0 else float("-inf"))
+        return self.pruned(PolicyRule(self.policy_reads, threshold=knob if knob > 0 else float("-inf")))
 
     def policy_spec(self) -> HeadSpec:
         """Return the head of the policy."""
@@ -126,13 +129,19 @@ class ConsistentEETokens(TokenMethod):
 
     def _ask_exits(self, trace: TokenTrace, recipe: TokenRecipe) -> ExitAnswers:
         title = "asking exits" if recipe.progress else None
-        return exit_answers(trace, with_confidence=self.policy_reads != "state", store=recipe.store, progress=title)
+        return exit_answers(
+            trace,
+            with_confidence=self.policy_reads != "state",
+            candidates=self.candidates,
+            store=recipe.store,
+            progress=title,
+        )
 
     def _fit_policy(
         self, trace: TokenTrace, answers: ExitAnswers, hardness: Tensor | None, recipe: TokenRecipe
     ) -> None:
         loss = partial(policy_stage_loss, self, answers, hardness)
-        details = {"method": repr(self), "costs": self.costs(answers), "hardness": hardness}
+        details = {**self._settings(), "costs": self.costs(answers), "hardness": hardness}
         train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=POLICY, details=details)
 
     def _fit_exits_where_tokens_leave(self, trace: TokenTrace, answers: ExitAnswers, recipe: TokenRecipe) -> None:
@@ -146,8 +155,12 @@ class ConsistentEETokens(TokenMethod):
             steps=self.consistent_steps,
             batch_size=recipe.exit_batch_size,
             learning_rate=recipe.exit_learning_rate / 2,
-            details={"method": repr(self), "target": recipe.target},
+            details={**self._settings(), "target": recipe.target},
         )
+
+    def _settings(self) -> dict[str, Any]:
+        """Return what tells stages of other parameters apart; the candidates only where there are any."""
+        return {"method": repr(self)} | ({} if self.candidates is None else {"candidates": self.candidates})
 
     def draw_alpha(self, tokens: int) -> Tensor:
         """Return the price of a layer for each token of a batch: [tokens], constant here."""
@@ -212,7 +225,7 @@ class ConsistentEETokensCurve(ConsistentEETokens):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit where P(exit | alpha = knob) > 0.5; the largest knob always exits, 0 never does."""
         self.check_knob(model, knob)
-        return PolicyRule(self.policy_reads, alpha=float("inf") if knob >= self.knob.values[0] else knob)
+        return self.pruned(PolicyRule(self.policy_reads, alpha=float("inf") if knob >= self.knob.values[0] else knob))
 
     def draw_alpha(self, tokens: int) -> Tensor:
         """Draw alphas, log-uniformly: [tokens]."""

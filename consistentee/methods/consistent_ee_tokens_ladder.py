@@ -56,7 +56,7 @@ class ConsistentEETokensLadder(ConsistentEETokens):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit where the policy of the rung nearest to the price ``knob`` says so."""
         self.check_knob(model, knob)
-        return self.ladder.rule(self.policy_reads, knob)
+        return self.pruned(self.ladder.rule(self.policy_reads, knob))
 
     def policy_spec(self) -> HeadSpec:
         return replace(super().policy_spec(), outputs=self.rungs)

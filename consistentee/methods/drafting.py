@@ -1,4 +1,4 @@
-"""DraftingMethod: what methods share that draft at an exit, and let the full model verify."""
+"""DraftingMethod: what methods share that draft cheaply, and let the full model verify."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from consistentee.rules.schedules import ScheduledRule, check_exit_layer
 
 @dataclass(frozen=True)
 class DraftingMethod(TokenMethod):
-    """Self-speculative decoding; the knob is the layer that drafts.
+    """Self-speculative decoding; the knob is the layer that drafts, unless a method has another.
 
     Attributes:
         draft_tokens: tokens written before each verification, at most.
@@ -39,27 +39,30 @@ class DraftingMethod(TokenMethod):
         return ScheduledRule([check_exit_layer(model, knob)])
 
     def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
-        """Write the full model's texts, drafted at layer ``knob``; see :func:`generate_speculatively`.
+        """Write the full model's texts, drafted as ``knob`` says; see :func:`generate_speculatively`.
 
         Drafted texts are written one after the other, whatever ``batch_size`` and ``sort_by_length`` are. Raises
         UserError where they shall be sampled, for what is verified is the likeliest token, or be in flight together.
         """
-        rule = self.rule(model, knob)
-        if knob == model.num_layers:
+        rule, drafter = self.rule(model, knob), self.drafter(model, knob)
+        if not drafter:
             return generate(model, prompts, rule, **options)
+        at_knob = f"{self.knob.name} {knob:g} drafts"
         if options.pop("sampling", None) is not None:
-            raise UserError(f"{self.name} verifies greedy drafts and cannot sample; draft layer {knob:g} drafts")
+            raise UserError(f"{self.name} verifies greedy drafts and cannot sample; {at_knob}")
         if options.pop("in_flight", None) is not None:
-            raise UserError(
-                f"{self.name} writes text after text, and keeps none in flight; draft layer {knob:g} drafts"
-            )
+            raise UserError(f"{self.name} writes text after text, and keeps none in flight; {at_knob}")
         for batching in ("batch_size", "sort_by_length"):
             options.pop(batching, None)
         return generate_speculatively(
             model,
             prompts,
-            draft_layer=round(knob),
             draft_tokens=self.draft_tokens,
             threshold=self.threshold,
+            **drafter,
             **options,
         )
+
+    def drafter(self, model: MultiExitDecoder, knob: float) -> dict[str, Any]:
+        """Return the options of :func:`generate_speculatively` that say what drafts; none where nothing does."""
+        return {} if knob == model.num_layers else {"draft_layer": round(knob)}

@@ -11,6 +11,7 @@ from torch import Tensor
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.policy import confidence_features
 from consistentee.progress import tracked
+from consistentee.rules.view import likeliest, said_among
 from consistentee.traces.token_trace import CHUNK, TokenTrace
 from consistentee.training.recipe import Target
 from consistentee.versions import TRAINING_VERSION
@@ -22,10 +23,12 @@ class ExitAnswers:
 
     Attributes:
         targets: the next token of the response: int64 [N].
-        predictions: the token that each exit names: int64 [N, exits].
+        predictions: the token that each exit names, where the vocabulary is pruned one of the candidates from the
+            second exit on: int64 [N, exits].
         label_losses: what each exit says of the response's next token, cross-entropy in nats: float [N, exits].
         full_model_losses: the same of the token that the last exit names.
-        confidence: see :func:`consistentee.methods.policy.confidence_features`: float [N, exits, 4]; None if not asked.
+        confidence: see :func:`consistentee.methods.policy.confidence_features`, of the candidates where the vocabulary
+            is pruned: float [N, exits, 4]; None if not asked.
     """
 
     targets: Tensor
@@ -45,51 +48,65 @@ class ExitAnswers:
 
 
 def exit_answers(
-    trace: TokenTrace, *, with_confidence: bool = False, store: Path | None = None, progress: str | None = None
+    trace: TokenTrace,
+    *,
+    with_confidence: bool = False,
+    candidates: int | None = None,
+    store: Path | None = None,
+    progress: str | None = None,
 ) -> ExitAnswers:
     """Ask every exit for its answer to every token of a trace, once; a chunk of tokens at a time.
 
     Args:
         trace: select its tokens first, where there are many: the LM head runs on each of them at every exit.
         with_confidence: ask for the confidence too, which takes half as long again.
+        candidates: tokens that exits between the first and the last may name, the likeliest ones at the first; None for
+            the whole vocabulary. Losses are always those of the whole.
         store: folder where answers are kept, for methods that share exits and tokens; None keeps nothing.
         progress: title of a progress bar, or None for none.
     """
     if store is None:
-        return _ask(trace, with_confidence, progress)
+        return _ask(trace, with_confidence, candidates, progress)
     parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, TRAINING_VERSION]
+    parts += [] if candidates is None else [candidates]
     path = store / f"answers-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.safetensors"
     with only_one(path):
         tensors = load_tensors(path)
         if tensors is None:
-            answers = _ask(trace, with_confidence, progress)
+            answers = _ask(trace, with_confidence, candidates, progress)
             save_tensors({name: tensor for name, tensor in vars(answers).items() if tensor is not None}, path)
             return answers
     return ExitAnswers(**tensors)
 
 
 @torch.no_grad()
-def _ask(trace: TokenTrace, with_confidence: bool, progress: str | None) -> ExitAnswers:
+def _ask(trace: TokenTrace, with_confidence: bool, candidates: int | None, progress: str | None) -> ExitAnswers:
     chunks = torch.arange(len(trace)).split(CHUNK)
     answered: dict[str, list[Tensor]] = {}
     for chunk in tracked(chunks, progress or "asking exits", rows=CHUNK, shown=progress is not None):
-        for name, tensor in _ask_about(trace, chunk, with_confidence).items():
+        for name, tensor in _ask_about(trace, chunk, with_confidence, candidates).items():
             answered.setdefault(name, []).append(tensor.cpu())
     return ExitAnswers(trace.targets, **{name: torch.cat(parts) for name, parts in answered.items()})
 
 
-def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool) -> dict[str, Tensor]:
+def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candidates: int | None) -> dict[str, Tensor]:
     model, exits = trace.model, range(len(trace.exit_layers))
     full_model = _log_probabilities(trace, exits[-1], tokens)
     judges = torch.stack([trace.targets[tokens].to(model.device), full_model.argmax(dim=-1)], dim=1)
     predictions: list[Tensor] = []
     losses, confidence = [], []
+    among: Tensor | None = None
     for index in exits:
         says = full_model if index == exits[-1] else _log_probabilities(trace, index, tokens)
         losses.append(-says.gather(1, judges))
+        if index == 0 and candidates is not None:
+            among = likeliest(says, candidates)
+        pruned = among if 0 < index < exits[-1] else None
+        if pruned is not None:
+            says = says.gather(1, pruned).log_softmax(dim=-1)
         if with_confidence:
             confidence.append(confidence_features(says.exp(), predictions[-1] if predictions else None))
-        predictions.append(says.argmax(dim=-1))
+        predictions.append(said_among(says, pruned))
     label_losses, full_model_losses = torch.stack(losses, dim=1).unbind(dim=-1)
     answers = {"label_losses": label_losses, "full_model_losses": full_model_losses}
     if with_confidence:

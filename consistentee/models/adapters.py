@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from consistentee.backbones.decoders import DecoderStepper
+from consistentee.backbones.lm_head import logits_among
 from consistentee.errors import UserError, unknown_name
 from consistentee.models.adapter_start import StateMoments
 
@@ -37,6 +38,10 @@ class StockExit(nn.Module):
         """Return the weights of the LM head that it reads states by: [vocabulary, width]."""
         weight: Tensor = stepper.backbone.lm_head.weight
         return weight
+
+    def unembed_among(self, state: Tensor, tokens: Tensor, stepper: DecoderStepper) -> Tensor:
+        """Return the logits of some tokens alone: [rows, width], int64 [rows, K] -> [rows, K]."""
+        return stepper.unembed_among(state, tokens)
 
     def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Return logits [..., vocabulary] of hidden states [..., width]; ``stepper`` has the stock norm and LM head."""
@@ -111,6 +116,9 @@ class HeadAdapter(ExitAdapter):
 
     def head_weight(self, stepper: DecoderStepper) -> Tensor:
         return self.lm_head.weight
+
+    def unembed_among(self, state: Tensor, tokens: Tensor, stepper: DecoderStepper) -> Tensor:
+        return logits_among(self.lm_head, state, tokens)
 
     @torch.no_grad()
     def start_from(self, moments: StateMoments) -> None:

@@ -116,6 +116,14 @@ class MultiExitDecoder(MultiExit):
         """
         return self._exit(layer)(hidden, self.stepper)
 
+    def logits_among(self, layer: int, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Return what exit layer ``layer`` says of some tokens alone: [rows, width], int64 [rows, K] -> [rows, K].
+
+        Raises ValueError at a layer that is no exit.
+        """
+        at = self._exit(layer)
+        return at.unembed_among(at.state(hidden, self.stepper), tokens, self.stepper)
+
     @property
     def shares_head(self) -> bool:
         """Whether one LM head serves all exits: whether it can read the :meth:`head_state` of several at once."""

@@ -9,6 +9,7 @@ from consistentee.models.adapters import AdapterKind
 from consistentee.models.base import Description
 from consistentee.models.branches import BranchSpec
 from consistentee.models.lora import LoraSpec
+from consistentee.models.sublayers import SkippedSublayers
 
 _DEFAULT_EXITS = 5
 
@@ -24,6 +25,7 @@ class DecoderDescription(Description):
         adapter, rank: what the exits below L have of their own.
         lora: low-rank adaptation of the backbone, or None.
         branches: decoder layers of their own behind some exit layers.
+        skipped: sublayers that drafts leave out, by their share of all that may be skipped, in per cent.
         with_backbone: the backbone's weights are saved with the model, and not only its name and hash.
         max_prompt_tokens, max_new_tokens: the longest prompts and texts that it was trained on; None where it was not.
     """
@@ -38,6 +40,7 @@ class DecoderDescription(Description):
     rank: int = 128
     lora: LoraSpec | None = None
     branches: dict[int, BranchSpec] = field(default_factory=dict)
+    skipped: dict[int, SkippedSublayers] = field(default_factory=dict)
     with_backbone: bool = False
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
@@ -47,7 +50,12 @@ class DecoderDescription(Description):
         lora = values["lora"] and LoraSpec(values["lora"]["rank"], tuple(values["lora"]["targets"]))
         # Models that were saved before there were branches say nothing of them; JSON turns numbers into texts.
         branches = {int(layer): BranchSpec(**spec) for layer, spec in values.get("branches", {}).items()}
-        return values | {"exit_layers": tuple(values["exit_layers"]), "lora": lora, "branches": branches}
+        skipped = {
+            int(share): SkippedSublayers(tuple(sublayers["attention"]), tuple(sublayers["mlp"]))
+            for share, sublayers in values.get("skipped", {}).items()
+        }
+        exit_layers = tuple(values["exit_layers"])
+        return values | {"exit_layers": exit_layers, "lora": lora, "branches": branches, "skipped": skipped}
 
 
 def default_exit_layers(num_layers: int) -> tuple[int, ...]:

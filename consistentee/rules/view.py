@@ -77,6 +77,26 @@ class LayerView(ABC):
         ``extra`` [rows, k] is concatenated to the pooled vector, for heads declared with ``extra_inputs=k``.
         """
 
+    def likeliest(self, count: int) -> Tensor:
+        """Return the classes, or tokens, with the largest logits, in increasing order: int64 [rows, count].
+
+        All of them, where ``count`` is more. The caller must not change what is returned.
+        """
+        if count not in self._likeliest:
+            self._likeliest[count] = likeliest(self.logits, count)
+        return self._likeliest[count]
+
+    @cached_property
+    def _likeliest(self) -> dict[int, Tensor]:
+        return {}
+
+    def logits_among(self, classes: Tensor) -> Tensor:
+        """Return the logits of some classes alone: int64 [rows, K] -> [rows, K].
+
+        A view of tokens reads no more of the LM head than that, and its exit says one of these tokens from then on.
+        """
+        return self.logits.gather(-1, classes)
+
     @cached_property
     def probs(self) -> Tensor:
         """Softmax of the logits: [rows, classes]."""
@@ -93,3 +113,20 @@ class LayerView(ABC):
 def predictions_of(logits: Tensor) -> Tensor:
     """Turn logits [..., classes] into class indices [...], or regression outputs [..., 1] into values [...]."""
     return logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(dim=-1)
+
+
+def likeliest(logits: Tensor, count: int) -> Tensor:
+    """Return the classes with the largest logits [rows, classes], in increasing order: int64 [rows, count or fewer]."""
+    largest = logits.topk(min(count, logits.shape[-1]), dim=-1, sorted=False)
+    return largest.indices.sort(dim=-1).values  # so that ties are broken as among all
+
+
+def said_among(logits: Tensor, classes: Tensor | None) -> Tensor:
+    """Return the class with the largest logit: int64 [rows].
+
+    Args:
+        logits: [rows, K].
+        classes: those that they are the logits of, int64 [rows, K]; None for all.
+    """
+    best = logits.argmax(dim=-1)
+    return best if classes is None else classes.gather(1, best.unsqueeze(1)).squeeze(1)

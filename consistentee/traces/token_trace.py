@@ -107,6 +107,7 @@ class TokenTraceView(LayerView):
         self.rows = len(tokens)
         self.device = trace.model.device
         self._step = step
+        self._among: tuple[Tensor, Tensor] | None = None
 
     @property
     def step(self) -> int:
@@ -133,6 +134,12 @@ class TokenTraceView(LayerView):
     def logits(self) -> Tensor:
         """Output of the exit adapter and the LM head: [rows, vocabulary]."""
         return self._trace.model.logits(self.layer, self.hidden.squeeze(1))
+
+    def logits_among(self, classes: Tensor) -> Tensor:
+        """Return the logits of some tokens alone, computed once for rules that ask for the same: [rows, K]."""
+        if self._among is None or self._among[0] is not classes:
+            self._among = classes, self._trace.model.logits_among(self.layer, self.hidden.squeeze(1), classes)
+        return self._among[1]
 
     @cached_property
     def row_keys(self) -> Tensor:

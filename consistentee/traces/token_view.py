@@ -10,7 +10,7 @@ from torch import Tensor
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.view import LayerView
+from consistentee.rules.view import LayerView, said_among
 
 _KEY_BITS = 31
 
@@ -58,6 +58,7 @@ class TokenView(LayerView):
         self.rows = hidden.shape[0]
         self.device = hidden.device
         self._step = step
+        self._among: tuple[Tensor, Tensor] | None = None
 
     @property
     def step(self) -> int:
@@ -102,13 +103,30 @@ class TokenView(LayerView):
         """Output of the exit's adapter and the LM head: [rows, vocabulary]."""
         return self._model.logits(self.layer, self._hidden[:, 0])
 
+    def logits_among(self, classes: Tensor) -> Tensor:
+        """Return the logits of some tokens alone, which are all that the exit may say from then on: [rows, K]."""
+        if self._among is None or self._among[0] is not classes:
+            self._among = classes, self._model.logits_among(self.layer, self._hidden[:, 0], classes)
+        return self._among[1]
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """The tokens that the exit says: int64 [rows]."""
+        return said_among(self.logits, None) if self._among is None else said_among(self._among[1], self._among[0])
+
     @property
     def has_logits(self) -> bool:
-        """Whether somebody has read the logits."""
-        return "logits" in self.__dict__
+        """Whether somebody has read what the exit says."""
+        return self._among is not None or "logits" in self.__dict__
 
     def logits_of(self, places: list[int]) -> Tensor:
-        """Return the logits of the rows at some places; the others are not computed, unless they have been already."""
+        """Return the logits of the rows at some places; the others are not computed, unless they have been already.
+
+        Where the exit may say some tokens alone, the other tokens' are minus infinity.
+        """
+        if self._among is not None:
+            tokens, logits = (part if len(places) == self.rows else part[places] for part in self._among)
+            return logits.new_full((len(places), self._model.stepper.vocabulary), -torch.inf).scatter(1, tokens, logits)
         if self.has_logits:
             return self.logits if len(places) == self.rows else self.logits[places]
         return self._model.logits(self.layer, self._hidden_of(places))

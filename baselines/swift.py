@@ -1,0 +1,261 @@
+"""SWIFT (Xia et al., ICLR 2025, arXiv 2410.06916): the model without some sublayers drafts, and the whole verifies.
+
+Nothing is trained. Of the attentions and MLPs of layers 2 to L - 1 a share is skipped while tokens are drafted (section
+4.1). Which ones is searched for (section 4.2): sets drawn at random, and every 25th the one that a Gaussian process
+over the sets tried so far thinks best (upper confidence bound, kappa 2.5). A score is one pass over a text of the full
+model, behind its prompt as the full model read it: the share of tokens at which the draft's argmax is the next token.
+A better set is kept; the search ends above a score of 0.93, after 300 failures in a row, or after 1000 sets.
+
+Decoding: at most 25 tokens are drafted, and none behind one that is less probable than 0.8, which is still verified.
+The full model reads the draft in one pass, and what it agrees with stays, with one token of its own. Drafts attend to
+keys and values of the full model; their own are thrown away. A greedy text is the full model's.
+
+Choices. The knob is the share that is skipped, in per cent; 45 is the paper's. The search is a stage before decoding,
+on the first training prompts, where the paper's runs beside decoding: so all sets are scored on the same texts, where
+the authors' code compares scores across texts. The first set, whole layers spread evenly, has its score to be beaten,
+where that code begins at 0. The process proposes one of 1000 sets drawn at random, all of the right size, where the
+paper's proposes a point and rounds it. A draft is one line of tokens, and no tree. Keys and values are never copied.
+
+Layers: a drafted token counts the sublayers that it runs, each by its share of its layer's weights.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Matern
+from torch import Tensor
+
+from consistentee.data.prompts import TextTask
+from consistentee.engine.batching import PromptBatch
+from consistentee.engine.generate import generate_encoded
+from consistentee.errors import UserError
+from consistentee.files import load_tensors, only_one, save_tensors
+from consistentee.methods.drafting import DraftingMethod
+from consistentee.methods.method import Knob
+from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.sublayers import SkippedSublayers
+from consistentee.progress import tracked
+from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.training.loop import training_device
+from consistentee.training.recipe import TokenRecipe
+from consistentee.training.token_stages import train_exits
+
+_GUESSED_EVERY = 25
+_KAPPA = 2.5
+_GUESSES = 1000
+_NOISE = 1e-2
+
+Places = NDArray[np.bool_]
+"""Which sublayers are skipped: attentions of layers 2 to L - 1, then MLPs, bool [2 (L - 2)]."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SWIFT(DraftingMethod):
+    """Self-speculative decoding that skips sublayers.
+
+    Attributes:
+        search_prompts: training prompts whose texts score a set.
+        search_tokens: tokens of each text.
+        max_sets: sets that are tried at most.
+        max_failures: failures in a row that end the search.
+        good_enough: a score above which it ends.
+    """
+
+    name: ClassVar[str] = "swift"
+    paper: ClassVar[str] = "Xia et al., SWIFT, ICLR 2025, arXiv 2410.06916"
+    knob: ClassVar[Knob] = Knob("skipped sublayers in %", (45.0, 30.0, 15.0, 0.0))
+
+    draft_tokens: int = 25
+    threshold: float = 0.8
+    search_prompts: int = 2
+    search_tokens: int = 50
+    max_sets: int = 1000
+    max_failures: int = 300
+    good_enough: float = 0.93
+
+    def __post_init__(self) -> None:
+        if self.search_prompts < 1 or self.search_tokens < 2 or self.max_sets < 1:
+            raise UserError(f"{self.name} needs at least one set to try, on a prompt with two tokens behind it")
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Search for the sublayers to skip, for every value of the knob.
+
+        Where the recipe lets the backbone learn, that comes before, in the stage that all methods share. Raises
+        UserError for a family whose sublayers cannot be skipped.
+        """
+        self.check_task(task)
+        model.stepper.check_sublayers()
+        if recipe.trains != "exits":
+            train_exits(model, task, recipe)
+        model.to(training_device()).eval()
+        prompts = [prompt for prompt, _ in recipe.training_rows(model, task)[: self.search_prompts]]
+        found = (
+            self._kept(model, prompts, recipe, recipe.store) if recipe.store else self._search(model, prompts, recipe)
+        )
+        model.description.skipped = {int(share): sublayers_at(places.numpy()) for share, places in found.items()}
+        return model
+
+    def _kept(
+        self, model: MultiExitDecoder, prompts: list[Sequence[int]], recipe: TokenRecipe, store: Path
+    ) -> dict[str, Tensor]:
+        """Return what a search finds, done once for all cells of a backbone and prompts."""
+        described = [model.backbone_fingerprint(), prompts, repr(self), self.version, recipe.seed]
+        path = store / f"skipped-{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]}.safetensors"
+        with only_one(path):
+            found = load_tensors(path)
+            if found is None:
+                found = self._search(model, prompts, recipe)
+                save_tensors(found, path)
+        return found
+
+    def _search(self, model: MultiExitDecoder, prompts: list[Sequence[int]], recipe: TokenRecipe) -> dict[str, Tensor]:
+        """Return the best places for every share: bool [2 (L - 2)] each."""
+        texts = DraftedTexts(model, prompts, self.search_tokens)
+        found = {}
+        for share in map(round, self.knob.values):
+            search = LayerSetSearch(model.num_layers, share / 100, seed=recipe.seed)
+            title = f"searching {share}%" if recipe.progress else None
+            places, score = search.run(texts.score, self, progress=title)
+            found[str(share)] = torch.from_numpy(places)
+            _logger.info("%d %% of sublayers: %d skipped, score %.3f", share, places.sum(), score)
+        return found
+
+    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+        """Return the shares that are searched for; with 0 nothing is drafted, and the full model writes alone."""
+        return self.knob.values
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Leave nowhere: drafts take no exit. Raises UserError for a share that is not searched for."""
+        self.check_knob(model, knob)
+        if knob not in self.knob.values:
+            raise UserError(f"{self.name} searches for {', '.join(f'{v:g}' for v in self.knob.values)} %, not {knob:g}")
+        return NeverExit()
+
+    def drafter(self, model: MultiExitDecoder, knob: float) -> dict[str, Any]:
+        """Return the sublayers that drafts skip. Raises UserError for a model that none were searched for."""
+        if round(knob) not in model.description.skipped:
+            raise UserError(f"no sublayers to skip were searched for in this model: train it with {self.name}")
+        skipped = model.description.skipped[round(knob)]
+        return {"skipped": skipped} if len(skipped) else {}
+
+
+class DraftedTexts:
+    """What the full model writes behind some prompts, and how often a draft would have said the same."""
+
+    @torch.inference_mode()
+    def __init__(self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], tokens: int) -> None:
+        """``tokens``: of each text, fewer where the context is too short for them."""
+        count = min(tokens, model.stepper.position_limit - max(map(len, prompts)))
+        full = generate_encoded(model, prompts, NeverExit(), max_new_tokens=count, end_at_eos=False)
+        self._model = model
+        self._texts = torch.stack(full.tokens).to(model.device)
+        self._batch = PromptBatch(model, prompts, count - 1)
+        self._batch.prefill()
+        self._begin = self._batch.cache.length
+        self._batch.cache.advance(count - 1)
+
+    @torch.inference_mode()
+    def score(self, skipped: SkippedSublayers) -> float:
+        """Return the share of tokens at which the model without some sublayers says the next one, in one pass."""
+        model, cache = self._model, self._batch.cache
+        context = self._batch.context(self._batch.all_rows(), self._begin, cache.length)
+        hidden = model.stepper.embed(self._texts[:, :-1], context.positions)
+        hidden = skipped.run(model.stepper, hidden, context)
+        cache.take_back(self._begin)
+        said = model.logits(model.num_layers, hidden).argmax(dim=-1)
+        return float((said == self._texts[:, 1:]).double().mean())
+
+
+class LayerSetSearch:
+    """Which sublayers to skip of a decoder, when so many are to be."""
+
+    def __init__(self, num_layers: int, share: float, seed: int) -> None:
+        """``share``: of the sublayers that may be skipped, those of layers 2 to L - 1."""
+        self._inner = max(num_layers - 2, 0)
+        self._count = int(share * 2 * self._inner + 1e-9)
+        self._random = np.random.default_rng([seed, self._count])
+        self._tried: list[Places] = []
+        self._known: set[bytes] = set()
+        self._scores: list[float] = []
+
+    def run(
+        self, score: Callable[[SkippedSublayers], float], limits: SWIFT, *, progress: str | None = None
+    ) -> tuple[Places, float]:
+        """Return the best set, and its score.
+
+        Args:
+            score: of a set.
+            limits: when to stop.
+            progress: title of a progress bar, or None for none.
+        """
+        best, failures = self.first(), 0
+        best_score = self._observe(best, score)
+        sets = min(limits.max_sets, math.comb(2 * self._inner, self._count))
+        for number in tracked(range(1, sets), progress or "searching", rows=1, shown=progress is not None):
+            if best_score > limits.good_enough or failures == limits.max_failures:
+                break
+            proposed = self._guess() if number % _GUESSED_EVERY == 0 else self._draw_new()
+            found = self._observe(proposed, score)
+            failures = 0 if found > best_score else failures + 1
+            if found > best_score:
+                best, best_score = proposed, found
+        return best, best_score
+
+    def first(self) -> Places:
+        """Return the set to start from: both sublayers of layers that are spread evenly; half are every second one."""
+        whole, rest = divmod(self._count, 2)
+        spread = np.arange(whole + rest) * self._inner // max(whole + rest, 1)
+        places = np.zeros((2, self._inner), dtype=np.bool_)
+        places[0, spread] = True
+        places[1, spread[:whole]] = True
+        return places.flatten()
+
+    def _observe(self, places: Places, score: Callable[[SkippedSublayers], float]) -> float:
+        self._tried.append(places)
+        self._known.add(places.tobytes())
+        self._scores.append(score(sublayers_at(places)))
+        return self._scores[-1]
+
+    def _draw(self) -> Places:
+        places = np.zeros(2 * self._inner, dtype=np.bool_)
+        places[self._random.choice(len(places), self._count, replace=False)] = True
+        return places
+
+    def _draw_new(self) -> Places:
+        """Return a set that has not been tried; there must be one."""
+        places = self._draw()
+        while places.tobytes() in self._known:
+            places = self._draw()
+        return places
+
+    def _guess(self) -> Places:
+        """Return the set, of some new ones drawn at random, whose score may be best by all that is known."""
+        process = GaussianProcessRegressor(Matern(nu=2.5), alpha=_NOISE, normalize_y=True, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a length that lies at its bound will do
+            process.fit(np.array(self._tried, dtype=float), self._scores)
+        drawn = np.array([self._draw_new() for _ in range(_GUESSES)])
+        mean, deviation = process.predict(drawn.astype(float), return_std=True)
+        best: Places = drawn[int(np.argmax(mean + _KAPPA * deviation))]
+        return best
+
+
+def sublayers_at(places: Places) -> SkippedSublayers:
+    """Return which sublayers are skipped at some places."""
+    halves = places.reshape(2, len(places) // 2)
+    attention, mlp = (tuple((half.nonzero()[0] + 2).tolist()) for half in halves)
+    return SkippedSublayers(attention, mlp)

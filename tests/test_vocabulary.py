@@ -1,0 +1,228 @@
+"""Dynamic vocabulary pruning: K columns of the LM head after the first exit, with the same fate for every token."""
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, make_text_task, random_prompts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from baselines.calm import CALMTokensSoftmax, DecayingSignalRule
+from baselines.token_rules import TokenEntropy, TokenPatience
+from benchmarks.contract.run import check_method
+from benchmarks.kinds.generation_selection import said_at_exits
+from benchmarks.measure.decoding_flops import DecodingFlops
+from consistentee.backbones import lm_head
+from consistentee.backbones.lm_head import logits_among
+from consistentee.engine.generate import generate
+from consistentee.engine.sampling import Sampling
+from consistentee.errors import UserError
+from consistentee.methods.consistent_ee_tokens import ConsistentEETokens
+from consistentee.methods.method import get_method
+from consistentee.methods.token_answers import exit_answers
+from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, SameAnswerRule, ThresholdRule
+from consistentee.rules.signals import entropy, margin, top_probability
+from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVocabularyRule, prune_vocabulary
+from consistentee.traces.named_tokens import named_tokens
+from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_view import TokenView
+from consistentee.traces.walk import replay, sweep
+from consistentee.training.recipe import TokenRecipe
+
+PROMPTS = random_prompts(7, seed=5)
+NEW_TOKENS = 6
+RULES = {
+    "margin": ThresholdRule(margin, 0.2, "above"),
+    "entropy": ThresholdRule(entropy, 1.0, "below"),
+    "patience": ConsecutiveRule(SameAnswerRule(), 1),
+    "falling": DecayingSignalRule(margin, 0.3, 4.0, NEW_TOKENS),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_decoders):
+    return tiny_decoders.model("llama")
+
+
+def written(model, rule, **options):
+    out = generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, **options)
+    return [(t.tolist(), e.tolist()) for t, e in zip(out.tokens, out.exit_layers, strict=True)]
+
+
+def trace_of(model, rule=None):
+    out = generate(model, PROMPTS, rule or NeverExit(), max_new_tokens=NEW_TOKENS, kv="exact", batch_size=3)
+    rows = zip(model.encode(PROMPTS), (tokens.tolist() for tokens in out.tokens), strict=True)
+    return out, record_tokens(model, list(rows))
+
+
+class TestColumns:
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_they_are_those_of_the_whole_head(self, bias, monkeypatch):
+        head, states = torch.nn.Linear(8, 30, bias=bias), torch.randn(5, 8)
+        tokens = torch.stack([torch.randperm(30)[:4] for _ in range(5)])
+        expected = head(states).gather(1, tokens)
+        torch.testing.assert_close(logits_among(head, states, tokens), expected)
+        monkeypatch.setattr(lm_head, "_NUMBERS_AT_A_TIME", 64)  # two rows at a time
+        torch.testing.assert_close(logits_among(head, states, tokens), expected)
+
+    @pytest.mark.parametrize("adapter", ["norm", "low-rank", "head"])
+    @pytest.mark.parametrize("family", DECODER_FAMILIES)
+    def test_every_exit_of_every_family_has_them(self, tiny_decoder, family, adapter):
+        model = tiny_decoder(family, adapter=adapter)
+        hidden, tokens = torch.randn(3, model.width), torch.randint(model.stepper.vocabulary, (3, 5))
+        for layer in model.exit_layers:
+            expected = model.logits(layer, hidden).gather(1, tokens)
+            torch.testing.assert_close(model.logits_among(layer, hidden, tokens), expected)
+
+
+class TestRule:
+    def test_none_leaves_the_rule_as_it_is(self):
+        assert prune_vocabulary(rule := NeverExit(), None) is rule
+
+    def test_first_exit_fixes_the_candidates_and_later_ones_read_no_more(self, model):
+        hidden, rule = torch.randn(3, 1, 32), prune_vocabulary(ThresholdRule(margin, 2.0, "above"), 4)
+        state = rule.start(3, 4)
+        first, second = (TokenView(model, layer, hidden, 1, [1, 2, 3]) for layer in (1, 2))
+        rule.should_exit(first, state)
+        expected = model.logits(1, hidden[:, 0]).topk(4).indices.sort().values
+        assert torch.equal(state[CANDIDATES], expected)
+        rule.should_exit(second, state)
+        assert "logits" not in vars(second)
+        said = second.logits_of([0, 2])
+        among = model.logits(2, hidden[:, 0]).gather(1, expected)
+        torch.testing.assert_close(said.gather(1, expected[[0, 2]]), among[[0, 2]])
+        assert (said.isinf().sum(dim=1) == model.stepper.vocabulary - 4).all()
+        assert torch.equal(second.predictions, said_by(among, expected))
+
+    def test_confidence_is_over_the_candidates(self, model):
+        hidden = torch.randn(3, 1, 32)
+        tokens = torch.tensor([[1, 5, 9]] * 3)
+        view = CandidatesView(TokenView(model, 2, hidden, [4, 1, 2], [1, 2, 3]), {CANDIDATES: tokens}, 3)
+        expected = model.logits(2, hidden[:, 0])[:, [1, 5, 9]].softmax(dim=-1)
+        torch.testing.assert_close(top_probability(view), expected.amax(dim=-1))
+        assert view.steps.tolist() == [4, 1, 2]
+        assert set(view.predictions.tolist()) <= {1, 5, 9}
+
+    def test_fewer_than_two_candidates_are_refused(self):
+        for make in (CALMTokensSoftmax, TokenEntropy, TokenPatience):
+            with pytest.raises(UserError, match="at least 2 candidates, got 1"):
+                make(candidates=1)
+        with pytest.raises(UserError, match="no vocabulary to prune"):
+            ConsistentEETokens(candidates=8)
+
+
+def said_by(logits, tokens):
+    return tokens.gather(1, logits.argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+class TestTexts:
+    def test_all_tokens_as_candidates_are_the_whole_head(self, model, rule):
+        whole = prune_vocabulary(rule, model.stepper.vocabulary)
+        assert written(model, whole) == written(model, rule)
+        assert written(model, prune_vocabulary(rule, 10**6), in_flight=5, batch_size=2) == written(model, rule)
+        _, trace = trace_of(model)
+        assert torch.equal(replay(whole, trace), replay(rule, trace))
+
+    @pytest.mark.parametrize("candidates", [2, 6])
+    def test_replay_is_reality_in_any_company(self, model, rule, candidates):
+        pruned = prune_vocabulary(rule, candidates)
+        for kv in ("propagate", "exact"):
+            alone = written(model, pruned, kv=kv, batch_size=1)
+            assert written(model, pruned, kv=kv, batch_size=4) == alone
+            assert written(model, pruned, kv=kv, in_flight=5, batch_size=2) == alone
+        out, trace = trace_of(model, pruned)
+        exits = torch.cat(out.exit_layers)
+        assert torch.equal(replay(pruned, trace), exits)
+        named = named_tokens(trace, candidates).gather(1, exits.unsqueeze(1) - 1).squeeze(1)  # an exit at each layer
+        assert torch.equal(named, torch.cat(out.tokens))
+
+    def test_drawn_texts_too(self, model, rule):
+        pruned, sampling = prune_vocabulary(rule, 3), Sampling(0.8, seed=4)
+        alone = written(model, pruned, sampling=sampling, batch_size=1)
+        assert written(model, pruned, sampling=sampling, batch_size=4) == alone
+        assert written(model, pruned, sampling=sampling, in_flight=5, batch_size=2) == alone
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    candidates=st.integers(2, 200),
+    threshold=st.floats(0.0, 1.0),
+    in_flight=st.integers(2, 7),
+    batch_size=st.integers(1, 4),
+)
+def test_any_pruning_is_the_same_alone_and_regrouped(model, candidates, threshold, in_flight, batch_size):
+    rule = prune_vocabulary(ThresholdRule(margin, threshold, "above"), candidates)
+    options = {"in_flight": max(in_flight, batch_size), "batch_size": batch_size}
+    assert written(model, rule, **options) == written(model, rule, batch_size=1)
+
+
+def test_a_sweep_is_every_replay(model):
+    _, trace = trace_of(model)
+    rules = [prune_vocabulary(ThresholdRule(margin, x, "above"), k) for k in (2, 9) for x in (0.0, 0.2, 0.6, 1.0)]
+    assert torch.equal(sweep(rules, trace), torch.stack([replay(rule, trace) for rule in rules]))
+
+
+def test_an_exit_names_what_it_may_say(model):
+    _, trace = trace_of(model)
+    assert torch.equal(said_at_exits(trace, model.stepper.vocabulary), said_at_exits(trace))
+    pruned = said_at_exits(trace, 2)
+    assert not torch.equal(pruned, said_at_exits(trace))
+    assert torch.equal(pruned[:, 0], said_at_exits(trace)[:, 0])
+
+
+def test_later_exits_cost_so_many_columns(model):
+    width, vocabulary, adapter = 32, model.stepper.vocabulary, 2 * 2 * 32 * 16
+    cost = DecodingFlops(model).exit_cost(prune_vocabulary(ThresholdRule(margin, 0.5, "above"), 7), step=1)
+    later = 2 * width * 7 + adapter
+    assert cost.reading == {1: 2 * width * vocabulary + adapter, 2: later, 3: later, 4: 0}
+    assert cost.answering == {1: 0, 2: 0, 3: 0, 4: 2 * width * vocabulary}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [CALMTokensSoftmax(candidates=5), ConsistentEETokens(policy_reads="state+confidence", candidates=5)],
+    ids=lambda method: method.name,
+)
+def test_methods_keep_the_contract(method):
+    report = check_method(method.name, method, ["llama"])
+    assert report.passed, [outcome.findings for outcome in report.outcomes if outcome.findings]
+
+
+@pytest.mark.parametrize(
+    ("name", "knob", "parameters"),
+    [
+        ("calm-tokens-softmax", 0.5, {}),
+        ("token-entropy", 0.5, {}),
+        ("token-patience", 2.0, {}),
+        ("lite", 0.0, {}),
+        ("soft", 0.0, {}),
+        ("consistentee-tokens", 0.5, {"policy_reads": "confidence"}),
+        ("consistentee-tokens-ladder", 0.03, {"policy_reads": "confidence"}),
+        ("consistentee-tokens-tuned", 0.5, {"policy_reads": "confidence"}),
+        ("consistentee-tokens-curve", 0.5, {"policy_reads": "confidence"}),
+    ],
+)
+def test_it_is_an_option_of_every_rule_that_reads_what_exits_say(model, name, knob, parameters):
+    rule = get_method(name, candidates=9, **parameters).rule(model, knob)
+    assert isinstance(rule, PrunedVocabularyRule)
+    assert rule.candidates == 9
+    assert not isinstance(get_method(name, **parameters).rule(model, knob), PrunedVocabularyRule)
+
+
+def test_a_policy_learns_from_what_it_will_read(model):
+    _, trace = trace_of(model)
+    whole, pruned = (exit_answers(trace, with_confidence=True, candidates=k) for k in (None, 4))
+    assert torch.equal(pruned.label_losses, whole.label_losses)
+    assert torch.equal(pruned.predictions, named_tokens(trace, 4))
+    assert torch.equal(pruned.confidence[:, [0, -1], :3], whole.confidence[:, [0, -1], :3])
+    same = pruned.predictions == whole.predictions
+    assert (pruned.confidence[same][:, 0] >= whole.confidence[same][:, 0]).all(), "a confidence over few is larger"
+    assert not same.all()
+
+
+def test_answers_of_pruned_exits_are_kept_apart(tiny_decoder, tmp_path):
+    recipe = TokenRecipe(exit_steps=3, exit_batch_size=16, head_steps=3, head_batch_size=32, store=tmp_path)
+    for candidates in (None, 4):
+        method = get_method("consistentee-tokens", policy_reads="confidence", candidates=candidates)
+        method.fit(tiny_decoder(), make_text_task(), recipe)
+    assert len(list(tmp_path.glob("answers-*"))) == 2
