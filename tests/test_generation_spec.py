@@ -133,7 +133,15 @@ def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
 
 
 @pytest.mark.parametrize(
-    "name", ["quick-decoding", "cpu-decoding", "cpu-decoding-tuned", "paper-llama-7b", "decoding-calibration"]
+    "name",
+    [
+        "quick-decoding",
+        "cpu-decoding",
+        "cpu-decoding-tuned",
+        "cpu-decoding-losses",
+        "paper-llama-7b",
+        "decoding-calibration",
+    ],
 )
 def test_methods_of_suites_that_come_along_take_their_parameters(name):
     found = load_suite(name)
