@@ -106,8 +106,9 @@ def _time_lines(
     known = [estimate for estimate in estimates if estimate is not None]
     if not known:
         return ["no time estimate: nothing is finished, and no method could be rehearsed"]
-    # What there was no time to rehearse is taken to be as those that were.
-    training = sum(estimate.seconds for estimate in known) * len(missing) / len(known)
+    # What there was no time to rehearse is taken to be as those that were, but for what they share.
+    own = sum(estimate.seconds for estimate in known) - rehearsal.shared
+    training = rehearsal.shared + own * len(missing) / len(known)
     sources = [f"{n} from {s}" for s in dict.fromkeys(e.source for e in known) if (n := _count(known, s))]
     sources += [f"{len(missing) - len(known)} as the others"] if len(known) < len(missing) else []
     besides = [found for cell in missing if (found := rehearsal.besides(cell.spec))]

@@ -24,6 +24,7 @@ SECONDS = 20.0
 _ROWS = 32
 _PROMPTS = 8
 _NEW_TOKENS = 4
+_ROWS_OF_A_STEP = 2
 
 
 class Takes(NamedTuple):
@@ -55,6 +56,8 @@ class Rehearsal:
         self._paid: set[Hashable] = set()
         self._trained: dict[Hashable, float] = {}
         self._besides: dict[Hashable, Takes] = {}
+        self.shared = 0.0
+        """Seconds of the stages among those rehearsed that other cells share: they are trained once."""
 
     def training(self, spec: BaseCellSpec) -> float | None:
         """Return the seconds that a cell trains; None if there is no time to rehearse it, or it cannot be."""
@@ -67,7 +70,7 @@ class Rehearsal:
 
     def besides(self, spec: BaseCellSpec) -> Takes | None:
         """Return what a cell takes beside training, once a cell of the same backbone and lengths was rehearsed."""
-        return self._besides.get(_alike(spec))
+        return self._besides.get(_alike(spec, spec.task))
 
     def _training(self, spec: BaseCellSpec) -> float:
         rows = self._rows(spec)
@@ -77,13 +80,15 @@ class Rehearsal:
         training_rows = min(len(rows.training.train), spec.recipe.max_rows or len(rows.training.train))
         judged = len(rows.training.validation) / len(few.training.validation)
         scale = training_rows / len(few.training.train)
-        ledger = _Ledger(self._steps, self._paid, (spec.group, _alike(spec)), scale, judged)
+        steps_alike = _alike(spec, spec.training_group[0])
+        ledger = _Ledger(self._steps, self._paid, (spec.training_group, steps_alike), scale, judged)
         started = time.perf_counter()
         with stages_given_to(ledger.enter), listening(ledger.hear):
             model = train_method(method, spec.method, model, few.training, spec.recipe.to_recipe(spec.seed)).eval()
         rest = time.perf_counter() - started - ledger.spent
-        if _alike(spec) not in self._besides:
-            self._besides[_alike(spec)] = self._beside(spec, rows, method, model)
+        self.shared += ledger.shared
+        if (alike := _alike(spec, spec.task)) not in self._besides:
+            self._besides[alike] = self._beside(spec, rows, method, model)
         return ledger.seconds + rest
 
     def _beside(self, spec: BaseCellSpec, rows: CellRows[Any], method: Any, model: Any) -> Takes:
@@ -110,9 +115,9 @@ class Rehearsal:
         return Takes(measuring, timing * protocol.rounds * protocol.points_per_cell)
 
 
-def _alike(spec: BaseCellSpec) -> Hashable:
-    """Return what the time of a step or pass depends on, whatever the method."""
-    return spec.backbone, spec.task if spec.kind == "generation" else None, spec.recipe
+def _alike(spec: BaseCellSpec, task: str) -> Hashable:
+    """Return what the time of a step or pass over a task depends on, whatever the method."""
+    return spec.backbone, task if spec.kind == "generation" else None, spec.recipe
 
 
 def _few(rows: CellRows[Any]) -> CellRows[Any]:
@@ -129,12 +134,13 @@ class _Ledger:
     Args:
         steps: seconds of a step, by what it depends on.
         paid: stages that an earlier cell of the group has paid for.
-        place: the cell's group, and what its steps have in common with others, see ``_alike``.
+        place: what shares the cell's stages, and what the time of a step depends on, whatever the method.
         scale: training rows / those of the rehearsal.
         judged: validation rows / those of the rehearsal.
 
     Attributes:
         seconds: of all stages of the cell, and of all passes over its training rows.
+        shared: of those stages among them that other cells share.
         spent: by the rehearsal, in the same.
     """
 
@@ -150,7 +156,7 @@ class _Ledger:
         self._group, self._alike = place
         self._entered: tuple[str, ...] = ()
         self._in_stage = False
-        self.seconds = self.spent = 0.0
+        self.seconds = self.shared = self.spent = 0.0
 
     def enter(self, model: Any, source: Source[Any], stage: Stage[Any, Any], recipe: Recipe) -> None:
         """Take a stage for run: time a step of it, if that is not known, and count its steps."""
@@ -164,9 +170,11 @@ class _Ledger:
         rows = len(source) * (self._scale if learns_backbone else 1.0)
         declared = (self._group, kind, stage.epochs, stage.learning_rate, stage.head_learning_rate)
         if not (stage.shared and declared in self._paid):
-            self.seconds += stage.epochs * ceil(rows / stage.batch_size) * self._steps[kind]
+            takes = stage.epochs * ceil(rows / stage.batch_size) * self._steps[kind]
             if stage.judge is not None:
-                self.seconds += stage.epochs * _seconds(partial(stage.judge, model)) * self._judged
+                takes += stage.epochs * _seconds(partial(stage.judge, model)) * self._judged
+            self.seconds += takes
+            self.shared += takes if stage.shared else 0.0
         if stage.shared:
             self._paid.add(declared)
         self._in_stage = False
@@ -185,17 +193,21 @@ class _Ledger:
 
 
 def seconds_of_a_step(model: Any, source: Source[Any], stage: Stage[Any, Any], recipe: Recipe) -> float:
-    """Take two steps, the first of which is slow; where rows do not fill a batch of tokens, a step takes longer."""
+    """Take two steps, the first of which is slow; where rows do not fill a batch of tokens, a step takes longer.
+
+    Of whole rows that a decoder reads, two do: a step of eight takes ten seconds.
+    """
     batch = min(stage.batch_size, len(source))
     step, recipe = replace(stage, epochs=1, shared=False, judge=None), replace(recipe, store=None, progress=False)
     with stages_given_to(None):
         if isinstance(source, TokenSource):
-            few = source.select(torch.arange(batch))
-            run_stage(model, few, step, recipe)
-            return _seconds(lambda: run_stage(model, few, step, recipe)) * stage.batch_size / batch
-        first = _FirstRows(source, batch)
+            selected = source.select(torch.arange(batch))
+            run_stage(model, selected, step, recipe)
+            return _seconds(lambda: run_stage(model, selected, step, recipe)) * stage.batch_size / batch
+        few = batch if source.lengths is None else min(batch, _ROWS_OF_A_STEP)
+        first = _FirstRows(source, few)
         run_stage(model, first, step, recipe)
-        return _seconds(lambda: run_stage(model, first, step, recipe))
+        return _seconds(lambda: run_stage(model, first, step, recipe)) * batch / few
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -130,8 +130,13 @@ class BaseCellSpec(Strict):
 
     @property
     def group(self) -> Group:
-        """Which cells share its stages and its timing."""
+        """Which cells are timed together."""
         return self.task, self.backbone, self.seed
+
+    @property
+    def training_group(self) -> Group:
+        """Which cells share stages of training: those of the group, unless cells of several tasks train on one."""
+        return self.group
 
     @property
     def folder(self) -> Path:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, TimingSpec
+from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, Group, TimingSpec
 from benchmarks.specs.schema import Strict
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP
 from consistentee.training.recipe import TokenRecipeSettings
@@ -116,6 +116,10 @@ class GenerationCellSpec(BaseCellSpec):
     @property
     def rows(self) -> tuple[Hashable, ...]:
         return self.task, self.train_on, self.validation_prompts, self.test_prompts
+
+    @property
+    def training_group(self) -> Group:
+        return self.train_on, self.backbone, self.seed
 
 
 class GenerationSuite(BaseSuite):
