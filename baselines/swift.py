@@ -54,7 +54,7 @@ from consistentee.training.token_stages import train_exits
 
 _GUESSED_EVERY = 25
 _KAPPA = 2.5
-_GUESSES = 1000
+GUESSES = 1000
 _NOISE = 1e-2
 
 Places = NDArray[np.bool_]
@@ -162,7 +162,7 @@ class DraftedTexts:
         count = min(tokens, model.stepper.position_limit - max(map(len, prompts)))
         full = generate_encoded(model, prompts, NeverExit(), max_new_tokens=count, end_at_eos=False)
         self._model = model
-        self._texts = torch.stack(full.tokens).to(model.device)
+        self.texts = torch.stack(full.tokens).to(model.device)
         self._batch = PromptBatch(model, prompts, count - 1)
         self._batch.prefill()
         self._begin = self._batch.cache.length
@@ -173,11 +173,11 @@ class DraftedTexts:
         """Return the share of tokens at which the model without some sublayers says the next one, in one pass."""
         model, cache = self._model, self._batch.cache
         context = self._batch.context(self._batch.all_rows(), self._begin, cache.length)
-        hidden = model.stepper.embed(self._texts[:, :-1], context.positions)
+        hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
         hidden = skipped.run(model.stepper, hidden, context)
         cache.take_back(self._begin)
         said = model.logits(model.num_layers, hidden).argmax(dim=-1)
-        return float((said == self._texts[:, 1:]).double().mean())
+        return float((said == self.texts[:, 1:]).double().mean())
 
 
 class LayerSetSearch:
@@ -188,7 +188,7 @@ class LayerSetSearch:
         self._inner = max(num_layers - 2, 0)
         self._count = int(share * 2 * self._inner + 1e-9)
         self._random = np.random.default_rng([seed, self._count])
-        self._tried: list[Places] = []
+        self.tried: list[Places] = []
         self._known: set[bytes] = set()
         self._scores: list[float] = []
 
@@ -208,7 +208,7 @@ class LayerSetSearch:
         for number in tracked(range(1, sets), progress or "searching", rows=1, shown=progress is not None):
             if best_score > limits.good_enough or failures == limits.max_failures:
                 break
-            proposed = self._guess() if number % _GUESSED_EVERY == 0 else self._draw_new()
+            proposed = self.guess() if number % _GUESSED_EVERY == 0 else self._draw_new()
             found = self._observe(proposed, score)
             failures = 0 if found > best_score else failures + 1
             if found > best_score:
@@ -225,7 +225,7 @@ class LayerSetSearch:
         return places.flatten()
 
     def _observe(self, places: Places, score: Callable[[SkippedSublayers], float]) -> float:
-        self._tried.append(places)
+        self.tried.append(places)
         self._known.add(places.tobytes())
         self._scores.append(score(sublayers_at(places)))
         return self._scores[-1]
@@ -242,13 +242,13 @@ class LayerSetSearch:
             places = self._draw()
         return places
 
-    def _guess(self) -> Places:
+    def guess(self) -> Places:
         """Return the set, of some new ones drawn at random, whose score may be best by all that is known."""
         process = GaussianProcessRegressor(Matern(nu=2.5), alpha=_NOISE, normalize_y=True, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length that lies at its bound will do
-            process.fit(np.array(self._tried, dtype=float), self._scores)
-        drawn = np.array([self._draw_new() for _ in range(_GUESSES)])
+            process.fit(np.array(self.tried, dtype=float), self._scores)
+        drawn = np.array([self._draw_new() for _ in range(GUESSES)])
         mean, deviation = process.predict(drawn.astype(float), return_std=True)
         best: Places = drawn[int(np.argmax(mean + _KAPPA * deviation))]
         return best

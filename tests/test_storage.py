@@ -202,7 +202,7 @@ def test_record_keeps_infinities(tmp_path):
 
 
 def test_models_with_equal_weights_keep_one_large_file_between_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(shared_weights, "_LARGE", 100)
+    monkeypatch.setattr(shared_weights, "LARGE_BYTES", 100)
     contents = {"first": b"a" * 200, "second": b"a" * 200, "other": b"b" * 200}
     for name, content in contents.items():
         (tmp_path / name / "backbone").mkdir(parents=True)
@@ -220,7 +220,7 @@ def test_a_disk_without_links_keeps_copies(tmp_path, monkeypatch):
     def no_links(*_):
         raise PermissionError
 
-    monkeypatch.setattr(shared_weights, "_LARGE", 1)
+    monkeypatch.setattr(shared_weights, "LARGE_BYTES", 1)
     monkeypatch.setattr("os.link", no_links)
     (tmp_path / "model.safetensors").write_bytes(b"weights")
     share_weights(tmp_path, tmp_path / "pool")

@@ -185,9 +185,9 @@ class TestSearch:
 
     def test_every_25th_set_is_guessed(self, monkeypatch):
         guessed = []
-        guess = LayerSetSearch._guess
-        monkeypatch.setattr(LayerSetSearch, "_guess", lambda self: (guessed.append(len(self._tried)), guess(self))[1])
-        monkeypatch.setattr(swift, "_GUESSES", 20)
+        guess = LayerSetSearch.guess
+        monkeypatch.setattr(LayerSetSearch, "guess", lambda self: (guessed.append(len(self.tried)), guess(self))[1])
+        monkeypatch.setattr(swift, "GUESSES", 20)
         LayerSetSearch(10, 0.4, seed=0).run(lambda skipped: len(skipped.mlp) / 30, SWIFT(max_sets=60))
         assert guessed == [25, 50]
 
@@ -197,7 +197,7 @@ class TestSearch:
         assert scores[0] == scores[2] == 1.0
         by_hand = [
             agreed
-            for prompt, text in zip(model.encode(PROMPTS[:3]), texts._texts.tolist(), strict=True)
+            for prompt, text in zip(model.encode(PROMPTS[:3]), texts.texts.tolist(), strict=True)
             for agreed in drafted_alike(model, prompt, text, SOME)
         ]
         assert scores[1] == scores[3] == sum(by_hand) / len(by_hand)

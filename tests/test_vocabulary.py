@@ -61,7 +61,7 @@ class TestColumns:
         tokens = torch.stack([torch.randperm(30)[:4] for _ in range(5)])
         expected = head(states).gather(1, tokens)
         torch.testing.assert_close(logits_among(head, states, tokens), expected)
-        monkeypatch.setattr(lm_head, "_NUMBERS_AT_A_TIME", 64)  # two rows at a time
+        monkeypatch.setattr(lm_head, "NUMBERS_AT_A_TIME", 64)  # two rows at a time
         torch.testing.assert_close(logits_among(head, states, tokens), expected)
 
     @pytest.mark.parametrize("adapter", ["norm", "low-rank", "head"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from consistentee.files import PARTIAL, make_folder
 
-_LARGE = 1_000_000  # bytes; what is smaller is not worth a link
+LARGE_BYTES = 1_000_000  # bytes; what is smaller is not worth a link
 
 
 def share_weights(model: Path, pool: Path) -> None:
@@ -20,7 +20,7 @@ def share_weights(model: Path, pool: Path) -> None:
         pool: folder where each of these files lies by its hash.
     """
     for file in sorted(model.rglob("*.safetensors")):
-        if file.stat().st_size < _LARGE:
+        if file.stat().st_size < LARGE_BYTES:
             continue
         with file.open("rb") as content:
             first = pool / f"{file_digest(content, 'sha256').hexdigest()}.safetensors"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-_NUMBERS_AT_A_TIME = 2**24
+NUMBERS_AT_A_TIME = 2**24
 
 
 def logits_among(head: nn.Linear, states: Tensor, tokens: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ def logits_among(head: nn.Linear, states: Tensor, tokens: Tensor) -> Tensor:
         states: what it reads, [rows, width].
         tokens: of each row, int64 [rows, K].
     """
-    at_a_time = max(_NUMBERS_AT_A_TIME // (tokens.shape[1] * states.shape[1]), 1)
+    at_a_time = max(NUMBERS_AT_A_TIME // (tokens.shape[1] * states.shape[1]), 1)
     parts = zip(states.split(at_a_time), tokens.split(at_a_time), strict=True)
     products = [_products(head.weight, *part) for part in parts]
     logits = products[0] if len(products) == 1 else torch.cat(products)

@@ -41,7 +41,7 @@ from consistentee.versions import TRAINING_VERSION
 CHECKPOINT_STEPS = 200
 """Steps between two checkpoints of a stage, where a store is given; fewer where they take long."""
 
-_CHECKPOINT_SECONDS = 300.0
+CHECKPOINT_SECONDS = 300.0
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 _VERSIONED_PACKAGES = ("consistentee", "baselines")
@@ -320,7 +320,7 @@ def _train(
                 optimizer.zero_grad(set_to_none=True)
                 if (step + 1) % steps_per_epoch == 0:
                     _judge(model, stage)
-                is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > _CHECKPOINT_SECONDS
+                is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > CHECKPOINT_SECONDS
                 if checkpoint is not None and is_due and step + 1 < total_steps:
                     _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _noted_scores(model, stage))
                     saved_at = time.monotonic()
