@@ -45,9 +45,13 @@ def _neighbours(records: Sequence[BaseRecord]) -> Iterator[tuple[str, float]]:
 
 
 def _mixed(record: BaseRecord) -> Sequence[CurvePoint | ReplayPoint]:
-    """Return the knobs of a cell, on validation rows, that mixtures of equal cost may be made of."""
+    """Return the knobs of a cell, on validation rows, that mixtures of equal cost may be made of.
+
+    None of records from before these were kept: of decoding, those whose references were not read.
+    """
     if isinstance(record, GenerationRecord):
-        return [point.validation for point in record.operating_points]
+        is_old = all(point.references is None for point in record.operating_points)
+        return [] if is_old else [point.validation for point in record.operating_points]
     return [record.curve_validation[point.place] for point in record.hull] if isinstance(record, CellRecord) else []
 
 
