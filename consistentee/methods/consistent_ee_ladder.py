@@ -39,7 +39,7 @@ class ConsistentEELadder(ConsistentEE):
 
     Attributes:
         rungs: number of prices, log-spaced from ``lowest_price`` to ``highest_price``: those of the paper's code and a
-            little beyond.With them rows of SST-2 leave at 1.2 to 3.4 of 6 layers on average.
+            little beyond. With them rows of SST-2 leave at 1.2 to 3.4 of 6 layers on average.
     """
 
     name: ClassVar[str] = "consistentee-ladder"
