@@ -25,7 +25,7 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.decoder_stack import DecoderStack
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.schedules import ScheduledRule, check_exit_layer
-from consistentee.training.branch_stage import train_branches
+from consistentee.training.decoder.branch_stage import train_branches
 from consistentee.training.recipe import TokenRecipe
 
 

@@ -42,6 +42,8 @@ from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
 from consistentee.rules.schedules import text_length
 from consistentee.rules.signals import Signal, head_probability, margin
 from consistentee.rules.view import LayerView
+from consistentee.training.decoder.sources import StateBatch
+from consistentee.training.decoder.stages import train_exits, train_learned_head
 from consistentee.training.loop import FeatureBatch, FeatureSource
 from consistentee.training.recipe import Recipe, TokenRecipe
 from consistentee.training.stages import (
@@ -51,8 +53,6 @@ from consistentee.training.stages import (
     train_jointly_on,
     training_source,
 )
-from consistentee.training.token_sources import StateBatch
-from consistentee.training.token_stages import train_exits, train_learned_head
 
 _CONFIDENCE = "confidence"
 _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"

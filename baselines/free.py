@@ -26,8 +26,8 @@ from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
 from consistentee.rules.schedules import check_exit_layer
 from consistentee.rules.signals import margin
 from consistentee.rules.view import LayerView
+from consistentee.training.decoder.stages import train_exits
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_stages import train_exits
 
 _THRESHOLDS = (-1.0, *torch.linspace(-7, 7, 57).sigmoid().tolist(), 1.0)
 

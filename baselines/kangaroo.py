@@ -30,7 +30,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.methods.drafting import DraftingMethod
 from consistentee.models.branches import BranchSpec
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.training.branch_stage import train_branches
+from consistentee.training.decoder.branch_stage import train_branches
 from consistentee.training.recipe import TokenRecipe
 
 

@@ -11,7 +11,7 @@ say the next token, weights growing with depth. With a frozen backbone there is 
 trained, by the stage that all methods share. Choices: exits have adapters; and, unless parameters say otherwise, every
 step trains all exits, with weights in proportion to depth. The paper's exits take turns (``curriculum: rotational``, or
 ``gradual``) and weigh as the square of depth (``exit_weights: squared depth``): see
-:mod:`consistentee.training.backbone_losses`.
+:mod:`consistentee.training.decoder.backbone_losses`.
 
 The rule is the draft's: every token leaves at the draft layer. Without verification, that is a static exit.
 """
@@ -23,8 +23,8 @@ from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
 from consistentee.methods.drafting import DraftingMethod
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.training.decoder.stages import train_exits
 from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
-from consistentee.training.token_stages import train_exits
 
 
 @dataclass(frozen=True)

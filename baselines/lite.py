@@ -1,8 +1,8 @@
 """LITE (Varshney et al., Findings of NAACL 2024, arXiv 2310.18581): middle layers that learned to speak.
 
 Training: instruction tuning of the whole model with the cross-entropy of every exit, all with the same weight, through
-the model's own final norm and LM head: see :mod:`consistentee.training.backbone_losses`. A recipe that trains the
-backbone (``trains: all``) on exits that add nothing (``adapter: shared``) is the paper's; on a frozen backbone exits
+the model's own final norm and LM head: see :mod:`consistentee.training.decoder.backbone_losses`. A recipe that trains
+the backbone (``trains: all``) on exits that add nothing (``adapter: shared``) is the paper's; on a frozen backbone they
 are trained by the stage that all methods share. Exits of LLaMA-2-7B lie at 8, 12, ..., 28 of 32 layers; here where the
 suite has them.
 
@@ -20,8 +20,8 @@ from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.depth_thresholds import SHIFTS, DepthThresholdRule, shifted_thresholds
 from consistentee.rules.exit_rule import ExitRule
+from consistentee.training.decoder.stages import train_exits
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_stages import train_exits
 
 
 @dataclass(frozen=True)

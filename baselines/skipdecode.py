@@ -22,8 +22,8 @@ from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.schedules import ScheduledRule, mean_layers, text_length
+from consistentee.training.decoder.stages import train_exits
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_stages import train_exits
 
 
 @dataclass(frozen=True)

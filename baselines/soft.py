@@ -2,8 +2,8 @@
 
 Training: the first n layers with the model's final norm and LM head are a "sub-model", for some n; all are fine-tuned
 at once on the mean of their cross-entropies. This is LITE's loss, weight for weight, found at the same time: here both
-share one stage, see :mod:`consistentee.training.backbone_losses`. What differs in the papers is where exits lie (12,
-16, ..., 36 of LLaMA-2-13B's 40 layers), epochs, and the thresholds.
+share one stage, see :mod:`consistentee.training.decoder.backbone_losses`. What differs in the papers is where exits lie
+(12, 16, ..., 36 of LLaMA-2-13B's 40 layers), epochs, and the thresholds.
 
 Rule: leave at the first sub-model whose largest probability reaches its threshold, which falls with depth. The paper's
 are read by depth and shifted by one knob, as LITE's are. Left out: the paper's speculative decoding with sub-models,

@@ -48,9 +48,9 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.sublayers import SkippedSublayers
 from consistentee.progress import tracked
 from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.training.decoder.stages import train_exits
 from consistentee.training.loop import training_device
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_stages import train_exits
 
 _GUESSED_EVERY = 25
 _KAPPA = 2.5

@@ -22,8 +22,8 @@ from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy
+from consistentee.training.decoder.stages import train_exits, train_last_exit
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_stages import train_exits, train_last_exit
 
 _FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(49))
 """Fractions of the largest entropy, ln V, from 1 down to 1e-4."""

@@ -11,8 +11,8 @@ from torch.nn import functional
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training import head_loss, loop
-from consistentee.training.backbone_losses import (
+from consistentee.training.decoder import head_loss, loop
+from consistentee.training.decoder.backbone_losses import (
     ExitLosses,
     exit_weights,
     joint_loss,
@@ -20,10 +20,10 @@ from consistentee.training.backbone_losses import (
     skip_probability,
     states_with_layer_dropout,
 )
-from consistentee.training.head_loss import weighted_cross_entropy
+from consistentee.training.decoder.head_loss import weighted_cross_entropy
+from consistentee.training.decoder.sources import DrawnRows, StepRows
+from consistentee.training.decoder.stages import train_exits, train_last_exit
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_sources import DrawnRows, StepRows
-from consistentee.training.token_stages import train_exits, train_last_exit
 
 RECIPE = TokenRecipe(exit_steps=5, exit_batch_size=16, trains="all", backbone_steps=3, backbone_learning_rate=3e-3)
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]

@@ -17,9 +17,9 @@ from consistentee.models.decoder_stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.row_states import record_rows
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.branch_stage import branch_loss, said_by_branch, train_branches
+from consistentee.training.decoder.branch_stage import branch_loss, said_by_branch, train_branches
+from consistentee.training.decoder.sources import DrawnRowStates
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_sources import DrawnRowStates
 
 PROMPTS = random_prompts(6, seed=4)
 ROWS = [([2, 7, 9, 20], [30, 31, 3]), ([2, 8], [40, 3]), ([2, 8, 11], [41])]

@@ -24,9 +24,9 @@ from consistentee.methods.token_answers import exit_answers
 from consistentee.models.encoder import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay, sweep
-from consistentee.training import token_stages as token_training
+from consistentee.training.decoder import stages as token_training
+from consistentee.training.decoder.sources import DrawnTokens
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_sources import DrawnTokens
 
 RECIPE = TokenRecipe(
     exit_steps=10, exit_batch_size=16, exit_learning_rate=1e-2, head_steps=10, head_batch_size=16, head_tokens=60

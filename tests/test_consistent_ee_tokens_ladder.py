@@ -9,8 +9,8 @@ from consistentee.methods.consistent_ee_tokens_ladder import ConsistentEETokensL
 from consistentee.methods.policy import POLICY
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
+from consistentee.training.decoder.sources import DrawnTokens
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_sources import DrawnTokens
 
 LADDER = ConsistentEETokensLadder(rungs=3, lowest_price=0.01, highest_price=1.0)
 ROWS = [([2, 7, 9], [30, 31, *range(20, 60)]), ([2, 8], [40, *range(30, 50)])]

@@ -11,7 +11,7 @@ from consistentee.errors import UserError
 from consistentee.methods.consistent_ee_tokens_tuned import ConsistentEETokensTuned, loss_where_tokens_leave
 from consistentee.methods.reward import exit_shares
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.head_loss import top_probabilities
+from consistentee.training.decoder.head_loss import top_probabilities
 from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(

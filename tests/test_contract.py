@@ -18,7 +18,7 @@ import torch
 from consistentee import ExitRule, Knob, Method, ThresholdRule, TokenMethod
 from consistentee.rules.signals import margin
 from consistentee.training.stages import train_jointly
-from consistentee.training.token_stages import train_exits
+from consistentee.training.decoder.stages import train_exits
 
 class Base(PARENT):
     name: ClassVar[str] = "base"

@@ -9,13 +9,13 @@ from conftest import make_text_task
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_sources import DrawnTokens, drawn
-from consistentee.training.token_stages import (
+from consistentee.training.decoder.sources import DrawnTokens, drawn
+from consistentee.training.decoder.stages import (
     exit_loss,
     train_exits,
     train_learned_head,
 )
+from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(
     exit_steps=30, exit_batch_size=16, exit_learning_rate=1e-2, head_steps=20, head_batch_size=16, backbone_steps=3

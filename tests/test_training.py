@@ -15,11 +15,11 @@ from consistentee.files import LOCK
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop
 from consistentee.training.attention import stepwise_attention
+from consistentee.training.decoder.sources import DrawnRows, DrawnTokens
+from consistentee.training.decoder.stages import train_exits
 from consistentee.training.loop import TokenSource, run_stage
 from consistentee.training.recipe import Recipe, TokenRecipe
 from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, train_jointly, training_source
-from consistentee.training.token_sources import DrawnRows, DrawnTokens
-from consistentee.training.token_stages import train_exits
 from consistentee.training.word_tables import only_used_rows
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)

@@ -39,15 +39,15 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_trace import TokenTrace
-from consistentee.training.recipe import Target, TokenRecipe
-from consistentee.training.token_sources import StateBatch
-from consistentee.training.token_stages import (
+from consistentee.training.decoder.sources import StateBatch
+from consistentee.training.decoder.stages import (
     ADAPTERS,
     train_exits,
     train_learned_head,
     train_on_states,
     wanted_answers,
 )
+from consistentee.training.recipe import Target, TokenRecipe
 
 _THRESHOLDS = tuple(torch.linspace(-9, 9, 73).sigmoid().tolist())
 _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1, -5, 121).tolist())

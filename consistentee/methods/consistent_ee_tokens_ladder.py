@@ -19,7 +19,7 @@ from consistentee.methods.price_ladder import ALWAYS, PriceLadder, rung_logits
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.training.token_sources import StateBatch
+from consistentee.training.decoder.sources import StateBatch
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ from consistentee.methods.consistent_ee_tokens import ConsistentEETokensCurve
 from consistentee.methods.reward import exit_shares
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_trace import TokenTrace
-from consistentee.training.backbone_losses import loss_at_exits
-from consistentee.training.backbone_stage import train_backbone
-from consistentee.training.head_loss import top_probabilities
+from consistentee.training.decoder.backbone_losses import loss_at_exits
+from consistentee.training.decoder.backbone_stage import train_backbone
+from consistentee.training.decoder.head_loss import top_probabilities
+from consistentee.training.decoder.sources import StateBatch, StepRows
+from consistentee.training.decoder.stages import ADAPTERS, cached_states, train_exits, train_on_states
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_sources import StateBatch, StepRows
-from consistentee.training.token_stages import ADAPTERS, cached_states, train_exits, train_on_states
 
 _NAME = "where-tokens-leave"
 

@@ -187,7 +187,7 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
             learns; the batch is in rows.
         lora_rank: rank of the updates, for ``trains="lora"``.
         exit_weights, exit_curriculum, layer_dropout: the loss of that stage, see
-            :mod:`consistentee.training.backbone_losses`.
+            :mod:`consistentee.training.decoder.backbone_losses`.
         traced_rows: the first so many training rows, whose states are cached after that stage, for exits and heads to
             learn from; None for all. A row of a hundred tokens takes half a megabyte.
         group_by_length, precision: of that stage, as in :class:`Recipe`; the LM head's products are in it too.
@@ -232,6 +232,6 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
 
     def tokens_for_heads(self, trace: "TokenTrace") -> "Tensor":
         """Return which tokens of a trace learned heads are trained on: their numbers, int64 [at most head_tokens]."""
-        from consistentee.training.token_sources import drawn
+        from consistentee.training.decoder.sources import drawn
 
         return drawn(trace.may_exit, min(self.head_tokens, len(trace.may_exit)), self.seed).sort().values

@@ -11,10 +11,10 @@ from consistentee.models.branches import BranchSpec
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.decoder_stack import DecoderStack
 from consistentee.traces.row_states import RowBatch, record_rows
+from consistentee.training.decoder.sources import DrawnRowStates, drawn
+from consistentee.training.decoder.stages import train_exits, train_on_rows
 from consistentee.training.loop import training_device
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_sources import DrawnRowStates, drawn
-from consistentee.training.token_stages import train_exits, train_on_rows
 
 
 def train_branches(

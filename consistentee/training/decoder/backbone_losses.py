@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.training.head_loss import weighted_cross_entropy
+from consistentee.training.decoder.head_loss import weighted_cross_entropy
+from consistentee.training.decoder.sources import StepRows
 from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
-from consistentee.training.token_sources import StepRows
 
 RowsLoss = Callable[[MultiExitDecoder, StepRows], Tensor]
 """A loss that runs the backbone: (model, rows of a step) -> scalar."""

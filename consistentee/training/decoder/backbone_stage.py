@@ -10,10 +10,10 @@ from typing import Any
 
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow
-from consistentee.training.backbone_losses import RowsLoss
+from consistentee.training.decoder.backbone_losses import RowsLoss
+from consistentee.training.decoder.sources import DrawnRows, StepRows
 from consistentee.training.loop import Stage, run_stage
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_sources import DrawnRows, StepRows
 
 
 def train_backbone(

@@ -18,11 +18,11 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.row_states import RowBatch
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, record_tokens
-from consistentee.training.backbone_losses import ExitLosses, RowsLoss, exit_weights, joint_loss, last_exit_loss
-from consistentee.training.backbone_stage import train_backbone
+from consistentee.training.decoder.backbone_losses import ExitLosses, RowsLoss, exit_weights, joint_loss, last_exit_loss
+from consistentee.training.decoder.backbone_stage import train_backbone
+from consistentee.training.decoder.sources import DrawnRowStates, DrawnTokens, StateBatch
 from consistentee.training.loop import Stage, run_stage, training_device
 from consistentee.training.recipe import Target, TokenRecipe
-from consistentee.training.token_sources import DrawnRowStates, DrawnTokens, StateBatch
 
 ADAPTERS = "exit_adapters."
 
