@@ -23,27 +23,17 @@ from consistentee.rules.exit_rule import ExitRule
 from consistentee.training.decoder.stages import train_exits
 from consistentee.training.recipe import TokenRecipe
 
+THRESHOLDS = ((0.25, 0.95), (0.375, 0.95), (0.5, 0.9), (0.625, 0.9), (0.75, 0.8), (0.875, 0.7))
+"""Share of the depth, and the threshold there."""
+
 
 @dataclass(frozen=True)
 class LITE(VocabularyMethod):
-    """Leave where the largest probability reaches a threshold that falls with depth.
-
-    Class attributes:
-        thresholds: shares of the depth, and the paper's threshold at each.
-    """
+    """Leave where the largest probability reaches a threshold that falls with depth."""
 
     name: ClassVar[str] = "lite"
     paper: ClassVar[str] = "Varshney et al., LITE, Findings of NAACL 2024, arXiv 2310.18581"
     knob: ClassVar[Knob] = Knob("shift", SHIFTS)
-
-    thresholds: ClassVar[tuple[tuple[float, float], ...]] = (
-        (0.25, 0.95),
-        (0.375, 0.95),
-        (0.5, 0.9),
-        (0.625, 0.9),
-        (0.75, 0.8),
-        (0.875, 0.7),
-    )
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train all exits alike, through the backbone where the recipe trains it."""
@@ -54,4 +44,4 @@ class LITE(VocabularyMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit by the thresholds of the paper, their log-odds shifted by ``knob``."""
         self.check_knob(model, knob)
-        return self.pruned(DepthThresholdRule(shifted_thresholds(self.thresholds, model.exit_layers, knob)))
+        return self.pruned(DepthThresholdRule(shifted_thresholds(THRESHOLDS, model.exit_layers, knob)))
