@@ -21,8 +21,10 @@ from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import head_probability
-from consistentee.training.loop import Stage, TokenBatch, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenBatch
+from consistentee.training.stage import Stage
 from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, training_source
 
 _UNCERTAINTY = "uncertainty"

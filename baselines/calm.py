@@ -44,8 +44,8 @@ from consistentee.rules.signals import Signal, head_probability, margin
 from consistentee.rules.view import LayerView
 from consistentee.training.decoder.sources import StateBatch
 from consistentee.training.decoder.stages import train_exits, train_learned_head
-from consistentee.training.loop import FeatureBatch, FeatureSource
 from consistentee.training.recipe import Recipe, TokenRecipe
+from consistentee.training.sources import FeatureBatch, FeatureSource
 from consistentee.training.stages import (
     recorded_features,
     train_heads,

@@ -43,8 +43,9 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.signals import top_probability
 from consistentee.rules.view import LayerView, predictions_of
-from consistentee.training.loop import TokenBatch, TokenSource, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenBatch, TokenSource
 from consistentee.training.stages import layer_losses, token_stage, train_last_exit, train_last_exit_on, training_source
 
 _THRESHOLDS = tuple(torch.linspace(-3, 12, 76).sigmoid().tolist())

@@ -32,8 +32,9 @@ from consistentee.methods.reward import simulated_exits
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.view import LayerView
-from consistentee.training.loop import TokenBatch, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenBatch
 from consistentee.training.stages import layer_losses, token_stage, training_source
 
 _THRESHOLDS = (1.001, *torch.linspace(6, -14, 161).sigmoid().tolist(), 0.0)

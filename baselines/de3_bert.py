@@ -26,8 +26,9 @@ from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import normalised_entropy
 from consistentee.rules.view import LayerView
-from consistentee.training.loop import TokenBatch, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenBatch
 from consistentee.training.stages import (
     BACKBONE_AND_CLASSIFIERS,
     depth_weighted_loss,

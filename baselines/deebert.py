@@ -23,8 +23,8 @@ from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import entropy
-from consistentee.training.loop import FeatureBatch, FeatureSource
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import FeatureBatch, FeatureSource
 from consistentee.training.stages import (
     layer_losses,
     recorded_features,

@@ -35,8 +35,9 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import FACTORS, HeadSpec, factors_of, set_factors
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
-from consistentee.training.loop import FeatureBatch, FeatureSource, TokenBatch, TokenSource, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
 from consistentee.training.stages import (
     depth_weighted_loss,
     hold_out,

@@ -31,8 +31,10 @@ from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import normalised_entropy
-from consistentee.training.loop import FeatureBatch, FeatureSource, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
+from consistentee.training.stage import Stage
 from consistentee.training.stages import recorded_features, train_heads, train_last_exit_on, training_source
 
 _SPEEDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(1, 73)), 0.0)

@@ -28,8 +28,9 @@ from consistentee.models.classifiers import ClassifierSpec, PastFutureClassifier
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import entropy
-from consistentee.training.loop import TokenBatch, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenBatch
 from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, training_source
 
 _FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))

@@ -32,8 +32,9 @@ from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.training.loop import TokenBatch, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenBatch
 from consistentee.training.stages import layer_losses, token_stage, training_source
 
 

@@ -33,8 +33,8 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
-from consistentee.training.loop import FeatureBatch, FeatureSource
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import FeatureBatch, FeatureSource
 from consistentee.training.stages import (
     layer_losses,
     recorded_features,

@@ -36,8 +36,9 @@ from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
-from consistentee.training.loop import TokenBatch, TokenSource, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenBatch, TokenSource
 from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, token_stage, training_source
 
 SCORES = "lesson_scores"

@@ -27,8 +27,9 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
-from consistentee.training.loop import TokenBatch, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenBatch
 from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, token_stage, training_source
 
 _LEAVES = "leaves"

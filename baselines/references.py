@@ -22,8 +22,8 @@ from consistentee.rules.schedules import check_exit_layer, mean_layers
 from consistentee.rules.view import LayerView
 from consistentee.training.decoder.stages import train_exits
 from consistentee.training.decoder.stages import train_last_exit as train_last_token_exit
-from consistentee.training.loop import label_tensor
 from consistentee.training.recipe import Recipe, TokenRecipe
+from consistentee.training.sources import label_tensor
 from consistentee.training.stages import train_jointly, train_last_exit
 
 _HASH_RANGE = 2**31 - 1

@@ -25,8 +25,8 @@ from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import top_probability
-from consistentee.training.loop import FeatureBatch, FeatureSource
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import FeatureBatch, FeatureSource
 from consistentee.training.stages import (
     layer_losses,
     recorded_features,

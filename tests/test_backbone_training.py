@@ -11,7 +11,8 @@ from torch.nn import functional
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.decoder import head_loss, loop
+from consistentee.training import checkpoints, loop
+from consistentee.training.decoder import head_loss
 from consistentee.training.decoder.backbone_losses import (
     ExitLosses,
     exit_weights,
@@ -235,7 +236,8 @@ class TestTheStage:
     def test_a_checkpoint_is_due_after_some_minutes_too(self, tiny_decoder, tmp_path, monkeypatch):
         written = []
         monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)
-        monkeypatch.setattr(loop, "save_tensors", lambda tensors, _: written.append(tensors.get("step")))
+        for module in (loop, checkpoints):
+            monkeypatch.setattr(module, "save_tensors", lambda tensors, _: written.append(tensors.get("step")))
         train_last_exit(tiny_decoder(), make_text_task(), replace(RECIPE, store=tmp_path))
         assert written == [1, 2, None], "the last one is the stage's result"
 

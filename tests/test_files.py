@@ -14,8 +14,8 @@ from conftest import make_task
 from consistentee.files import DiskFullError, clear_leftovers, only_one
 from consistentee.models.encoder import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
-from consistentee.training.loop import TokenSource
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenSource
 from consistentee.training.stages import train_jointly
 
 HOLD = """

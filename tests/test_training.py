@@ -17,8 +17,9 @@ from consistentee.training import loop
 from consistentee.training.attention import stepwise_attention
 from consistentee.training.decoder.sources import DrawnRows, DrawnTokens
 from consistentee.training.decoder.stages import train_exits
-from consistentee.training.loop import TokenSource, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe, TokenRecipe
+from consistentee.training.sources import TokenSource
 from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, train_jointly, training_source
 from consistentee.training.word_tables import only_used_rows
 
@@ -155,7 +156,7 @@ class TestTheStore:
             for source in kind.sources:
                 patch.setattr(source, "batch", lambda *_: pytest.fail("the store was not used"))
             assert same(first, kind.trained(store=tmp_path))
-            patch.setattr(loop, "TRAINING_VERSION", -1)
+            patch.setattr("consistentee.training.stage.TRAINING_VERSION", -1)
             with pytest.raises(pytest.fail.Exception, match="the store was not used"):
                 kind.trained(store=tmp_path)
 

@@ -10,8 +10,8 @@ from torch.nn import functional
 from baselines.ztw import ZTW, heads_say
 from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier, RecordedLayer
 from consistentee.models.encoder import MultiExitModel
-from consistentee.training.loop import FeatureBatch
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import train_last_exit
 
 RECIPE = Recipe(

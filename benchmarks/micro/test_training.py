@@ -14,9 +14,9 @@ from torch.optim import AdamW
 
 from consistentee.data.encoding import Encoding
 from consistentee.models.encoder import MultiExitModel
-from consistentee.training.loop import TokenSource
 from consistentee.training.precision import precision_used
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenSource
 from consistentee.training.stages import (
     depth_weighted_loss,
     layer_losses,

@@ -15,8 +15,10 @@ from benchmarks.specs.base import BaseCellSpec, TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec
 from consistentee.methods.method import get_method, train_method
 from consistentee.progress import Position, listening
-from consistentee.training.loop import Source, Stage, TokenSource, run_stage, stages_given_to
+from consistentee.training.loop import run_stage, stages_given_to
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenSource
+from consistentee.training.stage import Source, Stage
 
 SECONDS = 20.0
 """After so long no other method is rehearsed."""

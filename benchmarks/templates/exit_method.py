@@ -10,7 +10,7 @@ from torch.nn import functional
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.signals import head_probability
-from consistentee.training.loop import FeatureBatch, FeatureSource
+from consistentee.training.sources import FeatureBatch, FeatureSource
 from consistentee.training.stages import recorded_features, train_heads, train_jointly_on, training_source
 
 

@@ -28,8 +28,10 @@ from consistentee.methods.reward import exact_policy_loss, exit_distribution, re
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.training.loop import FeatureBatch, FeatureSource, Stage, TokenBatch, TokenSource, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
+from consistentee.training.stage import Stage
 from consistentee.training.stages import (
     BACKBONE_AND_CLASSIFIERS,
     layer_losses,

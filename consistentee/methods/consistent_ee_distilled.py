@@ -39,8 +39,9 @@ from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import top_probability
-from consistentee.training.loop import TokenBatch, TokenSource, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenBatch, TokenSource
 from consistentee.training.stages import (
     layer_losses,
     recorded_features,

@@ -9,8 +9,8 @@ from torch import Tensor
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_outputs
-from consistentee.training.loop import TokenSource
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenSource
 from consistentee.training.stages import train_jointly_on
 
 

@@ -5,17 +5,14 @@ cached features (a frozen backbone has run once). Stages that methods share are 
 they depend on: the weights they start from, the rows, the hyperparameters, the loss, the version of training.
 """
 
-import hashlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,182 +21,26 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_linear_schedule_with_warmup
 
-from consistentee.data.encoding import Batch, Encoding, fingerprint
-from consistentee.data.instances import Label
 from consistentee.errors import UserError
-from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
+from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit
-from consistentee.models.encoder import LayerOutputs, MultiExitModel
-from consistentee.models.source_code import module_source
+from consistentee.models.encoder import MultiExitModel
 from consistentee.progress import tracked
 from consistentee.training.attention import stepwise_attention, unfused_attention
+from consistentee.training.checkpoints import SCORES, note_scores, noted_scores, resume, save_checkpoint
 from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import TokenSource
+from consistentee.training.stage import BatchT, ModelT, Source, Stage, stage_key
 from consistentee.training.word_tables import UsedRows, only_used_rows
-from consistentee.versions import TRAINING_VERSION
 
 CHECKPOINT_STEPS = 200
 """Steps between two checkpoints of a stage, where a store is given; fewer where they take long."""
 
 CHECKPOINT_SECONDS = 300.0
 
-_OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
-_VERSIONED_PACKAGES = ("consistentee", "baselines")
-_SCORES = "validation_by_epoch"
-"""Name of what the judge said among the tensors of a stored stage or checkpoint."""
-
 _BATCHES_SORTED_TOGETHER = 16
 """Enough to take nearly all padding out, few enough that a batch's rows still come from everywhere."""
-
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """Rows as tokens: ``labels`` [rows], and ``rows`` [rows], their numbers in the source."""
-
-    tokens: Batch
-    labels: Tensor
-    rows: Tensor
-    step: int
-
-
-@dataclass(frozen=True)
-class FeatureBatch:
-    """Rows as cached features: what a frozen backbone left, ``labels`` [rows], and ``rows`` [rows]."""
-
-    outputs: LayerOutputs
-    labels: Tensor
-    rows: Tensor
-    step: int
-
-
-ModelT = TypeVar("ModelT", bound=MultiExit)
-BatchT = TypeVar("BatchT")
-BatchT_co = TypeVar("BatchT_co", covariant=True)
-
-
-class Source(Protocol[BatchT_co]):
-    """Where a stage's rows come from."""
-
-    @property
-    def lengths(self) -> Tensor | None:
-        """Tokens of every row [N]; None where a batch has no padding, or rows come in an order of their own."""
-        ...
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        ...
-
-    def batch(self, rows: Tensor, step: int) -> BatchT_co:
-        """Return the given rows, on the model's device."""
-        ...
-
-    def fingerprint(self) -> str:
-        """Return a hash of all rows."""
-        ...
-
-
-@dataclass(frozen=True)
-class JudgedRows:
-    """A task's validation rows as tokens, and how answers to them are scored."""
-
-    encodings: Sequence[Encoding]
-    labels: Sequence[Label]
-    metric: str
-
-
-class TokenSource:
-    """Rows as tokens."""
-
-    def __init__(
-        self, model: MultiExitModel, encodings: Sequence[Encoding], labels: Tensor, judged: JudgedRows | None = None
-    ) -> None:
-        """``labels``: class indices or targets, [N]; ``judged``: what judges a model that learns from all of them."""
-        self.model = model
-        self.encodings = encodings
-        self.labels = labels
-        self.judged = judged
-        self.lengths = torch.tensor([len(encoding) for encoding in encodings])
-
-    def select(self, rows: Tensor) -> "TokenSource":
-        """Return some of the rows, given by their numbers."""
-        return TokenSource(self.model, [self.encodings[i] for i in rows.tolist()], self.labels[rows])
-
-    def __len__(self) -> int:
-        return len(self.encodings)
-
-    def batch(self, rows: Tensor, step: int) -> TokenBatch:
-        """Return padded rows."""
-        tokens = self.model.collate([self.encodings[i] for i in rows.tolist()])
-        return TokenBatch(tokens, self.labels[rows].to(self.model.device), rows, step)
-
-    def fingerprint(self) -> str:
-        """Hash of tokens and labels."""
-        return hashlib.sha256(json.dumps([fingerprint(self.encodings), self.labels.tolist()]).encode()).hexdigest()
-
-
-class FeatureSource:
-    """Rows of a split as what a frozen backbone leaves of them."""
-
-    lengths = None
-
-    def __init__(self, model: MultiExitModel, outputs: LayerOutputs, labels: Sequence[Label]) -> None:
-        self.model = model
-        self.outputs = outputs
-        self.labels = label_tensor(labels)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, rows: Tensor, step: int) -> FeatureBatch:
-        """Return the features of some rows."""
-        device = self.model.device
-        parts = (self.outputs.vectors, self.outputs.pooled, self.outputs.logits)
-        outputs = LayerOutputs(*(part[rows].to(device) for part in parts))
-        return FeatureBatch(outputs, self.labels[rows].to(device), rows, step)
-
-    def fingerprint(self) -> str:
-        """Hash of features and labels."""
-        tensors = (self.outputs.vectors, self.outputs.logits, self.labels)
-        return hash_tensors({str(i): tensor for i, tensor in enumerate(tensors)})
-
-
-@dataclass(frozen=True)
-class Stage(Generic[ModelT, BatchT]):
-    """A loss on some of the model's weights.
-
-    Attributes:
-        name: for progress bars and the store.
-        loss: (model, batch of the source) -> scalar.
-        trains: prefixes of the names of the weights that change; all others are frozen.
-        epochs, batch_size: how long.
-        learning_rate: peak rate of the backbone, where it changes.
-        head_learning_rate: peak rate of everything else.
-        details: what the loss depends on beside the batch (hyperparameters, per-row tensors), for the key.
-        shared: keep the weights in the store, for the next method that asks for the same stage.
-        dropout: train mode; a stage on cached features has no use for it.
-        also_reads: rows beside the source's that the loss reads, as tokens: word tables that learn hold no others.
-        judge: the model as it stands -> its score on validation rows; asked after every epoch, and noted in the model's
-            description. It has no part in what is learnt.
-    """
-
-    name: str
-    loss: Callable[[ModelT, BatchT], Tensor]
-    trains: tuple[str, ...]
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    head_learning_rate: float
-    details: dict[str, Any] = field(default_factory=dict)
-    shared: bool = False
-    dropout: bool = True
-    also_reads: Sequence[Encoding] = ()
-    judge: Callable[[ModelT], float] | None = None
-
-
-def label_tensor(labels: Sequence[Label]) -> Tensor:
-    """Turn class indices into int64 [N], or numeric targets into float32 [N]."""
-    tensor = torch.tensor(labels)
-    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def training_device() -> torch.device:
@@ -240,31 +81,20 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         _train(model, source, stage, recipe, checkpoint=None)
         return
     recipe.store.mkdir(parents=True, exist_ok=True)
-    key = _stage_key(model, source, stage, recipe)
+    key = stage_key(model, source, stage, recipe)
     final = recipe.store / f"{stage.name}-{key}.safetensors"
     checkpoint = recipe.store / f"{stage.name}-{key}.checkpoint.safetensors"
     with only_one(final):
         stored = load_tensors(final)
         if stored is not None:
-            _note_scores(model, stage, stored.pop(_SCORES, None))
+            note_scores(model, stage, stored.pop(SCORES, None))
             model.load_state_dict(stored, strict=False)  # all others are as the key says
             model.eval()
         else:
             _train(model, source, stage, recipe, checkpoint)
             if stage.shared:
-                save_tensors(_trained_weights(model, stage) | _noted_scores(model, stage), final)
+                save_tensors(_trained_weights(model, stage) | noted_scores(model, stage), final)
         checkpoint.unlink(missing_ok=True)
-
-
-def _note_scores(model: MultiExit, stage: Stage[ModelT, BatchT], scores: Tensor | None) -> None:
-    """Note the validation score after every epoch in the model, as far as they are known, float64 [epochs]."""
-    if scores is not None:
-        model.description.validation_by_epoch[stage.name] = scores.tolist()
-
-
-def _noted_scores(model: MultiExit, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
-    scores = model.description.validation_by_epoch.get(stage.name)
-    return {} if scores is None else {_SCORES: torch.tensor(scores, dtype=torch.float64)}
 
 
 def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
@@ -300,7 +130,7 @@ def _train(
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             model.description.validation_by_epoch.pop(stage.name, None)
-            first_step = _resume(checkpoint, model, stage, parameters, optimizer)
+            first_step = resume(checkpoint, model, stage, parameters, optimizer)
             scheduler = _schedule(optimizer, recipe, first_step, total_steps)
             batches = _batches(source, stage, recipe, first_step)
             steps = range(first_step, total_steps)
@@ -322,7 +152,7 @@ def _train(
                     _judge(model, stage)
                 is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > CHECKPOINT_SECONDS
                 if checkpoint is not None and is_due and step + 1 < total_steps:
-                    _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _noted_scores(model, stage))
+                    save_checkpoint(checkpoint, parameters, optimizer, step + 1, noted_scores(model, stage))
                     saved_at = time.monotonic()
         for table in word_tables:
             table.rest_decays_to = _decay_without_gradient(table.weight, optimizer, scheduler, total_steps)
@@ -410,84 +240,3 @@ def _parameter_groups(
         }
         for (in_backbone, is_matrix), members in groups.items()
     ]
-
-
-def _save_checkpoint(
-    path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int, scores: dict[str, Tensor]
-) -> None:
-    """Write weights, optimiser moments, random state, step number and noted scores: plain tensors, no pickle."""
-    tensors = scores | {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
-    tensors["random_state"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random_state_cuda"] = torch.cuda.get_rng_state()
-    tensors["step"] = torch.tensor(step)
-    save_tensors(tensors, path)
-
-
-def _resume(
-    path: Path | None,
-    model: ModelT,
-    stage: Stage[ModelT, BatchT],
-    parameters: dict[str, nn.Parameter],
-    optimizer: AdamW,
-) -> int:
-    """Load a checkpoint, if there is one, and return the step to go on from."""
-    tensors = None if path is None else load_tensors(path)
-    if tensors is None or any(tensors[f"weight/{name}"].shape != weight.shape for name, weight in parameters.items()):
-        return 0  # nothing there, or a checkpoint of the time when it held word tables as a whole
-    _note_scores(model, stage, tensors.get(_SCORES))
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"weight/{name}"])
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                stored = f"optimizer/{key}/{name}"
-                if stored in tensors:
-                    value = tensors[stored]
-                    optimizer.state[parameter][key] = value.to(parameter.device)  # the fused optimiser counts there too
-    torch.set_rng_state(tensors["random_state"])
-    if "random_state_cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random_state_cuda"])
-    return int(tensors["step"])
-
-
-def _stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> str:
-    described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress", "method")}
-    parts = {
-        "model": model.fingerprint(),
-        "rows": source.fingerprint(),
-        "stage": [
-            stage.name,
-            stage.trains,
-            stage.epochs,
-            stage.batch_size,
-            stage.learning_rate,
-            stage.head_learning_rate,
-        ],
-        "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
-        "recipe": described,
-        "loss": _name_of(stage.loss, recipe.method),
-        "training_version": TRAINING_VERSION,
-        "dropout": stage.dropout,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
-    """Return what tells a loss from others.
-
-    That is its name alone for those of this package, which TRAINING_VERSION covers; with the name and version of its
-    method for a method's own; and with the text of its file for a user's, since nobody raises a version for that.
-    """
-    function = loss.func if isinstance(loss, partial) else loss
-    module = function.__module__
-    if module.startswith(_OWN_PACKAGE):
-        return [function.__qualname__]
-    is_versioned = module.partition(".")[0] in _VERSIONED_PACKAGES
-    return [function.__qualname__, method, *([] if is_versioned else [_source_of(module)])]
-
-
-_source_of = cache(module_source)
-"""A module's source, as it was when it was first asked for: an edit during a run must not change keys."""

@@ -14,17 +14,11 @@ from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.traces.instance_trace import record_outputs
-from consistentee.training.loop import (
-    FeatureSource,
-    JudgedRows,
-    Stage,
-    TokenBatch,
-    TokenSource,
-    label_tensor,
-    run_stage,
-)
+from consistentee.training.loop import run_stage
 from consistentee.training.precision import precision_used
 from consistentee.training.recipe import Recipe
+from consistentee.training.sources import FeatureSource, JudgedRows, TokenBatch, TokenSource, label_tensor
+from consistentee.training.stage import Stage
 
 TokenLoss = Callable[[MultiExitModel, TokenBatch], Tensor]
 FeatureLoss = Callable[[MultiExitModel, Any], Tensor]

@@ -12,8 +12,9 @@ from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow
 from consistentee.training.decoder.backbone_losses import RowsLoss
 from consistentee.training.decoder.sources import DrawnRows, StepRows
-from consistentee.training.loop import Stage, run_stage
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import TokenRecipe
+from consistentee.training.stage import Stage
 
 
 def train_backbone(

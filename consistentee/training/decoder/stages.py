@@ -21,8 +21,9 @@ from consistentee.traces.token_trace import TokenTrace, record_tokens
 from consistentee.training.decoder.backbone_losses import ExitLosses, RowsLoss, exit_weights, joint_loss, last_exit_loss
 from consistentee.training.decoder.backbone_stage import train_backbone
 from consistentee.training.decoder.sources import DrawnRowStates, DrawnTokens, StateBatch
-from consistentee.training.loop import Stage, run_stage, training_device
+from consistentee.training.loop import run_stage, training_device
 from consistentee.training.recipe import Target, TokenRecipe
+from consistentee.training.stage import Stage
 
 ADAPTERS = "exit_adapters."
 

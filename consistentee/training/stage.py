@@ -1,0 +1,119 @@
+"""What a stage of training is: a loss on some weights of a model, on rows from a source; and its key in the store."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from typing import Any, Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from consistentee.data.encoding import Encoding
+from consistentee.files import hash_tensors
+from consistentee.models.base import MultiExit
+from consistentee.models.source_code import module_source
+from consistentee.training.recipe import Recipe
+from consistentee.versions import TRAINING_VERSION
+
+_OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
+_VERSIONED_PACKAGES = ("consistentee", "baselines")
+
+ModelT = TypeVar("ModelT", bound=MultiExit)
+BatchT = TypeVar("BatchT")
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+
+class Source(Protocol[BatchT_co]):
+    """Where a stage's rows come from."""
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Tokens of every row [N]; None where a batch has no padding, or rows come in an order of their own."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def batch(self, rows: Tensor, step: int) -> BatchT_co:
+        """Return the given rows, on the model's device."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of all rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage(Generic[ModelT, BatchT]):
+    """A loss on some of the model's weights.
+
+    Attributes:
+        name: for progress bars and the store.
+        loss: (model, batch of the source) -> scalar.
+        trains: prefixes of the names of the weights that change; all others are frozen.
+        epochs, batch_size: how long.
+        learning_rate: peak rate of the backbone, where it changes.
+        head_learning_rate: peak rate of everything else.
+        details: what the loss depends on beside the batch (hyperparameters, per-row tensors), for the key.
+        shared: keep the weights in the store, for the next method that asks for the same stage.
+        dropout: train mode; a stage on cached features has no use for it.
+        also_reads: rows beside the source's that the loss reads, as tokens: word tables that learn hold no others.
+        judge: the model as it stands -> its score on validation rows; asked after every epoch, and noted in the model's
+            description. It has no part in what is learnt.
+    """
+
+    name: str
+    loss: Callable[[ModelT, BatchT], Tensor]
+    trains: tuple[str, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    head_learning_rate: float
+    details: dict[str, Any] = field(default_factory=dict)
+    shared: bool = False
+    dropout: bool = True
+    also_reads: Sequence[Encoding] = ()
+    judge: Callable[[ModelT], float] | None = None
+
+
+def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> str:
+    """Return a hash of all that the stage's result depends on: the model as it is, rows, settings, loss, versions."""
+    described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress", "method")}
+    parts = {
+        "model": model.fingerprint(),
+        "rows": source.fingerprint(),
+        "stage": [
+            stage.name,
+            stage.trains,
+            stage.epochs,
+            stage.batch_size,
+            stage.learning_rate,
+            stage.head_learning_rate,
+        ],
+        "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
+        "recipe": described,
+        "loss": _name_of(stage.loss, recipe.method),
+        "training_version": TRAINING_VERSION,
+        "dropout": stage.dropout,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
+    """Return what tells a loss from others.
+
+    That is its name alone for those of this package, which TRAINING_VERSION covers; with the name and version of its
+    method for a method's own; and with the text of its file for a user's, since nobody raises a version for that.
+    """
+    function = loss.func if isinstance(loss, partial) else loss
+    module = function.__module__
+    if module.startswith(_OWN_PACKAGE):
+        return [function.__qualname__]
+    is_versioned = module.partition(".")[0] in _VERSIONED_PACKAGES
+    return [function.__qualname__, method, *([] if is_versioned else [_source_of(module)])]
+
+
+_source_of = cache(module_source)
+"""A module's source, as it was when it was first asked for: an edit during a run must not change keys."""
