@@ -24,6 +24,11 @@ def records(suite):
     return [cell.record for cell in found.cells]
 
 
+def timed_tasks(suite):
+    kind = kind_named(kind_of_results(RESULTS / suite))
+    return {timing.task for timing in open_results(RESULTS / suite, kind.record, kind.timing).timings}
+
+
 def test_all_of_it_is_small():
     assert sum(path.stat().st_size for path in RESULTS.rglob("*") if path.is_file()) < 12 * 2**20
 
@@ -48,9 +53,12 @@ def test_records_are_of_todays_versions(suite):
 @pytest.mark.real
 @pytest.mark.parametrize("suite", [name for name in SUITES if name != "decoding-calibration"])  # never timed
 def test_every_cell_counts_as_done(suite, tmp_path):
+    """But for those of tasks whose times were never taken: a run takes them, for which it needs their models."""
     data = os.environ.get("CONSISTENTEE_DATA")
     if not data:
         pytest.skip("CONSISTENTEE_DATA is not set")
     lines = plan_lines(load_suite(suite), out=tmp_path, data_dir=Path(data), published_dir=RESULTS / suite)
-    assert sum(line.startswith("done") for line in lines) == len(records(suite))
+    timed, untimed = timed_tasks(suite), {"oracle"}  # what is made of other cells' records
+    expected = [record for record in records(suite) if record.task in timed or record.method in untimed]
+    assert sum(line.startswith("done") for line in lines) == len(expected)
     assert not [line for line in lines if "published, but" in line]

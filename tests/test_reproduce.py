@@ -293,9 +293,14 @@ def test_run_cuts_the_suite_of_each_backbone_to_the_table(runs):
     assert ended.exit_code == 1
     assert "failed: rte: broken" in ended.output
     (suite, options), (other, _) = runs
-    base = load_suite("cpu-6-layers")
+    base = load_suite("cpu-6-layers-converged")
     assert suite.tasks == ("rte", "mrpc", "qqp", "sst2", "qnli", "mnli")
-    assert [entry.label for entry in suite.methods] == ["full", "consistentee", "consistentee-curve"]
+    assert [entry.label for entry in suite.methods] == [
+        "full",
+        "consistentee-ladder",
+        "consistentee-curve",
+        "consistentee-distilled",
+    ]
     assert (suite.recipe, suite.task_overrides, suite.backbones) == (base.recipe, base.task_overrides, ("minilm-l6",))
     assert options["out"].as_posix() == "runs/consistentee-glue/minilm-l6"
     assert (other.backbones, other.recipe) == (("mpnet-base",), load_suite("cpu-12-layers").recipe)
