@@ -250,9 +250,9 @@ def test_the_command_lists_tables_and_shows_records_of_a_folder(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert "consistentee-glue" in call("reproduce").output
     write_results(tmp_path / "mine", tasks=("rte", "mnli"))
-    shown = call("reproduce", "consistentee-glue", "--results", "mine", "--format", "csv")
+    shown = call("reproduce", "pabee-glue", "--results", "mine", "--format", "csv")
     assert shown.exit_code == 0, shown.output
-    written = (tmp_path / "runs" / "consistentee-glue" / "consistentee-glue.csv").read_text(encoding="utf-8")
+    written = (tmp_path / "runs" / "pabee-glue" / "pabee-glue.csv").read_text(encoding="utf-8")
     lines = list(csv.DictReader(io.StringIO(written)))
     assert {line["our task"] for line in lines if line["our score"]} == {"rte", "mnli"}
     assert {line["our backbone"] for line in lines} == {"minilm-l6"}
