@@ -138,7 +138,7 @@ def train_heads(
         source: cached features; or tokens, where the loss runs the frozen backbone itself.
         loss: (model, batch) -> scalar.
         recipe: how long and how fast.
-        name, trains, details: see :class:`consistentee.training.loop.Stage`.
+        name, trains, details: see :class:`consistentee.training.stage.Stage`.
     """
     steps_per_epoch = math.ceil(len(source) / recipe.frozen_batch_size)
     stage = Stage(

@@ -116,7 +116,7 @@ def train_on_states(
         tokens: numbers of those to train on.
         loss: (model, batch) -> scalar.
         recipe: weight decay, schedule, seed and store.
-        name, trains, details, shared: see :class:`consistentee.training.loop.Stage`.
+        name, trains, details, shared: see :class:`consistentee.training.stage.Stage`.
         steps, batch_size, learning_rate: how long and how fast; the batch is in tokens.
     """
     if not steps or not len(tokens) or not _has_weights(trace.model, trains):
