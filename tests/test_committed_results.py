@@ -14,6 +14,8 @@ from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION
 
 RESULTS = Path(__file__).parents[1] / "results"
 SUITES = sorted(path.name for path in RESULTS.iterdir() if path.is_dir())
+UNTIMED = {"cpu-6-layers-converged": {"mnli", "qnli", "rte"}}
+"""Tasks by suite whose times are still to be taken: a run counts their cells as missing, since it needs the models."""
 FILES = {"cells.parquet", "rows.parquet", "timings.parquet", "table.md", "table.csv"}
 
 
@@ -53,12 +55,12 @@ def test_records_are_of_todays_versions(suite):
 @pytest.mark.real
 @pytest.mark.parametrize("suite", [name for name in SUITES if name != "decoding-calibration"])  # never timed
 def test_every_cell_counts_as_done(suite, tmp_path):
-    """But for those of tasks whose times were never taken: a run takes them, for which it needs their models."""
     data = os.environ.get("CONSISTENTEE_DATA")
     if not data:
         pytest.skip("CONSISTENTEE_DATA is not set")
     lines = plan_lines(load_suite(suite), out=tmp_path, data_dir=Path(data), published_dir=RESULTS / suite)
-    timed, untimed = timed_tasks(suite), {"oracle"}  # what is made of other cells' records
-    expected = [record for record in records(suite) if record.task in timed or record.method in untimed]
+    untimed = UNTIMED.get(suite, set())
+    assert {record.task for record in records(suite)} - timed_tasks(suite) == untimed
+    expected = [record for record in records(suite) if record.task not in untimed or record.method == "oracle"]
     assert sum(line.startswith("done") for line in lines) == len(expected)
     assert not [line for line in lines if "published, but" in line]
