@@ -86,21 +86,19 @@ def _means_table(
             f"over static {of.middle:g}x",
             last,
         ),
-        cells=(
-            *(
-                (
-                    label,
-                    *(_points_cell(of.entries[label, speedup]) for speedup in of.speedups),
-                    " / ".join(f"{of.entries[label, speedup].rank:.1f}" for speedup in of.speedups),
-                    _static_cell(of.entries[label, of.middle]),
-                    cell(label),
-                )
-                for label in of.methods
-            ),
-            *((label, *[MISSING] * (len(of.speedups) + 3)) for label in of.missing),
+        cells=tuple(
+            (
+                label,
+                *(_points_cell(of.entries[label, speedup]) for speedup in of.speedups),
+                " / ".join(f"{of.entries[label, speedup].rank:.1f}" for speedup in of.speedups),
+                _static_cell(of.entries[label, of.middle]),
+                cell(label),
+            )
+            for label in of.methods
         ),
         notes=(
             f"Tasks: {', '.join(map(block_name, of.panels))}.",
+            *([f"Without a mean, for want of some task: {', '.join(of.missing)}."] if of.missing else []),
             *how,
             "Ranks: at the three budgets, means over tasks, 1 is best, among the methods that all tasks have. Where "
             f"even the best knob of a task costs less than a budget, it stands there. {OVER_NOTE} on some task.",
