@@ -115,5 +115,5 @@ figure(panels)
 # replay = reality, a row's fate is its own, an ordered knob.
 #
 # ```
-# pytest tests/test_invariants.py --method mine.py:SureAndSteady
+# pytest tests/contract/test_invariants.py --method mine.py:SureAndSteady
 # ```

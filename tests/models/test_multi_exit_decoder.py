@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 from conftest import DECODER_FAMILIES, random_prompts
+from padding import pad
 from safetensors.torch import load_file, save
-from test_decoders import pad
 from transformers import AutoModelForCausalLM
 
 from consistentee import MultiExitDecoder

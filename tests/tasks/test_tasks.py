@@ -13,6 +13,7 @@ from typing import get_args
 
 import pytest
 import yaml
+from documents import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -441,7 +442,7 @@ print(time.perf_counter() - start)
 
 
 def test_the_example_of_the_documentation(tmp_path):
-    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+    page = (ROOT / "docs" / "tasks.md").read_text()
     example = page.split("```yaml\n")[1].split("```")[0]
     (tmp_path / "tickets.yaml").write_text(example)
     rows = [

@@ -8,8 +8,8 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from documents import ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGES = ("consistentee", "baselines", "benchmarks")
 MAY_IMPORT = {
     "consistentee": {"consistentee"},

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter
+from padding import pad
 from safetensors.torch import load_file
-from test_decoders import pad
 
 from consistentee import MultiExitDecoder
 from consistentee.backbones.catalog import resolve_decoder

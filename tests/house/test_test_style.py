@@ -1,11 +1,11 @@
 """Tests ask what is public: they reach for no private name of the packages, which then may move freely."""
 
 import ast
-from pathlib import Path
 
 import pytest
+from documents import ROOT
 
-FILES = sorted(Path(__file__).parent.glob("*.py"))
+FILES = sorted((ROOT / "tests").rglob("*.py"))
 
 
 FOREIGN = {"_attn_implementation", "_loglikelihood_tokens"}  # of transformers and lm_eval, which have no public way
@@ -33,7 +33,7 @@ def private_names(source: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_test_reaches_for_a_private_name(path):
     assert private_names(path.read_text(encoding="utf-8")) == []
 

@@ -21,9 +21,9 @@ import json
 import math
 import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from documents import ROOT
 
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.results import load_panels
@@ -33,8 +33,7 @@ from benchmarks.analysis.tables.leaderboard import to_text
 from benchmarks.analysis.tables.operating import all_tables, operating_lines
 from benchmarks.analysis.tables.text import csv_of
 
-ROOT = Path(__file__).parents[1]
-GOLDEN = Path(__file__).parent / "golden" / "tables"
+GOLDEN = ROOT / "tests" / "golden" / "tables"
 
 CLASSIFICATION = ("cpu-12-layers", "cpu-consistentee-variants", "cpu-6-layers")
 GENERATION = ("cpu-decoding", "decoding-calibration")

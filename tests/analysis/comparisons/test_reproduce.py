@@ -3,12 +3,12 @@
 import csv
 import io
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from documents import ROOT
 from records_by_hand import LAYERS, cell, curve_point, operating_point, stored, write_results
 from typer.testing import CliRunner
 
@@ -28,7 +28,6 @@ from benchmarks.store.records import CellRecord
 from benchmarks.tasks.loader import list_tasks
 from consistentee.errors import UserError
 
-ROOT = Path(__file__).parents[1]
 ROWS = 200
 COSEE = load_paper("cosee-glue")
 

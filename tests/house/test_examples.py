@@ -193,7 +193,7 @@ def test_examples_run_on_what_they_name(document, small_world, monkeypatch):
 
 
 def test_no_block_escapes():
-    files = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("tests/test_*.py"))]
+    files = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("tests/**/test_*.py"))]
     for block in (block for document in DOCUMENTS for block in blocks_of(document)):
         assert block.language in LANGUAGES, f"{block.place}: say ```sh, ```python, ```yaml, or ```text (output)"
         assert not block.test or any(f"def {block.test}(" in file for file in files), f"{block.place}: no {block.test}"

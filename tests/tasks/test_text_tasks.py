@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 import yaml
+from documents import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -503,7 +504,7 @@ def test_check_task_in_tokens_finds_prompts_that_cannot_be_cut(tmp_path, monkeyp
 
 
 def test_the_example_of_the_documentation(tmp_path):
-    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text()
+    page = (ROOT / "docs" / "tasks.md").read_text()
     (tmp_path / "help-pages.yaml").write_text(page.split("```yaml\n")[2].split("```")[0])
     rows = [{"question": f"q{i}?", "page": "Much text.", "answer": "Yes."} for i in range(40)]
     (tmp_path / "answers.jsonl").write_text(lines(rows))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from documents import ROOT
 
 from benchmarks.kinds.kind import kind_named
 from benchmarks.run.forecast import plan_lines
@@ -12,7 +13,7 @@ from benchmarks.store.method_versions import method_version
 from benchmarks.store.stored_results import kind_of_results, open_results
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = ROOT / "results"
 SUITES = sorted(path.name for path in RESULTS.iterdir() if path.is_dir())
 UNTIMED = {"cpu-6-layers-converged": {"mnli", "qnli", "rte"}}
 """Tasks by suite whose times are still to be taken: a run counts their cells as missing, since it needs the models."""

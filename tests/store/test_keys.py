@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from documents import ROOT
 from pydantic import TypeAdapter
 
 from benchmarks.specs.base import CellSpec, TimingSpec
@@ -21,7 +22,6 @@ from consistentee.errors import UserError
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, method_class_of
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
-ROOT = Path(__file__).parents[1]
 SPEC = CellSpec(
     task="sst2",
     backbone="minilm-l6",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import make_task
-from test_sweep import write_task
+from small_suite import write_task
 from typer.testing import CliRunner
 
 from benchmarks.cli import app

@@ -2,7 +2,8 @@
 
 The checks are those of ``consistentee check-method``. By default every method is tried on one family, and three methods
 that differ in what they train and run are tried on all; ``-m slow`` does the rest of the product. To put a method of
-your own under them, on every family of its kind: ``pytest tests/test_invariants.py --method path/to/mine.py:Mine``.
+your own under them, on every family of its kind:
+``pytest tests/contract/test_invariants.py --method path/to/mine.py:Mine``.
 """
 
 from collections.abc import Callable, Iterator
