@@ -4,12 +4,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from benchmarks.specs.base import validation_sentence
 from benchmarks.specs.schema import Strict
-from benchmarks.yaml_files import read_yaml
+from benchmarks.yaml_files import read_fields
 from consistentee.errors import UserError, unknown_name
 
 PAPERS_DIR = Path(__file__).parents[1] / "papers"
@@ -108,12 +107,6 @@ def load_paper(name_or_path: str | Path) -> PaperTable:
     if not path.is_file():
         raise unknown_name("paper table", str(name_or_path), papers)
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of the fields of a paper table")
-    try:
-        return PaperTable(**values)
+        return PaperTable.model_validate(read_fields(path, "paper table"))
     except ValidationError as error:
         raise UserError(f"{path}: {validation_sentence(error)}") from error

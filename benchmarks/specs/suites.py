@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, validation_sentence
 from benchmarks.specs.generation import GenerationSuite
-from benchmarks.yaml_files import read_yaml
+from benchmarks.yaml_files import read_fields
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
 
@@ -42,17 +41,11 @@ def load_suite(name_or_path: str | Path) -> BaseSuite:
         if path.suffix in {".yaml", ".yml"}:
             raise UserError(f"no such suite file: {path}")
         raise unknown_name("suite", str(name_or_path), suites)
+    fields = read_fields(path, "suite")
+    # An unknown kind is left to SuiteSpec, which names it as a fault.
+    suite = GenerationSuite if fields.get("kind") == "generation" else SuiteSpec
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold a mapping of the fields of a suite")
-    suite = (
-        GenerationSuite if values.get("kind") == "generation" else SuiteSpec
-    )  # which names an unknown kind as a fault
-    try:
-        return suite(**values)
+        return suite.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"{path}: {validation_sentence(error)}") from error
 

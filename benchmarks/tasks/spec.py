@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from benchmarks.tasks.base_spec import BaseTaskSpec, Column, FileLayout, HubLayout, RowColumns
 from benchmarks.tasks.rows import Row, label_cell, sentence_cell
 from benchmarks.tasks.text_spec import TextTaskSpec
-from benchmarks.yaml_files import read_yaml
+from benchmarks.yaml_files import read_fields
 from consistentee.errors import UserError, unknown_name
 
 MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
@@ -92,16 +91,12 @@ _KINDS: dict[str, type[TaskSpec] | type[TextTaskSpec]] = {"classification": Task
 
 def read_spec(path: Path) -> AnyTaskSpec:
     """Return the task described by a YAML file. Raises UserError that names the file and the key at fault."""
+    fields = read_fields(path, "task")
+    kind = str(fields.get("kind", "classification"))
+    if kind not in _KINDS:
+        raise UserError(f"{path}: {unknown_name('kind', kind, _KINDS)}")
     try:
-        content: Any = read_yaml(path.read_text(encoding="utf-8"))
-        kind = str(content.get("kind", "classification")) if isinstance(content, dict) else "classification"
-        if kind not in _KINDS:
-            raise UserError(f"{path}: {unknown_name('kind', kind, _KINDS)}")
-        return _KINDS[kind].model_validate(content)
+        return _KINDS[kind].model_validate(fields)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc'])) or 'the task'}: {e['msg'].lower()}" for e in error.errors()]
         raise UserError(f"{path} is not a task: {'; '.join(faults)}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error

@@ -109,13 +109,13 @@ def test_faulty_yaml_names_file_and_key(tmp_path, keys, message):
 def test_yaml_that_is_no_yaml(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("a: [")
-    with pytest.raises(UserError, match=r"mine\.yaml is not YAML"):
+    with pytest.raises(UserError, match=r"mine\.yaml is not valid YAML"):
         load_task(path)
     path.write_text("!!python/object/apply:os.system ['true']")
-    with pytest.raises(UserError, match=r"mine\.yaml is not YAML"):
+    with pytest.raises(UserError, match=r"mine\.yaml is not valid YAML"):
         load_task(path)
     path.write_text("metric: accuracy\nmetric: f1\n")
-    with pytest.raises(UserError, match=r"mine\.yaml is not YAML: the key 'metric' is written twice .*line 2"):
+    with pytest.raises(UserError, match=r"mine\.yaml is not valid YAML: the key 'metric' is written twice .*line 2"):
         load_task(path)
     with pytest.raises(UserError, match=r"absent\.yaml cannot be read"):
         load_task(tmp_path / "absent.yaml")
