@@ -90,7 +90,9 @@ def _refused(cell: PlannedCell, reason: str) -> PlannedCell:
 def _state(cell: PlannedCell) -> str:
     if cell.failure:
         return "refused" if cell.failure.refused else "failed"
-    return "done" if cell.record else "to run"
+    if cell.record:
+        return "done"
+    return "again" if cell.is_again else "to run"
 
 
 def _time_lines(

@@ -30,12 +30,17 @@ from consistentee.versions import Kind as KindName
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell of a run: ``record`` if it is done, ``failure`` if it was tried in vain, neither if it is missing."""
+    """A cell of a run: ``record`` if it is done, ``failure`` if it was tried in vain, neither if it is missing.
+
+    Attributes:
+        is_again: whether it was measured, and is missing because its times are, and the model that they need.
+    """
 
     spec: BaseCellSpec
     parts: KeyParts
     record: BaseRecord | None = None
     failure: FailureRecord | None = None
+    is_again: bool = False
 
     @property
     def key(self) -> str:
@@ -162,7 +167,9 @@ def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
     missing = sum(cell.is_missing for cell in planned)
     refused = sum(bool(cell.failure and cell.failure.refused) for cell in planned)
     failed = len(planned) - done - missing - refused
-    parts = [f"{done} done", f"{missing} to run"]
+    again = sum(cell.is_missing and cell.is_again for cell in planned)
+    models_gone = f" ({again} again, for their times: the models are gone)" if again else ""
+    parts = [f"{done} done", f"{missing} to run{models_gone}"]
     parts += [f"{refused} not defined for their task"] if refused else []
     parts += [f"{failed} failed before (--retry-failed tries them again)"] if failed else []
     return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"
@@ -230,7 +237,7 @@ def reopen_for_timing(
         planned += [
             cell
             if covers(taken, {cell.key: wanted.get(cell.key, ())}) or lost_model(cell, folder) is None
-            else replace(cell, record=None)
+            else replace(cell, record=None, is_again=cell.record is not None)
             for cell in members
         ]
     return planned

@@ -15,7 +15,8 @@ from small_suite import Bench, wait_until, write_task
 
 from benchmarks import analysis
 from benchmarks.run import schedulers
-from benchmarks.specs.suites import Filters
+from benchmarks.run.forecast import plan_lines
+from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE
 from benchmarks.store.method_versions import method_version
 from consistentee.errors import UserError
@@ -188,6 +189,9 @@ def test_lost_model_is_trained_again_only_if_a_timing_needs_it(finished):
     shutil.rmtree(bench.out / "artifacts" / "models")
     assert bench.run().computed == 0
     next(bench.out.rglob(TIMING_FILE)).unlink()
+    lines = plan_lines(load_suite(bench.write()), out=bench.out)
+    assert any("2 to run (2 again, for their times: the models are gone)" in line for line in lines)
+    assert sum(line.startswith("again ") for line in lines) == 2
     assert bench.run().computed == 2  # the oracle is not timed
     assert len(bench.read().timings) == 1
 
