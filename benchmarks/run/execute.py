@@ -1,7 +1,7 @@
 """One job in a process of its own: clean memory and random state, and an end of any kind that harms nothing else.
 
 Processes are forked from a server that has loaded the big libraries but none of this project's code: a process starts
-in a fraction of a second, runs the code as it lies on disk, and checks its cell's key against that code.
+in a fraction of a second, and runs the code as it lies on disk.
 """
 
 import faulthandler

@@ -1,6 +1,6 @@
 """BaseSuite: which tasks, methods, backbones and seeds; BaseCellSpec: one combination of them, fully specified.
 
-SuiteSpec and CellSpec are those of classification; for generation see generation_spec, to be read from files suites.
+SuiteSpec and CellSpec are those of classification; those of generation are in :mod:`benchmarks.specs.generation`.
 """
 
 import hashlib

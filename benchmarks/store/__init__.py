@@ -1,1 +1,1 @@
-"""Specifications, records, keys and folders: what a run is asked for, and what it leaves behind."""
+"""Records, keys and folders: what a run leaves behind, and what that depends on."""
