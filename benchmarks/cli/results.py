@@ -42,8 +42,7 @@ def table(
 ) -> None:
     """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...).
 
-    md: the page that matters most; all: every table, as Markdown; csv: a line an operating point; long: a line a cell,
-    knob and split.
+    md: one page; all, latex: every table; csv: a line an operating point; long: a line a cell, knob and split.
     """
     from benchmarks.analysis import terminal_report, write_all_tables
 
