@@ -199,6 +199,12 @@ def test_no_block_escapes():
         assert not block.test or any(f"def {block.test}(" in file for file in files), f"{block.place}: no {block.test}"
 
 
+def test_the_suite_of_the_guide_loads(tmp_path):
+    (block,) = blocks_of("docs/running.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(block.source, encoding="utf-8")
+    assert len(suites.expand(suites.load_suite(tmp_path / "mine.yaml"))) == 15
+
+
 def test_the_tasks_of_the_guide_load(tmp_path):
     """Their rows are those that the page shows, with a number in each."""
     text = (ROOT / "docs/tasks.md").read_text(encoding="utf-8")
