@@ -45,9 +45,9 @@ from consistentee.rules.view import LayerView
 from consistentee.training.decoder.sources import StateBatch
 from consistentee.training.decoder.stages import train_exits, train_learned_head
 from consistentee.training.recipe import Recipe, TokenRecipe
-from consistentee.training.sources import FeatureBatch, FeatureSource
+from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import (
-    recorded_features,
+    cached_rows,
     train_heads,
     train_jointly,
     train_jointly_on,
@@ -128,9 +128,8 @@ class CALMClassifier(_CALM):
         source = training_source(model, task, recipe)
         train_jointly_on(model, source, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
-        outputs = recorded_features(model, source, recipe)
+        rows = cached_rows(model, source, recipe)
         trains = (f"exit_heads.{_CONFIDENCE}.",)
-        rows = FeatureSource(model, outputs, source.labels.tolist())
         train_heads(model, rows, _agreement_loss, recipe, name="confidence", trains=trains)
         return model
 

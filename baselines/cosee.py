@@ -35,7 +35,7 @@ from consistentee.rules.view import LayerView
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import layer_losses, token_stage, training_source
+from consistentee.training.stages import layer_losses, steps_of, token_stage, training_source
 
 _THRESHOLDS = (1.001, *torch.linspace(6, -14, 161).sigmoid().tolist(), 0.0)
 
@@ -97,8 +97,8 @@ class COSEE(Method):
         """Train backbone and all classifiers in one stage."""
         self.check_task(task)
         source = training_source(model, task, recipe)
-        total_steps = math.ceil(len(source) / recipe.batch_size) * recipe.epochs
-        stage = token_stage("consistency-oriented", partial(consistency_oriented_loss, self, total_steps), recipe)
+        loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
+        stage = token_stage("consistency-oriented", loss, recipe)
         run_stage(model, source, replace(stage, details={"method": repr(self)}), recipe)
         return model
 

@@ -24,10 +24,11 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import entropy
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, FeatureSource
+from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import (
+    cached_rows,
+    early_exits,
     layer_losses,
-    recorded_features,
     train_heads,
     train_last_exit_on,
     training_source,
@@ -50,13 +51,10 @@ class DeeBERT(Method):
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
-        if model.description.pooler == "shared":
-            model.use_pooler("per_exit")
-        outputs = recorded_features(model, source, recipe)
-        ramps = range(model.num_layers - 1)
-        trains = tuple(f"{part}.{ramp}." for part in ("poolers", "classifiers") for ramp in ramps)
-        rows = FeatureSource(model, outputs, source.labels.tolist())
-        train_heads(model, rows, _off_ramp_loss, recipe, name="off-ramps", trains=trains)
+        model.use_own_poolers()
+        rows = cached_rows(model, source, recipe)
+        off_ramps = early_exits(model, "poolers.{}.", "classifiers.{}.")
+        train_heads(model, rows, _off_ramp_loss, recipe, name="off-ramps", trains=off_ramps)
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:

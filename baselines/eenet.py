@@ -37,12 +37,13 @@ from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
+from consistentee.training.sources import FeatureBatch, TokenBatch, TokenSource
 from consistentee.training.stages import (
+    cached_rows,
     depth_weighted_loss,
     hold_out,
     layer_losses,
-    recorded_features,
+    steps_of,
     token_stage,
     train_heads,
     training_source,
@@ -84,27 +85,24 @@ class EENet(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and exits, then fit the scheduler on the rows held out."""
         self.check_task(task)
-        if model.description.pooler == "shared":
-            model.use_pooler("per_exit")
+        model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
-        total_steps = math.ceil(len(source) / recipe.batch_size) * recipe.epochs
-        stage = token_stage("late-distillation", partial(_loss, total_steps), recipe)
+        stage = token_stage("late-distillation", partial(_loss, steps_of(source, recipe)), recipe)
         run_stage(model, source, replace(stage, details={"method": repr(self)}), recipe)
         self._fit_scheduler(model, held_out, recipe)
         return model
 
     def _fit_scheduler(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-        outputs = recorded_features(model, source, recipe)
+        rows = cached_rows(model, source, recipe)
         inputs = model.num_labels + 2 + model.num_layers - 1
         reads = HeadSpec(extra_inputs=inputs, reads_pooled=False)
         model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)
         model.add_head(_SHARE, replace(reads, hidden=2 * inputs), recipe.seed)
-        rows = FeatureSource(model, outputs, source.labels.tolist())
         loss = partial(_scheduler_loss, self.budget, max(1, recipe.frozen_steps // _TURNS))
         trains = (f"exit_heads.{_SCORE}.", f"exit_heads.{_SHARE}.")
         train_heads(model, rows, loss, recipe, name="scheduler", trains=trains, details={"method": repr(self)})
         with torch.no_grad():
-            scores, shares = (part.cpu() for part in scores_and_shares(model, outputs.logits.to(model.device)))
+            scores, shares = (part.cpu() for part in scores_and_shares(model, rows.outputs.logits.to(model.device)))
         del model.exit_heads[_SHARE], model.description.heads[_SHARE]  # it has said how many leave where
         thresholds = fit_thresholds(scores, shares.mean(dim=0))
         set_factors(model.add_head(_THRESHOLDS, FACTORS), functional.pad(thresholds, (0, 1)))

@@ -34,10 +34,10 @@ from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, FeatureSource
+from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import (
+    cached_rows,
     layer_losses,
-    recorded_features,
     train_heads,
     train_last_exit_on,
     training_source,
@@ -75,9 +75,8 @@ class JEIDNN(Method):
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
-        if model.description.pooler == "shared":
-            model.use_pooler("per_exit")
-        rows = FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
+        model.use_own_poolers()
+        rows = cached_rows(model, source, recipe)
         train_heads(model, rows, _warm_up_loss, recipe, name="warm-up", trains=_EXITS)
         model.add_head(_GATE, HeadSpec(extra_inputs=4, reads_pooled=False), seed=recipe.seed)
         turn = min(_TURN, max(1, recipe.frozen_steps // 10))

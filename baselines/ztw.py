@@ -26,10 +26,11 @@ from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import top_probability
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, FeatureSource
+from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import (
+    cached_rows,
+    early_exits,
     layer_losses,
-    recorded_features,
     train_heads,
     train_last_exit_on,
     training_source,
@@ -50,10 +51,10 @@ class ZTW(Method):
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_classifier(ClassifierSpec("ensemble", at_last_layer=False), recipe.seed)
-        if model.description.pooler == "shared":
-            model.use_pooler("per_exit")
-        rows = FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
-        heads, ensembles = (_before_last(model, parts) for parts in (_HEAD, _ENSEMBLE))
+        model.use_own_poolers()
+        rows = cached_rows(model, source, recipe)
+        heads = early_exits(model, "poolers.{}.", "classifiers.{}.output.")
+        ensembles = early_exits(model, "classifiers.{}.exponents", "classifiers.{}.bias")
         train_heads(model, rows, _heads_loss, recipe, name="cascaded-heads", trains=heads)
         train_heads(model, rows, _ensembles_loss, recipe, name="ensembles", trains=ensembles)
         return model
@@ -62,14 +63,6 @@ class ZTW(Method):
         """Exit where the ensemble's largest probability is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
-
-
-_HEAD = ("poolers.{}.", "classifiers.{}.output.")
-_ENSEMBLE = ("classifiers.{}.exponents", "classifiers.{}.bias")
-
-
-def _before_last(model: MultiExitModel, parts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part.format(exit_index) for part in parts for exit_index in range(model.num_layers - 1))
 
 
 def heads_say(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
