@@ -31,7 +31,7 @@ from consistentee.rules.exit_rule import ExitRule
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
-from consistentee.training.stage import Stage
+from consistentee.training.stage import Source, Stage
 from consistentee.training.stages import (
     BACKBONE_AND_CLASSIFIERS,
     layer_losses,
@@ -140,7 +140,9 @@ class ConsistentEE(Method):
         hardness: Tensor | None,
         recipe: Recipe,
     ) -> None:
-        rows = FeatureSource(model, outputs, source.labels.tolist()) if self.cached else source
+        rows: Source[FeatureBatch | TokenBatch] = source
+        if self.cached:
+            rows = FeatureSource(model, outputs, source.labels.tolist())
         loss = partial(_policy_stage_loss, self, hardness)
         details = {"method": repr(self), "hardness": hardness}
         train_heads(model, rows, loss, recipe, name="policy", trains=(f"exit_heads.{POLICY}.",), details=details)

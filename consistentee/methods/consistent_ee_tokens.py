@@ -21,7 +21,7 @@ token from the policy, which costs one LM head a token and not one an exit.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -158,9 +158,10 @@ class ConsistentEETokens(VocabularyMethod):
             details={**self._settings(), "target": recipe.target},
         )
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         """Return what tells stages of other parameters apart; the candidates only where there are any."""
-        return {"method": repr(self)} | ({} if self.candidates is None else {"candidates": self.candidates})
+        pruning = {} if self.candidates is None else {"candidates": self.candidates}
+        return {"method": repr(self), **pruning}
 
     def draw_alpha(self, tokens: int) -> Tensor:
         """Return the price of a layer for each token of a batch: [tokens], constant here."""
