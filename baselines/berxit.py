@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.instances import TaskData
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
@@ -28,7 +29,6 @@ from consistentee.training.stage import Stage
 from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, training_source
 
 _UNCERTAINTY = "uncertainty"
-_THRESHOLDS = tuple(torch.linspace(9, -9, 73).sigmoid().tolist())
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class BERxiT(Method):
 
     name: ClassVar[str] = "berxit"
     paper: ClassVar[str] = "Xin et al., BERxiT, EACL 2021"
-    knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *_THRESHOLDS, 0.0))
+    knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *even_log_odds(9, -9, 73), 0.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         self.check_task(task)

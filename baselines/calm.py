@@ -31,6 +31,7 @@ from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.token_answers import exit_answers
 from consistentee.methods.token_method import TokenMethod
@@ -56,7 +57,7 @@ from consistentee.training.stages import (
 
 _CONFIDENCE = "confidence"
 _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"
-_LAMBDAS = (-1.0, *torch.linspace(-9, 9, 73).sigmoid().tolist(), 1.0)
+_LAMBDAS = (-1.0, *even_log_odds(-9, 9, 73), 1.0)
 _LATE_THRESHOLDS = torch.linspace(-7, 7, 57, dtype=torch.float64).sigmoid().tolist()
 _TOKEN_LAMBDAS = (-0.2, *(threshold / 0.9 for threshold in _LATE_THRESHOLDS), 1.2)
 
@@ -108,7 +109,7 @@ class CALMState(_CALM):
     """Leave where the state has stopped moving."""
 
     name: ClassVar[str] = "calm-state"
-    knob: ClassVar[Knob] = Knob("lambda", (-1.01, *torch.linspace(-3, 9, 73).sigmoid().tolist(), 1.01))
+    knob: ClassVar[Knob] = Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the cosine of successive states is above ``knob``."""

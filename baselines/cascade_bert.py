@@ -32,6 +32,7 @@ from consistentee.data.instances import TaskData
 from consistentee.engine.classify import stock_encoded
 from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.cascade import (
     add_companion,
@@ -48,7 +49,6 @@ from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenBatch, TokenSource
 from consistentee.training.stages import layer_losses, token_stage, train_last_exit, train_last_exit_on, training_source
 
-_THRESHOLDS = tuple(torch.linspace(-3, 12, 76).sigmoid().tolist())
 _JUDGING_BATCH_SIZE = 64
 
 
@@ -80,7 +80,7 @@ class CascadeBERT(Method):
 
     name: ClassVar[str] = "cascade-bert"
     paper: ClassVar[str] = "Li et al., CascadeBERT, EMNLP Findings 2021, arXiv 2012.14682"
-    knob: ClassVar[Knob] = Knob("threshold", (0.0, *_THRESHOLDS, 1.0))
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-3, 12, 76), 1.0))
 
     companion_layers: int | None = None
     companion_backbone: str | None = None

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
+from consistentee.methods.knob_grids import falling_fractions
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
@@ -38,7 +39,6 @@ from consistentee.training.stages import (
 )
 
 _METRIC, _PROTOTYPES = "metric", "prototypes"
-_FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
 _OUT_OF_REACH = 1.001
 
 
@@ -54,7 +54,7 @@ class DE3BERT(Method):
 
     name: ClassVar[str] = "de3-bert"
     paper: ClassVar[str] = "He et al., DE3-BERT, 2024, arXiv 2402.05948"
-    knob: ClassVar[Knob] = Knob("threshold", (_OUT_OF_REACH, *_FRACTIONS[1:], 0.0))
+    knob: ClassVar[Knob] = Knob("threshold", (_OUT_OF_REACH, *falling_fractions(6)[1:], 0.0))
 
     regularised: float = 1.0
     balance: float = 1.0

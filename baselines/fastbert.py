@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.instances import TaskData
+from consistentee.methods.knob_grids import falling_fractions
 from consistentee.methods.method import Knob, Method
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import MultiExitModel
@@ -37,8 +38,8 @@ from consistentee.training.sources import FeatureBatch, TokenBatch, TokenSource
 from consistentee.training.stage import Stage
 from consistentee.training.stages import cached_rows, early_exits, train_heads, train_last_exit_on, training_source
 
-_SPEEDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(1, 73)), 0.0)
-"""From just above the largest normalised entropy down to 0: distilled students are mostly near certain."""
+_SPEEDS = (1.001, *falling_fractions(6)[1:], 0.0)
+"""From just above the largest normalised entropy down to 0."""
 
 
 @dataclass(frozen=True)

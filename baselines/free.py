@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from consistentee.data.prompts import TextTask
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
@@ -28,8 +29,6 @@ from consistentee.rules.signals import margin
 from consistentee.rules.view import LayerView
 from consistentee.training.decoder.stages import train_exits
 from consistentee.training.recipe import TokenRecipe
-
-_THRESHOLDS = (-1.0, *torch.linspace(-7, 7, 57).sigmoid().tolist(), 1.0)
 
 
 class ShallowDeepRule(ExitRule):
@@ -55,7 +54,7 @@ class FREE(TokenMethod):
 
     name: ClassVar[str] = "free"
     paper: ClassVar[str] = "Bae et al., FREE, EMNLP 2023, arXiv 2310.05424"
-    knob: ClassVar[Knob] = Knob("threshold", _THRESHOLDS)
+    knob: ClassVar[Knob] = Knob("threshold", (-1.0, *even_log_odds(-7, 7, 57), 1.0))
     kv: ClassVar[Literal["propagate", "exact"]] = "exact"
 
     shallow_layer: int | None = None

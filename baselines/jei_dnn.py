@@ -28,6 +28,7 @@ from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
@@ -62,7 +63,7 @@ class JEIDNN(Method):
     name: ClassVar[str] = "jei-dnn"
     paper: ClassVar[str] = "Regol et al., JEI-DNN, ICLR 2024, arXiv 2310.09163"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("mass", (0.0, *torch.linspace(-9, 9, 73).sigmoid().tolist(), _NEVER))
+    knob: ClassVar[Knob] = Knob("mass", (0.0, *even_log_odds(-9, 9, 73), _NEVER))
 
     price: float = 0.1
 

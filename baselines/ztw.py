@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from consistentee.data.instances import TaskData
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier
 from consistentee.models.encoder import MultiExitModel
@@ -43,7 +44,7 @@ class ZTW(Method):
 
     name: ClassVar[str] = "ztw"
     paper: ClassVar[str] = "Wolczyk et al., Zero Time Waste, NeurIPS 2021, arXiv 2106.05409"
-    knob: ClassVar[Knob] = Knob("confidence", (0.0, *torch.linspace(-4, 12, 97).sigmoid().tolist(), 1.0))
+    knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, train the heads on what it leaves, then the ensembles on what they say."""

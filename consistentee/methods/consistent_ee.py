@@ -22,6 +22,7 @@ from torch import Tensor
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer_of
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, exit_probabilities, policy_spec
 from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
@@ -41,7 +42,6 @@ from consistentee.training.stages import (
     training_source,
 )
 
-_THRESHOLDS = tuple(torch.linspace(-9, 9, 73).sigmoid().tolist())
 _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1.5, -4.5, 201).tolist())
 
 
@@ -72,7 +72,7 @@ class ConsistentEE(Method):
 
     name: ClassVar[str] = "consistentee"
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882"
-    knob: ClassVar[Knob] = Knob("threshold", (0.0, *_THRESHOLDS, 1.0))
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-9, 9, 73), 1.0))
     conditioned: ClassVar[bool] = False
 
     alpha: float = 0.05

@@ -30,6 +30,7 @@ from torch.nn import functional
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
 from consistentee.methods.hardness import memorized_layer
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob
 from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, policy_logit, policy_spec
 from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
@@ -49,7 +50,6 @@ from consistentee.training.decoder.stages import (
 )
 from consistentee.training.recipe import Target, TokenRecipe
 
-_THRESHOLDS = tuple(torch.linspace(-9, 9, 73).sigmoid().tolist())
 _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1, -5, 121).tolist())
 
 
@@ -75,7 +75,7 @@ class ConsistentEETokens(VocabularyMethod):
 
     name: ClassVar[str] = "consistentee-tokens"
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882 (its method for decoders)"
-    knob: ClassVar[Knob] = Knob("threshold", (0.0, *_THRESHOLDS, 1.0))
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-9, 9, 73), 1.0))
     conditioned: ClassVar[bool] = False
 
     alpha: float = 0.02
