@@ -199,7 +199,7 @@ class DecayingSaturationRule(DecayingThresholdRule):
         self.width = width
 
     def start(self, rows: int, num_layers: int) -> State:
-        """No state yet, which is like none."""
+        """There is no state before the first exit: NaN, which is like none."""
         return {"previous": torch.full((rows, self.width), torch.nan)}
 
     def confidence(self, view: LayerView, state: State) -> Tensor:
@@ -225,6 +225,7 @@ class _CALMTokens(TokenMethod):
     horizon: int | None = None
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits, by the stage that all methods share."""
         self.check_task(task)
         train_exits(model, task, recipe)
         return model

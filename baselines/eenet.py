@@ -51,13 +51,17 @@ from consistentee.training.stages import (
 
 _SCORE, _SHARE, _THRESHOLDS = "score", "share", "thresholds"
 _TEMPERATURE, _DISTILLATION = 3.0, 0.01
+"""T, and the weight of late self-distillation."""
+
 _NEAR_SCORES, _ON_BUDGET = 1e-3, 1e-2
+"""Weights, in the scheduler's loss, of the shares' divergence from the scores and of the distance from the budget."""
+
 _TURNS = 20
 _TINY = 1e-9
 _ALWAYS = 1e6
 """Above any difference of a score and a threshold."""
 
-_STEPS = tuple(10.0 ** (exponent / 12) for exponent in range(-48, 13))
+_SHIFTS = tuple(10.0 ** (exponent / 12) for exponent in range(-48, 13))
 """From 1e-4 to 10."""
 
 
@@ -72,7 +76,7 @@ class EENet(Method):
 
     name: ClassVar[str] = "eenet"
     paper: ClassVar[str] = "Ilhan et al., EENet, WACV 2024, arXiv 2301.07099"
-    knob: ClassVar[Knob] = Knob("shift", (-_ALWAYS, *(-step for step in _STEPS[::-1]), 0.0, *_STEPS, _ALWAYS))
+    knob: ClassVar[Knob] = Knob("shift", (-_ALWAYS, *(-shift for shift in _SHIFTS[::-1]), 0.0, *_SHIFTS, _ALWAYS))
 
     budget: float = 0.5
     held_out: float = 0.1
@@ -96,7 +100,7 @@ class EENet(Method):
         rows = cached_rows(model, source, recipe)
         inputs = model.num_labels + 2 + model.num_layers - 1
         reads = HeadSpec(extra_inputs=inputs, reads_pooled=False)
-        model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)
+        model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)  # inside of 0..1, where nothing is cut
         model.add_head(_SHARE, replace(reads, hidden=2 * inputs), recipe.seed)
         loss = partial(_scheduler_loss, self.budget, max(1, recipe.frozen_steps // _TURNS))
         trains = (f"exit_heads.{_SCORE}.", f"exit_heads.{_SHARE}.")
@@ -177,6 +181,7 @@ def fit_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
 
 
 def _loss(total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Return the depth-weighted loss, with distillation from the last exit over the last quarter of the steps."""
     logits = model(batch.tokens).logits
     loss = depth_weighted_loss(layer_losses(logits, batch.labels))
     if batch.step < 0.75 * total_steps:

@@ -47,8 +47,12 @@ from consistentee.training.stages import (
 _GATE = "gate"
 _EXITS = ("poolers.", "classifiers.")
 _TURN = 200
+"""Batches that gates, or exits, learn on before it is the others' turn."""
+
 _LARGEST_WEIGHT = 5.0
-_NEVER = 1.001
+"""Of the positives in the gates' loss."""
+
+_OUT_OF_REACH = 1.001
 _TINY = 1e-9
 
 
@@ -63,7 +67,7 @@ class JEIDNN(Method):
     name: ClassVar[str] = "jei-dnn"
     paper: ClassVar[str] = "Regol et al., JEI-DNN, ICLR 2024, arXiv 2310.09163"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("mass", (0.0, *even_log_odds(-9, 9, 73), _NEVER))
+    knob: ClassVar[Knob] = Knob("mass", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
 
     price: float = 0.1
 
@@ -150,12 +154,14 @@ def exit_loss(losses: Tensor, masses: Tensor) -> Tensor:
 
 
 def _warm_up_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    """Return ``CE_L + sum_{l<L} (L - l + 1) CE_l``, averaged over rows."""
     losses = layer_losses(model.read_vectors(batch.outputs.vectors).logits, batch.labels).mean(dim=0)
     early, last = losses[:-1], losses[-1]
     return last + (early * torch.arange(len(losses), 1, -1, device=losses.device)).sum()
 
 
 def _loss_in_turn(price: float, turn: int, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    """Return the loss of the gates or of the exits, whose turn of ``turn`` batches it is; the others stay."""
     gates_turn = batch.step // turn % 2 == 0
     with torch.set_grad_enabled(not gates_turn):
         logits = model.read_vectors(batch.outputs.vectors).logits

@@ -104,6 +104,7 @@ class QuantileRule(ExitRule):
 
 
 def _loss(method: PALBERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Return ``sum_t p_t CE_t``, averaged over rows, and the weighted divergence from the geometric prior."""
     outputs = model(batch.tokens)
     masses = exit_distribution(leaving_probabilities(model, outputs.pooled))
     expected = (masses * layer_losses(outputs.logits, batch.labels)).sum(dim=1).mean()

@@ -45,6 +45,7 @@ class Full(Method):
     supports_regression: ClassVar[bool] = True
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune backbone and last classifier on CE_L."""
         train_last_exit(model, task, recipe)
         return model
 

@@ -97,6 +97,7 @@ class ConsistentEE(Method):
             raise UserError(f"consistentee: cross-fitting needs at least 2 folds, got {self.folds}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Run stages 1 and 2, then stage 3 for ``joint_epochs``, then fit the policy again where that is asked for."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         cross_fitted = None
@@ -140,6 +141,7 @@ class ConsistentEE(Method):
         hardness: Tensor | None,
         recipe: Recipe,
     ) -> None:
+        """Train the policy alone; ``outputs`` are what the model leaves of the rows, ``hardness`` is int64 [N]."""
         rows: Source[FeatureBatch | TokenBatch] = source
         if self.cached:
             rows = FeatureSource(model, outputs, source.labels.tolist())
@@ -148,11 +150,10 @@ class ConsistentEE(Method):
         train_heads(model, rows, loss, recipe, name="policy", trains=(f"exit_heads.{POLICY}.",), details=details)
 
     def _joint_stage(self, hardness: Tensor | None, recipe: Recipe) -> Stage[MultiExitModel, TokenBatch]:
-        trains = (*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{POLICY}.")
         return Stage(
             name="exit-consistent",
             loss=partial(_joint_stage_loss, self, hardness),
-            trains=trains,
+            trains=(*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{POLICY}."),
             epochs=self.joint_epochs,
             batch_size=recipe.batch_size,
             learning_rate=self.joint_learning_rate,
@@ -185,7 +186,7 @@ class ConsistentEE(Method):
         return exit_probabilities(model.head(POLICY), outputs.pooled, outputs.logits, log_alpha)
 
     def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
-        """Return L_pi by the chosen estimator."""
+        """Return L_pi by the chosen estimator; both arguments are [rows, L]."""
         if self.estimator == "exact":
             return exact_policy_loss(probabilities, reward)
         return reinforce_policy_loss(probabilities, reward, self.rollouts)
