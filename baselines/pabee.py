@@ -35,6 +35,7 @@ class PABEE(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers on the depth-weighted loss."""
+        self.check_task(task)
         train_jointly(model, task, recipe)
         return model
 

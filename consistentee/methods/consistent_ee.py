@@ -24,8 +24,8 @@ from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer_of
 from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
-from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, exit_probabilities, policy_spec
-from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
+from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, drawn_prices, exit_probabilities, policy_spec
+from consistentee.methods.reward import Estimator, exit_distribution, policy_loss, rewards
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
@@ -78,7 +78,7 @@ class ConsistentEE(Method):
     alpha: float = 0.05
     reward: Literal["hardness", "vanilla"] = "hardness"
     reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
-    estimator: Literal["exact", "reinforce"] = "exact"
+    estimator: Estimator = "exact"
     rollouts: int = 8
     memorized_layer: Literal["train", "cross-fitted"] = "train"
     folds: int = 3
@@ -187,9 +187,7 @@ class ConsistentEE(Method):
 
     def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
         """Return L_pi by the chosen estimator; both arguments are [rows, L]."""
-        if self.estimator == "exact":
-            return exact_policy_loss(probabilities, reward)
-        return reinforce_policy_loss(probabilities, reward, self.rollouts)
+        return policy_loss(probabilities, reward, self.estimator, self.rollouts)
 
 
 @dataclass(frozen=True)
@@ -224,13 +222,13 @@ class ConsistentEECurve(ConsistentEE):
 
     def draw_alpha(self, rows: int) -> Tensor:
         """Draw alphas, log-uniformly: [rows]."""
-        low, high = torch.tensor([self.lowest_alpha, self.highest_alpha]).log()
-        return (low + (high - low) * torch.rand(rows)).exp()
+        return drawn_prices(self.lowest_alpha, self.highest_alpha, rows)
 
 
 def _policy_stage_loss(
     method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch
 ) -> Tensor:
+    """Return L_pi, averaged over the prices that learn; on tokens the frozen model runs first."""
     if isinstance(batch, FeatureBatch):
         outputs = batch.outputs
     else:
@@ -247,6 +245,7 @@ def _policy_stage_loss(
 def _joint_stage_loss(
     method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch
 ) -> Tensor:
+    """Return the cross-entropy where rows leave, ``sum_t q_t CE_t``, and L_pi, averaged over the prices that learn."""
     outputs = model(batch.tokens)
     answers = layer_losses(outputs.logits, batch.labels)
     costs, row_hardness = method.cost_of_answers(outputs, batch.labels), _of_rows(hardness, batch)

@@ -16,7 +16,8 @@ Three stages, all on states that the frozen backbone has left once:
 Choices where the paper leaves room. Hidden states do not depend on actions, since the backbone is trained, if at all,
 before the policy; so the expected reward has a closed form here too. Stages 2 and 3 alternate, instead of being joined,
 because one step on all exits costs as much as thousands of steps on the policy. In stage 3 an exit is drawn for each
-token from the policy, which costs one LM head a token and not one an exit.
+token from the policy, which costs one LM head a token and not one an exit; exits learn there at half their rate. Exits
+are those of the model, by default adapters under its one LM head, where the paper's code has an LM head for each.
 """
 
 from dataclasses import dataclass, replace
@@ -32,8 +33,8 @@ from consistentee.errors import UserError
 from consistentee.methods.hardness import memorized_layer
 from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob
-from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, policy_logit, policy_spec
-from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
+from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, drawn_prices, policy_logit, policy_spec
+from consistentee.methods.reward import Estimator, exit_distribution, policy_loss, rewards
 from consistentee.methods.token_answers import ExitAnswers, exit_answers
 from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
@@ -82,7 +83,7 @@ class ConsistentEETokens(VocabularyMethod):
     reward: Literal["hardness", "vanilla"] = "hardness"
     reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
     judged_by: Target = "label"
-    estimator: Literal["exact", "reinforce"] = "exact"
+    estimator: Estimator = "exact"
     rollouts: int = 4
     policy_reads: PolicyInputs = "state"
     consistent_steps: int = 0
@@ -198,9 +199,7 @@ class ConsistentEETokens(VocabularyMethod):
 
     def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
         """Return L_pi by the chosen estimator; both arguments are [tokens, exits]."""
-        if self.estimator == "exact":
-            return exact_policy_loss(probabilities, reward)
-        return reinforce_policy_loss(probabilities, reward, self.rollouts)
+        return policy_loss(probabilities, reward, self.estimator, self.rollouts)
 
 
 @dataclass(frozen=True)
@@ -230,8 +229,7 @@ class ConsistentEETokensCurve(ConsistentEETokens):
 
     def draw_alpha(self, tokens: int) -> Tensor:
         """Draw alphas, log-uniformly: [tokens]."""
-        low, high = torch.tensor([self.lowest_alpha, self.highest_alpha]).log()
-        return (low + (high - low) * torch.rand(tokens)).exp()
+        return drawn_prices(self.lowest_alpha, self.highest_alpha, tokens)
 
 
 def policy_answers(model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None) -> list[Tensor]:
