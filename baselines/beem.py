@@ -39,7 +39,7 @@ _PARTS = tuple(1 - 10.0 ** (-exponent / 4) for exponent in range(16))
 """Of an expert's weight, dense near 1: trained classifiers are mostly near certain, and votes near weights."""
 
 _OUT_OF_REACH = 1.001
-_TINY = 1e-9
+_LARGEST_SCORE_AT_LEAST = 1e-9
 """Stands for the largest score where no exit is ever right, so that no row reaches it."""
 
 
@@ -116,4 +116,4 @@ class BEEM(Method):
 
 
 def _largest_score(weights: Sequence[float]) -> float:
-    return max(sum(weights), _TINY)
+    return max(sum(weights), _LARGEST_SCORE_AT_LEAST)

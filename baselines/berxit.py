@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.instances import TaskData
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
@@ -28,7 +29,6 @@ from consistentee.training.stage import Stage
 from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, training_source
 
 _UNCERTAINTY = "uncertainty"
-_THRESHOLDS = tuple(torch.linspace(9, -9, 73).sigmoid().tolist())
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class BERxiT(Method):
 
     name: ClassVar[str] = "berxit"
     paper: ClassVar[str] = "Xin et al., BERxiT, EACL 2021"
-    knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *_THRESHOLDS, 0.0))
+    knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *even_log_odds(9, -9, 73), 0.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, classifiers and the guess in one stage, whose steps alternate."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
@@ -62,6 +63,7 @@ class BERxiT(Method):
 
 
 def _alternating_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Return CE_L at even steps, the sum over all exits at odd ones, and the loss of the guess at both."""
     outputs = model(batch.tokens)
     losses = layer_losses(outputs.logits, batch.labels).mean(dim=0)
     task_loss = losses[-1] if batch.step % 2 == 0 else losses.sum()
@@ -69,7 +71,7 @@ def _alternating_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 
 def _uncertainty_loss(model: MultiExitModel, outputs: LayerOutputs, labels: Tensor) -> Tensor:
-    """Squared error of the guess, summed over the exits before the last, where nobody asks."""
+    """Return the squared error of the guess, summed over the exits before layer L: at layer L nobody asks."""
     head = model.head(_UNCERTAINTY)
     before_last = range(model.num_layers - 1)
     guess = torch.stack([head(i + 1, outputs.pooled[:, i].detach()) for i in before_last], dim=1).sigmoid()

@@ -31,6 +31,7 @@ from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.token_answers import exit_answers
 from consistentee.methods.token_method import TokenMethod
@@ -45,9 +46,9 @@ from consistentee.rules.view import LayerView
 from consistentee.training.decoder.sources import StateBatch
 from consistentee.training.decoder.stages import train_exits, train_learned_head
 from consistentee.training.recipe import Recipe, TokenRecipe
-from consistentee.training.sources import FeatureBatch, FeatureSource
+from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import (
-    recorded_features,
+    cached_rows,
     train_heads,
     train_jointly,
     train_jointly_on,
@@ -56,7 +57,7 @@ from consistentee.training.stages import (
 
 _CONFIDENCE = "confidence"
 _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"
-_LAMBDAS = (-1.0, *torch.linspace(-9, 9, 73).sigmoid().tolist(), 1.0)
+_LAMBDAS = (-1.0, *even_log_odds(-9, 9, 73), 1.0)
 _LATE_THRESHOLDS = torch.linspace(-7, 7, 57, dtype=torch.float64).sigmoid().tolist()
 _TOKEN_LAMBDAS = (-0.2, *(threshold / 0.9 for threshold in _LATE_THRESHOLDS), 1.2)
 
@@ -108,7 +109,7 @@ class CALMState(_CALM):
     """Leave where the state has stopped moving."""
 
     name: ClassVar[str] = "calm-state"
-    knob: ClassVar[Knob] = Knob("lambda", (-1.01, *torch.linspace(-3, 9, 73).sigmoid().tolist(), 1.01))
+    knob: ClassVar[Knob] = Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the cosine of successive states is above ``knob``."""
@@ -128,9 +129,8 @@ class CALMClassifier(_CALM):
         source = training_source(model, task, recipe)
         train_jointly_on(model, source, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
-        outputs = recorded_features(model, source, recipe)
+        rows = cached_rows(model, source, recipe)
         trains = (f"exit_heads.{_CONFIDENCE}.",)
-        rows = FeatureSource(model, outputs, source.labels.tolist())
         train_heads(model, rows, _agreement_loss, recipe, name="confidence", trains=trains)
         return model
 
@@ -199,7 +199,7 @@ class DecayingSaturationRule(DecayingThresholdRule):
         self.width = width
 
     def start(self, rows: int, num_layers: int) -> State:
-        """No state yet, which is like none."""
+        """There is no state before the first exit: NaN, which is like none."""
         return {"previous": torch.full((rows, self.width), torch.nan)}
 
     def confidence(self, view: LayerView, state: State) -> Tensor:
@@ -225,6 +225,7 @@ class _CALMTokens(TokenMethod):
     horizon: int | None = None
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits, by the stage that all methods share."""
         self.check_task(task)
         train_exits(model, task, recipe)
         return model

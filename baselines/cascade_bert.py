@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from consistentee.data.instances import TaskData
 from consistentee.engine.classify import stock_encoded
 from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.cascade import (
     add_companion,
@@ -40,30 +40,15 @@ from consistentee.models.cascade import (
     companion_of_first_layers,
 )
 from consistentee.models.encoder import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.exit_rule import ExitRule, OneLayerRule, ThresholdRule
 from consistentee.rules.signals import top_probability
-from consistentee.rules.view import LayerView, predictions_of
+from consistentee.rules.view import predictions_of
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenBatch, TokenSource
 from consistentee.training.stages import layer_losses, token_stage, train_last_exit, train_last_exit_on, training_source
 
-_THRESHOLDS = tuple(torch.linspace(-3, 12, 76).sigmoid().tolist())
 _JUDGING_BATCH_SIZE = 64
-
-
-class CompanionRule(ExitRule):
-    """Leave after the companion's last layer, if its largest probability is above a threshold; nowhere else."""
-
-    def __init__(self, companion_layers: int, threshold: float) -> None:
-        self.companion_layers = companion_layers
-        self.threshold = threshold
-
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Compare the confidence with the threshold, and read nothing at other layers."""
-        if view.layer != self.companion_layers:
-            return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
-        return top_probability(view) > self.threshold
 
 
 @dataclass(frozen=True)
@@ -80,7 +65,7 @@ class CascadeBERT(Method):
 
     name: ClassVar[str] = "cascade-bert"
     paper: ClassVar[str] = "Li et al., CascadeBERT, EMNLP Findings 2021, arXiv 2012.14682"
-    knob: ClassVar[Knob] = Knob("threshold", (0.0, *_THRESHOLDS, 1.0))
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-3, 12, 76), 1.0))
 
     companion_layers: int | None = None
     companion_backbone: str | None = None
@@ -113,7 +98,7 @@ class CascadeBERT(Method):
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after the companion where its largest probability is above ``knob``."""
         self.check_knob(model, knob)
-        return CompanionRule(companion_layers(model), knob)
+        return OneLayerRule(ThresholdRule(top_probability, knob, exit_when="above"), companion_layers(model))
 
     def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:
         """Return the companion before it is fine-tuned. Raises UserError if it does not fit the model."""
@@ -155,6 +140,7 @@ def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:
 
 
 def _companion_loss(hard: Tensor, margin: float, weight: float, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Return the companion's cross-entropy and its weighted difficulty loss; ``hard`` is bool [all training rows]."""
     logits = model.stock_logits(batch.tokens)
     task_loss = layer_losses(logits.unsqueeze(1), batch.labels).mean()
     return task_loss + weight * difficulty_loss(logits, hard[batch.rows].to(logits.device), margin)

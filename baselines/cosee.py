@@ -27,6 +27,7 @@ from torch import Tensor
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.reward import simulated_exits
 from consistentee.models.encoder import MultiExitModel
@@ -35,9 +36,7 @@ from consistentee.rules.view import LayerView
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import layer_losses, token_stage, training_source
-
-_THRESHOLDS = (1.001, *torch.linspace(6, -14, 161).sigmoid().tolist(), 0.0)
+from consistentee.training.stages import layer_losses, steps_of, token_stage, training_source
 
 
 def normalised_energy(logits: Tensor) -> Tensor:
@@ -78,7 +77,7 @@ class COSEE(Method):
 
     name: ClassVar[str] = "cosee"
     paper: ClassVar[str] = "He et al., COSEE, AAAI 2025, arXiv 2412.13236"
-    knob: ClassVar[Knob] = Knob("signal", _THRESHOLDS)
+    knob: ClassVar[Knob] = Knob("signal", (1.001, *even_log_odds(6, -14, 161), 0.0))
 
     signal: Literal["energy", "entropy", "max-probability"] = "energy"
     thresholds: int = 5
@@ -97,8 +96,8 @@ class COSEE(Method):
         """Train backbone and all classifiers in one stage."""
         self.check_task(task)
         source = training_source(model, task, recipe)
-        total_steps = math.ceil(len(source) / recipe.batch_size) * recipe.epochs
-        stage = token_stage("consistency-oriented", partial(consistency_oriented_loss, self, total_steps), recipe)
+        loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
+        stage = token_stage("consistency-oriented", loss, recipe)
         run_stage(model, source, replace(stage, details={"method": repr(self)}), recipe)
         return model
 

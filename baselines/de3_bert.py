@@ -20,6 +20,7 @@ from torch import Tensor
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
+from consistentee.methods.knob_grids import falling_fractions
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
@@ -38,7 +39,6 @@ from consistentee.training.stages import (
 )
 
 _METRIC, _PROTOTYPES = "metric", "prototypes"
-_FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
 _OUT_OF_REACH = 1.001
 
 
@@ -54,7 +54,7 @@ class DE3BERT(Method):
 
     name: ClassVar[str] = "de3-bert"
     paper: ClassVar[str] = "He et al., DE3-BERT, 2024, arXiv 2402.05948"
-    knob: ClassVar[Knob] = Knob("threshold", (_OUT_OF_REACH, *_FRACTIONS[1:], 0.0))
+    knob: ClassVar[Knob] = Knob("threshold", (_OUT_OF_REACH, *falling_fractions(6)[1:], 0.0))
 
     regularised: float = 1.0
     balance: float = 1.0
@@ -91,9 +91,9 @@ class DE3BERT(Method):
 
 def distance_enhanced_entropy(view: LayerView, balance: float) -> Tensor:
     """Return EDR, 0 (certain) to 1: float [rows]."""
-    place = view.head(_METRIC)
+    mapped = view.head(_METRIC)
     # With a bias of -|p|^2 / 2, a linear layer whose weights are the prototypes p says half of |z|^2 - |z - p|^2.
-    squares = place.square().sum(dim=-1, keepdim=True) - 2 * view.head(_PROTOTYPES, place)
+    squares = mapped.square().sum(dim=-1, keepdim=True) - 2 * view.head(_PROTOTYPES, mapped)
     nearest, second = squares.clamp_min(0).sqrt().topk(2, dim=-1, largest=False).values.unbind(dim=-1)
     return harmonic(distance_ratio(nearest, second), normalised_entropy(view), balance)
 
@@ -114,13 +114,15 @@ def _prototypes(model: MultiExitModel, layer: int) -> Tensor:
 
 
 def _loss(method: DE3BERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Return the cross-entropies of classifiers and, weighted, of prototypes, on ``softmax_k(-d_k^2)``."""
     outputs = model(batch.tokens)
-    said = depth_weighted_loss(layer_losses(outputs.logits, batch.labels))
+    of_classifiers = depth_weighted_loss(layer_losses(outputs.logits, batch.labels))
     nearness = []
     for layer in range(1, model.num_layers):
-        place = model.head(_METRIC)(layer, outputs.pooled[:, layer - 1])
-        nearness.append(-(place.unsqueeze(1) - _prototypes(model, layer)).square().sum(dim=-1))
-    return said + method.regularised * depth_weighted_loss(layer_losses(torch.stack(nearness, dim=1), batch.labels))
+        mapped = model.head(_METRIC)(layer, outputs.pooled[:, layer - 1])
+        nearness.append(-(mapped.unsqueeze(1) - _prototypes(model, layer)).square().sum(dim=-1))
+    of_prototypes = depth_weighted_loss(layer_losses(torch.stack(nearness, dim=1), batch.labels))
+    return of_classifiers + method.regularised * of_prototypes
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ start stage 2 from there. Since stage 2 leaves the backbone alone, it runs on fe
 eval mode.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,22 +18,24 @@ from typing import ClassVar
 from torch import Tensor
 
 from consistentee.data.instances import TaskData
+from consistentee.methods.knob_grids import entropy_thresholds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import entropy
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, FeatureSource
+from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import (
+    cached_rows,
+    early_exits,
     layer_losses,
-    recorded_features,
     train_heads,
     train_last_exit_on,
     training_source,
 )
 
-_FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
-"""Fractions of the largest entropy, ln C, from 1 down to 1e-6: trained classifiers are mostly near certain."""
+_DECADES = 6
+"""Thresholds fall to 1e-6 of the largest entropy."""
 
 
 @dataclass(frozen=True)
@@ -43,26 +44,22 @@ class DeeBERT(Method):
 
     name: ClassVar[str] = "deebert"
     paper: ClassVar[str] = "Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993"
-    knob: ClassVar[Knob] = Knob("entropy", (*(f * math.log(2) for f in _FRACTIONS), 0.0))
+    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2, _DECADES))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then train the off-ramps on what it leaves."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
-        if model.description.pooler == "shared":
-            model.use_pooler("per_exit")
-        outputs = recorded_features(model, source, recipe)
-        ramps = range(model.num_layers - 1)
-        trains = tuple(f"{part}.{ramp}." for part in ("poolers", "classifiers") for ramp in ramps)
-        rows = FeatureSource(model, outputs, source.labels.tolist())
-        train_heads(model, rows, _off_ramp_loss, recipe, name="off-ramps", trains=trains)
+        model.use_own_poolers()
+        rows = cached_rows(model, source, recipe)
+        off_ramps = early_exits(model, "poolers.{}.", "classifiers.{}.")
+        train_heads(model, rows, _off_ramp_loss, recipe, name="off-ramps", trains=off_ramps)
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         """Return thresholds from just above ln C, the largest entropy, down to 0."""
-        largest = math.log(model.num_labels) * 1.001
-        return (*(fraction * largest for fraction in _FRACTIONS), 0.0)
+        return entropy_thresholds(model.num_labels, _DECADES, beyond=1.001)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the entropy is below ``knob`` nats."""

@@ -29,8 +29,8 @@ from consistentee.training.stages import recorded_features, train_last_exit_on, 
 _PARTS = tuple(10.0 ** (exponent / 18) for exponent in range(-72, 0))
 """Of the way from 1/C, where nothing is known, to 1."""
 
-_NEVER = 1e-6
-"""The mean distance of a class without rows: any distance is a million times as large."""
+_SMALLEST_MEAN_DISTANCE = 1e-6
+"""Also that of a class without rows: any distance is then huge beside it, and the class never answered."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,6 @@ def put_means(classifier: ClassMeansClassifier, pooled: Tensor, labels: Tensor) 
     for label in range(classes):
         rows = pooled[labels == label]
         classifier.means[label] = rows.mean(dim=0) if len(rows) else 0.0
-    distances = classifier.distances(pooled.to(classifier.means.device)).mean(dim=0).clamp_min(_NEVER)
+    distances = classifier.distances(pooled.to(classifier.means.device)).mean(dim=0).clamp_min(_SMALLEST_MEAN_DISTANCE)
     has_rows = torch.bincount(labels, minlength=classes).to(distances.device) > 0
-    classifier.mean_distances.copy_(distances.where(has_rows, _NEVER))
+    classifier.mean_distances.copy_(distances.where(has_rows, _SMALLEST_MEAN_DISTANCE))

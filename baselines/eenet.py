@@ -37,12 +37,13 @@ from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
+from consistentee.training.sources import FeatureBatch, TokenBatch, TokenSource
 from consistentee.training.stages import (
+    cached_rows,
     depth_weighted_loss,
     hold_out,
     layer_losses,
-    recorded_features,
+    steps_of,
     token_stage,
     train_heads,
     training_source,
@@ -50,13 +51,17 @@ from consistentee.training.stages import (
 
 _SCORE, _SHARE, _THRESHOLDS = "score", "share", "thresholds"
 _TEMPERATURE, _DISTILLATION = 3.0, 0.01
+"""T, and the weight of late self-distillation."""
+
 _NEAR_SCORES, _ON_BUDGET = 1e-3, 1e-2
+"""Weights, in the scheduler's loss, of the shares' divergence from the scores and of the distance from the budget."""
+
 _TURNS = 20
 _TINY = 1e-9
 _ALWAYS = 1e6
 """Above any difference of a score and a threshold."""
 
-_STEPS = tuple(10.0 ** (exponent / 12) for exponent in range(-48, 13))
+_SHIFTS = tuple(10.0 ** (exponent / 12) for exponent in range(-48, 13))
 """From 1e-4 to 10."""
 
 
@@ -71,7 +76,7 @@ class EENet(Method):
 
     name: ClassVar[str] = "eenet"
     paper: ClassVar[str] = "Ilhan et al., EENet, WACV 2024, arXiv 2301.07099"
-    knob: ClassVar[Knob] = Knob("shift", (-_ALWAYS, *(-step for step in _STEPS[::-1]), 0.0, *_STEPS, _ALWAYS))
+    knob: ClassVar[Knob] = Knob("shift", (-_ALWAYS, *(-shift for shift in _SHIFTS[::-1]), 0.0, *_SHIFTS, _ALWAYS))
 
     budget: float = 0.5
     held_out: float = 0.1
@@ -84,27 +89,24 @@ class EENet(Method):
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and exits, then fit the scheduler on the rows held out."""
         self.check_task(task)
-        if model.description.pooler == "shared":
-            model.use_pooler("per_exit")
+        model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
-        total_steps = math.ceil(len(source) / recipe.batch_size) * recipe.epochs
-        stage = token_stage("late-distillation", partial(_loss, total_steps), recipe)
+        stage = token_stage("late-distillation", partial(_loss, steps_of(source, recipe)), recipe)
         run_stage(model, source, replace(stage, details={"method": repr(self)}), recipe)
         self._fit_scheduler(model, held_out, recipe)
         return model
 
     def _fit_scheduler(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-        outputs = recorded_features(model, source, recipe)
+        rows = cached_rows(model, source, recipe)
         inputs = model.num_labels + 2 + model.num_layers - 1
         reads = HeadSpec(extra_inputs=inputs, reads_pooled=False)
-        model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)
+        model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)  # inside of 0..1, where nothing is cut
         model.add_head(_SHARE, replace(reads, hidden=2 * inputs), recipe.seed)
-        rows = FeatureSource(model, outputs, source.labels.tolist())
         loss = partial(_scheduler_loss, self.budget, max(1, recipe.frozen_steps // _TURNS))
         trains = (f"exit_heads.{_SCORE}.", f"exit_heads.{_SHARE}.")
         train_heads(model, rows, loss, recipe, name="scheduler", trains=trains, details={"method": repr(self)})
         with torch.no_grad():
-            scores, shares = (part.cpu() for part in scores_and_shares(model, outputs.logits.to(model.device)))
+            scores, shares = (part.cpu() for part in scores_and_shares(model, rows.outputs.logits.to(model.device)))
         del model.exit_heads[_SHARE], model.description.heads[_SHARE]  # it has said how many leave where
         thresholds = fit_thresholds(scores, shares.mean(dim=0))
         set_factors(model.add_head(_THRESHOLDS, FACTORS), functional.pad(thresholds, (0, 1)))
@@ -179,6 +181,7 @@ def fit_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
 
 
 def _loss(total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Return the depth-weighted loss, with distillation from the last exit over the last quarter of the steps."""
     logits = model(batch.tokens).logits
     loss = depth_weighted_loss(layer_losses(logits, batch.labels))
     if batch.step < 0.75 * total_steps:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.instances import TaskData
+from consistentee.methods.knob_grids import falling_fractions
 from consistentee.methods.method import Knob, Method
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder import MultiExitModel
@@ -33,12 +34,12 @@ from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import normalised_entropy
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
+from consistentee.training.sources import FeatureBatch, TokenBatch, TokenSource
 from consistentee.training.stage import Stage
-from consistentee.training.stages import recorded_features, train_heads, train_last_exit_on, training_source
+from consistentee.training.stages import cached_rows, early_exits, train_heads, train_last_exit_on, training_source
 
-_SPEEDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(1, 73)), 0.0)
-"""From just above the largest normalised entropy down to 0: distilled students are mostly near certain."""
+_SPEEDS = (1.001, *falling_fractions(6)[1:], 0.0)
+"""From just above the largest normalised entropy down to 0."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def _distil_attention(model: MultiExitModel, source: TokenSource, recipe: Recipe
     stage = Stage(
         name="self-distillation",
         loss=_loss_on_tokens,
-        trains=_students(model, "classifiers"),
+        trains=early_exits(model, "classifiers.{}."),
         epochs=math.ceil(recipe.epochs * 5 / 3),
         batch_size=recipe.batch_size,
         learning_rate=recipe.head_learning_rate,
@@ -90,15 +91,10 @@ def _distil_attention(model: MultiExitModel, source: TokenSource, recipe: Recipe
 
 def _distil_linear(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
     """Train students that read the pooled vector, on what the frozen backbone left once."""
-    if model.description.pooler == "shared":
-        model.use_pooler("per_exit")
-    rows = FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
-    trains = _students(model, "poolers", "classifiers")
-    train_heads(model, rows, _loss_on_features, recipe, name="self-distillation", trains=trains)
-
-
-def _students(model: MultiExitModel, *parts: str) -> tuple[str, ...]:
-    return tuple(f"{part}.{exit_index}." for part in parts for exit_index in range(model.num_layers - 1))
+    model.use_own_poolers()
+    rows = cached_rows(model, source, recipe)
+    students = early_exits(model, "poolers.{}.", "classifiers.{}.")
+    train_heads(model, rows, _loss_on_features, recipe, name="self-distillation", trains=students)
 
 
 def _loss_on_tokens(model: MultiExitModel, batch: TokenBatch) -> Tensor:

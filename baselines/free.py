@@ -15,34 +15,16 @@ written, is not used.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
-from torch import Tensor
-
 from consistentee.data.prompts import TextTask
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
+from consistentee.rules.exit_rule import ExitRule, OneLayerRule, ThresholdRule
 from consistentee.rules.schedules import check_exit_layer
 from consistentee.rules.signals import margin
-from consistentee.rules.view import LayerView
 from consistentee.training.decoder.stages import train_exits
 from consistentee.training.recipe import TokenRecipe
-
-_THRESHOLDS = (-1.0, *torch.linspace(-7, 7, 57).sigmoid().tolist(), 1.0)
-
-
-class ShallowDeepRule(ExitRule):
-    """Ask another rule at one layer, and leave nowhere else: other exits are not even looked at."""
-
-    def __init__(self, rule: ExitRule, shallow_layer: int) -> None:
-        self.rule = rule
-        self.shallow_layer = shallow_layer
-
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
-        if view.layer != self.shallow_layer:
-            return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
-        return self.rule.should_exit(view, state)
 
 
 @dataclass(frozen=True)
@@ -55,7 +37,7 @@ class FREE(TokenMethod):
 
     name: ClassVar[str] = "free"
     paper: ClassVar[str] = "Bae et al., FREE, EMNLP 2023, arXiv 2310.05424"
-    knob: ClassVar[Knob] = Knob("threshold", _THRESHOLDS)
+    knob: ClassVar[Knob] = Knob("threshold", (-1.0, *even_log_odds(-7, 7, 57), 1.0))
     kv: ClassVar[Literal["propagate", "exact"]] = "exact"
 
     shallow_layer: int | None = None
@@ -76,4 +58,4 @@ class FREE(TokenMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit at the shallow layer where the margin is above ``knob``."""
         self.check_knob(model, knob)
-        return ShallowDeepRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))
+        return OneLayerRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))

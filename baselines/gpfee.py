@@ -13,7 +13,6 @@ averaged over all pairs of a layer and a later one, and added with weight 1; the
 they do not come to meet the predictions, while the state predicted from is not.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.instances import TaskData
+from consistentee.methods.knob_grids import entropy_thresholds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.classifiers import ClassifierSpec, PastFutureClassifier
 from consistentee.models.encoder import MultiExitModel
@@ -33,8 +33,8 @@ from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenBatch
 from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, training_source
 
-_FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(73))
-"""Fractions of the largest entropy, ln C, from 1 down to 1e-6: trained classifiers are mostly near certain."""
+_DECADES = 6
+"""Thresholds fall to 1e-6 of the largest entropy."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class GPFEE(Method):
 
     name: ClassVar[str] = "gpfee"
     paper: ClassVar[str] = "Liao et al., A Global Past-Future Early Exit Method, NAACL 2021"
-    knob: ClassVar[Knob] = Knob("entropy", (*(f * math.log(2) for f in _FRACTIONS), 0.0))
+    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2, _DECADES))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and past-future classifiers in one stage."""
@@ -55,8 +55,7 @@ class GPFEE(Method):
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         """Return thresholds from just above ln C, the largest entropy, down to 0."""
-        largest = math.log(model.num_labels) * 1.001
-        return (*(fraction * largest for fraction in _FRACTIONS), 0.0)
+        return entropy_thresholds(model.num_labels, _DECADES, beyond=1.001)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the entropy is below ``knob`` nats."""

@@ -28,16 +28,17 @@ from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, FeatureSource
+from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import (
+    cached_rows,
     layer_losses,
-    recorded_features,
     train_heads,
     train_last_exit_on,
     training_source,
@@ -46,8 +47,12 @@ from consistentee.training.stages import (
 _GATE = "gate"
 _EXITS = ("poolers.", "classifiers.")
 _TURN = 200
+"""Batches that gates, or exits, learn on before it is the others' turn."""
+
 _LARGEST_WEIGHT = 5.0
-_NEVER = 1.001
+"""Of the positives in the gates' loss."""
+
+_OUT_OF_REACH = 1.001
 _TINY = 1e-9
 
 
@@ -62,7 +67,7 @@ class JEIDNN(Method):
     name: ClassVar[str] = "jei-dnn"
     paper: ClassVar[str] = "Regol et al., JEI-DNN, ICLR 2024, arXiv 2310.09163"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("mass", (0.0, *torch.linspace(-9, 9, 73).sigmoid().tolist(), _NEVER))
+    knob: ClassVar[Knob] = Knob("mass", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
 
     price: float = 0.1
 
@@ -75,9 +80,8 @@ class JEIDNN(Method):
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
-        if model.description.pooler == "shared":
-            model.use_pooler("per_exit")
-        rows = FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
+        model.use_own_poolers()
+        rows = cached_rows(model, source, recipe)
         train_heads(model, rows, _warm_up_loss, recipe, name="warm-up", trains=_EXITS)
         model.add_head(_GATE, HeadSpec(extra_inputs=4, reads_pooled=False), seed=recipe.seed)
         turn = min(_TURN, max(1, recipe.frozen_steps // 10))
@@ -150,12 +154,14 @@ def exit_loss(losses: Tensor, masses: Tensor) -> Tensor:
 
 
 def _warm_up_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    """Return ``CE_L + sum_{l<L} (L - l + 1) CE_l``, averaged over rows."""
     losses = layer_losses(model.read_vectors(batch.outputs.vectors).logits, batch.labels).mean(dim=0)
     early, last = losses[:-1], losses[-1]
     return last + (early * torch.arange(len(losses), 1, -1, device=losses.device)).sum()
 
 
 def _loss_in_turn(price: float, turn: int, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    """Return the loss of the gates or of the exits, whose turn of ``turn`` batches it is; the others stay."""
     gates_turn = batch.step // turn % 2 == 0
     with torch.set_grad_enabled(not gates_turn):
         logits = model.read_vectors(batch.outputs.vectors).logits

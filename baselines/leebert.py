@@ -96,6 +96,7 @@ class LeeBERT(Method):
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit with patience ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(SameAnswerRule(), patience=knob)
 
@@ -135,10 +136,10 @@ def alignment(model: MultiExitModel, batch: TokenBatch, held_out: TokenBatch) ->
     """
     was_training = model.training
     model.eval()
-    named = [parameter for name, parameter in model.named_parameters() if name.startswith(BACKBONE_AND_CLASSIFIERS)]
+    learning = [weight for name, weight in model.named_parameters() if name.startswith(BACKBONE_AND_CLASSIFIERS)]
     held_out_loss = layer_losses(model(held_out.tokens).logits, held_out.labels).mean()
-    found = torch.autograd.grad(held_out_loss, named, allow_unused=True)
-    moved = [(parameter, gradient) for parameter, gradient in zip(named, found, strict=True) if gradient is not None]
+    gradients = torch.autograd.grad(held_out_loss, learning, allow_unused=True)
+    moved = [(weight, slope) for weight, slope in zip(learning, gradients, strict=True) if slope is not None]
     norm = torch.stack([gradient.norm() for _, gradient in moved]).norm().clamp_min(torch.finfo(torch.float32).tiny)
     originals = [parameter.detach().clone() for parameter, _ in moved]
     with torch.no_grad():
@@ -160,12 +161,14 @@ def _logits_after_step(
     originals: Sequence[Tensor],
     length: Tensor,
 ) -> Tensor:
+    """Return the logits of a batch after a step of ``length`` from ``originals`` along the gradients; stay there."""
     for (parameter, gradient), original in zip(moved, originals, strict=True):
         parameter.copy_(original + length * gradient)
     return model(batch.tokens).logits
 
 
 def _loss(method: LeeBERT, held_out: TokenSource, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Return the weighted sum of all lessons; every ``weight_every`` steps, move the weights first."""
     scores = model.get_parameter(SCORES)
     if batch.step % method.weight_every == 0:
         slopes = alignment(model, batch, _held_out_batch(held_out, batch, batch.step // method.weight_every))

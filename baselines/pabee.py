@@ -35,6 +35,7 @@ class PABEE(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers on the depth-weighted loss."""
+        self.check_task(task)
         train_jointly(model, task, recipe)
         return model
 
@@ -43,5 +44,6 @@ class PABEE(Method):
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit with patience ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(SameAnswerRule(self.tolerance), patience=knob)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.reward import exit_distribution
 from consistentee.models.classifiers import ClassifierSpec
@@ -49,7 +50,7 @@ class PALBERT(Method):
 
     name: ClassVar[str] = "palbert"
     paper: ClassVar[str] = "Balagansky & Gavrilov, PALBERT, NeurIPS 2022, arXiv 2204.03276"
-    knob: ClassVar[Knob] = Knob("quantile", (0.0, *torch.linspace(-9, 9, 73).sigmoid().tolist(), _OUT_OF_REACH))
+    knob: ClassVar[Knob] = Knob("quantile", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
 
     rate: float = 0.1
     near_prior: float = 0.5
@@ -103,6 +104,7 @@ class QuantileRule(ExitRule):
 
 
 def _loss(method: PALBERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Return ``sum_t p_t CE_t``, averaged over rows, and the weighted divergence from the geometric prior."""
     outputs = model(batch.tokens)
     masses = exit_distribution(leaving_probabilities(model, outputs.pooled))
     expected = (masses * layer_losses(outputs.logits, batch.labels)).sum(dim=1).mean()

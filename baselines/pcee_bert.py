@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
+from consistentee.methods.knob_grids import falling_fractions
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, ThresholdRule
@@ -21,8 +22,8 @@ from consistentee.rules.signals import normalised_entropy
 from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_jointly
 
-_THRESHOLDS = (1.001, *(10.0 ** (-exponent / 12) for exponent in range(73)), 0.0)
-"""From just above the largest normalised entropy: trained classifiers are mostly near certain, hence the logarithm."""
+_THRESHOLDS = (1.001, *falling_fractions(6), 0.0)
+"""From just above the largest normalised entropy down to 0."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class Full(Method):
     supports_regression: ClassVar[bool] = True
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune backbone and last classifier on CE_L."""
+        self.check_task(task)
         train_last_exit(model, task, recipe)
         return model
 
@@ -195,6 +197,7 @@ class Majority(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Give every classifier a bias, the log frequency of the classes, and no weights."""
+        self.check_task(task)
         labels = label_tensor(recipe.training_rows(task.train).labels)
         if task.regression:
             bias = labels.float().mean().unsqueeze(0)

@@ -41,6 +41,7 @@ class SkipDecode(TokenMethod):
     horizon: int | None = None
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits, by the stage that all methods share."""
         self.check_task(task)
         train_exits(model, task, recipe)
         return model

@@ -27,7 +27,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from consistentee.engine.batching import PromptBatch
 from consistentee.engine.generate import generate_encoded
 from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
-from consistentee.methods.drafting import DraftingMethod
+from consistentee.methods.drafting import DraftedBy, DraftingMethod
 from consistentee.methods.method import Knob
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.sublayers import SkippedSublayers
@@ -145,7 +145,7 @@ class SWIFT(DraftingMethod):
             raise UserError(f"{self.name} searches for {', '.join(f'{v:g}' for v in self.knob.values)} %, not {knob:g}")
         return NeverExit()
 
-    def drafter(self, model: MultiExitDecoder, knob: float) -> dict[str, Any]:
+    def drafter(self, model: MultiExitDecoder, knob: float) -> DraftedBy:
         """Return the sublayers that drafts skip. Raises UserError for a model that none were searched for."""
         if round(knob) not in model.description.skipped:
             raise UserError(f"no sublayers to skip were searched for in this model: train it with {self.name}")

@@ -11,12 +11,12 @@ DeeBERT trains it with the last exit alone and the other exits afterwards, PABEE
 exits have nothing of their own that could be trained afterwards (``adapter: shared``).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from consistentee.data.prompts import TextTask
+from consistentee.methods.knob_grids import entropy_thresholds
 from consistentee.methods.method import Knob
 from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
@@ -25,8 +25,11 @@ from consistentee.rules.signals import entropy
 from consistentee.training.decoder.stages import train_exits, train_last_exit
 from consistentee.training.recipe import TokenRecipe
 
-_FRACTIONS = tuple(10.0 ** (-exponent / 12) for exponent in range(49))
-"""Fractions of the largest entropy, ln V, from 1 down to 1e-4."""
+_DECADES = 4
+"""Thresholds fall to 1e-4 of the largest entropy."""
+
+_USUAL_VOCABULARY = 49_152
+"""SmolLM2's."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class TokenEntropy(VocabularyMethod):
 
     name: ClassVar[str] = "token-entropy"
     paper: ClassVar[str] = "Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993 (its rule, on tokens)"
-    knob: ClassVar[Knob] = Knob("entropy", (*(f * math.log(49152) for f in _FRACTIONS), 0.0))
+    knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(_USUAL_VOCABULARY, _DECADES))
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Fine-tune the stock model where the recipe trains the backbone, then the exits on what it leaves."""
@@ -48,8 +51,7 @@ class TokenEntropy(VocabularyMethod):
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
         """Return thresholds from just above ln V, the largest entropy, down to 0."""
-        largest = math.log(model.stepper.vocabulary) * 1.001
-        return (*(fraction * largest for fraction in _FRACTIONS), 0.0)
+        return entropy_thresholds(model.stepper.vocabulary, _DECADES, beyond=1.001)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit where the entropy is below ``knob`` nats."""

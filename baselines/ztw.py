@@ -20,16 +20,18 @@ import torch
 from torch import Tensor
 
 from consistentee.data.instances import TaskData
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier
 from consistentee.models.encoder import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import top_probability
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, FeatureSource
+from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import (
+    cached_rows,
+    early_exits,
     layer_losses,
-    recorded_features,
     train_heads,
     train_last_exit_on,
     training_source,
@@ -42,7 +44,7 @@ class ZTW(Method):
 
     name: ClassVar[str] = "ztw"
     paper: ClassVar[str] = "Wolczyk et al., Zero Time Waste, NeurIPS 2021, arXiv 2106.05409"
-    knob: ClassVar[Knob] = Knob("confidence", (0.0, *torch.linspace(-4, 12, 97).sigmoid().tolist(), 1.0))
+    knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, train the heads on what it leaves, then the ensembles on what they say."""
@@ -50,10 +52,10 @@ class ZTW(Method):
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_classifier(ClassifierSpec("ensemble", at_last_layer=False), recipe.seed)
-        if model.description.pooler == "shared":
-            model.use_pooler("per_exit")
-        rows = FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
-        heads, ensembles = (_before_last(model, parts) for parts in (_HEAD, _ENSEMBLE))
+        model.use_own_poolers()
+        rows = cached_rows(model, source, recipe)
+        heads = early_exits(model, "poolers.{}.", "classifiers.{}.output.")
+        ensembles = early_exits(model, "classifiers.{}.exponents", "classifiers.{}.bias")
         train_heads(model, rows, _heads_loss, recipe, name="cascaded-heads", trains=heads)
         train_heads(model, rows, _ensembles_loss, recipe, name="ensembles", trains=ensembles)
         return model
@@ -62,14 +64,6 @@ class ZTW(Method):
         """Exit where the ensemble's largest probability is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
-
-
-_HEAD = ("poolers.{}.", "classifiers.{}.output.")
-_ENSEMBLE = ("classifiers.{}.exponents", "classifiers.{}.bias")
-
-
-def _before_last(model: MultiExitModel, parts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(part.format(exit_index) for part in parts for exit_index in range(model.num_layers - 1))
 
 
 def heads_say(model: MultiExitModel, batch: FeatureBatch) -> Tensor:

@@ -10,8 +10,8 @@ from torch.nn import functional
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.signals import head_probability
-from consistentee.training.sources import FeatureBatch, FeatureSource
-from consistentee.training.stages import recorded_features, train_heads, train_jointly_on, training_source
+from consistentee.training.sources import FeatureBatch
+from consistentee.training.stages import cached_rows, train_heads, train_jointly_on, training_source
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ class NewMethod(Method):
         source = training_source(model, task, recipe)
         train_jointly_on(model, source, recipe)  # backbone and classifiers; the same stage of other methods is shared
         model.add_head("gate", HeadSpec(hidden=self.hidden, shared=True), seed=recipe.seed)
-        outputs = recorded_features(model, source, recipe)  # the backbone is frozen now: one pass is enough
-        rows = FeatureSource(model, outputs, source.labels.tolist())
+        rows = cached_rows(model, source, recipe)  # the backbone is frozen now: one pass is enough
         train_heads(model, rows, gate_loss, recipe, name="gate", trains=("exit_heads.gate.",))
         return model
 

@@ -22,16 +22,17 @@ from torch import Tensor
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer_of
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
-from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, exit_probabilities, policy_spec
-from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
+from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, drawn_prices, exit_probabilities, policy_spec
+from consistentee.methods.reward import Estimator, exit_distribution, policy_loss, rewards
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
-from consistentee.training.stage import Stage
+from consistentee.training.stage import Source, Stage
 from consistentee.training.stages import (
     BACKBONE_AND_CLASSIFIERS,
     layer_losses,
@@ -41,7 +42,6 @@ from consistentee.training.stages import (
     training_source,
 )
 
-_THRESHOLDS = tuple(torch.linspace(-9, 9, 73).sigmoid().tolist())
 _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1.5, -4.5, 201).tolist())
 
 
@@ -72,13 +72,13 @@ class ConsistentEE(Method):
 
     name: ClassVar[str] = "consistentee"
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882"
-    knob: ClassVar[Knob] = Knob("threshold", (0.0, *_THRESHOLDS, 1.0))
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-9, 9, 73), 1.0))
     conditioned: ClassVar[bool] = False
 
     alpha: float = 0.05
     reward: Literal["hardness", "vanilla"] = "hardness"
     reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
-    estimator: Literal["exact", "reinforce"] = "exact"
+    estimator: Estimator = "exact"
     rollouts: int = 8
     memorized_layer: Literal["train", "cross-fitted"] = "train"
     folds: int = 3
@@ -97,6 +97,7 @@ class ConsistentEE(Method):
             raise UserError(f"consistentee: cross-fitting needs at least 2 folds, got {self.folds}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Run stages 1 and 2, then stage 3 for ``joint_epochs``, then fit the policy again where that is asked for."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         cross_fitted = None
@@ -140,17 +141,19 @@ class ConsistentEE(Method):
         hardness: Tensor | None,
         recipe: Recipe,
     ) -> None:
-        rows = FeatureSource(model, outputs, source.labels.tolist()) if self.cached else source
+        """Train the policy alone; ``outputs`` are what the model leaves of the rows, ``hardness`` is int64 [N]."""
+        rows: Source[FeatureBatch | TokenBatch] = source
+        if self.cached:
+            rows = FeatureSource(model, outputs, source.labels.tolist())
         loss = partial(_policy_stage_loss, self, hardness)
         details = {"method": repr(self), "hardness": hardness}
         train_heads(model, rows, loss, recipe, name="policy", trains=(f"exit_heads.{POLICY}.",), details=details)
 
     def _joint_stage(self, hardness: Tensor | None, recipe: Recipe) -> Stage[MultiExitModel, TokenBatch]:
-        trains = (*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{POLICY}.")
         return Stage(
             name="exit-consistent",
             loss=partial(_joint_stage_loss, self, hardness),
-            trains=trains,
+            trains=(*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{POLICY}."),
             epochs=self.joint_epochs,
             batch_size=recipe.batch_size,
             learning_rate=self.joint_learning_rate,
@@ -183,10 +186,8 @@ class ConsistentEE(Method):
         return exit_probabilities(model.head(POLICY), outputs.pooled, outputs.logits, log_alpha)
 
     def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
-        """Return L_pi by the chosen estimator."""
-        if self.estimator == "exact":
-            return exact_policy_loss(probabilities, reward)
-        return reinforce_policy_loss(probabilities, reward, self.rollouts)
+        """Return L_pi by the chosen estimator; both arguments are [rows, L]."""
+        return policy_loss(probabilities, reward, self.estimator, self.rollouts)
 
 
 @dataclass(frozen=True)
@@ -221,13 +222,13 @@ class ConsistentEECurve(ConsistentEE):
 
     def draw_alpha(self, rows: int) -> Tensor:
         """Draw alphas, log-uniformly: [rows]."""
-        low, high = torch.tensor([self.lowest_alpha, self.highest_alpha]).log()
-        return (low + (high - low) * torch.rand(rows)).exp()
+        return drawn_prices(self.lowest_alpha, self.highest_alpha, rows)
 
 
 def _policy_stage_loss(
     method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch
 ) -> Tensor:
+    """Return L_pi, averaged over the prices that learn; on tokens the frozen model runs first."""
     if isinstance(batch, FeatureBatch):
         outputs = batch.outputs
     else:
@@ -244,6 +245,7 @@ def _policy_stage_loss(
 def _joint_stage_loss(
     method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch
 ) -> Tensor:
+    """Return the cross-entropy where rows leave, ``sum_t q_t CE_t``, and L_pi, averaged over the prices that learn."""
     outputs = model(batch.tokens)
     answers = layer_losses(outputs.logits, batch.labels)
     costs, row_hardness = method.cost_of_answers(outputs, batch.labels), _of_rows(hardness, batch)

@@ -25,13 +25,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee import ConsistentEECurve
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.policy import PolicyInputs
 from consistentee.methods.reward import exit_shares
@@ -66,7 +66,7 @@ class ConsistentEEDistilled(Method):
     name: ClassVar[str] = "consistentee-distilled"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) for all exits at once, distilled from the fine-tuned model"
     version: ClassVar[int] = 2
-    knob: ClassVar[Knob] = Knob("confidence", (0.0, *torch.linspace(-4, 12, 97).sigmoid().tolist(), 1.0))
+    knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
     classifier: Literal["attention", "linear"] = "attention"
     at_exit: float = 0.3

@@ -16,12 +16,13 @@ Three stages, all on states that the frozen backbone has left once:
 Choices where the paper leaves room. Hidden states do not depend on actions, since the backbone is trained, if at all,
 before the policy; so the expected reward has a closed form here too. Stages 2 and 3 alternate, instead of being joined,
 because one step on all exits costs as much as thousands of steps on the policy. In stage 3 an exit is drawn for each
-token from the policy, which costs one LM head a token and not one an exit.
+token from the policy, which costs one LM head a token and not one an exit; exits learn there at half their rate. Exits
+are those of the model, by default adapters under its one LM head, where the paper's code has an LM head for each.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,9 +31,10 @@ from torch.nn import functional
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
 from consistentee.methods.hardness import memorized_layer
+from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob
-from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, policy_logit, policy_spec
-from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards
+from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, drawn_prices, policy_logit, policy_spec
+from consistentee.methods.reward import Estimator, exit_distribution, policy_loss, rewards
 from consistentee.methods.token_answers import ExitAnswers, exit_answers
 from consistentee.methods.vocabulary_method import VocabularyMethod
 from consistentee.models.decoder import MultiExitDecoder
@@ -49,7 +51,6 @@ from consistentee.training.decoder.stages import (
 )
 from consistentee.training.recipe import Target, TokenRecipe
 
-_THRESHOLDS = tuple(torch.linspace(-9, 9, 73).sigmoid().tolist())
 _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1, -5, 121).tolist())
 
 
@@ -75,14 +76,14 @@ class ConsistentEETokens(VocabularyMethod):
 
     name: ClassVar[str] = "consistentee-tokens"
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882 (its method for decoders)"
-    knob: ClassVar[Knob] = Knob("threshold", (0.0, *_THRESHOLDS, 1.0))
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-9, 9, 73), 1.0))
     conditioned: ClassVar[bool] = False
 
     alpha: float = 0.02
     reward: Literal["hardness", "vanilla"] = "hardness"
     reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
     judged_by: Target = "label"
-    estimator: Literal["exact", "reinforce"] = "exact"
+    estimator: Estimator = "exact"
     rollouts: int = 4
     policy_reads: PolicyInputs = "state"
     consistent_steps: int = 0
@@ -158,9 +159,10 @@ class ConsistentEETokens(VocabularyMethod):
             details={**self._settings(), "target": recipe.target},
         )
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         """Return what tells stages of other parameters apart; the candidates only where there are any."""
-        return {"method": repr(self)} | ({} if self.candidates is None else {"candidates": self.candidates})
+        pruning = {} if self.candidates is None else {"candidates": self.candidates}
+        return {"method": repr(self), **pruning}
 
     def draw_alpha(self, tokens: int) -> Tensor:
         """Return the price of a layer for each token of a batch: [tokens], constant here."""
@@ -197,9 +199,7 @@ class ConsistentEETokens(VocabularyMethod):
 
     def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
         """Return L_pi by the chosen estimator; both arguments are [tokens, exits]."""
-        if self.estimator == "exact":
-            return exact_policy_loss(probabilities, reward)
-        return reinforce_policy_loss(probabilities, reward, self.rollouts)
+        return policy_loss(probabilities, reward, self.estimator, self.rollouts)
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,7 @@ class ConsistentEETokensCurve(ConsistentEETokens):
 
     def draw_alpha(self, tokens: int) -> Tensor:
         """Draw alphas, log-uniformly: [tokens]."""
-        low, high = torch.tensor([self.lowest_alpha, self.highest_alpha]).log()
-        return (low + (high - low) * torch.rand(tokens)).exp()
+        return drawn_prices(self.lowest_alpha, self.highest_alpha, tokens)
 
 
 def policy_answers(model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None) -> list[Tensor]:

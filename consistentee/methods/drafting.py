@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
@@ -10,8 +10,16 @@ from consistentee.errors import UserError
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.sublayers import SkippedSublayers
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.schedules import ScheduledRule, check_exit_layer
+
+
+class DraftedBy(TypedDict, total=False):
+    """What drafts, as options of :func:`generate_speculatively`: one of them, or none where nothing is drafted."""
+
+    draft_layer: int
+    skipped: SkippedSublayers
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,6 @@ class DraftingMethod(TokenMethod):
             **options,
         )
 
-    def drafter(self, model: MultiExitDecoder, knob: float) -> dict[str, Any]:
+    def drafter(self, model: MultiExitDecoder, knob: float) -> DraftedBy:
         """Return the options of :func:`generate_speculatively` that say what drafts; none where nothing does."""
         return {} if knob == model.num_layers else {"draft_layer": round(knob)}

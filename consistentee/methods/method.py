@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
 
 from pydantic import TypeAdapter, ValidationError
@@ -181,7 +182,7 @@ def methods_in_file(path: Path) -> list[str]:
     return [f"{path}:{name}" for name in _own_methods(_load_file(path))]
 
 
-def _own_methods(module: Any) -> list[str]:
+def _own_methods(module: ModuleType) -> list[str]:
     """Return the methods that a module defines itself; a class left abstract is a base for others, and not one."""
     return [
         name
@@ -193,7 +194,7 @@ def _own_methods(module: Any) -> list[str]:
     ]
 
 
-def _load_file(path: Path) -> Any:
+def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UserError(f"no such method file: {path}")
     folder = hashlib.sha256(str(path.resolve().parent).encode()).hexdigest()[:8]
@@ -214,7 +215,7 @@ def _sentence(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
 
 
-def _checked(candidate: Any, name: str) -> type[AnyMethod]:
+def _checked(candidate: object, name: str) -> type[AnyMethod]:
     if not (isinstance(candidate, type) and issubclass(candidate, Method)):
         raise UserError(f"{name} is not a subclass of consistentee.Method")
     missing = [a for a in ("name", "paper", "knob") if not hasattr(candidate, a)]

@@ -68,6 +68,12 @@ def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
     return base + functional.softplus(slope) * log_alpha
 
 
+def drawn_prices(lowest: float, highest: float, count: int) -> Tensor:
+    """Draw prices of a layer, log-uniformly, for a conditioned policy to learn under: float [count]."""
+    low, high = torch.tensor([lowest, highest]).log()
+    return (low + (high - low) * torch.rand(count)).exp()
+
+
 def policy_outputs(policy: ExitHeads, pooled: Tensor, logits: Tensor) -> Tensor:
     """Return what a policy says at every layer, as training needs it: float [rows, L], or [rows, L, outputs].
 

@@ -1,10 +1,14 @@
 """Where rows leave, the reward of an exit and its policy gradient: exact, or by REINFORCE (ConsistentEE, section 3)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Estimator = Literal["exact", "reinforce"]
+"""How the policy gradient is had: from the expected reward in closed form, or from sampled exits."""
 
 _THRESHOLDS_DRAWN = 8
 
@@ -73,6 +77,13 @@ def exit_shares(doubt: Tensor, at_exit: float) -> Tensor:
     thresholds = candidates[torch.randint(len(candidates), (_THRESHOLDS_DRAWN,)).to(doubt.device)]
     leaves = functional.one_hot(simulated_exits(doubt, thresholds) - 1, exits).to(doubt.dtype).mean(dim=0)
     return at_exit * leaves + (1 - at_exit) / exits
+
+
+def policy_loss(exit_probabilities: Tensor, reward: Tensor, estimator: Estimator, rollouts: int) -> Tensor:
+    """Return L_pi by an estimator, of p_t and R_t [rows, exits]; ``rollouts`` is K, read for REINFORCE alone."""
+    if estimator == "exact":
+        return exact_policy_loss(exit_probabilities, reward)
+    return reinforce_policy_loss(exit_probabilities, reward, rollouts)
 
 
 def exact_policy_loss(exit_probabilities: Tensor, reward: Tensor) -> Tensor:

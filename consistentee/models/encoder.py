@@ -150,6 +150,11 @@ class MultiExitModel(MultiExit):
             for dense in self.poolers:
                 dense.load_state_dict(shared)
 
+    def use_own_poolers(self) -> None:
+        """Give every exit a pooler of its own, which starts from the shared one; where none is shared, do nothing."""
+        if self.description.pooler == "shared":
+            self.use_pooler("per_exit")
+
     def use_classifier(self, spec: ClassifierSpec, seed: int = 0) -> None:
         """Give the exits untrained classifiers of another kind, whose weights ``seed`` seeds.
 

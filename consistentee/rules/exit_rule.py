@@ -62,6 +62,23 @@ class ThresholdRule(ExitRule):
         return self.signal(view)
 
 
+class OneLayerRule(ExitRule):
+    """Ask another rule at one layer, and leave nowhere else: other layers are not even looked at."""
+
+    def __init__(self, rule: ExitRule, layer: int) -> None:
+        self.rule = rule
+        self.layer = layer
+
+    def start(self, rows: int, num_layers: int) -> State:
+        """Return the state of the other rule."""
+        return self.rule.start(rows, num_layers)
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        if view.layer != self.layer:
+            return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
+        return self.rule.should_exit(view, state)
+
+
 class ConsecutiveRule(ExitRule):
     """Exit once another rule has wanted to for ``patience`` consecutive layers; one that objects restarts the count.
 

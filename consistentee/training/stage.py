@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -71,7 +71,7 @@ class Stage(Generic[ModelT, BatchT]):
     batch_size: int
     learning_rate: float
     head_learning_rate: float
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Mapping[str, object] = field(default_factory=dict)
     shared: bool = False
     dropout: bool = True
     also_reads: Sequence[Encoding] = ()

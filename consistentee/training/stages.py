@@ -1,10 +1,9 @@
 """The stages that several methods share, and the losses they are made of."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +17,9 @@ from consistentee.training.loop import run_stage
 from consistentee.training.precision import precision_used
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import FeatureSource, JudgedRows, TokenBatch, TokenSource, label_tensor
-from consistentee.training.stage import Stage
+from consistentee.training.stage import BatchT, Source, Stage
 
 TokenLoss = Callable[[MultiExitModel, TokenBatch], Tensor]
-FeatureLoss = Callable[[MultiExitModel, Any], Tensor]
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
 _HELD_OUT_SEED = 0
@@ -96,6 +94,11 @@ def token_stage(
     )
 
 
+def steps_of(source: TokenSource, recipe: Recipe) -> int:
+    """Return the number of steps of a :func:`token_stage` on these rows, for losses that change along the stage."""
+    return math.ceil(len(source) / recipe.batch_size) * recipe.epochs
+
+
 def judge_of(source: TokenSource, recipe: Recipe, *, every_exit: bool) -> Callable[[MultiExitModel], float] | None:
     """Return what scores a model on the task's validation rows: the mean over exits, or the last exit's score alone.
 
@@ -121,15 +124,25 @@ def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe
     return record_outputs(model, source.encodings, store=recipe.store, progress=title)
 
 
+def cached_rows(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> FeatureSource:
+    """Return the training rows as what the model, as it stands, leaves of them: for :func:`train_heads`."""
+    return FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
+
+
+def early_exits(model: MultiExitModel, *patterns: str) -> tuple[str, ...]:
+    """Return what a stage trains of the exits before layer L: of ``"poolers.{}."``, ``"poolers.0."`` and so on."""
+    return tuple(pattern.format(exit_index) for pattern in patterns for exit_index in range(model.num_layers - 1))
+
+
 def train_heads(
     model: MultiExitModel,
-    source: FeatureSource | TokenSource,
-    loss: FeatureLoss,
+    source: Source[BatchT],
+    loss: Callable[[MultiExitModel, BatchT], Tensor],
     recipe: Recipe,
     *,
     name: str,
     trains: tuple[str, ...],
-    details: dict[str, Any] | None = None,
+    details: Mapping[str, object] | None = None,
 ) -> None:
     """Train small heads on what a frozen backbone left, for the recipe's number of steps; there is no dropout.
 

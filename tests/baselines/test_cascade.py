@@ -9,7 +9,7 @@ from tokenizers import normalizers
 from torch import nn
 from transformers import AlbertConfig, AutoModel, BertConfig
 
-from baselines.cascade_bert import CascadeBERT, CompanionRule, difficulty_loss
+from baselines.cascade_bert import CascadeBERT, difficulty_loss
 from baselines.references import Full
 from benchmarks.measure.flops import FlopModel
 from consistentee.backbones.cascade import first_layers
@@ -165,7 +165,7 @@ class TestEngine:
         ran: list[nn.Module] = []
         for module in model.backbone.modules():
             module.register_forward_hook(lambda module, *_: ran.append(module))
-        classify(model, random_texts(20), CompanionRule(COMPANION, 0.0), batch_size=7)
+        classify(model, random_texts(20), CascadeBERT().rule(model, 0.0), batch_size=7)
         assert ran == []
         classify(model, random_texts(20), NeverExit(), batch_size=7)
         assert ran
@@ -256,8 +256,9 @@ class TestFlops:
         return 4 * 2 * n * self.WIDTH**2 + 2 * 2 * n * n * self.WIDTH + 2 * 2 * n * self.WIDTH * self.INNER
 
     def test_both_outcomes_are_the_closed_formula(self, cascade):
-        flops = FlopModel(cascade(pooling="cls", pooler="none")[0])
-        rule, n, classifier = CompanionRule(COMPANION, 0.5), 10, 2 * self.WIDTH * self.CLASSES
+        model = cascade(pooling="cls", pooler="none")[0]
+        flops, rule = FlopModel(model), CascadeBERT().rule(model, 0.5)
+        n, classifier = 10, 2 * self.WIDTH * self.CLASSES
         small = COMPANION * self.layer(n) + classifier
         found = flops.row_flops([n, n], [COMPANION, COMPANION + DEPTH], rule)
         assert found.tolist() == [small, small + DEPTH * self.layer(n) + classifier]
@@ -269,7 +270,7 @@ class TestFlops:
         joined, small, big = (FlopModel(m) for m in (model, companion, full))
         lengths = [2, 9, 30]
         assert joined.full_flops(lengths).tolist() == big.full_flops(lengths).tolist()
-        both = joined.row_flops(lengths, [COMPANION + DEPTH] * 3, CompanionRule(COMPANION, 0.5))
+        both = joined.row_flops(lengths, [COMPANION + DEPTH] * 3, CascadeBERT().rule(model, 0.5))
         assert both.tolist() == (small.full_flops(lengths) + big.full_flops(lengths)).tolist()
 
     def test_attention_of_both_backbones_is_left_as_it_was(self, cascade):

@@ -66,7 +66,7 @@ def test_kinds_of_tasks(card):
 def test_a_method_that_fails_says_so_on_its_card(tmp_path, card):
     name = write_method("gate", tmp_path)
     path = tmp_path / "gate.py"
-    path.write_text(path.read_text().replace("outputs = recorded_features", "outputs = 1 / 0, recorded_features"))
+    path.write_text(path.read_text().replace("rows = cached_rows", "rows = 1 / 0, cached_rows"))
     broken = card(name)
     assert "could not be found out: fit() fails: ZeroDivisionError: division by zero (gate.py, line" in broken.trains
     assert broken.extra_parameters is None

@@ -6,7 +6,6 @@ was interrupted, and keeps padding out: rows of like length make a batch.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow
@@ -59,7 +58,7 @@ def train_backbone(
         model.merge_lora()  # so that a layer costs what a stock layer costs
 
 
-def _settings_of(loss: RowsLoss) -> dict[str, Any]:
+def _settings_of(loss: RowsLoss) -> dict[str, object]:
     """Return what tells a loss from others of its module: its name, and the settings bound to it."""
     if isinstance(loss, partial):
         return {**_settings_of(loss.func), "settings": repr((loss.args, loss.keywords))}

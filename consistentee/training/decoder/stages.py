@@ -4,9 +4,8 @@ An LM head costs as much as several layers, so what is trained is counted in ste
 the cached ones, not in epochs over all of them. The loop is :func:`consistentee.training.loop.run_stage`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +105,7 @@ def train_on_states(
     steps: int,
     batch_size: int,
     learning_rate: float,
-    details: dict[str, Any] | None = None,
+    details: Mapping[str, object] | None = None,
     shared: bool = False,
 ) -> None:
     """Train some of the weights of the trace's model on cached states, for so many steps; there is no dropout.
@@ -172,7 +171,7 @@ def train_learned_head(
     recipe: TokenRecipe,
     *,
     head: str,
-    details: dict[str, Any] | None = None,
+    details: Mapping[str, object] | None = None,
 ) -> None:
     """Train a learned head of the trace's model on cached states, as long and as fast as the recipe says."""
     train_on_states(
