@@ -165,6 +165,8 @@ def scores_and_shares(model: MultiExitModel, logits: Tensor) -> tuple[Tensor, Te
 def fit_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
     """Return thresholds by which ``floor(N * share)`` rows leave at each layer: float [L - 1].
 
+    Rows of equal scores leave together, so that fewer may be left for a later layer than its share.
+
     Args:
         scores: [N, L].
         shares: of the rows that should leave at each layer, [L].
@@ -172,8 +174,8 @@ def fit_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
     stays = torch.ones(len(scores), dtype=torch.bool)
     thresholds = []
     for score, share in zip(scores.T[:-1], shares[:-1].tolist(), strict=True):
-        leaving = math.floor(len(scores) * share)
         ranked = score[stays].sort(descending=True).values
+        leaving = min(math.floor(len(scores) * share), len(ranked))
         threshold = ranked[leaving - 1] if leaving else score.max() + 1e-3  # nobody leaves
         stays &= score < threshold
         thresholds.append(threshold)

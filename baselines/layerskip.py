@@ -45,11 +45,13 @@ class LayerSkip(DraftingMethod):
     curriculum: ExitCurriculum = "all"
     exit_weights: ExitWeights = "depth"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"{self.name}: dropout must lie in [0, 1), got {self.dropout:g}")
+
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, with layer dropout where the backbone is trained."""
         self.check_task(task)
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"{self.name}: dropout must lie in [0, 1), got {self.dropout:g}")
         own_loss = replace(
             recipe, layer_dropout=self.dropout, exit_curriculum=self.curriculum, exit_weights=self.exit_weights
         )

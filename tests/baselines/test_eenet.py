@@ -38,6 +38,12 @@ def test_the_rows_with_the_largest_scores_leave_first():
     assert fit_thresholds(scores, torch.tensor([0.5, 0.5])).item() == pytest.approx(0.8)
 
 
+def test_rows_of_equal_scores_leave_together_and_later_layers_take_what_is_left():
+    scores = torch.tensor([[0.5, 0.9], [0.5, 0.8], [0.5, 0.7], [0.1, 0.6], [0.1, 0.2]])
+    scores = torch.cat([scores, torch.zeros(5, 1)], dim=1)
+    assert fit_thresholds(scores, torch.tensor([0.2, 0.8, 0.0])).tolist() == pytest.approx([0.5, 0.2])
+
+
 @pytest.mark.parametrize("budget", [0.4, 0.75])
 def test_the_budget_is_kept_on_the_rows_that_the_scheduler_was_fitted_on(tiny_model, budget):
     task, method = make_task(rows=400), EENet(budget=budget, held_out=0.5)
