@@ -24,6 +24,7 @@ from benchmarks.contract.tiny.encoders import (
     make_tokenizer,
     random_texts,
 )
+from benchmarks.run.schedulers import Schedule
 from consistentee.data.instances import TaskData
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.encoder import MultiExitModel
@@ -117,3 +118,9 @@ def tiny_decoder(tiny_decoders: TinyDecoders) -> Callable[..., MultiExitDecoder]
 def toy_task() -> TaskData:
     """A classification task of 3 classes that takes a second to train on."""
     return make_task()
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take no times: their process begins anew, which takes longer than all cells."""
+    monkeypatch.setattr(Schedule, "run_timings", lambda schedule, jobs, watcher: None)

@@ -214,6 +214,7 @@ def bench(
     return GenerationBench(tmp_path, tiny_decoder_backbone("llama"))
 
 
+@pytest.mark.usefixtures("untimed")
 def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
     bench.write()
     process = bench.start()
@@ -228,6 +229,7 @@ def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
     assert bench.leftovers() == []
 
 
+@pytest.mark.usefixtures("untimed")
 def test_killed_cell_is_a_failure_and_the_others_run(bench):
     method = write_method(bench.folder, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     filters = Filters(methods=[f"{method}:Mine", "token-full"])

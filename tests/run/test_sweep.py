@@ -140,6 +140,7 @@ def test_filtered_runs_add_up_and_keep_each_others_times(bench):
     assert next(bench.out.rglob(TIMING_FILE)).stat().st_mtime_ns == stamp
 
 
+@pytest.mark.usefixtures("untimed")
 def test_a_filtered_run_leaves_the_others_alone(finished):
     bench = finished
     before = {path: path.read_bytes() for path in (bench.out / "cells").rglob("*") if path.is_file()}
@@ -162,6 +163,7 @@ def test_times_that_cannot_be_taken_again_are_kept(finished):
     assert labels == [{"stock model", "full", "calm-softmax"}, {"stock model", "pabee"}]
 
 
+@pytest.mark.usefixtures("untimed")
 def test_changed_settings_make_results_stale(finished):
     bench = finished
     outcome = bench.run(changes={"recipe": {"epochs": 2, "max_length": 16}})
@@ -203,6 +205,7 @@ def test_fresh_computes_everything_again(bench):
     assert next(bench.out.rglob(TIMING_FILE)).stat().st_mtime_ns > stamp
 
 
+@pytest.mark.usefixtures("untimed")
 def test_failed_cell_is_noted_and_the_run_goes_on(bench):
     method = bench.folder / "mine.py"
     method.write_text(BROKEN_METHOD)
@@ -229,6 +232,7 @@ def test_failed_cell_is_noted_and_the_run_goes_on(bench):
     assert list(bench.out.rglob("failure.json")) == []
 
 
+@pytest.mark.usefixtures("untimed")
 def test_method_that_is_not_defined_for_a_task_is_refused(bench):
     task = write_task(bench.folder, "numbers", regression=True)
     changes = {"tasks": [str(task)], "methods": ["full", "deebert"]}
@@ -253,6 +257,7 @@ def test_unknown_names_end_the_run_before_any_training(bench, forbid_cells, chan
         bench.run(changes=changes)
 
 
+@pytest.mark.usefixtures("untimed")
 def test_interrupt_keeps_what_is_finished(bench):
     bench.write()
     process = bench.start()
@@ -265,6 +270,7 @@ def test_interrupt_keeps_what_is_finished(bench):
     assert bench.run().computed == 3 - done
 
 
+@pytest.mark.usefixtures("untimed")
 def test_full_disk_ends_the_run_and_keeps_what_is_finished(bench):
     full_disk = write_method(bench.folder, "raise OSError(28, 'No space left on device')")
     methods = ["full", f"{full_disk}:Mine", "oracle"]
@@ -276,6 +282,7 @@ def test_full_disk_ends_the_run_and_keeps_what_is_finished(bench):
     assert bench.run(Filters(methods=["full", "oracle"])).computed == 1
 
 
+@pytest.mark.usefixtures("untimed")
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
 def test_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench, name):
     method = write_method(bench.folder, f"import os, signal; os.kill(os.getpid(), signal.{name})")
@@ -289,6 +296,7 @@ def test_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench, name)
     assert bench.leftovers() == []
 
 
+@pytest.mark.usefixtures("untimed")
 def test_threads_of_a_cell_sleep_while_they_wait(bench):
     said, before = bench.folder / "said", dict(os.environ)
     told = f"import os; open({str(said)!r}, 'w').write(os.environ['OMP_WAIT_POLICY'])"
@@ -311,6 +319,7 @@ def test_threads_of_a_timing_wait_as_they_do_outside_of_runs(bench):
     assert policy == str(os.environ.get("OMP_WAIT_POLICY"))
 
 
+@pytest.mark.usefixtures("untimed")
 def test_code_that_changes_during_the_run_is_noticed(bench):
     method = write_method(bench.folder, "open(__file__, 'a').write('VALUE = 1\\n')")
     entries = [{"method": f"{method}:Mine", "label": label} for label in ("first", "second")]
@@ -320,6 +329,7 @@ def test_code_that_changes_during_the_run_is_noticed(bench):
     assert "changed since the run began, run it again: the file of Mine has changed" in line
 
 
+@pytest.mark.usefixtures("untimed")
 def test_every_unusable_record_is_named_and_the_rest_unharmed(bench):
     method = write_method(bench.folder, "pass")
     filters = Filters(methods=["full", "oracle", "calm-softmax", f"{method}:Mine", "static"])

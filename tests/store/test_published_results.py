@@ -21,6 +21,7 @@ from rich.console import Console
 from small_suite import Bench
 from typer.testing import CliRunner
 
+from benchmarks import analysis
 from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
 from benchmarks.analysis.leaderboard import load_leaderboard
 from benchmarks.analysis.tables.leaderboard import to_text
@@ -415,8 +416,9 @@ def finished(tmp_path_factory, tiny_backbone) -> Bench:
 
 
 @pytest.fixture
-def elsewhere(finished, tmp_path) -> Bench:
-    """Return the same suite, whose own folder is empty."""
+def elsewhere(finished, tmp_path, monkeypatch) -> Bench:
+    """Return the same suite, whose own folder is empty; no tables and figures are made of its runs."""
+    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
     other = copy(finished)
     other.out = tmp_path / "out"
     return other
@@ -467,6 +469,7 @@ def test_published_folder_of_the_suites_name_is_found(finished, elsewhere, monke
     assert sum(line.startswith("done ") for line in plan_lines(suite, out=elsewhere.out)) == 3
 
 
+@pytest.mark.usefixtures("untimed")
 def test_what_differs_is_computed_and_said(finished, elsewhere):
     outcome = run_from(elsewhere, finished.folder / "published", ["full"], recipe={"epochs": 1, "max_length": 12})
     assert outcome.computed == 1
