@@ -20,7 +20,7 @@ from benchmarks.analysis.select import Reach
 from benchmarks.analysis.tables.text import MISSING, TextTable, to_rich
 from benchmarks.specs.schema import canonical_json
 from benchmarks.specs.targets import SPEEDUPS
-from benchmarks.store.compact.files import rows_of_compact
+from benchmarks.store.compact.reading import rows_of_compact
 from benchmarks.store.folders import Fault
 from benchmarks.store.records import CellRecord, TimingRecord
 from benchmarks.store.stored_results import is_compact, kind_of_results, open_results

@@ -174,7 +174,7 @@ def leaderboard(
     table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv", help="Print this format.")] = None,
 ) -> None:
     """Compare methods over tasks, at equal cost and by whole curves; say where every result comes from."""
-    from benchmarks.analysis.leaderboard import load_leaderboard
+    from benchmarks.analysis.leaderboard.board import load_leaderboard
     from benchmarks.analysis.tables.leaderboard import to_terminal, to_text
 
     board = load_leaderboard(results)

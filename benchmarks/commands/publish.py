@@ -5,7 +5,7 @@ from pathlib import Path
 
 from benchmarks.analysis import write_published_files
 from benchmarks.kinds.kind import kind_named
-from benchmarks.store.compact.files import write_compact
+from benchmarks.store.compact.writing import write_compact
 from benchmarks.store.records import BaseRecord, BaseTimingRecord
 from benchmarks.store.stored_results import (
     RowSource,

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CELLS_FILE = "cells.parquet"
-"""The file that tells the compact form, see :mod:`benchmarks.store.compact.files`."""
+"""The file that tells the compact form, see :mod:`benchmarks.store.compact`."""
 
 _RecordT = TypeVar("_RecordT", bound=BaseRecord)
 _TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)

@@ -80,7 +80,7 @@ def open_results(
     it has the compact form and cannot be read.
     """
     if is_compact(root):
-        from benchmarks.store.compact.files import read_compact
+        from benchmarks.store.compact.reading import read_compact
 
         return read_compact(root, record_schema, timing_schema)
     cells: list[BaseStoredCell[_RecordT]] = []
@@ -108,7 +108,7 @@ def open_results(
 
 
 def is_compact(root: Path) -> bool:
-    """Say whether a results folder has the compact form, see :mod:`benchmarks.store.compact.files`."""
+    """Say whether a results folder has the compact form, see :mod:`benchmarks.store.compact`."""
     return (root / CELLS_FILE).exists()
 
 
@@ -118,7 +118,7 @@ def failed_cells(root: Path) -> dict[str, str]:
     Raises UserError if the folder has the compact form and cannot be read.
     """
     if is_compact(root):
-        from benchmarks.store.compact.files import failures_of_compact
+        from benchmarks.store.compact.reading import failures_of_compact
 
         return failures_of_compact(root)
     notes = [path for path in sorted((root / "cells").rglob(FAILURE_FILE)) if not (path.parent / RECORD_FILE).exists()]
@@ -136,7 +136,7 @@ def kind_of_results(root: Path) -> str | None:
     compact form and cannot be read.
     """
     if is_compact(root):
-        from benchmarks.store.compact.files import kind_of_compact
+        from benchmarks.store.compact.reading import kind_of_compact
 
         return kind_of_compact(root)
     for path in record_files(root / "cells", RECORD_FILE):

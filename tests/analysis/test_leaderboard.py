@@ -10,7 +10,9 @@ import pytest
 from records_by_hand import ENVIRONMENT, LAYER_ACCURACY, made_up_suite, timing, write_results
 from typer.testing import CliRunner
 
-from benchmarks.analysis.leaderboard import load_leaderboard, machine_of, record_fault, timing_fault
+from benchmarks.analysis.leaderboard.areas import machine_of
+from benchmarks.analysis.leaderboard.board import load_leaderboard
+from benchmarks.analysis.leaderboard.faults import record_fault, timing_fault
 from benchmarks.analysis.tables.leaderboard import leaderboard_tables, to_text
 from benchmarks.cli import app
 from benchmarks.store.folders import write_record

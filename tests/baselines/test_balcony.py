@@ -7,8 +7,8 @@ from torch import nn
 
 from baselines.balcony import Balcony
 from benchmarks.contract.token_reference import stock_tokens
-from benchmarks.kinds.decoding import PromptDecoder, Prompts
-from benchmarks.kinds.generation_selection import replay_points
+from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts
+from benchmarks.kinds.texts.selection import replay_points
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import generate, stream_texts

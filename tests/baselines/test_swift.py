@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from baselines import swift
 from baselines.swift import SWIFT, DraftedTexts, LayerSetSearch, sublayers_at
-from benchmarks.kinds.decoding import from_tensors, to_tensors
+from benchmarks.kinds.texts.decoding import from_tensors, to_tensors
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, LlamaStepper
 from consistentee.engine.generate import generate

@@ -11,18 +11,10 @@ import torch
 from torch import nn
 
 from baselines.pabee import PABEE
-from benchmarks.contract import golden_rows
-from benchmarks.contract.golden import (
-    FOLDER,
-    Golden,
-    all_methods,
-    cell_path,
-    check_cell,
-    differences,
-    draws_alike,
-    read_cell,
-    write_cell,
-)
+from benchmarks.contract.golden import rows as golden_rows
+from benchmarks.contract.golden.computing import Golden, draws_alike
+from benchmarks.contract.golden.differences import differences
+from benchmarks.contract.golden.files import FOLDER, all_methods, cell_path, check_cell, read_cell, write_cell
 from consistentee.backbones.decoders import GPT2Stepper, LlamaStepper
 from consistentee.errors import UserError
 from consistentee.models.encoder import MultiExitModel

@@ -17,7 +17,7 @@ import consistentee as ee
 from benchmarks.analysis import write_all_tables
 from benchmarks.analysis.figures.curves import curve_on_test
 from benchmarks.analysis.figures.styles import styles
-from benchmarks.analysis.leaderboard import load_leaderboard
+from benchmarks.analysis.leaderboard.board import load_leaderboard
 from benchmarks.analysis.results import load_panels
 from benchmarks.cli import app
 from benchmarks.commands.new_method import write_method

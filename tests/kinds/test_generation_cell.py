@@ -11,12 +11,13 @@ from conftest import random_prompts
 from baselines.balcony import Balcony
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
-from benchmarks.kinds import decoding as generation_decoding
 from benchmarks.kinds import generation
-from benchmarks.kinds.calibration_study import study_calibration
-from benchmarks.kinds.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
-from benchmarks.kinds.generation import exit_histogram, layers_by_position
-from benchmarks.kinds.generation_selection import choose_points, mixed_points, replay_points, select_knobs
+from benchmarks.kinds.texts import decoding as generation_decoding
+from benchmarks.kinds.texts.calibration_study import study_calibration
+from benchmarks.kinds.texts.decoded_test import read_references
+from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
+from benchmarks.kinds.texts.findings import exit_histogram, layers_by_position
+from benchmarks.kinds.texts.selection import choose_points, mixed_points, replay_points, select_knobs
 from benchmarks.measure.decoding_clock import stock_times
 from benchmarks.measure.reference_loss import record_references, reference_losses
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
@@ -137,7 +138,7 @@ def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
     for layer in (1, 2, 3):
         model.add_branch(layer, BranchSpec(copied_layer=4))
     decoder = decoder_of(model, Balcony())
-    full, (shallow, whole) = generation.read_references(decoder, prompts_of(), [1.0, 4.0])
+    full, (shallow, whole) = read_references(decoder, prompts_of(), [1.0, 4.0])
     assert (shallow.average_layers, whole.average_layers) == (2, 4), "layer 1 and the exit's own"
     assert whole.nats.tolist() == full.nats.tolist() != shallow.nats.tolist()
 

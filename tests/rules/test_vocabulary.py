@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from baselines.calm import CALMTokensSoftmax, DecayingSignalRule
 from baselines.token_rules import TokenEntropy, TokenPatience
 from benchmarks.contract.run import check_method
-from benchmarks.kinds.generation_selection import said_at_exits
+from benchmarks.kinds.texts.selection import said_at_exits
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.backbones import lm_head
 from consistentee.backbones.lm_head import logits_among

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from benchmarks import analysis
 from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
-from benchmarks.analysis.leaderboard import load_leaderboard
+from benchmarks.analysis.leaderboard.board import load_leaderboard
 from benchmarks.analysis.tables.leaderboard import to_text
 from benchmarks.cli import app
 from benchmarks.commands.publish import publish_run

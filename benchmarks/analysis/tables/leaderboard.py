@@ -5,7 +5,8 @@ import io
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from benchmarks.analysis.leaderboard import Entry, Leaderboard, Standing
+from benchmarks.analysis.leaderboard.board import Leaderboard
+from benchmarks.analysis.leaderboard.standings import Entry, Standing
 from benchmarks.analysis.tables.equal_cost import equal_cost_tables
 from benchmarks.analysis.tables.text import MISSING, TextTable, to_markdown, to_rich
 from consistentee.errors import unknown_name

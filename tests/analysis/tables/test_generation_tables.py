@@ -24,7 +24,7 @@ from records_by_hand import write_results
 from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
 from benchmarks.analysis.comparisons.equal_layers import compare_at_equal_layers
 from benchmarks.analysis.figures.generation import layers_by_position, row_near_half
-from benchmarks.analysis.leaderboard import load_leaderboard
+from benchmarks.analysis.leaderboard.board import load_leaderboard
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows.texts import STOCK, curve_rows, generation_rows, load_generation_panels
 from benchmarks.analysis.tables.decoding import (

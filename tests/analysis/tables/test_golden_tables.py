@@ -25,7 +25,7 @@ from collections import Counter
 import pytest
 from documents import ROOT
 
-from benchmarks.analysis.leaderboard import load_leaderboard
+from benchmarks.analysis.leaderboard.board import load_leaderboard
 from benchmarks.analysis.results import load_panels
 from benchmarks.analysis.rows.texts import load_generation_panels
 from benchmarks.analysis.tables.decoding import all_generation_tables, decoding_lines

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.analysis.select import choose_all, mixture_at
-from benchmarks.kinds.decoding import PromptDecoder, Prompts
+from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts
 from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget, Target
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.text_metrics import token_match

@@ -1,0 +1,71 @@
+"""The whole leaderboard: its standings, the machines, and what a reader must know."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.analysis.leaderboard.areas import results_of
+from benchmarks.analysis.leaderboard.collecting import Collected, collect, panels_by_setting
+from benchmarks.analysis.leaderboard.standings import Standing, standing_by
+from benchmarks.analysis.results import Panel
+from consistentee.errors import UserError
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """All standings, the machines by their letters, what a reader must know, and the tasks as they are compared."""
+
+    standings: list[Standing]
+    machines: dict[str, str]
+    notes: list[str]
+    panels: tuple[Panel, ...] = ()
+
+
+def load_leaderboard(folders: Sequence[Path]) -> Leaderboard:
+    """Rank the methods of some results folders.
+
+    What cannot be read is named in the notes and left out, and so is a run whose full model is no better than the most
+    frequent class; where that is every run, there is no standing. Where two folders have the same method on the same
+    run, the folder named first counts. Raises UserError if no folder holds a usable result.
+    """
+    collected = collect(dict.fromkeys(folders))
+    results = results_of(collected)
+    if not collected.cells:
+        raise UserError("no results to rank" + "".join(f"; {line}" for line in collected.left_out[:3]))
+    letters = {machine: _letter(i) for i, machine in enumerate(dict.fromkeys(result.machine for result in results))}
+    standings = [standing_by("layers", "", results, letters)]
+    standings += [
+        standing_by("time", machine, timed, letters)
+        for machine in letters
+        if (timed := [r for r in results if r.machine == machine and r.time is not None])
+    ]
+    return Leaderboard(
+        standings=[standing for standing in standings if standing.entries or standing.references],
+        machines={letter: machine for machine, letter in letters.items()},
+        notes=[
+            *(f"left out: {line}" for line in collected.left_out),
+            *_not_compared(standings),
+            *_narrow_scales(collected),
+        ],
+        panels=tuple(panels_by_setting(collected)),
+    )
+
+
+def _not_compared(standings: Iterable[Standing]) -> list[str]:
+    runs = dict.fromkeys(run for standing in standings for run in standing.not_compared)
+    return [
+        f"{run.task}, {run.backbone}, seed {run.seed}: does not count, as fewer than half of the methods have a result"
+        for run in runs
+    ]
+
+
+def _narrow_scales(collected: Collected) -> list[str]:
+    return [
+        f"{run.task}, {run.backbone}, seed {run.seed}: the full model is only {100 * width:.1f} points above the most "
+        "frequent class, so areas there are mostly noise; trust the ranks"
+        for run, width in collected.narrow.items()
+    ]
+
+
+def _letter(number: int) -> str:
+    return chr(ord("A") + number) if number < 26 else f"M{number + 1}"
