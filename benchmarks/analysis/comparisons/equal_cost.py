@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.rows.scored import Scored, scored_of
-from benchmarks.analysis.select import Mixture, Reach, concave_hull, mixture_at
+from benchmarks.analysis.select import Mixture, Reach, mixture_at
 from consistentee.data.metrics import score
 
 if TYPE_CHECKING:
@@ -102,22 +101,8 @@ def _at_cost(panel: AnyPanel, label: str, found: "Sequence[OfSeed]", scored: Sco
     )
 
 
-def curve_at_equal_cost(panel: AnyPanel, label: str) -> list[AtCost]:
-    """Return the whole curve, a grid's cells as one: what it reaches at the cost of every vertex of its hull.
-
-    Fewest layers first. Between them it is straight; with several seeds, all of them are mixed to the vertices of each.
-    """
-    hulls = [_hull_costs(knobs_of(panel, label, seed)) for seed in _seeds(panel, label)]
-    return [at_equal_cost(panel, label, panel.num_layers / cost) for cost in np.unique(np.concatenate(hulls)).tolist()]
-
-
 def _seeds(panel: AnyPanel, label: str) -> list[int]:
     return sorted({cell.record.seed for cell in panel.cells_of(label)})
-
-
-def _hull_costs(knobs: "pd.DataFrame") -> NDArray[np.float64]:
-    costs = knobs["validation_layers"].to_numpy(float)
-    return costs[concave_hull(costs, knobs["validation_quality"])]
 
 
 @dataclass(frozen=True)

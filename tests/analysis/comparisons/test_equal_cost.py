@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from records_by_hand import LAYERS, cell, curve_point, made_up_suite, operating_point, stored, write_results
 
-from benchmarks.analysis.comparisons.equal_cost import at_equal_cost, curve_at_equal_cost
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.resampled import interval_at_equal_cost
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.select import Reach
@@ -55,13 +55,6 @@ def test_a_grid_is_one_curve_and_seeds_are_averaged():
     found = at_equal_cost(panel, "deebert", 2.0)
     assert found.score == pytest.approx((0.7 + 0.75) / 2)
     assert found.points == pytest.approx((0.7 - 0.9 + 0.75 - 0.8) / 2)
-
-
-def test_a_curve_is_a_hull_and_a_grid_one_curve():
-    cells = [method([(1.0, 0.5), (3.0, 0.6)], parameters={"alpha": 0.3}), method([(2.0, 0.8), (5.0, 0.9)])]
-    found = curve_at_equal_cost(panel_of(full(), *cells), "deebert")
-    assert [one.layers for one in found] == pytest.approx([1.0, 2.0, 5.0])
-    assert [one.score for one in found] == pytest.approx([0.5, 0.8, 0.9]), "the knob at 3 layers lies below"
 
 
 def test_budgets_beyond_the_curve_are_marked():
