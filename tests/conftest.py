@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from benchmarks import analysis
 from benchmarks.contract.tiny.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
 from benchmarks.contract.tiny.encoders import (
     CONFIGS,
@@ -124,3 +125,9 @@ def toy_task() -> TaskData:
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take no times: their process begins anew, which takes longer than all cells."""
     monkeypatch.setattr(Schedule, "run_timings", lambda schedule, jobs, watcher: None)
+
+
+@pytest.fixture
+def unreported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no tables and figures at the end of a run: they take most of its time, and are tested elsewhere."""
+    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)

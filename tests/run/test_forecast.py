@@ -51,6 +51,7 @@ def test_estimate_takes_the_nearest_that_is_known(finished, seconds, source):
     assert source in estimate.source
 
 
+@pytest.mark.usefixtures("untimed", "unreported")
 def test_plan_names_every_state_and_changes_nothing(tmp_path: Path, tiny_backbone: Callable[[str], Path]):
     bench = Bench(tmp_path, tiny_backbone("bert"))
     suite = load_suite(bench.write(methods=["full", "majority"]))

@@ -17,32 +17,12 @@ import pytest
 from small_generation_suite import METHODS, GenerationBench
 from small_suite import wait_until
 
-from benchmarks import analysis
 from benchmarks.run import schedulers
 from benchmarks.run.forecast import plan_lines
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE, read_predictions
-from benchmarks.store.method_versions import method_version
 from consistentee.errors import UserError
-
-METHOD = """
-from dataclasses import dataclass
-from baselines.references import TokenFull
-
-@dataclass(frozen=True)
-class Mine(TokenFull):
-    def fit(self, model, task, recipe):
-        {statement}
-        return super().fit(model, task, recipe)
-"""
-
-
-def write_method(folder: Path, statement: str) -> Path:
-    path = folder / "mine.py"
-    path.write_text(METHOD.format(statement=statement))
-    method_version.cache_clear()
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +35,8 @@ def finished_once(
 
 
 @pytest.fixture
-def finished(finished_once: GenerationBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GenerationBench:
+def finished(finished_once: GenerationBench, tmp_path: Path, unreported: None) -> GenerationBench:
     """A bench whose suite has run: a copy of its results, so that every test may spoil them."""
-    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
     bench = copy.copy(finished_once)
     bench.out = tmp_path / "out"
     shutil.copytree(finished_once.out, bench.out)
@@ -206,11 +185,7 @@ def test_suite_of_the_other_kind_keeps_out_of_the_folder(finished):
 
 
 @pytest.fixture
-def bench(
-    tmp_path: Path, tiny_decoder_backbone: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> GenerationBench:
-    """A bench without tables and figures, which take most of the time."""
-    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
+def bench(tmp_path: Path, tiny_decoder_backbone: Callable[..., Path], unreported: None) -> GenerationBench:
     return GenerationBench(tmp_path, tiny_decoder_backbone("llama"))
 
 
@@ -227,18 +202,6 @@ def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
     assert (outcome.finished, outcome.computed) == (4, 4 - done)
     assert bench.results() == finished_once.results()
     assert bench.leftovers() == []
-
-
-@pytest.mark.usefixtures("untimed")
-def test_killed_cell_is_a_failure_and_the_others_run(bench):
-    method = write_method(bench.folder, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    filters = Filters(methods=[f"{method}:Mine", "token-full"])
-    outcome = bench.run(filters)
-    assert outcome.finished == 1
-    assert "its process was ended by signal SIGKILL" in outcome.failed[0]
-    assert bench.run(filters).computed == 0
-    write_method(bench.folder, "pass")
-    assert bench.run(filters).finished == 2
 
 
 def test_method_of_classification_is_refused(bench, monkeypatch):

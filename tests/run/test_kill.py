@@ -39,8 +39,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Calla
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
+def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], unreported: None) -> Bench:
     return bench_in(tmp_path, tiny_backbone("bert"))
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from small_suite import Bench, wait_until, write_task
 
-from benchmarks import analysis
 from benchmarks.run import schedulers
 from benchmarks.run.forecast import plan_lines
 from benchmarks.specs.suites import Filters, load_suite
@@ -64,9 +63,7 @@ def spoil(path: Path, old: str, new: str) -> None:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """A bench without tables and figures, which take most of the time and are tested elsewhere."""
-    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
+def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], unreported: None) -> Bench:
     return Bench(tmp_path, tiny_backbone("bert"))
 
 
@@ -78,9 +75,8 @@ def finished_once(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Calla
 
 
 @pytest.fixture
-def finished(finished_once: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+def finished(finished_once: Bench, tmp_path: Path, unreported: None) -> Bench:
     """A bench whose suite has run: a copy of its results, so that every test may spoil them."""
-    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
     bench = copy.copy(finished_once)
     bench.out = tmp_path / "out"
     shutil.copytree(finished_once.out, bench.out)

@@ -21,7 +21,6 @@ from rich.console import Console
 from small_suite import Bench
 from typer.testing import CliRunner
 
-from benchmarks import analysis
 from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
 from benchmarks.analysis.leaderboard.board import load_leaderboard
 from benchmarks.analysis.tables.leaderboard import to_text
@@ -416,9 +415,8 @@ def finished(tmp_path_factory, tiny_backbone) -> Bench:
 
 
 @pytest.fixture
-def elsewhere(finished, tmp_path, monkeypatch) -> Bench:
-    """Return the same suite, whose own folder is empty; no tables and figures are made of its runs."""
-    monkeypatch.setattr(analysis, "report_files", lambda out, just_computed: None)
+def elsewhere(finished, tmp_path, unreported) -> Bench:
+    """Return the same suite, whose own folder is empty."""
     other = copy(finished)
     other.out = tmp_path / "out"
     return other
