@@ -191,8 +191,9 @@ def board_table(board: Board) -> TextTable:
     places: dict[str, tuple[Sequence[Panel], str]] = {
         label: (compared, label) for label, method in methods.items() if method not in _NOT_SHOWN
     }
-    again = {label for panel in board.stored for label, method in panel.methods.items() if method not in _NOT_SHOWN}
-    places |= {f"{label} (stored)": (board.stored, label) for label in sorted(again & board.measured)}
+    stored = _of_the_same_tasks(board.stored, compared)
+    again = {label for panel in stored for label, method in panel.methods.items() if method not in _NOT_SHOWN}
+    places |= {f"{label} (stored)": (stored, label) for label in sorted(again & board.measured)}
     found = {s: {name: _on_all(*place, s) for name, place in places.items()} for s in SPEEDUPS}
     labels = [label for label in places if label in board.own or found[_MIDDLE][label]]
     labels.sort(key=lambda label: -_mean(found[_MIDDLE][label], against_full))
@@ -247,6 +248,13 @@ def _how_to_read(
     if any(Reach.OVER in one.reaches for one in found):
         notes.append("† even the cheapest knob costs more.")
     return tuple(notes)
+
+
+def _of_the_same_tasks(stored: Sequence[Panel], compared: Sequence[Panel]) -> list[Panel]:
+    """Return the stored panels of what is compared; nothing if some task is not stored: means would be of others."""
+    found = {block_name(panel): panel for panel in stored}
+    names = [block_name(panel) for panel in compared]
+    return [found[name] for name in names] if set(names) <= set(found) else []
 
 
 def _on_all(compared: Sequence[Panel], label: str, speedup: float) -> list[AtCost]:

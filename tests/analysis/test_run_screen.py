@@ -178,6 +178,13 @@ def test_means_of_several_tasks_leave_out_stored_curves_that_lack_some(everythin
     assert rows["pabee"][3] == f"{100 * sum(means) / 2:+.1f}"
 
 
+def test_what_is_stored_for_some_of_the_tasks_alone_does_not_stand_beside_their_mean(everything, tmp_path):
+    write_results(tmp_path / "run", tasks=("mcid", "rte"))
+    board = loaded(tmp_path / "run", keys_of(tmp_path / "run"), [everything / "published"])
+    assert board.stored
+    assert set(rows_of(board)) == SHOWN
+
+
 def test_unreadable_publications_are_named(everything, small_run, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "cells.parquet").write_text("no")
