@@ -308,7 +308,7 @@ def test_run_cuts_the_suite_of_each_backbone_to_the_table(runs):
 def test_dry_run_says_what_run_would_do(runs):
     shown = call("reproduce", "pabee-glue", "--dry-run", "--out", "elsewhere").output
     assert shown.splitlines() == [
-        "minilm-l6, as suite cpu-6-layers:",
+        "minilm-l6, as suite cpu-6-layers-converged:",
         "would run 2 methods",
         "mpnet-base, as suite cpu-12-layers:",
         "would run 2 methods",
