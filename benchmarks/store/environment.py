@@ -69,7 +69,9 @@ def now() -> str:
 def command_line(arguments: Sequence[str] | None = None) -> str:
     """Return the command that started this process; absolute paths become relative, or lose their folders."""
     program, *rest = sys.argv if arguments is None else arguments
-    return " ".join([Path(program).name, *(_without_home(argument) for argument in rest)])
+    name = Path(program).name
+    name = "consistentee" if name == "__main__.py" else name  # python -m benchmarks.cli
+    return " ".join([name, *(_without_home(argument) for argument in rest)])
 
 
 def _without_home(argument: str) -> str:

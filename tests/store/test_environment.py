@@ -27,6 +27,7 @@ def test_command_line_loses_folders(tmp_path, monkeypatch):
     inside, outside = tmp_path / "out" / "quick", Path("/somewhere/else/data")
     arguments = ["/usr/bin/consistentee", "run", "quick", "--out", str(inside), f"--data={outside}", "--seeds", "1"]
     assert command_line(arguments) == "consistentee run quick --out out/quick --data=data --seeds 1"
+    assert command_line(["/somewhere/benchmarks/cli/__main__.py", "doctor"]) == "consistentee doctor"
 
 
 def test_file_hashes_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
