@@ -120,3 +120,8 @@ def test_public_names_resolve():
         assert getattr(consistentee, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = consistentee.nothing
+
+
+def test_no_room_of_the_tests_has_the_name_of_a_package():
+    """Else imports may find the room in place of the package: both are on the path of a test."""
+    assert not {path.name for path in (ROOT / "tests").iterdir()} & set(PACKAGES)
