@@ -6,6 +6,7 @@ comment above a block says what a test does otherwise than to run what stands th
     <!-- test: parsed, for it takes hours -->            the real command line reads the arguments, and no more is done
     <!-- test: slow -->                                  the same, but `-m slow` runs it; `slow, with ...` as below
     <!-- test: with "epochs=6" as "epochs=1" -->         run with this in place of that
+    <!-- test: on tiny models with "6" as "2" -->        the same, but as it stands on what it names, under `-m real`
     <!-- test: test_name -->                             the test of this name runs it
 """
 
@@ -59,9 +60,11 @@ class Block:
         """The name of the test that runs it in place of the general one."""
         return self.said if self.said.startswith("test_") else ""
 
-    def smaller(self) -> str:
-        """Return the source with the replacements that are declared beside it."""
+    def smaller(self, *, on_tiny_models: bool = True) -> str:
+        """Return the source with the replacements that are declared beside it; some are for tiny models alone."""
         source = self.source
+        if self.said.startswith("on tiny models") and not on_tiny_models:
+            return source
         for shown, run in _SMALLER.findall(self.said):
             assert shown in source, f"{self.place}: there is no {shown!r} to replace"
             source = source.replace(shown, run)

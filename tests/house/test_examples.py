@@ -114,11 +114,11 @@ def run_python(source: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None
     exec(compile(source, place, "exec"), vars(module))
 
 
-def run_block(block: Block, named: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+def run_block(block: Block, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if block.language == "sh":
-        run_commands(named(block.smaller()), block.place)
+        run_commands(source, block.place)
     elif block.language == "python":
-        run_python(named(block.smaller()), block.place, monkeypatch)
+        run_python(source, block.place, monkeypatch)
 
 
 def in_small(source: str) -> str:
@@ -171,7 +171,7 @@ def test_examples_run_small(document, small_world, monkeypatch):
         if block.language == "sh":
             parse(block)
         if not (block.is_parsed_only or block.is_slow or block.test):
-            run_block(block, in_small, monkeypatch)
+            run_block(block, in_small(block.smaller()), monkeypatch)
 
 
 @pytest.mark.slow
@@ -180,7 +180,7 @@ def test_examples_run_small(document, small_world, monkeypatch):
 def test_slow_examples_run_small(document, small_suites, monkeypatch):
     for block in blocks_of(document):
         if block.is_slow:
-            run_block(block, in_small, monkeypatch)
+            run_block(block, in_small(block.smaller()), monkeypatch)
 
 
 @pytest.mark.real
@@ -189,7 +189,7 @@ def test_slow_examples_run_small(document, small_suites, monkeypatch):
 def test_examples_run_on_what_they_name(document, small_world, monkeypatch):
     for block in blocks_of(document):
         if not (block.is_parsed_only or block.is_slow or block.test):
-            run_block(block, str, monkeypatch)
+            run_block(block, block.smaller(on_tiny_models=False), monkeypatch)
 
 
 def test_no_block_escapes():
