@@ -9,8 +9,6 @@ from pathlib import Path
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
 
-_FIRST = 1
-
 
 @cache
 def method_version(name: str) -> int | str:
@@ -23,8 +21,11 @@ def method_version(name: str) -> int | str:
     methods = available_methods(ENTRY_POINT_GROUP) | available_methods(TOKEN_ENTRY_POINT_GROUP)
     if name not in methods:
         raise unknown_name("method", name, methods)
-    found = _version_of(methods[name].module, methods[name].attr)
-    return _FIRST if found is None else found
+    module, class_name = methods[name].module, methods[name].attr
+    found = _version_of(module, class_name)
+    if found is None:
+        raise UserError(f"{name}: no class {class_name} that states a version is found in the source of {module}")
+    return found
 
 
 def _version_of(module: str, class_name: str) -> int | None:

@@ -152,7 +152,9 @@ def test_a_version_is_inherited_and_overridden(tmp_path, monkeypatch):
         name: EntryPoint(name, f"second_place:{name}", "consistentee.methods") for name in ("Same", "New", "Nothing")
     }
     monkeypatch.setattr(method_versions, "available_methods", lambda group: points)
-    assert [method_version(name) for name in points] == [3, 4, 1]
+    assert [method_version(name) for name in ("Same", "New")] == [3, 4]
+    with pytest.raises(UserError, match="no class Nothing that states a version"):
+        method_version("Nothing")
 
 
 KEYS_OF_SUITES = """
