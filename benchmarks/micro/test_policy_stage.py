@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from conftest import report
 
-from consistentee.methods import consistent_ee
-from consistentee.methods.consistent_ee import ConsistentEE
+from consistentee.methods.consistent_ee import instances as consistent_ee
+from consistentee.methods.consistent_ee.instances import ConsistentEE
 from consistentee.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=1, max_length=64, frozen_steps=50)

@@ -7,8 +7,8 @@ import torch
 from conftest import make_task
 
 from consistentee.errors import UserError
-from consistentee.methods import consistent_ee
-from consistentee.methods.consistent_ee import ConsistentEE, ConsistentEECurve
+from consistentee.methods.consistent_ee import instances as consistent_ee
+from consistentee.methods.consistent_ee.instances import ConsistentEE, ConsistentEECurve
 from consistentee.methods.policy import (
     POLICY,
     PolicyRule,

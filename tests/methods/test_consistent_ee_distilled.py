@@ -5,8 +5,8 @@ import torch
 from conftest import make_task
 
 from consistentee.errors import UserError
-from consistentee.methods import consistent_ee_distilled
-from consistentee.methods.consistent_ee_distilled import ConsistentEEDistilled
+from consistentee.methods.consistent_ee import distilled as consistent_ee_distilled
+from consistentee.methods.consistent_ee.distilled import ConsistentEEDistilled
 from consistentee.methods.reward import exit_shares
 from consistentee.models.classifiers import AttentionClassifier, LinearClassifier
 from consistentee.training.recipe import Recipe

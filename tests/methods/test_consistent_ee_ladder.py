@@ -5,9 +5,9 @@ import torch
 from conftest import make_task
 
 from consistentee.errors import UserError
-from consistentee.methods.consistent_ee_ladder import ConsistentEELadder
+from consistentee.methods.consistent_ee.ladder import ConsistentEELadder
+from consistentee.methods.consistent_ee.price_ladder import rung_logits
 from consistentee.methods.policy import POLICY
-from consistentee.methods.price_ladder import rung_logits
 from consistentee.traces.instance_trace import record_outputs, record_trace
 from consistentee.traces.walk import sweep
 

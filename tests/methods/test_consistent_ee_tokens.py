@@ -8,9 +8,9 @@ from conftest import make_text_task
 from torch.nn import functional
 
 from consistentee.errors import UserError
-from consistentee.methods import consistent_ee_tokens
-from consistentee.methods.consistent_ee import ConsistentEE
-from consistentee.methods.consistent_ee_tokens import (
+from consistentee.methods.consistent_ee import tokens as consistent_ee_tokens
+from consistentee.methods.consistent_ee.instances import ConsistentEE
+from consistentee.methods.consistent_ee.tokens import (
     ConsistentEETokens,
     ConsistentEETokensCurve,
     exit_consistent_loss,

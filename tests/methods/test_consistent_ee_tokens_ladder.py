@@ -5,7 +5,7 @@ import torch
 from conftest import make_text_task
 
 from consistentee.errors import UserError
-from consistentee.methods.consistent_ee_tokens_ladder import ConsistentEETokensLadder
+from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensLadder
 from consistentee.methods.policy import POLICY
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep

@@ -8,7 +8,7 @@ from conftest import make_text_task
 from torch.nn import functional
 
 from consistentee.errors import UserError
-from consistentee.methods.consistent_ee_tokens_tuned import ConsistentEETokensTuned, loss_where_tokens_leave
+from consistentee.methods.consistent_ee.tokens_tuned import ConsistentEETokensTuned, loss_where_tokens_leave
 from consistentee.methods.reward import exit_shares
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training.decoder.head_loss import top_probabilities

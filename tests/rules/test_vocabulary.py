@@ -16,7 +16,7 @@ from consistentee.backbones.lm_head import logits_among
 from consistentee.engine.generate import generate
 from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
-from consistentee.methods.consistent_ee_tokens import ConsistentEETokens
+from consistentee.methods.consistent_ee.tokens import ConsistentEETokens
 from consistentee.methods.method import get_method
 from consistentee.methods.token_answers import exit_answers
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, SameAnswerRule, ThresholdRule

@@ -22,10 +22,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from consistentee.methods.consistent_ee import ConsistentEE
+from consistentee.methods.consistent_ee.instances import ConsistentEE
+from consistentee.methods.consistent_ee.price_ladder import ALWAYS, PriceLadder, rung_logits
 from consistentee.methods.method import Knob
 from consistentee.methods.policy import POLICY, policy_outputs, policy_spec
-from consistentee.methods.price_ladder import ALWAYS, PriceLadder, rung_logits
 from consistentee.models.encoder import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
-from consistentee.methods.consistent_ee_tokens import ConsistentEETokensCurve
+from consistentee.methods.consistent_ee.tokens import ConsistentEETokensCurve
 from consistentee.methods.reward import exit_shares
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.traces.token_trace import TokenTrace

@@ -30,7 +30,7 @@ from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.methods.consistent_ee import ConsistentEECurve
+from consistentee.methods.consistent_ee.instances import ConsistentEECurve
 from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.policy import PolicyInputs

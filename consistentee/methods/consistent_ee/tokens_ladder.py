@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from consistentee.methods.consistent_ee_tokens import ConsistentEETokens, policy_answers
+from consistentee.methods.consistent_ee.price_ladder import ALWAYS, PriceLadder, rung_logits
+from consistentee.methods.consistent_ee.tokens import ConsistentEETokens, policy_answers
 from consistentee.methods.method import Knob
-from consistentee.methods.price_ladder import ALWAYS, PriceLadder, rung_logits
 from consistentee.models.decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule

@@ -1,0 +1,1 @@
+"""ConsistentEE for instances and for tokens: fixed prices, curve, ladder, distilled and tuned exits."""
