@@ -20,9 +20,9 @@ from typing import ClassVar
 from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.branches import BranchSpec
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.decoder_stack import DecoderStack
+from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.schedules import ScheduledRule, check_exit_layer
 from consistentee.training.decoder.branch_stage import train_branches

@@ -25,7 +25,7 @@ from torch import Tensor
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import FACTORS, factors_of, set_factors
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.signals import top_probability

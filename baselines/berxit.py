@@ -18,7 +18,7 @@ from torch.nn import functional
 from consistentee.data.instances import TaskData
 from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import head_probability

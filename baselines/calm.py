@@ -36,8 +36,8 @@ from consistentee.methods.method import Knob, Method
 from consistentee.methods.token_answers import exit_answers
 from consistentee.methods.token_method import TokenMethod
 from consistentee.methods.vocabulary_method import VocabularyMethod
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
 from consistentee.rules.schedules import text_length

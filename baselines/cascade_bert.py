@@ -33,13 +33,13 @@ from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted
 from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
-from consistentee.models.cascade import (
+from consistentee.models.encoder.cascade import (
     add_companion,
     check_companion,
     companion_layers,
     companion_of_first_layers,
 )
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, OneLayerRule, ThresholdRule
 from consistentee.rules.signals import top_probability
 from consistentee.rules.view import predictions_of

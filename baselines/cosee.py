@@ -30,7 +30,7 @@ from consistentee.errors import UserError
 from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.reward import simulated_exits
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.view import LayerView
 from consistentee.training.loop import run_stage

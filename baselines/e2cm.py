@@ -20,7 +20,7 @@ from torch import Tensor
 from consistentee.data.instances import TaskData
 from consistentee.methods.method import Knob, Method
 from consistentee.models.classifiers import ClassifierSpec, ClassMeansClassifier
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import top_probability
 from consistentee.training.recipe import Recipe

@@ -31,7 +31,7 @@ from torch.nn import functional
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import FACTORS, HeadSpec, factors_of, set_factors
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView

@@ -23,7 +23,7 @@ from torch import Tensor
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, State
 from consistentee.rules.view import LayerView
 from consistentee.training.recipe import Recipe

@@ -19,7 +19,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, OneLayerRule, ThresholdRule
 from consistentee.rules.schedules import check_exit_layer
 from consistentee.rules.signals import margin

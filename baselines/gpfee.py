@@ -25,7 +25,7 @@ from consistentee.data.instances import TaskData
 from consistentee.methods.knob_grids import entropy_thresholds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.classifiers import ClassifierSpec, PastFutureClassifier
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import entropy
 from consistentee.training.loop import run_stage

@@ -30,7 +30,7 @@ from consistentee.data.encoding import Encoding
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe

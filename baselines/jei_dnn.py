@@ -30,7 +30,7 @@ from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView

@@ -28,8 +28,8 @@ from typing import ClassVar
 
 from consistentee.data.prompts import TextTask
 from consistentee.methods.drafting import DraftingMethod
-from consistentee.models.branches import BranchSpec
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.training.decoder.branch_stage import train_branches
 from consistentee.training.recipe import TokenRecipe
 

@@ -22,7 +22,7 @@ from typing import ClassVar
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
 from consistentee.methods.drafting import DraftingMethod
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.training.decoder.stages import train_exits
 from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
 

@@ -17,7 +17,7 @@ from typing import ClassVar
 from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
 from consistentee.methods.vocabulary_method import VocabularyMethod
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.depth_thresholds import SHIFTS, DepthThresholdRule, shifted_thresholds
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.training.decoder.stages import train_exits

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from consistentee.data.instances import TaskData
 from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
 from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_jointly

@@ -24,7 +24,7 @@ from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.reward import exit_distribution
 from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView

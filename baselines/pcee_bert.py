@@ -16,7 +16,7 @@ from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
 from consistentee.methods.knob_grids import falling_fractions
 from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, ThresholdRule
 from consistentee.rules.signals import normalised_entropy
 from consistentee.training.recipe import Recipe

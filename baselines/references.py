@@ -15,8 +15,8 @@ from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, State
 from consistentee.rules.schedules import check_exit_layer, mean_layers
 from consistentee.rules.view import LayerView

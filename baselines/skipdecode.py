@@ -19,7 +19,7 @@ from typing import ClassVar
 from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.schedules import ScheduledRule, mean_layers, text_length
 from consistentee.training.decoder.stages import train_exits

@@ -44,8 +44,8 @@ from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.drafting import DraftedBy, DraftingMethod
 from consistentee.methods.method import Knob
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.sublayers import SkippedSublayers
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.sublayers import SkippedSublayers
 from consistentee.progress import tracked
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.training.decoder.stages import train_exits

@@ -19,7 +19,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.methods.knob_grids import entropy_thresholds
 from consistentee.methods.method import Knob
 from consistentee.methods.vocabulary_method import VocabularyMethod
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy
 from consistentee.training.decoder.stages import train_exits, train_last_exit

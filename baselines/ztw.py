@@ -23,7 +23,7 @@ from consistentee.data.instances import TaskData
 from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import top_probability
 from consistentee.training.recipe import Recipe

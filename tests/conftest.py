@@ -27,8 +27,8 @@ from benchmarks.contract.tiny.encoders import (
 )
 from benchmarks.run.schedulers import Schedule
 from consistentee.data.instances import TaskData
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 if TYPE_CHECKING:
     from xdist.remote import Producer

@@ -12,7 +12,7 @@ from consistentee.engine.generate import Generations, generate
 from consistentee.engine.transcript import NewToken
 from consistentee.errors import UserError
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -30,12 +30,12 @@ from consistentee.backbones.encoders import stepper_for
 from consistentee.engine.classify import classify
 from consistentee.methods.method import AnyMethod, Method, get_method
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.branches import Branch, BranchSpec
 from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.decoder_description import default_exit_layers
-from consistentee.models.encoder import MultiExitModel
-from consistentee.models.encoder_description import ModelDescription
+from consistentee.models.decoder.branches import Branch, BranchSpec
+from consistentee.models.decoder.description import default_exit_layers
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.encoder.description import ModelDescription
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import ExitHeads
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay

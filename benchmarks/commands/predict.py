@@ -10,7 +10,7 @@ from consistentee.data.instances import Text
 from consistentee.deployment.pipeline import Classifier
 from consistentee.deployment.saved import load_saved
 from consistentee.errors import UserError
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 if TYPE_CHECKING:
     from rich.table import Table

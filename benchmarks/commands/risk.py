@@ -15,7 +15,7 @@ from consistentee.deployment.saved import load_saved
 from consistentee.errors import UserError
 from consistentee.methods.calibration import Losses, SplitStudy, split_study
 from consistentee.methods.method import Method
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from benchmarks.contract.faults import (
 )
 from benchmarks.contract.watching import WatchedRule
 from consistentee.methods.method import AnyMethod
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.token_trace import TokenTrace

@@ -14,8 +14,8 @@ from benchmarks.contract.watching import WatchedRule
 from consistentee.data.instances import Split, Text
 from consistentee.engine.classify import Predictions, classify
 from consistentee.methods.method import Method
-from consistentee.models.cascade import companion_layers
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.cascade import companion_layers
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.training.recipe import Recipe
 

@@ -14,7 +14,7 @@ from consistentee.backbones.encoders import stepper_for
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import Predictions, stock_encoded
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import Trace
 
 

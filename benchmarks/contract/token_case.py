@@ -16,7 +16,7 @@ from benchmarks.contract.watching import WatchedRule
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.engine.owed_tokens import KVPolicy
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, record_tokens

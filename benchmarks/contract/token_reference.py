@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from benchmarks.contract.watching import watched_calls
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_view import TokenView, prompt_key
 from consistentee.traces.walk import walk

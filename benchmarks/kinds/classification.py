@@ -26,7 +26,7 @@ from consistentee.data.instances import TaskData
 from consistentee.engine.classify import classify_encoded, stock_encoded
 from consistentee.methods.method import Method
 from consistentee.models.classifiers import LinearClassifier
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.loop import training_device
 from consistentee.training.precision import precision_used

@@ -27,7 +27,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.base import Precision
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.training.loop import training_device
 from consistentee.training.precision import precision_used
 from consistentee.training.recipe import TokenRecipeSettings

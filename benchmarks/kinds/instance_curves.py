@@ -13,7 +13,7 @@ from benchmarks.store.records import CurvePoint
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.methods.method import Method
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import sweep

@@ -28,7 +28,7 @@ from consistentee.deployment.saved import load_saved
 from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_rows import TokenRow

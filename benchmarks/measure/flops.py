@@ -16,8 +16,8 @@ from benchmarks.measure.operations import ExitCost, count_exits, count_operation
 from consistentee.backbones.token_exits import TokenContext, TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import LiveView, no_history_yet
-from consistentee.models.cascade import companion_layers
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.cascade import companion_layers
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 
 TOKEN_COUNTS = (2, 4, 8, 12)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from consistentee.data.prompts import PromptSplit
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_rows import encode_rows
 from consistentee.traces.token_trace import CHUNK, TokenTrace, record_tokens

@@ -11,7 +11,7 @@ from benchmarks.specs.base import TimingSpec
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import TaskData
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 ROUNDS = 7
 

@@ -16,7 +16,7 @@ from benchmarks.tasks.loader import load_classification_task
 from consistentee.backbones.decoders import decoder_stepper_for
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 
 NEW_TOKENS = 32

@@ -16,7 +16,7 @@ from benchmarks.measure.decoding_clock import head_seconds, stock_times
 from consistentee.engine.decoding_step import TokenDecoder
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 
 ROWS = 32

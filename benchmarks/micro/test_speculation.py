@@ -12,7 +12,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import generate_encoded
 from consistentee.engine.speculation import SpeculativeGenerations, speculate_encoded
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.recipe import TokenRecipe
 

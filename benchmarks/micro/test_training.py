@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 
 from consistentee.data.encoding import Encoding
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.training.precision import precision_used
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenSource

@@ -10,7 +10,7 @@ from conftest import in_rounds, report
 from torch import Tensor
 
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import margin
 from consistentee.rules.vocabulary import prune_vocabulary

@@ -9,8 +9,8 @@ from consistentee.data.instances import Text
 from consistentee.deployment.saved import holds, load_saved
 from consistentee.engine.classify import classify
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from consistentee.deployment.risk_bounds import BOUNDS
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import Method
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import sweep
 

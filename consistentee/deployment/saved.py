@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 from consistentee.errors import UserError
 from consistentee.methods.method import Method, get_method
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 ModelT = TypeVar("ModelT", MultiExitModel, MultiExitDecoder)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.cache import CacheWindow, KeyValueCache, RowNumbers, Rows
 from consistentee.engine.owed_tokens import Span
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 PASS_IN_TOKENS = 16
 """What a pass costs a CPU beside its tokens, in tokens: it reads all weights once."""

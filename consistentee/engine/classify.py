@@ -11,7 +11,7 @@ from consistentee.backbones.token_exits import layers_run
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.data.instances import Text
 from consistentee.errors import UserError
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.view import LayerView, predictions_of
 

@@ -12,7 +12,7 @@ from consistentee.engine.batching import PromptBatch
 from consistentee.engine.cache import Ledger, RowNumbers, Rows
 from consistentee.engine.owed_tokens import KVPolicy, owed_tokens
 from consistentee.engine.sampling import Sampling, choose_tokens
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.traces.token_view import TokenView, prompt_key
 

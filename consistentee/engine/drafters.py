@@ -6,9 +6,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext, KeysValues
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.decoder_stack import DecoderStack
-from consistentee.models.sublayers import SkippedSublayers
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.stack import DecoderStack
+from consistentee.models.decoder.sublayers import SkippedSublayers
 
 
 class Drafter(Protocol):

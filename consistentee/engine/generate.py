@@ -16,7 +16,7 @@ from consistentee.engine.sampling import Sampling
 from consistentee.engine.transcript import EndedBy, Endings, Stream, Transcript
 from consistentee.engine.writing import Writing
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 
 

@@ -7,7 +7,7 @@ from consistentee.engine.clock import Latency, clock
 from consistentee.engine.decoding_step import TokenDecoder
 from consistentee.engine.transcript import Stream, Transcript
 from consistentee.engine.writing import Writing
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
 
 

@@ -18,8 +18,8 @@ from consistentee.engine.drafters import Drafter, SublayerDrafter, drafter_at
 from consistentee.engine.generate import Generations, check_prompts
 from consistentee.engine.transcript import Endings, Stream, Transcript
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.sublayers import SkippedSublayers
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.sublayers import SkippedSublayers
 from consistentee.progress import tracked
 
 

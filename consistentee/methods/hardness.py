@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_outputs
 from consistentee.training.recipe import Recipe

@@ -27,7 +27,7 @@ from consistentee.training.recipe import Recipe, TokenRecipe
 
 if TYPE_CHECKING:
     from consistentee.models.base import MultiExit
-    from consistentee.models.encoder import MultiExitModel
+    from consistentee.models.encoder.multi_exit_model import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule
 
 ENTRY_POINT_GROUP = "consistentee.methods"

@@ -15,7 +15,7 @@ from consistentee.training.recipe import TokenRecipe
 
 if TYPE_CHECKING:
     from consistentee.engine.generate import Generations
-    from consistentee.models.decoder import MultiExitDecoder
+    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
         """Return what decodes at one value of the knob: ``model`` itself, or a part of it that :meth:`rule` fits too.
 
         A method whose exits are decoders of their own, as shallow as the knob says, returns one of them
-        (:class:`consistentee.models.decoder_stack.DecoderStack`).
+        (:class:`consistentee.models.decoder.stack.DecoderStack`).
         """
         return model
 

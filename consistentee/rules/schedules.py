@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
 

@@ -15,7 +15,7 @@ from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
-from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.models.heads import ExitHeads
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, predictions_of

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from consistentee.data.prompts import Keep, PromptSplit, fit_prompt
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 TokenRow = tuple[Sequence[int], Sequence[int]]
 """A prompt and its response, as tokens."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView
 from consistentee.traces.token_rows import TokenRow, TokenRows, check_rows, collate_rows, encode_rows

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.view import LayerView, said_among
 
 _KEY_BITS = 31

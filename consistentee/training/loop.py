@@ -24,7 +24,7 @@ from transformers import get_linear_schedule_with_warmup
 from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import tracked
 from consistentee.training.attention import stepwise_attention, unfused_attention
 from consistentee.training.checkpoints import SCORES, note_scores, noted_scores, resume, save_checkpoint

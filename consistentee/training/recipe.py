@@ -17,7 +17,7 @@ from consistentee.data.prompts import TextTask
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from consistentee.models.decoder import MultiExitDecoder
+    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
     from consistentee.traces.token_rows import TokenRow
     from consistentee.traces.token_trace import TokenTrace
 

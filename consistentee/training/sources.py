@@ -11,7 +11,7 @@ from torch import Tensor
 from consistentee.data.encoding import Batch, Encoding, fingerprint
 from consistentee.data.instances import Label
 from consistentee.files import hash_tensors
-from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 
 
 @dataclass(frozen=True)

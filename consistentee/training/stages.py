@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
-from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.traces.instance_trace import record_outputs
 from consistentee.training.loop import run_stage
 from consistentee.training.precision import precision_used

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 _UNKNOWN = -1
 

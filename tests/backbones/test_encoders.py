@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 from consistentee.backbones.encoders import stepper_for
 from consistentee.engine.classify import stock_encoded
 from consistentee.errors import UserError
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 
 @pytest.mark.parametrize("family", FAMILIES)

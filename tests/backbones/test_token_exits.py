@@ -12,7 +12,7 @@ from consistentee.backbones.token_exits import TokenExitStepper, layers_run
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import NeverExit, ThresholdRule
 from consistentee.rules.signals import entropy
 from consistentee.traces.instance_trace import record_trace

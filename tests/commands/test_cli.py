@@ -22,7 +22,7 @@ from benchmarks.run.schedulers import Schedule
 from benchmarks.specs.suites import list_suites
 from consistentee.errors import UserError
 from consistentee.models import classifiers
-from consistentee.models.encoder_description import ModelDescription
+from consistentee.models.encoder.description import ModelDescription
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 
@@ -683,7 +683,7 @@ def test_train_never_writes_over_other_files(trained, tmp_path):
 
 
 def test_a_method_that_reads_labels_cannot_predict(trained):
-    from consistentee.models.encoder import MultiExitModel
+    from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
     model = MultiExitModel.from_pretrained(trained)
     model.description.method_name = "oracle"

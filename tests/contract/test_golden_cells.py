@@ -17,7 +17,7 @@ from benchmarks.contract.golden.differences import differences
 from benchmarks.contract.golden.files import FOLDER, all_methods, cell_path, check_cell, read_cell, write_cell
 from consistentee.backbones.decoders import GPT2Stepper, LlamaStepper
 from consistentee.errors import UserError
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import ExitHeads
 from consistentee.rules.exit_rule import ConsecutiveRule, ThresholdRule
 from consistentee.traces.instance_trace import Trace

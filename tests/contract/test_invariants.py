@@ -17,7 +17,7 @@ from benchmarks.contract.run import CLASSIFICATION, GENERATION, Contract, contra
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods, get_method
-from consistentee.models.cascade import companion_layers
+from consistentee.models.encoder.cascade import companion_layers
 from consistentee.traces.walk import replay
 
 

@@ -57,7 +57,7 @@ def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, family, att
 def test_never_exit_writes_what_the_real_model_writes():
     """50 real prompts of mixed length, at batch 1 and 8."""
     from benchmarks.tasks.loader import load_classification_task
-    from consistentee.models.decoder import MultiExitDecoder
+    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
     try:
         model = MultiExitDecoder.from_backbone("smollm2-135m")

@@ -22,7 +22,7 @@ from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import METRICS, score
 from consistentee.errors import UserError
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.training.recipe import RecipeSettings
 
 LAYERS = 4

@@ -30,8 +30,8 @@ from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.errors import UserError
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.branches import BranchSpec
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_rows import encode_rows
 from consistentee.training.recipe import TokenRecipeSettings

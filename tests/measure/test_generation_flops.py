@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
-from consistentee.models.branches import BranchSpec
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.rules.signals import margin
 

@@ -21,7 +21,7 @@ from consistentee.methods.consistent_ee.tokens import (
 from consistentee.methods.policy import POLICY, policy_spec
 from consistentee.methods.reward import rewards
 from consistentee.methods.token_answers import exit_answers
-from consistentee.models.encoder import LayerOutputs
+from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay, sweep
 from consistentee.training.decoder import stages as token_training

@@ -9,7 +9,7 @@ from conftest import make_task, make_text_task
 
 from consistentee.errors import UserError
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, get_method, train_method
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.training.recipe import Recipe, TokenRecipe
 
 MINE = '''

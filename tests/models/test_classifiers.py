@@ -29,7 +29,7 @@ from consistentee.models.classifiers import (
     RecordedLayer,
     build_classifiers,
 )
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.source_code import code_of
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.rules.signals import entropy

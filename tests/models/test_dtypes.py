@@ -10,10 +10,10 @@ from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.engine.classify import classify_encoded
 from consistentee.engine.generate import generate_encoded
 from consistentee.engine.speculation import generate_speculatively
-from consistentee.models.cascade import add_companion, companion_of_first_layers
 from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.encoder.cascade import add_companion, companion_of_first_layers
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.rules.signals import margin

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from consistentee.models.adapter_start import StateMoments
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.adapter_start import StateMoments
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
 def draw(*shape, seed=0):

@@ -8,9 +8,9 @@ from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.models.cascade import add_companion, companion_of_first_layers
 from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.cascade import add_companion, companion_of_first_layers
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
 

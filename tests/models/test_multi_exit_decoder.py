@@ -15,7 +15,7 @@ from consistentee import MultiExitDecoder
 from consistentee.backbones.catalog import list_backbones
 from consistentee.backbones.wheels import is_fetched
 from consistentee.errors import UserError
-from consistentee.models.decoder_description import default_exit_layers
+from consistentee.models.decoder.description import default_exit_layers
 from consistentee.models.heads import HeadSpec
 
 KINDS = ["norm", "low-rank", "head"]
@@ -219,7 +219,8 @@ class TestFiles:
         self, tiny_decoder_backbone, tmp_path, monkeypatch
     ):
         monkeypatch.setattr(
-            "consistentee.models.decoder.resolve_decoder", lambda name: str(tiny_decoder_backbone(name))
+            "consistentee.models.decoder.multi_exit_decoder.resolve_decoder",
+            lambda name: str(tiny_decoder_backbone(name)),
         )
         (tmp_path / "gpt2").mkdir()
         monkeypatch.chdir(tmp_path)

@@ -13,8 +13,8 @@ from torch import Tensor
 from consistentee.engine.classify import classify
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
 

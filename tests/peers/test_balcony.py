@@ -13,8 +13,8 @@ from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import generate, stream_texts
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.decoder_stack import DecoderStack
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.recipe import TokenRecipe
 

@@ -7,7 +7,7 @@ from conftest import make_task
 from baselines.beem import BEEM, EXPERTS, ExpertsRule
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import FACTORS, factors_of, set_factors
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import replay

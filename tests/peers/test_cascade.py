@@ -17,8 +17,8 @@ from consistentee.backbones.encoders import stepper_for
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.models.cascade import add_companion, companion_layers, companion_of_first_layers
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.cascade import add_companion, companion_layers, companion_of_first_layers
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.rules.signals import top_probability

@@ -9,7 +9,7 @@ from conftest import make_task
 from baselines.e2cm import E2CM, put_means
 from consistentee.methods.method import get_method
 from consistentee.models.classifiers import ClassifierSpec, ClassMeansClassifier, RecordedLayer
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
 

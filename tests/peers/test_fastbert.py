@@ -14,7 +14,7 @@ from baselines.deebert import DeeBERT
 from baselines.fastbert import FastBERT, distillation_loss
 from benchmarks.tasks.loader import load_task
 from consistentee.data.instances import Split, TaskData
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
 from consistentee.training.stages import train_last_exit

@@ -5,7 +5,7 @@ from conftest import make_task, random_texts
 
 from baselines.gpfee import GPFEE, imitation_loss
 from consistentee.models.classifiers import ClassifierSpec, PastFutureClassifier
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.training.recipe import Recipe
 
 

@@ -11,9 +11,9 @@ from consistentee.engine.generate import Generations, generate
 from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.errors import UserError
-from consistentee.models.branches import BranchSpec
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.decoder_stack import DecoderStack
+from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training.recipe import TokenRecipe

@@ -8,7 +8,7 @@ from baselines.palbert import PALBERT, QuantileRule, divergence, geometric, leav
 from consistentee.errors import UserError
 from consistentee.methods.reward import exit_distribution
 from consistentee.models.classifiers import ClassifierSpec, RecordedLayer
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
 

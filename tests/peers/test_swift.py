@@ -17,8 +17,8 @@ from consistentee.engine.generate import generate
 from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.sublayers import SkippedSublayers
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.sublayers import SkippedSublayers
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.recipe import TokenRecipe
 

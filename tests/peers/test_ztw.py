@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from baselines.ztw import ZTW, heads_say
 from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier, RecordedLayer
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import train_last_exit

@@ -8,7 +8,7 @@ import torch
 from conftest import make_text_task
 from torch.nn import functional
 
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training import checkpoints, loop

@@ -12,7 +12,7 @@ import torch
 from conftest import make_task
 
 from consistentee.files import DiskFullError, clear_leftovers, only_one
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenSource

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import make_text_task
 
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training.decoder.sources import DrawnTokens, drawn

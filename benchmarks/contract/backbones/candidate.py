@@ -15,7 +15,7 @@ from benchmarks.contract.faults import BrokenContractError, described
 from consistentee.backbones.catalog import ResolvedBackbone
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import Text
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 ROWS = 33
 """One more than a batch of 32, so that the last batch has one row."""

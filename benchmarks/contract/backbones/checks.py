@@ -26,7 +26,7 @@ from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import classify_encoded, stock_encoded
 from consistentee.errors import UserError
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, State
 from consistentee.rules.view import LayerView
 

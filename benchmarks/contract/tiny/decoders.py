@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from consistentee.data.prompts import PromptSplit, TextTask
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 WORDS = [consonant + vowel for consonant in "bdfghjklmnpr" for vowel in "aeiou"]
 _SPECIAL = ["<unk>", "<pad>", "<s>", "</s>"]

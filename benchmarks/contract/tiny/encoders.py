@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from consistentee.data.instances import Split, TaskData, Text
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
 WORDS = [f"w{i}" for i in range(60)]
 # Padding has id 1: what RoBERTa and MPNet count positions from, and a trap for code that takes it to be 0.

@@ -10,7 +10,7 @@ from benchmarks.measure.reference_loss import ReferenceLoss, record_references, 
 from benchmarks.measure.text_scores import TextScores, score_generations
 from benchmarks.specs.targets import in_words
 from consistentee.engine.generate import Generations
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 
 _logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.sublayers import SkippedSublayers
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.sublayers import SkippedSublayers
 from consistentee.rules.exit_rule import NeverExit
 
 _ENDINGS = ("eos", "length", "stop")

@@ -15,7 +15,7 @@ from consistentee.data.text_metrics import token_match
 from consistentee.engine.generate import Generations
 from consistentee.methods.token_method import TokenMethod
 from consistentee.methods.vocabulary_method import VocabularyMethod
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.named_tokens import named_tokens
 from consistentee.traces.token_trace import TokenTrace, record_tokens

@@ -21,7 +21,7 @@ from consistentee.engine.in_flight.waiting import Waiting
 from consistentee.engine.owed_tokens import owed_tokens
 from consistentee.engine.transcript import Transcript
 from consistentee.engine.writing import Writing
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import State
 from consistentee.traces.token_view import TokenView
 

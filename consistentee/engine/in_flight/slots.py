@@ -13,7 +13,7 @@ from consistentee.engine.cache import RowNumbers, Rows
 from consistentee.engine.in_flight.window import PromptWindow, SlotCache, SlotWindow
 from consistentee.engine.owed_tokens import Span
 from consistentee.errors import UserError
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
 class Slots:

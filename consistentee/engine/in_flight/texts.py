@@ -12,7 +12,7 @@ from consistentee.engine.clock import Latency
 from consistentee.engine.sampling import choose_tokens
 from consistentee.engine.transcript import Transcript
 from consistentee.engine.writing import Writing
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
 from consistentee.traces.token_view import prompt_key
 

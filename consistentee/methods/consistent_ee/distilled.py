@@ -36,7 +36,7 @@ from consistentee.methods.method import Knob, Method
 from consistentee.methods.policy import PolicyInputs
 from consistentee.methods.reward import exit_shares
 from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.rules.signals import top_probability
 from consistentee.training.loop import run_stage

@@ -26,7 +26,7 @@ from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, drawn_prices, exit_probabilities, policy_spec
 from consistentee.methods.reward import Estimator, exit_distribution, policy_loss, rewards
-from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.training.loop import run_stage

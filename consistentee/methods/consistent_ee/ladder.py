@@ -26,7 +26,7 @@ from consistentee.methods.consistent_ee.instances import ConsistentEE
 from consistentee.methods.consistent_ee.price_ladder import ALWAYS, PriceLadder, rung_logits
 from consistentee.methods.method import Knob
 from consistentee.methods.policy import POLICY, policy_outputs, policy_spec
-from consistentee.models.encoder import LayerOutputs, MultiExitModel
+from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
 

@@ -37,7 +37,7 @@ from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, drawn_
 from consistentee.methods.reward import Estimator, exit_distribution, policy_loss, rewards
 from consistentee.methods.token_answers import ExitAnswers, exit_answers
 from consistentee.methods.vocabulary_method import VocabularyMethod
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_trace import TokenTrace

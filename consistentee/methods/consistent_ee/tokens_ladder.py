@@ -16,7 +16,7 @@ from torch import Tensor
 from consistentee.methods.consistent_ee.price_ladder import ALWAYS, PriceLadder, rung_logits
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokens, policy_answers
 from consistentee.methods.method import Knob
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.training.decoder.sources import StateBatch

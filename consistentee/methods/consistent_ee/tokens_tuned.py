@@ -25,7 +25,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokensCurve
 from consistentee.methods.reward import exit_shares
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_trace import TokenTrace
 from consistentee.training.decoder.backbone_losses import loss_at_exits
 from consistentee.training.decoder.backbone_stage import train_backbone

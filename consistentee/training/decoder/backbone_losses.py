@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.training.decoder.head_loss import weighted_cross_entropy
 from consistentee.training.decoder.sources import StepRows
 from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe

@@ -7,7 +7,7 @@ was interrupted, and keeps padding out: rows of like length make a batch.
 from collections.abc import Sequence
 from functools import partial
 
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow
 from consistentee.training.decoder.backbone_losses import RowsLoss
 from consistentee.training.decoder.sources import DrawnRows, StepRows

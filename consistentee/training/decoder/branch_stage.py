@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.prompts import TextTask
-from consistentee.models.branches import BranchSpec
-from consistentee.models.decoder import MultiExitDecoder
-from consistentee.models.decoder_stack import DecoderStack
+from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.stack import DecoderStack
 from consistentee.traces.row_states import RowBatch, record_rows
 from consistentee.training.decoder.sources import DrawnRowStates, drawn
 from consistentee.training.decoder.stages import train_exits, train_on_rows

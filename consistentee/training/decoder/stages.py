@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.prompts import TextTask
-from consistentee.models.adapter_start import StateMoments
-from consistentee.models.decoder import MultiExitDecoder
+from consistentee.models.decoder.adapter_start import StateMoments
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.row_states import RowBatch
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, record_tokens

@@ -18,7 +18,6 @@ from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.data.instances import Text
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors
-from consistentee.models import encoder_files
 from consistentee.models.base import TOKENIZER_FOLDER, MultiExit, new_weights
 from consistentee.models.classifiers import (
     ClassifierSpec,
@@ -29,7 +28,8 @@ from consistentee.models.classifiers import (
     build_classifiers,
     pool_tokens,
 )
-from consistentee.models.encoder_description import ModelDescription, PoolerSharing
+from consistentee.models.encoder import files as encoder_files
+from consistentee.models.encoder.description import ModelDescription, PoolerSharing
 from consistentee.models.source_code import code_of
 from consistentee.versions import ENGINE_VERSION
 

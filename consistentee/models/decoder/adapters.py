@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from consistentee.backbones.decoders import DecoderStepper
 from consistentee.backbones.lm_head import logits_among
 from consistentee.errors import UserError, unknown_name
-from consistentee.models.adapter_start import StateMoments
+from consistentee.models.decoder.adapter_start import StateMoments
 
 AdapterKind = Literal["norm", "low-rank", "head", "shared"]
 """What an exit has of its own.

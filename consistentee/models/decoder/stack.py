@@ -6,8 +6,8 @@ from typing import Any
 
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors
-from consistentee.models.branches import Branch
-from consistentee.models.decoder import MultiExitDecoder, hash_json
+from consistentee.models.decoder.branches import Branch
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder, hash_json
 
 
 class DecoderStack(MultiExitDecoder):

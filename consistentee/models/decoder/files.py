@@ -13,7 +13,7 @@ from consistentee.backbones.decoders import check_complete, check_decoder_family
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER
-from consistentee.models.lora import base_weights
+from consistentee.models.decoder.lora import base_weights
 
 
 def load_backbone(folder: str | Path) -> Any:

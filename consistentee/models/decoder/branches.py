@@ -2,7 +2,7 @@
 
 What a branch says of a token depends on all tokens before it, so it has keys and values of its own for each of them:
 every token goes through it, or it has holes. So it is no adapter, which reads one hidden state, and rules are not asked
-there. A branch is run in a :class:`consistentee.models.decoder_stack.DecoderStack`, or drafts in
+there. A branch is run in a :class:`consistentee.models.decoder.stack.DecoderStack`, or drafts in
 :func:`consistentee.generate_speculatively`.
 """
 

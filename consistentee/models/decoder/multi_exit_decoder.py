@@ -14,12 +14,13 @@ from consistentee.backbones.catalog import list_backbones, resolve_decoder
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, decoder_stepper_for, positions_of
 from consistentee.errors import UserError
 from consistentee.files import hash_tensors
-from consistentee.models import decoder_files, lora
-from consistentee.models.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
 from consistentee.models.base import BACKBONE_FOLDER, TOKENIZER_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
-from consistentee.models.branches import Branch, BranchSpec
-from consistentee.models.decoder_description import DecoderDescription, check_exit_layers, default_exit_layers
-from consistentee.models.lora import LoraSpec, is_lora
+from consistentee.models.decoder import files as decoder_files
+from consistentee.models.decoder import lora
+from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
+from consistentee.models.decoder.branches import Branch, BranchSpec
+from consistentee.models.decoder.description import DecoderDescription, check_exit_layers, default_exit_layers
+from consistentee.models.decoder.lora import LoraSpec, is_lora
 from consistentee.versions import ENGINE_VERSION
 
 
@@ -27,7 +28,7 @@ class MultiExitDecoder(MultiExit):
     """A stock causal language model whose tokens may exit at some of the layers. See :meth:`from_backbone`.
 
     Layer L is always the last exit and is the stock model's own. Every earlier exit reads its hidden state through an
-    adapter (see :mod:`consistentee.models.adapters`) and the one LM head.
+    adapter (see :mod:`consistentee.models.decoder.adapters`) and the one LM head.
     """
 
     description_class = DecoderDescription

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from consistentee.errors import UserError
-from consistentee.models.adapters import AdapterKind
 from consistentee.models.base import Description
-from consistentee.models.branches import BranchSpec
-from consistentee.models.lora import LoraSpec
-from consistentee.models.sublayers import SkippedSublayers
+from consistentee.models.decoder.adapters import AdapterKind
+from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.lora import LoraSpec
+from consistentee.models.decoder.sublayers import SkippedSublayers
 
 _DEFAULT_EXITS = 5
 
