@@ -38,8 +38,8 @@ from sklearn.gaussian_process.kernels import Matern
 from torch import Tensor
 
 from consistentee.data.prompts import TextTask
-from consistentee.engine.batching import PromptBatch
 from consistentee.engine.generate import generate_encoded
+from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.drafting import DraftedBy, DraftingMethod

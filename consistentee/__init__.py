@@ -20,7 +20,7 @@ _EXPORTS = {
     "Prompt": "data.prompts",
     "PromptSplit": "data.prompts",
     "Recipe": "training.recipe",
-    "Sampling": "engine.sampling",
+    "Sampling": "engine.step.sampling",
     "Split": "data.instances",
     "TaskData": "data.instances",
     "TextTask": "data.prompts",

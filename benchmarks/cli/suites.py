@@ -80,13 +80,13 @@ def run(
         raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
     out, data = results_folder(out or Path("runs") / spec.name), existing_data(data)
     if dry_run:
-        from benchmarks.run.forecast import plan_lines
+        from benchmarks.run.planning.forecast import plan_lines
 
         again = {"fresh": fresh, "retry_failed": retry_failed, "remeasure": remeasure}
         lines = plan_lines(spec, filters, out=out, data_dir=data, workers=workers, published_dir=published, **again)
         print("\n".join(lines))
         return
-    from benchmarks.run.schedulers import Schedule
+    from benchmarks.run.jobs.schedulers import Schedule
     from benchmarks.run.sweep import run_suite
 
     outcome = run_suite(

@@ -14,7 +14,7 @@ from benchmarks.contract.tiny.decoders import TinyDecoders, make_text_task, rand
 from benchmarks.contract.token_reference import stock_tokens
 from benchmarks.contract.watching import WatchedRule
 from consistentee.engine.generate import Generations, generate_encoded
-from consistentee.engine.owed_tokens import KVPolicy
+from consistentee.engine.step.owed_tokens import KVPolicy
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit

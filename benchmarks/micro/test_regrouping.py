@@ -13,8 +13,8 @@ from baselines.references import RandomRule
 from benchmarks.contract.token_reference import counted_calls
 from benchmarks.contract.watching import watched_calls
 from benchmarks.measure.decoding_clock import head_seconds, stock_times
-from consistentee.engine.decoding_step import TokenDecoder
 from consistentee.engine.generate import Generations, generate_encoded
+from consistentee.engine.step.token_decoder import TokenDecoder
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit

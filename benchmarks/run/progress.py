@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from benchmarks.run.jobs import Job
-from benchmarks.run.status import in_words, read_status
+from benchmarks.run.jobs.job import Job
+from benchmarks.run.jobs.status import in_words, read_status
 
 SECONDS_BETWEEN_LINES = 10.0
 """Of a job, where there is no terminal."""

@@ -15,7 +15,7 @@ import pandas as pd
 
 from benchmarks.kinds.kind import kind_named
 from benchmarks.kinds.rows import CellRows
-from benchmarks.run.cell import trained
+from benchmarks.run.jobs.cell import trained
 from benchmarks.specs.base import BaseCellSpec, SuiteSpec
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.folders import write_text

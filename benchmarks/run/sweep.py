@@ -11,9 +11,10 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks.run.failures import note_failure
-from benchmarks.run.jobs import CellJob, Job, Surroundings, TimingJob
-from benchmarks.run.plan import (
+from benchmarks.run.jobs.failures import note_failure
+from benchmarks.run.jobs.job import CellJob, Job, Surroundings, TimingJob
+from benchmarks.run.jobs.schedulers import Schedule
+from benchmarks.run.planning.plan import (
     Group,
     Inputs,
     PlannedCell,
@@ -30,9 +31,8 @@ from benchmarks.run.plan import (
     timing_due,
     timings_of,
 )
+from benchmarks.run.planning.published import Published, find_published, unpack_cells, unpack_timings
 from benchmarks.run.progress import RunProgress
-from benchmarks.run.published import Published, find_published, unpack_cells, unpack_timings
-from benchmarks.run.schedulers import Schedule
 from benchmarks.specs.base import BaseCellSpec, BaseSuite
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment

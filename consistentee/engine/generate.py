@@ -11,8 +11,8 @@ from torch import Tensor
 from consistentee.engine.clock import Latency, clock
 from consistentee.engine.in_flight.regroup import InFlight
 from consistentee.engine.in_step import InStep
-from consistentee.engine.owed_tokens import KVPolicy
-from consistentee.engine.sampling import Sampling
+from consistentee.engine.step.owed_tokens import KVPolicy
+from consistentee.engine.step.sampling import Sampling
 from consistentee.engine.transcript import EndedBy, Endings, Stream, Transcript
 from consistentee.engine.writing import Writing
 from consistentee.errors import UserError

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from consistentee.engine.clock import Latency, clock
-from consistentee.engine.decoding_step import TokenDecoder
+from consistentee.engine.step.token_decoder import TokenDecoder
 from consistentee.engine.transcript import Stream, Transcript
 from consistentee.engine.writing import Writing
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from consistentee.engine.batching import PromptBatch
 from consistentee.engine.clock import clock
 from consistentee.engine.drafters import Drafter, SublayerDrafter, drafter_at
 from consistentee.engine.generate import Generations, check_prompts
+from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.engine.transcript import Endings, Stream, Transcript
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

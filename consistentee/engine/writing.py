@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from consistentee.engine.owed_tokens import KVPolicy
-from consistentee.engine.sampling import Sampling
+from consistentee.engine.step.owed_tokens import KVPolicy
+from consistentee.engine.step.sampling import Sampling
 from consistentee.engine.transcript import Stream
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule

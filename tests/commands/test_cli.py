@@ -18,7 +18,7 @@ from benchmarks.cli import app
 from benchmarks.cli.application import normalised
 from benchmarks.cli.arguments import listed, parsed_parameters, parsed_seeds
 from benchmarks.commands import doctor
-from benchmarks.run.schedulers import Schedule
+from benchmarks.run.jobs.schedulers import Schedule
 from benchmarks.specs.suites import list_suites
 from consistentee.errors import UserError
 from consistentee.models import classifiers
@@ -200,7 +200,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(runs, monkeypatch):
         seen.update(options, methods=filters.methods)
         return ["the plan", "its estimate"]
 
-    monkeypatch.setattr("benchmarks.run.forecast.plan_lines", plan_lines)
+    monkeypatch.setattr("benchmarks.run.planning.forecast.plan_lines", plan_lines)
     done = call("run", "quick", "--dry-run", "--methods", "full", "--workers", "2", "--retry-failed")
     assert done.output == "the plan\nits estimate\n"
     assert (seen["methods"], seen["workers"], seen["retry_failed"], seen["fresh"]) == (["full"], 2, True, False)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consistentee.engine.cache import CacheHoleError, CacheWindow, Entry, KeyValueCache, Ledger, Rows
+from consistentee.engine.step.cache import CacheHoleError, CacheWindow, Entry, KeyValueCache, Ledger, Rows
 
 CPU = torch.device("cpu")
 ALL = slice(None)

@@ -7,10 +7,10 @@ from transformers import DynamicCache
 
 from baselines.references import RandomRule
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.cache import CacheHoleError
-from consistentee.engine.decoding_step import TokenDecoder
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.owed_tokens import Propagation
+from consistentee.engine.step.cache import CacheHoleError
+from consistentee.engine.step.owed_tokens import Propagation
+from consistentee.engine.step.token_decoder import TokenDecoder
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy
 from consistentee.traces.token_view import TokenView, prompt_key

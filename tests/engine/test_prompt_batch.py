@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consistentee.engine import batching as prompt_batch
-from consistentee.engine.batching import PASS_IN_TOKENS, PromptBatch, pass_sizes
+from consistentee.engine.step import prompt_batch
+from consistentee.engine.step.prompt_batch import PASS_IN_TOKENS, PromptBatch, pass_sizes
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=6).map(lambda lengths: sorted(lengths, reverse=True))
 

@@ -8,8 +8,8 @@ from torch import nn
 from baselines.kangaroo import Kangaroo
 from consistentee.engine.drafters import BranchDrafter
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
+from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

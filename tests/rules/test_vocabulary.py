@@ -14,7 +14,7 @@ from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.backbones import lm_head
 from consistentee.backbones.lm_head import logits_among
 from consistentee.engine.generate import generate
-from consistentee.engine.sampling import Sampling
+from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokens
 from consistentee.methods.method import get_method

@@ -12,10 +12,10 @@ from records_by_hand import cell, operating_point, parts_by_hand
 from small_generation_suite import GenerationBench
 from small_suite import Bench
 
-from benchmarks.run import rehearsal
-from benchmarks.run.forecast import Forecast, plan_lines
-from benchmarks.run.plan import Inputs, PlannedCell
-from benchmarks.run.rehearsal import Rehearsal
+from benchmarks.run.planning import rehearsal
+from benchmarks.run.planning.forecast import Forecast, plan_lines
+from benchmarks.run.planning.plan import Inputs, PlannedCell
+from benchmarks.run.planning.rehearsal import Rehearsal
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, CellSpec
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.store.file_hashes import FileHashes

@@ -17,8 +17,8 @@ import pytest
 from small_generation_suite import METHODS, GenerationBench
 from small_suite import wait_until
 
-from benchmarks.run import schedulers
-from benchmarks.run.forecast import plan_lines
+from benchmarks.run.jobs import schedulers
+from benchmarks.run.planning.forecast import plan_lines
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE, read_predictions

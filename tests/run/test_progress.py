@@ -12,9 +12,9 @@ from conftest import make_task, random_prompts
 from rich.console import Console
 
 from benchmarks.measure.clock import time_contenders
-from benchmarks.run import status
+from benchmarks.run.jobs import status
+from benchmarks.run.jobs.status import StatusFile, in_words, read_status
 from benchmarks.run.progress import RunProgress
-from benchmarks.run.status import StatusFile, in_words, read_status
 from benchmarks.specs.base import TimingSpec
 from consistentee.engine.generate import generate
 from consistentee.files import clear_leftovers

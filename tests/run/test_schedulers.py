@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.run.schedulers import Share, next_job
+from benchmarks.run.jobs.schedulers import Share, next_job
 from benchmarks.specs.base import Group
 
 

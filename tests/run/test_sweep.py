@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from small_suite import Bench, wait_until, write_task
 
-from benchmarks.run import schedulers
-from benchmarks.run.forecast import plan_lines
+from benchmarks.run.jobs import schedulers
+from benchmarks.run.planning.forecast import plan_lines
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE
 from benchmarks.store.method_versions import method_version

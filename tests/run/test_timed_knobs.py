@@ -2,7 +2,7 @@
 
 from records_by_hand import LAYERS, cell, curve_point, operating_point
 
-from benchmarks.run.timed_knobs import timed_knobs
+from benchmarks.run.planning.timed_knobs import timed_knobs
 from benchmarks.specs.base import TimingSpec
 from benchmarks.store.records import CellRecord, HullPoint
 

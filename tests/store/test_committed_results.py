@@ -7,7 +7,7 @@ import pytest
 from documents import ROOT
 
 from benchmarks.kinds.kind import kind_named
-from benchmarks.run.forecast import plan_lines
+from benchmarks.run.planning.forecast import plan_lines
 from benchmarks.specs.suites import load_suite
 from benchmarks.store.method_versions import method_version
 from benchmarks.store.stored_results import kind_of_results, open_results

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consistentee.engine.cache import RowNumbers, Rows
 from consistentee.engine.clock import clock
-from consistentee.engine.decoding_step import late_layers, places_leaving
 from consistentee.engine.in_flight.slots import Slots
 from consistentee.engine.in_flight.texts import Texts
 from consistentee.engine.in_flight.waiting import Waiting
-from consistentee.engine.owed_tokens import owed_tokens
+from consistentee.engine.step.cache import RowNumbers, Rows
+from consistentee.engine.step.owed_tokens import owed_tokens
+from consistentee.engine.step.token_decoder import late_layers, places_leaving
 from consistentee.engine.transcript import Transcript
 from consistentee.engine.writing import Writing
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

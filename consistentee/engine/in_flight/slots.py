@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.batching import pass_sizes
-from consistentee.engine.cache import RowNumbers, Rows
 from consistentee.engine.in_flight.window import PromptWindow, SlotCache, SlotWindow
-from consistentee.engine.owed_tokens import Span
+from consistentee.engine.step.cache import RowNumbers, Rows
+from consistentee.engine.step.owed_tokens import Span
+from consistentee.engine.step.prompt_batch import pass_sizes
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
@@ -19,7 +19,7 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 class Slots:
     """A cache with room for some rows. A column is a position: every row begins in column 0, and has its own length.
 
-    The counterpart of :class:`consistentee.engine.batching.PromptBatch`, whose rows go in step.
+    The counterpart of :class:`consistentee.engine.step.prompt_batch.PromptBatch`, whose rows go in step.
 
     Attributes:
         prompt_columns: number of tokens of each row's prompt, int64 [slots].

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consistentee.engine.cache import RowNumbers
 from consistentee.engine.clock import Latency
-from consistentee.engine.sampling import choose_tokens
+from consistentee.engine.step.cache import RowNumbers
+from consistentee.engine.step.sampling import choose_tokens
 from consistentee.engine.transcript import Transcript
 from consistentee.engine.writing import Writing
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from consistentee.engine.cache import RowNumbers
+from consistentee.engine.step.cache import RowNumbers
 
 PATIENCE = 100
 """Turns that a row is passed over at most before its stage runs, full or not; as many as DREX has."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderStepper
-from consistentee.engine.cache import Entry, KeyValueCache, RowNumbers, Rows
+from consistentee.engine.step.cache import Entry, KeyValueCache, RowNumbers, Rows
 
 
 class SlotCache(KeyValueCache):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.cache import CacheWindow, KeyValueCache, RowNumbers, Rows
-from consistentee.engine.owed_tokens import Span
+from consistentee.engine.step.cache import CacheWindow, KeyValueCache, RowNumbers, Rows
+from consistentee.engine.step.owed_tokens import Span
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 PASS_IN_TOKENS = 16

@@ -17,9 +17,9 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from benchmarks.run.failures import note_error, note_failure
-from benchmarks.run.jobs import Job
-from benchmarks.run.status import StatusFile
+from benchmarks.run.jobs.failures import note_error, note_failure
+from benchmarks.run.jobs.job import Job
+from benchmarks.run.jobs.status import StatusFile
 from benchmarks.store.folders import FAILURE_FILE
 from consistentee.files import PARTIAL, DiskFullError, is_disk_full, make_folder, only_one
 from consistentee.progress import listening

@@ -10,8 +10,8 @@ import torch
 from benchmarks.kinds.kind import KindFunctions, functions_of, kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.clock import time_contenders
-from benchmarks.run.plan import PlannedCell
-from benchmarks.run.timed_knobs import TimedKnobs
+from benchmarks.run.planning.plan import PlannedCell
+from benchmarks.run.planning.timed_knobs import TimedKnobs
 from benchmarks.specs.base import TimingSpec, display_name
 from benchmarks.specs.generation import Regrouped
 from benchmarks.store.environment import describe_conditions, describe_environment, now

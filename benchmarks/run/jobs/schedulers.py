@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from benchmarks.run.execute import execute
-from benchmarks.run.failures import note_failure
-from benchmarks.run.jobs import Job
+from benchmarks.run.jobs.execute import execute
+from benchmarks.run.jobs.failures import note_failure
+from benchmarks.run.jobs.job import Job
 from benchmarks.store.environment import usable_cores
 from consistentee.errors import UserError
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.batching import PromptBatch
-from consistentee.engine.cache import Ledger, RowNumbers, Rows
-from consistentee.engine.owed_tokens import KVPolicy, owed_tokens
-from consistentee.engine.sampling import Sampling, choose_tokens
+from consistentee.engine.step.cache import Ledger, RowNumbers, Rows
+from consistentee.engine.step.owed_tokens import KVPolicy, owed_tokens
+from consistentee.engine.step.prompt_batch import PromptBatch
+from consistentee.engine.step.sampling import Sampling, choose_tokens
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.traces.token_view import TokenView, prompt_key

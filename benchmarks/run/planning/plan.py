@@ -8,8 +8,8 @@ from typing import Any
 
 from benchmarks.kinds.kind import Kind, kind_named
 from benchmarks.kinds.rows import CellRows
-from benchmarks.run.published import Published
-from benchmarks.run.timed_knobs import TimedKnobs, timed_knobs
+from benchmarks.run.planning.published import Published
+from benchmarks.run.planning.timed_knobs import TimedKnobs, timed_knobs
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (

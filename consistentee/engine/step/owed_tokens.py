@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper
-from consistentee.engine.cache import KeyValueCache, RowNumbers, Rows
+from consistentee.engine.step.cache import KeyValueCache, RowNumbers, Rows
 from consistentee.errors import unknown_name
 
 KVPolicy = Literal["propagate", "exact"]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.kinds.kind import kind_named
-from benchmarks.run.plan import Inputs, PlannedCell
-from benchmarks.run.timed_knobs import TimedKnobs
+from benchmarks.run.planning.plan import Inputs, PlannedCell
+from benchmarks.run.planning.timed_knobs import TimedKnobs
 from benchmarks.specs.base import BaseCellSpec, Group, TimingSpec, display_name
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import RunFolder, read_cell, read_failure, read_timing
@@ -132,7 +132,7 @@ class CellJob(Job):
 
     def compute(self) -> None:
         """Run the cell. Raises UserError if it is no longer the one that was planned."""
-        from benchmarks.run.cell import run_cell
+        from benchmarks.run.jobs.cell import run_cell
 
         inputs = self.surroundings.inputs()
         changed = differences(self.parts, inputs.parts(self.spec))
@@ -175,7 +175,7 @@ class TimingJob(Job):
         return timing.finished_at if timing else None
 
     def compute(self) -> None:
-        from benchmarks.run.timing import run_timing
+        from benchmarks.run.jobs.timing import run_timing
 
         rows = self.surroundings.inputs().rows(self.cells[0].spec)
         folder, command = self.surroundings.folder, self.surroundings.command

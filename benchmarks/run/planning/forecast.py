@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 
-from benchmarks.run.plan import (
+from benchmarks.run.planning.plan import (
     Inputs,
     PlannedCell,
     groups_of,
@@ -16,7 +16,7 @@ from benchmarks.run.plan import (
     summary,
     timing_due,
 )
-from benchmarks.run.published import Published, find_published
+from benchmarks.run.planning.published import Published, find_published
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, TimingSpec, display_name
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.file_hashes import FileHashes
@@ -100,7 +100,7 @@ def _time_lines(
 ) -> list[str]:
     if not missing:
         return []
-    from benchmarks.run.rehearsal import Rehearsal
+    from benchmarks.run.planning.rehearsal import Rehearsal
 
     rehearsal = Rehearsal(inputs.rows, protocol)
     forecast = Forecast(done, lambda spec: _training_rows(spec, inputs), rehearsal.training)
