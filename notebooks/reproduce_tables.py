@@ -32,7 +32,7 @@ from benchmarks.analysis.rows.instances import table_rows
 from benchmarks.analysis.tables.headline import headline_tables
 from benchmarks.analysis.tables.operating import operating_lines, operating_table, panel_tables
 from benchmarks.analysis.tables.overall import overall_tables
-from benchmarks.analysis.tables.published import published_table
+from benchmarks.analysis.tables.publications.published import published_table
 from benchmarks.specs.targets import HALF
 
 results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-6-layers"

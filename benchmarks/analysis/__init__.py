@@ -144,9 +144,9 @@ def write_all_figures(
 
 def write_html(out_dir: Path) -> Path:
     """Write ``report.html`` into a results folder and return its path. Raises UserError where it holds no results."""
-    from benchmarks.analysis.report.instances import CLASSIFICATION
+    from benchmarks.analysis.report.contents.instances import CLASSIFICATION
+    from benchmarks.analysis.report.contents.texts import GENERATION
     from benchmarks.analysis.report.page import write_report
-    from benchmarks.analysis.report.texts import GENERATION
 
     return write_report(out_dir, GENERATION if _holds_generation(out_dir) else CLASSIFICATION)
 
@@ -159,8 +159,9 @@ def _holds_generation(out_dir: Path) -> bool:
 
 def _tables(out_dir: Path, *, published: bool = False) -> "Tables":
     """Return the tables of the kind of results that a folder holds."""
-    from benchmarks.analysis.tables import decoding, operating
-    from benchmarks.analysis.tables import published as beside_papers
+    from benchmarks.analysis.tables import operating
+    from benchmarks.analysis.tables.generation import decoding
+    from benchmarks.analysis.tables.publications import published as beside_papers
     from consistentee.errors import UserError
 
     if not _holds_generation(out_dir):

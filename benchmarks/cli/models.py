@@ -25,7 +25,7 @@ class TeachesSettings(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
-        from benchmarks.commands.settings import explained_settings
+        from benchmarks.commands.one_model.settings import explained_settings
 
         super().format_help(ctx, formatter)
         output_console().print(explained_settings())
@@ -72,7 +72,7 @@ def train(
     data: DataOption = None,
 ) -> None:
     """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
-    from benchmarks.commands.single_model import Tolerance, train_model
+    from benchmarks.commands.one_model.single_model import Tolerance, train_model
 
     report = train_model(
         task,
@@ -111,7 +111,7 @@ def risk(
     data: DataOption = None,
 ) -> None:
     """Choose the knob of a saved model by risk control (CRC, UCB, LTT), and see what it costs on test rows."""
-    from benchmarks.commands.risk import risk_table
+    from benchmarks.commands.one_model.risk import risk_table
 
     output_console().print(
         risk_table(
@@ -142,7 +142,7 @@ def predict(
     pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text."""
-    from benchmarks.commands.predict import predict_texts, rows_of
+    from benchmarks.commands.one_model.predict import predict_texts, rows_of
 
     output_console().print(predict_texts(model, rows_of(texts, pair), knob))
 
@@ -189,7 +189,7 @@ def generate(
     plain: Annotated[bool, typer.Option("--plain", help="token/12 instead of colours.")] = False,
 ) -> None:
     """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
-    from benchmarks.commands.generate import write_texts
+    from benchmarks.commands.one_model.generate import write_texts
 
     write_texts(
         model,

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from benchmarks.cli import app
 from benchmarks.commands.inventory import fetch_by_name, inventories
 from benchmarks.tasks import loader
-from benchmarks.tasks.check import check_task
+from benchmarks.tasks.checking.check import check_task
 from benchmarks.tasks.loader import (
     load_classification_task,
     load_task,

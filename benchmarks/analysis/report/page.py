@@ -8,14 +8,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmarks.analysis.caveats import Caveat, caveats
 from benchmarks.analysis.report import libraries
-from benchmarks.analysis.report.content import Content, Headline, Standing
-from benchmarks.analysis.report.curve_data import curve_data
-from benchmarks.analysis.report.curves import curves_chart
-from benchmarks.analysis.report.exits import exits_chart
-from benchmarks.analysis.report.headline import headline_chart
-from benchmarks.analysis.report.looks import Legend, legend_of
-from benchmarks.analysis.report.points import operating_points
-from benchmarks.analysis.report.sortable import without_unknown
+from benchmarks.analysis.report.charts.curve_data import curve_data
+from benchmarks.analysis.report.charts.curves import curves_chart
+from benchmarks.analysis.report.charts.exits import exits_chart
+from benchmarks.analysis.report.charts.headline import headline_chart
+from benchmarks.analysis.report.charts.looks import Legend, legend_of
+from benchmarks.analysis.report.contents.content import Content, Headline, Standing
+from benchmarks.analysis.report.contents.points import operating_points
+from benchmarks.analysis.report.contents.sortable import without_unknown
 from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.provenance import machine, records_table

@@ -17,7 +17,7 @@ from benchmarks.analysis.comparisons.papers import compare_with_paper, printed_f
 from benchmarks.analysis.comparisons.resampled import interval_at_equal_cost
 from benchmarks.analysis.published import published_results
 from benchmarks.analysis.results import panels
-from benchmarks.analysis.tables.papers import condition_lines, paper_lines, paper_table
+from benchmarks.analysis.tables.publications.papers import condition_lines, paper_lines, paper_table
 from benchmarks.cli import app
 from benchmarks.commands.reproduce import Reproduction
 from benchmarks.measure.intervals import resampled_mixtures, resampled_scores

@@ -25,9 +25,9 @@ from benchmarks.analysis.results import panels
 from benchmarks.analysis.rows.scored import MATCH, NATS, TO_FULL
 from benchmarks.analysis.rows.texts import load_generation_panels
 from benchmarks.analysis.select import Reach
-from benchmarks.analysis.tables.batches import batches_table, middle_batches_table
-from benchmarks.analysis.tables.decoding_cost import measures_table, text_cost_tables, text_headline_lines
 from benchmarks.analysis.tables.equal_cost import headline_lines
+from benchmarks.analysis.tables.generation.batches import batches_table, middle_batches_table
+from benchmarks.analysis.tables.generation.decoding_cost import measures_table, text_cost_tables, text_headline_lines
 from benchmarks.specs.targets import FAITHFUL
 from benchmarks.store.folders import write_predictions
 from benchmarks.store.generation_records import DecodingSamples

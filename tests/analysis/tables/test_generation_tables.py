@@ -27,7 +27,7 @@ from benchmarks.analysis.figures.generation import layers_by_position, row_near_
 from benchmarks.analysis.leaderboard.board import load_leaderboard
 from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows.texts import STOCK, curve_rows, generation_rows, load_generation_panels
-from benchmarks.analysis.tables.decoding import (
+from benchmarks.analysis.tables.generation.decoding import (
     calibration_table,
     decoding_lines,
     decoding_table,

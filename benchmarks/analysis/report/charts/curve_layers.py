@@ -3,8 +3,8 @@
 import altair as alt
 
 from benchmarks.analysis.figures.styles import is_core
-from benchmarks.analysis.report.curve_data import CurveData
-from benchmarks.analysis.report.looks import INK, Legend
+from benchmarks.analysis.report.charts.curve_data import CurveData
+from benchmarks.analysis.report.charts.looks import INK, Legend
 
 _STAR = "M0,-1L0.24,-0.31L0.95,-0.31L0.38,0.12L0.59,0.81L0,0.38L-0.59,0.81L-0.38,0.12L-0.95,-0.31L-0.24,-0.31Z"
 _IS_FULL = "datum.n < 0"

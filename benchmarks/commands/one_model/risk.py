@@ -54,7 +54,7 @@ def risk_table(
     """Choose a saved model's knob by every bound on a task's validation rows, and look at the test rows.
 
     Args:
-        folder: written by :func:`benchmarks.commands.single_model.train_model`, or by a run of a suite.
+        folder: written by :func:`benchmarks.commands.one_model.single_model.train_model`, or by a run of a suite.
         task_name: the task that it was trained for: a name, or a YAML file.
         risks: the mean losses that are tolerated.
         delta: the chance of a broken promise that is tolerated.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.tasks.check_report import (
+from benchmarks.tasks.checking.check_report import (
     TRUNCATION_WARNING,
     TaskReport,
     count_words,

@@ -5,8 +5,8 @@ from typing import Any
 
 import altair as alt
 
-from benchmarks.analysis.report.content import Exits
-from benchmarks.analysis.report.looks import INK, LINE, core_test, spec_of
+from benchmarks.analysis.report.charts.looks import INK, LINE, core_test, spec_of
+from benchmarks.analysis.report.contents.content import Exits
 
 CONTROLS = "#exit-controls"
 _ROOM_FOR_WORDS = 30

@@ -6,9 +6,9 @@ from typing import Any
 
 import altair as alt
 
-from benchmarks.analysis.report.curve_data import CurveData
-from benchmarks.analysis.report.curve_layers import curve_layers
-from benchmarks.analysis.report.looks import Legend, spec_of
+from benchmarks.analysis.report.charts.curve_data import CurveData
+from benchmarks.analysis.report.charts.curve_layers import curve_layers
+from benchmarks.analysis.report.charts.looks import Legend, spec_of
 from benchmarks.analysis.results import ORACLE, role_of
 
 CONTROLS, METHODS = "#curve-controls", "#curve-methods"

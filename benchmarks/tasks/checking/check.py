@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.tasks.check_report import (
+from benchmarks.tasks.checking.check_report import (
     TRUNCATION_WARNING,
     TaskReport,
     count_words,
@@ -18,7 +18,7 @@ from benchmarks.tasks.check_report import (
     repeats_of,
     size_findings,
 )
-from benchmarks.tasks.check_text import examine_text_task, text_tables
+from benchmarks.tasks.checking.check_text import examine_text_task, text_tables
 from benchmarks.tasks.loader import list_tasks, load_task
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.data.instances import Split, TaskData, Text

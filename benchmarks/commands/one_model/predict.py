@@ -40,7 +40,7 @@ def predict_texts(folder: Path, rows: Sequence[Text], knob: float | None = None)
     """Classify texts one by one with a saved model: label, probability, exit layer, milliseconds.
 
     Args:
-        folder: written by :func:`benchmarks.commands.single_model.train_model`.
+        folder: written by :func:`benchmarks.commands.one_model.single_model.train_model`.
         rows: single texts, or pairs.
         knob: of the method; by default the one chosen in training.
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.commands.settings import checked_settings
+from benchmarks.commands.one_model.settings import checked_settings
 from benchmarks.kinds.kind import Chosen, functions_of, kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.run.jobs.cell import trained

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.analysis.figures.styles import is_core
-from benchmarks.analysis.report.content import Standing
+from benchmarks.analysis.report.contents.content import Standing
 from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, AnyPanel, role_of
 
 if TYPE_CHECKING:

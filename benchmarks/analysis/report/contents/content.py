@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.analysis.caveats import Caveat
-from benchmarks.analysis.report.sortable import SortableTable
+from benchmarks.analysis.report.contents.sortable import SortableTable
 from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.rows.base import BaseRow
 from benchmarks.analysis.tables.text import TextTable

@@ -14,8 +14,8 @@ from benchmarks.analysis.figures.exits import exit_shares
 from benchmarks.analysis.figures.styles import competitors
 from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.published import published_for
-from benchmarks.analysis.report.content import Content, Exits, Headline, Measured, Mixed, Standing, Swept
-from benchmarks.analysis.report.leaderboard import leaderboard, points_by_task
+from benchmarks.analysis.report.contents.content import Content, Exits, Headline, Measured, Mixed, Standing, Swept
+from benchmarks.analysis.report.contents.leaderboard import leaderboard, points_by_task
 from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows.base import format_value
 from benchmarks.analysis.rows.instances import TableRow, row_for_half, table_rows
@@ -23,7 +23,7 @@ from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, OVER_NOTE, contr
 from benchmarks.analysis.tables.headline import half_table
 from benchmarks.analysis.tables.operating import operating_table
 from benchmarks.analysis.tables.overall import overall_tables
-from benchmarks.analysis.tables.published import published_table
+from benchmarks.analysis.tables.publications.published import published_table
 from benchmarks.analysis.tables.text import TextTable
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from benchmarks.analysis.rows.texts import (
     load_generation_panels,
     row_near_half,
 )
-from benchmarks.analysis.tables.batches import batch_lines, batches_table, middle_batches_table
 from benchmarks.analysis.tables.columns import (
     knob_text,
     line_costs,
@@ -32,7 +31,8 @@ from benchmarks.analysis.tables.columns import (
     table_of,
     timings_text,
 )
-from benchmarks.analysis.tables.decoding_cost import measures_table, text_cost_tables, text_headline_lines
+from benchmarks.analysis.tables.generation.batches import batch_lines, batches_table, middle_batches_table
+from benchmarks.analysis.tables.generation.decoding_cost import measures_table, text_cost_tables, text_headline_lines
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.analysis.tables.writing import Tables

@@ -6,8 +6,8 @@ from typing import Any
 import altair as alt
 
 from benchmarks.analysis.figures.styles import is_core
-from benchmarks.analysis.report.content import Headline, Standing
-from benchmarks.analysis.report.looks import GREY, INK, LINE, Look, core_test, spec_of
+from benchmarks.analysis.report.charts.looks import GREY, INK, LINE, Look, core_test, spec_of
+from benchmarks.analysis.report.contents.content import Headline, Standing
 
 CONTROLS = "#headline-controls"
 _POINTS = alt.Axis(labelExpr="datum.value == 0 ? '0' : format(datum.value, '+~f')", orient="top", tickMinStep=1)

@@ -7,8 +7,8 @@ import numpy as np
 from benchmarks.analysis.caveats import caveats_of_texts
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.figures.styles import is_core
-from benchmarks.analysis.report.content import Content, Exits, Headline, Measured, Standing
-from benchmarks.analysis.report.sortable import Cell, SortableTable, counted, mean_clock, number, with_interval
+from benchmarks.analysis.report.contents.content import Content, Exits, Headline, Measured, Standing
+from benchmarks.analysis.report.contents.sortable import Cell, SortableTable, counted, mean_clock, number, with_interval
 from benchmarks.analysis.results import FULL, role_of
 from benchmarks.analysis.rows.texts import (
     STOCK,
@@ -19,8 +19,8 @@ from benchmarks.analysis.rows.texts import (
     load_generation_panels,
     row_near_half,
 )
-from benchmarks.analysis.tables.decoding import decoding_table, generation_tables
-from benchmarks.analysis.tables.decoding_cost import text_cost_tables
+from benchmarks.analysis.tables.generation.decoding import decoding_table, generation_tables
+from benchmarks.analysis.tables.generation.decoding_cost import text_cost_tables
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import TextTable
 from benchmarks.specs.targets import Budget, Target, in_order

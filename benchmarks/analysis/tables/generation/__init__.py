@@ -1,0 +1,1 @@
+"""Tables of generation: operating points, equal cost, and batches."""

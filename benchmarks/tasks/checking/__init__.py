@@ -1,0 +1,1 @@
+"""check-task: every row of a task read, counted and compared between splits."""
