@@ -73,6 +73,8 @@ def exit_shares(doubt: Tensor, at_exit: float) -> Tensor:
         at_exit: share of the weight that goes to where rows leave under thresholds drawn at random.
     """
     exits = doubt.shape[1]
+    if exits == 1:
+        return torch.ones_like(doubt)
     candidates = doubt[:, :-1].flatten()
     thresholds = candidates[torch.randint(len(candidates), (_THRESHOLDS_DRAWN,)).to(doubt.device)]
     leaves = functional.one_hot(simulated_exits(doubt, thresholds) - 1, exits).to(doubt.dtype).mean(dim=0)

@@ -31,6 +31,10 @@ def test_without_exits_all_layers_weigh_alike():
     torch.testing.assert_close(exit_shares(torch.rand(5, 4), 0.0), torch.full((5, 4), 0.25))
 
 
+def test_a_single_exit_has_all_the_weight():
+    assert exit_shares(torch.rand(5, 1), 0.7).tolist() == [[1.0]] * 5
+
+
 def test_teacher_and_labels_share_the_loss(tiny_model):
     model, task = tiny_model(), make_task()
     batch = training_source(model, task, RECIPE).batch(torch.arange(6), 0)
