@@ -77,10 +77,13 @@ def _means_table(
         how: how points are found.
         known_by_rows: what is to be said where intervals are known.
     """
+    seeds = {label: of.entries[label, of.middle].seeds for label in of.methods}
+    differ = len(set(seeds.values())) > 1
     return TextTable(
         title=f"Points against the full model at equal cost, mean of {len(of.panels)} tasks",
         headings=(
             "method",
+            *(["seeds"] if differ else []),
             *(f"at {speedup:g}x" for speedup in of.speedups),
             "mean ranks",
             f"over static {of.middle:g}x",
@@ -89,6 +92,7 @@ def _means_table(
         cells=tuple(
             (
                 label,
+                *([str(seeds[label])] if differ else []),
                 *(_points_cell(of.entries[label, speedup]) for speedup in of.speedups),
                 " / ".join(f"{of.entries[label, speedup].rank:.1f}" for speedup in of.speedups),
                 _static_cell(of.entries[label, of.middle]),
@@ -99,6 +103,7 @@ def _means_table(
         notes=(
             f"Tasks: {', '.join(map(block_name, of.panels))}.",
             *([f"Without a mean, for want of some task: {', '.join(of.missing)}."] if of.missing else []),
+            *([_SEEDS_NOTE] if differ else []),
             *how,
             "Ranks: at the three budgets, means over tasks, 1 is best, among the methods that all tasks have. Where "
             f"even the best knob of a task costs less than a budget, it stands there. {OVER_NOTE} on some task.",
@@ -109,6 +114,10 @@ def _means_table(
     )
 
 
+_SEEDS_NOTE = (
+    "Seeds: of the task that has fewest. Each method is set against the full models of its own seeds; the interval of "
+    "one seed says nothing of another training."
+)
 _STATIC_NOTE = "Over static: tasks where the interval of the difference to a static exit lies above / below 0."
 _SAVING_NOTE = (
     "Within 1 point: the fewest layers at which the lower bound of the difference on validation rows is above -1 point "

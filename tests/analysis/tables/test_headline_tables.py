@@ -7,6 +7,7 @@ from shown_tables import FIRST_ROWS, with_its_tables
 from benchmarks.analysis.comparisons.ranking import AREA, compared_panels, score_table
 from benchmarks.analysis.results import panels
 from benchmarks.analysis.rows.instances import row_for_half
+from benchmarks.analysis.tables.equal_cost import equal_cost_tables
 from benchmarks.analysis.tables.headline import half_table, headline_table, headline_tables
 from benchmarks.analysis.tables.overall import static_gain_table
 
@@ -80,6 +81,23 @@ def test_a_task_that_most_methods_lack_is_shown_and_not_counted():
     assert gains is not None
     assert all(row[-2] != "n/a" for row in gains.cells)
     assert "The mean leaves out stsb" in gains.notes[-1]
+
+
+def test_seeds_are_told_where_methods_have_unequally_many():
+    def of(once: tuple[str, ...]):
+        found = []
+        for task in ("mcid", "rte"):
+            records = [*made_up_suite(task=task), *made_up_suite(seed=1, task=task)]
+            kept = [record for record in records if record.seed == 0 or record.label not in once]
+            found += panels([stored(record) for record in kept], [])
+        return equal_cost_tables(found)[0]
+
+    assert "seeds" not in of(once=()).headings
+    table = of(once=("deebert",))
+    place = table.headings.index("seeds")
+    seeds = {row[0]: row[place] for row in table.cells}
+    assert {label for label, number in seeds.items() if number == "1"} == {"deebert"}
+    assert set(seeds.values()) == {"1", "2"}
 
 
 @pytest.mark.parametrize("document", FIRST_ROWS)
