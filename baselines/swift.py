@@ -19,8 +19,6 @@ paper's proposes a point and rounds it. A draft is one line of tokens, and no tr
 Layers: a drafted token counts the sublayers that it runs, each by its share of its layer's weights.
 """
 
-import hashlib
-import json
 import logging
 import math
 import warnings
@@ -41,7 +39,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import generate_encoded
 from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.errors import UserError
-from consistentee.files import load_tensors, only_one, save_tensors
+from consistentee.files import hash_json, load_tensors, only_one, save_tensors
 from consistentee.methods.drafting import DraftedBy, DraftingMethod
 from consistentee.methods.method import Knob
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -114,7 +112,7 @@ class SWIFT(DraftingMethod):
     ) -> dict[str, Tensor]:
         """Return what a search finds, done once for all cells of a backbone and prompts."""
         described = [model.backbone_fingerprint(), prompts, repr(self), self.version, recipe.seed]
-        path = store / f"skipped-{hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]}.safetensors"
+        path = store / f"skipped-{hash_json(described)[:16]}.safetensors"
         with only_one(path):
             found = load_tensors(path)
             if found is None:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -155,6 +156,11 @@ def load_tensors(path: Path) -> "dict[str, Tensor] | None":
         _logger.warning("%s is damaged (%s): deleted, and computed again", path, error)
         path.unlink(missing_ok=True)
         return None
+
+
+def hash_json(value: object) -> str:
+    """Return a hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def hash_tensors(tensors: "dict[str, Tensor]") -> str:

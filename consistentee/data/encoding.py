@@ -1,7 +1,5 @@
 """Encoding: the tokens of one row; Batch: padded tensors of several. The border between text and tensors."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +10,7 @@ from torch import Tensor
 
 from consistentee.data.instances import Text
 from consistentee.errors import UserError
+from consistentee.files import hash_json
 
 _MODULUS = 2**31 - 1
 _MULTIPLIER = 1_000_003
@@ -94,8 +93,7 @@ def collate(encodings: Sequence[Encoding], pad_id: int, device: torch.device | N
 
 def fingerprint(encodings: Sequence[Encoding]) -> str:
     """Return a hash of all rows and their order."""
-    rows = [(encoding.input_ids, encoding.token_type_ids) for encoding in encodings]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return hash_json([(encoding.input_ids, encoding.token_type_ids) for encoding in encodings])
 
 
 def tokenize(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[Encoding]:

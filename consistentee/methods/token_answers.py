@@ -1,14 +1,12 @@
 """ExitAnswers: what every exit says of recorded tokens, without the logits that it came from."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from consistentee.files import load_tensors, only_one, save_tensors
+from consistentee.files import hash_json, load_tensors, only_one, save_tensors
 from consistentee.methods.policy import confidence_features
 from consistentee.progress import tracked
 from consistentee.rules.view import likeliest, said_among
@@ -69,7 +67,7 @@ def exit_answers(
         return _ask(trace, with_confidence, candidates, progress)
     parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, TRAINING_VERSION]
     parts += [] if candidates is None else [candidates]
-    path = store / f"answers-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}.safetensors"
+    path = store / f"answers-{hash_json(parts)[:16]}.safetensors"
     with only_one(path):
         tensors = load_tensors(path)
         if tensors is None:

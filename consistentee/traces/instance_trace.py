@@ -1,7 +1,5 @@
 """Trace: what every layer says of every row, recorded in one full-depth pass; any rule is then replayed on it."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +12,7 @@ from consistentee.backbones.token_exits import layers_run
 from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
-from consistentee.files import load_tensors, only_one, save_tensors
+from consistentee.files import hash_json, load_tensors, only_one, save_tensors
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.models.heads import ExitHeads
 from consistentee.progress import tracked
@@ -165,8 +163,7 @@ def record_outputs(
 
 
 def _outputs_key(model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> str:
-    parts = [model.fingerprint(with_heads=False), fingerprint(encodings), batch_size]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return hash_json([model.fingerprint(with_heads=False), fingerprint(encodings), batch_size])[:16]
 
 
 @torch.no_grad()

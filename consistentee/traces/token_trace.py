@@ -8,8 +8,6 @@ Hidden states are kept, logits are not: a vocabulary is some hundred times as wi
 chunks of tokens, once for all the rules of a sweep.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 from consistentee.data.prompts import Keep, PromptSplit
-from consistentee.files import hash_tensors, load_tensors, only_one, save_tensors
+from consistentee.files import hash_json, hash_tensors, load_tensors, only_one, save_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView
@@ -267,7 +265,7 @@ def _pass_key(
     described = [[list(prompt), list(response)] for prompt, response in rows]
     parts = [model.backbone_fingerprint(), described, batch_size, str(dtype)]
     parts += [] if kept is gives_response else [kept.__name__]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return hash_json(parts)[:16]
 
 
 def _stored(store: Path, key: str, run: Callable[[], Tensor]) -> Tensor:

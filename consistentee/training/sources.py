@@ -1,7 +1,5 @@
 """Where the stages of classification draw their rows from: tokens (the whole model runs), or cached features."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +8,7 @@ from torch import Tensor
 
 from consistentee.data.encoding import Batch, Encoding, fingerprint
 from consistentee.data.instances import Label
-from consistentee.files import hash_tensors
+from consistentee.files import hash_json, hash_tensors
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 
 
@@ -70,7 +68,7 @@ class TokenSource:
 
     def fingerprint(self) -> str:
         """Hash of tokens and labels."""
-        return hashlib.sha256(json.dumps([fingerprint(self.encodings), self.labels.tolist()]).encode()).hexdigest()
+        return hash_json([fingerprint(self.encodings), self.labels.tolist()])
 
 
 class FeatureSource:

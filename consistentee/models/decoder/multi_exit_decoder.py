@@ -1,7 +1,5 @@
 """MultiExitDecoder: a stock causal language model with exits after some of its layers, and what a method adds."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from consistentee.backbones.catalog import list_backbones, resolve_decoder
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, decoder_stepper_for, positions_of
 from consistentee.errors import UserError
-from consistentee.files import hash_tensors
+from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER, TOKENIZER_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
 from consistentee.models.decoder import files as decoder_files
 from consistentee.models.decoder import lora
@@ -307,14 +305,15 @@ class MultiExitDecoder(MultiExit):
         """
         heads = () if with_heads else ("exit_heads.",)
         kept = {name: tensor for name, tensor in self._own_weights().items() if not name.startswith(heads)}
-        return hash_json(self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter)
+        return hash_json([self.backbone_fingerprint(), hash_tensors(kept), self.description.adapter])
 
     def backbone_fingerprint(self) -> str:
         """Return a hash of what the hidden states depend on: it stays when adapters and heads are trained."""
         config = {name: value for name, value in self.backbone.config.to_dict().items() if name != "_name_or_path"}
         versions = [torch.__version__, transformers.__version__]
         weights = hash_tensors(dict(self.backbone.named_parameters()))
-        return hash_json(weights, config, self.exit_layers, self.device.type, *versions, ENGINE_VERSION["generation"])
+        parts = [weights, config, self.exit_layers, self.device.type, *versions, ENGINE_VERSION["generation"]]
+        return hash_json(parts)
 
     def _own_weights(self) -> dict[str, Tensor]:
         """Return everything but what the stock model has."""
@@ -380,8 +379,3 @@ class MultiExitDecoder(MultiExit):
         if weights.keys() != self._own_weights().keys():
             raise ValueError(f"{WEIGHTS_FILE} holds other weights than the description says")
         self.load_state_dict(weights, strict=False)  # the backbone has its own already
-
-
-def hash_json(*parts: Any) -> str:
-    """Return a hash of JSON values."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from consistentee.errors import UserError
-from consistentee.files import hash_tensors
+from consistentee.files import hash_json, hash_tensors
 from consistentee.models.decoder.branches import Branch
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder, hash_json
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
 class DecoderStack(MultiExitDecoder):
@@ -26,7 +26,7 @@ class DecoderStack(MultiExitDecoder):
         super().__init__(stepper, model.tokenizer, description)
 
     def backbone_fingerprint(self) -> str:
-        return hash_json(super().backbone_fingerprint(), hash_tensors(self._branches[0].state_dict()))
+        return hash_json([super().backbone_fingerprint(), hash_tensors(self._branches[0].state_dict())])
 
     def save_pretrained(
         self, save_directory: str | Path, *, with_backbone: bool | None = None, **options: Any

@@ -1,6 +1,5 @@
 """MultiExitModel: a stock backbone, its pooling, one internal classifier a layer, and what a method adds."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from consistentee.backbones.encoders import Stepper, stepper_for
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.data.instances import Text
 from consistentee.errors import UserError
-from consistentee.files import hash_tensors
+from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import TOKENIZER_FOLDER, MultiExit, new_weights
 from consistentee.models.classifiers import (
     ClassifierSpec,
@@ -276,7 +275,7 @@ class MultiExitModel(MultiExit):
             *code_of(self.classifiers),
         ]
         parts += [torch.__version__, transformers.__version__]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return hash_json(parts)
 
     def _build_classifiers(self, spec: ClassifierSpec) -> nn.ModuleList:
         return build_classifiers(

@@ -1,14 +1,12 @@
 """Where the stages of generation draw from: tokens or rows whose states are cached, or rows that the backbone runs."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from consistentee.files import hash_tensors
+from consistentee.files import hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.row_states import RowBatch, RowStates
 from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows
@@ -93,8 +91,7 @@ class DrawnRows:
 
     def fingerprint(self) -> str:
         """Hash of the rows, in the order drawn."""
-        described = [[list(part) for part in self.rows[i]] for i in self.numbers.tolist()]
-        return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+        return hash_json([[list(part) for part in self.rows[i]] for i in self.numbers.tolist()])
 
 
 class DrawnRowStates:
