@@ -39,7 +39,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import generate_encoded
 from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.errors import UserError
-from consistentee.files import hash_json, load_tensors, only_one, save_tensors
+from consistentee.files import computed_once, hash_json
 from consistentee.methods.drafting import DraftedBy, DraftingMethod
 from consistentee.methods.method import Knob
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -113,12 +113,7 @@ class SWIFT(DraftingMethod):
         """Return what a search finds, done once for all cells of a backbone and prompts."""
         described = [model.backbone_fingerprint(), prompts, repr(self), self.version, recipe.seed]
         path = store / f"skipped-{hash_json(described)[:16]}.safetensors"
-        with only_one(path):
-            found = load_tensors(path)
-            if found is None:
-                found = self._search(model, prompts, recipe)
-                save_tensors(found, path)
-        return found
+        return computed_once(path, lambda: self._search(model, prompts, recipe))
 
     def _search(self, model: MultiExitDecoder, prompts: list[Sequence[int]], recipe: TokenRecipe) -> dict[str, Tensor]:
         """Return the best places for every share: bool [2 (L - 2)] each."""

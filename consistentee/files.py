@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,6 +156,19 @@ def load_tensors(path: Path) -> "dict[str, Tensor] | None":
         _logger.warning("%s is damaged (%s): deleted, and computed again", path, error)
         path.unlink(missing_ok=True)
         return None
+
+
+def computed_once(path: Path, compute: "Callable[[], dict[str, Tensor]]") -> "dict[str, Tensor]":
+    """Return the tensors of a safetensors file, which are computed and written first if there is none.
+
+    Processes that want the same file at the same time take turns. Raises DiskFullError.
+    """
+    with only_one(path):
+        tensors = load_tensors(path)
+        if tensors is None:
+            tensors = compute()
+            save_tensors(tensors, path)
+    return tensors
 
 
 def hash_json(value: object) -> str:

@@ -1,12 +1,13 @@
 """ExitAnswers: what every exit says of recorded tokens, without the logits that it came from."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from consistentee.files import hash_json, load_tensors, only_one, save_tensors
+from consistentee.files import computed_once, hash_json
 from consistentee.methods.policy import confidence_features
 from consistentee.progress import tracked
 from consistentee.rules.view import likeliest, said_among
@@ -63,28 +64,23 @@ def exit_answers(
         store: folder where answers are kept, for methods that share exits and tokens; None keeps nothing.
         progress: title of a progress bar, or None for none.
     """
+    ask = partial(_ask, trace, with_confidence, candidates, progress)
     if store is None:
-        return _ask(trace, with_confidence, candidates, progress)
+        return ExitAnswers(**ask())
     parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, TRAINING_VERSION]
     parts += [] if candidates is None else [candidates]
-    path = store / f"answers-{hash_json(parts)[:16]}.safetensors"
-    with only_one(path):
-        tensors = load_tensors(path)
-        if tensors is None:
-            answers = _ask(trace, with_confidence, candidates, progress)
-            save_tensors({name: tensor for name, tensor in vars(answers).items() if tensor is not None}, path)
-            return answers
-    return ExitAnswers(**tensors)
+    return ExitAnswers(**computed_once(store / f"answers-{hash_json(parts)[:16]}.safetensors", ask))
 
 
 @torch.no_grad()
-def _ask(trace: TokenTrace, with_confidence: bool, candidates: int | None, progress: str | None) -> ExitAnswers:
+def _ask(trace: TokenTrace, with_confidence: bool, candidates: int | None, progress: str | None) -> dict[str, Tensor]:
+    """Return the fields of :class:`ExitAnswers` that are asked for."""
     chunks = torch.arange(len(trace)).split(CHUNK)
     answered: dict[str, list[Tensor]] = {}
     for chunk in tracked(chunks, progress or "asking exits", rows=CHUNK, shown=progress is not None):
         for name, tensor in _ask_about(trace, chunk, with_confidence, candidates).items():
             answered.setdefault(name, []).append(tensor.cpu())
-    return ExitAnswers(trace.targets, **{name: torch.cat(parts) for name, parts in answered.items()})
+    return {"targets": trace.targets, **{name: torch.cat(parts) for name, parts in answered.items()}}
 
 
 def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candidates: int | None) -> dict[str, Tensor]:

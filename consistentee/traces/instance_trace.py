@@ -12,7 +12,7 @@ from consistentee.backbones.token_exits import layers_run
 from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
-from consistentee.files import hash_json, load_tensors, only_one, save_tensors
+from consistentee.files import computed_once, hash_json
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.models.heads import ExitHeads
 from consistentee.progress import tracked
@@ -152,13 +152,13 @@ def record_outputs(
     if store is None:
         return _run_at_full_depth(model, encodings, batch_size, progress)
     path = store / f"outputs-{_outputs_key(model, encodings, batch_size)}.safetensors"
-    with only_one(path):
-        tensors = load_tensors(path)
-        if tensors is None:
-            outputs = _run_at_full_depth(model, encodings, batch_size, progress)
-            recorded = {"vectors": outputs.vectors, "logits": outputs.logits}
-            save_tensors(recorded if outputs.pooled is outputs.vectors else recorded | {"pooled": outputs.pooled}, path)
-            return outputs
+
+    def run() -> dict[str, Tensor]:
+        outputs = _run_at_full_depth(model, encodings, batch_size, progress)
+        recorded = {"vectors": outputs.vectors, "logits": outputs.logits}
+        return recorded if outputs.pooled is outputs.vectors else recorded | {"pooled": outputs.pooled}
+
+    tensors = computed_once(path, run)
     return LayerOutputs(tensors["vectors"], tensors.get("pooled", tensors["vectors"]), tensors["logits"])
 
 

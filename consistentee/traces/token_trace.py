@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from consistentee.data.prompts import Keep, PromptSplit
-from consistentee.files import hash_json, hash_tensors, load_tensors, only_one, save_tensors
+from consistentee.files import computed_once, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView
@@ -244,7 +244,10 @@ def recorded_states(
     """
     check_rows(model, rows)
     run = partial(_run_at_full_depth, model, rows, kept, batch_size=batch_size, dtype=dtype, progress=progress)
-    return run() if store is None else _stored(store, _pass_key(model, rows, kept, batch_size, dtype), run)
+    if store is None:
+        return run()
+    path = store / f"hidden-{_pass_key(model, rows, kept, batch_size, dtype)}.safetensors"
+    return computed_once(path, lambda: {"hidden": run()})["hidden"]
 
 
 def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
@@ -266,16 +269,6 @@ def _pass_key(
     parts = [model.backbone_fingerprint(), described, batch_size, str(dtype)]
     parts += [] if kept is gives_response else [kept.__name__]
     return hash_json(parts)[:16]
-
-
-def _stored(store: Path, key: str, run: Callable[[], Tensor]) -> Tensor:
-    path = store / f"hidden-{key}.safetensors"
-    with only_one(path):
-        stored = load_tensors(path)
-        if stored is None:
-            stored = {"hidden": run()}
-            save_tensors(stored, path)
-    return stored["hidden"]
 
 
 @torch.no_grad()
