@@ -25,8 +25,7 @@ from consistentee.rules.signals import head_probability
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenBatch
-from consistentee.training.stage import Stage
-from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, training_source
+from consistentee.training.stages import layer_losses, token_stage, training_source
 
 _UNCERTAINTY = "uncertainty"
 
@@ -44,15 +43,7 @@ class BERxiT(Method):
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
-        stage = Stage(
-            name="alternating",
-            loss=_alternating_loss,
-            trains=(*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{_UNCERTAINTY}."),
-            epochs=recipe.epochs,
-            batch_size=recipe.batch_size,
-            learning_rate=recipe.learning_rate,
-            head_learning_rate=recipe.head_learning_rate,
-        )
+        stage = token_stage("alternating", _alternating_loss, recipe, also_trains=(f"exit_heads.{_UNCERTAINTY}.",))
         run_stage(model, source, stage, recipe)
         return model
 

@@ -21,7 +21,7 @@ Classifiers of the layers where nothing can exit are not trained: a trace of thi
 companion's last layer and at full depth only. The full model is the stock model, trained as all others train it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -90,8 +90,7 @@ class CascadeBERT(Method):
         )
         loss = partial(_companion_loss, hard, self.margin, self.margin_weight)
         details = {"hard": hard, "margin": self.margin, "margin_weight": self.margin_weight}
-        stage = replace(token_stage("companion", loss, recipe), details=details)
-        run_stage(companion, source, stage, recipe)
+        run_stage(companion, source, token_stage("companion", loss, recipe, details=details), recipe)
         add_companion(model, companion)
         return model
 

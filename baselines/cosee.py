@@ -18,7 +18,7 @@ the batch itself, which needs no memory from epoch to epoch, so that an interrup
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -97,8 +97,8 @@ class COSEE(Method):
         self.check_task(task)
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
-        stage = token_stage("consistency-oriented", loss, recipe)
-        run_stage(model, source, replace(stage, details={"method": repr(self)}), recipe)
+        stage = token_stage("consistency-oriented", loss, recipe, details={"method": repr(self)})
+        run_stage(model, source, stage, recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:

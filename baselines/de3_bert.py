@@ -11,7 +11,7 @@ the maps (the paper moves them by averages); both losses are weighted by depth, 
 ``regularised``. The entropy is divided by ln C, so that both parts of EDR lie in 0..1; lambda is 1.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -30,13 +30,7 @@ from consistentee.rules.view import LayerView
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import (
-    BACKBONE_AND_CLASSIFIERS,
-    depth_weighted_loss,
-    layer_losses,
-    token_stage,
-    training_source,
-)
+from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, training_source
 
 _METRIC, _PROTOTYPES = "metric", "prototypes"
 _OUT_OF_REACH = 1.001
@@ -74,9 +68,11 @@ class DE3BERT(Method):
         model.add_head(_METRIC, HeadSpec(outputs=self.width), seed=recipe.seed)
         spec = HeadSpec(outputs=model.num_labels, extra_inputs=self.width, reads_pooled=False)
         model.add_head(_PROTOTYPES, spec, seed=recipe.seed)
-        stage = replace(
-            token_stage("prototypes", partial(_loss, self), recipe),
-            trains=(*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{_METRIC}.", f"exit_heads.{_PROTOTYPES}."),
+        stage = token_stage(
+            "prototypes",
+            partial(_loss, self),
+            recipe,
+            also_trains=(f"exit_heads.{_METRIC}.", f"exit_heads.{_PROTOTYPES}."),
             details={"method": repr(self)},
         )
         run_stage(model, source, stage, recipe)

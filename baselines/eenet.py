@@ -91,8 +91,8 @@ class EENet(Method):
         self.check_task(task)
         model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
-        stage = token_stage("late-distillation", partial(_loss, steps_of(source, recipe)), recipe)
-        run_stage(model, source, replace(stage, details={"method": repr(self)}), recipe)
+        loss = partial(_loss, steps_of(source, recipe))
+        run_stage(model, source, token_stage("late-distillation", loss, recipe, details={"method": repr(self)}), recipe)
         self._fit_scheduler(model, held_out, recipe)
         return model
 

@@ -77,13 +77,10 @@ class LeeBERT(Method):
         self.check_task(task)
         trained_on, held_out = self.split(model, task, recipe)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
-        stage = replace(
-            token_stage("mutual-distillation", partial(_loss, self, held_out), recipe),
-            trains=(*BACKBONE_AND_CLASSIFIERS, SCORES),
-            details={"method": repr(self), "held_out": held_out.fingerprint()},
-            also_reads=held_out.encodings,
-        )
-        run_stage(model, trained_on, stage, recipe)
+        loss = partial(_loss, self, held_out)
+        details = {"method": repr(self), "held_out": held_out.fingerprint()}
+        stage = token_stage("mutual-distillation", loss, recipe, also_trains=(SCORES,), details=details)
+        run_stage(model, trained_on, replace(stage, also_reads=held_out.encodings), recipe)
         delattr(model, SCORES)
         return model
 

@@ -11,7 +11,7 @@ state is the pooled vector, after the pooler where there is one; the one before 
 layers, as the classifier is, with one hidden layer, 32 wide.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -31,7 +31,7 @@ from consistentee.rules.view import LayerView
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses, token_stage, training_source
+from consistentee.training.stages import layer_losses, token_stage, training_source
 
 _LEAVES = "leaves"
 _OUT_OF_REACH = 1.001
@@ -69,9 +69,11 @@ class PALBERT(Method):
         model.use_classifier(ClassifierSpec("shared"), recipe.seed)
         spec = HeadSpec(hidden=self.hidden, shared=True, extra_inputs=model.width)
         model.add_head(_LEAVES, spec, seed=recipe.seed)
-        stage = replace(
-            token_stage("expected-loss", partial(_loss, self), recipe),
-            trains=(*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{_LEAVES}."),
+        stage = token_stage(
+            "expected-loss",
+            partial(_loss, self),
+            recipe,
+            also_trains=(f"exit_heads.{_LEAVES}.",),
             details={"method": repr(self)},
         )
         run_stage(model, source, stage, recipe)

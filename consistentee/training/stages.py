@@ -79,17 +79,27 @@ def train_last_exit_on(model: MultiExitModel, source: TokenSource, recipe: Recip
 
 
 def token_stage(
-    name: str, loss: TokenLoss, recipe: Recipe, *, shared: bool = False
+    name: str,
+    loss: TokenLoss,
+    recipe: Recipe,
+    *,
+    also_trains: tuple[str, ...] = (),
+    details: Mapping[str, object] | None = None,
+    shared: bool = False,
 ) -> Stage[MultiExitModel, TokenBatch]:
-    """Return a stage that trains backbone, poolers and classifiers as the recipe says."""
+    """Return a stage that trains backbone, poolers and classifiers as the recipe says.
+
+    ``also_trains``: prefixes of the names of other weights that learn; ``details`` and ``shared``: see :class:`Stage`.
+    """
     return Stage(
         name=name,
         loss=loss,
-        trains=BACKBONE_AND_CLASSIFIERS,
+        trains=(*BACKBONE_AND_CLASSIFIERS, *also_trains),
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         head_learning_rate=recipe.head_learning_rate,
+        details=details or {},
         shared=shared,
     )
 

@@ -93,14 +93,14 @@ class ConsistentEEDistilled(Method):
         teacher = recorded_features(model, source, recipe).logits[:, -1].log_softmax(dim=-1)
         if self.classifier != "linear":
             model.use_classifier(ClassifierSpec(self.classifier, at_last_layer=False), recipe.seed)
-        stage = replace(
-            token_stage("consistent-distillation", partial(taught_loss, self, teacher), recipe),
+        loss = partial(taught_loss, self, teacher)
+        slower = replace(
+            token_stage("consistent-distillation", loss, recipe, details={"method": repr(self)}),
             epochs=math.ceil(recipe.epochs * self.epochs_share),
             learning_rate=recipe.learning_rate * self.backbone_rate,
             head_learning_rate=min(recipe.head_learning_rate, 10 * recipe.learning_rate),
-            details={"method": repr(self)},
         )
-        run_stage(model, source, stage, recipe)
+        run_stage(model, source, slower, recipe)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the largest probability is above ``knob``."""

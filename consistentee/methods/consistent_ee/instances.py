@@ -12,7 +12,7 @@ the exit is the expectation over the policy, ``sum_t q_t CE_t``; after stage 3 t
 features of the new backbone (``refit_policy``), because one epoch moves the backbone further than the policy follows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -34,9 +34,9 @@ from consistentee.training.recipe import Recipe
 from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
 from consistentee.training.stage import Source, Stage
 from consistentee.training.stages import (
-    BACKBONE_AND_CLASSIFIERS,
     layer_losses,
     recorded_features,
+    token_stage,
     train_heads,
     train_jointly_on,
     training_source,
@@ -150,15 +150,13 @@ class ConsistentEE(Method):
         train_heads(model, rows, loss, recipe, name="policy", trains=(f"exit_heads.{POLICY}.",), details=details)
 
     def _joint_stage(self, hardness: Tensor | None, recipe: Recipe) -> Stage[MultiExitModel, TokenBatch]:
-        return Stage(
-            name="exit-consistent",
-            loss=partial(_joint_stage_loss, self, hardness),
-            trains=(*BACKBONE_AND_CLASSIFIERS, f"exit_heads.{POLICY}."),
+        loss = partial(_joint_stage_loss, self, hardness)
+        details = {"method": repr(self), "hardness": hardness}
+        return replace(
+            token_stage("exit-consistent", loss, recipe, also_trains=(f"exit_heads.{POLICY}.",), details=details),
             epochs=self.joint_epochs,
-            batch_size=recipe.batch_size,
             learning_rate=self.joint_learning_rate,
             head_learning_rate=self.joint_learning_rate * recipe.head_learning_rate / recipe.learning_rate,
-            details={"method": repr(self), "hardness": hardness},
         )
 
     def draw_alpha(self, rows: int) -> Tensor:
