@@ -12,9 +12,10 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.traces.row_states import RowBatch, record_rows
 from consistentee.training.decoder.sources import DrawnRowStates, drawn
-from consistentee.training.decoder.stages import train_exits, train_on_rows
-from consistentee.training.loop import training_device
+from consistentee.training.decoder.stages import train_exits
+from consistentee.training.loop import run_stage, training_device
 from consistentee.training.recipe import TokenRecipe
+from consistentee.training.stage import Stage
 
 
 def train_branches(
@@ -48,15 +49,18 @@ def train_branches(
         store=recipe.store,
         progress="caching rows" if recipe.progress else None,
     )
-    train_on_rows(
-        DrawnRowStates(states, draws, recipe.seed),
-        branch_loss,
-        recipe,
+    stage: Stage[MultiExitDecoder, RowBatch] = Stage(
         name="branches",
+        loss=branch_loss,
         trains=("branches.",),
+        epochs=1,
         batch_size=recipe.branch_batch_size,
         learning_rate=recipe.branch_learning_rate,
+        head_learning_rate=recipe.branch_learning_rate,
+        shared=True,
+        dropout=False,
     )
+    run_stage(model, DrawnRowStates(states, draws, recipe.seed), stage, recipe.for_loop())
 
 
 def branch_loss(model: MultiExitDecoder, batch: RowBatch) -> Tensor:

@@ -14,12 +14,11 @@ from torch.nn import functional
 from consistentee.data.prompts import TextTask
 from consistentee.models.decoder.adapter_start import StateMoments
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.traces.row_states import RowBatch
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, record_tokens
 from consistentee.training.decoder.backbone_losses import ExitLosses, RowsLoss, exit_weights, joint_loss, last_exit_loss
 from consistentee.training.decoder.backbone_stage import train_backbone
-from consistentee.training.decoder.sources import DrawnRowStates, DrawnTokens, StateBatch
+from consistentee.training.decoder.sources import DrawnTokens, StateBatch
 from consistentee.training.loop import run_stage, training_device
 from consistentee.training.recipe import Target, TokenRecipe
 from consistentee.training.stage import Stage
@@ -134,34 +133,6 @@ def train_on_states(
     )
     source = DrawnTokens(trace, tokens, steps * batch_size, recipe.seed)
     run_stage(trace.model, source, stage, recipe.for_loop())
-
-
-def train_on_rows(
-    source: DrawnRowStates,
-    loss: Callable[[MultiExitDecoder, RowBatch], Tensor],
-    recipe: TokenRecipe,
-    *,
-    name: str,
-    trains: tuple[str, ...],
-    batch_size: int,
-    learning_rate: float,
-) -> None:
-    """Train some of the weights of a source's model on cached states of whole rows; shared, and without dropout.
-
-    Arguments as of :func:`train_on_states`; the batch is in rows.
-    """
-    stage: Stage[MultiExitDecoder, RowBatch] = Stage(
-        name=name,
-        loss=loss,
-        trains=trains,
-        epochs=1,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        head_learning_rate=learning_rate,
-        shared=True,
-        dropout=False,
-    )
-    run_stage(source.states.model, source, stage, recipe.for_loop())
 
 
 def train_learned_head(
