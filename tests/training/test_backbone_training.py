@@ -21,6 +21,7 @@ from consistentee.training.decoder.backbone_losses import (
     skip_probability,
     states_with_layer_dropout,
 )
+from consistentee.training.decoder.backbone_stage import train_backbone
 from consistentee.training.decoder.head_loss import weighted_cross_entropy
 from consistentee.training.decoder.sources import DrawnRows, StepRows
 from consistentee.training.decoder.stages import train_exits, train_last_exit
@@ -206,7 +207,8 @@ class TestTheStage:
             asked.append(len(batch.targets))
             return last_exit_loss(model, batch) * 2
 
-        train_exits(tiny_decoder(), make_text_task(), RECIPE, backbone_loss=loss)
+        model = tiny_decoder()
+        train_backbone(model, RECIPE.training_rows(model, make_text_task()), RECIPE, loss)
         assert len(asked) == RECIPE.backbone_steps
 
     def test_interrupted_it_ends_as_if_it_had_not_been(self, tiny_decoder, tmp_path, monkeypatch):

@@ -24,7 +24,6 @@ def train_backbone(
     *,
     name: str = "backbone",
     also_trains: tuple[str, ...] = (),
-    shared: bool = True,
 ) -> None:
     """Train the backbone as ``recipe.trains`` says, which is not "exits"; the model keeps stock layers.
 
@@ -35,7 +34,6 @@ def train_backbone(
         loss: what it learns; a partial's settings are part of what the stage is known by.
         name: of the stage.
         also_trains: prefixes of the names of other weights that learn, at the rate of exits.
-        shared: keep what it has learned for the next method that asks for the same.
     """
     learns: tuple[str, ...] = ("backbone.",)
     if recipe.trains == "lora":
@@ -50,7 +48,7 @@ def train_backbone(
         learning_rate=recipe.backbone_learning_rate,
         head_learning_rate=recipe.exit_learning_rate,
         details=_settings_of(loss),
-        shared=shared,
+        shared=True,
     )
     source = DrawnRows(model, rows, recipe.backbone_steps, recipe.backbone_batch_size, recipe.seed)
     run_stage(model, source, stage, recipe.for_loop())

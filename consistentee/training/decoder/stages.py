@@ -16,7 +16,7 @@ from consistentee.models.decoder.adapter_start import StateMoments
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, record_tokens
-from consistentee.training.decoder.backbone_losses import ExitLosses, RowsLoss, exit_weights, joint_loss, last_exit_loss
+from consistentee.training.decoder.backbone_losses import ExitLosses, exit_weights, joint_loss, last_exit_loss
 from consistentee.training.decoder.backbone_stage import train_backbone
 from consistentee.training.decoder.sources import DrawnTokens, StateBatch
 from consistentee.training.loop import run_stage, training_device
@@ -29,9 +29,7 @@ _ROWS_TO_START_FROM = 128
 _STATES_AT_A_TIME = 4096
 
 
-def train_exits(
-    model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe, *, backbone_loss: RowsLoss | None = None
-) -> TokenTrace:
+def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> TokenTrace:
     """Train what the methods of generation share, and return the trace of the training rows under the trained model.
 
     The backbone first, if it learns at all, then the exit adapters on the states that it leaves. Both are shared
@@ -41,13 +39,12 @@ def train_exits(
         model: changed in place.
         task: its training rows are used.
         recipe: what is trained, and how.
-        backbone_loss: what the backbone learns, if it learns; by default the losses of the exits, as the recipe says.
     """
     rows = _begin(model, task, recipe)
     if recipe.trains != "exits":
         if model.exits_have_weights:
             _start_exits(cached_states(model, rows[:_ROWS_TO_START_FROM], recipe), recipe)
-        loss = backbone_loss or partial(joint_loss, ExitLosses.of(recipe))
+        loss = partial(joint_loss, ExitLosses.of(recipe))
         train_backbone(model, rows, recipe, loss, also_trains=(ADAPTERS,))
     trace = cached_states(model, rows[: recipe.traced_rows], recipe)
     if recipe.trains == "exits":
