@@ -12,7 +12,7 @@ from consistentee.data.encoding import Batch, Encoding
 from consistentee.data.instances import Text
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.exit_rule import ExitRule, ask
 from consistentee.rules.view import LayerView, predictions_of
 
 
@@ -180,9 +180,7 @@ def classify_batch(model: MultiExitModel, batch: Batch, rule: ExitRule) -> tuple
         if layer == model.num_layers:
             logits[active.to(model.device)] = view.logits
             break
-        leaves = rule.should_exit(view, state)
-        _check_decision(rule, leaves, len(active))
-        leaving = leaves.nonzero().flatten().tolist()
+        leaving = ask(rule, view, state).nonzero().flatten().tolist()
         past = past if past is None else view.history
         if not leaving:
             continue
@@ -206,14 +204,6 @@ def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor |
     if not (model.reads_history or rule.reads_history):
         return None
     return torch.empty(rows, 0, model.width, dtype=model.dtype, device=model.device)
-
-
-def _check_decision(rule: ExitRule, leaves: Tensor, rows: int) -> None:
-    if leaves.dtype != torch.bool or leaves.shape != (rows,):
-        raise ValueError(
-            f"{type(rule).__name__}.should_exit must return bool [{rows}], one a row; "
-            f"got {leaves.dtype} {list(leaves.shape)}"
-        )
 
 
 def _order(encodings: Sequence[Encoding], sort_by_length: bool) -> list[int]:

@@ -38,6 +38,17 @@ class ExitRule:
         return None
 
 
+def ask(rule: ExitRule, view: LayerView, state: State) -> Tensor:
+    """Return which of the active rows stop, as a rule says: bool [active rows]. Raises ValueError for anything else."""
+    leaves = rule.should_exit(view, state)
+    if leaves.dtype != torch.bool or leaves.shape != (view.rows,):
+        raise ValueError(
+            f"{type(rule).__name__}.should_exit must return bool [{view.rows}], one a row; "
+            f"got {leaves.dtype} {list(leaves.shape)}"
+        )
+    return leaves
+
+
 class NeverExit(ExitRule):
     """Every row runs to the last layer: the stock model."""
 

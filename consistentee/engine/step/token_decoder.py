@@ -13,7 +13,7 @@ from consistentee.engine.step.owed_tokens import KVPolicy, owed_tokens
 from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.engine.step.sampling import Sampling, choose_tokens
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.traces.token_view import TokenView, prompt_key
 
 
@@ -140,13 +140,7 @@ def places_leaving(rule: ExitRule, view: TokenView, state: State) -> list[int]:
     """Return the places of the rows that leave at this layer; at the last one, all of them."""
     if view.layer == view.num_layers:
         return list(range(view.rows))
-    leaves = rule.should_exit(view, state)
-    if leaves.dtype != torch.bool or leaves.shape != (view.rows,):
-        raise ValueError(
-            f"{type(rule).__name__}.should_exit must return bool [{view.rows}], one a row; "
-            f"got {leaves.dtype} {list(leaves.shape)}"
-        )
-    return [place for place, goes in enumerate(leaves.tolist()) if goes]
+    return [place for place, goes in enumerate(ask(rule, view, state).tolist()) if goes]
 
 
 def late_layers(ledger: Ledger, row: int, prompt_columns: int, exit_layers: Sequence[int]) -> list[int]:
