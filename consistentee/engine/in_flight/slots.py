@@ -10,13 +10,13 @@ from torch import Tensor
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.in_flight.window import PromptWindow, SlotCache, SlotWindow
 from consistentee.engine.step.cache import RowNumbers, Rows
-from consistentee.engine.step.owed_tokens import Span
 from consistentee.engine.step.prompt_batch import pass_sizes
+from consistentee.engine.step.token_batch import Span, TokenBatch
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 
-class Slots:
+class Slots(TokenBatch):
     """A cache with room for some rows. A column is a position: every row begins in column 0, and has its own length.
 
     The counterpart of :class:`consistentee.engine.step.prompt_batch.PromptBatch`, whose rows go in step.
@@ -25,17 +25,15 @@ class Slots:
         prompt_columns: number of tokens of each row's prompt, int64 [slots].
     """
 
+    cache: SlotCache
+
     def __init__(self, model: MultiExitDecoder, slots: int, columns: int) -> None:
         """``columns``: the most that a row may have. Raises UserError where so large a cache cannot be had."""
-        self.stepper = model.stepper
-        self.device = model.device
-        self.dtype: torch.dtype = model.backbone.dtype
+        super().__init__(model)
         self.cache = allocate(model, slots, columns)
         self.prompt_columns = np.zeros(slots, dtype=np.int64)
         self._pad_id = model.pad_id
-        self._causal_by_itself = model.backbone.config._attn_implementation == "sdpa"
         self._columns = torch.arange(columns, device=self.device)
-        self._like = torch.empty(0, dtype=self.dtype, device=self.device)
 
     def __len__(self) -> int:
         return len(self.prompt_columns)
@@ -72,7 +70,7 @@ class Slots:
         positions = self._columns[:longest].expand(len(rows), -1)
         mask = None
         if longest > 1 and not self._causal_by_itself:
-            mask = self._bias(self._columns[:longest] > self._columns[:longest, None])[None, None]
+            mask = self._bias_where(self._columns[:longest] > self._columns[:longest, None])[None, None]
         window = PromptWindow(self.cache, rows, lengths)
         context = DecoderContext(positions, self.rotation(positions), mask, window)
         hidden = self.stepper.embed(torch.tensor(padded, device=self.device), positions)
@@ -109,14 +107,9 @@ class Slots:
         positions = self._on_device(columns).clamp_min(0)
         mask = None
         if columns.shape[1] > 1 or int(newest.min()) + 1 < longest:
-            mask = self._bias(self._columns[:longest] > positions.unsqueeze(-1)).unsqueeze(1)
+            mask = self._bias_where(self._columns[:longest] > positions.unsqueeze(-1)).unsqueeze(1)
         window = SlotWindow(self.cache, rows, columns, written, longest)
         return DecoderContext(positions, self.rotation(positions), mask, window)
-
-    def _bias(self, hidden: Tensor) -> Tensor:
-        """Return what is added to attention scores: 0, or the lowest number where a column is hidden."""
-        bias = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
-        return bias.masked_fill_(hidden, torch.finfo(self.dtype).min)
 
     def newest(self, rows: Rows) -> RowNumbers:
         """Return the column of the newest token of some rows: int64 [rows]."""
@@ -129,16 +122,6 @@ class Slots:
     def positions_of(self, row_index: Tensor, column_index: Tensor) -> Tensor:
         """Return the positions of single tokens: their columns."""
         return column_index
-
-    def rotation(self, positions: Tensor) -> object:
-        """Return what layers need of positions [rows, T]."""
-        return self.stepper.rotation(self._like, positions)
-
-    def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Run some layers (1-based), one after the other."""
-        for layer in layers:
-            hidden = self.stepper.step(layer, hidden, context)
-        return hidden
 
     def _on_device(self, numbers: RowNumbers) -> Tensor:
         return torch.from_numpy(numbers).to(self.device)

@@ -4,70 +4,18 @@ Both wait until a later token of the same row reads such a layer; a layer that n
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from consistentee.backbones.decoders import DecoderContext, DecoderStepper
-from consistentee.engine.step.cache import KeyValueCache, RowNumbers, Rows
+from consistentee.backbones.decoders import DecoderContext
+from consistentee.engine.step.cache import Rows
+from consistentee.engine.step.token_batch import TokenBatch
 from consistentee.errors import unknown_name
 
 KVPolicy = Literal["propagate", "exact"]
 """How skipped layers get their keys and values: from the state at the exit, or by running them beside a later token."""
-
-
-@dataclass(frozen=True, eq=False)
-class Span:
-    """Columns of some rows, the newest last, that pass layers together.
-
-    Attributes:
-        context: what the layers need.
-        columns: which ones, int64 [rows, T] on the device. Rows that have fewer to write than others pass columns that
-            they have, or none at all, for the sake of the shape; what comes of these is thrown away.
-        written: those that a row writes, bool [rows, T] on the device.
-    """
-
-    context: DecoderContext
-    columns: Tensor
-    written: Tensor
-
-
-class TokenBatch(Protocol):
-    """Rows that are written on over one cache, in step (PromptBatch) or each at its own pace (Slots)."""
-
-    @property
-    def stepper(self) -> DecoderStepper: ...
-
-    @property
-    def cache(self) -> KeyValueCache: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def __len__(self) -> int: ...
-
-    def newest(self, rows: Rows) -> RowNumbers:
-        """Return the column of the newest token of some rows: int64 [rows]."""
-
-    def places(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the places of tokens among the new ones of their rows, given by row and column."""
-
-    def positions_of(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the positions of single tokens, given by row and column: int64 [tokens] each."""
-
-    def rotation(self, positions: Tensor) -> object:
-        """Return what layers need of positions [rows, T]."""
-
-    def span(self, rows: Rows, starts: RowNumbers) -> Span:
-        """Return the columns from ``starts`` [rows] to the newest ones, for the layers to pass."""
-
-    def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Run some layers (1-based), one after the other."""
 
 
 class OwedTokens(ABC):

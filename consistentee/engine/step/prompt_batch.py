@@ -8,7 +8,7 @@ from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.step.cache import CacheWindow, KeyValueCache, RowNumbers, Rows
-from consistentee.engine.step.owed_tokens import Span
+from consistentee.engine.step.token_batch import Span, TokenBatch
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 PASS_IN_TOKENS = 16
@@ -30,7 +30,7 @@ def pass_sizes(lengths: Sequence[int]) -> list[int]:
     return best[-1][1]
 
 
-class PromptBatch:
+class PromptBatch(TokenBatch):
     """Rows of one batch: their prompts, and a cache with room for these and for ``new_columns`` after them.
 
     Column 0 is where the longest prompt starts, and all prompts end in the same column.
@@ -40,10 +40,7 @@ class PromptBatch:
         self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], new_columns: int, *, more_layers: int = 0
     ) -> None:
         """``more_layers``: of the cache, see :class:`KeyValueCache`."""
-        self.model = model
-        self.stepper = model.stepper
-        self.device = model.device
-        self.dtype: torch.dtype = model.backbone.dtype
+        super().__init__(model)
         self.prompt_columns = max(len(prompt) for prompt in prompts)
         self.cache = KeyValueCache(
             model.stepper,
@@ -105,12 +102,6 @@ class PromptBatch:
         """Return the places of tokens among the new ones of their rows."""
         return column_index - self.prompt_columns
 
-    def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Run some layers (1-based), one after the other."""
-        for layer in layers:
-            hidden = self.stepper.step(layer, hidden, context)
-        return hidden
-
     def context(self, rows: Rows, begin: int, end: int, starts: RowNumbers | None = None) -> DecoderContext:
         """Return what layers need to pass columns ``begin`` to ``end - 1`` of some rows.
 
@@ -138,32 +129,17 @@ class PromptBatch:
         """Return the positions of single tokens, given by row and column: int64 [tokens] each."""
         return self.positions(self._padding_on_device[row_index], column_index)
 
-    def rotation(self, positions: Tensor) -> object:
-        """Return what layers need of positions [rows, T]."""
-        return self.stepper.rotation(self._like, positions)
-
     def _place_padding(self) -> None:
         """Bring to the device what every step asks of the padding."""
-        self._like = torch.empty(0, dtype=self.dtype, device=self.device)
         self._padding_on_device = torch.from_numpy(self._padding).to(self.device)
         hidden_from_all = self._columns < self._padding_on_device.unsqueeze(1)
         self._bias = self._bias_where(hidden_from_all)[:, None, None]
-
-    def _bias_where(self, hidden: Tensor) -> Tensor:
-        """Return what is added to attention scores: 0, or the lowest number where a column is hidden.
-
-        An additive mask is what all attention functions of transformers but flash attention take; a boolean one would
-        be turned into it again in every layer.
-        """
-        bias = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
-        return bias.masked_fill_(hidden, torch.finfo(self.dtype).min)
 
     def _mask(self, rows: Rows, first: int, begin: int, end: int, *, padded: bool) -> Tensor | None:
         """Return the mask [rows, 1, end - begin, end - first], or None where the stock attention needs none."""
         if end - begin == 1:
             return rows.of(self._bias)[..., first:end] if padded else None
-        causal_by_itself = self.model.backbone.config._attn_implementation == "sdpa"
-        if begin == first and not padded and causal_by_itself:
+        if begin == first and not padded and self._causal_by_itself:
             return None
         columns = self._columns[first:end]
         hidden = columns > self._columns[begin:end].unsqueeze(1)
