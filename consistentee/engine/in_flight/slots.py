@@ -10,7 +10,7 @@ from torch import Tensor
 from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.in_flight.window import PromptWindow, SlotCache, SlotWindow
 from consistentee.engine.step.cache import RowNumbers, Rows
-from consistentee.engine.step.prompt_batch import pass_sizes
+from consistentee.engine.step.prompt_batch import passes
 from consistentee.engine.step.token_batch import Span, TokenBatch
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -53,16 +53,9 @@ class Slots(TokenBatch):
         begun[rows.numbers] = lengths
         self.cache.advance(begun)
         last = torch.empty(len(rows), self.stepper.width, dtype=self.dtype, device=self.device)
-        for together in self._passes(lengths):
-            places = sorted(together.tolist())
-            last[places] = self._pass(rows.take(places), [prompts[place] for place in places], lengths[places])
+        for places in passes(lengths, self.device):
+            last[places.tolist()] = self._pass(rows.take(places), [prompts[place] for place in places], lengths[places])
         return last
-
-    def _passes(self, lengths: RowNumbers) -> list[RowNumbers]:
-        if self.device.type != "cpu":
-            return [np.arange(len(lengths))]
-        longest_first = np.argsort(-lengths, kind="stable")
-        return np.split(longest_first, np.cumsum(pass_sizes(lengths[longest_first].tolist()))[:-1])
 
     def _pass(self, rows: Rows, prompts: Sequence[Sequence[int]], lengths: RowNumbers) -> Tensor:
         longest = int(lengths.max())

@@ -30,6 +30,15 @@ def pass_sizes(lengths: Sequence[int]) -> list[int]:
     return best[-1][1]
 
 
+def passes(lengths: RowNumbers, device: torch.device) -> list[RowNumbers]:
+    """Return which rows read prompts of such lengths together, in increasing order: all, but for a CPU."""
+    if device.type != "cpu":
+        return [np.arange(len(lengths))]
+    longest_first = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(pass_sizes(lengths[longest_first].tolist()))[:-1]
+    return [np.sort(rows) for rows in np.split(longest_first, ends)]
+
+
 class PromptBatch(TokenBatch):
     """Rows of one batch: their prompts, and a cache with room for these and for ``new_columns`` after them.
 
@@ -77,7 +86,7 @@ class PromptBatch(TokenBatch):
         end, layers = self.prompt_columns, range(1, self.stepper.num_layers + 1)
         self.cache.advance(end)
         last = torch.empty(len(self), 1, self.stepper.width, dtype=self.dtype, device=self.device)
-        for together in self._passes():
+        for together in passes(self.prompt_columns - self._padding, self.device):
             rows = Rows(together, self.device)
             begin = int(self._padding[together].min())
             self.cache.pad(rows, begin)
@@ -85,14 +94,6 @@ class PromptBatch(TokenBatch):
             hidden = self.stepper.embed(rows.of(self._prompts)[:, begin:], context.positions)
             rows.put(last, self.run(layers, hidden, context)[:, -1:])
         return last
-
-    def _passes(self) -> list[RowNumbers]:
-        """Return the rows that read their prompts together."""
-        if self.device.type != "cpu":
-            return [np.arange(len(self))]
-        longest_first = np.argsort(self._padding, kind="stable")
-        sizes = pass_sizes([self.prompt_columns - int(gap) for gap in self._padding[longest_first]])
-        return [np.sort(rows) for rows in np.split(longest_first, np.cumsum(sizes)[:-1])]
 
     def newest(self, rows: Rows) -> RowNumbers:
         """Return the column of the newest token of some rows, which is the last one: int64 [rows]."""
