@@ -4,7 +4,7 @@ Each is declared once: what a suite and the command line may set are the *settin
 run. Nothing here loads torch, so that a suite can be read and a cell recognised at once.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -203,17 +203,8 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
 
     def for_loop(self) -> Recipe:
         """Return what the loop that both kinds share reads of it."""
-        return Recipe(
-            weight_decay=self.weight_decay,
-            warmup_ratio=self.warmup_ratio,
-            max_grad_norm=self.max_grad_norm,
-            group_by_length=self.group_by_length,
-            precision=self.precision,
-            seed=self.seed,
-            store=self.store,
-            progress=self.progress,
-            method=self.method,
-        )
+        shared = [field.name for declared in (BaseSettings, OneRun) for field in fields(declared)]
+        return Recipe(**{name: getattr(self, name) for name in shared})
 
     def training_rows(self, model: "MultiExitDecoder", task: TextTask) -> "list[TokenRow]":
         """Return the training rows that this recipe uses, as tokens; the model notes how long they may be."""
