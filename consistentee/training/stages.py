@@ -12,6 +12,7 @@ from torch.nn import functional
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
+from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_outputs
 from consistentee.training.loop import run_stage
 from consistentee.training.precision import precision_used
@@ -121,7 +122,7 @@ def judge_of(source: TokenSource, recipe: Recipe, *, every_exit: bool) -> Callab
     def judge(model: MultiExitModel) -> float:
         with model.layers_in(precision_used(recipe.precision, model.device)):
             logits = record_outputs(model, judged.encodings).logits
-        answers = logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(dim=-1)
+        answers = predictions_of(logits)
         scored = answers if every_exit else answers[:, -1:]
         return fmean(score(judged.metric, judged.labels, answer) for answer in scored.T.numpy())
 
