@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from consistentee.data.prompts import Keep
 from consistentee.engine.clock import Latency, clock
 from consistentee.engine.in_flight.regroup import InFlight
 from consistentee.engine.in_step import InStep
@@ -101,7 +102,7 @@ def generate(
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     max_prompt_tokens: int | None = None,
-    keep: Literal["start", "end"] = "end",
+    keep: Keep = "end",
     stream: Stream | None = None,
     sort_by_length: bool = True,
 ) -> Generations:

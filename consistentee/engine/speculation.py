@@ -7,11 +7,11 @@ one cache: what the first layers have made of the drafted tokens, keys, values a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from consistentee.data.prompts import Keep
 from consistentee.engine.clock import clock
 from consistentee.engine.drafters import Drafter, SublayerDrafter, drafter_at
 from consistentee.engine.generate import Generations, check_prompts
@@ -77,7 +77,7 @@ def generate_speculatively(
     max_new_tokens: int = 64,
     stop: Sequence[str] = (),
     max_prompt_tokens: int | None = None,
-    keep: Literal["start", "end"] = "end",
+    keep: Keep = "end",
     stream: Stream | None = None,
 ) -> SpeculativeGenerations:
     """Continue prompts as the full model does greedily, in fewer passes through its deep layers.

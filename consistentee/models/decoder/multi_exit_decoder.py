@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 import torch
 import transformers
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from consistentee.backbones.catalog import list_backbones, resolve_decoder
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, decoder_stepper_for, positions_of
+from consistentee.data.prompts import Keep
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER, TOKENIZER_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
@@ -224,9 +225,7 @@ class MultiExitDecoder(MultiExit):
 
     # ------------------------------------------------------------------------------------------------- text and tokens
 
-    def encode(
-        self, prompts: Sequence[str], max_tokens: int | None = None, keep: Literal["start", "end"] = "end"
-    ) -> list[list[int]]:
+    def encode(self, prompts: Sequence[str], max_tokens: int | None = None, keep: Keep = "end") -> list[list[int]]:
         """Tokenise prompts, with the special tokens that the tokenizer adds.
 
         Args:
