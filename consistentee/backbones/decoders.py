@@ -179,8 +179,8 @@ class DecoderStepper(ABC):
     def mlp_share(self, layer: int) -> float:
         """Return how much of a layer's weights are in its MLP and the norm before it; the rest is in its attention."""
         module = self.layer_module(layer)
-        in_mlp = sum(_weights(getattr(module, name)) for name in self.mlp)
-        return in_mlp / _weights(module)
+        in_mlp = sum(count_weights(getattr(module, name)) for name in self.mlp)
+        return in_mlp / count_weights(module)
 
     @abstractmethod
     def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
@@ -218,7 +218,8 @@ class DecoderStepper(ABC):
         return hidden, DecoderContext(positions, self.rotation(hidden, positions), mask)
 
 
-def _weights(module: nn.Module) -> int:
+def count_weights(module: nn.Module) -> int:
+    """Return the number of weights of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

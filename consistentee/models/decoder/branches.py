@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from consistentee.backbones.decoders import DecoderStepper
+from consistentee.backbones.decoders import DecoderStepper, count_weights
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,5 @@ class Branch(nn.Module):
         stock = stepper.layer_module(spec.copied_layer)
         self.layer = stepper.copied_layer(spec.copied_layer, number=exit_layer + 1, with_mlp=spec.with_mlp)
         self.norm = copy.deepcopy(stepper.final_norm)
-        self.size_in_layers = _weights(self.layer) / _weights(stock)
+        self.size_in_layers = count_weights(self.layer) / count_weights(stock)
         """Weights of the layer over those of a stock one: what a token costs, in layers."""
-
-
-def _weights(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
