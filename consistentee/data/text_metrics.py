@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from consistentee.errors import unknown_name
 
@@ -39,7 +39,7 @@ def _scorer() -> "RougeScorer":
     return RougeScorer(list(TEXT_METRICS), use_stemmer=True)
 
 
-def token_match(full: Sequence[Any], tokens: Sequence[Any]) -> NDArray[np.float64]:
+def token_match(full: Sequence[ArrayLike], tokens: Sequence[ArrayLike]) -> NDArray[np.float64]:
     """Return which share of the new tokens equals the full model's: [N], in [0, 1].
 
     Args:
