@@ -14,7 +14,7 @@ from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExit
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Rows as tokens: ``labels`` [rows], and ``rows`` [rows], their numbers in the source."""
+    """Rows as tokens: ``labels`` [rows], ``rows`` [rows], their numbers in the source, and the stage's step, from 0."""
 
     tokens: Batch
     labels: Tensor
@@ -24,7 +24,7 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Rows as cached features: what a frozen backbone left, ``labels`` [rows], and ``rows`` [rows]."""
+    """Rows as cached features: what a frozen backbone left of them; the rest as of :class:`TokenBatch`."""
 
     outputs: LayerOutputs
     labels: Tensor
