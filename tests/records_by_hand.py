@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis.curves import average_layers
 from benchmarks.analysis.results import StoredCell
 from benchmarks.specs.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
 from benchmarks.store.folders import write_predictions, write_record
@@ -155,7 +154,7 @@ def timing(cells: Sequence[CellRecord], seed: int = 0, task: str = "mcid") -> Ti
     contenders = [contender("", "stock", None, 1.0)]
     for record in cells:
         for point in record.operating_points:
-            share = average_layers(point.test.exit_histogram) / LAYERS
+            share = point.test.average_layers / LAYERS
             contenders.append(contender(record.key, record.label, point.knob, share))
     return TimingRecord(
         key="timing",
@@ -183,15 +182,14 @@ def _smooth_curve(shift: float, knobs: int = 21) -> list[CurvePoint]:
 def _chosen(curve: Sequence[CurvePoint]) -> list[OperatingPoint]:
     chosen: dict[float, tuple[CurvePoint, list[str]]] = {}
     for budget in (0.25, 0.5, 0.75):
-        allowed = [p for p in curve if average_layers(p.exit_histogram) <= budget * LAYERS]
+        allowed = [p for p in curve if p.average_layers <= budget * LAYERS]
         if allowed:
             best = max(allowed, key=lambda p: p.scores["accuracy"])
             chosen.setdefault(best.knob, (best, []))[1].append(f"budget {budget:.2f}")
     within = next(p for p in curve if p.scores["accuracy"] >= curve[-1].scores["accuracy"] - 0.01)
     chosen.setdefault(within.knob, (within, []))[1].append("within 1 point")
     return [
-        operating_point(k, ", ".join(why), average_layers(p.exit_histogram), p.scores["accuracy"])
-        for k, (p, why) in chosen.items()
+        operating_point(k, ", ".join(why), p.average_layers, p.scores["accuracy"]) for k, (p, why) in chosen.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic of a curve: layers and speed-ups from raw counts, the Pareto front, the area under it."""
+"""Arithmetic of a curve: speed-ups from raw counts, the Pareto front, the area under it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,14 +27,6 @@ class Speedups:
     layer_ratio: float
     flops_ratio: float | None = None
     time_ratios: dict[int, float] = field(default_factory=dict)
-
-
-def average_layers(exit_histogram: Sequence[int]) -> float:
-    """Return the mean exit layer (1-based) of ``exit_histogram`` = rows that exit at layer 1, 2, ...."""
-    counts = np.asarray(exit_histogram, dtype=float)
-    if counts.size == 0 or counts.sum() <= 0 or (counts < 0).any():
-        raise ValueError("an exit histogram needs at least one row and no negative count")
-    return float(counts @ np.arange(1, counts.size + 1) / counts.sum())
 
 
 def speedups(

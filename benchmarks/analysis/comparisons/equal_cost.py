@@ -60,13 +60,11 @@ def at_equal_cost(panel: AnyPanel, label: str, speedup: float, measure: str | No
     )
 
 
-def at_equal_ratio(
-    panel: AnyPanel, label: str, speedup: float, ratio: str, measure: str | None = None
-) -> AtCost | None:
+def at_equal_ratio(panel: AnyPanel, label: str, speedup: float, ratio: str) -> AtCost | None:
     """Return what a curve reaches at the stock model's cost / ``speedup``, where layers are not what is counted.
 
     Args:
-        panel, label, speedup, measure: see :func:`at_equal_cost`.
+        panel, label, speedup: see :func:`at_equal_cost`.
         ratio: a column of the long table: the stock model's cost / a knob's, on test rows. Those where it is known are
             mixed.
 
@@ -81,7 +79,7 @@ def at_equal_ratio(
             return None
         mixture = mixture_at(1 / speedup, 1 / known[ratio].to_numpy(float), known["validation_quality"])
         found.append(OfSeed(seed, known, mixture))
-    return _at_cost(panel, label, found, scored_of(panel, measure))
+    return _at_cost(panel, label, found, scored_of(panel))
 
 
 def _at_cost(panel: AnyPanel, label: str, found: "Sequence[OfSeed]", scored: Scored) -> AtCost:

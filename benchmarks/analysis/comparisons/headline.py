@@ -85,7 +85,7 @@ class Contrast:
     """Two curves at one budget, over all tasks.
 
     Attributes:
-        first, second, speedup: what is compared.
+        first, second: labels.
         difference: mean over tasks of first minus second, as a share.
         interval: 95% paired bootstrap interval of that; None where the answers of some rows are not known.
         p_value: two-sided, of the same bootstrap; with 1000 resamples at least 0.002.
@@ -97,7 +97,6 @@ class Contrast:
 
     first: str
     second: str
-    speedup: float
     difference: float
     interval: tuple[float, float] | None
     p_value: float | None
@@ -206,7 +205,6 @@ def contrasts(of: Headline, pairs: Sequence[tuple[str, str]], speedup: float) ->
         Contrast(
             first=first,
             second=second,
-            speedup=speedup,
             difference=difference,
             interval=None if sample is None else interval(sample),
             p_value=p,

@@ -20,16 +20,12 @@ class PairedTest:
     """Two methods on the same rows.
 
     Attributes:
-        rows: number of rows.
         only_first, only_second: rows that only one of them has right.
-        difference: accuracy of the first minus accuracy of the second.
         p_value: exact McNemar test, two-sided, not corrected for the number of tests.
     """
 
-    rows: int
     only_first: int
     only_second: int
-    difference: float
     p_value: float
 
 
@@ -128,10 +124,8 @@ def paired_test(first_correct: ArrayLike, second_correct: ArrayLike) -> PairedTe
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
     return PairedTest(
-        rows=first.size,
         only_first=only_first,
         only_second=only_second,
-        difference=(only_first - only_second) / first.size,
         p_value=float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0,
     )
 

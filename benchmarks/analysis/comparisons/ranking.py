@@ -23,7 +23,7 @@ _PanelT = TypeVar("_PanelT", bound=BasePanel[Any, Any, Any])
 
 AREA = "area under the score-layers front"
 HALF_BUDGET = f"score within {100 * HALF.layers_at_most:g}% of the layers"
-LEVEL = 0.05
+_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Ranking:
 
 @dataclass(frozen=True)
 class PairOverTasks:
-    """Two methods over all blocks.
+    """One method against another over all blocks.
 
     Attributes:
-        first, second: labels.
+        second: label of the other.
         wins, losses: blocks where the first scores higher, lower.
         difference: median over blocks of first - second.
         p_value: Wilcoxon's signed-rank test over blocks, two-sided; with n blocks the exact one cannot be below
@@ -79,7 +79,6 @@ class PairOverTasks:
         holm_p_value: the same, corrected by Holm's procedure for all pairs of the first method.
     """
 
-    first: str
     second: str
     wins: int
     losses: int
@@ -157,12 +156,12 @@ def mean_ranks(scores: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(rankdata(-np.asarray(scores, dtype=float), axis=1).mean(axis=0))
 
 
-def critical_difference(methods: int, blocks: int, level: float = LEVEL) -> float:
-    """Return Nemenyi's critical difference of mean ranks: ``q * sqrt(k (k + 1) / (6 n))``.
+def critical_difference(methods: int, blocks: int) -> float:
+    """Return Nemenyi's critical difference of mean ranks at 5%: ``q * sqrt(k (k + 1) / (6 n))``.
 
     q is the studentised range of k means with infinite degrees of freedom, divided by the square root of 2.
     """
-    quantile = float(studentized_range.ppf(1 - level, methods, np.inf)) / np.sqrt(2)
+    quantile = float(studentized_range.ppf(1 - _LEVEL, methods, np.inf)) / np.sqrt(2)
     return float(quantile * np.sqrt(methods * (methods + 1) / (6 * blocks)))
 
 
@@ -186,7 +185,6 @@ def pairs_over_tasks(table: ScoreTable, first: str = CORE_METHOD) -> list[PairOv
     p_values = [signed_rank_test(delta) for delta in deltas]
     return [
         PairOverTasks(
-            first=first,
             second=label,
             wins=int((delta > 0).sum()),
             losses=int((delta < 0).sum()),

@@ -218,10 +218,10 @@ def _points(share: float | None) -> float | str:
     return "" if share is None else round(100 * share, 4)
 
 
-def reach_marks(found: Sequence[AtCost], marked: Sequence[Reach] = tuple(_MARKS)) -> str:
+def reach_marks(found: Sequence[AtCost]) -> str:
     """Return the marks of what was reached with some seed on some task; the notes above explain them."""
     reaches = {reach for one in found for reach in one.reaches}
-    return "".join(_MARKS[reach] for reach in marked if reach in reaches)
+    return "".join(_MARKS[reach] for reach in _MARKS if reach in reaches)
 
 
 def points_by_task(of: Headline, panels: Sequence[AnyPanel]) -> TextTable:
