@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.analysis.caveats import caveats_of_instances
 from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
+from benchmarks.analysis.means import geometric_mean_of_all, mean_of_all
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel, StoredCell, panels
 from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.analysis.select import Reach
@@ -266,9 +267,8 @@ def _on_all(compared: Sequence[Panel], label: str, speedup: float) -> list[AtCos
 
 def _mean(found: Sequence[AtCost], against_full: bool) -> float:
     """Return the mean of points, or of scores; minus infinity of nothing."""
-    values = [one.points if against_full else one.score for one in found]
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known and len(known) == len(values) else -np.inf
+    mean = mean_of_all([one.points if against_full else one.score for one in found])
+    return -np.inf if mean is None else mean
 
 
 def _value(found: Sequence[AtCost], against_full: bool) -> str:
@@ -284,16 +284,12 @@ def _clock(compared: Sequence[Panel], found: Sequence[AtCost], label: str) -> st
 
     Where a knob of the mixture was not timed, it is that of the single knob chosen for half of the layers, marked.
     """
-    mixed = [one.time_ratios.get(1) for one in found]
-    if found and None not in mixed:
-        return _geometric_mean(mixed)
+    mixed = geometric_mean_of_all([one.time_ratios.get(1) for one in found])
+    if mixed is not None:
+        return f"{mixed:.2f}x"
     rows = [row_for_half(panel, label) if label in panel.methods else None for panel in compared]
-    single = [None if row is None else row.speedups.time_ratios.get(1) for row in rows]
-    return MISSING if None in single else f"{_geometric_mean(single)}{_SINGLE_KNOB}"
-
-
-def _geometric_mean(ratios: Sequence[float | None]) -> str:
-    return f"{np.exp(np.mean(np.log(np.array(ratios, dtype=float)))):.2f}x"
+    single = geometric_mean_of_all([None if row is None else row.speedups.time_ratios.get(1) for row in rows])
+    return MISSING if single is None else f"{single:.2f}x{_SINGLE_KNOB}"
 
 
 def _clock_lines(timed: Sequence[Panel]) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.analysis.curves import area_under_front, pareto_front
 from benchmarks.analysis.frame import knobs_of
+from benchmarks.analysis.means import mean_of_all
 from benchmarks.analysis.results import FULL, MAJORITY, Panel
 from benchmarks.analysis.rows.choices import reference_of
 from benchmarks.analysis.select import choose
@@ -56,17 +57,12 @@ def _summary(panel: Panel, label: str) -> CurveSummary:
     return CurveSummary(
         label=label,
         layers_area=mean_layers_area(panel, label),
-        flops_area=_mean_where_all([ratio_area(panel, label, seed, "flops_ratio") for seed in seeds]),
-        time_area=_mean_where_all([ratio_area(panel, label, seed, TIME) for seed in seeds]),
+        flops_area=mean_of_all([ratio_area(panel, label, seed, "flops_ratio") for seed in seeds]),
+        time_area=mean_of_all([ratio_area(panel, label, seed, TIME) for seed in seeds]),
         at_budgets={share: None if found is None else found[1] for share, found in budgets.items()},
         layers_within=None if within is None else within[0],
         score_within=None if within is None else within[1],
     )
-
-
-def _mean_where_all(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if len(known) == len(values) else None
 
 
 def _mean_on_curve(panel: Panel, label: str, seeds: Sequence[int], target: Target) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ from benchmarks.analysis.comparisons.pairs import holm
 from benchmarks.analysis.comparisons.ranking import compared_panels, mean_ranks, signed_rank_test
 from benchmarks.analysis.comparisons.resampled import AtBudget, point_samples
 from benchmarks.analysis.comparisons.static_gains import PRINTED, STATIC
+from benchmarks.analysis.means import geometric_mean_of_all, mean_of_all
 from benchmarks.analysis.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, role_of
 from benchmarks.analysis.select import Reach
 from benchmarks.measure.intervals import Floats, interval
@@ -55,9 +56,7 @@ class Entry:
     @property
     def kept(self) -> float | None:
         """Mean over tasks of the share of the full model's score; None where on some task it is not known."""
-        kept = [one.kept for one in self.found]
-        known = [share for share in kept if share is not None]
-        return float(np.mean(known)) if len(known) == len(kept) else None
+        return mean_of_all([one.kept for one in self.found])
 
     @property
     def seeds(self) -> int:
@@ -70,9 +69,8 @@ class Entry:
         sizes = sorted({size for one in self.found for size in one.time_ratios})
         by_name = {"flops_ratio": [one.flops_ratio for one in self.found]}
         by_name |= {f"speedup_b{size}": [one.time_ratios.get(size) for one in self.found] for size in sizes}
-        known = {name: [ratio for ratio in ratios if ratio is not None] for name, ratios in by_name.items()}
-        full = {name: ratios for name, ratios in known.items() if len(ratios) == len(self.found)}
-        return {name: float(np.exp(np.mean(np.log(ratios)))) for name, ratios in full.items()}
+        means = {name: geometric_mean_of_all(ratios) for name, ratios in by_name.items()}
+        return {name: mean for name, mean in means.items() if mean is not None}
 
     @property
     def is_over(self) -> bool:

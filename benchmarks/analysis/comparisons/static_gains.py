@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.analysis.means import mean_of_all
 from benchmarks.analysis.results import FULL, MAJORITY, Panel, StoredCell
 from benchmarks.analysis.rows.choices import Choice
 from benchmarks.analysis.rows.instances import TableRow, answers_of, predictions_of, row_for_half
@@ -50,8 +51,7 @@ class StaticGain:
 
 def mean_gain(gains: Sequence[StaticGain | None]) -> float | None:
     """Return the mean over tasks of one curve's gains; None unless it has one on each."""
-    known = [gain.gain for gain in gains if gain is not None]
-    return float(np.mean(known)) if known and len(known) == len(gains) else None
+    return mean_of_all([None if gain is None else gain.gain for gain in gains])
 
 
 @dataclass(frozen=True)

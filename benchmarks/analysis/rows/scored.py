@@ -1,17 +1,19 @@
 """What test rows score at a knob: all that differs between the kinds once methods are compared at equal cost."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.analysis.frame import knobs_of
+from benchmarks.analysis.means import mean_of_all
 from benchmarks.analysis.results import AnyPanel, Panel
 from benchmarks.analysis.rows.instances import hull_answers, predictions_of
 from benchmarks.analysis.rows.texts import GenerationCell, GenerationPanel, column_by_prompt, full_scores_by_prompt
 from benchmarks.measure.intervals import MEAN, MEAN_BY_SIZE
 from benchmarks.store.generation_records import GenerationRecord
+from benchmarks.store.records import CellRecord
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,14 +41,22 @@ class Scored(ABC):
     column: str
     metric: str
     is_mean: bool
+    _panel: AnyPanel
 
     @abstractmethod
     def rows_at(self, knob: "pd.Series") -> RowAnswers | None:
         """Return what rows say at a knob, a line of ``knobs_of``; None where that was not kept."""
 
     @abstractmethod
+    def of_full(self, record: Any) -> float | None:
+        """Return the score of a cell of the full model; None where it was not measured."""
+
     def full(self, seed: int) -> float | None:
         """Return the full model's score with a seed; the mean of its seeds where it was not run with this one."""
+        label = self._panel.full_label
+        full = [] if label is None else self._panel.cells_of(label)
+        own = [cell for cell in full if cell.record.seed == seed] or full
+        return mean_of_all([self.of_full(cell.record) for cell in own])
 
     @abstractmethod
     def rows_of_full(self, seed: int) -> RowAnswers | None:
@@ -73,12 +83,9 @@ class ScoredInstances(Scored):
             return None
         return columns["label"], answers
 
-    def full(self, seed: int) -> float | None:
-        """Return the score at the last knob of the full model's cells."""
-        label = self._panel.full_label
-        full = [] if label is None else self._panel.cells_of(label)
-        own = [cell for cell in full if cell.record.seed == seed] or full
-        return float(np.mean([cell.record.curve_test[-1].scores[self.metric] for cell in own])) if own else None
+    def of_full(self, record: CellRecord) -> float:
+        """Return the score at the last knob."""
+        return record.curve_test[-1].scores[self.metric]
 
     def rows_of_full(self, seed: int) -> RowAnswers | None:
         """Return labels and answers at the last knob of the full model."""
@@ -109,14 +116,11 @@ class ScoredTexts(Scored):
         except UserError:
             return None
 
-    def full(self, seed: int) -> float | None:
-        """Return the full model's score, as its own cells have it."""
-        label = self._panel.full_label
-        full = [] if label is None else self._panel.cells_of(label)
-        own = [cell for cell in full if cell.record.seed == seed] or full
-        values = [_of_full(cell.record, self.column) for cell in own]
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known and len(known) == len(values) else None
+    def of_full(self, record: GenerationRecord) -> float | None:
+        """Return the score as the record has it; 1 of what is measured against the very same weights."""
+        if self.column == NATS:
+            return record.full_reference_nats
+        return 1.0 if self.column in (TO_FULL, MATCH) else record.full_scores[self.column].value
 
     def rows_of_full(self, seed: int) -> RowAnswers | None:
         """Return the same of the full model's own texts."""
@@ -129,12 +133,6 @@ class ScoredTexts(Scored):
 
     def _labels(self, cell: GenerationCell) -> NDArray:
         return column_by_prompt(cell, "reference_tokens" if self.column == NATS else "row")
-
-
-def _of_full(record: GenerationRecord, measure: str) -> float | None:
-    if measure == NATS:
-        return record.full_reference_nats
-    return 1.0 if measure in (TO_FULL, MATCH) else record.full_scores[measure].value
 
 
 def scored_of(panel: AnyPanel, measure: str | None = None) -> Scored:

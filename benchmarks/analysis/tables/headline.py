@@ -6,8 +6,10 @@ import numpy as np
 
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.comparisons.static_gains import STATIC, mean_gain, static_gains
+from benchmarks.analysis.means import geometric_mean_of_all
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
-from benchmarks.analysis.rows.instances import TableRow, row_for_half
+from benchmarks.analysis.rows.instances import row_for_half
+from benchmarks.analysis.tables.columns import number
 from benchmarks.analysis.tables.equal_cost import contrast_tables, equal_cost_tables
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import MISSING, TextTable
@@ -81,16 +83,10 @@ def _headline_cells(panels: Sequence[Panel], label: str, sizes: Sequence[int]) -
     return (
         f"{100 * np.mean([row.scores[panel.metric] for panel, row in rows]):.1f}",
         f"{100 * np.mean([row.speedups.saved_fraction for _, row in rows]):.0f}",
-        *(_mean_speedup([row for _, row in rows], size) for size in sizes),
+        *(number(geometric_mean_of_all([row.speedups.time_ratios.get(size) for _, row in rows])) for size in sizes),
         MISSING if mean is None else f"{100 * mean:+.1f}",
         f"{signs.count(1)} / {signs.count(-1)}" if signs else MISSING,
     )
-
-
-def _mean_speedup(rows: Sequence[TableRow], size: int) -> str:
-    ratios = [row.speedups.time_ratios.get(size) for row in rows]
-    known = [ratio for ratio in ratios if ratio is not None]
-    return f"{np.exp(np.mean(np.log(known))):.2f}" if len(known) == len(rows) else MISSING
 
 
 def half_table(panels: Sequence[Panel]) -> TextTable:

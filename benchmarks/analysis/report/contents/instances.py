@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.analysis.caveats import caveats_of_instances
-from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.headline import Entry, headline
 from benchmarks.analysis.comparisons.ranking import block_name
 from benchmarks.analysis.curves import pareto_front
 from benchmarks.analysis.figures.exits import exit_shares
 from benchmarks.analysis.figures.styles import competitors
 from benchmarks.analysis.frame import knobs_of
+from benchmarks.analysis.means import mean_of_all
 from benchmarks.analysis.published import published_for
 from benchmarks.analysis.report.contents.content import Content, Exits, Headline, Measured, Mixed, Standing, Swept
 from benchmarks.analysis.report.contents.leaderboard import leaderboard, points_by_task
@@ -69,11 +70,6 @@ def _standing(entry: Entry, method: str) -> Standing:
     )
 
 
-def _mean_points(found: Sequence[AtCost]) -> float | None:
-    known = [one.points for one in found if one.points is not None]
-    return 100 * float(np.mean(known)) if known and len(known) == len(found) else None
-
-
 def _measured(panel: Panel) -> list[Measured]:
     return [
         Measured(
@@ -122,11 +118,11 @@ def _mixed(panels: Sequence[Panel], label: str) -> list[Mixed]:
     found = []
     for speedup in _DRAWN_SPEEDUPS:
         at_cost = [at_equal_cost(panel, label, speedup) for panel in panels]
-        points = _mean_points(at_cost)
+        points = mean_of_all([one.points for one in at_cost])
         if points is not None:
             share = np.mean([one.layers / panel.num_layers for one, panel in zip(at_cost, panels, strict=True)])
             score = float(np.mean([one.score for one in at_cost]))
-            found.append(Mixed(f"{speedup:g}x", float(share), points, score))
+            found.append(Mixed(f"{speedup:g}x", float(share), 100 * points, score))
     return found
 
 

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
+from benchmarks.analysis.means import geometric_mean_of_all
 from benchmarks.analysis.rows.base import BaseRow
 from benchmarks.analysis.tables.text import MISSING
 
@@ -66,8 +65,7 @@ def ratio(value: float | None) -> Cell:
 
 def mean_clock(rows: Sequence[BaseRow], batch_size: int) -> Cell:
     """Return the geometric mean of measured speed-ups, unless some row was not timed."""
-    known = [row.speedups.time_ratios[batch_size] for row in rows if batch_size in row.speedups.time_ratios]
-    return ratio(float(np.exp(np.mean(np.log(known)))) if len(known) == len(rows) else None)
+    return ratio(geometric_mean_of_all([row.speedups.time_ratios.get(batch_size) for row in rows]))
 
 
 def with_interval(value: float, interval: tuple[float, float] | None, form: str, marks: str = "") -> Cell:

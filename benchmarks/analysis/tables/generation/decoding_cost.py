@@ -8,6 +8,7 @@ from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost, at
 from benchmarks.analysis.comparisons.headline import Headline, headline
 from benchmarks.analysis.comparisons.ranking import block_name
 from benchmarks.analysis.comparisons.resampled import AtBudget, point_samples
+from benchmarks.analysis.means import mean_of_all
 from benchmarks.analysis.rows.scored import MATCH, NATS, TO_FULL, scored_of
 from benchmarks.analysis.rows.texts import GenerationPanel
 from benchmarks.analysis.tables.columns import metric_name, number
@@ -83,10 +84,8 @@ def _kept_cell(by_budget: Sequence[Sequence[AtCost]]) -> str:
 
 
 def _mean_kept(found: Sequence[AtCost]) -> str:
-    kept = [one.kept for one in found if one.kept is not None]
-    if not kept or len(kept) < len(found):
-        return MISSING
-    return f"{kept_text(float(np.mean(kept)))}{reach_marks(found)}"
+    kept = mean_of_all([one.kept for one in found])
+    return MISSING if kept is None else f"{kept_text(kept)}{reach_marks(found)}"
 
 
 def measures_table(panel: GenerationPanel) -> TextTable | None:
