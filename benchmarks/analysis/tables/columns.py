@@ -41,10 +41,12 @@ def percent(value: float | None) -> str:
 
 def points(difference: float, interval: tuple[float, float] | None) -> str:
     """Write a difference of scores in points, with its interval where there is one."""
-    if interval is None:
-        return f"{100 * difference:+.1f}"
-    low, high = interval
-    return f"{100 * difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * difference:+.1f}{in_brackets(interval)}"
+
+
+def in_brackets(interval: tuple[float, float] | None) -> str:
+    """Write an interval of points behind its mean; nothing where it is not known."""
+    return "" if interval is None else " [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in interval))
 
 
 def score_text(value: float, deviation: float | None, interval: tuple[float, float]) -> str:

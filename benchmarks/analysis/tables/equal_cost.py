@@ -8,6 +8,7 @@ from benchmarks.analysis.comparisons.ranking import block_name
 from benchmarks.analysis.comparisons.savings import mean_saving
 from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.select import Reach
+from benchmarks.analysis.tables.columns import in_brackets, percent, points
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 
@@ -55,15 +56,10 @@ def text_means_table(of: Headline) -> TextTable:
     return _means_table(
         of,
         f"kept % {' / '.join(f'{speedup:g}x' for speedup in of.speedups)}",
-        lambda label: " / ".join(kept_text(of.entries[label, speedup].kept) for speedup in of.speedups),
+        lambda label: " / ".join(percent(of.entries[label, speedup].kept) for speedup in of.speedups),
         [TEXT_POINTS_NOTE],
         [],
     )
-
-
-def kept_text(share: float | None) -> str:
-    """Write a share of the full model's score, in percent."""
-    return MISSING if share is None else f"{100 * share:.1f}"
 
 
 def _means_table(
@@ -130,11 +126,6 @@ def _points_cell(entry: Entry) -> str:
     return f"{100 * entry.points:+.1f}{mark}{in_brackets(entry.interval)}"
 
 
-def in_brackets(interval: tuple[float, float] | None) -> str:
-    """Write an interval of points behind its mean; nothing where it is not known."""
-    return "" if interval is None else " [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in interval))
-
-
 def _static_cell(entry: Entry) -> str:
     return MISSING if entry.above_static is None else f"{entry.above_static} / {entry.below_static}"
 
@@ -173,7 +164,7 @@ def _contrast_cells(contrast: Contrast) -> tuple[str, ...]:
     return (
         contrast.first,
         contrast.second,
-        f"{100 * contrast.difference:+.1f}{in_brackets(contrast.interval)}",
+        points(contrast.difference, contrast.interval),
         of_rows,
         holm_rows,
         f"{contrast.wins} / {contrast.losses}",

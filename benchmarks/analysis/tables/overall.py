@@ -17,6 +17,7 @@ from benchmarks.analysis.comparisons.ranking import (
 from benchmarks.analysis.comparisons.real_time import ClockSummary, clock_summary, measured_speedups
 from benchmarks.analysis.comparisons.static_gains import StaticGain, mean_gain, static_gains
 from benchmarks.analysis.results import AnyPanel, Panel
+from benchmarks.analysis.tables.columns import number
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 
 
@@ -157,5 +158,4 @@ def clock_table(panels: Sequence[Panel]) -> TextTable | None:
 def _clock_cells(summary: ClockSummary | None) -> tuple[str, str, str]:
     if summary is None:
         return (MISSING,) * 3
-    correlation = MISSING if summary.correlation is None else f"{summary.correlation:.2f}"
-    return f"{summary.kept:.2f}", f"{summary.low:.2f} to {summary.high:.2f}", correlation
+    return f"{summary.kept:.2f}", f"{summary.low:.2f} to {summary.high:.2f}", number(summary.correlation)

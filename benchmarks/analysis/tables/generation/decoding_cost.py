@@ -11,15 +11,13 @@ from benchmarks.analysis.comparisons.resampled import AtBudget, point_samples
 from benchmarks.analysis.means import mean_of_all
 from benchmarks.analysis.rows.scored import MATCH, NATS, TO_FULL, scored_of
 from benchmarks.analysis.rows.texts import GenerationPanel
-from benchmarks.analysis.tables.columns import metric_name, number
+from benchmarks.analysis.tables.columns import metric_name, number, percent, points
 from benchmarks.analysis.tables.equal_cost import (
     OVER_NOTE,
     TEXT_POINTS_NOTE,
     UNDER_NOTE,
     contrast_tables,
     headline_lines,
-    in_brackets,
-    kept_text,
     points_by_task,
     reach_marks,
     text_means_table,
@@ -85,7 +83,7 @@ def _kept_cell(by_budget: Sequence[Sequence[AtCost]]) -> str:
 
 def _mean_kept(found: Sequence[AtCost]) -> str:
     kept = mean_of_all([one.kept for one in found])
-    return MISSING if kept is None else f"{kept_text(kept)}{reach_marks(found)}"
+    return MISSING if kept is None else f"{percent(kept)}{reach_marks(found)}"
 
 
 def measures_table(panel: GenerationPanel) -> TextTable | None:
@@ -136,8 +134,8 @@ def _measures(panel: GenerationPanel, one: AtBudget, samples: dict[str, dict[AtB
     return (
         label,
         f"{speedup:g}x{reach_marks([score])}",
-        MISSING if score.points is None else f"{100 * score.points:+.1f}{in_brackets(bounds[panel.metric])}",
-        kept_text(score.kept),
+        MISSING if score.points is None else points(score.points, bounds[panel.metric]),
+        percent(score.kept),
         f"{100 * to_full.score:.1f}{_around_full(bounds[TO_FULL])}",
         f"{100 * match.score:.1f}{_around_full(bounds[MATCH])}",
         MISSING if np.isnan(nats.score) else f"{np.exp(nats.score):.2f}",
@@ -170,8 +168,8 @@ def _more(of: Headline, line: dict[str, object]) -> Iterator[tuple[str, object]]
             round(100 * float(np.mean([at_equal_cost(p, label, speedup, measure).score for p in of.panels])), 4),
         )
     read = [at_equal_cost(panel, label, speedup, NATS) for panel in of.panels]
-    nats = float(np.mean([one.score for one in read]))
-    yield "perplexity", "" if np.isnan(nats) else round(float(np.exp(nats)), 4)
+    mean = float(np.mean([one.score for one in read]))
+    yield "perplexity", "" if np.isnan(mean) else round(float(np.exp(mean)), 4)
     lost = [one.points for one in read]
-    known = [points for points in lost if points is not None and not np.isnan(points)]
+    known = [nats for nats in lost if nats is not None and not np.isnan(nats)]
     yield "times_full_perplexity", round(float(np.exp(np.mean(known))), 4) if len(known) == len(lost) else ""

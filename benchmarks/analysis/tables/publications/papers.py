@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-import numpy as np
-
 from benchmarks.analysis.comparisons.papers import Ours, PaperCell, PaperComparison, PaperRow, printed_full
+from benchmarks.analysis.means import mean_of_all
 from benchmarks.analysis.published import names
 from benchmarks.analysis.results import FULL, Panel
+from benchmarks.analysis.tables.columns import percent
 from benchmarks.analysis.tables.equal_cost import OVER_NOTE, UNDER_NOTE, reach_marks
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.specs.papers import PaperColumn, PrintedSpeed
@@ -58,14 +58,12 @@ def _printed_full_lines(comparison: PaperComparison) -> Iterable[tuple[str, ...]
 
 
 def _our_full(panel: Panel | None) -> str:
-    score = None if panel is None else full_score(panel)
-    return MISSING if score is None else f"{100 * score:.1f}"
+    return percent(None if panel is None else full_score(panel))
 
 
 def full_score(panel: Panel) -> float | None:
     """Return our full model's test score, mean of the seeds."""
-    scores = [cell.record.curve_test[-1].scores[panel.metric] for cell in panel.cells_of_method(FULL)]
-    return float(np.mean(scores)) if scores else None
+    return mean_of_all([cell.record.curve_test[-1].scores[panel.metric] for cell in panel.cells_of_method(FULL)])
 
 
 def _lines(comparison: PaperComparison, row: PaperRow) -> Iterable[tuple[str, ...]]:
@@ -211,12 +209,11 @@ def missing_lines(comparison: PaperComparison) -> list[str]:
 def paper_lines(comparisons: Sequence[PaperComparison]) -> list[dict[str, object]]:
     """Return what the CSV file holds: a line for every printed point and curve of ours, in percent."""
     return [
-        line
+        _csv_line(comparison, row, cell, label)
         for comparison in comparisons
         for row in comparison.rows
         for cell in row.cells.values()
         for label in row.labels
-        for line in [_csv_line(comparison, row, cell, label)]
     ]
 
 

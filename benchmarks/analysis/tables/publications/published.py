@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from benchmarks.analysis.published import PublishedResult, names, published_for
 from benchmarks.analysis.results import REFERENCES, Panel, load_panels
 from benchmarks.analysis.rows.instances import TableRow, row_for_half
+from benchmarks.analysis.tables.columns import number
 from benchmarks.analysis.tables.equal_cost import headline_lines
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.analysis.tables.writing import Tables
@@ -67,8 +68,8 @@ def _our_cells(panel: Panel, row: TableRow | None, label: str) -> tuple[str, ...
         f"{100 * row.scores[panel.metric]:.1f}",
         panel.metric,
         f"{ratios.layer_ratio:.2f}",
-        MISSING if ratios.flops_ratio is None else f"{ratios.flops_ratio:.2f}",
-        f"{ratios.time_ratios[1]:.2f}" if 1 in ratios.time_ratios else MISSING,
+        number(ratios.flops_ratio),
+        number(ratios.time_ratios.get(1)),
     )
 
 
