@@ -148,7 +148,7 @@ def _of_records(panels: Sequence[AnyPanel]) -> list[Caveat]:
     """Return what all records together tell: seeds, methods that were not run everywhere, commits, machines."""
     records = [cell.record for panel in panels for cell in panel.cells]
     found = []
-    few = [p for p in panels if len({cell.record.seed for cell in p.cells}) < FEW_SEEDS]
+    few = [p for p in panels if len(p.seeds_of()) < FEW_SEEDS]
     if few:
         found.append(
             Caveat(

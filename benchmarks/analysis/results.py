@@ -96,6 +96,10 @@ class BasePanel(Generic[_RecordT, _TimingT, _ContenderT]):
         found = [cell for cell in self.cells if cell.record.label == label]
         return [cell for cell in found if seed is None or cell.record.seed == seed]
 
+    def seeds_of(self, label: str | None = None) -> list[int]:
+        """Return the seeds of one curve, of all curves if none is given."""
+        return sorted({cell.record.seed for cell in self.cells if label in (None, cell.record.label)})
+
     def cells_of_method(self, method: str) -> list[BaseStoredCell[_RecordT]]:
         """Return the cells of one method, whatever their label."""
         return [cell for cell in self.cells if cell.record.method == method]

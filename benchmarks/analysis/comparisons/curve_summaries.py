@@ -51,7 +51,7 @@ def curve_summaries(panel: Panel) -> list[CurveSummary]:
 
 
 def _summary(panel: Panel, label: str) -> CurveSummary:
-    seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
+    seeds = panel.seeds_of(label)
     within = _mean_on_curve(panel, label, seeds, WITHIN_ONE_POINT)
     budgets = {share: _mean_on_curve(panel, label, seeds, Budget(layers_at_most=share)) for share in BUDGETS}
     return CurveSummary(
@@ -76,11 +76,10 @@ def _mean_on_curve(panel: Panel, label: str, seeds: Sequence[int], target: Targe
 
 def mean_layers_area(panel: Panel, label: str) -> float:
     """Return the mean over seeds of :func:`layers_area`."""
-    seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
-    area: float = panel.once(
-        f"area of {label}", lambda: float(np.mean([layers_area(panel, label, seed) for seed in seeds]))
+    return panel.once(
+        f"area of {label}",
+        lambda: float(np.mean([layers_area(panel, label, seed) for seed in panel.seeds_of(label)])),
     )
-    return area
 
 
 def layers_area(panel: Panel, label: str, seed: int) -> float:

@@ -72,7 +72,7 @@ def at_equal_ratio(panel: AnyPanel, label: str, speedup: float, ratio: str) -> A
         None where it is known of no knob of some seed.
     """
     found = []
-    for seed in _seeds(panel, label):
+    for seed in panel.seeds_of(label):
         knobs = knobs_of(panel, label, seed)
         known = knobs[knobs[ratio].notna()] if ratio in knobs else knobs[:0]
         if known.empty:
@@ -99,10 +99,6 @@ def _at_cost(panel: AnyPanel, label: str, found: "Sequence[OfSeed]", scored: Sco
     )
 
 
-def _seeds(panel: AnyPanel, label: str) -> list[int]:
-    return sorted({cell.record.seed for cell in panel.cells_of(label)})
-
-
 @dataclass(frozen=True)
 class OfSeed:
     """A mixture of one curve and seed, and the knobs that it is made of."""
@@ -118,7 +114,7 @@ def mixtures_of(panel: AnyPanel, label: str, speedup: float) -> list[OfSeed]:
 
 
 def _mixtures(panel: AnyPanel, label: str, speedup: float) -> Iterator[OfSeed]:
-    for seed in _seeds(panel, label):
+    for seed in panel.seeds_of(label):
         knobs = knobs_of(panel, label, seed)
         budget = panel.num_layers / speedup
         yield OfSeed(seed, knobs, mixture_at(budget, knobs["validation_layers"], knobs["validation_quality"]))

@@ -72,7 +72,7 @@ def paired_comparisons(panel: Panel) -> list[Comparison]:
 def _compare(panel: Panel, target: Target, first: str, second: str) -> Comparison | None:
     pairs = [
         (one, other)
-        for seed in sorted({cell.record.seed for cell in panel.cells_of(first)})
+        for seed in panel.seeds_of(first)
         if (one := _choice(panel, first, seed, target)) is not None
         and (other := _choice(panel, second, seed, target)) is not None
     ]

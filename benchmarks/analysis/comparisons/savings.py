@@ -63,7 +63,7 @@ def _savings(panel: AnyPanel) -> dict[str, Saving]:
 
 def _saving(panel: AnyPanel, label: str) -> Saving | None:
     by_seed, scored = [], scored_of(panel)
-    for seed in sorted({cell.record.seed for cell in panel.cells_of(label)}):
+    for seed in panel.seeds_of(label):
         knobs = knobs_of(panel, label, seed)
         reference, bounds = scored.full(seed), _Bounds.of(panel, label, seed)
         if reference is None or bounds is None:

@@ -53,7 +53,7 @@ def curve_on_test(panel: Panel, label: str) -> DrawnCurve:
 
 
 def _curve_on_test(panel: Panel, label: str) -> DrawnCurve:
-    hulls = [_hull(panel, label, seed) for seed in sorted({cell.record.seed for cell in panel.cells_of(label)})]
+    hulls = [_hull(panel, label, seed) for seed in panel.seeds_of(label)]
     budgets = np.unique(np.concatenate([hull[0] for hull in hulls]))
     layers, scores = np.mean([[np.interp(budgets, hull[0], values) for values in hull[1:]] for hull in hulls], axis=0)
     return DrawnCurve(budgets, layers, scores)

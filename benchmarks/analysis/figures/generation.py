@@ -55,7 +55,7 @@ def _agreement_at_budgets(panel: GenerationPanel, label: str) -> float:
 
 
 def _cells_by_seed(panel: GenerationPanel, label: str) -> list[list[GenerationCell]]:
-    return [panel.cells_of(label, seed) for seed in sorted({cell.record.seed for cell in panel.cells_of(label)})]
+    return [panel.cells_of(label, seed) for seed in panel.seeds_of(label)]
 
 
 def _replayed(cells: Sequence[GenerationCell]) -> NDArray[np.float64]:

@@ -40,8 +40,10 @@ def targets_of(cells: Iterable[BaseStoredCell[Any]]) -> list[Target]:
 
 def choices_for(panel: AnyPanel, label: str, target: Target) -> list[Any]:
     """Choose one operating point a seed for a target: a list of :class:`BaseChoice`, without seeds that have none."""
-    seeds = sorted({cell.record.seed for cell in panel.cells_of(label)})
-    found = [choose_point(panel.cells_of(label, seed), target, reference_of(panel, label, seed)) for seed in seeds]
+    found = [
+        choose_point(panel.cells_of(label, seed), target, reference_of(panel, label, seed))
+        for seed in panel.seeds_of(label)
+    ]
     return [choice for choice in found if choice is not None]
 
 

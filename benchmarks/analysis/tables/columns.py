@@ -1,6 +1,6 @@
 """What tables of operating points have in common, whatever their rows are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from benchmarks.analysis.results import AnyPanel
@@ -95,10 +95,9 @@ def line_costs(panel: AnyPanel, row: BaseRow) -> dict[str, object]:
     }
 
 
-def seeds_text(panel: AnyPanel) -> str:
-    """Name the seeds of a panel: ``seeds 0, 1``."""
-    seeds = sorted({cell.record.seed for cell in panel.cells})
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+def seeds_text(seeds: Collection[int]) -> str:
+    """Name seeds: ``seeds 0, 1``."""
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
 
 
 def spread_text(panel: AnyPanel, rows: Sequence[Any]) -> str:

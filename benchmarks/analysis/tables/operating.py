@@ -106,14 +106,14 @@ def _speedup_at(batch_size: int) -> CellText:
 def _notes(panel: Panel, rows: Sequence[TableRow], compact: bool) -> list[str]:
     """Say what a reader must know before believing the numbers."""
     record = record_of(panel)
-    several_seeds = len({cell.record.seed for cell in panel.cells}) > 1
+    seeds = panel.seeds_of()
     notes = [
         "Knobs and parameters are chosen on validation data and reported on the test split"
         + (": best within a share of the layers (≤50%), or fewest layers within 1 point (-1 pt)" if compact else "")
         + "; within 1 point: of the full model's validation score with the same seed, without one of the method's own "
         "latest exits.",
         f"{record.train_rows} training, {record.validation_rows} validation, {record.test_rows} test rows; "
-        f"{seeds_text(panel)}; intervals: bootstrap over test rows{' and seeds' if several_seeds else ''}.",
+        f"{seeds_text(seeds)}; intervals: bootstrap over test rows{' and seeds' if len(seeds) > 1 else ''}.",
         f"Layers of {panel.num_layers}, 1-based; saved = 1 - layers / {panel.num_layers}; "
         "FLOPs ratio and speed-up = full model / method; b = batch size.",
         _timing_note(panel, rows),
@@ -192,7 +192,7 @@ def comparison_table(panel: Panel, comparisons: Sequence[Comparison]) -> TextTab
     """Return the paired tests of the methods that share a budget."""
     tested = [comparison.test for comparison in comparisons if comparison.test is not None]
     corrected = iter(holm([test.p_value for test in tested]))
-    seeds = sorted({seed for comparison in comparisons for seed in comparison.seeds})
+    seeds = {seed for comparison in comparisons for seed in comparison.seeds}
     return TextTable(
         title=f"Paired tests · {panel.task} · {panel.backbone}",
         headings=(
@@ -206,9 +206,8 @@ def comparison_table(panel: Panel, comparisons: Sequence[Comparison]) -> TextTab
         ),
         cells=tuple(_comparison_cells(comparison, corrected) for comparison in comparisons),
         notes=(
-            f"Points: difference in {panel.metric} on the same test rows, mean of seed"
-            f"{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; paired bootstrap interval over rows"
-            f"{' and seeds' if len(seeds) > 1 else ''}.",
+            f"Points: difference in {panel.metric} on the same test rows, mean of {seeds_text(seeds)}; paired "
+            f"bootstrap interval over rows{' and seeds' if len(seeds) > 1 else ''}.",
             f"Only first right, p: exact McNemar test on seed {comparisons[0].seed}, two-sided; Holm: corrected for "
             f"the {len(tested)} tests of this table.",
         ),

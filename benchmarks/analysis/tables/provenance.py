@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.analysis.tables.columns import seeds_text
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.store.records import BaseRecord
 
@@ -30,7 +31,6 @@ def machines_table(records: Sequence[BaseRecord]) -> TextTable:
     by_machine: dict[str, list[BaseRecord]] = {}
     for record in records:
         by_machine.setdefault(machine(record.environment, with_commit=False), []).append(record)
-    seeds = sorted({record.seed for record in records})
     commits = {str(record.environment.get("commit") or MISSING)[:10] for record in records}
     return TextTable(
         title="Provenance",
@@ -47,7 +47,7 @@ def machines_table(records: Sequence[BaseRecord]) -> TextTable:
         ),
         notes=(
             f"{len(records)} records of {len({record.task for record in records})} tasks; "
-            f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; "
+            f"{seeds_text({record.seed for record in records})}; "
             f"{'all from commit ' + next(iter(commits)) if len(commits) == 1 else f'from {len(commits)} commits'}. "
             "The report names the command, commit and key of every record.",
             *_mixed_precisions(records),

@@ -108,7 +108,7 @@ def _notes(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> list[str]:
         + ", or fewest layers at which 90% of the tokens are the full model's (as full ≥90%).",
         f"Trained on {record.train_task} ({record.train_rows} rows); {record.validation_rows} validation, "
         f"{record.test_rows} test prompts ({record.truncated_prompts} cut to {record.max_prompt_tokens} tokens); "
-        f"at most {record.max_new_tokens} new tokens, greedy; {seeds_text(panel)}; "
+        f"at most {record.max_new_tokens} new tokens, greedy; {seeds_text(panel.seeds_of())}; "
         "intervals: bootstrap over test prompts.",
         "Match: places in which a text has the full model's token; one that differs changes all that follow it.",
         f"Layers of {panel.num_layers}, 1-based, a decoded token: prompts, and the first token that they give, are at "

@@ -94,7 +94,7 @@ def measures_table(panel: GenerationPanel) -> TextTable | None:
     measures = (panel.metric, TO_FULL, MATCH, NATS)
     wanted = [(label, speedup) for label in of.methods for speedup in of.speedups]
     samples = {measure: point_samples(panel, wanted, measure) for measure in measures}
-    full = {seed: scored_of(panel, NATS).full(seed) for seed in sorted({cell.record.seed for cell in panel.cells})}
+    full = {seed: scored_of(panel, NATS).full(seed) for seed in panel.seeds_of()}
     known = [f"{np.exp(nats):.2f}" for nats in full.values() if nats is not None]
     return TextTable(
         title=f"At equal cost · {panel.task} · {panel.backbone}",

@@ -166,9 +166,7 @@ def _rows_line(comparison: PaperComparison, subject: str, split: Literal["train"
 
 
 def _seeds_line(comparison: PaperComparison) -> str:
-    seeds = [
-        f"{column.printed} {len({cell.record.seed for cell in panel.cells})}" for column, panel in _known(comparison)
-    ]
+    seeds = [f"{column.printed} {len(panel.seeds_of())}" for column, panel in _known(comparison)]
     return f"Seeds: ours {', '.join(seeds)}; theirs are not in the collection." if seeds else ""
 
 
