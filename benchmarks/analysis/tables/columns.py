@@ -68,6 +68,19 @@ def short_reasons(targets: Sequence[Target]) -> str:
     return ", ".join(target.short for target in targets)
 
 
+COST_COLUMNS: dict[str, Callable[[BaseRow], str]] = {
+    "layers": lambda row: f"{row.speedups.average_layers:.2f}",
+    "saved %": lambda row: percent(row.speedups.saved_fraction),
+    "FLOPs ratio": lambda row: number(row.speedups.flops_ratio),
+}
+"""What a row cost, by heading."""
+
+
+def speedup_at(batch_size: int) -> Callable[[BaseRow], str]:
+    """Return the column of the speed-up by the clock at one batch size."""
+    return lambda row: number(row.speedups.time_ratios.get(batch_size))
+
+
 def line_head(panel: AnyPanel, row: BaseRow) -> dict[str, object]:
     """Return the first fields of a line of ``table.csv``: whose numbers it has."""
     return {

@@ -9,6 +9,7 @@ from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows.base import record_of
 from benchmarks.analysis.rows.instances import TableRow, never_exit_overheads, table_rows
 from benchmarks.analysis.tables.columns import (
+    COST_COLUMNS,
     knob_text,
     line_costs,
     line_head,
@@ -20,6 +21,7 @@ from benchmarks.analysis.tables.columns import (
     score_text,
     seeds_text,
     short_reasons,
+    speedup_at,
     spread_text,
     table_of,
     timings_text,
@@ -59,11 +61,9 @@ def _columns(panel: Panel, rows: Sequence[TableRow], compact: bool) -> dict[str,
         "knob": _knob,
         f"{panel.metric} % [95%]": _score_of(panel.metric),
         **{f"{name} %": _metric_of(name) for name in others},
-        "layers": lambda row: f"{row.speedups.average_layers:.2f}",
-        "saved %": lambda row: f"{100 * row.speedups.saved_fraction:.1f}",
-        "FLOPs ratio": lambda row: number(row.speedups.flops_ratio),
+        **COST_COLUMNS,
         **{f"ms/row b{size}": _milliseconds_at(size) for size in sizes},
-        **{f"speed-up b{size}": _speedup_at(size) for size in sizes},
+        **{f"speed-up b{size}": speedup_at(size) for size in sizes},
         "chosen for": lambda row: MISSING if row.method == FULL else reasons(row.targets),
     }
 
@@ -88,19 +88,11 @@ def _score_of(metric: str) -> CellText:
 
 
 def _metric_of(metric: str) -> CellText:
-    return lambda row: f"{100 * row.scores[metric]:.1f}"
+    return lambda row: percent(row.scores[metric])
 
 
 def _milliseconds_at(batch_size: int) -> CellText:
-    def text(row: TableRow) -> str:
-        clock = row.clocks.get(batch_size)
-        return MISSING if clock is None else f"{clock.milliseconds:.2f}"
-
-    return text
-
-
-def _speedup_at(batch_size: int) -> CellText:
-    return lambda row: number(row.speedups.time_ratios.get(batch_size))
+    return lambda row: f"{row.clocks[batch_size].milliseconds:.2f}" if batch_size in row.clocks else MISSING
 
 
 def _notes(panel: Panel, rows: Sequence[TableRow], compact: bool) -> list[str]:

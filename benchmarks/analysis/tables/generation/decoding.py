@@ -15,18 +15,19 @@ from benchmarks.analysis.rows.texts import (
     row_near_half,
 )
 from benchmarks.analysis.tables.columns import (
+    COST_COLUMNS,
     knob_text,
     line_costs,
     line_head,
     load_text,
     metric_name,
-    number,
     percent,
     points,
     range_text,
     score_text,
     seeds_text,
     short_reasons,
+    speedup_at,
     spread_text,
     table_of,
     timings_text,
@@ -67,11 +68,9 @@ def _columns(panel: GenerationPanel, compact: bool) -> dict[str, CellText]:
         **{f"{metric_name(name)} %": _metric_of(name) for name in others},
         **({} if compact else {"ROUGE-L to full %": lambda row: percent(row.full_text_score.value)}),
         "match %": lambda row: percent(row.token_match.value),
-        "layers": lambda row: f"{row.speedups.average_layers:.2f}",
-        "saved %": lambda row: f"{100 * row.speedups.saved_fraction:.1f}",
-        "FLOPs ratio": lambda row: number(row.speedups.flops_ratio),
+        **COST_COLUMNS,
         **{f"tokens/s b{size}": _tokens_at(size) for size in sizes},
-        **{f"decode speed-up b{size}": _speedup_at(size) for size in sizes},
+        **{f"decode speed-up b{size}": speedup_at(size) for size in sizes},
         "chosen for": lambda row: MISSING if row.method == STOCK else short_reasons(row.targets),
     }
 
@@ -92,10 +91,6 @@ def _metric_of(metric: str) -> CellText:
 
 def _tokens_at(batch_size: int) -> CellText:
     return lambda row: f"{row.clocks[batch_size].tokens_per_second:.1f}" if batch_size in row.clocks else MISSING
-
-
-def _speedup_at(batch_size: int) -> CellText:
-    return lambda row: number(row.speedups.time_ratios.get(batch_size))
 
 
 def _notes(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> list[str]:
