@@ -254,8 +254,7 @@ def _csv_record(panel: Panel, row: TableRow) -> dict[str, object]:
 
 def all_tables(panels: Sequence[Panel]) -> list[TextTable]:
     """Return the headline, the tables of all panels, and the statistics over all tasks."""
-    of_panels = [table for panel in panels for table in panel_tables(panel)]
-    return [*headline_tables(panels), *of_panels, *overall_tables(panels)]
+    return [*first_tables(panels), *overall_tables(panels)]
 
 
 def first_tables(panels: Sequence[Panel]) -> Iterator[TextTable]:

@@ -34,6 +34,7 @@ from benchmarks.analysis.tables.columns import (
 )
 from benchmarks.analysis.tables.generation.batches import batch_lines, batches_table, middle_batches_table
 from benchmarks.analysis.tables.generation.decoding_cost import measures_table, text_cost_tables, text_headline_lines
+from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.analysis.tables.writing import Tables
@@ -178,7 +179,7 @@ def _verdict(comparisons: Sequence[LayerComparison]) -> str:
 
 def calibration_table(panel: GenerationPanel) -> TextTable | None:
     """Return what became of the promises of calibrated thresholds; None where no cell studied any."""
-    studies = [(cell.record, cell.record.calibration) for cell in panel.cells if cell.record.calibration]
+    studies = [(cell.record.label, study) for cell in panel.cells if (study := cell.record.calibration) is not None]
     if not studies:
         return None
     return TextTable(
@@ -194,11 +195,11 @@ def calibration_table(panel: GenerationPanel) -> TextTable | None:
             "layers",
             "held-out risk",
         ),
-        cells=tuple(cells for record, study in studies if study for cells in _study_cells(record.label, study)),
+        cells=tuple(cells for label, study in studies for cells in _study_cells(label, study)),
         notes=(
             "Learn-then-Test chooses lambda on a random half of the pooled validation and test prompts; broken: splits "
             "in which the mean loss of the other half exceeds delta; allowed: epsilon plus the sampling error of so "
-            f"many splits (one-sided, 95%); {studies[0][1].prompts if studies[0][1] else 0} prompts.",
+            f"many splits (one-sided, 95%); {studies[0][1].prompts} prompts.",
             "Textual: 1 - ROUGE-L to the full model's text; risk: ROUGE-L lost against the reference. By caution "
             "alone: on no half was a lambda below the most cautious one proven.",
         ),
@@ -265,11 +266,9 @@ def _csv_record(panel: GenerationPanel, row: GenerationRow) -> dict[str, object]
 def match_overview(panels: Sequence[GenerationPanel]) -> TextTable:
     """Return every method's token match, task by task, at the knob for the budget nearest to half of the layers."""
     labels = dict.fromkeys(label for panel in panels for label in panel.labels if role_of(panel.methods[label]) != FULL)
-    several = len({panel.backbone for panel in panels}) > 1
-    columns = [f"{panel.task} · {panel.backbone}" if several else panel.task for panel in panels]
     return TextTable(
         title="Tokens as in the full model, %, at about half of the layers",
-        headings=("method", *columns),
+        headings=("method", *task_headings(panels)),
         cells=tuple((label, *(_match_at_half(panel, label) for panel in panels)) for label in labels),
         notes=(
             "At the knob that agrees best with the full model on validation prompts within the budget nearest to half "
