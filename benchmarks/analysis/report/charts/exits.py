@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from benchmarks.analysis.report.charts.looks import INK, LINE, core_test, spec_of
+from benchmarks.analysis.report.charts.looks import INK, LINE, methods_axis, spec_of
 from benchmarks.analysis.report.contents.content import Exits
 
 CONTROLS = "#exit-controls"
@@ -24,13 +24,7 @@ def exits_chart(tasks: Mapping[str, Sequence[Exits]]) -> dict[str, Any]:
     choice = alt.param(
         name="exit_task", value=known[0], bind=alt.binding_select(options=known, name="task", element=CONTROLS)
     )
-    bold = {"condition": {"test": core_test(methods), "value": "bold"}, "value": "normal"}
-    y = alt.Y(
-        "method:N",
-        title=None,
-        sort=alt.EncodingSortField("layers", op="min"),
-        axis=alt.Axis(labelFontWeight=bold, ticks=False, labelPadding=8),
-    )
+    y = methods_axis(methods, alt.EncodingSortField("layers", op="min"))
     x = alt.X("layer:O", title="exit layer", axis=alt.Axis(orient="top", labelAngle=0, ticks=False))
     tooltip = [
         alt.Tooltip("method:N"),

@@ -6,7 +6,7 @@ from typing import Any
 import altair as alt
 
 from benchmarks.analysis.figures.styles import is_core
-from benchmarks.analysis.report.charts.looks import GREY, INK, LINE, Look, core_test, spec_of
+from benchmarks.analysis.report.charts.looks import GREY, INK, LINE, Look, methods_axis, spec_of
 from benchmarks.analysis.report.contents.content import Headline, Standing
 
 CONTROLS = "#headline-controls"
@@ -22,7 +22,7 @@ def headline_chart(headline: Headline, looks: Mapping[str, Look]) -> dict[str, A
         value=budgets[len(budgets) // 2],
         bind=alt.binding_radio(options=budgets, name=headline.budgets, element=CONTROLS),
     )
-    y = _methods_axis(methods)
+    y = methods_axis(methods, alt.EncodingSortField("chosen", op="max", order="descending"), grid=False)
     x = alt.X("points:Q", title=f"points against {headline.against}", axis=_POINTS)
     tooltip = [
         alt.Tooltip("method:N"),
@@ -70,16 +70,6 @@ def _values(standing: Standing) -> dict[str, str | float | None]:
         "text": short if low is None else f"{short} [{low:+.1f}, {high:+.1f}]",
         "layers": round(standing.layers, 3),
     }
-
-
-def _methods_axis(methods: Mapping[str, str]) -> alt.Y:
-    bold = {"condition": {"test": core_test(methods), "value": "bold"}, "value": "normal"}
-    return alt.Y(
-        "method:N",
-        title=None,
-        sort=alt.EncodingSortField("chosen", op="max", order="descending"),
-        axis=alt.Axis(labelFontWeight=bold, ticks=False, grid=False, labelPadding=8),
-    )
 
 
 def _colours(methods: Mapping[str, str], looks: Mapping[str, Look]) -> alt.Color:

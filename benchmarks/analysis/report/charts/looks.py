@@ -6,14 +6,13 @@ Words and axes have the page's own ink (``currentColor``), so that a chart follo
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import altair as alt
 
 from benchmarks.analysis.figures.styles import is_core
 from benchmarks.analysis.report.contents.content import Standing
 from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, AnyPanel, role_of
-
-if TYPE_CHECKING:
-    import altair as alt
 
 INK = "currentColor"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
@@ -98,12 +97,15 @@ def _cycled(labels: Sequence[str], colours: Sequence[str]) -> dict[str, Look]:
     }
 
 
-def core_test(methods: Mapping[str, str]) -> str:
-    """Return the test of Vega that says whether the label of an axis is of ConsistentEE or a variant."""
-    return f"indexof({json.dumps([label for label, method in methods.items() if is_core(method)])}, datum.value) >= 0"
+def methods_axis(methods: Mapping[str, str], sort: alt.EncodingSortField, **axis: Any) -> alt.Y:
+    """Return the axis that has a line for every method, ConsistentEE and its variants in bold."""
+    core = json.dumps([label for label, method in methods.items() if is_core(method)])
+    bold = {"condition": {"test": f"indexof({core}, datum.value) >= 0", "value": "bold"}, "value": "normal"}
+    lines = alt.Axis(labelFontWeight=bold, ticks=False, labelPadding=8, **axis)
+    return alt.Y("method:N", title=None, sort=sort, axis=lines)
 
 
-def spec_of(chart: "alt.LayerChart | alt.FacetChart") -> dict[str, Any]:
+def spec_of(chart: alt.LayerChart | alt.FacetChart) -> dict[str, Any]:
     """Return a chart's specification, with the fonts, the ink and the background of the page."""
     words = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12}
     lines = {"domain": False, "tickColor": INK, "tickOpacity": 0.3, "gridColor": INK, "gridOpacity": 0.12}
