@@ -19,7 +19,7 @@ from benchmarks.analysis.report.contents.content import Content, Exits, Headline
 from benchmarks.analysis.report.contents.leaderboard import leaderboard, points_by_task
 from benchmarks.analysis.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows.base import format_value
-from benchmarks.analysis.rows.instances import TableRow, row_for_half, table_rows
+from benchmarks.analysis.rows.instances import row_for_half, table_rows
 from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, OVER_NOTE, contrast_tables
 from benchmarks.analysis.tables.headline import half_table
 from benchmarks.analysis.tables.operating import operating_table
@@ -58,13 +58,12 @@ def _headline(panels: Sequence[Panel]) -> Headline | None:
 
 
 def _standing(entry: Entry, method: str) -> Standing:
-    low, high = entry.interval or (None, None)
     return Standing(
         label=entry.label,
         method=method,
         budget=f"{entry.speedup:g}x",
         points=100 * entry.points,
-        interval=None if low is None or high is None else (100 * low, 100 * high),
+        interval=entry.interval and (100 * entry.interval[0], 100 * entry.interval[1]),
         layers=entry.layers,
         marks="†" if entry.is_over else "",
     )
@@ -128,11 +127,11 @@ def _mixed(panels: Sequence[Panel], label: str) -> list[Mixed]:
 
 def _exits(panel: Panel) -> list[Exits]:
     rows = [row_for_half(panel, label) for label in [*competitors([panel]), "random"] if label in panel.methods]
-    return [_exits_of(row) for row in rows if row is not None]
-
-
-def _exits_of(row: TableRow) -> Exits:
-    return Exits(row.label, row.method, row.speedups.average_layers, exit_shares(row).tolist())
+    return [
+        Exits(row.label, row.method, row.speedups.average_layers, exit_shares(row).tolist())
+        for row in rows
+        if row is not None
+    ]
 
 
 def _more(panels: Sequence[Panel]) -> list[TextTable]:

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.headline import Entry, Headline, headline
 from benchmarks.analysis.comparisons.ranking import compared_panels
 from benchmarks.analysis.comparisons.savings import mean_saving
 from benchmarks.analysis.figures.styles import is_core
-from benchmarks.analysis.report.contents.sortable import Cell, SortableTable, counted, mean_clock, number, with_interval
+from benchmarks.analysis.report.contents.sortable import Cell, SortableTable, counted, mean_cells, number, with_interval
 from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
 from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.analysis.tables.equal_cost import OVER_NOTE, UNDER_NOTE, reach_marks
@@ -81,8 +79,7 @@ def _cells_at_equal_cost(of: Headline, label: str) -> list[Cell]:
 def _points_cell(entry: Entry | None) -> Cell:
     if entry is None:
         return number(None)
-    bounds = None if entry.interval is None else (100 * entry.interval[0], 100 * entry.interval[1])
-    return with_interval(100 * entry.points, bounds, "+.1f", "†" if entry.is_over else "")
+    return with_interval(entry.points, entry.interval, "+.1f", "†" if entry.is_over else "")
 
 
 def _static_cell(entry: Entry | None) -> Cell:
@@ -92,16 +89,8 @@ def _static_cell(entry: Entry | None) -> Cell:
 
 
 def _cells_within_half(panels: Sequence[Panel], label: str, sizes: Sequence[int]) -> list[Cell]:
-    found = [row_for_half(panel, label) for panel in panels]
-    rows = [row for row in found if row is not None]
-    if len(rows) < len(panels):
-        return [number(None)] * (len(sizes) + 2)
-    score = 100 * np.mean([row.scores[panel.metric] for panel, row in zip(panels, rows, strict=True)])
-    return [
-        number(float(score), ".1f"),
-        number(100 * float(np.mean([row.speedups.saved_fraction for row in rows])), ".0f"),
-        *(mean_clock(rows, size) for size in sizes),
-    ]
+    rows = [(panel, row_for_half(panel, label)) for panel in panels]
+    return mean_cells([None if row is None else (row, row.scores[panel.metric]) for panel, row in rows], sizes)
 
 
 def points_by_task(panels: Sequence[Panel]) -> SortableTable | None:

@@ -47,12 +47,11 @@ def operating_points(panels: Sequence[AnyPanel], content: Content) -> SortableTa
 
 def _cells(task: str, one: Measured, sizes: Sequence[int], has_match: bool, content: Content) -> list[Cell]:
     costs, stock = one.row.speedups, one.row.label == content.full
-    low, high = one.interval
     match = None if one.match is None else 100 * one.match
     return [
         Cell(one.row.label),
         Cell(task),
-        with_interval(100 * one.score, (100 * low, 100 * high), ".1f"),
+        with_interval(one.score, one.interval, ".1f"),
         *([number(match, ".1f")] if has_match else []),
         number(costs.average_layers),
         number(100 * costs.saved_fraction, ".0f"),

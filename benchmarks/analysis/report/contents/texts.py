@@ -8,7 +8,7 @@ from benchmarks.analysis.caveats import caveats_of_texts
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.figures.styles import is_core
 from benchmarks.analysis.report.contents.content import Content, Exits, Headline, Measured, Standing
-from benchmarks.analysis.report.contents.sortable import Cell, SortableTable, counted, mean_clock, number, with_interval
+from benchmarks.analysis.report.contents.sortable import Cell, SortableTable, counted, mean_cells, number, with_interval
 from benchmarks.analysis.results import FULL, role_of
 from benchmarks.analysis.rows.texts import (
     STOCK,
@@ -39,8 +39,7 @@ def _headline(panels: Sequence[GenerationPanel]) -> Headline | None:
         standing
         for label in _labels(compared)
         for target in _budgets(compared)
-        for standing in [_standing(compared, label, target)]
-        if standing is not None
+        if (standing := _standing(compared, label, target)) is not None
     ]
     if not standings:
         return None
@@ -151,16 +150,8 @@ def _kept_cell(standing: Standing | None) -> Cell:
 
 
 def _cells_near_half(panels: Sequence[GenerationPanel], label: str, sizes: Sequence[int]) -> list[Cell]:
-    found = [row_near_half(panel, label) if label in panel.methods else None for panel in panels]
-    rows = [row for row in found if row is not None]
-    if len(rows) < len(panels):
-        return [number(None)] * (len(sizes) + 2)
-    score = np.mean([row.scores[panel.metric].value for panel, row in zip(panels, rows, strict=True)])
-    return [
-        number(100 * float(score), ".1f"),
-        number(100 * float(np.mean([row.speedups.saved_fraction for row in rows])), ".0f"),
-        *(mean_clock(rows, size) for size in sizes),
-    ]
+    rows = [(panel, row_near_half(panel, label) if label in panel.methods else None) for panel in panels]
+    return mean_cells([None if row is None else (row, row.scores[panel.metric].value) for panel, row in rows], sizes)
 
 
 def _by_task(panels: Sequence[GenerationPanel]) -> SortableTable:
@@ -178,10 +169,7 @@ def _by_task(panels: Sequence[GenerationPanel]) -> SortableTable:
 
 def _match_cell(panel: GenerationPanel, label: str) -> Cell:
     row = row_near_half(panel, label) if label in panel.methods else None
-    if row is None:
-        return number(None)
-    low, high = row.token_match.interval
-    return with_interval(100 * row.token_match.value, (100 * low, 100 * high), ".1f")
+    return number(None) if row is None else with_interval(row.token_match.value, row.token_match.interval, ".1f")
 
 
 def _exits(panel: GenerationPanel) -> list[Exits]:
