@@ -90,10 +90,9 @@ def _charts(
 def _best(headline: Headline | None) -> dict[str, list[Standing]]:
     """Return the two best curves at every budget."""
     found: dict[str, list[Standing]] = {}
-    for one in sorted(headline.standings if headline else (), key=lambda one: -one.points):
+    for one in headline.standings if headline else ():
         found.setdefault(one.budget, []).append(one)
-    budgets = dict.fromkeys(one.budget for one in (headline.standings if headline else ()))
-    return {budget: found[budget][:2] for budget in budgets}
+    return {budget: sorted(ones, key=lambda one: -one.points)[:2] for budget, ones in found.items()}
 
 
 def _facts(panels: Sequence[AnyPanel], records: Sequence[BaseRecord]) -> list[tuple[str, str]]:

@@ -131,7 +131,8 @@ def _mean_lines(panels: Sequence[AnyPanel], numbers: Mapping[str, int], content:
     known = [one.score for one in full if one is not None]
     full_scores = known if len(known) == len(panels) else [None] * len(panels)
     if known and len(known) == len(panels):
-        costs: _Line = dict.fromkeys(("x_layers", "x_flops", *_clock_names(panels)), 100.0)
+        sizes = sorted({size for panel in panels for size in panel.batch_sizes})
+        costs: _Line = dict.fromkeys(("x_layers", "x_flops", *(f"x_b{size}" for size in sizes)), 100.0)
         score = 100 * float(np.mean(known))
         yield costs | {"n": -1, "knob": "full depth", "points": 0.0, "score": score, "line": "none", "dot": "all"}
     for label, number in numbers.items():
@@ -157,10 +158,6 @@ def _mean_lines(panels: Sequence[AnyPanel], numbers: Mapping[str, int], content:
                 yield (
                     common | _mean(lines) | {"knob": f"chosen for {short_reasons([target])}", "line": role, "dot": role}
                 )
-
-
-def _clock_names(panels: Sequence[AnyPanel]) -> list[str]:
-    return [f"x_b{size}" for size in sorted({size for panel in panels for size in panel.batch_sizes})]
 
 
 def _targets(measured: Sequence[Sequence[Measured]], label: str) -> list[Target]:
