@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.analysis.figures.page import add_legend, is_leftmost, label_below, legend_rows, panel_grid, printed
-from benchmarks.analysis.figures.styles import FULL_MODEL, Style, legend_handles, styles
+from benchmarks.analysis.figures.styles import FULL_MODEL, STOCK_MODEL, Style, legend_handles, styles
 from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.results import FULL, Panel
 from benchmarks.analysis.rows.instances import TableRow, label_rows
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PANEL_HEIGHT = 1.45
-_STOCK = {"marker": "*", "markersize": 7}
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,8 @@ def _hull(panel: Panel, label: str, seed: int) -> NDArray[np.float64]:
 
 def full_row(panel: Panel) -> TableRow | None:
     """Return the full model's row, if there is one."""
-    rows = [row for cell in panel.cells_of_method(FULL) for row in label_rows(panel, cell.record.label)]
-    return rows[0] if rows else None
+    rows = (row for cell in panel.cells_of_method(FULL) for row in label_rows(panel, cell.record.label))
+    return next(rows, None)
 
 
 @printed
@@ -97,7 +96,7 @@ def times_figure(panels: Sequence[Panel], style_of: Mapping[str, Style] | None =
     if not timed:
         return None
     style_of = styles(panels) if style_of is None else style_of
-    handles = legend_handles(_drawn(timed, style_of), **_STOCK, label="full model, stock")
+    handles = legend_handles(_drawn(timed, style_of), **STOCK_MODEL, label="full model, stock")
     drawn, grid = panel_grid(len(timed), height=_PANEL_HEIGHT, legend_rows=legend_rows(handles))
     for axes, panel in zip(grid, timed, strict=True):
         if not _draw_times(axes, panel, style_of):
@@ -137,7 +136,7 @@ def _draw_times(axes: "Axes", panel: Panel, style_of: Mapping[str, Style]) -> bo
     full = full_row(panel)
     if full is not None and 1 in full.clocks:
         at = full.clocks[1].milliseconds, 100 * full.scores[panel.metric]
-        axes.plot(*at, **FULL_MODEL | _STOCK | {"zorder": 4})
+        axes.plot(*at, **FULL_MODEL | STOCK_MODEL | {"zorder": 4})
     timed = False
     for label, style in _drawn([panel], style_of).items():
         points = sorted(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.analysis.figures.page import add_legend, legend_rows, panel_grid, printed, save_figure
-from benchmarks.analysis.figures.styles import FULL_MODEL, Style, legend_handles, styles
+from benchmarks.analysis.figures.styles import FULL_MODEL, STOCK_MODEL, Style, legend_handles, styles
 from benchmarks.analysis.rows.texts import (
     GenerationCell,
     GenerationPanel,
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_STOCK = {"marker": "*", "markersize": 7}
 _FEWEST_TEXTS = 3  # a mean exit layer of fewer texts says nothing
 
 Cost = Callable[[GenerationRow], float | None]
@@ -42,16 +41,8 @@ def decoding_styles(panels: Sequence[GenerationPanel]) -> dict[str, Style]:
 def _agreement_at_budgets(panel: GenerationPanel, label: str) -> float:
     """Return the agreement of single tokens on validation prompts at equal layers, mean of the budgets and seeds."""
     budgets = [panel.num_layers / speedup for speedup in panel.speedups]
-    return float(
-        np.mean(
-            [
-                mixture_at(budget, *hull).of(hull[1])
-                for cells in _cells_by_seed(panel, label)
-                for hull in [_replayed(cells)]
-                for budget in budgets
-            ]
-        )
-    )
+    knobs = [_replayed(cells) for cells in _cells_by_seed(panel, label)]
+    return float(np.mean([mixture_at(budget, *of_seed).of(of_seed[1]) for of_seed in knobs for budget in budgets]))
 
 
 def _cells_by_seed(panel: GenerationPanel, label: str) -> list[list[GenerationCell]]:
@@ -68,9 +59,9 @@ def _replayed(cells: Sequence[GenerationCell]) -> NDArray[np.float64]:
 def decoding_figure(panel: GenerationPanel, style_of: Mapping[str, Style]) -> "Figure":
     """Draw one panel: the task's score and the token match (rows), against layers and time, and where tokens exit."""
     here = {label: style for label, style in style_of.items() if label in panel.methods}
-    handles = legend_handles(here, **_STOCK, label="stock generate")
+    handles = legend_handles(here, **STOCK_MODEL, label="stock generate")
     drawn, grid = panel_grid(6, across=3, height=1.75, legend_rows=legend_rows(handles))
-    score, size = metric_name(panel.metric), _batch_size(panel)
+    score, size = metric_name(panel.metric), min(panel.batch_sizes, default=1)
     for row, name, mean in (
         (grid[:2], f"{score}, %", lambda row: row.scores[panel.metric]),
         (grid[3:5], "token match, %", lambda row: row.token_match),
@@ -92,16 +83,8 @@ def decoding_figure(panel: GenerationPanel, style_of: Mapping[str, Style]) -> "F
     return drawn
 
 
-def _batch_size(panel: GenerationPanel) -> int:
-    return min(panel.batch_sizes, default=1)
-
-
 def _milliseconds_at(batch_size: int) -> Cost:
-    def milliseconds(row: GenerationRow) -> float | None:
-        clock = row.clocks.get(batch_size)
-        return None if clock is None else 1000 / clock.tokens_per_second
-
-    return milliseconds
+    return lambda row: 1000 / row.clocks[batch_size].tokens_per_second if batch_size in row.clocks else None
 
 
 def _draw_rows(
@@ -115,7 +98,7 @@ def _draw_rows(
     stock = stock_row(panel)
     axes.axhline(100 * mean(stock).value, **FULL_MODEL)
     if (at := cost(stock)) is not None:
-        axes.plot(at, 100 * mean(stock).value, **FULL_MODEL | _STOCK | {"zorder": 4})
+        axes.plot(at, 100 * mean(stock).value, **FULL_MODEL | STOCK_MODEL | {"zorder": 4})
     for label, style in style_of.items():
         priced = [(at, row) for row in curve_rows(panel, label) if (at := cost(row)) is not None]
         if not priced:

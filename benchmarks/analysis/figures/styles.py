@@ -12,14 +12,7 @@ import numpy as np
 
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.ranking import compared_panels
-from benchmarks.analysis.results import (
-    CORE_METHOD,
-    FULL,
-    REFERENCES,
-    AnyPanel,
-    Panel,
-    role_of,
-)
+from benchmarks.analysis.results import CORE_METHOD, FULL, REFERENCES, AnyPanel, Panel, role_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -92,6 +85,8 @@ OTHERS = Style(colour="0.82", line="-", width=0.6, named=False)
 """Of curves that are not told apart."""
 FULL_MODEL: dict[str, Any] = {"color": "0.15", "linewidth": 0.8, "zorder": 1.5}
 """The line of the full model."""
+STOCK_MODEL: dict[str, Any] = {"marker": "*", "markersize": 7}
+"""The star of the stock model, where times are drawn."""
 
 
 def competitors(panels: Sequence[AnyPanel]) -> list[str]:
