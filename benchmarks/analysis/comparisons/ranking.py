@@ -151,6 +151,12 @@ def rank(table: ScoreTable) -> Ranking | None:
     )
 
 
+def rankings(panels: Sequence[Panel]) -> list[Ranking]:
+    """Rank methods by both statistics; nothing with fewer than 2 tasks or 3 methods that all of them have."""
+    found = [rank(score_table(panels, statistic)) for statistic in (AREA, HALF_BUDGET)]
+    return [ranking for ranking in found if ranking is not None]
+
+
 def mean_ranks(scores: ArrayLike) -> NDArray[np.float64]:
     """Return the mean over blocks of each method's rank: scores [blocks, methods] -> [methods], 1 is best."""
     return np.asarray(rankdata(-np.asarray(scores, dtype=float), axis=1).mean(axis=0))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from benchmarks.analysis.comparisons.ranking import AREA, HALF_BUDGET, Ranking, rank, score_table
+from benchmarks.analysis.comparisons.ranking import Ranking, rankings
 from benchmarks.analysis.figures.page import COLUMN, TEXT, panel_grid, printed
 from benchmarks.analysis.figures.styles import Style, styles
 from benchmarks.analysis.results import Panel
@@ -18,8 +18,7 @@ _BAR_STEP = 0.03  # between two bars, as a share of the axis
 @printed
 def ranking_figure(panels: Sequence[Panel], style_of: Mapping[str, Style] | None = None) -> "Figure | None":
     """Draw the mean ranks of both statistics; None with fewer than 2 tasks or 3 methods that all of them have."""
-    rankings = [rank(score_table(panels, statistic)) for statistic in (AREA, HALF_BUDGET)]
-    drawable = [ranking for ranking in rankings if ranking is not None]
+    drawable = rankings(panels)
     if not drawable:
         return None
     style_of = styles(panels) if style_of is None else style_of

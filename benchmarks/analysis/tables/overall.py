@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from itertools import compress
 
 from benchmarks.analysis.comparisons.ranking import (
-    AREA,
-    HALF_BUDGET,
     PairOverTasks,
     Ranking,
     block_name,
     compared_panels,
     pairs_over_tasks,
-    rank,
-    score_table,
+    rankings,
 )
 from benchmarks.analysis.comparisons.real_time import ClockSummary, clock_summary, measured_speedups
 from benchmarks.analysis.comparisons.static_gains import StaticGain, mean_gain, static_gains
@@ -29,8 +26,7 @@ def overall_tables(panels: Sequence[Panel]) -> list[TextTable]:
 
 def ranking_tables(panels: Sequence[Panel]) -> list[TextTable]:
     """Return the ranks over tasks, one table a statistic; nothing with fewer than 2 tasks or 3 methods."""
-    rankings = [rank(score_table(panels, statistic)) for statistic in (AREA, HALF_BUDGET)]
-    return [_ranking_table(ranking) for ranking in rankings if ranking is not None]
+    return [_ranking_table(ranking) for ranking in rankings(panels)]
 
 
 def _ranking_table(ranking: Ranking) -> TextTable:
@@ -60,14 +56,14 @@ def _ranking_table(ranking: Ranking) -> TextTable:
             f"two-sided (with {blocks} tasks at least {2.0 ** (1 - blocks):.2g}); Holm: corrected for "
             f"{len(pairs)} tests. Scores are averaged over seeds first.",
             *((f"Left out, because some task lacks them: {', '.join(table.left_out)}.",) if table.left_out else ()),
-            *_tasks_left_out(table.blocks_left_out),
+            *(
+                (f"Tasks left out, because most methods are missing there: {', '.join(table.blocks_left_out)}.",)
+                if table.blocks_left_out
+                else ()
+            ),
         ),
         words=("method",),
     )
-
-
-def _tasks_left_out(names: Sequence[str]) -> tuple[str, ...]:
-    return (f"Tasks left out, because most methods are missing there: {', '.join(names)}.",) if names else ()
 
 
 def _pair_cells(pair: PairOverTasks | None) -> tuple[str, ...]:
