@@ -23,15 +23,11 @@ class StaticGain:
     """One curve, at its knob for half of the layers, against a static exit of the jointly trained model.
 
     Attributes:
-        label: the curve.
-        layers: its average layers on test rows, mean of the seeds.
         gain: its score minus the static exit's, mean of the seeds. Between two layers the static exit's score is
             interpolated: a random mix of both runs as many layers.
         interval: 95% paired bootstrap interval, over rows and seeds; None for a score of ranks.
     """
 
-    label: str
-    layers: float
     gain: float
     interval: tuple[float, float] | None
 
@@ -73,16 +69,16 @@ class _Neighbours:
         return float(np.interp(self.shallow + self.share, layers, scores))
 
 
-def static_gains(panel: Panel) -> list[StaticGain]:
+def static_gains(panel: Panel) -> dict[str, StaticGain]:
     """Return the gain of every curve that has one: none for the full model, static exits and the majority class."""
     return panel.once("gains over static exits", lambda: _static_gains(panel))
 
 
-def _static_gains(panel: Panel) -> list[StaticGain]:
+def _static_gains(panel: Panel) -> dict[str, StaticGain]:
     labels = [label for label, method in panel.methods.items() if method not in (FULL, STATIC, MAJORITY)]
     rows = [row_for_half(panel, label) for label in labels]
-    gains = [_gain(panel, row) for row in rows if row is not None]
-    return [gain for gain in gains if gain is not None]
+    gains = {row.label: _gain(panel, row) for row in rows if row is not None}
+    return {label: gain for label, gain in gains.items() if gain is not None}
 
 
 def _gain(panel: Panel, row: TableRow) -> StaticGain | None:
@@ -91,7 +87,7 @@ def _gain(panel: Panel, row: TableRow) -> StaticGain | None:
     if len(known) < len(row.choices):
         return None
     scores = [choice.point.test.scores[panel.metric] - static.score() for choice, static in known]
-    return StaticGain(row.label, row.speedups.average_layers, float(np.mean(scores)), _interval(panel.metric, known))
+    return StaticGain(float(np.mean(scores)), _interval(panel.metric, known))
 
 
 def _neighbours(panel: Panel, choice: Choice) -> _Neighbours | None:

@@ -24,7 +24,7 @@ _WIDE_ENOUGH = 8  # letters of a task's name that fit above a column
 @printed
 def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
     """Draw methods, best mean first, against tasks; None without static exits."""
-    found = [{gain.label: gain for gain in static_gains(panel)} for panel in panels]
+    found = list(map(static_gains, panels))
     labels = list(dict.fromkeys(label for panel in panels for label in panel.labels))
     labels = [label for label in labels if label != ORACLE and any(label in gains for gains in found)]
     if not labels:

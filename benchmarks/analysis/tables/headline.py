@@ -69,8 +69,7 @@ def _labels_by_gain(panels: Sequence[Panel]) -> list[str]:
 def _mean_gain(panels: Sequence[Panel], label: str) -> float | None:
     if all(panel.methods.get(label) == STATIC for panel in panels):
         return 0.0
-    by_label = [{gain.label: gain for gain in static_gains(panel)} for panel in panels]
-    return mean_gain([gains.get(label) for gains in by_label])
+    return mean_gain([static_gains(panel).get(label) for panel in panels])
 
 
 def _headline_cells(panels: Sequence[Panel], label: str, sizes: Sequence[int]) -> tuple[str, ...]:
@@ -78,7 +77,7 @@ def _headline_cells(panels: Sequence[Panel], label: str, sizes: Sequence[int]) -
     rows = [(panel, row) for panel, row in found if row is not None]
     if len(rows) < len(panels):
         return (MISSING,) * (len(sizes) + 4)
-    signs = [gain.beyond_noise for panel in panels for gain in static_gains(panel) if gain.label == label]
+    signs = [gains[label].beyond_noise for gains in map(static_gains, panels) if label in gains]
     mean = _mean_gain(panels, label)
     return (
         f"{100 * np.mean([row.scores[panel.metric] for panel, row in rows]):.1f}",

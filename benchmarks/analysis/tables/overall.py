@@ -80,7 +80,7 @@ def _pair_cells(pair: PairOverTasks | None) -> tuple[str, ...]:
 
 def static_gain_table(panels: Sequence[Panel]) -> TextTable | None:
     """Return every curve's points over a static exit at equal layers, task by task; None without static exits."""
-    gains = [{gain.label: gain for gain in static_gains(panel)} for panel in panels]
+    gains = list(map(static_gains, panels))
     labels = list(dict.fromkeys(label for panel in panels for label in panel.labels))
     labels = [label for label in labels if any(label in found for found in gains)]
     if not labels:

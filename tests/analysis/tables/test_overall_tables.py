@@ -40,8 +40,9 @@ def panel_with(tmp_path, layers, right, layer_right, with_layers=True):
 
 def test_gain_is_over_the_static_exit_at_equal_layers(tmp_path):
     layer_right = {t: EVEN if t <= 2 else np.ones(ROWS, dtype=bool) for t in range(1, LAYERS + 1)}
-    (gain,) = static_gains(panel_with(tmp_path, 2.5, np.ones(ROWS, dtype=bool), layer_right))
-    assert (gain.label, gain.layers) == ("deebert", 2.5)
+    gains = static_gains(panel_with(tmp_path, 2.5, np.ones(ROWS, dtype=bool), layer_right))
+    assert list(gains) == ["deebert"]
+    gain = gains["deebert"]
     assert gain.gain == pytest.approx(1.0 - (0.5 + 1.0) / 2)  # halfway from layer 2, half right, to layer 3, all right
     assert gain.interval is not None
     low, high = gain.interval
@@ -52,20 +53,20 @@ def test_gain_is_over_the_static_exit_at_equal_layers(tmp_path):
 
 def test_answers_like_the_static_exits_gain_nothing(tmp_path):
     layer_right = dict.fromkeys(range(1, LAYERS + 1), EVEN)
-    (gain,) = static_gains(panel_with(tmp_path, 3.0, EVEN, layer_right))
+    gain = static_gains(panel_with(tmp_path, 3.0, EVEN, layer_right))["deebert"]
     assert (gain.gain, gain.interval, gain.beyond_noise) == (0.0, (0.0, 0.0), 0)
 
 
 def test_a_loss_is_marked_as_plainly(tmp_path):
     layer_right = {t: np.ones(ROWS, dtype=bool) for t in range(1, LAYERS + 1)}
-    (gain,) = static_gains(panel_with(tmp_path, 3.0, EVEN, layer_right))
+    gain = static_gains(panel_with(tmp_path, 3.0, EVEN, layer_right))["deebert"]
     assert gain.gain == -0.5
     assert gain.beyond_noise == -1
 
 
 def test_without_answers_of_layers_there_is_a_gain_and_no_interval(tmp_path):
     layer_right = dict.fromkeys(range(1, LAYERS + 1), EVEN)
-    (gain,) = static_gains(panel_with(tmp_path, 3.0, EVEN, layer_right, with_layers=False))
+    gain = static_gains(panel_with(tmp_path, 3.0, EVEN, layer_right, with_layers=False))["deebert"]
     assert gain.interval is None
     assert gain.beyond_noise == 0
 
@@ -77,7 +78,7 @@ def test_more_layers_than_the_model_has_compare_with_nothing(tmp_path):
     longer = point.test.model_copy(update={"exit_histogram": [0, 0, 0, 0, 0, 0, 0, ROWS]})
     cascade = cell("deebert", [point.model_copy(update={"test": longer})])
     cells = [panel.cells_of("static")[0], stored(cascade, tmp_path / "deebert")]
-    assert static_gains(panels(cells, [])[0]) == []
+    assert static_gains(panels(cells, [])[0]) == {}
 
 
 def suite(tasks=("mcid", "rte")):
