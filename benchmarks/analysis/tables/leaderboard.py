@@ -1,14 +1,12 @@
 """The leaderboard in its forms: tables for a terminal, Markdown, CSV."""
 
-import csv
-import io
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.leaderboard.board import Leaderboard
 from benchmarks.analysis.leaderboard.standings import Entry, Standing
 from benchmarks.analysis.tables.equal_cost import equal_cost_tables
-from benchmarks.analysis.tables.text import MISSING, TextTable, to_markdown, to_rich
+from benchmarks.analysis.tables.text import MISSING, TextTable, csv_of, to_markdown, to_rich
 from consistentee.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -94,30 +92,26 @@ def _to_markdown(board: Leaderboard) -> str:
 
 
 def _to_csv(board: Leaderboard) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, _CSV_FIELDS, lineterminator="\n")
-    writer.writeheader()
-    for standing in board.standings:
-        for entry in (*standing.entries, *standing.references):
-            machines = [board.machines[letter] for letter in entry.machines.split()]
-            writer.writerow(
-                {
-                    "cost": standing.kind,
-                    "place": entry.place or "",
-                    "method": entry.method,
-                    "reference": entry in standing.references,
-                    "area": entry.area,
-                    **_bounds("area", entry.area_interval),
-                    "mean_rank": "" if entry.rank is None else entry.rank,
-                    **_bounds("mean_rank", entry.rank_interval),
-                    "tasks": entry.tasks,
-                    "tasks_in_all": standing.tasks,
-                    "runs": entry.runs,
-                    "runs_in_all": standing.runs,
-                    "machines": "; ".join(machines),
-                }
-            )
-    return stream.getvalue()
+    lines: list[dict[str, object]] = [
+        {
+            "cost": standing.kind,
+            "place": entry.place or "",
+            "method": entry.method,
+            "reference": entry in standing.references,
+            "area": entry.area,
+            **_bounds("area", entry.area_interval),
+            "mean_rank": "" if entry.rank is None else entry.rank,
+            **_bounds("mean_rank", entry.rank_interval),
+            "tasks": entry.tasks,
+            "tasks_in_all": standing.tasks,
+            "runs": entry.runs,
+            "runs_in_all": standing.runs,
+            "machines": "; ".join(board.machines[letter] for letter in entry.machines.split()),
+        }
+        for standing in board.standings
+        for entry in (*standing.entries, *standing.references)
+    ]
+    return csv_of(lines, _CSV_FIELDS)
 
 
 _CSV_FIELDS = (

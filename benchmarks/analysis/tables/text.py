@@ -64,9 +64,9 @@ def _escape_markdown(text: str) -> str:
     return re.sub(r"([\\|`*_])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
-def csv_of(records: Sequence[dict[str, object]]) -> str:
-    """Write records as CSV, one line each; a field that some lack is empty there."""
-    fields = list(dict.fromkeys(name for record in records for name in record))
+def csv_of(records: Sequence[dict[str, object]], fields: Sequence[str] = ()) -> str:
+    """Write records as CSV, one line each; a field that some lack is empty there. ``fields``: the first columns."""
+    fields = list(dict.fromkeys([*fields, *(name for record in records for name in record)]))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fields, restval="", lineterminator="\n")
     writer.writeheader()
