@@ -36,7 +36,10 @@ def long_frame(panels: Sequence[AnyPanel]) -> "pd.DataFrame":
 
 def panel_frame(panel: AnyPanel) -> "pd.DataFrame":
     """Return the long table of one (task, backbone)."""
-    return panel.once("long table", lambda: _frame(panel))
+    import pandas as pd
+
+    cells = range(len(panel.cells))
+    return panel.once("long table", lambda: pd.DataFrame([line for cell in cells for line in _lines(panel, cell)]))
 
 
 def knobs_of(panel: AnyPanel, label: str, seed: int | None = None) -> "pd.DataFrame":
@@ -45,8 +48,7 @@ def knobs_of(panel: AnyPanel, label: str, seed: int | None = None) -> "pd.DataFr
     The lines are those of the test split, with two more columns: ``validation_layers``, ``validation_quality``. In
     classification all knobs were replayed on both splits; in generation these are the knobs that were decoded with.
     """
-    by_curve: _Curves = panel.once("knobs by curve", lambda: _by_curve(panel))
-    return by_curve[label, seed]
+    return panel.once("knobs by curve", lambda: _by_curve(panel))[label, seed]
 
 
 def _by_curve(panel: AnyPanel) -> "_Curves":
@@ -59,12 +61,6 @@ def _by_curve(panel: AnyPanel) -> "_Curves":
         found[str(label), None] = of_label
         found |= {(str(label), int(seed)): of_label[of_label["seed"] == seed] for seed in of_label["seed"].unique()}
     return found
-
-
-def _frame(panel: AnyPanel) -> "pd.DataFrame":
-    import pandas as pd
-
-    return pd.DataFrame([line for number in range(len(panel.cells)) for line in _lines(panel, number)])
 
 
 def _lines(panel: AnyPanel, number: int) -> Iterator[_Line]:

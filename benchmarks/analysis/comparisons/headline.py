@@ -146,8 +146,7 @@ def headline(panels: Sequence[AnyPanel]) -> Headline | None:
     if not known:
         return None
     names = ", ".join(f"{panel.task} {panel.backbone}" for panel in known)
-    found: Headline = known[0].once(f"headline of {names}", lambda: _headline(compared_panels(known)))
-    return found
+    return known[0].once(f"headline of {names}", lambda: _headline(compared_panels(known)))
 
 
 def _headline(panels: Sequence[AnyPanel]) -> Headline:

@@ -1,12 +1,12 @@
 """How a method does on one run: the area under its curve, on the scale that tasks share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmarks.analysis.comparisons.curve_summaries import TIME, blind_score, layers_area, ratio_area
 from benchmarks.analysis.leaderboard.collecting import Collected, Run, run_of, shown_names
 from benchmarks.analysis.results import FULL, MAJORITY, Panel, StoredCell, panels
-from benchmarks.store.records import CellRecord, TimingRecord
+from benchmarks.store.records import CellRecord
 
 NARROW_SCALE = 0.1
 """Width of the scale, in score, below which a reader is warned."""
@@ -34,7 +34,8 @@ def results_of(collected: Collected) -> list[Result]:
             own = [cell for cell in cells if run_of(cell.record) == run]
             present = {name for cell in own for name in (cell.record.method, cell.record.label)}
             borrowed = [cell for method, cell in anchors.get(run, {}).items() if method not in present]
-            panel = panels([*own, *borrowed], _timings_of(collected.timings.get(folder, []), run))[0]
+            timings = [timing for timing in collected.timings.get(folder, []) if timing.seed == run.seed]
+            panel = panels([*own, *borrowed], timings)[0]
             scale = _scale(panel)
             if scale is None:
                 where = f"{run.task} in {folder}, seed {run.seed}"
@@ -42,7 +43,7 @@ def results_of(collected: Collected) -> list[Result]:
                 continue
             if scale[1] - scale[0] < NARROW_SCALE:
                 collected.narrow[run] = scale[1] - scale[0]
-            for label in {cell.record.label: None for cell in own}:
+            for label in dict.fromkeys(cell.record.label for cell in own):
                 result = _result(panel, label, names[label, panel.methods[label]], run, scale)
                 results.setdefault((result.method, run, result.machine), result)
     return list(results.values())
@@ -62,10 +63,6 @@ def _first_by_run(cells: Iterable[StoredCell]) -> dict[Run, dict[str, StoredCell
     for cell in cells:
         found.setdefault(run_of(cell.record), {}).setdefault(cell.record.method, cell)
     return found
-
-
-def _timings_of(timings: Sequence[TimingRecord], run: Run) -> list[TimingRecord]:
-    return [t for t in timings if (t.task, t.backbone, t.seed) == (run.task, run.backbone, run.seed)]
 
 
 def _scale(panel: Panel) -> tuple[float, float] | None:
