@@ -3,14 +3,12 @@
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from benchmarks.specs.schema import Strict
 
 
-class _Goal(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Budget(_Goal):
+class Budget(Strict):
     """The best quality within a share of the layers."""
 
     layers_at_most: float = Field(gt=0, description="as a share of the stock model's layers, L")
@@ -24,7 +22,7 @@ class Budget(_Goal):
         return f"≤{100 * self.layers_at_most:g}%"
 
 
-class PointsLost(_Goal):
+class PointsLost(Strict):
     """The fewest layers that lose at most so much of a reference's score."""
 
     lost_at_most: float = Field(ge=0, description="in units of the score: 0.01 is a point")
@@ -38,7 +36,7 @@ class PointsLost(_Goal):
         return f"-{100 * self.lost_at_most:g} pt"
 
 
-class Agreement(_Goal):
+class Agreement(Strict):
     """The fewest layers at which so many answers are the full model's."""
 
     agreement_at_least: float = Field(ge=0, le=1, description="as a share of the rows")

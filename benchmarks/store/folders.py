@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from benchmarks.specs.base import BaseCellSpec, folder_name, validation_sentence
 from benchmarks.store.keys import differences
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
+from benchmarks.store.records import BaseRecord, FailureRecord, KeyParts, RecordT, TimingT
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing
 
@@ -33,8 +33,6 @@ LOG_FILE = "log.txt"
 
 _PARQUET_MAGIC = b"PAR1"
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
-_RecordT = TypeVar("_RecordT", bound=BaseRecord)
-_TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
     return target
 
 
-def read_cell(folder: Path, wanted: KeyParts, schema: type[_RecordT]) -> tuple[_RecordT | None, Fault | None]:
+def read_cell(folder: Path, wanted: KeyParts, schema: type[RecordT]) -> tuple[RecordT | None, Fault | None]:
     """Return a cell's record if it is whole and was made of what is wanted; or what is wrong with the one there."""
     record, reason = parse_record(folder / RECORD_FILE, schema)
     if record is None and reason is None:
@@ -213,18 +211,18 @@ def read_failure(folder: Path, key: str) -> FailureRecord | None:
     return failure if failure is not None and failure.key == key else None
 
 
-def read_timing(folder: Path, schema: type[_TimingT]) -> tuple[_TimingT | None, Fault | None]:
+def read_timing(folder: Path, schema: type[TimingT]) -> tuple[TimingT | None, Fault | None]:
     """Return the latest timing record if it is whole; or what is wrong with it."""
     return _read_timing(folder / TIMING_FILE, schema)
 
 
-def read_timings(folder: Path, schema: type[_TimingT]) -> tuple[list[_TimingT], list[Fault]]:
+def read_timings(folder: Path, schema: type[TimingT]) -> tuple[list[TimingT], list[Fault]]:
     """Return all timings of a group that are whole; and what is wrong with the others."""
     read = [_read_timing(path, schema) for path in sorted(folder.glob(TIMING_FILES))]
     return [record for record, _ in read if record], [fault for _, fault in read if fault]
 
 
-def _read_timing(path: Path, schema: type[_TimingT]) -> tuple[_TimingT | None, Fault | None]:
+def _read_timing(path: Path, schema: type[TimingT]) -> tuple[TimingT | None, Fault | None]:
     record, reason = parse_record(path, schema)
     if reason:
         return None, Fault(path, "damaged", reason, whole=path)

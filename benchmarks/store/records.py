@@ -3,15 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from benchmarks.specs.schema import Strict, canonical_json
 from benchmarks.specs.targets import SPEEDUPS, Speedups, Target
 from consistentee.versions import Kind
-
-SCHEMA_VERSION = 1
 
 SIGNAL_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 """Levels of :attr:`OperatingPoint.signal_quantiles`."""
@@ -249,3 +247,7 @@ class TimingRecord(BaseTimingRecord):
     """The timing of a group of cells of classification."""
 
     contenders: list[Contender]
+
+
+RecordT = TypeVar("RecordT", bound=BaseRecord)
+TimingT = TypeVar("TimingT", bound=BaseTimingRecord)

@@ -3,19 +3,16 @@
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol
 
 from benchmarks.store.folders import Fault
-from benchmarks.store.records import BaseRecord, BaseTimingRecord
+from benchmarks.store.records import RecordT, TimingT
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CELLS_FILE = "cells.parquet"
 """The file that tells the compact form, see :mod:`benchmarks.store.compact`."""
-
-_RecordT = TypeVar("_RecordT", bound=BaseRecord)
-_TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
 
 
 class RowSource(Hashable, Protocol):
@@ -44,15 +41,15 @@ class RowSource(Hashable, Protocol):
 
 
 @dataclass(frozen=True)
-class BaseStoredCell(Generic[_RecordT]):
+class BaseStoredCell(Generic[RecordT]):
     """A cell's record, and where its rows are."""
 
-    record: _RecordT
+    record: RecordT
     rows: RowSource
 
 
 @dataclass(frozen=True)
-class StoredResults(Generic[_RecordT, _TimingT]):
+class StoredResults(Generic[RecordT, TimingT]):
     """All that a results folder holds.
 
     Attributes:
@@ -62,7 +59,7 @@ class StoredResults(Generic[_RecordT, _TimingT]):
         faults: the files that cannot be read.
     """
 
-    cells: list[BaseStoredCell[_RecordT]]
-    timings: list[_TimingT]
+    cells: list[BaseStoredCell[RecordT]]
+    timings: list[TimingT]
     timing_files: list[str]
     faults: list[Fault]

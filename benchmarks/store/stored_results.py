@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from benchmarks.store.folders import (
     CALIBRATION_FILE,
@@ -18,7 +18,7 @@ from benchmarks.store.folders import (
     read_validation,
     record_files,
 )
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
+from benchmarks.store.records import FailureRecord, RecordT, TimingT
 from benchmarks.store.stored_cells import CELLS_FILE, BaseStoredCell, RowSource, StoredResults
 from consistentee.errors import UserError
 
@@ -35,9 +35,6 @@ __all__ = [
     "kind_of_results",
     "open_results",
 ]
-
-_RecordT = TypeVar("_RecordT", bound=BaseRecord)
-_TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,8 @@ class CellFolder:
 
 
 def open_results(
-    root: Path, record_schema: type[_RecordT], timing_schema: type[_TimingT]
-) -> StoredResults[_RecordT, _TimingT]:
+    root: Path, record_schema: type[RecordT], timing_schema: type[TimingT]
+) -> StoredResults[RecordT, TimingT]:
     """Read the records of a results folder; rows are read when they are asked for.
 
     Nothing is moved: reading results never changes them. Raises UserError if the folder holds no record at all, and if
@@ -83,8 +80,8 @@ def open_results(
         from benchmarks.store.compact.reading import read_compact
 
         return read_compact(root, record_schema, timing_schema)
-    cells: list[BaseStoredCell[_RecordT]] = []
-    timings: dict[str, _TimingT] = {}
+    cells: list[BaseStoredCell[RecordT]] = []
+    timings: dict[str, TimingT] = {}
     faults: list[Fault] = []
     for path in record_files(root / "cells", RECORD_FILE):
         record, reason = parse_record(path, record_schema)

@@ -2,19 +2,14 @@
 
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
 from benchmarks.contract.golden.rows import Decision
+from benchmarks.specs.schema import Strict
 
 CLOSE = 1e-4
 """How near a signal may come to a threshold before the decision counts as open; machines differ by less."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class GoldenDecisions(_Strict):
+class GoldenDecisions(Strict):
     """Decisions of some rows.
 
     Attributes:
@@ -33,7 +28,7 @@ class GoldenDecisions(_Strict):
         return [list(zip(layers, answers, strict=True)) for layers, answers in pairs]
 
 
-class GoldenKnob(_Strict):
+class GoldenKnob(Strict):
     """What was decided at one value of the knob; see :class:`benchmarks.contract.golden.rows.Decided`."""
 
     knob: float
@@ -42,7 +37,7 @@ class GoldenKnob(_Strict):
     certain: GoldenDecisions
 
 
-class GoldenFamily(_Strict):
+class GoldenFamily(Strict):
     """One family of backbones.
 
     Attributes:
@@ -56,7 +51,7 @@ class GoldenFamily(_Strict):
     knobs: list[GoldenKnob]
 
 
-class GoldenCell(_Strict):
+class GoldenCell(Strict):
     """All that is held of one method.
 
     Attributes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,7 +31,7 @@ from benchmarks.store.compact.form import (
     TimingColumns,
 )
 from benchmarks.store.compact.rows import CELL, own_table
-from benchmarks.store.records import BaseRecord, BaseTimingRecord
+from benchmarks.store.records import RecordT, TimingT
 from benchmarks.store.stored_cells import CELLS_FILE, BaseStoredCell, StoredResults
 from consistentee.errors import UserError
 
@@ -42,9 +42,6 @@ _BATCH_SIZE = "batch_size"
 _CACHED_FILES = 8
 _CACHED_GROUPS = 8
 _SAID = 200
-
-_RecordT = TypeVar("_RecordT", bound=BaseRecord)
-_TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
 
 
 def kind_of_compact(root: Path) -> str:
@@ -66,8 +63,8 @@ def rows_of_compact(root: Path) -> set[str]:
 
 
 def read_compact(
-    root: Path, record_schema: type[_RecordT], timing_schema: type[_TimingT]
-) -> StoredResults[_RecordT, _TimingT]:
+    root: Path, record_schema: type[RecordT], timing_schema: type[TimingT]
+) -> StoredResults[RecordT, TimingT]:
     """Read the records of a folder of the compact form; rows are read when they are asked for.
 
     Raises UserError, in one sentence, for files that are damaged, of another form, or not written together.
@@ -155,7 +152,7 @@ def _group(path: Path, changed: int, group: int) -> pa.Table:
         return file.read_row_group(group)
 
 
-def _read_cells(path: Path, schema: type[_RecordT]) -> list[tuple[str, _RecordT]]:
+def _read_cells(path: Path, schema: type[RecordT]) -> list[tuple[str, RecordT]]:
     columns = columns_of(schema)
     with _readable(path):
         rows = _table(path).to_pylist()
@@ -164,7 +161,7 @@ def _read_cells(path: Path, schema: type[_RecordT]) -> list[tuple[str, _RecordT]
     return list(zip(folders, records, strict=True))
 
 
-def _read_timings(path: Path, schema: type[_TimingT]) -> dict[str, _TimingT]:
+def _read_timings(path: Path, schema: type[TimingT]) -> dict[str, TimingT]:
     columns = TimingColumns.of(schema)
     with _readable(path):
         table = _table(path)

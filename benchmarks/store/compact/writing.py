@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +24,7 @@ from benchmarks.store.compact.form import (
     TimingColumns,
 )
 from benchmarks.store.compact.rows import CELL, Layout, alike, joined, layout_of
-from benchmarks.store.records import BaseRecord, BaseTimingRecord
+from benchmarks.store.records import RecordT, TimingT
 from benchmarks.store.stored_cells import CELLS_FILE, BaseStoredCell, StoredResults
 from consistentee.files import replacing
 
@@ -33,14 +33,11 @@ if TYPE_CHECKING:
 
 _COMPRESSION_LEVEL = 19
 
-_RecordT = TypeVar("_RecordT", bound=BaseRecord)
-_TimingT = TypeVar("_TimingT", bound=BaseTimingRecord)
-
 
 def write_compact(
     root: Path,
-    results: StoredResults[_RecordT, _TimingT],
-    timing_schema: type[_TimingT],
+    results: StoredResults[RecordT, TimingT],
+    timing_schema: type[TimingT],
     *,
     kind: str,
     failures: Mapping[str, str],
@@ -73,7 +70,7 @@ def write_compact(
     ]
 
 
-def _fingerprint(results: StoredResults[_RecordT, _TimingT]) -> str:
+def _fingerprint(results: StoredResults[RecordT, TimingT]) -> str:
     """Return what says that files were written together."""
     digest = hashlib.sha256()
     for record in (*(cell.record for cell in results.cells), *results.timings):
@@ -111,13 +108,13 @@ def _path_of_floats(name: str, kind: pa.DataType) -> str | None:
     return path if path != name and pa.types.is_float64(kind) else None
 
 
-def _cells(cells: Sequence[BaseStoredCell[_RecordT]]) -> pa.Table:
+def _cells(cells: Sequence[BaseStoredCell[RecordT]]) -> pa.Table:
     columns = columns_of(type(cells[0].record))
     rows = [{FOLDER: cell.rows.folder, **written_values(cell.record, columns)} for cell in cells]
     return table_of(rows, {FOLDER: column_of(str), **columns})
 
 
-def _timings(results: StoredResults[_RecordT, _TimingT], schema: type[_TimingT]) -> pa.Table:
+def _timings(results: StoredResults[RecordT, TimingT], schema: type[TimingT]) -> pa.Table:
     columns = TimingColumns.of(schema)
     rows = []
     for file, timing in zip(results.timing_files, results.timings, strict=True):
@@ -142,7 +139,7 @@ class _Rows:
     cells: list[tuple[int, int] | None]
 
 
-def _rows(cells: Sequence[BaseStoredCell[_RecordT]], frames: "Sequence[pd.DataFrame | None]") -> _Rows:
+def _rows(cells: Sequence[BaseStoredCell[RecordT]], frames: "Sequence[pd.DataFrame | None]") -> _Rows:
     groups: dict[tuple[str, str], list[tuple[int, pa.Table]]] = {}
     layouts: dict[Layout, int] = {}
     places: list[tuple[int, int] | None] = []
@@ -158,7 +155,7 @@ def _rows(cells: Sequence[BaseStoredCell[_RecordT]], frames: "Sequence[pd.DataFr
     return _Rows(alike(tables) if tables else [], list(layouts), places)
 
 
-def _study(cells: Sequence[BaseStoredCell[_RecordT]]) -> pa.Table | None:
+def _study(cells: Sequence[BaseStoredCell[RecordT]]) -> pa.Table | None:
     frames = [(number, cell.rows.study()) for number, cell in enumerate(cells)]
     tables = [
         _plain(frame).add_column(0, CELL, pa.array([number] * len(frame), pa.int32()))
