@@ -3,7 +3,7 @@
 import errno
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,19 +11,6 @@ import typer
 from typer.core import TyperGroup
 
 from consistentee.errors import UserError
-
-_SEVERAL_VALUES = {
-    "run": {"--tasks", "--methods", "--backbones", "--seeds"},
-    "list": {"--methods"},
-    "table": {"--methods"},
-    "plot": {"--methods", "--tasks"},
-    "reproduce": {"--backbones", "--results"},
-    "search-recipe": {"--tasks", "--backbones", "--rates"},
-    "check-method": {"--families", "--param"},
-    "train": {"--param", "--set"},
-    "risk": {"--risk", "--loss"},
-}
-"""Options that take all the words after them, up to the next option."""
 
 # Typer's own ways to end a command: Exit, Abort, and the parent of all usage errors.
 _TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])
@@ -38,7 +25,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Rewrite the arguments into the form that the parser knows."""
-        return super().parse_args(ctx, normalised(args))
+        return super().parse_args(ctx, normalised(args, self.commands))
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command. Exit codes: 2 for what the user can mend, 130 for Ctrl-C, 1 for anything else."""
@@ -65,17 +52,18 @@ def _explained(error: BaseException) -> tuple[int, str]:
     return 1, f"error: {type(error).__name__}: {error} (add --debug to see where)"
 
 
-def normalised(args: Sequence[str]) -> list[str]:
+def normalised(args: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
     """Return arguments as the parser takes them.
 
-    ``--tasks a b`` becomes ``--tasks a --tasks b`` for the options that take several values, and ``--debug`` may
-    stand anywhere. Nothing after ``--`` is touched.
+    ``--tasks a b`` becomes ``--tasks a --tasks b`` for the options of ``commands`` whose value is a list, which take
+    all words up to the next option; and ``--debug`` may stand anywhere. Nothing after ``--`` is touched.
     """
     end = args.index("--") if "--" in args else len(args)
     words = [word for word in args[:end] if word != "--debug"]
     debug = ["--debug"] if len(words) < end else []
     command = next((word for word in words if not word.startswith("-")), "")
-    several = _SEVERAL_VALUES.get(command, set())
+    options = commands[command].params if command in commands else ()
+    several = {name for option in options if getattr(option, "multiple", False) for name in option.opts}
     spread: list[str] = []
     option = ""
     for word in words:

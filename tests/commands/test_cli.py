@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 from records_by_hand import write_results
+from typer.main import get_group
 from typer.testing import CliRunner
 
 from benchmarks import cli
 from benchmarks.analysis.figures.catalogue import FigureKind
 from benchmarks.cli import app
-from benchmarks.cli.application import normalised
+from benchmarks.cli.application import normalised as normalised_for
 from benchmarks.cli.arguments import listed, parsed_parameters, parsed_seeds
 from benchmarks.commands import doctor
 from benchmarks.run.jobs.schedulers import Schedule
@@ -28,6 +29,10 @@ from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 def call(*args):
     return CliRunner().invoke(app, [str(arg) for arg in args], env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
+
+
+def normalised(args):
+    return normalised_for(args, get_group(app).commands)
 
 
 @pytest.fixture

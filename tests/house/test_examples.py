@@ -46,8 +46,8 @@ SMALL = {
 
 
 def parse_consistentee(words: list[str]) -> None:
-    command, *arguments = normalised(words)
     commands = typer.main.get_command(app).commands
+    command, *arguments = normalised(words, commands)
     assert command in commands, f"there is no command {command}"
     commands[command].make_context(command, arguments, resilient_parsing=False)
 
