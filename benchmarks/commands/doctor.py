@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 from packaging.requirements import Requirement
 
-from benchmarks import tasks
-from benchmarks.tasks.loader import list_tasks, task_shipment
-from benchmarks.tasks.spec import read_spec
+from benchmarks.store.environment import usable_cores
+from benchmarks.tasks.loader import list_tasks, spec_of, task_shipment
 from benchmarks.terminal import add_columns, plain_table
 from consistentee.backbones.catalog import list_backbones
 from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
@@ -75,18 +74,11 @@ def check_torch() -> Finding:
         return Finding("torch", "problem", f"cannot be loaded: {error}", "install torch again")
     if torch.cuda.is_available():
         return Finding("device", "ok", f"{torch.cuda.get_device_name(0)}, {torch.get_num_threads()} CPU threads")
-    threads, cores = torch.get_num_threads(), _usable_cores()
+    threads, cores = torch.get_num_threads(), usable_cores()
     state = f"CPU, {threads} threads on {cores} usable cores"
     if threads > cores:
         return Finding("device", "warn", state, f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down")
     return Finding("device", "ok", state)
-
-
-def _usable_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not every system can say
-        return os.cpu_count() or 1
 
 
 def check_precision() -> Finding:
@@ -104,7 +96,7 @@ def check_precision() -> Finding:
 
 def check_load() -> Finding:
     """Look at what else the machine is doing: it would be in every time measured."""
-    load, cores = psutil.getloadavg()[0], _usable_cores()
+    load, cores = psutil.getloadavg()[0], usable_cores()
     state = f"{load:.1f} on {cores} cores"
     if load > 0.5 * cores:
         return Finding("load", "warn", state, "times measured now would include other work; wait, or stop it")
@@ -145,7 +137,7 @@ def check_data(data_dir: Path | None) -> Finding:
 
 
 def _holds(data_dir: Path, task: str) -> bool:
-    files = read_spec(Path(tasks.__file__).parent / f"{task}.yaml").files
+    files = spec_of(task)[0].files
     if files is None:
         return False
     wanted = [file for file in (files.train, files.validation, files.test) if file is not None]
