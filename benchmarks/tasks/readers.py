@@ -146,7 +146,7 @@ def _table_cells(
             if header is not None:
                 continue
         if len(cells) != width:
-            raise UserError(f"{place}: {_count(len(cells), 'cell')}, but the first line has {width}")
+            raise UserError(f"{place}: {len(cells)} cell{'s' * (len(cells) != 1)}, but the first line has {width}")
         keys = header if header is not None else range(1, width + 1)
         yield place, dict(zip(keys, cells, strict=True))
 
@@ -157,7 +157,3 @@ def _header(cells: list[str], path: Path, columns: RowColumns) -> list[str]:
             fault = "no column" if column not in cells else "more than one column"
             raise UserError(f"{path}:1: {fault} {column!r}; the header has {', '.join(cells)}")
     return cells
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -71,7 +71,7 @@ def _examine_classification(task: TaskData, report: TaskReport, backbone: str | 
     report.unit = "words" if backbone is None else f"tokens of {backbone}"
     report.lengths = {split.name: np.asarray(measure(split.texts)) for split in _splits_of(task)}
     _label_findings(task, report)
-    _length_findings(task, report)
+    _length_findings(report)
 
 
 def _splits_of(task: TaskData) -> tuple[Split, Split, Split]:
@@ -111,7 +111,7 @@ def _label_findings(task: TaskData, report: TaskReport) -> None:
             report.warnings.append(f"{share:.0f}% of {split.name} are {name}: accuracy hardly tells methods apart")
 
 
-def _length_findings(task: TaskData, report: TaskReport) -> None:
+def _length_findings(report: TaskReport) -> None:
     for name, lengths in report.lengths.items():
         share = float((lengths > USUAL_LENGTH).mean())
         if share > TRUNCATION_WARNING:
@@ -154,13 +154,8 @@ def _label_table(task: TaskData) -> "Table":
     add_columns(table, *(split.name for split in _splits_of(task)), numbers=True)
     counts = [Counter(split.labels) for split in _splits_of(task)]
     for index, name in enumerate(task.label_names):
-        shares = [f"{c[index]} ({100 * c[index] / s:.1f})" for c, s in zip(counts, _sizes(task), strict=True)]
-        add_row(table, name, *shares)
+        add_row(table, name, *(f"{c[index]} ({100 * c[index] / c.total():.1f})" for c in counts))
     return table
-
-
-def _sizes(task: TaskData) -> list[int]:
-    return [len(split) for split in _splits_of(task)]
 
 
 def _target_table(task: TaskData) -> "Table":
