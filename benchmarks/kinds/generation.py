@@ -16,7 +16,7 @@ from benchmarks.kinds.texts.decoded_test import decode_test
 from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts, fitting_prompts
 from benchmarks.kinds.texts.findings import Outcome, generation_table, means, operating_point, peak_memory
 from benchmarks.kinds.texts.selection import Selection, select_knobs
-from benchmarks.measure.decoding_clock import DecodingTimes, stock_times_with_head
+from benchmarks.measure.decoding_clock import DecodingTimes, stock_times
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, Regrouped
 from benchmarks.specs.targets import Target
@@ -176,7 +176,7 @@ def timing_options(spec: GenerationCellSpec, rows: CellRows[TextTask], protocol:
 
 def stock_contender(model: MultiExitDecoder, max_new_tokens: int) -> Callable[[Sequence[str]], DecodingTimes]:
     """Return the stock model's own greedy ``generate``, on prompts padded on the left: a whole batch at once."""
-    return lambda batch: stock_times_with_head(model, model.encode(batch), max_new_tokens)
+    return lambda batch: stock_times(model, model.encode(batch), max_new_tokens, with_head=True)
 
 
 def contender(

@@ -4,7 +4,7 @@ Texts end where they end when the model is used, so that what is compared is the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,20 +50,14 @@ class _FirstToken(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
-def stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> DecodingTimes:
-    """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most."""
-    return _stock_times(model, rows, length)[0]
-
-
-def stock_times_with_head(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> DecodingTimes:
-    """Time the same, and then what of it no exit can save."""
-    times, steps = _stock_times(model, rows, length)
-    return replace(times, head=head_seconds(model, len(rows), steps))
-
-
 @torch.inference_mode()
-def _stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int) -> tuple[DecodingTimes, int]:
-    """Return the times, and how many steps decoding took: as many as the longest text."""
+def stock_times(
+    model: MultiExitDecoder, rows: Sequence[Sequence[int]], length: int, *, with_head: bool = False
+) -> DecodingTimes:
+    """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most.
+
+    ``with_head``: and then what of it no exit can save, as many steps as the longest text took.
+    """
     longest = max(len(row) for row in rows)
     padding = [[model.pad_id] * (longest - len(row)) for row in rows]
     tokens = [[*gap, *row] for gap, row in zip(padding, rows, strict=True)]
@@ -84,14 +78,14 @@ def _stock_times(model: MultiExitDecoder, rows: Sequence[Sequence[int]], length:
     assert first.at is not None
     new = output[:, longest:].tolist()
     decoded = sum(_length(row, set(ends)) - 1 for row in new)
-    times = DecodingTimes(
+    return DecodingTimes(
         prefill=first.at - start,
         decoding=end - first.at,
         decoded_tokens=decoded,
         layer_calls=decoded * model.num_layers,
         completed=[end - start] * len(rows),
+        head=head_seconds(model, len(rows), output.shape[1] - longest - 1) if with_head else None,
     )
-    return times, output.shape[1] - longest - 1
 
 
 @torch.inference_mode()
