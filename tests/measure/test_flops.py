@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.references import OracleRule, StaticRule
 from benchmarks.measure.flops import PARTLY_LIVE, TOKEN_COUNTS, FlopModel, LayerCost, TokenPolynomial
+from benchmarks.measure.operations import count_operations, eager_attention
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded
@@ -38,11 +38,8 @@ def test_full_depth_is_what_the_counter_sees_in_the_stock_model(tiny_model, fami
     tokens = 17
     types = [0] * tokens if model.stepper.uses_token_types else None
     flops = FlopModel(model)
-    usual = model.backbone.config._attn_implementation
-    model.backbone.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with eager_attention([model.backbone]), FlopCounterMode(display=False) as counter, torch.no_grad():
         model.stock_logits(model.collate([Encoding([5] * tokens, types)]))
-    model.backbone.set_attn_implementation(usual)
     assert flops.full_flops([tokens]).tolist() == [counter.get_total_flops()]
 
 
@@ -123,12 +120,9 @@ def test_operations_of_a_row_whose_tokens_exit_are_what_the_counter_sees(tiny_mo
     model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
     row = Encoding(list(range(2, 19)), [0] * 17 if model.stepper.uses_token_types else None)
     expected = FlopModel(model).row_flops([17], [4], NeverExit(), model.stepper.live_tokens([row]))
-    usual = model.backbone.config._attn_implementation
-    model.backbone.set_attn_implementation("eager")
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        classify_encoded(model, [row], NeverExit(), batch_size=1)
-    model.backbone.set_attn_implementation(usual)
-    assert expected.tolist() == [counter.get_total_flops()]
+    with eager_attention([model.backbone]):
+        operations, _ = count_operations(lambda: classify_encoded(model, [row], NeverExit(), batch_size=1))
+    assert expected.tolist() == [operations]
 
 
 def test_counts_that_are_not_a_layers_parts_are_noticed():
