@@ -221,23 +221,24 @@ class BaseSuite(Strict):
     def cell(
         self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
     ) -> BaseCellSpec:
-        """Return one cell, fully specified."""
-        return self.cell_class(
-            task=task,
-            backbone=backbone,
-            method=entry.method,
-            label=entry.label,
-            parameters=parameters,
-            seed=seed,
-            recipe=self.recipe_for(task),
-            budgets=self.budgets,
-            bootstrap_resamples=self.bootstrap_resamples,
-            **(self.own_fields(entry.label, task) | self.override_of(task).caps()),
-        )
+        """Return one cell, fully specified: fields that suites and cells both have are the suite's."""
+        shared = self.cell_class.model_fields.keys() & type(self).model_fields.keys()
+        of_the_cell = {
+            "task": task,
+            "backbone": backbone,
+            "method": entry.method,
+            "label": entry.label,
+            "parameters": parameters,
+            "seed": seed,
+            "recipe": self.recipe_for(task),
+            **self.own_fields(entry.label, task),
+            **self.override_of(task).caps(),
+        }
+        return self.cell_class(**{name: getattr(self, name) for name in shared} | of_the_cell)
 
     def own_fields(self, label: str, task: str) -> dict[str, Any]:
-        """Return the fields that only cells of this kind have, caps as they are for all tasks."""
-        raise NotImplementedError
+        """Return the fields that only cells of this kind have, and that depend on label or task."""
+        return {}
 
 
 class SuiteSpec(BaseSuite):
@@ -251,9 +252,6 @@ class SuiteSpec(BaseSuite):
     task_overrides: Mapping[str, TaskOverride] = Field(default_factory=dict)
     validation_rows: int | None = Field(default=None, ge=1)
     test_rows: int | None = Field(default=None, ge=1)
-
-    def own_fields(self, label: str, task: str) -> dict[str, Any]:
-        return {"validation_rows": self.validation_rows, "test_rows": self.test_rows}
 
 
 def label_of(method: str) -> str:

@@ -153,17 +153,8 @@ class GenerationSuite(BaseSuite):
         return self
 
     def own_fields(self, label: str, task: str) -> dict[str, Any]:
-        """Return what is trained on, exits, caps and the study."""
-        return {
-            "train_on": self.train_on or task,
-            "exits": self.exits,
-            "validation_prompts": self.validation_prompts,
-            "test_prompts": self.test_prompts,
-            "max_prompt_tokens": self.max_prompt_tokens,
-            "max_new_tokens": self.max_new_tokens,
-            "batch_size": self.batch_size,
-            "study": self._study_of(label, task),
-        }
+        """Return what is trained on, and the study."""
+        return {"train_on": self.train_on or task, "study": self._study_of(label, task)}
 
     def _study_of(self, label: str, task: str) -> StudySpec | None:
         wanted = self.calibration
