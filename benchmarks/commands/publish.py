@@ -64,9 +64,8 @@ def _check(
 
 
 def _same_rows(ours: RowSource, theirs: RowSource) -> bool:
-    validation, again = ours.validation(), theirs.validation()
-    same = validation.equals(again) if validation is not None and again is not None else validation is again
-    return same and ours.predictions().equals(theirs.predictions())
+    kept = [(rows.predictions(), rows.validation(), rows.study()) for rows in (ours, theirs)]
+    return all(one.equals(other) if one is not None else other is None for one, other in zip(*kept, strict=True))
 
 
 def _texts(results: StoredResults[BaseRecord, BaseTimingRecord]) -> list[str]:
