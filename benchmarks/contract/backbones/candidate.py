@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from benchmarks.contract.faults import BrokenContractError, described
+from benchmarks.contract.tiny.encoders import random_texts, with_random_classifiers
 from consistentee.backbones.catalog import ResolvedBackbone
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import Text
@@ -66,12 +67,7 @@ class EncoderCandidate:
     def model(self) -> MultiExitModel:
         """A multi-exit model of it, with random classifiers that disagree."""
         model = MultiExitModel.from_backbone(self.name, _CLASSES)
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for classifier in model.classifiers:
-                weight = torch.randn(_CLASSES, model.width, generator=generator) * model.width**-0.5
-                classifier.load_state_dict({"weight": weight, "bias": torch.zeros(_CLASSES)})
-        return model
+        return with_random_classifiers(model, spread=model.width**-0.5)
 
     def encodings(self, *, pairs: bool = False, count: int = ROWS) -> list[Encoding]:
         """Return rows of mixed lengths, the longest neither first nor last; the same at every call."""
@@ -79,12 +75,7 @@ class EncoderCandidate:
 
     def texts(self, count: int, *, pairs: bool = False) -> list[Text]:
         """Return texts of 1 to 24 words that the tokenizer knows, single or pairs."""
-        generator = random.Random(11)
-
-        def sentence() -> str:
-            return " ".join(generator.choices(self.words, k=generator.randint(1, 24)))
-
-        return [(sentence(), sentence()) if pairs else sentence() for _ in range(count)]
+        return random_texts(count, seed=11, pairs=pairs, longest=24, words=self.words)
 
     @cached_property
     def words(self) -> list[str]:

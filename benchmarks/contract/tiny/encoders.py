@@ -1,7 +1,7 @@
 """Small random models of every encoder family, and a task that can be learned: where a method is checked in seconds."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -91,20 +91,26 @@ class TinyModels:
     def model(self, family: str = "bert", num_labels: int = 3, **options: object) -> MultiExitModel:
         """Return a fresh multi-exit model whose classifiers disagree."""
         model = MultiExitModel.from_backbone(str(self.backbone(family)), num_labels, **options)  # type: ignore[arg-type]
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for classifier in model.classifiers:
-                weight = torch.randn(num_labels, model.width, generator=generator) * 0.3
-                classifier.load_state_dict({"weight": weight, "bias": torch.zeros(num_labels)})
-        return model
+        return with_random_classifiers(model, spread=0.3)
 
 
-def random_texts(count: int, seed: int = 0, pairs: bool = False, longest: int = 20) -> list[Text]:
+def with_random_classifiers(model: MultiExitModel, spread: float) -> MultiExitModel:
+    """Draw the classifiers of a model, which then disagree."""
+    generator = torch.Generator().manual_seed(3)
+    for classifier in model.classifiers:
+        weight = torch.randn(model.num_labels, model.width, generator=generator) * spread
+        classifier.load_state_dict({"weight": weight, "bias": torch.zeros(model.num_labels)})
+    return model
+
+
+def random_texts(
+    count: int, seed: int = 0, pairs: bool = False, longest: int = 20, words: Sequence[str] = WORDS
+) -> list[Text]:
     """Return texts of mixed length, single or pairs."""
     generator = random.Random(seed)
 
     def sentence() -> str:
-        return " ".join(generator.choices(WORDS, k=generator.randint(1, longest)))
+        return " ".join(generator.choices(words, k=generator.randint(1, longest)))
 
     return [(sentence(), sentence()) if pairs else sentence() for _ in range(count)]
 
