@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Self, TypeVar
@@ -15,7 +15,7 @@ from benchmarks.contract.faults import (
     FIT_SECTION,
     KNOB_SECTION,
     BrokenContractError,
-    cannot_be_replayed,
+    any_error_is,
     described,
     state_breaks,
 )
@@ -30,6 +30,8 @@ from consistentee.traces.walk import replay, sweep
 
 ModelT = TypeVar("ModelT", bound=MultiExitModel | MultiExitDecoder)
 TraceT = TypeVar("TraceT", bound=Trace | TokenTrace)
+
+_NO_REPLAY = "the rule cannot be replayed on a trace"
 
 
 @dataclass
@@ -70,17 +72,13 @@ class BaseCase(ABC, Generic[ModelT, TraceT]):
 
     def replayed(self, knob: float, trace: TraceT | None = None, rule: ExitRule | None = None) -> Tensor:
         """Return the exit layers [N] that a replay gives. Raises BrokenContractError if the rule fails there."""
-        try:
+        with any_error_is(_NO_REPLAY):
             return replay(rule or self.rule(knob), self.trace if trace is None else trace)
-        except Exception as error:  # a user's rule may fail in any way at all
-            raise cannot_be_replayed(error) from error
 
     def swept(self, values: Sequence[float]) -> Tensor:
         """Return the exit layers of the rows that may leave [values, N], each value replayed."""
-        try:
+        with any_error_is(_NO_REPLAY):
             return sweep([self.rule(value) for value in values], self.trace)
-        except Exception as error:  # a user's rule may fail in any way at all
-            raise cannot_be_replayed(error) from error
 
     @abstractmethod
     def trained_again(self) -> Self:
@@ -118,11 +116,9 @@ class BaseCase(ABC, Generic[ModelT, TraceT]):
 def fitted(method: AnyMethod, model: ModelT, task: Any, recipe: Any) -> ModelT:
     """Fit a method on a tiny model. Raises BrokenContractError if that fails, or leaves nothing to sweep."""
     set_seed(recipe.seed)  # as a run does, so that a method may draw from the global generators
-    try:
+    with any_error_is("fit() fails", FIT_SECTION):
         method.check_task(task)
         trained = method.fit(model, task, recipe)
-    except Exception as error:  # a user's method may fail in any way at all
-        raise BrokenContractError("fit() fails", described(error), section=FIT_SECTION) from error
     if not isinstance(trained, type(model)):
         found = f"it returned {type(trained).__name__}"
         raise BrokenContractError("fit() must return the trained model", found, section=FIT_SECTION)
@@ -131,14 +127,22 @@ def fitted(method: AnyMethod, model: ModelT, task: Any, recipe: Any) -> ModelT:
     return trained
 
 
-def rule_failed(watched: WatchedRule, knob: float, layers: int, error: Exception) -> BrokenContractError:
-    """Say how and where a watched rule failed: because rows had left, or in any case."""
-    left = watched.rows_at_start - watched.rows_now
-    if watched.layer and left:
-        gone = f"{left} of {watched.rows_at_start} rows have left"
-        return state_breaks(f"it fails at layer {watched.layer} once {gone} (knob {knob:g}): {described(error)}")
-    where = f"at layer {watched.layer} of {layers}, counted from 1, " if watched.layer else ""
-    return BrokenContractError("the rule fails on new texts", f"{where}knob {knob:g}: {described(error)}")
+@contextmanager
+def failures_of(watched: WatchedRule, knob: float, layers: int) -> Iterator[None]:
+    """Raise BrokenContractError, which says how and where, if a watched rule fails in the block."""
+    try:
+        yield
+    except BrokenContractError:
+        raise
+    except Exception as error:  # a user's rule may fail in any way at all
+        left = watched.rows_at_start - watched.rows_now
+        if watched.layer and left:
+            gone = f"{left} of {watched.rows_at_start} rows have left"
+            example = f"it fails at layer {watched.layer} once {gone} (knob {knob:g}): {described(error)}"
+            raise state_breaks(example) from error
+        where = f"at layer {watched.layer} of {layers}, counted from 1, " if watched.layer else ""
+        example = f"{where}knob {knob:g}: {described(error)}"
+        raise BrokenContractError("the rule fails on new texts", example) from error
 
 
 def _spread_over(values: Sequence[float], places: Tensor, count: int) -> list[float]:

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contract.base_case import BaseCase, fitted, rule_failed
-from benchmarks.contract.faults import BrokenContractError
+from benchmarks.contract.base_case import BaseCase, failures_of, fitted
 from benchmarks.contract.tiny.encoders import TinyModels, make_task, random_texts
 from benchmarks.contract.watching import WatchedRule
 from consistentee.data.instances import Split, Text
@@ -49,12 +48,8 @@ class Case(BaseCase[MultiExitModel, Trace]):
         """
         watched = watched or WatchedRule(self.rule(knob))
         texts = self.texts if texts is None else texts
-        try:
+        with failures_of(watched, knob, self.model.num_layers):
             return classify(self.model, texts, watched, batch_size=batch_size, sort_by_length=sort_by_length)
-        except BrokenContractError:
-            raise
-        except Exception as error:  # a user's rule may fail in any way at all
-            raise rule_failed(watched, knob, self.model.num_layers, error) from error
 
     def alone(self, knob: float) -> Predictions:
         """Classify every text without neighbours; computed once a knob."""

@@ -1,7 +1,8 @@
 """BrokenContractError, and the faults that more than one check can find: what does not hold, in the author's words."""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 import consistentee
 from consistentee.errors import UserError
 
+RULE_SECTION = "What a rule may read"
 STATE_SECTION = "What a rule remembers"
 KNOB_SECTION = "The knob"
 FIT_SECTION = "Training"
@@ -31,7 +33,7 @@ class BrokenContractError(AssertionError):
         section: of docs/add_a_method.md, where more is said.
     """
 
-    def __init__(self, fault: str, example: str = "", advice: str = "", section: str = "What a rule may read") -> None:
+    def __init__(self, fault: str, example: str = "", advice: str = "", section: str = RULE_SECTION) -> None:
         self.fault, self.example, self.advice, self.section = fault, example, advice, section
         super().__init__(". ".join(part for part in (f"{fault}: {example}" if example else fault, advice) if part))
 
@@ -45,9 +47,13 @@ def described(error: BaseException) -> str:
     return f"{what} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else what
 
 
-def cannot_be_replayed(error: Exception) -> BrokenContractError:
-    """Return the error for a rule that fails in a replay."""
-    return BrokenContractError("the rule cannot be replayed on a trace", described(error))
+@contextmanager
+def any_error_is(fault: str, section: str = RULE_SECTION) -> Iterator[None]:
+    """Raise BrokenContractError for whatever is raised in the block: an author's code may fail in any way at all."""
+    try:
+        yield
+    except Exception as error:
+        raise BrokenContractError(fault, described(error), section=section) from error
 
 
 def state_breaks(example: str) -> BrokenContractError:

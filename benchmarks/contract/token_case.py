@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contract.base_case import BaseCase, fitted, rule_failed
-from benchmarks.contract.faults import BrokenContractError
+from benchmarks.contract.base_case import BaseCase, failures_of, fitted
 from benchmarks.contract.tiny.decoders import TinyDecoders, make_text_task, random_prompts
 from benchmarks.contract.token_reference import stock_tokens
 from benchmarks.contract.watching import WatchedRule
@@ -83,12 +82,8 @@ class TokenCase(BaseCase[MultiExitDecoder, TokenTrace]):
         """Continue prompts, with a fresh rule unless one is given. Raises BrokenContractError if the rule fails."""
         watched = watched or WatchedRule(self.rule(knob))
         options = {"kv": kv, "batch_size": batch_size, "in_flight": in_flight, "max_new_tokens": NEW_TOKENS}
-        try:
+        with failures_of(watched, knob, self.model.num_layers):
             return generate_encoded(self.model_at(knob), prompts, watched, **options)  # type: ignore[arg-type]
-        except BrokenContractError:
-            raise
-        except Exception as error:  # a user's rule may fail in any way at all
-            raise rule_failed(watched, knob, self.model.num_layers, error) from error
 
     def trace_of(self, written: Generations, knob: float) -> TokenTrace:
         """Return the trace of texts written behind the prompts of the case at one value of the knob."""

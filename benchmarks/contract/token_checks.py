@@ -23,7 +23,7 @@ from benchmarks.contract.faults import (
     FIT_SECTION,
     TOKEN_SECTION,
     BrokenContractError,
-    described,
+    any_error_is,
     looks_at_neighbours,
 )
 from benchmarks.contract.tiny.encoders import make_task
@@ -173,10 +173,8 @@ def generate_keeps_to_the_texts(case: TokenCase) -> None:
 
 
 def _generated(case: TokenCase, texts: Sequence[str], knob: float) -> Generations:
-    try:
+    with any_error_is("generate() fails", TOKEN_SECTION):
         return case.method.generate(case.model, texts, knob, max_new_tokens=NEW_TOKENS)
-    except Exception as error:  # a user's method may fail in any way at all
-        raise BrokenContractError("generate() fails", described(error), "", TOKEN_SECTION) from error
 
 
 def tasks_of_labels_are_refused(case: TokenCase) -> None:
