@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import set_seed
 
+from benchmarks.contract.base_case import fitted
 from benchmarks.contract.case import RECIPE, rows_of
 from benchmarks.contract.tiny.decoders import TinyDecoders, make_text_task
 from benchmarks.contract.tiny.encoders import TinyModels, make_task
 from benchmarks.contract.token_case import RECIPE as TOKEN_RECIPE
+from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
-from consistentee.data.prompts import PromptSplit
+from consistentee.data.prompts import PromptSplit, TextTask
 from consistentee.data.text_metrics import rouge
 from consistentee.methods.method import Method
 from consistentee.methods.token_method import TokenMethod
@@ -26,6 +27,7 @@ from consistentee.models.heads import ExitHeads
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.token_trace import TokenTrace, record_token_trace
 from consistentee.traces.walk import sweep
+from consistentee.training.recipe import Recipe, TokenRecipe
 
 Decision = tuple[int, int]
 """The layer that a row left at, and its answer there: a class, or a token."""
@@ -67,16 +69,15 @@ class GoldenRows(ABC):
     def trained(self, method: Any, family: str) -> Any:
         """Return a tiny model that the method has been fitted on, by the contract's small recipe."""
         model = self._untrained(family)
-        set_seed(RECIPE.seed)  # as a run does, so that a method may draw from the global generators
-        return self._fit(method, model)
+        return fitted(method, model, *self._toy(model))
 
     @abstractmethod
     def _untrained(self, family: str) -> Any:
         """Return a tiny model with the same weights on every machine, under any version of transformers."""
 
     @abstractmethod
-    def _fit(self, method: Any, model: Any) -> Any:
-        """Train on the toy task."""
+    def _toy(self, model: Any) -> tuple[TaskData, Recipe] | tuple[TextTask, TokenRecipe]:
+        """Return the toy task, and how a model is trained on it."""
 
     @abstractmethod
     def numbers(self, model: Any) -> dict[str, list[float]]:
@@ -105,9 +106,8 @@ class GoldenInstances(GoldenRows):
     def _untrained(self, family: str) -> Any:
         return with_fixed_weights(self._models.model(family), ("backbone.", "poolers."), spread=0.1)
 
-    def _fit(self, method: Method, model: Any) -> Any:
-        method.check_task(self._task)
-        return method.fit(model, self._task, RECIPE)
+    def _toy(self, model: Any) -> tuple[TaskData, Recipe]:
+        return self._task, RECIPE
 
     def numbers(self, model: Any) -> dict[str, list[float]]:
         return {"logits": _sizes(record_trace(model, self._rows).logits), **_head_sizes(model)}
@@ -158,10 +158,9 @@ class GoldenTexts(GoldenRows):
     def _untrained(self, family: str) -> Any:
         return with_fixed_weights(self._models.model(family), ("backbone.",), spread=0.3)
 
-    def _fit(self, method: TokenMethod, model: Any) -> Any:
-        method.check_task(self._task)
+    def _toy(self, model: Any) -> tuple[TextTask, TokenRecipe]:
         trains_backbone = model.backbone.config.model_type == "gpt2"
-        return method.fit(model, self._task, _ALL_OF_IT if trains_backbone else TOKEN_RECIPE)
+        return self._task, _ALL_OF_IT if trains_backbone else TOKEN_RECIPE
 
     def _trace(self, model: Any) -> TokenTrace:
         task = self._task
