@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.contract.backbones import checks as encoder_checks
+from benchmarks.contract.backbones import run as check_run
 from benchmarks.contract.backbones.candidate import EncoderCandidate
-from benchmarks.contract.backbones.check import BackboneCheck
+from benchmarks.contract.backbones.checks import BackboneCheck
 from benchmarks.contract.backbones.run import BackboneReport, check_backbone, report_table, run_checks
 from benchmarks.contract.faults import BrokenContractError
 from consistentee.backbones.catalog import resolve
@@ -44,7 +45,7 @@ def only(monkeypatch, *titles: str) -> None:
     """Leave these checks alone, for speed; what they need is theirs to say."""
     kept = tuple(check for check in encoder_checks.ENCODER_CHECKS if check.title in titles)
     assert len(kept) == len(titles)
-    monkeypatch.setattr(encoder_checks, "ENCODER_CHECKS", kept)
+    monkeypatch.setattr(check_run, "ENCODER_CHECKS", kept)
 
 
 def edit_weights(folder, change) -> None:

@@ -6,9 +6,10 @@ backbone. The invariants are those of the project, of the backbone alone: no met
 
 import statistics
 import tempfile
-import time
+import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.contract.backbones.candidate import EncoderCandidate, batches, difference
-from benchmarks.contract.backbones.check import BackboneCheck
 from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.reference import counted_work, reference_logits
 from benchmarks.measure.flops import FlopModel
@@ -37,6 +37,23 @@ _OTHER_BATCH = 1e-4
 _FEWEST_WORDS = 20
 _LONGEST_RUN = 2048
 _TIMED_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class BackboneCheck:
+    """One check.
+
+    Attributes:
+        title: what must hold.
+        run: the check: returns what it found in a few words, or raises BrokenContractError.
+        essential: nothing that follows can be checked where it fails.
+        needs: titles of checks without which it says nothing new.
+    """
+
+    title: str
+    run: Callable[[EncoderCandidate], str]
+    essential: bool = False
+    needs: tuple[str, ...] = ()
 
 
 class ExitByHash(ExitRule):
@@ -324,22 +341,13 @@ def it_takes_time(candidate: EncoderCandidate) -> str:
     taken = []
     for size in (1, 32):
         batch = model.collate([row] * size)
-        seconds = _median_seconds(partial(model, batch), rounds=5)
-        taken.append(f"{1000 * seconds / model.num_layers:.1f} ms at batch {size}")
+        _, *seconds = timeit.repeat(partial(model, batch), number=1, repeat=6)  # the first pays for more than itself
+        taken.append(f"{1000 * statistics.median(seconds) / model.num_layers:.1f} ms at batch {size}")
     return f"{', '.join(taken)}, for rows of {_TIMED_TOKENS} tokens; threads: {torch.get_num_threads()}"
 
 
-def _median_seconds(action: Callable[[], object], rounds: int) -> float:
-    times = []
-    for _ in range(1 + rounds):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])  # the first call pays for more than itself
-
-
 _STOCK, _ROWS = "stepped, full depth = the stock model", "in the stock model, a row is its own"
-ENCODER_CHECKS: tuple[BackboneCheck[EncoderCandidate], ...] = (
+ENCODER_CHECKS = (
     BackboneCheck("the weights are complete", the_weights_are_complete, essential=True),
     BackboneCheck("the tokenizer fits", the_tokenizer_fits, essential=True),
     BackboneCheck("pooling", the_pooling_is_known),

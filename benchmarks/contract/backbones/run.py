@@ -9,9 +9,8 @@ from rich.progress import track
 from transformers import AutoConfig
 
 from benchmarks.contract.backbones.candidate import EncoderCandidate
-from benchmarks.contract.backbones.check import BackboneCheck, Candidate
-from benchmarks.contract.backbones.checks import ENCODER_CHECKS
-from benchmarks.contract.faults import BrokenContractError, described
+from benchmarks.contract.backbones.checks import ENCODER_CHECKS, BackboneCheck
+from benchmarks.contract.faults import BrokenContractError, any_error_is, described
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import resolve
 from consistentee.backbones.encoders import STEPPERS
@@ -68,11 +67,8 @@ def check_backbone(name: str, *, progress: bool = False) -> BackboneReport:
 
 
 def _encoder_config(folder: str) -> Any:
-    try:
+    with any_error_is(f"{folder}/config.json cannot be read as a configuration"):
         config = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # transformers raises nearly anything here
-        fault = f"{folder}/config.json cannot be read as a configuration"
-        raise BrokenContractError(fault, described(error)) from error
     if config.model_type not in STEPPERS:
         known = ", ".join(sorted(STEPPERS))
         fault = f"{config.model_type!r} is no encoder that can be run layer by layer"
@@ -81,7 +77,7 @@ def _encoder_config(folder: str) -> Any:
 
 
 def run_checks(
-    checks: Sequence[BackboneCheck[Candidate]], candidate: Candidate, *, progress: bool = False
+    checks: Sequence[BackboneCheck], candidate: EncoderCandidate, *, progress: bool = False
 ) -> list[BackboneFinding]:
     """Run checks in their order; what depends on one that failed is not run."""
     findings: list[BackboneFinding] = []
@@ -99,7 +95,7 @@ def run_checks(
     return findings
 
 
-def _run(check: BackboneCheck[Candidate], candidate: Candidate) -> BackboneFinding:
+def _run(check: BackboneCheck, candidate: EncoderCandidate) -> BackboneFinding:
     start = time.perf_counter()
     try:
         found = check.run(candidate)
