@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
+from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 TaskT = TypeVar("TaskT", bound=TaskData | TextTask)
 
@@ -25,6 +26,11 @@ class CellRows(Generic[TaskT]):
     def tasks(self) -> list[TaskT]:
         """The different ones of the two."""
         return [self.task] if self.training is self.task else [self.task, self.training]
+
+    def trained_on(self, recipe: RecipeSettings | TokenRecipeSettings) -> int:
+        """Return how many of the training rows a recipe takes."""
+        rows = len(self.training.train)
+        return min(rows, recipe.max_rows or rows)
 
     def fingerprint(self) -> str:
         """Return a hash of all of them."""

@@ -64,7 +64,7 @@ def _run_of(spec: BaseCellSpec, rows: CellRows[Any]) -> dict[str, object]:
     return {
         "task": spec.task,
         "backbone": spec.backbone,
-        "train_rows": min(len(rows.training.train), spec.recipe.max_rows or len(rows.training.train)),
+        "train_rows": rows.trained_on(spec.recipe),
         "validation_rows": len(rows.task.validation),
         "stage": SEARCHED[spec.method],
         **{name: getattr(spec.recipe, name) for name in ("learning_rate", "epochs")},

@@ -79,7 +79,7 @@ def trained(
 
 
 def _common_fields(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], method: AnyMethod) -> dict[str, Any]:
-    task, train_rows = rows.task, len(rows.training.train)
+    task = rows.task
     return {
         "key": parts.key,
         "key_parts": parts,
@@ -94,7 +94,7 @@ def _common_fields(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], met
         "parameters": method.parameters,
         "knob_name": method.knob.name,
         "seed": spec.seed,
-        "train_rows": min(train_rows, spec.recipe.max_rows or train_rows),
+        "train_rows": rows.trained_on(spec.recipe),
         "validation_rows": len(task.validation),
         "test_rows": len(task.test),
     }

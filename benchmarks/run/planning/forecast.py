@@ -1,5 +1,6 @@
 """What a run would do and about how long it would take, without doing any of it: ``consistentee run --dry-run``."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +104,7 @@ def _time_lines(
     from benchmarks.run.planning.rehearsal import Rehearsal
 
     rehearsal = Rehearsal(inputs.rows, protocol)
-    forecast = Forecast(done, lambda spec: _training_rows(spec, inputs), rehearsal.training)
+    forecast = Forecast(done, lambda spec: inputs.rows(spec).trained_on(spec.recipe), rehearsal.training)
     estimates = [forecast.estimate(cell.spec) for cell in missing]
     known = [estimate for estimate in estimates if estimate is not None]
     if not known:
@@ -111,7 +112,8 @@ def _time_lines(
     # What there was no time to rehearse is taken to be as those that were, but for what they share.
     own = sum(estimate.seconds for estimate in known) - rehearsal.shared
     training = rehearsal.shared + own * len(missing) / len(known)
-    sources = [f"{n} from {s}" for s in dict.fromkeys(e.source for e in known) if (n := _count(known, s))]
+    counts = Counter(estimate.source for estimate in known)
+    sources = [f"{count} from {source}" for source, count in counts.items()]
     sources += [f"{len(missing) - len(known)} as the others"] if len(known) < len(missing) else []
     besides = [found for cell in missing if (found := rehearsal.besides(cell.spec))]
     more = "passes over test rows and timings come on top"
@@ -124,15 +126,6 @@ def _time_lines(
 
 def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= _A_MINUTE else f"{seconds:.0f} s"
-
-
-def _count(estimates: Sequence[Estimate], source: str) -> int:
-    return sum(estimate.source == source for estimate in estimates)
-
-
-def _training_rows(spec: BaseCellSpec, inputs: Inputs) -> int:
-    rows = len(inputs.rows(spec).training.train)
-    return min(rows, spec.recipe.max_rows or rows)
 
 
 class Forecast:
@@ -156,7 +149,11 @@ class Forecast:
 
     def estimate(self, spec: BaseCellSpec) -> Estimate | None:
         """Estimate one cell: as its like with another seed, by the rows of its like elsewhere, or by a rehearsal."""
-        same_task = self._seconds(lambda other: other.group[:2] == spec.group[:2] and other.label == spec.label)
+        same_task = [
+            cell.record.train_seconds
+            for cell in self._done
+            if cell.record and (*cell.group[:2], cell.spec.label) == (*spec.group[:2], spec.label)
+        ]
         if same_task:
             return Estimate(median(same_task), "the same cell with other seeds or parameters")
         per_row = [
@@ -168,9 +165,6 @@ class Forecast:
             return Estimate(median(per_row) * self._work(spec), "the same method on other tasks, by rows x epochs")
         seconds = self._rehearse(spec)
         return None if seconds is None else Estimate(seconds, "a rehearsal just now: a few rows, a step of every stage")
-
-    def _seconds(self, alike: Callable[[BaseCellSpec], bool]) -> list[float]:
-        return [cell.record.train_seconds for cell in self._done if cell.record and alike(cell.spec)]
 
     def _work(self, spec: BaseCellSpec) -> int:
         """Return rows times epochs; decoders count their steps, whatever the rows are."""

@@ -56,7 +56,6 @@ class Rehearsal:
         self._until = time.monotonic() + seconds
         self._steps: dict[Hashable, float] = {}
         self._paid: set[Hashable] = set()
-        self._trained: dict[Hashable, float] = {}
         self._besides: dict[Hashable, Takes] = {}
         self.shared = 0.0
         """Seconds of the stages among those rehearsed that other cells share: they are trained once."""
@@ -79,9 +78,8 @@ class Rehearsal:
         few = _few(rows)
         model = functions_of(spec.kind).build_model(spec, few)
         method = get_method(spec.method, **spec.parameters)
-        training_rows = min(len(rows.training.train), spec.recipe.max_rows or len(rows.training.train))
         judged = len(rows.training.validation) / len(few.training.validation)
-        scale = training_rows / len(few.training.train)
+        scale = rows.trained_on(spec.recipe) / len(few.training.train)
         steps_alike = _alike(spec, spec.training_group[0])
         ledger = _Ledger(self._steps, self._paid, (spec.training_group, steps_alike), scale, judged)
         started = time.perf_counter()
