@@ -12,8 +12,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.context import ForkServerContext
+from contextlib import contextmanager, nullcontext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -66,24 +66,14 @@ def execute(job: Job, threads: int | None = None) -> None:
 
 def _started(job: Job, threads: int | None, output: Path) -> BaseProcess:
     """Start the process of a job. One whose time is compared begins anew, shaped by no policy of ours."""
-    spawning = multiprocessing.get_context("spawn")
-    if not job.shares_machine:
-        process: BaseProcess = spawning.Process(target=_work, args=(job, threads, output), name=job.name)
-        process.start()
-        return process
-    with _threads_sleep_while_they_wait():
-        context = _forkserver() or spawning
-        process = context.Process(target=_work, args=(job, threads, output), name=job.name)
+    context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
+    if job.shares_machine and "forkserver" in multiprocessing.get_all_start_methods():
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(_LOADED_AHEAD)
+    with _threads_sleep_while_they_wait() if job.shares_machine else nullcontext():
+        process: BaseProcess = context.Process(target=_work, args=(job, threads, output), name=job.name)
         process.start()
     return process
-
-
-def _forkserver() -> ForkServerContext | None:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return None
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_LOADED_AHEAD)
-    return context
 
 
 @contextmanager
