@@ -237,7 +237,7 @@ def keep_timing(folder: Path) -> Path:
     return (folder / TIMING_FILE).rename(target)
 
 
-def model_fault(folder: Path, description: str = "multi_exit.json") -> str | None:
+def model_fault(folder: Path, description: str) -> str | None:
     """Say what is wrong with the folder of a saved model, without loading it: JSON, and weights that are cut off.
 
     ``description`` is the file that says what the weights are.

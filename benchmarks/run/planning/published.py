@@ -44,16 +44,12 @@ class Published:
         found = self.cells.get(spec.folder.as_posix())
         return found if found is not None and stale_reason(found.record, wanted) is None else None
 
-    def staleness(self, spec: BaseCellSpec, wanted: KeyParts) -> str | None:
-        """Say why a published cell is not used; None if it is, or if there is none."""
-        found = self.cells.get(spec.folder.as_posix())
-        return None if found is None else stale_reason(found.record, wanted)
-
     def staleness_lines(self, cells: Iterable[tuple[BaseCellSpec, KeyParts]]) -> list[str]:
         """Say which published cells are not used and why, in a line for each reason: a new recipe makes many stale."""
         names: dict[str, list[str]] = {}
         for spec, wanted in cells:
-            if reason := self.staleness(spec, wanted):
+            found = self.cells.get(spec.folder.as_posix())
+            if found is not None and (reason := stale_reason(found.record, wanted)):
                 names.setdefault(reason, []).append(spec.name)
         return [
             f"{first}{f' and {len(others)} more' if others else ''}: published, but {reason}"

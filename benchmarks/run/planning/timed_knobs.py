@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from operator import attrgetter
 
 from benchmarks.analysis.select import mixture_at
 from benchmarks.specs.base import TimingSpec
@@ -33,7 +34,8 @@ def timed_knobs(records: Iterable[BaseRecord], protocol: TimingSpec) -> dict[str
 
 def _neighbours(records: Sequence[BaseRecord]) -> Iterator[tuple[str, float]]:
     """Yield the key of the cell and the knob, on both sides of every budget, curve by curve."""
-    for _, of_curve in groupby(sorted(records, key=_label), key=_label):
+    by_label = attrgetter("label")
+    for _, of_curve in groupby(sorted(records, key=by_label), key=by_label):
         points = [(record, point) for record in of_curve if record.timed_points(1) for point in _mixed(record)]
         layers = [point.average_layers for _, point in points]
         quality = [point.quality(record.metric) for record, point in points]
@@ -58,7 +60,3 @@ def _mixed(record: BaseRecord) -> Sequence[CurvePoint | ReplayPoint]:
 def _in_turn(speedups: Speedups) -> Speedups:
     first, middle, last = speedups
     return middle, first, last
-
-
-def _label(record: BaseRecord) -> str:
-    return record.label
