@@ -32,6 +32,9 @@ validation row of it, where a row is more."""
 RUN = ["task", "backbone", "train_rows", "validation_rows", "stage", "learning_rate", "epochs"]
 """What tells one run of a search from another; its lines have ``epoch`` and ``score`` beside."""
 
+_LIKE = ["train_rows", "validation_rows", "epochs"]
+"""What runs have in common that are compared with each other."""
+
 
 def search(
     suite: SuiteSpec, filters: Filters, rates: Sequence[float], epochs: int, *, data_dir: Path | None, out: Path
@@ -88,9 +91,11 @@ def choose(epochs: pd.DataFrame) -> pd.DataFrame:
 
     The rate is that of the best epochs, mean of both stages; the number of epochs is the least at which both stages of
     the long run at this rate have converged. One line a task and stage: the scores there, and the best at any rate.
+    Where a file has runs of several lengths, or on other rows, those like the last one count.
     """
     chosen = []
-    for (task, backbone), lines in epochs.groupby(["task", "backbone"], sort=False):
+    for (task, backbone), seen in epochs.groupby(["task", "backbone"], sort=False):
+        lines = seen[(seen[_LIKE] == seen[_LIKE].iloc[-1]).all(axis=1)]
         best = lines.groupby(["learning_rate", "stage"])["score"].max().unstack()
         rate = best.dropna().mean(axis=1).idxmax()
         runs = lines[lines["learning_rate"] == rate].pivot_table(index="epoch", columns="stage", values="score")

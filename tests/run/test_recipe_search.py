@@ -14,7 +14,8 @@ SCORES["last-exit"] = {1e-4: [0.80, 0.84, 0.843, 0.846], 2e-4: [0.85, 0.83, 0.82
 
 def epochs_of(scores, rows=1000):
     lines = [
-        {"task": "t", "backbone": "b", "validation_rows": rows, "stage": stage, "learning_rate": rate}
+        {"task": "t", "backbone": "b", "train_rows": 5000, "validation_rows": rows, "stage": stage}
+        | {"learning_rate": rate, "epochs": len(run)}
         | {"epoch": number, "score": score}
         for stage, runs in scores.items()
         for rate, run in runs.items()
@@ -35,6 +36,13 @@ def test_a_stage_that_never_settles_takes_all_epochs():
     rising = {stage: {1e-4: [0.5, 0.6, 0.7]} for stage in SCORES}
     rising["joint"][1e-4] = [0.7, 0.6, 0.5]
     assert set(choose(epochs_of(rising))["epochs"]) == {3}
+
+
+def test_runs_of_another_length_or_on_other_rows_are_left_out():
+    worse = {stage: {rate: [0.1, 0.9] for rate in runs} for stage, runs in SCORES.items()}
+    last = epochs_of(SCORES)
+    for others in (epochs_of(worse), epochs_of(SCORES).assign(train_rows=100, score=0.9)):
+        pd.testing.assert_frame_equal(choose(pd.concat([others, last], ignore_index=True)), choose(last))
 
 
 def test_one_validation_row_more_or_less_is_no_progress():

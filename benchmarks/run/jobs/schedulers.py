@@ -7,6 +7,7 @@ Cells may share a machine; timings never do: they run one at a time, when no cel
 import logging
 import multiprocessing
 import os
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,9 @@ def _run_side_by_side(client: "Client", jobs: Sequence[Job], watcher: Watcher) -
                 waiting.remove(job)
                 watcher.started(job)
                 running[client.submit(_run_in_worker, job, share, pure=False)] = job
+            if not running:  # no worker is left; others may join
+                time.sleep(_SECONDS_BETWEEN_COUNTS)
+                continue
             try:
                 done = wait(list(running), timeout=_SECONDS_BETWEEN_COUNTS, return_when="FIRST_COMPLETED").done
             except TimeoutError:
