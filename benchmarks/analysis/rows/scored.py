@@ -98,8 +98,8 @@ class ScoredInstances(Scored):
 class ScoredTexts(Scored):
     """A score of texts: the task's own, :data:`TO_FULL`, :data:`MATCH`, or :data:`NATS`, of which less is better.
 
-    The last three are against the full depth of the very weights that a method decodes with; the task's score is
-    compared with that of the method that is the full model.
+    :data:`TO_FULL` and :data:`MATCH` are against the full depth of the very weights that a method decodes with; the
+    task's score and :data:`NATS` are compared with those of the method that is the full model.
     """
 
     def __init__(self, panel: GenerationPanel, measure: str) -> None:
