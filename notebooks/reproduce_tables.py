@@ -27,7 +27,7 @@ from IPython.display import display
 
 import benchmarks
 from benchmarks.analysis.frame import long_frame
-from benchmarks.analysis.results import load_panels
+from benchmarks.analysis.panels.results import load_panels
 from benchmarks.analysis.rows.instances import table_rows
 from benchmarks.analysis.tables.headline import headline_tables
 from benchmarks.analysis.tables.operating import operating_lines, operating_table, panel_tables

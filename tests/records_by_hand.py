@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis.results import StoredCell
+from benchmarks.analysis.panels.results import StoredCell
 from benchmarks.specs.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
 from benchmarks.store.folders import write_predictions, write_record
 from benchmarks.store.records import (

@@ -5,7 +5,7 @@ from functools import cache
 
 from documents import ROOT
 
-from benchmarks.analysis.results import load_panels
+from benchmarks.analysis.panels.results import load_panels
 from benchmarks.analysis.tables.headline import headline_tables
 from benchmarks.analysis.tables.text import to_markdown
 

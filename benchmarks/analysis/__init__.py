@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from rich.console import Group
 
-    from benchmarks.analysis.results import AnyPanel
+    from benchmarks.analysis.panels.results import AnyPanel
     from benchmarks.analysis.tables.text import TextTable
     from benchmarks.analysis.tables.writing import Tables
     from benchmarks.store.folders import Fault
@@ -29,7 +29,7 @@ __all__ = [
 def report_files(out_dir: Path, just_computed: "Collection[str]" = ()) -> "Group":
     """Write ``table.md``, ``table.csv`` and the curves as PNG, and return what a run shows in the end.
 
-    That is one screen, see :mod:`benchmarks.analysis.run_screen`; in generation the terminal's tables.
+    That is one screen, see :mod:`benchmarks.analysis.tables.run_screen`; in generation the terminal's tables.
 
     Args:
         out_dir: a folder that a run has filled.
@@ -44,7 +44,7 @@ def report_files(out_dir: Path, just_computed: "Collection[str]" = ()) -> "Group
     _draw_curves(out_dir, panels)
     if _holds_generation(out_dir):
         return _for_terminal([tables.terminal(panel) for panel in panels], faults)
-    from benchmarks.analysis.run_screen import run_screen
+    from benchmarks.analysis.tables.run_screen import run_screen
 
     return run_screen(out_dir, just_computed)
 
@@ -99,7 +99,7 @@ def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, pub
     """Return the operating points of all (task, backbone) as tables for a terminal; damaged records are named.
 
     ``published`` shows them beside the figures that papers print instead. ``labels`` and errors are those of
-    :func:`benchmarks.analysis.results.load_panels`.
+    :func:`benchmarks.analysis.panels.results.load_panels`.
     """
     tables = _tables(out_dir, published=published)
     panels, faults = tables.load(out_dir, labels)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.analysis.results import FULL, AnyPanel, Panel
+from benchmarks.analysis.panels.results import FULL, AnyPanel, Panel
 from benchmarks.analysis.rows.instances import table_rows
 from benchmarks.analysis.rows.texts import GenerationPanel, generation_rows
 from benchmarks.store.folders import Fault

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.analysis.results import AnyPanel
+from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.rows.base import time_ratios
 from benchmarks.specs.targets import in_words
 from benchmarks.store.generation_records import DecodingPoint, GenerationRecord, ReplayPoint

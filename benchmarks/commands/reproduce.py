@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.comparisons.papers import PaperComparison, compare_with_paper
-from benchmarks.analysis.results import FULL, Panel, load_panels
+from benchmarks.analysis.panels.results import FULL, Panel, load_panels
 from benchmarks.analysis.tables.publications.papers import paper_lines, paper_table
 from benchmarks.analysis.tables.text import csv_of, to_markdown, to_rich
 from benchmarks.specs.base import BaseSuite, MethodEntry, display_name, folder_name

@@ -2,7 +2,7 @@
 
 from records_by_hand import cell, operating_point, stored
 
-from benchmarks.analysis.results import panels
+from benchmarks.analysis.panels.results import panels
 from benchmarks.analysis.rows.choices import choices_for, choose_point, reference_of, targets_of
 from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget
 

@@ -13,9 +13,9 @@ from benchmarks.analysis import write_html
 from benchmarks.analysis.caveats import caveats, caveats_of_instances
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.headline import headline
+from benchmarks.analysis.panels.results import load_panels, panels
 from benchmarks.analysis.report.contents.instances import CLASSIFICATION
 from benchmarks.analysis.report.page import render
-from benchmarks.analysis.results import load_panels, panels
 from benchmarks.analysis.rows.instances import table_rows
 from benchmarks.analysis.tables.provenance import records_table
 from benchmarks.store.folders import write_record

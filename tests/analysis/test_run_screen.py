@@ -9,9 +9,9 @@ from records_by_hand import write_results
 from rich.console import Console
 
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
-from benchmarks.analysis.results import load_panels
+from benchmarks.analysis.panels.results import load_panels
 from benchmarks.analysis.rows.instances import row_for_half
-from benchmarks.analysis.run_screen import Board, board_table, load_board, published_folders, run_screen
+from benchmarks.analysis.tables.run_screen import Board, board_table, load_board, published_folders, run_screen
 from benchmarks.commands.publish import publish_run
 from benchmarks.store.folders import RECORD_FILE
 from benchmarks.store.records import CellRecord, TimingRecord

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from benchmarks.analysis.select import Reach, choose, choose_all, concave_hull, mixture_at
+from benchmarks.analysis.panels.select import Reach, choose, choose_all, concave_hull, mixture_at
 from benchmarks.specs.targets import (
     FAITHFUL,
     HALF,

@@ -18,7 +18,7 @@ from benchmarks.analysis import write_all_tables
 from benchmarks.analysis.figures.curves import curve_on_test
 from benchmarks.analysis.figures.styles import styles
 from benchmarks.analysis.leaderboard.board import load_leaderboard
-from benchmarks.analysis.results import load_panels
+from benchmarks.analysis.panels.results import load_panels
 from benchmarks.cli import app
 from benchmarks.commands.new_method import write_method
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError

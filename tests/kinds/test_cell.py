@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import parts_by_hand
 
+from benchmarks.analysis.panels.select import concave_hull
 from benchmarks.analysis.rows.instances import hull_answers
-from benchmarks.analysis.select import concave_hull
 from benchmarks.kinds.instance_curves import choose_knobs
 from benchmarks.kinds.instance_findings import same_answers
 from benchmarks.kinds.rows import CellRows

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.results import FULL, REFERENCES, role_of
+from benchmarks.analysis.panels.results import FULL, REFERENCES, role_of
 from benchmarks.analysis.rows.choices import BaseChoice, DecodingChoice
 from benchmarks.analysis.rows.texts import (
     GenerationPanel,

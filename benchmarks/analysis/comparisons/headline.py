@@ -14,9 +14,9 @@ from benchmarks.analysis.comparisons.pairs import holm
 from benchmarks.analysis.comparisons.ranking import compared_panels, mean_ranks, signed_rank_test
 from benchmarks.analysis.comparisons.resampled import AtBudget, point_samples
 from benchmarks.analysis.comparisons.static_gains import PRINTED, STATIC
-from benchmarks.analysis.means import geometric_mean_of_all, mean_of_all
-from benchmarks.analysis.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, role_of
-from benchmarks.analysis.select import Reach
+from benchmarks.analysis.panels.means import geometric_mean_of_all, mean_of_all
+from benchmarks.analysis.panels.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, role_of
+from benchmarks.analysis.panels.select import Reach
 from benchmarks.measure.intervals import Floats, interval
 from benchmarks.specs.targets import Speedups
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from benchmarks.analysis.results import CORE_METHOD, FULL, REFERENCES, Panel
+from benchmarks.analysis.panels.results import CORE_METHOD, FULL, REFERENCES, Panel
 from benchmarks.analysis.rows.choices import Choice, choose_point, reference_of, targets_of
 from benchmarks.analysis.rows.instances import Answers, answers_of
 from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_scores

@@ -15,7 +15,7 @@ from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
 from benchmarks.analysis.comparisons.curve_summaries import curve_summaries
 from benchmarks.analysis.comparisons.pairs import holm
-from benchmarks.analysis.results import CORE_METHOD, FULL, REFERENCES, BasePanel, Panel
+from benchmarks.analysis.panels.results import CORE_METHOD, FULL, REFERENCES, BasePanel, Panel
 from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.specs.targets import HALF
 

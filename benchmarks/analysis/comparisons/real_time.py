@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from benchmarks.analysis.results import Panel
+from benchmarks.analysis.panels.results import Panel
 from benchmarks.analysis.rows.base import time_ratios
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.analysis.comparisons.equal_cost import OfSeed, mixtures_of
-from benchmarks.analysis.results import AnyPanel
+from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.rows.scored import RowAnswers, Scored, scored_of
 from benchmarks.measure.intervals import (
     Floats,

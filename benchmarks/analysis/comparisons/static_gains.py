@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.analysis.means import mean_of_all
-from benchmarks.analysis.results import FULL, MAJORITY, Panel, StoredCell
+from benchmarks.analysis.panels.means import mean_of_all
+from benchmarks.analysis.panels.results import FULL, MAJORITY, Panel, StoredCell
 from benchmarks.analysis.rows.choices import Choice
 from benchmarks.analysis.rows.instances import TableRow, answers_of, predictions_of, row_for_half
 from benchmarks.measure.intervals import can_resample, interval, mean_over_drawn_seeds, resampled_scores

@@ -15,7 +15,7 @@ from benchmarks.analysis.figures import speeds as speed_plots
 from benchmarks.analysis.figures.equal_cost import equal_cost_figure
 from benchmarks.analysis.figures.page import pages_of, save_figure
 from benchmarks.analysis.figures.styles import Style, styles
-from benchmarks.analysis.results import Panel, load_panels
+from benchmarks.analysis.panels.results import Panel, load_panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -165,8 +165,8 @@ def write_figures(
 ) -> tuple[list[Path], list[str]]:
     """Write every figure into a results folder.
 
-    ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.results.load_panels`, ``kinds`` those of
-    ``save_figure``. Several processes share the figures, and each reads the records itself.
+    ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.panels.results.load_panels`, ``kinds`` those
+    of ``save_figure``. Several processes share the figures, and each reads the records itself.
 
     Returns:
         The files, and one line for each figure that could not be drawn.

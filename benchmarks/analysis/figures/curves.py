@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from benchmarks.analysis.figures.page import add_legend, is_leftmost, label_below, legend_rows, panel_grid, printed
 from benchmarks.analysis.figures.styles import FULL_MODEL, STOCK_MODEL, Style, legend_handles, styles
 from benchmarks.analysis.frame import knobs_of
-from benchmarks.analysis.results import FULL, Panel
+from benchmarks.analysis.panels.results import FULL, Panel
+from benchmarks.analysis.panels.select import concave_hull
 from benchmarks.analysis.rows.instances import TableRow, label_rows
-from benchmarks.analysis.select import concave_hull
 from benchmarks.specs.targets import SPEEDUPS
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def curve_on_test(panel: Panel, label: str) -> DrawnCurve:
 
     All knobs of a label, of all cells of a grid of parameters, are ONE set of points. Those on the upper concave hull
     of the VALIDATION split are kept: what lies between two of them is a mixture of both, as at equal cost, see
-    :func:`benchmarks.analysis.select.mixture_at`. A score that is no mean over rows is drawn as if it were one.
+    :func:`benchmarks.analysis.panels.select.mixture_at`. A score that is no mean over rows is drawn as if it were one.
     """
     return panel.once(f"curve of {label}", lambda: _curve_on_test(panel, label))
 

@@ -9,7 +9,7 @@ from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.ranking import compared_panels
 from benchmarks.analysis.figures.page import COLUMN, add_legend, legend_rows, panel_grid, printed
 from benchmarks.analysis.figures.styles import FULL_MODEL, Style, legend_handles, styles
-from benchmarks.analysis.results import FULL, Panel
+from benchmarks.analysis.panels.results import FULL, Panel
 from benchmarks.specs.targets import SPEEDUPS
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.figures.page import add_legend, is_leftmost, label_below, panel_grid, printed
 from benchmarks.analysis.figures.styles import Style, is_core, styles
-from benchmarks.analysis.results import Panel
+from benchmarks.analysis.panels.results import Panel
 from benchmarks.analysis.rows.instances import TableRow, answers_of, predictions_of, row_for_half
 from benchmarks.store.records import SIGNAL_QUANTILES
 from consistentee.errors import UserError

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.comparisons.static_gains import StaticGain, mean_gain, static_gains
 from benchmarks.analysis.figures.page import TEXT, panel_grid, printed
-from benchmarks.analysis.results import ORACLE, Panel
+from benchmarks.analysis.panels.results import ORACLE, Panel
 from benchmarks.analysis.tables.overall import task_headings
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.figures.page import add_legend, legend_rows, panel_grid, printed, save_figure
 from benchmarks.analysis.figures.styles import FULL_MODEL, STOCK_MODEL, Style, legend_handles, styles
+from benchmarks.analysis.panels.select import concave_hull, mixture_at
 from benchmarks.analysis.rows.texts import (
     GenerationCell,
     GenerationPanel,
@@ -18,7 +19,6 @@ from benchmarks.analysis.rows.texts import (
     row_near_half,
     stock_row,
 )
-from benchmarks.analysis.select import concave_hull, mixture_at
 from benchmarks.analysis.tables.columns import metric_name
 from benchmarks.specs.base import folder_name
 from benchmarks.store.generation_records import Mean
@@ -169,8 +169,8 @@ def write_decoding_figures(
 ) -> list[Path]:
     """Write one figure a (task, backbone) into a results folder of generation; return the files.
 
-    ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.results.load_panels`, ``kinds`` those of
-    ``save_figure``.
+    ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.panels.results.load_panels`, ``kinds`` those
+    of ``save_figure``.
     """
     panels, _ = load_generation_panels(out_dir, labels, tasks)
     return draw_all(panels, out_dir, kinds)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from benchmarks.analysis.comparisons.ranking import Ranking, rankings
 from benchmarks.analysis.figures.page import COLUMN, TEXT, panel_grid, printed
 from benchmarks.analysis.figures.styles import Style, styles
-from benchmarks.analysis.results import Panel
+from benchmarks.analysis.panels.results import Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,7 +19,7 @@ from benchmarks.analysis.figures.page import (
     printed,
 )
 from benchmarks.analysis.figures.styles import FULL_MODEL, OTHERS, Style, competitors, legend_handles, styles
-from benchmarks.analysis.results import Panel
+from benchmarks.analysis.panels.results import Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

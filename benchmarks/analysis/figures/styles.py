@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.ranking import compared_panels
-from benchmarks.analysis.results import CORE_METHOD, FULL, REFERENCES, AnyPanel, Panel, role_of
+from benchmarks.analysis.panels.results import CORE_METHOD, FULL, REFERENCES, AnyPanel, Panel, role_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

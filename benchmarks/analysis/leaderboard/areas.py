@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from benchmarks.analysis.comparisons.curve_summaries import TIME, blind_score, layers_area, ratio_area
 from benchmarks.analysis.leaderboard.collecting import Collected, Run, run_of, shown_names
-from benchmarks.analysis.results import FULL, MAJORITY, Panel, StoredCell, panels
+from benchmarks.analysis.panels.results import FULL, MAJORITY, Panel, StoredCell, panels
 from benchmarks.store.records import CellRecord
 
 NARROW_SCALE = 0.1

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.analysis.leaderboard.areas import results_of
 from benchmarks.analysis.leaderboard.collecting import Collected, collect, panels_by_setting
 from benchmarks.analysis.leaderboard.standings import Standing, standing_by
-from benchmarks.analysis.results import Panel
+from benchmarks.analysis.panels.results import Panel
 from consistentee.errors import UserError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.analysis.leaderboard.faults import record_fault, timing_fault
-from benchmarks.analysis.results import Panel, StoredCell, panels, refuse_generation
+from benchmarks.analysis.panels.results import Panel, StoredCell, panels, refuse_generation
 from benchmarks.store.records import CellRecord, TimingRecord
 from benchmarks.store.stored_results import open_results
 from consistentee.errors import UserError

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from benchmarks.analysis.leaderboard.areas import Result
 from benchmarks.analysis.leaderboard.collecting import Run
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, REFERENCES
+from benchmarks.analysis.panels.results import FULL, MAJORITY, ORACLE, REFERENCES
 from benchmarks.measure.intervals import interval_of_mean
 
 _RESAMPLES = 2000

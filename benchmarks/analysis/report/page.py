@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from benchmarks.analysis.caveats import Caveat, caveats
+from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.report import libraries
 from benchmarks.analysis.report.charts.curve_data import curve_data
 from benchmarks.analysis.report.charts.curves import curves_chart
@@ -16,7 +17,6 @@ from benchmarks.analysis.report.charts.looks import Legend, legend_of
 from benchmarks.analysis.report.contents.content import Content, Headline, Standing
 from benchmarks.analysis.report.contents.points import operating_points
 from benchmarks.analysis.report.contents.sortable import without_unknown
-from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.provenance import machine, records_table
 from benchmarks.store.folders import write_text

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from benchmarks.analysis.curves import Speedups, speedups
-from benchmarks.analysis.results import FULL, AnyPanel, BaseStoredCell, role_of
+from benchmarks.analysis.panels.curves import Speedups, speedups
+from benchmarks.analysis.panels.results import FULL, AnyPanel, BaseStoredCell, role_of
 from benchmarks.analysis.rows.choices import choices_for, targets_of
 from benchmarks.specs.targets import Target
 from benchmarks.store.records import BaseContender

@@ -1,11 +1,11 @@
-"""Which operating points of a panel stand for a target: :mod:`benchmarks.analysis.select` over stored cells."""
+"""Which operating points of a panel stand for a target: :mod:`benchmarks.analysis.panels.select` over stored cells."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from benchmarks.analysis.results import FULL, AnyPanel, BaseStoredCell, role_of
-from benchmarks.analysis.select import choose
+from benchmarks.analysis.panels.results import FULL, AnyPanel, BaseStoredCell, role_of
+from benchmarks.analysis.panels.select import choose
 from benchmarks.specs.targets import Target, in_order
 from benchmarks.store.generation_records import DecodingPoint, GenerationRecord
 from benchmarks.store.records import BaseOperatingPoint, BaseRecord, CellRecord, OperatingPoint

@@ -7,8 +7,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.curves import speedups, time_ratio
-from benchmarks.analysis.results import FULL, Panel
+from benchmarks.analysis.panels.curves import speedups, time_ratio
+from benchmarks.analysis.panels.results import FULL, Panel
 from benchmarks.analysis.rows.base import BaseRow, contenders_of, head_of, mean_and_std, rows_of_curve, seconds_by_size
 from benchmarks.analysis.rows.choices import Choice
 from benchmarks.measure.intervals import interval_over_rows_and_seeds

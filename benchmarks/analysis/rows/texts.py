@@ -8,8 +8,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.curves import speedups
-from benchmarks.analysis.results import BasePanel, load_panels_of
+from benchmarks.analysis.panels.curves import speedups
+from benchmarks.analysis.panels.results import BasePanel, load_panels_of
 from benchmarks.analysis.rows.base import (
     BaseRow,
     contenders_of,
@@ -79,7 +79,7 @@ class GenerationRow(BaseRow):
 def load_generation_panels(
     out_dir: Path, labels: Sequence[str] | None = None, tasks: Sequence[str] | None = None
 ) -> tuple[list[GenerationPanel], list[Fault]]:
-    """Read a results folder of generation; see :func:`benchmarks.analysis.results.load_panels`."""
+    """Read a results folder of generation; see :func:`benchmarks.analysis.panels.results.load_panels`."""
     return load_panels_of(GenerationRecord, DecodingTimingRecord, out_dir, labels, tasks)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from benchmarks.analysis.results import AnyPanel
+from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.rows.base import BaseRow, format_value
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.specs.targets import Target, in_words

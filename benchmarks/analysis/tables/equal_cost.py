@@ -6,8 +6,8 @@ from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
 from benchmarks.analysis.comparisons.headline import Contrast, Entry, Headline, contrasts, core_pairs, headline
 from benchmarks.analysis.comparisons.ranking import block_name
 from benchmarks.analysis.comparisons.savings import mean_saving
-from benchmarks.analysis.results import AnyPanel
-from benchmarks.analysis.select import Reach
+from benchmarks.analysis.panels.results import AnyPanel
+from benchmarks.analysis.panels.select import Reach
 from benchmarks.analysis.tables.columns import in_brackets, percent, points
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value

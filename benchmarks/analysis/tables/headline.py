@@ -6,8 +6,8 @@ import numpy as np
 
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.comparisons.static_gains import STATIC, mean_gain, static_gains
-from benchmarks.analysis.means import geometric_mean_of_all
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
+from benchmarks.analysis.panels.means import geometric_mean_of_all
+from benchmarks.analysis.panels.results import FULL, MAJORITY, ORACLE, Panel
 from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.analysis.tables.columns import number
 from benchmarks.analysis.tables.equal_cost import contrast_tables, equal_cost_tables

@@ -5,7 +5,7 @@ from functools import partial
 
 from benchmarks.analysis.comparisons.curve_summaries import BUDGETS, CurveSummary, blind_score, curve_summaries
 from benchmarks.analysis.comparisons.pairs import Comparison, holm, paired_comparisons
-from benchmarks.analysis.results import FULL, Panel, load_panels
+from benchmarks.analysis.panels.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows.base import record_of
 from benchmarks.analysis.rows.instances import TableRow, never_exit_overheads, table_rows
 from benchmarks.analysis.tables.columns import (

@@ -13,7 +13,7 @@ from benchmarks.analysis.comparisons.ranking import (
 )
 from benchmarks.analysis.comparisons.real_time import ClockSummary, clock_summary, measured_speedups
 from benchmarks.analysis.comparisons.static_gains import StaticGain, mean_gain, static_gains
-from benchmarks.analysis.results import AnyPanel, Panel
+from benchmarks.analysis.panels.results import AnyPanel, Panel
 from benchmarks.analysis.tables.columns import number
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 

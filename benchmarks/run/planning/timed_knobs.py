@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 
-from benchmarks.analysis.select import mixture_at
+from benchmarks.analysis.panels.select import mixture_at
 from benchmarks.specs.base import TimingSpec
 from benchmarks.specs.targets import Speedups
 from benchmarks.store.generation_records import GenerationRecord, ReplayPoint

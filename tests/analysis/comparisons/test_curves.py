@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.analysis.curves import area_under_front, pareto_front, speedups, time_ratio
+from benchmarks.analysis.panels.curves import area_under_front, pareto_front, speedups, time_ratio
 
 histograms = st.lists(st.integers(0, 50), min_size=2, max_size=12).filter(lambda counts: sum(counts) > 0)
 scores = st.integers(0, 100).map(lambda n: n / 100)

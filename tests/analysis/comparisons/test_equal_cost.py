@@ -7,8 +7,8 @@ from records_by_hand import LAYERS, cell, curve_point, made_up_suite, operating_
 
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.resampled import interval_at_equal_cost
-from benchmarks.analysis.results import load_panels, panels
-from benchmarks.analysis.select import Reach
+from benchmarks.analysis.panels.results import load_panels, panels
+from benchmarks.analysis.panels.select import Reach
 from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, equal_cost_tables
 from benchmarks.store.folders import write_predictions
 from benchmarks.store.records import CellRecord, CurvePoint, HullPoint

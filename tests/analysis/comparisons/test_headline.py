@@ -11,7 +11,7 @@ from records_by_hand import LAYERS, cell, curve_point, operating_point
 from benchmarks.analysis.comparisons.headline import Headline, contrasts, core_pairs, headline
 from benchmarks.analysis.comparisons.resampled import point_samples
 from benchmarks.analysis.comparisons.savings import savings
-from benchmarks.analysis.results import Panel, StoredCell, panels
+from benchmarks.analysis.panels.results import Panel, StoredCell, panels
 from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, contrast_tables, equal_cost_tables, headline_lines
 from benchmarks.measure.intervals import interval
 from benchmarks.store.records import HullPoint

@@ -17,7 +17,7 @@ from benchmarks.analysis.comparisons.ranking import (
     rank,
     score_table,
 )
-from benchmarks.analysis.results import panels
+from benchmarks.analysis.panels.results import panels
 from benchmarks.analysis.tables.overall import ranking_tables
 
 

@@ -21,10 +21,10 @@ from records_by_hand import made_up_suite, stored
 from benchmarks.analysis.comparisons.batches import Batch, timed_batches
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost, at_equal_ratio
 from benchmarks.analysis.comparisons.resampled import interval_at_equal_cost
-from benchmarks.analysis.results import panels
+from benchmarks.analysis.panels.results import panels
+from benchmarks.analysis.panels.select import Reach
 from benchmarks.analysis.rows.scored import MATCH, NATS, TO_FULL
 from benchmarks.analysis.rows.texts import load_generation_panels
-from benchmarks.analysis.select import Reach
 from benchmarks.analysis.tables.equal_cost import headline_lines
 from benchmarks.analysis.tables.generation.batches import batches_table, middle_batches_table
 from benchmarks.analysis.tables.generation.decoding_cost import measures_table, text_cost_tables, text_headline_lines

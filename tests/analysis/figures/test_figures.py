@@ -21,7 +21,7 @@ from benchmarks.analysis.figures.exits import (
 )
 from benchmarks.analysis.figures.page import COLUMN, TEXT
 from benchmarks.analysis.figures.styles import styles
-from benchmarks.analysis.results import load_panels, panels
+from benchmarks.analysis.panels.results import load_panels, panels
 from benchmarks.analysis.rows.instances import row_for_half
 from consistentee.methods.hardness import memorized_layer
 

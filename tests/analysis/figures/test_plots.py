@@ -10,7 +10,7 @@ from benchmarks.analysis.figures.catalogue import CURVES, save_pages
 from benchmarks.analysis.figures.curves import curve_on_test, figure, score_limits, times_figure
 from benchmarks.analysis.figures.page import MOST_PANELS, TEXT, pages_of, save_figure
 from benchmarks.analysis.figures.styles import OTHERS, styles
-from benchmarks.analysis.results import load_panels, panels
+from benchmarks.analysis.panels.results import load_panels, panels
 
 
 @pytest.fixture(scope="module")

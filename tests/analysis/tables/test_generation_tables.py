@@ -25,7 +25,7 @@ from benchmarks.analysis import terminal_report, write_all_figures, write_all_ta
 from benchmarks.analysis.comparisons.equal_layers import compare_at_equal_layers
 from benchmarks.analysis.figures.generation import layers_by_position, row_near_half
 from benchmarks.analysis.leaderboard.board import load_leaderboard
-from benchmarks.analysis.results import load_panels, panels
+from benchmarks.analysis.panels.results import load_panels, panels
 from benchmarks.analysis.rows.texts import STOCK, curve_rows, generation_rows, load_generation_panels
 from benchmarks.analysis.tables.generation.decoding import (
     calibration_table,

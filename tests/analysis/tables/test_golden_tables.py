@@ -26,7 +26,7 @@ import pytest
 from documents import ROOT
 
 from benchmarks.analysis.leaderboard.board import load_leaderboard
-from benchmarks.analysis.results import load_panels
+from benchmarks.analysis.panels.results import load_panels
 from benchmarks.analysis.rows.texts import load_generation_panels
 from benchmarks.analysis.tables.generation.decoding import all_generation_tables, decoding_lines
 from benchmarks.analysis.tables.leaderboard import to_text

@@ -5,7 +5,7 @@ from records_by_hand import cell, made_up_suite, operating_point, stored, timing
 from shown_tables import FIRST_ROWS, with_its_tables
 
 from benchmarks.analysis.comparisons.ranking import AREA, compared_panels, score_table
-from benchmarks.analysis.results import panels
+from benchmarks.analysis.panels.results import panels
 from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.analysis.tables.equal_cost import equal_cost_tables
 from benchmarks.analysis.tables.headline import half_table, headline_table, headline_tables

@@ -8,7 +8,7 @@ from records_by_hand import LAYERS, ROWS, cell, curve_point, made_up_suite, oper
 from benchmarks.analysis.comparisons.real_time import clock_summary
 from benchmarks.analysis.comparisons.static_gains import static_gains
 from benchmarks.analysis.figures.gains import gains_figure
-from benchmarks.analysis.results import panels
+from benchmarks.analysis.panels.results import panels
 from benchmarks.analysis.tables.overall import clock_table, overall_tables, static_gain_table
 from benchmarks.store.folders import write_predictions
 

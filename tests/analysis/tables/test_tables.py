@@ -18,7 +18,7 @@ from rich.console import Console
 from benchmarks.analysis import report_files, terminal_report, write_all_tables
 from benchmarks.analysis.comparisons.curve_summaries import curve_summaries
 from benchmarks.analysis.comparisons.pairs import paired_comparisons
-from benchmarks.analysis.results import load_panels, panels
+from benchmarks.analysis.panels.results import load_panels, panels
 from benchmarks.analysis.rows.instances import label_rows, table_rows
 from benchmarks.analysis.tables.operating import comparison_table, operating_lines, operating_table
 from benchmarks.analysis.tables.provenance import machine, machines_table

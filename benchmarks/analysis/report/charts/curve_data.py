@@ -7,8 +7,8 @@ from typing import TypeAlias
 import numpy as np
 
 from benchmarks.analysis.comparisons.ranking import compared_panels
+from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.report.contents.content import Content, Measured
-from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.tables.columns import knob_text, short_reasons
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.specs.targets import Target, in_order

@@ -6,10 +6,10 @@ from typing import Any
 
 import altair as alt
 
+from benchmarks.analysis.panels.results import ORACLE, role_of
 from benchmarks.analysis.report.charts.curve_data import CurveData
 from benchmarks.analysis.report.charts.curve_layers import curve_layers
 from benchmarks.analysis.report.charts.looks import Legend, spec_of
-from benchmarks.analysis.results import ORACLE, role_of
 
 CONTROLS, METHODS = "#curve-controls", "#curve-methods"
 _DEPTHS = {3: "3", 6: "6", 12: "12", 1000: "all"}

@@ -11,8 +11,8 @@ from typing import Any
 import altair as alt
 
 from benchmarks.analysis.figures.styles import is_core
+from benchmarks.analysis.panels.results import FULL, MAJORITY, REFERENCES, AnyPanel, role_of
 from benchmarks.analysis.report.contents.content import Standing
-from benchmarks.analysis.results import FULL, MAJORITY, REFERENCES, AnyPanel, role_of
 
 INK = "currentColor"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"

@@ -7,8 +7,8 @@ from benchmarks.analysis.comparisons.headline import Entry, Headline, headline
 from benchmarks.analysis.comparisons.ranking import compared_panels
 from benchmarks.analysis.comparisons.savings import mean_saving
 from benchmarks.analysis.figures.styles import is_core
+from benchmarks.analysis.panels.results import FULL, MAJORITY, ORACLE, Panel
 from benchmarks.analysis.report.contents.sortable import Cell, SortableTable, counted, mean_cells, number, with_interval
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel
 from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.analysis.tables.equal_cost import OVER_NOTE, UNDER_NOTE, reach_marks
 from benchmarks.analysis.tables.overall import task_headings

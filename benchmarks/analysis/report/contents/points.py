@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from benchmarks.analysis.figures.styles import is_core
+from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.report.contents.content import Content, Measured
 from benchmarks.analysis.report.contents.sortable import Cell, SortableTable, number, ratio, with_interval
-from benchmarks.analysis.results import AnyPanel
 from benchmarks.analysis.tables.columns import knob_text, short_reasons
 from benchmarks.analysis.tables.overall import task_headings
 

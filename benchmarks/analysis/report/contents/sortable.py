@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchmarks.analysis.means import geometric_mean_of_all
+from benchmarks.analysis.panels.means import geometric_mean_of_all
 from benchmarks.analysis.rows.base import BaseRow
 from benchmarks.analysis.tables.text import MISSING
 

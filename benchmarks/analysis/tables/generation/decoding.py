@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from benchmarks.analysis.comparisons.equal_layers import LayerComparison, compare_at_equal_layers
-from benchmarks.analysis.results import FULL, role_of
+from benchmarks.analysis.panels.results import FULL, role_of
 from benchmarks.analysis.rows.base import record_of
 from benchmarks.analysis.rows.texts import (
     STOCK,

@@ -8,7 +8,7 @@ from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost, at
 from benchmarks.analysis.comparisons.headline import Headline, headline
 from benchmarks.analysis.comparisons.ranking import block_name
 from benchmarks.analysis.comparisons.resampled import AtBudget, point_samples
-from benchmarks.analysis.means import mean_of_all
+from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.rows.scored import MATCH, NATS, TO_FULL, scored_of
 from benchmarks.analysis.rows.texts import GenerationPanel
 from benchmarks.analysis.tables.columns import metric_name, number, percent, points

@@ -14,10 +14,10 @@ import numpy as np
 from benchmarks.analysis.caveats import caveats_of_instances
 from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
-from benchmarks.analysis.means import geometric_mean_of_all, mean_of_all
-from benchmarks.analysis.results import FULL, MAJORITY, ORACLE, Panel, StoredCell, panels
+from benchmarks.analysis.panels.means import geometric_mean_of_all, mean_of_all
+from benchmarks.analysis.panels.results import FULL, MAJORITY, ORACLE, Panel, StoredCell, panels
+from benchmarks.analysis.panels.select import Reach
 from benchmarks.analysis.rows.instances import row_for_half
-from benchmarks.analysis.select import Reach
 from benchmarks.analysis.tables.text import MISSING, TextTable, to_rich
 from benchmarks.specs.schema import canonical_json
 from benchmarks.specs.targets import SPEEDUPS
@@ -30,7 +30,7 @@ from consistentee.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Group
 
-_REPOSITORY = Path(__file__).parents[2]
+_REPOSITORY = Path(__file__).parents[3]
 _JUST_MEASURED = ">"
 _SINGLE_KNOB = "*"
 _MIDDLE = 2.0
