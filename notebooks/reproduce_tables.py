@@ -26,8 +26,8 @@ import pandas as pd
 from IPython.display import display
 
 import benchmarks
-from benchmarks.analysis.frame import long_frame
 from benchmarks.analysis.panels.results import load_panels
+from benchmarks.analysis.rows.frame import long_frame
 from benchmarks.analysis.rows.instances import table_rows
 from benchmarks.analysis.tables.headline import headline_tables
 from benchmarks.analysis.tables.operating import operating_lines, operating_table, panel_tables

@@ -20,6 +20,7 @@ WINGS = ("data", "backbones", "models", "rules", "traces", "engine", "training",
 """Of the library: each imports from itself and from those before it."""
 ROOMS = ("tasks", "specs", "store", "measure", "analysis", "kinds", "run", "contract", "commands", "lm_eval", "cli")
 """Of the harness: likewise."""
+ANALYSIS = ("panels", "rows", "comparisons", "leaderboard", "tables", "figures", "report")
 
 
 def modules_of(root: Path) -> dict[str, Path]:
@@ -49,9 +50,10 @@ def import_graph(root: Path) -> dict[str, set[str]]:
 def wrong_ways(graph: dict[str, set[str]], package: str, order: tuple[str, ...]) -> list[str]:
     """Return the imports that run against an order of the folders of a package."""
     place = {f"{package}.{name}": number for number, name in enumerate(order)}
+    depth = package.count(".") + 2
 
     def of(module: str) -> int:
-        return place.get(".".join(module.split(".")[:2]), -1)
+        return place.get(".".join(module.split(".")[:depth]), -1)
 
     return [
         f"{name} imports {other}"
@@ -76,9 +78,12 @@ def test_no_baseline_imports_another(graph):
     assert not [name for name, others in graph.items() for other in others if f"{name} {other}".count("baselines.") > 1]
 
 
-@pytest.mark.parametrize(("package", "order"), [("consistentee", WINGS), ("benchmarks", ROOMS)])
+@pytest.mark.parametrize(
+    ("package", "order"), [("consistentee", WINGS), ("benchmarks", ROOMS), ("benchmarks.analysis", ANALYSIS)]
+)
 def test_wings_and_rooms_depend_one_way(graph, package, order):
-    assert {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").is_file()} >= set(order)
+    folder = ROOT.joinpath(*package.split("."))
+    assert {path.name for path in folder.iterdir() if (path / "__init__.py").is_file()} >= set(order)
     assert wrong_ways(graph, package, order) == []
 
 

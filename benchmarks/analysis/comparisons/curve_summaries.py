@@ -6,12 +6,12 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.panels.curves import area_under_front, pareto_front
 from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.panels.results import FULL, MAJORITY, Panel
 from benchmarks.analysis.panels.select import choose
 from benchmarks.analysis.rows.choices import reference_of
+from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target
 
 TIME = "speedup_b1"

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.panels.select import Mixture, Reach, mixture_at
+from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.scored import Scored, scored_of
 from consistentee.data.metrics import score
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
 from benchmarks.analysis.comparisons.resampled import interval_at_equal_cost
+from benchmarks.analysis.panels.published import PublishedResult, published_results
 from benchmarks.analysis.panels.results import Panel
-from benchmarks.analysis.published import PublishedResult, published_results
 from benchmarks.specs.papers import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
 
 Interval = tuple[float, float]

@@ -165,8 +165,8 @@ def write_figures(
 ) -> tuple[list[Path], list[str]]:
     """Write every figure into a results folder.
 
-    ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.panels.results.load_panels`, ``kinds`` those
-    of ``save_figure``. Several processes share the figures, and each reads the records itself.
+    ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.panels.results.load_panels`, ``kinds``
+    those of ``save_figure``. Several processes share the figures, and each reads the records itself.
 
     Returns:
         The files, and one line for each figure that could not be drawn.

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.figures.page import add_legend, is_leftmost, label_below, legend_rows, panel_grid, printed
 from benchmarks.analysis.figures.styles import FULL_MODEL, STOCK_MODEL, Style, legend_handles, styles
-from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.panels.results import FULL, Panel
 from benchmarks.analysis.panels.select import concave_hull
+from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.instances import TableRow, label_rows
 from benchmarks.specs.targets import SPEEDUPS
 

@@ -169,8 +169,8 @@ def write_decoding_figures(
 ) -> list[Path]:
     """Write one figure a (task, backbone) into a results folder of generation; return the files.
 
-    ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.panels.results.load_panels`, ``kinds`` those
-    of ``save_figure``.
+    ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.panels.results.load_panels`, ``kinds``
+    those of ``save_figure``.
     """
     panels, _ = load_generation_panels(out_dir, labels, tasks)
     return draw_all(panels, out_dir, kinds)

@@ -6,7 +6,6 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmarks.analysis.caveats import Caveat, caveats
 from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.report import libraries
 from benchmarks.analysis.report.charts.curve_data import curve_data
@@ -17,6 +16,7 @@ from benchmarks.analysis.report.charts.looks import Legend, legend_of
 from benchmarks.analysis.report.contents.content import Content, Headline, Standing
 from benchmarks.analysis.report.contents.points import operating_points
 from benchmarks.analysis.report.contents.sortable import without_unknown
+from benchmarks.analysis.rows.caveats import Caveat, caveats
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.provenance import machine, records_table
 from benchmarks.store.folders import write_text
@@ -40,7 +40,7 @@ def render(name: str, panels: Sequence[AnyPanel], warnings: Sequence[Caveat], co
     Args:
         name: of the results folder.
         panels: its records: facts, environments and provenance are taken from them.
-        warnings: :func:`benchmarks.analysis.caveats.caveats`.
+        warnings: :func:`benchmarks.analysis.rows.caveats.caveats`.
         content: what is shown of them.
     """
     templates = Environment(

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.panels.results import AnyPanel, Panel
+from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.instances import hull_answers, predictions_of
 from benchmarks.analysis.rows.texts import GenerationCell, GenerationPanel, column_by_prompt, full_scores_by_prompt
 from benchmarks.measure.intervals import MEAN, MEAN_BY_SIZE

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from benchmarks.analysis.caveats import caveats_of_instances
 from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.panels.means import geometric_mean_of_all, mean_of_all
 from benchmarks.analysis.panels.results import FULL, MAJORITY, ORACLE, Panel, StoredCell, panels
 from benchmarks.analysis.panels.select import Reach
+from benchmarks.analysis.rows.caveats import caveats_of_instances
 from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.analysis.tables.text import MISSING, TextTable, to_rich
 from benchmarks.specs.schema import canonical_json

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.analysis.frame import long_frame
 from benchmarks.analysis.panels.results import AnyPanel
+from benchmarks.analysis.rows.frame import long_frame
 from benchmarks.analysis.tables.provenance import machines_table
 from benchmarks.analysis.tables.text import TextTable, csv_of, to_latex, to_markdown
 from benchmarks.store.folders import Fault, write_text

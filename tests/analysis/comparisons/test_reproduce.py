@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.papers import compare_with_paper, printed_full, printed_points, scored_by
 from benchmarks.analysis.comparisons.resampled import interval_at_equal_cost
+from benchmarks.analysis.panels.published import published_results
 from benchmarks.analysis.panels.results import panels
-from benchmarks.analysis.published import published_results
 from benchmarks.analysis.tables.publications.papers import condition_lines, paper_lines, paper_table
 from benchmarks.cli import app
 from benchmarks.commands.reproduce import Reproduction

@@ -5,8 +5,8 @@ import pytest
 from records_by_hand import made_up_suite, stored, timing, write_results
 
 from benchmarks.analysis import write_all_tables
+from benchmarks.analysis.panels.published import names, published_for, published_results
 from benchmarks.analysis.panels.results import panels
-from benchmarks.analysis.published import names, published_for, published_results
 from benchmarks.analysis.tables.publications.published import published_table
 from benchmarks.tasks.loader import list_tasks
 from consistentee.errors import UserError

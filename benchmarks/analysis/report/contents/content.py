@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.analysis.caveats import Caveat
 from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.report.contents.sortable import SortableTable
 from benchmarks.analysis.rows.base import BaseRow
+from benchmarks.analysis.rows.caveats import Caveat
 from benchmarks.analysis.tables.text import TextTable
 from benchmarks.store.folders import Fault
 

@@ -5,20 +5,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.analysis.caveats import caveats_of_instances
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.headline import Entry, headline
 from benchmarks.analysis.comparisons.ranking import block_name
 from benchmarks.analysis.figures.exits import exit_shares
 from benchmarks.analysis.figures.styles import competitors
-from benchmarks.analysis.frame import knobs_of
 from benchmarks.analysis.panels.curves import pareto_front
 from benchmarks.analysis.panels.means import mean_of_all
+from benchmarks.analysis.panels.published import published_for
 from benchmarks.analysis.panels.results import FULL, Panel, load_panels
-from benchmarks.analysis.published import published_for
 from benchmarks.analysis.report.contents.content import Content, Exits, Headline, Measured, Mixed, Standing, Swept
 from benchmarks.analysis.report.contents.leaderboard import leaderboard, points_by_task
 from benchmarks.analysis.rows.base import format_value
+from benchmarks.analysis.rows.caveats import caveats_of_instances
+from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.instances import row_for_half, table_rows
 from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, OVER_NOTE, contrast_tables
 from benchmarks.analysis.tables.headline import half_table

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from benchmarks.analysis.caveats import caveats_of_texts
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.figures.styles import is_core
 from benchmarks.analysis.panels.results import FULL, role_of
 from benchmarks.analysis.report.contents.content import Content, Exits, Headline, Measured, Standing
 from benchmarks.analysis.report.contents.sortable import Cell, SortableTable, counted, mean_cells, number, with_interval
+from benchmarks.analysis.rows.caveats import caveats_of_texts
 from benchmarks.analysis.rows.texts import (
     STOCK,
     GenerationPanel,

@@ -5,8 +5,8 @@ from typing import Literal
 
 from benchmarks.analysis.comparisons.papers import Ours, PaperCell, PaperComparison, PaperRow, printed_full
 from benchmarks.analysis.panels.means import mean_of_all
+from benchmarks.analysis.panels.published import names
 from benchmarks.analysis.panels.results import FULL, Panel
-from benchmarks.analysis.published import names
 from benchmarks.analysis.tables.columns import percent
 from benchmarks.analysis.tables.equal_cost import OVER_NOTE, UNDER_NOTE, reach_marks
 from benchmarks.analysis.tables.text import MISSING, TextTable

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from benchmarks.analysis.panels.published import PublishedResult, names, published_for
 from benchmarks.analysis.panels.results import REFERENCES, Panel, load_panels
-from benchmarks.analysis.published import PublishedResult, names, published_for
 from benchmarks.analysis.rows.instances import TableRow, row_for_half
 from benchmarks.analysis.tables.columns import number
 from benchmarks.analysis.tables.equal_cost import headline_lines
