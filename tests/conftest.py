@@ -1,10 +1,8 @@
 """Fixtures: small random models of every encoder family, and a small task that can be learned."""
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 
@@ -30,10 +28,6 @@ from consistentee.data.instances import TaskData
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 
-if TYPE_CHECKING:
-    from xdist.remote import Producer
-    from xdist.scheduler import Scheduling
-
 __all__ = [
     "CONFIGS",
     "DECODER_FAMILIES",
@@ -58,25 +52,6 @@ settings.load_profile("any-machine")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the contract tests run over a method that is not registered."""
     parser.addoption("--method", action="append", default=[], help="path/to/mine.py:MyMethod, for test_invariants.py")
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "Scheduling | None":
-    """Let workers share out files, as ``--dist loadfile`` does, and the tests of the contract method by method.
-
-    A method's tests share what was trained once, and all of them together take longer than any other file. Groups by
-    marks would say the same, but xdist 3.8 does not see them under pytest 9.
-    """
-    if config.getoption("dist") != "loadfile":
-        return None
-    from xdist.scheduler import LoadFileScheduling
-
-    class ByFileOrMethod(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            method = re.search(r"test_invariants\.py::\w+\[(.+?):", nodeid)
-            return method[1] if method else super()._split_scope(nodeid)
-
-    return ByFileOrMethod(config, log)
 
 
 @pytest.fixture(scope="session")
