@@ -72,14 +72,11 @@ def test_an_instruction_that_leaves_no_room_is_refused(limit):
         cut_prompt(by_word, Prompt("Sum up: ", "one two three", " !"), limit)
 
 
-WORDS = st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=300), min_size=1, max_size=40), min_size=1)
+LETTERS = st.characters(min_codepoint=33, max_codepoint=300, exclude_characters="\x85\xa0")  # which are white space
+WORDS = st.lists(st.text(LETTERS, min_size=1, max_size=40), min_size=1)
 
 
-@given(
-    words=WORDS.filter(lambda words: all(word.split() == [word] for word in words)),
-    limit=st.integers(27, 200),
-    keep=st.sampled_from(["start", "end"]),
-)
+@given(words=WORDS, limit=st.integers(27, 200), keep=st.sampled_from(["start", "end"]))
 def test_a_cut_prompt_fits_keeps_one_end_and_wastes_no_word(words, limit, keep):
     prompt = Prompt("<", " ".join(words), ">")
     cut = cut_prompt(by_character, prompt, limit, keep)
