@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.contract.faults import BrokenContractError
 from benchmarks.contract.golden.computing import Golden, draws_alike
 from benchmarks.contract.golden.files import COMMAND, all_methods, write_cell
 from consistentee.errors import UserError
@@ -26,7 +27,7 @@ def main() -> int:
         for name in names:
             try:
                 print(f"{name}: {write_cell(name, golden)}", flush=True)
-            except UserError as error:
+            except (UserError, BrokenContractError) as error:
                 print(error, file=sys.stderr)
                 refused = 2
     return refused
