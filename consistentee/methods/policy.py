@@ -65,7 +65,8 @@ def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
     if log_alpha is None:
         return output
     base, slope = output.unbind(dim=-1)
-    return base + functional.softplus(slope) * log_alpha
+    # A weight that underflows to zero would make a price of 0 or infinity NaN, and rows would never leave.
+    return base + functional.softplus(slope).clamp_min(torch.finfo(slope.dtype).tiny) * log_alpha
 
 
 def drawn_prices(lowest: float, highest: float, count: int) -> Tensor:

@@ -1,5 +1,6 @@
 """ConsistentEE: its policy, its stages, its options."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -56,6 +57,12 @@ def test_a_higher_price_never_lowers_the_exit_probability():
     output = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 5
     logits = torch.stack([policy_logit(output, log_alpha) for log_alpha in (-9.0, -3.0, 0.0, 2.0)])
     assert (logits[1:] >= logits[:-1]).all()
+
+
+def test_no_price_never_exits_and_an_infinite_one_always():
+    output = torch.tensor([[40.0, 3.0], [-40.0, -200.0], [0.0, 0.0]])  # the weight of the second underflows
+    assert (policy_logit(output, -math.inf).sigmoid() == 0).all()
+    assert (policy_logit(output, math.inf).sigmoid() == 1).all()
 
 
 @pytest.mark.parametrize("reads", ["state", "state+confidence"])
