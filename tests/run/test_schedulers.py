@@ -1,10 +1,13 @@
 """Schedulers: which job is next, and what part of a machine it may use."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
+from distributed import Client
 
-from benchmarks.run.jobs.schedulers import Share, next_job
+from benchmarks.run.jobs import schedulers
+from benchmarks.run.jobs.schedulers import Schedule, Share, next_job
 from benchmarks.specs.base import Group
 
 
@@ -37,3 +40,28 @@ def test_next_job_is_of_the_group_with_the_fewest_running():
 )
 def test_jobs_share_the_cores_of_their_host(slots, limit, cores, threads):
     assert Share(slots, limit).threads("a", cores) == threads
+
+
+@dataclass
+class Watched:
+    ended_jobs: list[str] = field(default_factory=list)
+
+    def started(self, job):
+        pass
+
+    def ended(self, job):
+        self.ended_jobs.append(job.name)
+
+
+def test_a_cluster_that_lost_its_workers_is_waited_for(monkeypatch):
+    pauses = []
+    counts = iter([Share({}, None), Share({}, None)])
+    count_slots = Share.of
+    monkeypatch.setattr(Share, "of", lambda client: next(counts, None) or count_slots(client))
+    monkeypatch.setattr(schedulers, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(schedulers, "_run_in_worker", lambda job, share: None)
+    watcher = Watched()
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        Schedule(address=client.scheduler.address).run_cells([Waiting("rte0", "rte"), Waiting("rte1", "rte")], watcher)
+    assert watcher.ended_jobs == ["rte0", "rte1"]
+    assert len(pauses) == 2, "it is asked again, but not without pause"

@@ -32,6 +32,7 @@ from benchmarks.run.planning.forecast import plan_lines
 from benchmarks.specs.schema import Strict
 from benchmarks.specs.suites import load_suite
 from benchmarks.store.compact.columns import columns_of, read_values, table_of, written_values
+from benchmarks.store.compact.reading import CompactRows
 from benchmarks.store.compact.rows import alike, joined, layout_of, own_table
 from benchmarks.store.folders import (
     CALIBRATION_FILE,
@@ -345,6 +346,21 @@ def test_what_cannot_be_published(published, tmp_path):
     with pytest.raises(UserError, match="before you publish it"):
         publish_run(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept"), [("classification", "predictions"), ("classification", "validation"), ("generation", "study")]
+)
+def test_what_does_not_read_back_equal_is_said(tmp_path, monkeypatch, kind, kept):
+    read = getattr(CompactRows, kept)
+
+    def lossy(self):
+        found = read(self)
+        return found if found is None else found[:-1]
+
+    monkeypatch.setattr(CompactRows, kept, lossy)
+    with pytest.raises(AssertionError, match="keep the run"):
+        publish_run(write_run(kind, tmp_path / "run"), tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------- what is shown

@@ -200,7 +200,7 @@ def comparison_table(panel: Panel, comparisons: Sequence[Comparison]) -> TextTab
         notes=(
             f"Points: difference in {panel.metric} on the same test rows, mean of {seeds_text(seeds)}; paired "
             f"bootstrap interval over rows{' and seeds' if len(seeds) > 1 else ''}.",
-            f"Only first right, p: exact McNemar test on seed {comparisons[0].seed}, two-sided; Holm: corrected for "
+            f"Only first right, p: exact McNemar test on the first seed that both have, two-sided; Holm: corrected for "
             f"the {len(tested)} tests of this table.",
         ),
         words=("chosen for", "pair"),
