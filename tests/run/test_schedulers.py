@@ -59,7 +59,7 @@ def test_a_cluster_that_lost_its_workers_is_waited_for(monkeypatch):
     count_slots = Share.of
     monkeypatch.setattr(Share, "of", lambda client: next(counts, None) or count_slots(client))
     monkeypatch.setattr(schedulers, "time", SimpleNamespace(sleep=pauses.append))
-    monkeypatch.setattr(schedulers, "_run_in_worker", lambda job, share: None)
+    monkeypatch.setattr(schedulers, "execute", lambda job, threads: None)
     watcher = Watched()
     with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
         Schedule(address=client.scheduler.address).run_cells([Waiting("rte0", "rte"), Waiting("rte1", "rte")], watcher)
