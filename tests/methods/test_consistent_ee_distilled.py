@@ -64,7 +64,7 @@ def test_exits_learn_from_the_fine_tuned_model_more_slowly(tiny_model, monkeypat
     train_last_exit(fine_tuned, task, RECIPE)
     [(stage, start)] = stages
     assert all(torch.equal(start[name], tensor) for name, tensor in fine_tuned.backbone.state_dict().items())
-    assert (stage.epochs, stage.learning_rate, stage.head_learning_rate) == (1, 5e-4, 1e-2)
+    assert (stage.epochs, stage.learning_rate, stage.head_learning_rate) == (1, 5e-4, 1e-3)
     kinds = [type(model.classifier(layer)) for layer in range(1, model.num_layers + 1)]
     assert kinds == [AttentionClassifier] * (model.num_layers - 1) + [LinearClassifier]
 

@@ -14,9 +14,9 @@ Rule: leave where the largest probability is above a threshold, which is the kno
 Choices. Thresholds are drawn from what the exits before layer L say of the batch, so that they part its rows whatever
 the scale of its certainty, which grows in training. Exits look at all tokens, as FastBERT's do, since early layers have
 not gathered in one vector what the label needs; layer L keeps the linear classifier that was fine-tuned, so that the
-full model has the stock one's shape. They learn no faster than ten times the backbone's rate, since they are networks
-and no linear heads. Stage 2 takes half of the recipe's epochs, rounded up. COSEE (AAAI 2025) draws thresholds too; it
-trains from the pretrained model, without a teacher, and lets a weight fall off with the distance from the exit.
+full model has the stock one's shape. They learn at no more than 1e-3, since they are networks and no linear heads.
+Stage 2 takes half of the recipe's epochs, rounded up. COSEE (AAAI 2025) draws thresholds too; it trains from the
+pretrained model, without a teacher, and lets a weight fall off with the distance from the exit.
 docs/methods.md tells what each part is worth, on validation and on test rows.
 """
 
@@ -50,6 +50,9 @@ from consistentee.training.stages import (
     training_source,
 )
 
+_FASTEST = 1e-3
+"""The highest peak learning rate of exits."""
+
 
 @dataclass(frozen=True)
 class ConsistentEEDistilled(Method):
@@ -65,7 +68,7 @@ class ConsistentEEDistilled(Method):
 
     name: ClassVar[str] = "consistentee-distilled"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) for all exits at once, distilled from the fine-tuned model"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
     classifier: Literal["attention", "linear"] = "attention"
@@ -98,7 +101,7 @@ class ConsistentEEDistilled(Method):
             token_stage("consistent-distillation", loss, recipe, details={"method": repr(self)}),
             epochs=math.ceil(recipe.epochs * self.epochs_share),
             learning_rate=recipe.learning_rate * self.backbone_rate,
-            head_learning_rate=min(recipe.head_learning_rate, 10 * recipe.learning_rate),
+            head_learning_rate=min(recipe.head_learning_rate, _FASTEST),
         )
         run_stage(model, source, slower, recipe)
 
@@ -117,7 +120,7 @@ class ConsistentEEDistilledCurve(ConsistentEECurve):
 
     name: ClassVar[str] = "consistentee-distilled-curve"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024), distilled, with a policy conditioned on alpha"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     policy_reads: PolicyInputs = "state+confidence"
     memorized_layer: Literal["train"] = "train"
