@@ -302,7 +302,7 @@ def test_run_cuts_the_suite_of_each_backbone_to_the_table(runs):
     ]
     assert (suite.recipe, suite.task_overrides, suite.backbones) == (base.recipe, base.task_overrides, ("minilm-l6",))
     assert options["out"].as_posix() == "runs/consistentee-glue/minilm-l6"
-    assert (other.backbones, other.recipe) == (("mpnet-base",), load_suite("cpu-12-layers").recipe)
+    assert (other.backbones, other.recipe) == (("mpnet-base",), load_suite("cpu-12-layers-converged").recipe)
 
 
 def test_dry_run_says_what_run_would_do(runs):
@@ -310,7 +310,7 @@ def test_dry_run_says_what_run_would_do(runs):
     assert shown.splitlines() == [
         "minilm-l6, as suite cpu-6-layers-converged:",
         "would run 2 methods",
-        "mpnet-base, as suite cpu-12-layers:",
+        "mpnet-base, as suite cpu-12-layers-converged:",
         "would run 2 methods",
     ]
     assert {options["out"].parent.name for _, options in runs} == {"elsewhere"}
