@@ -326,8 +326,9 @@ def test_code_that_changes_during_the_run_is_noticed(bench):
 
 
 @pytest.mark.usefixtures("untimed")
-def test_every_unusable_record_is_named_and_the_rest_unharmed(bench):
-    method = write_method(bench.folder, "pass")
+def test_every_unusable_record_is_named_and_the_rest_unharmed(finished):
+    bench = finished
+    method = write_method(bench.out, "pass")
     filters = Filters(methods=["full", "oracle", "calm-softmax", f"{method}:Mine", "static"])
     assert bench.run(filters).finished == 5
     places = {label: bench.folder_of(label) / RECORD_FILE for label in bench.records()}
@@ -336,7 +337,7 @@ def test_every_unusable_record_is_named_and_the_rest_unharmed(bench):
     os.truncate(places["full"], 200)
     spoil(places["oracle"], "{", '{"surprise": 1,')
     spoil(places["calm-softmax"], '"schema_version": 1', '"schema_version": 0')
-    write_method(bench.folder, "print('changed')")
+    write_method(bench.out, "print('changed')")
     outcome = bench.run(filters)
     assert (outcome.finished, outcome.computed, outcome.failed) == (5, 4, ())
     for label, reason in {
