@@ -12,7 +12,7 @@ from benchmarks.analysis.tables.text import to_markdown
 FIRST_ROWS = {"README.md": 10, "results/README.md": None}
 """Documents, and how many rows they show of each table."""
 
-_SHOWN = re.compile(r"<!-- (?P<folder>results/\S+): (?P<title>.*?) -->\n(?P<table>(?:\|.*\n)+)")
+_SHOWN = re.compile(r"<!-- (?P<folder>results/\S+): (?P<title>.*?) -->\n(?P<table>(?:\|.*\n)*)")
 
 
 def with_its_tables(document: str) -> tuple[str, str]:
