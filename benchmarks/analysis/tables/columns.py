@@ -114,13 +114,16 @@ def seeds_text(seeds: Collection[int]) -> str:
 
 
 def spread_text(panel: AnyPanel, rows: Sequence[Any]) -> str:
-    """Say by how much rounds differ at most: ``12% at batch 1, 5% at batch 32``."""
+    """Say by how much rounds differ at most, ``; spread, ..., at most 12% at batch 1``; nothing if no row was timed."""
     spreads = {
         size: max(row.clocks[size].spread for row in rows if size in row.clocks)
         for size in panel.batch_sizes
         if any(size in row.clocks for row in rows)
     }
-    return ", ".join(f"{100 * spread:.0f}% at batch {size}" for size, spread in spreads.items()) or MISSING
+    if not spreads:
+        return ""
+    most = ", ".join(f"{100 * spread:.0f}% at batch {size}" for size, spread in spreads.items())
+    return f"; spread, (slowest - fastest round) / median, at most {most}"
 
 
 def load_text(panel: AnyPanel) -> str:

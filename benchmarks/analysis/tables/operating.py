@@ -126,8 +126,7 @@ def _timing_note(panel: Panel, rows: Sequence[TableRow]) -> str:
     timed_rows = range_text([sample.rows for contender in panel.contenders for sample in contender.samples])
     note = (
         f"Times: medians of {rounds} rounds on the first {timed_rows} test rows, interleaved over all timed operating "
-        f"points and the stock model{timings_text(panel)}; spread, (slowest - fastest round) / median, at most "
-        f"{spread_text(panel, rows)}.{load_text(panel)}"
+        f"points and the stock model{timings_text(panel)}{spread_text(panel, rows)}.{load_text(panel)}"
     )
     overheads = [f"{ratio:.2f} at batch {size}" for size, ratio in never_exit_overheads(panel).items()]
     return f"{note} Never-exit engine / stock: {', '.join(overheads)}." if overheads else note

@@ -107,6 +107,8 @@ def test_the_note_tells_of_every_timing():
     assert "Load average before: 0.5 to 2.1." in notes
     alone = " ".join(operating_table(panel_of([first], [more])).notes)
     assert "medians of 5 rounds" in alone
+    assert "spread, (slowest - fastest round) / median, at most" in notes
+    assert "spread" not in alone  # it timed another method's points
     assert "timings" not in alone
 
 

@@ -132,9 +132,8 @@ def _timing_note(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> str:
     return (
         f"Times: medians of {rounds} rounds on the first {prompts} test prompts, at most {tokens} new tokens, "
         f"interleaved over all timed operating points and stock generate{timings_text(panel)}; "
-        "tokens/s: of decoding, first tokens and the reading of prompts apart; spread, (slowest - fastest round) / "
-        f"median, at most {spread_text(panel, rows)}; stock generate reads prompts in "
-        f"{', '.join(prefill) or MISSING}.{load_text(panel)}"
+        f"tokens/s: of decoding, first tokens and the reading of prompts apart{spread_text(panel, rows)}; "
+        f"stock generate reads prompts in {', '.join(prefill) or MISSING}.{load_text(panel)}"
     )
 
 
