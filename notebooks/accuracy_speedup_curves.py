@@ -45,8 +45,8 @@ equal_cost_figure(panels)
 figure([panel])
 
 # %% [markdown]
-# Which method beats exits that look at nothing? Points over a static exit at equal layers; * where the interval
-# excludes 0.
+# Which method beats exits that look at nothing? Points over a static exit at half of the layers; * where the
+# interval excludes 0.
 
 # %%
 gains_figure(panels)

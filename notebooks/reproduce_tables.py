@@ -29,7 +29,7 @@ import benchmarks
 from benchmarks.analysis.panels.results import load_panels
 from benchmarks.analysis.rows.frame import long_frame
 from benchmarks.analysis.rows.instances import table_rows
-from benchmarks.analysis.tables.headline import headline_tables
+from benchmarks.analysis.tables.equal_cost import headline_tables
 from benchmarks.analysis.tables.operating import operating_lines, operating_table, panel_tables
 from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.publications.published import published_table
@@ -65,7 +65,7 @@ for table in panel_tables(mcid)[1:]:
 
 # %% [markdown]
 # Over all tasks: the headline, ranks (with few tasks no pair can be told apart by Wilcoxon's test: the notes say what
-# the smallest possible p is), points over a static exit at equal layers, and how much of the allowed speed-up the clock
+# the smallest possible p is), points over a static exit at equal cost, and how much of the allowed speed-up the clock
 # shows.
 
 # %%

@@ -6,7 +6,7 @@ from functools import cache
 from documents import ROOT
 
 from benchmarks.analysis.panels.results import load_panels
-from benchmarks.analysis.tables.headline import headline_tables
+from benchmarks.analysis.tables.equal_cost import headline_tables
 from benchmarks.analysis.tables.text import to_markdown
 
 FIRST_ROWS = {"README.md": 10, "results/README.md": None}

@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
 from benchmarks.analysis.comparisons.pairs import holm
 from benchmarks.analysis.comparisons.ranking import compared_panels, mean_ranks, signed_rank_test
-from benchmarks.analysis.comparisons.resampled import AtBudget, point_samples
-from benchmarks.analysis.comparisons.static_gains import PRINTED, STATIC
+from benchmarks.analysis.comparisons.resampled import AtBudget, samples_of_all
+from benchmarks.analysis.comparisons.static_gains import static_gains
 from benchmarks.analysis.panels.means import geometric_mean_of_all, mean_of_all
 from benchmarks.analysis.panels.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, role_of
 from benchmarks.analysis.panels.select import Reach
@@ -155,14 +155,14 @@ def _headline(panels: Sequence[AnyPanel]) -> Headline:
     labels = [label for label, method in methods.items() if role_of(method) not in (FULL, ORACLE, MAJORITY)]
     everywhere = [label for label in labels if all(label in panel.methods for panel in panels)]
     found = {(x, s): tuple(at_equal_cost(panel, x, s) for panel in panels) for x in everywhere for s in speedups}
-    by_panel = [point_samples(panel, found) for panel in panels]
+    by_panel = list(map(samples_of_all, panels))
     known = [one for one in found if all(one in own for own in by_panel)]
     samples = {one: np.mean([own[one] for own in by_panel], axis=0) for one in known}
     entries = {}
     for speedup in speedups:
         scores = np.array([[one.score for one in found[label, speedup]] for label in everywhere]).T
         for label, rank in zip(everywhere, mean_ranks(scores) if everywhere else (), strict=True):
-            above, below = _beyond_static(by_panel, methods, label, speedup)
+            above, below = _beyond_static(panels, label, speedup)
             entries[label, speedup] = Entry(
                 label=label,
                 speedup=speedup,
@@ -178,17 +178,11 @@ def _headline(panels: Sequence[AnyPanel]) -> Headline:
     return Headline(tuple(panels), speedups, {label: methods[label] for label in best_first}, missing, entries, samples)
 
 
-def _beyond_static(
-    by_panel: Sequence[dict[AtBudget, Floats]], methods: dict[str, str], label: str, speedup: float
-) -> tuple[int | None, int | None]:
+def _beyond_static(panels: Sequence[AnyPanel], label: str, speedup: float) -> tuple[int | None, int | None]:
     """Count the tasks where a curve is above and below static exits by more than noise."""
-    static = next((other for other, method in methods.items() if role_of(method) == STATIC), None)
-    pairs = [(own.get((label, speedup)), own.get((static or "", speedup))) for own in by_panel]
-    known = [(one, other) for one, other in pairs if one is not None and other is not None]
-    if role_of(methods[label]) == STATIC or not known or len(known) < len(pairs):
-        return None, None
-    bounds = [interval(one - other) for one, other in known]
-    return sum(low > PRINTED for low, _ in bounds), sum(high < -PRINTED for _, high in bounds)
+    gains = [static_gains(panel, speedup).get(label) for panel in panels]
+    known = [gain.beyond_noise for gain in gains if gain is not None and gain.interval is not None]
+    return (known.count(1), known.count(-1)) if len(known) == len(gains) else (None, None)
 
 
 def contrasts(of: Headline, pairs: Sequence[tuple[str, str]], speedup: float) -> list[Contrast]:

@@ -14,15 +14,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
 from benchmarks.analysis.comparisons.curve_summaries import curve_summaries
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.pairs import holm
 from benchmarks.analysis.panels.results import CORE_METHOD, FULL, REFERENCES, BasePanel, Panel
-from benchmarks.analysis.rows.instances import row_for_half
-from benchmarks.specs.targets import HALF
 
 _PanelT = TypeVar("_PanelT", bound=BasePanel[Any, Any, Any])
 
 AREA = "area under the score-layers front"
-HALF_BUDGET = f"score within {100 * HALF.layers_at_most:g}% of the layers"
+EQUAL_COST = "score at equal cost, the middle budget"
 _LEVEL = 0.05
 
 
@@ -107,7 +106,7 @@ def score_table(panels: Sequence[Panel], statistic: str) -> ScoreTable:
     Args:
         panels: all blocks.
         statistic: :data:`AREA`, the mean test score over all layer budgets, see ``area_under_front``; or
-            :data:`HALF_BUDGET`, the test score at the knob chosen on validation data within half of the layers.
+            :data:`EQUAL_COST`, the test score at the middle of the budgets, see ``at_equal_cost``.
     """
     compared = compared_panels(panels)
     found = [_scores(panel, statistic) for panel in compared]
@@ -130,8 +129,8 @@ def _scores(panel: Panel, statistic: str) -> dict[str, float]:
     if statistic == AREA:
         areas = {summary.label: summary.layers_area for summary in curve_summaries(panel)}
         return {label: areas[label] for label in compared}
-    rows = {label: row_for_half(panel, label) for label in compared}
-    return {label: row.scores[panel.metric] for label, row in rows.items() if row is not None}
+    middle = panel.speedups[1]
+    return {label: at_equal_cost(panel, label, middle).score for label in compared}
 
 
 def rank(table: ScoreTable) -> Ranking | None:
@@ -153,7 +152,7 @@ def rank(table: ScoreTable) -> Ranking | None:
 
 def rankings(panels: Sequence[Panel]) -> list[Ranking]:
     """Rank methods by both statistics; nothing with fewer than 2 tasks or 3 methods that all of them have."""
-    found = [rank(score_table(panels, statistic)) for statistic in (AREA, HALF_BUDGET)]
+    found = [rank(score_table(panels, statistic)) for statistic in (AREA, EQUAL_COST)]
     return [ranking for ranking in found if ranking is not None]
 
 

@@ -5,6 +5,7 @@ are made of the products. So differences between methods are paired, and means o
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import NamedTuple
 from zlib import crc32
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.analysis.comparisons.equal_cost import OfSeed, mixtures_of
-from benchmarks.analysis.panels.results import AnyPanel
+from benchmarks.analysis.panels.results import FULL, MAJORITY, AnyPanel, role_of
 from benchmarks.analysis.rows.scored import RowAnswers, Scored, scored_of
 from benchmarks.measure.intervals import (
     Floats,
@@ -58,6 +59,12 @@ def interval_at_equal_cost(
     """
     samples = point_samples(panel, [(label, speedup)], measure)
     return interval(samples[label, speedup]) if samples else None
+
+
+def samples_of_all(panel: AnyPanel) -> dict[AtBudget, Floats]:
+    """Return :func:`point_samples` of all curves at all budgets, the full model and the majority class left out."""
+    curves = [label for label, method in panel.methods.items() if role_of(method) not in (FULL, MAJORITY)]
+    return panel.once("samples of all curves", lambda: point_samples(panel, product(curves, panel.speedups)))
 
 
 def point_samples(panel: AnyPanel, wanted: Iterable[AtBudget], measure: str | None = None) -> dict[AtBudget, Floats]:

@@ -86,10 +86,9 @@ FIGURES = (
     FigureKind(
         "gains",
         "Points over a static exit",
-        "For every method and task, the test score minus that of a static exit at the same average layers, in points, "
-        "at the knob chosen for half of the layers; methods with the best mean first. *: the 95% interval excludes 0. "
-        "The numbers are in the tables.",
-        "No method has a knob within half of the layers, or static exits were not run.",
+        "For every method and task, the test score minus that of a static exit at equal cost, in points, at the middle "
+        "budget; methods with the best mean first. *: the 95% interval excludes 0. The numbers are in the tables.",
+        "Static exits were not run.",
         lambda panels, _: gain_plots.gains_figure(panels),
         effort=12,
     ),

@@ -1,4 +1,4 @@
-"""Which method beats exits that look at nothing, and where: points over a static exit at equal layers, in colour."""
+"""Which method beats exits that look at nothing, and where: points over a static exit at equal cost, in colour."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ _WIDE_ENOUGH = 8  # letters of a task's name that fit above a column
 @printed
 def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
     """Draw methods, best mean first, against tasks; None without static exits."""
-    found = list(map(static_gains, panels))
+    found = [static_gains(panel, panel.speedups[1]) for panel in panels]
     labels = list(dict.fromkeys(label for panel in panels for label in panel.labels))
     labels = [label for label in labels if label != ORACLE and any(label in gains for gains in found)]
     if not labels:
@@ -38,6 +38,7 @@ def gains_figure(panels: Sequence[Panel]) -> "Figure | None":
     shown = [["" if np.isnan(mean) else f"{mean:+.1f}", *line] for mean, line in zip(means, texts, strict=True)]
     figure, (axes,) = panel_grid(1, width=TEXT, height=0.75 + 0.165 * len(labels))
     _draw(axes, np.column_stack([means, points])[order], [shown[i] for i in order])
+    axes.set_xlabel(f"points over a static exit at {panels[0].speedups[1]:g}x; *: their 95% interval excludes 0")
     axes.set_yticks(np.arange(len(labels)) + 0.5, [labels[i] for i in order])
     columns = ["mean", *(heading.replace(" · ", "\n") for heading in task_headings(panels))]
     axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
@@ -67,7 +68,6 @@ def _draw(axes: "Axes", points: NDArray[np.float64], texts: Sequence[Sequence[st
     axes.invert_yaxis()
     axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("points over a static exit at equal layers; *: its 95% interval excludes 0")
 
 
 def _mean_points(gains: Sequence[StaticGain | None]) -> float:

@@ -4,11 +4,15 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from benchmarks.analysis.panels.results import AnyPanel
+from benchmarks.analysis.panels.select import Reach
 from benchmarks.analysis.rows.base import BaseRow, format_value
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.specs.targets import Target, in_words
 
 _METRIC_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+_MARKS = {Reach.OVER: "†", Reach.UNDER: "‡"}
+OVER_NOTE = "†: even the cheapest knob costs more"
+UNDER_NOTE = "; ‡: even the best knob costs less, and it stands here."
 
 
 def table_of(
@@ -142,3 +146,8 @@ def range_text(values: Sequence[float]) -> str:
     """Say between which numbers some lie: ``3``, or ``3 to 5``."""
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def reach_marks(reaches: Collection[Reach]) -> str:
+    """Return the marks of what was reached of a budget with some seed on some task; the notes above explain them."""
+    return "".join(mark for reach, mark in _MARKS.items() if reach in reaches)

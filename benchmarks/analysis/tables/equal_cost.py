@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.headline import Contrast, Entry, Headline, contrasts, core_pairs, headline
 from benchmarks.analysis.comparisons.ranking import block_name
 from benchmarks.analysis.comparisons.savings import mean_saving
 from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.panels.select import Reach
-from benchmarks.analysis.tables.columns import in_brackets, percent, points
+from benchmarks.analysis.tables.columns import OVER_NOTE, UNDER_NOTE, in_brackets, percent, points, reach_marks
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
-
-_MARKS = {Reach.OVER: "†", Reach.UNDER: "‡"}
 
 _POINTS_NOTE = (
     "Points: test score minus the full model's, mean of the seeds. At a speed-up s, the two knobs of the concave hull "
@@ -25,13 +23,16 @@ TEXT_POINTS_NOTE = (
     "(layers and agreement with the full model on validation prompts), are mixed to cost exactly that: a prompt takes "
     "the first with a fixed probability."
 )
-OVER_NOTE = "†: even the cheapest knob costs more"
-UNDER_NOTE = "; ‡: even the best knob costs less, and it stands here."
 _INTERVAL_NOTE = "In brackets: 95% paired bootstrap intervals, over rows within tasks and over seeds."
 NO_ROWS_NOTE = (
     "Intervals, and what follows from them, are missing where records are older than the answers that they need, and "
     "for scores of ranks."
 )
+
+
+def headline_tables(panels: Sequence[AnyPanel]) -> list[TextTable]:
+    """Return what methods reach at equal cost, and of several tasks the tests."""
+    return [*equal_cost_tables(panels), *contrast_tables(panels)]
 
 
 def equal_cost_tables(panels: Sequence[AnyPanel]) -> list[TextTable]:
@@ -122,7 +123,7 @@ _SAVING_NOTE = (
 
 
 def _points_cell(entry: Entry) -> str:
-    mark = _MARKS[Reach.OVER] if entry.is_over else ""
+    mark = reach_marks([Reach.OVER]) if entry.is_over else ""
     return f"{100 * entry.points:+.1f}{mark}{in_brackets(entry.interval)}"
 
 
@@ -209,12 +210,6 @@ def _points(share: float | None) -> float | str:
     return "" if share is None else round(100 * share, 4)
 
 
-def reach_marks(found: Sequence[AtCost]) -> str:
-    """Return the marks of what was reached with some seed on some task; the notes above explain them."""
-    reaches = {reach for one in found for reach in one.reaches}
-    return "".join(_MARKS[reach] for reach in _MARKS if reach in reaches)
-
-
 def points_by_task(of: Headline, panels: Sequence[AnyPanel]) -> TextTable:
     """Return the points at the middle budget of every curve, on every task that has the full model."""
     known = [panel for panel in panels if panel.full_label is not None]
@@ -233,4 +228,4 @@ def _task_cell(panel: AnyPanel, label: str, speedup: float) -> str:
     if label not in panel.methods:
         return MISSING
     found = at_equal_cost(panel, label, speedup)
-    return MISSING if found.points is None else f"{100 * found.points:+.1f}{reach_marks([found])}"
+    return MISSING if found.points is None else f"{100 * found.points:+.1f}{reach_marks(found.reaches)}"

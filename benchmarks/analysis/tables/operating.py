@@ -26,8 +26,7 @@ from benchmarks.analysis.tables.columns import (
     table_of,
     timings_text,
 )
-from benchmarks.analysis.tables.equal_cost import headline_lines
-from benchmarks.analysis.tables.headline import headline_tables
+from benchmarks.analysis.tables.equal_cost import headline_lines, headline_tables
 from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
@@ -257,7 +256,7 @@ def all_tables(panels: Sequence[Panel]) -> list[TextTable]:
 
 
 def first_tables(panels: Sequence[Panel]) -> Iterator[TextTable]:
-    """Yield what a reader needs most: methods at equal cost, then at single knobs, then task by task."""
+    """Yield what a reader needs most: methods at equal cost, then task by task."""
     yield from headline_tables(panels)
     for panel in panels:
         yield from panel_tables(panel)

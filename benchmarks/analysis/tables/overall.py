@@ -1,4 +1,4 @@
-"""Tables over all tasks: ranks, points over a static exit at equal layers, and how well layers predict time."""
+"""Tables over all tasks: ranks, points over a static exit at equal cost, and how well layers predict time."""
 
 from collections.abc import Sequence
 from itertools import compress
@@ -14,7 +14,7 @@ from benchmarks.analysis.comparisons.ranking import (
 from benchmarks.analysis.comparisons.real_time import ClockSummary, clock_summary, measured_speedups
 from benchmarks.analysis.comparisons.static_gains import StaticGain, mean_gain, static_gains
 from benchmarks.analysis.panels.results import AnyPanel, Panel
-from benchmarks.analysis.tables.columns import number
+from benchmarks.analysis.tables.columns import OVER_NOTE, UNDER_NOTE, number, reach_marks
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 
 
@@ -78,9 +78,12 @@ def _pair_cells(pair: PairOverTasks | None) -> tuple[str, ...]:
     )
 
 
-def static_gain_table(panels: Sequence[Panel]) -> TextTable | None:
-    """Return every curve's points over a static exit at equal layers, task by task; None without static exits."""
-    gains = list(map(static_gains, panels))
+def static_gain_table(panels: Sequence[AnyPanel]) -> TextTable | None:
+    """Return every curve's points over a static exit at the middle budget, by task; None without static exits."""
+    if not panels:
+        return None
+    middle = panels[0].speedups[1]
+    gains = [static_gains(panel, middle) for panel in panels]
     labels = list(dict.fromkeys(label for panel in panels for label in panel.labels))
     labels = [label for label in labels if any(label in found for found in gains)]
     if not labels:
@@ -89,7 +92,7 @@ def static_gain_table(panels: Sequence[Panel]) -> TextTable | None:
     columns = [block_name(panel) in compared for panel in panels]
     left_out = [panel.task for panel in panels if block_name(panel) not in compared]
     return TextTable(
-        title="Points over a static exit at equal layers, within 50% of the layers",
+        title=f"Points over a static exit at {middle:g}x, task by task",
         headings=(
             "method",
             *task_headings(panels),
@@ -98,9 +101,8 @@ def static_gain_table(panels: Sequence[Panel]) -> TextTable | None:
         ),
         cells=tuple((label, *_gain_cells([found.get(label) for found in gains], columns)) for label in labels),
         notes=(
-            "The method's test score at the knob chosen for half of the layers, minus the score of a static exit of "
-            "the jointly trained model at the same average layers on the test rows (interpolated between two layers), "
-            "in points of the task's metric, mean of the seeds.",
+            "The method's test score minus that of a static exit at equal cost, in "
+            f"points of the task's metric, mean of the seeds. {OVER_NOTE}{UNDER_NOTE}",
             "*: the 95% paired bootstrap interval, over rows and seeds, lies above or below 0; not corrected for the "
             "number of cells. Above / below: tasks with such an interval.",
             *((f"The mean leaves out {', '.join(left_out)}: most methods are missing there.",) if left_out else ()),
@@ -119,7 +121,7 @@ def _gain_cells(gains: Sequence[StaticGain | None], compared: Sequence[bool]) ->
     known = [gain for gain in gains if gain is not None]
     mean = mean_gain(list(compress(gains, compared)))
     signs = [gain.beyond_noise for gain in known]
-    cells = [MISSING if gain is None else gain.text for gain in gains]
+    cells = [MISSING if gain is None else f"{gain.text}{reach_marks(gain.reaches)}" for gain in gains]
     return (*cells, MISSING if mean is None else f"{100 * mean:+.1f}", f"{signs.count(1)} / {signs.count(-1)}")
 
 

@@ -11,6 +11,7 @@ from records_by_hand import LAYERS, cell, curve_point, operating_point
 from benchmarks.analysis.comparisons.headline import Headline, contrasts, core_pairs, headline
 from benchmarks.analysis.comparisons.resampled import point_samples
 from benchmarks.analysis.comparisons.savings import savings
+from benchmarks.analysis.comparisons.static_gains import static_gains
 from benchmarks.analysis.panels.results import Panel, StoredCell, panels
 from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, contrast_tables, equal_cost_tables, headline_lines
 from benchmarks.measure.intervals import interval
@@ -186,6 +187,61 @@ def test_lines_and_table_say_the_same():
         assert cells[4] == ("n/a" if label == "static" else f"{line['above_static']} / {line['below_static']}")
     assert lines["consistentee", 2.0]["above_static"] == 3
     assert sorted(lines[label, 2.0]["rank"] for label in ("consistentee", "deebert", "static"))[0] == 1.0
+
+
+# ------------------------------------------------------------------------------------------- over static exits
+
+
+def gains_of(right, static, metric="accuracy"):
+    """Return what a method whose two knobs say ``right`` gains at half of the layers over a static exit."""
+    labels = np.arange(400) % 2
+    answers = {"full": [labels], "deebert": right(labels), "static": static(labels)}
+    cells = [stored_cell(label, labels, said, metric=metric) for label, said in answers.items()]
+    return static_gains(panels(cells, [])[0], 2.0)
+
+
+def half_right(labels):
+    return np.where(np.arange(len(labels)) % 4 < 2, labels, 1 - labels)
+
+
+def test_a_gain_is_over_static_exits_mixed_to_the_same_cost():
+    gains = gains_of(lambda labels: [labels, labels], lambda labels: [half_right(labels), labels])
+    assert list(gains) == ["deebert"], "not the full model, and not static exits themselves"
+    gain = gains["deebert"]
+    assert gain.gain == pytest.approx(0.25), "the even mixture of half right and all right"
+    assert gain.interval is not None
+    low, high = gain.interval
+    assert low < 0.25 < high < low + 0.1
+    assert (gain.beyond_noise, gain.text) == (1, "+25.0*")
+
+
+def test_answers_like_the_static_exits_gain_nothing():
+    gain = gains_of(lambda labels: [half_right(labels)] * 2, lambda labels: [half_right(labels)] * 2)["deebert"]
+    assert (gain.gain, gain.interval, gain.beyond_noise, gain.text) == (0.0, (0.0, 0.0), 0, "+0.0")
+
+
+def test_a_loss_is_marked_as_plainly():
+    gain = gains_of(lambda labels: [half_right(labels)] * 2, lambda labels: [labels, labels])["deebert"]
+    assert (gain.gain, gain.beyond_noise, gain.text) == (-0.5, -1, "-50.0*")
+
+
+def test_what_costs_more_than_the_budget_is_not_better():
+    labels = np.arange(400) % 2
+    answers = {"full": [labels], "deebert": [labels, labels], "static": [half_right(labels)] * 2}
+    (panel,) = panels([stored_cell(label, labels, said) for label, said in answers.items()], [])
+    assert static_gains(panel, 2.0)["deebert"].beyond_noise == 1
+    dear = static_gains(panel, 6.0)["deebert"]
+    assert (dear.gain, dear.text) == (0.5, "+50.0"), "both run 2 layers where the budget is 1"
+
+
+def test_a_score_of_ranks_has_a_gain_and_no_interval():
+    gain = gains_of(lambda labels: [labels, labels], lambda labels: [half_right(labels)] * 2, "spearman")["deebert"]
+    assert gain.gain > 0
+    assert (gain.interval, gain.beyond_noise) == (None, 0)
+
+
+def test_without_static_exits_there_are_no_gains():
+    assert static_gains(task_of(np.random.default_rng(0), {"full": (0.9,), "deebert": (0.6, 0.8)}), 2.0) == {}
 
 
 # ---------------------------------------------------------------------------------------------- within a point

@@ -8,7 +8,7 @@ from scipy.stats import wilcoxon
 from benchmarks.analysis.comparisons.pairs import holm
 from benchmarks.analysis.comparisons.ranking import (
     AREA,
-    HALF_BUDGET,
+    EQUAL_COST,
     ScoreTable,
     critical_difference,
     indistinct_groups,
@@ -95,7 +95,7 @@ def test_holm_never_helps_and_keeps_the_order(values):
 
 
 def test_scores_of_a_suite(three_tasks):
-    for statistic in (AREA, HALF_BUDGET):
+    for statistic in (AREA, EQUAL_COST):
         table = score_table(three_tasks, statistic)
         assert table.scores.shape == (3, 9)
         assert {"oracle", "majority", "full"}.isdisjoint(table.methods)
@@ -115,7 +115,7 @@ def test_a_method_that_some_task_lacks_is_left_out_by_name(three_tasks):
 
 def test_ranks_as_tables(three_tasks):
     tables = ranking_tables(three_tasks)
-    assert [table.title for table in tables] == [f"Ranks over 3 tasks · {s}" for s in (AREA, HALF_BUDGET)]
+    assert [table.title for table in tables] == [f"Ranks over 3 tasks · {s}" for s in (AREA, EQUAL_COST)]
     assert tables[0].cells[0][0] == "consistentee"
     assert "at least 0.25" in " ".join(tables[0].notes)
     assert ranking_tables(three_tasks[:1]) == []

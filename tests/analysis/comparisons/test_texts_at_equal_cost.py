@@ -115,7 +115,8 @@ def test_headline_has_the_columns_of_classification_and_more(tmp_path):
     for name in ("points", "low", "high", "rank", "tasks", "seeds", "kept", TO_FULL, MATCH):
         assert all(line[name] != "" for line in lines), name
     assert {line["tasks"] for line in lines} == {2}
-    means, costs, tests, by_task = text_cost_tables(loaded)
+    means, costs, tests, by_task, over_static = text_cost_tables(loaded)
+    assert over_static.title == "Points over a static exit at 1.5x, task by task"
     assert means.headings[1:4] == ("at 1.25x", "at 1.5x", "at 2x")
     assert [cells[0] for cells in means.cells][-1] == "layerskip", "it spends 21 layers of 20"
     assert tests.cells[0][0] == "consistentee-tokens"

@@ -22,7 +22,6 @@ from matplotlib.image import imread
 from records_by_hand import write_results
 
 from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
-from benchmarks.analysis.comparisons.equal_layers import compare_at_equal_layers
 from benchmarks.analysis.figures.generation import layers_by_position, row_near_half
 from benchmarks.analysis.leaderboard.board import load_leaderboard
 from benchmarks.analysis.panels.results import load_panels, panels
@@ -31,9 +30,9 @@ from benchmarks.analysis.tables.generation.decoding import (
     calibration_table,
     decoding_lines,
     decoding_table,
-    equal_layers_table,
     match_overview,
 )
+from benchmarks.analysis.tables.generation.decoding_cost import text_cost_tables
 from benchmarks.analysis.tables.text import csv_of
 from benchmarks.specs.targets import HALF, in_words
 from benchmarks.store.stored_results import BaseStoredCell, CellFolder, kind_of_results
@@ -133,33 +132,12 @@ def test_seeds_are_averaged_and_their_spread_is_told(tmp_path):
     assert row.clocks == {}
 
 
-def test_equal_layers_are_interpolated_between_exits(panel):
-    compared = {(c.label, round(c.layers), c.reference): c for c in compare_at_equal_layers(panel)}
-    ours = compared[("consistentee-tokens", 13, "token-static")]
-    assert ours.match.value == pytest.approx(0.15)  # static exits lie on a straight line
-    assert ours.match.interval[0] > 0
-    worse = compared[("calm-tokens-state", 19, "token-static")]
-    assert worse.match.value == pytest.approx(-0.15)
-    deepest = compared[("calm-tokens-state", 25, "token-random")]  # random has no deeper point: full depth is next
-    assert deepest.match.value == pytest.approx(match_at(25, -0.15) - match_at(25, -0.05))
-    assert all(c.label not in ("layerskip", "token-full", "token-static") for c in compared.values())
-
-
-def test_equal_layers_table_counts_what_it_shows(panel):
-    table = equal_layers_table(panel)
-    assert len(table.cells) == 3 * 4 * 2
-    verdict = table.notes[-1]
-    assert "token-static: above in 8, below in 4, not told apart in 0" in verdict
-
-
-def test_points_below_the_references_are_not_compared(tmp_path):
-    folder = tmp_path / "seed0"
-    cells = [
-        generation_cell("calm", [decoding_point(0.4, "budget 0.33", 7, 0.5)]),
-        generation_cell("token-static", [decoding_point(12, "budget 0.50", 12, 0.5)]),
-    ]
-    assert compare_at_equal_layers(panel_of(cells, folder)) == []
-    assert equal_layers_table(panel_of(cells, folder)) is None
+def test_gains_over_static_exits_are_shown_at_equal_cost(panel):
+    table = next(table for table in text_cost_tables([panel]) if table.title.startswith("Points over a static exit"))
+    gains = {row["method"]: row[panel.task] for row in rows_of(table)}
+    assert {"token-full", "token-static"}.isdisjoint(gains)
+    better, worse = (float(gains[label].rstrip("*†‡")) for label in ("consistentee-tokens", "calm-tokens-state"))
+    assert better > 0 > worse
 
 
 def test_calibration_table_says_which_promises_were_kept(panel):
@@ -191,7 +169,7 @@ def test_results_say_their_kind(results, tmp_path):
 
 @pytest.mark.parametrize(
     ("table_format", "words"),
-    [("md", "| knob |"), ("csv", "label"), ("latex", "toprule"), ("all", "equal layers"), ("long", "validation")],
+    [("md", "| knob |"), ("csv", "label"), ("latex", "toprule"), ("all", "over a static exit"), ("long", "validation")],
 )
 def test_tables_are_written_in_every_format(results, table_format, words):
     text = write_all_tables(results, table_format).read_text()
@@ -254,7 +232,7 @@ def test_report_is_one_page_with_tables_charts_and_warnings(results):
     for words in (
         "Tokens that are not the full model&#39;s",
         "Tokens as in the full model",
-        "Against references at equal layers",
+        "Points over a static exit",
         "Calibrated thresholds",
         "prompts cut",
         "few seeds",

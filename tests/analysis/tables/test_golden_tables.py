@@ -10,6 +10,8 @@ one class of differences a paragraph:
   paired tests for this target (and the correction for their number) may differ.
 - Areas over FLOPs and time join all measured points on the validation front, seed by seed, not the rows that a table
   shows. They differ where a label has several cells, a grid of parameters or seeds, and ranks by time with them.
+- Methods are compared at equal cost: tables at the best single knob within half of the layers, and at the layers that
+  an operating point happened to run, are gone.
 - The leaderboard does not count a task that most methods are not defined for, STS-B. Where it did, places, ranks and
   numbers of runs differ, and the areas of methods that have it.
 """
@@ -38,6 +40,7 @@ GOLDEN = ROOT / "tests" / "golden" / "tables"
 CLASSIFICATION = ("cpu-12-layers", "cpu-consistentee-variants", "cpu-6-layers")
 GENERATION = ("cpu-decoding", "decoding-calibration")
 
+_GONE = re.compile(r"within 50% of the layers|^Against references at equal layers")
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -122,6 +125,9 @@ def assert_same_table(title, new, old, several):
 def assert_same_tables(tables, suite, several=frozenset()):
     found = {table.title: table for table in tables}
     for title, headings, cells in json.loads(golden(f"{suite}.tables.json")):
+        if _GONE.search(title):
+            assert title not in found
+            continue
         assert list(found[title].headings) == headings, title
         new, old = ([dict(zip(headings, line, strict=True)) for line in lines] for lines in (found[title].cells, cells))
         assert_same_table(title, new, old, several)

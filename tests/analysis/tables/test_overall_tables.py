@@ -1,84 +1,12 @@
-"""Over all tasks: gains over static exits at equal layers, and the clock against the layers, by hand."""
+"""Over all tasks: gains over static exits at equal cost, and the clock against the layers."""
 
-import numpy as np
-import pandas as pd
 import pytest
-from records_by_hand import LAYERS, ROWS, cell, curve_point, made_up_suite, operating_point, stored, timing
+from records_by_hand import cell, made_up_suite, operating_point, stored, timing
 
 from benchmarks.analysis.comparisons.real_time import clock_summary
-from benchmarks.analysis.comparisons.static_gains import static_gains
 from benchmarks.analysis.figures.gains import gains_figure
 from benchmarks.analysis.panels.results import panels
 from benchmarks.analysis.tables.overall import clock_table, overall_tables, static_gain_table
-from benchmarks.store.folders import write_predictions
-
-LABELS = np.arange(ROWS) % 4
-EVEN = np.arange(ROWS) % 2 == 0
-
-
-def answers(right):
-    return np.where(right, LABELS, LABELS + 1)
-
-
-def panel_with(tmp_path, layers, right, layer_right, with_layers=True):
-    """A method right on the rows ``right``, at ``layers`` layers, and static exits right on ``layer_right``."""
-    curve = [curve_point(t, float(t), layer_right[t].mean()) for t in range(1, LAYERS + 1)]
-    point = operating_point(0.5, "budget 0.50", layers, right.mean())
-    records = {
-        "static": cell("static", [operating_point(3, "budget 0.50", 3.0, layer_right[3].mean())], curve=curve),
-        "deebert": cell("deebert", [point]),
-    }
-    columns = {"row": np.arange(ROWS), "label": LABELS}
-    tables = {
-        "deebert": {"prediction_0": answers(right), "exit_layer_0": np.ones(ROWS, dtype=int)},
-        "static": {f"layer_prediction_{t}": answers(layer_right[t]) for t in layer_right if with_layers},
-    }
-    for name, table in tables.items():
-        write_predictions(tmp_path / name / "predictions.parquet", pd.DataFrame({**columns, **table}))
-    return panels([stored(record, tmp_path / name) for name, record in records.items()], [])[0]
-
-
-def test_gain_is_over_the_static_exit_at_equal_layers(tmp_path):
-    layer_right = {t: EVEN if t <= 2 else np.ones(ROWS, dtype=bool) for t in range(1, LAYERS + 1)}
-    gains = static_gains(panel_with(tmp_path, 2.5, np.ones(ROWS, dtype=bool), layer_right))
-    assert list(gains) == ["deebert"]
-    gain = gains["deebert"]
-    assert gain.gain == pytest.approx(1.0 - (0.5 + 1.0) / 2)  # halfway from layer 2, half right, to layer 3, all right
-    assert gain.interval is not None
-    low, high = gain.interval
-    assert low < 0.25 < high  # of each resample, half of the share of odd rows
-    assert high - low < 0.1
-    assert gain.beyond_noise == 1
-
-
-def test_answers_like_the_static_exits_gain_nothing(tmp_path):
-    layer_right = dict.fromkeys(range(1, LAYERS + 1), EVEN)
-    gain = static_gains(panel_with(tmp_path, 3.0, EVEN, layer_right))["deebert"]
-    assert (gain.gain, gain.interval, gain.beyond_noise) == (0.0, (0.0, 0.0), 0)
-
-
-def test_a_loss_is_marked_as_plainly(tmp_path):
-    layer_right = {t: np.ones(ROWS, dtype=bool) for t in range(1, LAYERS + 1)}
-    gain = static_gains(panel_with(tmp_path, 3.0, EVEN, layer_right))["deebert"]
-    assert gain.gain == -0.5
-    assert gain.beyond_noise == -1
-
-
-def test_without_answers_of_layers_there_is_a_gain_and_no_interval(tmp_path):
-    layer_right = dict.fromkeys(range(1, LAYERS + 1), EVEN)
-    gain = static_gains(panel_with(tmp_path, 3.0, EVEN, layer_right, with_layers=False))["deebert"]
-    assert gain.interval is None
-    assert gain.beyond_noise == 0
-
-
-def test_more_layers_than_the_model_has_compare_with_nothing(tmp_path):
-    layer_right = dict.fromkeys(range(1, LAYERS + 1), EVEN)
-    panel = panel_with(tmp_path, 3.0, EVEN, layer_right)
-    point = operating_point(0.5, "budget 0.50", 3.0, 0.5)
-    longer = point.test.model_copy(update={"exit_histogram": [0, 0, 0, 0, 0, 0, 0, ROWS]})
-    cascade = cell("deebert", [point.model_copy(update={"test": longer})])
-    cells = [panel.cells_of("static")[0], stored(cascade, tmp_path / "deebert")]
-    assert static_gains(panels(cells, [])[0]) == {}
 
 
 def suite(tasks=("mcid", "rte")):
@@ -93,6 +21,7 @@ def test_gains_as_a_table():
     table = static_gain_table(suite())
     assert table is not None
     assert table.headings == ("method", "mcid", "rte", "mean", "above / below")
+    assert table.title == "Points over a static exit at 2x, task by task"
     rows = {row[0]: row[1:] for row in table.cells}
     assert {"full", "static", "majority"}.isdisjoint(rows)
     assert rows["consistentee"][0] == rows["consistentee"][2]  # the same on both tasks
@@ -138,6 +67,6 @@ def test_all_tables_over_tasks():
     assert [table.title.split(" · ")[0] for table in overall_tables(suite())] == [
         "Ranks over 2 tasks",
         "Ranks over 2 tasks",
-        "Points over a static exit at equal layers, within 50% of the layers",
+        "Points over a static exit at 2x, task by task",
         "Measured speed-up and layers",
     ]

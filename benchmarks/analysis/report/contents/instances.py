@@ -20,8 +20,8 @@ from benchmarks.analysis.rows.base import format_value
 from benchmarks.analysis.rows.caveats import caveats_of_instances
 from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.instances import row_for_half, table_rows
-from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, OVER_NOTE, contrast_tables
-from benchmarks.analysis.tables.headline import half_table
+from benchmarks.analysis.tables.columns import OVER_NOTE
+from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, contrast_tables
 from benchmarks.analysis.tables.operating import operating_table
 from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.publications.published import published_table
@@ -140,7 +140,7 @@ def _more(panels: Sequence[Panel]) -> list[TextTable]:
         for panel in panels
         if any(published_for(panel.task, method) for method in panel.methods.values())
     ]
-    return [*contrast_tables(panels), half_table(panels), *overall_tables(panels), *beside_papers]
+    return [*contrast_tables(panels), *overall_tables(panels), *beside_papers]
 
 
 CLASSIFICATION = Content(

@@ -183,7 +183,7 @@ def _exits_of(row: GenerationRow) -> Exits:
 
 
 def _more(panels: Sequence[GenerationPanel]) -> list[TextTable]:
-    """Return the comparisons at equal cost and equal layers, times of batches, what became of calibrated thresholds."""
+    """Return the comparisons at equal cost, times of batches, what became of calibrated thresholds."""
     return [*text_cost_tables(panels), *(table for panel in panels for table in generation_tables(panel)[1:])]
 
 

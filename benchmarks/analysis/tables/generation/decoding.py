@@ -1,9 +1,8 @@
-"""Tables of generation: for each (task, backbone) the operating points, references at equal layers, and promises."""
+"""Tables of generation: for each (task, backbone) the operating points, and what promises were kept."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from benchmarks.analysis.comparisons.equal_layers import LayerComparison, compare_at_equal_layers
 from benchmarks.analysis.panels.results import FULL, role_of
 from benchmarks.analysis.rows.base import record_of
 from benchmarks.analysis.rows.texts import (
@@ -22,7 +21,6 @@ from benchmarks.analysis.tables.columns import (
     load_text,
     metric_name,
     percent,
-    points,
     range_text,
     score_text,
     seeds_text,
@@ -137,45 +135,6 @@ def _timing_note(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> str:
     )
 
 
-def equal_layers_table(panel: GenerationPanel) -> TextTable | None:
-    """Return how methods compare with static and random exits that run as many layers; None where nothing can be."""
-    comparisons = compare_at_equal_layers(panel)
-    if not comparisons:
-        return None
-    return TextTable(
-        title=f"Against references at equal layers · {panel.task} · {panel.backbone}",
-        headings=("method", "layers", "reference", "match, points [95%]", f"{metric_name(panel.metric)}, points [95%]"),
-        cells=tuple(_comparison_cells(comparison) for comparison in comparisons),
-        notes=(
-            "Test score minus the reference's, prompt by prompt, where the reference is interpolated linearly between "
-            "its two operating points around the same average layers (the last one is full depth); paired bootstrap "
-            "intervals over test prompts, means of seeds.",
-            _verdict(comparisons),
-        ),
-        words=("method", "reference"),
-    )
-
-
-def _comparison_cells(comparison: LayerComparison) -> tuple[str, ...]:
-    return (
-        comparison.label,
-        f"{comparison.layers:.2f}",
-        comparison.reference,
-        points(comparison.match.value, comparison.match.interval),
-        points(comparison.score.value, comparison.score.interval),
-    )
-
-
-def _verdict(comparisons: Sequence[LayerComparison]) -> str:
-    """Count in words what the table shows."""
-    parts = []
-    for reference in dict.fromkeys(comparison.reference for comparison in comparisons):
-        of_it = [comparison.match.interval for comparison in comparisons if comparison.reference == reference]
-        above, below = sum(low > 0 for low, _ in of_it), sum(high < 0 for _, high in of_it)
-        parts.append(f"{reference}: above in {above}, below in {below}, not told apart in {len(of_it) - above - below}")
-    return f"Match against {'; '.join(parts)} operating points."
-
-
 def calibration_table(panel: GenerationPanel) -> TextTable | None:
     """Return what became of the promises of calibrated thresholds; None where no cell studied any."""
     studies = [(cell.record.label, study) for cell in panel.cells if (study := cell.record.calibration) is not None]
@@ -235,7 +194,6 @@ def generation_tables(panel: GenerationPanel) -> list[TextTable]:
         decoding_table(panel),
         measures_table(panel),
         batches_table(panel),
-        equal_layers_table(panel),
         calibration_table(panel),
     ]
     return [table for table in tables if table is not None]

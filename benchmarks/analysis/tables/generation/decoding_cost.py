@@ -11,17 +11,23 @@ from benchmarks.analysis.comparisons.resampled import AtBudget, point_samples
 from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.rows.scored import MATCH, NATS, TO_FULL, scored_of
 from benchmarks.analysis.rows.texts import GenerationPanel
-from benchmarks.analysis.tables.columns import metric_name, number, percent, points
-from benchmarks.analysis.tables.equal_cost import (
+from benchmarks.analysis.tables.columns import (
     OVER_NOTE,
-    TEXT_POINTS_NOTE,
     UNDER_NOTE,
+    metric_name,
+    number,
+    percent,
+    points,
+    reach_marks,
+)
+from benchmarks.analysis.tables.equal_cost import (
+    TEXT_POINTS_NOTE,
     contrast_tables,
     headline_lines,
     points_by_task,
-    reach_marks,
     text_means_table,
 )
+from benchmarks.analysis.tables.overall import static_gain_table
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.measure.intervals import Floats, interval
 
@@ -39,7 +45,8 @@ def text_cost_tables(panels: Sequence[GenerationPanel]) -> list[TextTable]:
     several = len(of.panels) > 1
     over_tasks = [text_means_table(of)] if several else []
     by_task = [points_by_task(of, panels)] if several else []
-    return [*over_tasks, _costs_table(of), *contrast_tables(panels), *by_task]
+    over_static = static_gain_table(panels)
+    return [*over_tasks, _costs_table(of), *contrast_tables(panels), *by_task, *([over_static] if over_static else [])]
 
 
 def _costs_table(of: Headline) -> TextTable:
@@ -83,7 +90,9 @@ def _kept_cell(by_budget: Sequence[Sequence[AtCost]]) -> str:
 
 def _mean_kept(found: Sequence[AtCost]) -> str:
     kept = mean_of_all([one.kept for one in found])
-    return MISSING if kept is None else f"{percent(kept)}{reach_marks(found)}"
+    return (
+        MISSING if kept is None else f"{percent(kept)}{reach_marks([reach for one in found for reach in one.reaches])}"
+    )
 
 
 def measures_table(panel: GenerationPanel) -> TextTable | None:
@@ -133,7 +142,7 @@ def _measures(panel: GenerationPanel, one: AtBudget, samples: dict[str, dict[AtB
         times += " [{:.2f}, {:.2f}]".format(*np.exp(around))
     return (
         label,
-        f"{speedup:g}x{reach_marks([score])}",
+        f"{speedup:g}x{reach_marks(score.reaches)}",
         MISSING if score.points is None else points(score.points, bounds[panel.metric]),
         percent(score.kept),
         f"{100 * to_full.score:.1f}{_around_full(bounds[TO_FULL])}",

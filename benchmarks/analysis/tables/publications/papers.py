@@ -7,8 +7,7 @@ from benchmarks.analysis.comparisons.papers import Ours, PaperCell, PaperCompari
 from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.panels.published import names
 from benchmarks.analysis.panels.results import FULL, Panel
-from benchmarks.analysis.tables.columns import percent
-from benchmarks.analysis.tables.equal_cost import OVER_NOTE, UNDER_NOTE, reach_marks
+from benchmarks.analysis.tables.columns import OVER_NOTE, UNDER_NOTE, percent, reach_marks
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.specs.papers import PaperColumn, PrintedSpeed
 from benchmarks.tasks.loader import spec_of
@@ -97,7 +96,7 @@ def _signed(share: float) -> str:
 
 
 def _our_cell(ours: Ours | None) -> str:
-    return MISSING if ours is None else f"{_score(ours.at.score, ours.at.points)}{reach_marks([ours.at])}"
+    return MISSING if ours is None else f"{_score(ours.at.score, ours.at.points)}{reach_marks(ours.at.reaches)}"
 
 
 def _difference_cell(cell: PaperCell | None, ours: Ours | None) -> str:
