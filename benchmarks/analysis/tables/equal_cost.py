@@ -12,7 +12,7 @@ from benchmarks.analysis.tables.columns import OVER_NOTE, UNDER_NOTE, in_bracket
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 
-_POINTS_NOTE = (
+POINTS_NOTE = (
     "Points: test score minus the full model's, mean of the seeds. At a speed-up s, the two knobs of the concave hull "
     "of all validation points (of all cells of a grid) between which L / s layers lie are mixed to cost exactly that; "
     "the same mixture is scored on test rows."
@@ -23,7 +23,7 @@ TEXT_POINTS_NOTE = (
     "(layers and agreement with the full model on validation prompts), are mixed to cost exactly that: a prompt takes "
     "the first with a fixed probability."
 )
-_INTERVAL_NOTE = "In brackets: 95% paired bootstrap intervals, over rows within tasks and over seeds."
+INTERVAL_NOTE = "In brackets: 95% paired bootstrap intervals, over rows within tasks and over seeds."
 NO_ROWS_NOTE = (
     "Intervals, and what follows from them, are missing where records are older than the answers that they need, and "
     "for scores of ranks."
@@ -49,7 +49,7 @@ def equal_cost_tables(panels: Sequence[AnyPanel]) -> list[TextTable]:
 
 def means_table(of: Headline) -> TextTable:
     """Return the means over tasks of every method at every budget, best at the middle one first."""
-    return _means_table(of, "within 1 point", lambda label: _saving_cell(of, label), [_POINTS_NOTE], [_SAVING_NOTE])
+    return _means_table(of, "within 1 point", lambda label: _saving_cell(of, label), [POINTS_NOTE], [_SAVING_NOTE])
 
 
 def text_means_table(of: Headline) -> TextTable:
@@ -104,7 +104,7 @@ def _means_table(
             *how,
             "Ranks: at the three budgets, means over tasks, 1 is best, among the methods that all tasks have. Where "
             f"even the best knob of a task costs less than a budget, it stands there. {OVER_NOTE} on some task.",
-            *([] if not of.samples else [_INTERVAL_NOTE, _STATIC_NOTE, *known_by_rows]),
+            *([] if not of.samples else [INTERVAL_NOTE, _STATIC_NOTE, *known_by_rows]),
             *([NO_ROWS_NOTE] if of.lacks_rows else []),
         ),
         words=("method",),

@@ -30,7 +30,6 @@ from benchmarks.analysis.tables.generation.decoding import (
     calibration_table,
     decoding_lines,
     decoding_table,
-    match_overview,
 )
 from benchmarks.analysis.tables.generation.decoding_cost import text_cost_tables
 from benchmarks.analysis.tables.text import csv_of
@@ -230,8 +229,7 @@ def test_row_near_half_is_of_the_nearest_budget(panel):
 def test_report_is_one_page_with_tables_charts_and_warnings(results):
     page = write_html(results).read_text()
     for words in (
-        "Tokens that are not the full model&#39;s",
-        "Tokens as in the full model",
+        "Points against the full model at equal cost",
         "Points over a static exit",
         "Calibrated thresholds",
         "prompts cut",
@@ -243,10 +241,3 @@ def test_report_is_one_page_with_tables_charts_and_warnings(results):
     assert set(charts) == {"#headline-chart", "#curves-chart", "#exits-chart"}
     (columns,) = charts["#curves-chart"]["data"]["values"]
     assert 100 * match_at(12) in [pytest.approx(match, abs=0.01) for match in columns["match"]]
-
-
-def test_overview_compares_at_half_of_the_layers(panel):
-    rows = {row[0]: row[1] for row in match_overview([panel]).cells}
-    assert rows["token-static"] == f"{100 * match_at(12):.1f} (12.0)"
-    assert rows["layerskip"] == "n/a"
-    assert "token-full" not in rows

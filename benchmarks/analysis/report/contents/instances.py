@@ -1,27 +1,26 @@
 """What a report shows of classification."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
-from benchmarks.analysis.comparisons.headline import Entry, headline
-from benchmarks.analysis.comparisons.ranking import block_name
 from benchmarks.analysis.figures.exits import exit_shares
 from benchmarks.analysis.figures.styles import competitors
 from benchmarks.analysis.panels.curves import pareto_front
 from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.panels.published import published_for
 from benchmarks.analysis.panels.results import FULL, Panel, load_panels
-from benchmarks.analysis.report.contents.content import Content, Exits, Headline, Measured, Mixed, Standing, Swept
+from benchmarks.analysis.report.contents.content import Content, Exits, Measured, Mixed, Swept
+from benchmarks.analysis.report.contents.headline import points_at_equal_cost
 from benchmarks.analysis.report.contents.leaderboard import leaderboard, points_by_task
 from benchmarks.analysis.rows.base import format_value
 from benchmarks.analysis.rows.caveats import caveats_of_instances
 from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.instances import row_for_half, table_rows
-from benchmarks.analysis.tables.columns import OVER_NOTE
-from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, contrast_tables
+from benchmarks.analysis.tables.equal_cost import POINTS_NOTE, contrast_tables
 from benchmarks.analysis.tables.operating import operating_table
 from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.publications.published import published_table
@@ -31,42 +30,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _DRAWN_SPEEDUPS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
-
-
-def _headline(panels: Sequence[Panel]) -> Headline | None:
-    """Return the points at equal cost, means over the tasks that (nearly) all methods are defined for."""
-    found = headline(panels)
-    if found is None:
-        return None
-    of_several = len(found.panels) > 1
-    over = f"mean of {len(found.panels)} tasks" if of_several else block_name(found.panels[0])
-    return Headline(
-        title=f"Points against the full model at equal cost, {over}",
-        against="the full model's score",
-        budgets="speed-up in layers",
-        standings=[_standing(entry, found.methods[entry.label]) for entry in found.entries.values()],
-        notes=(
-            f"Tasks: {', '.join(map(block_name, found.panels))}.",
-            "Points: test score minus the full model's, mean of the seeds. At a speed-up s in layers, the two knobs of "
-            "a method's validation hull between which L / s layers lie are mixed to cost exactly that, and the same "
-            "mixture is scored on test rows.",
-            f"{OVER_NOTE}{' on some task' if of_several else ''}, and it stands there.",
-            *(["Intervals: 95%, paired bootstrap over rows within tasks and over seeds."] if found.samples else []),
-            *([NO_ROWS_NOTE] if found.lacks_rows else []),
-        ),
-    )
-
-
-def _standing(entry: Entry, method: str) -> Standing:
-    return Standing(
-        label=entry.label,
-        method=method,
-        budget=f"{entry.speedup:g}x",
-        points=100 * entry.points,
-        interval=entry.interval and (100 * entry.interval[0], 100 * entry.interval[1]),
-        layers=entry.layers,
-        marks="†" if entry.is_over else "",
-    )
 
 
 def _measured(panel: Panel) -> list[Measured]:
@@ -147,7 +110,7 @@ CLASSIFICATION = Content(
     unit="row",
     full=FULL,
     load=load_panels,
-    headline=_headline,
+    headline=partial(points_at_equal_cost, how=POINTS_NOTE),
     leaderboard=leaderboard,
     by_task=points_by_task,
     measured=_measured,

@@ -1,4 +1,4 @@
-"""The leaderboard of classification: one row a method, means over tasks; and its points task by task."""
+"""The leaderboard: one row a method, means over tasks; and its points task by task."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,13 +10,13 @@ from benchmarks.analysis.comparisons.ranking import compared_panels
 from benchmarks.analysis.comparisons.savings import mean_saving
 from benchmarks.analysis.figures.styles import is_core
 from benchmarks.analysis.panels.means import geometric_mean_of_all
-from benchmarks.analysis.panels.results import FULL, MAJORITY, ORACLE, Panel
+from benchmarks.analysis.panels.results import FULL, MAJORITY, ORACLE, AnyPanel, role_of
 from benchmarks.analysis.report.contents.sortable import Cell, SortableTable, counted, number, ratio, with_interval
 from benchmarks.analysis.tables.columns import OVER_NOTE, UNDER_NOTE, reach_marks
 from benchmarks.analysis.tables.overall import task_headings
 
 
-def leaderboard(panels: Sequence[Panel]) -> SortableTable:
+def leaderboard(panels: Sequence[AnyPanel]) -> SortableTable:
     """Return one row a method, the best at the middle budget first; without a full model, scores and costs alone."""
     of = headline(panels)
     compared = compared_panels(panels) if of is None else list(of.panels)
@@ -56,13 +56,13 @@ def _equal_cost_notes(of: Headline) -> Iterator[str]:
         yield "Within 1 point: the fewest layers, on test rows, of which validation rows show that they lose less."
 
 
-def _labels(panels: Sequence[Panel], of: Headline | None) -> list[str]:
+def _labels(panels: Sequence[AnyPanel], of: Headline | None) -> list[str]:
     """Return the full model, then the curves that all compared tasks have, the best at the middle budget first."""
     found = {label: method for panel in panels for label, method in panel.methods.items()}
-    full = [label for label, method in found.items() if method == FULL]
+    full = [label for label, method in found.items() if role_of(method) == FULL]
     if of is not None:
         return [*full, *of.methods]
-    curves = [label for label, method in found.items() if method not in (FULL, ORACLE, MAJORITY)]
+    curves = [label for label, method in found.items() if role_of(method) not in (FULL, ORACLE, MAJORITY)]
     return [*full, *(label for label in curves if all(label in panel.methods for panel in panels))]
 
 
@@ -90,7 +90,7 @@ def _static_cell(entry: Entry | None) -> Cell:
     return Cell(f"{entry.above_static} / {entry.below_static}", entry.above_static - entry.below_static)
 
 
-def _cells_at_middle(panels: Sequence[Panel], label: str, sizes: Sequence[int]) -> list[Cell]:
+def _cells_at_middle(panels: Sequence[AnyPanel], label: str, sizes: Sequence[int]) -> list[Cell]:
     found = [at_equal_cost(panel, label, panel.speedups[1]) for panel in panels]
     saved = [1 - one.layers / panel.num_layers for one, panel in zip(found, panels, strict=True)]
     return [
@@ -100,12 +100,12 @@ def _cells_at_middle(panels: Sequence[Panel], label: str, sizes: Sequence[int]) 
     ]
 
 
-def points_by_task(panels: Sequence[Panel]) -> SortableTable | None:
+def points_by_task(panels: Sequence[AnyPanel]) -> SortableTable | None:
     """Return the points against the full model at the middle budget; None without a full model."""
     of = headline(panels)
     if of is None:
         return None
-    known = [panel for panel in panels if FULL in panel.methods.values()]
+    known = [panel for panel in panels if panel.full_label is not None]
     methods = {label: method for panel in known for label, method in panel.methods.items()}
     labels = [*of.methods, *of.missing]
     return SortableTable(
@@ -118,7 +118,7 @@ def points_by_task(panels: Sequence[Panel]) -> SortableTable | None:
     )
 
 
-def _task_cell(panel: Panel, label: str, speedup: float) -> Cell:
+def _task_cell(panel: AnyPanel, label: str, speedup: float) -> Cell:
     found = at_equal_cost(panel, label, speedup) if label in panel.methods else None
     if found is None or found.points is None:
         return number(None)

@@ -3,10 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from benchmarks.analysis.panels.means import geometric_mean_of_all
-from benchmarks.analysis.rows.base import BaseRow
 from benchmarks.analysis.tables.text import MISSING
 
 
@@ -69,19 +65,3 @@ def with_interval(share: float, interval: tuple[float, float] | None, form: str,
     """Return a share in percent, with its interval where there is one: ``-1.2 [-2.0, -0.4]``."""
     between = "" if interval is None else f" [{100 * interval[0]:{form}}, {100 * interval[1]:{form}}]"
     return number(100 * share, form, f"{marks}{between}")
-
-
-def mean_cells(found: Sequence[tuple[BaseRow, float] | None], sizes: Sequence[int]) -> list[Cell]:
-    """Return means over tasks: score, layers saved, and the clock at every batch size.
-
-    ``found``: the row of every task and its score; where some task has none, nothing is known.
-    """
-    known = [one for one in found if one is not None]
-    if len(known) < len(found):
-        return [number(None)] * (len(sizes) + 2)
-    rows = [row for row, _ in known]
-    return [
-        number(100 * float(np.mean([score for _, score in known])), ".1f"),
-        number(100 * float(np.mean([row.speedups.saved_fraction for row in rows])), ".0f"),
-        *(ratio(geometric_mean_of_all([row.speedups.time_ratios.get(size) for row in rows])) for size in sizes),
-    ]

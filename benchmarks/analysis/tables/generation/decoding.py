@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from benchmarks.analysis.panels.results import FULL, role_of
 from benchmarks.analysis.rows.base import record_of
 from benchmarks.analysis.rows.texts import (
     STOCK,
@@ -11,7 +10,6 @@ from benchmarks.analysis.rows.texts import (
     GenerationRow,
     generation_rows,
     load_generation_panels,
-    row_near_half,
 )
 from benchmarks.analysis.tables.columns import (
     COST_COLUMNS,
@@ -32,7 +30,6 @@ from benchmarks.analysis.tables.columns import (
 )
 from benchmarks.analysis.tables.generation.batches import batch_lines, batches_table, middle_batches_table
 from benchmarks.analysis.tables.generation.decoding_cost import measures_table, text_cost_tables, text_headline_lines
-from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.analysis.tables.provenance import machine
 from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.analysis.tables.writing import Tables
@@ -220,26 +217,6 @@ def _csv_record(panel: GenerationPanel, row: GenerationRow) -> dict[str, object]
     return record
 
 
-def match_overview(panels: Sequence[GenerationPanel]) -> TextTable:
-    """Return every method's token match, task by task, at the knob for the budget nearest to half of the layers."""
-    labels = dict.fromkeys(label for panel in panels for label in panel.labels if role_of(panel.methods[label]) != FULL)
-    return TextTable(
-        title="Tokens as in the full model, %, at about half of the layers",
-        headings=("method", *task_headings(panels)),
-        cells=tuple((label, *(_match_at_half(panel, label) for panel in panels)) for label in labels),
-        notes=(
-            "At the knob that agrees best with the full model on validation prompts within the budget nearest to half "
-            "of the layers; in brackets, the layers of the test prompts. n/a: not run, or no knob is within a budget.",
-        ),
-        words=("method",),
-    )
-
-
-def _match_at_half(panel: GenerationPanel, label: str) -> str:
-    row = row_near_half(panel, label) if label in panel.methods else None
-    return MISSING if row is None else f"{100 * row.token_match.value:.1f} ({row.speedups.average_layers:.1f})"
-
-
 def all_generation_tables(panels: Sequence[GenerationPanel]) -> list[TextTable]:
     """Return the tables at equal cost over all tasks, and those of every panel."""
     return [*text_cost_tables(panels), *(table for panel in panels for table in generation_tables(panel))]
@@ -251,7 +228,6 @@ def first_tables(panels: Sequence[GenerationPanel]) -> Iterator[TextTable]:
     yield from at_equal_cost[:1]
     yield from [table for panel in panels if (table := middle_batches_table(panel)) is not None][:1]
     yield from at_equal_cost[1:]
-    yield match_overview(panels)
     for panel in panels:
         yield from generation_tables(panel)
 
