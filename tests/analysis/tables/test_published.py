@@ -2,9 +2,10 @@ import csv
 import io
 
 import pytest
-from records_by_hand import made_up_suite, stored, timing, write_results
+from records_by_hand import LAYERS, made_up_suite, stored, timing, write_results
 
 from benchmarks.analysis import write_all_tables
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.panels.published import names, published_for, published_results
 from benchmarks.analysis.panels.results import panels
 from benchmarks.analysis.tables.publications.published import published_table
@@ -56,11 +57,11 @@ def test_figures_are_quoted_with_split_backbone_and_meaning_of_speedup():
     assert "COSEE" in line["source"]
 
 
-def test_ours_is_the_knob_chosen_for_half_of_the_layers():
+def test_ours_is_the_score_at_equal_cost():
     line = lines_of("rte", "deebert")[0]
-    assert float(line["layer ratio"]) >= 2
-    assert line["time ratio b1"] == line["layer ratio"]  # the made-up clock follows the layers
-    assert float(line["ours %"]) > 50
+    ours = at_equal_cost(panel_of("rte"), "deebert", 2.0)
+    assert line["ours %"] == f"{100 * ours.score:.1f}"
+    assert line["layer ratio"] == f"{LAYERS / ours.layers:.2f}"
 
 
 def test_what_nobody_published_is_not_available():

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
 from benchmarks.analysis.panels.published import PublishedResult, names, published_for
 from benchmarks.analysis.panels.results import REFERENCES, Panel, load_panels
-from benchmarks.analysis.rows.instances import TableRow, row_for_half
 from benchmarks.analysis.tables.columns import number
 from benchmarks.analysis.tables.equal_cost import headline_lines
 from benchmarks.analysis.tables.text import MISSING, TextTable
@@ -14,16 +14,16 @@ _NEVER_PUBLISHED = tuple(method for method in REFERENCES if method != "static")
 
 
 def published_table(panel: Panel) -> TextTable:
-    """Return our test scores within half of the layers beside every printed figure of the same method and task.
+    """Return our test scores at the middle budget beside every printed figure of the same method and task.
 
     A method has a line for each printed figure, and one line of "n/a" where nobody printed any; methods that were not
     run here follow.
     """
     ran = {label: method for label, method in panel.methods.items() if method not in _NEVER_PUBLISHED}
     not_run = [method for method in dict.fromkeys(names().methods.values()) if method not in ran.values()]
-    lines = []
+    lines, middle = [], panel.speedups[1]
     for label, method in ran.items():
-        ours = _our_cells(panel, row_for_half(panel, label), label)
+        ours = _our_cells(panel, at_equal_cost(panel, label, middle), label)
         printed = published_for(panel.task, method)
         lines += [(*ours, *_printed_cells(result)) for result in printed] or [(*ours, *[MISSING] * 7)]
     for method in not_run:
@@ -49,8 +49,9 @@ def published_table(panel: Panel) -> TextTable:
         cells=tuple(lines),
         notes=(
             f"Ours: {panel.backbone}, {panel.num_layers} layers, the task's test split"
-            f"{_split_note(panel)}; the knob that scores best on validation data within half of the layers; "
-            "layer ratio = L / average layers, FLOPs ratio and time ratio (batch size 1) = full model / method.",
+            f"{_split_note(panel)}; two knobs chosen on validation data and mixed to run L / {middle:g} layers "
+            "there; layer ratio = L / average layers of the test rows, FLOPs ratio and time ratio (batch size 1) = "
+            "full model / method.",
             "Printed: quoted from the source with its own backbone, metric, split and meaning of speed-up; other "
             "backbones and splits are no comparison of methods. n/a: not measured, or not in the collection "
             "(benchmarks/published/README.md).",
@@ -59,17 +60,16 @@ def published_table(panel: Panel) -> TextTable:
     )
 
 
-def _our_cells(panel: Panel, row: TableRow | None, label: str) -> tuple[str, ...]:
-    if row is None:
+def _our_cells(panel: Panel, ours: AtCost | None, label: str) -> tuple[str, ...]:
+    if ours is None:
         return (label, MISSING, panel.metric, MISSING, MISSING, MISSING)
-    ratios = row.speedups
     return (
         label,
-        f"{100 * row.scores[panel.metric]:.1f}",
+        f"{100 * ours.score:.1f}",
         panel.metric,
-        f"{ratios.layer_ratio:.2f}",
-        number(ratios.flops_ratio),
-        number(ratios.time_ratios.get(1)),
+        f"{panel.num_layers / ours.layers:.2f}",
+        number(ours.flops_ratio),
+        number(ours.time_ratios.get(1)),
     )
 
 
