@@ -56,7 +56,7 @@ print(*table.notes, sep="\n")
 frame(table)
 
 # %% [markdown]
-# Whole curves and paired tests.
+# Whole curves, and tests at equal cost.
 
 # %%
 for table in panel_tables(mcid)[1:]:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
-from benchmarks.analysis.comparisons.pairs import holm
-from benchmarks.analysis.comparisons.ranking import compared_panels, mean_ranks, signed_rank_test
+from benchmarks.analysis.comparisons.ranking import compared_panels, holm, mean_ranks, signed_rank_test
 from benchmarks.analysis.comparisons.resampled import AtBudget, samples_of_all
 from benchmarks.analysis.comparisons.static_gains import static_gains
 from benchmarks.analysis.panels.means import geometric_mean_of_all, mean_of_all

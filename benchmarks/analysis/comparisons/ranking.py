@@ -15,7 +15,6 @@ from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
 from benchmarks.analysis.comparisons.curve_summaries import curve_summaries
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
-from benchmarks.analysis.comparisons.pairs import holm
 from benchmarks.analysis.panels.results import CORE_METHOD, FULL, REFERENCES, BasePanel, Panel
 
 _PanelT = TypeVar("_PanelT", bound=BasePanel[Any, Any, Any])
@@ -208,3 +207,16 @@ def signed_rank_test(deltas: NDArray[np.float64]) -> float:
         return 1.0
     exact = sizes.all() and np.unique(sizes).size == sizes.size
     return float(wilcoxon(deltas, method="exact" if exact else "asymptotic").pvalue)
+
+
+def holm(p_values: ArrayLike) -> list[float]:
+    """Correct p-values for their number by Holm's procedure: the i-th smallest of n is multiplied by ``n - i + 1``.
+
+    A larger one is never corrected to less than a smaller one, and none to more than 1.
+    """
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(values.size, 0, -1)
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1)
+    return [float(value) for value in corrected]

@@ -173,14 +173,6 @@ def _clocks(contenders: Sequence[DecodingContender]) -> dict[int, DecodingClock]
     return clocks
 
 
-def scores_by_prompt(choice: DecodingChoice, column: str) -> NDArray[np.float64]:
-    """Read one score of an operating point for every test prompt: ``match``, or ``rougeL`` and the other metrics.
-
-    Raises UserError if it cannot be read.
-    """
-    return column_by_prompt(choice.cell, f"{column}_{choice.number}")
-
-
 def full_scores_by_prompt(cell: GenerationCell, column: str) -> NDArray[np.float64]:
     """Read what the full model scores for every test prompt; its texts are its own. Raises UserError."""
     if column in ("match", "rougeL_to_full"):

@@ -31,8 +31,8 @@ NO_ROWS_NOTE = (
 
 
 def headline_tables(panels: Sequence[AnyPanel]) -> list[TextTable]:
-    """Return what methods reach at equal cost, and of several tasks the tests."""
-    return [*equal_cost_tables(panels), *contrast_tables(panels)]
+    """Return what methods reach at equal cost, and of several tasks the tests; those of one are beside its points."""
+    return [*equal_cost_tables(panels), *(contrast_tables(panels) if len(panels) > 1 else [])]
 
 
 def equal_cost_tables(panels: Sequence[AnyPanel]) -> list[TextTable]:
@@ -137,21 +137,28 @@ def _saving_cell(of: Headline, label: str) -> str:
 
 
 def contrast_tables(panels: Sequence[AnyPanel]) -> list[TextTable]:
-    """Return the tests of the core method's variants against peers at the middle budget; nothing of a single task."""
+    """Return the tests of the core method's variants against peers at the middle budget, where any can be made.
+
+    Of a single task there are none over tasks, and the columns for them are left out.
+    """
     of = headline(panels)
     pairs = [] if of is None else core_pairs(of, of.middle)
-    if of is None or not pairs or len(of.panels) < 2:
+    if of is None or not pairs or (len(of.panels) < 2 and not of.samples):
         return []
     found = contrasts(of, pairs, of.middle)
+    several = len(of.panels) > 1
+    over = f", over {len(of.panels)} tasks" if several else f" · {block_name(of.panels[0])}"
+    of_tasks = ("wins / losses", "p, tasks", "Holm, tasks") if several else ()
     return [
         TextTable(
-            title=f"Tests at {of.middle:g}x, over {len(of.panels)} tasks",
-            headings=("method", "against", "points", "p, rows", "Holm", "wins / losses", "p, tasks", "Holm, tasks"),
-            cells=tuple(_contrast_cells(contrast) for contrast in found),
+            title=f"Tests at {of.middle:g}x{over}",
+            headings=("method", "against", "points", "p, rows", "Holm", *of_tasks),
+            cells=tuple(_contrast_cells(contrast)[: 5 + len(of_tasks)] for contrast in found),
             notes=(
-                f"Points: difference of the means over tasks{'' if of.lacks_rows else ', with its 95% interval'}. "
-                "p, rows: paired bootstrap over rows and seeds of these tasks; p, tasks: Wilcoxon's signed-rank test "
-                f"over tasks; both two-sided, corrected by Holm's procedure for {len(found)} tests.",
+                f"Points: difference of {'the means over tasks' if several else 'the scores'}"
+                f"{'' if of.lacks_rows else ', with its 95% interval'}. p, rows: paired bootstrap over rows and seeds"
+                + (" of these tasks; p, tasks: Wilcoxon's signed-rank test over tasks; both" if several else ";")
+                + f" two-sided, corrected by Holm's procedure for {len(found)} tests.",
                 "The last line is the best variant with the best peer by these very scores, which flatters both.",
             ),
             words=("method", "against"),

@@ -1,10 +1,9 @@
-"""Tables: for each (task, backbone) the operating points, the whole curves and the paired tests."""
+"""Tables: for each (task, backbone) the operating points, the whole curves and the tests at equal cost."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from benchmarks.analysis.comparisons.curve_summaries import BUDGETS, CurveSummary, blind_score, curve_summaries
-from benchmarks.analysis.comparisons.pairs import Comparison, holm, paired_comparisons
 from benchmarks.analysis.panels.results import FULL, Panel, load_panels
 from benchmarks.analysis.rows.base import record_of
 from benchmarks.analysis.rows.instances import TableRow, never_exit_overheads, table_rows
@@ -16,7 +15,6 @@ from benchmarks.analysis.tables.columns import (
     load_text,
     number,
     percent,
-    points,
     range_text,
     score_text,
     seeds_text,
@@ -26,10 +24,10 @@ from benchmarks.analysis.tables.columns import (
     table_of,
     timings_text,
 )
-from benchmarks.analysis.tables.equal_cost import headline_lines, headline_tables
+from benchmarks.analysis.tables.equal_cost import contrast_tables, headline_lines, headline_tables
 from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.provenance import machine
-from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
+from benchmarks.analysis.tables.text import MISSING, TextTable
 from benchmarks.analysis.tables.writing import Tables
 from benchmarks.specs.targets import Budget, Target
 
@@ -178,51 +176,9 @@ def _summary_cells(summary: CurveSummary) -> tuple[str, ...]:
     )
 
 
-def comparison_table(panel: Panel, comparisons: Sequence[Comparison]) -> TextTable:
-    """Return the paired tests of the methods that share a budget."""
-    tested = [comparison.test for comparison in comparisons if comparison.test is not None]
-    corrected = iter(holm([test.p_value for test in tested]))
-    seeds = {seed for comparison in comparisons for seed in comparison.seeds}
-    return TextTable(
-        title=f"Paired tests · {panel.task} · {panel.backbone}",
-        headings=(
-            "chosen for",
-            "pair",
-            f"{panel.metric}, points [95%]",
-            "only first right",
-            "only second right",
-            "p",
-            "p, Holm",
-        ),
-        cells=tuple(_comparison_cells(comparison, corrected) for comparison in comparisons),
-        notes=(
-            f"Points: difference in {panel.metric} on the same test rows, mean of {seeds_text(seeds)}; paired "
-            f"bootstrap interval over rows{' and seeds' if len(seeds) > 1 else ''}.",
-            f"Only first right, p: exact McNemar test on the first seed that both have, two-sided; Holm: corrected for "
-            f"the {len(tested)} tests of this table.",
-        ),
-        words=("chosen for", "pair"),
-    )
-
-
-def _comparison_cells(comparison: Comparison, corrected: Iterator[float]) -> tuple[str, ...]:
-    test = comparison.test
-    counts = [MISSING] * 4
-    if test is not None:
-        counts = [str(test.only_first), str(test.only_second), p_value(test.p_value), p_value(next(corrected))]
-    return (
-        str(comparison.target),
-        f"{comparison.first} − {comparison.second}",
-        points(comparison.difference, comparison.interval),
-        *counts,
-    )
-
-
 def panel_tables(panel: Panel) -> list[TextTable]:
     """Return all tables of a panel that have anything to say."""
-    comparisons = paired_comparisons(panel)
-    tables = [operating_table(panel), summary_table(panel)]
-    return [*tables, comparison_table(panel, comparisons)] if comparisons else tables
+    return [operating_table(panel), summary_table(panel), *contrast_tables([panel])]
 
 
 def operating_lines(panels: Sequence[Panel]) -> list[dict[str, object]]:

@@ -170,7 +170,10 @@ def test_variants_are_tested_against_named_peers_and_the_best_one():
     assert pairs[-1] == ("consistentee", "gpfee")
     (table,) = contrast_tables(found)
     assert [cells[:2] for cells in table.cells] == pairs
-    assert contrast_tables(found[:1]) == []
+    (alone,) = contrast_tables(found[:1])
+    assert alone.title.startswith("Tests at 2x · task0")
+    assert alone.headings == ("method", "against", "points", "p, rows", "Holm"), "nothing over tasks"
+    assert [cells[:2] for cells in alone.cells][:-1] == pairs[:-1]
 
 
 def test_lines_and_table_say_the_same():

@@ -5,12 +5,12 @@ from hypothesis import strategies as st
 from records_by_hand import made_up_suite, stored, timing
 from scipy.stats import wilcoxon
 
-from benchmarks.analysis.comparisons.pairs import holm
 from benchmarks.analysis.comparisons.ranking import (
     AREA,
     EQUAL_COST,
     ScoreTable,
     critical_difference,
+    holm,
     indistinct_groups,
     mean_ranks,
     pairs_over_tasks,

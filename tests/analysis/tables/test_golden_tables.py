@@ -6,12 +6,11 @@ written by code of this repository any more: they are never overwritten, and wha
 one class of differences a paragraph:
 
 - "within 1 point" is counted from the full model of the same seed, not from a method's own latest exits, and any
-  operating point may be within it. So a row that was chosen for nothing else may be gone, another may stand for it, and
-  paired tests for this target (and the correction for their number) may differ.
+  operating point may be within it. So a row that was chosen for nothing else may be gone, and another may stand for it.
 - Areas over FLOPs and time join all measured points on the validation front, seed by seed, not the rows that a table
   shows. They differ where a label has several cells, a grid of parameters or seeds, and ranks by time with them.
 - Methods are compared at equal cost: tables at the best single knob within half of the layers, and at the layers that
-  an operating point happened to run, are gone.
+  an operating point happened to run, and paired tests of points chosen for the same target, are gone.
 - The leaderboard does not count a task that most methods are not defined for, STS-B. Where it did, places, ranks and
   numbers of runs differ, and the areas of methods that have it.
 """
@@ -40,7 +39,7 @@ GOLDEN = ROOT / "tests" / "golden" / "tables"
 CLASSIFICATION = ("cpu-12-layers", "cpu-consistentee-variants", "cpu-6-layers")
 GENERATION = ("cpu-decoding", "decoding-calibration")
 
-_GONE = re.compile(r"within 50% of the layers|^Against references at equal layers")
+_GONE = re.compile(r"within 50% of the layers|^Against references at equal layers|^Paired tests")
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -104,11 +103,7 @@ def assert_same_lines(lines, old_lines, key, same, chosen_for):
 
 def assert_same_table(title, new, old, several):
     """Compare two tables, given as lines."""
-    if title.startswith("Paired tests"):
-        old = [line for line in old if line["chosen for"] != "within 1 point"]
-        new = [line for line in new if line["chosen for"] != "within 1 point"]
-        ignored = ["p, Holm"]
-    elif title.startswith("Whole curves"):
+    if title.startswith("Whole curves"):
         ignored = ["area, FLOPs %", "area, time %"] if several else []
     elif "chosen for" in old[0]:
         assert_same_lines(new, old, ("method", "knob"), same_text, "chosen for")

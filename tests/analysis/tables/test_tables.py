@@ -1,6 +1,7 @@
 import csv
 import io
 
+import numpy as np
 import pytest
 from records_by_hand import (
     LAYERS,
@@ -17,10 +18,10 @@ from rich.console import Console
 
 from benchmarks.analysis import report_files, terminal_report, write_all_tables
 from benchmarks.analysis.comparisons.curve_summaries import curve_summaries
-from benchmarks.analysis.comparisons.pairs import paired_comparisons
 from benchmarks.analysis.panels.results import load_panels, panels
+from benchmarks.analysis.rows.base import mean_and_std
 from benchmarks.analysis.rows.instances import label_rows, table_rows
-from benchmarks.analysis.tables.operating import comparison_table, operating_lines, operating_table
+from benchmarks.analysis.tables.operating import operating_lines, operating_table
 from benchmarks.analysis.tables.provenance import machine, machines_table
 from benchmarks.analysis.tables.text import TextTable, csv_of, escape_latex, to_latex, to_markdown
 from benchmarks.specs.targets import HALF, in_words
@@ -197,41 +198,11 @@ def test_summaries_rank_the_made_up_methods():
     assert summaries["consistentee"].time_area is None
 
 
-def test_paired_tests_need_predictions():
-    assert paired_comparisons(panel_of(made_up_suite())) == []
-
-
-def test_paired_tests_of_the_core_method(results):
-    (panel,), faults = load_panels(results)
-    assert faults == []
-    comparisons = paired_comparisons(panel)
-    assert {c.first for c in comparisons} == {"consistentee"}
-    assert {c.second for c in comparisons} == {
-        "berxit",
-        "calm-classifier",
-        "calm-softmax",
-        "calm-state",
-        "deebert",
-        "pabee",
-    }
-    against_deebert = next(c for c in comparisons if c.second == "deebert" and c.target == HALF)
-    assert against_deebert.test.only_first > against_deebert.test.only_second
-    assert against_deebert.test.p_value < 0.05
-
-
-def test_paired_tests_say_how_sure_they_are_in_the_tasks_metric(results):
-    (panel,), _ = load_panels(results)
-    table = comparison_table(panel, paired_comparisons(panel))
-    assert table.headings[2] == "accuracy, points [95%]"
-    for comparison in paired_comparisons(panel):
-        assert comparison.test is not None
-        assert comparison.seeds == (0,)
-        right = comparison.test.only_first - comparison.test.only_second
-        assert comparison.difference == pytest.approx(right / panel.cells[0].record.test_rows, abs=0.01)
-        assert comparison.interval is not None
-        low, high = comparison.interval
-        assert low - 0.01 <= comparison.difference <= high + 0.01  # scores written by hand are rounded
-        assert high - low < 0.2
+def test_mean_and_std():
+    assert mean_and_std([0.5]) == (0.5, None)
+    mean, deviation = mean_and_std([0.4, 0.6])
+    assert mean == pytest.approx(0.5)
+    assert deviation == pytest.approx(np.std([0.4, 0.6], ddof=1))
 
 
 def test_whole_curves_are_read_at_fixed_shares_of_the_layers():
