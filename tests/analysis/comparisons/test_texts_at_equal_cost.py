@@ -23,6 +23,8 @@ from benchmarks.analysis.comparisons.equal_cost import at_equal_cost, at_equal_r
 from benchmarks.analysis.comparisons.resampled import interval_at_equal_cost
 from benchmarks.analysis.panels.results import panels
 from benchmarks.analysis.panels.select import Reach
+from benchmarks.analysis.report.charts.curve_data import curve_data
+from benchmarks.analysis.report.contents.texts import GENERATION
 from benchmarks.analysis.rows.scored import MATCH, NATS, TO_FULL
 from benchmarks.analysis.rows.texts import load_generation_panels
 from benchmarks.analysis.tables.equal_cost import headline_lines
@@ -122,6 +124,17 @@ def test_headline_has_the_columns_of_classification_and_more(tmp_path):
     assert tests.cells[0][0] == "consistentee-tokens"
     assert costs.headings == ("method", "layers", "FLOPs", "clock b1", "clock b8")
     assert by_task.headings == ("method", "alpaca", "dolly")
+
+
+def test_the_report_draws_means_over_tasks_at_equal_cost(tmp_path):
+    write_generation(tmp_path, tasks=("alpaca", "dolly"))
+    loaded, _ = load_generation_panels(tmp_path)
+    columns = curve_data(loaded, ["token-static"], GENERATION).columns
+    lines = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    (at,) = [x for x in lines if x["task"] == "mean of 2 tasks" and x["knob"] == "knobs mixed to 1.5x"]
+    for column, measure in (("score", None), ("match", MATCH)):
+        expected = np.mean([at_equal_cost(panel, "token-static", 1.5, measure).score for panel in loaded])
+        assert at[column] == pytest.approx(100 * expected, abs=1e-3)
 
 
 def test_classification_has_no_measures_of_texts():

@@ -6,9 +6,12 @@ from typing import TypeAlias
 
 import numpy as np
 
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.ranking import compared_panels
+from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.report.contents.content import Content, Measured
+from benchmarks.analysis.rows.scored import MATCH
 from benchmarks.analysis.tables.columns import knob_text, short_reasons
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.specs.targets import Target, in_order
@@ -124,6 +127,9 @@ def _line(one: Measured, full_score: float | None) -> _Line:
     return line
 
 
+_DRAWN_SPEEDUPS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+
+
 def _mean_lines(panels: Sequence[AnyPanel], numbers: Mapping[str, int], content: Content) -> Iterator[_Line]:
     """Yield means over panels: over layers of mixed knobs at equal cost, else of the knobs chosen for one target."""
     measured = [content.measured(panel) for panel in panels]
@@ -135,21 +141,13 @@ def _mean_lines(panels: Sequence[AnyPanel], numbers: Mapping[str, int], content:
         costs: _Line = dict.fromkeys(("x_layers", "x_flops", *(f"x_b{size}" for size in sizes)), 100.0)
         score = 100 * float(np.mean(known))
         yield costs | {"n": -1, "knob": "full depth", "points": 0.0, "score": score, "line": "none", "dot": "all"}
+    of_texts = any(one.match is not None for found in measured for one in found)
     for label, number in numbers.items():
         if any(label not in panel.methods for panel in panels):
             continue
-        mixed = content.mixed(panels, label)
         common: _Line = {"n": number}
-        for point in mixed:
-            yield common | {
-                "knob": f"knobs mixed to {point.budget}",
-                "x_layers": 100 * point.share,
-                "layers": point.share * float(np.mean([panel.num_layers for panel in panels])),
-                "points": point.points,
-                "score": 100 * point.score,
-                "line": "layers",
-                "dot": "layers",
-            }
+        mixed = [line for s in _DRAWN_SPEEDUPS if (line := _mixed(panels, label, s, of_texts=of_texts)) is not None]
+        yield from (common | line for line in mixed)
         role = "other" if mixed else "all"
         for target in _targets(measured, label):
             chosen = [_chosen_for(found, label, target) for found in measured]
@@ -158,6 +156,26 @@ def _mean_lines(panels: Sequence[AnyPanel], numbers: Mapping[str, int], content:
                 yield (
                     common | _mean(lines) | {"knob": f"chosen for {short_reasons([target])}", "line": role, "dot": role}
                 )
+
+
+def _mixed(panels: Sequence[AnyPanel], label: str, speedup: float, *, of_texts: bool) -> _Line | None:
+    """Return the means of a curve's knobs mixed to a budget; None without the full model on some task."""
+    found = [at_equal_cost(panel, label, speedup) for panel in panels]
+    points = mean_of_all([one.points for one in found])
+    if points is None:
+        return None
+    matches = [at_equal_cost(panel, label, speedup, MATCH).score for panel in panels] if of_texts else []
+    share = float(np.mean([one.layers / panel.num_layers for one, panel in zip(found, panels, strict=True)]))
+    return {
+        "knob": f"knobs mixed to {speedup:g}x",
+        "x_layers": 100 * share,
+        "layers": share * float(np.mean([panel.num_layers for panel in panels])),
+        "points": 100 * points,
+        "score": 100 * float(np.mean([one.score for one in found])),
+        "match": 100 * float(np.mean(matches)) if matches else None,
+        "line": "layers",
+        "dot": "layers",
+    }
 
 
 def _targets(measured: Sequence[Sequence[Measured]], label: str) -> list[Target]:

@@ -90,16 +90,6 @@ class Swept:
 
 
 @dataclass(frozen=True)
-class Mixed:
-    """Knobs mixed to a budget, means over tasks: share of the layers, points against the full model, score."""
-
-    budget: str
-    share: float
-    points: float
-    score: float
-
-
-@dataclass(frozen=True)
 class Exits:
     """Where rows exit at the knob for half of the layers: the share of them at layer 1, 2, ...."""
 
@@ -122,7 +112,6 @@ class Content:
         by_task: one row a method, one column a task.
         measured: the operating points of a panel, the stock model's first where there is one.
         swept: (panel, label) -> its whole knob on test rows; nothing where test rows met operating points alone.
-        mixed: (panels, label) -> its mean over tasks at every cost; nothing where knobs cannot be mixed.
         exits: of a panel.
         more: tables that go deeper.
         how: how a panel was measured.
@@ -137,7 +126,6 @@ class Content:
     by_task: Callable[[Sequence[AnyPanel]], SortableTable | None]
     measured: Callable[[AnyPanel], list[Measured]]
     swept: Callable[[AnyPanel, str], list[Swept]]
-    mixed: Callable[[Sequence[AnyPanel], str], list[Mixed]]
     exits: Callable[[AnyPanel], list[Exits]]
     more: Callable[[Sequence[AnyPanel]], list[TextTable]]
     how: Callable[[AnyPanel], Sequence[str]]

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.figures.exits import exit_shares
 from benchmarks.analysis.figures.styles import competitors
 from benchmarks.analysis.panels.curves import pareto_front
-from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.panels.published import published_for
 from benchmarks.analysis.panels.results import FULL, Panel, load_panels
-from benchmarks.analysis.report.contents.content import Content, Exits, Measured, Mixed, Swept
+from benchmarks.analysis.report.contents.content import Content, Exits, Measured, Swept
 from benchmarks.analysis.report.contents.headline import points_at_equal_cost
 from benchmarks.analysis.report.contents.leaderboard import leaderboard, points_by_task
 from benchmarks.analysis.rows.base import format_value
@@ -28,8 +26,6 @@ from benchmarks.analysis.tables.text import TextTable
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_DRAWN_SPEEDUPS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
 
 def _measured(panel: Panel) -> list[Measured]:
@@ -76,18 +72,6 @@ def _shares_at_hull(panel: Panel, knobs: "pd.DataFrame") -> "pd.DataFrame":
     return by_knob.mean().where(by_knob.count().eq(by_knob.size(), axis=0))
 
 
-def _mixed(panels: Sequence[Panel], label: str) -> list[Mixed]:
-    found = []
-    for speedup in _DRAWN_SPEEDUPS:
-        at_cost = [at_equal_cost(panel, label, speedup) for panel in panels]
-        points = mean_of_all([one.points for one in at_cost])
-        if points is not None:
-            share = np.mean([one.layers / panel.num_layers for one, panel in zip(at_cost, panels, strict=True)])
-            score = float(np.mean([one.score for one in at_cost]))
-            found.append(Mixed(f"{speedup:g}x", float(share), 100 * points, score))
-    return found
-
-
 def _exits(panel: Panel) -> list[Exits]:
     rows = [row_for_half(panel, label) for label in [*competitors([panel]), "random"] if label in panel.methods]
     return [
@@ -115,7 +99,6 @@ CLASSIFICATION = Content(
     by_task=points_by_task,
     measured=_measured,
     swept=_swept,
-    mixed=_mixed,
     exits=_exits,
     more=_more,
     how=lambda panel: operating_table(panel).notes,

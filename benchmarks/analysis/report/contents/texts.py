@@ -60,7 +60,6 @@ GENERATION = Content(
     by_task=points_by_task,
     measured=_measured,
     swept=lambda panel, label: [],
-    mixed=lambda panels, label: [],
     exits=_exits,
     more=_more,
     how=lambda panel: decoding_table(panel).notes,
