@@ -23,7 +23,7 @@ TEXT_POINTS_NOTE = (
     "(layers and agreement with the full model on validation prompts), are mixed to cost exactly that: a prompt takes "
     "the first with a fixed probability."
 )
-INTERVAL_NOTE = "In brackets: 95% paired bootstrap intervals, over rows within tasks and over seeds."
+_INTERVAL_NOTE = "In brackets: 95% paired bootstrap intervals, over rows within tasks and over seeds."
 NO_ROWS_NOTE = (
     "Intervals, and what follows from them, are missing where records are older than the answers that they need, and "
     "for scores of ranks."
@@ -32,7 +32,9 @@ NO_ROWS_NOTE = (
 
 def headline_tables(panels: Sequence[AnyPanel]) -> list[TextTable]:
     """Return what methods reach at equal cost, and of several tasks the tests; those of one are beside its points."""
-    return [*equal_cost_tables(panels), *(contrast_tables(panels) if len(panels) > 1 else [])]
+    of = headline(panels)
+    several = of is not None and len(of.panels) > 1
+    return [*equal_cost_tables(panels), *(contrast_tables(panels) if several else [])]
 
 
 def equal_cost_tables(panels: Sequence[AnyPanel]) -> list[TextTable]:
@@ -104,7 +106,7 @@ def _means_table(
             *how,
             "Ranks: at the three budgets, means over tasks, 1 is best, among the methods that all tasks have. Where "
             f"even the best knob of a task costs less than a budget, it stands there. {OVER_NOTE} on some task.",
-            *([] if not of.samples else [INTERVAL_NOTE, _STATIC_NOTE, *known_by_rows]),
+            *([] if not of.samples else [_INTERVAL_NOTE, _STATIC_NOTE, *known_by_rows]),
             *([NO_ROWS_NOTE] if of.lacks_rows else []),
         ),
         words=("method",),
@@ -115,7 +117,10 @@ _SEEDS_NOTE = (
     "Seeds: of the task that has fewest. Each method is set against the full models of its own seeds; the interval of "
     "one seed says nothing of another training."
 )
-_STATIC_NOTE = "Over static: tasks where the interval of the difference to a static exit lies above / below 0."
+_STATIC_NOTE = (
+    "Over static: tasks where the interval of the difference to a static exit lies above / below 0; what costs more "
+    "than the budget is not above."
+)
 _SAVING_NOTE = (
     "Within 1 point: the fewest layers at which the lower bound of the difference on validation rows is above -1 point "
     "(all layers where nothing less was shown), and the points there, on test rows."

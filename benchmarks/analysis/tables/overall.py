@@ -103,8 +103,8 @@ def static_gain_table(panels: Sequence[AnyPanel]) -> TextTable | None:
         notes=(
             "The method's test score minus that of a static exit at equal cost, in "
             f"points of the task's metric, mean of the seeds. {OVER_NOTE}{UNDER_NOTE}",
-            "*: the 95% paired bootstrap interval, over rows and seeds, lies above or below 0; not corrected for the "
-            "number of cells. Above / below: tasks with such an interval.",
+            "*: the 95% paired bootstrap interval, over rows and seeds, lies above or below 0, above only at no "
+            "more than the budget; not corrected for the number of cells. Above / below: tasks with such an interval.",
             *((f"The mean leaves out {', '.join(left_out)}: most methods are missing there.",) if left_out else ()),
         ),
         words=("method",),

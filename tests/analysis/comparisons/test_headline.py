@@ -13,7 +13,13 @@ from benchmarks.analysis.comparisons.resampled import point_samples
 from benchmarks.analysis.comparisons.savings import savings
 from benchmarks.analysis.comparisons.static_gains import static_gains
 from benchmarks.analysis.panels.results import Panel, StoredCell, panels
-from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE, contrast_tables, equal_cost_tables, headline_lines
+from benchmarks.analysis.tables.equal_cost import (
+    NO_ROWS_NOTE,
+    contrast_tables,
+    equal_cost_tables,
+    headline_lines,
+    headline_tables,
+)
 from benchmarks.measure.intervals import interval
 from benchmarks.store.records import HullPoint
 from consistentee.data.metrics import score
@@ -190,6 +196,13 @@ def test_lines_and_table_say_the_same():
         assert cells[4] == ("n/a" if label == "static" else f"{line['above_static']} / {line['below_static']}")
     assert lines["consistentee", 2.0]["above_static"] == 3
     assert sorted(lines[label, 2.0]["rank"] for label in ("consistentee", "deebert", "static"))[0] == 1.0
+
+
+def test_tests_of_the_only_compared_task_are_not_shown_twice():
+    rights = {label: right for label, right in THREE.items() if label != "full"}
+    found = [task_of(np.random.default_rng(0), THREE), task_of(np.random.default_rng(1), rights, task="rte")]
+    assert not [table.title for table in headline_tables(found) if table.title.startswith("Tests")]
+    assert contrast_tables(found[:1]), "beside the task's own points they are"
 
 
 # ------------------------------------------------------------------------------------------- over static exits
