@@ -19,6 +19,9 @@ from benchmarks.specs.targets import Target, in_order
 Value: TypeAlias = str | float | None
 _Line: TypeAlias = dict[str, Value]
 
+_DRAWN_SPEEDUPS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+"""Budgets that means over tasks are drawn at."""
+
 _LEAST_STEP = 0.8
 """Percent of the full model's layers by which the drawn points of a knob differ at least."""
 
@@ -125,9 +128,6 @@ def _line(one: Measured, full_score: float | None) -> _Line:
     for size, ratio in costs.time_ratios.items():
         line |= {f"x_b{size}": 100 / ratio, f"ms_b{size}": one.milliseconds.get(size)}
     return line
-
-
-_DRAWN_SPEEDUPS = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 
 
 def _mean_lines(panels: Sequence[AnyPanel], numbers: Mapping[str, int], content: Content) -> Iterator[_Line]:

@@ -7,7 +7,7 @@ from benchmarks.analysis.comparisons.ranking import block_name
 from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.report.contents.content import Headline, Standing
 from benchmarks.analysis.tables.columns import OVER_NOTE
-from benchmarks.analysis.tables.equal_cost import INTERVAL_NOTE, NO_ROWS_NOTE
+from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE
 
 
 def points_at_equal_cost(panels: Sequence[AnyPanel], how: str) -> Headline | None:
@@ -29,7 +29,7 @@ def points_at_equal_cost(panels: Sequence[AnyPanel], how: str) -> Headline | Non
             f"Tasks: {', '.join(map(block_name, found.panels))}.",
             how,
             f"{OVER_NOTE}{' on some task' if of_several else ''}, and it stands there.",
-            *([INTERVAL_NOTE] if found.samples else []),
+            *(["Intervals: 95%, paired bootstrap over rows within tasks and over seeds."] if found.samples else []),
             *([NO_ROWS_NOTE] if found.lacks_rows else []),
         ),
     )
