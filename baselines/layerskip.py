@@ -53,7 +53,11 @@ class LayerSkip(DraftingMethod):
         """Train the exits, with layer dropout where the backbone is trained."""
         self.check_task(task)
         own_loss = replace(
-            recipe, layer_dropout=self.dropout, exit_curriculum=self.curriculum, exit_weights=self.exit_weights
+            recipe,
+            layer_dropout=self.dropout,
+            exit_curriculum=self.curriculum,
+            exit_weights=self.exit_weights,
+            taught_share=0.0,
         )
         train_exits(model, task, own_loss)
         return model

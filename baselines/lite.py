@@ -38,7 +38,7 @@ class LITE(VocabularyMethod):
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train all exits alike, through the backbone where the recipe trains it."""
         self.check_task(task)
-        train_exits(model, task, replace(recipe, exit_weights="equal"))
+        train_exits(model, task, replace(recipe, exit_weights="equal", taught_share=0.0))
         return model
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:

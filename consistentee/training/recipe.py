@@ -115,6 +115,9 @@ class TokenRecipeSettings(BaseSettings):
     backbone_batch_size: int = Field(default=4, ge=1, description="rows, of that stage")
     backbone_learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of that stage")
     lora_rank: int = Field(default=16, ge=1, description="rank of the updates, for trains=lora")
+    taught_share: float = Field(
+        default=0.0, ge=0, le=1, description="of what exits below L learn there: what L says; the rest is labels"
+    )
     exit_weights: ExitWeights = Field(default="depth", description="of the exits' losses while the backbone learns")
     exit_curriculum: ExitCurriculum = Field(default="all", description="which exits learn at a step of that stage")
     layer_dropout: float = Field(
@@ -186,7 +189,7 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
         backbone_steps, backbone_batch_size, backbone_learning_rate: of the stage that runs the backbone, where it
             learns; the batch is in rows.
         lora_rank: rank of the updates, for ``trains="lora"``.
-        exit_weights, exit_curriculum, layer_dropout: the loss of that stage, see
+        taught_share, exit_weights, exit_curriculum, layer_dropout: the loss of that stage, see
             :mod:`consistentee.training.decoder.backbone_losses`.
         traced_rows: the first so many training rows, whose states are cached after that stage, for exits and heads to
             learn from; None for all. A row of a hundred tokens takes half a megabyte.

@@ -20,6 +20,7 @@ from consistentee.training.decoder.backbone_losses import (
     last_exit_loss,
     skip_probability,
     states_with_layer_dropout,
+    taught_loss,
 )
 from consistentee.training.decoder.backbone_stage import train_backbone
 from consistentee.training.decoder.head_loss import weighted_cross_entropy
@@ -65,6 +66,15 @@ class TestCrossEntropyThroughTheHead:
         ):
             torch.testing.assert_close(ours, theirs)
 
+    def test_distributions_as_targets_are_torchs_too(self, parts, monkeypatch):
+        monkeypatch.setattr(head_loss, "CHUNK", 4)
+        states, head, _, weights = parts
+        wanted = torch.randn(11, 30).softmax(dim=-1)
+        stock = (functional.cross_entropy(states @ head.T, wanted, reduction="none") * weights).sum()
+        ours = self.gradients(weighted_cross_entropy(states, head, wanted, weights), parts)
+        for found, theirs in zip(ours, self.gradients(stock, parts), strict=True):
+            torch.testing.assert_close(found, theirs)
+
     def test_in_bfloat16_products_alone_are_rough(self, parts):
         exact = self.gradients(weighted_cross_entropy(*parts), parts)
         rough = self.gradients(weighted_cross_entropy(*parts, "bfloat16"), parts)
@@ -107,6 +117,27 @@ class TestLosses:
         says = model.stock_logits(batch.tokens, batch.padding_mask)[batch.gives_response]
         torch.testing.assert_close(last_exit_loss(model, batch), functional.cross_entropy(says, batch.targets))
 
+    @pytest.mark.parametrize("adapter", ["low-rank", "head", "shared"])
+    def test_exits_are_taught_by_the_last_which_learns_labels(self, tiny_decoder, adapter):
+        model = tiny_decoder(exit_layers=(2,), adapter=adapter)
+        batch = step_rows(model)
+        states = model.hidden_states(batch.tokens, batch.padding_mask)[batch.gives_response]
+        early, last = model.logits(2, states[:, 0]), model.logits(4, states[:, 1])
+        taught = functional.cross_entropy(early, last.detach().softmax(dim=-1))
+        labels = [functional.cross_entropy(says, batch.targets) for says in (early, last)]
+        expected = (0.7 * taught + 0.3 * labels[0]) * 2 / 6 + labels[1] * 4 / 6
+        found = taught_loss(0.7, DEPTH, model, batch)
+        torch.testing.assert_close(found, expected)
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        for ours, theirs in zip(
+            torch.autograd.grad(found, weights, allow_unused=True),
+            torch.autograd.grad(expected, weights, allow_unused=True),
+            strict=True,
+        ):
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, theirs)
+
     def test_weights_by_depth_and_alike(self):
         assert exit_weights((1, 3)) == [0.25, 0.75]
         assert exit_weights((1, 3), power=2) == [0.1, 0.9]
@@ -126,7 +157,13 @@ class TestLosses:
         assert losses.weights_at((1, 2, 3, 4), 0, 0.13).tolist() == pytest.approx([0, 0, 0.5, 0.5])
 
     def test_every_setting_is_a_stage_of_its_own_and_is_trained_once(self, tiny_decoder, tmp_path):
-        changes = [{}, {"exit_weights": "equal"}, {"exit_curriculum": "rotational"}, {"layer_dropout": 0.9}]
+        changes = [
+            {},
+            {"exit_weights": "equal"},
+            {"exit_curriculum": "rotational"},
+            {"layer_dropout": 0.9},
+            {"taught_share": 0.5},
+        ]
         weights = []
         for change in (*changes, changes[1]):
             model = tiny_decoder()

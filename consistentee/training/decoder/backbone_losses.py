@@ -15,12 +15,13 @@ One loss, a weighted mean of the exits' cross-entropies through the LM head, is 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.training.decoder.head_loss import weighted_cross_entropy
+from consistentee.training.decoder.head_loss import probabilities, weighted_cross_entropy
 from consistentee.training.decoder.sources import StepRows
 from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
 
@@ -60,15 +61,42 @@ def exit_weights(exit_layers: Sequence[int], power: int = 1) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
+def loss_of(recipe: TokenRecipe) -> RowsLoss:
+    """Return the loss of all exits that a recipe asks for."""
+    losses = ExitLosses.of(recipe)
+    return partial(taught_loss, recipe.taught_share, losses) if recipe.taught_share else partial(joint_loss, losses)
+
+
 def joint_loss(losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> Tensor:
     """Return the weighted mean cross-entropy of the exits, the last one included; through the backbone."""
+    states, shares = _states_and_shares(losses, model, batch)
+    return loss_at_exits(model, states, batch.targets, shares)
+
+
+def taught_loss(taught_share: float, losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> Tensor:
+    """Return the same mean, of which exits below L learn so much what layer L says, and the rest labels.
+
+    Layer L teaches while it learns labels, and feels nothing of its pupils but through the layers that they share
+    (self-distillation: Zhang et al., "Be Your Own Teacher", 2019, arXiv 1905.08094, section 3).
+    """
+    states, shares = _states_and_shares(losses, model, batch)
+    last = model.exit_layers[-1]
+    wanted = probabilities(model.head_state(last, states[:, -1]).detach(), model.head_weight(last), model.precision)
+    wanted.mul_(taught_share)
+    wanted.scatter_add_(1, batch.targets.unsqueeze(1), wanted.new_full((len(wanted), 1), 1 - taught_share))
+    of_last = torch.zeros_like(shares)
+    of_last[:, -1] = shares[:, -1]
+    return loss_at_exits(model, states, batch.targets, of_last) + loss_at_exits(model, states, wanted, shares - of_last)
+
+
+def _states_and_shares(losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> tuple[Tensor, Tensor]:
+    """Return the states that give response tokens, [tokens, exits, width], and what each one's loss weighs."""
     if losses.layer_dropout:
         states = states_with_layer_dropout(model, batch, losses.layer_dropout)
     else:
         states = model.hidden_states(batch.tokens, batch.padding_mask)
     weights = losses.weights_at(model.exit_layers, batch.number, batch.done).to(states)
-    shares = weights.expand(len(batch.targets), -1) / len(batch.targets)
-    return loss_at_exits(model, states[batch.gives_response], batch.targets, shares)
+    return states[batch.gives_response], weights.expand(len(batch.targets), -1) / len(batch.targets)
 
 
 def last_exit_loss(model: MultiExitDecoder, batch: StepRows) -> Tensor:
@@ -85,21 +113,21 @@ def loss_at_exits(model: MultiExitDecoder, hidden: Tensor, targets: Tensor, weig
     Args:
         model: whose exits they are; its precision is that of the LM head's products.
         hidden: hidden states after the exit layers: [tokens, exits, width].
-        targets: int64 [tokens].
+        targets: int64 [tokens], or distributions, [tokens, vocabulary].
         weights: [tokens, exits]. An exit whose weights are all 0 is not run.
     """
     used = weights.any(dim=0).tolist()
     exits = [(index, layer) for index, layer in enumerate(model.exit_layers) if used[index]]
     read = [model.head_state(layer, hidden[:, index]) for index, layer in exits]
     weighs = [weights[:, index] for index, _ in exits]
-    if model.shares_head:  # one pass over its gradient for all exits
+    if model.shares_head and targets.dim() == 1:  # one pass over its gradient for all exits
         head, said = model.backbone.lm_head.weight, targets.repeat(len(exits))
         return weighted_cross_entropy(torch.cat(read), head, said, torch.cat(weighs), model.precision)
     losses = [
         weighted_cross_entropy(states, model.head_weight(layer), targets, weight, model.precision)
         for (_, layer), states, weight in zip(exits, read, weighs, strict=True)
     ]
-    return torch.stack(losses).sum()
+    return torch.stack(losses).sum() if losses else hidden.new_zeros(())
 
 
 def skip_probability(layer: int, num_layers: int, dropout: float) -> float:

@@ -26,7 +26,7 @@ def weighted_cross_entropy(
     Args:
         states: what the LM head reads: [tokens, width].
         lm_head: its weights: [vocabulary, width].
-        targets: what should be said: int64 [tokens].
+        targets: what should be said: int64 [tokens], or distributions, [tokens, vocabulary]; they get no gradient.
         weights: [tokens]; they get no gradient.
         precision: of the products; softmax and sums are as precise as the states.
     """
@@ -36,15 +36,16 @@ def weighted_cross_entropy(
 
 
 @torch.no_grad()
+def probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float32") -> Tensor:
+    """Return what is said: [tokens, vocabulary]; arguments as of :func:`weighted_cross_entropy`."""
+    products = torch.bfloat16 if precision == "bfloat16" else states.dtype
+    return (states.to(products) @ lm_head.to(products).T).to(states.dtype).softmax(dim=-1)
+
+
+@torch.no_grad()
 def top_probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float32") -> Tensor:
     """Return the largest probability of every token: [tokens]; arguments as of :func:`weighted_cross_entropy`."""
-    products = torch.bfloat16 if precision == "bfloat16" else states.dtype
-    head = lm_head.to(products)
-
-    def top_of(part: Tensor) -> Tensor:
-        return (part.to(products) @ head.T).to(states.dtype).softmax(dim=-1).amax(dim=-1)
-
-    return torch.cat([top_of(part) for part in states.split(CHUNK)])
+    return torch.cat([probabilities(part, lm_head, precision).amax(dim=-1) for part in states.split(CHUNK)])
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
@@ -59,12 +60,12 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         buffer = states.new_empty(min(CHUNK, len(states)), len(lm_head))
         for start in range(0, len(states), CHUNK):
             part = slice(start, start + CHUNK)
-            read, wanted, weight = states[part].to(products), targets[part].unsqueeze(1), weights[part].unsqueeze(1)
+            read, wanted, weight = states[part].to(products), targets[part], weights[part].unsqueeze(1)
             says = buffer[: len(read)].copy_(read @ head.T)
             torch.log_softmax(says, dim=-1, out=says)
-            loss -= (weight * says.gather(1, wanted)).sum()
+            loss -= (weight * _log_likelihood(says, wanted)).sum()
             if learns or head_learns:
-                slope = says.exp_().mul_(weight).scatter_add_(1, wanted, -weight).to(products)
+                slope = _less_wanted(says.exp_().mul_(weight), wanted, weight).to(products)
                 to_states[part] = slope @ head
             if to_head is not None:
                 to_head += slope.T @ read
@@ -76,3 +77,17 @@ class _WeightedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
         gradients = (None if found is None else found * of_loss for found in ctx.saved_tensors)
         return (*gradients, None, None, None)
+
+
+def _log_likelihood(log_probabilities: Tensor, wanted: Tensor) -> Tensor:
+    """Return that of tokens, or the mean under distributions, which are not zero where it is infinite: [tokens, 1]."""
+    if wanted.dim() == 1:
+        return log_probabilities.gather(1, wanted.unsqueeze(1))
+    return torch.einsum("tv,tv->t", log_probabilities, wanted).unsqueeze(1)
+
+
+def _less_wanted(says: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """Return ``says``, weighted, less what should be said, so weighted, in place: [tokens, vocabulary]."""
+    if wanted.dim() == 1:
+        return says.scatter_add_(1, wanted.unsqueeze(1), -weight)
+    return says.addcmul_(wanted, weight, value=-1)

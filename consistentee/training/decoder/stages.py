@@ -16,7 +16,7 @@ from consistentee.models.decoder.adapter_start import StateMoments
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, record_tokens
-from consistentee.training.decoder.backbone_losses import ExitLosses, exit_weights, joint_loss, last_exit_loss
+from consistentee.training.decoder.backbone_losses import exit_weights, last_exit_loss, loss_of
 from consistentee.training.decoder.backbone_stage import train_backbone
 from consistentee.training.decoder.sources import DrawnTokens, StateBatch
 from consistentee.training.loop import run_stage, training_device
@@ -44,8 +44,7 @@ def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) ->
     if recipe.trains != "exits":
         if model.exits_have_weights:
             _start_exits(cached_states(model, rows[:_ROWS_TO_START_FROM], recipe), recipe)
-        loss = partial(joint_loss, ExitLosses.of(recipe))
-        train_backbone(model, rows, recipe, loss, also_trains=(ADAPTERS,))
+        train_backbone(model, rows, recipe, loss_of(recipe), also_trains=(ADAPTERS,))
     trace = cached_states(model, rows[: recipe.traced_rows], recipe)
     if recipe.trains == "exits":
         _start_exits(trace, recipe)
