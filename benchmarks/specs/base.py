@@ -45,13 +45,15 @@ class MethodEntry(Strict):
     """A method of a suite: its name, its name in tables, and its parameters.
 
     ``grid`` lists several values of some parameters: every combination becomes a cell of its own, all under one label,
-    and for each budget the combination that is best on validation data is reported.
+    and for each budget the combination that is best on validation data is reported. ``recipe`` has fields of the
+    suite's that differ for this entry: for suites that compare recipes; methods are compared by one and the same.
     """
 
     method: str
     label: str = ""
     parameters: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[Any]] = Field(default_factory=dict)
+    recipe: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -202,8 +204,9 @@ class BaseSuite(Strict):
 
     @model_validator(mode="after")
     def _recipes_are_valid(self) -> Self:
-        for task in self.task_overrides:
-            self.recipe_for(task)
+        for entry in self.methods:
+            for task in (*self.tasks, *self.task_overrides):
+                self.recipe_for(task, entry)
         return self
 
     def override_of(self, task: str) -> BaseOverride:
@@ -214,9 +217,9 @@ class BaseSuite(Strict):
         """Return the seeds of one task."""
         return self.override_of(task).seeds or self.seeds
 
-    def recipe_for(self, task: str) -> RecipeSettings | TokenRecipeSettings:
-        """Return the recipe of one task, its overrides applied."""
-        return replace(self.recipe, **self.override_of(task).recipe)
+    def recipe_for(self, task: str, entry: MethodEntry) -> RecipeSettings | TokenRecipeSettings:
+        """Return the recipe of one task and method: the suite's, with what differs for the task, then for the entry."""
+        return replace(self.recipe, **self.override_of(task).recipe | entry.recipe)
 
     def cell(
         self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
@@ -230,7 +233,7 @@ class BaseSuite(Strict):
             "label": entry.label,
             "parameters": parameters,
             "seed": seed,
-            "recipe": self.recipe_for(task),
+            "recipe": self.recipe_for(task, entry),
             **self.own_fields(entry.label, task),
             **self.override_of(task).caps(),
         }

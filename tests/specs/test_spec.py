@@ -1,5 +1,7 @@
 """SuiteSpec: what a suite's YAML may say, and the cells it stands for."""
 
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,18 @@ def test_overrides_of_a_task():
     assert (by_task["sst2"].recipe.epochs, by_task["sst2"].test_rows) == (2, 100)
 
 
+def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
+    spec = suite(
+        tasks=["sst2", "rte"],
+        recipe={"epochs": 2, "batch_size": 8},
+        task_overrides={"rte": {"recipe": {"epochs": 6, "learning_rate": 1e-5}}},
+        methods=["deebert", {"method": "deebert", "label": "longer", "recipe": {"epochs": 9}}],
+    )
+    found = {(cell.task, cell.label): cell.recipe for cell in expand(spec)}
+    assert [found[key].epochs for key in product(("sst2", "rte"), ("deebert", "longer"))] == [2, 9, 6, 9]
+    assert found["rte", "longer"] == replace(spec.recipe, epochs=9, learning_rate=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -126,6 +140,8 @@ def test_overrides_of_a_task():
         ({"tasks": []}, "tasks"),
         ({"recipe": {"epoch": 3}}, "recipe.epoch: Unexpected keyword"),
         ({"task_overrides": {"rte": {"recipe": {"epochs": 0}}}}, "epochs"),
+        ({"methods": [{"method": "full", "recipe": {"epochs": 0}}]}, "epochs"),
+        ({"methods": [{"method": "full", "recipe": {"epoch": 1}}]}, "epoch"),
         ({"methods": ["full", "full"]}, "label 'full' is used by two entries"),
         ({"methods": [{"method": "pabee", "grid": {"tolerance": []}}]}, "lists no values"),
         ({"budgets": [0.5, 1.5]}, "budgets are fractions"),
