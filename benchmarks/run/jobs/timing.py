@@ -1,13 +1,13 @@
 """The timing run of one (task, backbone, seed): knobs of its cells and the stock model, one process, one clock."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.kinds.kind import KindFunctions, functions_of, kind_named
+from benchmarks.kinds.kind import Kind, KindFunctions, functions_of, kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run.planning.plan import PlannedCell
@@ -17,9 +17,9 @@ from benchmarks.specs.generation import Regrouped
 from benchmarks.store.environment import describe_conditions, describe_environment, now
 from benchmarks.store.folders import TIMING_FILE, RunFolder, set_aside, write_record
 from benchmarks.store.keys import timing_key
-from benchmarks.store.records import BaseSamples, BaseTimingRecord
+from benchmarks.store.records import BaseContender, BaseSamples, BaseTimingRecord
 from consistentee.errors import UserError
-from consistentee.methods.method import get_method
+from consistentee.methods.method import AnyMethod, get_method
 from consistentee.progress import begin_stage
 
 
@@ -75,14 +75,10 @@ def run_timing(
     before = describe_environment() | describe_conditions()
     timed = [_Timed("", functions.STOCK, None, functions.stock_contender(stock, **options))]
     for cell, method, model in zip(cells, methods, models, strict=True):
-        for knob in knobs[cell.key]:
-            run = functions.contender(method, model, knob, **options)
-            timed.append(_Timed(cell.key, cell.spec.label, knob, run))
-            for setting, run in functions.regrouping_contenders(method, model, knob, protocol, **options):
-                timed.append(_Timed(cell.key, cell.spec.label, knob, run, setting))
+        own = knobs[cell.key]
+        timed += _ways(cell, method, model, own, functions=functions, protocol=protocol, options=options)
     sizes = [contender.sizes(protocol) for contender in timed]
     taken = time_contenders([contender.run for contender in timed], timed_rows, protocol, sizes)
-    passes = list(zip(timed, taken, strict=True))
     record = kind.timing(
         key=timing_key(protocol, spec.kind),
         task=rows.task.name,
@@ -90,22 +86,7 @@ def run_timing(
         seed=spec.seed,
         rounds=protocol.rounds,
         **options,
-        contenders=[
-            kind.contender(
-                cell_key=contender.cell_key,
-                label=contender.label,
-                knob=contender.knob,
-                average_layers=functions.average_layers(next(iter(by_size.values()))[0]),
-                samples=[
-                    _samples(functions, way, size, min(len(timed_rows), protocol.rows_at(size)), rounds)
-                    for way, of_way in passes
-                    if (way.cell_key, way.knob) == (contender.cell_key, contender.knob)
-                    for size, rounds in of_way.items()
-                ],
-            )
-            for contender, by_size in passes
-            if contender.is_main
-        ],
+        contenders=_contenders(kind, functions, list(zip(timed, taken, strict=True)), protocol, len(timed_rows)),
         environment_before=before,
         environment_after=describe_conditions(),
         command=command,
@@ -113,6 +94,50 @@ def run_timing(
     )
     write_record(folder.timing(*cells[0].group) / TIMING_FILE, record)
     return record
+
+
+def _ways(
+    cell: PlannedCell,
+    method: AnyMethod,
+    model: Any,
+    knobs: Sequence[float],
+    *,
+    functions: KindFunctions,
+    protocol: TimingSpec,
+    options: Mapping[str, Any],
+) -> Iterator[_Timed]:
+    """Yield what is timed of a cell: every knob batch by batch, and then each way of regrouping it."""
+    for knob in knobs:
+        run = functions.contender(method, model, knob, **options)
+        yield _Timed(cell.key, cell.spec.label, knob, run)
+        for setting, run in functions.regrouping_contenders(method, model, knob, protocol, **options):
+            yield _Timed(cell.key, cell.spec.label, knob, run, setting)
+
+
+def _contenders(
+    kind: Kind,
+    functions: KindFunctions,
+    passes: Sequence[tuple[_Timed, Mapping[int, Any]]],
+    protocol: TimingSpec,
+    rows: int,
+) -> list[BaseContender]:
+    """Return what a record holds of the passes: a contender's ways are in one, whose samples tell them apart."""
+    return [
+        kind.contender(
+            cell_key=contender.cell_key,
+            label=contender.label,
+            knob=contender.knob,
+            average_layers=functions.average_layers(next(iter(by_size.values()))[0]),
+            samples=[
+                _samples(functions, way, size, min(rows, protocol.rows_at(size)), rounds)
+                for way, of_way in passes
+                if (way.cell_key, way.knob) == (contender.cell_key, contender.knob)
+                for size, rounds in of_way.items()
+            ],
+        )
+        for contender, by_size in passes
+        if contender.is_main
+    ]
 
 
 def _samples(
