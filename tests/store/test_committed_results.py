@@ -16,9 +16,15 @@ from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION
 RESULTS = ROOT / "results"
 SUITES = sorted(path.name for path in RESULTS.iterdir() if path.is_dir())
 SECOND_SEED = ("cola", "mcid", "mrpc", "qqp", "rte", "sst2", "stackoverflow")
-UNTIMED = {"cpu-6-layers-converged": {("mnli", 0), ("qnli", 0), *((task, 1) for task in SECOND_SEED)}}
+UNTIMED = {
+    "cpu-6-layers-converged": {("mnli", 0), ("qnli", 0), *((task, 1) for task in SECOND_SEED)},
+    "cpu-decoding-losses": {("alpaca", 0)},
+}
 """Tasks and seeds by suite whose times were not taken; a run makes these cells again, for it needs the models."""
-UNTIMED_CELLS = {"cpu-12-layers-converged": {("mrpc", "gpfee"), ("sst2", "gpfee")}}
+UNTIMED_CELLS = {
+    "cpu-12-layers-converged": {("mrpc", "gpfee"), ("sst2", "gpfee")},
+    "cpu-decoding-tuned": {("alpaca", "soft"), ("alpaca", "consistentee-tokens-tuned")},
+}
 """Single ones, by task and label."""
 FILES = {"cells.parquet", "rows.parquet", "timings.parquet", "table.md", "table.csv"}
 
