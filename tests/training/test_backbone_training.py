@@ -138,6 +138,11 @@ class TestLosses:
             if ours is not None:
                 torch.testing.assert_close(ours, theirs)
 
+    def test_the_last_exit_alone_has_nobody_to_teach(self, tiny_decoder):
+        model = tiny_decoder(exit_layers=(4,), adapter="shared")
+        batch = step_rows(model)
+        torch.testing.assert_close(taught_loss(0.7, DEPTH, model, batch), last_exit_loss(model, batch))
+
     def test_weights_by_depth_and_alike(self):
         assert exit_weights((1, 3)) == [0.25, 0.75]
         assert exit_weights((1, 3), power=2) == [0.1, 0.9]

@@ -45,7 +45,8 @@ def probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float
 @torch.no_grad()
 def top_probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float32") -> Tensor:
     """Return the largest probability of every token: [tokens]; arguments as of :func:`weighted_cross_entropy`."""
-    return torch.cat([probabilities(part, lm_head, precision).amax(dim=-1) for part in states.split(CHUNK)])
+    head = lm_head.to(torch.bfloat16) if precision == "bfloat16" else lm_head  # once, and not for every chunk
+    return torch.cat([probabilities(part, head, precision).amax(dim=-1) for part in states.split(CHUNK)])
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
