@@ -118,6 +118,8 @@ def loss_at_exits(model: MultiExitDecoder, hidden: Tensor, targets: Tensor, weig
     """
     used = weights.any(dim=0).tolist()
     exits = [(index, layer) for index, layer in enumerate(model.exit_layers) if used[index]]
+    if not exits:
+        return hidden.new_zeros(())
     read = [model.head_state(layer, hidden[:, index]) for index, layer in exits]
     weighs = [weights[:, index] for index, _ in exits]
     if model.shares_head and targets.dim() == 1:  # one pass over its gradient for all exits
@@ -127,7 +129,7 @@ def loss_at_exits(model: MultiExitDecoder, hidden: Tensor, targets: Tensor, weig
         weighted_cross_entropy(states, model.head_weight(layer), targets, weight, model.precision)
         for (_, layer), states, weight in zip(exits, read, weighs, strict=True)
     ]
-    return torch.stack(losses).sum() if losses else hidden.new_zeros(())
+    return torch.stack(losses).sum()
 
 
 def skip_probability(layer: int, num_layers: int, dropout: float) -> float:

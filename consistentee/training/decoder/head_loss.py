@@ -30,7 +30,7 @@ def weighted_cross_entropy(
         weights: [tokens]; they get no gradient.
         precision: of the products; softmax and sums are as precise as the states.
     """
-    products = torch.bfloat16 if precision == "bfloat16" else states.dtype
+    products = _type_of_products(states, precision)
     loss: Tensor = _WeightedCrossEntropy.apply(states, lm_head, targets, weights.detach(), products)
     return loss
 
@@ -38,15 +38,19 @@ def weighted_cross_entropy(
 @torch.no_grad()
 def probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float32") -> Tensor:
     """Return what is said: [tokens, vocabulary]; arguments as of :func:`weighted_cross_entropy`."""
-    products = torch.bfloat16 if precision == "bfloat16" else states.dtype
+    products = _type_of_products(states, precision)
     return (states.to(products) @ lm_head.to(products).T).to(states.dtype).softmax(dim=-1)
 
 
 @torch.no_grad()
 def top_probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float32") -> Tensor:
     """Return the largest probability of every token: [tokens]; arguments as of :func:`weighted_cross_entropy`."""
-    head = lm_head.to(torch.bfloat16) if precision == "bfloat16" else lm_head  # once, and not for every chunk
+    head = lm_head.to(_type_of_products(states, precision))  # once, and not for every chunk
     return torch.cat([probabilities(part, head, precision).amax(dim=-1) for part in states.split(CHUNK)])
+
+
+def _type_of_products(states: Tensor, precision: Precision) -> torch.dtype:
+    return torch.bfloat16 if precision == "bfloat16" else states.dtype
 
 
 class _WeightedCrossEntropy(torch.autograd.Function):
@@ -81,7 +85,7 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
 
 def _log_likelihood(log_probabilities: Tensor, wanted: Tensor) -> Tensor:
-    """Return that of tokens, or the mean under distributions, which are not zero where it is infinite: [tokens, 1]."""
+    """Return the log-likelihood of what is wanted, of distributions its mean under them: [tokens, 1]."""
     if wanted.dim() == 1:
         return log_probabilities.gather(1, wanted.unsqueeze(1))
     return torch.einsum("tv,tv->t", log_probabilities, wanted).unsqueeze(1)
