@@ -139,6 +139,7 @@ def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
         "cpu-decoding",
         "cpu-decoding-tuned",
         "cpu-decoding-losses",
+        "cpu-decoding-all-rows",
         "cpu-decoding-batches",
         "paper-llama-7b",
         "decoding-calibration",
