@@ -51,7 +51,7 @@ def load_suite(name_or_path: str | Path) -> BaseSuite:
 
 
 def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[MethodEntry]:
-    """Return the suite's entries with these labels or method names.
+    """Return the suite's entries of these labels; of a method's name that is no label here, all entries of the method.
 
     A name that the suite lacks but that is registered, or ``path/to/file.py:Class``, is added with its defaults.
     """
@@ -60,7 +60,8 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
     chosen: list[MethodEntry] = []
     registered = available_methods(suite.method_group)
     for name in names:
-        found = [entry for entry in suite.methods if name in (entry.label, entry.method)]
+        labelled = [entry for entry in suite.methods if entry.label == name]
+        found = labelled or [entry for entry in suite.methods if entry.method == name]
         if not found and (".py:" in name or name in registered):
             found = [MethodEntry.model_validate(name)]
         if not found:

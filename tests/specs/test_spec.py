@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.commands.suite_costs import SuiteCost
 from benchmarks.specs.base import MethodEntry, SuiteSpec, folder_name
-from benchmarks.specs.suites import Filters, expand, list_suites, load_suite
+from benchmarks.specs.suites import Filters, expand, list_suites, load_suite, select_methods
 from benchmarks.tasks.loader import list_tasks
 from benchmarks.yaml_files import read_yaml
 from consistentee.errors import UserError
@@ -110,6 +110,12 @@ def test_filter_knows_labels_and_method_names():
         expand(suite(), Filters(methods=["paebe"]))
     with pytest.raises(UserError, match="free is a method of generation, and suite"):
         expand(suite(), Filters(methods=["free"]))
+
+
+def test_filter_takes_a_label_before_all_entries_of_a_method():
+    spec = suite(methods=["deebert", {"method": "deebert", "label": "longer"}, {"method": "pabee", "label": "calm"}])
+    chosen = {name: [entry.label for entry in select_methods(spec, [name])] for name in ("deebert", "longer", "pabee")}
+    assert chosen == {"deebert": ["deebert"], "longer": ["longer"], "pabee": ["calm"]}
 
 
 def test_overrides_of_a_task():

@@ -155,8 +155,8 @@ def load_panels(
 
     Args:
         out_dir: a folder that a run has filled.
-        labels: only these curves, by label or method. The full model and the majority class stay in any case, because
-            the others are measured against them.
+        labels: only these curves; a method's name that is no label here means all of the method. The full model and
+            the majority class stay in any case, because the others are measured against them.
         tasks: only these tasks.
 
     Raises:
@@ -200,8 +200,13 @@ def _narrowed(cells: Sequence[BaseStoredCell[_RecordT]], labels: Sequence[str]) 
     for label in labels:
         if label not in known:
             raise unknown_name("method in these results", label, known)
-    wanted = {FULL, MAJORITY, *labels}
-    return [cell for cell in cells if wanted & {cell.record.label, role_of(cell.record.method), cell.record.method}]
+    named = {cell.record.label for cell in cells}.intersection(labels)
+    wanted = {FULL, MAJORITY, *labels} - named
+    return [
+        cell
+        for cell in cells
+        if cell.record.label in named or wanted & {role_of(cell.record.method), cell.record.method}
+    ]
 
 
 def role_of(method: str) -> str:

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from documents import ROOT
 from generation_by_hand import (
     EXITS,
     LAYERS,
@@ -191,6 +192,15 @@ def test_labels_narrow_and_keep_the_full_model(results):
     assert narrowed.labels == ["token-full", "calm-tokens-state"]
     with pytest.raises(UserError, match="unknown method in these results"):
         load_generation_panels(results, ["calm"])
+
+
+def test_a_label_narrows_to_itself_and_a_method_without_one_to_all_of_its_entries():
+    losses = ROOT / "results" / "cpu-decoding-losses"
+    (narrowed,), _ = load_generation_panels(losses, ["token-static"])
+    assert narrowed.labels == ["token-full", "token-static"]
+    pruned = ROOT / "results" / "cpu-decoding-batches"
+    (narrowed,), _ = load_generation_panels(pruned, ["calm-tokens-softmax"])
+    assert narrowed.labels == ["calm-tokens-softmax-pruned"]
 
 
 def test_classification_does_not_take_generation_for_damage(results):
