@@ -140,6 +140,7 @@ def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
         "cpu-decoding-tuned",
         "cpu-decoding-losses",
         "cpu-decoding-all-rows",
+        "cpu-decoding-late-exits",
         "cpu-decoding-batches",
         "paper-llama-7b",
         "decoding-calibration",
