@@ -176,6 +176,13 @@ def score_of_terms(metric: str, terms: Floats) -> Floats:
     return _TERMS[metric][1](terms)
 
 
+def score_of_rows(metric: str, labels: ArrayLike, answers: ArrayLike) -> float:
+    """Return the score of rows as they are, labels and answers [N]; metrics as in :func:`resampled_terms`."""
+    terms_of, _ = _TERMS[metric]
+    terms = terms_of(np.asarray(labels, dtype=float), np.asarray(answers, dtype=float))
+    return float(score_of_terms(metric, terms.mean(axis=0)))
+
+
 def mean_over_drawn_seeds(scores: Floats, *, seed: int = 0) -> Floats:
     """Draw as many seeds as there are, with replacement, once a resample, and average: [RESAMPLES]."""
     resamples, seeds = scores.shape

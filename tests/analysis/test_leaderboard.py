@@ -67,17 +67,22 @@ def test_the_scale_runs_from_the_majority_class_to_the_full_model(results):
     assert static.area == pytest.approx((area - floor) / (full - floor), abs=0.005)
 
 
-def test_intervals_are_over_tasks_and_seeds(results):
-    for task in ("mcid", "rte"):
-        for record in made_up_suite(seed=1, task=task):
-            shifted = [
-                p.model_copy(update={"scores": {"accuracy": p.scores["accuracy"] - 0.02}}) for p in record.curve_test
-            ]
-            write_cell(results, record.model_copy(update={"curve_test": shifted} if record.label == "deebert" else {}))
+def shifted(record, by):
+    """Return a record whose every test score is higher by so much."""
+    curve = [p.model_copy(update={"scores": {"accuracy": p.scores["accuracy"] + by}}) for p in record.curve_test]
+    return record.model_copy(update={"curve_test": curve})
+
+
+def test_seeds_of_a_task_are_averaged_before_tasks_are(results):
+    one_seed = entry(load_leaderboard([results]), "deebert")
+    for seed in (1, 2, 3):
+        for record in made_up_suite(seed=seed, task="mcid"):
+            write_cell(results, shifted(record, -0.02) if record.label == "deebert" else record)
     found = entry(load_leaderboard([results]), "deebert")
-    assert (found.tasks, found.runs) == (2, 4)
-    low, high = found.area_interval
-    assert low < found.area < high
+    assert (found.tasks, found.runs) == (2, one_seed.runs + 3)
+    (lost,) = {round(one_seed.area - area, 6) for area in found.area_interval if area < one_seed.area - 1e-6}
+    assert found.area == pytest.approx(one_seed.area - lost / 2), "a task with four seeds counts as one"
+    assert found.area_interval[1] == pytest.approx(one_seed.area), "the other task lost nothing"
     single = entry(load_leaderboard([results]), "pabee")
     assert single.area_interval[0] == pytest.approx(single.area_interval[1])
 

@@ -1,9 +1,10 @@
-"""Methods at exactly equal cost: two knobs of the validation hull, mixed to meet a budget, and scored on test rows.
+"""Methods at equal cost: two knobs of the validation hull, mixed to meet a budget, and scored on test rows.
 
 A row takes the first knob with a fixed probability, whatever it says: a rule that anyone can run. What "the best knob
 within a budget" hides, that a method without a knob just below it is scored far below it, cannot happen here. In
-generation a row is a prompt, and the hull that of the knobs that test prompts were decoded with, by their agreement
-with the full model; costs are a decoded token's.
+generation a row is a prompt, costs are a decoded token's, and the hull is that of the knobs that test prompts were
+decoded with: each half of the prompts is scored at the mixture that the other half has chosen, see
+:mod:`benchmarks.analysis.comparisons.cross_fitting`; layers, operations and times are those of what all have chosen.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.analysis.comparisons.cross_fitting import chosen_by_halves, rows_at_halves, scores_of_texts
 from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.panels.select import Mixture, Reach, mixture_at
 from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.scored import Scored, scored_of
+from benchmarks.measure.intervals import Floats, score_of_rows
 from consistentee.data.metrics import score
 
 if TYPE_CHECKING:
@@ -77,13 +80,12 @@ def at_equal_ratio(panel: AnyPanel, label: str, speedup: float, ratio: str) -> A
         known = knobs[knobs[ratio].notna()] if ratio in knobs else knobs[:0]
         if known.empty:
             return None
-        mixture = mixture_at(1 / speedup, 1 / known[ratio].to_numpy(float), known["validation_quality"])
-        found.append(OfSeed(seed, known, mixture))
+        found.append(_of_seed(panel, seed, known, 1 / speedup, 1 / known[ratio].to_numpy(float)))
     return _at_cost(panel, label, found, scored_of(panel))
 
 
 def _at_cost(panel: AnyPanel, label: str, found: "Sequence[OfSeed]", scored: Scored) -> AtCost:
-    scores = [mixed_score(scored, one.knobs, one.mixture) for one in found]
+    scores = [_score(scored, one) for one in found]
     full = [scored.full(one.seed) for one in found]
     points = [own - reference for own, reference in zip(scores, full, strict=True) if reference is not None]
     return AtCost(
@@ -101,11 +103,19 @@ def _at_cost(panel: AnyPanel, label: str, found: "Sequence[OfSeed]", scored: Sco
 
 @dataclass(frozen=True)
 class OfSeed:
-    """A mixture of one curve and seed, and the knobs that it is made of."""
+    """A mixture of one curve and seed, and the knobs that it is made of.
+
+    Attributes:
+        seed: of the training.
+        knobs: lines of ``knobs_of``.
+        mixture: what costs are of: chosen on validation rows, or by all texts.
+        halves: what every second text, and the others, are scored at; None where validation rows have chosen.
+    """
 
     seed: int
     knobs: "pd.DataFrame"
     mixture: Mixture
+    halves: tuple[Mixture, Mixture] | None = None
 
 
 def mixtures_of(panel: AnyPanel, label: str, speedup: float) -> list[OfSeed]:
@@ -116,8 +126,20 @@ def mixtures_of(panel: AnyPanel, label: str, speedup: float) -> list[OfSeed]:
 def _mixtures(panel: AnyPanel, label: str, speedup: float) -> Iterator[OfSeed]:
     for seed in panel.seeds_of(label):
         knobs = knobs_of(panel, label, seed)
-        budget = panel.num_layers / speedup
-        yield OfSeed(seed, knobs, mixture_at(budget, knobs["validation_layers"], knobs["validation_quality"]))
+        yield _of_seed(panel, seed, knobs, panel.num_layers / speedup, knobs["validation_layers"].to_numpy(float))
+
+
+def _of_seed(panel: AnyPanel, seed: int, knobs: "pd.DataFrame", budget: float, costs: Floats) -> OfSeed:
+    of_texts = scores_of_texts(panel, knobs)
+    if of_texts is None:
+        return OfSeed(seed, knobs, mixture_at(budget, costs, knobs["validation_quality"]))
+    whole = mixture_at(budget, costs, of_texts.mean(axis=1))
+    return OfSeed(seed, knobs, whole, chosen_by_halves(budget, costs, of_texts))
+
+
+def _score(scored: Scored, one: OfSeed) -> float:
+    rows = None if one.halves is None else rows_at_halves(scored, one.knobs, one.halves)
+    return mixed_score(scored, one.knobs, one.mixture) if rows is None else score_of_rows(scored.metric, *rows)
 
 
 def _ratio(found: Sequence[OfSeed], column: str) -> float | None:

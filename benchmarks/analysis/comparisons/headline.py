@@ -33,8 +33,8 @@ class Entry:
         found: what it reaches on every task, in their order.
         points: mean over tasks of its score minus the full model's, as a share (0.01 is a point).
         interval: 95% paired bootstrap interval of that; None where the answers of some rows are not known.
-        rank: mean over tasks, 1 is best, among the curves that all tasks have.
-        above_static, below_static: tasks where its difference to a static exit at the same budget is beyond noise; None
+        rank: of the points, mean over tasks, 1 is best, among the curves that all tasks have.
+        above_static, below_static: tasks where its difference to a static exit that costs as much is beyond noise; None
             for static exits themselves, and where no interval is known.
     """
 
@@ -87,7 +87,7 @@ class Contrast:
         interval: 95% paired bootstrap interval of that; None where the answers of some rows are not known.
         p_value: two-sided, of the same bootstrap; with 1000 resamples at least 0.002.
         holm_p_value: the same, corrected for all contrasts at this budget.
-        wins, losses: tasks where the first scores higher, lower.
+        wins, losses: tasks where the first has more points, fewer: the two may have other seeds, of other full models.
         tasks_p_value: Wilcoxon's signed-rank test over tasks, two-sided; None of a single task.
         holm_tasks_p_value: the same, corrected.
     """
@@ -159,8 +159,8 @@ def _headline(panels: Sequence[AnyPanel]) -> Headline:
     samples = {one: np.mean([own[one] for own in by_panel], axis=0) for one in known}
     entries = {}
     for speedup in speedups:
-        scores = np.array([[one.score for one in found[label, speedup]] for label in everywhere]).T
-        for label, rank in zip(everywhere, mean_ranks(scores) if everywhere else (), strict=True):
+        points = np.array([[one.points for one in found[label, speedup]] for label in everywhere]).T
+        for label, rank in zip(everywhere, mean_ranks(points) if everywhere else (), strict=True):
             above, below = _beyond_static(panels, label, speedup)
             entries[label, speedup] = Entry(
                 label=label,
@@ -213,7 +213,7 @@ def contrasts(of: Headline, pairs: Sequence[tuple[str, str]], speedup: float) ->
 def core_pairs(of: Headline, speedup: float) -> list[tuple[str, str]]:
     """Return every variant of the core method with every named peer, and the best variant with the best peer.
 
-    The best are those of this budget's own test scores, which flatters both.
+    The best are those of this budget's own test scores, which flatters both; what costs more than the budget is not.
     """
     variants = [label for label, method in of.methods.items() if method.startswith(CORE_METHOD)]
     others = [label for label in of.methods if label not in variants and role_of(of.methods[label]) not in REFERENCES]
@@ -226,11 +226,11 @@ def core_pairs(of: Headline, speedup: float) -> list[tuple[str, str]]:
 
 
 def _best(of: Headline, labels: Sequence[str], speedup: float) -> str:
-    return max(labels, key=lambda label: of.entries[label, speedup].points)
+    return max(labels, key=lambda label: (not of.entries[label, speedup].is_over, of.entries[label, speedup].points))
 
 
 def _by_task(of: Headline, label: str, speedup: float) -> Floats:
-    return np.array([one.score for one in of.entries[label, speedup].found])
+    return np.array([one.points for one in of.entries[label, speedup].found])
 
 
 def _difference(of: Headline, first: str, second: str, speedup: float) -> Floats | None:

@@ -20,7 +20,7 @@ from benchmarks.analysis.panels.results import CORE_METHOD, FULL, REFERENCES, Ba
 _PanelT = TypeVar("_PanelT", bound=BasePanel[Any, Any, Any])
 
 AREA = "area under the score-layers front"
-EQUAL_COST = "score at equal cost, the middle budget"
+EQUAL_COST = "points at equal cost, the middle budget"
 _LEVEL = 0.05
 
 
@@ -105,7 +105,8 @@ def score_table(panels: Sequence[Panel], statistic: str) -> ScoreTable:
     Args:
         panels: all blocks.
         statistic: :data:`AREA`, the mean test score over all layer budgets, see ``area_under_front``; or
-            :data:`EQUAL_COST`, the test score at the middle of the budgets, see ``at_equal_cost``.
+            :data:`EQUAL_COST`, points at the middle of the budgets, see ``at_equal_cost``, or the test score where the
+            full model was not run.
     """
     compared = compared_panels(panels)
     found = [_scores(panel, statistic) for panel in compared]
@@ -129,7 +130,8 @@ def _scores(panel: Panel, statistic: str) -> dict[str, float]:
         areas = {summary.label: summary.layers_area for summary in curve_summaries(panel)}
         return {label: areas[label] for label in compared}
     middle = panel.speedups[1]
-    return {label: at_equal_cost(panel, label, middle).score for label in compared}
+    found = {label: at_equal_cost(panel, label, middle) for label in compared}
+    return {label: one.score if one.points is None else one.points for label, one in found.items()}
 
 
 def rank(table: ScoreTable) -> Ranking | None:

@@ -4,14 +4,15 @@ Every answer is scored once a resample, by one matrix product for all methods, s
 are made of the products. So differences between methods are paired, and means over tasks are sums of samples.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.analysis.comparisons.cross_fitting import rows_at_halves
 from benchmarks.analysis.comparisons.equal_cost import OfSeed, mixtures_of
 from benchmarks.analysis.panels.results import FULL, MAJORITY, AnyPanel, role_of
 from benchmarks.analysis.rows.scored import RowAnswers, Scored, scored_of
@@ -23,6 +24,9 @@ from benchmarks.measure.intervals import (
     resampled_terms,
     score_of_terms,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AtBudget = tuple[str, float]
 """A curve and a speed-up."""
@@ -41,12 +45,23 @@ class _Full(NamedTuple):
     seed: int
 
 
-class _Parts(NamedTuple):
-    """A mixture of two knobs, and the share of the first."""
+class _Texts(NamedTuple):
+    """Texts of which each half is decoded as the other has chosen, of one curve, budget and seed."""
 
-    first: _Knob
-    second: _Knob
+    label: str
+    speedup: float
+    seed: int
+
+
+class _Parts(NamedTuple):
+    """A mixture of two answers, and the share of the first."""
+
+    first: _Knob | _Texts
+    second: _Knob | _Texts
     weight: float
+
+
+_Key: TypeAlias = _Knob | _Texts | _Full
 
 
 def interval_at_equal_cost(
@@ -75,9 +90,8 @@ def point_samples(panel: AnyPanel, wanted: Iterable[AtBudget], measure: str | No
     """
     scored = scored_of(panel, measure)
     found = {one: mixtures_of(panel, *one) for one in wanted}
-    everything = [of_seed for ones in found.values() for of_seed in ones]
-    answers = _answers(scored, everything)
-    seeds = sorted({of_seed.seed for of_seed in everything})
+    answers = _answers(scored, found)
+    seeds = sorted({of_seed.seed for ones in found.values() for of_seed in ones})
     for seed in seeds:
         if (rows := scored.rows_of_full(seed)) is not None:
             answers[_Full(seed)] = rows
@@ -92,8 +106,9 @@ def point_samples(panel: AnyPanel, wanted: Iterable[AtBudget], measure: str | No
     seed_of_draws = crc32(f"{panel.task} {panel.backbone}".encode())
     samples = {}
     for at_budget, ones in found.items():
-        if all(scores.knows(_parts(of_seed)) and of_seed.seed in references for of_seed in ones):
-            points = [scores.of(_parts(of_seed)) - references[of_seed.seed] for of_seed in ones]
+        parts = {of_seed.seed: _parts(at_budget, of_seed) for of_seed in ones}
+        if all(scores.knows(one) and seed in references for seed, one in parts.items()):
+            points = [scores.of(one) - references[seed] for seed, one in parts.items()]
             samples[at_budget] = mean_over_drawn_seeds(np.stack(points, axis=1), seed=seed_of_draws)
     return samples
 
@@ -101,13 +116,13 @@ def point_samples(panel: AnyPanel, wanted: Iterable[AtBudget], measure: str | No
 class _Resampled:
     """The answers of all knobs, and of the full model, on every resample of the rows."""
 
-    def __init__(self, metric: str, labels: NDArray, answers: dict[_Knob | _Full, NDArray]) -> None:
+    def __init__(self, metric: str, labels: NDArray, answers: dict[_Key, NDArray]) -> None:
         self._metric = metric
         self._places = {key: place for place, key in enumerate(answers)}
         self._terms = resampled_terms(metric, labels, np.stack(list(answers.values())))
 
     def knows(self, parts: _Parts) -> bool:
-        """Say whether the answers of both knobs of a mixture are known."""
+        """Say whether both answers of a mixture are known."""
         return {parts.first, parts.second} <= self._places.keys()
 
     def at(self, key: _Full) -> Floats:
@@ -120,7 +135,10 @@ class _Resampled:
         return score_of_terms(self._metric, parts.weight * first + (1 - parts.weight) * second)
 
 
-def _parts(of_seed: OfSeed) -> _Parts:
+def _parts(at_budget: AtBudget, of_seed: OfSeed) -> _Parts:
+    if of_seed.halves is not None:
+        texts = _Texts(*at_budget, of_seed.seed)
+        return _Parts(texts, texts, 1.0)
     first, second = (_knob(of_seed, index) for index in (of_seed.mixture.first, of_seed.mixture.second))
     return _Parts(first, second, of_seed.mixture.weight)
 
@@ -129,9 +147,16 @@ def _knob(of_seed: OfSeed, index: int) -> _Knob:
     return _Knob(*(int(of_seed.knobs[name].iloc[index]) for name in _Knob._fields))
 
 
-def _answers(scored: Scored, mixtures: Sequence[OfSeed]) -> dict[_Knob | _Full, RowAnswers]:
-    """Read what rows say at every knob where that was kept."""
-    sides = [(one, index) for one in mixtures for index in {one.mixture.first, one.mixture.second}]
-    lines = {_knob(one, index): one.knobs.iloc[index] for one, index in sides}
-    found = {knob: scored.rows_at(line) for knob, line in lines.items()}
-    return {knob: said for knob, said in found.items() if said is not None}
+def _answers(scored: Scored, mixtures: Mapping[AtBudget, Sequence[OfSeed]]) -> dict[_Key, RowAnswers]:
+    """Read what rows say at every knob, and every half of the texts at its own, where that was kept."""
+    found: dict[_Key, RowAnswers | None] = {}
+    lines: dict[_Knob, pd.Series] = {}
+    for at_budget, ones in mixtures.items():
+        for one in ones:
+            if one.halves is not None:
+                found[_Texts(*at_budget, one.seed)] = rows_at_halves(scored, one.knobs, one.halves)
+            else:
+                sides = (one.mixture.first, one.mixture.second)
+                lines |= {_knob(one, index): one.knobs.iloc[index] for index in sides}
+    found |= {knob: scored.rows_at(line) for knob, line in lines.items()}
+    return {key: said for key, said in found.items() if said is not None}

@@ -10,6 +10,7 @@ from benchmarks.analysis.comparisons.ranking import compared_panels
 from benchmarks.analysis.figures.page import COLUMN, add_legend, legend_rows, panel_grid, printed
 from benchmarks.analysis.figures.styles import FULL_MODEL, Style, legend_handles, styles
 from benchmarks.analysis.panels.results import FULL, Panel
+from benchmarks.analysis.panels.select import Reach
 from benchmarks.specs.targets import SPEEDUPS
 
 if TYPE_CHECKING:
@@ -44,8 +45,9 @@ def equal_cost_figure(panels: Sequence[Panel], style_of: Mapping[str, Style] | N
 
 
 def _means(panels: Sequence[Panel], label: str) -> np.ndarray:
-    """Return the mean points over tasks at every drawn speed-up: [speedups]."""
-    points = [[at_equal_cost(panel, label, speedup).points or 0.0 for speedup in _DRAWN_SPEEDUPS] for panel in panels]
+    """Return the mean points over tasks at every drawn speed-up, NaN where some task has none so fast: [speedups]."""
+    found = [[at_equal_cost(panel, label, speedup) for speedup in _DRAWN_SPEEDUPS] for panel in panels]
+    points = [[np.nan if Reach.OVER in one.reaches else one.points or 0.0 for one in ones] for ones in found]
     return 100 * np.mean(points, axis=0)
 
 

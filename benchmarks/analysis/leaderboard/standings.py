@@ -1,4 +1,7 @@
-"""Methods ranked by one kind of cost: which runs count, places, ranks and intervals."""
+"""Methods ranked by one kind of cost: which runs count, places, ranks and intervals.
+
+Seeds of a task are averaged first: they are no independent tasks, and a task with more of them counts no more.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -29,9 +32,9 @@ class Entry:
     Attributes:
         place: 1 is best; None for a reference, and for a method that lacks runs.
         method: its label.
-        area: mean over its runs, on the shared scale.
-        area_interval: 95% bootstrap interval over runs (tasks and seeds); None for a single run.
-        rank: mean rank among the ranked methods, over runs; None where there is no place.
+        area: mean over its tasks, on the shared scale.
+        area_interval: 95% bootstrap interval over tasks; None for a single one.
+        rank: mean rank among the ranked methods, over tasks; None where there is no place.
         rank_interval: as for the area.
         tasks, runs: how many it covers.
         machines: letters of the machines.
@@ -79,7 +82,7 @@ def standing_by(kind: Kind, machine: str, results: Sequence[Result], letters: di
         if (kept := {run: area for run, area in by_run.items() if run not in not_compared})
     }
     competitors = {method: by_run for method, by_run in areas.items() if method not in _NOT_RANKED}
-    ranks = _ranks({method: by_run for method, by_run in competitors.items() if len(by_run) == len(runs)}, runs)
+    ranks = _ranks({method: by_run for method, by_run in competitors.items() if len(by_run) == len(runs)})
     entries = [_entry(method, by_run, ranks.get(method), sources[method]) for method, by_run in competitors.items()]
     entries.sort(key=lambda entry: (entry.rank is None, entry.rank or 0.0, -entry.area))
     entries = [replace(e, place=None if e.rank is None else 1 + i) for i, e in enumerate(entries)]
@@ -97,16 +100,22 @@ def _compared_runs(areas: dict[str, dict[Run, float]]) -> list[Run]:
     return sorted([run for run, methods in counts.items() if 2 * methods >= len(areas)] or counts)
 
 
-def _ranks(complete: dict[str, dict[Run, float]], runs: Sequence[Run]) -> dict[str, NDArray[np.float64]]:
-    """Return each method's rank on every run, 1 for the largest area; equal areas share the mean of their ranks."""
+def _by_task(by_run: dict[Run, float]) -> NDArray[np.float64]:
+    """Average over the seeds of each task, tasks in order."""
+    tasks = sorted({run.setting for run in by_run})
+    return np.array([np.mean([area for run, area in by_run.items() if run.setting == task]) for task in tasks])
+
+
+def _ranks(complete: dict[str, dict[Run, float]]) -> dict[str, NDArray[np.float64]]:
+    """Return each method's rank on every task, 1 for the largest area; equal areas share the mean of their ranks."""
     if not complete:
         return {}
-    matrix = np.array([[by_run[run] for run in runs] for by_run in complete.values()])
+    matrix = np.stack([_by_task(by_run) for by_run in complete.values()])
     return dict(zip(complete, rankdata(-matrix, axis=0), strict=True))
 
 
 def _entry(method: str, by_run: dict[Run, float], ranks: NDArray[np.float64] | None, sources: dict[Run, str]) -> Entry:
-    areas = np.array(list(by_run.values()))
+    areas = _by_task(by_run)
     return Entry(
         place=None,
         method=method,

@@ -19,11 +19,14 @@ POINTS_NOTE = (
 )
 TEXT_POINTS_NOTE = (
     "Points: test score minus the full model's, mean of the seeds; kept: the score as a share of the full model's. At "
-    "a speed-up s, the two knobs between which L / s layers a token lie, on the concave hull of those decoded with "
-    "(layers and agreement with the full model on validation prompts), are mixed to cost exactly that: a prompt takes "
-    "the first with a fixed probability."
+    "a speed-up s, the two decoded knobs of the concave hull between which L / s layers a token lie are mixed to cost "
+    "exactly that on validation prompts: a prompt takes the first with a fixed probability. Each half of the prompts "
+    "is scored at the knobs that the texts of the other half have chosen."
 )
-_INTERVAL_NOTE = "In brackets: 95% paired bootstrap intervals, over rows within tasks and over seeds."
+_INTERVAL_NOTE = (
+    "In brackets: 95% paired bootstrap intervals, over rows within tasks and over seeds; of one seed they say nothing "
+    "of another training, and of two they say less than is true."
+)
 NO_ROWS_NOTE = (
     "Intervals, and what follows from them, are missing where records are older than the answers that they need, and "
     "for scores of ranks."
@@ -84,6 +87,7 @@ def _means_table(
             "method",
             *(["seeds"] if differ else []),
             *(f"at {speedup:g}x" for speedup in of.speedups),
+            f"layers {of.middle:g}x",
             "mean ranks",
             f"over static {of.middle:g}x",
             last,
@@ -93,6 +97,7 @@ def _means_table(
                 label,
                 *([str(seeds[label])] if differ else []),
                 *(_points_cell(of.entries[label, speedup]) for speedup in of.speedups),
+                f"{of.entries[label, of.middle].layers:.2f}",
                 " / ".join(f"{of.entries[label, speedup].rank:.1f}" for speedup in of.speedups),
                 _static_cell(of.entries[label, of.middle]),
                 cell(label),
@@ -104,8 +109,9 @@ def _means_table(
             *([f"Without a mean, for want of some task: {', '.join(of.missing)}."] if of.missing else []),
             *([_SEEDS_NOTE] if differ else []),
             *how,
-            "Ranks: at the three budgets, means over tasks, 1 is best, among the methods that all tasks have. Where "
-            f"even the best knob of a task costs less than a budget, it stands there. {OVER_NOTE} on some task.",
+            f"Layers: of test rows, mean over tasks, where {_mean_budget(of)} are allowed. Where even the best knob of "
+            f"a task costs less than a budget, it stands there. {OVER_NOTE} on some task.",
+            "Ranks: of points, at the three budgets, means over tasks, 1 is best, among methods that all tasks have.",
             *([] if not of.samples else [_INTERVAL_NOTE, _STATIC_NOTE, *known_by_rows]),
             *([NO_ROWS_NOTE] if of.lacks_rows else []),
         ),
@@ -113,13 +119,14 @@ def _means_table(
     )
 
 
-_SEEDS_NOTE = (
-    "Seeds: of the task that has fewest. Each method is set against the full models of its own seeds; the interval of "
-    "one seed says nothing of another training."
-)
+def _mean_budget(of: Headline) -> str:
+    return f"{sum(panel.num_layers for panel in of.panels) / len(of.panels) / of.middle:.2f}"
+
+
+_SEEDS_NOTE = "Seeds: of the task that has fewest. Each method is set against the full models of its own seeds."
 _STATIC_NOTE = (
-    "Over static: tasks where the interval of the difference to a static exit lies above / below 0; what costs more "
-    "than the budget is not above."
+    "Over static: tasks where the interval of the difference to a static exit that runs as many layers of test rows "
+    "lies above / below 0; what can only cost more than the budget is not above."
 )
 _SAVING_NOTE = (
     "Within 1 point: the fewest layers at which the lower bound of the difference on validation rows is above -1 point "

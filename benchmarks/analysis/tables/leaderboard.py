@@ -58,7 +58,8 @@ def _notes(board: Leaderboard, standing: Standing) -> list[str]:
     notes = [
         f"Area: mean test score over all budgets, {cost}, along the knobs that validation data chooses; "
         "0 is the most frequent class, 100 the full model at every budget.",
-        "A run is a task, a backbone and a seed. Intervals: bootstrap over runs; with few runs they are rough.",
+        "A run is a task, a backbone and a seed; seeds are averaged first. Intervals: bootstrap over tasks; with few "
+        "of them they are rough.",
     ]
     if any(entry.runs < standing.runs for entry in standing.entries):
         notes.append("* lacks runs, so it has no place: its area is over other runs than the others'.")

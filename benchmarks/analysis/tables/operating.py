@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from benchmarks.analysis.comparisons.curve_summaries import BUDGETS, CurveSummary, blind_score, curve_summaries
-from benchmarks.analysis.panels.results import FULL, Panel, load_panels
+from benchmarks.analysis.panels.results import FULL, MAJORITY, Panel, load_panels
 from benchmarks.analysis.rows.base import record_of
 from benchmarks.analysis.rows.instances import TableRow, never_exit_overheads, table_rows
 from benchmarks.analysis.tables.columns import (
@@ -151,8 +151,7 @@ def summary_table(panel: Panel) -> TextTable:
         cells=tuple(_summary_cells(summary) for summary in summaries),
         notes=(
             f"Area, layers: mean test score over all budgets from 1 to {panel.num_layers} layers, along the knobs that "
-            "are on the Pareto front of the validation data; below the earliest exit, a mix with the most frequent "
-            f"class ({100 * blind_score(panel):.1f}%).",
+            f"are on the Pareto front of the validation data; below the earliest exit, a mix with {_floor(panel)}.",
             f"Area, FLOPs and time: the same over the operating points, from 1/{panel.num_layers} of the stock model's "
             "FLOPs, or of its time at batch 1, to all of it.",
             f"≤ 50% of layers: {panel.metric} on the test split, in percent, of the knob that scores best on "
@@ -162,6 +161,12 @@ def summary_table(panel: Panel) -> TextTable:
         ),
         words=("method",),
     )
+
+
+def _floor(panel: Panel) -> str:
+    if panel.cells_of_method(MAJORITY):
+        return f"the most frequent class ({100 * blind_score(panel):.1f}%)"
+    return "nothing, for the most frequent class was not run"
 
 
 def _summary_cells(summary: CurveSummary) -> tuple[str, ...]:

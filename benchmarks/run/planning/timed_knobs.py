@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
+from typing import NamedTuple
 
 from benchmarks.analysis.panels.select import mixture_at
 from benchmarks.specs.base import TimingSpec
 from benchmarks.specs.targets import Speedups
-from benchmarks.store.generation_records import GenerationRecord, ReplayPoint
-from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint
+from benchmarks.store.generation_records import GenerationRecord
+from benchmarks.store.records import BaseRecord, CellRecord
 
 TimedKnobs = Mapping[str, Sequence[float]]
 """Key of a cell -> its knobs that are timed."""
@@ -36,25 +37,38 @@ def _neighbours(records: Sequence[BaseRecord]) -> Iterator[tuple[str, float]]:
     """Yield the key of the cell and the knob, on both sides of every budget, curve by curve."""
     by_label = attrgetter("label")
     for _, of_curve in groupby(sorted(records, key=by_label), key=by_label):
-        points = [(record, point) for record in of_curve if record.timed_points(1) for point in _mixed(record)]
-        layers = [point.average_layers for _, point in points]
-        quality = [point.quality(record.metric) for record, point in points]
-        for speedup in _in_turn(points[0][0].compared_at) if points else ():
-            mixture = mixture_at(points[0][0].num_layers / speedup, layers, quality)
-            for index in (mixture.first, mixture.second):
-                record, point = points[index]
-                yield record.key, point.knob
+        knobs = [(record, knob) for record in of_curve if record.timed_points(1) for knob in _mixed(record)]
+        layers, quality = [knob.layers for _, knob in knobs], [knob.quality for _, knob in knobs]
+        for speedup in _in_turn(knobs[0][0].compared_at) if knobs else ():
+            mixture = mixture_at(knobs[0][0].num_layers / speedup, layers, quality)
+            for record, knob in (knobs[mixture.first], knobs[mixture.second]):
+                yield record.key, knob.value
 
 
-def _mixed(record: BaseRecord) -> Sequence[CurvePoint | ReplayPoint]:
-    """Return the knobs of a cell, on validation rows, that mixtures of equal cost may be made of.
+class _Knob(NamedTuple):
+    """A knob that mixtures may be made of: layers on validation rows, and the quality that chooses among them."""
+
+    value: float
+    layers: float
+    quality: float
+
+
+def _mixed(record: BaseRecord) -> list[_Knob]:
+    """Return the knobs of a cell that mixtures of equal cost may be made of; of decoding, the texts choose among them.
 
     None of records from before these were kept: of decoding, those whose references were not read.
     """
     if isinstance(record, GenerationRecord):
         is_old = all(point.references is None for point in record.operating_points)
-        return [] if is_old else [point.validation for point in record.operating_points]
-    return [record.curve_validation[point.place] for point in record.hull] if isinstance(record, CellRecord) else []
+        return [
+            _Knob(point.knob, point.validation.average_layers, point.scores[record.metric].value)
+            for point in record.operating_points
+            if not is_old
+        ]
+    if not isinstance(record, CellRecord):
+        return []
+    hull = [record.curve_validation[point.place] for point in record.hull]
+    return [_Knob(point.knob, point.average_layers, point.scores[record.metric]) for point in hull]
 
 
 def _in_turn(speedups: Speedups) -> Speedups:

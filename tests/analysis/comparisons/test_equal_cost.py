@@ -120,7 +120,7 @@ def test_answers_at_the_hull_are_enough_for_an_interval(tmp_path):
 def test_tables_of_the_made_up_suite():
     found = [p for task in ("mcid", "rte") for p in panels([stored(r) for r in made_up_suite(task=task)], [])]
     means, by_task = equal_cost_tables(found)
-    assert means.headings[:5] == ("method", "at 1.5x", "at 2x", "at 3x", "mean ranks")
+    assert means.headings[:5] == ("method", "at 1.5x", "at 2x", "at 3x", "layers 2x")
     assert means.notes[-1] == NO_ROWS_NOTE
     labels = [cells[0] for cells in means.cells]
     assert labels[0] == "consistentee"

@@ -1,6 +1,6 @@
 """The headline: intervals that rows and seeds bear out, tests, and savings that are shown and not lucky."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from benchmarks.analysis.comparisons.resampled import point_samples
 from benchmarks.analysis.comparisons.savings import savings
 from benchmarks.analysis.comparisons.static_gains import static_gains
 from benchmarks.analysis.panels.results import Panel, StoredCell, panels
+from benchmarks.analysis.panels.select import Reach
 from benchmarks.analysis.tables.equal_cost import (
     NO_ROWS_NOTE,
     contrast_tables,
@@ -182,6 +183,44 @@ def test_variants_are_tested_against_named_peers_and_the_best_one():
     assert [cells[:2] for cells in alone.cells][:-1] == pairs[:-1]
 
 
+def test_the_best_peer_is_within_the_budget():
+    of = of_tasks([task_of(np.random.default_rng(0), {**THREE, "gpfee": (0.9, 0.95)})])
+    assert core_pairs(of, 2.0)[-1] == ("consistentee", "gpfee")
+    dear = of.entries["gpfee", 2.0]
+    over = tuple(replace(one, reaches=(Reach.OVER,)) for one in dear.found)
+    entries = of.entries | {("gpfee", 2.0): replace(dear, found=over)}
+    assert core_pairs(replace(of, entries=entries), 2.0)[-1] == ("consistentee", "deebert")
+
+
+def test_ranks_and_tests_are_of_points_since_seeds_may_differ():
+    labels = np.arange(200) % 2
+
+    def right(share):
+        return np.where(np.arange(200) < 200 * share, labels, 1 - labels)
+
+    found = []
+    for task in ("mcid", "rte", "sst2"):
+        scores = {
+            ("full", 0): 0.9,
+            ("full", 1): 0.7,
+            ("deebert", 0): 0.85,
+            ("deebert", 1): 0.65,
+            ("consistentee", 0): 0.8,
+        }
+        cells = [
+            stored_cell(label, labels, [right(share)] * (1 if label == "full" else 2), seed=seed, task=task)
+            for (label, seed), share in scores.items()
+        ]
+        found += panels(cells, [])
+    of = of_tasks(found)
+    by_score = {label: of.entries[label, 2.0].found[0].score for label in ("deebert", "consistentee")}
+    assert by_score["deebert"] < by_score["consistentee"], "its second seed is of a worse full model"
+    assert (of.entries["deebert", 2.0].rank, of.entries["consistentee", 2.0].rank) == (1.0, 2.0)
+    (contrast,) = contrasts(of, [("deebert", "consistentee")], 2.0)
+    assert (contrast.wins, contrast.losses) == (3, 0)
+    assert contrast.difference == pytest.approx(0.05)
+
+
 def test_lines_and_table_say_the_same():
     found = [task_of(np.random.default_rng(task), THREE, task=f"task{task}", seeds=(0, 1)) for task in range(3)]
     lines = {(line["method"], line["budget"]): line for line in headline_lines(found)}
@@ -193,7 +232,8 @@ def test_lines_and_table_say_the_same():
         assert cells[1] == "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(line[name] for name in ("points", "low", "high")))
         assert (line["tasks"], line["seeds"], line["layers"]) == (3, 2, 3.0)
         assert line["flops_ratio"] == pytest.approx(LAYERS / 3)
-        assert cells[4] == ("n/a" if label == "static" else f"{line['above_static']} / {line['below_static']}")
+        assert cells[3] == f"{line['layers']:.2f}"
+        assert cells[5] == ("n/a" if label == "static" else f"{line['above_static']} / {line['below_static']}")
     assert lines["consistentee", 2.0]["above_static"] == 3
     assert sorted(lines[label, 2.0]["rank"] for label in ("consistentee", "deebert", "static"))[0] == 1.0
 
@@ -248,6 +288,19 @@ def test_what_costs_more_than_the_budget_is_not_better():
     assert static_gains(panel, 2.0)["deebert"].beyond_noise == 1
     dear = static_gains(panel, 6.0)["deebert"]
     assert (dear.gain, dear.text) == (0.5, "+50.0"), "both run 2 layers where the budget is 1"
+
+
+def test_the_static_exit_runs_as_many_layers_of_test_rows():
+    labels = np.arange(400) % 2
+    answers = {"full": [labels], "deebert": [labels, labels], "static": [half_right(labels), labels]}
+    cells = {label: stored_cell(label, labels, said) for label, said in answers.items()}
+    assert static_gains(panels(list(cells.values()), [])[0], 2.0)["deebert"].gain == pytest.approx(0.25)
+    test = [p.model_copy(update={"token_layers": p.average_layers + 1}) for p in cells["deebert"].record.curve_test]
+    dearer = cells["deebert"].record.model_copy(update={"curve_test": test})
+    cells["deebert"] = StoredCell(dearer, cells["deebert"].rows)
+    gain = static_gains(panels(list(cells.values()), [])[0], 2.0)["deebert"]
+    assert gain.gain == pytest.approx(0.0), "3 layers of validation rows, 4 of test rows, where static is always right"
+    assert gain.beyond_noise == 0
 
 
 def test_a_score_of_ranks_has_a_gain_and_no_interval():

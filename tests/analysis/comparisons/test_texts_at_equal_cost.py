@@ -91,6 +91,50 @@ def test_intervals_are_paired_over_prompts(panel):
     assert (low, high) == pytest.approx((points, points)), "prompts differ alike in both models"
 
 
+def panel_of_texts(folder, layers, agreement, scores):
+    """Return a panel of the full model and static exits whose texts score so much: [knobs, prompts]."""
+    cheap = zip(layers, agreement, strict=True)
+    static = generation_cell("token-static", [decoding_point(t, "", t, agrees) for t, agrees in cheap])
+    panel = panel_of(folder, FULL, static)
+    table = generation_predictions(static)
+    for knob, of_prompts in enumerate(scores):
+        table[f"rougeL_{knob}"] = of_prompts
+    write_predictions(folder / "token-static" / "predictions.parquet", table)
+    return panel
+
+
+def test_texts_choose_the_hull_and_not_agreement(tmp_path):
+    scores = [np.full(PROMPTS, score) for score in (0.1, 0.29, 0.3)]
+    panel = panel_of_texts(tmp_path, (6, 24, 30), (0.3, 0.6, 1.0), scores)
+    found = at_equal_cost(panel, "token-static", 1.25)
+    assert (found.layers, found.score) == (24, pytest.approx(0.29)), "by agreement 6 and 30 layers would be mixed"
+    low, high = interval_at_equal_cost(panel, "token-static", 1.25)
+    assert low < -0.01 < high < low + 0.01, "of the same mixture"
+
+
+def test_no_text_is_scored_at_a_knob_that_it_chose(tmp_path):
+    even = (np.arange(PROMPTS) % 2 == 0).astype(float)
+    panel = panel_of_texts(tmp_path, (12, 12.001), (0.4, 0.4), [even, 1 - even])
+    assert at_equal_cost(panel, "token-static", 2.0).score == 0.0, "each half likes the knob that fails the other"
+    assert at_equal_cost(panel, "token-static", 2.0, MATCH).score > 0, "the task's own score chooses for all measures"
+
+
+def test_halves_are_mixed_prompt_by_prompt(tmp_path):
+    generator = np.random.default_rng(0)
+    scores = np.sort(generator.random((3, PROMPTS)), axis=0)  # deeper is better, for every prompt
+    panel = panel_of_texts(tmp_path, (6, 18, 30), (0.2, 0.5, 1.0), scores)
+    halves = []
+    for half in (0, 1):
+        low, middle, high = scores[:, 1 - half :: 2].mean(axis=1)
+        pair, weight = ([1, 2], 5 / 6) if middle > (low + high) / 2 else ([0, 2], 5 / 12)
+        first, second = scores[pair][:, half::2]
+        halves.append(weight * first + (1 - weight) * second)
+    assert at_equal_cost(panel, "token-static", 1.5).score == pytest.approx(np.concatenate(halves).mean())
+    low, high = interval_at_equal_cost(panel, "token-static", 1.5)
+    spread = 1.96 * np.std(np.concatenate(halves)) / np.sqrt(PROMPTS)
+    assert high - low == pytest.approx(2 * spread, rel=0.15)
+
+
 def test_layers_are_not_the_only_cost(panel):
     by_flops = at_equal_ratio(panel, "token-static", 1.5, "flops_ratio")
     assert by_flops.score == pytest.approx(at_equal_cost(panel, "token-static", 1.5).score)

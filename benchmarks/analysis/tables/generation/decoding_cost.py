@@ -71,7 +71,8 @@ def _costs_table(of: Headline) -> TextTable:
         notes=(
             f"Percent of the full model's score, mean of {', '.join(map(block_name, of.panels))}, at {budgets} less of "
             "what the column says: average layers on validation prompts; operations of decoding, or stock generate's "
-            "time of decoding a token, on test prompts (of the knobs whose time was taken; b = batch size).",
+            "time of decoding a token, on test prompts (of the knobs whose time was taken; b = batch size, all of one "
+            "knob: rows of both in one batch would wait for the deeper one).",
             f"{OVER_NOTE}{UNDER_NOTE}",
         ),
         words=("method",),
@@ -125,7 +126,8 @@ def measures_table(panel: GenerationPanel) -> TextTable | None:
             TEXT_POINTS_NOTE,
             f"{_PERPLEXITY_NOTE}{f', {known[0]}' if known else ''}.",
             "ROUGE-L to full and match: against full depth of the same weights. Layers, FLOPs and times: of the "
-            "mixture, a decoded token on test prompts. In brackets: 95% paired bootstrap, over prompts and seeds.",
+            "mixture that all prompts choose, a decoded token on test prompts; a batch is of one knob. In brackets: "
+            "95% paired bootstrap, over prompts and seeds.",
             f"{OVER_NOTE}{UNDER_NOTE}",
         ),
         words=("method", "at"),
