@@ -39,19 +39,17 @@ def policy_spec(reads: PolicyInputs, conditioned: bool) -> HeadSpec:
     )
 
 
-def confidence_features(probs: Tensor, previous_prediction: Tensor | None) -> Tensor:
+def confidence_features(probs: Tensor, prediction: Tensor, previous: Tensor | None) -> Tensor:
     """Return top probability, margin, normalised entropy and agreement with the layer before (0 at layer 1): [rows, 4].
 
     Args:
-        probs: [rows, classes].
-        previous_prediction: class indices of the layer before, [rows]; None at layer 1.
+        probs: [rows, classes], of candidates alone where the vocabulary is pruned.
+        prediction: the class that the layer names, of all classes: [rows].
+        previous: the one that the layer before named, [rows]; None at layer 1.
     """
     first, second = probs.topk(2, dim=-1).values.unbind(dim=-1)
     entropy = torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])
-    if previous_prediction is None:
-        agrees = torch.zeros_like(first)
-    else:
-        agrees = (probs.argmax(dim=-1) == previous_prediction).to(first.dtype)
+    agrees = torch.zeros_like(first) if previous is None else (prediction == previous).to(first.dtype)
     return torch.stack([first, first - second, entropy, agrees], dim=-1)
 
 
@@ -90,7 +88,7 @@ def policy_outputs(policy: ExitHeads, pooled: Tensor, logits: Tensor) -> Tensor:
     columns = []
     for index in range(pooled.shape[1]):
         previous = answers[:, index - 1] if index else None
-        extra = confidence_features(probs[:, index], previous) if policy.spec.extra_inputs else None
+        extra = confidence_features(probs[:, index], answers[:, index], previous) if policy.spec.extra_inputs else None
         columns.append(policy(index + 1, pooled[:, index], extra))
     return torch.stack(columns, dim=1)
 
@@ -128,8 +126,9 @@ class PolicyRule(ExitRule):
     def compared_value(self, view: LayerView, state: State) -> Tensor:
         extra = None
         if self.reads != "state":
-            extra = confidence_features(view.probs, state["previous"] if view.layer > 1 else None)
-            state["previous"] = view.predictions
+            said = view.predictions
+            extra = confidence_features(view.probs, said, state["previous"] if view.layer > 1 else None)
+            state["previous"] = said
         return self.logit(view.head(POLICY, extra)).sigmoid()
 
     def logit(self, output: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def exit_answers(
     if store is None:
         return ExitAnswers(**ask())
     parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, TRAINING_VERSION]
-    parts += [] if candidates is None else [candidates]
+    parts += [] if candidates is None else [candidates, "tokens agree"]  # and not their places, as they once did
     return ExitAnswers(**computed_once(store / f"answers-{hash_json(parts)[:16]}.safetensors", ask))
 
 
@@ -98,9 +98,10 @@ def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candida
         pruned = among if 0 < index < exits[-1] else None
         if pruned is not None:
             says = says.gather(1, pruned).log_softmax(dim=-1)
+        said = said_among(says, pruned)
         if with_confidence:
-            confidence.append(confidence_features(says.exp(), predictions[-1] if predictions else None))
-        predictions.append(said_among(says, pruned))
+            confidence.append(confidence_features(says.exp(), said, predictions[-1] if predictions else None))
+        predictions.append(said)
     label_losses, full_model_losses = torch.stack(losses, dim=1).unbind(dim=-1)
     answers = {"label_losses": label_losses, "full_model_losses": full_model_losses}
     if with_confidence:

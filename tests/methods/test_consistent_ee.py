@@ -46,11 +46,13 @@ def test_papers_policy_has_the_papers_shape(tiny_model):
 
 def test_confidence_features_by_hand():
     probs = torch.tensor([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3]])
-    features = confidence_features(probs, previous_prediction=torch.tensor([0, 2]))
+    features = confidence_features(probs, torch.tensor([0, 0]), previous=torch.tensor([0, 2]))
     torch.testing.assert_close(features[0, :2], torch.tensor([0.7, 0.5]))
     torch.testing.assert_close(features[1, 1:3], torch.tensor([0.0, 1.0]))
     assert features[:, 3].tolist() == [1.0, 0.0]
-    assert confidence_features(probs, None)[:, 3].tolist() == [0.0, 0.0]
+    assert confidence_features(probs, torch.tensor([0, 0]), None)[:, 3].tolist() == [0.0, 0.0]
+    of_candidates = confidence_features(probs, torch.tensor([40_000, 7]), previous=torch.tensor([40_000, 0]))
+    assert of_candidates[:, 3].tolist() == [1.0, 0.0], "tokens agree, and not places among the candidates"
 
 
 def test_a_higher_price_never_lowers_the_exit_probability():

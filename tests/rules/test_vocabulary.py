@@ -215,6 +215,8 @@ def test_a_policy_learns_from_what_it_will_read(model):
     assert torch.equal(pruned.label_losses, whole.label_losses)
     assert torch.equal(pruned.predictions, named_tokens(trace, 4))
     assert torch.equal(pruned.confidence[:, [0, -1], :3], whole.confidence[:, [0, -1], :3])
+    same_token = pruned.predictions[:, 1:] == pruned.predictions[:, :-1]
+    assert torch.equal(pruned.confidence[:, 1:, 3], same_token.float())
     same = pruned.predictions == whole.predictions
     assert (pruned.confidence[same][:, 0] >= whole.confidence[same][:, 0]).all(), "a confidence over few is larger"
     assert not same.all()

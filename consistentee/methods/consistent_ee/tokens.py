@@ -161,7 +161,7 @@ class ConsistentEETokens(VocabularyMethod):
 
     def _settings(self) -> dict[str, object]:
         """Return what tells stages of other parameters apart; the candidates only where there are any."""
-        pruning = {} if self.candidates is None else {"candidates": self.candidates}
+        pruning = {} if self.candidates is None else {"candidates": self.candidates, "agree": "tokens"}
         return {"method": repr(self), **pruning}
 
     def draw_alpha(self, tokens: int) -> Tensor:
