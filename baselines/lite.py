@@ -11,37 +11,16 @@ here they are read by depth, on a line between two of them. Choice: one knob shi
 at 0 they are the paper's. The keys and values of skipped layers are made of the state at the exit (CALM's propagation).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.data.prompts import TextTask
-from consistentee.methods.method import Knob
-from consistentee.methods.vocabulary_method import VocabularyMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.depth_thresholds import SHIFTS, DepthThresholdRule, shifted_thresholds
-from consistentee.rules.exit_rule import ExitRule
-from consistentee.training.decoder.stages import train_exits
-from consistentee.training.recipe import TokenRecipe
-
-THRESHOLDS = ((0.25, 0.95), (0.375, 0.95), (0.5, 0.9), (0.625, 0.9), (0.75, 0.8), (0.875, 0.7))
-"""Share of the depth, and the threshold there."""
+from consistentee.methods.vocabulary_method import SpeakingLayersMethod
 
 
 @dataclass(frozen=True)
-class LITE(VocabularyMethod):
+class LITE(SpeakingLayersMethod):
     """Leave where the largest probability reaches a threshold that falls with depth."""
 
     name: ClassVar[str] = "lite"
     paper: ClassVar[str] = "Varshney et al., LITE, Findings of NAACL 2024, arXiv 2310.18581"
-    knob: ClassVar[Knob] = Knob("shift", SHIFTS)
-
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train all exits alike, through the backbone where the recipe trains it."""
-        self.check_task(task)
-        train_exits(model, task, replace(recipe, exit_weights="equal", taught_share=0.0))
-        return model
-
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit by the thresholds of the paper, their log-odds shifted by ``knob``."""
-        self.check_knob(model, knob)
-        return self.pruned(DepthThresholdRule(shifted_thresholds(THRESHOLDS, model.exit_layers, knob)))
+    thresholds = ((0.25, 0.95), (0.375, 0.95), (0.5, 0.9), (0.625, 0.9), (0.75, 0.8), (0.875, 0.7))

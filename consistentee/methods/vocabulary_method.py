@@ -1,10 +1,18 @@
-"""VocabularyMethod: methods of generation whose rule reads the LM head, all of it or some of its columns."""
+"""Methods of generation whose rule reads the LM head, all of it or some of its columns."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
+from consistentee.data.prompts import TextTask
+from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.rules.depth_thresholds import SHIFTS, DepthThresholdRule, shifted_thresholds
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.vocabulary import check_candidates, prune_vocabulary
+from consistentee.training.decoder.stages import train_exits
+from consistentee.training.recipe import TokenRecipe
 
 
 @dataclass(frozen=True)
@@ -24,3 +32,28 @@ class VocabularyMethod(TokenMethod):
     def pruned(self, rule: ExitRule) -> ExitRule:
         """Return a rule that reads candidates alone after its first exit, where there is such a number of them."""
         return prune_vocabulary(rule, self.candidates)
+
+
+@dataclass(frozen=True)
+class SpeakingLayersMethod(VocabularyMethod):
+    """A method whose middle layers learn to speak, and leave where the largest probability reaches a threshold.
+
+    Class attributes:
+        thresholds: by share of the depth, rising, as :func:`consistentee.rules.depth_thresholds.shifted_thresholds`
+            takes them; one knob shifts the log-odds of all, at 0 they are the paper's.
+    """
+
+    knob: ClassVar[Knob] = Knob("shift", SHIFTS)
+    thresholds: ClassVar[Sequence[tuple[float, float]]]
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train all exits alike, at every step, on labels alone; through the backbone where the recipe trains it."""
+        self.check_task(task)
+        all_alike = replace(recipe, exit_weights="equal", exit_curriculum="all", layer_dropout=0.0, taught_share=0.0)
+        train_exits(model, task, all_alike)
+        return model
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit by the thresholds of the paper, their log-odds shifted by ``knob``."""
+        self.check_knob(model, knob)
+        return self.pruned(DepthThresholdRule(shifted_thresholds(self.thresholds, model.exit_layers, knob)))

@@ -64,3 +64,12 @@ def test_both_have_the_stage_of_all_methods_that_ask_for_equal_weights(tiny_deco
         weights.append(model.backbone_fingerprint())
     assert len(set(weights)) == 1
     assert len(list(tmp_path.glob("backbone-all-*.safetensors"))) == 1
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_their_loss_is_their_own_whatever_a_recipe_asks_of_others(tiny_decoder, tmp_path, method):
+    weights = []
+    for own in ({}, {"layer_dropout": 0.5, "exit_curriculum": "rotational", "taught_share": 0.5}):
+        recipe = replace(RECIPE, store=tmp_path, exit_weights="squared depth", **own)
+        weights.append(method.fit(tiny_decoder(adapter="shared"), make_text_task(), recipe).backbone_fingerprint())
+    assert weights[0] == weights[1]
