@@ -51,6 +51,7 @@ class InStep:
                 ended = batch.step()
                 steps.add(1, rows_in_step)
                 yield from ended
+            del batch  # its cache goes before the next one is made
             steps.leave_out(max_new_tokens - max(len(row.tokens) for row in self._transcripts[chunk]))
 
     def _batch(self, chunk: slice, began: float) -> "_LiveBatch":

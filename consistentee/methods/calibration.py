@@ -32,7 +32,7 @@ class Calibration:
 
     Attributes:
         chosen: index of the last accepted threshold; 0, the most cautious one, if none was accepted.
-        accepted: whether any was, so that the promise is kept by the test and not by caution alone.
+        accepted: whether any was; if not, the promise is proven of none, the most cautious one included.
         p_values: of every threshold tested, the one that ended the search included.
     """
 

@@ -56,8 +56,7 @@ class InFlight:
         self._unread = iter(range(len(prompts)))
         self._rule = writing.rule
         self._batch_size = writing.batch_size
-        starts = [0, *model.exit_layers[:-1]]
-        self._stretches = [range(a + 1, b + 1) for a, b in zip(starts, model.exit_layers, strict=True)]
+        self._stretches = model.stretches
         self._head = len(self._stretches)
         # The LM head costs hardly more for two batches than for one, and as much as many layers of a small model.
         batch = writing.batch_size

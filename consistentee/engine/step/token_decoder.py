@@ -41,8 +41,7 @@ class TokenDecoder:
         self.batch = PromptBatch(model, prompts, new_columns)
         self._owed = owed_tokens(kv, self.batch, new_columns)
         self._keys = [prompt_key(prompt) for prompt in prompts]
-        starts = [0, *model.exit_layers[:-1]]
-        self._stretches = [range(a + 1, b + 1) for a, b in zip(starts, model.exit_layers, strict=True)]
+        self._stretches = model.stretches
         self._newest = torch.empty(0)
         self._step = 0
 

@@ -86,6 +86,12 @@ class MultiExitDecoder(MultiExit):
         return self.description.exit_layers
 
     @property
+    def stretches(self) -> list[range]:
+        """The layers that lead to each exit, from behind the one before: they run without a decision."""
+        starts = (0, *self.exit_layers[:-1])
+        return [range(before + 1, exit_layer + 1) for before, exit_layer in zip(starts, self.exit_layers, strict=True)]
+
+    @property
     def end_tokens(self) -> frozenset[int]:
         """The tokens that end a text, as the stock model's ``generate`` has them; may be empty."""
         settings = getattr(self.backbone, "generation_config", None)
