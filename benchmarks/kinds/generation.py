@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks.kinds.rows import CellRows
-from benchmarks.kinds.texts.calibration_study import pooled, study_calibration
+from benchmarks.kinds.texts.calibration_study import check_calibrates, pooled, study_calibration
 from benchmarks.kinds.texts.decoded_test import decode_test
 from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts, fitting_prompts
 from benchmarks.kinds.texts.findings import Outcome, generation_table, means, operating_point, peak_memory
@@ -33,6 +33,7 @@ from consistentee.training.precision import precision_used
 from consistentee.training.recipe import TokenRecipeSettings
 
 STOCK = "stock generate"
+_FULL = "token-full"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,12 @@ def choose(
     key: str = "",
     store: Path | None = None,
 ) -> Choice:
-    """Sweep the knob of a trained model on validation prompts; texts are kept under the cell's key."""
+    """Sweep the knob of a trained model on validation prompts; texts are kept under the cell's key.
+
+    Raises UserError where a study of thresholds is wanted of a method that has none.
+    """
+    if spec.study is not None:
+        check_calibrates(method)
     decoder = PromptDecoder(
         model, method, key, max_new_tokens=new_tokens(spec, rows), batch_size=spec.batch_size, store=store
     )
@@ -158,8 +164,12 @@ def load_model(folder: Path, loaded: Sequence[MultiExitDecoder] = ()) -> MultiEx
 
 
 def stock_model(specs: Sequence[GenerationCellSpec], models: Sequence[MultiExitDecoder]) -> MultiExitDecoder:
-    """Return what stands for the stock model: any; time does not tell weights."""
-    return models[0]
+    """Return what stands for the stock model: the full one where there is one, else the first.
+
+    Times of a token tell weights above batch 1 alone, where a text that ends leaves its batch a row short.
+    """
+    full = [model for spec, model in zip(specs, models, strict=True) if spec.method == _FULL]
+    return next(iter([*full, *models]))
 
 
 def timed_rows(
@@ -191,7 +201,11 @@ def contender(
 def regrouping_contenders(
     method: TokenMethod, model: MultiExitDecoder, knob: float, protocol: DecodingTimingSpec, max_new_tokens: int
 ) -> list[tuple[Regrouped, Callable[[Sequence[str]], DecodingTimes]]]:
-    """Return the same with a batch as rows under way, for every setting; of methods that decode as all do."""
+    """Return the same with a batch as rows under way, for every setting; of methods that decode as all do.
+
+    Prompts are read in the order of their length, as ``generate`` has it by default: who is read beside whom is part of
+    regrouping, and reading is timed apart.
+    """
     if type(method).generate is not TokenMethod.generate:
         return []
 

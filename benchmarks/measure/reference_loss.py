@@ -2,7 +2,8 @@
 
 Teacher forcing: references are read behind their prompts at full depth, with the end-of-text token, cut to as many
 tokens as a text may have. The first token of each is not counted: the prompt gives it at full depth to every method.
-Perplexity is the exponential of nats a token.
+Perplexity is the exponential of nats a token. Under a rule whose vocabulary is pruned tokens leave as that rule says,
+and lose what the whole LM head of the exit makes of them: among candidates alone any other token loses infinitely much.
 """
 
 from collections.abc import Sequence

@@ -89,7 +89,7 @@ class CalibrationResult(Strict):
     broken_share: float
     sampling_error: float = Field(description="by how much the share may exceed an exact epsilon, one-sided, 95%")
     mean_lambda: float
-    mean_layers: float = Field(description="average layers at the chosen thresholds, over the splits")
+    mean_layers: float = Field(description="average layers at the chosen thresholds, mean over texts and splits")
     mean_risk: float = Field(description="mean loss of the held-out prompts, over the splits")
 
 
@@ -98,7 +98,7 @@ class CalibrationRecord(Strict):
 
     prompts: int
     lambdas: list[float]
-    average_layers: list[float] = Field(description="of every threshold")
+    average_layers: list[float] = Field(description="of every threshold: each text's mean, and the mean of these")
     mean_textual: list[float]
     mean_risk: list[float]
     results: list[CalibrationResult]

@@ -1,5 +1,6 @@
 """The parts of a cell of generation: selection on validation prompts, kept texts, counts by position, the clock."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from benchmarks.measure.reference_loss import record_references, reference_losse
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
 from benchmarks.run.jobs.timing import load_models
 from benchmarks.specs.generation import DecodingTimingSpec, Regrouped, StudySpec
+from benchmarks.specs.suites import expand, load_suite
 from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.prompts import Prompt, PromptSplit
@@ -262,6 +264,9 @@ def test_intervals_hold_the_mean_and_are_reproducible():
 def test_only_lambdas_can_be_calibrated(model):
     with pytest.raises(UserError, match="token-static cannot be calibrated: its knob is"):
         study_calibration(decoder_of(model), prompts_of(), StudySpec())
+    spec = expand(load_suite("quick-decoding"))[0].model_copy(update={"study": StudySpec()})
+    with pytest.raises(UserError, match="token-static cannot be calibrated"):
+        generation.choose(spec, None, TokenStatic(), model)  # before any row is looked at
 
 
 # ---------------------------------------------------------------------------------------------- the clock
@@ -302,6 +307,14 @@ def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch
     assert samples.completed_seconds == [times[0].completed] * 3
     assert samples.head_seconds == []
     assert generation.regrouping_contenders(LayerSkip(), model, 2.0, protocol, max_new_tokens=4) == []
+
+
+def test_the_full_model_stands_for_the_stock_model(model):
+    by_method = {spec.method: spec for spec in expand(load_suite("quick-decoding"))}
+    full, static = by_method["token-full"], by_method["token-static"]
+    other = copy.copy(model)
+    assert generation.stock_model([static, full], [other, model]) is model, "whichever was named first"
+    assert generation.stock_model([static, static], [other, model]) is other
 
 
 def test_what_no_exit_saves_is_timed_beside_the_stock_model(model):

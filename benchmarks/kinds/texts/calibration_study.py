@@ -14,6 +14,7 @@ from benchmarks.store.generation_records import CalibrationRecord, CalibrationRe
 from consistentee.data.prompts import PromptSplit
 from consistentee.errors import UserError
 from consistentee.methods.calibration import LAMBDAS, risk_losses, split_study, textual_losses
+from consistentee.methods.token_method import TokenMethod
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,18 @@ def pooled(*prompts: Prompts) -> Prompts:
     )
 
 
+def check_calibrates(method: TokenMethod) -> None:
+    """Raise UserError for a method whose knob is not CALM's lambda."""
+    if method.knob.name != "lambda":
+        raise UserError(f"{method.name} cannot be calibrated: its knob is {method.knob.name!r}, not CALM's lambda")
+
+
 def study_calibration(decoder: PromptDecoder, prompts: Prompts, spec: StudySpec) -> Study:
     """Decode all prompts at every threshold, and choose thresholds on many random halves of them.
 
     Raises UserError for a method whose knob is not CALM's lambda.
     """
-    if decoder.method.knob.name != "lambda":
-        raise UserError(
-            f"{decoder.method.name} cannot be calibrated: its knob is {decoder.method.knob.name!r}, not CALM's lambda"
-        )
+    check_calibrates(decoder.method)
     full = decoder.full(prompts)
     textual, risk, layers = [], [], []
     for threshold in LAMBDAS:
