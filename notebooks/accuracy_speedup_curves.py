@@ -45,7 +45,7 @@ equal_cost_figure(panels)
 figure([panel])
 
 # %% [markdown]
-# Which method beats exits that look at nothing? Points over a static exit at half of the layers; * where the
+# Which method beats exits that look at nothing? Points over a static exit of as many layers, at 2x; * where the
 # interval excludes 0.
 
 # %%

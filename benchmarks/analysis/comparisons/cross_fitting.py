@@ -16,19 +16,16 @@ from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.panels.select import Mixture, mixture_at
 from benchmarks.analysis.rows.scored import RowAnswers, Scored, scored_of
 from benchmarks.measure.intervals import Floats
-from benchmarks.store.generation_records import GenerationRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def scores_of_texts(panel: AnyPanel, knobs: "pd.DataFrame") -> Floats | None:
-    """Return what every test prompt scores at decoded knobs: [knobs, prompts].
+    """Return what every test prompt of generation scores at decoded knobs: [knobs, prompts].
 
-    None of classification, for a single prompt, and where the prompts' scores were not kept.
+    None for a single prompt, and where the prompts' scores were not kept: the mixture is then that of all prompts.
     """
-    if not isinstance(panel.cells[0].record, GenerationRecord):
-        return None
     rows = rows_of_knobs(scored_of(panel), knobs, range(len(knobs)))
     return None if rows is None or len(rows[0]) < 2 else rows[1]
 

@@ -4,7 +4,8 @@ A row takes the first knob with a fixed probability, whatever it says: a rule th
 within a budget" hides, that a method without a knob just below it is scored far below it, cannot happen here. In
 generation a row is a prompt, costs are a decoded token's, and the hull is that of the knobs that test prompts were
 decoded with: each half of the prompts is scored at the mixture that the other half has chosen, see
-:mod:`benchmarks.analysis.comparisons.cross_fitting`; layers, operations and times are those of what all have chosen.
+:mod:`benchmarks.analysis.comparisons.cross_fitting`, and layers and operations are the means of both; times, for which
+few knobs are taken, are those of the mixture that all prompts choose.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from benchmarks.analysis.panels.select import Mixture, Reach, mixture_at
 from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.scored import Scored, scored_of
 from benchmarks.measure.intervals import Floats, score_of_rows
+from benchmarks.store.generation_records import GenerationRecord
 from consistentee.data.metrics import score
 
 if TYPE_CHECKING:
@@ -57,9 +59,10 @@ class AtCost:
 
 def at_equal_cost(panel: AnyPanel, label: str, speedup: float, measure: str | None = None) -> AtCost:
     """Return what a curve reaches at L / ``speedup`` layers, in a score of ``scored_of``: by default the task's own."""
+    scored = scored_of(panel, measure)
     return panel.once(
-        f"{label} at {speedup:g} times the speed, {measure}",
-        lambda: _at_cost(panel, label, mixtures_of(panel, label, speedup), scored_of(panel, measure)),
+        f"{label} at {speedup:g} times the speed, {scored.column}",
+        lambda: _at_cost(panel, label, mixtures_of(panel, label, speedup), scored),
     )
 
 
@@ -92,12 +95,14 @@ def _at_cost(panel: AnyPanel, label: str, found: "Sequence[OfSeed]", scored: Sco
         label=label,
         score=float(np.mean(scores)),
         points=float(np.mean(points)) if len(points) == len(scores) else None,
-        layers=float(np.mean([one.mixture.of(one.knobs["layers"]) for one in found])),
+        layers=float(np.mean([mixture.of(one.knobs["layers"]) for one in found for mixture in one.scored])),
         reaches=tuple(one.mixture.reach for one in found),
         time_ratios={
-            size: ratio for size in panel.batch_sizes if (ratio := _ratio(found, f"speedup_b{size}")) is not None
+            size: ratio
+            for size in panel.batch_sizes
+            if (ratio := _ratio([(one.knobs, [one.mixture]) for one in found], f"speedup_b{size}")) is not None
         },
-        flops_ratio=_ratio(found, "flops_ratio"),
+        flops_ratio=_ratio([(one.knobs, one.scored) for one in found], "flops_ratio"),
     )
 
 
@@ -108,14 +113,19 @@ class OfSeed:
     Attributes:
         seed: of the training.
         knobs: lines of ``knobs_of``.
-        mixture: what costs are of: chosen on validation rows, or by all texts.
-        halves: what every second text, and the others, are scored at; None where validation rows have chosen.
+        mixture: chosen on validation rows, or by all texts.
+        halves: what every second text, and the others, are scored at; None where the mixture is of all rows.
     """
 
     seed: int
     knobs: "pd.DataFrame"
     mixture: Mixture
     halves: tuple[Mixture, Mixture] | None = None
+
+    @property
+    def scored(self) -> Sequence[Mixture]:
+        """What rows are scored at, each mixture by as many of them."""
+        return self.halves or (self.mixture,)
 
 
 def mixtures_of(panel: AnyPanel, label: str, speedup: float) -> list[OfSeed]:
@@ -130,11 +140,11 @@ def _mixtures(panel: AnyPanel, label: str, speedup: float) -> Iterator[OfSeed]:
 
 
 def _of_seed(panel: AnyPanel, seed: int, knobs: "pd.DataFrame", budget: float, costs: Floats) -> OfSeed:
-    of_texts = scores_of_texts(panel, knobs)
-    if of_texts is None:
+    if not isinstance(panel.cells[0].record, GenerationRecord):
         return OfSeed(seed, knobs, mixture_at(budget, costs, knobs["validation_quality"]))
-    whole = mixture_at(budget, costs, of_texts.mean(axis=1))
-    return OfSeed(seed, knobs, whole, chosen_by_halves(budget, costs, of_texts))
+    of_texts = scores_of_texts(panel, knobs)
+    halves = None if of_texts is None else chosen_by_halves(budget, costs, of_texts)
+    return OfSeed(seed, knobs, mixture_at(budget, costs, knobs[panel.metric]), halves)
 
 
 def _score(scored: Scored, one: OfSeed) -> float:
@@ -142,19 +152,17 @@ def _score(scored: Scored, one: OfSeed) -> float:
     return mixed_score(scored, one.knobs, one.mixture) if rows is None else score_of_rows(scored.metric, *rows)
 
 
-def _ratio(found: Sequence[OfSeed], column: str) -> float | None:
-    """Mix the costs of two knobs, as shares of the stock model's; None if one was not measured.
+def _ratio(found: "Sequence[tuple[pd.DataFrame, Sequence[Mixture]]]", column: str) -> float | None:
+    """Mix the costs of knobs, as shares of the stock model's; None if one was not measured.
 
     Args:
-        found: one mixture a seed; their geometric mean is returned.
+        found: of each seed its knobs, and mixtures of which as many rows take each; a geometric mean over seeds.
         column: of the long table, the stock model's cost / a knob's.
     """
-    if not all(column in one.knobs for one in found):
+    if not all(column in knobs for knobs, _ in found):
         return None
-    shares = [[1 / one.knobs[column].iloc[i] for i in (one.mixture.first, one.mixture.second)] for one in found]
-    weights = np.array([one.mixture.weight for one in found])
-    mixed = np.sum(np.stack([weights, 1 - weights], axis=1) * np.array(shares), axis=1)
-    return None if np.isnan(mixed).any() else float(np.exp(-np.log(mixed).mean()))
+    shares = [np.mean([mixture.of(1 / knobs[column]) for mixture in mixtures]) for knobs, mixtures in found]
+    return None if np.isnan(shares).any() else float(np.exp(-np.log(shares).mean()))
 
 
 def mixed_score(scored: Scored, knobs: "pd.DataFrame", mixture: Mixture) -> float:

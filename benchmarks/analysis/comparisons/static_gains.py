@@ -1,6 +1,7 @@
-"""Is a method better than exits that look at nothing? Its score, less a static exit's that costs as much on test rows.
+"""Is a method better than exits that look at nothing? Its score, less that of a static exit that may cost as much.
 
-A mixture that meets a budget on validation rows may cost more or less on test rows: the static exit gets as much.
+A mixture that meets a budget on validation rows may cost more or less on test rows: the static exit gets as much, and
+spends less where no deeper one is better on validation rows.
 """
 
 from collections.abc import Sequence
@@ -21,12 +22,12 @@ PRINTED = 0.0005
 
 @dataclass(frozen=True)
 class StaticGain:
-    """One curve at one budget against a static exit of the same cost.
+    """One curve at one budget against a static exit that may cost as much.
 
     Attributes:
         gain: its score minus the static exit's, mean of the seeds of each, as a share (0.01 is a point).
         interval: 95% paired bootstrap interval of the points of both, over rows and seeds; None where some answers were
-            not kept, and for a score of ranks.
+            not kept, for a score of ranks, and where even the cheapest static exit costs more.
         reaches: what of the budget the curve reached, by seed.
     """
 
@@ -67,9 +68,11 @@ def _static_gains(panel: AnyPanel, speedup: float) -> dict[str, StaticGain]:
     samples, of_static = samples_of_all(panel), point_samples(panel, {(static, s) for s in as_cheap.values()})
     gains = {}
     for label, one in found.items():
+        beside = at_equal_cost(panel, static, as_cheap[label])
         own, other = samples.get((label, speedup)), of_static.get((static, as_cheap[label]))
-        known = None if own is None or other is None else interval(own - other)
-        gains[label] = StaticGain(_gain(one, at_equal_cost(panel, static, as_cheap[label])), known, one.reaches)
+        comparable = Reach.OVER not in beside.reaches  # else even the cheapest static exit costs more
+        known = interval(own - other) if comparable and own is not None and other is not None else None
+        gains[label] = StaticGain(_gain(one, beside), known, one.reaches)
     return gains
 
 

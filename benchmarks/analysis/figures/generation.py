@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.figures.page import add_legend, legend_rows, panel_grid, printed, save_figure
 from benchmarks.analysis.figures.styles import FULL_MODEL, STOCK_MODEL, Style, legend_handles, styles
-from benchmarks.analysis.panels.select import concave_hull, mixture_at
+from benchmarks.analysis.panels.select import concave_hull
 from benchmarks.analysis.rows.texts import (
     GenerationCell,
     GenerationPanel,
@@ -31,18 +31,6 @@ _FEWEST_TEXTS = 3  # a mean exit layer of fewer texts says nothing
 
 Cost = Callable[[GenerationRow], float | None]
 """What a row costs; None where that is not known."""
-
-
-def decoding_styles(panels: Sequence[GenerationPanel]) -> dict[str, Style]:
-    """Give every curve its style: told apart are ours, and those that agree best with the full model at equal cost."""
-    return styles(panels, _agreement_at_budgets)
-
-
-def _agreement_at_budgets(panel: GenerationPanel, label: str) -> float:
-    """Return the agreement of single tokens on validation prompts at equal layers, mean of the budgets and seeds."""
-    budgets = [panel.num_layers / speedup for speedup in panel.speedups]
-    knobs = [_replayed(cells) for cells in _cells_by_seed(panel, label)]
-    return float(np.mean([mixture_at(budget, *of_seed).of(of_seed[1]) for of_seed in knobs for budget in budgets]))
 
 
 def _cells_by_seed(panel: GenerationPanel, label: str) -> list[list[GenerationCell]]:
@@ -143,7 +131,7 @@ def layers_by_position(row: GenerationRow) -> NDArray[np.float64]:
 
 
 def _draw_agreement(axes: "Axes", panel: GenerationPanel, style_of: Mapping[str, Style]) -> None:
-    """Draw what knobs are chosen by: the hull of agreement over layers on validation prompts, one a seed."""
+    """Draw what knobs are decoded by: the hull of agreement over layers on validation prompts, one a seed."""
     for label, style in style_of.items():
         for cells in _cells_by_seed(panel, label):
             points = _replayed(cells)
@@ -178,6 +166,6 @@ def write_decoding_figures(
 
 def draw_all(panels: Sequence[GenerationPanel], out_dir: Path, kinds: Sequence[str] = ("png",)) -> list[Path]:
     """Write the figures of some panels, and return the files."""
-    style_of = decoding_styles(panels)
+    style_of = styles(panels)
     drawn = [(figure_name(panel, panels), decoding_figure(panel, style_of)) for panel in panels]
     return [path for name, figure in drawn for path in save_figure(figure, out_dir, name, kinds)]

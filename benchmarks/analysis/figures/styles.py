@@ -4,7 +4,7 @@ Colours are those that colour-blind eyes tell apart; markers and lines differ to
 same in every figure of a results folder.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.ranking import compared_panels
-from benchmarks.analysis.panels.results import CORE_METHOD, FULL, REFERENCES, AnyPanel, Panel, role_of
+from benchmarks.analysis.panels.results import CORE_METHOD, FULL, REFERENCES, AnyPanel, role_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -38,9 +38,6 @@ _LINES: tuple[Any, ...] = (
 )
 _REFERENCES: dict[str, tuple[str, Any]] = {"static": ("0.3", (0, (4, 2))), "random": ("0.3", (0, (1, 1.5)))}
 _MARKER_SIZE = 4.2
-
-Strength = Callable[[AnyPanel, str], float]
-"""(panel, label) -> how good a curve is there, at equal cost; higher is better."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ def panels_method(panels: Sequence[AnyPanel], label: str) -> str:
     return next(panel.methods[label] for panel in panels if label in panel.methods)
 
 
-def points_at_budgets(panel: Panel, label: str) -> float:
+def points_at_budgets(panel: AnyPanel, label: str) -> float:
     """Return how strong a curve is: its points against the full model at equal cost, mean of the three budgets.
 
     Without the full model it is the score.
@@ -115,11 +112,13 @@ def points_at_budgets(panel: Panel, label: str) -> float:
     return float(np.mean([one.score if one.points is None else one.points for one in found]))
 
 
-def by_strength(panels: Sequence[AnyPanel], strength: Strength = points_at_budgets) -> list[str]:
+def by_strength(panels: Sequence[AnyPanel]) -> list[str]:
     """Return the curves that compete, the strongest first, over tasks that most have; those of fewer tasks are last."""
     compared = compared_panels(panels)
     has = {label: [panel for panel in compared if label in panel.methods] for label in competitors(panels)}
-    means = {label: np.mean([strength(panel, label) for panel in known]) for label, known in has.items() if known}
+    means = {
+        label: np.mean([points_at_budgets(panel, label) for panel in known]) for label, known in has.items() if known
+    }
     return sorted(has, key=lambda label: (-len(has[label]), -means.get(label, -np.inf)))
 
 
@@ -130,9 +129,9 @@ def told_apart(ranked: Sequence[str], ours: Sequence[str]) -> list[str]:
     return [label for label in ranked if label in ranked[:LEADING] or label in ours[:MOST_OF_OURS]]
 
 
-def styles(panels: Sequence[AnyPanel], strength: Strength = points_at_budgets) -> dict[str, Style]:
+def styles(panels: Sequence[AnyPanel]) -> dict[str, Style]:
     """Give every curve its style: those told apart first, the strongest first, then references, then the others."""
-    ranked = by_strength(panels, strength)
+    ranked = by_strength(panels)
     ours = [label for label in ranked if is_core(panels_method(panels, label))]
     known = told_apart(ranked, ours)
     looks = {label: _in_colour(place) for place, label in enumerate(sorted(known, key=lambda label: label not in ours))}

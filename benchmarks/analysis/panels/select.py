@@ -1,4 +1,4 @@
-"""THE choice of operating points, on validation data alone: single knobs for a target, and mixtures of equal cost.
+"""THE choice of operating points: single knobs for a target, on validation data alone, and mixtures of equal cost.
 
 A quality is what higher is better: a score, or the agreement with the full model. A cost is what lower is better:
 average layers, FLOPs, milliseconds.
@@ -134,7 +134,8 @@ def mixture_at(budget: float, costs: ArrayLike, scores: ArrayLike) -> Mixture:
 
     Args:
         budget: cost that is allowed.
-        costs, scores: [K] on validation data, of every knob of every cell of a method's grid.
+        costs, scores: [K], of every knob of every cell of a method's grid: on validation data, or on texts that are not
+            those to be scored.
 
     Raises:
         ValueError: there are no points.

@@ -125,7 +125,7 @@ def _mean_budget(of: Headline) -> str:
 
 _SEEDS_NOTE = "Seeds: of the task that has fewest. Each method is set against the full models of its own seeds."
 _STATIC_NOTE = (
-    "Over static: tasks where the interval of the difference to a static exit that runs as many layers of test rows "
+    "Over static: tasks where the interval of the difference to a static exit that may run as many layers of test rows "
     "lies above / below 0; what can only cost more than the budget is not above."
 )
 _SAVING_NOTE = (

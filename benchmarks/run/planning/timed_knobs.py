@@ -59,11 +59,11 @@ def _mixed(record: BaseRecord) -> list[_Knob]:
     None of records from before these were kept: of decoding, those whose references were not read.
     """
     if isinstance(record, GenerationRecord):
-        is_old = all(point.references is None for point in record.operating_points)
+        if all(point.references is None for point in record.operating_points):
+            return []
         return [
             _Knob(point.knob, point.validation.average_layers, point.scores[record.metric].value)
             for point in record.operating_points
-            if not is_old
         ]
     if not isinstance(record, CellRecord):
         return []

@@ -14,6 +14,7 @@ from generation_by_hand import (
     decoding_timing,
     generation_cell,
     generation_predictions,
+    mean,
     write_generation,
 )
 from records_by_hand import made_up_suite, stored
@@ -117,6 +118,31 @@ def test_no_text_is_scored_at_a_knob_that_it_chose(tmp_path):
     panel = panel_of_texts(tmp_path, (12, 12.001), (0.4, 0.4), [even, 1 - even])
     assert at_equal_cost(panel, "token-static", 2.0).score == 0.0, "each half likes the knob that fails the other"
     assert at_equal_cost(panel, "token-static", 2.0, MATCH).score > 0, "the task's own score chooses for all measures"
+
+
+def test_without_scores_of_prompts_all_texts_choose(tmp_path):
+    static = generation_cell("token-static", [decoding_point(t, "", t, agrees) for t, agrees in ((6, 0.3), (30, 0.9))])
+    better = static.operating_points[0].model_copy(
+        update={"knob": 24.0, "validation": decoding_point(24, "", 24, 0.4).validation}
+    )
+    better = better.model_copy(update={"scores": {**better.scores, "rougeL": mean(0.26)}, "average_layers": 24.0})
+    record = static.model_copy(
+        update={
+            "operating_points": [static.operating_points[0], better, static.operating_points[1]],
+            "curve_validation": [static.curve_validation[0], better.validation, static.curve_validation[1]],
+        }
+    )
+    panel = panel_of(tmp_path, FULL, record)
+    (tmp_path / "token-static" / "predictions.parquet").unlink()
+    found = at_equal_cost(panel, "token-static", 1.25)
+    assert (found.layers, found.score) == (24, pytest.approx(0.26)), "by agreement 6 and 30 layers would be mixed"
+    assert interval_at_equal_cost(panel, "token-static", 1.25) is None
+
+
+def test_layers_are_those_of_both_halves(tmp_path):
+    even = (np.arange(PROMPTS) % 2 == 0).astype(float)
+    panel = panel_of_texts(tmp_path, (12, 14), (0.4, 0.4), [even, 1 - even])
+    assert at_equal_cost(panel, "token-static", 2.0).layers == pytest.approx(13), "12 for one half, 14 for the other"
 
 
 def test_halves_are_mixed_prompt_by_prompt(tmp_path):

@@ -49,8 +49,8 @@ def _equal_cost_notes(of: Headline) -> Iterator[str]:
     yield f"{OVER_NOTE} on some task, and it stands there. Rank: mean over tasks, 1 is best."
     if any(entry.above_static is not None for entry in of.entries.values()):
         yield (
-            f"Over static, at {of.middle:g}x: tasks where the interval of the difference to a static exit that runs as "
-            "many layers lies above / below 0."
+            f"Over static, at {of.middle:g}x: tasks where the interval of the difference to a static exit that may run "
+            "as many layers lies above / below 0."
         )
     if any(mean_saving(of.panels, label) for label in of.methods):
         yield "Within 1 point: the fewest layers, on test rows, of which validation rows show that they lose less."

@@ -125,9 +125,9 @@ def measures_table(panel: GenerationPanel) -> TextTable | None:
         notes=(
             TEXT_POINTS_NOTE,
             f"{_PERPLEXITY_NOTE}{f', {known[0]}' if known else ''}.",
-            "ROUGE-L to full and match: against full depth of the same weights. Layers, FLOPs and times: of the "
-            "mixture that all prompts choose, a decoded token on test prompts; a batch is of one knob. In brackets: "
-            "95% paired bootstrap, over prompts and seeds.",
+            "ROUGE-L to full and match: against full depth of the same weights. Layers and FLOPs: of the "
+            "mixtures, a decoded token on test prompts; times: of the mixture that all prompts choose, a batch of one "
+            "knob. In brackets: 95% paired bootstrap, over prompts and seeds.",
             f"{OVER_NOTE}{UNDER_NOTE}",
         ),
         words=("method", "at"),
