@@ -2,10 +2,10 @@
 
 Columns of every kind of results: ``task``, ``backbone``, ``label``, ``method``, ``parameters``, ``seed``, ``cell`` (its
 place in the panel), ``split`` (validation, test), ``place`` (of the knob among all that were tried), ``knob_name``,
-``knob``, ``layers`` (average), ``num_layers``, and ``quality``, by which validation chooses: the score, or the agreement
-with the full model. The task's scores are columns by their names; of texts ``rougeL_to_full``, ``match`` and ``nats``
-too. Lines of test rows at an operating point also have ``point`` (its place in the record) and ``targets``;
-at a knob on the hull of the validation curve ``hull`` (its place there) and ``validation_flops_ratio``; at both
+``knob``, ``layers`` (average), ``num_layers``, and ``quality``, by which validation rows choose: the score, or the
+agreement with the full model. The task's scores are columns by their names; of texts ``rougeL_to_full``, ``match`` and
+``nats`` too. Lines of test rows at an operating point also have ``point`` (its place in the record) and ``targets``; at
+a knob on the hull of the validation curve ``hull`` (its place there) and ``validation_flops_ratio``; at both
 ``flops_ratio`` and, where it was timed, ``speedup_b1``, ....
 """
 
