@@ -18,9 +18,9 @@ from benchmarks.run.planning.plan import (
     Group,
     Inputs,
     PlannedCell,
-    covers,
     finished_neighbours,
     groups_of,
+    has_to_be_timed,
     knobs_to_time,
     lost_model,
     plan_cells,
@@ -264,7 +264,7 @@ def _due_timings(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequenc
         ready = [cell for cell in live if lost_model(cell, run.folder) is None]
         taken = timings_of(group, members[0].spec.kind, run.folder, protocol, run.put_aside)
         for cell in live:
-            if cell not in ready and not covers(taken, {cell.key: wanted[cell.key]}):
+            if cell not in ready and has_to_be_timed(cell, taken, wanted, run.folder):
                 run.say(
                     f"{cell.spec.name}: not timed, its trained model is gone; a run that includes it makes it again"
                 )

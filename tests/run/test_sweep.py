@@ -14,6 +14,7 @@ import pytest
 from small_suite import Bench, wait_until, write_task
 
 from benchmarks.run.jobs import schedulers
+from benchmarks.run.planning import plan
 from benchmarks.run.planning.forecast import plan_lines
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE
@@ -192,6 +193,22 @@ def test_lost_model_is_trained_again_only_if_a_timing_needs_it(finished):
     assert sum(line.startswith("again ") for line in lines) == 2
     assert bench.run().computed == 2  # the oracle is not timed
     assert len(bench.read().timings) == 1
+
+
+def test_times_at_knobs_of_older_rules_stand_where_the_model_is_gone(finished, monkeypatch):
+    bench = finished
+    chosen = plan.timed_knobs
+
+    def moved(records, protocol):
+        return {key: [-1.0] if knobs else [] for key, knobs in chosen(records, protocol).items()}
+
+    monkeypatch.setattr(plan, "timed_knobs", moved)
+    due = ("to time", "again")
+    assert any(line.startswith(due) for line in plan_lines(load_suite(bench.write()), out=bench.out))
+    shutil.rmtree(bench.out / "artifacts" / "models")
+    assert not any(line.startswith(due) for line in plan_lines(load_suite(bench.write()), out=bench.out))
+    assert bench.run().computed == 0
+    assert "not timed" not in bench.said
 
 
 def test_fresh_computes_everything_again(finished):

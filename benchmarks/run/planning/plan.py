@@ -204,6 +204,19 @@ def covers(timings: Iterable[BaseTimingRecord], wanted: TimedKnobs) -> bool:
     return {(key, knob) for key, knobs in wanted.items() for knob in knobs} <= timed
 
 
+def has_to_be_timed(
+    cell: PlannedCell, taken: Sequence[BaseTimingRecord], wanted: TimedKnobs, folder: RunFolder
+) -> bool:
+    """Say whether times of a cell are missing: those of some knob, while its model is there, or all of them.
+
+    Where the model is gone, times at knobs that were chosen by older rules stand: a model may cost hours.
+    """
+    if covers(taken, {cell.key: wanted.get(cell.key, ())}):
+        return False
+    is_timed = any(contender.cell_key == cell.key for timing in taken for contender in timing.contenders)
+    return not is_timed or lost_model(cell, folder) is None
+
+
 def timings_of(
     group: Group,
     kind: KindName,
@@ -235,9 +248,9 @@ def reopen_for_timing(
         taken = timings_of(group, members[0].spec.kind, folder, protocol, on_fault, published=published)
         wanted = knobs_to_time(members, protocol)
         planned += [
-            cell
-            if covers(taken, {cell.key: wanted.get(cell.key, ())}) or lost_model(cell, folder) is None
-            else replace(cell, record=None, is_again=cell.record is not None)
+            replace(cell, record=None, is_again=cell.record is not None)
+            if has_to_be_timed(cell, taken, wanted, folder) and lost_model(cell, folder) is not None
+            else cell
             for cell in members
         ]
     return planned
@@ -256,7 +269,8 @@ def timing_due(
     if any(cell.is_missing for cell in cells):
         return True
     taken = timings_of(group, cells[0].spec.kind, folder, protocol, on_fault, published=published)
-    return not covers(taken, knobs_to_time(cells, protocol))
+    wanted = knobs_to_time(cells, protocol)
+    return any(has_to_be_timed(cell, taken, wanted, folder) for cell in cells)
 
 
 def lost_model(cell: PlannedCell, folder: RunFolder) -> str | None:
