@@ -1,6 +1,7 @@
 """Generation as it is called: what it writes is the stock model's, what ends a text, streams, errors."""
 
 import math
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from conftest import DECODER_FAMILIES, random_prompts
 
 from baselines.references import RandomRule, StaticRule
 from consistentee.engine.generate import generate, generate_encoded
+from consistentee.engine.step import prompt_batch
 from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule, NeverExit
@@ -281,3 +283,17 @@ class TestBadInput:
     def test_arguments_out_of_range(self, tiny_decoder, options, message):
         with pytest.raises(UserError, match=message):
             generate(tiny_decoder(), ["ba"], NeverExit(), **options)
+
+
+def test_a_batch_has_the_only_cache(tiny_decoder, monkeypatch):
+    alive, seen = WeakSet(), []
+
+    class Counted(prompt_batch.KeyValueCache):
+        def __init__(self, *args, **options):
+            seen.append(len(alive))
+            super().__init__(*args, **options)
+            alive.add(self)
+
+    monkeypatch.setattr(prompt_batch, "KeyValueCache", Counted)
+    generate(tiny_decoder(), random_prompts(6), StaticRule(2), max_new_tokens=4, batch_size=2)
+    assert seen == [0, 0, 0], "caches alive when the next one is made"
