@@ -65,7 +65,7 @@ for table in panel_tables(mcid)[1:]:
 
 # %% [markdown]
 # Over all tasks: the headline, ranks (with few tasks no pair can be told apart by Wilcoxon's test: the notes say what
-# the smallest possible p is), points over a static exit at equal cost, and how much of the allowed speed-up the clock
+# the smallest possible p is), points over a static exit, and how much of the allowed speed-up the clock
 # shows.
 
 # %%

@@ -1,7 +1,7 @@
 """Mixtures of decoded knobs: half of the prompts choose them by their texts, and the other half is scored.
 
 Validation prompts are few, and replayed where nothing is decoded: how often an exit agrees with layer L does not tell
-what becomes of the text behind it. By that agreement a static exit which keeps 97% of the text was on no hull. So
+what becomes of the text behind it. By that agreement a static exit that keeps 97% of layer L's text was on no hull. So
 every second test prompt chooses for the others, and the others for it, and no text is scored at a knob that it chose
 (Stone, "Cross-validatory choice and assessment of statistical predictions", JRSS B 36, 1974).
 """

@@ -34,8 +34,8 @@ class Entry:
         points: mean over tasks of its score minus the full model's, as a share (0.01 is a point).
         interval: 95% paired bootstrap interval of that; None where the answers of some rows are not known.
         rank: of the points, mean over tasks, 1 is best, among the curves that all tasks have.
-        above_static, below_static: tasks where its difference to a static exit that costs as much is beyond noise; None
-            for static exits themselves, and where no interval is known.
+        above_static, below_static: tasks where its difference to a static exit that may cost as much is beyond noise;
+            None for static exits themselves, and where no interval is known.
     """
 
     label: str
@@ -213,7 +213,7 @@ def contrasts(of: Headline, pairs: Sequence[tuple[str, str]], speedup: float) ->
 def core_pairs(of: Headline, speedup: float) -> list[tuple[str, str]]:
     """Return every variant of the core method with every named peer, and the best variant with the best peer.
 
-    The best are those of this budget's own test scores, which flatters both; what costs more than the budget is not.
+    The best are those of this budget's own test scores, which flatters both; what costs more than the budget is last.
     """
     variants = [label for label, method in of.methods.items() if method.startswith(CORE_METHOD)]
     others = [label for label in of.methods if label not in variants and role_of(of.methods[label]) not in REFERENCES]

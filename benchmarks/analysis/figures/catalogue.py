@@ -86,8 +86,9 @@ FIGURES = (
     FigureKind(
         "gains",
         "Points over a static exit",
-        "For every method and task, the test score minus that of a static exit at equal cost, in points, at the middle "
-        "budget; methods with the best mean first. *: the 95% interval excludes 0. The numbers are in the tables.",
+        "For every method and task, the test score minus that of a static exit that may run as many layers, in points, "
+        "at the middle budget; methods with the best mean first. *: the 95% interval excludes 0. The numbers are in "
+        "the tables.",
         "Static exits were not run.",
         lambda panels, _: gain_plots.gains_figure(panels),
         effort=12,

@@ -1,4 +1,4 @@
-"""Tables over all tasks: ranks, points over a static exit at equal cost, and how well layers predict time."""
+"""Tables over all tasks: ranks, points over a static exit that may cost as much, and how well layers predict time."""
 
 from collections.abc import Sequence
 from itertools import compress
@@ -101,7 +101,7 @@ def static_gain_table(panels: Sequence[AnyPanel]) -> TextTable | None:
         ),
         cells=tuple((label, *_gain_cells([found.get(label) for found in gains], columns)) for label in labels),
         notes=(
-            "The method's test score minus that of a static exit at equal cost, in "
+            "The method's test score minus that of a static exit that may run as many layers of test rows, in "
             f"points of the task's metric, mean of the seeds. {OVER_NOTE}{UNDER_NOTE}",
             "*: the 95% paired bootstrap interval, over rows and seeds, lies above or below 0, above only at no "
             "more than the budget; not corrected for the number of cells. Above / below: tasks with such an interval.",

@@ -160,7 +160,10 @@ class ConsistentEETokens(VocabularyMethod):
         )
 
     def _settings(self) -> dict[str, object]:
-        """Return what tells stages of other parameters apart; the candidates only where there are any."""
+        """Return what tells stages of other parameters apart; the candidates only where there are any.
+
+        Their exits "agree" by tokens: stages that are stored without this word learned agreement of places.
+        """
         pruning = {} if self.candidates is None else {"candidates": self.candidates, "agree": "tokens"}
         return {"method": repr(self), **pruning}
 
