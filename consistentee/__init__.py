@@ -19,6 +19,7 @@ _EXPORTS = {
     "NeverExit": "rules.exit_rule",
     "Prompt": "data.prompts",
     "PromptSplit": "data.prompts",
+    "ReadPrompts": "engine.step.read_prompts",
     "Recipe": "training.recipe",
     "Sampling": "engine.step.sampling",
     "Split": "data.instances",

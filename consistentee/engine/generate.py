@@ -13,6 +13,7 @@ from consistentee.engine.clock import Latency, clock
 from consistentee.engine.in_flight.regroup import InFlight
 from consistentee.engine.in_step import InStep
 from consistentee.engine.step.owed_tokens import KVPolicy
+from consistentee.engine.step.read_prompts import ReadPrompts
 from consistentee.engine.step.sampling import Sampling
 from consistentee.engine.transcript import EndedBy, Endings, Stream, Transcript
 from consistentee.engine.writing import Writing
@@ -105,6 +106,7 @@ def generate(
     keep: Keep = "end",
     stream: Stream | None = None,
     sort_by_length: bool = True,
+    read: ReadPrompts | None = None,
 ) -> Generations:
     """Continue prompts, each new token leaving the model where ``rule`` says.
 
@@ -129,6 +131,8 @@ def generate(
         keep: which end of a cut prompt stays.
         stream: called with every new token.
         sort_by_length: batch prompts of similar length together; the answers keep the order of ``prompts``.
+        read: prompts that this model has read in other calls, and what it reads in this one: whoever decodes the same
+            prompts by several rules reads them once. Not for rows in flight.
 
     Raises:
         UserError: a prompt is empty, or does not fit into the model's context together with its new tokens; an
@@ -146,6 +150,7 @@ def generate(
         stop=stop,
         stream=stream,
         sort_by_length=sort_by_length,
+        read=read,
     )
 
 
@@ -162,6 +167,7 @@ def generate_encoded(
     stop: Sequence[str] = (),
     stream: Stream | None = None,
     sort_by_length: bool = False,
+    read: ReadPrompts | None = None,
     end_at_eos: bool = True,
 ) -> Generations:
     """As :func:`generate`, on tokenised prompts: what is timed.
@@ -171,7 +177,7 @@ def generate_encoded(
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), tuple(stop), max_new_tokens)
     transcripts = [Transcript(row, model.decode, endings) for row in range(len(rows))]
     in_order = sorted(transcripts, key=lambda transcript: len(rows[transcript.row])) if sort_by_length else transcripts
-    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, stream)
+    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, stream, read)
     start = clock(model.device)
     engine = _engine(model, rows, in_order, writing, in_flight)
     for _ in engine.run():
@@ -234,6 +240,8 @@ def _engine(
             f"a batch of {writing.batch_size} cannot be filled from {in_flight} rows in flight: let in_flight be at "
             "least the batch size, and better a few times as many"
         )
+    if in_flight is not None and writing.read is not None:
+        raise UserError("rows in flight are read one after the other; prompts that were read before go in step")
     if not writing.max_new_tokens:
         transcripts = []
     prompts = [rows[transcript.row] for transcript in transcripts]

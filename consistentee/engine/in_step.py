@@ -63,6 +63,7 @@ class InStep:
             new_columns=writing.max_new_tokens - 1,
             kv=writing.kv,
             sampling=writing.sampling,
+            read=writing.read,
         )
         return _LiveBatch(decoder, list(self._transcripts[chunk]), writing.stream, began)
 

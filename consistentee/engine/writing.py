@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from consistentee.engine.step.owed_tokens import KVPolicy
+from consistentee.engine.step.read_prompts import ReadPrompts
 from consistentee.engine.step.sampling import Sampling
 from consistentee.engine.transcript import Stream
 from consistentee.errors import UserError
@@ -19,6 +20,7 @@ class Writing:
     kv: KVPolicy
     sampling: Sampling | None
     stream: Stream | None
+    read: ReadPrompts | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -30,6 +30,7 @@ from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.prompts import Prompt, PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
+from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.errors import UserError
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.branches import BranchSpec
@@ -74,6 +75,18 @@ def test_prompts_are_cut_by_the_tasks_rule(model):
 @pytest.mark.parametrize(("trains", "said"), [("exits", None), ("lora", "bfloat16"), ("all", "bfloat16")])
 def test_the_precision_is_noted_where_layers_were_trained(trains, said):
     assert generation.layers_trained_in(TokenRecipeSettings(trains=trains, precision="bfloat16")) == said
+
+
+def test_prompts_are_read_once_for_all_knobs(model, monkeypatch):
+    read = []
+    prefill = PromptBatch.prefill
+    monkeypatch.setattr(PromptBatch, "prefill", lambda batch: read.append(len(batch)) or prefill(batch))
+    prompts, decoder = prompts_of(6), decoder_of(model)
+    decoder.full(prompts)
+    texts = {knob: decoder.at(knob, prompts) for knob in (1.0, 2.0, 4.0)}
+    assert read == [4, 2]
+    for knob, written in texts.items():
+        assert equal(written, decoder_of(model).at(knob, prompts))
 
 
 # ---------------------------------------------------------------------------------------------- selection

@@ -14,6 +14,7 @@ from benchmarks.specs.schema import canonical_json
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations
+from consistentee.engine.step.read_prompts import ReadPrompts
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -64,6 +65,9 @@ def fitting_prompts(model: MultiExitDecoder, split: PromptSplit, max_prompt_toke
 class PromptDecoder:
     """Decodes with one trained model, greedily; what it decoded is kept in a store under all that it depends on.
 
+    Prompts are read once for all knobs, as far as memory for them goes, unless a method has another way to decode, or
+    another model for it.
+
     Args:
         model: trained.
         method: how it decodes.
@@ -88,19 +92,27 @@ class PromptDecoder:
         self._key = key
         self.store = store
         self._full_key = ""
+        self._read = ReadPrompts()
 
     def at(self, knob: float, prompts: Prompts) -> Generations:
         """Decode prompts with the method at one value of its knob."""
-        decode = self.method.generate
-        return self._kept([self._key, knob], prompts, lambda: decode(self.model, prompts.texts, knob, **self.options))
+        decode, options = self.method.generate, self.options
+        if self._decodes_as_all_do(knob):
+            options = options | {"read": self._read}
+        return self._kept([self._key, knob], prompts, lambda: decode(self.model, prompts.texts, knob, **options))
 
     def full(self, prompts: Prompts) -> Generations:
         """Decode prompts at full depth: shared by all cells whose backbone has the same weights."""
         if not self._full_key:
             self._full_key = self.model.backbone_fingerprint()
+        options = self.options | {"read": self._read}
         return self._kept(
-            [self._full_key], prompts, lambda: generate(self.model, prompts.texts, NeverExit(), **self.options)
+            [self._full_key], prompts, lambda: generate(self.model, prompts.texts, NeverExit(), **options)
         )
+
+    def _decodes_as_all_do(self, knob: float) -> bool:
+        own_way = type(self.method).generate is not TokenMethod.generate
+        return not own_way and self.method.model_at(self.model, knob) is self.model
 
     def _kept(self, key: list[object], prompts: Prompts, decode: Callable[[], Generations]) -> Generations:
         if self.store is None:

@@ -211,6 +211,25 @@ class OwedColumns:
     column_index: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class StoredColumns:
+    """The first columns of all rows at every layer: keys and values [rows, kv_heads, columns, head_dim] each."""
+
+    columns: int
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def copy(self) -> "StoredColumns":
+        """Return them apart from the cache that they are in."""
+        keys, values = ([tensor.clone() for tensor in of] for of in (self.keys, self.values))
+        return StoredColumns(self.columns, keys, values)
+
+
 class KeyValueCache:
     """Preallocated keys and values of every layer, [rows, kv_heads, columns, head_dim] each, and their ledger.
 
@@ -289,6 +308,20 @@ class KeyValueCache:
         for tensors in (self.keys, self.values):
             for layer, tensor in enumerate(tensors):
                 tensors[layer] = rows.of(tensor).clone()
+
+    def stored(self, columns: int) -> StoredColumns:
+        """Return a view of the first columns, which every layer has of every row."""
+        keys, values = ([tensor[:, :, :columns] for tensor in of] for of in (self.keys, self.values))
+        return StoredColumns(columns, keys, values)
+
+    def take_over(self, stored: StoredColumns) -> None:
+        """Begin with columns that another cache of as many rows and layers has had."""
+        self.advance(stored.columns)
+        entry = Entry(slice(None), 0, stored.columns, then_read=True)
+        for layer, (keys, values) in enumerate(zip(stored.keys, stored.values, strict=True), start=1):
+            self.ledger.write(layer, entry)
+            self.keys[layer - 1][:, :, : stored.columns] = keys
+            self.values[layer - 1][:, :, : stored.columns] = values
 
     def take_back(self, column: int) -> None:
         """Let every layer owe what it has from a column on: it was made by a pass that counts no more."""

@@ -11,6 +11,7 @@ from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.step.cache import Ledger, RowNumbers, Rows
 from consistentee.engine.step.owed_tokens import KVPolicy, owed_tokens
 from consistentee.engine.step.prompt_batch import PromptBatch
+from consistentee.engine.step.read_prompts import ReadPrompts
 from consistentee.engine.step.sampling import Sampling, choose_tokens
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State, ask
@@ -33,9 +34,16 @@ class TokenDecoder:
         new_columns: int,
         kv: KVPolicy,
         sampling: Sampling | None,
+        read: ReadPrompts | None = None,
     ) -> None:
-        """``new_columns``: number of new tokens that will be read, one less than are written."""
+        """Begin a batch.
+
+        ``new_columns``: number of new tokens that will be read, one less than are written; ``read``: prompts that may
+        have been read before.
+        """
         self._model = model
+        self._prompts = prompts
+        self._read = read
         self._rule = rule
         self._sampling = sampling
         self.batch = PromptBatch(model, prompts, new_columns)
@@ -53,7 +61,7 @@ class TokenDecoder:
     @torch.inference_mode()
     def prefill(self) -> list[int]:
         """Run the prompts at full depth, and return the first new token of each row."""
-        hidden = self.batch.prefill()
+        hidden = self.batch.prefill() if self._read is None else self._read.states(self.batch, self._prompts)
         logits = self._model.logits(self._model.num_layers, hidden[:, 0])
         self._newest = choose_tokens(self._sampling, logits, self._keys, [0] * len(self._keys))
         return self._newest.tolist()

@@ -1,0 +1,97 @@
+"""Prompts that are read once for several knobs: nothing that is written depends on it."""
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, random_prompts
+
+from baselines.references import RandomRule, StaticRule
+from consistentee.engine.generate import Generations, generate
+from consistentee.engine.step.prompt_batch import PromptBatch
+from consistentee.engine.step.read_prompts import ReadPrompts
+from consistentee.engine.step.sampling import Sampling
+from consistentee.errors import UserError
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import NeverExit
+
+PROMPTS = random_prompts(9, seed=3)
+RULES = [NeverExit(), StaticRule(1), RandomRule(2.5, seed=1)]
+OPTIONS = {"max_new_tokens": 6, "batch_size": 4}
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """Rows of every batch of prompts that layers have run on."""
+    rows: list[int] = []
+    prefill = PromptBatch.prefill
+
+    def counted(batch: PromptBatch) -> torch.Tensor:
+        rows.append(len(batch))
+        return prefill(batch)
+
+    monkeypatch.setattr(PromptBatch, "prefill", counted)
+    return rows
+
+
+def bytes_of(model: MultiExitDecoder, rows: list[list[int]]) -> int:
+    """Memory of what is kept of a batch: keys and values of every token and layer, and the last states."""
+    columns = max(map(len, rows))
+    numbers = 2 * model.num_layers * columns * model.stepper.kv_heads * model.stepper.head_dim + model.width
+    return len(rows) * numbers * model.backbone.dtype.itemsize
+
+
+def written(out: Generations) -> list[list[list[int]]]:
+    return [[row.tolist() for row in rows] for rows in (out.tokens, out.exit_layers, out.late_layers)]
+
+
+@pytest.mark.parametrize("kv", ["propagate", "exact"])
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_rules_that_share_a_reading_write_what_each_writes_alone(tiny_decoder, passes, family, kv):
+    model, read = tiny_decoder(family), ReadPrompts()
+    alone = [written(generate(model, PROMPTS, rule, kv=kv, **OPTIONS)) for rule in RULES]
+    passes.clear()
+    assert [written(generate(model, PROMPTS, rule, kv=kv, read=read, **OPTIONS)) for rule in RULES] == alone
+    assert passes == [4, 4, 1], "the first rule has read for all"
+
+
+def test_sampled_texts_share_a_reading_too(tiny_decoder):
+    model, read = tiny_decoder(), ReadPrompts()
+    draws = {"sampling": Sampling(temperature=2.0, seed=4), **OPTIONS}
+    alone = [written(generate(model, PROMPTS, rule, **draws)) for rule in RULES]
+    assert [written(generate(model, PROMPTS, rule, read=read, **draws)) for rule in RULES] == alone
+
+
+def test_texts_may_be_longer_the_next_time(tiny_decoder):
+    model, read = tiny_decoder(), ReadPrompts()
+    for new_tokens in (1, 8, 3):
+        options = {"max_new_tokens": new_tokens, "batch_size": 4}
+        alone = generate(model, PROMPTS, RULES[2], **options)
+        assert written(generate(model, PROMPTS, RULES[2], read=read, **options)) == written(alone)
+
+
+def test_other_prompts_batches_and_models_are_read(tiny_decoder, passes):
+    model, other, read = tiny_decoder("llama"), tiny_decoder("gpt2"), ReadPrompts()
+    expected = written(generate(other, PROMPTS, RULES[1], **OPTIONS))
+    generate(model, PROMPTS, RULES[1], read=read, **OPTIONS)
+    passes.clear()
+    assert written(generate(other, PROMPTS, RULES[1], read=read, **OPTIONS)) == expected
+    generate(model, PROMPTS[::-1], RULES[1], read=read, max_new_tokens=6, batch_size=4, sort_by_length=False)
+    generate(model, PROMPTS, RULES[1], read=read, max_new_tokens=6, batch_size=9)
+    assert passes == [4, 4, 1, 4, 4, 1, 9]
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2])
+def test_what_finds_no_room_is_read_again(tiny_decoder, passes, batches):
+    model = tiny_decoder()
+    prompts = ["ba be", "bi bo", "bu da", "de di"]
+    options = {"max_new_tokens": 3, "batch_size": 2}
+    expected = written(generate(model, prompts, RULES[2], **options))
+    passes.clear()
+    read = ReadPrompts(max_bytes=batches * bytes_of(model, model.encode(prompts[:2])))
+    for _ in range(2):
+        assert written(generate(model, prompts, RULES[2], read=read, **options)) == expected
+    assert len(passes) == 2 + 2 - batches
+
+
+def test_rows_in_flight_read_by_themselves(tiny_decoder):
+    with pytest.raises(UserError, match="in flight"):
+        generate(tiny_decoder(), PROMPTS, RULES[1], read=ReadPrompts(), in_flight=8, **OPTIONS)
