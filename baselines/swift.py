@@ -34,6 +34,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import generate_encoded
@@ -67,13 +68,14 @@ class SWIFT(DraftingMethod):
 
     Attributes:
         search_prompts: training prompts whose texts score a set.
-        search_tokens: tokens of each text.
+        search_tokens: tokens of each text, fewer where it ends.
         max_sets: sets that are tried at most.
         max_failures: failures in a row that end the search.
         good_enough: a score above which it ends.
     """
 
     name: ClassVar[str] = "swift"
+    version: ClassVar[int] = 2
     paper: ClassVar[str] = "Xia et al., SWIFT, ICLR 2025, arXiv 2410.06916"
     knob: ClassVar[Knob] = Knob("skipped sublayers in %", (45.0, 30.0, 15.0, 0.0))
 
@@ -86,6 +88,7 @@ class SWIFT(DraftingMethod):
     good_enough: float = 0.93
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.search_prompts < 1 or self.search_tokens < 2 or self.max_sets < 1:
             raise UserError(f"{self.name} needs at least one set to try, on a prompt with two tokens behind it")
 
@@ -151,15 +154,20 @@ class DraftedTexts:
 
     @torch.inference_mode()
     def __init__(self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], tokens: int) -> None:
-        """``tokens``: of each text, fewer where the context is too short for them."""
+        """``tokens``: of each text at most. Raises UserError where no text has a token behind its first."""
         count = min(tokens, model.stepper.position_limit - max(map(len, prompts)))
-        full = generate_encoded(model, prompts, NeverExit(), max_new_tokens=count, end_at_eos=False)
+        texts = generate_encoded(model, prompts, NeverExit(), max_new_tokens=count).tokens
         self._model = model
-        self.texts = torch.stack(full.tokens).to(model.device)
-        self._batch = PromptBatch(model, prompts, count - 1)
+        self.texts = pad_sequence(texts, batch_first=True, padding_value=model.pad_id).to(model.device)
+        lengths = torch.tensor([len(text) for text in texts], device=model.device)
+        columns = self.texts.shape[1] - 1
+        self._follows = torch.arange(columns, device=model.device) < (lengths - 1).unsqueeze(1)  # bool [texts, columns]
+        if not self._follows.any():
+            raise UserError("behind the prompts that sublayers are searched on no text has a second token to draft")
+        self._batch = PromptBatch(model, prompts, columns)
         self._batch.prefill()
         self._begin = self._batch.cache.length
-        self._batch.cache.advance(count - 1)
+        self._batch.cache.advance(columns)
 
     @torch.inference_mode()
     def score(self, skipped: SkippedSublayers) -> float:
@@ -169,8 +177,8 @@ class DraftedTexts:
         hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
         hidden = skipped.run(model.stepper, hidden, context)
         cache.take_back(self._begin)
-        said = model.logits(model.num_layers, hidden).argmax(dim=-1)
-        return float((said == self.texts[:, 1:]).double().mean())
+        said = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
+        return float((said == self.texts[:, 1:][self._follows]).double().mean())
 
 
 class LayerSetSearch:

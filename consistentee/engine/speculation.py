@@ -56,7 +56,7 @@ class SpeculativeGenerations(Generations):
         and the others once. The model without some sublayers, which keeps nothing of what it reads, is called k times.
         """
         drafted, passes = sum(self.drafted), sum(self.passes)
-        read_by_drafter = drafted if self.skipped else drafted + passes
+        read_by_drafter = drafted + passes if self.skipped is None else drafted
         shallow = (drafted + passes) * self.draft_layer + read_by_drafter * self.drafter_in_layers
         return shallow + passes * (self.num_layers - self.draft_layer)
 
@@ -128,14 +128,11 @@ def speculate_encoded(
         raise UserError(f"either layer {draft_layer} drafts or the model without some sublayers, not both")
     if skipped is None and draft_layer not in model.exit_layers[:-1]:
         raise UserError(f"layer {draft_layer} cannot draft; exits before the last: {list(model.exit_layers[:-1])}")
-    if draft_tokens < 1:
-        raise UserError(f"a draft must have at least 1 token, got {draft_tokens}")
-    if not 0 <= threshold <= 1:
-        raise UserError(f"the threshold that ends a draft is a probability, got {threshold:g}")
+    check_drafts(draft_tokens, threshold)
     model.eval()
     check_prompts(model, rows, max_new_tokens)
     drafter = drafter_at(model, draft_layer) if skipped is None else SublayerDrafter(model, skipped)
-    endings = Endings(model.end_tokens if end_at_eos else frozenset(), tuple(stop), max_new_tokens)
+    endings = Endings(model.end_tokens if end_at_eos else frozenset(), stop, max_new_tokens)
     written = [
         _SpeculativeRow(
             model,
@@ -165,6 +162,14 @@ def speculate_encoded(
         drafter_in_layers=drafter.size_in_layers,
         skipped=skipped,
     )
+
+
+def check_drafts(draft_tokens: int, threshold: float) -> None:
+    """Raise UserError for drafts of no token, or a threshold that is no probability."""
+    if draft_tokens < 1:
+        raise UserError(f"a draft must have at least 1 token, got {draft_tokens}")
+    if not 0 <= threshold <= 1:
+        raise UserError(f"the threshold that ends a draft is a probability, got {threshold:g}")
 
 
 class _SpeculativeRow:

@@ -94,6 +94,7 @@ class TestTexts:
     def test_without_a_skip_every_draft_is_accepted(self, model):
         written = generate_speculatively(model, PROMPTS, skipped=NOTHING, draft_tokens=3, max_new_tokens=NEW_TOKENS)
         assert written.acceptance_rate == 1.0
+        assert written.layer_calls == 4 * (sum(written.drafted) + sum(written.passes))
         assert written.texts == generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS).texts
 
     @settings(max_examples=8, deadline=None)
@@ -195,13 +196,28 @@ class TestSearch:
         texts = DraftedTexts(model, model.encode(PROMPTS[:3]), 8)
         scores = [texts.score(skipped) for skipped in (NOTHING, SOME, NOTHING, SOME)]
         assert scores[0] == scores[2] == 1.0
-        by_hand = [
-            agreed
-            for prompt, text in zip(model.encode(PROMPTS[:3]), texts.texts.tolist(), strict=True)
-            for agreed in drafted_alike(model, prompt, text, SOME)
-        ]
-        assert scores[1] == scores[3] == sum(by_hand) / len(by_hand)
+        assert scores[1] == scores[3] == score_by_hand(model, PROMPTS[:3], 8)
         assert 0 < scores[1] < 1
+
+    def test_nothing_counts_behind_the_end_of_a_text(self, tiny_decoder):
+        model = tiny_decoder()
+        endless = generate(model, PROMPTS[:3], NeverExit(), max_new_tokens=8).tokens
+        model.backbone.generation_config.eos_token_id = int(endless[0][3])
+        lengths = {len(tokens) for tokens in generate(model, PROMPTS[:3], NeverExit(), max_new_tokens=8).tokens}
+        assert min(lengths) < 8
+        assert DraftedTexts(model, model.encode(PROMPTS[:3]), 8).score(SOME) == score_by_hand(model, PROMPTS[:3], 8)
+
+    def test_texts_of_one_token_have_nothing_to_draft(self, model):
+        with pytest.raises(UserError, match="no text has a second token"):
+            DraftedTexts(model, model.encode(PROMPTS[:3]), 1)
+
+
+def score_by_hand(model, prompts, new_tokens) -> float:
+    """Return the share of tokens behind the first that drafts would have given, of texts as long as they are."""
+    texts = tokens_of(generate(model, prompts, NeverExit(), max_new_tokens=new_tokens))
+    encoded = zip(model.encode(prompts), texts, strict=True)
+    agreed = [agrees for prompt, text in encoded for agrees in drafted_alike(model, prompt, text, SOME)]
+    return sum(agreed) / len(agreed)
 
 
 @torch.inference_mode()
