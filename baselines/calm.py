@@ -31,6 +31,7 @@ from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
+from consistentee.errors import UserError
 from consistentee.methods.knob_grids import even_log_odds
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.token_answers import exit_answers
@@ -40,7 +41,7 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
-from consistentee.rules.schedules import text_length
+from consistentee.rules.schedules import check_horizon, text_length
 from consistentee.rules.signals import Signal, head_probability, margin
 from consistentee.rules.view import LayerView
 from consistentee.training.decoder.sources import StateBatch
@@ -60,6 +61,7 @@ _PAPER = "Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061"
 _LAMBDAS = (-1.0, *even_log_odds(-9, 9, 73), 1.0)
 _LATE_THRESHOLDS = torch.linspace(-7, 7, 57, dtype=torch.float64).sigmoid().tolist()
 _TOKEN_LAMBDAS = (-0.2, *(threshold / 0.9 for threshold in _LATE_THRESHOLDS), 1.2)
+_STATE_LAMBDAS = (-0.2, *((cosine - 0.1) / 0.9 for cosine in even_log_odds(-3, 9, 57)), 1.2)  # thresholds without tau
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,8 @@ class _CALMTokens(TokenMethod):
 
     Attributes:
         tau: how fast the threshold falls along the text.
-        horizon: N, the most new tokens of a text; None for what the model was trained to write.
+        horizon: N, the most new tokens of a text; None for what the model was trained to write, which is more where it
+            decodes shorter texts than it learned.
     """
 
     paper: ClassVar[str] = _PAPER
@@ -223,6 +226,11 @@ class _CALMTokens(TokenMethod):
 
     tau: float = 4.0
     horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        check_horizon(self.horizon)
+        if self.tau < 0:
+            raise UserError(f"{self.name}: a threshold falls along the text, and tau is at least 0, got {self.tau:g}")
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, by the stage that all methods share."""
@@ -246,6 +254,10 @@ class CALMTokensSoftmax(VocabularyMethod, _CALMTokens):
 
     name: ClassVar[str] = "calm-tokens-softmax"
 
+    def __post_init__(self) -> None:
+        VocabularyMethod.__post_init__(self)
+        _CALMTokens.__post_init__(self)
+
     def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
         return self.pruned(DecayingSignalRule(margin, threshold, self.tau, tokens))
 
@@ -255,6 +267,8 @@ class CALMTokensState(_CALMTokens):
     """Leave where the state has stopped moving."""
 
     name: ClassVar[str] = "calm-tokens-state"
+    version: ClassVar[int] = 2
+    knob: ClassVar[Knob] = Knob("lambda", _STATE_LAMBDAS)
 
     tau: float = 0.0
 

@@ -46,6 +46,7 @@ class LayerSkip(DraftingMethod):
     exit_weights: ExitWeights = "depth"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.dropout < 1:
             raise UserError(f"{self.name}: dropout must lie in [0, 1), got {self.dropout:g}")
 

@@ -21,7 +21,7 @@ from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.rules.schedules import ScheduledRule, mean_layers, text_length
+from consistentee.rules.schedules import ScheduledRule, check_horizon, mean_layers, text_length
 from consistentee.training.decoder.stages import train_exits
 from consistentee.training.recipe import TokenRecipe
 
@@ -31,7 +31,8 @@ class SkipDecode(TokenMethod):
     """Exits fall along the text.
 
     Attributes:
-        horizon: new tokens that the schedule is stretched over; None for what the model was trained to write.
+        horizon: new tokens that the schedule is stretched over; None for what the model was trained to write. Where
+            texts are shorter, their mean layer is not the knob.
     """
 
     name: ClassVar[str] = "skipdecode"
@@ -39,6 +40,9 @@ class SkipDecode(TokenMethod):
     knob: ClassVar[Knob] = Knob("mean layer", tuple(float(layer) for layer in range(6, 31, 3)))
 
     horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        check_horizon(self.horizon)
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, by the stage that all methods share."""

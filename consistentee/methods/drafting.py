@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypedDict
 
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.speculation import generate_speculatively
+from consistentee.engine.speculation import check_drafts, generate_speculatively
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
@@ -36,6 +36,9 @@ class DraftingMethod(TokenMethod):
 
     draft_tokens: int = 4
     threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_drafts(self.draft_tokens, self.threshold)
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
         """Return the exit layers; with the last one nothing is drafted, and the full model writes alone."""

@@ -40,12 +40,15 @@ def mean_layers(model: MultiExitDecoder) -> tuple[float, ...]:
     return tuple(sorted(map(float, (*model.exit_layers, *between))))
 
 
+def check_horizon(horizon: int | None) -> None:
+    """Raise UserError for a schedule over no token."""
+    if horizon is not None and horizon < 1:
+        raise UserError(f"a schedule is stretched over at least one token, got a horizon of {horizon}")
+
+
 def text_length(model: MultiExitDecoder, horizon: int | None) -> int:
     """Return the number of tokens that a schedule is stretched over, N.
 
-    ``horizon`` where it is given; else what the model was trained to write at most; else 64. Raises UserError for a
-    horizon below 1.
+    ``horizon`` where it is given; else what the model was trained to write at most; else 64.
     """
-    if horizon is not None and horizon < 1:
-        raise UserError(f"a schedule is stretched over at least one token, got a horizon of {horizon}")
     return horizon or model.description.max_new_tokens or _USUAL_LENGTH

@@ -87,8 +87,26 @@ def test_threshold_is_stretched_over_what_the_model_was_trained_to_write(tiny_de
     get_method(NAMES[1]).fit(model, make_text_task(), RECIPE)
     assert get_method(NAMES[1]).rule(model, 0.5).tokens == make_text_task().max_new_tokens
     assert get_method(NAMES[1], horizon=20).rule(model, 0.5).tokens == 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_no_text_can_be_decoded_with_is_refused_before_training(name):
     with pytest.raises(UserError, match="horizon of 0"):
-        get_method(NAMES[1], horizon=0).rule(model, 0.5)
+        get_method(name, horizon=0)
+    with pytest.raises(UserError, match="tau is at least 0, got -1"):
+        get_method(name, tau=-1.0)
+    with pytest.raises(UserError, match="at least 2 candidates"):
+        get_method("calm-tokens-softmax", candidates=1)
+
+
+def test_thresholds_on_the_state_are_dense_where_states_have_settled(tiny_decoder):
+    model, method = tiny_decoder(), get_method("calm-tokens-state")
+    rules = [method.rule(model, knob) for knob in method.knob_values(model)]
+    thresholds = [float(rule.threshold_at(torch.tensor(7))) for rule in rules]
+    assert thresholds == sorted(thresholds)
+    assert (thresholds[0], thresholds[-1]) == (0.0, 1.0)
+    assert sum(0.95 < threshold < 1 for threshold in thresholds) > 20
+    assert thresholds.count(1.0) == 1
 
 
 def test_agreement_by_hand():

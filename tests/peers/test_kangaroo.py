@@ -183,4 +183,4 @@ def test_what_cannot_be_drafted_is_named(drafting_decoder):
     with pytest.raises(UserError, match=r"is a probability, got 1\.5"):
         Kangaroo(threshold=1.5).generate(model, ["ba"], 2.0)
     with pytest.raises(UserError, match="at least 1 token"):
-        Kangaroo(draft_tokens=0).generate(model, ["ba"], 2.0)
+        Kangaroo(draft_tokens=0)
