@@ -25,7 +25,7 @@ class WatchedRule(ExitRule):
 
     def __init__(self, rule: ExitRule) -> None:
         self.rule = rule
-        self.reads_history = rule.reads_history  # type: ignore[misc]  # the engine asks the rule in hand
+        self.reads_history = rule.reads_history
         self.reads: dict[int, set[str]] = {}
         self.rows_at_start = self.rows_now = self.layer = 0
 

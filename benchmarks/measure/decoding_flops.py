@@ -121,13 +121,8 @@ class DecodingFlops:
         return total
 
     def _costs_by_step(self, rule: ExitRule, steps: int) -> list[ExitCost]:
-        """Return what exits cost at each step; counted step by step only for a rule that does not read always alike."""
-        if steps < 2:
-            return []
-        first, last = self.exit_cost(rule, 1), self.exit_cost(rule, steps - 1)
-        if first == last:
-            return [first] * steps
-        return [first, *(self.exit_cost(rule, step) for step in range(1, steps))]
+        """Return what exits cost at each step but the first, which is the prompt's: a rule may read at some alone."""
+        return [self.exit_cost(rule, max(step, 1)) for step in range(steps)]
 
     def _filling(self, layers: range, columns: int, kv: str) -> int:
         """Return what layers (from 0) cost that are given keys and values after their token has left."""

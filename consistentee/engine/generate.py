@@ -174,7 +174,7 @@ def generate_encoded(
 
     ``end_at_eos=False`` goes on behind tokens that end a text, so that all texts are equally long.
     """
-    endings = Endings(model.end_tokens if end_at_eos else frozenset(), tuple(stop), max_new_tokens)
+    endings = Endings(model.end_tokens if end_at_eos else frozenset(), stop, max_new_tokens)
     transcripts = [Transcript(row, model.decode, endings) for row in range(len(rows))]
     in_order = sorted(transcripts, key=lambda transcript: len(rows[transcript.row])) if sort_by_length else transcripts
     writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, stream, read)
@@ -198,17 +198,20 @@ def stream_texts(
     kv: KVPolicy = "propagate",
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
+    max_prompt_tokens: int | None = None,
+    keep: Keep = "end",
     stream: Stream | None = None,
 ) -> Iterator[Transcript]:
     """As :func:`generate`, text by text: yield each as soon as it has ended, in whatever order that is.
 
     What has been yielded is not lost when a later text fails, and closing the generator ends the work.
     """
-    rows = model.encode(prompts)
-    endings = Endings(model.end_tokens, tuple(stop), max_new_tokens)
+    rows = model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep)
+    endings = Endings(model.end_tokens, stop, max_new_tokens)
     transcripts = [Transcript(row, model.decode, endings) for row in range(len(rows))]
     writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, stream)
-    return _engine(model, rows, transcripts, writing, in_flight).run()
+    engine = _engine(model, rows, transcripts, writing, in_flight)
+    return engine.run() if max_new_tokens else iter(transcripts)
 
 
 def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:

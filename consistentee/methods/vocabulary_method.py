@@ -47,7 +47,11 @@ class SpeakingLayersMethod(VocabularyMethod):
     thresholds: ClassVar[Sequence[tuple[float, float]]]
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train all exits alike, at every step, on labels alone; through the backbone where the recipe trains it."""
+        """Train the backbone, where the recipe does, with all exits alike, at every step, on labels alone.
+
+        What exits have of their own learns afterwards, by the stage that all methods share; so do exits of a frozen
+        backbone. With ``adapter="shared"`` they have nothing.
+        """
         self.check_task(task)
         all_alike = replace(recipe, exit_weights="equal", exit_curriculum="all", layer_dropout=0.0, taught_share=0.0)
         train_exits(model, task, all_alike)

@@ -1,6 +1,6 @@
 """ExitRule, who decides which rows stop, and the rules that several methods share."""
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class ExitRule:
         reads_history: the rule reads ``view.history``, which the engine then keeps for every row.
     """
 
-    reads_history: ClassVar[bool] = False
+    reads_history: bool = False
 
     def start(self, rows: int, num_layers: int) -> State:
         """Return the per-row state before the first layer: tensors with ``rows`` first."""
@@ -81,6 +81,7 @@ class OneLayerRule(ExitRule):
 
     def __init__(self, rule: ExitRule, layer: int) -> None:
         self.rule = rule
+        self.reads_history = rule.reads_history
         self.layer = layer
 
     def start(self, rows: int, num_layers: int) -> State:
@@ -105,6 +106,7 @@ class ConsecutiveRule(ExitRule):
         if not (patience >= 1 and float(patience).is_integer()):
             raise UserError(f"a patience must be a whole number, at least 1, got {patience:g}")
         self.rule = rule
+        self.reads_history = rule.reads_history
         self.patience = int(patience)
 
     def start(self, rows: int, num_layers: int) -> State:

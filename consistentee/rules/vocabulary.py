@@ -40,7 +40,7 @@ class PrunedVocabularyRule(ExitRule):
         check_candidates(candidates)
         self.rule = rule
         self.candidates = candidates
-        self.reads_history = rule.reads_history  # type: ignore[misc]  # the engine asks the rule in hand
+        self.reads_history = rule.reads_history
 
     def start(self, rows: int, num_layers: int) -> State:
         """Return the state of the other rule: no exit has been read yet."""

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.rules.view import LayerView
 
 View = TypeVar("View", bound=LayerView)
@@ -38,7 +38,7 @@ def walk(rule: ExitRule, views: Iterable[View]) -> Iterator[tuple[View, Tensor]]
         if active is None:
             active = torch.ones(view.rows, dtype=torch.bool, device=view.device)
             state = {name: value.to(view.device) for name, value in rule.start(view.rows, view.num_layers).items()}
-        leaves = active if view.layer == view.num_layers else rule.should_exit(view, state) & active
+        leaves = active if view.layer == view.num_layers else ask(rule, view, state) & active
         yield view, leaves
         active = active & ~leaves
         if not active.any():

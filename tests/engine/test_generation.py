@@ -8,7 +8,7 @@ import torch
 from conftest import DECODER_FAMILIES, random_prompts
 
 from baselines.references import RandomRule, StaticRule
-from consistentee.engine.generate import generate, generate_encoded
+from consistentee.engine.generate import generate, generate_encoded, stream_texts
 from consistentee.engine.step import prompt_batch
 from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
@@ -180,6 +180,11 @@ class TestEndings:
             assert (ended_by == "stop") == any(string in whole for string in stop)
             assert ended_by != "stop" or any(string in model.decode(tokens) for string in stop)
         assert out.ended_by.count("stop") >= 2
+
+    @pytest.mark.parametrize("decode", [generate, stream_texts])
+    def test_a_single_stop_string_is_no_list_of_its_characters(self, tiny_decoder, decode):
+        with pytest.raises(UserError, match="stop strings are a list, got 'bad end'"):
+            decode(tiny_decoder(), PROMPTS, MIXED, stop="bad end")
 
     def test_a_stream_is_told_every_token_once_and_in_order(self, tiny_decoder):
         model = tiny_decoder()

@@ -337,6 +337,18 @@ class TestWhatGoesWrong:
         assert 0 < len(kept) < len(PROMPTS)
         assert all(whole.texts[row] == text for row, text in kept)
 
+    @pytest.mark.parametrize("in_flight", [None, 8])
+    def test_texts_without_tokens_come_too(self, model, in_flight):
+        texts = list(stream_texts(model, PROMPTS, MIXED, max_new_tokens=0, in_flight=in_flight))
+        assert [(text.row, text.text, text.ended_by) for text in texts] == [
+            (n, "", "length") for n in range(len(PROMPTS))
+        ]
+
+    def test_streamed_prompts_are_cut_as_others(self, model):
+        options = {"max_new_tokens": 4, "max_prompt_tokens": 3, "keep": "start"}
+        texts = {text.row: text.text for text in stream_texts(model, PROMPTS, MIXED, **options)}
+        assert [texts[row] for row in range(len(PROMPTS))] == generate(model, PROMPTS, MIXED, **options).texts
+
     def test_too_few_in_flight(self, model):
         with pytest.raises(UserError, match="a batch of 8 cannot be filled from 4 rows in flight"):
             generate(model, PROMPTS, MIXED, in_flight=4, batch_size=8)

@@ -85,6 +85,23 @@ def test_decoding_adds_up_layers_exits_and_late_keys_and_values(model, flops, kv
     assert any(int(late.sum()) for late in written.late_layers)
 
 
+class ReadsInTheMiddle(ExitRule):
+    """Reads what layer 2 says, of the third new token alone, and leaves nowhere."""
+
+    def should_exit(self, view, state):
+        if view.layer == 2 and view.step == 2:
+            view.logits  # noqa: B018 (reading is what costs)
+        return torch.zeros(view.rows, dtype=torch.bool)
+
+
+def test_what_is_read_at_one_place_alone_is_counted(model, flops):
+    written = generate(model, random_prompts(3, seed=1), ReadsInTheMiddle(), max_new_tokens=6)
+    readings = sum(len(tokens) > 2 for tokens in written.tokens)
+    assert readings
+    reading = readings * exit_formula(model, 2)
+    assert flops.decoding(written, ReadsInTheMiddle(), "propagate") == flops.full_decoding(written) + reading
+
+
 def test_never_exiting_costs_full_depth_and_exiting_costs_less(model, flops):
     prompts = random_prompts(3, seed=2)
     full = generate(model, prompts, NeverExit(), max_new_tokens=5)

@@ -40,6 +40,17 @@ def test_the_last_layer_in_the_last_layers_place_is_the_full_model(tiny_decoder,
         assert not torch.cat(written.late_layers).any()
 
 
+def test_evaluation_is_of_the_branch_too(tiny_decoder):
+    model = tiny_decoder("gpt2")
+    model.add_branch(2, LAST)
+    stack = DecoderStack(model, 2)
+    model.train()
+    stack.eval()
+    assert not any(module.training for module in model.branch(2).modules())
+    stack.train()
+    assert all(module.training for module in model.branch(2).modules())
+
+
 @pytest.mark.parametrize("family", DECODER_FAMILIES)
 def test_a_layer_without_its_mlp_is_one_whose_mlp_says_nothing(tiny_decoder, family):
     model = tiny_decoder(family)

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consistentee.errors import UserError
-from consistentee.rules.exit_rule import ThresholdRule
+from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, OneLayerRule, ThresholdRule
 from consistentee.rules.signals import entropy, margin, normalised_entropy, top_probability
 from consistentee.rules.view import predictions_of
+from consistentee.rules.vocabulary import prune_vocabulary
 from consistentee.traces.instance_trace import Trace
 
 
@@ -52,3 +53,12 @@ def test_a_regression_has_no_probabilities():
     with pytest.raises(UserError, match="regression"):
         entropy(view_of([[0.3]]))
     assert predictions_of(torch.tensor([[[0.25], [0.5]]])).tolist() == [[0.25, 0.5]]
+
+
+def test_rules_about_another_rule_read_what_it_reads():
+    class Earlier(NeverExit):
+        reads_history = True
+
+    for wrapped in (OneLayerRule(Earlier(), 2), ConsecutiveRule(Earlier(), 2), prune_vocabulary(Earlier(), 8)):
+        assert wrapped.reads_history
+    assert not OneLayerRule(NeverExit(), 2).reads_history

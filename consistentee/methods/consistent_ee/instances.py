@@ -129,9 +129,9 @@ class ConsistentEE(Method):
         return hardness
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where P(exit) > knob; the paper uses 0.5."""
+        """Exit where P(exit) > knob; the paper uses 0.5. At 0 every row leaves, whatever P is rounded to."""
         self.check_knob(model, knob)
-        return PolicyRule(self.policy_reads, threshold=knob)
+        return PolicyRule(self.policy_reads, threshold=knob if knob > 0 else float("-inf"))
 
     def _fit_policy(
         self,

@@ -2,9 +2,9 @@
 
 What exits is a token. The state after reading token i decides where to leave, and the exit there says token i + 1:
 both belong to one row of a :class:`consistentee.TokenTrace`, so that losses, exits and log-probabilities
-cannot be shifted against each other. Prompts and padding are outside of losses, reward and Memorized Layer, and so is
-the first token of a response, which always comes from layer L. Layers in the reward,
-``R = -CE_t - alpha * (1 - m/L) * t``, are true layers.
+cannot be shifted against each other. Prompts and padding are outside of losses, reward and Memorized Layer. So is the
+first token of a response, which always comes from layer L, but where a backbone learns: its exits learn that one too.
+Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) * t``, are true layers.
 
 Three stages, all on states that the frozen backbone has left once:
 

@@ -25,6 +25,13 @@ class DecoderStack(MultiExitDecoder):
         description = replace(model.description, exit_layers=(exit_layer + 1,), branches={}, heads={})
         super().__init__(stepper, model.tokenizer, description)
 
+    def train(self, mode: bool = True) -> "DecoderStack":
+        """Set training or evaluation, for the branch too, which is no submodule here."""
+        super().train(mode)
+        for branch in self._branches:
+            branch.train(mode)
+        return self
+
     def backbone_fingerprint(self) -> str:
         return hash_json([super().backbone_fingerprint(), hash_tensors(self._branches[0].state_dict())])
 
