@@ -135,7 +135,7 @@ def test_commands_within_sentences_exist_with_their_options(document):
 
 
 def test_files_that_the_documents_link_to_exist():
-    for document in (*DOCUMENTS, "CONTRIBUTING.md", "results/README.md"):
+    for document in (*DOCUMENTS, "CONTRIBUTING.md", "results/README.md", "results/generation.md"):
         for link in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
             assert ((ROOT / document).parent / link).exists(), f"{document}: {link}"
 
