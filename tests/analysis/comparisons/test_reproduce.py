@@ -206,7 +206,7 @@ def test_conditions_that_differ_have_a_line_each(tmp_path):
     assert "theirs GLUE test; ours: dev is the test split" in lines[1]
     assert "RTE 1,000 of 2,490" in lines[2]
     assert "RTE 200 of 277" in lines[3]
-    assert "RTE 2" in lines[4]
+    assert "full 2" in lines[4]
     saved = compared(rte_cells(tmp_path), table=load_paper("deebert-glue"))
     assert condition_lines(saved)[-1].startswith("Speed-up: theirs time saved")
 
