@@ -23,7 +23,9 @@ UNTIMED = {
 """Tasks and seeds by suite whose times were not taken; a run makes these cells again, for it needs the models."""
 UNTIMED_CELLS = {
     "cpu-12-layers-converged": {("mrpc", "gpfee"), ("sst2", "gpfee")},
-    "cpu-decoding-tuned": {("alpaca", "soft"), ("alpaca", "consistentee-tokens-tuned")},
+    "cpu-decoding-tuned": {
+        ("alpaca", label) for label in ("calm-tokens-state", "consistentee-tokens-tuned", "skipdecode", "soft", "swift")
+    },
 }
 """Single ones, by task and label."""
 FILES = {"cells.parquet", "rows.parquet", "timings.parquet", "table.md", "table.csv"}
