@@ -8,6 +8,7 @@ import pytest
 from records_by_hand import write_results
 from rich.console import Console
 
+from benchmarks.analysis import write_all_tables, write_html
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.panels.results import load_panels
 from benchmarks.analysis.rows.instances import row_for_half
@@ -183,6 +184,21 @@ def test_what_is_stored_for_some_of_the_tasks_alone_does_not_stand_beside_their_
     board = loaded(tmp_path / "run", keys_of(tmp_path / "run"), [everything / "published"])
     assert board.stored
     assert set(rows_of(board)) == SHOWN
+
+
+def test_tasks_that_share_the_full_model_alone_are_all_shown(tmp_path):
+    tasks = ("mcid", "rte", "sst2", "trec")
+    for task, label in zip(tasks, ("pabee", "deebert", "berxit", "static"), strict=True):
+        write_results(tmp_path / "whole", tasks=(task,))
+        for kept in ("full", label):
+            place = Path("cells", task, "minilm-l6", kept)
+            shutil.copytree(tmp_path / "whole" / place, tmp_path / "run" / place)
+    run = tmp_path / "run"
+    shown = printed(run, list(keys_of(run)), [])
+    assert "mean of 4 tasks" in shown
+    page = write_all_tables(run, "md").read_text()
+    assert all(task in page for task in tasks)
+    assert "no other method on all tasks" in write_html(run).read_text()
 
 
 def test_unreadable_publications_are_named(everything, small_run, tmp_path):

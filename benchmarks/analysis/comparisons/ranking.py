@@ -91,12 +91,12 @@ def block_name(panel: BasePanel[Any, Any, Any]) -> str:
 
 
 def compared_panels(panels: Sequence[_PanelT]) -> list[_PanelT]:
-    """Return the panels that have at least half of all curves: the tasks over which methods are compared.
+    """Return the panels that have at least half of all curves: the tasks over which methods are compared; else all.
 
     Most methods need classes. With a regression among the tasks, no other method would be defined on all of them.
     """
     curves = {label for panel in panels for label in panel.methods}
-    return [panel for panel in panels if 2 * len(panel.methods) >= len(curves)]
+    return [panel for panel in panels if 2 * len(panel.methods) >= len(curves)] or list(panels)
 
 
 def score_table(panels: Sequence[Panel], statistic: str) -> ScoreTable:

@@ -106,7 +106,7 @@ class Content:
     Attributes:
         unit: what exits: ``row``, ``decoded token``.
         load: (folder, labels or None) -> panels and faults.
-        headline: None where there is no full model to compare with.
+        headline: None where there is no full model to compare with, or no curve that all tasks have.
         full: the label of the stock model among the operating points.
         leaderboard: one row a method, means over tasks.
         by_task: one row a method, one column a task.

@@ -11,12 +11,13 @@ from benchmarks.analysis.tables.equal_cost import NO_ROWS_NOTE
 
 
 def points_at_equal_cost(panels: Sequence[AnyPanel], how: str) -> Headline | None:
-    """Return means over the tasks that (nearly) all methods are defined for; None without a full model.
+    """Return means over the tasks that (nearly) all methods are defined for.
 
-    ``how``: what points are, and how knobs are mixed.
+    None without a full model, or without a curve that all these tasks have. ``how``: what points are, and how knobs are
+    mixed.
     """
     found = headline(panels)
-    if found is None:
+    if found is None or not found.entries:
         return None
     of_several = len(found.panels) > 1
     over = f"mean of {len(found.panels)} tasks" if of_several else block_name(found.panels[0])
