@@ -17,18 +17,23 @@ def share_weights(model: Path, pool: Path) -> None:
 
     Args:
         model: folder of a saved model, in place of whose large files there are links afterwards, if the disk has them.
-        pool: folder where each of these files lies by its hash.
+        pool: folder where each of these files lies by its hash; one that was damaged there is replaced.
     """
     for file in sorted(model.rglob("*.safetensors")):
         if file.stat().st_size < LARGE_BYTES:
             continue
-        with file.open("rb") as content:
-            first = pool / f"{file_digest(content, 'sha256').hexdigest()}.safetensors"
+        digest = _digest(file)
+        first = pool / f"{digest}.safetensors"
         make_folder(pool)
         with suppress(OSError):  # no links on this disk: the model has a copy of its own
-            with suppress(FileExistsError):
-                os.link(file, first)
+            whole = first.exists() and first.stat().st_size == file.stat().st_size and _digest(first) == digest
+            source, place = (first, file) if whole else (file, first)
             link = file.with_name(f".{file.name}{PARTIAL}")
-            os.link(first, link)
-            link.replace(file)
+            os.link(source, link)
+            link.replace(place)
             link.unlink(missing_ok=True)  # which is still there where both were one file
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as content:
+        return file_digest(content, "sha256").hexdigest()

@@ -216,6 +216,22 @@ def test_models_with_equal_weights_keep_one_large_file_between_them(tmp_path, mo
     assert not list(tmp_path.rglob(".*")), "no link is left behind"
 
 
+@pytest.mark.parametrize("damaged", [b"", b"weights"[:3], b"WEIGHTS"])
+def test_weights_that_were_damaged_come_back_to_no_model(tmp_path, monkeypatch, damaged):
+    monkeypatch.setattr(shared_weights, "LARGE_BYTES", 1)
+    files = [tmp_path / name / "model.safetensors" for name in ("first", "again", "other")]
+    for number, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_bytes(b"weights")
+        share_weights(file.parent, tmp_path / "pool")
+        if number == 0:
+            file.write_bytes(damaged)  # into the one file that is the pool's too
+    assert [file.read_bytes() for file in files] == [damaged, b"weights", b"weights"]
+    assert files[1].samefile(files[2])
+    assert [file.read_bytes() for file in (tmp_path / "pool").iterdir()] == [b"weights"]
+    assert not list(tmp_path.rglob(".*")), "no link is left behind"
+
+
 def test_a_disk_without_links_keeps_copies(tmp_path, monkeypatch):
     def no_links(*_):
         raise PermissionError
