@@ -73,8 +73,9 @@ def open_results(
 ) -> StoredResults[RecordT, TimingT]:
     """Read the records of a results folder; rows are read when they are asked for.
 
-    Nothing is moved: reading results never changes them. Raises UserError if the folder holds no record at all, and if
-    it has the compact form and cannot be read.
+    Of a group, the timing that was taken last comes first: earlier ones may be of another protocol. Published ones have
+    the order in which they were written. Nothing is moved: reading results never changes them. Raises UserError if the
+    folder holds no record at all, and if it has the compact form and cannot be read.
     """
     if is_compact(root):
         from benchmarks.store.compact.reading import read_compact
@@ -101,7 +102,9 @@ def open_results(
         inside = [str(place) for place in sorted(root.glob("*")) if is_compact(place) or (place / "cells").is_dir()]
         hint = f"these do: {', '.join(inside)}" if inside else f"`consistentee run SUITE --out {root}` makes some"
         raise UserError(f"{root} holds no results; {hint}")
-    return StoredResults(cells, list(timings.values()), list(timings), faults)
+    files = sorted(timings, key=lambda file: timings[file].finished_at, reverse=True)
+    files.sort(key=lambda file: Path(file).parent)
+    return StoredResults(cells, [timings[file] for file in files], files, faults)
 
 
 def is_compact(root: Path) -> bool:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from records_by_hand import cell, operating_point, parts_by_hand
+from records_by_hand import cell, operating_point, parts_by_hand, write_results
 
+from benchmarks.analysis.panels.results import load_panels
 from benchmarks.store import folders as storage
 from benchmarks.store import shared_weights
 from benchmarks.store.folders import (
@@ -199,6 +200,27 @@ def test_unreadable_predictions(tmp_path):
 def test_record_keeps_infinities(tmp_path):
     record = RECORD.model_copy(update={"train_seconds": float("inf")})
     assert CellRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_the_timing_that_was_taken_last_counts(tmp_path):
+    write_results(tmp_path, seeds=(0, 1))
+    (latest,) = tmp_path.glob("timings/*/*/seed0/timing.json")
+    earlier = TimingRecord.model_validate_json(latest.read_text())
+    changes = {"key": "another protocol", "finished_at": "2025-01-01T00:00:00+00:00"}
+    write_record(latest.with_name("timing-1.json"), earlier.model_copy(update=changes))
+    found = open_results(tmp_path, CellRecord, TimingRecord)
+    assert [Path(file).parts[-2:] for file in found.timing_files] == [
+        ("seed0", "timing.json"),
+        ("seed0", "timing-1.json"),
+        ("seed1", "timing.json"),
+    ]
+    ((panel,), _) = load_panels(tmp_path)
+    assert panel.timings[0].key == "timing"
+    record = next(cell.record for cell in panel.cells_of("pabee", 0))
+    knob = record.operating_points[0].knob
+    assert panel.contender(record, knob) is next(
+        one for one in panel.timings[0].contenders if (one.cell_key, one.knob) == (record.key, knob)
+    )
 
 
 def test_models_with_equal_weights_keep_one_large_file_between_them(tmp_path, monkeypatch):
