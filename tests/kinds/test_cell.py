@@ -254,6 +254,20 @@ def test_texts_are_tokenised_once_to_train_and_once_to_measure(tmp_path, tiny_ba
     assert sorted(seen) == sorted(text for split in splits for text in split.texts)
 
 
+@pytest.mark.parametrize("last", ["save_pretrained", "to_parquet"])
+def test_a_cell_that_dies_while_it_is_made_again_is_no_cell(tmp_path, tiny_backbone, toy_task, monkeypatch, last):
+    spec, folder = spec_of(tiny_backbone("bert"), "full"), RunFolder(tmp_path)
+    run(spec, toy_task, folder)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr({"save_pretrained": MultiExitModel, "to_parquet": pd.DataFrame}[last], last, killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, toy_task, folder)
+    assert read_cell(folder.cell(spec), parts_by_hand(), CellRecord) == (None, None)
+
+
 def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):
     records = []
     for name in ("a", "b"):

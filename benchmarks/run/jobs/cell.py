@@ -59,6 +59,7 @@ def run_cell(
             environment=describe_environment(),
             finished_at=now(),
         )
+        (cell / RECORD_FILE).unlink(missing_ok=True)  # one from before is not of the model and the rows that come now
         with replacing(folder.model(parts.key)) as temporary:
             model.save_pretrained(temporary)
             share_weights(temporary, folder.weights)
