@@ -16,6 +16,14 @@ def listed(values: Sequence[str] | None) -> list[str] | None:
     return [name for name in names if name]
 
 
+def chosen(values: Sequence[str] | None, option: str) -> list[str] | None:
+    """Return what an option lists, see :func:`listed`. Raises UserError for an option that lists nothing."""
+    names = listed(values)
+    if names == []:
+        raise UserError(f"{option} names nothing; leave it out for all")
+    return names
+
+
 def found_methods(methods: Sequence[str] | None) -> list[str] | None:
     """Return the methods of the command line, those of files and folders included; say what cannot be used."""
     names = listed(methods)
@@ -40,8 +48,8 @@ def labels_of_methods(methods: Sequence[str] | None) -> list[str] | None:
 
 
 def parsed_seeds(values: Sequence[str] | None) -> list[int] | None:
-    """Return seeds as numbers. Raises UserError for anything else."""
-    names = listed(values)
+    """Return seeds as numbers. Raises UserError for anything else, and for none."""
+    names = chosen(values, "--seeds")
     try:
         return None if names is None else [int(name) for name in names]
     except ValueError as error:

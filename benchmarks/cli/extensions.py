@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.cli.application import DataOption, app, examples
-from benchmarks.cli.arguments import existing_data, found_methods, listed, parsed_parameters
+from benchmarks.cli.arguments import chosen, existing_data, found_methods, parsed_parameters
 from benchmarks.terminal import output_console
 
 command = partial(app.command, rich_help_panel="Your own")
@@ -56,7 +56,9 @@ def check_method(
 
     passed = True
     for name in found_methods([method]) or []:
-        report = check(name, get_method(name, **parsed_parameters(param)), listed(families), progress=True)
+        report = check(
+            name, get_method(name, **parsed_parameters(param)), chosen(families, "--families"), progress=True
+        )
         output_console().print(report_table(report))
         passed &= report.passed
     if not passed:

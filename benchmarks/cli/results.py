@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.cli.application import DataOption, app, examples
-from benchmarks.cli.arguments import existing_data, labels_of_methods, listed, results_folder
+from benchmarks.cli.arguments import chosen, existing_data, labels_of_methods, results_folder
 from benchmarks.terminal import RESULTS_WIDTH, output_console
 
 command = partial(app.command, rich_help_panel="See results")
@@ -102,7 +102,7 @@ def reproduce(
         output_console().print(papers.inventory())
         return
     reproduction = papers.Reproduction.of(
-        name, listed(backbones), out=None if out is None else results_folder(out), results=results
+        name, chosen(backbones, "--backbones"), out=None if out is None else results_folder(out), results=results
     )
     data = existing_data(data)
     if dry_run:
@@ -145,7 +145,7 @@ def plot(
 
     processes = min(4, cpu_count())
     paths, missing = write_all_figures(
-        results, labels_of_methods(methods), listed(tasks), processes=processes, kinds=(figure_format,)
+        results, labels_of_methods(methods), chosen(tasks, "--tasks"), processes=processes, kinds=(figure_format,)
     )
     for path in paths:
         print(path)

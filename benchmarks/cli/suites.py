@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from benchmarks.cli.application import DataOption, app, examples
-from benchmarks.cli.arguments import existing_data, found_methods, listed, parsed_rate, parsed_seeds, results_folder
+from benchmarks.cli.arguments import (
+    chosen,
+    existing_data,
+    found_methods,
+    listed,
+    parsed_rate,
+    parsed_seeds,
+    results_folder,
+)
 from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
 
@@ -74,7 +82,10 @@ def run(
 
     spec = load_suite(suite)
     filters = Filters(
-        tasks=listed(tasks), methods=found_methods(methods), backbones=listed(backbones), seeds=parsed_seeds(seeds)
+        tasks=chosen(tasks, "--tasks"),
+        methods=found_methods(methods),
+        backbones=chosen(backbones, "--backbones"),
+        seeds=parsed_seeds(seeds),
     )
     if scheduler is not None and workers > 1:
         raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
@@ -143,7 +154,7 @@ def search_recipe(
     from benchmarks.commands.search_recipe import recipes_of
     from benchmarks.specs.suites import Filters
 
-    filters = Filters(tasks=listed(tasks), backbones=listed(backbones), seeds=[0])
+    filters = Filters(tasks=chosen(tasks, "--tasks"), backbones=chosen(backbones, "--backbones"), seeds=[0])
     tried = [parsed_rate(rate) for rate in listed(rates) or ()]
     found = recipes_of(suite, filters, tried, epochs, data_dir=existing_data(data), out=out)
     output_console(RESULTS_WIDTH).print(found)

@@ -58,8 +58,21 @@ class MethodEntry(Strict):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        value = {"method": value} if isinstance(value, str) else dict(value)
+        if isinstance(value, str):
+            value = {"method": value}
+        if not isinstance(value, Mapping):
+            raise ValueError(f"an entry is a method's name, or a mapping that has it under 'method'; got {value!r}")
         return {**value, "label": value.get("label") or label_of(str(value.get("method", "")))}
+
+    @field_validator("parameters", "grid")
+    @classmethod
+    def _plain_values(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for parameter, value in values.items():
+            try:
+                canonical_json(value)
+            except TypeError as error:  # YAML has dates, sets and bytes, which no key and no record can hold
+                raise ValueError(f"{parameter!r} is no number, text, list or mapping: {value}; quote a text") from error
+        return values
 
     @field_validator("grid")
     @classmethod
@@ -280,8 +293,11 @@ def short_hash(value: Any) -> str:
 
 def validation_sentence(error: ValidationError) -> str:
     """Say in one sentence what is wrong with a file: the field and the fault, for every fault."""
-    faults = []
+    faults, places = [], [fault["loc"] for fault in error.errors()]
     for fault in error.errors():
+        here = fault["loc"]
+        if fault["type"] == "too_short" and any(place[: len(here)] == here for place in places if place != here):
+            continue  # items with faults of their own are not counted
         field = ".".join(str(part) for part in fault["loc"])
         faults.append(f"{field}: {fault['msg']}" if field else fault["msg"])
     return "; ".join(faults)

@@ -1,6 +1,7 @@
 """SuiteSpec: what a suite's YAML may say, and the cells it stands for."""
 
 from dataclasses import replace
+from datetime import date
 from itertools import product
 from pathlib import Path
 
@@ -158,6 +159,26 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
 def test_faults_are_named(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         load_suite(written(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["full", None], r"methods\.1: .*an entry is a method's name, or a mapping .*; got None$"),
+        ([3], r"methods\.0: .*; got 3$"),
+        ([["full"]], r"methods\.0: .*; got \['full'\]$"),
+        (
+            [{"method": "full", "parameters": {"since": date(2024, 1, 2)}}],
+            "'since' is no number.*: 2024-01-02; quote a",
+        ),
+        ([{"method": "full", "grid": {"since": [date(2024, 1, 2)]}}], "'since' is no number, text"),
+        ([{"method": "full", "parameters": {"kinds": {"a"}}}], "'kinds' is no number, text"),
+    ],
+)
+def test_entries_that_are_none_are_named_alone(tmp_path, methods, message):
+    with pytest.raises(UserError, match=message) as raised:
+        load_suite(written(tmp_path, methods=methods))
+    assert "at least 1 item" not in str(raised.value)
 
 
 def test_file_faults(tmp_path):
