@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails
 
 from benchmarks.specs.costs import Cost
 from benchmarks.specs.schema import Strict, canonical_json
@@ -217,9 +218,16 @@ class BaseSuite(Strict):
 
     @model_validator(mode="after")
     def _recipes_are_valid(self) -> Self:
-        for entry in self.methods:
-            for task in (*self.tasks, *self.task_overrides):
-                self.recipe_for(task, entry)
+        parts = {("task_overrides", task): override.recipe for task, override in self.task_overrides.items()}
+        parts |= {("methods", entry.label): entry.recipe for entry in self.methods}
+        faults: list[InitErrorDetails] = []
+        for place, recipe in parts.items():
+            try:
+                replace(self.recipe, **recipe)
+            except ValidationError as error:
+                faults += _faults_at((*place, "recipe"), error)
+        if faults:
+            raise ValidationError.from_exception_data(self.name, faults)
         return self
 
     def override_of(self, task: str) -> BaseOverride:
@@ -289,6 +297,14 @@ def folder_name(name: str) -> str:
 def short_hash(value: Any) -> str:
     """Return the first 10 hexadecimal digits of the hash of a JSON-serialisable value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
+
+
+def _faults_at(place: tuple[str, ...], error: ValidationError) -> Iterator[InitErrorDetails]:
+    """Yield the faults of what stands at a place, each under its whole path."""
+    for fault in error.errors():
+        yield InitErrorDetails(
+            type=fault["type"], loc=(*place, *fault["loc"]), input=fault["input"], ctx=fault.get("ctx", {})
+        )
 
 
 def validation_sentence(error: ValidationError) -> str:

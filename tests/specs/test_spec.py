@@ -146,9 +146,12 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
         ({"colour": "red"}, "colour: Extra inputs"),
         ({"tasks": []}, "tasks"),
         ({"recipe": {"epoch": 3}}, "recipe.epoch: Unexpected keyword"),
-        ({"task_overrides": {"rte": {"recipe": {"epochs": 0}}}}, "epochs"),
-        ({"methods": [{"method": "full", "recipe": {"epochs": 0}}]}, "epochs"),
-        ({"methods": [{"method": "full", "recipe": {"epoch": 1}}]}, "epoch"),
+        ({"task_overrides": {"rte": {"recipe": {"epochs": 0}}}}, r"yaml: task_overrides\.rte\.recipe\.epochs: Input"),
+        (
+            {"methods": [{"method": "full", "recipe": {"epochs": 0}}]},
+            r"yaml: methods\.full\.recipe\.epochs: Input .*1$",
+        ),
+        ({"methods": [{"method": "full", "recipe": {"epoch": 1}}]}, r"methods\.full\.recipe\.epoch: Unexpected [^;]*$"),
         ({"methods": ["full", "full"]}, "label 'full' is used by two entries"),
         ({"methods": [{"method": "pabee", "grid": {"tolerance": []}}]}, "lists no values"),
         ({"budgets": [0.5, 1.5]}, "budgets are fractions"),
@@ -159,6 +162,21 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
 def test_faults_are_named(tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         load_suite(written(tmp_path, **changes))
+
+
+def test_all_faults_of_recipes_are_named(tmp_path):
+    methods = [
+        {"method": "full", "recipe": {"epohcs": 1}},
+        {"method": "pabee", "label": "p", "recipe": {"epochs": "x"}},
+    ]
+    overrides = {task: {"recipe": {"max_length": 1}} for task in ("sst2", "rte")}
+    with pytest.raises(UserError) as raised:
+        load_suite(written(tmp_path, methods=methods, task_overrides=overrides))
+    places = ["task_overrides.rte.recipe.max_length", "task_overrides.sst2.recipe.max_length"]
+    places += ["methods.full.recipe.epohcs", "methods.p.recipe.epochs"]
+    sentence = str(raised.value)
+    assert sentence.count(";") == 3
+    assert all(f" {place}: " in sentence for place in places)
 
 
 @pytest.mark.parametrize(
