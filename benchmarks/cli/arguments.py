@@ -50,10 +50,15 @@ def labels_of_methods(methods: Sequence[str] | None) -> list[str] | None:
 def parsed_seeds(values: Sequence[str] | None) -> list[int] | None:
     """Return seeds as numbers. Raises UserError for anything else, and for none."""
     names = chosen(values, "--seeds")
+    if names is None:
+        return None
     try:
-        return None if names is None else [int(name) for name in names]
+        seeds = [int(name) for name in names]
     except ValueError as error:
         raise UserError(f"--seeds takes whole numbers: {error}") from error
+    if min(seeds) < 0:
+        raise UserError(f"--seeds takes whole numbers of at least 0, got {min(seeds)}")
+    return seeds
 
 
 def parsed_shares(values: Sequence[str]) -> list[float]:

@@ -61,7 +61,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE ...", help="How to train: the fields are listed below."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the training.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the training.")] = 0,
     risk: Annotated[
         float | None,
         typer.Option("--risk", help="Store the earliest knob proven to lose at most this share of points."),

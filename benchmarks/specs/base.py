@@ -9,7 +9,7 @@ import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
@@ -20,6 +20,9 @@ from consistentee.methods.method import ENTRY_POINT_GROUP
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind
 
+Seed = Annotated[int, Field(ge=0)]
+"""Of all that is drawn; NumPy's generator takes none below 0."""
+
 Group = tuple[str, str, int]
 """Task, backbone and seed: the cells that share stages, and are timed together."""
 
@@ -27,7 +30,7 @@ Group = tuple[str, str, int]
 class BaseOverride(Strict):
     """What differs for one task: its seeds, fields of the recipe, and caps, which the kinds name."""
 
-    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
     recipe: dict[str, Any] = Field(default_factory=dict)
 
     def caps(self) -> dict[str, int]:
@@ -193,7 +196,7 @@ class BaseSuite(Strict):
     cost: Cost = Cost()
     tasks: tuple[str, ...] = Field(min_length=1)
     backbones: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
     budgets: tuple[float, ...] = Field(default=(0.25, 0.5, 0.75), description="fractions of the layers")
     bootstrap_resamples: int = Field(default=1000, ge=100)

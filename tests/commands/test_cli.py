@@ -256,6 +256,7 @@ def test_debug_shows_where(runs):
         (["run", "quick", "--data", "no-such-folder"], "no such data directory: no-such-folder"),
         (["run", "quick", "--seeds", "one"], "--seeds takes whole numbers"),
         (["run", "quick", "--seeds", ""], "--seeds names nothing"),
+        (["run", "quick", "--seeds=0,-1"], "--seeds takes whole numbers of at least 0, got -1"),
         (["run", "quick", "--tasks", ""], "--tasks names nothing"),
         (["run", "quick", "--methods", ","], "--methods names no method"),
         (["run", "quick", "--backbones", ","], "--backbones names nothing"),
@@ -291,6 +292,7 @@ def test_bad_input_is_named_in_one_sentence(args, sentence):
 
 def test_wrong_options_are_refused_by_the_parser():
     assert call("run", "quick", "--taskz", "a").exit_code == 2
+    assert "Invalid value for '--seed'" in call("train", "t", "--method", "full", "--out", "o", "--seed=-1").output
     assert call("frobnicate").exit_code == 2
 
 

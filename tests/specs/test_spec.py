@@ -145,6 +145,8 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
     [
         ({"colour": "red"}, "colour: Extra inputs"),
         ({"tasks": []}, "tasks"),
+        ({"seeds": [0, -1]}, r"seeds\.1: Input should be greater than or equal to 0"),
+        ({"task_overrides": {"rte": {"seeds": [-1]}}}, r"task_overrides\.rte\.seeds\.0: Input should be greater"),
         ({"recipe": {"epoch": 3}}, "recipe.epoch: Unexpected keyword"),
         ({"task_overrides": {"rte": {"recipe": {"epochs": 0}}}}, r"yaml: task_overrides\.rte\.recipe\.epochs: Input"),
         (
