@@ -9,10 +9,10 @@ from consistentee.errors import UserError
 
 
 def listed(values: Sequence[str] | None) -> list[str] | None:
-    """Split values at commas; None stays None: the suite's own choice."""
+    """Split values at commas, each of them once; None stays None: the suite's own choice."""
     if values is None:
         return None
-    names = [name.strip() for value in values for name in value.split(",")]
+    names = dict.fromkeys(name.strip() for value in values for name in value.split(","))
     return [name for name in names if name]
 
 
@@ -53,7 +53,7 @@ def parsed_seeds(values: Sequence[str] | None) -> list[int] | None:
     if names is None:
         return None
     try:
-        seeds = [int(name) for name in names]
+        seeds = list(dict.fromkeys(map(int, names)))
     except ValueError as error:
         raise UserError(f"--seeds takes whole numbers: {error}") from error
     if min(seeds) < 0:

@@ -6,10 +6,10 @@ SuiteSpec and CellSpec are those of classification; those of generation are in :
 import hashlib
 import itertools
 import re
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
@@ -19,6 +19,8 @@ from benchmarks.specs.schema import Strict, canonical_json
 from consistentee.methods.method import ENTRY_POINT_GROUP
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind
+
+_ValueT = TypeVar("_ValueT", bound=Hashable)
 
 Seed = Annotated[int, Field(ge=0)]
 """Of all that is drawn; NumPy's generator takes none below 0."""
@@ -32,6 +34,11 @@ class BaseOverride(Strict):
 
     seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
     recipe: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("seeds")
+    @classmethod
+    def _no_seed_twice(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return seeds and _all_different(seeds)
 
     def caps(self) -> dict[str, int]:
         """Return the caps that it sets."""
@@ -80,10 +87,12 @@ class MethodEntry(Strict):
 
     @field_validator("grid")
     @classmethod
-    def _no_empty_list(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def _lists_of_different_values(cls, grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for parameter, values in grid.items():
             if not values:
                 raise ValueError(f"the grid of {parameter!r} lists no values")
+            if repeated := _repeated(map(canonical_json, values)):
+                raise ValueError(f"the grid of {parameter!r} lists {repeated} twice")
         return grid
 
     def combinations(self) -> Iterator[dict[str, Any]]:
@@ -204,6 +213,11 @@ class BaseSuite(Strict):
     timing: TimingSpec = TimingSpec()
     task_overrides: Mapping[str, BaseOverride] = Field(default_factory=dict)
 
+    @field_validator("tasks", "backbones", "seeds")
+    @classmethod
+    def _nothing_twice(cls, values: tuple[_ValueT, ...]) -> tuple[_ValueT, ...]:
+        return _all_different(values)
+
     @field_validator("budgets")
     @classmethod
     def _fractions(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
@@ -213,10 +227,9 @@ class BaseSuite(Strict):
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
-        labels = [entry.label for entry in self.methods]
-        doubled = sorted({label for label in labels if labels.count(label) > 1})
-        if doubled:
-            raise ValueError(f"the label {doubled[0]!r} is used by two entries; give one of them another label")
+        repeated = _repeated(entry.label for entry in self.methods)
+        if repeated is not None:
+            raise ValueError(f"the label {repeated!r} is used by two entries; give one of them another label")
         return self
 
     @model_validator(mode="after")
@@ -231,6 +244,19 @@ class BaseSuite(Strict):
                 faults += _faults_at((*place, "recipe"), error)
         if faults:
             raise ValidationError.from_exception_data(self.name, faults)
+        return self
+
+    @model_validator(mode="after")
+    def _entries_differ_in_more_than_labels(self) -> Self:
+        """Refuse cells of one key: they would share a model, and the times of one would be lost."""
+        for task in self.tasks:
+            labels: dict[str, str] = {}
+            for entry in self.methods:
+                for parameters in entry.combinations():
+                    cell = self.cell(entry, task=task, backbone=self.backbones[0], seed=0, parameters=parameters)
+                    settings = canonical_json(cell.model_dump(mode="json", exclude={"label"}))
+                    if (other := labels.setdefault(settings, entry.label)) != entry.label:
+                        raise ValueError(f"{other!r} and {entry.label!r} differ in their label alone on {task}")
         return self
 
     def override_of(self, task: str) -> BaseOverride:
@@ -279,6 +305,24 @@ class SuiteSpec(BaseSuite):
     task_overrides: Mapping[str, TaskOverride] = Field(default_factory=dict)
     validation_rows: int | None = Field(default=None, ge=1)
     test_rows: int | None = Field(default=None, ge=1)
+
+
+def _repeated(values: Iterable[_ValueT]) -> _ValueT | None:
+    """Return the first value that has been there before; None if there is none."""
+    seen: set[_ValueT] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
+def _all_different(values: tuple[_ValueT, ...]) -> tuple[_ValueT, ...]:
+    """Return values as they are. Raises ValueError for one that is there twice: its cells would be too."""
+    repeated = _repeated(values)
+    if repeated is not None:
+        raise ValueError(f"{repeated!r} is listed twice")
+    return values
 
 
 def label_of(method: str) -> str:

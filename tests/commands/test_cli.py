@@ -78,6 +78,8 @@ def test_an_option_without_words_is_left_for_the_parser_to_refuse():
 def test_values_may_have_commas():
     assert listed(["a,b", "c"]) == ["a", "b", "c"]
     assert listed(None) is None
+    assert listed(["a,b", "a", " b"]) == ["a", "b"]
+    assert parsed_seeds(["0", "1,0", "00"]) == [0, 1]
     assert parsed_seeds(["0,1", "2"]) == [0, 1, 2]
     with pytest.raises(UserError, match="whole numbers"):
         parsed_seeds(["x"])

@@ -335,7 +335,10 @@ def test_threads_of_a_timing_wait_as_they_do_outside_of_runs(bench):
 @pytest.mark.usefixtures("untimed")
 def test_code_that_changes_during_the_run_is_noticed(bench):
     method = write_method(bench.folder, "open(__file__, 'a').write('VALUE = 1\\n')")
-    entries = [{"method": f"{method}:Mine", "label": label} for label in ("first", "second")]
+    entries = [
+        {"method": f"{method}:Mine", "label": label, "recipe": {"frozen_steps": steps}}
+        for steps, label in enumerate(("first", "second"))
+    ]
     outcome = bench.run(changes={"methods": entries})
     (line,) = outcome.failed
     assert "second" in line

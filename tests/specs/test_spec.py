@@ -114,7 +114,8 @@ def test_filter_knows_labels_and_method_names():
 
 
 def test_filter_takes_a_label_before_all_entries_of_a_method():
-    spec = suite(methods=["deebert", {"method": "deebert", "label": "longer"}, {"method": "pabee", "label": "calm"}])
+    longer = {"method": "deebert", "label": "longer", "recipe": {"epochs": 9}}
+    spec = suite(methods=["deebert", longer, {"method": "pabee", "label": "calm"}])
     chosen = {name: [entry.label for entry in select_methods(spec, [name])] for name in ("deebert", "longer", "pabee")}
     assert chosen == {"deebert": ["deebert"], "longer": ["longer"], "pabee": ["calm"]}
 
@@ -156,6 +157,22 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
         ({"methods": [{"method": "full", "recipe": {"epoch": 1}}]}, r"methods\.full\.recipe\.epoch: Unexpected [^;]*$"),
         ({"methods": ["full", "full"]}, "label 'full' is used by two entries"),
         ({"methods": [{"method": "pabee", "grid": {"tolerance": []}}]}, "lists no values"),
+        ({"tasks": ["rte", "sst2", "rte"]}, "tasks: .*'rte' is listed twice"),
+        ({"backbones": ["minilm-l6", "minilm-l6"]}, "backbones: .*'minilm-l6' is listed twice"),
+        ({"seeds": [0, 0]}, "seeds: .*0 is listed twice"),
+        ({"task_overrides": {"rte": {"seeds": [1, 0, 1]}}}, r"task_overrides\.rte\.seeds: .*1 is listed twice"),
+        ({"methods": [{"method": "pabee", "grid": {"tolerance": [2, 1, 2]}}]}, "grid of 'tolerance' lists 2 twice"),
+        ({"methods": ["pabee", {"method": "pabee", "label": "p"}]}, "'pabee' and 'p' differ in their label alone on"),
+        ({"methods": ["pabee", {"method": "pabee", "label": "p", "recipe": {"epochs": 3}}]}, "differ in their label"),
+        (
+            {
+                "methods": [
+                    {"method": "pabee", "parameters": {"tolerance": 1}},
+                    {"method": "pabee", "label": "p", "grid": {"tolerance": [0, 1]}},
+                ]
+            },
+            "differ in their label alone",
+        ),
         ({"budgets": [0.5, 1.5]}, "budgets are fractions"),
         ({"timing": {"rounds": 2}}, "timing.rounds"),
         ({"timing": {"batch_sizes": [1, 1]}}, "batch sizes must be different"),
