@@ -126,11 +126,13 @@ class Reproduction:
         """Yield every backbone, its suite cut to the table, its folder, and what is published of the suite."""
         for setting in self._settings(self.table.settings):
             base = load_suite(setting.suite)
+            tasks = tuple(column.task for column in self.table.columns)
             suite = base.model_copy(
                 update={
                     "name": self.table.name,
                     "description": self.table.title,
-                    "tasks": tuple(column.task for column in self.table.columns),
+                    "tasks": tasks,
+                    "task_overrides": {task: own for task, own in base.task_overrides.items() if task in tasks},
                     "backbones": (setting.backbone,),
                     "methods": tuple(_entries(base, [FULL, *_labels(self.table, setting)])),
                 }

@@ -6,7 +6,7 @@ SuiteSpec and CellSpec are those of classification; those of generation are in :
 import hashlib
 import itertools
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
@@ -16,6 +16,7 @@ from pydantic_core import InitErrorDetails
 
 from benchmarks.specs.costs import Cost
 from benchmarks.specs.schema import Strict, canonical_json
+from consistentee.errors import unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind
@@ -233,6 +234,11 @@ class BaseSuite(Strict):
         return self
 
     @model_validator(mode="after")
+    def _overrides_are_of_own_tasks(self) -> Self:
+        refuse_unknown_tasks("task_overrides", self.task_overrides, self.tasks)
+        return self
+
+    @model_validator(mode="after")
     def _recipes_are_valid(self) -> Self:
         parts = {("task_overrides", task): override.recipe for task, override in self.task_overrides.items()}
         parts |= {("methods", entry.label): entry.recipe for entry in self.methods}
@@ -323,6 +329,13 @@ def _all_different(values: tuple[_ValueT, ...]) -> tuple[_ValueT, ...]:
     if repeated is not None:
         raise ValueError(f"{repeated!r} is listed twice")
     return values
+
+
+def refuse_unknown_tasks(field: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise ValueError for the first task of a field that is none of the suite's."""
+    for name in names:
+        if name not in known:
+            raise ValueError(str(unknown_name(f"task of {field}", name, known)))
 
 
 def label_of(method: str) -> str:

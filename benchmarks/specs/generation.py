@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, Group, TimingSpec
+from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, Group, TimingSpec, refuse_unknown_tasks
 from benchmarks.specs.schema import Strict
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP
 from consistentee.training.recipe import TokenRecipeSettings
@@ -145,11 +145,13 @@ class GenerationSuite(BaseSuite):
     calibration: CalibrationSpec | None = None
 
     @model_validator(mode="after")
-    def _studies_own_methods(self) -> Self:
+    def _studies_own_methods_and_tasks(self) -> Self:
         labels = {entry.label for entry in self.methods}
         for label in self.calibration.methods if self.calibration else ():
             if label not in labels:
                 raise ValueError(f"calibration names {label!r}, which is no label of this suite")
+        if self.calibration and self.calibration.tasks:
+            refuse_unknown_tasks("calibration", self.calibration.tasks, self.tasks)
         return self
 
     def own_fields(self, label: str, task: str) -> dict[str, Any]:

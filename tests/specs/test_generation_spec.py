@@ -84,6 +84,8 @@ def test_study_belongs_to_the_methods_and_tasks_it_names():
         ({"test_prompts": 0}, "test_prompts"),
         ({"methods": ["token-full", "token-full"]}, "label 'token-full' is used by two entries"),
         ({"calibration": {"methods": ["free"]}}, "calibration names 'free'"),
+        ({"calibration": {"methods": ["calm"], "tasks": ["xsun"]}}, "unknown task of calibration 'xsun'.*mean 'xsum'"),
+        ({"task_overrides": {"alpaka": {"test_prompts": 8}}}, "unknown task of task_overrides 'alpaka'.*mean 'alpaca'"),
         ({"calibration": {"methods": ["calm"], "study": {"textual": [1.5]}}}, "delta lies between 0 and 1"),
         ({"timing": {"rounds": 2}}, "timing.rounds"),
         ({"timing": {"regrouped": [{"batch_size": 8, "in_flight": 8}]}}, "8 in flight must be more than a batch, 8"),

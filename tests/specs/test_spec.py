@@ -157,6 +157,7 @@ def test_a_recipe_of_an_entry_stands_over_that_of_a_task_and_of_the_suite():
         ({"methods": [{"method": "full", "recipe": {"epoch": 1}}]}, r"methods\.full\.recipe\.epoch: Unexpected [^;]*$"),
         ({"methods": ["full", "full"]}, "label 'full' is used by two entries"),
         ({"methods": [{"method": "pabee", "grid": {"tolerance": []}}]}, "lists no values"),
+        ({"task_overrides": {"ret": {"seeds": [1]}}}, "unknown task of task_overrides 'ret'; did you mean 'rte'"),
         ({"tasks": ["rte", "sst2", "rte"]}, "tasks: .*'rte' is listed twice"),
         ({"backbones": ["minilm-l6", "minilm-l6"]}, "backbones: .*'minilm-l6' is listed twice"),
         ({"seeds": [0, 0]}, "seeds: .*0 is listed twice"),
