@@ -16,7 +16,7 @@ import pandas as pd
 from benchmarks.kinds.kind import kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.run.jobs.cell import trained
-from benchmarks.specs.base import BaseCellSpec, SuiteSpec
+from benchmarks.specs.base import BaseCellSpec, SuiteSpec, short_hash
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.folders import write_text
 from consistentee.methods.method import get_method
@@ -29,10 +29,15 @@ CONVERGED = 0.005
 """A model has converged where its score is within half a point of the best epoch of a longer run; or within one
 validation row of it, where a row is more."""
 
-RUN = ["task", "backbone", "train_rows", "validation_rows", "stage", "learning_rate", "epochs"]
-"""What tells one run of a search from another; its lines have ``epoch`` and ``score`` beside."""
+RUN = ["task", "backbone", "train_rows", "validation_rows", "stage", "recipe", "learning_rate", "epochs"]
+"""What tells one run of a search from another; its lines have ``epoch`` and ``score`` beside.
 
-_LIKE = ["train_rows", "validation_rows", "epochs"]
+``recipe`` is a short hash of all that the suite says of training beside rate and epochs."""
+
+UNKNOWN = "unknown"
+"""The recipe of runs in files that are older than this column: like each other, and like no run of today."""
+
+_LIKE = ["train_rows", "validation_rows", "recipe", "epochs"]
 """What runs have in common that are compared with each other."""
 
 
@@ -64,13 +69,15 @@ def search(
 
 
 def _run_of(spec: BaseCellSpec, rows: CellRows[Any]) -> dict[str, object]:
+    searched = {name: getattr(spec.recipe, name) for name in ("learning_rate", "epochs")}
     return {
         "task": spec.task,
         "backbone": spec.backbone,
         "train_rows": rows.trained_on(spec.recipe),
         "validation_rows": len(rows.task.validation),
         "stage": SEARCHED[spec.method],
-        **{name: getattr(spec.recipe, name) for name in ("learning_rate", "epochs")},
+        "recipe": short_hash({name: value for name, value in asdict(spec.recipe).items() if name not in searched}),
+        **searched,
     }
 
 
@@ -83,7 +90,10 @@ def _epochs_of(spec: BaseCellSpec, rows: CellRows[Any]) -> list[dict[str, object
 
 def read_epochs(path: Path) -> pd.DataFrame:
     """Read what a search has written; no line where there is no such file."""
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=[*RUN, "epoch", "score"])
+    if not path.is_file():
+        return pd.DataFrame(columns=[*RUN, "epoch", "score"])
+    seen = pd.read_csv(path, dtype={"recipe": str})  # a hash of digits is no number
+    return seen if "recipe" in seen else seen.assign(recipe=UNKNOWN)[[*RUN, "epoch", "score"]]
 
 
 def choose(epochs: pd.DataFrame) -> pd.DataFrame:
@@ -91,7 +101,7 @@ def choose(epochs: pd.DataFrame) -> pd.DataFrame:
 
     The rate is that of the best epochs, mean of both stages; the number of epochs is the least at which both stages of
     the long run at this rate have converged. One line a task and stage: the scores there, and the best at any rate.
-    Where a file has runs of several lengths, or on other rows, those like the last one count.
+    Where a file has runs of several lengths or recipes, or on other rows, those like the last one count.
     """
     chosen = []
     for (task, backbone), seen in epochs.groupby(["task", "backbone"], sort=False):

@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from documents import ROOT
 from small_suite import Bench
 
 from benchmarks.run import recipe_search
@@ -15,6 +16,7 @@ SCORES["last-exit"] = {1e-4: [0.80, 0.84, 0.843, 0.846], 2e-4: [0.85, 0.83, 0.82
 def epochs_of(scores, rows=1000):
     lines = [
         {"task": "t", "backbone": "b", "train_rows": 5000, "validation_rows": rows, "stage": stage}
+        | {"recipe": "1e5"}
         | {"learning_rate": rate, "epochs": len(run)}
         | {"epoch": number, "score": score}
         for stage, runs in scores.items()
@@ -38,10 +40,11 @@ def test_a_stage_that_never_settles_takes_all_epochs():
     assert set(choose(epochs_of(rising))["epochs"]) == {3}
 
 
-def test_runs_of_another_length_or_on_other_rows_are_left_out():
+def test_runs_of_another_length_or_recipe_or_on_other_rows_are_left_out():
     worse = {stage: {rate: [0.1, 0.9] for rate in runs} for stage, runs in SCORES.items()}
     last = epochs_of(SCORES)
-    for others in (epochs_of(worse), epochs_of(SCORES).assign(train_rows=100, score=0.9)):
+    better = epochs_of(SCORES).assign(score=0.9)
+    for others in (epochs_of(worse), better.assign(train_rows=100), better.assign(recipe="other")):
         pd.testing.assert_frame_equal(choose(pd.concat([others, last], ignore_index=True)), choose(last))
 
 
@@ -64,3 +67,29 @@ def test_a_search_trains_what_its_file_lacks(tmp_path, tiny_backbone, monkeypatc
     monkeypatch.setattr(recipe_search, "trained", lambda *_, **__: pytest.fail("trained again"))
     again = list(search(suite, Filters(), [1e-3], 2, data_dir=None, out=out))[-1]
     assert again.equals(first)
+
+
+def test_epochs_of_another_recipe_are_not_taken_for_those_of_this_one(tmp_path, tiny_backbone):
+    bench, out = Bench(tmp_path, tiny_backbone("bert")), tmp_path / "recipes.csv"
+    for number, recipe in enumerate(
+        ({"max_length": 16}, {"max_length": 8}, {"max_length": 8, "batch_size": 8}), start=1
+    ):
+        suite = load_suite(bench.write(recipe=recipe))
+        seen = list(search(suite, Filters(), [1e-3], 1, data_dir=None, out=out))[-1]
+        assert (len(seen), seen["recipe"].nunique()) == (2 * number, number)
+
+
+def test_files_without_recipes_are_read_and_not_taken_for_runs_of_today(tmp_path, tiny_backbone):
+    (tmp_path / "old.csv").write_text(epochs_of(SCORES).drop(columns="recipe").to_csv(index=False))
+    old = read_epochs(tmp_path / "old.csv")
+    pd.testing.assert_frame_equal(choose(old), choose(epochs_of(SCORES)))
+    for file in sorted((ROOT / "results").glob("*/recipes.csv")):
+        assert len(choose(read_epochs(file)))
+    epochs_of(SCORES).to_csv(tmp_path / "digits.csv", index=False)
+    assert set(read_epochs(tmp_path / "digits.csv")["recipe"]) == {"1e5"}
+    bench, out = Bench(tmp_path, tiny_backbone("bert")), tmp_path / "recipes.csv"
+    suite = load_suite(bench.write())
+    seen = list(search(suite, Filters(), [1e-3], 1, data_dir=None, out=out))[-1]
+    seen.drop(columns="recipe").to_csv(out, index=False)
+    again = list(search(suite, Filters(), [1e-3], 1, data_dir=None, out=out))[-1]
+    assert again["recipe"].tolist() == ["unknown"] * 2 + seen["recipe"].tolist()
