@@ -127,27 +127,7 @@ def resampled_scores(metric: str, labels: ArrayLike, predictions: ArrayLike, *, 
         predictions: [seeds, N].
         seed: of the resampling.
     """
-    answers = np.asarray(predictions)
-    return resampled_mixtures(metric, labels, answers[:, None], np.ones((len(answers), 1)), seed=seed)
-
-
-def resampled_mixtures(
-    metric: str, labels: ArrayLike, predictions: ArrayLike, shares: ArrayLike, *, seed: int = 0
-) -> Floats:
-    """Return the score of random mixtures of rules on every resample of the rows: [RESAMPLES, mixtures].
-
-    Args:
-        metric: one that :func:`can_resample`.
-        labels: [N].
-        predictions: of the rules of each mixture, [mixtures, rules, N].
-        shares: the probability with which a row takes each rule, [mixtures, rules].
-        seed: of the resampling, see :func:`resampled_scores`.
-    """
-    answers, probabilities = np.asarray(predictions), np.asarray(shares, dtype=float)
-    mixtures, rules, rows = answers.shape
-    terms = resampled_terms(metric, labels, answers.reshape(-1, rows), seed=seed)
-    by_mixture = terms.reshape(RESAMPLES, mixtures, rules, -1)
-    return score_of_terms(metric, np.einsum("nmrt,mr->nmt", by_mixture, probabilities))
+    return score_of_terms(metric, resampled_terms(metric, labels, predictions, seed=seed))
 
 
 def resampled_terms(metric: str, labels: ArrayLike, predictions: ArrayLike, *, seed: int = 0) -> Floats:

@@ -20,7 +20,6 @@ from benchmarks.analysis.panels.results import panels
 from benchmarks.analysis.tables.publications.papers import condition_lines, paper_lines, paper_table
 from benchmarks.cli import app
 from benchmarks.commands.reproduce import Reproduction
-from benchmarks.measure.intervals import resampled_mixtures, resampled_scores
 from benchmarks.specs.papers import PaperTable, list_papers, load_paper
 from benchmarks.specs.suites import load_suite
 from benchmarks.store.folders import write_predictions
@@ -157,16 +156,6 @@ def test_without_rows_there_is_no_interval_but_a_difference(tmp_path):
     assert ours.interval is None
     assert ours.interval_minus(printed) is None
     assert ours.minus(printed) is not None
-
-
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews"])
-def test_resampled_mixtures_of_equal_rules_are_the_rule(metric):
-    generator = np.random.default_rng(0)
-    labels = np.arange(ROWS) % 2
-    first, second = answers_right(0.7, generator), answers_right(0.9, generator)
-    alone = resampled_scores(metric, labels, [first, second])
-    mixed = resampled_mixtures(metric, labels, [[first, first], [second, first]], [[0.3, 0.7], [1.0, 0.0]])
-    np.testing.assert_allclose(mixed, alone, atol=1e-12)
 
 
 def test_another_metric_of_the_records_scores_them():
