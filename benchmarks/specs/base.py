@@ -138,7 +138,7 @@ class BaseCellSpec(Strict):
 
     kind: ClassVar[Kind]
     names_of_rows: ClassVar[frozenset[str]] = frozenset({"task"})
-    """Fields that only say where rows come from: what matters are the rows themselves."""
+    """Fields that only say where rows come from: the hash of the rows has what matters, and the task's own name."""
 
     task: str
     backbone: str

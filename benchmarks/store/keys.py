@@ -24,7 +24,8 @@ def key_parts(spec: BaseCellSpec, rows: str, backbone: dict[str, object]) -> Key
     """Return all that a cell's results depend on.
 
     Settings that stand at their defaults are left out, so that a setting which is new makes no result stale; whoever
-    changes a default raises a version. Labels, and names of rows and backbones, change no result.
+    changes a default raises a version. Labels and names of backbones change no key, nor does where a task's file lies;
+    the name that a task gives itself is in the hash of its rows.
 
     Args:
         spec: the cell.
