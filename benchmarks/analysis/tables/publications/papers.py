@@ -165,12 +165,12 @@ def _rows_line(comparison: PaperComparison, subject: str, split: Literal["train"
 
 
 def _seeds_line(comparison: PaperComparison) -> str:
-    shown = [FULL, *dict.fromkeys(label for row in comparison.rows for label in row.labels)]
-    seeds: dict[str, set[int]] = {label: set() for label in shown}
-    for _, panel in _known(comparison):
-        for label in seeds:
-            seeds[label].add(len(panel.seeds_of(label)))
-    counts = [f"{label} {'/'.join(map(str, sorted(found - {0})))}" for label, found in seeds.items() if found - {0}]
+    labels = [FULL, *dict.fromkeys(label for row in comparison.rows for label in row.labels)]
+    counts = []
+    for label in labels:
+        seeds = {len(panel.seeds_of(label)) for _, panel in _known(comparison)} - {0}
+        if seeds:
+            counts.append(f"{label} {'/'.join(map(str, sorted(seeds)))}")
     return (
         f"Seeds: ours {', '.join(counts)}; points are against the full models of the same seeds, and theirs are not in "
         "the collection."
