@@ -14,6 +14,7 @@ one class of differences a paragraph:
 - The leaderboard does not count a task that most methods are not defined for, STS-B. Where it did, places, ranks and
   numbers of runs differ, and the areas of methods that have it.
 - It averages the seeds of a task first: where some have several, means, ranks and intervals are over other numbers.
+- CALM's state, whose knob was too coarse for tokens, was taken out of ``cpu-decoding``.
 """
 
 import csv
@@ -39,6 +40,9 @@ GOLDEN = ROOT / "tests" / "golden" / "tables"
 
 CLASSIFICATION = ("cpu-12-layers", "cpu-consistentee-variants", "cpu-6-layers")
 GENERATION = ("cpu-decoding", "decoding-calibration")
+
+TAKEN_OUT = {"cpu-decoding": {"calm-tokens-state"}}
+"""Labels that have no cell any more, by suite."""
 
 _GONE = re.compile(r"within 50% of the layers|^Against references at equal layers|^Paired tests")
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -126,6 +130,7 @@ def assert_same_tables(tables, suite, several=frozenset()):
             continue
         assert list(found[title].headings) == headings, title
         new, old = ([dict(zip(headings, line, strict=True)) for line in lines] for lines in (found[title].cells, cells))
+        old = [line for line in old if line.get("method") not in TAKEN_OUT.get(suite, ())]
         assert_same_table(title, new, old, several)
 
 
@@ -153,7 +158,7 @@ def test_tables_of_classification(suite):
 def test_tables_of_generation(suite):
     panels, faults = load_generation_panels(ROOT / "results" / suite)
     assert faults == []
-    old = lines_of(golden(f"{suite}.table.csv"))
+    old = [x for x in lines_of(golden(f"{suite}.table.csv")) if x["label"] not in TAKEN_OUT.get(suite, ())]
     key = ("task", "backbone", "label", "parameters", "knob_values")
     assert_same_lines(lines_of(csv_of(decoding_lines(panels))), old, key, same_value, "chosen_for")
     assert_same_tables(all_generation_tables(panels), suite)
