@@ -23,6 +23,7 @@ from benchmarks.run.planning.plan import (
     has_to_be_timed,
     knobs_to_time,
     lost_model,
+    of_other_parameters,
     plan_cells,
     refuse_another_kind,
     refuse_undefined,
@@ -145,6 +146,8 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     cells = expand(run.suite, filters)
     others = [spec for spec in expand(run.suite, replace(filters, methods=None)) if spec not in cells]
     _unpack(run, [*cells, *others])
+    for fault in of_other_parameters(cells, run.folder):
+        run.put_aside(fault)
     planned = plan_cells(cells, run.inputs, run.folder, run.put_aside, fresh=run.fresh, retry_failed=retry_failed)
     for line in run.published.staleness_lines((cell.spec, cell.parts) for cell in planned if cell.is_missing):
         run.say(line)

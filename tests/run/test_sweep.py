@@ -169,6 +169,18 @@ def test_changed_settings_make_results_stale(finished):
     assert len(list(bench.out.rglob("seed0.stale-1"))) == 3
 
 
+@pytest.mark.usefixtures("untimed")
+def test_a_label_with_other_parameters_is_no_second_curve(finished):
+    bench = finished
+    entry = {"method": "pabee", "label": "mine", "parameters": {"tolerance": 0.5}}
+    bench.run(Filters(methods=["mine"]), changes={"methods": ["full", entry]})
+    entry["parameters"] = {"tolerance": 0.25}
+    bench.run(Filters(methods=["mine"]), changes={"methods": ["full", entry]})
+    assert bench.said.count("the suite has other parameters under this label") == 1
+    found = [cell.record for cell in bench.read().cells if cell.record.label == "mine"]
+    assert [record.parameters["tolerance"] for record in found] == [0.25]
+
+
 def test_damaged_files_are_named_and_recomputed(finished):
     bench = finished
     scores = bench.records()["full"].curve_test

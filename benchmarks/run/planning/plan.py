@@ -1,6 +1,6 @@
 """What a run has to do: which cells are done, failed, refused or missing, and which timings are. Never loads torch."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +13,7 @@ from benchmarks.run.planning.timed_knobs import TimedKnobs, timed_knobs
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
+    RECORD_FILE,
     Fault,
     RunFolder,
     model_fault,
@@ -138,6 +139,20 @@ def plan_cells(
             failure = None
         planned.append(PlannedCell(spec, parts, record, failure))
     return planned
+
+
+def of_other_parameters(cells: Iterable[BaseCellSpec], folder: RunFolder) -> Iterator[Fault]:
+    """Yield finished cells that have the label, task, backbone and seed of planned ones, and parameters of none.
+
+    The suite had these parameters once. Tables would take both for one curve. ``cells``: all of some labels.
+    """
+    planned = {folder.cell(spec) for spec in cells}
+    for of_label, seed in sorted({(place.parents[1], place.name) for place in planned}):
+        for place in sorted(of_label.glob(f"*/{seed}")):
+            if place not in planned and (place / RECORD_FILE).is_file():
+                yield Fault(
+                    place / RECORD_FILE, "stale", "the suite has other parameters under this label", whole=place
+                )
 
 
 def refuse_undefined(
