@@ -15,7 +15,6 @@
 
 # %%
 # %matplotlib inline
-import tempfile
 from pathlib import Path
 
 import rich
@@ -27,7 +26,8 @@ from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import SuiteSpec
 from benchmarks.specs.suites import Filters
 
-folder = Path(tempfile.mkdtemp())
+folder = Path("../runs/mine")
+folder.mkdir(parents=True, exist_ok=True)
 source = '''
 from dataclasses import dataclass
 from typing import ClassVar
@@ -115,5 +115,5 @@ figure(panels)
 # replay = reality, a row's fate is its own, an ordered knob.
 #
 # ```
-# pytest tests/contract/test_invariants.py --method mine.py:SureAndSteady
+# consistentee check-method runs/mine/mine.py:SureAndSteady
 # ```
