@@ -45,11 +45,13 @@ class FewOfMany(TokenSource):
 
 
 def joint_loss(model: MultiExitModel, source: TokenSource, rows: torch.Tensor) -> torch.Tensor:
+    """Return the depth-weighted loss of all exits on some rows: a scalar."""
     batch = source.batch(rows, 0)
     return depth_weighted_loss(layer_losses(model(batch.tokens).logits, batch.labels))
 
 
 def last_exit_loss(model: MultiExitModel, source: TokenSource, rows: torch.Tensor) -> torch.Tensor:
+    """Return the stock model's loss on some rows: a scalar."""
     batch = source.batch(rows, 0)
     return layer_losses(model.stock_logits(batch.tokens).unsqueeze(1), batch.labels).mean()
 
@@ -77,6 +79,7 @@ def one_thread() -> Iterator[None]:
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
+    """Return the CPU time that a call takes, in seconds over all threads."""
     start = time.process_time()
     run()
     return time.process_time() - start
