@@ -76,7 +76,7 @@ def _phrase(name: str, before: object, after: object, method: str) -> str:
     if name.startswith("backbone."):
         return f"the backbone is another ({name.removeprefix('backbone.').removeprefix('files.')})"
     if name == "method_version" and not (isinstance(before, int) and isinstance(after, int)):
-        return f"the file of {method} has changed"
+        return f"the file of {method} has changed, or a method that it derives from"
     if name.endswith("_version"):
         what = method if name == "method_version" else f"the {name.removesuffix('_version')}"
         return f"the version of {what} was {before}, is {after}"

@@ -14,10 +14,13 @@ from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GRO
 def method_version(name: str) -> int | str:
     """Return the version of a method: its class's own; or of a user's file, where nobody raises one, a hash of it.
 
-    Comments, docstrings and formatting of a file do not count. Raises UserError for what cannot be read or found.
+    Comments, docstrings and formatting of a file do not count; the version of an installed method that it derives from
+    does. Raises UserError for what cannot be read or found.
     """
     if ".py:" in name:
-        return _hash_of_code(Path(name.rpartition(":")[0]))
+        file, _, class_name = name.rpartition(":")
+        code, inherited = _hash_of_code(Path(file)), _version_in(Path(file), class_name)
+        return code if inherited is None else f"{code}-{inherited}"
     methods = available_methods(ENTRY_POINT_GROUP) | available_methods(TOKEN_ENTRY_POINT_GROUP)
     if name not in methods:
         raise unknown_name("method", name, methods)
@@ -29,31 +32,41 @@ def method_version(name: str) -> int | str:
 
 
 def _version_of(module: str, class_name: str) -> int | None:
-    """Return the ``version`` that a class states, or the first of its bases that states one; None if none does."""
     path = _source_of(module)
-    if path is None:
-        return None
+    return None if path is None else _version_in(path, class_name)
+
+
+def _version_in(path: Path, class_name: str) -> int | None:
+    """Return the ``version`` that a class states, or the first of its bases that states one; None if none does.
+
+    The class is defined in the file, or imported there by its name.
+    """
     body = _parsed(path).body
     classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
     if class_name not in classes:
-        return None
+        return _version_of_import(path, body, class_name)
     for node in classes[class_name].body:
         if isinstance(node, ast.AnnAssign | ast.Assign) and isinstance(node.value, ast.Constant):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             if any(isinstance(target, ast.Name) and target.id == "version" for target in targets):
                 return int(str(node.value.value))
-    elsewhere = {
-        alias.asname or alias.name: (node.module, alias.name)
-        for node in body
-        if isinstance(node, ast.ImportFrom) and node.module
-        for alias in node.names
-    }
-    for base in classes[class_name].bases:
-        base_name = ast.unparse(base).partition("[")[0]
-        found = _version_of(*elsewhere.get(base_name, (module, base_name)))
-        if found is not None:
-            return found
+    bases = (ast.unparse(base).partition("[")[0] for base in classes[class_name].bases)
+    return next((found for base in bases if (found := _version_in(path, base)) is not None), None)
+
+
+def _version_of_import(path: Path, body: list[ast.stmt], name: str) -> int | None:
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    source = _beside(path, node.level, node.module) if node.level else _source_of(node.module)
+                    return None if source is None else _version_in(source, alias.name)
     return None
+
+
+def _beside(path: Path, level: int, module: str) -> Path | None:
+    """Return the file of a module that a file imports with ``level`` leading dots."""
+    return _file_at(path.parents[level - 1].joinpath(*module.split(".")))
 
 
 @cache
@@ -61,10 +74,13 @@ def _source_of(module: str) -> Path | None:
     """Return the file of a module, found by its path in its package; None for what has none."""
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return Path(spec.origin) if spec and spec.origin and not rest else None
-    place = Path(spec.submodule_search_locations[0], *rest)
-    candidates = (place.with_suffix(".py"), place / "__init__.py") if rest else (place / "__init__.py",)
+    if spec is not None and spec.submodule_search_locations:
+        return _file_at(Path(spec.submodule_search_locations[0], *rest))
+    return Path(spec.origin) if spec and spec.has_location and spec.origin and not rest else None
+
+
+def _file_at(place: Path) -> Path | None:
+    candidates = (place.with_suffix(".py"), place / "__init__.py")
     return next((path for path in candidates if path.is_file()), None)
 
 

@@ -354,7 +354,10 @@ def test_code_that_changes_during_the_run_is_noticed(bench):
     outcome = bench.run(changes={"methods": entries})
     (line,) = outcome.failed
     assert "second" in line
-    assert "changed since the run began, run it again: the file of Mine has changed" in line
+    assert (
+        "changed since the run began, run it again: the file of Mine has changed, or a method that it derives from"
+        in line
+    )
 
 
 @pytest.mark.usefixtures("untimed")
@@ -376,7 +379,7 @@ def test_every_unusable_record_is_named_and_the_rest_unharmed(finished):
         "full": "is damaged (Invalid JSON",
         "oracle": "is damaged (surprise: Extra inputs are not permitted",
         "calm-softmax": "is damaged (schema version 0, this version reads 1",
-        "Mine": "is stale (the file of Mine has changed)",
+        "Mine": "is stale (the file of Mine has changed, or a method that it derives from)",
     }.items():
         assert f"{places[label]} {reason}" in bench.said
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

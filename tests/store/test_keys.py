@@ -122,6 +122,21 @@ class TestVersions:
         with pytest.raises(UserError, match="unknown method 'pabe'"):
             method_version("pabe")
 
+    def test_a_users_file_counts_by_what_it_derives_from_too(self, tmp_path, monkeypatch):
+        (tmp_path / "installed").mkdir()
+        (tmp_path / "installed" / "__init__.py").write_text("from .place import Base\n")
+        (tmp_path / "mine.py").write_text(
+            "from abc import ABC\nfrom installed import Base as Theirs\n\nclass Mine(ABC, Theirs):\n    x = 1\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+
+        def version_of(version: int) -> int | str:
+            (tmp_path / "installed" / "place.py").write_text(f"class Base:\n    version = {version}\n")
+            method_version.cache_clear()
+            return method_version(f"{tmp_path / 'mine.py'}:Mine")
+
+        assert version_of(1) == version_of(1) != version_of(2)
+
 
 def test_every_part_that_differs_is_named():
     other = key_parts(
