@@ -175,6 +175,8 @@ def test_a_label_with_other_parameters_is_no_second_curve(finished):
     entry = {"method": "pabee", "label": "mine", "parameters": {"tolerance": 0.5}}
     bench.run(Filters(methods=["mine"]), changes={"methods": ["full", entry]})
     entry["parameters"] = {"tolerance": 0.25}
+    plan = plan_lines(load_suite(bench.write(methods=["full", entry])), Filters(methods=["mine"]), out=bench.out)
+    assert "the suite has other parameters under this label): it would be set aside" in plan[0]
     bench.run(Filters(methods=["mine"]), changes={"methods": ["full", entry]})
     assert bench.said.count("the suite has other parameters under this label") == 1
     found = [cell.record for cell in bench.read().cells if cell.record.label == "mine"]

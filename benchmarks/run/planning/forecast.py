@@ -10,6 +10,7 @@ from benchmarks.run.planning.plan import (
     Inputs,
     PlannedCell,
     groups_of,
+    of_other_parameters,
     plan_cells,
     refuse_another_kind,
     refuse_undefined,
@@ -61,9 +62,10 @@ def plan_lines(
     def note(fault: object) -> None:
         faults.append(f"{fault}: it would be set aside")
 
-    planned = plan_cells(
-        expand(suite, filters), inputs, folder, note, fresh=fresh, retry_failed=retry_failed, published=published
-    )
+    cells = expand(suite, filters)
+    for fault in of_other_parameters(cells, folder):
+        note(fault)
+    planned = plan_cells(cells, inputs, folder, note, fresh=fresh, retry_failed=retry_failed, published=published)
     done = [cell for cell in planned if cell.record]
     faults += published.staleness_lines((cell.spec, cell.parts) for cell in planned if not cell.record)
     planned = reopen_for_timing(planned, folder, suite.timing, note, published=published)
