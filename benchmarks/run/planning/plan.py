@@ -81,11 +81,19 @@ class Inputs:
         return self._rows[spec.rows]
 
     def parts(self, spec: BaseCellSpec) -> KeyParts:
-        """Return all that a cell's results depend on. Raises UserError for what cannot be had."""
+        """Return all that a cell's results depend on. Raises UserError for what cannot be had.
+
+        A parameter whose name ends in ``_backbone`` names one: its files count too.
+        """
         if spec.rows not in self._fingerprints:
             self._fingerprints[spec.rows] = self.rows(spec).fingerprint()
         backbone = self._identity(spec.kind, spec.backbone)
-        return key_parts(spec, self._fingerprints[spec.rows], backbone)
+        others = {
+            name: self._identity(spec.kind, value)
+            for name, value in spec.parameters.items()
+            if name.endswith("_backbone") and isinstance(value, str)
+        }
+        return key_parts(spec, self._fingerprints[spec.rows], {**backbone, **others})
 
     def _identify(self, kind: str, backbone: str) -> dict[str, object]:
         return kind_named(kind).backbone_identity(backbone, self.hashes)
