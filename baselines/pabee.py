@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from consistentee.data.instances import TaskData
+from consistentee.errors import UserError
 from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
@@ -32,6 +33,10 @@ class PABEE(Method):
     supports_regression: ClassVar[bool] = True
 
     tolerance: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.tolerance < 0:
+            raise UserError(f"pabee: the tolerance must not be negative, got {self.tolerance:g}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers on the depth-weighted loss."""

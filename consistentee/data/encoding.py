@@ -99,13 +99,15 @@ def fingerprint(encodings: Sequence[Encoding]) -> str:
 def tokenize(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[Encoding]:
     """Tokenise single sentences or pairs, truncated to ``max_length`` tokens (the longer text of a pair first).
 
-    Raises UserError when single sentences and pairs are mixed.
+    Raises UserError when single sentences and pairs are mixed, and for a tuple of more or fewer than two texts.
     """
     if not texts:
         return []
     pairs = isinstance(texts[0], tuple)
     if any(isinstance(text, tuple) != pairs for text in texts):
         raise UserError("texts must be all single sentences or all pairs, not both")
+    if pairs and any(len(text) != 2 for text in texts):
+        raise UserError("a tuple is a pair of texts; give several texts as a list")
     columns = [[t[0] for t in texts], [t[1] for t in texts]] if pairs else [list(texts)]
     rows = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
     token_types = rows.get("token_type_ids") or [None] * len(texts)

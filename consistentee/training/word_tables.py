@@ -67,7 +67,8 @@ def _cut(table: nn.Embedding, used: Tensor) -> Iterator[UsedRows]:
     hook = table.register_forward_pre_hook(lambda _, inputs: (_places(place, inputs[0]),))
     table.weight = rows.weight
     if padding_row is not None:
-        table.padding_idx = int(place[padding_row])
+        at = int(place[padding_row])
+        table.padding_idx = None if at == _UNKNOWN else at  # and not -1, which PyTorch takes for the last row
     try:
         yield rows
     finally:

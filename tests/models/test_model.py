@@ -57,6 +57,8 @@ def test_heads_check_their_extra_inputs(tiny_model):
 def test_mixed_singles_and_pairs_are_refused(tiny_model):
     with pytest.raises(UserError, match="all pairs"):
         tiny_model().tokenize(["w1", ("w1", "w2")])
+    with pytest.raises(UserError, match="a tuple is a pair of texts"):
+        tiny_model().tokenize([("w1", "w2", "w3")])
 
 
 def test_long_texts_are_cut_to_what_the_model_can_read(tiny_model):
