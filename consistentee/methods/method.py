@@ -23,6 +23,7 @@ from typing_extensions import TypeVar
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
+from consistentee.files import hash_json
 from consistentee.training.recipe import Recipe, TokenRecipe
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def train_method(
     by its absolute path.
     """
     method.check_task(task)
-    model = method.fit(model, task, dataclasses.replace(recipe, method=f"{method.name} {method.version}"))
+    model = method.fit(model, task, dataclasses.replace(recipe, method=_told_from_others(method)))
     notes = model.description
     notes.task_name = task.name
     notes.method_name = _absolute_name(name)
@@ -126,6 +127,14 @@ def train_method(
     for limit, tokens in recipe.limits.items():
         setattr(notes, limit, tokens)
     return model
+
+
+def _told_from_others(method: AnyMethod) -> str:
+    """Return name and version of a method, and a hash of the files of a user's, where nobody raises a version."""
+    from consistentee.models.source_code import users_code
+
+    code = users_code(type(method).__mro__)
+    return f"{method.name} {method.version}" + (f" {hash_json(code)}" if code else "")
 
 
 def available_methods(group: str = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:

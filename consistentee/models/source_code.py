@@ -2,12 +2,15 @@
 
 import secrets
 import sys
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from torch import nn
 
 _KNOWN_OTHERWISE = {__name__.partition(".")[0], "torch", *sys.stdlib_module_names} - {"__main__"}
 """Packages whose code counts by a version: a library's own, or of this library the one of the engine."""
+_COUNT_BY_A_VERSION = _KNOWN_OTHERWISE | {"baselines"}
 _WITHOUT_A_FILE = secrets.token_hex()
 
 
@@ -20,6 +23,16 @@ def module_source(name: str) -> str:
         return Path(str(vars(sys.modules[name])["__file__"])).read_text(encoding="utf-8")
     except (KeyError, OSError):
         return _WITHOUT_A_FILE
+
+
+source_at_first = cache(module_source)
+"""A module's source, as it was when it was first asked for: an edit during a run must not change keys."""
+
+
+def users_code(classes: Iterable[type]) -> list[str]:
+    """Return the texts of the files that define some classes, but for those whose code counts by a version."""
+    own = {one.__module__ for one in classes if one.__module__.partition(".")[0] not in _COUNT_BY_A_VERSION}
+    return sorted({source_at_first(module) for module in own})
 
 
 def code_of(module: nn.Module) -> list[str]:

@@ -50,7 +50,7 @@ class OneRun:
         seed: seeds new weights, the order of rows and dropout.
         store: folder where shared passes, shared stages and checkpoints are kept; None keeps nothing.
         progress: show a progress bar.
-        method: name and version of the method that trains, by which stages with losses of its own are kept apart.
+        method: what tells the method that trains from others, by which stages with losses of its own are kept apart.
     """
 
     seed: int = 0
@@ -145,7 +145,8 @@ class Recipe(RecipeSettings, OneRun):
         learning_rate, head_learning_rate: peak rates of the backbone and of everything on top of it.
         weight_decay, warmup_ratio, max_grad_norm: as usual; the rate decays linearly to 0.
         frozen_steps, frozen_batch_size, frozen_learning_rate: of the stages that train heads on a frozen backbone.
-            Steps, and not epochs, so that a small training set does not leave them half-trained: it takes seconds.
+            Steps, rounded up to whole epochs, so that a small training set does not leave them half-trained: it takes
+            seconds.
         max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
         max_length: tokens a row.
         group_by_length: draw the rows of a batch from rows of like length, so that hardly any token is padding; where

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache, partial
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from consistentee.data.encoding import Encoding
 from consistentee.files import hash_tensors
 from consistentee.models.base import MultiExit
-from consistentee.models.source_code import module_source
+from consistentee.models.source_code import source_at_first
 from consistentee.training.recipe import Recipe
 from consistentee.versions import TRAINING_VERSION
 
@@ -45,6 +45,21 @@ class Source(Protocol[BatchT_co]):
         ...
 
 
+ModelT_contra = TypeVar("ModelT_contra", bound=MultiExit, contravariant=True)
+
+
+class Judge(Protocol[ModelT_contra]):
+    """Scores a model while it learns."""
+
+    def __call__(self, model: ModelT_contra, /) -> float:
+        """Return the score of the model as it stands."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a hash of what it scores by."""
+        ...
+
+
 @dataclass(frozen=True)
 class Stage(Generic[ModelT, BatchT]):
     """A loss on some of the model's weights.
@@ -60,8 +75,8 @@ class Stage(Generic[ModelT, BatchT]):
         shared: keep the weights in the store, for the next method that asks for the same stage.
         dropout: train mode; a stage on cached features has no use for it.
         also_reads: rows beside the source's that the loss reads, as tokens: word tables that learn hold no others.
-        judge: the model as it stands -> its score on validation rows; asked after every epoch, and noted in the model's
-            description. It has no part in what is learnt.
+        judge: scores the model on validation rows after every epoch, which is noted in the model's description. It has
+            no part in what is learnt, nor in the key.
     """
 
     name: str
@@ -75,7 +90,7 @@ class Stage(Generic[ModelT, BatchT]):
     shared: bool = False
     dropout: bool = True
     also_reads: Sequence[Encoding] = ()
-    judge: Callable[[ModelT], float] | None = None
+    judge: Judge[ModelT] | None = None
 
 
 def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> str:
@@ -104,16 +119,12 @@ def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
 def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
     """Return what tells a loss from others.
 
-    That is its name alone for those of this package, which TRAINING_VERSION covers; with the name and version of its
-    method for a method's own; and with the text of its file for a user's, since nobody raises a version for that.
+    That is its name alone for those of this package, which TRAINING_VERSION covers; and with what tells its method from
+    others for a method's own. A user's loss counts with the text of its file, since nobody raises a version for that.
     """
     function = loss.func if isinstance(loss, partial) else loss
     module = function.__module__
     if module.startswith(_OWN_PACKAGE):
         return [function.__qualname__]
     is_versioned = module.partition(".")[0] in _VERSIONED_PACKAGES
-    return [function.__qualname__, method, *([] if is_versioned else [_source_of(module)])]
-
-
-_source_of = cache(module_source)
-"""A module's source, as it was when it was first asked for: an edit during a run must not change keys."""
+    return [function.__qualname__, method, *([] if is_versioned else [source_at_first(module)])]

@@ -167,3 +167,20 @@ def test_a_broken_entry_point_is_named(monkeypatch):
 def test_regression_is_refused_before_any_training(tiny_model):
     with pytest.raises(UserError, match="deebert is not defined for a regression, and task 'toy' is one"):
         train_method(get_method("deebert"), "deebert", tiny_model(num_labels=1), make_task(regression=True), Recipe())
+
+
+def test_stages_of_a_users_method_are_told_apart_by_its_file(tmp_path, tiny_model):
+    def told(costs: str) -> str:
+        path = tmp_path / f"mine{costs}.py"
+        path.write_text(
+            "from dataclasses import dataclass\n"
+            "from consistentee.methods.consistent_ee.instances import ConsistentEE\n\n\n"
+            "@dataclass(frozen=True)\nclass Mine(ConsistentEE):\n"
+            f"    def cost_of_answers(self, outputs, labels):\n        return {costs} * super().cost_of_answers()\n\n"
+            "    def fit(self, model, task, recipe):\n        raise RuntimeError(recipe.method)\n"
+        )
+        with pytest.raises(RuntimeError, match="consistentee 1 ") as error:
+            train_method(get_method(f"{path}:Mine"), f"{path}:Mine", tiny_model(), make_task(), Recipe())
+        return str(error.value)
+
+    assert told("1") == told("1") != told("2")
