@@ -31,7 +31,7 @@ from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.signals import top_probability
 from consistentee.rules.view import LayerView
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import hold_out, recorded_features, train_jointly_on, training_source
+from consistentee.training.stages import hold_out, recorded_logits, train_jointly_on, training_source
 
 EXPERTS = "experts"
 _WEIGHT_OF_A_LAYER = 0.1
@@ -95,7 +95,7 @@ class BEEM(Method):
             return model
         source, judged = hold_out(source, self.held_out)
         train_jointly_on(model, source, recipe)
-        answers = recorded_features(model, judged, recipe).logits.argmax(dim=-1)
+        answers = recorded_logits(model, judged, recipe).argmax(dim=-1)
         set_factors(model.add_head(EXPERTS, FACTORS), (answers == judged.labels.unsqueeze(1)).float().mean(dim=0))
         return model
 

@@ -74,7 +74,7 @@ class OperatingPoint(BaseOperatingPoint):
     signal_quantiles: list[list[float]] = Field(
         default=[],
         description="10, 25, 50, 75 and 90% quantiles over test rows of what the rule compares with its threshold, at "
-        "layer 1, 2, ..., L - 1; empty if it compares nothing, and in records that are older than this field",
+        "layer 1, 2, ..., L - 1; empty if the rule does not say, and in records that are older than this field",
     )
 
 
@@ -115,8 +115,8 @@ class BaseRecord(Strict):
     train_seconds: float
     validation_by_epoch: dict[str, list[float]] = Field(
         default={},
-        description="score on validation rows after each epoch, of every stage that trained all weights on all rows "
-        "(joint: mean over exits); empty in records that are older than this field",
+        description="score on validation rows after each epoch of the stages that many methods share: joint (mean over "
+        "exits) and last-exit; methods that train otherwise, and records older than this field, have none",
     )
     training_precision: Literal["float32", "bfloat16"] | None = Field(
         None,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.view import predictions_of
-from consistentee.traces.instance_trace import record_outputs
+from consistentee.traces.instance_trace import record_logits
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenSource
 from consistentee.training.stages import train_jointly_on
@@ -78,4 +78,4 @@ def cross_fitted(
 
 
 def _memorized_layer_of_rows(model: MultiExitModel, rows: TokenSource) -> Tensor:
-    return memorized_layer_of(record_outputs(model, rows.encodings).logits, rows.labels)
+    return memorized_layer_of(record_logits(model, rows.encodings), rows.labels)

@@ -54,7 +54,8 @@ class Description:
     Attributes:
         task_name, method_name, method_parameters, default_knob: what it was trained for, and by which method.
         heads: learned heads by name.
-        validation_by_epoch: score on validation rows after every epoch of the stages that run the backbone, by stage.
+        validation_by_epoch: score on validation rows after every epoch of the stages that many methods share, by stage:
+            ``joint``, the mean over exits, and ``last-exit``, which is the full model's.
     """
 
     kind: ClassVar[str]

@@ -12,7 +12,7 @@ from consistentee.backbones.token_exits import layers_run
 from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
-from consistentee.files import computed_once, hash_json
+from consistentee.files import computed_once, hash_json, load_tensors
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.models.heads import ExitHeads
 from consistentee.progress import tracked
@@ -151,7 +151,7 @@ def record_outputs(
     """
     if store is None:
         return _run_at_full_depth(model, encodings, batch_size, progress)
-    path = store / f"outputs-{_outputs_key(model, encodings, batch_size)}.safetensors"
+    path = _outputs_file(store, model, encodings, batch_size)
 
     def run() -> dict[str, Tensor]:
         outputs = _run_at_full_depth(model, encodings, batch_size, progress)
@@ -162,26 +162,58 @@ def record_outputs(
     return LayerOutputs(tensors["vectors"], tensors.get("pooled", tensors["vectors"]), tensors["logits"])
 
 
+def record_logits(
+    model: MultiExitModel,
+    encodings: Sequence[Encoding],
+    *,
+    batch_size: int = 64,
+    store: Path | None = None,
+    progress: str | None = None,
+) -> Tensor:
+    """Return what every layer answers at full depth: float [rows, L, classes]. States are not kept, nor stored.
+
+    Takes what :func:`record_outputs` takes; a pass that it left in the store is not made again.
+    """
+    stored = None if store is None else load_tensors(_outputs_file(store, model, encodings, batch_size))
+    if stored is not None:
+        return stored["logits"]
+    order, parts = _batches_at_full_depth(model, encodings, batch_size, progress)
+    return torch.cat([part.logits.cpu() for part in parts])[order.argsort()]
+
+
+def _outputs_file(store: Path, model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> Path:
+    return store / f"outputs-{_outputs_key(model, encodings, batch_size)}.safetensors"
+
+
 def _outputs_key(model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> str:
     return hash_json([model.fingerprint(with_heads=False), fingerprint(encodings), batch_size])[:16]
 
 
-@torch.no_grad()
 def _run_at_full_depth(
     model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int, progress: str | None
 ) -> LayerOutputs:
-    model.eval()
-    order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
-    starts = range(0, len(order), batch_size)
-    parts = [
-        model(model.collate([encodings[i] for i in order[start : start + batch_size]]))
-        for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None)
-    ]
-    back = torch.argsort(torch.tensor(order))
+    order, batches = _batches_at_full_depth(model, encodings, batch_size, progress)
+    parts, back = list(batches), order.argsort()
     vectors = torch.cat([part.vectors.cpu() for part in parts])[back]
     logits = torch.cat([part.logits.cpu() for part in parts])[back]
     pooled = vectors if parts[0].pooled is parts[0].vectors else torch.cat([part.pooled.cpu() for part in parts])[back]
     return LayerOutputs(vectors, pooled, logits)
+
+
+def _batches_at_full_depth(
+    model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int, progress: str | None
+) -> tuple[Tensor, Iterator[LayerOutputs]]:
+    """Return rows by their length, int64 [rows], and what the model says of them in that order, batch by batch."""
+    order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
+
+    @torch.no_grad()
+    def run() -> Iterator[LayerOutputs]:
+        model.eval()
+        starts = range(0, len(order), batch_size)
+        for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None):
+            yield model(model.collate([encodings[i] for i in order[start : start + batch_size]]))
+
+    return torch.tensor(order), run()
 
 
 @torch.no_grad()

@@ -7,11 +7,9 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from consistentee.files import load_tensors, save_tensors
-from consistentee.models.base import MultiExit
 from consistentee.training.stage import BatchT, ModelT, Stage
 
-SCORES = "validation_by_epoch"
-"""Name of what the judge said among the tensors of a stored stage or checkpoint."""
+_SCORES = "validation_by_epoch/"
 
 
 def save_checkpoint(
@@ -40,7 +38,7 @@ def resume(
     tensors = None if path is None else load_tensors(path)
     if tensors is None or any(tensors[f"weight/{name}"].shape != weight.shape for name, weight in parameters.items()):
         return 0  # nothing there, or a checkpoint of the time when it held word tables as a whole
-    note_scores(model, stage, tensors.get(SCORES))
+    note_scores(model, stage, tensors)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weight/{name}"])
@@ -55,13 +53,20 @@ def resume(
     return int(tensors["step"])
 
 
-def note_scores(model: MultiExit, stage: Stage[ModelT, BatchT], scores: Tensor | None) -> None:
-    """Note the validation score after every epoch in the model, as far as they are known, float64 [epochs]."""
+def note_scores(model: ModelT, stage: Stage[ModelT, BatchT], tensors: dict[str, Tensor]) -> None:
+    """Take scores out of the tensors of a stored stage or checkpoint, and note them, float64 [epochs], in the model.
+
+    What another judge said, on other validation rows, is no score of this one, and is dropped.
+    """
+    stored = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_SCORES)}
+    scores = None if stage.judge is None else stored.get(_SCORES + stage.judge.fingerprint())
     if scores is not None:
         model.description.validation_by_epoch[stage.name] = scores.tolist()
 
 
-def noted_scores(model: MultiExit, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
-    """Return the scores that were noted as a tensor to store; nothing where there are none."""
+def noted_scores(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
+    """Return the scores that were noted as a tensor to store, named by the judge; nothing where there are none."""
     scores = model.description.validation_by_epoch.get(stage.name)
-    return {} if scores is None else {SCORES: torch.tensor(scores, dtype=torch.float64)}
+    if scores is None or stage.judge is None:
+        return {}
+    return {_SCORES + stage.judge.fingerprint(): torch.tensor(scores, dtype=torch.float64)}

@@ -27,7 +27,7 @@ from consistentee.models.base import MultiExit
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import tracked
 from consistentee.training.attention import stepwise_attention, unfused_attention
-from consistentee.training.checkpoints import SCORES, note_scores, noted_scores, resume, save_checkpoint
+from consistentee.training.checkpoints import note_scores, noted_scores, resume, save_checkpoint
 from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenSource
@@ -87,7 +87,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
     with only_one(final):
         stored = load_tensors(final)
         if stored is not None:
-            note_scores(model, stage, stored.pop(SCORES, None))
+            note_scores(model, stage, stored)
             model.load_state_dict(stored, strict=False)  # all others are as the key says
             model.eval()
         else:

@@ -160,8 +160,18 @@ def test_one_conditioned_policy_gives_a_curve(tiny_model):
     assert len({round(mean, 3) for mean in exits.double().mean(dim=1).tolist()}) > 2
 
 
+def test_without_cached_features_none_are_stored(tiny_model, tmp_path):
+    method = ConsistentEE(cached=False)
+    method.fit(tiny_model(), make_task(rows=12), replace(RECIPE, store=tmp_path, frozen_steps=2))
+    assert not list(tmp_path.glob("outputs-*"))
+
+
 def test_impossible_parameters_are_refused():
     with pytest.raises(UserError, match="at least 2 rollouts"):
         ConsistentEE(estimator="reinforce", rollouts=1)
     with pytest.raises(UserError, match="alpha"):
         ConsistentEE(alpha=-0.1)
+    with pytest.raises(UserError, match="joint_learning_rate above 0"):
+        ConsistentEE(joint_learning_rate=-1e-5)
+    with pytest.raises(UserError, match="joint_epochs must not be negative"):
+        ConsistentEE(joint_epochs=-1)

@@ -63,6 +63,11 @@ def test_experts_weigh_what_they_are_right_on_rows_that_training_has_not_seen(ti
     torch.testing.assert_close(torch.tensor(factors_of(model.head(EXPERTS))), right)
 
 
+def test_a_share_that_leaves_nothing_to_train_on_is_refused(tiny_model):
+    with pytest.raises(UserError, match="held out leaves no training row of"):
+        BEEM(held_out=0.995).fit(tiny_model(), make_task(rows=12), RECIPE)
+
+
 def test_costs_weigh_a_tenth_a_layer_and_are_saved_with_the_model(tiny_model, tmp_path):
     model = BEEM(weights="cost").fit(tiny_model(), make_task(), RECIPE)
     model.save_pretrained(tmp_path / "model")

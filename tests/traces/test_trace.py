@@ -8,7 +8,7 @@ from consistentee.data.instances import Split
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.rules.signals import entropy
-from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.instance_trace import record_logits, record_outputs, record_trace
 from consistentee.traces.walk import replay, sweep
 
 THRESHOLDS = [1.2, 1.0, 0.95, 0.9, 0.0]
@@ -27,6 +27,15 @@ def test_shapes_and_order_do_not_depend_on_batching(tiny_model):
     assert trace.labels.tolist() == list(split.labels)
     assert torch.equal(trace.row_keys, other.row_keys)
     torch.testing.assert_close(trace.logits, other.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_logits_alone_are_those_of_the_whole_pass_and_leave_nothing_in_the_store(tiny_model, tmp_path):
+    model, split = tiny_model(), make_task().test
+    encodings = model.tokenize(split.texts)
+    alone = record_logits(model, encodings, store=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert torch.equal(alone, record_outputs(model, encodings, store=tmp_path).logits)
+    assert torch.equal(alone, record_logits(model, encodings, store=tmp_path))
 
 
 def test_a_stored_pass_is_read_again_and_only_where_nothing_changed(tiny_model, tmp_path):

@@ -119,6 +119,14 @@ class TestTheJudge:
         assert trained(store=tmp_path) == scores == trained()
         assert all(0 <= score <= 1 for score in scores["joint"])
 
+    def test_scores_on_other_validation_rows_are_not_taken_from_the_store(self, tiny_model, tmp_path):
+        recipe = replace(RECIPE, store=tmp_path)
+        train_jointly(tiny_model(), make_task(), recipe)
+        other = tiny_model()
+        train_jointly(other, make_task().capped(validation=5), recipe)
+        assert len(list(tmp_path.glob("joint-*.safetensors"))) == 1
+        assert other.description.validation_by_epoch == {}
+
     def test_the_last_score_is_that_of_the_trained_model(self, tiny_model):
         model, task = tiny_model(), make_task()
         train_jointly(model, task, replace(RECIPE, epochs=2))
@@ -322,6 +330,16 @@ class TestWordTables:
         with pytest.raises(UserError, match="also_reads"):
             run_stage(model, source, stage, RECIPE)
         run_stage(model, source, replace(stage, also_reads=others), RECIPE)
+
+    def test_a_padding_row_that_no_row_holds_keeps_no_other_from_learning(self, tiny_model, task):
+        model = tiny_model()
+        table = model.backbone.get_input_embeddings()
+        encodings = training_source(model, task, RECIPE).encodings
+        table.padding_idx = next(
+            i for i in range(len(VOCABULARY)) if all(i not in encoding.input_ids for encoding in encodings)
+        )
+        with only_used_rows(model, encodings, ("backbone.",)):
+            assert table.padding_idx is None
 
     def test_frozen_they_are_left_alone(self, tiny_model, task):
         model = tiny_model()

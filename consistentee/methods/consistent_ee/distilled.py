@@ -44,7 +44,7 @@ from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenBatch, TokenSource
 from consistentee.training.stages import (
     layer_losses,
-    recorded_features,
+    recorded_logits,
     token_stage,
     train_last_exit_on,
     training_source,
@@ -93,7 +93,7 @@ class ConsistentEEDistilled(Method):
     def teach_exits(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
         """As :meth:`fit`, on rows that are tokens already."""
         train_last_exit_on(model, source, recipe)
-        teacher = recorded_features(model, source, recipe).logits[:, -1].log_softmax(dim=-1)
+        teacher = recorded_logits(model, source, recipe)[:, -1].log_softmax(dim=-1)
         if self.classifier != "linear":
             model.use_classifier(ClassifierSpec(self.classifier, at_last_layer=False), recipe.seed)
         loss = partial(taught_loss, self, teacher)
@@ -115,7 +115,8 @@ class ConsistentEEDistilled(Method):
 class ConsistentEEDistilledCurve(ConsistentEECurve):
     """The exits of consistentee-distilled, left by the policy of consistentee-curve: one for all prices of a layer.
 
-    There is no stage 3: ``alpha``, ``joint_epochs``, ``joint_learning_rate`` and ``refit_policy`` are not read.
+    The exits are taught with that method's defaults. There is no stage 3, and no cross-fitting: ``alpha``,
+    ``joint_epochs``, ``joint_learning_rate``, ``refit_policy`` and ``folds`` are not read.
     """
 
     name: ClassVar[str] = "consistentee-distilled-curve"

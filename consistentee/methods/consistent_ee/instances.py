@@ -34,8 +34,9 @@ from consistentee.training.recipe import Recipe
 from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
 from consistentee.training.stage import Source, Stage
 from consistentee.training.stages import (
+    cached_rows,
     layer_losses,
-    recorded_features,
+    recorded_logits,
     token_stage,
     train_heads,
     train_jointly_on,
@@ -51,7 +52,8 @@ class ConsistentEE(Method):
 
     Where the defaults differ from what was published: the policy also reads confidence, the expected reward is taken
     in closed form, and the policy is fitted again after stage 3. ``policy_reads="state", estimator="reinforce",
-    refit_policy=False`` and a knob of 0.5 give the published algorithm, but for the recipe and the initial bias.
+    refit_policy=False`` and a knob of 0.5 give the published algorithm, but for the recipe, the initial bias, stage 2
+    on features without dropout, and stage 3's cross-entropy, which is the expectation and not that of a drawn exit.
 
     Attributes:
         alpha: the price of a layer. The paper's code used 0.005 to 0.2.
@@ -95,6 +97,8 @@ class ConsistentEE(Method):
             raise UserError(f"consistentee: alpha must not be negative, got {self.alpha}")
         if self.folds < 2:
             raise UserError(f"consistentee: cross-fitting needs at least 2 folds, got {self.folds}")
+        if self.joint_epochs < 0 or self.joint_learning_rate <= 0:
+            raise UserError("consistentee: joint_epochs must not be negative, and joint_learning_rate above 0")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Run stages 1 and 2, then stage 3 for ``joint_epochs``, then fit the policy again where that is asked for."""
@@ -108,8 +112,7 @@ class ConsistentEE(Method):
         if self.joint_epochs:
             run_stage(model, source, self._joint_stage(hardness, recipe), recipe)
             if self.refit_policy:
-                outputs = recorded_features(model, source, recipe)
-                self._fit_policy(model, source, outputs, hardness, recipe)
+                self._fit_policy(model, self._rows_of_policy(model, source, recipe), hardness, recipe)
         return model
 
     def learn_policy(
@@ -120,12 +123,12 @@ class ConsistentEE(Method):
         ``cross_fitted`` is a Memorized Layer [rows] that was measured before; None for that of these exits.
         """
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
-        outputs = recorded_features(model, source, recipe)
-        hardness = None
-        if self.reward == "hardness":
-            measured = memorized_layer_of(outputs.logits, source.labels)
-            hardness = measured if cross_fitted is None else cross_fitted
-        self._fit_policy(model, source, outputs, hardness, recipe)
+        rows = self._rows_of_policy(model, source, recipe)
+        hardness = cross_fitted
+        if self.reward == "hardness" and hardness is None:
+            answers = rows.outputs.logits if isinstance(rows, FeatureSource) else recorded_logits(model, source, recipe)
+            hardness = memorized_layer_of(answers, source.labels)
+        self._fit_policy(model, rows, hardness, recipe)
         return hardness
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
@@ -133,18 +136,15 @@ class ConsistentEE(Method):
         self.check_knob(model, knob)
         return PolicyRule(self.policy_reads, threshold=knob if knob > 0 else float("-inf"))
 
+    def _rows_of_policy(
+        self, model: MultiExitModel, source: TokenSource, recipe: Recipe
+    ) -> FeatureSource | TokenSource:
+        return cached_rows(model, source, recipe) if self.cached else source
+
     def _fit_policy(
-        self,
-        model: MultiExitModel,
-        source: TokenSource,
-        outputs: LayerOutputs,
-        hardness: Tensor | None,
-        recipe: Recipe,
+        self, model: MultiExitModel, rows: Source[FeatureBatch | TokenBatch], hardness: Tensor | None, recipe: Recipe
     ) -> None:
-        """Train the policy alone; ``outputs`` are what the model leaves of the rows, ``hardness`` is int64 [N]."""
-        rows: Source[FeatureBatch | TokenBatch] = source
-        if self.cached:
-            rows = FeatureSource(model, outputs, source.labels.tolist())
+        """Train the policy alone; ``hardness`` is int64 [N]."""
         loss = partial(_policy_stage_loss, self, hardness)
         details = {"method": repr(self), "hardness": hardness}
         train_heads(model, rows, loss, recipe, name="policy", trains=(f"exit_heads.{POLICY}.",), details=details)
