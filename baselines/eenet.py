@@ -1,13 +1,13 @@
 """EENet (Ilhan et al., WACV 2024, arXiv 2301.07099): a scheduler, fitted to a budget, says how many rows leave where.
 
-Training: backbone and all exits together, on ``sum_t t * CE_t``; over the last quarter of the steps each exit also
-learns what the last one says, ``0.01 T^2 KL(exit L || exit t)`` at temperature T = 3. Then the scheduler, on rows that
-training has not seen. At exit k it reads the probabilities, the largest of them, ``1 - entropy / ln C`` and the scores
-of the exits before. A linear layer gives the score ``q_k``, cut to 0..1, and another network the row's share ``pi_k``,
-a softmax over exits. Scores learn whether the exit is right, on rows weighed by pi_k; shares learn to go where scores
-do well, not far from ``q / sum q``, at a mean cost near the budget. Thresholds come last, exit by exit: T_k is the
-N_k-th largest score of the rows not yet out, ``N_k = floor(N * mean pi_k)``. Rule: leave where the score is at least
-T_k.
+Training: backbone and all exits together, on ``sum_t t * CE_t / sum_t t``; over the last quarter of the steps each exit
+also learns what the last one says, ``0.01 T^2 KL(exit L || exit t)`` at temperature T = 3. Then the scheduler, on rows
+that training has not seen. At exit k it reads the probabilities, the largest of them, ``1 - entropy / ln C`` and the
+scores of the exits before. A linear layer gives the score ``q_k``, cut to 0..1, and another network the row's share
+``pi_k``, a softmax over exits. Scores learn whether the exit is right, on rows weighed by pi_k; shares learn to go
+where scores do well, not far from ``q / sum q``, at a mean cost near the budget. Thresholds come last, exit by exit:
+T_k is the N_k-th largest score of the rows not yet out, ``N_k = floor(N * mean pi_k)``. Rule: leave where the score is
+at least T_k.
 
 Choices. The authors' code defines the method; its exits lie after every third layer, here after every layer, each with
 a pooler of its own where the backbone has one. The scheduler is fitted on a tenth of the training rows, held out; the

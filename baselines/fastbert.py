@@ -14,8 +14,8 @@ Choices: the teacher is the linear classifier of the stock model, and not one wi
 the full model, and the stage that trains it, are those of the other methods. The attention has two heads. The paper
 writes the divergence with the student first; here the teacher is, so that a student must cover what the teacher holds
 possible. Fine-tuning takes the recipe's epochs and distillation 5/3 of them, the paper's proportion; linear students
-read cached features instead, for the recipe's number of steps, and have a pooler each where the backbone has one. The
-frozen model runs without dropout.
+read cached features instead, for the recipe's number of steps in whole epochs, and have a pooler each where the
+backbone has one. The frozen model runs without dropout.
 """
 
 import math

@@ -9,8 +9,9 @@ probability of the ensemble is above a threshold; the row's answer is the ensemb
 Choices: logits are passed on normalised (LayerNorm) and without a gradient, and w starts from N(0, 0.01), as in the
 authors' code. A head has a pooler of its own where the backbone has one, as DeeBERT's, and starts from the one that
 fine-tuning leaves. The two frozen stages run on features that the backbone left once, in eval mode, for as many steps
-each as the recipe says. A layer computes anew, from the pooled vectors kept, what the heads before it say: some
-thousand operations beside a layer's millions. See :class:`consistentee.models.classifiers.EnsembleClassifier`.
+each as the recipe says, in whole epochs. A layer computes anew, from the pooled vectors kept, what the heads before it
+say: some thousand operations beside a layer's millions. See
+:class:`consistentee.models.classifiers.EnsembleClassifier`.
 """
 
 from dataclasses import dataclass

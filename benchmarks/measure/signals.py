@@ -14,7 +14,7 @@ def signal_quantiles(rule: ExitRule, trace: Trace) -> list[list[float]]:
     """Return the quantiles over all rows of the rule's signal: one list a layer that the rule is asked at.
 
     Rows count at every layer, those that have left before too, so that layers can be compared. Empty for a rule that
-    compares nothing with a threshold.
+    does not say what it compares with a threshold, or compares nothing.
     """
     comparing = _Comparing(rule)
     replay(comparing, trace)

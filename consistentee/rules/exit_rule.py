@@ -34,7 +34,7 @@ class ExitRule:
         raise NotImplementedError(f"{type(self).__name__} does not define should_exit")
 
     def compared_value(self, view: LayerView, state: State) -> Tensor | None:
-        """Return what this rule compares with its threshold, for plots: float [rows]; None if it compares nothing.
+        """Return what this rule compares with its threshold, for plots: float [rows]; None if it does not say.
 
         Asked in place of :meth:`should_exit`, once a layer, and may update ``state`` in place as that does.
         """
