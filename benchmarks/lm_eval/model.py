@@ -165,8 +165,13 @@ class EarlyExitLM(HFLM):
 
 
 def _cut(context: Sequence[int], scored: Sequence[int], max_length: int) -> TokenRow:
-    """Drop the first tokens of a context that is too long: the last scored token is not read."""
+    """Drop the first tokens of a context that is too long: the last scored token is not read.
+
+    Raises UserError where no token of the context is left: the first scored one is predicted from it.
+    """
     room = max_length + 1 - len(scored)
+    if room < 1:
+        raise UserError(f"an answer of {len(scored)} tokens cannot be scored: the model reads {max_length} at most")
     return list(context)[-room:], list(scored)
 
 

@@ -163,6 +163,19 @@ def test_a_text_as_long_as_the_context_is_scored(saved):
     assert score[0] == pytest.approx(float(logits.gather(1, torch.tensor(long[-5:])[:, None]).sum()), abs=1e-3)
 
 
+def test_an_answer_is_as_long_as_the_model_reads_at_most(saved):
+    from benchmarks.lm_eval.model import EarlyExitLM
+
+    lm = EarlyExitLM(str(saved), method="token-full")
+    context, scored = [2, 11, 12], [13] * (lm.max_length + 2)
+    longest = scored[: lm.max_length]
+    found = [lm._loglikelihood_tokens([(None, row, longest)], disable_tqdm=True) for row in (context, context[-1:])]
+    assert found[0] == found[1], "one token of the context is read"
+    for too_long in (scored[:-1], scored):
+        with pytest.raises(UserError, match=f"{len(too_long)} tokens cannot be scored: .* {lm.max_length} at most"):
+            lm._loglikelihood_tokens([(None, context, too_long)], disable_tqdm=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
