@@ -75,8 +75,10 @@ def open_results(
 
     Of a group, the timing that was taken last comes first: earlier ones may be of another protocol. Published ones have
     the order in which they were written. Nothing is moved: reading results never changes them. Raises UserError if the
-    folder holds no record at all, and if it has the compact form and cannot be read.
+    folder holds no record at all or is none, and if it has the compact form and cannot be read.
     """
+    if root.is_file():
+        raise UserError(f"{root} is a file; give a folder of results")
     if is_compact(root):
         from benchmarks.store.compact.reading import read_compact
 

@@ -190,6 +190,12 @@ def test_a_folder_of_folders_of_results_names_them(tmp_path):
         open_results(tmp_path / "runs", CellRecord, TimingRecord)
 
 
+def test_a_file_is_no_folder_of_results(tmp_path):
+    (tmp_path / "README.md").write_text("words")
+    with pytest.raises(UserError, match=r"README\.md is a file; give a folder of results$"):
+        open_results(tmp_path / "README.md", CellRecord, TimingRecord)
+
+
 def test_unreadable_predictions(tmp_path):
     folder = stored_cell(tmp_path)
     (folder / PREDICTIONS_FILE).write_bytes(b"PAR1 no PAR1")

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 def rows_of(texts: Sequence[str], pair: bool) -> list[Text]:
     """Turn words of the command line into rows: a tab parts the texts of a pair; ``pair`` joins every two texts.
 
-    Raises UserError for an odd number of texts, or a text with more than one tab.
+    Raises UserError for an odd number of texts, a text with more than one tab, or an empty one.
     """
-    if pair:
-        if len(texts) % 2:
-            raise UserError(f"--pair takes an even number of texts, got {len(texts)}")
-        return list(zip(texts[::2], texts[1::2], strict=True))
-    rows: list[Text] = []
-    for text in texts:
-        parts = text.split("\t")
-        if len(parts) > 2:
-            raise UserError(f"a pair has one tab between its texts, got {len(parts) - 1} in {text!r}")
-        rows.append((parts[0], parts[1]) if len(parts) == 2 else text)
+    if pair and len(texts) % 2:
+        raise UserError(f"--pair takes an even number of texts, got {len(texts)}")
+    rows: list[Text] = list(zip(texts[::2], texts[1::2], strict=True)) if pair else list(map(_row_of, texts))
     if not all(part.strip() for row in rows for part in (row if isinstance(row, tuple) else (row,))):
         raise UserError("an empty text cannot be classified")
     return rows
+
+
+def _row_of(text: str) -> Text:
+    parts = text.split("\t")
+    if len(parts) > 2:
+        raise UserError(f"a pair has one tab between its texts, got {len(parts) - 1} in {text!r}")
+    return (parts[0], parts[1]) if len(parts) == 2 else text
 
 
 def predict_texts(folder: Path, rows: Sequence[Text], knob: float | None = None) -> "Table":
