@@ -69,7 +69,7 @@ def text_means_table(of: Headline) -> TextTable:
 
 
 def _means_table(
-    of: Headline, last: str, cell: Callable[[str], str], how: Sequence[str], known_by_rows: Sequence[str]
+    of: Headline, last: str, cell: Callable[[str], str], how: Sequence[str], of_last: Sequence[str]
 ) -> TextTable:
     """Return the means over tasks.
 
@@ -77,8 +77,10 @@ def _means_table(
         of: the comparison.
         last, cell: heading and text of the last column, by curve.
         how: how points are found.
-        known_by_rows: what is to be said where intervals are known.
+        of_last: what is to be said of the last column, where something is known of it.
     """
+    lasts = {label: cell(label) for label in of.methods}
+    against_static = any(of.entries[label, of.middle].above_static is not None for label in of.methods)
     seeds = {label: of.entries[label, of.middle].seeds for label in of.methods}
     differ = len(set(seeds.values())) > 1
     return TextTable(
@@ -100,7 +102,7 @@ def _means_table(
                 f"{of.entries[label, of.middle].layers:.2f}",
                 " / ".join(f"{of.entries[label, speedup].rank:.1f}" for speedup in of.speedups),
                 _static_cell(of.entries[label, of.middle]),
-                cell(label),
+                lasts[label],
             )
             for label in of.methods
         ),
@@ -112,7 +114,9 @@ def _means_table(
             f"Layers: of test rows, mean over tasks, where {_mean_budget(of)} are allowed. Where even the best knob of "
             f"a task costs less than a budget, it stands there. {OVER_NOTE} on some task.",
             "Ranks: of points, at the three budgets, means over tasks, 1 is best, among methods that all tasks have.",
-            *([] if not of.samples else [_INTERVAL_NOTE, _STATIC_NOTE, *known_by_rows]),
+            *([_INTERVAL_NOTE] if of.samples else []),
+            *([_STATIC_NOTE] if against_static else []),
+            *([] if set(lasts.values()) <= {MISSING} else of_last),
             *([NO_ROWS_NOTE] if of.lacks_rows else []),
         ),
         words=("method",),

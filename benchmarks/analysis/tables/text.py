@@ -21,9 +21,15 @@ _LATEX_SPECIAL = {c: "\\" + c for c in "&%$#_{}"} | {
     "^": r"\textasciicircum{}",
     "·": r"$\cdot$",
     "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
     "×": r"$\times$",
     "±": r"$\pm$",
     "−": "$-$",
+    "<": "$<$",  # of these three the default font has other signs in their places
+    ">": "$>$",
+    "|": "$|$",
 }
 
 
@@ -91,7 +97,7 @@ def _latex(table: TextTable) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """Escape the characters that LaTeX would read as commands."""
+    """Escape the characters that LaTeX would read as commands, and write the signs of tables in its own words."""
     return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
 
 
