@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.analysis.comparisons.papers import PaperComparison, compare_with_paper
+from benchmarks.analysis.panels.protocols import merged_panels
 from benchmarks.analysis.panels.results import FULL, Panel, load_panels
 from benchmarks.analysis.tables.publications.papers import paper_lines, paper_table
 from benchmarks.analysis.tables.text import csv_of, to_markdown, to_rich
@@ -46,7 +47,8 @@ class Reproduction:
         table: the paper's.
         backbones: ours; None: those that there are records of.
         out: what runs of it fill, one folder a backbone.
-        results: folders to read instead of ``out`` and of the suites' published results; None: those.
+        results: folders to read instead of ``out`` and of the suites' published results, each curve from the first
+            that has it; None: those.
     """
 
     name: str
@@ -68,19 +70,20 @@ class Reproduction:
         table = load_paper(name)
         return cls(name, table, backbones, Path("runs") / table.name if out is None else out, results)
 
-    def comparisons(self) -> tuple[list[PaperComparison], list[Fault]]:
+    def comparisons(self) -> tuple[list[PaperComparison], list[Fault | UserError]]:
         """Return the table beside every backbone asked for; unasked, beside those that there are records of.
 
-        Also what could not be read. Raises UserError for a folder without results that was asked for.
+        Also what could not be read, or set beside the rest. Raises UserError for a folder without results that was
+        asked for.
         """
         table, found = self.table, []
-        faults: dict[Path, Fault] = {}
+        faults: dict[str, Fault | UserError] = {}
         for setting in self._settings((*table.settings, table.paper_setting)):
             panels, left_out = self._panels(setting)
             labels, backbone = _labels(table, setting), display_name(setting.backbone)
             command = f"consistentee reproduce {self.name} --run --backbones {setting.backbone} --data DATA"
             found.append(compare_with_paper(table, backbone, panels, labels, command=command))
-            faults |= {fault.path: fault for fault in left_out}
+            faults |= {str(fault): fault for fault in left_out}
         known = [comparison for comparison in found if comparison.panels]
         return found if self.backbones is not None else known or found[:1], list(faults.values())
 
@@ -143,14 +146,21 @@ class Reproduction:
     def _folder(self, setting: PaperSetting) -> Path:
         return self.out / folder_name(setting.backbone)
 
-    def _panels(self, setting: PaperSetting) -> tuple[list[Panel], list[Fault]]:
+    def _panels(self, setting: PaperSetting) -> tuple[list[Panel], list[Fault | UserError]]:
         """Return the records of a backbone: a run begins with what is published, so its folder holds all of it."""
         places = self.results
         if places is None:
             possible = (self._folder(setting), _RESULTS / setting.suite)
             places = [place for place in possible if kind_of_results(place) == "classification"][:1]
-        read = [load_panels(place) for place in places]
-        return [panel for panels, _ in read for panel in panels], [fault for _, faults in read for fault in faults]
+        tasks, backbone = {column.task for column in self.table.columns}, display_name(setting.backbone)
+        found: dict[Path, list[Panel]] = {}
+        faults: list[Fault | UserError] = []
+        for place in dict.fromkeys(places):
+            panels, damaged = load_panels(place)
+            found[place] = [panel for panel in panels if panel.task in tasks and panel.backbone == backbone]
+            faults += damaged
+        merged, not_comparable = merged_panels(found)
+        return merged, [*faults, *not_comparable]
 
 
 def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:

@@ -111,7 +111,7 @@ def compare_with_paper(
     Args:
         table: the paper's.
         backbone: ours, as records name it.
-        panels: our records, of any task and backbone.
+        panels: our records, of any task and backbone, one panel of each.
         labels: those of the table's curves that there can be on this backbone.
         command: what makes records that are missing.
     """

@@ -7,19 +7,19 @@ the same versions of training and engine. All else, the long tables first of all
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
 from benchmarks.analysis.comparisons.ranking import block_name, compared_panels
 from benchmarks.analysis.panels.means import geometric_mean_of_all, mean_of_all
+from benchmarks.analysis.panels.protocols import Protocol
 from benchmarks.analysis.panels.results import FULL, MAJORITY, ORACLE, Panel, StoredCell, panels
 from benchmarks.analysis.panels.select import Reach
 from benchmarks.analysis.rows.caveats import caveats_of_instances
 from benchmarks.analysis.rows.instances import row_for_half
 from benchmarks.analysis.tables.text import MISSING, TextTable, to_rich
-from benchmarks.specs.schema import canonical_json
 from benchmarks.specs.targets import SPEEDUPS
 from benchmarks.store.compact.reading import rows_of_compact
 from benchmarks.store.folders import Fault
@@ -36,27 +36,6 @@ _SINGLE_KNOB = "*"
 _MIDDLE = 2.0
 _NOT_SHOWN = (FULL, ORACLE, MAJORITY)
 _OF_THE_CLOCK = ("noisy timing", "busy machine")
-
-
-class _Protocol(NamedTuple):
-    """What two cells must have in common, so that their methods are all that differs."""
-
-    task: str
-    backbone: str
-    seed: int
-    rows: str
-    recipe: str
-    files: str
-    engine_version: int
-    training_version: int
-
-    @classmethod
-    def of(cls, record: CellRecord) -> "_Protocol":
-        """Return that of a record."""
-        parts = record.key_parts
-        recipe, files = canonical_json(parts.settings.get("recipe")), canonical_json(parts.backbone)
-        versions = (parts.engine_version, parts.training_version)
-        return cls(record.task, record.backbone, record.seed, parts.rows, recipe, files, *versions)
 
 
 @dataclass(frozen=True)
@@ -134,7 +113,7 @@ def load_board(
     faults: list[Fault | UserError] = list(own.faults)
     cells, timings, used = list(own.cells), list(own.timings), []
     measured = {cell.record.label for cell in own.cells if cell.record.key in just_computed}
-    protocols = {_Protocol.of(cell.record) for cell in own.cells}
+    protocols = {Protocol.of(cell.record) for cell in own.cells}
     stored: list[Panel] = []
     for folder in folders:
         try:
@@ -165,12 +144,12 @@ def _holds(timing: TimingRecord, keys: Collection[str]) -> bool:
     return not keys or any(contender.cell_key in keys for contender in timing.contenders)
 
 
-def _comparable(folder: Path, protocols: Collection[_Protocol]) -> tuple[list[StoredCell], list[TimingRecord]] | None:
+def _comparable(folder: Path, protocols: Collection[Protocol]) -> tuple[list[StoredCell], list[TimingRecord]] | None:
     """Return the cells of a folder that follow one of the protocols, and their timings; None if there are none."""
     if kind_of_results(folder) != "classification" or not rows_of_compact(folder) & {p.rows for p in protocols}:
         return None
     found = open_results(folder, CellRecord, TimingRecord)
-    cells = [cell for cell in found.cells if _Protocol.of(cell.record) in protocols]
+    cells = [cell for cell in found.cells if Protocol.of(cell.record) in protocols]
     keys = {cell.record.key for cell in cells}
     timings = [t for t in found.timings if any(contender.cell_key in keys for contender in t.contenders)]
     return (cells, timings) if cells else None

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,7 @@ from benchmarks.cli import app
 from benchmarks.commands.reproduce import Reproduction
 from benchmarks.specs.papers import PaperTable, list_papers, load_paper
 from benchmarks.specs.suites import load_suite
-from benchmarks.store.folders import write_predictions
+from benchmarks.store.folders import write_predictions, write_record
 from benchmarks.store.records import CellRecord
 from benchmarks.tasks.loader import list_tasks
 from consistentee.errors import UserError
@@ -255,6 +256,49 @@ def test_without_records_theirs_stand_alone_with_the_command_that_makes_ours(tmp
     asked = call("reproduce", "consistentee-glue", "--backbones", "bert-base-uncased", "--format", "md").output
     assert "consistentee-paper" in asked
     assert "--run --backbones bert-base-uncased --data DATA" in asked
+
+
+def write_run(folder, labels, seeds=(0,), **settings):
+    """Write a made-up suite on RTE, of some labels; ``settings`` tell its protocol from others."""
+    write_results(folder, tasks=("rte",), seeds=seeds)
+    for place in (folder / "cells" / "rte" / "minilm-l6").iterdir():
+        if place.name not in labels:
+            shutil.rmtree(place)
+    for file in folder.rglob("record.json"):
+        record = CellRecord.model_validate_json(file.read_text())
+        parts = record.key_parts.model_copy(update={"settings": record.key_parts.settings | settings})
+        write_record(file, record.model_copy(update={"key_parts": parts, "command": folder.name}))
+
+
+def rte_of(*folders):
+    """Return the panel of RTE that a table reads of some folders, and what it leaves out."""
+    (comparison,), left_out = Reproduction("cosee-glue", COSEE, ["minilm-l6"], folders[0], folders).comparisons()
+    return comparison.panels["rte"], list(map(str, left_out))
+
+
+def test_each_curve_of_several_folders_is_of_the_first_that_has_it(tmp_path):
+    mine, stored_ones = tmp_path / "mine", tmp_path / "stored"
+    write_run(mine, ["full", "deebert"])
+    write_run(stored_ones, ["full", "deebert", "pabee"], seeds=(0, 1))
+    for folders, owner in (([mine, stored_ones], "mine"), ([stored_ones, mine], "stored")):
+        panel, left_out = rte_of(*folders)
+        assert left_out == []
+        of = {(cell.record.label, cell.record.seed): cell.record.command for cell in panel.cells}
+        assert len(panel.cells) == len(of) == 6
+        assert {command for curve, command in of.items() if curve in {("full", 0), ("deebert", 0)}} == {owner}
+        assert {of[curve] for curve in (("full", 1), ("deebert", 1), ("pabee", 0), ("pabee", 1))} == {"stored"}
+
+
+def test_curves_of_another_recipe_are_not_mixed_in_and_that_is_said(tmp_path):
+    folders = mine, stored_ones = [tmp_path / "mine", tmp_path / "stored"]
+    write_run(mine, ["full", "deebert"], recipe={"epochs": 3})
+    write_run(stored_ones, ["full", "pabee"], recipe={"epochs": 6})
+    panel, left_out = rte_of(*folders)
+    assert {cell.record.command for cell in panel.cells} == {"mine"}
+    assert left_out == [f"rte, minilm-l6 of {stored_ones} differs from that of {mine} in recipe"]
+    shown = call("reproduce", "cosee-glue", "--results", *folders, "--out", tmp_path / "out", "--format", "csv")
+    assert f"left out: {left_out[0]}\n" in shown.stderr
+    assert shown.stderr.count("left out") == 1, "once, whatever the number of backbones"
 
 
 @pytest.fixture
