@@ -10,6 +10,7 @@ import pytest
 from records_by_hand import ENVIRONMENT, LAYER_ACCURACY, made_up_suite, timing, write_results
 from typer.testing import CliRunner
 
+from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.leaderboard.areas import machine_of
 from benchmarks.analysis.leaderboard.board import load_leaderboard
 from benchmarks.analysis.leaderboard.faults import record_fault, timing_fault
@@ -122,10 +123,106 @@ def test_a_task_that_few_methods_have_takes_no_place_away(results):
     assert board.notes.count(note) == 1
 
 
-def test_other_sizes_of_a_task_are_another_task(results, tmp_path):
+# ---------------------------------------------------------------------------------------------- settings
+
+
+def trained_by(record, recipe, **changes):
+    """Return a record of another recipe; ``changes``: of the parts of its key."""
+    parts = record.key_parts.model_copy(update={"settings": {"method": "pabee", "recipe": recipe}, **changes})
+    return record.model_copy(update={"key": f"{record.key} {recipe} {changes}", "key_parts": parts})
+
+
+@pytest.fixture
+def two_recipes(tmp_path):
+    """Two folders: MCID trained for 6 epochs and RTE, and MCID for 12, where the full model is worse and PABEE new."""
+    for task in ("mcid", "rte"):
+        for record in made_up_suite(task=task):
+            if record.label != "pabee":
+                write_cell(tmp_path / "six", trained_by(record, {"epochs": 6, "precision": "bfloat16"}))
     for record in made_up_suite():
-        write_cell(tmp_path / "two", record.model_copy(update={"train_rows": 500}))
-    assert standing(load_leaderboard([results, tmp_path / "two"])).tasks == 3
+        lower = shifted(record, -0.1) if record.label == "full" else record
+        write_cell(tmp_path / "twelve", trained_by(lower, {"epochs": 12, "precision": "auto"}))
+    return [tmp_path / "six", tmp_path / "twelve"]
+
+
+def test_other_recipes_are_compared_apart(two_recipes):
+    board = load_leaderboard(two_recipes)
+    assert [panel.task for panel in board.panels] == ["mcid (6 epochs)", "rte", "mcid (12 epochs)"]
+    six, _, twelve = board.panels
+    assert "pabee" not in six.methods, "no curve of the other recipe joins in"
+    assert at_equal_cost(twelve, "deebert", 2.0).points == pytest.approx(
+        at_equal_cost(six, "deebert", 2.0).points + 0.1
+    ), "points are against the full model of the same recipe"
+    alone = [load_leaderboard([folder]) for folder in two_recipes]
+    assert {panel.task for board in alone for panel in board.panels} == {"mcid", "rte"}
+
+
+def test_a_task_of_two_recipes_counts_once_in_areas_and_ranks(two_recipes):
+    both = load_leaderboard(two_recipes)
+    assert (standing(both).tasks, standing(both).runs) == (2, 3)
+    six, twelve = (entry(load_leaderboard([folder]), "deebert") for folder in two_recipes)
+    mcid, rte = (six.area + twelve.area) / 2, six.area  # the six epochs' areas are the same on both tasks
+    assert entry(both, "deebert").area == pytest.approx((mcid + rte) / 2)
+    assert (entry(both, "deebert").tasks, entry(both, "deebert").runs) == (2, 3)
+    assert entry(both, "pabee").place is None, "it lacks the other recipe"
+
+
+def test_notes_and_tables_say_what_differs_between_settings(two_recipes):
+    board = load_leaderboard(two_recipes)
+    assert board.notes == [
+        "mcid, minilm-l6: 2 settings, each compared within itself: 6 epochs, precision bfloat16; 12 epochs, precision "
+        "auto"
+    ]
+    table = leaderboard_tables(board)[0]
+    assert table.title == "Points against the full model at equal cost, mean of 3 settings of 2 tasks"
+    tasks = "Tasks: mcid (6 epochs) · minilm-l6, rte · minilm-l6, mcid (12 epochs) · minilm-l6."
+    assert tasks in table.notes
+    assert any(note.startswith("Each setting counts by itself here") for note in table.notes)
+    assert leaderboard_tables(load_leaderboard(two_recipes[:1]))[0].title.endswith("mean of 2 tasks")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "words"),
+    [
+        ({"epochs": 1}, {}, ("3 epochs", "1 epoch")),
+        ({"max_rows": 500}, {}, ("all training rows", "500 training rows")),
+        ({"head_learning_rate": 0.5}, {}, ("head learning rate 0.001", "head learning rate 0.5")),
+        ({}, {"engine_version": 2}, ("engine version 1", "engine version 2")),
+        ({}, {"training_version": 2}, ("training version 1", "training version 2")),
+        ({}, {"rows": "others"}, ("rows ", "rows ")),
+        ({}, {"backbone": {"files": {"weights": "others"}}}, ("backbone files ", "backbone files ")),
+        ({"epochs": 3}, {}, ("recipe ", "recipe ")),
+    ],
+)
+def test_settings_are_named_by_what_tells_them_apart(tmp_path, recipe, changes, words):
+    for record in made_up_suite():
+        write_cell(tmp_path / "one", trained_by(record, {}))
+        write_cell(tmp_path / "two", trained_by(record, recipe, **changes))
+    board = load_leaderboard([tmp_path / "one", tmp_path / "two"])
+    names = [panel.task for panel in board.panels]
+    assert len(set(names)) == 2
+    assert all(name.startswith(f"mcid ({word}") for name, word in zip(names, words, strict=True))
+
+
+def test_as_many_differences_are_named_as_it_takes(tmp_path):
+    for record in made_up_suite():
+        for folder, epochs, rate in (("a", 2, 0.1), ("b", 2, 0.2), ("c", 4, 0.2)):
+            write_cell(
+                tmp_path / folder, trained_by(record, {"epochs": epochs, "learning_rate": rate, "max_length": 9})
+            )
+    board = load_leaderboard([tmp_path / folder for folder in "abc"])
+    words = ("2 epochs, learning rate 0.1", "2 epochs, learning rate 0.2", "4 epochs, learning rate 0.2")
+    assert [panel.task for panel in board.panels] == [f"mcid ({one})" for one in words]
+
+
+def test_a_setting_without_a_scale_is_named_apart(two_recipes):
+    record = next(r for r in made_up_suite() if r.label == "full")
+    flat = [p.model_copy(update={"scores": {"accuracy": 0.1}}) for p in record.curve_test]
+    worse = record.model_copy(update={"curve_test": flat})
+    write_cell(two_recipes[1], trained_by(worse, {"epochs": 12, "precision": "auto"}))
+    board = load_leaderboard(two_recipes)
+    assert any(note.startswith("left out: mcid (12 epochs) in ") for note in board.notes)
+    assert (standing(board).tasks, standing(board).runs) == (2, 2)
 
 
 # ---------------------------------------------------------------------------------------------- several folders

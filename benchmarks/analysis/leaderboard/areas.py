@@ -4,7 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmarks.analysis.comparisons.curve_summaries import TIME, blind_score, layers_area, ratio_area
-from benchmarks.analysis.leaderboard.collecting import Collected, Run, run_of, shown_names
+from benchmarks.analysis.leaderboard.collecting import Collected, shown_names
+from benchmarks.analysis.leaderboard.settings import setting_of, task_names
+from benchmarks.analysis.panels.protocols import Protocol
 from benchmarks.analysis.panels.results import FULL, MAJORITY, Panel, StoredCell, panels
 from benchmarks.store.records import CellRecord
 
@@ -17,7 +19,7 @@ class Result:
     """One method on one run: areas on the shared scale, and the machine that they come from."""
 
     method: str
-    run: Run
+    run: Protocol
     machine: str
     layers: float
     time: float | None
@@ -25,20 +27,22 @@ class Result:
 
 def results_of(collected: Collected) -> list[Result]:
     """Return how every method does on every run and machine; the folder that was named first counts."""
-    everything = [cell for cells in collected.cells.values() for cell in cells]
+    everything = collected.everything
     anchors = _first_by_run(cell for cell in everything if cell.record.method in (FULL, MAJORITY))
-    names = shown_names(everything)
-    results: dict[tuple[str, Run, str], Result] = {}
+    names, tasks = shown_names(everything), task_names(collected.settings)
+    results: dict[tuple[str, Protocol, str], Result] = {}
     for folder, cells in collected.cells.items():
-        for run in dict.fromkeys(run_of(cell.record) for cell in cells):
-            own = [cell for cell in cells if run_of(cell.record) == run]
+        runs: dict[Protocol, list[StoredCell]] = {}
+        for cell in cells:
+            runs.setdefault(Protocol.of(cell.record), []).append(cell)
+        for run, own in runs.items():
             present = {name for cell in own for name in (cell.record.method, cell.record.label)}
             borrowed = [cell for method, cell in anchors.get(run, {}).items() if method not in present]
             timings = [timing for timing in collected.timings.get(folder, []) if timing.seed == run.seed]
             panel = panels([*own, *borrowed], timings)[0]
             scale = _scale(panel)
             if scale is None:
-                where = f"{run.task} in {folder}, seed {run.seed}"
+                where = f"{tasks[setting_of(run)]} in {folder}, seed {run.seed}"
                 collected.left_out.append(f"{where}: the full model is no better there than the most frequent class")
                 continue
             if scale[1] - scale[0] < NARROW_SCALE:
@@ -58,10 +62,10 @@ def machine_of(record: CellRecord) -> str:
     return f"{record.environment.get('cpu') or 'unknown CPU'}{f', {cores} cores' if cores else ''}"
 
 
-def _first_by_run(cells: Iterable[StoredCell]) -> dict[Run, dict[str, StoredCell]]:
-    found: dict[Run, dict[str, StoredCell]] = {}
+def _first_by_run(cells: Iterable[StoredCell]) -> dict[Protocol, dict[str, StoredCell]]:
+    found: dict[Protocol, dict[str, StoredCell]] = {}
     for cell in cells:
-        found.setdefault(run_of(cell.record), {}).setdefault(cell.record.method, cell)
+        found.setdefault(Protocol.of(cell.record), {}).setdefault(cell.record.method, cell)
     return found
 
 
@@ -73,7 +77,7 @@ def _scale(panel: Panel) -> tuple[float, float] | None:
     return (floor, full) if full > floor else None
 
 
-def _result(panel: Panel, label: str, name: str, run: Run, scale: tuple[float, float]) -> Result:
+def _result(panel: Panel, label: str, name: str, run: Protocol, scale: tuple[float, float]) -> Result:
     floor, full = scale
     timed = ratio_area(panel, label, run.seed, TIME)
     return Result(

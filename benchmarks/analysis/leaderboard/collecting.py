@@ -3,41 +3,37 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks.analysis.leaderboard.faults import record_fault, timing_fault
-from benchmarks.analysis.panels.results import Panel, StoredCell, panels, refuse_generation
+from benchmarks.analysis.leaderboard.settings import setting_of, task_names
+from benchmarks.analysis.panels.protocols import Protocol
+from benchmarks.analysis.panels.results import Panel, StoredCell, refuse_generation
 from benchmarks.store.records import CellRecord, TimingRecord
 from benchmarks.store.stored_results import open_results
 from consistentee.errors import UserError
 
 
-class Run(NamedTuple):
-    """What methods are compared on: one task as it was cut, on one backbone, with one seed."""
-
-    task: str
-    task_version: int
-    backbone: str
-    num_layers: int
-    metric: str
-    train_rows: int
-    test_rows: int
-    seed: int
-
-    @property
-    def setting(self) -> tuple[object, ...]:
-        """All but the seed: runs of one setting are one task in the count of tasks."""
-        return self[:-1]
-
-
 @dataclass
 class Collected:
-    """Cells and timings by their folder, what was left out and why, and runs by the width of their scale, if narrow."""
+    """Cells and timings by their folder, what was left out and why, and runs by the width of their scale, if narrow.
+
+    A run is what methods are compared on: one protocol, and so one task, backbone, recipe and seed.
+    """
 
     cells: dict[Path, list[StoredCell]] = field(default_factory=dict)
     timings: dict[Path, list[TimingRecord]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
-    narrow: dict[Run, float] = field(default_factory=dict)
+    narrow: dict[Protocol, float] = field(default_factory=dict)
+
+    @property
+    def everything(self) -> list[StoredCell]:
+        """The cells of all folders."""
+        return [cell for cells in self.cells.values() for cell in cells]
+
+    @property
+    def settings(self) -> list[Protocol]:
+        """All settings, in the order of the folders."""
+        return list(dict.fromkeys(setting_of(Protocol.of(cell.record)) for cell in self.everything))
 
 
 def collect(folders: Iterable[Path]) -> Collected:
@@ -64,11 +60,6 @@ def collect(folders: Iterable[Path]) -> Collected:
     return collected
 
 
-def run_of(record: CellRecord) -> Run:
-    """Return the run that a record belongs to."""
-    return Run(**{name: getattr(record, name) for name in Run._fields})
-
-
 def shown_names(cells: Sequence[StoredCell]) -> dict[tuple[str, str], str]:
     """Return the shown name of every (label, method): the label, with the method where one label names several."""
     methods: dict[str, set[str]] = {}
@@ -82,15 +73,23 @@ def shown_names(cells: Sequence[StoredCell]) -> dict[tuple[str, str], str]:
 
 
 def panels_by_setting(collected: Collected) -> list[Panel]:
-    """Return a panel for every task as it was cut and every backbone, each curve of a run from the first folder."""
-    everything = [cell for cells in collected.cells.values() for cell in cells]
-    names, owners = shown_names(everything), dict[tuple[Run, str], Path]()
-    by_setting: dict[tuple[object, ...], list[StoredCell]] = {}
+    """Return a panel for every setting, under the name of its task; each curve of a run is from the first folder."""
+    names, owners = shown_names(collected.everything), dict[tuple[Protocol, str], Path]()
+    by_setting: dict[Protocol, list[StoredCell]] = {}
     for folder, cells in collected.cells.items():
         for cell in cells:
-            run, name = run_of(cell.record), names[cell.record.label, cell.record.method]
+            run, name = Protocol.of(cell.record), names[cell.record.label, cell.record.method]
             if owners.setdefault((run, name), folder) == folder:
                 named = replace(cell, record=cell.record.model_copy(update={"label": name}))
-                by_setting.setdefault(run.setting, []).append(named)
+                by_setting.setdefault(setting_of(run), []).append(named)
     timings = [timing for of_folder in collected.timings.values() for timing in of_folder]
-    return [panel for cells in by_setting.values() for panel in panels(cells, timings)]
+    tasks = task_names(by_setting)
+    return [
+        Panel(tasks[setting], setting.backbone, tuple(cells), tuple(_timings_of(cells, timings)))
+        for setting, cells in by_setting.items()
+    ]
+
+
+def _timings_of(cells: Iterable[StoredCell], timings: Iterable[TimingRecord]) -> list[TimingRecord]:
+    keys = {cell.record.key for cell in cells}
+    return [timing for timing in timings if any(contender.cell_key in keys for contender in timing.contenders)]

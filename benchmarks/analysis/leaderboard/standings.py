@@ -1,6 +1,9 @@
 """Methods ranked by one kind of cost: which runs count, places, ranks and intervals.
 
-Seeds of a task are averaged first: they are no independent tasks, and a task with more of them counts no more.
+Seeds of a setting are averaged first, then the settings of a task on a backbone (other recipes, rows or versions): they
+are no independent tasks. So a task has one area and one rank, counts once in means and intervals over tasks, and counts
+no more where it was run with more seeds, or in more settings. A method has a place if it has a result in all of them:
+else its area would be over easier or harder settings than that of the others.
 """
 
 from collections import Counter
@@ -13,7 +16,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from benchmarks.analysis.leaderboard.areas import Result
-from benchmarks.analysis.leaderboard.collecting import Run
+from benchmarks.analysis.leaderboard.settings import setting_of
+from benchmarks.analysis.panels.protocols import Protocol
 from benchmarks.analysis.panels.results import FULL, MAJORITY, ORACLE, REFERENCES
 from benchmarks.measure.intervals import interval_of_mean
 
@@ -36,7 +40,7 @@ class Entry:
         area_interval: 95% bootstrap interval over tasks; None for a single one.
         rank: mean rank among the ranked methods, over tasks; None where there is no place.
         rank_interval: as for the area.
-        tasks, runs: how many it covers.
+        tasks, runs: how many it covers; a task is counted on every backbone.
         machines: letters of the machines.
     """
 
@@ -61,13 +65,13 @@ class Standing:
     references: list[Entry]
     tasks: int
     runs: int
-    not_compared: tuple[Run, ...] = ()
+    not_compared: tuple[Protocol, ...] = ()
 
 
 def standing_by(kind: Kind, machine: str, results: Sequence[Result], letters: dict[str, str]) -> Standing:
     """Rank methods by one kind of cost; ``machine`` is empty by layers, and ``letters`` are those of all machines."""
-    areas: dict[str, dict[Run, float]] = {}
-    sources: dict[str, dict[Run, str]] = {}
+    areas: dict[str, dict[Protocol, float]] = {}
+    sources: dict[str, dict[Protocol, str]] = {}
     for result in results:
         value = result.layers if kind == "layers" else result.time
         if value is not None and result.run not in areas.setdefault(result.method, {}):
@@ -87,11 +91,11 @@ def standing_by(kind: Kind, machine: str, results: Sequence[Result], letters: di
     entries.sort(key=lambda entry: (entry.rank is None, entry.rank or 0.0, -entry.area))
     entries = [replace(e, place=None if e.rank is None else 1 + i) for i, e in enumerate(entries)]
     references = [_entry(m, areas[m], None, sources[m]) for m in _YARDSTICKS if m in areas]
-    tasks = len({run.setting for run in runs})
+    tasks = len(set(map(_task_of, runs)))
     return Standing(kind, machine, entries, references, tasks, len(runs), tuple(sorted(not_compared)))
 
 
-def _compared_runs(areas: dict[str, dict[Run, float]]) -> list[Run]:
+def _compared_runs(areas: dict[str, dict[Protocol, float]]) -> list[Protocol]:
     """Return the runs that at least half of the methods have, as ``compared_panels`` does of tasks; else all runs.
 
     Most methods need classes: with a regression among the runs, no other method would have a place.
@@ -100,13 +104,23 @@ def _compared_runs(areas: dict[str, dict[Run, float]]) -> list[Run]:
     return sorted([run for run, methods in counts.items() if 2 * methods >= len(areas)] or counts)
 
 
-def _by_task(by_run: dict[Run, float]) -> NDArray[np.float64]:
-    """Average over the seeds of each task, tasks in order."""
-    tasks = sorted({run.setting for run in by_run})
-    return np.array([np.mean([area for run, area in by_run.items() if run.setting == task]) for task in tasks])
+def _by_task(by_run: dict[Protocol, float]) -> NDArray[np.float64]:
+    """Average over the seeds of each setting, then over the settings of each task, tasks in order."""
+    by_setting: dict[Protocol, list[float]] = {}
+    for run, area in by_run.items():
+        by_setting.setdefault(setting_of(run), []).append(area)
+    by_task: dict[tuple[str, str], list[float]] = {}
+    for setting in sorted(by_setting):
+        by_task.setdefault(_task_of(setting), []).append(float(np.mean(by_setting[setting])))
+    return np.array([np.mean(areas) for areas in by_task.values()])
 
 
-def _ranks(complete: dict[str, dict[Run, float]]) -> dict[str, NDArray[np.float64]]:
+def _task_of(run: Protocol) -> tuple[str, str]:
+    """Return what counts as one task: a task on a backbone."""
+    return run.task, run.backbone
+
+
+def _ranks(complete: dict[str, dict[Protocol, float]]) -> dict[str, NDArray[np.float64]]:
     """Return each method's rank on every task, 1 for the largest area; equal areas share the mean of their ranks."""
     if not complete:
         return {}
@@ -114,7 +128,9 @@ def _ranks(complete: dict[str, dict[Run, float]]) -> dict[str, NDArray[np.float6
     return dict(zip(complete, rankdata(-matrix, axis=0), strict=True))
 
 
-def _entry(method: str, by_run: dict[Run, float], ranks: NDArray[np.float64] | None, sources: dict[Run, str]) -> Entry:
+def _entry(
+    method: str, by_run: dict[Protocol, float], ranks: NDArray[np.float64] | None, sources: dict[Protocol, str]
+) -> Entry:
     areas = _by_task(by_run)
     return Entry(
         place=None,
@@ -123,7 +139,7 @@ def _entry(method: str, by_run: dict[Run, float], ranks: NDArray[np.float64] | N
         area_interval=_interval(areas),
         rank=None if ranks is None else float(ranks.mean()),
         rank_interval=None if ranks is None else _interval(ranks),
-        tasks=len({run.setting for run in by_run}),
+        tasks=areas.size,
         runs=len(by_run),
         machines=" ".join(sorted({sources[run] for run in by_run})),
     )

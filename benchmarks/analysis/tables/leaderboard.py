@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from benchmarks.analysis.comparisons.headline import headline
 from benchmarks.analysis.leaderboard.board import Leaderboard
 from benchmarks.analysis.leaderboard.standings import Entry, Standing
 from benchmarks.analysis.tables.equal_cost import equal_cost_tables
@@ -15,7 +16,27 @@ if TYPE_CHECKING:
 
 def leaderboard_tables(board: Leaderboard) -> list[TextTable]:
     """Return the table at equal cost, where there is the full model, and one table a standing."""
-    return [*equal_cost_tables(board.panels)[:1], *(_table(board, standing) for standing in board.standings)]
+    at_equal_cost = [_of_settings(board, table) for table in equal_cost_tables(board.panels)[:1]]
+    return [*at_equal_cost, *(_table(board, standing) for standing in board.standings)]
+
+
+def _of_settings(board: Leaderboard, table: TextTable) -> TextTable:
+    """Say in a table at equal cost where it is over several settings of a task: there each counts as a task would."""
+    found = headline(board.panels)
+    compared = [] if found is None else found.panels
+    tasks = len({(panel.cells[0].record.task, panel.backbone) for panel in compared})
+    if tasks == len(compared):
+        return table
+    return replace(
+        table,
+        title=f"Points against the full model at equal cost, mean of {len(compared)} settings of {tasks} "
+        f"task{'s' if tasks > 1 else ''}",
+        notes=(
+            *table.notes,
+            "Each setting counts by itself here, so a task that has several weighs more in means and ranks; by area, "
+            "below, they are averaged first.",
+        ),
+    )
 
 
 def _table(board: Leaderboard, standing: Standing) -> TextTable:
@@ -58,8 +79,8 @@ def _notes(board: Leaderboard, standing: Standing) -> list[str]:
     notes = [
         f"Area: mean test score over all budgets, {cost}, along the knobs that validation data chooses; "
         "0 is the most frequent class, 100 the full model at every budget.",
-        "A run is a task, a backbone and a seed; seeds are averaged first. Intervals: bootstrap over tasks; with few "
-        "of them they are rough.",
+        "A run is a task, a backbone, a recipe and a seed; seeds are averaged first, then recipes of a task. "
+        "Intervals: bootstrap over tasks; with few of them they are rough.",
     ]
     if any(entry.runs < standing.runs for entry in standing.entries):
         notes.append("* lacks runs, so it has no place: its area is over other runs than the others'.")
