@@ -23,6 +23,7 @@ from benchmarks.store.records import HullPoint
 from consistentee.errors import UserError
 
 HOSTILE = "<script>window.hacked = true</script>"
+FULL_BY_SEED = ((0, 0.80), (1, 0.76))
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 
 
@@ -161,6 +162,17 @@ def test_points_are_counted_from_the_full_model(curves):
     assert {"mean of 2 tasks", "mcid", "sst2"} == set(full)
     compared = [p for p in curves if p["task"] in ("mcid", "sst2")]
     assert all(p["points"] == pytest.approx(p["score"] - full[p["task"]], abs=0.01) for p in compared)
+
+
+def test_points_of_a_seed_are_counted_from_the_full_model_of_that_seed():
+    records = [cell("full", [operating_point(6, "within 1 point", 6.0, score)], seed=s) for s, score in FULL_BY_SEED]
+    records += [cell("calm", [operating_point(0.5, "budget 0.50", 3.0, 0.78)], seed=0)]
+    records += [cell("both", [operating_point(0.5, "budget 0.50", 3.0, 0.78)], seed=s) for s, _ in FULL_BY_SEED]
+    everything = [record.model_copy(update={"task": task}) for task in ("mcid", "rte") for record in records]
+    found = points_of(render("small", panels_of(everything), [], CLASSIFICATION))
+    drawn = {task: {(p["n"], p["points"]) for p in found if p["task"] == task} for task in ("mcid", "mean of 2 tasks")}
+    full, both, calm = -1, 0, 1
+    assert drawn["mcid"] == drawn["mean of 2 tasks"] == {(full, 0.0), (both, 0.0), (calm, -2.0)}
 
 
 def test_means_over_tasks_are_at_equal_cost(results, curves):

@@ -19,7 +19,9 @@ from benchmarks.analysis.figures.page import (
     printed,
 )
 from benchmarks.analysis.figures.styles import FULL_MODEL, OTHERS, Style, competitors, legend_handles, styles
+from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.panels.results import Panel
+from benchmarks.analysis.rows.scored import scored_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,9 +107,12 @@ def methods_figure(panels: Sequence[Panel], style_of: Mapping[str, Style] | None
 
 
 def _points(panel: Panel, label: str, shares: np.ndarray) -> np.ndarray:
-    """Return the test score minus the full model's, in points, at shares of the layers; NaN before the first exit."""
-    full = full_row(panel)
+    """Return the test score minus the full model's of the same seeds, in points, at shares of the layers.
+
+    NaN before the first exit.
+    """
+    curve, scored = curve_on_test(panel, label), scored_of(panel)
+    full = mean_of_all([scored.full(seed) for seed in panel.seeds_of(label)])
     assert full is not None
-    curve = curve_on_test(panel, label)
-    points = 100 * (curve.scores - full.scores[panel.metric])
+    points = 100 * (curve.scores - full)
     return np.asarray(np.interp(shares, curve.layers / panel.num_layers, points, left=np.nan))

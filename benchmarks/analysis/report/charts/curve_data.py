@@ -11,7 +11,7 @@ from benchmarks.analysis.comparisons.ranking import compared_panels
 from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.report.contents.content import Content, Measured
-from benchmarks.analysis.rows.scored import MATCH
+from benchmarks.analysis.rows.scored import MATCH, scored_of
 from benchmarks.analysis.tables.columns import knob_text, short_reasons
 from benchmarks.analysis.tables.overall import task_headings
 from benchmarks.specs.targets import Target, in_order
@@ -82,9 +82,9 @@ def _lines(panel: AnyPanel, numbers: Mapping[str, int], content: Content) -> Ite
     full = next((one for one in measured if one.row.label == content.full), None)
     if full is not None:
         yield _line(full, None) | {"n": -1, "knob": "full depth", "points": 0.0, "line": "none", "dot": "all"}
-    full_score = None if full is None else full.score
     for label, number in numbers.items():
         swept = content.swept(panel, label) if label in panel.methods else []
+        full_score = _full_score(panel, panel.seeds_of(label), full)
         last_share = -np.inf
         for point in swept:
             share = 100 * point.layers / panel.num_layers
@@ -105,7 +105,23 @@ def _lines(panel: AnyPanel, numbers: Mapping[str, int], content: Content) -> Ite
         for one in measured:
             if one.row.label == label:
                 line = "other" if swept else "all"
-                yield _line(one, full_score) | {"n": number, "knob": knob_text(one.row), "line": line, "dot": "all"}
+                yield _line(one, _full_score(panel, one.row.seeds, full)) | {
+                    "n": number,
+                    "knob": knob_text(one.row),
+                    "line": line,
+                    "dot": "all",
+                }
+
+
+def _full_score(panel: AnyPanel, seeds: Sequence[int], full: Measured | None) -> float | None:
+    """Return what a mean over seeds is set against: the mean of the full model's scores with the same seeds.
+
+    Args:
+        panel, seeds: what is averaged.
+        full: the stock model's operating point, which stands in for a full model that was not run.
+    """
+    known = mean_of_all([scored_of(panel).full(seed) for seed in seeds])
+    return full.score if known is None and full is not None else known
 
 
 def _points(score: float, full_score: float | None) -> float | None:
@@ -135,7 +151,6 @@ def _mean_lines(panels: Sequence[AnyPanel], numbers: Mapping[str, int], content:
     measured = [content.measured(panel) for panel in panels]
     full = [next((one for one in found if one.row.label == content.full), None) for found in measured]
     known = [one.score for one in full if one is not None]
-    full_scores = known if len(known) == len(panels) else [None] * len(panels)
     if known and len(known) == len(panels):
         sizes = sorted({size for panel in panels for size in panel.batch_sizes})
         costs: _Line = dict.fromkeys(("x_layers", "x_flops", *(f"x_b{size}" for size in sizes)), 100.0)
@@ -152,7 +167,11 @@ def _mean_lines(panels: Sequence[AnyPanel], numbers: Mapping[str, int], content:
         for target in _targets(measured, label):
             chosen = [_chosen_for(found, label, target) for found in measured]
             if all(one is not None for one in chosen):
-                lines = [_line(one, score) for one, score in zip(chosen, full_scores, strict=True) if one is not None]
+                lines = [
+                    _line(one, _full_score(panel, one.row.seeds, of_full))
+                    for one, panel, of_full in zip(chosen, panels, full, strict=True)
+                    if one is not None
+                ]
                 yield (
                     common | _mean(lines) | {"knob": f"chosen for {short_reasons([target])}", "line": role, "dot": role}
                 )
