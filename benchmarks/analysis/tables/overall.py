@@ -13,7 +13,7 @@ from benchmarks.analysis.comparisons.ranking import (
 )
 from benchmarks.analysis.comparisons.real_time import ClockSummary, clock_summary, measured_speedups
 from benchmarks.analysis.comparisons.static_gains import StaticGain, mean_gain, static_gains
-from benchmarks.analysis.panels.results import AnyPanel, Panel
+from benchmarks.analysis.panels.results import CORE_METHOD, AnyPanel, Panel
 from benchmarks.analysis.tables.columns import OVER_NOTE, UNDER_NOTE, number, reach_marks
 from benchmarks.analysis.tables.text import MISSING, TextTable, p_value
 
@@ -30,19 +30,20 @@ def ranking_tables(panels: Sequence[Panel]) -> list[TextTable]:
 
 
 def _ranking_table(ranking: Ranking) -> TextTable:
+    """Return the ranks, with tests of the core method against every other, unless some task lacks its label."""
     table = ranking.table
     pairs = {pair.second: pair for pair in pairs_over_tasks(table)}
     order = sorted(range(len(table.methods)), key=lambda i: ranking.mean_ranks[i])
     blocks = len(table.blocks)
     return TextTable(
         title=f"Ranks over {blocks} tasks · {table.statistic}",
-        headings=("method", "mean rank", "mean %", "consistentee wins", "loses", "median, points", "p", "p, Holm"),
+        headings=("method", "mean rank", "mean %", *(_PAIR_HEADINGS if pairs else ())),
         cells=tuple(
             (
                 table.methods[i],
                 f"{ranking.mean_ranks[i]:.2f}",
                 f"{100 * table.scores[:, i].mean():.1f}",
-                *_pair_cells(pairs.get(table.methods[i])),
+                *(_pair_cells(pairs.get(table.methods[i])) if pairs else ()),
             )
             for i in order
         ),
@@ -52,9 +53,7 @@ def _ranking_table(ranking: Ranking) -> TextTable:
             "Not told apart by it: " + "; ".join(" = ".join(group) for group in ranking.groups) + "."
             if ranking.groups
             else "All neighbours are told apart by it.",
-            "Wins, loses: tasks where consistentee scores above, below; p: Wilcoxon's signed-rank test over tasks, "
-            f"two-sided (with {blocks} tasks at least {2.0 ** (1 - blocks):.2g}); Holm: corrected for "
-            f"{len(pairs)} tests. Scores are averaged over seeds first.",
+            f"{_pairs_note(len(pairs), blocks) if pairs else ''}Scores are averaged over seeds first.",
             *((f"Left out, because some task lacks them: {', '.join(table.left_out)}.",) if table.left_out else ()),
             *(
                 (f"Tasks left out, because most methods are missing there: {', '.join(table.blocks_left_out)}.",)
@@ -66,9 +65,19 @@ def _ranking_table(ranking: Ranking) -> TextTable:
     )
 
 
+_PAIR_HEADINGS = (f"{CORE_METHOD} wins", "loses", "median, points", "p", "p, Holm")
+
+
+def _pairs_note(tests: int, blocks: int) -> str:
+    return (
+        f"Wins, loses: tasks where {CORE_METHOD} scores above, below; p: Wilcoxon's signed-rank test over tasks, "
+        f"two-sided (with {blocks} tasks at least {2.0 ** (1 - blocks):.2g}); Holm: corrected for {tests} tests. "
+    )
+
+
 def _pair_cells(pair: PairOverTasks | None) -> tuple[str, ...]:
     if pair is None:
-        return (MISSING,) * 5
+        return (MISSING,) * len(_PAIR_HEADINGS)
     return (
         str(pair.wins),
         str(pair.losses),

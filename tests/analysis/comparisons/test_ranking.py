@@ -119,3 +119,16 @@ def test_ranks_as_tables(three_tasks):
     assert tables[0].cells[0][0] == "consistentee"
     assert "at least 0.25" in " ".join(tables[0].notes)
     assert ranking_tables(three_tasks[:1]) == []
+
+
+def test_without_the_core_method_on_all_tasks_ranks_are_not_tested_against_it(three_tasks):
+    (with_tests, _) = ranking_tables(three_tasks)
+    assert with_tests.headings[3:] == ("consistentee wins", "loses", "median, points", "p", "p, Holm")
+    records = [found.record for panel in three_tasks for found in panel.cells]
+    fewer = [record for record in records if (record.task, record.label) != ("rte", "consistentee")]
+    for table in ranking_tables(panels([stored(record) for record in fewer], [])):
+        assert table.headings == ("method", "mean rank", "mean %")
+        assert {len(row) for row in table.cells} == {3}
+        assert not any("Holm" in note for note in table.notes)
+        assert "Scores are averaged over seeds first." in table.notes
+        assert "Left out, because some task lacks them: consistentee." in table.notes
