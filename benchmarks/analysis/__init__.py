@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "report_files",
+    "tables_as_text",
     "terminal_report",
     "write_all_figures",
     "write_all_tables",
@@ -106,9 +107,7 @@ def terminal_report(out_dir: Path, labels: "Sequence[str] | None" = None, *, pub
     return _for_terminal([tables.terminal(panel) for panel in panels], faults)
 
 
-def write_all_tables(
-    out_dir: Path, table_format: str, labels: "Sequence[str] | None" = None, *, published: bool = False
-) -> Path:
+def write_all_tables(out_dir: Path, table_format: str, *, published: bool = False) -> Path:
     """Write the tables of a results folder in one format, and return the file's path.
 
     ``published`` writes them beside the figures that papers print instead. Raises UserError for an unknown format, and
@@ -117,8 +116,19 @@ def write_all_tables(
     from benchmarks.analysis.tables.writing import write_panels
 
     tables = _tables(out_dir, published=published)
-    panels, _ = tables.load(out_dir, labels)
+    panels, _ = tables.load(out_dir, None)
     return write_panels(tables, panels, out_dir, table_format)
+
+
+def tables_as_text(
+    out_dir: Path, table_format: str, labels: "Sequence[str] | None" = None, *, published: bool = False
+) -> str:
+    """Return the tables of some curves as :func:`write_all_tables` writes those of all; nothing is written."""
+    from benchmarks.analysis.tables.writing import text_of_panels
+
+    tables = _tables(out_dir, published=published)
+    panels, _ = tables.load(out_dir, labels)
+    return text_of_panels(tables, panels, table_format)
 
 
 def write_all_figures(
@@ -126,20 +136,29 @@ def write_all_figures(
     labels: "Sequence[str] | None" = None,
     tasks: "Sequence[str] | None" = None,
     *,
+    to: Path | None = None,
     processes: int = 1,
     kinds: "Sequence[str]" = ("png",),
 ) -> tuple[list[Path], list[str]]:
     """Write every figure of a results folder: the files, and a line for each that cannot be drawn.
 
-    ``processes`` share the figures of classification; those of generation are few. ``kinds``: png, pdf, svg.
+    Args:
+        out_dir: the results.
+        labels, tasks: only these, see :func:`benchmarks.analysis.panels.results.load_panels`.
+        to: the folder of the files; by default ``out_dir``, and of some curves or tasks its folder ``selected``: the
+            figures of all keep their places.
+        processes: they share the figures of classification; those of generation are few.
+        kinds: png, pdf, svg.
     """
+    if to is None:
+        to = out_dir if labels is None and tasks is None else out_dir / "selected"
     if _holds_generation(out_dir):
         from benchmarks.analysis.figures.generation import write_decoding_figures
 
-        return write_decoding_figures(out_dir, labels, tasks, kinds=kinds), []
+        return write_decoding_figures(out_dir, labels, tasks, to=to, kinds=kinds), []
     from benchmarks.analysis.figures.catalogue import write_figures
 
-    return write_figures(out_dir, labels, tasks, processes=processes, kinds=kinds)
+    return write_figures(out_dir, labels, tasks, to=to, processes=processes, kinds=kinds)
 
 
 def write_html(out_dir: Path) -> Path:

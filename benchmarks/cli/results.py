@@ -43,13 +43,20 @@ def table(
     """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...).
 
     md: one page; all, latex: every table; csv: a line an operating point; long: a line a cell, knob and split.
-    """
-    from benchmarks.analysis import terminal_report, write_all_tables
 
+    Of some --methods they are printed and not written: the files are of all.
+    """
+    from benchmarks.analysis import tables_as_text, terminal_report, write_all_tables
+
+    labels = labels_of_methods(methods)
     if table_format is None:
-        output_console(RESULTS_WIDTH).print(terminal_report(results, labels_of_methods(methods), published=published))
+        output_console(RESULTS_WIDTH).print(terminal_report(results, labels, published=published))
         return
-    path = write_all_tables(results, table_format, labels_of_methods(methods), published=published)
+    if labels is not None:
+        print(tables_as_text(results, table_format, labels, published=published), end="")
+        print(f"of some methods: printed, and not written into {results}", file=sys.stderr)
+        return
+    path = write_all_tables(results, table_format, published=published)
     print(path.read_text(encoding="utf-8"), end="")
     print(f"written to {path}", file=sys.stderr)
 
@@ -80,7 +87,12 @@ def reproduce(
     ] = None,
     results: Annotated[
         list[Path] | None,
-        typer.Option("--results", metavar="DIR ...", help="Folders of ours.", show_default="runs/NAME, results/SUITE"),
+        typer.Option(
+            "--results",
+            metavar="DIR ...",
+            help="Folders of ours; each curve is of the first that has it.",
+            show_default="runs/NAME, results/SUITE",
+        ),
     ] = None,
     table_format: Annotated[
         str | None, typer.Option("--format", metavar="md|csv", help="Write and print this format.")
@@ -134,18 +146,30 @@ def plot(
     results: ResultsArgument,
     methods: OnlyMethodsOption = None,
     tasks: Annotated[list[str] | None, typer.Option("--tasks", metavar="A B ...", help="Only these tasks.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the figures.", show_default="DIR; of some methods or tasks DIR/selected"),
+    ] = None,
     figure_format: Annotated[
         str, typer.Option("--format", metavar="png|pdf|svg", help="Of the files; letters are embedded.")
     ] = "png",
 ) -> None:
-    """Draw all figures into the results folder, to be printed as they are: curves, times, exits, ranks, ..."""
+    """Draw all figures into the results folder, to be printed as they are: curves, times, exits, ranks, ...
+
+    Those of some --methods or --tasks go to its folder selected: the figures of all keep their places.
+    """
     from joblib import cpu_count
 
     from benchmarks.analysis import write_all_figures
 
     processes = min(4, cpu_count())
     paths, missing = write_all_figures(
-        results, labels_of_methods(methods), chosen(tasks, "--tasks"), processes=processes, kinds=(figure_format,)
+        results,
+        labels_of_methods(methods),
+        chosen(tasks, "--tasks"),
+        to=None if out is None else results_folder(out),
+        processes=processes,
+        kinds=(figure_format,),
     )
     for path in paths:
         print(path)

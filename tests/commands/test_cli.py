@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 from records_by_hand import write_results
 from typer.main import get_group
 from typer.testing import CliRunner
@@ -270,6 +271,7 @@ def test_debug_shows_where(runs):
         (["fetch", "minilm-16"], "unknown backbone or task 'minilm-16'; did you mean 'minilm-l6'"),
         (["fetch", "mcid"], "shipped in no package"),
         (["table", "no-such-folder"], "holds no results"),
+        (["table", __file__], f"{__file__} is a file; give a folder of results"),
         (["plot", "no-such-folder"], "holds no results"),
         (["predict", "no-such-folder", "text"], "no such model folder"),
         (["table", "no-such-folder", "--methods", "mine/"], "no such folder of methods: mine/"),
@@ -331,7 +333,7 @@ def test_table_and_plot_of_some_methods(results, monkeypatch):
     drawn = []
     listing = FigureKind("curves", "", "", "", lambda panels, _: drawn.extend(panels[0].labels))
     monkeypatch.setattr("benchmarks.analysis.figures.catalogue.FIGURES", [listing])
-    assert call("plot", results, "--methods", "deebert", "static").exit_code == 0
+    assert call("plot", results, "--methods", "deebert", "static", "--out", results / "mine").exit_code == 0
     assert drawn == ["full", "deebert", "static", "majority"]
     drawn.clear()
     assert call("plot", results, "--tasks", "mcid").exit_code == 0
@@ -341,6 +343,31 @@ def test_table_and_plot_of_some_methods(results, monkeypatch):
     unknown = call("plot", results, "--methods", "deebart")
     assert unknown.exit_code == 2
     assert "unknown method in these results 'deebart'; did you mean 'deebert'" in unknown.output
+
+
+@pytest.mark.parametrize("table_format", ["md", "csv", "long"])
+def test_a_table_of_some_methods_takes_no_place_of_the_complete_one(results, table_format):
+    complete = call("table", results, "--format", table_format)
+    before = {path: path.read_bytes() for path in results.iterdir() if path.is_file()}
+    done = call("table", results, "--methods", "deebert", "--format", table_format)
+    assert done.exit_code == 0, done.output
+    assert ("pabee" in complete.stdout, "pabee" in done.stdout, "deebert" in done.stdout) == (True, False, True)
+    assert done.stderr == f"of some methods: printed, and not written into {results}\n"
+    assert {path: path.read_bytes() for path in results.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("words", [["--tasks", "mcid"], ["--methods", "deebert"]])
+def test_figures_of_some_take_no_place_of_the_complete_ones(tmp_path, monkeypatch, words):
+    write_results(tmp_path)
+    curves = FigureKind("curves", "", "", "", lambda *_: Figure())
+    monkeypatch.setattr("benchmarks.analysis.figures.catalogue.FIGURES", [curves])
+    assert call("plot", tmp_path).output == f"{tmp_path / 'curves.png'}\n"
+    (tmp_path / "curves.png").write_text("of all")
+    assert call("plot", tmp_path, *words).output == f"{tmp_path / 'selected' / 'curves.png'}\n"
+    elsewhere = tmp_path / "elsewhere"
+    assert call("plot", tmp_path, *words, "--out", elsewhere).output == f"{elsewhere / 'curves.png'}\n"
+    assert (tmp_path / "curves.png").read_text() == "of all"
+    assert "is a file; give a folder" in call("plot", tmp_path, "--out", tmp_path / "curves.png").output
 
 
 def test_plot(results):
@@ -658,7 +685,9 @@ def test_predict_takes_pairs(trained):
     assert odd.exit_code == 2
     assert "even number" in odd.output
     assert call("predict", trained, "a\tb\tc").exit_code == 2
-    assert call("predict", trained, " ").exit_code == 2
+    for nothing in ([" "], ["--pair", "", "w1"], ["--pair", "w1", " "]):
+        done = call("predict", trained, *nothing)
+        assert (done.exit_code, "an empty text" in done.output) == (2, True)
 
 
 @pytest.mark.parametrize(

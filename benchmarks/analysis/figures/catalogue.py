@@ -160,10 +160,11 @@ def write_figures(
     labels: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
     *,
+    to: Path,
     processes: int = 1,
     kinds: Sequence[str] = ("png",),
 ) -> tuple[list[Path], list[str]]:
-    """Write every figure into a results folder.
+    """Write every figure of a results folder into the folder ``to``.
 
     ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.panels.results.load_panels`, ``kinds``
     those of ``save_figure``. Several processes share the figures, and each reads the records itself.
@@ -173,7 +174,7 @@ def write_figures(
     """
     shares = _shares(min(processes, len(FIGURES)))
     written = joblib.Parallel(n_jobs=len(shares))(
-        joblib.delayed(_write_share)(out_dir, labels, tasks, share, kinds) for share in shares
+        joblib.delayed(_write_share)(out_dir, labels, tasks, share, to=to, kinds=kinds) for share in shares
     )
     of_figure = {name: paths for share in written for name, paths in share.items()}
     paths = [path for kind in FIGURES for path in of_figure[kind.name]]
@@ -193,12 +194,14 @@ def _write_share(
     labels: Sequence[str] | None,
     tasks: Sequence[str] | None,
     share: Sequence[FigureKind],
+    *,
+    to: Path,
     kinds: Sequence[str],
 ) -> dict[str, list[Path]]:
     """Write some figures: the files of each, none where the records cannot show it."""
     panels, _ = load_panels(out_dir, labels, tasks)
     style_of = styles(panels)
-    return {kind.name: save_pages(kind, kind.figures(panels, style_of), out_dir, kinds) for kind in share}
+    return {kind.name: save_pages(kind, kind.figures(panels, style_of), to, kinds) for kind in share}
 
 
 def save_pages(

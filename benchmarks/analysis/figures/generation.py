@@ -153,15 +153,16 @@ def write_decoding_figures(
     labels: Sequence[str] | None = None,
     tasks: Sequence[str] | None = None,
     *,
+    to: Path,
     kinds: Sequence[str] = ("png",),
 ) -> list[Path]:
-    """Write one figure a (task, backbone) into a results folder of generation; return the files.
+    """Write one figure a (task, backbone) of a results folder of generation into ``to``; return the files.
 
     ``labels``, ``tasks`` and errors are those of :func:`benchmarks.analysis.panels.results.load_panels`, ``kinds``
     those of ``save_figure``.
     """
     panels, _ = load_generation_panels(out_dir, labels, tasks)
-    return draw_all(panels, out_dir, kinds)
+    return draw_all(panels, to, kinds)
 
 
 def draw_all(panels: Sequence[GenerationPanel], out_dir: Path, kinds: Sequence[str] = ("png",)) -> list[Path]:

@@ -71,9 +71,14 @@ _FORMATS: dict[str, tuple[str, Callable[[Tables, Sequence[AnyPanel]], str]]] = {
 
 def write_panels(tables: Tables, panels: Sequence[AnyPanel], out_dir: Path, table_format: str) -> Path:
     """Write the tables of some panels into a folder, and return the file. Raises UserError for an unknown format."""
+    text = text_of_panels(tables, panels, table_format)
+    path = out_dir / f"{tables.name}{_FORMATS[table_format][0]}"
+    write_text(path, text)
+    return path
+
+
+def text_of_panels(tables: Tables, panels: Sequence[AnyPanel], table_format: str) -> str:
+    """Return what :func:`write_panels` writes. Raises UserError for an unknown format."""
     if table_format not in _FORMATS:
         raise unknown_name("table format", table_format, _FORMATS)
-    ending, text = _FORMATS[table_format]
-    path = out_dir / f"{tables.name}{ending}"
-    write_text(path, text(tables, panels))
-    return path
+    return _FORMATS[table_format][1](tables, panels)

@@ -20,6 +20,7 @@ from benchmarks.analysis.figures.exits import (
     signal_by_layer,
 )
 from benchmarks.analysis.figures.page import COLUMN, TEXT
+from benchmarks.analysis.figures.speeds import methods_figure
 from benchmarks.analysis.figures.styles import styles
 from benchmarks.analysis.panels.results import load_panels, panels
 from benchmarks.analysis.rows.instances import row_for_half
@@ -100,7 +101,7 @@ def test_signals_are_averaged_over_seeds_and_needed_of_all():
 
 
 def test_every_figure_is_written(results):
-    paths, missing = write_figures(results)
+    paths, missing = write_figures(results, to=results)
     assert missing == []
     assert all(imread(path).shape[1] in (300 * COLUMN, 300 * TEXT) for path in paths)
     assert {path.name for path in paths} == {f"{kind.name}.png" for kind in FIGURES}
@@ -108,11 +109,11 @@ def test_every_figure_is_written(results):
 
 
 def test_processes_share_the_figures_and_write_the_same_files(results):
-    paths, _ = write_figures(results)
+    paths, _ = write_figures(results, to=results)
     alone = [path.read_bytes() for path in paths]
     for path in paths:
         path.unlink()
-    shared, missing = write_figures(results, processes=2)
+    shared, missing = write_figures(results, to=results, processes=2)
     assert (shared, missing) == (paths, [])
     assert [path.read_bytes() for path in shared] == alone
 
@@ -125,6 +126,17 @@ def test_points_at_equal_cost_are_those_of_the_table(results):
         expected = np.mean([at_equal_cost(panel, label, 2.0).points for panel in loaded])
         assert drawn[label][2.0] == pytest.approx(100 * expected)
     assert "oracle" not in drawn
+
+
+def test_lines_of_a_method_are_counted_from_the_full_models_of_its_seeds():
+    cells = [
+        cell("full", [operating_point(6, "within 1 point", 6.0, score)], seed=s) for s, score in enumerate((0.8, 0.7))
+    ]
+    cells += [cell("deebert", [operating_point(0.5, "budget 0.50", 3.0, 0.78)], seed=0)]
+    cells += [cell("pabee", [operating_point(0.5, "budget 0.50", 3.0, 0.78)], seed=s) for s in (0, 1)]
+    found = panels([stored(record) for record in cells], [])
+    ends = {axes.get_title(): axes.get_lines()[-2].get_ydata()[-1] for axes in methods_figure(found).axes}
+    assert ends == {"deebert": pytest.approx(-2.0), "pabee": pytest.approx(3.0)}
 
 
 def test_what_cannot_be_drawn_says_why():
