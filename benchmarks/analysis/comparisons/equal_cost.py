@@ -8,7 +8,7 @@ decoded with: each half of the prompts is scored at the mixture that the other h
 few knobs are taken, are those of the mixture that all prompts choose.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,9 +37,9 @@ class AtCost:
         points: score minus the full model's of the same seed, as a share (0.01 is a point); None without one.
         layers: average layers of the test rows: on validation rows they are the budget.
         reaches: what of the budget was reached, by seed.
-        time_ratios: batch size -> the stock model's time / the mixture's, geometric mean of the seeds; without those
-            at which some knob of the mixture was not timed.
-        flops_ratio: the same by operations; None if those of some knob were not counted.
+        time_ratios: batch size -> the stock model's time / the mixture's, geometric mean of the seeds with which all
+            knobs of the mixture were timed.
+        flops_ratio: the same by operations; None if those of some knob were not counted with some seed.
     """
 
     label: str
@@ -57,13 +57,28 @@ class AtCost:
         return self.score / full if full else None
 
 
-def at_equal_cost(panel: AnyPanel, label: str, speedup: float, measure: str | None = None) -> AtCost:
-    """Return what a curve reaches at L / ``speedup`` layers, in a score of ``scored_of``: by default the task's own."""
+def at_equal_cost(
+    panel: AnyPanel, label: str, speedup: float, measure: str | None = None, *, seeds: Collection[int] | None = None
+) -> AtCost:
+    """Return what a curve reaches at L / ``speedup`` layers.
+
+    Args:
+        panel, label, speedup: the curve and the budget.
+        measure: a score of ``scored_of``; by default the task's own.
+        seeds: take these alone.
+    """
     scored = scored_of(panel, measure)
+    of_seeds = "" if seeds is None else f", seeds {sorted(seeds)}"
     return panel.once(
-        f"{label} at {speedup:g} times the speed, {scored.column}",
-        lambda: _at_cost(panel, label, mixtures_of(panel, label, speedup), scored),
+        f"{label} at {speedup:g} times the speed, {scored.column}{of_seeds}",
+        lambda: _at_cost(panel, label, mixtures_of(panel, label, speedup, seeds), scored),
     )
+
+
+def common_seeds(panel: AnyPanel, first: str, second: str) -> frozenset[int]:
+    """Return the seeds that both of two curves have: differences are of these; of all if there are none."""
+    one, other = set(panel.seeds_of(first)), set(panel.seeds_of(second))
+    return frozenset(one & other or one | other)
 
 
 def at_equal_ratio(panel: AnyPanel, label: str, speedup: float, ratio: str) -> AtCost | None:
@@ -98,11 +113,9 @@ def _at_cost(panel: AnyPanel, label: str, found: "Sequence[OfSeed]", scored: Sco
         layers=float(np.mean([mixture.of(one.knobs["layers"]) for one in found for mixture in one.scored])),
         reaches=tuple(one.mixture.reach for one in found),
         time_ratios={
-            size: ratio
-            for size in panel.batch_sizes
-            if (ratio := _ratio([(one.knobs, [one.mixture]) for one in found], f"speedup_b{size}")) is not None
+            size: ratio for size in panel.batch_sizes if (ratio := _time_ratio(found, f"speedup_b{size}")) is not None
         },
-        flops_ratio=_ratio([(one.knobs, one.scored) for one in found], "flops_ratio"),
+        flops_ratio=_ratio([_share(one.knobs, one.scored, "flops_ratio") for one in found]),
     )
 
 
@@ -128,9 +141,10 @@ class OfSeed:
         return self.halves or (self.mixture,)
 
 
-def mixtures_of(panel: AnyPanel, label: str, speedup: float) -> list[OfSeed]:
-    """Return, seed by seed, the mixture that costs L / ``speedup`` layers on validation rows."""
-    return panel.once(f"mixtures of {label} at {speedup:g}", lambda: list(_mixtures(panel, label, speedup)))
+def mixtures_of(panel: AnyPanel, label: str, speedup: float, seeds: Collection[int] | None = None) -> list[OfSeed]:
+    """Return, for every seed or some, the mixture that costs L / ``speedup`` layers on validation rows."""
+    found = panel.once(f"mixtures of {label} at {speedup:g}", lambda: list(_mixtures(panel, label, speedup)))
+    return [one for one in found if seeds is None or one.seed in seeds]
 
 
 def _mixtures(panel: AnyPanel, label: str, speedup: float) -> Iterator[OfSeed]:
@@ -152,17 +166,29 @@ def _score(scored: Scored, one: OfSeed) -> float:
     return mixed_score(scored, one.knobs, one.mixture) if rows is None else score_of_rows(scored.metric, *rows)
 
 
-def _ratio(found: "Sequence[tuple[pd.DataFrame, Sequence[Mixture]]]", column: str) -> float | None:
-    """Mix the costs of knobs, as shares of the stock model's; None if one was not measured.
+def _time_ratio(found: "Sequence[OfSeed]", column: str) -> float | None:
+    shares = [_share(one.knobs, [one.mixture], column) for one in found]
+    return _ratio([share for share in shares if share is not None])
+
+
+def _share(knobs: "pd.DataFrame", mixtures: "Sequence[Mixture]", column: str) -> float | None:
+    """Mix the costs of knobs of one seed, as shares of the stock model's; None if one was not measured.
 
     Args:
-        found: of each seed its knobs, and mixtures of which as many rows take each; a geometric mean over seeds.
+        knobs: of the seed.
+        mixtures: of which as many rows take each.
         column: of the long table, the stock model's cost / a knob's.
     """
-    if not all(column in knobs for knobs, _ in found):
+    if column not in knobs:
         return None
-    shares = [np.mean([mixture.of(1 / knobs[column]) for mixture in mixtures]) for knobs, mixtures in found]
-    return None if np.isnan(shares).any() else float(np.exp(-np.log(shares).mean()))
+    share = float(np.mean([mixture.of(1 / knobs[column]) for mixture in mixtures]))
+    return None if np.isnan(share) else share
+
+
+def _ratio(shares: Sequence[float | None]) -> float | None:
+    """Return 1 / the geometric mean of shares; None if there is none, or one is not known."""
+    known = [share for share in shares if share is not None]
+    return float(np.exp(-np.log(known).mean())) if known and len(known) == len(shares) else None
 
 
 def mixed_score(scored: Scored, knobs: "pd.DataFrame", mixture: Mixture) -> float:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
+from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost, common_seeds
 from benchmarks.analysis.comparisons.ranking import compared_panels, holm, mean_ranks, signed_rank_test
-from benchmarks.analysis.comparisons.resampled import AtBudget, samples_of_all
+from benchmarks.analysis.comparisons.resampled import AtBudget, samples_of_all, samples_of_seeds
 from benchmarks.analysis.comparisons.static_gains import static_gains
 from benchmarks.analysis.panels.means import geometric_mean_of_all, mean_of_all
 from benchmarks.analysis.panels.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, role_of
@@ -79,7 +79,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two curves at one budget, over all tasks.
+    """Two curves at one budget, over all tasks, of the seeds that both have on a task.
 
     Attributes:
         first, second: labels.
@@ -87,7 +87,7 @@ class Contrast:
         interval: 95% paired bootstrap interval of that; None where the answers of some rows are not known.
         p_value: two-sided, of the same bootstrap; with 1000 resamples at least 0.002.
         holm_p_value: the same, corrected for all contrasts at this budget.
-        wins, losses: tasks where the first has more points, fewer: the two may have other seeds, of other full models.
+        wins, losses: tasks where the first has more points, fewer.
         tasks_p_value: Wilcoxon's signed-rank test over tasks, two-sided; None of a single task.
         holm_tasks_p_value: the same, corrected.
     """
@@ -186,8 +186,7 @@ def _beyond_static(panels: Sequence[AnyPanel], label: str, speedup: float) -> tu
 
 def contrasts(of: Headline, pairs: Sequence[tuple[str, str]], speedup: float) -> list[Contrast]:
     """Test pairs of curves at one budget, corrected for their number by Holm's procedure."""
-    differences = [of.entries[first, speedup].points - of.entries[second, speedup].points for first, second in pairs]
-    deltas = [_by_task(of, first, speedup) - _by_task(of, second, speedup) for first, second in pairs]
+    deltas = [_by_task(of, first, second, speedup) for first, second in pairs]
     samples = [_difference(of, first, second, speedup) for first, second in pairs]
     p_values = _with_holm([None if sample is None else _bootstrap_p(sample) for sample in samples])
     over_tasks = _with_holm([signed_rank_test(delta) if len(delta) > 1 else None for delta in deltas])
@@ -195,7 +194,7 @@ def contrasts(of: Headline, pairs: Sequence[tuple[str, str]], speedup: float) ->
         Contrast(
             first=first,
             second=second,
-            difference=difference,
+            difference=float(delta.mean()),
             interval=None if sample is None else interval(sample),
             p_value=p,
             holm_p_value=corrected,
@@ -204,8 +203,8 @@ def contrasts(of: Headline, pairs: Sequence[tuple[str, str]], speedup: float) ->
             tasks_p_value=tasks_p,
             holm_tasks_p_value=tasks_corrected,
         )
-        for (first, second), difference, delta, sample, (p, corrected), (tasks_p, tasks_corrected) in zip(
-            pairs, differences, deltas, samples, p_values, over_tasks, strict=True
+        for (first, second), delta, sample, (p, corrected), (tasks_p, tasks_corrected) in zip(
+            pairs, deltas, samples, p_values, over_tasks, strict=True
         )
     ]
 
@@ -229,13 +228,26 @@ def _best(of: Headline, labels: Sequence[str], speedup: float) -> str:
     return max(labels, key=lambda label: (not of.entries[label, speedup].is_over, of.entries[label, speedup].points))
 
 
-def _by_task(of: Headline, label: str, speedup: float) -> Floats:
-    return np.array([one.points for one in of.entries[label, speedup].found])
+def _by_task(of: Headline, first: str, second: str, speedup: float) -> Floats:
+    """Return the points of the first minus those of the second, on each task: [tasks]."""
+
+    def points(panel: AnyPanel, label: str) -> float:
+        known = at_equal_cost(panel, label, speedup, seeds=common_seeds(panel, first, second)).points
+        return np.nan if known is None else known
+
+    return np.array([points(panel, first) - points(panel, second) for panel in of.panels])
 
 
 def _difference(of: Headline, first: str, second: str, speedup: float) -> Floats | None:
-    one, other = of.samples.get((first, speedup)), of.samples.get((second, speedup))
-    return None if one is None or other is None else one - other
+    """Return bootstrap samples of the mean over tasks of first minus second; None where some task has none."""
+    wanted, differences = [(first, speedup), (second, speedup)], []
+    for panel in of.panels:
+        found = samples_of_seeds(panel, wanted, common_seeds(panel, first, second))
+        if len(found) < len(wanted):
+            return None
+        differences.append(found[wanted[0]] - found[wanted[1]])
+    samples: Floats = np.mean(differences, axis=0)
+    return samples
 
 
 def _bootstrap_p(samples: Floats) -> float:

@@ -4,7 +4,7 @@ Every answer is scored once a resample, by one matrix product for all methods, s
 are made of the products. So differences between methods are paired, and means over tasks are sums of samples.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from zlib import crc32
@@ -82,17 +82,31 @@ def samples_of_all(panel: AnyPanel) -> dict[AtBudget, Floats]:
     return panel.once("samples of all curves", lambda: point_samples(panel, product(curves, panel.speedups)))
 
 
-def point_samples(panel: AnyPanel, wanted: Iterable[AtBudget], measure: str | None = None) -> dict[AtBudget, Floats]:
-    """Return bootstrap samples of points against the full model, over rows and seeds: [RESAMPLES] each.
+def samples_of_seeds(panel: AnyPanel, wanted: Collection[AtBudget], seeds: Collection[int]) -> dict[AtBudget, Floats]:
+    """Return :func:`point_samples` of some seeds alone: of what :func:`samples_of_all` has, where these are all."""
+    known = samples_of_all(panel)
+    found = {one: known[one] for one in wanted if one in known and set(panel.seeds_of(one[0])) <= set(seeds)}
+    others = [one for one in wanted if one not in found]
+    return found | (point_samples(panel, others, seeds=seeds) if others else {})
+
+
+def point_samples(
+    panel: AnyPanel,
+    wanted: Iterable[AtBudget],
+    measure: str | None = None,
+    *,
+    seeds: Collection[int] | None = None,
+) -> dict[AtBudget, Floats]:
+    """Return bootstrap samples of points against the full model, over rows and (some) seeds: [RESAMPLES] each.
 
     Without those whose answers, or the full model's of the same seeds, were not kept. Tasks of equal size share the
     drawn rows, which makes no difference: their rows have nothing to do with each other; drawn seeds are their own.
     """
     scored = scored_of(panel, measure)
-    found = {one: mixtures_of(panel, *one) for one in wanted}
+    found = {one: mixtures_of(panel, *one, seeds) for one in wanted}
     answers = _answers(scored, found)
-    seeds = sorted({of_seed.seed for ones in found.values() for of_seed in ones})
-    for seed in seeds:
+    trained = sorted({of_seed.seed for ones in found.values() for of_seed in ones})
+    for seed in trained:
         if (rows := scored.rows_of_full(seed)) is not None:
             answers[_Full(seed)] = rows
     if not answers:
@@ -102,7 +116,7 @@ def point_samples(panel: AnyPanel, wanted: Iterable[AtBudget], measure: str | No
     if not can_resample(scored.metric, labels):
         return {}
     scores = _Resampled(scored.metric, labels, same)
-    references = {seed: scores.at(_Full(seed)) for seed in seeds if _Full(seed) in same}
+    references = {seed: scores.at(_Full(seed)) for seed in trained if _Full(seed) in same}
     seed_of_draws = crc32(f"{panel.task} {panel.backbone}".encode())
     samples = {}
     for at_budget, ones in found.items():

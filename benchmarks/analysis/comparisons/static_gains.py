@@ -7,8 +7,8 @@ spends less where no deeper one is better on validation rows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost
-from benchmarks.analysis.comparisons.resampled import point_samples, samples_of_all
+from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost, common_seeds
+from benchmarks.analysis.comparisons.resampled import samples_of_seeds
 from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.panels.results import FULL, MAJORITY, AnyPanel, role_of
 from benchmarks.analysis.panels.select import Reach
@@ -25,7 +25,7 @@ class StaticGain:
     """One curve at one budget against a static exit that may cost as much.
 
     Attributes:
-        gain: its score minus the static exit's, mean of the seeds of each, as a share (0.01 is a point).
+        gain: its score minus the static exit's, mean of the seeds that both have, as a share (0.01 is a point).
         interval: 95% paired bootstrap interval of the points of both, over rows and seeds; None where some answers were
             not kept, for a score of ranks, and where even the cheapest static exit costs more.
         reaches: what of the budget the curve reached, by seed.
@@ -63,13 +63,18 @@ def _static_gains(panel: AnyPanel, speedup: float) -> dict[str, StaticGain]:
     if static is None:
         return {}
     labels = [label for label, role in roles.items() if role not in (FULL, STATIC, MAJORITY)]
-    found = {label: at_equal_cost(panel, label, speedup) for label in labels}
+    seeds = {label: common_seeds(panel, label, static) for label in labels}
+    found = {label: at_equal_cost(panel, label, speedup, seeds=seeds[label]) for label in labels}
     as_cheap = {label: panel.num_layers / one.layers for label, one in found.items()}
-    samples, of_static = samples_of_all(panel), point_samples(panel, {(static, s) for s in as_cheap.values()})
+    samples = {}
+    for of_seeds in set(seeds.values()):
+        alike = [label for label in labels if seeds[label] == of_seeds]
+        wanted = {(label, speedup) for label in alike} | {(static, as_cheap[label]) for label in alike}
+        samples[of_seeds] = samples_of_seeds(panel, wanted, of_seeds)
     gains = {}
     for label, one in found.items():
-        beside = at_equal_cost(panel, static, as_cheap[label])
-        own, other = samples.get((label, speedup)), of_static.get((static, as_cheap[label]))
+        beside = at_equal_cost(panel, static, as_cheap[label], seeds=seeds[label])
+        own, other = (samples[seeds[label]].get(at) for at in ((label, speedup), (static, as_cheap[label])))
         comparable = Reach.OVER not in beside.reaches  # else even the cheapest static exit costs more
         known = interval(own - other) if comparable and own is not None and other is not None else None
         gains[label] = StaticGain(_gain(one, beside), known, one.reaches)

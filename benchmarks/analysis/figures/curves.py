@@ -13,6 +13,7 @@ from benchmarks.analysis.panels.results import FULL, Panel
 from benchmarks.analysis.panels.select import concave_hull
 from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.instances import TableRow, label_rows
+from benchmarks.analysis.tables.columns import seeds_text
 from benchmarks.specs.targets import SPEEDUPS
 
 if TYPE_CHECKING:
@@ -99,10 +100,11 @@ def times_figure(panels: Sequence[Panel], style_of: Mapping[str, Style] | None =
     handles = legend_handles(_drawn(timed, style_of), **STOCK_MODEL, label="full model, stock")
     drawn, grid = panel_grid(len(timed), height=_PANEL_HEIGHT, legend_rows=legend_rows(handles))
     for axes, panel in zip(grid, timed, strict=True):
-        if not _draw_times(axes, panel, style_of):
-            axes.text(
-                0.5, 0.5, "not timed for every seed", transform=axes.transAxes, ha="center", va="center", color="0.4"
-            )
+        _draw_times(axes, panel, style_of)
+        timed_seeds = {timing.seed for timing in panel.timings}
+        if timed_seeds < set(panel.seeds_of()):
+            note = f"times of {seeds_text(timed_seeds)} alone"
+            axes.text(0.97, 0.04, note, transform=axes.transAxes, ha="right", color="0.4")
         _draw_full(axes, panel)
         _label(axes, panel, style_of)
         axes.set_xlim(left=0)
@@ -131,13 +133,12 @@ def _draw_layers(axes: "Axes", panel: Panel, style_of: Mapping[str, Style]) -> N
             axes.plot(layers, 100 * scores, **style.line2d(linestyle="none"))
 
 
-def _draw_times(axes: "Axes", panel: Panel, style_of: Mapping[str, Style]) -> bool:
-    """Draw the timed points, joined by rising time, and the stock model as a star; say whether there are any."""
+def _draw_times(axes: "Axes", panel: Panel, style_of: Mapping[str, Style]) -> None:
+    """Draw the timed points, joined by rising time, and the stock model as a star."""
     full = full_row(panel)
     if full is not None and 1 in full.clocks:
         at = full.clocks[1].milliseconds, 100 * full.scores[panel.metric]
         axes.plot(*at, **FULL_MODEL | STOCK_MODEL | {"zorder": 4})
-    timed = False
     for label, style in _drawn([panel], style_of).items():
         points = sorted(
             (row.clocks[1].milliseconds, 100 * row.scores[panel.metric])
@@ -145,9 +146,7 @@ def _draw_times(axes: "Axes", panel: Panel, style_of: Mapping[str, Style]) -> bo
             if 1 in row.clocks
         )
         if points:
-            timed = True
             axes.plot(*zip(*points, strict=True), **style.line2d())
-    return timed
 
 
 def _draw_full(axes: "Axes", panel: Panel) -> None:

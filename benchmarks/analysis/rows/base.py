@@ -26,6 +26,7 @@ class BaseRow:
         parameters: of the chosen cells, where they differ between the cells of the label (a grid).
         targets: why this knob, on validation data.
         seeds: the seeds that are averaged.
+        timed_seeds: those of them that times are of.
         speedups: all ratios; by time of what was timed.
     """
 
@@ -36,6 +37,7 @@ class BaseRow:
     parameters: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
     seeds: tuple[int, ...] = ()
+    timed_seeds: tuple[int, ...] = ()
     speedups: Speedups
 
 
@@ -75,6 +77,7 @@ def head_of(panel: AnyPanel, targets: Sequence[Target], choices: Sequence[Any]) 
         "parameters": tuple(varied_parameters(choice.cell, panel.cells_of(first.label)) for choice in choices),
         "targets": tuple(targets),
         "seeds": tuple(choice.cell.record.seed for choice in choices),
+        "timed_seeds": tuple(choice.cell.record.seed for choice in choices if _timed(panel, choice) is not None),
     }
 
 
@@ -105,19 +108,17 @@ def record_of(panel: AnyPanel) -> Any:
 
 
 def contenders_of(panel: AnyPanel, choices: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Return the timings of what was chosen, and of the stock model in the same rounds, unless some seed lacks one.
-
-    The full model is timed as the stock model.
-    """
-    pairs = []
-    for choice in choices:
-        record = choice.cell.record
-        here = panel.stock(record.seed) if record.method == FULL else panel.contender(record, choice.point.knob)
-        stock = panel.stock(record.seed, beside=here)
-        if here is None or stock is None:
-            return [], []
-        pairs.append((here, stock))
+    """Return the timings of what was chosen, and of the stock model beside it, of the seeds that were timed."""
+    pairs = [pair for choice in choices if (pair := _timed(panel, choice)) is not None]
     return [here for here, _ in pairs], [stock for _, stock in pairs]
+
+
+def _timed(panel: AnyPanel, choice: Any) -> tuple[Any, Any] | None:
+    """Return the timing of one choice, and of the stock model beside it; the full model is timed as the stock model."""
+    record = choice.cell.record
+    here = panel.stock(record.seed) if record.method == FULL else panel.contender(record, choice.point.knob)
+    stock = panel.stock(record.seed, beside=here)
+    return None if here is None or stock is None else (here, stock)
 
 
 def seconds_by_size(contenders: Iterable[BaseContender]) -> dict[int, list[float]]:

@@ -117,6 +117,15 @@ def seeds_text(seeds: Collection[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, sorted(seeds)))}"
 
 
+def timed_seeds_text(rows: Sequence[BaseRow]) -> str:
+    """Say whose times are not of all seeds: ``; of seed 0 alone: deebert, ztw``; nothing where all are."""
+    by_seeds: dict[tuple[int, ...], list[str]] = {}
+    for row in rows:
+        if row.timed_seeds and row.timed_seeds != row.seeds and row.label not in by_seeds.get(row.timed_seeds, ()):
+            by_seeds.setdefault(row.timed_seeds, []).append(row.label)
+    return "".join(f"; of {seeds_text(seeds)} alone: {', '.join(labels)}" for seeds, labels in by_seeds.items())
+
+
 def spread_text(panel: AnyPanel, rows: Sequence[Any]) -> str:
     """Say by how much rounds differ at most, ``; spread, ..., at most 12% at batch 1``; nothing if no row was timed."""
     spreads = {

@@ -22,6 +22,7 @@ from benchmarks.analysis.tables.columns import (
     speedup_at,
     spread_text,
     table_of,
+    timed_seeds_text,
     timings_text,
 )
 from benchmarks.analysis.tables.equal_cost import contrast_tables, headline_lines, headline_tables
@@ -123,7 +124,8 @@ def _timing_note(panel: Panel, rows: Sequence[TableRow]) -> str:
     timed_rows = range_text([sample.rows for contender in panel.contenders for sample in contender.samples])
     note = (
         f"Times: medians of {rounds} rounds on the first {timed_rows} test rows, interleaved over all timed operating "
-        f"points and the stock model{timings_text(panel)}{spread_text(panel, rows)}.{load_text(panel)}"
+        f"points and the stock model{timings_text(panel)}{timed_seeds_text(rows)}{spread_text(panel, rows)}."
+        f"{load_text(panel)}"
     )
     overheads = [f"{ratio:.2f} at batch {size}" for size, ratio in never_exit_overheads(panel).items()]
     return f"{note} Never-exit engine / stock: {', '.join(overheads)}." if overheads else note

@@ -238,11 +238,41 @@ def test_lines_and_table_say_the_same():
     assert sorted(lines[label, 2.0]["rank"] for label in ("consistentee", "deebert", "static"))[0] == 1.0
 
 
+def test_a_column_of_which_nothing_is_known_is_not_explained():
+    def explained(names):
+        rights = {name: THREE[name] for name in names}
+        means, _ = equal_cost_tables([task_of(np.random.default_rng(task), rights, task=f"t{task}") for task in (0, 1)])
+        assert {row[-1] for row in means.cells} == {"n/a"}, "no answers of validation rows were kept"
+        return [word for word in ("In brackets", "Over static", "Within 1 point") if word in " ".join(means.notes)]
+
+    assert explained(("full", "deebert", "static")) == ["In brackets", "Over static"]
+    assert explained(("full", "deebert", "consistentee")) == ["In brackets"]
+
+
 def test_tests_of_the_only_compared_task_are_not_shown_twice():
     rights = {label: right for label, right in THREE.items() if label != "full"}
     found = [task_of(np.random.default_rng(0), THREE), task_of(np.random.default_rng(1), rights, task="rte")]
     assert not [table.title for table in headline_tables(found) if table.title.startswith("Tests")]
     assert contrast_tables(found[:1]), "beside the task's own points they are"
+
+
+def test_a_contrast_is_of_the_seeds_that_both_have():
+    labels = np.arange(200) % 2
+
+    def right(share):
+        return np.where(np.arange(200) < 200 * share, labels, 1 - labels)
+
+    scores = {("full", 0): 0.9, ("full", 1): 0.9, ("deebert", 0): 0.85, ("deebert", 1): 0.5, ("consistentee", 0): 0.8}
+    cells = [
+        stored_cell(label, labels, [right(share)] * (1 if label == "full" else 2), seed=seed)
+        for (label, seed), share in scores.items()
+    ]
+    of = of_tasks(panels(cells, []))
+    assert of.entries["deebert", 2.0].points < of.entries["consistentee", 2.0].points, "means of all seeds"
+    (contrast,) = contrasts(of, [("deebert", "consistentee")], 2.0)
+    assert (contrast.difference, contrast.wins, contrast.losses) == (pytest.approx(0.05), 1, 0)
+    assert contrast.interval is not None
+    assert contrast.interval[0] < 0.05 < contrast.interval[1]
 
 
 # ------------------------------------------------------------------------------------------- over static exits
@@ -274,6 +304,15 @@ def test_a_gain_is_over_static_exits_mixed_to_the_same_cost():
 def test_answers_like_the_static_exits_gain_nothing():
     gain = gains_of(lambda labels: [half_right(labels)] * 2, lambda labels: [half_right(labels)] * 2)["deebert"]
     assert (gain.gain, gain.interval, gain.beyond_noise, gain.text) == (0.0, (0.0, 0.0), 0, "+0.0")
+
+
+def test_a_gain_is_of_the_seeds_that_both_have():
+    labels = np.arange(400) % 2
+    answers = {("full", 0): [labels], ("full", 1): [labels], ("deebert", 0): [half_right(labels)] * 2}
+    answers |= {("static", 0): [half_right(labels)] * 2, ("static", 1): [1 - labels] * 2}
+    (panel,) = panels([stored_cell(label, labels, said, seed=seed) for (label, seed), said in answers.items()], [])
+    gain = static_gains(panel, 2.0)["deebert"]
+    assert (gain.gain, gain.interval) == (0.0, (0.0, 0.0))
 
 
 def test_a_loss_is_marked_as_plainly():

@@ -126,8 +126,8 @@ def test_many_tasks_make_several_figures_of_like_size(panel, tmp_path):
     assert [path.name for path in save_pages(CURVES, drawn, tmp_path)] == ["curves-1.png", "curves-2.png"]
 
 
-@pytest.mark.parametrize(("timed_seeds", "says"), [((0,), ["not timed for every seed"]), ((0, 1), [])])
-def test_panels_that_are_not_timed_say_so(timed_seeds, says):
+@pytest.mark.parametrize(("timed_seeds", "says"), [((0,), ["times of seed 0 alone"]), ((0, 1), [])])
+def test_panels_of_which_some_seeds_are_timed_say_so(timed_seeds, says):
     suites = {seed: made_up_suite(seed=seed) for seed in (0, 1)}
     cells = [stored(record) for suite in suites.values() for record in suite]
     (found,) = panels(cells, [timing(suites[seed], seed=seed) for seed in timed_seeds])

@@ -14,6 +14,7 @@ one class of differences a paragraph:
 - The leaderboard does not count a task that most methods are not defined for, STS-B. Where it did, places, ranks and
   numbers of runs differ, and the areas of methods that have it.
 - It averages the seeds of a task first: where some have several, means, ranks and intervals are over other numbers.
+- Times are of the seeds that were timed. Where some was not, there were none.
 - CALM's state, whose knob was too coarse for tokens, was taken out of ``cpu-decoding``.
 """
 
@@ -34,7 +35,7 @@ from benchmarks.analysis.rows.texts import load_generation_panels
 from benchmarks.analysis.tables.generation.decoding import all_generation_tables, decoding_lines
 from benchmarks.analysis.tables.leaderboard import to_text
 from benchmarks.analysis.tables.operating import all_tables, operating_lines
-from benchmarks.analysis.tables.text import csv_of
+from benchmarks.analysis.tables.text import MISSING, csv_of
 
 GOLDEN = ROOT / "tests" / "golden" / "tables"
 
@@ -45,6 +46,9 @@ TAKEN_OUT = {"cpu-decoding": {"calm-tokens-state"}}
 """Labels that have no cell any more, by suite."""
 
 _GONE = re.compile(r"within 50% of the layers|^Against references at equal layers|^Paired tests")
+_TIME = re.compile(r"^(ms|speed-?up|spread|p90)[ _/]")
+"""Columns of the clock."""
+
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 
@@ -79,7 +83,7 @@ def differences(new, old, same, ignored=()):
     return [
         (name, new.get(name), value)
         for name, value in old.items()
-        if name not in ignored and not same(new[name], value)
+        if name not in ignored and not same(new[name], value) and not (value in ("", MISSING) and _TIME.search(name))
     ]
 
 

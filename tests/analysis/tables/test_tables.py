@@ -96,6 +96,15 @@ def test_each_timing_is_compared_with_its_own_stock_model():
     assert label_rows(panel, "pabee")[0].speedups.time_ratios == pytest.approx({1: 1.0, 32: 1.0})
 
 
+def test_times_are_of_the_seeds_that_were_timed_and_the_note_says_so():
+    cells = [cell("deebert", [operating_point(0.5, "budget 0.50", 3.0, 0.8)], seed=seed) for seed in (0, 1)]
+    panel = panel_of(cells, [timing(cells[1:], seed=1)])
+    (row,) = label_rows(panel, "deebert")
+    assert (row.seeds, row.timed_seeds) == ((0, 1), (1,))
+    assert row.speedups.time_ratios == pytest.approx({1: 2.0, 32: 2.0})
+    assert "; of seed 1 alone: deebert; " in " ".join(operating_table(panel).notes)
+
+
 def test_the_note_tells_of_every_timing():
     first, later = (cell(label, [operating_point(0.5, "budget 0.50", 3.0, 0.8)]) for label in ("deebert", "pabee"))
     loads = [{"environment_before": {"load_average": [load, 0, 0]}} for load in (0.5, 2.1)]
@@ -291,9 +300,17 @@ def test_text_from_data_stays_text():
     assert "&lt;script&gt;" in markdown
     assert r"\*1\*" in markdown
     latex = to_latex([table])
-    assert r"50\% \& <script>" in latex
+    assert r"50\% \& $<$script$>$" in latex
     assert r"\begin{tabular}{l}" in latex
     assert escape_latex("a_b^c\\") == r"a\_b\textasciicircum{}c\textbackslash{}"
+
+
+def test_latex_is_ascii_whatever_signs_tables_have(results, tmp_path):
+    assert escape_latex("90% ≥ 50% † ‡ x|y") == r"90\% $\ge$ 50\% $\dagger$ $\ddagger$ x$|$y"
+    write_results(tmp_path, tasks=("mcid", "rte"), seeds=(0, 1))
+    for folder in (results, tmp_path):
+        assert write_all_tables(folder, "latex").read_text().isascii()
+        assert write_all_tables(folder, "latex", published=True).read_text().isascii()
 
 
 def test_the_terminal_says_in_few_words_what_a_knob_was_chosen_for():

@@ -26,6 +26,7 @@ from benchmarks.analysis.tables.columns import (
     speedup_at,
     spread_text,
     table_of,
+    timed_seeds_text,
     timings_text,
 )
 from benchmarks.analysis.tables.generation.batches import batch_lines, batches_table, middle_batches_table
@@ -126,7 +127,7 @@ def _timing_note(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> str:
     prefill = [f"{clock.prefill_milliseconds:.0f} ms a prompt at batch {size}" for size, clock in clocks.items()]
     return (
         f"Times: medians of {rounds} rounds on the first {prompts} test prompts, at most {tokens} new tokens, "
-        f"interleaved over all timed operating points and stock generate{timings_text(panel)}; "
+        f"interleaved over all timed operating points and stock generate{timings_text(panel)}{timed_seeds_text(rows)}; "
         f"tokens/s: of decoding, first tokens and the reading of prompts apart{spread_text(panel, rows)}; "
         f"stock generate reads prompts in {', '.join(prefill) or MISSING}.{load_text(panel)}"
     )
