@@ -162,13 +162,14 @@ def _clocks(contenders: Sequence[DecodingContender]) -> dict[int, DecodingClock]
             sample
             for contender in contenders
             for sample in contender.samples
-            if sample.batch_size == size and not sample.regroups
+            if sample.batch_size == size and sample.round_seconds and not sample.regroups
         ]
+        spreads = [np.ptp(sample.round_seconds) / np.median(sample.round_seconds) for sample in samples]
         prefill = [1000 * sum(batches) / sample.prompts for sample in samples for batches in sample.prefill_seconds]
         clocks[size] = DecodingClock(
             tokens_per_second=1 / float(np.median(rounds)),
             prefill_milliseconds=float(np.median(prefill)),
-            spread=float(np.ptp(rounds) / np.median(rounds)),
+            spread=float(max(spreads)),
         )
     return clocks
 
