@@ -23,8 +23,8 @@ from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
-from consistentee.rules.exit_rule import ExitRule
-from consistentee.rules.schedules import ScheduledRule, check_exit_layer
+from consistentee.rules.exit_rule import ExitRule, StaticRule
+from consistentee.rules.schedules import check_exit_layer
 from consistentee.training.decoder.branch_stage import train_branches
 from consistentee.training.recipe import TokenRecipe
 
@@ -54,7 +54,7 @@ class Balcony(TokenMethod):
         Of :meth:`model_at` a token runs all layers: an exit is that decoder's end.
         """
         self.check_knob(model, knob)
-        return ScheduledRule([check_exit_layer(model, knob)])
+        return StaticRule(check_exit_layer(model, knob))
 
     def model_at(self, model: MultiExitDecoder, knob: float) -> MultiExitDecoder:
         """Return the first ``knob`` layers with the exit's own behind them; at full depth, the model as it is."""

@@ -41,6 +41,7 @@ from consistentee.training.sources import FeatureBatch, TokenBatch, TokenSource
 from consistentee.training.stages import (
     cached_rows,
     depth_weighted_loss,
+    distillation_loss,
     hold_out,
     layer_losses,
     steps_of,
@@ -189,15 +190,7 @@ def _loss(total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
     if batch.step < 0.75 * total_steps:
         return loss
     layers = logits.shape[1]  # the sum of depths, by which the loss above is divided, divides here too
-    return loss + _DISTILLATION * distillation_loss(logits) / (layers * (layers + 1) / 2)
-
-
-def distillation_loss(logits: Tensor) -> Tensor:
-    """Return ``T^2 sum_{t<L} KL(exit L || exit t)``, averaged over rows; no gradient reaches the last exit."""
-    softened = (logits / _TEMPERATURE).log_softmax(dim=-1)
-    pupils, teacher = softened[:, :-1], softened[:, -1:].detach()
-    divergence = functional.kl_div(pupils, teacher.expand_as(pupils), log_target=True, reduction="none")
-    return _TEMPERATURE**2 * divergence.sum(dim=(1, 2)).mean()
+    return loss + _DISTILLATION * distillation_loss(logits, _TEMPERATURE) / (layers * (layers + 1) / 2)
 
 
 def _scheduler_loss(budget: float, turn: int, model: MultiExitModel, batch: FeatureBatch) -> Tensor:

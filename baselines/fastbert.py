@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
-from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.methods.knob_grids import falling_fractions
@@ -36,7 +35,14 @@ from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import FeatureBatch, TokenBatch, TokenSource
 from consistentee.training.stage import Stage
-from consistentee.training.stages import cached_rows, early_exits, train_heads, train_last_exit_on, training_source
+from consistentee.training.stages import (
+    cached_rows,
+    distillation_loss,
+    early_exits,
+    train_heads,
+    train_last_exit_on,
+    training_source,
+)
 
 _SPEEDS = (1.001, *falling_fractions(6)[1:], 0.0)
 """From just above the largest normalised entropy down to 0."""
@@ -103,13 +109,3 @@ def _loss_on_tokens(model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 def _loss_on_features(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
     return distillation_loss(model.read_vectors(batch.outputs.vectors).logits)
-
-
-def distillation_loss(logits: Tensor) -> Tensor:
-    """Return ``sum_{t<L} KL(teacher || student_t)``, averaged over rows, of logits [rows, L, classes].
-
-    The teacher is the last layer; no gradient reaches it.
-    """
-    students, teacher = logits[:, :-1].log_softmax(dim=-1), logits[:, -1:].detach().log_softmax(dim=-1)
-    divergences = functional.kl_div(students, teacher.expand_as(students), log_target=True, reduction="none")
-    return divergences.sum(dim=(1, 2)).mean()

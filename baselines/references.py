@@ -17,7 +17,7 @@ from consistentee.methods.method import Knob, Method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, NeverExit, State
+from consistentee.rules.exit_rule import ExitRule, NeverExit, State, StaticRule
 from consistentee.rules.schedules import check_exit_layer, mean_layers
 from consistentee.rules.view import LayerView
 from consistentee.training.decoder.stages import train_exits
@@ -70,16 +70,6 @@ class _JointlyTrained(Method):
         self.check_task(task)
         train_jointly(model, task, recipe)
         return model
-
-
-class StaticRule(ExitRule):
-    """Every row leaves at the same layer."""
-
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-
-    def should_exit(self, view: LayerView, state: State) -> Tensor:
-        return torch.full((view.rows,), view.layer >= self.layer, device=view.device)
 
 
 @dataclass(frozen=True)

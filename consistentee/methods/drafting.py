@@ -11,8 +11,8 @@ from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.sublayers import SkippedSublayers
-from consistentee.rules.exit_rule import ExitRule
-from consistentee.rules.schedules import ScheduledRule, check_exit_layer
+from consistentee.rules.exit_rule import ExitRule, StaticRule
+from consistentee.rules.schedules import check_exit_layer
 
 
 class DraftedBy(TypedDict, total=False):
@@ -47,7 +47,7 @@ class DraftingMethod(TokenMethod):
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit at the draft layer, ``knob``. Raises UserError where there is no exit."""
         self.check_knob(model, knob)
-        return ScheduledRule([check_exit_layer(model, knob)])
+        return StaticRule(check_exit_layer(model, knob))
 
     def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
         """Write the full model's texts, drafted as ``knob`` says; see :func:`generate_speculatively`.

@@ -60,6 +60,16 @@ class NeverExit(ExitRule):
         return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
 
 
+class StaticRule(ExitRule):
+    """Every row leaves at the same layer, whatever that says: nothing is computed to decide."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        return torch.full((view.rows,), view.layer >= self.layer, device=view.device)
+
+
 class ThresholdRule(ExitRule):
     """Exit as soon as a signal lies strictly on one side of a threshold."""
 

@@ -52,6 +52,17 @@ def depth_weighted_loss(losses: Tensor) -> Tensor:
     return (losses.mean(dim=0) * weights).sum() / weights.sum()
 
 
+def distillation_loss(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return ``T^2 sum_{t<L} KL(exit L || exit t)``, averaged over rows, of logits [rows, L, classes].
+
+    The last exit teaches; no gradient reaches it.
+    """
+    softened = (logits / temperature).log_softmax(dim=-1)
+    pupils, teacher = softened[:, :-1], softened[:, -1:].detach()
+    divergences = functional.kl_div(pupils, teacher.expand_as(pupils), log_target=True, reduction="none")
+    return temperature**2 * divergences.sum(dim=(1, 2)).mean()
+
+
 def _joint_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
     return depth_weighted_loss(layer_losses(model(batch.tokens).logits, batch.labels))
 

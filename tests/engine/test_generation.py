@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import DECODER_FAMILIES, random_prompts
 
-from baselines.references import RandomRule, StaticRule
+from baselines.references import RandomRule
 from consistentee.engine.generate import generate, generate_encoded, stream_texts
 from consistentee.engine.step import prompt_batch
 from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
-from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
 
 PROMPTS = random_prompts(9, seed=3)
 NEW_TOKENS = 10

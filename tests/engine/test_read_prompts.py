@@ -4,14 +4,14 @@ import pytest
 import torch
 from conftest import DECODER_FAMILIES, random_prompts
 
-from baselines.references import RandomRule, StaticRule
+from baselines.references import RandomRule
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.engine.step.read_prompts import ReadPrompts
 from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import NeverExit
+from consistentee.rules.exit_rule import NeverExit, StaticRule
 
 PROMPTS = random_prompts(9, seed=3)
 RULES = [NeverExit(), StaticRule(1), RandomRule(2.5, seed=1)]

@@ -6,14 +6,14 @@ import torch
 from conftest import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines.references import OracleRule, StaticRule
+from baselines.references import OracleRule
 from benchmarks.measure.flops import PARTLY_LIVE, TOKEN_COUNTS, FlopModel, LayerCost, TokenPolynomial
 from benchmarks.measure.operations import count_operations, eager_attention
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify_encoded
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import NeverExit, ThresholdRule
+from consistentee.rules.exit_rule import NeverExit, StaticRule, ThresholdRule
 from consistentee.rules.signals import entropy, head_probability
 
 WIDTH, INNER, CLASSES = 32, 64, 3

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from baselines.references import StaticRule
 from benchmarks.measure.flops import FlopModel
 from consistentee.data.encoding import Encoding
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
@@ -31,7 +30,7 @@ from consistentee.models.classifiers import (
 )
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.source_code import code_of
-from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
+from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
 from consistentee.rules.signals import entropy
 from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay

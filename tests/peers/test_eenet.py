@@ -7,13 +7,13 @@ import torch
 from conftest import make_task
 from torch.nn import functional
 
-from baselines.eenet import BudgetRule, EENet, distillation_loss, fit_thresholds, scores_and_shares
+from baselines.eenet import BudgetRule, EENet, fit_thresholds, scores_and_shares
 from consistentee.errors import UserError
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import hold_out, training_source
+from consistentee.training.stages import distillation_loss, hold_out, training_source
 
 RECIPE = Recipe(
     epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1, frozen_steps=400
@@ -73,7 +73,7 @@ def test_the_rule_gives_the_scores_that_the_thresholds_were_fitted_to(tiny_model
 
 def test_distillation_moves_the_pupils_alone():
     logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    loss = distillation_loss(logits)
+    loss = distillation_loss(logits, temperature=3.0)
     soft = (logits / 3).softmax(dim=-1)
     by_hand = sum(9 * functional.kl_div(soft[:, t].log(), soft[:, 2], reduction="batchmean") for t in (0, 1))
     torch.testing.assert_close(loss, by_hand)

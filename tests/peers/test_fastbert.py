@@ -11,13 +11,13 @@ from torch import Tensor
 
 import baselines.fastbert
 from baselines.deebert import DeeBERT
-from baselines.fastbert import FastBERT, distillation_loss
+from baselines.fastbert import FastBERT
 from benchmarks.tasks.loader import load_task
 from consistentee.data.instances import Split, TaskData
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_last_exit
+from consistentee.training.stages import distillation_loss, train_last_exit
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, frozen_steps=100)
 STUDENTS = ["attention", "linear"]
