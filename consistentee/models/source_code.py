@@ -25,14 +25,14 @@ def module_source(name: str) -> str:
         return _WITHOUT_A_FILE
 
 
-source_at_first = cache(module_source)
+_source_at_first = cache(module_source)
 """A module's source, as it was when it was first asked for: an edit during a run must not change keys."""
 
 
-def users_code(classes: Iterable[type]) -> list[str]:
-    """Return the texts of the files that define some classes, but for those whose code counts by a version."""
-    own = {one.__module__ for one in classes if one.__module__.partition(".")[0] not in _COUNT_BY_A_VERSION}
-    return sorted({source_at_first(module) for module in own})
+def users_code(modules: Iterable[str]) -> list[str]:
+    """Return the texts of some imported modules, but for those whose code counts by a version."""
+    own = {module for module in modules if module.partition(".")[0] not in _COUNT_BY_A_VERSION}
+    return sorted({_source_at_first(module) for module in own})
 
 
 def code_of(module: nn.Module) -> list[str]:

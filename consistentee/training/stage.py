@@ -12,12 +12,11 @@ from torch import Tensor
 from consistentee.data.encoding import Encoding
 from consistentee.files import hash_tensors
 from consistentee.models.base import MultiExit
-from consistentee.models.source_code import source_at_first
+from consistentee.models.source_code import users_code
 from consistentee.training.recipe import Recipe
 from consistentee.versions import TRAINING_VERSION
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
-_VERSIONED_PACKAGES = ("consistentee", "baselines")
 
 ModelT = TypeVar("ModelT", bound=MultiExit)
 BatchT = TypeVar("BatchT")
@@ -126,5 +125,4 @@ def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
     module = function.__module__
     if module.startswith(_OWN_PACKAGE):
         return [function.__qualname__]
-    is_versioned = module.partition(".")[0] in _VERSIONED_PACKAGES
-    return [function.__qualname__, method, *([] if is_versioned else [source_at_first(module)])]
+    return [function.__qualname__, method, *users_code([module])]

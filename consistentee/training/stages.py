@@ -161,7 +161,8 @@ def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe
 def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> Tensor:
     """Return what the model, as it stands, answers to the training rows at every layer: [rows, L, classes].
 
-    One pass in eval mode, of which no state is kept: a hundredth of :func:`recorded_features` in memory and on disk.
+    One pass in eval mode, or that of :func:`recorded_features` where the store has it. No state is kept, and nothing
+    stored.
     """
     title = "asking exits" if recipe.progress else None
     return record_logits(model, source.encodings, store=recipe.store, progress=title)
