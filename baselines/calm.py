@@ -303,6 +303,6 @@ class CALMTokensClassifier(_CALMTokens):
 
 
 def _token_agreement_loss(agrees: Tensor, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
-    head, states = model.head(_CONFIDENCE), model.state(batch.hidden)
+    head, states = model.head(_CONFIDENCE), model.state(batch.deciding)
     guess = torch.stack([head(layer, states[:, i]) for i, layer in enumerate(model.exit_layers[:-1])], dim=1)
     return functional.binary_cross_entropy_with_logits(guess, agrees[batch.tokens].to(guess.device))

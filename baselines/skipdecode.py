@@ -8,7 +8,7 @@ Choices. The knob is the mean layer over the text, like the speed-up that the pa
 range a text begins at layer L, below it ends at the first exit. Exits are after some layers only, which the schedule
 keeps to without moving its mean. The paper counts places over prompt and text together, ours over the new tokens, as
 prompts run at full depth here. The paper skips lower layers after the first few and runs the top ones; here the top
-ones are skipped, as in all other methods.
+ones are skipped, as in all other methods, or the middle ones, where the decoder has closing layers.
 """
 
 from collections.abc import Sequence

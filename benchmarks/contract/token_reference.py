@@ -35,7 +35,7 @@ def eager_tokens(
 ) -> tuple[list[int], list[int]]:
     """Return what exits give behind one prompt, new tokens and their layers, where nothing is owed and nothing batched.
 
-    As soon as a token leaves, its state goes through the input norm and the projections of every layer above.
+    As soon as a token leaves, its state goes through the input norm and the projections of every layer that it skips.
     """
     stepper, cache = model.stepper, DynamicCache()
     hidden, context = _entering(model, prompt, 0, cache)
@@ -46,23 +46,33 @@ def eager_tokens(
         hidden, context = _entering(model, tokens[-1:], len(prompt) + len(tokens) - 1, cache)
         past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
         *_, (view, _) = walk(rule, _views(model, hidden, context, past, step=len(tokens), key=prompt_key(prompt)))
-        for skipped in range(view.layer + 1, model.num_layers + 1):
+        for skipped in model.skipped_layers(view.layer):
             cache.update(*stepper.keys_values(skipped, view.hidden, context.rotation), skipped - 1)
-        tokens.append(int(view.predictions))
+        tokens.append(_answer(model, view, context))
         layers.append(view.layer)
     return tokens, layers
+
+
+def _answer(model: MultiExitDecoder, view: TokenView, context: DecoderContext) -> int:
+    """Return the token that an exit says, behind the closing layers where there are any."""
+    if not model.closing:
+        return int(view.predictions)
+    hidden = view.hidden
+    for layer in model.closing:
+        hidden = model.stepper.step(layer, hidden, context)
+    return int(model.logits(model.num_layers, hidden[:, -1]).argmax())
 
 
 def _views(
     model: MultiExitDecoder, hidden: Tensor, context: DecoderContext, past: Tensor | None, *, step: int, key: int
 ) -> Iterator[TokenView]:
     """Run layer after layer on one token, and yield its exits: no further than they are asked for."""
-    for layer in range(1, model.num_layers + 1):
-        hidden = model.stepper.step(layer, hidden, context)
-        if layer in model.exit_layers:
-            view = TokenView(model, layer, hidden, step, [key], past=past)
-            yield view
-            past = None if past is None else view.history
+    for exit_layer, layers in zip(model.exit_layers, model.stretches, strict=True):
+        for layer in layers:
+            hidden = model.stepper.step(layer, hidden, context)
+        view = TokenView(model, exit_layer, hidden, step, [key], past=past)
+        yield view
+        past = None if past is None else view.history
 
 
 def _entering(

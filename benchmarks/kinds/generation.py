@@ -67,6 +67,7 @@ def build_model(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> MultiExit
         exit_layers=spec.exits.layers,
         adapter=spec.exits.adapter,
         rank=spec.exits.rank,
+        closing_layers=spec.exits.closing_layers,
         seed=spec.seed,
     )
 

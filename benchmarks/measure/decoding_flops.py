@@ -90,6 +90,10 @@ class DecodingFlops:
         context = DecoderContext(position, rotation, None, _Columns(columns))
         return count_operations(partial(self._model.stepper.step, layer, self._hidden, context))[0]
 
+    @property
+    def _all_layers(self) -> range:
+        return range(1, self._model.num_layers + 1)
+
     def prefill(self, prompt_tokens: Sequence[int]) -> int:
         """Return the operations of prompts at full depth, and of the first new token of each.
 
@@ -113,11 +117,11 @@ class DecodingFlops:
         for prompt_tokens, exits, late in rows:
             # The token at place s is written by reading the one before it, whose columns are the prompt's and s more.
             for step, (left, filled) in enumerate(zip(exits.tolist()[1:], late.tolist()[1:], strict=True), start=1):
-                columns = prompt_tokens + step
-                total += sum(layer(1, columns) for layer in self.layers[:left])
+                columns, skipped = prompt_tokens + step, self._model.skipped_layers(left)
+                total += sum(self._layer(layer)(1, columns) for layer in self._all_layers if layer not in skipped)
                 total += sum(cost for layer, cost in costs[step].reading.items() if layer <= left)
                 total += costs[step].answering[left]
-                total += self._filling(range(left, left + filled), columns, kv)
+                total += self._filling(skipped[:filled], columns, kv)
         return total
 
     def _costs_by_step(self, rule: ExitRule, steps: int) -> list[ExitCost]:
@@ -125,10 +129,14 @@ class DecodingFlops:
         return [self.exit_cost(rule, max(step, 1)) for step in range(steps)]
 
     def _filling(self, layers: range, columns: int, kv: str) -> int:
-        """Return what layers (from 0) cost that are given keys and values after their token has left."""
+        """Return what layers cost that are given keys and values after their token has left."""
         if kv == "exact":
-            return sum(self.layers[layer](1, columns) for layer in layers)
-        return sum(self.filling[layer] for layer in layers)
+            return sum(self._layer(layer)(1, columns) for layer in layers)
+        return sum(self.filling[layer - 1] for layer in layers)
+
+    def _layer(self, layer: int) -> TokenCost:
+        """Return what layer ``layer`` (1-based) costs."""
+        return self.layers[layer - 1]
 
     def speculating(self, written: SpeculativeGenerations) -> int:
         """Return the operations of drafts and of their verification: rejected tokens cost what accepted ones do.
@@ -185,7 +193,11 @@ class DecodingFlops:
             return TokenView(model, layer, self._hidden, step, [0], past=past)
 
         past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
-        return count_exits(rule, model.exit_layers, view_at, past)
+
+        def answer(view: TokenView) -> Tensor:  # the LM head alone, where closing layers are counted among the layers
+            return model.logits(model.num_layers, self._hidden[:, 0]) if model.closing else view.predictions
+
+        return count_exits(rule, model.exit_layers, view_at, past, answer=answer)
 
 
 def _decoded(written: Generations) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from consistentee.rules.view import LayerView
 from consistentee.traces.walk import walk
 
 Result = TypeVar("Result")
+View = TypeVar("View", bound=LayerView)
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,17 @@ def eager_attention(backbones: Sequence[PreTrainedModel]) -> Iterator[None]:
             backbone.set_attn_implementation(attention)
 
 
+def predictions(view: LayerView) -> Tensor:
+    """Return what a layer answers."""
+    return view.predictions
+
+
 def count_exits(
-    rule: ExitRule, layers: Sequence[int], view_at: Callable[[int, Tensor | None], LayerView], past: Tensor | None
+    rule: ExitRule,
+    layers: Sequence[int],
+    view_at: Callable[[int, Tensor | None], View],
+    past: Tensor | None,
+    answer: Callable[[View], Tensor] = predictions,
 ) -> ExitCost:
     """Count what a rule reads of a row that never leaves: it is asked at every exit but the last.
 
@@ -65,16 +75,15 @@ def count_exits(
         layers: of the exits, the last layer included.
         view_at: makes the view of a layer, given the history before it.
         past: the history before the first layer [1, 0, width], or None where nobody reads it.
+        answer: gives the answer of a row that leaves at a view's layer.
     """
     counted = _CountedRule(rule, keeps_history=past is not None)
     steps = walk(counted, _views(layers, view_at, past))
-    answering = {view.layer: count_operations(partial(getattr, view, "predictions"))[0] for view, _ in steps}
+    answering = {view.layer: count_operations(partial(answer, view))[0] for view, _ in steps}
     return ExitCost(dict.fromkeys(layers, 0) | counted.reading, answering)
 
 
-def _views(
-    layers: Sequence[int], view_at: Callable[[int, Tensor | None], LayerView], past: Tensor | None
-) -> Iterator[LayerView]:
+def _views(layers: Sequence[int], view_at: Callable[[int, Tensor | None], View], past: Tensor | None) -> Iterator[View]:
     for layer in layers:
         view = view_at(layer, past)
         yield view

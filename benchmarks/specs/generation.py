@@ -18,6 +18,7 @@ class ExitSpec(Strict):
     layers: tuple[int, ...] | None = Field(default=None, min_length=1, description="1-based; by default five, evenly")
     adapter: Literal["norm", "low-rank", "head", "shared"] = "low-rank"
     rank: int = Field(default=128, ge=1)
+    closing_layers: int = Field(default=0, ge=0, description="last layers that every token runs, wherever it exits")
 
 
 class Regrouped(Strict):

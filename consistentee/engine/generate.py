@@ -238,6 +238,11 @@ def _engine(
     """Return what writes texts in a given order; whatever can be wrong with the input is seen before any work."""
     model.eval()
     check_prompts(model, rows, writing.max_new_tokens)
+    if model.closing and writing.kv == "exact":
+        raise UserError(
+            "kv='exact' gives skipped layers the keys and values of full depth, and closing layers have theirs from "
+            "the exit: use kv='propagate'"
+        )
     if in_flight is not None and in_flight < writing.batch_size:
         raise UserError(
             f"a batch of {writing.batch_size} cannot be filled from {in_flight} rows in flight: let in_flight be at "

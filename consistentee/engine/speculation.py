@@ -128,6 +128,8 @@ def speculate_encoded(
         raise UserError(f"either layer {draft_layer} drafts or the model without some sublayers, not both")
     if skipped is None and draft_layer not in model.exit_layers[:-1]:
         raise UserError(f"layer {draft_layer} cannot draft; exits before the last: {list(model.exit_layers[:-1])}")
+    if skipped is None and model.closing:
+        raise UserError("exits with closing layers cannot draft: take a decoder without closing layers")
     check_drafts(draft_tokens, threshold)
     model.eval()
     check_prompts(model, rows, max_new_tokens)

@@ -62,6 +62,7 @@ class TokenRows:
         tokens: what is read, all but the last token of a row: int64 [rows, T].
         padding_mask: bool [rows, T], True where there is a real token.
         gives_response: bool [rows, T], True where the token after this one belongs to the response.
+        may_exit: bool [rows, T], True where this one belongs to it; a prompt's tokens run at full depth.
         targets: those tokens, row by row: int64 [N].
         step: their places in the response, from 0: int64 [N].
     """
@@ -69,6 +70,7 @@ class TokenRows:
     tokens: Tensor
     padding_mask: Tensor
     gives_response: Tensor
+    may_exit: Tensor
     targets: Tensor
     step: Tensor
 
@@ -84,5 +86,12 @@ def collate_rows(model: MultiExitDecoder, rows: Sequence[TokenRow]) -> TokenRows
     gives_response = (since_first >= 0) & (since_first < count.unsqueeze(1))
     tokens = torch.tensor([[*row, *[model.pad_id] * (len(columns) - len(row))] for row in read])
     targets = torch.tensor([token for _, response in rows for token in response], dtype=torch.long)
-    tensors = (tokens, columns < lengths.unsqueeze(1), gives_response, targets, since_first[gives_response])
-    return TokenRows(*(tensor.to(model.device) for tensor in tensors))
+    rows_of_tokens = TokenRows(
+        tokens=tokens,
+        padding_mask=columns < lengths.unsqueeze(1),
+        gives_response=gives_response,
+        may_exit=gives_response & (since_first > 0),
+        targets=targets,
+        step=since_first[gives_response],
+    )
+    return TokenRows(**{name: tensor.to(model.device) for name, tensor in vars(rows_of_tokens).items()})

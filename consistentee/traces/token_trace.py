@@ -22,7 +22,7 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView
 from consistentee.traces.token_rows import TokenRow, TokenRows, check_rows, collate_rows, encode_rows
-from consistentee.traces.token_view import prompt_key, token_key
+from consistentee.traces.token_view import check_speaks, prompt_key, token_key
 
 CHUNK = 256
 """Tokens whose logits at one exit are held at a time: 50 MB of a vocabulary of 49,152."""
@@ -33,7 +33,9 @@ class TokenTrace:
     """Every response token of a split, row by row, each beside the states that gave it.
 
     Attributes:
-        hidden: hidden state after every exit layer, of the token before: float16 or float32 [N, exits, width].
+        hidden: what every exit speaks from, of the token before: float16 or float32 [N, exits, width].
+        deciding: what rules and learned heads read there, which is the same where there are no closing layers (see
+            :class:`consistentee.models.decoder.multi_exit_decoder.ExitStates`).
         targets: the response tokens: int64 [N].
         row: which row a token belongs to: int64 [N].
         step: its place in the response, from 0: int64 [N]. Token 0 is read off the prompt, at full depth: it may not
@@ -44,6 +46,7 @@ class TokenTrace:
     """
 
     hidden: Tensor
+    deciding: Tensor
     targets: Tensor
     row: Tensor
     step: Tensor
@@ -62,7 +65,8 @@ class TokenTrace:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of states and targets."""
-        return hash_tensors({"hidden": self.hidden, "targets": self.targets})
+        read = {} if self.deciding is self.hidden else {"deciding": self.deciding}
+        return hash_tensors({"hidden": self.hidden, "targets": self.targets, **read})
 
     @property
     def num_layers(self) -> int:
@@ -84,12 +88,18 @@ class TokenTrace:
 
     def select(self, tokens: Tensor) -> "TokenTrace":
         """Return the trace of some tokens alone, given by their numbers, in the given order."""
-        columns = ("hidden", "targets", "row", "step", "row_keys")
-        return replace(self, **{name: getattr(self, name)[tokens] for name in columns})
+        hidden = self.hidden[tokens]
+        deciding = hidden if self.deciding is self.hidden else self.deciding[tokens]
+        chosen = {name: getattr(self, name)[tokens] for name in ("targets", "row", "step", "row_keys")}
+        return replace(self, hidden=hidden, deciding=deciding, **chosen)
 
     def states(self, exit_index: int, tokens: Tensor) -> Tensor:
-        """Return hidden states after one exit layer, as the model computes them, on its device: [tokens, width]."""
+        """Return what one exit speaks from, as the model computes it, on its device: [tokens, width]."""
         return self.hidden[tokens, exit_index].to(self.model.device, self.model.dtype)
+
+    def deciding_states(self, exit_index: int, tokens: Tensor) -> Tensor:
+        """Return what is read at one exit before it is taken, likewise."""
+        return self.deciding[tokens, exit_index].to(self.model.device, self.model.dtype)
 
 
 class TokenTraceView(LayerView):
@@ -115,7 +125,7 @@ class TokenTraceView(LayerView):
     @cached_property
     def hidden(self) -> Tensor:
         """Hidden state of the token just read: [rows, 1, width]."""
-        return self._trace.states(self._exit_index, self._tokens).unsqueeze(1)
+        return self._trace.deciding_states(self._exit_index, self._tokens).unsqueeze(1)
 
     @cached_property
     def pooled(self) -> Tensor:
@@ -125,16 +135,21 @@ class TokenTraceView(LayerView):
     @cached_property
     def history(self) -> Tensor:
         """States at the exits up to this one: [rows, exits, width]."""
-        hidden = self._trace.hidden[self._tokens, : self._exit_index + 1]
+        hidden = self._trace.deciding[self._tokens, : self._exit_index + 1]
         return self._trace.model.state(hidden.to(self.device, self._trace.model.dtype))
 
     @cached_property
     def logits(self) -> Tensor:
-        """Output of the exit adapter and the LM head: [rows, vocabulary]."""
+        """Output of the exit adapter and the LM head: [rows, vocabulary].
+
+        Raises UserError where closing layers lie between, as of a token that is being decoded.
+        """
+        check_speaks(self._trace.model, self.layer)
         return self._trace.model.logits(self.layer, self.hidden.squeeze(1))
 
     def logits_among(self, classes: Tensor) -> Tensor:
         """Return the logits of some tokens alone, computed once for rules that ask for the same: [rows, K]."""
+        check_speaks(self._trace.model, self.layer)
         if self._among is None or self._among[0] is not classes:
             self._among = classes, self._trace.model.logits_among(self.layer, self.hidden.squeeze(1), classes)
         return self._among[1]
@@ -207,13 +222,15 @@ def record_tokens(
     Raises:
         UserError: a prompt is empty, or a row is longer than the model's context.
     """
-    hidden = recorded_states(
+    states = recorded_states(
         model, rows, gives_response, batch_size=batch_size, dtype=dtype, store=store, progress=progress
     )
+    hidden = states[:, -len(model.exit_layers) :]
     lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
     steps = [step for _, response in rows for step in range(len(response))]
     return TokenTrace(
         hidden=hidden,
+        deciding=states[:, : len(model.exit_layers)] if model.closing else hidden,
         targets=torch.tensor([token for _, response in rows for token in response], dtype=torch.long),
         row=torch.arange(len(rows)).repeat_interleave(lengths),
         step=torch.tensor(steps, dtype=torch.long),
@@ -238,7 +255,9 @@ def recorded_states(
     store: Path | None,
     progress: str | None,
 ) -> Tensor:
-    """Return the states of some tokens of every row after every exit layer, row by row: [tokens, exits, width].
+    """Return the states of some tokens of every row at every exit, row by row: [tokens, exits, width].
+
+    With closing layers, those that decide come before those that speak: [tokens, 2 * exits, width].
 
     ``kept`` says which of a batch, bool [rows, T]; other arguments and errors as of :func:`record_tokens`.
     """
@@ -281,7 +300,7 @@ def _run_at_full_depth(
     dtype: torch.dtype,
     progress: str | None,
 ) -> Tensor:
-    """Return the states that are kept: [N, exits, width], on the CPU."""
+    """Return the states that are kept, on the CPU; see :func:`recorded_states`."""
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     parts: list[Tensor] = [torch.empty(0)] * len(rows)
@@ -289,7 +308,8 @@ def _run_at_full_depth(
     for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None):
         chosen = order[start : start + batch_size]
         batch = collate_rows(model, [rows[i] for i in chosen])
-        hidden = model.hidden_states(batch.tokens, batch.padding_mask)
+        states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit)
+        hidden = torch.cat(states, dim=2) if model.closing else states.speaking
         for i, row_hidden, is_kept in zip(chosen, hidden, kept(batch), strict=True):
             parts[i] = _kept_as(row_hidden[is_kept], dtype)
     widest = torch.float32 if any(part.dtype == torch.float32 for part in parts) else dtype

@@ -31,6 +31,16 @@ def keyed_bits(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
+def check_speaks(model: MultiExitDecoder, layer: int) -> None:
+    """Raise UserError where exit layer ``layer`` says nothing before it is taken, because of closing layers."""
+    if model.closing:
+        raise UserError(
+            f"this exit rule reads what the exit at layer {layer} says, and here an exit speaks behind the last "
+            f"{len(model.closing)} layers alone: use a rule that reads states (view.pooled, a learned head), or a "
+            "decoder without closing layers"
+        )
+
+
 class TokenView(LayerView):
     """The view of an exit layer that has just run on the newest tokens of some rows.
 
@@ -100,11 +110,16 @@ class TokenView(LayerView):
 
     @cached_property
     def logits(self) -> Tensor:
-        """Output of the exit's adapter and the LM head: [rows, vocabulary]."""
+        """Output of the exit's adapter and the LM head: [rows, vocabulary].
+
+        Raises UserError where closing layers lie between: what the exit says is known when it is taken.
+        """
+        check_speaks(self._model, self.layer)
         return self._model.logits(self.layer, self._hidden[:, 0])
 
     def logits_among(self, classes: Tensor) -> Tensor:
         """Return the logits of some tokens alone, which are all that the exit may say from then on: [rows, K]."""
+        check_speaks(self._model, self.layer)
         if self._among is None or self._among[0] is not classes:
             self._among = classes, self._model.logits_among(self.layer, self._hidden[:, 0], classes)
         return self._among[1]

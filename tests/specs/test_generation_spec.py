@@ -144,6 +144,7 @@ def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
         "cpu-decoding-all-rows",
         "cpu-decoding-late-exits",
         "cpu-decoding-two-epochs",
+        "cpu-decoding-closing",
         "cpu-decoding-batches",
         "paper-llama-7b",
         "decoding-calibration",

@@ -7,6 +7,7 @@ from conftest import DECODER_FAMILIES, random_prompts
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
+from consistentee.models.decoder.multi_exit_decoder import ExitStates
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import margin
@@ -120,7 +121,7 @@ def test_a_pass_is_stored_once_and_survives_the_training_of_exits(tiny_decoder, 
     with torch.no_grad():
         for parameter in model.exit_adapters.parameters():
             parameter.add_(1.0)
-    monkeypatch.setattr(model, "hidden_states", lambda *_: pytest.fail("the store was not used"))
+    monkeypatch.setattr(model, "exit_states", lambda *_: pytest.fail("the store was not used"))
     again = record_token_trace(model, SPLIT, **limits)
     assert torch.equal(first.hidden, again.hidden)
     assert first.hidden.dtype == torch.float16
@@ -131,8 +132,8 @@ def test_a_pass_is_stored_once_and_survives_the_training_of_exits(tiny_decoder, 
 
 def test_states_beyond_float16_stay_float32(tiny_decoder, monkeypatch):
     model = tiny_decoder()
-    real = model.hidden_states
-    monkeypatch.setattr(model, "hidden_states", lambda *inputs: real(*inputs) * 1e5)
+    real = model.exit_states
+    monkeypatch.setattr(model, "exit_states", lambda *inputs: ExitStates(*(state * 1e5 for state in real(*inputs))))
     trace = record_tokens(model, ROWS, dtype=torch.float16)
     assert trace.hidden.dtype == torch.float32
     assert trace.hidden.isfinite().all()

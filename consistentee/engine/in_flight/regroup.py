@@ -1,8 +1,8 @@
 """Regrouping: rows that leave early go on with their next token at once, and every layer runs on a full batch.
 
 Dynamic rebatching (Liu et al., DREX, 2025, arXiv 2512.15705), where no row is ever kept in against its rule. A row
-runs one stage after the other: the layers up to each exit, and the LM head, which is read for those who have left,
-wherever they did. Between two stages it waits for company.
+runs one stage after the other: the layers up to each exit, and, wherever it leaves, what comes behind all exits: the
+closing layers, if there are any, and the LM head. Between two stages it waits for company.
 """
 
 from collections.abc import Iterator, Sequence
@@ -100,7 +100,7 @@ class InFlight:
         """Run the next stage of some slots, and return the texts that have ended."""
         rows = self.slots.rows(slots)
         if stage == self._head:
-            return self._say(slots, self._model.stepper.unembed(rows.of(self._hidden)))
+            return self._say(slots, self._behind_exits(rows))
         if stage == 0:
             self.slots.begin(rows)
         context, layers = self.slots.context(rows), self._stretches[stage]
@@ -110,7 +110,8 @@ class InFlight:
             hidden = rows.of(self._hidden).unsqueeze(1)
         hidden = self._owed.run(layers, hidden, rows, context)
         past = None if self._past is None else rows.of(self._past)[:, :stage]
-        view = TokenView(self._model, layers[-1], hidden, self.texts.places(slots), self.texts.keys(slots), past=past)
+        exit_layer, places = self._model.exit_layers[stage], self.texts.places(slots)
+        view = TokenView(self._model, exit_layer, hidden, places, self.texts.keys(slots), past=past)
         state = self._state_of(rows, stage)
         leaving = places_leaving(self._rule, view, state)
         staying = np.delete(np.arange(len(slots)), leaving)
@@ -144,9 +145,17 @@ class InFlight:
             self._owed.leave(rows, view.hidden[places])
         if view.has_logits or not self._model.shares_head:
             return self._say(rows.numbers, view.logits_of(places))
-        rows.put(self._hidden, view.head_states_of(places))
+        rows.put(self._hidden, view.hidden[places, 0] if self._model.closing else view.head_states_of(places))
         self._waiting.put(rows.numbers, self._head)
         return []
+
+    def _behind_exits(self, rows: Rows) -> Tensor:
+        """Run what lies behind all exits on rows that have left: logits [rows, vocabulary]."""
+        left = rows.of(self._hidden)
+        if not self._model.closing:  # they wait with what the LM head reads
+            return self._model.stepper.unembed(left)
+        hidden = self.slots.run(self._model.closing, left.unsqueeze(1), self.slots.context(rows))
+        return self._model.logits(self._model.num_layers, hidden[:, 0])
 
     def _say(self, slots: RowNumbers, logits: Tensor) -> list[Transcript]:
         """Take the next token of some slots, and return the texts that have ended."""

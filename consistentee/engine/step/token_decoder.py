@@ -49,7 +49,6 @@ class TokenDecoder:
         self.batch = PromptBatch(model, prompts, new_columns)
         self._owed = owed_tokens(kv, self.batch, new_columns)
         self._keys = [prompt_key(prompt) for prompt in prompts]
-        self._stretches = model.stretches
         self._newest = torch.empty(0)
         self._step = 0
 
@@ -77,17 +76,17 @@ class TokenDecoder:
     def _climb(self) -> tuple[Tensor, list[int]]:
         climbing = self._start()
         exit_layers = [self._model.num_layers] * len(self._keys)
-        answers = _Answers(self._model, self._sampling, self._step, len(self._keys))
-        for layers in self._stretches:
+        answers = self._answers(climbing)
+        for exit_layer, layers in zip(self._model.exit_layers, self._model.stretches, strict=True):
             climbing.hidden = self._owed.run(layers, climbing.hidden, climbing.rows, climbing.context)
-            view = climbing.view(self._model, layers[-1], self._step)
+            view = climbing.view(self._model, exit_layer, self._step)
             leaving = places_leaving(self._rule, view, climbing.state)
             if leaving:
                 left = climbing.rows if len(leaving) == view.rows else climbing.rows.take(leaving)
                 answers.leave(view, leaving, left.numbers, [climbing.keys[place] for place in leaving])
                 for row in left.numbers:
-                    exit_layers[row] = layers[-1]
-                if layers[-1] < view.num_layers:
+                    exit_layers[row] = exit_layer
+                if exit_layer < view.num_layers:
                     self._owed.leave(left, view.hidden[leaving])
             if len(leaving) == view.rows:
                 break
@@ -96,6 +95,12 @@ class TokenDecoder:
             if leaving:
                 self._keep_climbing(climbing, leaving)
         return answers.tokens(), exit_layers
+
+    def _answers(self, everyone: "_Climbing") -> "_Answers":
+        """Return what takes the next tokens of all rows, which begin to climb."""
+        if self._model.closing:
+            return _ClosedAnswers(self._model, self._sampling, self._step, everyone, self.batch)
+        return _Answers(self._model, self._sampling, self._step, len(self._keys))
 
     def _start(self) -> "_Climbing":
         rows = self.batch.all_rows()
@@ -220,3 +225,27 @@ class _Answers:
     def _choose(self, logits: Tensor, rows: list[int], keys: list[int]) -> None:
         index = torch.tensor(rows, device=self._tokens.device)
         self._tokens.index_copy_(0, index, choose_tokens(self._sampling, logits, keys, [self._step] * len(keys)))
+
+
+class _ClosedAnswers(_Answers):
+    """The next tokens of one step where closing layers lie behind the exits: at its end all rows run them together."""
+
+    def __init__(
+        self, model: MultiExitDecoder, sampling: Sampling | None, step: int, everyone: _Climbing, batch: PromptBatch
+    ) -> None:
+        """``everyone``: all rows of the batch."""
+        super().__init__(model, sampling, step, len(everyone.rows))
+        self._batch = batch
+        self._context = everyone.context
+        self._everyone = everyone.keys
+        self._hidden = torch.empty_like(everyone.hidden)
+
+    def leave(self, view: TokenView, places: list[int], rows: RowNumbers, keys: list[int]) -> None:
+        """Keep the states that the rows at some places of a view leave with."""
+        self._hidden[torch.from_numpy(rows).to(self._hidden.device)] = view.hidden[places]
+
+    def tokens(self) -> Tensor:
+        """Run the closing layers, and return the next token of every row, int64 [rows]."""
+        hidden = self._batch.run(self._model.closing, self._hidden, self._context)[:, 0]
+        logits = self._model.logits(self._model.num_layers, hidden)
+        return choose_tokens(self._sampling, logits, self._everyone, [self._step] * len(self._everyone))

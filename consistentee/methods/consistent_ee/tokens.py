@@ -237,7 +237,7 @@ class ConsistentEETokensCurve(ConsistentEETokens):
 
 def policy_answers(model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None) -> list[Tensor]:
     """Return what the policy's head says at every exit before the last: [tokens], or [tokens, outputs], each."""
-    policy, states = model.head(POLICY), model.state(batch.hidden)
+    policy, states = model.head(POLICY), model.state(batch.deciding)
     return [
         policy(layer, states[:, index], None if confidence is None else confidence[:, index])
         for index, layer in enumerate(model.exit_layers[:-1])

@@ -98,7 +98,7 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
 
 def loss_of_rows(at_exit: float, model: MultiExitDecoder, batch: StepRows) -> Tensor:
     """Return the loss of some rows, through the backbone."""
-    states = model.hidden_states(batch.tokens, batch.padding_mask)
+    states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking
     return loss_where_tokens_leave(at_exit, model, states[batch.gives_response], batch.targets)
 
 

@@ -23,6 +23,8 @@ class DecoderDescription(Description):
         backbone_hash: of the weights that were loaded under this name.
         exit_layers: 1-based, increasing; the last one is L.
         adapter, rank: what the exits below L have of their own.
+        closing_layers: the last layers that every token runs, wherever it exits; see
+            :meth:`MultiExitDecoder.from_backbone`.
         lora: low-rank adaptation of the backbone, or None.
         branches: decoder layers of their own behind some exit layers.
         skipped: sublayers that drafts leave out, by their share of all that may be skipped, in per cent.
@@ -38,6 +40,7 @@ class DecoderDescription(Description):
     exit_layers: tuple[int, ...]
     adapter: AdapterKind = "low-rank"
     rank: int = 128
+    closing_layers: int = 0
     lora: LoraSpec | None = None
     branches: dict[int, BranchSpec] = field(default_factory=dict)
     skipped: dict[int, SkippedSublayers] = field(default_factory=dict)
@@ -70,3 +73,20 @@ def check_exit_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]
     if list(chosen) != sorted(set(chosen)) or not all(1 <= layer <= num_layers for layer in chosen):
         raise UserError(f"exit layers must increase and lie in 1..{num_layers}, got {list(chosen)}")
     return chosen if chosen[-1:] == (num_layers,) else (*chosen, num_layers)
+
+
+def check_closing_layers(closing_layers: int, exit_layers: Sequence[int], adapter: AdapterKind) -> int:
+    """Return the number of closing layers. Raises UserError unless every exit has a layer before them, and no weights.
+
+    Exits that end in the same layers are read alike, by the model's own norm and LM head.
+    """
+    if not 0 <= closing_layers < exit_layers[0]:
+        raise UserError(
+            "closing layers are among the layers of every exit, so they must be fewer than the "
+            f"{exit_layers[0]} of the first one; got {closing_layers}"
+        )
+    if closing_layers and adapter != "shared":
+        raise UserError(
+            f"behind closing layers all exits read the model's own norm and LM head: adapter 'shared', not {adapter!r}"
+        )
+    return closing_layers

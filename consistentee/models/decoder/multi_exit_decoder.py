@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import transformers
@@ -18,9 +18,26 @@ from consistentee.models.decoder import files as decoder_files
 from consistentee.models.decoder import lora
 from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
 from consistentee.models.decoder.branches import Branch, BranchSpec
-from consistentee.models.decoder.description import DecoderDescription, check_exit_layers, default_exit_layers
+from consistentee.models.decoder.description import (
+    DecoderDescription,
+    check_closing_layers,
+    check_exit_layers,
+    default_exit_layers,
+)
 from consistentee.models.decoder.lora import LoraSpec, is_lora
 from consistentee.versions import ENGINE_VERSION
+
+
+class ExitStates(NamedTuple):
+    """Hidden states at every exit: [rows, tokens, exits, width] each, the same ones where there are no closing layers.
+
+    Attributes:
+        deciding: what rules and learned heads read: before the closing layers.
+        speaking: what the LM head reads: behind them.
+    """
+
+    deciding: Tensor
+    speaking: Tensor
 
 
 class MultiExitDecoder(MultiExit):
@@ -28,6 +45,9 @@ class MultiExitDecoder(MultiExit):
 
     Layer L is always the last exit and is the stock model's own. Every earlier exit reads its hidden state through an
     adapter (see :mod:`consistentee.models.decoder.adapters`) and the one LM head.
+
+    With closing layers, an exit skips the middle of the stack and not its end: a token that exits at layer e runs the
+    first e - c layers, where its rule lets it go, and the last c. It costs e layers all the same.
     """
 
     description_class = DecoderDescription
@@ -48,6 +68,7 @@ class MultiExitDecoder(MultiExit):
         exit_layers: Sequence[int] | None = None,
         adapter: AdapterKind = "low-rank",
         rank: int = 128,
+        closing_layers: int = 0,
         seed: int = 0,
     ) -> Self:
         """Put untrained exits on a pretrained decoder, which is loaded in float32.
@@ -56,11 +77,15 @@ class MultiExitDecoder(MultiExit):
             name: a name of the catalogue, a directory, a GGUF file, or an id on the Hugging Face hub.
             exit_layers: 1-based and increasing; layer L is added where it is missing. By default five, evenly spaced.
             adapter, rank: what the exits below L have of their own.
+            closing_layers: the last layers that every token runs, wherever it exits: c of the e layers of exit e
+                (after SkipDecode, Del Corro et al., 2023, arXiv 2307.02628, which skips the middle too). They make
+                words of states in a stock model; rules cannot read what an exit says before it is taken.
             seed: seeds the new weights.
 
         Raises:
             UserError: the name is unknown, the weights cannot be had, or the architecture is not supported; exit
-                layers, adapter or rank are out of range.
+                layers, adapter, rank or closing layers are out of range, or closing layers meet another adapter than
+                "shared".
         """
         folder = resolve_decoder(name)
         backbone = decoder_files.load_backbone(folder)
@@ -74,6 +99,7 @@ class MultiExitDecoder(MultiExit):
             exit_layers=chosen,
             adapter=adapter,
             rank=rank,
+            closing_layers=check_closing_layers(closing_layers, chosen, adapter),
         )
         with new_weights(seed):
             return cls(decoder_stepper_for(backbone), decoder_files.load_tokenizer(folder), description)
@@ -86,10 +112,22 @@ class MultiExitDecoder(MultiExit):
         return self.description.exit_layers
 
     @property
+    def closing(self) -> range:
+        """The last layers that every token runs, wherever it exits: 1-based, and by default none."""
+        return range(self.num_layers - self.description.closing_layers + 1, self.num_layers + 1)
+
+    @property
     def stretches(self) -> list[range]:
-        """The layers that lead to each exit, from behind the one before: they run without a decision."""
-        starts = (0, *self.exit_layers[:-1])
-        return [range(before + 1, exit_layer + 1) for before, exit_layer in zip(starts, self.exit_layers, strict=True)]
+        """The layers that lead to each exit, from behind the one before: they run without a decision.
+
+        Closing layers come after an exit, and are in none of them.
+        """
+        ends = [exit_layer - len(self.closing) for exit_layer in self.exit_layers]
+        return [range(before + 1, end + 1) for before, end in zip((0, *ends), ends, strict=False)]
+
+    def skipped_layers(self, exit_layer: int) -> range:
+        """The layers that a token skips that exits at ``exit_layer``: 1-based."""
+        return range(exit_layer - len(self.closing) + 1, self.num_layers - len(self.closing) + 1)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -166,8 +204,9 @@ class MultiExitDecoder(MultiExit):
     def use_adapters(self, kind: AdapterKind, rank: int = 128, seed: int = 0) -> None:
         """Give the exits untrained adapters of another kind, whose weights ``seed`` seeds.
 
-        Raises UserError for an unknown kind or a rank below 1.
+        Raises UserError for an unknown kind, a rank below 1, and weights for exits with closing layers.
         """
+        check_closing_layers(self.description.closing_layers, self.exit_layers, kind)
         self.description.adapter, self.description.rank = kind, rank
         with new_weights(seed):
             self.exit_adapters = self._build_adapters().train(self.training)
@@ -179,9 +218,12 @@ class MultiExitDecoder(MultiExit):
     def add_branch(self, layer: int, spec: BranchSpec) -> Branch:
         """Put an untrained branch, a decoder layer of its own, behind exit layer ``layer`` < L (or replace it).
 
-        The exit's adapter stays as it is, and rules go on reading that. Raises ValueError at any other layer.
+        The exit's adapter stays as it is, and rules go on reading that. Raises ValueError at any other layer, and
+        UserError where there are closing layers.
         """
         self.adapter(layer)
+        if self.closing:
+            raise UserError("a branch leads from an exit to the LM head, and so do closing layers: have one of the two")
         branch = Branch(spec, layer, self.stepper).to(self.device, self.dtype).eval()
         self.branches[str(layer)] = branch
         self.description.branches[layer] = spec
@@ -277,24 +319,49 @@ class MultiExitDecoder(MultiExit):
         return output.logits
 
     def hidden_states(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
-        """Run all layers on all tokens, and return the hidden states after every exit layer.
+        """Run all layers on all tokens, and return the hidden states that every exit speaks from.
+
+        Arguments and errors as of :meth:`exit_states`, where every token exits: [rows, tokens, exits, width].
+        """
+        return self.exit_states(tokens, padding_mask).speaking
+
+    def exit_states(self, tokens: Tensor, padding_mask: Tensor, exiting: Tensor | None = None) -> ExitStates:
+        """Run all layers on all tokens, and return the hidden states at every exit.
 
         Args:
             tokens: int64 [rows, tokens], padded on either side.
             padding_mask: bool [rows, tokens], True where there is a real token.
+            exiting: which tokens run the closing layers behind an exit, all of them behind the same; the others, which
+                are a prompt's, run them at full depth: bool [rows, tokens], None for all. It makes no difference where
+                there are no closing layers.
 
         Returns:
-            [rows, tokens, exits, width]; what is said of padding means nothing.
+            What is said of padding means nothing.
 
         Raises UserError for rows that are longer than the model can read.
         """
         hidden, context = self.stepper.begin(tokens, padding_mask)
-        states = []
-        for layer in range(1, self.num_layers + 1):
+        deciding = []
+        for stretch in self.stretches:
+            hidden = self._run_layers(stretch, hidden, context)
+            deciding.append(hidden)
+        states = torch.stack(deciding, dim=2)
+        if not self.closing:
+            return ExitStates(states, states)
+        exits = torch.ones_like(padding_mask) if exiting is None else exiting
+        entering = (torch.where(exits.unsqueeze(-1), early, hidden) for early in deciding)
+        speaking = [self._run_layers(self.closing, state, context) for state in entering]
+        return ExitStates(states, torch.stack(speaking, dim=2))
+
+    def last_states(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
+        """Run all layers on all tokens, as :meth:`exit_states` does; the last states: [rows, tokens, width]."""
+        hidden, context = self.stepper.begin(tokens, padding_mask)
+        return self._run_layers(range(1, self.num_layers + 1), hidden, context)
+
+    def _run_layers(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
+        for layer in layers:
             hidden = self.run_layer(layer, hidden, context)
-            if layer in self.exit_layers:
-                states.append(hidden)
-        return torch.stack(states, dim=2)
+        return hidden
 
     def run_layer(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run layer ``layer`` (1-based) in a pass of whole rows: [rows, tokens, width]; see :meth:`layers_in`."""
@@ -318,6 +385,7 @@ class MultiExitDecoder(MultiExit):
         versions = [torch.__version__, transformers.__version__]
         weights = hash_tensors(dict(self.backbone.named_parameters()))
         parts = [weights, config, self.exit_layers, self.device.type, *versions, ENGINE_VERSION["generation"]]
+        parts += [len(self.closing)] if self.closing else []
         return hash_json(parts)
 
     def _own_weights(self) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.training.decoder.head_loss import probabilities, weighted_cross_entropy
 from consistentee.training.decoder.sources import StepRows
@@ -94,17 +95,17 @@ def _states_and_shares(losses: ExitLosses, model: MultiExitDecoder, batch: StepR
     if losses.layer_dropout:
         states = states_with_layer_dropout(model, batch, losses.layer_dropout)
     else:
-        states = model.hidden_states(batch.tokens, batch.padding_mask)
+        states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking
     weights = losses.weights_at(model.exit_layers, batch.number, batch.done).to(states)
     return states[batch.gives_response], weights.expand(len(batch.targets), -1) / len(batch.targets)
 
 
 def last_exit_loss(model: MultiExitDecoder, batch: StepRows) -> Tensor:
     """Return the cross-entropy of the last exit: what a model without exits is fine-tuned on."""
-    states = model.hidden_states(batch.tokens, batch.padding_mask)[batch.gives_response]
-    shares = torch.zeros(states.shape[:2], device=states.device)
-    shares[:, -1] = 1 / len(shares)
-    return loss_at_exits(model, states, batch.targets, shares)
+    states = model.last_states(batch.tokens, batch.padding_mask)[batch.gives_response]
+    last, shares = model.exit_layers[-1], states.new_full((len(states),), 1 / len(states))
+    read = model.head_state(last, states)
+    return weighted_cross_entropy(read, model.head_weight(last), batch.targets, shares, model.precision)
 
 
 def loss_at_exits(model: MultiExitDecoder, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -138,7 +139,12 @@ def skip_probability(layer: int, num_layers: int, dropout: float) -> float:
 
 
 def states_with_layer_dropout(model: MultiExitDecoder, batch: StepRows, dropout: float) -> Tensor:
-    """Run all layers, each row skipping some at random: hidden states [rows, tokens, exits, width]."""
+    """Run all layers, each row skipping some at random: hidden states [rows, tokens, exits, width].
+
+    Raises UserError where there are closing layers: exits skip layers there as it is.
+    """
+    if model.closing:
+        raise UserError("layer dropout and closing layers cannot be had together: set layer_dropout to 0")
     hidden, context = model.stepper.begin(batch.tokens, batch.padding_mask)
     states = []
     for layer in range(1, model.num_layers + 1):

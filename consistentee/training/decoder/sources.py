@@ -18,12 +18,14 @@ class StateBatch:
     """Cached tokens, on the model's device.
 
     Attributes:
-        hidden: hidden states after the exit layers, of the token before: float32 [n, exits, width].
+        hidden: what every exit speaks from, of the token before: float32 [n, exits, width].
+        deciding: what rules and learned heads read there, likewise.
         targets: int64 [n].
         tokens: their numbers in the trace: int64 [n], on the CPU.
     """
 
     hidden: Tensor
+    deciding: Tensor
     targets: Tensor
     tokens: Tensor
 
@@ -46,9 +48,10 @@ class DrawnTokens:
 
     def batch(self, rows: Tensor, step: int) -> StateBatch:
         """Return the states of some of the drawn tokens."""
-        tokens, device = self.tokens[rows], self.trace.model.device
-        hidden = self.trace.hidden[tokens].to(device, torch.float32)
-        return StateBatch(hidden, self.trace.targets[tokens].to(device), tokens)
+        trace, tokens, device = self.trace, self.tokens[rows], self.trace.model.device
+        hidden = trace.hidden[tokens].to(device, torch.float32)
+        deciding = hidden if trace.deciding is trace.hidden else trace.deciding[tokens].to(hidden)
+        return StateBatch(hidden, deciding, trace.targets[tokens].to(device), tokens)
 
     def fingerprint(self) -> str:
         """Hash of states, targets and draws."""

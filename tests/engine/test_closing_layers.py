@@ -1,0 +1,223 @@
+"""Closing layers: exits that skip the middle of the stack and run its end, whoever leaves where."""
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, make_text_task, random_prompts
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baselines.calm import CALMTokensClassifier
+from baselines.references import RandomRule
+from baselines.skipdecode import SkipDecode
+from benchmarks.contract.token_case import RECIPE
+from benchmarks.contract.token_reference import counted_calls, eager_tokens, stock_tokens
+from benchmarks.measure.decoding_flops import DecodingFlops
+from consistentee.engine.generate import Generations, generate, generate_encoded
+from consistentee.engine.speculation import generate_speculatively
+from consistentee.errors import UserError
+from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensLadder
+from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import NeverExit, StaticRule, ThresholdRule
+from consistentee.rules.schedules import ScheduledRule
+from consistentee.rules.signals import margin
+from consistentee.traces.named_tokens import named_tokens
+from consistentee.traces.token_rows import collate_rows
+from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.walk import sweep
+from consistentee.training.decoder.backbone_losses import ExitLosses, joint_loss, states_with_layer_dropout
+from consistentee.training.decoder.sources import StepRows
+
+PROMPTS = random_prompts(9, seed=3)
+NEW_TOKENS = 8
+CLOSED = {"adapter": "shared", "exit_layers": [2, 3], "closing_layers": 1}
+MIXED = RandomRule(2.9, seed=1)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_decoders):
+    return tiny_decoders.model("llama", **CLOSED)
+
+
+def texts(out: Generations) -> list[tuple[list[int], list[int]]]:
+    return [(tokens.tolist(), exits.tolist()) for tokens, exits in zip(out.tokens, out.exit_layers, strict=True)]
+
+
+def rows_of(model: MultiExitDecoder, out: Generations) -> list[tuple[list[int], list[int]]]:
+    return [(prompt, tokens.tolist()) for prompt, tokens in zip(model.encode(PROMPTS), out.tokens, strict=True)]
+
+
+class TestStack:
+    def test_an_exit_runs_as_many_layers_as_its_number_says(self, model):
+        assert [list(stretch) for stretch in model.stretches] == [[1], [2], [3]]
+        assert list(model.closing) == [4]
+        assert [list(model.skipped_layers(layer)) for layer in model.exit_layers] == [[2, 3], [3], []]
+
+    def test_without_them_an_exit_skips_the_end(self, tiny_decoder):
+        model = tiny_decoder(exit_layers=[2, 3])
+        assert not model.closing
+        assert [list(model.skipped_layers(layer)) for layer in model.exit_layers] == [[3, 4], [4], []]
+
+    def test_saved_and_loaded(self, model, tmp_path):
+        model.save_pretrained(tmp_path)
+        loaded = MultiExitDecoder.from_pretrained(tmp_path)
+        assert list(loaded.closing) == [4]
+        assert texts(generate(loaded, PROMPTS, MIXED)) == texts(generate(model, PROMPTS, MIXED))
+
+    def test_other_closing_layers_are_another_model(self, model, tiny_decoder):
+        other = tiny_decoder(adapter="shared", exit_layers=[2, 3])
+        assert other.fingerprint() != model.fingerprint()
+
+
+class TestTexts:
+    @pytest.mark.parametrize("family", DECODER_FAMILIES)
+    def test_at_full_depth_they_are_the_stock_models(self, tiny_decoder, family):
+        model = tiny_decoder(family, **CLOSED)
+        out = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
+        assert [tokens.tolist() for tokens in out.tokens] == [
+            stock_tokens(model, prompt, NEW_TOKENS) for prompt in model.encode(PROMPTS)
+        ]
+
+    @pytest.mark.parametrize("family", DECODER_FAMILIES)
+    @pytest.mark.parametrize(
+        "rule", [MIXED, StaticRule(2), ScheduledRule([4, 2, 3, 2, 4, 2])], ids=lambda r: repr(r)[:9]
+    )
+    def test_they_are_those_of_a_decoder_that_owes_nothing(self, tiny_decoder, family, rule):
+        model = tiny_decoder(family, **CLOSED)
+        expected = [eager_tokens(model, prompt, rule, NEW_TOKENS) for prompt in model.encode(PROMPTS)]
+        for options in ({"batch_size": 1}, {"batch_size": 9}, {"batch_size": 2, "in_flight": 5}):
+            out = generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, **options)
+            assert texts(out) == expected
+
+    @given(
+        schedule=st.lists(st.sampled_from([2, 3, 4]), min_size=1, max_size=NEW_TOKENS),
+        batch_size=st.integers(1, 4),
+        more=st.integers(0, 4),
+    )
+    def test_any_schedule_in_any_company(self, model, schedule, batch_size, more):
+        rule = ScheduledRule(schedule)
+        alone = generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, batch_size=1)
+        for options in ({}, {"in_flight": batch_size + more}):
+            out = generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, batch_size=batch_size, **options)
+            assert texts(out) == texts(alone)
+
+    def test_they_differ_from_those_of_exits_that_skip_the_end(self, model, tiny_decoder):
+        plain = tiny_decoder(adapter="shared", exit_layers=[2, 3])
+        assert texts(generate(plain, PROMPTS, StaticRule(2))) != texts(generate(model, PROMPTS, StaticRule(2)))
+
+
+class TestCost:
+    def test_layers_counted_are_layers_run(self, model):
+        with counted_calls(model) as calls:
+            out = generate_encoded(model, model.encode(PROMPTS), MIXED, max_new_tokens=NEW_TOKENS)
+        # Every prompt has more than one token: a call with one token a row is decoding.
+        assert sum(rows for rows, tokens in calls if tokens == 1) == out.layer_calls
+
+    def test_an_exit_costs_what_it_costs_without_them(self, model, tiny_decoder):
+        """All layers of these models are alike, and so is what skipped ones are given later."""
+        plain = tiny_decoder(adapter="shared", exit_layers=[2, 3])
+        out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
+        assert DecodingFlops(model).decoding(out, MIXED, "propagate") == (
+            DecodingFlops(plain).decoding(out, MIXED, "propagate")
+        )
+
+
+class TestTrace:
+    @pytest.mark.parametrize("layer", [2, 3, 4])
+    def test_a_static_exit_says_of_its_own_text_what_it_has_written(self, model, layer):
+        """A prompt runs at full depth in a trace too, and what follows behind the exit."""
+        out = generate(model, PROMPTS, StaticRule(layer), max_new_tokens=NEW_TOKENS)
+        trace = record_tokens(model, rows_of(model, out))
+        said = named_tokens(trace)[:, model.exit_layers.index(layer)]
+        assert said.tolist() == [token for tokens in out.tokens for token in tokens.tolist()]
+
+    def test_states_that_decide_are_those_before_the_closing_layers(self, model):
+        rows = rows_of(model, generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS))
+        batch = collate_rows(model, rows)
+        deciding, speaking = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit)
+        stock = model.backbone.model(
+            batch.tokens, attention_mask=batch.padding_mask.long(), output_hidden_states=True
+        ).hidden_states
+        for index, layers in enumerate((1, 2, 3)):
+            assert torch.allclose(
+                deciding[:, :, index][batch.padding_mask], stock[layers][batch.padding_mask], atol=1e-5
+            )
+        prompt = batch.padding_mask & ~batch.may_exit
+        assert torch.equal(speaking[:, :, 0][prompt], speaking[:, :, -1][prompt])
+        assert not torch.equal(speaking[:, :, 0][batch.may_exit], speaking[:, :, -1][batch.may_exit])
+
+    def test_a_prompt_of_its_own_depth_where_all_tokens_exit(self, model):
+        batch = collate_rows(model, rows_of(model, generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)))
+        all_exit = model.hidden_states(batch.tokens, batch.padding_mask)
+        prompts_stay = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking
+        assert not torch.equal(all_exit[:, :, 0], prompts_stay[:, :, 0])
+        assert torch.equal(all_exit[:, :, -1], prompts_stay[:, :, -1])
+
+
+class TestMethods:
+    @pytest.mark.parametrize("method", [ConsistentEETokensLadder(), CALMTokensClassifier(), SkipDecode()])
+    def test_rules_that_read_states_are_trained_and_decode(self, tiny_decoder, method):
+        model = method.fit(tiny_decoder(**CLOSED), make_text_task(), RECIPE)
+        knobs = list(method.knob_values(model))
+        exits = set()
+        for knob in (knobs[0], knobs[len(knobs) // 2], knobs[-1]):
+            alone, together = (
+                method.generate(model, PROMPTS, knob, max_new_tokens=NEW_TOKENS, batch_size=size) for size in (1, 9)
+            )
+            assert texts(alone) == texts(together)
+            exits |= {layer for _, layers in texts(alone) for layer in layers}
+        assert len(exits) > 1, "the knob matters"
+
+    def test_the_loss_is_of_what_exits_say_behind_them(self, tiny_decoder):
+        model = tiny_decoder(**CLOSED)
+        rows = rows_of(model, generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS))
+        batch = StepRows(**vars(collate_rows(model, rows)), number=0, done=0.0)
+        first = ExitLosses("equal", "all", 0.0)
+        loss = joint_loss(first, model, batch)
+        expected = [
+            torch.nn.functional.cross_entropy(
+                model.logits(
+                    layer, model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking[:, :, index]
+                )[batch.gives_response],
+                batch.targets,
+            )
+            for index, layer in enumerate(model.exit_layers)
+        ]
+        assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in model.stepper.layer_module(4).parameters())
+
+
+class TestRefusals:
+    def test_rules_that_read_what_an_exit_says(self, model):
+        with pytest.raises(UserError, match="layers alone"):
+            generate(model, PROMPTS, ThresholdRule(margin, 0.5, exit_when="above"), max_new_tokens=2)
+        trace = record_tokens(model, [(prompt, [5, 6, 7]) for prompt in model.encode(PROMPTS)])
+        with pytest.raises(UserError, match="layers alone"):
+            sweep([ThresholdRule(margin, 0.5, exit_when="above")], trace)
+
+    def test_keys_and_values_of_full_depth(self, model):
+        with pytest.raises(UserError, match="propagate"):
+            generate(model, PROMPTS, MIXED, kv="exact")
+
+    def test_drafts_and_branches(self, model):
+        with pytest.raises(UserError, match="cannot draft"):
+            generate_speculatively(model, PROMPTS, draft_layer=2)
+        with pytest.raises(UserError, match="branch"):
+            model.add_branch(2, BranchSpec(4))
+
+    def test_more_than_the_first_exit_has(self, tiny_decoder):
+        for closing_layers in (-1, 2):
+            with pytest.raises(UserError, match="fewer than the 2"):
+                tiny_decoder(adapter="shared", exit_layers=[2, 3], closing_layers=closing_layers)
+
+    def test_exits_with_weights(self, model, tiny_decoder):
+        with pytest.raises(UserError, match="shared"):
+            tiny_decoder(exit_layers=[2, 3], closing_layers=1)
+        with pytest.raises(UserError, match="shared"):
+            model.use_adapters("norm")
+
+    def test_layer_dropout(self, model):
+        batch = StepRows(**vars(collate_rows(model, [([4, 5], [6, 7])])), number=0, done=0.0)
+        with pytest.raises(UserError, match="layer_dropout"):
+            states_with_layer_dropout(model, batch, 0.1)
