@@ -42,6 +42,10 @@ class FREE(TokenMethod):
 
     shallow_layer: int | None = None
 
+    @property
+    def asks_exits(self) -> bool:
+        return True
+
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits. Raises UserError if there is none at ``shallow_layer``, before anything is trained."""
         self.check_task(task)

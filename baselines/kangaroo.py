@@ -44,6 +44,10 @@ class Kangaroo(DraftingMethod):
     draft_tokens: int = 6
     threshold: float = 0.6
 
+    @property
+    def asks_exits(self) -> bool:
+        return True
+
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train an adapter for every exit."""
         self.check_task(task)

@@ -50,6 +50,10 @@ class LayerSkip(DraftingMethod):
         if not 0 <= self.dropout < 1:
             raise UserError(f"{self.name}: dropout must lie in [0, 1), got {self.dropout:g}")
 
+    @property
+    def asks_exits(self) -> bool:
+        return True
+
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, with layer dropout where the backbone is trained."""
         self.check_task(task)

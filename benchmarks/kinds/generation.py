@@ -127,6 +127,7 @@ def findings(spec: GenerationCellSpec, done: Outcome) -> dict[str, Any]:
         "train_task": done.rows.training.name,
         "training_precision": layers_trained_in(spec.recipe),
         "exit_layers": list(model.exit_layers),
+        "closing_layers": len(model.closing),
         "max_prompt_tokens": prompt_limit(spec, done.rows),
         "max_new_tokens": new_tokens(spec, done.rows),
         "kv": method.kv,

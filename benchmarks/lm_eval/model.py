@@ -91,7 +91,15 @@ class EarlyExitLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Score the last tokens of each request: their log-probability, and whether all are the likeliest."""
+        """Score the last tokens of each request: their log-probability, and whether all are the likeliest.
+
+        Raises UserError where there are closing layers.
+        """
+        if self.decoder.closing:  # a context is read at full depth, and the first scored token is said there
+            raise UserError(
+                "given tokens cannot be scored by exits with closing layers, of which the first is always the full "
+                "model's: take tasks that write (generate_until), or a decoder without closing layers"
+            )
         rows = [_cut(context, scored, self.max_length) for _, context, scored in requests]
         order = sorted(range(len(rows)), key=lambda i: -sum(map(len, rows[i])))
         answers: dict[int, tuple[float, bool]] = {}

@@ -75,13 +75,17 @@ class DecodingFlops:
             rotation = model.stepper.rotation(self._hidden, position)
             self.layers = [
                 TokenCost.fit([self._count_layer(layer, position, rotation, n) for n in _COLUMN_COUNTS])
-                for layer in range(1, model.num_layers + 1)
+                for layer in self._all_layers
             ]
             self.filling = [
                 count_operations(partial(model.stepper.keys_values, layer, self._hidden, rotation))[0]
-                for layer in range(1, model.num_layers + 1)
+                for layer in self._all_layers
             ]
             self.head, _ = count_operations(partial(model.logits, model.num_layers, self._hidden[:, 0]))
+
+    @property
+    def _all_layers(self) -> range:
+        return range(1, self._model.num_layers + 1)
 
     def _ordinary_token(self) -> int:
         return 1 if self._model.pad_id == 0 else 0
@@ -89,10 +93,6 @@ class DecodingFlops:
     def _count_layer(self, layer: int, position: Tensor, rotation: Any, columns: int) -> int:
         context = DecoderContext(position, rotation, None, _Columns(columns))
         return count_operations(partial(self._model.stepper.step, layer, self._hidden, context))[0]
-
-    @property
-    def _all_layers(self) -> range:
-        return range(1, self._model.num_layers + 1)
 
     def prefill(self, prompt_tokens: Sequence[int]) -> int:
         """Return the operations of prompts at full depth, and of the first new token of each.
@@ -164,7 +164,7 @@ class DecodingFlops:
         for layer in {*skipped.attention, *skipped.mlp}:
             mlp = tokens * count_operations(partial(self._model.stepper.feed_forward, layer, self._hidden))[0]
             total -= mlp if layer in skipped.mlp else 0
-            total -= self.layers[layer - 1](tokens, columns) - mlp if layer in skipped.attention else 0
+            total -= self._layer(layer)(tokens, columns) - mlp if layer in skipped.attention else 0
         return total
 
     def prefill_to_speculate(self, written: SpeculativeGenerations) -> int:

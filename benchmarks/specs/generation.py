@@ -20,6 +20,14 @@ class ExitSpec(Strict):
     rank: int = Field(default=128, ge=1)
     closing_layers: int = Field(default=0, ge=0, description="last layers that every token runs, wherever it exits")
 
+    @model_validator(mode="after")
+    def _closing_layers_fit(self) -> Self:
+        if self.closing_layers and self.adapter != "shared":
+            raise ValueError(f"exits with closing_layers have adapter 'shared', not {self.adapter!r}")
+        if self.layers is not None and self.closing_layers >= min(self.layers):
+            raise ValueError(f"closing_layers must be fewer than the {min(self.layers)} layers of the first exit")
+        return self
+
 
 class Regrouped(Strict):
     """Prompts under way, of which a batch runs at a time, see ``in_flight`` of :func:`consistentee.generate`."""

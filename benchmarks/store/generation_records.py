@@ -115,6 +115,7 @@ class GenerationRecord(BaseRecord):
     kind: Literal["generation"] = "generation"
     train_task: str
     exit_layers: list[int]
+    closing_layers: int = Field(0, description="the last of each exit's layers, which every token runs")
     max_prompt_tokens: int
     max_new_tokens: int
     kv: str = Field(description="how skipped layers get keys and values")

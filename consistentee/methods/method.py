@@ -100,6 +100,9 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
         if task.regression and not self.supports_regression:
             raise UserError(f"{self.name} is not defined for a regression, and task {task.name!r} is one")
 
+    def check_model(self, model: ModelT) -> None:
+        """Raise UserError if the method cannot work with a model. By default it can."""
+
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters and their values, as given to :func:`get_method`."""
@@ -113,12 +116,13 @@ AnyMethod: TypeAlias = Method[Any, Any, Any]
 def train_method(
     method: Method[ModelT, TaskT, RecipeT], name: str, model: ModelT, task: TaskT, recipe: RecipeT
 ) -> ModelT:
-    """Check the task, fit ``method`` on it, and note in the model what it was trained for and by which method.
+    """Check task and model, fit ``method``, and note in the model what it was trained for and by which method.
 
     ``name`` is what :func:`get_method` found the method by, so that a saved model finds its rule again: a file is noted
     by its absolute path.
     """
     method.check_task(task)
+    method.check_model(model)
     model = method.fit(model, task, dataclasses.replace(recipe, method=_told_from_others(method)))
     notes = model.description
     notes.task_name = task.name

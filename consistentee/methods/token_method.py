@@ -31,6 +31,19 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
     kv: ClassVar[Literal["propagate", "exact"]] = "propagate"
     drafts: ClassVar[bool] = False
 
+    @property
+    def asks_exits(self) -> bool:
+        """Whether it has to know what an exit says before a token leaves there: for its rule, a draft or a branch."""
+        return False
+
+    def check_model(self, model: "MultiExitDecoder") -> None:
+        """Raise UserError if it has to know what exits say, and they say nothing before closing layers."""
+        if self.asks_exits and model.closing:
+            raise UserError(
+                f"{self.name} has to know what an exit says before a token leaves there, and here it says nothing "
+                "before the closing layers: train it on a decoder without closing layers"
+            )
+
     def check_task(self, task: TextTask) -> None:
         """Raise UserError if the task does not ask for texts."""
         if not isinstance(task, TextTask):

@@ -29,6 +29,10 @@ class VocabularyMethod(TokenMethod):
     def __post_init__(self) -> None:
         check_candidates(self.candidates)
 
+    @property
+    def asks_exits(self) -> bool:
+        return True
+
     def pruned(self, rule: ExitRule) -> ExitRule:
         """Return a rule that reads candidates alone after its first exit, where there is such a number of them."""
         return prune_vocabulary(rule, self.candidates)

@@ -84,8 +84,11 @@ def record_rows(
 ) -> RowStates:
     """Run ``model`` at full depth over rows, in eval mode, and keep the states of all tokens in half precision.
 
-    Arguments and errors as of :func:`consistentee.traces.token_trace.record_tokens`.
+    Arguments and errors as of :func:`consistentee.traces.token_trace.record_tokens`; and ValueError where there are
+    closing layers, which look back on states of their own at every exit.
     """
+    if model.closing:
+        raise ValueError("rows of a decoder with closing layers have no one state at an exit")
     hidden = recorded_states(
         model, rows, real_tokens, batch_size=batch_size, dtype=torch.float16, store=store, progress=progress
     )

@@ -33,7 +33,8 @@ class TokenTrace:
     """Every response token of a split, row by row, each beside the states that gave it.
 
     Attributes:
-        hidden: what every exit speaks from, of the token before: float16 or float32 [N, exits, width].
+        hidden: what every exit speaks from, of the token before: float16 or float32 [N, exits, width]. With closing
+            layers, as if all tokens of the response before had left at the same exit.
         deciding: what rules and learned heads read there, which is the same where there are no closing layers (see
             :class:`consistentee.models.decoder.multi_exit_decoder.ExitStates`).
         targets: the response tokens: int64 [N].

@@ -35,9 +35,9 @@ def check_speaks(model: MultiExitDecoder, layer: int) -> None:
     """Raise UserError where exit layer ``layer`` says nothing before it is taken, because of closing layers."""
     if model.closing:
         raise UserError(
-            f"this exit rule reads what the exit at layer {layer} says, and here an exit speaks behind the last "
-            f"{len(model.closing)} layers alone: use a rule that reads states (view.pooled, a learned head), or a "
-            "decoder without closing layers"
+            f"this exit rule reads what the exit at layer {layer} says, and here an exit says nothing before the "
+            "closing layers: use a rule that reads states (view.pooled, a learned head), or a decoder without closing "
+            "layers"
         )
 
 
@@ -46,7 +46,8 @@ class TokenView(LayerView):
 
     A row is a token that is being decoded. What it predicts is the token after it, whose place among the new tokens is
     ``step``: one for all rows, or one a row. ``past`` holds the states at the exits before [rows, exits, width], or
-    None where nobody reads them.
+    None where nobody reads them. With closing layers ``layer`` is the exit's number, which counts them, though none has
+    run yet.
     """
 
     def __init__(

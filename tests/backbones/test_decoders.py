@@ -90,7 +90,7 @@ class TestEveryFamily:
         ):
             model.stock_logits(tokens, torch.ones_like(tokens, dtype=torch.bool))
         with pytest.raises(UserError, match="129 tokens"):
-            model.hidden_states(tokens, torch.ones_like(tokens, dtype=torch.bool))
+            model.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool))
 
 
 def test_positions_count_real_tokens():

@@ -127,13 +127,24 @@ def test_every_scored_token_is_read_off_the_exit_that_the_rule_takes(saved):
     by_layer = iter(alone.exit_layers)
     for (context, scored), (score, _) in zip(rows, found, strict=True):
         tokens = torch.tensor([context + scored])
-        states = lm.decoder.hidden_states(tokens, torch.ones_like(tokens, dtype=torch.bool))[0]
+        states = lm.decoder.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool)).speaking[0]
         total = 0.0
         for place, token in enumerate(scored, start=len(context) - 1):
             layer = next(by_layer)
             logits = lm.decoder.logits(layer, states[place, lm.decoder.exit_layers.index(layer)])
             total += float(logits.log_softmax(dim=-1)[token])
         assert score == pytest.approx(total, abs=1e-3)
+
+
+def test_given_texts_are_not_scored_behind_closing_layers(tiny_decoder, tmp_path):
+    from benchmarks.lm_eval.model import EarlyExitLM
+
+    model = tiny_decoder(adapter="shared", exit_layers=[2, 3], closing_layers=1)
+    model.description.method_name = "token-static"
+    model.save_pretrained(tmp_path)
+    lm = EarlyExitLM(str(tmp_path), knob=2)
+    with pytest.raises(UserError, match="closing layers"):
+        lm._loglikelihood_tokens([(None, [2, 5], [6])])
 
 
 def test_texts_are_those_of_the_exit_engine(evaluate, saved):

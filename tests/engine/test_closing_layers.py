@@ -14,11 +14,13 @@ from benchmarks.contract.token_reference import counted_calls, eager_tokens, sto
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.engine.generate import Generations, generate, generate_encoded
 from consistentee.engine.speculation import generate_speculatively
+from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensLadder
+from consistentee.methods.method import get_method, train_method
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import NeverExit, StaticRule, ThresholdRule
+from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
 from consistentee.rules.schedules import ScheduledRule
 from consistentee.rules.signals import margin
 from consistentee.traces.named_tokens import named_tokens
@@ -45,6 +47,15 @@ def texts(out: Generations) -> list[tuple[list[int], list[int]]]:
 
 def rows_of(model: MultiExitDecoder, out: Generations) -> list[tuple[list[int], list[int]]]:
     return [(prompt, tokens.tolist()) for prompt, tokens in zip(model.encode(PROMPTS), out.tokens, strict=True)]
+
+
+class HistoryRule(ExitRule):
+    """Leaves by what the states at all exits so far add up to."""
+
+    reads_history = True
+
+    def should_exit(self, view, state):
+        return view.history.sum(dim=(1, 2)) > 0
 
 
 class TestStack:
@@ -105,6 +116,19 @@ class TestTexts:
         plain = tiny_decoder(adapter="shared", exit_layers=[2, 3])
         assert texts(generate(plain, PROMPTS, StaticRule(2))) != texts(generate(model, PROMPTS, StaticRule(2)))
 
+    def test_of_rules_that_look_back_on_earlier_exits(self, model):
+        expected = [eager_tokens(model, prompt, HistoryRule(), NEW_TOKENS) for prompt in model.encode(PROMPTS)]
+        assert {layer for _, layers in expected for layer in layers[1:]} > {2}
+        for options in ({"batch_size": 9}, {"batch_size": 2, "in_flight": 5}):
+            assert texts(generate(model, PROMPTS, HistoryRule(), max_new_tokens=NEW_TOKENS, **options)) == expected
+
+    def test_drawn_and_streamed_ones(self, model):
+        told = []
+        options = {"max_new_tokens": NEW_TOKENS, "sampling": Sampling(0.8, seed=4), "stream": told.append}
+        out = generate(model, PROMPTS, MIXED, **options, batch_size=3)
+        assert out.texts == ["".join(new.text for new in told if new.row == row) for row in range(len(PROMPTS))]
+        assert texts(out) == texts(generate(model, PROMPTS, MIXED, **options, batch_size=2, in_flight=5))
+
 
 class TestCost:
     def test_layers_counted_are_layers_run(self, model):
@@ -146,12 +170,22 @@ class TestTrace:
         assert torch.equal(speaking[:, :, 0][prompt], speaking[:, :, -1][prompt])
         assert not torch.equal(speaking[:, :, 0][batch.may_exit], speaking[:, :, -1][batch.may_exit])
 
-    def test_a_prompt_of_its_own_depth_where_all_tokens_exit(self, model):
-        batch = collate_rows(model, rows_of(model, generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)))
-        all_exit = model.hidden_states(batch.tokens, batch.padding_mask)
-        prompts_stay = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking
-        assert not torch.equal(all_exit[:, :, 0], prompts_stay[:, :, 0])
-        assert torch.equal(all_exit[:, :, -1], prompts_stay[:, :, -1])
+    def test_kept_in_half_precision_and_found_again(self, model, tmp_path, monkeypatch):
+        rows = rows_of(model, generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS))
+        exact = record_tokens(model, rows)
+        record_tokens(model, rows, dtype=torch.float16, store=tmp_path)
+        monkeypatch.setattr(model, "exit_states", lambda *_: pytest.fail("the store was not used"))
+        found = record_tokens(model, rows, dtype=torch.float16, store=tmp_path)
+        few = torch.tensor([3, 1, 4])
+        for name in ("hidden", "deciding"):
+            assert torch.allclose(getattr(found, name).float(), getattr(exact, name), atol=0.05)
+            assert torch.equal(getattr(found.select(few), name), getattr(found, name)[few])
+        assert not torch.equal(found.hidden, found.deciding)
+
+    def test_who_exits_must_be_known(self, model):
+        batch = collate_rows(model, [([4, 5], [6, 7])])
+        with pytest.raises(ValueError, match="exiting"):
+            model.exit_states(batch.tokens, batch.padding_mask)
 
 
 class TestMethods:
@@ -190,11 +224,35 @@ class TestMethods:
 
 class TestRefusals:
     def test_rules_that_read_what_an_exit_says(self, model):
-        with pytest.raises(UserError, match="layers alone"):
+        with pytest.raises(UserError, match="says nothing before"):
             generate(model, PROMPTS, ThresholdRule(margin, 0.5, exit_when="above"), max_new_tokens=2)
         trace = record_tokens(model, [(prompt, [5, 6, 7]) for prompt in model.encode(PROMPTS)])
-        with pytest.raises(UserError, match="layers alone"):
+        with pytest.raises(UserError, match="says nothing before"):
             sweep([ThresholdRule(margin, 0.5, exit_when="above")], trace)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "lite",
+            "soft",
+            "calm-tokens-softmax",
+            "token-entropy",
+            "token-patience",
+            "free",
+            "layerskip",
+            "kangaroo",
+            "balcony",
+        ],
+    )
+    def test_methods_that_need_to_know_it_before_they_are_trained(self, model, name, monkeypatch):
+        method = get_method(name)
+        monkeypatch.setattr(type(method), "fit", lambda *_: pytest.fail("trained for nothing"))
+        with pytest.raises(UserError, match="before a token leaves"):
+            train_method(method, name, model, make_text_task(), RECIPE)
+
+    def test_policies_that_do_too(self, model):
+        for reads, fits in (("state", True), ("confidence", False), ("state+confidence", False)):
+            assert ConsistentEETokensLadder(policy_reads=reads).asks_exits is not fits
 
     def test_keys_and_values_of_full_depth(self, model):
         with pytest.raises(UserError, match="propagate"):
@@ -208,7 +266,7 @@ class TestRefusals:
 
     def test_more_than_the_first_exit_has(self, tiny_decoder):
         for closing_layers in (-1, 2):
-            with pytest.raises(UserError, match="fewer than the 2"):
+            with pytest.raises(UserError, match="fewer than the 2 of the first"):
                 tiny_decoder(adapter="shared", exit_layers=[2, 3], closing_layers=closing_layers)
 
     def test_exits_with_weights(self, model, tiny_decoder):

@@ -124,7 +124,7 @@ def test_states_of_rows_are_those_of_all_their_tokens(tiny_decoder, tmp_path):
     tokens, mask = batch.rows.tokens, batch.rows.padding_mask
     assert tokens.shape == (2, 6)
     with torch.no_grad():
-        expected = model.hidden_states(tokens, mask)
+        expected = model.exit_states(tokens, mask).speaking
     torch.testing.assert_close(batch.hidden[mask], expected[mask], atol=2e-3, rtol=2e-3)
     assert not batch.hidden[~mask].any()
     # Of the same rows a trace keeps others: they are told apart in one store.

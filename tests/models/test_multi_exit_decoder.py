@@ -25,7 +25,7 @@ KINDS = ["norm", "low-rank", "head"]
 def all_logits(model):
     """Return what every exit says of a padded batch: [exits, rows, tokens, vocabulary]; 0 for padding."""
     tokens, mask = pad(model.encode(random_prompts(5, seed=4)), "left")
-    hidden = model.hidden_states(tokens, mask)
+    hidden = model.exit_states(tokens, mask).speaking
     logits = torch.stack([model.logits(t, hidden[:, :, i]) for i, t in enumerate(model.exit_layers)])
     return torch.where(mask.unsqueeze(-1), logits, 0)
 
@@ -62,7 +62,7 @@ class TestExits:
     def test_the_last_exit_is_the_stock_model(self, tiny_decoder):
         model = tiny_decoder()
         tokens, mask = pad(model.encode(random_prompts(5)), "right")
-        hidden = model.hidden_states(tokens, mask)
+        hidden = model.exit_states(tokens, mask).speaking
         assert hidden.shape == (*tokens.shape, 4, model.width)
         torch.testing.assert_close(model.logits(4, hidden[:, :, -1])[mask], model.stock_logits(tokens, mask)[mask])
         assert not torch.allclose(model.logits(3, hidden[:, :, -1]), model.logits(4, hidden[:, :, -1]))
@@ -70,7 +70,9 @@ class TestExits:
     def test_hidden_states_are_those_of_the_exits(self, tiny_decoder):
         every, some = tiny_decoder(), tiny_decoder(exit_layers=[2])
         tokens, mask = pad(every.encode(random_prompts(5)), "left")
-        assert torch.equal(some.hidden_states(tokens, mask), every.hidden_states(tokens, mask)[:, :, [1, 3]])
+        assert torch.equal(
+            some.exit_states(tokens, mask).speaking, every.exit_states(tokens, mask).speaking[:, :, [1, 3]]
+        )
 
     def test_a_layer_without_exit_has_no_logits(self, tiny_decoder):
         model = tiny_decoder(exit_layers=[2])
@@ -310,7 +312,7 @@ class TestLora:
         train_a_little(model, model.lora_weights)
         assert not torch.allclose(model.stepper.keys_values(2, hidden, context.rotation)[1], before)
         tokens, mask = pad(model.encode(random_prompts(5)), "left")
-        last = model.logits(4, model.hidden_states(tokens, mask)[:, :, -1])
+        last = model.logits(4, model.exit_states(tokens, mask).speaking[:, :, -1])
         torch.testing.assert_close(last[mask], model.stock_logits(tokens, mask)[mask])
 
     @pytest.mark.parametrize("with_backbone", [None, True])
@@ -366,7 +368,7 @@ def test_real_weights_step_as_the_stock_model_runs(smollm2):
     for side in ("left", "right"):
         tokens, mask = pad(rows, side, smollm2.pad_id)
         with torch.no_grad():
-            hidden = smollm2.hidden_states(tokens, mask)
+            hidden = smollm2.exit_states(tokens, mask).speaking
             logits, stock = smollm2.logits(30, hidden[:, :, -1])[mask], smollm2.stock_logits(tokens, mask)[mask]
         torch.testing.assert_close(logits, stock)
         assert {weight.dtype for weight in smollm2.parameters()} == {torch.float32}

@@ -80,6 +80,11 @@ def test_study_belongs_to_the_methods_and_tasks_it_names():
         ({"colour": "red"}, "colour: Extra inputs"),
         ({"recipe": {"epochs": 3}}, "recipe.epochs: Unexpected keyword"),
         ({"exits": {"adapter": "linear"}}, "exits.adapter"),
+        ({"exits": {"closing_layers": 2}}, "closing_layers have adapter 'shared', not 'low-rank'"),
+        (
+            {"exits": {"adapter": "shared", "layers": [4, 8], "closing_layers": 4}},
+            "fewer than the 4 layers of the first",
+        ),
         ({"max_new_tokens": 1}, "max_new_tokens"),
         ({"test_prompts": 0}, "test_prompts"),
         ({"methods": ["token-full", "token-full"]}, "label 'token-full' is used by two entries"),

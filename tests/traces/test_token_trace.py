@@ -47,7 +47,7 @@ def test_states_lie_beside_the_token_they_give(tiny_decoder):
     assert trace.may_exit.tolist() == [1, 2, 4], "the first token of a response is read off the prompt"
     assert trace.exit_layers == (2, 4)
     alone = [torch.tensor([[2, 7, 9, 30, 31]]), torch.tensor([[2, 8, 40]])]
-    states = [model.hidden_states(tokens, torch.ones_like(tokens, dtype=torch.bool))[0] for tokens in alone]
+    states = [model.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool)).speaking[0] for tokens in alone]
     expected = torch.cat([states[0][2:5], states[1][1:3]])
     torch.testing.assert_close(trace.hidden, expected, atol=1e-5, rtol=1e-4)
 

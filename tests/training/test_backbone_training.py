@@ -101,7 +101,7 @@ class TestLosses:
         model = tiny_decoder(exit_layers=(2,), adapter=adapter)
         expected = 0.0
         for tokens, targets in (([2, 7, 9, 30, 31], {2: 30, 3: 31, 4: 3}), ([2, 8, 40], {1: 40, 2: 3})):
-            states = model.hidden_states(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool))[0]
+            states = model.exit_states(torch.tensor([tokens]), torch.ones(1, len(tokens), dtype=torch.bool)).speaking[0]
             for column, target in targets.items():
                 for index, layer in enumerate((2, 4)):
                     logits = model.logits(layer, states[column, index])
@@ -121,7 +121,7 @@ class TestLosses:
     def test_exits_are_taught_by_the_last_which_learns_labels(self, tiny_decoder, adapter):
         model = tiny_decoder(exit_layers=(2,), adapter=adapter)
         batch = step_rows(model)
-        states = model.hidden_states(batch.tokens, batch.padding_mask)[batch.gives_response]
+        states = model.exit_states(batch.tokens, batch.padding_mask).speaking[batch.gives_response]
         early, last = model.logits(2, states[:, 0]), model.logits(4, states[:, 1])
         taught = functional.cross_entropy(early, last.detach().softmax(dim=-1))
         labels = [functional.cross_entropy(says, batch.targets) for says in (early, last)]
@@ -189,7 +189,7 @@ class TestLayerDropout:
     def test_states(self, tiny_decoder):
         model = tiny_decoder()
         batch = step_rows(model)
-        stock = model.hidden_states(batch.tokens, batch.padding_mask)
+        stock = model.exit_states(batch.tokens, batch.padding_mask).speaking
         assert torch.equal(states_with_layer_dropout(model, batch, 0.0), stock)
         torch.manual_seed(0)
         always = states_with_layer_dropout(model, batch, 1.0)  # layer 4 is skipped for certain
@@ -318,12 +318,12 @@ class TestRows:
 def test_layers_alone_are_computed_in_bfloat16_and_only_for_the_time_being(tiny_decoder):
     model = tiny_decoder()
     batch = collate_rows(model, ROWS)
-    plain = model.hidden_states(batch.tokens, batch.padding_mask)
+    plain = model.exit_states(batch.tokens, batch.padding_mask).speaking
     with model.layers_in("bfloat16"):
-        rough = model.hidden_states(batch.tokens, batch.padding_mask)
+        rough = model.exit_states(batch.tokens, batch.padding_mask).speaking
     assert rough.dtype == torch.float32
     assert not torch.equal(rough, plain)
     torch.testing.assert_close(rough[batch.padding_mask], plain[batch.padding_mask], atol=0.4, rtol=0.05)
-    assert torch.equal(model.hidden_states(batch.tokens, batch.padding_mask), plain)
+    assert torch.equal(model.exit_states(batch.tokens, batch.padding_mask).speaking, plain)
     with pytest.raises(ValueError, match="no exit adapter"):
         MultiExitDecoder.head_weight(model, 9)

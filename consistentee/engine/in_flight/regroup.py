@@ -18,7 +18,7 @@ from consistentee.engine.in_flight.texts import Texts
 from consistentee.engine.in_flight.waiting import Waiting
 from consistentee.engine.step.cache import RowNumbers, Rows
 from consistentee.engine.step.owed_tokens import owed_tokens
-from consistentee.engine.step.token_decoder import late_layers, places_leaving
+from consistentee.engine.step.token_decoder import close, late_layers, places_leaving
 from consistentee.engine.transcript import Transcript
 from consistentee.engine.writing import Writing
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -60,7 +60,8 @@ class InFlight:
         self._head = len(self._stretches)
         # The LM head costs hardly more for two batches than for one, and as much as many layers of a small model.
         batch = writing.batch_size
-        self._waiting = Waiting(slots, [batch] * self._head + [max(batch, min(2 * batch, slots // 2))])
+        behind_exits = batch if model.closing else max(batch, min(2 * batch, slots // 2))
+        self._waiting = Waiting(slots, [batch] * self._head + [behind_exits])
         self._owed = owed_tokens(writing.kv, self.slots, new_columns)
         # What rows wait with: the state that enters their next stage, the rule's state, the states at earlier exits.
         self._hidden = torch.zeros(slots, model.width, dtype=self.slots.dtype, device=model.device)
@@ -154,8 +155,7 @@ class InFlight:
         left = rows.of(self._hidden)
         if not self._model.closing:  # they wait with what the LM head reads
             return self._model.stepper.unembed(left)
-        hidden = self.slots.run(self._model.closing, left.unsqueeze(1), self.slots.context(rows))
-        return self._model.logits(self._model.num_layers, hidden[:, 0])
+        return close(self._model, self.slots, left.unsqueeze(1), self.slots.context(rows))
 
     def _say(self, slots: RowNumbers, logits: Tensor) -> list[Transcript]:
         """Take the next token of some slots, and return the texts that have ended."""

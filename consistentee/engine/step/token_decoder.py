@@ -13,6 +13,7 @@ from consistentee.engine.step.owed_tokens import KVPolicy, owed_tokens
 from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.engine.step.read_prompts import ReadPrompts
 from consistentee.engine.step.sampling import Sampling, choose_tokens
+from consistentee.engine.step.token_batch import TokenBatch
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.traces.token_view import TokenView, prompt_key
@@ -96,7 +97,7 @@ class TokenDecoder:
                 self._keep_climbing(climbing, leaving)
         return answers.tokens(), exit_layers
 
-    def _answers(self, everyone: "_Climbing") -> "_Answers":
+    def _answers(self, everyone: "_Climbing") -> "_Answers | _ClosedAnswers":
         """Return what takes the next tokens of all rows, which begin to climb."""
         if self._model.closing:
             return _ClosedAnswers(self._model, self._sampling, self._step, everyone, self.batch)
@@ -153,6 +154,14 @@ def places_leaving(rule: ExitRule, view: TokenView, state: State) -> list[int]:
     if view.layer == view.num_layers:
         return list(range(view.rows))
     return [place for place, goes in enumerate(ask(rule, view, state).tolist()) if goes]
+
+
+def close(model: MultiExitDecoder, batch: TokenBatch, hidden: Tensor, context: DecoderContext) -> Tensor:
+    """Run the closing layers behind the exits of some rows, and read the LM head.
+
+    [rows, 1, width] -> [rows, vocabulary].
+    """
+    return model.logits(model.num_layers, batch.run(model.closing, hidden, context)[:, 0])
 
 
 def late_layers(ledger: Ledger, row: int, prompt_columns: int, exit_layers: Sequence[int]) -> list[int]:
@@ -227,25 +236,26 @@ class _Answers:
         self._tokens.index_copy_(0, index, choose_tokens(self._sampling, logits, keys, [self._step] * len(keys)))
 
 
-class _ClosedAnswers(_Answers):
-    """The next tokens of one step where closing layers lie behind the exits: at its end all rows run them together."""
+class _ClosedAnswers:
+    """The same where closing layers lie behind the exits: at the end of the step all rows run them together."""
 
     def __init__(
         self, model: MultiExitDecoder, sampling: Sampling | None, step: int, everyone: _Climbing, batch: PromptBatch
     ) -> None:
         """``everyone``: all rows of the batch."""
-        super().__init__(model, sampling, step, len(everyone.rows))
+        self._model = model
+        self._sampling = sampling
+        self._step = step
         self._batch = batch
         self._context = everyone.context
-        self._everyone = everyone.keys
+        self._keys = everyone.keys
         self._hidden = torch.empty_like(everyone.hidden)
 
     def leave(self, view: TokenView, places: list[int], rows: RowNumbers, keys: list[int]) -> None:
-        """Keep the states that the rows at some places of a view leave with."""
+        """Keep what the rows at some places of a view leave with; ``rows`` are their numbers in the batch."""
         self._hidden[torch.from_numpy(rows).to(self._hidden.device)] = view.hidden[places]
 
     def tokens(self) -> Tensor:
-        """Run the closing layers, and return the next token of every row, int64 [rows]."""
-        hidden = self._batch.run(self._model.closing, self._hidden, self._context)[:, 0]
-        logits = self._model.logits(self._model.num_layers, hidden)
-        return choose_tokens(self._sampling, logits, self._everyone, [self._step] * len(self._everyone))
+        """Return the next token of every row, int64 [rows], when all have left."""
+        logits = close(self._model, self._batch, self._hidden, self._context)
+        return choose_tokens(self._sampling, logits, self._keys, [self._step] * len(self._keys))

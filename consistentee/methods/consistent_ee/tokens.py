@@ -3,7 +3,8 @@
 What exits is a token. The state after reading token i decides where to leave, and the exit there says token i + 1:
 both belong to one row of a :class:`consistentee.TokenTrace`, so that losses, exits and log-probabilities
 cannot be shifted against each other. Prompts and padding are outside of losses, reward and Memorized Layer. So is the
-first token of a response, which always comes from layer L, but where a backbone learns: its exits learn that one too.
+first token of a response, which always comes from layer L, but where a backbone learns: its exits learn that one too
+(without closing layers, behind which that token is layer L's at every exit).
 Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) * t``, are true layers.
 
 Three stages, all on states that the frozen backbone has left once:
@@ -96,6 +97,10 @@ class ConsistentEETokens(VocabularyMethod):
             raise UserError(f"{self.name}: REINFORCE with a mean baseline needs at least 2 rollouts")
         if self.alpha < 0:
             raise UserError(f"{self.name}: alpha must not be negative, got {self.alpha}")
+
+    @property
+    def asks_exits(self) -> bool:
+        return self.policy_reads != "state"
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Run stages 1 and 2, and stage 3 where ``consistent_steps`` asks for it."""

@@ -113,7 +113,7 @@ def loss_where_tokens_leave(at_exit: float, model: MultiExitDecoder, hidden: Ten
     Args:
         at_exit: see :class:`ConsistentEETokensTuned`.
         model: whose exits they are.
-        hidden: hidden states after the exit layers: [tokens, exits, width].
+        hidden: hidden states that the exits speak from: [tokens, exits, width].
         targets: the next tokens: int64 [tokens].
     """
     with torch.no_grad():

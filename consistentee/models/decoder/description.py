@@ -82,7 +82,7 @@ def check_closing_layers(closing_layers: int, exit_layers: Sequence[int], adapte
     """
     if not 0 <= closing_layers < exit_layers[0]:
         raise UserError(
-            "closing layers are among the layers of every exit, so they must be fewer than the "
+            "closing layers are among the layers of every exit, so there must be at least 0 and fewer than the "
             f"{exit_layers[0]} of the first one; got {closing_layers}"
         )
     if closing_layers and adapter != "shared":

@@ -1,6 +1,7 @@
 """MultiExitDecoder: a stock causal language model with exits after some of its layers, and what a method adds."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -122,8 +123,8 @@ class MultiExitDecoder(MultiExit):
 
         Closing layers come after an exit, and are in none of them.
         """
-        ends = [exit_layer - len(self.closing) for exit_layer in self.exit_layers]
-        return [range(before + 1, end + 1) for before, end in zip((0, *ends), ends, strict=False)]
+        ends = (exit_layer - len(self.closing) for exit_layer in self.exit_layers)
+        return [range(before + 1, end + 1) for before, end in pairwise((0, *ends))]
 
     def skipped_layers(self, exit_layer: int) -> range:
         """The layers that a token skips that exits at ``exit_layer``: 1-based."""
@@ -318,27 +319,20 @@ class MultiExitDecoder(MultiExit):
         )
         return output.logits
 
-    def hidden_states(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
-        """Run all layers on all tokens, and return the hidden states that every exit speaks from.
-
-        Arguments and errors as of :meth:`exit_states`, where every token exits: [rows, tokens, exits, width].
-        """
-        return self.exit_states(tokens, padding_mask).speaking
-
     def exit_states(self, tokens: Tensor, padding_mask: Tensor, exiting: Tensor | None = None) -> ExitStates:
         """Run all layers on all tokens, and return the hidden states at every exit.
 
         Args:
             tokens: int64 [rows, tokens], padded on either side.
             padding_mask: bool [rows, tokens], True where there is a real token.
-            exiting: which tokens run the closing layers behind an exit, all of them behind the same; the others, which
-                are a prompt's, run them at full depth: bool [rows, tokens], None for all. It makes no difference where
-                there are no closing layers.
+            exiting: where there are closing layers, which tokens run them behind an exit, at every exit all of them
+                behind that one; the others, which are a prompt's, run them at full depth: bool [rows, tokens].
 
         Returns:
             What is said of padding means nothing.
 
-        Raises UserError for rows that are longer than the model can read.
+        Raises UserError for rows that are longer than the model can read, and ValueError where there are closing
+        layers and ``exiting`` is not given.
         """
         hidden, context = self.stepper.begin(tokens, padding_mask)
         deciding = []
@@ -348,8 +342,9 @@ class MultiExitDecoder(MultiExit):
         states = torch.stack(deciding, dim=2)
         if not self.closing:
             return ExitStates(states, states)
-        exits = torch.ones_like(padding_mask) if exiting is None else exiting
-        entering = (torch.where(exits.unsqueeze(-1), early, hidden) for early in deciding)
+        if exiting is None:
+            raise ValueError("a decoder with closing layers must know which tokens exit: give exiting")
+        entering = (torch.where(exiting.unsqueeze(-1), early, hidden) for early in deciding)
         speaking = [self._run_layers(self.closing, state, context) for state in entering]
         return ExitStates(states, torch.stack(speaking, dim=2))
 

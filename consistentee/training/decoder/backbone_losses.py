@@ -113,7 +113,7 @@ def loss_at_exits(model: MultiExitDecoder, hidden: Tensor, targets: Tensor, weig
 
     Args:
         model: whose exits they are; its precision is that of the LM head's products.
-        hidden: hidden states after the exit layers: [tokens, exits, width].
+        hidden: hidden states that the exits speak from: [tokens, exits, width].
         targets: int64 [tokens], or distributions, [tokens, vocabulary].
         weights: [tokens, exits]. An exit whose weights are all 0 is not run.
     """

@@ -105,6 +105,11 @@ def test_notes_say_how_it_was_measured(panel):
         assert words in notes
 
 
+def test_notes_name_the_closing_layers(tmp_path):
+    cells = [record.model_copy(update={"closing_layers": 2}) for record in made_up_generation()]
+    assert "layers, the last 2 among them" in " ".join(decoding_table(panel_of(cells, tmp_path)).notes)
+
+
 def test_best_of_a_grid_is_chosen_on_validation(tmp_path):
     worse = decoding_point(0.5, "budget 0.50", 14, 0.5)
     better = decoding_point(0.4, "budget 0.50", 13, 0.6)

@@ -104,7 +104,7 @@ def _notes(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> list[str]:
         "intervals: bootstrap over test prompts.",
         "Match: places in which a text has the full model's token; one that differs changes all that follow it.",
         f"Layers of {panel.num_layers}, 1-based, a decoded token: prompts, and the first token that they give, are at "
-        f"full depth and not counted; exits after layers {', '.join(map(str, record.exit_layers))}; saved = 1 - layers "
+        f"full depth and not counted; {_exits_text(panel)}; saved = 1 - layers "
         f"/ {panel.num_layers}; FLOPs ratio: of decoding, full depth / method, exits asked and keys and values filled "
         "later included; decode speed-up = stock generate's time of decoding a token / method's; b = batch size.",
         _timing_note(panel, rows),
@@ -115,6 +115,12 @@ def _notes(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> list[str]:
     if record.task_notes:
         notes.append(f"Task: {record.task_notes.rstrip('.')}.")
     return notes
+
+
+def _exits_text(panel: GenerationPanel) -> str:
+    exits = ", ".join(map(str, record_of(panel).exit_layers))
+    closing = max(cell.record.closing_layers for cell in panel.cells)
+    return f"exits of {exits} layers, the last {closing} among them" if closing else f"exits after layers {exits}"
 
 
 def _timing_note(panel: GenerationPanel, rows: Sequence[GenerationRow]) -> str:
