@@ -33,8 +33,11 @@ ExitStart = Literal["least squares", "stock"]
 ExitWeights = Literal["depth", "squared depth", "equal"]
 """What the exits' losses weigh while the backbone learns, in proportion to which power of depth."""
 
-ExitCurriculum = Literal["all", "rotational", "gradual"]
-"""Which exits learn at a step beside the last: all; one, each in turn; or ever more of them, the deepest first."""
+ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
+"""Which exits learn at a step beside the last: all; one, each in turn; or ever more of them, the deepest first.
+
+"drawn": of every token one, drawn at random, in a pass that is what decoding does.
+"""
 
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
 """What the layers' products are computed in while they are trained; "auto" is the faster one on the machine."""

@@ -10,6 +10,8 @@ One loss, a weighted mean of the exits' cross-entropies through the LM head, is 
   2024, arXiv 2404.16710, section 4.1). With the curriculum "rotational" one exit learns at a step beside the last, each
   in turn; with "gradual" exits join one by one, from the deepest to the shallowest, until half of the steps are done.
   Its schedule of the dropout over time is for training from scratch and is left out, as the paper does in fine-tuning.
+
+Where exits are drawn, a token learns at one of them, see :mod:`consistentee.training.decoder.drawn_exits`.
 """
 
 import math
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.training.decoder.drawn_exits import drawn_exits_loss
 from consistentee.training.decoder.head_loss import probabilities, weighted_cross_entropy
 from consistentee.training.decoder.sources import StepRows
 from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
@@ -63,9 +66,23 @@ def exit_weights(exit_layers: Sequence[int], power: int = 1) -> list[float]:
 
 
 def loss_of(recipe: TokenRecipe) -> RowsLoss:
-    """Return the loss of all exits that a recipe asks for."""
+    """Return the loss of all exits that a recipe asks for.
+
+    Raises UserError for drawn exits with a teacher, who is at no token's exit but the last, or layer dropout.
+    """
     losses = ExitLosses.of(recipe)
+    if recipe.exit_curriculum == "drawn":
+        if recipe.taught_share or recipe.layer_dropout:
+            raise UserError(
+                "drawn exits have no teacher, and skip layers as it is: leave taught_share and layer_dropout at 0"
+            )
+        return partial(drawn_loss, losses)
     return partial(taught_loss, recipe.taught_share, losses) if recipe.taught_share else partial(joint_loss, losses)
+
+
+def drawn_loss(losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> Tensor:
+    """Return the mean cross-entropy of tokens at exits that are drawn by their weights; through the backbone."""
+    return drawn_exits_loss(losses.weights_at(model.exit_layers, batch.number, batch.done), model, batch)
 
 
 def joint_loss(losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> Tensor:
