@@ -59,9 +59,11 @@ def static_gains(panel: AnyPanel, speedup: float) -> dict[str, StaticGain]:
 
 def _static_gains(panel: AnyPanel, speedup: float) -> dict[str, StaticGain]:
     roles = {label: role_of(method) for label, method in panel.methods.items()}
-    static = next((label for label, role in roles.items() if role == STATIC), None)
-    if static is None:
+    statics = [label for label, role in roles.items() if role == STATIC]
+    if not statics:
         return {}
+    # Of several, of recipes of their own, the one under its method's own name: the suite's static exits as they are.
+    static = next((label for label in statics if label == panel.methods[label]), statics[0])
     labels = [label for label, role in roles.items() if role not in (FULL, STATIC, MAJORITY)]
     seeds = {label: common_seeds(panel, label, static) for label in labels}
     found = {label: at_equal_cost(panel, label, speedup, seeds=seeds[label]) for label in labels}

@@ -320,6 +320,16 @@ def test_a_loss_is_marked_as_plainly():
     assert (gain.gain, gain.beyond_noise, gain.text) == (-0.5, -1, "-50.0*")
 
 
+def test_of_several_static_exits_the_one_under_its_own_name_counts():
+    """Others, of recipes of their own, have labels of their own, which may come first."""
+    labels = np.arange(400) % 2
+    cells = [stored_cell(*one) for one in (("full", labels, [labels]), ("deebert", labels, [half_right(labels)] * 2))]
+    plain, other = stored_cell("static", labels, [labels] * 2), stored_cell("better-static", labels, [1 - labels] * 2)
+    record = other.record.model_copy(update={"method": "static"})
+    cells += [StoredCell(record, other.rows), plain]
+    assert static_gains(panels(cells, [])[0], 2.0)["deebert"].gain == -0.5
+
+
 def test_what_costs_more_than_the_budget_is_not_better():
     labels = np.arange(400) % 2
     answers = {"full": [labels], "deebert": [labels, labels], "static": [half_right(labels)] * 2}
