@@ -50,6 +50,7 @@ class TokenDecoder:
         self.batch = PromptBatch(model, prompts, new_columns)
         self._owed = owed_tokens(kv, self.batch, new_columns)
         self._keys = [prompt_key(prompt) for prompt in prompts]
+        self._stretches = list(zip(model.exit_layers, model.stretches, strict=True))
         self._newest = torch.empty(0)
         self._step = 0
 
@@ -78,7 +79,7 @@ class TokenDecoder:
         climbing = self._start()
         exit_layers = [self._model.num_layers] * len(self._keys)
         answers = self._answers(climbing)
-        for exit_layer, layers in zip(self._model.exit_layers, self._model.stretches, strict=True):
+        for exit_layer, layers in self._stretches:
             climbing.hidden = self._owed.run(layers, climbing.hidden, climbing.rows, climbing.context)
             view = climbing.view(self._model, exit_layer, self._step)
             leaving = places_leaving(self._rule, view, climbing.state)
