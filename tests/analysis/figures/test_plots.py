@@ -146,6 +146,7 @@ def test_files_are_of_all_formats_with_letters_inside(tmp_path):
     png, pdf, svg = save_figure(figure(found), tmp_path, "curves", kinds=("png", "pdf", "svg"), **words)
     assert b"For every task, lines." in png.read_bytes()
     assert b"For every task, lines." in svg.read_bytes()
+    assert png.read_bytes()[25] == 3  # the type of colour in its header: a palette, a third of the size
     pixels = imread(png)
     assert pixels.shape[1] == 300 * TEXT
     assert pixels[..., :3].std() > 0.05
