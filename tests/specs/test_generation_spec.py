@@ -150,6 +150,7 @@ def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
         "cpu-decoding-late-exits",
         "cpu-decoding-two-epochs",
         "cpu-decoding-closing",
+        "cpu-decoding-closing-all-rows",
         "cpu-decoding-batches",
         "paper-llama-7b",
         "decoding-calibration",
