@@ -1,11 +1,15 @@
 """What this repository publishes: small, readable, and of the versions that its code has today."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from documents import ROOT
+from pandas import read_csv
+from pandas.testing import assert_frame_equal
 
+from benchmarks.analysis import write_published_files
 from benchmarks.kinds.kind import kind_named
 from benchmarks.run.planning.forecast import plan_lines
 from benchmarks.specs.suites import load_suite
@@ -53,6 +57,21 @@ def test_a_suite_is_a_few_files_and_one_page(suite):
     assert names >= FILES
     assert len([name for name in names if name.endswith(".png")]) == 1
     assert len((RESULTS / suite / "table.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", SUITES)
+def test_tables_are_what_todays_code_makes_of_the_records(suite, tmp_path):
+    folder = tmp_path / suite
+    shutil.copytree(RESULTS / suite, folder)
+    written = write_published_files(folder)
+    assert {path.name for path in written} >= {"table.md", "table.csv"}
+    for path in written:
+        committed = RESULTS / suite / path.name
+        if path.suffix == ".csv":  # processors differ in last digits
+            assert_frame_equal(read_csv(path), read_csv(committed), rtol=1e-6)
+        elif path.suffix == ".md":
+            assert path.read_text(encoding="utf-8") == committed.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("suite", SUITES)
