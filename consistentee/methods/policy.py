@@ -129,8 +129,8 @@ class PolicyRule(ExitRule):
             said = view.predictions
             extra = confidence_features(view.probs, said, state["previous"] if view.layer > 1 else None)
             state["previous"] = said
-        return self.logit(view.head(POLICY, extra)).sigmoid()
+        return self.logit(view.head(POLICY, extra), view).sigmoid()
 
-    def logit(self, output: Tensor) -> Tensor:
-        """Turn what the head says into the logit of P(exit): [rows]."""
+    def logit(self, output: Tensor, view: LayerView) -> Tensor:
+        """Turn what the head says of the rows of a view into the logit of P(exit): [rows]."""
         return policy_logit(output, self.log_alpha)

@@ -52,7 +52,7 @@ def test_the_rule_of_a_price_follows_the_policy_that_learns_under_it(model):
 
 @pytest.mark.parametrize(("price", "rung"), [(0.012, 0), (0.2, 1), (0.5, 2), (20.0, 2)])
 def test_a_price_between_two_rungs_is_served_by_the_nearer_one(model, price, rung):
-    assert LADDER.rule(model, price).rung == rung
+    assert LADDER.rule(model, price).rungs == (rung,)
 
 
 @pytest.mark.parametrize("wrong", [{"rungs": 1}, {"lowest_price": 0.0}, {"lowest_price": 2.0}])

@@ -5,6 +5,7 @@ row stay longer. A price between two rungs is served by the nearer one.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from consistentee.errors import UserError
 from consistentee.methods.policy import PolicyInputs, PolicyRule
+from consistentee.rules.view import LayerView
 
 ALWAYS = 1e6
 """A price at which every row leaves at the first exit; at 0 none leaves."""
@@ -43,29 +45,44 @@ class PriceLadder:
         """The prices from the highest one down, between one at which all rows leave at once, and 0."""
         return (ALWAYS, *reversed(self.prices), 0.0)
 
-    def rule(self, reads: PolicyInputs, price: float) -> "LadderRule":
-        """Return the rule of the rung nearest to a price."""
-        steps = (*self.prices, ALWAYS)
-        rung = min(range(len(steps)), key=lambda k: abs(math.log(steps[k] / price))) if price > 0 else 0
+    def rule(self, reads: PolicyInputs, price: float, rise: Sequence[float] = (1.0,)) -> "LadderRule":
+        """Return the rule of the rung nearest to a price.
+
+        Args:
+            reads: see :class:`consistentee.methods.policy.PolicyRule`.
+            price: of a layer.
+            rise: what it is multiplied by at steps 0, 1, ... of a text, without leaving the ladder; the last one holds
+                for all later steps. A price of 0, and one at which all leave, are that at every step.
+        """
+        rung = self._nearest(price, (*self.prices, ALWAYS)) if price > 0 else 0
         if price == 0 or rung == self.rungs:  # P(exit) is not above 1, and above -1
-            return LadderRule(reads, 0, threshold=-1.0 if price else 1.0)
-        return LadderRule(reads, rung)
+            return LadderRule(reads, (0,), threshold=-1.0 if price else 1.0)
+        return LadderRule(reads, [self._nearest(price * factor, self.prices) for factor in rise])
+
+    @staticmethod
+    def _nearest(price: float, prices: Sequence[float]) -> int:
+        return min(range(len(prices)), key=lambda rung: abs(math.log(prices[rung] / price)))
 
 
 class LadderRule(PolicyRule):
-    """Exit at the first layer where the policy of one rung says so.
+    """Exit at the first layer where the policy of a rung says so.
 
     Args:
         reads, threshold: see :class:`consistentee.methods.policy.PolicyRule`.
-        rung: number of the price, 0 being the lowest one.
+        rungs: number of the price at steps 0, 1, ... of a text, 0 being the lowest one; the last holds for all later
+            steps, and for rows of no text.
     """
 
-    def __init__(self, reads: PolicyInputs, rung: int, threshold: float = 0.5) -> None:
+    def __init__(self, reads: PolicyInputs, rungs: Sequence[int], threshold: float = 0.5) -> None:
         super().__init__(reads, threshold)
-        self.rung = rung
+        self.rungs = tuple(rungs)
 
-    def logit(self, output: Tensor) -> Tensor:
-        return rung_logits(output)[..., self.rung]
+    def logit(self, output: Tensor, view: LayerView) -> Tensor:
+        logits = rung_logits(output)
+        if len(self.rungs) == 1:
+            return logits[..., self.rungs[0]]
+        rungs = torch.tensor(self.rungs, device=view.device)[view.steps.clamp_max(len(self.rungs) - 1)]
+        return logits.gather(-1, rungs.unsqueeze(-1)).squeeze(-1)
 
 
 def rung_logits(output: Tensor) -> Tensor:
