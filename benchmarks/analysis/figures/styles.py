@@ -4,6 +4,7 @@ Colours are those that colour-blind eyes tell apart; markers and lines differ to
 same in every figure of a results folder.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ class Style:
 
     Attributes:
         colour, line, width: of the line.
-        marker: of the points that it is known by; None for references and for curves that are not told apart.
+        marker: of the points that it is known by; None for the first reference of its role and for curves that are not
+            told apart.
         open_marker: the marker's face is white.
         named: it stands in the legend.
     """
@@ -135,14 +137,20 @@ def styles(panels: Sequence[AnyPanel]) -> dict[str, Style]:
     ours = [label for label in ranked if is_core(panels_method(panels, label))]
     known = told_apart(ranked, ours)
     looks = {label: _in_colour(place) for place, label in enumerate(sorted(known, key=lambda label: label not in ours))}
-    references = {
-        label: Style(*_REFERENCES[role], 1.0)
-        for panel in panels
-        for label, method in panel.methods.items()
-        if (role := role_of(method)) in _REFERENCES
-    }
     others = {label: OTHERS for label in ranked if label not in known}
-    return {label: looks[label] for label in known} | dict(sorted(references.items(), reverse=True)) | others
+    return {label: looks[label] for label in known} | dict(sorted(_references(panels).items(), reverse=True)) | others
+
+
+def _references(panels: Sequence[AnyPanel]) -> dict[str, Style]:
+    """Give references their lines; of several of one role, those not under the method's own name have markers."""
+    methods = {label: method for panel in panels for label, method in panel.methods.items()}
+    looks = {}
+    for role, line in _REFERENCES.items():
+        found = [label for label, method in methods.items() if role_of(method) == role]
+        ordered = sorted(found, key=lambda label: (label != methods[label], label))
+        for marker, label in zip(itertools.chain([None], itertools.cycle(_MARKERS)), ordered, strict=False):
+            looks[label] = Style(*line, 1.0, marker, open_marker=marker is not None)
+    return looks
 
 
 def _in_colour(place: int) -> Style:

@@ -63,6 +63,17 @@ def test_no_two_that_are_told_apart_look_alike():
     assert len({(style.colour, style.open_marker) for style in told_apart}) == len(told_apart)
 
 
+def test_references_of_one_role_are_told_apart_and_the_one_of_that_name_has_no_marker():
+    points = [operating_point(0.5, "budget 0.50", 3.0, 0.5)]
+    cells = [cell(label, points, method="static") for label in ("static", "another-recipe", "third-recipe")]
+    (found,) = panels([stored(record) for record in [*cells, cell("consistentee", points)]], [])
+    looks = styles([found])
+    references = [looks[label] for label in ("static", "another-recipe", "third-recipe")]
+    assert references[0].marker is None
+    assert len({style.marker for style in references}) == 3
+    assert {style.colour for style in references} == {looks["static"].colour}
+
+
 def test_the_curve_of_one_cell_is_the_hull_of_its_validation_curve(panel):
     (record,) = [found.record for found in panel.cells if found.record.label == "deebert"]
     curve = curve_on_test(panel, "deebert")
