@@ -54,6 +54,8 @@ def test_a_rising_price_is_that_of_its_step_and_stays_on_the_ladder(tiny_decoder
     for knob, rungs in {0.01: (0, 0, 0, 1, 1), 0.1: (0, 1, 1, 1, 2), 1.0: (1, 1, 2, 2, 2)}.items():
         wanted = at_prices.gather(0, torch.tensor(rungs)[steps].unsqueeze(0))[0]
         assert torch.equal(sweep([rising.rule(model, knob)], trace)[0], wanted)
+    assert not torch.equal(at_prices[0], at_prices[2]), "prices that nothing tells apart show nothing"
+    assert not torch.equal(sweep([rising.rule(model, 0.1)], trace)[0], at_prices[1])
     for never_or_always in (0.0, ALWAYS):
         rules = [method.rule(model, never_or_always) for method in (even, rising)]
         assert torch.equal(*sweep(rules, trace))
