@@ -65,8 +65,8 @@ _STYLE: dict[str, object] = {
     "svg.hashsalt": "consistentee",
 }
 
-_COLOURS = 256
-"""Of a PNG's palette, at most."""
+_PALETTE = 256
+"""So many colours has a PNG at most."""
 _UNDATED: dict[str, dict[str, str | None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Format -> what is not written into a file, so that the same figure is the same file."""
 _DESCRIPTION = {"png": "Description", "pdf": "Subject", "svg": "Description"}
@@ -184,5 +184,5 @@ def _save_png(drawn: "Figure", path: Path, words: Mapping[str, str]) -> None:
     for name, value in words.items():
         kept.add_text(name, value)
     drawn.savefig(dots, format="png", dpi=_DOTS_PER_INCH)
-    image = Image.open(dots).convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    image = Image.open(dots).convert("RGB").quantize(_PALETTE, dither=Image.Dither.NONE)
     image.save(path, format="png", optimize=True, dpi=(_DOTS_PER_INCH, _DOTS_PER_INCH), pnginfo=kept)
