@@ -117,6 +117,7 @@ class TokenRecipeSettings(BaseSettings):
     backbone_steps: int = Field(default=200, ge=0, description="of the stage that runs the backbone, where it learns")
     backbone_batch_size: int = Field(default=4, ge=1, description="rows, of that stage")
     backbone_learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of that stage")
+    backbone_restarts: int = Field(default=0, ge=0, description="times that stage runs again, from the peak rate on")
     lora_rank: int = Field(default=16, ge=1, description="rank of the updates, for trains=lora")
     taught_share: float = Field(
         default=0.0, ge=0, le=1, description="of what exits below L learn there: what L says; the rest is labels"
@@ -192,6 +193,9 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
             trained on cached rows; the batch is in rows.
         backbone_steps, backbone_batch_size, backbone_learning_rate: of the stage that runs the backbone, where it
             learns; the batch is in rows.
+        backbone_restarts: how often that stage then runs again, from the weights that it left, with its whole schedule
+            and newly drawn rows (warm restarts: Loshchilov and Hutter, 2017, arXiv 1608.03983). Each run is kept, so
+            that a recipe with one more restart goes on from the backbone of one that has fewer.
         lora_rank: rank of the updates, for ``trains="lora"``.
         taught_share, exit_weights, exit_curriculum, layer_dropout: the loss of that stage, see
             :mod:`consistentee.training.decoder.backbone_losses`.

@@ -151,6 +151,7 @@ def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
         "cpu-decoding-two-epochs",
         "cpu-decoding-closing",
         "cpu-decoding-closing-all-rows",
+        "cpu-decoding-closing-restarted",
         "cpu-decoding-batches",
         "paper-llama-7b",
         "decoding-calibration",

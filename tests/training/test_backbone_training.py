@@ -277,6 +277,27 @@ class TestTheStage:
         assert same(straight, trained(store=tmp_path))
         assert steps == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7], "training goes on from the last checkpoint"
 
+    def test_a_restart_goes_on_from_the_stage_of_a_recipe_without(self, tiny_decoder, tmp_path, monkeypatch):
+        drawn, real = [], DrawnRows.batch
+
+        def watched(source, rows, step):
+            drawn.append(source.numbers[rows].tolist())
+            return real(source, rows, step)
+
+        monkeypatch.setattr(DrawnRows, "batch", watched)
+
+        def trained(restarts, store):
+            model = tiny_decoder(adapter="shared")
+            train_exits(model, make_text_task(), replace(RECIPE, backbone_restarts=restarts, store=store))
+            return model.state_dict()
+
+        once, taken = trained(0, tmp_path), len(drawn)
+        twice = trained(1, tmp_path)
+        assert len(drawn) == 2 * taken, "the first run comes from the store"
+        assert drawn[:taken] != drawn[taken:], "rows are drawn anew"
+        assert not same(once, twice)
+        assert same(twice, trained(1, None)), "as from the start"
+
     def test_a_checkpoint_is_due_after_some_minutes_too(self, tiny_decoder, tmp_path, monkeypatch):
         written = []
         monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1.0)

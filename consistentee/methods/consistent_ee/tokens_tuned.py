@@ -74,6 +74,7 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
             recipe,
             backbone_steps=ceil(recipe.backbone_steps * self.steps),
             backbone_learning_rate=recipe.backbone_learning_rate * self.rate,
+            backbone_restarts=0,
             exit_learning_rate=recipe.exit_learning_rate * self.rate,
         )
         loss = partial(loss_of_rows, self.at_exit)

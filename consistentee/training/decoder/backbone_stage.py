@@ -15,6 +15,8 @@ from consistentee.training.loop import run_stage
 from consistentee.training.recipe import TokenRecipe
 from consistentee.training.stage import Stage
 
+_SEEDS_APART = 10_000  # of the rows that runs of one stage draw: more than anybody has seeds
+
 
 def train_backbone(
     model: MultiExitDecoder,
@@ -30,7 +32,7 @@ def train_backbone(
     Args:
         model: changed in place.
         rows: prompts and responses.
-        recipe: what is trained, how long and how fast.
+        recipe: what is trained, how long, how fast, and how often over again.
         loss: what it learns; a partial's settings are part of what the stage is known by.
         name: of the stage.
         also_trains: prefixes of the names of other weights that learn, at the rate of exits.
@@ -50,8 +52,10 @@ def train_backbone(
         details=_settings_of(loss),
         shared=True,
     )
-    source = DrawnRows(model, rows, recipe.backbone_steps, recipe.backbone_batch_size, recipe.seed)
-    run_stage(model, source, stage, recipe.for_loop())
+    for run in range(1 + recipe.backbone_restarts):
+        seed = recipe.seed + run * _SEEDS_APART
+        source = DrawnRows(model, rows, recipe.backbone_steps, recipe.backbone_batch_size, seed)
+        run_stage(model, source, stage, recipe.for_loop())
     if recipe.trains == "lora":
         model.merge_lora()  # so that a layer costs what a stock layer costs
 
