@@ -242,6 +242,22 @@ class TestTheStage:
         train_last_exit(model, make_text_task(), RECIPE)
         assert changed(model, before) == {"backbone"}
 
+    def test_decoders_with_other_exits_share_what_the_last_one_learns_alone(self, tiny_decoder, tmp_path, monkeypatch):
+        steps, real = [], DrawnRows.batch
+
+        def counted(source, rows, step):
+            steps.append(step)
+            return real(source, rows, step)
+
+        monkeypatch.setattr(DrawnRows, "batch", counted)
+        recipe = replace(RECIPE, store=tmp_path)
+        others = (tiny_decoder(), tiny_decoder(exit_layers=(2,), adapter="shared", closing_layers=1))
+        for model in others:
+            train_last_exit(model, make_text_task(), recipe)
+            assert not any(module.training for module in model.modules())
+        assert len(steps) == RECIPE.backbone_steps
+        assert same(*(model.backbone.state_dict() for model in others))
+
     def test_a_method_may_bring_a_loss_of_its_own(self, tiny_decoder):
         asked = []
 

@@ -105,6 +105,14 @@ class MultiExitDecoder(MultiExit):
         with new_weights(seed):
             return cls(decoder_stepper_for(backbone), decoder_files.load_tokenizer(folder), description)
 
+    def without_exits(self) -> Self:
+        """Return the stock model alone, as a decoder whose one exit is layer L: its weights are this one's."""
+        kept = self.description
+        stock = DecoderDescription(
+            backbone_name=kept.backbone_name, backbone_hash=kept.backbone_hash, exit_layers=kept.exit_layers[-1:]
+        )
+        return type(self)(self.stepper, self.tokenizer, stock)
+
     # ------------------------------------------------------------------------------------------------- what it is
 
     @property

@@ -179,8 +179,12 @@ def exit_loss(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Ten
 
 
 def train_last_exit(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> None:
-    """Fine-tune the stock model on the responses, with the last exit alone. The recipe must let the backbone learn."""
-    train_backbone(model, _begin(model, task, recipe), recipe, last_exit_loss)
+    """Fine-tune the stock model on the responses, with the last exit alone. The recipe must let the backbone learn.
+
+    The stage knows nothing of exits: whatever they are, they share it.
+    """
+    rows = _begin(model, task, recipe)
+    train_backbone(model.without_exits(), rows, recipe, last_exit_loss)
 
 
 def _begin(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> list[TokenRow]:
