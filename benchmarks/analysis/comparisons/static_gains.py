@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from benchmarks.analysis.comparisons.equal_cost import AtCost, at_equal_cost, common_seeds
 from benchmarks.analysis.comparisons.resampled import samples_of_seeds
 from benchmarks.analysis.panels.means import mean_of_all
-from benchmarks.analysis.panels.results import FULL, MAJORITY, AnyPanel, role_of
+from benchmarks.analysis.panels.results import FULL, MAJORITY, AnyPanel, labels_of_role, role_of
 from benchmarks.analysis.panels.select import Reach
 from benchmarks.measure.intervals import interval
 
@@ -58,13 +58,10 @@ def static_gains(panel: AnyPanel, speedup: float) -> dict[str, StaticGain]:
 
 
 def _static_gains(panel: AnyPanel, speedup: float) -> dict[str, StaticGain]:
-    roles = {label: role_of(method) for label, method in panel.methods.items()}
-    statics = [label for label, role in roles.items() if role == STATIC]
-    if not statics:
+    static = next(iter(labels_of_role(panel.methods, STATIC)), None)
+    if static is None:
         return {}
-    # Of several, of recipes of their own, the one under its method's own name: the suite's static exits as they are.
-    static = next((label for label in statics if label == panel.methods[label]), statics[0])
-    labels = [label for label, role in roles.items() if role not in (FULL, STATIC, MAJORITY)]
+    labels = [label for label, method in panel.methods.items() if role_of(method) not in (FULL, STATIC, MAJORITY)]
     seeds = {label: common_seeds(panel, label, static) for label in labels}
     found = {label: at_equal_cost(panel, label, speedup, seeds=seeds[label]) for label in labels}
     as_cheap = {label: panel.num_layers / one.layers for label, one in found.items()}

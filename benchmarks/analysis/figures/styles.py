@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.ranking import compared_panels
-from benchmarks.analysis.panels.results import CORE_METHOD, FULL, REFERENCES, AnyPanel, role_of
+from benchmarks.analysis.panels.results import CORE_METHOD, FULL, REFERENCES, AnyPanel, labels_of_role, role_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -142,13 +142,12 @@ def styles(panels: Sequence[AnyPanel]) -> dict[str, Style]:
 
 
 def _references(panels: Sequence[AnyPanel]) -> dict[str, Style]:
-    """Give references their lines; of several of one role, those not under the method's own name have markers."""
+    """Give references their lines; of several of one role, all but the suite's own have markers."""
     methods = {label: method for panel in panels for label, method in panel.methods.items()}
     looks = {}
     for role, line in _REFERENCES.items():
-        found = [label for label, method in methods.items() if role_of(method) == role]
-        ordered = sorted(found, key=lambda label: (label != methods[label], label))
-        for marker, label in zip(itertools.chain([None], itertools.cycle(_MARKERS)), ordered, strict=False):
+        markers = itertools.chain([None], itertools.cycle(_MARKERS))
+        for marker, label in zip(markers, labels_of_role(methods, role), strict=False):
             looks[label] = Style(*line, 1.0, marker, open_marker=marker is not None)
     return looks
 

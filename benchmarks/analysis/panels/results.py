@@ -1,6 +1,6 @@
 """The records of one results folder, grouped as tables and plots need them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -213,6 +213,15 @@ def role_of(method: str) -> str:
     """Return the name by which references are known, whatever their rows are: ``token-static`` is ``static``."""
     role = method.removeprefix("token-")
     return role if role in (FULL, *REFERENCES) else method
+
+
+def labels_of_role(methods: Mapping[str, str], role: str) -> list[str]:
+    """Return the labels of a role, of the methods of all labels.
+
+    Of several, of recipes of their own, the one under its method's own name is first: the suite's own.
+    """
+    found = [label for label, method in methods.items() if role_of(method) == role]
+    return sorted(found, key=lambda label: (label != methods[label], label))
 
 
 def _rank(method: str) -> int:
