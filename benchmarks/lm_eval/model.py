@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -81,7 +80,7 @@ class EarlyExitLM(HFLM):
             batch_size=int(batch_size),
             **options,
         )
-        self.exit_layers: list[int] = []
+        self.layer_calls, self.tokens = 0.0, 0
 
     @property
     def scoring_rule(self) -> ExitRule:
@@ -119,7 +118,7 @@ class EarlyExitLM(HFLM):
         recorded = record_tokens(decodes, rows, batch_size=len(rows))
         trace = replace(recorded, step=recorded.step + 1)  # the first scored token may leave early as well
         exits = replay(self.scoring_rule, trace)
-        self.exit_layers += exits.tolist()
+        self.layer_calls, self.tokens = self.layer_calls + float(exits.sum()), self.tokens + len(exits)
         log_probs, likeliest = _read_off(decodes, trace, exits)
         lengths = [len(scored) for _, scored in rows]
         parts = zip(log_probs.split(lengths), likeliest.split(lengths), strict=True)
@@ -157,7 +156,8 @@ class EarlyExitLM(HFLM):
             stop=tuple(text for text in stop if text),
             sampling=Sampling(temperature, **kept) if sampled else None,
         )
-        self.exit_layers += [layer for layers in written.exit_layers for layer in layers.tolist()]
+        self.layer_calls += written.layer_calls
+        self.tokens += written.decoded_tokens
         return written.texts
 
     def get_model_info(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class EarlyExitLM(HFLM):
             "exit_method": self.method.name,
             "exit_knob": {self.method.knob.name: self.knob},
             "num_layers": self.decoder.num_layers,
-            "average_exit_layer": float(np.mean(self.exit_layers)) if self.exit_layers else None,
+            "average_layers": self.layer_calls / self.tokens if self.tokens else None,
         }
 
 

@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from conftest import random_prompts
 from benchmarks.lm_eval import launch
 from consistentee.engine.generate import generate
 from consistentee.errors import UserError
+from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.walk import replay
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: the extra lm-eval")
 pytest.importorskip("accelerate", reason="its hf model needs accelerate: the extra lm-eval")
@@ -96,7 +99,7 @@ def test_what_never_exits_has_the_scores_of_the_stock_model(evaluate, saved, tin
         # Its cache of logits takes the first of several scored places where it means the last one (0.4.13).
         {"pretrained": str(tiny_decoder_backbone("llama")), "dtype": "float32", "logits_cache": False, "device": "cpu"},
     )
-    assert ours["config"]["average_exit_layer"] == ours["config"]["num_layers"] == 4
+    assert ours["config"]["average_layers"] == ours["config"]["num_layers"] == 4
     assert ours["results"]["toy-choice"] == stock["results"]["toy-choice"]
     assert ours["results"]["toy-choice"]["acc,none"] not in (0.0, 1.0)
     ours, stock = responses(ours), responses(stock)
@@ -117,14 +120,16 @@ def test_every_scored_token_is_read_off_the_exit_that_the_rule_takes(saved):
     lm = EarlyExitLM(str(saved), knob=0.8)
     rows = [([2, *range(10 + i, 16 + i)], list(range(30 + i, 30 + i + 4))) for i in range(6)]
     found = lm._loglikelihood_tokens([(None, *row) for row in rows], disable_tqdm=True)
-    exits = torch.tensor(lm.exit_layers)
+    trace = record_tokens(lm.decoder, rows)
+    exits = replay(lm.scoring_rule, replace(trace, step=trace.step + 1))  # the first scored token may leave early too
     assert len(exits) == 24
     assert len(exits.unique()) > 1
+    assert lm.get_model_info()["average_layers"] == pytest.approx(float(exits.double().mean()))
     alone = EarlyExitLM(str(saved), knob=0.8, batch_size=1)
     assert [score for score, _ in alone._loglikelihood_tokens([(None, *row) for row in rows], disable_tqdm=True)] == (
         pytest.approx([score for score, _ in found], abs=1e-4)
     )
-    by_layer = iter(alone.exit_layers)
+    by_layer = iter(exits.tolist())
     for (context, scored), (score, _) in zip(rows, found, strict=True):
         tokens = torch.tensor([context + scored])
         states = lm.decoder.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool)).speaking[0]
@@ -156,8 +161,8 @@ def test_texts_are_those_of_the_exit_engine(evaluate, saved):
     prompts = [sample["arguments"][0][0] for sample in samples]
     written = generate(lm.decoder, prompts, lm.method.rule(lm.decoder, 0.8), max_new_tokens=6)
     assert [sample["resps"][0][0] for sample in samples] == written.texts
-    layers = torch.cat(written.exit_layers).double()
-    assert results["config"]["average_exit_layer"] == pytest.approx(float(layers.mean()))
+    layers = torch.cat([layers[1:] for layers in written.exit_layers]).double()
+    assert results["config"]["average_layers"] == pytest.approx(float(layers.mean()))
     assert 1 < float(layers.mean()) < 4
 
 
