@@ -10,6 +10,7 @@ from benchmarks.measure.intervals import interval_of_mean
 from benchmarks.store.generation_records import Mean
 from consistentee.data.text_metrics import rouge, token_match
 from consistentee.engine.generate import Generations
+from consistentee.methods.calibration import textual_losses
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class TextScores:
 
     Attributes:
         reference: against the references, by metric.
-        full_text: ROUGE-L against the full model's texts.
+        full_text: ROUGE-L against the full model's texts; 1 where they are equal, even without a word in them.
         match: share of the places with the full model's token.
     """
 
@@ -33,7 +34,7 @@ def score_generations(
     """Score texts against references and against what the full model writes behind the same prompts."""
     return TextScores(
         reference=rouge(references, written.texts, metrics),
-        full_text=rouge(full.texts, written.texts, ["rougeL"])["rougeL"],
+        full_text=1 - textual_losses(written.texts, full.texts),
         match=token_match(full.tokens, written.tokens),
     )
 
