@@ -52,8 +52,9 @@ class DraftingMethod(TokenMethod):
     def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
         """Write the full model's texts, drafted as ``knob`` says; see :func:`generate_speculatively`.
 
-        Drafted texts are written one after the other, whatever ``batch_size`` and ``sort_by_length`` are. Raises
-        UserError where they shall be sampled, for what is verified is the likeliest token, or be in flight together.
+        Drafted texts are written one after the other, whatever ``batch_size`` and ``sort_by_length`` are, and prompts
+        read anew, whatever ``read`` holds. Raises UserError where they shall be sampled, for what is verified is the
+        likeliest token, or be in flight together.
         """
         rule, drafter = self.rule(model, knob), self.drafter(model, knob)
         if not drafter:
@@ -63,8 +64,8 @@ class DraftingMethod(TokenMethod):
             raise UserError(f"{self.name} verifies greedy drafts and cannot sample; {at_knob}")
         if options.pop("in_flight", None) is not None:
             raise UserError(f"{self.name} writes text after text, and keeps none in flight; {at_knob}")
-        for batching in ("batch_size", "sort_by_length"):
-            options.pop(batching, None)
+        for of_batches in ("batch_size", "sort_by_length", "read"):
+            options.pop(of_batches, None)
         return generate_speculatively(
             model,
             prompts,

@@ -9,6 +9,7 @@ from baselines.kangaroo import Kangaroo
 from consistentee.engine.drafters import BranchDrafter
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
+from consistentee.engine.step.read_prompts import ReadPrompts
 from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import BranchSpec
@@ -180,6 +181,8 @@ def test_what_cannot_be_drafted_is_named(drafting_decoder):
         Kangaroo().generate(model, ["ba"], 2.0, sampling=Sampling())
     with pytest.raises(UserError, match="kangaroo writes text after text, and keeps none in flight"):
         Kangaroo().generate(model, ["ba"], 2.0, in_flight=4)
+    read_before = Kangaroo().generate(model, PROMPTS, 2.0, max_new_tokens=NEW_TOKENS, read=ReadPrompts())
+    assert read_before.texts == full_text(model).texts, "what batches share is no matter of drafts"
     with pytest.raises(UserError, match=r"is a probability, got 1\.5"):
         Kangaroo(threshold=1.5).generate(model, ["ba"], 2.0)
     with pytest.raises(UserError, match="at least 1 token"):
