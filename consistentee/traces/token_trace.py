@@ -33,7 +33,7 @@ class TokenTrace:
     """Every response token of a split, row by row, each beside the states that gave it.
 
     Attributes:
-        hidden: what every exit speaks from, of the token before: float16 or float32 [N, exits, width]. With closing
+        speaking: what every exit speaks from, of the token before: float16 or float32 [N, exits, width]. With closing
             layers, as if all tokens of the response before had left at the same exit.
         deciding: what rules and learned heads read there, which is the same where there are no closing layers (see
             :class:`consistentee.models.decoder.multi_exit_decoder.ExitStates`).
@@ -46,7 +46,7 @@ class TokenTrace:
         model: whose states they are; its adapters, LM head and learned heads read them.
     """
 
-    hidden: Tensor
+    speaking: Tensor
     deciding: Tensor
     targets: Tensor
     row: Tensor
@@ -66,8 +66,8 @@ class TokenTrace:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of states and targets."""
-        read = {} if self.deciding is self.hidden else {"deciding": self.deciding}
-        return hash_tensors({"hidden": self.hidden, "targets": self.targets, **read})
+        read = {} if self.deciding is self.speaking else {"deciding": self.deciding}
+        return hash_tensors({"hidden": self.speaking, "targets": self.targets, **read})
 
     @property
     def num_layers(self) -> int:
@@ -89,14 +89,14 @@ class TokenTrace:
 
     def select(self, tokens: Tensor) -> "TokenTrace":
         """Return the trace of some tokens alone, given by their numbers, in the given order."""
-        hidden = self.hidden[tokens]
-        deciding = hidden if self.deciding is self.hidden else self.deciding[tokens]
+        speaking = self.speaking[tokens]
+        deciding = speaking if self.deciding is self.speaking else self.deciding[tokens]
         chosen = {name: getattr(self, name)[tokens] for name in ("targets", "row", "step", "row_keys")}
-        return replace(self, hidden=hidden, deciding=deciding, **chosen)
+        return replace(self, speaking=speaking, deciding=deciding, **chosen)
 
     def states(self, exit_index: int, tokens: Tensor) -> Tensor:
         """Return what one exit speaks from, as the model computes it, on its device: [tokens, width]."""
-        return self.hidden[tokens, exit_index].to(self.model.device, self.model.dtype)
+        return self.speaking[tokens, exit_index].to(self.model.device, self.model.dtype)
 
     def deciding_states(self, exit_index: int, tokens: Tensor) -> Tensor:
         """Return what is read at one exit before it is taken, likewise."""
@@ -226,12 +226,12 @@ def record_tokens(
     states = recorded_states(
         model, rows, gives_response, batch_size=batch_size, dtype=dtype, store=store, progress=progress
     )
-    hidden = states[:, -len(model.exit_layers) :]
+    speaking = states[:, -len(model.exit_layers) :]
     lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
     steps = [step for _, response in rows for step in range(len(response))]
     return TokenTrace(
-        hidden=hidden,
-        deciding=states[:, : len(model.exit_layers)] if model.closing else hidden,
+        speaking=speaking,
+        deciding=states[:, : len(model.exit_layers)] if model.closing else speaking,
         targets=torch.tensor([token for _, response in rows for token in response], dtype=torch.long),
         row=torch.arange(len(rows)).repeat_interleave(lengths),
         step=torch.tensor(steps, dtype=torch.long),

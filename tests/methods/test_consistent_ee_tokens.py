@@ -62,7 +62,7 @@ def test_memorized_exit_layer_by_hand():
 def test_answers_by_hand(tiny_decoder):
     model = tiny_decoder(exit_layers=(2,))
     trace = record_tokens(model, ROWS)
-    logits = torch.stack([model.logits(layer, trace.hidden[:, i]) for i, layer in enumerate((2, 4))], dim=1)
+    logits = torch.stack([model.logits(layer, trace.speaking[:, i]) for i, layer in enumerate((2, 4))], dim=1)
     named = logits.argmax(-1)
     answers = exit_answers(trace, with_confidence=True)
     assert torch.equal(answers.predictions, named)
@@ -101,8 +101,10 @@ def test_objective_is_that_of_classification_on_the_same_tensors(tiny_decoder, r
     torch.manual_seed(0)
     loss = policy_stage_loss(method, answers, hardness, model, batch)
 
-    logits = torch.stack([model.logits(layer, batch.hidden[:, i]) for i, layer in enumerate(model.exit_layers)], dim=1)
-    outputs = LayerOutputs(batch.hidden, model.state(batch.hidden), logits)
+    logits = torch.stack(
+        [model.logits(layer, batch.speaking[:, i]) for i, layer in enumerate(model.exit_layers)], dim=1
+    )
+    outputs = LayerOutputs(batch.speaking, model.state(batch.speaking), logits)
     classification = ConsistentEE(alpha=0.3, policy_reads=reads, estimator=estimator, rollouts=method.rollouts)
     probabilities = classification.ask_policy(model, outputs, torch.full((len(trace),), 0.3))
     costs = classification.cost_of_answers(outputs, trace.targets)
@@ -205,7 +207,7 @@ def test_exit_consistent_loss_by_hand(tiny_decoder):
             for layer, bias in zip((1, 3), biases, strict=True):
                 model.head(POLICY).modules_by_layer[layer - 1].bias.fill_(bias)
         losses[name] = exit_consistent_loss(ConsistentEETokens(), "label", answers, model, batch)
-    expected = functional.cross_entropy(model.logits(3, batch.hidden[:, 1]), batch.targets)
+    expected = functional.cross_entropy(model.logits(3, batch.speaking[:, 1]), batch.targets)
     torch.testing.assert_close(losses["third"], expected)
     assert losses["never"] == 0
     losses["never"].backward()

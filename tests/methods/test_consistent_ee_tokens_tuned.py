@@ -28,7 +28,7 @@ def changed(model, before):
 def test_loss_by_hand(tiny_decoder, adapter):
     model = tiny_decoder(exit_layers=(1, 3), adapter=adapter)
     trace = record_tokens(model, ROWS)
-    logits = torch.stack([model.logits(layer, trace.hidden[:, i]) for i, layer in enumerate((1, 3, 4))], dim=1)
+    logits = torch.stack([model.logits(layer, trace.speaking[:, i]) for i, layer in enumerate((1, 3, 4))], dim=1)
     losses = torch.stack(
         [functional.cross_entropy(part, trace.targets, reduction="none") for part in logits.unbind(1)], 1
     )
@@ -36,7 +36,7 @@ def test_loss_by_hand(tiny_decoder, adapter):
     shares = exit_shares(1 - logits.softmax(-1).amax(-1), 0.6)
     assert shares.std(dim=0).max() > 0, "all tokens leave alike: this shows nothing"
     torch.manual_seed(0)
-    loss = loss_where_tokens_leave(0.6, model, trace.hidden, trace.targets)
+    loss = loss_where_tokens_leave(0.6, model, trace.speaking, trace.targets)
     torch.testing.assert_close(loss, (shares * losses).sum(dim=1).mean())
 
 

@@ -61,7 +61,7 @@ def test_state_saturation_by_hand(tiny_decoder):
     """A token leaves at the first exit, from the second on, whose state has a cosine of 0.6 with the one before."""
     model = tiny_decoder()
     trace = trace_of(model)
-    states = model.state(trace.hidden)
+    states = model.state(trace.speaking)
     cosines = functional.cosine_similarity(states[:, 1:], states[:, :-1], dim=-1)[:, :2]
     expected = [next((i + 2 for i, cosine in enumerate(row) if cosine >= 0.6), 4) for row in cosines.tolist()]
     expected = torch.where(trace.step == 0, 4, torch.tensor(expected))
@@ -125,7 +125,7 @@ def test_confidence_learns_who_will_agree_and_changes_nothing_else(tiny_decoder)
     trace = record_tokens(model, RECIPE.training_rows(model, task))
     trace = trace.select(trace.may_exit)
     agrees = agreement(exit_answers(trace).predictions)
-    states = model.state(trace.hidden)
+    states = model.state(trace.speaking)
     guess = torch.stack([model.head("confidence")(i + 1, states[:, i]) for i in range(3)], dim=1)
     rate = agrees.mean()
     chance = -(rate * rate.log() + (1 - rate) * (1 - rate).log())

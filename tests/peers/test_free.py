@@ -42,7 +42,7 @@ def test_every_token_is_read_off_states_of_full_depth(model):
         trace = record_tokens(model, [(row, tokens.tolist()) for row, tokens in zip(rows, written.tokens, strict=True)])
         exits = torch.cat(written.exit_layers)
         places = torch.where(exits == 1, 0, 3)
-        states = trace.hidden[torch.arange(len(trace)), places]
+        states = trace.speaking[torch.arange(len(trace)), places]
         shallow, deep = (model.logits(layer, states).argmax(-1) for layer in (1, 4))
         return torch.where(exits == 1, shallow, deep)
 

@@ -25,7 +25,7 @@ def first_exit(trace, wants_out):
 
 
 def logits_of(trace):
-    return torch.stack([trace.model.logits(i + 1, trace.hidden[:, i]) for i in range(4)], dim=1)
+    return torch.stack([trace.model.logits(i + 1, trace.speaking[:, i]) for i in range(4)], dim=1)
 
 
 def test_entropy_by_hand(tiny_decoder):

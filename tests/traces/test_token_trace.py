@@ -49,7 +49,7 @@ def test_states_lie_beside_the_token_they_give(tiny_decoder):
     alone = [torch.tensor([[2, 7, 9, 30, 31]]), torch.tensor([[2, 8, 40]])]
     states = [model.exit_states(tokens, torch.ones_like(tokens, dtype=torch.bool)).speaking[0] for tokens in alone]
     expected = torch.cat([states[0][2:5], states[1][1:3]])
-    torch.testing.assert_close(trace.hidden, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(trace.speaking, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", DECODER_FAMILIES)
@@ -77,7 +77,7 @@ def test_neighbours_and_padding_change_nothing(tiny_decoder):
     model = tiny_decoder()
     together = record_tokens(model, ROWS, batch_size=2)
     for other in (record_tokens(model, ROWS, batch_size=1), record_tokens(model, [*ROWS, ([2] * 30, [5] * 9)])):
-        torch.testing.assert_close(other.hidden[:5], together.hidden, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(other.speaking[:5], together.speaking, atol=1e-5, rtol=1e-4)
         assert torch.equal(other.targets[:5], together.targets)
         assert torch.equal(other.row_keys[:5], together.row_keys)
 
@@ -123,8 +123,8 @@ def test_a_pass_is_stored_once_and_survives_the_training_of_exits(tiny_decoder, 
             parameter.add_(1.0)
     monkeypatch.setattr(model, "exit_states", lambda *_: pytest.fail("the store was not used"))
     again = record_token_trace(model, SPLIT, **limits)
-    assert torch.equal(first.hidden, again.hidden)
-    assert first.hidden.dtype == torch.float16
+    assert torch.equal(first.speaking, again.speaking)
+    assert first.speaking.dtype == torch.float16
     monkeypatch.undo()
     record_token_trace(model, SPLIT, **{**limits, "max_new_tokens": 3})
     assert len(list(tmp_path.glob("hidden-*.safetensors"))) == 2
@@ -135,8 +135,8 @@ def test_states_beyond_float16_stay_float32(tiny_decoder, monkeypatch):
     real = model.exit_states
     monkeypatch.setattr(model, "exit_states", lambda *inputs: ExitStates(*(state * 1e5 for state in real(*inputs))))
     trace = record_tokens(model, ROWS, dtype=torch.float16)
-    assert trace.hidden.dtype == torch.float32
-    assert trace.hidden.isfinite().all()
+    assert trace.speaking.dtype == torch.float32
+    assert trace.speaking.isfinite().all()
 
 
 def test_replay_by_hand(tiny_decoder):
@@ -203,7 +203,7 @@ def test_heads_read_the_normalised_state_of_the_true_layer(tiny_decoder):
     model.add_head("policy", HeadSpec())
     trace = record_tokens(model, ROWS)
     view = TokenTraceView(trace, 0, trace.may_exit, step=1)
-    expected = model.head("policy")(2, model.state(trace.hidden[trace.may_exit, 0]))
+    expected = model.head("policy")(2, model.state(trace.speaking[trace.may_exit, 0]))
     torch.testing.assert_close(view.head("policy"), expected)
     assert (view.layer, view.num_layers) == (2, 4)
 
@@ -220,7 +220,7 @@ def test_history_holds_the_states_of_the_exits_so_far(tiny_decoder):
     model = tiny_decoder(exit_layers=(1, 3))
     trace = record_tokens(model, ROWS)
     view = TokenTraceView(trace, 1, trace.may_exit, step=1)
-    torch.testing.assert_close(view.history, model.state(trace.hidden[trace.may_exit, :2]))
+    torch.testing.assert_close(view.history, model.state(trace.speaking[trace.may_exit, :2]))
     torch.testing.assert_close(view.history[:, -1], view.pooled)
 
 

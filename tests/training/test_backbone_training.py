@@ -220,8 +220,10 @@ class TestTheStage:
         assert changed(model, before) == {"backbone"}
         assert (losses() < first - 0.3).all()
         again = record_tokens(model, recipe.training_rows(model, task))
-        assert trace.hidden.dtype == torch.float16
-        torch.testing.assert_close(trace.hidden.float(), again.hidden, atol=2e-2, rtol=2e-2)  # neither is in bfloat16
+        assert trace.speaking.dtype == torch.float16
+        torch.testing.assert_close(
+            trace.speaking.float(), again.speaking, atol=2e-2, rtol=2e-2
+        )  # neither is in bfloat16
 
     def test_low_rank_updates_leave_stock_layers(self, tiny_decoder, tmp_path):
         models = [tiny_decoder(), tiny_decoder()]

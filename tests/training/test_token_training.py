@@ -64,7 +64,9 @@ def test_exit_loss_by_hand(tiny_decoder):
     model = tiny_decoder(exit_layers=(1, 3))
     trace = record_tokens(model, ROWS)
     batch = DrawnTokens(trace, trace.may_exit, 3, seed=0).batch(torch.arange(3), 0)
-    first, third, last = (model.logits(layer, batch.hidden[:, i]).log_softmax(-1) for i, layer in enumerate((1, 3, 4)))
+    first, third, last = (
+        model.logits(layer, batch.speaking[:, i]).log_softmax(-1) for i, layer in enumerate((1, 3, 4))
+    )
     label = -(first + 3 * third)[torch.arange(3), batch.targets].mean() / 4
     full = -(last.exp() * (first + 3 * third)).sum(-1).mean() / 4
     torch.testing.assert_close(exit_loss("label", model, batch), label)
@@ -102,7 +104,7 @@ def test_learned_heads_train_alone(tiny_decoder):
     tokens = RECIPE.tokens_for_heads(trace)
 
     def loss(model, batch):
-        return model.head("confidence")(1, model.state(batch.hidden[:, 0])).square().mean()
+        return model.head("confidence")(1, model.state(batch.speaking[:, 0])).square().mean()
 
     train_learned_head(trace, tokens, loss, RECIPE, head="confidence")
     assert changed(model, before) == {"exit_heads"}

@@ -269,7 +269,7 @@ def memorized_exit_layer(correct: Tensor, exit_layers: tuple[int, ...]) -> Tenso
 
 
 def _confidence_of(answers: ExitAnswers, batch: StateBatch) -> Tensor | None:
-    return None if answers.confidence is None else answers.confidence[batch.tokens].to(batch.hidden.device)
+    return None if answers.confidence is None else answers.confidence[batch.tokens].to(batch.speaking.device)
 
 
 def policy_stage_loss(
@@ -302,6 +302,6 @@ def exit_consistent_loss(
     total = torch.zeros((), device=model.device, requires_grad=True)
     for index, layer in enumerate(model.exit_layers[:-1]):
         here = (leaves_at == index).nonzero().flatten()
-        logits = model.logits(layer, batch.hidden[here, index])
+        logits = model.logits(layer, batch.speaking[here, index])
         total = total + functional.cross_entropy(logits, wanted[here], reduction="sum")
     return total / len(batch.tokens)

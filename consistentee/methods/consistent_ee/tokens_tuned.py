@@ -105,7 +105,7 @@ def loss_of_rows(at_exit: float, model: MultiExitDecoder, batch: StepRows) -> Te
 
 def loss_of_states(at_exit: float, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
     """Return the loss of some tokens, from their cached states."""
-    return loss_where_tokens_leave(at_exit, model, batch.hidden, batch.targets)
+    return loss_where_tokens_leave(at_exit, model, batch.speaking, batch.targets)
 
 
 def loss_where_tokens_leave(at_exit: float, model: MultiExitDecoder, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ class StateBatch:
     """Cached tokens, on the model's device.
 
     Attributes:
-        hidden: what every exit speaks from, of the token before: float32 [n, exits, width].
+        speaking: what every exit speaks from, of the token before: float32 [n, exits, width].
         deciding: what rules and learned heads read there, likewise.
         targets: int64 [n].
         tokens: their numbers in the trace: int64 [n], on the CPU.
     """
 
-    hidden: Tensor
+    speaking: Tensor
     deciding: Tensor
     targets: Tensor
     tokens: Tensor
@@ -49,9 +49,9 @@ class DrawnTokens:
     def batch(self, rows: Tensor, step: int) -> StateBatch:
         """Return the states of some of the drawn tokens."""
         trace, tokens, device = self.trace, self.tokens[rows], self.trace.model.device
-        hidden = trace.hidden[tokens].to(device, torch.float32)
-        deciding = hidden if trace.deciding is trace.hidden else trace.deciding[tokens].to(hidden)
-        return StateBatch(hidden, deciding, trace.targets[tokens].to(device), tokens)
+        speaking = trace.speaking[tokens].to(device, torch.float32)
+        deciding = speaking if trace.deciding is trace.speaking else trace.deciding[tokens].to(speaking)
+        return StateBatch(speaking, deciding, trace.targets[tokens].to(device), tokens)
 
     def fingerprint(self) -> str:
         """Hash of states, targets and draws."""

@@ -165,14 +165,14 @@ def wanted_answers(target: Target, model: MultiExitDecoder, batch: StateBatch) -
     """Return what exits should say: tokens, int64 [n], or what the last exit says, float [n, vocabulary]."""
     if target == "label":
         return batch.targets
-    return model.logits(model.exit_layers[-1], batch.hidden[:, -1]).softmax(dim=-1)
+    return model.logits(model.exit_layers[-1], batch.speaking[:, -1]).softmax(dim=-1)
 
 
 def exit_loss(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
     """Return the loss of every exit but the last, weighted by depth."""
     early, wanted = model.exit_layers[:-1], wanted_answers(target, model, batch)
     losses = [
-        weight * functional.cross_entropy(model.logits(layer, batch.hidden[:, index]), wanted)
+        weight * functional.cross_entropy(model.logits(layer, batch.speaking[:, index]), wanted)
         for index, (layer, weight) in enumerate(zip(early, exit_weights(early), strict=True))
     ]
     return torch.stack(losses).sum()
