@@ -1,5 +1,6 @@
 """What the documentation shows, works."""
 
+import inspect
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from documents import DOCUMENTS, ROOT, blocks_of
 from small_suite import write_task
@@ -27,6 +29,8 @@ from benchmarks.specs import suites
 from benchmarks.specs.base import TimingSpec
 from consistentee.methods.method import get_method
 from consistentee.models import classifiers
+from consistentee.models.heads import HeadSpec
+from consistentee.training.decoder.sources import StateBatch
 from consistentee.training.recipe import RecipeSettings
 
 GUIDE = (ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8")
@@ -109,6 +113,17 @@ def test_the_kind_of_classifier_of_the_guide_passes_the_contract(tmp_path, monke
 
 def test_the_method_of_generation_of_the_guide_passes_the_contract(tmp_path):
     assert passes_the_contract(tmp_path, CODE[3], "TokenGate", "llama")
+
+
+def test_the_gate_of_the_guide_learns_from_what_its_rule_reads(tmp_path, tiny_decoder):
+    (tmp_path / "gate.py").write_text(CODE[3], encoding="utf-8")
+    method = get_method(f"{tmp_path / 'gate.py'}:TokenGate")
+    model = tiny_decoder(adapter="shared", exit_layers=[2, 3], closing_layers=1)
+    model.add_head("gate", HeadSpec(shared=True))
+    states = torch.rand(5, 3, model.width)
+    never_read = torch.full_like(states, torch.nan)
+    batch = StateBatch(never_read, states, targets=torch.zeros(5, dtype=torch.long), tokens=torch.arange(5))
+    assert inspect.getmodule(type(method)).gate_loss(torch.ones(5, 3), model, batch).isfinite()
 
 
 def passes_the_contract(folder: Path, source: str, name: str = "Gate", family: str = "bert") -> bool:
