@@ -233,6 +233,32 @@ def test_every_option_trains(tiny_decoder, method, options):
     assert set(replay(method.rule(model, 0.5), trace).tolist()) <= set(model.exit_layers)
 
 
+def test_what_an_exit_costs_is_judged_by_labels_or_the_full_model(tiny_decoder):
+    answers = exit_answers(record_tokens(tiny_decoder(), ROWS))
+    named, label = answers.predictions, answers.targets.unsqueeze(1)
+    assert (named != label).any()
+    assert (named != named[:, -1:]).any()
+    by_label = ConsistentEETokens(reward_loss="error").costs(answers)
+    by_full_model = ConsistentEETokens(reward_loss="error", judged_by="full model").costs(answers)
+    assert torch.equal(by_label, (named != label).float())
+    assert torch.equal(by_full_model, (named != named[:, -1:]).float())
+    assert torch.equal(ConsistentEETokens(judged_by="full model").costs(answers), answers.full_model_losses)
+    assert torch.equal(ConsistentEETokens().costs(answers), answers.label_losses)
+
+
+@pytest.mark.parametrize(("reward", "weighs"), [("vanilla", False), ("hardness", True)])
+def test_only_the_reward_of_hardness_has_memorized_layers(tiny_decoder, monkeypatch, reward, weighs):
+    given = []
+    monkeypatch.setattr(ConsistentEETokens, "_fit_policy", lambda *parts: given.append(parts[3]))
+    ConsistentEETokens(reward=reward).fit(tiny_decoder(), make_text_task(), RECIPE)
+    assert [hardness is not None for hardness in given] == [weighs]
+
+
+def test_exits_without_weights_have_no_third_stage(tiny_decoder):
+    with pytest.raises(UserError, match="have no weights of their own with adapter='shared'; leave consistent_steps"):
+        ConsistentEETokens(consistent_steps=2).fit(tiny_decoder(adapter="shared"), make_text_task(), RECIPE)
+
+
 def test_a_higher_price_gives_earlier_exits(tiny_decoder):
     recipe = replace(RECIPE, head_steps=150, head_learning_rate=3e-2)
     averages = []

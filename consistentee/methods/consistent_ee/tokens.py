@@ -14,8 +14,10 @@ Three stages, all on states that the frozen backbone has left once:
 3. the exits again, each on those tokens alone that the policy lets leave there; then the policy again (only where
    ``consistent_steps`` asks for it).
 
-Choices where the paper leaves room. Hidden states do not depend on actions, since the backbone is trained, if at all,
-before the policy; so the expected reward has a closed form here too. Stages 2 and 3 alternate, instead of being joined,
+Choices where the paper leaves room. A trace's hidden states do not depend on actions: it is recorded at full depth, and
+the backbone is trained, if at all, before the policy; so the expected reward has a closed form here too. In a text they
+do, for later tokens read what earlier ones left of the layers that they skipped: the reward knows nothing of that.
+Stages 2 and 3 alternate, instead of being joined,
 because one step on all exits costs as much as thousands of steps on the policy. In stage 3 an exit is drawn for each
 token from the policy, which costs one LM head a token and not one an exit; exits learn there at half their rate. Exits
 are those of the model, by default adapters under its one LM head, where the paper's code has an LM head for each.
@@ -103,8 +105,17 @@ class ConsistentEETokens(VocabularyMethod):
         return self.policy_reads != "state"
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Run stages 1 and 2, and stage 3 where ``consistent_steps`` asks for it."""
+        """Run stages 1 and 2, and stage 3 where ``consistent_steps`` asks for it.
+
+        Raises UserError for a stage 3 of exits that have nothing to learn.
+        """
         self.check_task(task)
+        if self.consistent_steps and len(model.exit_layers) > 1 and not model.exits_have_weights:
+            adapter = model.description.adapter
+            raise UserError(
+                f"{self.name}: consistent_steps train the exits, which have no weights of their own with "
+                f"adapter={adapter!r}; leave consistent_steps at 0, or take another adapter"
+            )
         everything = self.train_stage_1(model, task, recipe)
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
         trace = everything.select(recipe.tokens_for_heads(everything))
