@@ -6,8 +6,9 @@ the backbone (``trains: all``) on exits that add nothing (``adapter: shared``) i
 are trained by the stage that all methods share. Exits of LLaMA-2-7B lie at 8, 12, ..., 28 of 32 layers; here where the
 suite has them.
 
-Rule: leave where the largest probability reaches a threshold, which falls with depth. The paper's are given by layer;
-here they are read by depth, on a line between two of them. Choice: one knob shifts the log-odds of all of them at once,
+Rule: leave where the largest probability reaches a threshold, which falls with depth. The paper's are given by layer
+(those of LLaMA-2-7B here are from memory: check them against its text before you cite them), and are read by depth, on a
+line between two of them. Choice: one knob shifts the log-odds of all of them at once,
 at 0 they are the paper's. The keys and values of skipped layers are made of the state at the exit (CALM's propagation).
 """
 
