@@ -7,9 +7,9 @@ are trained by the stage that all methods share. Exits of LLaMA-2-7B lie at 8, 1
 suite has them.
 
 Rule: leave where the largest probability reaches a threshold, which falls with depth. The paper's are given by layer
-(those of LLaMA-2-7B here are from memory: check them against its text before you cite them), and are read by depth, on a
-line between two of them. Choice: one knob shifts the log-odds of all of them at once,
-at 0 they are the paper's. The keys and values of skipped layers are made of the state at the exit (CALM's propagation).
+(those of LLaMA-2-7B here are from memory: check them against its text before you cite them), and are read by depth, on
+a line between two of them. Choice: one knob shifts the log-odds of all of them at once, at 0 they are the paper's.
+The keys and values of skipped layers are made of the state at the exit (CALM's propagation).
 """
 
 from dataclasses import dataclass
