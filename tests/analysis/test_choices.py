@@ -76,6 +76,16 @@ def test_points_are_lost_against_the_full_model_of_the_same_seed():
     assert (only.cell.record.seed, only.point.knob) == (0, 0.1), "with seed 1 even the latest exits lose five points"
 
 
+def test_of_two_full_models_points_are_lost_against_the_suites_own():
+    point = operating_point(6, "within 1 point", 6.0, 0.90)
+    better = operating_point(6, "within 1 point", 6.0, 0.95)
+    shorter = cell("a-shorter-recipe", [better], method="full")
+    panel = panel_of(shorter, cell("deebert", [point]), cell("full", [point]))
+    assert panel.full_label == "full"
+    assert reference_of(panel, "deebert", 0) == 0.9
+    assert panel_of(shorter, cell("deebert", [point])).full_label == "a-shorter-recipe"
+
+
 def test_without_a_full_model_points_are_lost_against_the_latest_exits_the_best_of_a_grid():
     cells = [
         cell(

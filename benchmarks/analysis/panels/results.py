@@ -67,7 +67,7 @@ class BasePanel(Generic[_RecordT, _TimingT, _ContenderT]):
     @property
     def full_label(self) -> str | None:
         """The curve of the full model; None where it was not run."""
-        return next((label for label, method in self.methods.items() if role_of(method) == FULL), None)
+        return next(iter(labels_of_role(self.methods, FULL)), None)
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -79,6 +79,10 @@ class BasePanel(Generic[_RecordT, _TimingT, _ContenderT]):
     def contenders(self) -> list[_ContenderT]:
         """All that was timed, of all seeds."""
         return [cast(_ContenderT, contender) for timing in self.timings for contender in timing.contenders]
+
+    def full_cells(self, seed: int | None = None) -> list[BaseStoredCell[_RecordT]]:
+        """Return the cells of the full model, of one seed if given; none where it was not run."""
+        return [] if self.full_label is None else self.cells_of(self.full_label, seed)
 
     @property
     def methods(self) -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from benchmarks.analysis.panels.curves import Speedups, speedups
-from benchmarks.analysis.panels.results import FULL, AnyPanel, BaseStoredCell, role_of
+from benchmarks.analysis.panels.results import FULL, AnyPanel, BaseStoredCell
 from benchmarks.analysis.rows.choices import choices_for, targets_of
 from benchmarks.specs.targets import Target
 from benchmarks.store.records import BaseContender
@@ -103,8 +103,7 @@ def format_value(value: object) -> str:
 
 def record_of(panel: AnyPanel) -> Any:
     """Return the record that describes the panel as a whole: the full model's where there is one."""
-    full = [cell.record for cell in panel.cells if role_of(cell.record.method) == FULL]
-    return (full or [cell.record for cell in panel.cells])[0]
+    return (panel.full_cells() or panel.cells)[0].record
 
 
 def contenders_of(panel: AnyPanel, choices: Sequence[Any]) -> tuple[list[Any], list[Any]]:

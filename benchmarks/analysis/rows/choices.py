@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from benchmarks.analysis.panels.results import FULL, AnyPanel, BaseStoredCell, role_of
+from benchmarks.analysis.panels.results import AnyPanel, BaseStoredCell
 from benchmarks.analysis.panels.select import choose
 from benchmarks.specs.targets import Target, in_order
 from benchmarks.store.generation_records import DecodingPoint, GenerationRecord
@@ -75,7 +75,5 @@ def reference_of(panel: AnyPanel, label: str, seed: int) -> float:
 
     Where the full model was not run with this seed, it is that of the method's own latest exits, the best of a grid.
     """
-    full = [cell for cell in panel.cells if role_of(cell.record.method) == FULL and cell.record.seed == seed]
-    return max(
-        cell.record.curve_validation[-1].quality(cell.record.metric) for cell in full or panel.cells_of(label, seed)
-    )
+    cells = panel.full_cells(seed) or panel.cells_of(label, seed)
+    return max(cell.record.curve_validation[-1].quality(cell.record.metric) for cell in cells)
