@@ -177,10 +177,10 @@ class TestTrace:
         monkeypatch.setattr(model, "exit_states", lambda *_: pytest.fail("the store was not used"))
         found = record_tokens(model, rows, dtype=torch.float16, store=tmp_path)
         few = torch.tensor([3, 1, 4])
-        for name in ("hidden", "deciding"):
+        for name in ("speaking", "deciding"):
             assert torch.allclose(getattr(found, name).float(), getattr(exact, name), atol=0.05)
             assert torch.equal(getattr(found.select(few), name), getattr(found, name)[few])
-        assert not torch.equal(found.hidden, found.deciding)
+        assert not torch.equal(found.speaking, found.deciding)
 
     def test_who_exits_must_be_known(self, model):
         batch = collate_rows(model, [([4, 5], [6, 7])])
