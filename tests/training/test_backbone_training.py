@@ -221,9 +221,8 @@ class TestTheStage:
         assert (losses() < first - 0.3).all()
         again = record_tokens(model, recipe.training_rows(model, task))
         assert trace.speaking.dtype == torch.float16
-        torch.testing.assert_close(
-            trace.speaking.float(), again.speaking, atol=2e-2, rtol=2e-2
-        )  # neither is in bfloat16
+        both = trace.speaking.float(), again.speaking
+        torch.testing.assert_close(*both, atol=2e-2, rtol=2e-2)  # neither is in bfloat16
 
     def test_low_rank_updates_leave_stock_layers(self, tiny_decoder, tmp_path):
         models = [tiny_decoder(), tiny_decoder()]
