@@ -90,7 +90,7 @@ app = typer.Typer(
     help="The reference benchmark for early exiting in language models: train, measure and compare methods.",
     epilog=examples(
         "consistentee run quick",
-        "consistentee run cpu-6-layers-converged --data DATA --tasks mcid rte",
+        "consistentee run cpu-6-layers --data DATA --tasks mcid rte",
         "consistentee table runs/quick",
         "consistentee doctor",
         "Exit codes: 0 done, 1 something failed, 2 something you can mend, 130 interrupted.",

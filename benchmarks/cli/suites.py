@@ -26,10 +26,10 @@ command = partial(app.command, rich_help_panel="Run a suite")
 @command(
     epilog=examples(
         "consistentee run quick",
-        "consistentee run cpu-6-layers-converged --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
-        "consistentee run cpu-6-layers-converged --methods full,consistentee mine.py:MyMethod",
-        "consistentee run cpu-6-layers-converged --data DATA --dry-run",
-        "consistentee run cpu-6-layers-converged --data DATA --workers 4",
+        "consistentee run cpu-6-layers --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
+        "consistentee run cpu-6-layers --methods full,consistentee mine.py:MyMethod",
+        "consistentee run cpu-6-layers --data DATA --dry-run",
+        "consistentee run cpu-6-layers --data DATA --workers 4",
         "Run it again at any time: only what is missing is computed.",
     )
 )
@@ -124,8 +124,8 @@ def run(
 @command(
     name="search-recipe",
     epilog=examples(
-        "consistentee search-recipe cpu-6-layers-converged --data DATA --tasks rte mrpc",
-        "consistentee search-recipe cpu-6-layers-converged --data DATA --rates 5e-5 1e-4 2e-4 --epochs 10",
+        "consistentee search-recipe cpu-6-layers --data DATA --tasks rte mrpc",
+        "consistentee search-recipe cpu-6-layers --data DATA --rates 5e-5 1e-4 2e-4 --epochs 10",
     ),
 )
 def search_recipe(

@@ -325,7 +325,7 @@ def test_run_cuts_the_suite_of_each_backbone_to_the_table(runs):
     assert ended.exit_code == 1
     assert "failed: rte: broken" in ended.output
     (suite, options), (other, _) = runs
-    base = load_suite("cpu-6-layers-converged")
+    base = load_suite("cpu-6-layers")
     assert suite.tasks == ("rte", "mrpc", "qqp", "sst2", "qnli", "mnli")
     assert [entry.label for entry in suite.methods] == [
         "full",
@@ -337,15 +337,15 @@ def test_run_cuts_the_suite_of_each_backbone_to_the_table(runs):
     assert suite.task_overrides == {task: base.task_overrides[task] for task in suite.tasks}
     assert type(suite).model_validate(suite.model_dump(mode="json")) == suite, "it may be run from its own file"
     assert options["out"].as_posix() == "runs/consistentee-glue/minilm-l6"
-    assert (other.backbones, other.recipe) == (("mpnet-base",), load_suite("cpu-12-layers-converged").recipe)
+    assert (other.backbones, other.recipe) == (("mpnet-base",), load_suite("cpu-12-layers").recipe)
 
 
 def test_dry_run_says_what_run_would_do(runs):
     shown = call("reproduce", "pabee-glue", "--dry-run", "--out", "elsewhere").output
     assert shown.splitlines() == [
-        "minilm-l6, as suite cpu-6-layers-converged:",
+        "minilm-l6, as suite cpu-6-layers:",
         "would run 2 methods",
-        "mpnet-base, as suite cpu-12-layers-converged:",
+        "mpnet-base, as suite cpu-12-layers:",
         "would run 2 methods",
     ]
     assert {options["out"].parent.name for _, options in runs} == {"elsewhere"}
