@@ -351,6 +351,10 @@ def test_dry_run_says_what_run_would_do(runs):
     assert {options["out"].parent.name for _, options in runs} == {"elsewhere"}
 
 
+NOT_RUN = {"cosee-glue": 11}
+"""How many cells of a table have no published record: LeeBERT, COSEE, and GPFEE on QNLI and MNLI."""
+
+
 def test_the_committed_results_stand_beside_all_tables(monkeypatch):
     monkeypatch.chdir(ROOT)
     for name in list_papers():
@@ -359,7 +363,8 @@ def test_the_committed_results_stand_beside_all_tables(monkeypatch):
         first = comparisons[0]
         assert set(first.panels) == {column.task for column in first.table.columns}, name
         found = [ours for row in first.rows for cell in row.cells.values() for ours in cell.ours.values()]
-        assert len(found) == sum(len(row.labels) * len(row.cells) for row in first.rows)
+        cells = sum(len(row.labels) * len(row.cells) for row in first.rows)
+        assert len(found) == cells - NOT_RUN.get(name, 0)
         assert all(ours.at.points is not None for ours in found)
         known = [ours for ours in found if ours.interval is not None]
         assert known
