@@ -23,7 +23,7 @@ from benchmarks.kinds.texts.selection import choose_points, mixed_points, replay
 from benchmarks.measure.decoding_clock import stock_times
 from benchmarks.measure.reference_loss import record_references, reference_losses
 from benchmarks.measure.text_scores import mean_with_interval, score_generations
-from benchmarks.run.jobs.timing import load_models
+from benchmarks.run.timing import load_models
 from benchmarks.specs.generation import DecodingTimingSpec, Regrouped, StudySpec
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.specs.targets import FAITHFUL, HALF, Budget

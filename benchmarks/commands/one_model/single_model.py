@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.commands.one_model.settings import checked_settings
 from benchmarks.kinds.kind import Chosen, functions_of, kind_named
 from benchmarks.kinds.rows import CellRows
-from benchmarks.run.jobs.cell import trained
+from benchmarks.run.cell import trained
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words
 from benchmarks.tasks.loader import task_kind

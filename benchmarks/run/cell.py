@@ -1,4 +1,4 @@
-"""One cell of any kind: train, evaluate, save the model, write what was found row by row, and last the record."""
+"""Run one cell of any kind: train, evaluate, save the model, write the rows, and last the record."""
 
 import logging
 import time
@@ -31,10 +31,10 @@ def run_cell(
 
     Args:
         spec: the cell.
-        parts: what its results depend on, see :func:`benchmarks.store.keys.key_parts`.
-        rows: see :attr:`benchmarks.kinds.kind.Kind.load_rows`.
+        parts: everything its results depend on, see :func:`benchmarks.store.keys.key_parts`.
+        rows: the rows of the cell.
         folder: the run's folder.
-        command: what the user typed.
+        command: the command line of the run.
     """
     functions, cell = functions_of(spec.kind), folder.cell(spec)
     method = get_method(spec.method, **spec.parameters)
@@ -59,7 +59,7 @@ def run_cell(
             environment=describe_environment(),
             finished_at=now(),
         )
-        (cell / RECORD_FILE).unlink(missing_ok=True)  # one from before is not of the model and the rows that come now
+        (cell / RECORD_FILE).unlink(missing_ok=True)  # an old record does not describe the files written next
         with replacing(folder.model(parts.key)) as temporary:
             model.save_pretrained(temporary)
             share_weights(temporary, folder.weights)
@@ -72,8 +72,8 @@ def run_cell(
 def trained(
     spec: BaseCellSpec, rows: CellRows[Any], method: AnyMethod, *, store: Path | None = None, progress: bool = False
 ) -> Any:
-    """Return the trained model of a cell; ``store`` keeps stages that cells share."""
-    set_seed(spec.seed)  # methods may draw from the global generators; no cell depends on the one before
+    """Train the model of a cell; ``store`` is the folder of the stages that cells share."""
+    set_seed(spec.seed)  # methods may draw from the global generators
     model = functions_of(spec.kind).build_model(spec, rows)
     recipe = spec.recipe.to_recipe(spec.seed, store, progress=progress)
     return train_method(method, spec.method, model, rows.training, recipe).eval()
@@ -103,7 +103,7 @@ def _common_fields(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], met
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Write what this project and Python's warnings say into a file, which appears when the block ends well."""
+    """Write the log of this project and Python's warnings into a file, which appears if the block succeeds."""
     loggers = [logging.getLogger(name) for name in ("consistentee", "baselines", "benchmarks", "py.warnings")]
     with replacing(path) as temporary:
         handler = logging.FileHandler(temporary, encoding="utf-8")
