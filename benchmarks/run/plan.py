@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.analysis.panels.select import mixture_at
-from benchmarks.kinds.kind import Kind, kind_named
+from benchmarks.kinds.kind import AnyKind, kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.run.published import Published
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec
@@ -66,7 +66,7 @@ class PlannedCell:
         return self.spec.group
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> AnyKind:
         """The cell's kind."""
         return kind_named(self.spec.kind)
 

@@ -10,8 +10,7 @@ from records_by_hand import parts_by_hand
 
 from benchmarks.analysis.panels.select import concave_hull
 from benchmarks.analysis.rows.instances import hull_answers
-from benchmarks.kinds.instance_curves import choose_knobs
-from benchmarks.kinds.instance_findings import same_answers
+from benchmarks.kinds.instance_evaluation import choose_knobs, same_answers
 from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.intervals import score_interval
 from benchmarks.run.cell import run_cell
