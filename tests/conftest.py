@@ -23,7 +23,7 @@ from benchmarks.contract.tiny.encoders import (
     make_tokenizer,
     random_texts,
 )
-from benchmarks.run.jobs.schedulers import Schedule
+from benchmarks.run.pool import Schedule
 from consistentee.data.instances import TaskData
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel

@@ -88,17 +88,6 @@ def parsed_parameters(values: Sequence[str] | None, option: str = "--param") -> 
     return parameters
 
 
-def parsed_rate(text: str) -> float:
-    """Return a learning rate. Raises UserError for what is none."""
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < 1:
-        raise UserError(f"a learning rate lies between 0 and 1, such as 1e-4; got {text!r}")
-    return rate
-
-
 def existing_data(data: Path | None) -> Path | None:
     """Return the data directory. Raises UserError where there is none."""
     if data is not None and not data.is_dir():

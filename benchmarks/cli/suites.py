@@ -12,8 +12,6 @@ from benchmarks.cli.arguments import (
     chosen,
     existing_data,
     found_methods,
-    listed,
-    parsed_rate,
     parsed_seeds,
     results_folder,
 )
@@ -91,13 +89,13 @@ def run(
         raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
     out, data = results_folder(out or Path("runs") / spec.name), existing_data(data)
     if dry_run:
-        from benchmarks.run.planning.forecast import plan_lines
+        from benchmarks.run.dry_run import plan_lines
 
         again = {"fresh": fresh, "retry_failed": retry_failed, "remeasure": remeasure}
         lines = plan_lines(spec, filters, out=out, data_dir=data, workers=workers, published_dir=published, **again)
         print("\n".join(lines))
         return
-    from benchmarks.run.jobs.schedulers import Schedule
+    from benchmarks.run.pool import Schedule
     from benchmarks.run.sweep import run_suite
 
     outcome = run_suite(
@@ -119,45 +117,6 @@ def run(
         print(f"failed: {line}", file=sys.stderr)
     if outcome.failed:
         raise typer.Exit(1)
-
-
-@command(
-    name="search-recipe",
-    epilog=examples(
-        "consistentee search-recipe cpu-6-layers --data DATA --tasks rte mrpc",
-        "consistentee search-recipe cpu-6-layers --data DATA --rates 5e-5 1e-4 2e-4 --epochs 10",
-    ),
-)
-def search_recipe(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
-    *,
-    tasks: Annotated[list[str] | None, typer.Option("--tasks", metavar="A B ...", help="Only these tasks.")] = None,
-    backbones: Annotated[
-        list[str] | None, typer.Option("--backbones", metavar="A B ...", help="Names, directories or hub ids.")
-    ] = None,
-    rates: Annotated[
-        list[str] | None,
-        typer.Option("--rates", metavar="X Y ...", help="Peak rates of the backbone.", show_default="5e-5 1e-4 2e-4"),
-    ] = None,
-    epochs: Annotated[
-        int, typer.Option("--epochs", metavar="N", min=2, help="Of every run: more than a recipe will have.")
-    ] = 8,
-    data: DataOption = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="CSV file, a line an epoch.", show_default="runs/SUITE-recipes.csv")
-    ] = None,
-) -> None:
-    """Train full models and joint exits for long, and say after how many epochs and at which rate they converge.
-
-    What is in the CSV file is not trained again. The recipe goes into the suite's YAML by hand.
-    """
-    from benchmarks.commands.search_recipe import recipes_of
-    from benchmarks.specs.suites import Filters
-
-    filters = Filters(tasks=chosen(tasks, "--tasks"), backbones=chosen(backbones, "--backbones"), seeds=[0])
-    tried = [parsed_rate(rate) for rate in listed(rates) or ()]
-    found = recipes_of(suite, filters, tried, epochs, data_dir=existing_data(data), out=out)
-    output_console(RESULTS_WIDTH).print(found)
 
 
 @command(

@@ -197,6 +197,11 @@ class BaseSamples(Strict):
         """What is compared between contenders, in each round."""
         raise NotImplementedError
 
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of all rounds."""
+        raise NotImplementedError
+
 
 class TimingSamples(BaseSamples):
     """Samples of a contender of classification."""
@@ -209,6 +214,10 @@ class TimingSamples(BaseSamples):
     def round_seconds(self) -> list[float]:
         """Seconds of all rows, in each round."""
         return self.seconds_per_round
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds_per_round)
 
 
 class BaseContender(Strict):

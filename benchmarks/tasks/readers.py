@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tasks.base_spec import FileLayout, RowColumns
+from benchmarks.tasks.specs import FileLayout, RowColumns
 from consistentee.errors import UserError
 
 

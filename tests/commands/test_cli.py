@@ -20,7 +20,7 @@ from benchmarks.cli import app
 from benchmarks.cli.application import normalised as normalised_for
 from benchmarks.cli.arguments import listed, parsed_parameters, parsed_seeds
 from benchmarks.commands import doctor
-from benchmarks.run.jobs.schedulers import Schedule
+from benchmarks.run.pool import Schedule
 from benchmarks.specs.suites import list_suites
 from consistentee.errors import UserError
 from consistentee.models import classifiers
@@ -263,8 +263,6 @@ def test_debug_shows_where(runs):
         (["run", "quick", "--tasks", ""], "--tasks names nothing"),
         (["run", "quick", "--methods", ","], "--methods names no method"),
         (["run", "quick", "--backbones", ","], "--backbones names nothing"),
-        (["search-recipe", "quick", "--tasks", ""], "--tasks names nothing"),
-        (["search-recipe", "quick", "--backbones", ""], "--backbones names nothing"),
         (["plot", "no-such-folder", "--tasks", ""], "--tasks names nothing"),
         (["check-method", "full", "--families", ","], "--families names nothing"),
         (["list", "method"], "unknown list 'method'; did you mean 'methods'?"),

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 from small_suite import Bench, wait_until, write_task
 
-from benchmarks.run.jobs import schedulers
-from benchmarks.run.planning import plan
-from benchmarks.run.planning.forecast import plan_lines
+from benchmarks.run import plan, pool
+from benchmarks.run.dry_run import plan_lines
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE
 from benchmarks.store.method_versions import method_version
@@ -89,7 +88,7 @@ def forbid_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
         raise AssertionError("a cell was computed")
 
-    monkeypatch.setattr(schedulers, "execute", fail)
+    monkeypatch.setattr(pool, "execute", fail)
 
 
 def test_whole_run(finished_once):

@@ -11,7 +11,7 @@ from pandas.testing import assert_frame_equal
 
 from benchmarks.analysis import write_published_files
 from benchmarks.kinds.kind import kind_named
-from benchmarks.run.planning.forecast import plan_lines
+from benchmarks.run.dry_run import plan_lines
 from benchmarks.specs.suites import load_suite
 from benchmarks.store.method_versions import method_version
 from benchmarks.store.stored_results import kind_of_results, open_results

@@ -27,8 +27,8 @@ from benchmarks.analysis.tables.leaderboard import to_text
 from benchmarks.cli import app
 from benchmarks.commands.publish import publish_run
 from benchmarks.kinds.kind import kind_named
-from benchmarks.run.planning import published as publication
-from benchmarks.run.planning.forecast import plan_lines
+from benchmarks.run import published as publication
+from benchmarks.run.dry_run import plan_lines
 from benchmarks.specs.schema import Strict
 from benchmarks.specs.suites import load_suite
 from benchmarks.store.compact.columns import columns_of, read_values, table_of, written_values

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import list_tasks, load_task
-from benchmarks.tasks import cutting, loader
-from benchmarks.tasks.base_spec import Cut
+from benchmarks.tasks import loader
 from benchmarks.tasks.loader import rows_of_dataset, task_kind, task_shipment
 from benchmarks.tasks.readers import read_file
-from benchmarks.tasks.spec import Files, Hub, MetricName, TaskSpec
+from benchmarks.tasks.specs import Cut, Files, Hub, MetricName, TaskSpec
+from benchmarks.tasks.splits import shares
 from consistentee.backbones.wheels import is_fetched
 from consistentee.data.metrics import METRICS
 from consistentee.errors import UserError
@@ -295,9 +295,9 @@ def test_missing_splits_are_cut_from_train_by_class_and_always_alike(tmp_path):
 @given(counts=st.dictionaries(st.integers(0, 9), st.integers(1, 40), min_size=1), part=st.floats(0, 1))
 def test_shares_are_proportional_and_leave_every_class_a_row(counts, part):
     size = int(part * sum(counts.values()))
-    shares = cutting.shares(counts, size)
-    assert sum(shares.values()) <= size
-    for label, share in shares.items():
+    divided = shares(counts, size)
+    assert sum(divided.values()) <= size
+    for label, share in divided.items():
         assert 0 <= share <= counts[label] - 1
         exact = size * counts[label] / sum(counts.values())
         assert share == counts[label] - 1 or abs(share - exact) < 1

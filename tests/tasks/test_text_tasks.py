@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from benchmarks.cli import app
 from benchmarks.commands.inventory import fetch_by_name, inventories
 from benchmarks.tasks import loader
-from benchmarks.tasks.checking.check import check_task
+from benchmarks.tasks.check import check_task
 from benchmarks.tasks.loader import (
     load_classification_task,
     load_task,
@@ -26,8 +26,8 @@ from benchmarks.tasks.loader import (
     task_shipment,
 )
 from benchmarks.tasks.readers import read_file
-from benchmarks.tasks.templates import Template
-from benchmarks.tasks.text_spec import TextFiles, TextHub, TextMetricName, TextTaskSpec
+from benchmarks.tasks.rows import Template
+from benchmarks.tasks.specs import TextFiles, TextHub, TextMetricName, TextTaskSpec
 from consistentee.backbones.hub import HubUnreachableError
 from consistentee.data.prompts import TextTask
 from consistentee.data.text_metrics import TEXT_METRICS

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands.one_model.settings import checked_settings
-from benchmarks.kinds.kind import Chosen, functions_of, kind_named
+from benchmarks.kinds.kind import Chosen, kind_named
 from benchmarks.kinds.rows import CellRows
-from benchmarks.run.jobs.cell import trained
+from benchmarks.run.cell import trained
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words
 from benchmarks.tasks.loader import task_kind
@@ -72,7 +72,7 @@ def train_model(
         UserError: a name, a parameter or a setting is unknown, or ``out`` is not a folder that may be written.
     """
     name = "generation" if task_kind(task_name) == "text" else "classification"
-    kind, functions = kind_named(name), functions_of(name)
+    kind = kind_named(name)
     method = get_method(method_name, **parameters)
     if method.replay_only:
         raise UserError(f"{method.name} reads the true labels: a saved model could predict nothing")
@@ -95,7 +95,7 @@ def train_model(
     rows = kind.load_rows(spec, data_dir)
     method.check_task(rows.task)
     model = trained(spec, rows, method, progress=True)
-    chosen = functions.choose(spec, rows, method, model)
+    chosen = kind.choose(spec, rows, method, model)
     knob, why = chosen.default_knob, ""
     if tolerance:
         knob, why = _controlled(tolerance, model, method, rows)

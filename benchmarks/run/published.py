@@ -1,4 +1,4 @@
-"""What a run starts from: cells and timings of the same suite that are published, of any form; never changed here."""
+"""Start a run from the published cells and timings of its suite. Published results are never changed here."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,12 +40,12 @@ class Published:
     timings: dict[str, BaseTimingRecord] = field(default_factory=dict)
 
     def cell(self, spec: BaseCellSpec, wanted: KeyParts) -> BaseStoredCell[BaseRecord] | None:
-        """Return a cell if it is published, and made of what is wanted."""
+        """Return a cell if it is published under the wanted key."""
         found = self.cells.get(spec.folder.as_posix())
         return found if found is not None and stale_reason(found.record, wanted) is None else None
 
     def staleness_lines(self, cells: Iterable[tuple[BaseCellSpec, KeyParts]]) -> list[str]:
-        """Say which published cells are not used and why, in a line for each reason: a new recipe makes many stale."""
+        """List why published cells are not used, one line for each reason: a new recipe makes many cells stale."""
         names: dict[str, list[str]] = {}
         for spec, wanted in cells:
             found = self.cells.get(spec.folder.as_posix())
@@ -63,15 +63,15 @@ class Published:
 
 
 def find_published(suite: BaseSuite, root: Path | None, out: Path) -> Published:
-    """Read what is published of a suite.
+    """Read the published results of a suite.
 
     Args:
         suite: the suite.
-        root: the folder; None looks for ``results/SUITE`` here, which need not be there.
-        out: the run's own folder, which is no publication of itself.
+        root: the folder; None reads ``results/SUITE`` if it exists.
+        out: the run's own folder, which does not count as published.
 
     Raises:
-        UserError: a folder that was asked for holds nothing, or what is there cannot be read or is of another kind.
+        UserError: ``root`` holds no results, or results that cannot be read or are of another kind.
     """
     place = Path("results") / suite.name if root is None else root
     found = kind_of_results(place)
@@ -96,15 +96,15 @@ def unpack_cells(
     folder: RunFolder,
     on_fault: Callable[[Fault], None],
 ) -> int:
-    """Write published cells into the folder of a run, where they are not there yet; return how many were written.
+    """Copy published cells that a run's folder lacks into it; return how many were copied.
 
-    A kill leaves whole cells: the record, which makes a cell done, is written last.
+    The record, which makes a cell done, is written last, so a killed process leaves no half cell.
 
     Args:
-        published: what is published.
-        cells: with what their results depend on.
-        folder: of the run.
-        on_fault: called with every damaged or stale cell that lies in the place of a published one.
+        published: the published results.
+        cells: the cells and their key parts.
+        folder: the run's folder.
+        on_fault: called with every damaged or stale cell that a published one replaces.
     """
     written = 0
     for spec, parts in cells:
@@ -130,13 +130,13 @@ def _unpack(stored: BaseStoredCell[BaseRecord], place: Path) -> None:
 
 
 def unpack_timings(published: Published, cells: Mapping[Group, set[str]], folder: RunFolder, key: str) -> int:
-    """Write published timings into the folder of a run, where there are none yet; return how many were written.
+    """Copy published timings that a run's folder lacks into it; return how many were copied.
 
     Args:
-        published: what is published.
-        cells: the keys of every group's cells: a timing of none of them is of no use.
-        folder: of the run.
-        key: of the protocol, which has to be theirs.
+        published: the published results.
+        cells: the keys of the cells of every group; timings of none of them are not copied.
+        folder: the run's folder.
+        key: key of the timing protocol; timings of other protocols are not copied.
     """
     written = 0
     for group, keys in cells.items():

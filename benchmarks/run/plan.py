@@ -1,16 +1,22 @@
-"""What a run has to do: which cells are done, failed, refused or missing, and which timings are. Never loads torch."""
+"""Plan a run: which cells are done, failed, refused or missing, which timings are due, and which knobs they time.
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+Never loads torch.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.kinds.kind import Kind, kind_named
+from benchmarks.analysis.panels.select import mixture_at
+from benchmarks.kinds.kind import AnyKind, kind_named
 from benchmarks.kinds.rows import CellRows
-from benchmarks.run.planning.published import Published
-from benchmarks.run.planning.timed_knobs import TimedKnobs, timed_knobs
+from benchmarks.run.published import Published
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec
+from benchmarks.specs.targets import Speedups
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
     RECORD_FILE,
@@ -21,20 +27,26 @@ from benchmarks.store.folders import (
     read_failure,
     read_timings,
 )
+from benchmarks.store.generation_records import GenerationRecord
 from benchmarks.store.keys import key_parts, timing_key
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord, KeyParts
+from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, FailureRecord, KeyParts
 from benchmarks.store.stored_results import is_compact, kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.versions import Kind as KindName
 
+TimedKnobs = Mapping[str, Sequence[float]]
+"""Key of a cell -> its knobs that are timed."""
+
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell of a run: ``record`` if it is done, ``failure`` if it was tried in vain, neither if it is missing.
+    """A cell of a run.
 
     Attributes:
-        is_again: whether it was measured, and is missing because its times are, and the model that they need.
+        record: its result, if it is done.
+        failure: the error, if it ran and failed, or if its method is not defined for the task.
+        is_again: whether it was measured before, and runs again because its times and its trained model are missing.
     """
 
     spec: BaseCellSpec
@@ -54,13 +66,17 @@ class PlannedCell:
         return self.spec.group
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> AnyKind:
         """The cell's kind."""
         return kind_named(self.spec.kind)
 
+    def failed(self, failure: FailureRecord) -> "PlannedCell":
+        """Return the cell with the note of a failure."""
+        return replace(self, failure=failure)
+
     @property
     def is_missing(self) -> bool:
-        """Whether it is to be computed."""
+        """Whether the cell has to be computed."""
         return self.record is None and self.failure is None
 
 
@@ -81,9 +97,12 @@ class Inputs:
         return self._rows[spec.rows]
 
     def parts(self, spec: BaseCellSpec) -> KeyParts:
-        """Return all that a cell's results depend on. Raises UserError for what cannot be had.
+        """Collect everything that a cell's results depend on.
 
-        A parameter whose name ends in ``_backbone`` names one: its files count too.
+        A parameter whose name ends in ``_backbone`` names a backbone: the hashes of its files count too.
+
+        Raises:
+            UserError: the data or a backbone cannot be found.
         """
         if spec.rows not in self._fingerprints:
             self._fingerprints[spec.rows] = self.rows(spec).fingerprint()
@@ -100,7 +119,7 @@ class Inputs:
 
 
 def refuse_another_kind(suite: BaseSuite, folder: RunFolder) -> None:
-    """Raise UserError if a run's folder was filled by a suite of another kind, or by publishing."""
+    """Raise UserError if a folder holds results of another kind of suite, or published results."""
     if is_compact(folder.root):
         raise UserError(f"{folder.root} holds published results; give a folder of its own to the run, with --out")
     found = kind_of_results(folder.root)
@@ -120,7 +139,7 @@ def plan_cells(
     retry_failed: bool = False,
     published: Published | None = None,
 ) -> list[PlannedCell]:
-    """Look up on disk what became of every cell; nothing is changed there.
+    """Read the state of every cell from disk, without changing anything there.
 
     Args:
         cells: the cells.
@@ -129,7 +148,7 @@ def plan_cells(
         on_fault: called with every damaged or stale file, whose cell counts as missing.
         fresh: take every cell for missing.
         retry_failed: take failed cells for missing.
-        published: where else to look; a run unpacks it first, and looks into its own folder alone.
+        published: published results to look into as well; a run copies them into its folder first.
     """
     planned = []
     for spec in cells:
@@ -149,10 +168,14 @@ def plan_cells(
     return planned
 
 
-def of_other_parameters(cells: Iterable[BaseCellSpec], folder: RunFolder) -> Iterator[Fault]:
-    """Yield finished cells that have the label, task, backbone and seed of planned ones, and parameters of none.
+def cells_of_other_parameters(cells: Iterable[BaseCellSpec], folder: RunFolder) -> Iterator[Fault]:
+    """Yield finished cells whose parameters the suite no longer lists under their label.
 
-    The suite had these parameters once. Tables would take both for one curve. ``cells``: all of some labels.
+    Tables would put the old and the new parameters into one curve.
+
+    Args:
+        cells: all cells of the labels in question.
+        folder: the run's folder.
     """
     planned = {folder.cell(spec) for spec in cells}
     for of_label, seed in sorted({(place.parents[1], place.name) for place in planned}):
@@ -168,7 +191,10 @@ def refuse_undefined(
 ) -> list[PlannedCell]:
     """Build the method of every missing cell, so that a wrong name or parameter ends the run before any training.
 
-    A cell whose method is not defined for its task becomes what ``refuse`` makes of it and the reason.
+    Args:
+        planned: the cells.
+        inputs: their tasks and backbones.
+        refuse: (cell, reason) -> the cell, marked as not defined for its task.
     """
     checked = []
     for cell in planned:
@@ -185,7 +211,7 @@ def refuse_undefined(
 
 
 def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
-    """Say in one line how far a suite has come."""
+    """Summarise in one line how many cells of a suite are done and missing."""
     done = sum(cell.record is not None for cell in planned)
     missing = sum(cell.is_missing for cell in planned)
     refused = sum(bool(cell.failure and cell.failure.refused) for cell in planned)
@@ -198,8 +224,8 @@ def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
     return f"suite {suite.name}: {len(planned)} cells: {', '.join(parts)}"
 
 
-def finished_neighbours(cells: Sequence[BaseCellSpec], inputs: Inputs, folder: RunFolder) -> list[PlannedCell]:
-    """Return the finished cells among those that a run was not asked about; nothing of theirs is touched."""
+def finished_outside_filter(cells: Sequence[BaseCellSpec], inputs: Inputs, folder: RunFolder) -> list[PlannedCell]:
+    """Return the finished cells among those outside a run's filter. They are timed with the others, never changed."""
     wanted = [(spec, inputs.parts(spec)) for spec in cells]
     found = [
         PlannedCell(spec, parts, read_cell(folder.cell(spec), parts, kind_named(spec.kind).record)[0])
@@ -209,7 +235,7 @@ def finished_neighbours(cells: Sequence[BaseCellSpec], inputs: Inputs, folder: R
 
 
 def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:
-    """Return the cells by group."""
+    """Group cells by task, backbone and seed."""
     groups: dict[Group, list[PlannedCell]] = {}
     for cell in cells:
         groups.setdefault(cell.group, []).append(cell)
@@ -217,12 +243,12 @@ def groups_of(cells: Iterable[PlannedCell]) -> dict[Group, list[PlannedCell]]:
 
 
 def knobs_to_time(cells: Iterable[PlannedCell], protocol: TimingSpec) -> TimedKnobs:
-    """Return what is timed of the cells of a group that are done."""
+    """Choose the knobs to time of the finished cells of a group."""
     return timed_knobs([cell.record for cell in cells if cell.record], protocol)
 
 
 def covers(timings: Iterable[BaseTimingRecord], wanted: TimedKnobs) -> bool:
-    """Say whether some timings together hold all knobs that are to be timed."""
+    """Check whether timings together hold all knobs that are to be timed."""
     timed = {(contender.cell_key, contender.knob) for timing in timings for contender in timing.contenders}
     return {(key, knob) for key, knobs in wanted.items() for knob in knobs} <= timed
 
@@ -230,9 +256,9 @@ def covers(timings: Iterable[BaseTimingRecord], wanted: TimedKnobs) -> bool:
 def has_to_be_timed(
     cell: PlannedCell, taken: Sequence[BaseTimingRecord], wanted: TimedKnobs, folder: RunFolder
 ) -> bool:
-    """Say whether times of a cell are missing: those of some knob, while its model is there, or all of them.
+    """Check whether a cell has to be timed: some knob has no times and the model is there, or no knob has any.
 
-    Where the model is gone, times at knobs that were chosen by older rules stand: a model may cost hours.
+    If the model is gone, times at knobs chosen by older rules are kept: training the model again may take hours.
     """
     if covers(taken, {cell.key: wanted.get(cell.key, ())}):
         return False
@@ -249,7 +275,7 @@ def timings_of(
     *,
     published: Published | None = None,
 ) -> list[BaseTimingRecord]:
-    """Return the timings of a group that were taken by this protocol, on disk and, if given, published ones."""
+    """Return the timings of a group taken by this protocol, from the run's folder and from published results."""
     found, faults = read_timings(folder.timing(*group), kind_named(kind).timing)
     for fault in faults:
         on_fault(fault)
@@ -265,7 +291,7 @@ def reopen_for_timing(
     *,
     published: Published | None = None,
 ) -> list[PlannedCell]:
-    """Take finished cells for missing where they have to be timed and their model is damaged or gone."""
+    """Mark finished cells as missing if they have to be timed and their model is damaged or gone."""
     planned = []
     for group, members in groups_of(cells).items():
         taken = timings_of(group, members[0].spec.kind, folder, protocol, on_fault, published=published)
@@ -288,7 +314,7 @@ def timing_due(
     *,
     published: Published | None = None,
 ) -> bool:
-    """Say whether a group has to be timed, now or once its missing cells are done."""
+    """Check whether a group has to be timed, now or once its missing cells are done."""
     if any(cell.is_missing for cell in cells):
         return True
     taken = timings_of(group, cells[0].spec.kind, folder, protocol, on_fault, published=published)
@@ -297,5 +323,65 @@ def timing_due(
 
 
 def lost_model(cell: PlannedCell, folder: RunFolder) -> str | None:
-    """Say what is wrong with the trained model of a cell, which only timing needs; None if nothing is."""
+    """Describe what is wrong with the trained model of a cell, which only timing needs; None if nothing is."""
     return model_fault(folder.model(cell.key), cell.kind.model_file)
+
+
+def timed_knobs(records: Iterable[BaseRecord], protocol: TimingSpec) -> dict[str, list[float]]:
+    """Choose the knobs to time of the finished cells of one (task, backbone, seed).
+
+    First come the two knobs whose mixture meets a budget, the middle budget before the others; the cells of a grid are
+    one curve. Operating points follow, the cheapest first, up to ``protocol.points_per_cell`` knobs a cell. Cells that
+    cannot run live have operating points alone.
+    """
+    found, at_most = list(records), protocol.points_per_cell
+    wanted: dict[str, list[float]] = {}
+    for key, knob in _mixed_knobs(found):
+        wanted.setdefault(key, []).append(knob)
+    for record in found:
+        points = [point.knob for point in record.timed_points(at_most)]
+        wanted[record.key] = list(dict.fromkeys([*wanted.get(record.key, []), *points]))[:at_most]
+    return wanted
+
+
+def _mixed_knobs(records: Sequence[BaseRecord]) -> Iterator[tuple[str, float]]:
+    """Yield (key of the cell, knob) on both sides of every budget, curve by curve."""
+    by_label = attrgetter("label")
+    for _, of_curve in groupby(sorted(records, key=by_label), key=by_label):
+        knobs = [(record, knob) for record in of_curve if record.timed_points(1) for knob in _candidates(record)]
+        layers, quality = [knob.layers for _, knob in knobs], [knob.quality for _, knob in knobs]
+        for speedup in _middle_first(knobs[0][0].compared_at) if knobs else ():
+            mixture = mixture_at(knobs[0][0].num_layers / speedup, layers, quality)
+            for record, knob in (knobs[mixture.first], knobs[mixture.second]):
+                yield record.key, knob.value
+
+
+class _Knob(NamedTuple):
+    """A knob that a mixture may use, with its layers and its score on the rows that choose knobs."""
+
+    value: float
+    layers: float
+    quality: float
+
+
+def _candidates(record: BaseRecord) -> list[_Knob]:
+    """Return the knobs of a cell that mixtures at equal cost may use; in decoding the texts choose among them.
+
+    Empty for decoding records without reference losses, which predate mixtures.
+    """
+    if isinstance(record, GenerationRecord):
+        if all(point.references is None for point in record.operating_points):
+            return []
+        return [
+            _Knob(point.knob, point.validation.average_layers, point.scores[record.metric].value)
+            for point in record.operating_points
+        ]
+    if not isinstance(record, CellRecord):
+        return []
+    hull = [record.curve_validation[point.place] for point in record.hull]
+    return [_Knob(point.knob, point.average_layers, point.scores[record.metric]) for point in hull]
+
+
+def _middle_first(speedups: Speedups) -> Speedups:
+    first, middle, last = speedups
+    return middle, first, last

@@ -1,4 +1,4 @@
-"""One cell of any kind: train, evaluate, save the model, write what was found row by row, and last the record."""
+"""Run one cell of any kind: train, evaluate, save the model, write the rows, and last the record."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from benchmarks.kinds.kind import functions_of, kind_named
+from benchmarks.kinds.kind import kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.specs.base import BaseCellSpec, display_name
 from benchmarks.store.environment import describe_environment, now
@@ -31,12 +31,12 @@ def run_cell(
 
     Args:
         spec: the cell.
-        parts: what its results depend on, see :func:`benchmarks.store.keys.key_parts`.
-        rows: see :attr:`benchmarks.kinds.kind.Kind.load_rows`.
+        parts: everything its results depend on, see :func:`benchmarks.store.keys.key_parts`.
+        rows: the rows of the cell.
         folder: the run's folder.
-        command: what the user typed.
+        command: the command line of the run.
     """
-    functions, cell = functions_of(spec.kind), folder.cell(spec)
+    kind, cell = kind_named(spec.kind), folder.cell(spec)
     method = get_method(spec.method, **spec.parameters)
     begin_stage("loading the backbone")
     with _log_to(cell / LOG_FILE):
@@ -46,24 +46,26 @@ def run_cell(
         train_seconds = time.perf_counter() - started
         _logger.info("trained in %.1f s", train_seconds)
         begin_stage("choosing knobs")
-        chosen = functions.choose(spec, rows, method, model, key=parts.key, store=folder.stages)
+        chosen = kind.choose(spec, rows, method, model, key=parts.key, store=folder.stages)
         begin_stage("measuring")
-        done = functions.evaluate(spec, rows, chosen)
+        measured = chosen.measure()
         model.description.default_knob = chosen.default_knob
-        record = kind_named(spec.kind).record(
-            **_common_fields(spec, parts, rows, method),
-            **functions.findings(spec, done),
-            train_seconds=train_seconds,
-            validation_by_epoch=model.description.validation_by_epoch,
-            command=command,
-            environment=describe_environment(),
-            finished_at=now(),
+        record = kind.record.model_validate(
+            {
+                **_common_fields(spec, parts, rows, method),
+                **measured.findings(),
+                "train_seconds": train_seconds,
+                "validation_by_epoch": model.description.validation_by_epoch,
+                "command": command,
+                "environment": describe_environment(),
+                "finished_at": now(),
+            }
         )
-        (cell / RECORD_FILE).unlink(missing_ok=True)  # one from before is not of the model and the rows that come now
+        (cell / RECORD_FILE).unlink(missing_ok=True)  # an old record does not describe the files written next
         with replacing(folder.model(parts.key)) as temporary:
             model.save_pretrained(temporary)
             share_weights(temporary, folder.weights)
-        for name, table in functions.tables(done).items():
+        for name, table in measured.tables().items():
             write_predictions(cell / name, table)
     write_record(cell / RECORD_FILE, record)
     return record
@@ -72,9 +74,9 @@ def run_cell(
 def trained(
     spec: BaseCellSpec, rows: CellRows[Any], method: AnyMethod, *, store: Path | None = None, progress: bool = False
 ) -> Any:
-    """Return the trained model of a cell; ``store`` keeps stages that cells share."""
-    set_seed(spec.seed)  # methods may draw from the global generators; no cell depends on the one before
-    model = functions_of(spec.kind).build_model(spec, rows)
+    """Train the model of a cell; ``store`` is the folder of the stages that cells share."""
+    set_seed(spec.seed)  # methods may draw from the global generators
+    model = kind_named(spec.kind).build_model(spec, rows)
     recipe = spec.recipe.to_recipe(spec.seed, store, progress=progress)
     return train_method(method, spec.method, model, rows.training, recipe).eval()
 
@@ -103,7 +105,7 @@ def _common_fields(spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], met
 
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
-    """Write what this project and Python's warnings say into a file, which appears when the block ends well."""
+    """Write the log of this project and Python's warnings into a file, which appears if the block succeeds."""
     loggers = [logging.getLogger(name) for name in ("consistentee", "baselines", "benchmarks", "py.warnings")]
     with replacing(path) as temporary:
         handler = logging.FileHandler(temporary, encoding="utf-8")
