@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import small_suite
 from small_generation_suite import METHODS, GenerationBench
 from small_suite import wait_until
 
-from benchmarks.run.jobs import schedulers
 from benchmarks.run.planning.forecast import plan_lines
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import Filters, load_suite
@@ -205,7 +205,7 @@ def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
 
 
 def test_method_of_classification_is_refused(bench, monkeypatch):
-    monkeypatch.setattr(schedulers, "execute", lambda *_: pytest.fail("a cell was computed"))
+    monkeypatch.setattr(small_suite, "carry_out", lambda *_: pytest.fail("a cell was computed"))
     method = bench.folder / "mine.py"
     method.write_text("from baselines.references import Full\n\nclass Mine(Full):\n    ...\n")
     outcome = bench.run(Filters(methods=[f"{method}:Mine"]))
