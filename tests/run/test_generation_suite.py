@@ -189,6 +189,7 @@ def bench(tmp_path: Path, tiny_decoder_backbone: Callable[..., Path], unreported
     return GenerationBench(tmp_path, tiny_decoder_backbone("llama"))
 
 
+@pytest.mark.slow  # test_kill.py kills a run of classification by default
 @pytest.mark.usefixtures("untimed")
 def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
     bench.write()
