@@ -288,6 +288,25 @@ def execute(job: Job, threads: int | None = None) -> None:
             note_failure(job.place, job.key, _end_of_process(process.exitcode), said)
 
 
+def compute_here(job: Job) -> None:
+    """Compute a job in this process, unless it is done; write its result, or a note of its failure.
+
+    Raises:
+        DiskFullError: there is no room for the result or the note.
+    """
+    with only_one(job.lock_place), listening(StatusFile(job.status)):
+        if job.is_done():
+            return
+        try:
+            job.compute()
+        except Exception as error:  # a method may fail in any way at all; the other cells are still worth running
+            if is_disk_full(error):
+                raise DiskFullError(job.place) from error
+            note_error(job.place, job.key, error)
+        else:
+            (job.place / FAILURE_FILE).unlink(missing_ok=True)
+
+
 def _started(job: Job, threads: int | None, output: Path) -> BaseProcess:
     """Start the process of a job. One whose time is compared begins anew, shaped by no policy of ours."""
     context: ForkServerContext | SpawnContext = multiprocessing.get_context("spawn")
@@ -357,17 +376,10 @@ def _work(job: Job, threads: int | None, output: Path) -> None:
         import torch
 
         torch.set_num_threads(threads)
-    with only_one(job.lock_place), listening(StatusFile(job.status)):
-        if job.is_done():
-            return
-        try:
-            job.compute()
-        except Exception as error:  # a method may fail in any way at all; the other cells are still worth running
-            if is_disk_full(error):
-                sys.exit(_DISK_FULL)
-            note_error(job.place, job.key, error)
-        else:
-            (job.place / FAILURE_FILE).unlink(missing_ok=True)
+    try:
+        compute_here(job)
+    except DiskFullError:
+        sys.exit(_DISK_FULL)
 
 
 def _end_with_parent() -> None:

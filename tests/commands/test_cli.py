@@ -208,7 +208,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(runs, monkeypatch):
         seen.update(options, methods=filters.methods)
         return ["the plan", "its estimate"]
 
-    monkeypatch.setattr("benchmarks.run.planning.forecast.plan_lines", plan_lines)
+    monkeypatch.setattr("benchmarks.run.dry_run.plan_lines", plan_lines)
     done = call("run", "quick", "--dry-run", "--methods", "full", "--workers", "2", "--retry-failed")
     assert done.output == "the plan\nits estimate\n"
     assert (seen["methods"], seen["workers"], seen["retry_failed"], seen["fresh"]) == (["full"], 2, True, False)

@@ -349,10 +349,6 @@ class TestWhatGoesWrong:
         texts = {text.row: text.text for text in stream_texts(model, PROMPTS, MIXED, **options)}
         assert [texts[row] for row in range(len(PROMPTS))] == generate(model, PROMPTS, MIXED, **options).texts
 
-    def test_too_few_in_flight(self, model):
-        with pytest.raises(UserError, match="a batch of 8 cannot be filled from 4 rows in flight"):
-            generate(model, PROMPTS, MIXED, in_flight=4, batch_size=8)
-
     def test_one_prompt_too_long_among_many(self, model):
         long = "ba " * (model.stepper.position_limit + 1)
         with pytest.raises(UserError, match="prompt 3 of 4 has"):

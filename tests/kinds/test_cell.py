@@ -227,8 +227,6 @@ def test_a_cascades_record_counts_its_own_layers_and_names_the_stock_models(tmp_
 
 
 OF_SEVERAL_STAGES = {
-    "deebert": {},
-    "fastbert": {"classifier": "linear"},
     "calm-classifier": {},
     "leebert": {},
     "consistentee": {"reward": "hardness", "memorized_layer": "cross-fitted"},

@@ -21,6 +21,7 @@ from rich.console import Console
 from small_suite import Bench
 from typer.testing import CliRunner
 
+from benchmarks import analysis
 from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
 from benchmarks.analysis.leaderboard.board import load_leaderboard
 from benchmarks.analysis.tables.leaderboard import to_text
@@ -425,7 +426,9 @@ METHODS = ["full", "pabee", "majority"]
 def finished(tmp_path_factory, tiny_backbone) -> Bench:
     """Return a small suite that was run and published, in ``published`` beside it."""
     bench = Bench(tmp_path_factory.mktemp("finished"), tiny_backbone("bert"))
-    bench.run(changes={"methods": METHODS})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "report_files", lambda out, just_computed: None)
+        bench.run(changes={"methods": METHODS})
     publish_run(bench.out, bench.folder / "published")
     return bench
 

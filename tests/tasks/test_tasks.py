@@ -13,7 +13,6 @@ from typing import get_args
 
 import pytest
 import yaml
-from documents import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +20,7 @@ from benchmarks import list_tasks, load_task
 from benchmarks.tasks import loader
 from benchmarks.tasks.loader import rows_of_dataset, task_kind, task_shipment
 from benchmarks.tasks.readers import read_file
-from benchmarks.tasks.specs import Cut, Files, Hub, MetricName, TaskSpec
+from benchmarks.tasks.specs import Cut, Files, Hub, MetricName
 from benchmarks.tasks.splits import shares
 from consistentee.backbones.wheels import is_fetched
 from consistentee.data.metrics import METRICS
@@ -439,21 +438,6 @@ print(time.perf_counter() - start)
     message, seconds = run.stdout.splitlines()
     assert "no data directory was given; hub data set nyu-mll/glue (sst2): " in message
     assert float(seconds) < 10
-
-
-def test_the_example_of_the_documentation(tmp_path):
-    page = (ROOT / "docs" / "tasks.md").read_text()
-    example = page.split("```yaml\n")[1].split("```")[0]
-    (tmp_path / "tickets.yaml").write_text(example)
-    rows = [
-        json.dumps({"subject": f"s{i}", "body": f"b{i}", "team": ["billing", "technical"][i % 2]}) for i in range(40)
-    ]
-    for name in ("train.jsonl", "test.jsonl"):
-        (tmp_path / name).write_text("\n".join(rows) + "\n")
-    task = load_task(tmp_path / "tickets.yaml")
-    assert task.label_names == ("billing", "technical")
-    assert task.train.texts[0] == ("s0", "b0")
-    assert set(TaskSpec.model_fields) <= set(page.replace("`", " ").replace("|", " ").split())
 
 
 # ------------------------------------------------------------------------------------------------ real data

@@ -316,7 +316,7 @@ def runs(monkeypatch, tmp_path):
         return [f"would run {len(suite.methods)} methods"]
 
     monkeypatch.setattr("benchmarks.run.sweep.run_suite", run_suite)
-    monkeypatch.setattr("benchmarks.run.planning.forecast.plan_lines", plan_lines)
+    monkeypatch.setattr("benchmarks.run.dry_run.plan_lines", plan_lines)
     return seen
 
 

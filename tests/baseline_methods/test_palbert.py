@@ -5,7 +5,6 @@ import torch
 from conftest import make_task
 
 from baselines.palbert import PALBERT, QuantileRule, divergence, geometric, leaving_probabilities
-from consistentee.errors import UserError
 from consistentee.methods.reward import exit_distribution
 from consistentee.models.classifiers import ClassifierSpec, RecordedLayer
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -64,8 +63,3 @@ def test_one_classifier_answers_at_every_layer_and_is_saved_once(tiny_model, tmp
     with torch.no_grad():
         answers = [one.classify(t, layer) for one in (model, loaded) for t in (1, 2, 3, 4)]
     assert all(torch.equal(answer, answers[0]) for answer in answers)
-
-
-def test_a_rate_is_a_probability():
-    with pytest.raises(UserError, match="rate"):
-        PALBERT(rate=1.0)

@@ -7,7 +7,6 @@ import torch
 from conftest import make_task
 
 from baselines.de3_bert import DE3BERT, distance_enhanced_entropy, distance_ratio, harmonic
-from consistentee.errors import UserError
 from consistentee.rules.signals import normalised_entropy
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
@@ -61,9 +60,3 @@ def test_the_regulariser_puts_rows_beside_the_prototype_of_their_class(tiny_mode
             shares.append((distances(model, trace, 3).argmin(dim=-1) == trace.labels).double().mean().item())
     assert shares[0] < 0.7
     assert shares[1] > 0.9
-
-
-def test_parameters_out_of_range_are_refused():
-    for wrong, name in ((-1.0, "regularised"), (-0.1, "balance"), (1, "width")):
-        with pytest.raises(UserError, match="2 dimensions" if name == "width" else name):
-            DE3BERT(**{name: wrong})

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from baselines.jei_dnn import JEIDNN, MassRule, certainty, exit_loss, exit_masses, gate_loss
-from consistentee.errors import UserError
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay
@@ -97,8 +96,3 @@ def test_a_higher_price_moves_mass_to_earlier_exits_and_the_backbone_stays(tiny_
             gates = [model.head("gate")(t, logits[:, t - 1], read[:, t - 1]).sigmoid() for t in (1, 2, 3)]
             mean_exit.append((exit_masses(torch.stack(gates, dim=1)) * torch.arange(1, 5)).sum(dim=1).mean())
     assert mean_exit[1] < mean_exit[0]
-
-
-def test_a_price_is_not_negative():
-    with pytest.raises(UserError, match="price"):
-        JEIDNN(price=-1)

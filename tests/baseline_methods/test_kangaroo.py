@@ -137,17 +137,6 @@ def test_keys_and_values_are_right_behind_every_rejection(drafting_decoder, monk
     assert min(checked, accepted, rejected) >= 4
 
 
-def test_an_unsure_draft_ends_and_its_last_token_is_verified(drafting_decoder):
-    model = endless(drafting_decoder())
-    longest, shortest = (drafted(model, draft_layer=3, draft_tokens=5, threshold=t) for t in (0.0, 1.0))
-    assert all(count <= passes for count, passes in zip(shortest.drafted, shortest.passes, strict=True))
-    assert sum(shortest.accepted) > 0
-    assert sum(longest.drafted) > sum(longest.passes)
-    between = drafted(model, draft_layer=3, draft_tokens=5, threshold=0.3)
-    rates = [out.acceptance_rate for out in (longest, between)]
-    assert rates[0] <= rates[1], "what is drafted beyond an unsure token is hardly ever accepted"
-
-
 def test_the_adapter_reads_every_token_once_and_is_counted(drafting_decoder):
     model = drafting_decoder()
     read: list[int] = []

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from baselines.skipdecode import SkipDecode, falling_schedule
 from consistentee.engine.generate import generate
-from consistentee.errors import UserError
-from consistentee.methods.method import get_method
 from consistentee.training.recipe import TokenRecipe
 
 SIX = (6, 12, 18, 24, 30)
@@ -28,11 +26,6 @@ SIX = (6, 12, 18, 24, 30)
 )
 def test_schedule_by_hand(mean, expected):
     assert falling_schedule(SIX, mean, 6) == expected
-
-
-def test_one_decoded_token_has_the_mean_layer():
-    assert falling_schedule(SIX, 17, 2) == [30, 18]
-    assert falling_schedule(SIX, 17, 1) == [30, 18]
 
 
 @settings(deadline=None)
@@ -62,8 +55,3 @@ def test_no_token_reads_a_layer_that_an_earlier_one_skipped(tiny_decoder):
         assert all((layers[1:] <= layers[:-1]).all() for layers in exact.exit_layers)
         assert not torch.cat(exact.late_layers + propagated.late_layers).any()
         assert len({tuple(layers[:2].tolist()) for layers in exact.exit_layers}) == 1, "a batch leaves together"
-
-
-def test_a_schedule_over_no_token_is_refused_before_training():
-    with pytest.raises(UserError, match="horizon of -3"):
-        get_method("skipdecode", horizon=-3)

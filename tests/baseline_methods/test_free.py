@@ -25,14 +25,6 @@ def test_tokens_leave_at_the_shallow_exit_or_not_at_all(model):
     assert set(torch.cat(written.exit_layers).tolist()) == {2, 4}
 
 
-def test_other_exits_are_not_looked_at(model):
-    class Blind:
-        layer, rows, device = 3, 2, torch.device("cpu")
-
-    rule = get_method("free", shallow_layer=2).rule(model, 0.3)
-    assert rule.should_exit(Blind(), {}).tolist() == [False, False]
-
-
 def test_every_token_is_read_off_states_of_full_depth(model):
     """Keys and values are exact, so a full-depth pass over the text gives the very tokens, and propagation does not."""
     prompts, rule = random_prompts(12, seed=2), FREE().rule(model, 0.3)

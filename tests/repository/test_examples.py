@@ -20,6 +20,7 @@ import pytest
 import typer
 from documents import DOCUMENTS, LANGUAGES, ROOT, Block, blocks_of, commands_of
 from packaging.requirements import Requirement
+from records_by_hand import write_results
 from small_generation_suite import write_text_task
 from small_suite import write_task
 from typer.testing import CliRunner
@@ -27,6 +28,7 @@ from typer.testing import CliRunner
 import benchmarks
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised
+from benchmarks.commands.publish import publish_run
 from benchmarks.specs import suites
 from benchmarks.specs.base import BaseSuite, TimingSpec
 from consistentee.data.instances import TaskData
@@ -132,17 +134,33 @@ def shows_what_can_be_small(document: str) -> bool:
     return any(in_small(block.source) != block.source for block in shown)
 
 
+@pytest.fixture(scope="session")
+def small_results(tmp_path_factory) -> Path:
+    """Publish a made-up suite under the names of results that examples show."""
+    folder = tmp_path_factory.mktemp("small")
+    write_results(folder / "run", tasks=("mcid", "rte"))
+    publish_run(folder / "run", folder / "results" / "cpu-6-layers")
+    shutil.copytree(folder / "results" / "cpu-6-layers", folder / "results" / "cpu-12-layers")
+    return folder / "results"
+
+
 @pytest.fixture
-def small_world(tmp_path, tiny_backbone, tiny_decoder_backbone, monkeypatch) -> Path:
-    """Work in a folder with copies of the results, and with toys of the names in ``SMALL``."""
+def toys(tmp_path, tiny_backbone, tiny_decoder_backbone, monkeypatch) -> Path:
+    """Work in a folder with toys of the names in ``SMALL``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(classifiers, "KINDS", dict(classifiers.KINDS))
-    shutil.copytree(ROOT / "results", "results")
     write_task(tmp_path, "toy")
     write_text_task(tmp_path, "toy-text")
     Path("tiny-encoder").symlink_to(tiny_backbone("bert"))
     Path("tiny-decoder").symlink_to(tiny_decoder_backbone("llama"))
     return tmp_path
+
+
+@pytest.fixture
+def small_world(toys, small_results) -> Path:
+    """Work with toys, and with made-up results under the names of real ones."""
+    shutil.copytree(small_results, "results")
+    return toys
 
 
 @pytest.fixture
@@ -186,7 +204,8 @@ def test_slow_examples_run_small(document, small_suites, monkeypatch):
 @pytest.mark.real
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("document", [name for name in DOCUMENTS if shows_what_can_be_small(name)])
-def test_examples_run_on_what_they_name(document, small_world, monkeypatch):
+def test_examples_run_on_what_they_name(document, toys, monkeypatch):
+    shutil.copytree(ROOT / "results", "results")
     for block in blocks_of(document):
         if not (block.is_parsed_only or block.is_slow or block.test):
             run_block(block, block.smaller(on_tiny_models=False), monkeypatch)

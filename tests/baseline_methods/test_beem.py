@@ -74,8 +74,3 @@ def test_costs_weigh_a_tenth_a_layer_and_are_saved_with_the_model(tiny_model, tm
     loaded = MultiExitModel.from_pretrained(tmp_path / "model")
     assert factors_of(loaded.head(EXPERTS)) == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert BEEM().rule(loaded, 0.5).threshold == pytest.approx((0.1 + 0.2 + 0.3) / 2)
-
-
-def test_a_share_outside_of_0_and_1_is_refused():
-    with pytest.raises(UserError, match="held_out"):
-        BEEM(held_out=1.0)

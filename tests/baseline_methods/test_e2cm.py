@@ -2,7 +2,6 @@
 
 from typing import cast
 
-import pytest
 import torch
 from conftest import make_task
 
@@ -58,10 +57,3 @@ def test_exits_are_the_class_means_of_the_full_model(tiny_model):
         means = torch.stack([pooled[of_full.labels == label].mean(dim=0) for label in range(3)])
         distances = (pooled.unsqueeze(1) - means).norm(dim=-1)
         torch.testing.assert_close(trace.logits[:, layer - 1], -distances / distances.mean(dim=0), rtol=1e-4, atol=1e-4)
-
-
-def test_thresholds_are_dense_near_chance(tiny_model):
-    values = E2CM().knob_values(tiny_model(num_labels=4))
-    assert (values[0], values[-1]) == (0, 1)
-    assert list(values) == sorted(values)
-    assert values[1] == pytest.approx(0.25 + 0.75e-4)

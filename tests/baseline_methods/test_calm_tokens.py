@@ -9,7 +9,6 @@ from conftest import make_text_task, random_prompts
 from torch.nn import functional
 
 from baselines.calm import CALMTokensClassifier, DecayingSaturationRule, DecayingSignalRule, agreement
-from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.methods.token_answers import exit_answers
 from consistentee.rules.signals import margin
@@ -70,43 +69,12 @@ def test_state_saturation_by_hand(tiny_decoder):
     assert len(set(exits.tolist())) > 1
 
 
-def test_ends_of_the_knob_compute_nothing(tiny_decoder):
-    class Blind:
-        layer, steps, rows, device = 2, torch.ones(3, dtype=torch.long), 3, torch.device("cpu")
-
-    for name in NAMES:
-        model, method = tiny_decoder(), get_method(name)
-        first, last = method.knob_values(model)[0], method.knob_values(model)[-1]
-        assert method.rule(model, first).should_exit(Blind(), {}).all()
-        assert not method.rule(model, last).should_exit(Blind(), {}).any()
-
-
 def test_threshold_is_stretched_over_what_the_model_was_trained_to_write(tiny_decoder):
     model = tiny_decoder()
     assert get_method(NAMES[1]).rule(model, 0.5).tokens == 64
     get_method(NAMES[1]).fit(model, make_text_task(), RECIPE)
     assert get_method(NAMES[1]).rule(model, 0.5).tokens == make_text_task().max_new_tokens
     assert get_method(NAMES[1], horizon=20).rule(model, 0.5).tokens == 20
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_what_no_text_can_be_decoded_with_is_refused_before_training(name):
-    with pytest.raises(UserError, match="horizon of 0"):
-        get_method(name, horizon=0)
-    with pytest.raises(UserError, match="tau is at least 0, got -1"):
-        get_method(name, tau=-1.0)
-    with pytest.raises(UserError, match="at least 2 candidates"):
-        get_method("calm-tokens-softmax", candidates=1)
-
-
-def test_thresholds_on_the_state_are_dense_where_states_have_settled(tiny_decoder):
-    model, method = tiny_decoder(), get_method("calm-tokens-state")
-    rules = [method.rule(model, knob) for knob in method.knob_values(model)]
-    thresholds = [float(rule.threshold_at(torch.tensor(7))) for rule in rules]
-    assert thresholds == sorted(thresholds)
-    assert (thresholds[0], thresholds[-1]) == (0.0, 1.0)
-    assert sum(0.95 < threshold < 1 for threshold in thresholds) > 20
-    assert thresholds.count(1.0) == 1
 
 
 def test_agreement_by_hand():

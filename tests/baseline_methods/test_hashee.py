@@ -6,7 +6,7 @@ from conftest import VOCABULARY, make_task
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.hashee import HashEE, frequency_buckets, occurrence_buckets, token_counts
+from baselines.hashee import HashEE, frequency_buckets, occurrence_buckets
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
 from consistentee.training.recipe import Recipe
@@ -69,10 +69,6 @@ def test_the_schedule_by_occurrences(tiny_model):
     assert schedule[tokens].tolist() == [1, 2, 3, 4, 4, 4, 4, 4]
     schedule = HashEE(buckets=2, equal_shares="occurrences").schedule(model, rows)
     assert schedule[tokens].tolist() == [1, 1, 3, 3, 3, 4, 4, 4]
-
-
-def test_counts_are_those_of_the_tokens():
-    assert token_counts([Encoding([2, 0, 2]), Encoding([1])], 4).tolist() == [1, 1, 2, 0]
 
 
 @pytest.mark.parametrize(

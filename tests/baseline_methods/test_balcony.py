@@ -11,11 +11,8 @@ from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts
 from benchmarks.kinds.texts.selection import replay_points
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.data.prompts import PromptSplit
-from consistentee.engine.generate import generate, stream_texts
-from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
-from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(7, seed=6)
@@ -47,24 +44,6 @@ def test_texts_are_those_of_a_stock_model_of_these_layers(tiny_decoder, family):
     for out in written:
         assert [tokens.tolist() for tokens in out.tokens] == expected
         assert torch.cat(out.exit_layers).unique().tolist() == [3]
-
-
-def test_full_depth_is_the_model_itself(model):
-    assert BALCONY.model_at(model, 4.0) is model
-    full = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
-    assert BALCONY.generate(model, PROMPTS, 4.0, max_new_tokens=NEW_TOKENS).texts == full.texts
-
-
-def test_texts_stream_one_by_one(model):
-    stack, rule = BALCONY.model_at(model, 1.0), BALCONY.rule(model, 1.0)
-    texts = {text.row: text.text for text in stream_texts(stack, PROMPTS, rule, max_new_tokens=NEW_TOKENS, in_flight=8)}
-    assert [texts[row] for row in range(7)] == BALCONY.generate(model, PROMPTS, 1.0, max_new_tokens=NEW_TOKENS).texts
-
-
-def test_knobs_are_exit_layers(model):
-    assert BALCONY.knob_values(model) == (1.0, 2.0, 3.0, 4.0)
-    with pytest.raises(UserError, match=r"no exit at layer 2\.5"):
-        BALCONY.generate(model, ["ba"], 2.5)
 
 
 def test_replays_are_of_the_decoder_that_writes(tiny_decoder):

@@ -11,7 +11,7 @@ from baselines.references import TokenStatic
 from baselines.soft import SoFT
 from consistentee.rules.depth_thresholds import DepthThresholdRule, shifted_thresholds
 from consistentee.traces.token_trace import record_tokens
-from consistentee.traces.walk import replay, sweep
+from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(trains="all", backbone_steps=2, exit_steps=2, exit_batch_size=16)
@@ -43,17 +43,6 @@ def test_a_token_leaves_where_its_probability_reaches_the_threshold_of_the_layer
     found = replay(DepthThresholdRule(thresholds), trace)
     assert set(found.tolist()) == {1, 3, 4}
     assert (found == expected).double().mean() > 0.98, "up to a token on the threshold"
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
-def test_knob_runs_from_the_first_exit_to_full_depth(tiny_decoder, method):
-    model = tiny_decoder()
-    trace = record_tokens(model, ROWS)
-    exits = sweep([method.rule(model, knob) for knob in method.knob_values(model)], trace)[:, trace.may_exit]
-    assert (exits[0] == 1).all()
-    assert (exits[-1] == 4).all()
-    assert (exits[1:] >= exits[:-1]).all(), "a later knob never exits earlier"
-    assert 0.0 in method.knob_values(model), "the paper's thresholds"
 
 
 def test_both_have_the_stage_of_all_methods_that_ask_for_equal_weights(tiny_decoder, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 from documents import DOCUMENTS, ROOT, blocks_of
-from small_suite import write_task
+from small_suite import carry_out_here, write_task
 from typer.testing import CliRunner
 
 import benchmarks
@@ -25,6 +25,7 @@ from benchmarks.cli import app
 from benchmarks.commands.new_method import write_method
 from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
 from benchmarks.contract.run import check_method, fault_lines
+from benchmarks.run import pool
 from benchmarks.specs import suites
 from benchmarks.specs.base import TimingSpec
 from consistentee.methods.method import get_method
@@ -48,6 +49,7 @@ def test_the_method_of_the_guide_is_what_new_method_writes_and_is_short(tmp_path
 def small_quick_suite(tmp_path, tiny_backbone, monkeypatch):
     """Let the name ``quick`` mean that suite on a toy task and a tiny backbone; results go below ``tmp_path``."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pool, "execute", carry_out_here)
     quick = suites.load_suite("quick")
     timing = TimingSpec(rows=8, batch_sizes=(1, 4))
     suite = quick.model_copy(
@@ -98,17 +100,15 @@ def test_the_guide_from_nothing_to_a_curve_on_a_real_task(tmp_path):
     assert (tmp_path / "runs" / "quick" / "curves.png").is_file()
 
 
-def test_the_rule_with_a_memory_of_the_guide_passes_the_contract(tmp_path):
-    use = CODE[0].replace('ThresholdRule(head_probability("gate"), knob, exit_when="above")', "TwiceSure(knob)")
-    assert passes_the_contract(tmp_path, use + CODE[1])
-
-
-def test_the_kind_of_classifier_of_the_guide_passes_the_contract(tmp_path, monkeypatch):
+def test_the_rule_and_the_kind_of_classifier_of_the_guide_pass_the_contract(tmp_path, monkeypatch):
     monkeypatch.setattr(classifiers, "KINDS", dict(classifiers.KINDS))
     first = "        train_jointly_on("
-    use = CODE[0].replace(first, f'        model.use_classifier(ClassifierSpec("max"), recipe.seed)\n{first}')
-    assert "max" in use
-    assert passes_the_contract(tmp_path, f"{use}from consistentee.models.classifiers import ClassifierSpec\n{CODE[2]}")
+    method = CODE[0].replace(first, f'        model.use_classifier(ClassifierSpec("max"), recipe.seed)\n{first}')
+    method = method.replace('ThresholdRule(head_probability("gate"), knob, exit_when="above")', "TwiceSure(knob)")
+    assert "max" in method
+    assert "TwiceSure" in method
+    imported = "from consistentee.models.classifiers import ClassifierSpec\n"
+    assert passes_the_contract(tmp_path, method + CODE[1] + imported + CODE[2])
 
 
 def test_the_method_of_generation_of_the_guide_passes_the_contract(tmp_path):
@@ -159,7 +159,3 @@ def test_every_public_name_has_its_place_in_the_api_pages():
     pages = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md"))
     shown = set(re.findall(r"^::: [\w.]+\.(\w+)$|`(\w+)`", pages, re.MULTILINE))
     assert {*ee.__all__, *benchmarks.__all__} <= {name for pair in shown for name in pair}
-
-
-def test_the_readme_is_read_in_minutes():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
