@@ -266,15 +266,6 @@ def test_a_cell_that_dies_while_it_is_made_again_is_no_cell(tmp_path, tiny_backb
     assert read_cell(folder.cell(spec), parts_by_hand(), CellRecord) == (None, None)
 
 
-def test_same_seed_same_record(tmp_path, tiny_backbone, toy_task):
-    records = []
-    for name in ("a", "b"):
-        spec = spec_of(tiny_backbone("bert"), "berxit")
-        records.append(run(spec, toy_task, RunFolder(tmp_path / name)))
-    assert records[0].curve_test == records[1].curve_test
-    assert records[0].operating_points == records[1].operating_points
-
-
 def test_regression(tmp_path, tiny_backbone):
     task = make_task(regression=True)
     spec = spec_of(tiny_backbone("bert"), "pabee")
