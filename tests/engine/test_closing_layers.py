@@ -27,7 +27,7 @@ from consistentee.traces.named_tokens import named_tokens
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
-from consistentee.training.decoder.backbone_losses import states_with_layer_dropout
+from consistentee.training.decoder.backbone_losses import ExitLosses, joint_loss, states_with_layer_dropout
 from consistentee.training.decoder.sources import StepRows
 
 PROMPTS = random_prompts(9, seed=3)
@@ -74,6 +74,10 @@ class TestStack:
         loaded = MultiExitDecoder.from_pretrained(tmp_path)
         assert list(loaded.closing) == [4]
         assert texts(generate(loaded, PROMPTS, MIXED)) == texts(generate(model, PROMPTS, MIXED))
+
+    def test_other_closing_layers_are_another_model(self, model, tiny_decoder):
+        other = tiny_decoder(adapter="shared", exit_layers=[2, 3])
+        assert other.fingerprint() != model.fingerprint()
 
 
 class TestTexts:
@@ -193,6 +197,25 @@ class TestMethods:
             assert texts(alone) == texts(together)
             exits |= {layer for _, layers in texts(alone) for layer in layers}
         assert len(exits) > 1, "the knob matters"
+
+    def test_the_loss_is_of_what_exits_say_behind_them(self, tiny_decoder):
+        model = tiny_decoder(**CLOSED)
+        rows = rows_of(model, generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS))
+        batch = StepRows(**vars(collate_rows(model, rows)), number=0, done=0.0)
+        first = ExitLosses("equal", "all", 0.0)
+        loss = joint_loss(first, model, batch)
+        expected = [
+            torch.nn.functional.cross_entropy(
+                model.logits(
+                    layer, model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking[:, :, index]
+                )[batch.gives_response],
+                batch.targets,
+            )
+            for index, layer in enumerate(model.exit_layers)
+        ]
+        assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in model.stepper.layer_module(4).parameters())
 
 
 class TestRefusals:
