@@ -46,6 +46,7 @@ _PRELOADED = [
     "torch.utils.flop_counter",
     "transformers.masking_utils",
     "transformers.models.auto",
+    "transformers.trainer_utils",
 ]
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 _DISK_FULL = 75  # exit code: the run has to end; sysexits.h calls it a temporary failure

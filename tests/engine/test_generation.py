@@ -39,8 +39,9 @@ def tokens_of(out) -> list[list[int]]:
     return [tokens.tolist() for tokens in out.tokens]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", DECODER_FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "attention"), [("llama", "eager"), *((family, "sdpa") for family in DECODER_FAMILIES)]
+)
 def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, family, attention):
     model = tiny_decoder(family)
     model.backbone.set_attn_implementation(attention)
@@ -226,14 +227,6 @@ class TestSampledTexts:
         assert first == again
         assert first != other
 
-    def test_the_likeliest_of_one_is_greedy(self, tiny_decoder):
-        model = tiny_decoder()
-        greedy, sampled = (
-            generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, sampling=sampling)
-            for sampling in (None, Sampling(top_k=1))
-        )
-        assert greedy.texts == sampled.texts
-
 
 class TestBadInput:
     def test_a_prompt_must_fit_with_what_is_to_be_written(self, tiny_decoder):
@@ -247,11 +240,6 @@ class TestBadInput:
         message = f"prompt 2 of 2 has {len(row)} tokens, and with {fits + 1} new ones that is more than the {limit}"
         with pytest.raises(UserError, match=message):
             generate_encoded(model, [row[:3], row], NeverExit(), max_new_tokens=fits + 1)
-
-    def test_a_long_prompt_is_cut_where_that_is_asked(self, tiny_decoder):
-        model = tiny_decoder()
-        out = generate(model, ["ba " * 300], NeverExit(), max_new_tokens=2, max_prompt_tokens=9, keep="start")
-        assert out.prompt_tokens == [9]
 
     def test_a_tokenizer_without_a_padding_token(self, tiny_decoder):
         model = tiny_decoder(pad_token=False)

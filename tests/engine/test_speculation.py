@@ -1,7 +1,5 @@
 """Self-speculative decoding: the text is the full model's, whatever the draft; drafts are counted, and run once."""
 
-import math
-
 import pytest
 import torch
 from conftest import DECODER_FAMILIES, random_prompts
@@ -103,10 +101,3 @@ def test_stop_strings_end_tokens_and_streams(agreeing_decoder):
         t.tolist() for t in generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS).tokens
     ]
     assert out.ended_by[0] == "eos"
-
-
-def test_nothing_to_write(tiny_decoder):
-    out = generate_speculatively(tiny_decoder(), PROMPTS, draft_layer=2, max_new_tokens=0)
-    assert out.texts == [""] * 4
-    assert math.isnan(out.acceptance_rate)
-    assert generate_speculatively(tiny_decoder(), PROMPTS, draft_layer=2, max_new_tokens=1).drafted == [0] * 4

@@ -17,18 +17,18 @@ from benchmarks.kinds.generation import Generation
 from benchmarks.kinds.texts import decoding as generation_decoding
 from benchmarks.kinds.texts.calibration_study import study_calibration
 from benchmarks.kinds.texts.decoded_test import read_references
-from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
+from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts, from_tensors, to_tensors
 from benchmarks.kinds.texts.findings import exit_histogram, layers_by_position, layers_trained_in
 from benchmarks.kinds.texts.selection import choose_points, mixed_points, replay_points, select_knobs
 from benchmarks.measure.decoding_clock import stock_times
 from benchmarks.measure.reference_loss import record_references, reference_losses
-from benchmarks.measure.text_scores import mean_with_interval, score_generations
+from benchmarks.measure.text_scores import score_generations
 from benchmarks.run.timing import load_models
 from benchmarks.specs.generation import DecodingTimingSpec, Regrouped, StudySpec
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
-from consistentee.data.prompts import Prompt, PromptSplit
+from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.engine.step.prompt_batch import PromptBatch
@@ -61,16 +61,6 @@ def equal(first: Generations, second: Generations) -> bool:
         for name in ("tokens", "exit_layers", "late_layers")
         for a, b in zip(getattr(first, name), getattr(second, name), strict=True)
     )
-
-
-def test_prompts_are_cut_by_the_tasks_rule(model):
-    split = PromptSplit("test", [Prompt("ba ", "be bi bo bu", " da"), "de"], ["a", "b"])
-    cut = fitting_prompts(model, split, 5, "start")
-    assert cut.truncated == [True, False]
-    assert cut.texts[0].startswith("ba be")
-    assert cut.texts[0].endswith(" da")
-    assert len(model.encode(cut.texts)[0]) <= 5
-    assert cut.first(1).truncated == [True]
 
 
 @pytest.mark.parametrize(("trains", "said"), [("exits", None), ("lora", "bfloat16"), ("all", "bfloat16")])
@@ -157,12 +147,6 @@ def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
     full, (shallow, whole) = read_references(decoder, prompts_of(), [1.0, 4.0])
     assert (shallow.average_layers, whole.average_layers) == (2, 4), "layer 1 and the exit's own"
     assert whole.nats.tolist() == full.nats.tolist() != shallow.nats.tolist()
-
-
-def test_full_model_is_chosen_for_its_agreement_alone(model):
-    selection = select_knobs(decoder_of(model, TokenFull()), prompts_of(), (0.33, 0.5))
-    assert list(selection.chosen.values()) == [[FAITHFUL]]
-    assert selection.points[next(iter(selection.chosen))].agreement == 1.0
 
 
 def test_methods_that_draft_are_run_and_not_replayed(model):
@@ -271,15 +255,6 @@ def test_equal_texts_are_alike_without_a_word_in_them(model):
     dots = replace(full, texts=["..."])
     assert score_generations(dots, dots, ["a"], ["rougeL"]).full_text.tolist() == [1.0]
     assert score_generations(dots, full, ["a"], ["rougeL"]).full_text.tolist() == [0.0]
-
-
-def test_intervals_hold_the_mean_and_are_reproducible():
-    values = np.linspace(0, 1, 30)
-    mean = mean_with_interval(values, resamples=200, seed=0)
-    assert mean.value == pytest.approx(0.5)
-    assert mean.interval[0] < mean.value < mean.interval[1]
-    assert mean == mean_with_interval(values, resamples=200, seed=0)
-    assert mean_with_interval(np.ones(3), resamples=200, seed=0).interval == (1.0, 1.0)
 
 
 def test_only_lambdas_can_be_calibrated(model):

@@ -225,12 +225,6 @@ def test_file_faults(tmp_path):
     with pytest.raises(UserError, match="no such suite file"):
         load_suite(tmp_path / "none.yaml")
     broken = tmp_path / "broken.yaml"
-    broken.write_text("name: [")
-    with pytest.raises(UserError, match="not valid YAML"):
-        load_suite(broken)
-    broken.write_text("!!python/object/apply:os.getcwd []")
-    with pytest.raises(UserError, match="not valid YAML"):
-        load_suite(broken)
     broken.write_text("- a list")
     with pytest.raises(UserError, match="must hold a mapping"):
         load_suite(broken)

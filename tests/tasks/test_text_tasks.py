@@ -258,31 +258,6 @@ def test_rows_that_lack_a_part_are_dropped_and_counted(tmp_path):
         load_task(write_task(tmp_path, {"train.jsonl": lines(rows[-3:-1])}))
 
 
-def test_missing_splits_are_cut_from_train_always_alike(tmp_path):
-    path = write_task(tmp_path, {"train.jsonl": questions(100)}, test={"fraction": 0.5, "at_most": 20, "seed": 3})
-    task = load_text_task(path)
-    assert [(s.name, len(s)) for s in (task.train, task.validation, task.test)] == [
-        ("train", 72),
-        ("validation", 8),
-        ("test", 20),
-    ]
-    prompts = [*task.train.prompts, *task.validation.prompts, *task.test.prompts]
-    assert len(set(prompts)) == 100
-    assert load_text_task(path).fingerprint() == task.fingerprint()
-    with pytest.raises(UserError, match=r"train has too few rows \(1\) to cut a test split from it"):
-        load_task(write_task(tmp_path, {"train.jsonl": questions(1)}))
-
-
-def test_repeats_and_subsets_are_noted(tmp_path):
-    contents = {"train.jsonl": questions(30), "v.jsonl": questions(1), "t.jsonl": questions(2)}
-    keys = {"complete_rows": {"train": 99, "test": 2}, "subset_notes": "Beware"}
-    path = write_task(tmp_path, contents, {"validation": "v.jsonl", "test": "t.jsonl"}, **keys)
-    assert load_task(path).notes == (
-        "Train is a subset: 30 of 99 rows. Beware. 1 validation text also occurs in train. "
-        "2 test texts also occur in train."
-    )
-
-
 def test_tsv_without_header_and_quoted_csv(tmp_path):
     files = {"format": "tsv", "header": False, "train": "train.tsv", "fields": {"question": 2}, "response": 1}
     content = "".join(f"a{i}\tq{i}\n" for i in range(20))
@@ -316,14 +291,6 @@ def test_alpaca_layout(tmp_path):
     assert with_input.before.endswith(".\n\n### Input:\n")
     assert with_input.after == "\n\n### Response:"
     assert "Train is a subset: 40 of 52002 rows." in task.notes
-
-
-def test_dolly_layout(tmp_path):
-    rows = [{"instruction": "Sum up.", "context": f"Page {i}", "response": "Yes.", "category": "x"} for i in range(40)]
-    (tmp_path / "dolly").mkdir()
-    (tmp_path / "dolly" / "databricks-dolly-15k.jsonl").write_text(lines(rows))
-    task = load_text_task("dolly", tmp_path)
-    assert task.train.prompts[0].endswith("### Instruction:\nSum up.\n\n### Input:\nPage 0\n\n### Response:")
 
 
 def test_cnn_dm_layout(tmp_path):
@@ -424,18 +391,6 @@ def test_hub_dataset_becomes_rows():
         rows_of_dataset(hub_dataset(), HUB.model_copy(update={"fields": {"article": "body"}}), "hub")
     with pytest.raises(UserError, match=r"hub train:1: column 'document' must hold text, got \['d'\]"):
         rows_of_dataset(hub_dataset(document=[["d"]] * 3), HUB, "hub")
-
-
-def test_a_task_from_the_hub(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    part = datasets.Dataset.from_dict(
-        {"instruction": [f"i{n}" for n in range(40)], "input": [""] * 40, "output": ["o"] * 40, "text": ["t"] * 40}
-    )
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
-    monkeypatch.setattr("datasets.load_dataset", lambda *_: datasets.DatasetDict({"train": part}))
-    task = load_text_task("alpaca")
-    assert [len(s) for s in (task.train, task.validation, task.test)] == [32, 4, 4]
-    assert load_text_task("alpaca").fingerprint() == task.fingerprint()
 
 
 # ------------------------------------------------------------------------------------------------ the commands
