@@ -14,7 +14,9 @@ from consistentee.files import hash_json
 
 _MODULUS = 2**31 - 1
 _MULTIPLIER = 1_000_003
-_TEXTS_AT_A_TIME = 1024  # a tokenizer makes some ten times as much of a text as is kept
+
+TEXTS_AT_A_TIME = 1024
+"""Texts tokenised together: a tokenizer makes several times as much of a text as is kept."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ def tokenize(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[Enc
     if pairs and any(len(text) != 2 for text in texts):
         raise UserError("a tuple is a pair of texts; give several texts as a list")
     encodings: list[Encoding] = []
-    for start in range(0, len(texts), _TEXTS_AT_A_TIME):
-        chunk = texts[start : start + _TEXTS_AT_A_TIME]
+    for start in range(0, len(texts), TEXTS_AT_A_TIME):
+        chunk = texts[start : start + TEXTS_AT_A_TIME]
         columns = [[text[i] for text in chunk] for i in (0, 1)] if pairs else [list(chunk)]
         rows = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
         token_types = rows.get("token_type_ids") or [None] * len(chunk)

@@ -66,7 +66,7 @@ def test_mixed_singles_and_pairs_are_refused(tiny_model):
 def test_texts_are_tokenised_in_chunks(tiny_model, monkeypatch, pairs):
     model, texts = tiny_model(), random_texts(7, pairs=pairs)
     at_once = model.tokenize(texts)
-    monkeypatch.setattr(encoding, "_TEXTS_AT_A_TIME", 3)
+    monkeypatch.setattr(encoding, "TEXTS_AT_A_TIME", 3)
     assert model.tokenize(texts) == at_once
     assert len(at_once) == 7
 
