@@ -4,8 +4,10 @@ import errno
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +29,11 @@ PARTIAL = ".partial"
 LOCK = ".lock"
 """Ending of the hidden files that :func:`only_one` locks; empty, and safe to delete while nobody computes."""
 
+MAPPED_BYTES = 2**30
+"""Larger tensors, and files of tensors, are memory-mapped, so that they may exceed the memory of the machine."""
+
 _FULL_DISK_CODES = (errno.ENOSPC, errno.EDQUOT)
+_HASHED_TOGETHER = 4096  # rows
 
 
 class DiskFullError(UserError):
@@ -151,11 +157,35 @@ def load_tensors(path: Path) -> "dict[str, Tensor] | None":
     if not path.is_file():
         return None
     try:
-        return load_file(path)
+        return load_file(path) if path.stat().st_size <= MAPPED_BYTES else _map_tensors(path)
     except (SafetensorError, OSError) as error:
         _logger.warning("%s is damaged (%s): deleted, and computed again", path, error)
         path.unlink(missing_ok=True)
         return None
+
+
+def _map_tensors(path: Path) -> "dict[str, Tensor]":
+    """Map a file of tensors; safetensors does so too, but the system refuses it a file larger than the memory."""
+    import torch
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np"):  # checks the header
+        pass
+    with path.open("rb") as file:
+        header_bytes = 8 + int.from_bytes(file.read(8), "little")
+        described = json.loads(file.read(header_bytes - 8))
+        if sys.platform == "linux":
+            content = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE | 0x4000)  # MAP_NORESERVE
+        else:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    dtypes = {"F16": torch.float16, "F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+    tensors = {}
+    for name, part in described.items():
+        if name != "__metadata__":
+            start, end = (header_bytes + offset for offset in part["data_offsets"])
+            tensors[name] = torch.frombuffer(content, dtype=torch.uint8, count=end - start, offset=start)
+            tensors[name] = tensors[name].view(dtypes[part["dtype"]]).view(part["shape"])
+    return tensors
 
 
 def computed_once(path: Path, compute: "Callable[[], dict[str, Tensor]]") -> "dict[str, Tensor]":
@@ -166,8 +196,10 @@ def computed_once(path: Path, compute: "Callable[[], dict[str, Tensor]]") -> "di
     with only_one(path):
         tensors = load_tensors(path)
         if tensors is None:
-            tensors = compute()
-            save_tensors(tensors, path)
+            save_tensors(compute(), path)
+            tensors = load_tensors(path)  # which maps the file, and so frees the memory
+    if tensors is None:
+        raise OSError(f"{path} was damaged as soon as it was written")
     return tensors
 
 
@@ -183,5 +215,7 @@ def hash_tensors(tensors: "dict[str, Tensor]") -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
+        tensor = tensors[name].detach()
+        for part in tensor.split(_HASHED_TOGETHER) if tensor.ndim else [tensor]:  # a copy is made of a part alone
+            digest.update(part.contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,6 +15,9 @@ from consistentee.files import hash_json
 _MODULUS = 2**31 - 1
 _MULTIPLIER = 1_000_003
 
+TEXTS_AT_A_TIME = 1024
+"""Texts tokenised together: a tokenizer makes several times as much of a text as is kept."""
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -108,7 +111,11 @@ def tokenize(tokenizer: Any, texts: Sequence[Text], max_length: int) -> list[Enc
         raise UserError("texts must be all single sentences or all pairs, not both")
     if pairs and any(len(text) != 2 for text in texts):
         raise UserError("a tuple is a pair of texts; give several texts as a list")
-    columns = [[t[0] for t in texts], [t[1] for t in texts]] if pairs else [list(texts)]
-    rows = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
-    token_types = rows.get("token_type_ids") or [None] * len(texts)
-    return [Encoding(ids, types) for ids, types in zip(rows["input_ids"], token_types, strict=True)]
+    encodings: list[Encoding] = []
+    for start in range(0, len(texts), TEXTS_AT_A_TIME):
+        chunk = texts[start : start + TEXTS_AT_A_TIME]
+        columns = [[text[i] for text in chunk] for i in (0, 1)] if pairs else [list(chunk)]
+        rows = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+        token_types = rows.get("token_type_ids") or [None] * len(chunk)
+        encodings += [Encoding(ids, types) for ids, types in zip(rows["input_ids"], token_types, strict=True)]
+    return encodings

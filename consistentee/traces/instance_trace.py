@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExit
 from consistentee.models.heads import ExitHeads
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, predictions_of
+from consistentee.traces.buffers import empty_tensor
 
 
 @dataclass
@@ -149,16 +150,8 @@ def record_outputs(
         store: folder where outputs are kept, so that methods that share a model share its pass; None keeps nothing.
         progress: title of a progress bar, or None for none.
     """
-    if store is None:
-        return _run_at_full_depth(model, encodings, batch_size, progress)
-    path = _outputs_file(store, model, encodings, batch_size)
-
-    def run() -> dict[str, Tensor]:
-        outputs = _run_at_full_depth(model, encodings, batch_size, progress)
-        recorded = {"vectors": outputs.vectors, "logits": outputs.logits}
-        return recorded if outputs.pooled is outputs.vectors else recorded | {"pooled": outputs.pooled}
-
-    tensors = computed_once(path, run)
+    run = partial(_record, model, encodings, ("vectors", "pooled", "logits"), batch_size, progress)
+    tensors = run() if store is None else computed_once(_outputs_file(store, model, encodings, batch_size), run)
     return LayerOutputs(tensors["vectors"], tensors.get("pooled", tensors["vectors"]), tensors["logits"])
 
 
@@ -170,50 +163,43 @@ def record_logits(
     store: Path | None = None,
     progress: str | None = None,
 ) -> Tensor:
-    """Return what every layer answers at full depth: float [rows, L, classes]. States are not kept, nor stored.
+    """Return every layer's logits at full depth: float [rows, L, classes]. Neither states nor logits are stored.
 
-    Takes what :func:`record_outputs` takes; a pass that it left in the store is not made again.
+    The arguments are those of :func:`record_outputs`; a pass that it stored is read, and not run again.
     """
     stored = None if store is None else load_tensors(_outputs_file(store, model, encodings, batch_size))
-    if stored is not None:
-        return stored["logits"]
-    order, parts = _batches_at_full_depth(model, encodings, batch_size, progress)
-    return torch.cat([part.logits.cpu() for part in parts])[order.argsort()]
+    return (stored or _record(model, encodings, ("logits",), batch_size, progress))["logits"]
 
 
 def _outputs_file(store: Path, model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> Path:
-    return store / f"outputs-{_outputs_key(model, encodings, batch_size)}.safetensors"
+    key = hash_json([model.fingerprint(with_heads=False), fingerprint(encodings), batch_size])[:16]
+    return store / f"outputs-{key}.safetensors"
 
 
-def _outputs_key(model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int) -> str:
-    return hash_json([model.fingerprint(with_heads=False), fingerprint(encodings), batch_size])[:16]
-
-
-def _run_at_full_depth(
-    model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int, progress: str | None
-) -> LayerOutputs:
-    order, batches = _batches_at_full_depth(model, encodings, batch_size, progress)
-    parts, back = list(batches), order.argsort()
-    vectors = torch.cat([part.vectors.cpu() for part in parts])[back]
-    logits = torch.cat([part.logits.cpu() for part in parts])[back]
-    pooled = vectors if parts[0].pooled is parts[0].vectors else torch.cat([part.pooled.cpu() for part in parts])[back]
-    return LayerOutputs(vectors, pooled, logits)
-
-
-def _batches_at_full_depth(
-    model: MultiExitModel, encodings: Sequence[Encoding], batch_size: int, progress: str | None
-) -> tuple[Tensor, Iterator[LayerOutputs]]:
-    """Return rows by their length, int64 [rows], and what the model says of them in that order, batch by batch."""
+@torch.no_grad()
+def _record(
+    model: MultiExitModel,
+    encodings: Sequence[Encoding],
+    names: Sequence[str],
+    batch_size: int,
+    progress: str | None,
+) -> dict[str, Tensor]:
+    """Return some of the fields of :class:`LayerOutputs` for all rows; ``pooled`` only where it is not ``vectors``."""
+    model.eval()
     order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
-
-    @torch.no_grad()
-    def run() -> Iterator[LayerOutputs]:
-        model.eval()
-        starts = range(0, len(order), batch_size)
-        for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None):
-            yield model(model.collate([encodings[i] for i in order[start : start + batch_size]]))
-
-    return torch.tensor(order), run()
+    recorded: dict[str, Tensor] = {}
+    starts = range(0, len(order), batch_size)
+    for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None):
+        rows = order[start : start + batch_size]
+        outputs = model(model.collate([encodings[i] for i in rows]))
+        for name in names:
+            values = getattr(outputs, name)
+            if name == "pooled" and values is outputs.vectors:
+                continue
+            if name not in recorded:
+                recorded[name] = empty_tensor((len(encodings), *values.shape[1:]), values.dtype)
+            recorded[name][rows] = values.cpu()
+    return recorded
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from consistentee.files import hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows
+from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows, tokens_read
 from consistentee.traces.token_trace import recorded_states
 
 
@@ -54,24 +54,13 @@ class RowStates:
 
     @cached_property
     def _by_row(self) -> tuple[Tensor, ...]:
-        return self.hidden.split([_read(row) for row in self.rows])
+        return self.hidden.split([tokens_read(row) for row in self.rows])
 
     def fingerprint(self) -> str:
         """Hash of states and rows."""
         tokens = torch.tensor([token for prompt, response in self.rows for token in (*prompt, *response)])
         lengths = torch.tensor([[len(prompt), len(response)] for prompt, response in self.rows])
         return hash_tensors({"hidden": self.hidden, "tokens": tokens, "lengths": lengths})
-
-
-def _read(row: TokenRow) -> int:
-    """Return how many tokens of a row are read: all but the last, where there is a response."""
-    prompt, response = row
-    return len(prompt) + max(len(response) - 1, 0)
-
-
-def real_tokens(batch: TokenRows) -> Tensor:
-    """Return which tokens are no padding: bool [rows, T]."""
-    return batch.padding_mask
 
 
 def record_rows(
@@ -90,6 +79,6 @@ def record_rows(
     if model.closing:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")
     hidden = recorded_states(
-        model, rows, real_tokens, batch_size=batch_size, dtype=torch.float16, store=store, progress=progress
+        model, rows, whole_rows=True, batch_size=batch_size, dtype=torch.float16, store=store, progress=progress
     )
     return RowStates(rows, hidden, model)

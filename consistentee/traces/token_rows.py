@@ -14,6 +14,12 @@ TokenRow = tuple[Sequence[int], Sequence[int]]
 """A prompt and its response, as tokens."""
 
 
+def tokens_read(row: TokenRow) -> int:
+    """Return how many tokens of a row the model reads: all but the last, where there is a response."""
+    prompt, response = row
+    return len(prompt) + max(len(response) - 1, 0)
+
+
 def encode_rows(
     model: MultiExitDecoder,
     split: PromptSplit,
@@ -77,7 +83,7 @@ class TokenRows:
 
 def collate_rows(model: MultiExitDecoder, rows: Sequence[TokenRow]) -> TokenRows:
     """Pad prompts and responses into one batch."""
-    read = [[*prompt, *response][: len(prompt) + max(len(response) - 1, 0)] for prompt, response in rows]
+    read = [[*row[0], *row[1]][: tokens_read(row)] for row in rows]
     lengths = torch.tensor([len(tokens) for tokens in read])
     first = torch.tensor([len(prompt) - 1 for prompt, _ in rows])
     count = torch.tensor([len(response) for _, response in rows])

@@ -8,9 +8,10 @@ Hidden states are kept, logits are not: a vocabulary is some hundred times as wi
 chunks of tokens, once for all the rules of a sweep.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ from consistentee.files import computed_once, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView
-from consistentee.traces.token_rows import TokenRow, TokenRows, check_rows, collate_rows, encode_rows
+from consistentee.traces.buffers import empty_tensor
+from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, encode_rows, tokens_read
 from consistentee.traces.token_view import check_speaks, prompt_key, token_key
 
 CHUNK = 256
@@ -224,7 +226,7 @@ def record_tokens(
         UserError: a prompt is empty, or a row is longer than the model's context.
     """
     states = recorded_states(
-        model, rows, gives_response, batch_size=batch_size, dtype=dtype, store=store, progress=progress
+        model, rows, whole_rows=False, batch_size=batch_size, dtype=dtype, store=store, progress=progress
     )
     speaking = states[:, -len(model.exit_layers) :]
     lengths = torch.tensor([len(response) for _, response in rows], dtype=torch.long)
@@ -241,32 +243,30 @@ def record_tokens(
     )
 
 
-def gives_response(batch: TokenRows) -> Tensor:
-    """Return which tokens give one of the response: bool [rows, T]."""
-    return batch.gives_response
-
-
 def recorded_states(
     model: MultiExitDecoder,
     rows: Sequence[TokenRow],
-    kept: Callable[[TokenRows], Tensor],
     *,
+    whole_rows: bool,
     batch_size: int,
     dtype: torch.dtype,
     store: Path | None,
     progress: str | None,
 ) -> Tensor:
-    """Return the states of some tokens of every row at every exit, row by row: [tokens, exits, width].
+    """Return the states of tokens at every exit, row by row: [tokens, exits, width].
 
-    With closing layers, those that decide come before those that speak: [tokens, 2 * exits, width].
+    With closing layers, the states that rules read come before those that the LM head reads:
+    [tokens, 2 * exits, width].
 
-    ``kept`` says which of a batch, bool [rows, T]; other arguments and errors as of :func:`record_tokens`.
+    Args:
+        whole_rows: record every token that is read; otherwise the tokens that give one of the response.
+        model, rows, batch_size, dtype, store, progress: see :func:`record_tokens`.
     """
     check_rows(model, rows)
-    run = partial(_run_at_full_depth, model, rows, kept, batch_size=batch_size, dtype=dtype, progress=progress)
+    run = partial(_record, model, rows, whole_rows, batch_size=batch_size, dtype=dtype, progress=progress)
     if store is None:
         return run()
-    path = store / f"hidden-{_pass_key(model, rows, kept, batch_size, dtype)}.safetensors"
+    path = store / f"hidden-{_pass_key(model, rows, whole_rows, batch_size, dtype)}.safetensors"
     return computed_once(path, lambda: {"hidden": run()})["hidden"]
 
 
@@ -279,42 +279,43 @@ def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
 
 
 def _pass_key(
-    model: MultiExitDecoder,
-    rows: Sequence[TokenRow],
-    kept: Callable[[TokenRows], Tensor],
-    batch_size: int,
-    dtype: torch.dtype,
+    model: MultiExitDecoder, rows: Sequence[TokenRow], whole_rows: bool, batch_size: int, dtype: torch.dtype
 ) -> str:
     described = [[list(prompt), list(response)] for prompt, response in rows]
     parts = [model.backbone_fingerprint(), described, batch_size, str(dtype)]
-    parts += [] if kept is gives_response else [kept.__name__]
+    parts += ["real_tokens"] if whole_rows else []
     return hash_json(parts)[:16]
 
 
 @torch.no_grad()
-def _run_at_full_depth(
+def _record(
     model: MultiExitDecoder,
     rows: Sequence[TokenRow],
-    kept: Callable[[TokenRows], Tensor],
+    whole_rows: bool,
     *,
     batch_size: int,
     dtype: torch.dtype,
     progress: str | None,
 ) -> Tensor:
-    """Return the states that are kept, on the CPU; see :func:`recorded_states`."""
+    """Return the states, on the CPU; see :func:`recorded_states`."""
     model.eval()
+    ends = list(accumulate((tokens_read(row) if whole_rows else len(row[1]) for row in rows), initial=0))
+    exits = len(model.exit_layers) * (2 if model.closing else 1)
+    recorded = empty_tensor((ends[-1], exits, model.width), dtype)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
-    parts: list[Tensor] = [torch.empty(0)] * len(rows)
     starts = range(0, len(order), batch_size)
     for start in tracked(starts, progress or "tracing", rows=batch_size, shown=progress is not None):
         chosen = order[start : start + batch_size]
         batch = collate_rows(model, [rows[i] for i in chosen])
         states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit)
         hidden = torch.cat(states, dim=2) if model.closing else states.speaking
-        for i, row_hidden, is_kept in zip(chosen, hidden, kept(batch), strict=True):
-            parts[i] = _kept_as(row_hidden[is_kept], dtype)
-    widest = torch.float32 if any(part.dtype == torch.float32 for part in parts) else dtype
-    return torch.cat([part.to(widest) for part in parts])
+        kept = batch.padding_mask if whole_rows else batch.gives_response
+        for i, row_hidden, is_kept in zip(chosen, hidden, kept, strict=True):
+            row_states = _kept_as(row_hidden[is_kept], dtype)
+            if row_states.dtype == torch.float32 != recorded.dtype:
+                recorded = empty_tensor(recorded.shape, torch.float32).copy_(recorded)
+            recorded[ends[i] : ends[i + 1]] = row_states
+    return recorded
 
 
 def _kept_as(hidden: Tensor, dtype: torch.dtype) -> Tensor:

@@ -150,9 +150,9 @@ def _judge_of(source: TokenSource, recipe: Recipe, *, every_exit: bool) -> Valid
 
 
 def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> LayerOutputs:
-    """Return what the model, as it stands, says of the training rows at every layer: one pass in eval mode.
+    """Record the outputs of every layer for the training rows: one pass in eval mode, kept in the recipe's store.
 
-    It is held in memory, and kept in the store: up to 8 L d bytes a row, which is 74 KB of BERT-base.
+    They are up to 8 L d bytes a row, which is 74 KB for BERT-base, and memory-mapped above 1 GiB.
     """
     title = "caching features" if recipe.progress else None
     return record_outputs(model, source.encodings, store=recipe.store, progress=title)

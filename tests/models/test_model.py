@@ -5,6 +5,7 @@ import torch
 from conftest import FAMILIES, random_texts
 
 from consistentee.backbones.token_exits import TokenExitStepper
+from consistentee.data import encoding
 from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
@@ -59,6 +60,15 @@ def test_mixed_singles_and_pairs_are_refused(tiny_model):
         tiny_model().tokenize(["w1", ("w1", "w2")])
     with pytest.raises(UserError, match="a tuple is a pair of texts"):
         tiny_model().tokenize([("w1", "w2", "w3")])
+
+
+@pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "sentences"])
+def test_texts_are_tokenised_in_chunks(tiny_model, monkeypatch, pairs):
+    model, texts = tiny_model(), random_texts(7, pairs=pairs)
+    at_once = model.tokenize(texts)
+    monkeypatch.setattr(encoding, "TEXTS_AT_A_TIME", 3)
+    assert model.tokenize(texts) == at_once
+    assert len(at_once) == 7
 
 
 def test_long_texts_are_cut_to_what_the_model_can_read(tiny_model):

@@ -1,0 +1,151 @@
+"""Memory that recorded passes need, and passes that are too large for it."""
+
+import errno
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from conftest import make_task
+from torch.profiler import ProfilerActivity, profile
+
+from baselines.deebert import DeeBERT
+from consistentee import files
+from consistentee.files import DiskFullError, load_tensors, save_tensors
+from consistentee.models.decoder.multi_exit_decoder import ExitStates
+from consistentee.models.encoder.multi_exit_model import LayerOutputs
+from consistentee.traces import buffers
+from consistentee.traces.instance_trace import record_outputs
+from consistentee.traces.token_trace import record_tokens
+from consistentee.training.recipe import Recipe
+
+ROWS = [([2, 7, 9], [30 + number % 9, 31, 3]) for number in range(200)]
+
+
+def peak_of(compute):
+    """Return the largest number of bytes of tensors that a computation holds in memory at a time, and its result."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        result = compute()
+    changes = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        held += change.nbytes()
+        peak = max(peak, held)
+    return peak, result
+
+
+@pytest.fixture
+def wide_encoder(tiny_model, monkeypatch):
+    """Return an encoder whose outputs take far more memory than a pass through its layers."""
+    model = tiny_model()
+
+    def forward(batch):
+        vectors = torch.full((len(batch.lengths), 4, 4000), float(batch.input_ids.sum()))
+        return LayerOutputs(vectors, vectors.tanh(), vectors[:, :, :3])
+
+    monkeypatch.setattr(model, "forward", forward)
+    return model
+
+
+@pytest.fixture
+def wide_decoder(tiny_decoder, monkeypatch):
+    """Return a decoder whose states take far more memory than a pass through its layers."""
+    model = tiny_decoder()
+    monkeypatch.setattr(type(model), "width", 4000)
+
+    def exit_states(tokens, *_):
+        states = tokens[..., None, None].float().expand(*tokens.shape, len(model.exit_layers), 4000)
+        return ExitStates(states, states)
+
+    monkeypatch.setattr(model, "exit_states", exit_states)
+    return model
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_a_pass_over_instances_needs_little_more_memory_than_is_kept(wide_encoder, tmp_path, stored):
+    encodings = wide_encoder.tokenize([f"w{number % 9} w0" for number in range(200)])
+    store = tmp_path if stored else None
+    peak, outputs = peak_of(lambda: record_outputs(wide_encoder, encodings, batch_size=8, store=store))
+    kept = sum(tensor.nbytes for tensor in (outputs.vectors, outputs.pooled, outputs.logits))
+    assert kept < peak < 1.3 * kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_a_pass_over_tokens_needs_little_more_memory_than_is_kept(wide_decoder, dtype):
+    peak, trace = peak_of(lambda: record_tokens(wide_decoder, ROWS, batch_size=4, dtype=dtype))
+    assert trace.speaking[:, 0, 0].tolist() == [token for row in ROWS for token in [9, row[1][0], 31]]
+    assert trace.speaking.nbytes <= peak < 1.3 * trace.speaking.nbytes
+
+
+def test_large_passes_are_in_files_that_disappear(wide_encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    encodings = wide_encoder.tokenize(["w0", "w1 w2"] * 100)
+    peak, outputs = peak_of(lambda: record_outputs(wide_encoder, encodings, batch_size=8))
+    assert peak < 0.3 * outputs.vectors.nbytes
+    assert not list(tmp_path.iterdir())
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or maps.read_text().count(str(tmp_path)) == 3
+    del outputs
+    assert not maps.exists() or str(tmp_path) not in maps.read_text()
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
+def test_training_on_mapped_features_gives_the_same_weights(tiny_model, tmp_path, monkeypatch, stored):
+    recipes = [
+        Recipe(epochs=1, max_length=16, frozen_steps=5, store=tmp_path / name if stored else None) for name in "ab"
+    ]
+    in_memory = DeeBERT().fit(tiny_model(), make_task(), recipes[0]).state_dict()
+    monkeypatch.setattr(files, "MAPPED_BYTES", 0)
+    mapped = DeeBERT().fit(tiny_model(), make_task(), recipes[1]).state_dict()
+    assert all(torch.equal(mapped[name], weight) for name, weight in in_memory.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_mapped_traces_of_tokens_are_the_same(tiny_decoder, tmp_path, monkeypatch, dtype):
+    model = tiny_decoder()
+    in_memory = record_tokens(model, ROWS, dtype=dtype)
+    monkeypatch.setattr(files, "MAPPED_BYTES", 0)
+    for store in (None, tmp_path):
+        mapped = record_tokens(model, ROWS, dtype=dtype, store=store)
+        assert torch.equal(mapped.speaking, in_memory.speaking)
+        assert mapped.fingerprint == in_memory.fingerprint
+
+
+def test_a_mapped_file_is_as_private_as_one_that_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAPPED_BYTES", 0)
+    saved = {"weights": torch.randn(3, 5), "steps": torch.tensor(7), "half": torch.ones(2, dtype=torch.float16)}
+    save_tensors(saved, tmp_path / "file")
+    for _ in range(2):
+        found = load_tensors(tmp_path / "file")
+        assert found.keys() == saved.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in saved.items())
+        found["weights"] += 1
+    (tmp_path / "file").write_bytes((tmp_path / "file").read_bytes()[:-1])
+    assert load_tensors(tmp_path / "file") is None, "a damaged file is deleted"
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems promise no memory, or do not refuse it")
+def test_a_file_larger_than_the_memory_can_be_read(tmp_path):
+    rows = psutil.virtual_memory().total // 4096 * 5 // 4
+    header = b'{"a":{"dtype":"F32","shape":[%d,1024],"data_offsets":[0,%d]}}' % (rows, rows * 4096)
+    with (tmp_path / "file").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + rows * 4096)  # a hole: it takes no room on the disk
+    assert load_tensors(tmp_path / "file")["a"][rows - 1].sum() == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system reserves no room in files")
+def test_a_full_disk_is_named_before_anything_is_recorded(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "MAPPED_BYTES", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(DiskFullError, match=tmp_path.name):
+        buffers.empty_tensor((10, 10), torch.float32)
