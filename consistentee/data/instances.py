@@ -7,7 +7,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from consistentee.errors import UserError
+from consistentee.arguments import check_texts, checked
+from consistentee.errors import UserError, shown
 
 Text = str | tuple[str, str]
 """A single sentence, or a pair."""
@@ -25,6 +26,7 @@ class Split:
     labels: Sequence[Label]
 
     def __post_init__(self) -> None:
+        check_texts(self.texts, f"the {self.name} split", pairs=True)
         if len(self.texts) == 0:
             raise UserError(f"the {self.name} split is empty")
         if len(self.texts) != len(self.labels):
@@ -44,6 +46,7 @@ class Split:
         return self.select(sorted(random.Random(seed).sample(range(len(self)), max_rows)))
 
 
+@checked
 @dataclass(frozen=True)
 class TaskData:
     """A task, loaded: three splits, the names of its classes and its metrics.
@@ -77,11 +80,13 @@ class TaskData:
     def _check_labels(self, split: Split) -> None:
         for row, label in enumerate(split.labels):
             bad = (
-                math.isnan(label) if self.regression else not (isinstance(label, int) and 0 <= label < self.num_labels)
+                not isinstance(label, Label) or math.isnan(label)
+                if self.regression
+                else not (isinstance(label, int) and 0 <= label < self.num_labels)
             )
             if bad:
                 raise UserError(
-                    f"task {self.name!r}: row {row + 1} of {split.name} has label {label!r}, "
+                    f"task {self.name!r}: row {row + 1} of {split.name} has label {shown(label)}, "
                     f"which is not {'a number' if self.regression else f'one of {self.num_labels} classes'}"
                 )
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from consistentee.arguments import check_texts, checked
 from consistentee.errors import UserError
 
 Keep = Literal["start", "end"]
@@ -100,6 +101,8 @@ class PromptSplit:
     references: Sequence[str]
 
     def __post_init__(self) -> None:
+        check_texts(self.prompts, f"the {self.name} split")
+        check_texts(self.references, f"the references of the {self.name} split")
         if len(self.prompts) == 0:
             raise UserError(f"the {self.name} split is empty")
         if len(self.prompts) != len(self.references):
@@ -131,6 +134,7 @@ class PromptSplit:
         return replace(self, prompts=fitting), [a is not b for a, b in zip(fitting, self.prompts, strict=True)]
 
 
+@checked
 @dataclass(frozen=True)
 class TextTask:
     """A task whose answers are texts, loaded: three splits, its metrics, and how much is read and written.

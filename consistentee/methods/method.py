@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeAlias
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
+from consistentee.arguments import Number, checked
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
@@ -43,12 +44,13 @@ TaskT = TypeVar("TaskT", bound=TaskData | TextTask, default=TaskData)
 RecipeT = TypeVar("RecipeT", bound=Recipe | TokenRecipe, default=Recipe)
 
 
+@checked
 @dataclass(frozen=True)
 class Knob:
     """What is swept to draw a method's curve: its name and its usual values, from earliest to latest exits."""
 
     name: str
-    values: tuple[float, ...]
+    values: Annotated[tuple[Number, ...], Field(min_length=1, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     supports_regression: ClassVar[bool] = False
     replay_only: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name in {"fit", "rule", "model_at", "generate"} & vars(cls).keys():
+            setattr(cls, name, checked(vars(cls)[name]))
+
     @abstractmethod
     def fit(self, model: ModelT, task: TaskT, recipe: RecipeT) -> ModelT:
         """Train ``model`` (a fresh multi-exit backbone, changed in place) on ``task.train`` and return it."""
@@ -86,7 +93,8 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
         """
         return self.knob.values
 
-    def check_knob(self, model: ModelT, knob: float) -> None:
+    @checked
+    def check_knob(self, model: ModelT, knob: Number) -> None:
         """Raise UserError if ``knob`` lies outside the range of this method's knob."""
         values = self.knob_values(model)
         low, high = min(values), max(values)
@@ -96,7 +104,7 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     def check_task(self, task: TaskT) -> None:
         """Raise UserError if the method is not defined for this kind of task."""
         if not isinstance(task, TaskData):
-            raise UserError(f"{self.name} answers with labels, and task {task.name!r} asks for texts")
+            raise UserError(f"{self.name} answers with labels, and task {getattr(task, 'name', task)!r} asks for texts")
         if task.regression and not self.supports_regression:
             raise UserError(f"{self.name} is not defined for a regression, and task {task.name!r} is one")
 
@@ -146,6 +154,7 @@ def available_methods(group: str = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
 
+@checked
 def get_method(name: str, **parameters: Any) -> AnyMethod:
     """Return a method by its registered name or as ``path/to/file.py:ClassName``, with the given parameters.
 

@@ -22,11 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from consistentee.arguments import Positive, checked
 from consistentee.backbones.catalog import Pooling
 from consistentee.errors import UserError, unknown_name
 from consistentee.models.source_code import module_source
 
 
+@checked
 @dataclass(frozen=True)
 class ClassifierSpec:
     """Which classifiers a model has.
@@ -40,8 +42,8 @@ class ClassifierSpec:
     """
 
     kind: str = "linear"
-    width: int = 128
-    attention_heads: int = 2
+    width: Positive = 128
+    attention_heads: Positive = 2
     at_last_layer: bool = True
 
     def to_json(self) -> dict[str, object]:

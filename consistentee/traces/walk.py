@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from consistentee.arguments import checked
 from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.rules.view import LayerView
 
@@ -45,6 +46,7 @@ def walk(rule: ExitRule, views: Iterable[View]) -> Iterator[tuple[View, Tensor]]
             break
 
 
+@checked
 @torch.inference_mode()
 def sweep(rules: Sequence[ExitRule], trace: Recorded) -> Tensor:
     """Replay many rules (one a knob value) on one trace: 1-based exit layers, int64 [rules, N].
@@ -59,6 +61,7 @@ def sweep(rules: Sequence[ExitRule], trace: Recorded) -> Tensor:
     return exits
 
 
+@checked
 def replay(rule: ExitRule, trace: Recorded) -> Tensor:
     """Return the 1-based exit layer of every row of the trace under ``rule``: int64 [N]."""
     return sweep([rule], trace)[0]
