@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
 
 from consistentee.errors import UserError, shown, unencodable, unknown_name
@@ -28,6 +28,7 @@ def _not_nan(value: float) -> float:
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Number = Annotated[float, AfterValidator(_not_nan)]
 """A number that may be infinite, but not NaN."""
 
@@ -40,7 +41,7 @@ def checked(target: CheckedT) -> CheckedT:
     """
     signature, title = inspect.signature(target), target.__qualname__
     if isinstance(target, type):
-        setattr(target, "__init__", _checking(target.__init__, signature, title, before=1))  # noqa: B010 (for mypy)
+        setattr(target, "__init__", _checking(getattr(target, "__init__"), signature, title, before=1))  # noqa: B009, B010 (mypy)
         return target
     return _checking(target, signature, title, before=0)  # type: ignore[return-value]
 
@@ -64,7 +65,8 @@ def _checking(
             given = signature.bind(*args[before:], **kwargs).arguments
             for name in given.keys() & adapters().keys():
                 value = given[name]
-                adapters()[name].validate_python(value.item() if getattr(value, "ndim", 1) == 0 else value)
+                value = value.item() if getattr(value, "ndim", 1) == 0 else value
+                adapters()[name].validate_python(value, context=f"{name} of {title}")
         except TypeError as error:
             raise UserError(f"{title}: {error}") from error
         except ValidationError as error:
@@ -100,7 +102,8 @@ def _by_instance(hint: Any) -> Any:
     wanted = origin or hint
     if not isinstance(wanted, type) or wanted.__module__ in _LEFT_TO_PYDANTIC:
         return Any if isinstance(hint, TypeVar) else hint
-    return Any if getattr(wanted, "_is_protocol", False) else Annotated[Any, _InstanceOf(wanted)]
+    is_checkable = not getattr(wanted, "_is_protocol", False) or getattr(wanted, "_is_runtime_protocol", False)
+    return Any if not is_checkable else Annotated[Any, _InstanceOf(wanted)]
 
 
 class _InstanceOf:
@@ -124,6 +127,11 @@ def explained(error: ValidationError, argument: str) -> UserError:
     return UserError(f"{argument}{place}: {reason}, got {shown(value)}".replace(": must", " must"))
 
 
+def _check_list(values: Any, what: str) -> None:
+    if isinstance(values, (str, bytes, dict)) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+        raise UserError(f"{what} must be a list, got {shown(values)}")
+
+
 def check_texts(texts: Any, what: str, *, pairs: bool = False) -> None:
     """Check a list of texts.
 
@@ -135,9 +143,9 @@ def check_texts(texts: Any, what: str, *, pairs: bool = False) -> None:
     Raises:
         UserError: it is one text, or no list; or an element is no text, or cannot be encoded in UTF-8.
     """
-    if isinstance(texts, (str, bytes, dict)) or not (hasattr(texts, "__len__") and hasattr(texts, "__getitem__")):
-        hint = "; write [text] for a single one" if isinstance(texts, str) else ""
-        raise UserError(f"{what} must be a list of texts, got {shown(texts)}{hint}")
+    if isinstance(texts, str):
+        raise UserError(f"{what} must be a list of texts, got {shown(texts)}; write [text] for a single one")
+    _check_list(texts, what)
     for row, text in enumerate(texts, start=1):
         for part in text if pairs and isinstance(text, tuple) else (text,):
             if not isinstance(part, str):
@@ -153,9 +161,18 @@ def check_layer(layer: int, num_layers: int) -> int:
     return layer
 
 
-Texts = Annotated[
-    Sequence[str | tuple[str, str]], PlainValidator(lambda texts: check_texts(texts, "the texts", pairs=True))
-]
-Prompts = Annotated[Sequence[str], PlainValidator(lambda texts: check_texts(texts, "the prompts"))]
-StopStrings = Annotated[Sequence[str], PlainValidator(lambda texts: check_texts(texts, "the stop strings"))]
-Names = Annotated[Sequence[str], PlainValidator(lambda texts: check_texts(texts, "the names"))]
+def check_list(values: Any, info: ValidationInfo) -> None:
+    """Raise UserError unless an argument is a list, or something like it."""
+    _check_list(values, str(info.context))
+
+
+def _check_texts(texts: Any, info: ValidationInfo) -> None:
+    check_texts(texts, str(info.context))
+
+
+def _check_texts_or_pairs(texts: Any, info: ValidationInfo) -> None:
+    check_texts(texts, str(info.context), pairs=True)
+
+
+Texts = Annotated[Sequence[str], PlainValidator(_check_texts)]
+TextsOrPairs = Annotated[Sequence[str | tuple[str, str]], PlainValidator(_check_texts_or_pairs)]

@@ -1,6 +1,8 @@
 """Wrong arguments of public functions raise UserError, in one sentence that names what is wrong."""
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,10 @@ from conftest import make_task, make_text_task
 
 import benchmarks
 import consistentee as ee
+from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import Filters, load_suite
+from benchmarks.tasks.checking.check import check_task, report_tables
+from benchmarks.terminal import output_console
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.heads import HeadSpec
@@ -185,7 +190,6 @@ WRONG = {
     "lora rank": lambda m: m.decoder.add_lora(rank=-1),
     "encode one text": lambda m: m.decoder.encode("ba"),
     "encode keep": lambda m: m.decoder.encode(["ba"], keep="x"),
-    "decode texts": lambda m: m.decoder.decode(["a"]),
     # data
     "split of one text": lambda m: ee.Split("train", "ab", [0, 1]),
     "split of numbers": lambda m: ee.Split("train", [1, 2], [0, 1]),
@@ -193,7 +197,6 @@ WRONG = {
     "ragged split": lambda m: ee.Split("train", ["a"], [0, 1]),
     "empty split": lambda m: ee.Split("train", [], []),
     "split of labels None": lambda m: ee.Split("train", ["a"], None),
-    "select row 99": lambda m: m.task.train.select([999]),
     "negative cap": lambda m: m.task.train.capped(-1, seed=0),
     "task of splits None": lambda m: ee.TaskData("t", 1, None, None, None, ("a", "b"), ("accuracy",)),
     "task of labels": lambda m: ee.TaskData(
@@ -208,6 +211,8 @@ WRONG = {
     "data folder": lambda m: benchmarks.load_task("sst2", data_dir=3),
     "unknown suite": lambda m: load_suite("quik"),
     "suite None": lambda m: load_suite(None),
+    "run of a name": lambda m: run_suite("quick", out=Path("runs")),
+    "run out None": lambda m: run_suite(load_suite("quick"), out=None),
     "filters of one name": lambda m: Filters(tasks="sst2"),
     "filters of seeds": lambda m: Filters(seeds=["a"]),
 }
@@ -237,3 +242,75 @@ def test_numbers_of_other_libraries_are_numbers(made):
     assert len(found.predictions) == 2
     assert ee.ThresholdRule(len, torch.tensor(0.5), "above").threshold == 0.5
     assert ee.ThresholdRule(len, math.inf, "above").threshold == math.inf
+
+
+BAD_YAML = {
+    "date": "notes: 2020-13-45",
+    "empty integer": 'version: !!int ""',
+    "integer of letters": "version: !!int abc",
+    "empty number": 'version: !!float ""',
+    "timestamp": 'notes: !!timestamp "x"',
+    "deep": "notes: " + "[" * 20_000,
+    "deep mappings": "notes: " + "{a: " * 5_000,
+    "itself": "notes: &a [*a]",
+    "aliases": "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 9}]" for n in range(1, 20))]),
+    "merges": "\n".join(["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {{<<: [{f'*a{n - 1}, ' * 9}]}}" for n in range(1, 20))]),
+    "no key": "? [a, b]\n: 1",
+    "object": "notes: !!python/object/apply:os.getcwd []",
+    "control character": "notes: \x07",
+}
+
+
+@pytest.mark.parametrize("text", BAD_YAML.values(), ids=BAD_YAML)
+def test_yaml_that_is_none_is_refused_in_one_sentence(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    for read in (load_suite, benchmarks.load_task):
+        with pytest.raises(ee.UserError, match=r"mine\.yaml is not valid YAML") as raised:
+            read(path)
+        assert "\n" not in str(raised.value)
+        assert len(str(raised.value)) < 600
+
+
+def task_of(folder, rows, file="train.csv", file_format="csv"):
+    (folder / file).write_text(rows, encoding="utf-8")
+    fields = {
+        "schema_version": 1,
+        "name": "mine",
+        "version": 1,
+        "description": "",
+        "metrics": ["accuracy"],
+        "files": {"format": file_format, "train": file, "text": "text", "label": "label"},
+    }
+    path = folder / "mine.yaml"
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    return path
+
+
+def test_half_of_a_surrogate_pair_in_a_file_is_named_with_its_line(tmp_path):
+    rows = '{"text": "good", "label": "a"}\n{"text": "b\\ud800d", "label": "b"}\n'
+    with pytest.raises(ee.UserError, match=r"train.jsonl:2: .* half of a surrogate pair, '\\ud800', at character 2"):
+        benchmarks.load_task(task_of(tmp_path, rows, "train.jsonl", "jsonl"))
+
+
+def test_json_that_is_nested_too_deeply_is_named_with_its_line(tmp_path):
+    rows = '{"text": "good", "label": "a"}\n{"text": ' + "[" * 100_000 + "\n"
+    with pytest.raises(ee.UserError, match=r"train.jsonl:2: not JSON"):
+        benchmarks.load_task(task_of(tmp_path, rows, "train.jsonl", "jsonl"))
+
+
+def test_long_cells_and_control_characters_do_no_harm(tmp_path, capsys):
+    names = "x" * 5_000, "\x1b[31mred\x07"
+    rows = "text,label\n" + "".join(f"{'word ' * 30_000}{row},{names[row % 2]}\n" for row in range(40))
+    path = task_of(tmp_path, rows)
+    task = benchmarks.load_task(path)
+    assert len(task.train.texts[0]) > 131_072
+    assert set(task.label_names) == set(names)
+    output_console().print(report_tables(check_task(str(path))))
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) < 1_000
+    assert "\x1b" not in shown
+    assert "\\x1b[31mred\\x07" in shown
+    with pytest.raises(ee.UserError, match=r"\[\.\.\.\]|\.\.\.") as raised:
+        ee.TaskData("t", 1, task.train, task.train, ee.Split("test", ["a"], ["y" * 5_000]), names, ("accuracy",))
+    assert len(str(raised.value)) < 400

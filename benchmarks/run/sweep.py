@@ -50,6 +50,7 @@ from benchmarks.store.folders import (
     write_text,
 )
 from benchmarks.store.keys import timing_key
+from consistentee.arguments import checked
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ class _Run:
         self.say(str(fault.set_aside()))
 
 
+@checked
 def run_suite(
     suite: BaseSuite,
     filters: Filters | None = None,

@@ -17,7 +17,7 @@ from pydantic_core import InitErrorDetails
 from benchmarks.specs.costs import Cost
 from benchmarks.specs.schema import Strict, canonical_json
 from consistentee.errors import unknown_name
-from consistentee.methods.method import ENTRY_POINT_GROUP
+from consistentee.methods.method import ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind
 
@@ -198,7 +198,7 @@ class BaseSuite(Strict):
     """What every suite says, whatever its rows are; the kinds add caps, and what their cells have beside."""
 
     kind: Kind
-    method_group: ClassVar[str]
+    method_group: ClassVar[MethodGroup]
     cell_class: ClassVar[type[BaseCellSpec]]
 
     name: str = Field(pattern=r"^[\w.-]+$")
@@ -304,7 +304,7 @@ class SuiteSpec(BaseSuite):
     """A suite of classification: everything a run does, as its YAML says."""
 
     kind: Literal["classification"] = "classification"
-    method_group: ClassVar[str] = ENTRY_POINT_GROUP
+    method_group: ClassVar[MethodGroup] = ENTRY_POINT_GROUP
     cell_class: ClassVar[type[BaseCellSpec]] = CellSpec
 
     recipe: RecipeSettings = RecipeSettings()

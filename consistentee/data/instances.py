@@ -6,8 +6,11 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from consistentee.arguments import check_texts, checked
+from pydantic import PlainValidator
+
+from consistentee.arguments import Positive, TextsOrPairs, check_list, checked
 from consistentee.errors import UserError, shown
 
 Text = str | tuple[str, str]
@@ -17,16 +20,16 @@ Label = int | float
 """A class index, or the target of a regression."""
 
 
+@checked
 @dataclass(frozen=True)
 class Split:
     """Rows of one split: ``texts[i]`` has ``labels[i]``. Raises UserError when empty or ragged."""
 
     name: str
-    texts: Sequence[Text]
-    labels: Sequence[Label]
+    texts: TextsOrPairs
+    labels: Annotated[Sequence[Label], PlainValidator(check_list)]
 
     def __post_init__(self) -> None:
-        check_texts(self.texts, f"the {self.name} split", pairs=True)
         if len(self.texts) == 0:
             raise UserError(f"the {self.name} split is empty")
         if len(self.texts) != len(self.labels):
@@ -39,7 +42,8 @@ class Split:
         """Return the given rows, in the given order."""
         return replace(self, texts=[self.texts[i] for i in rows], labels=[self.labels[i] for i in rows])
 
-    def capped(self, max_rows: int | None, seed: int) -> "Split":
+    @checked
+    def capped(self, max_rows: Positive | None, seed: int) -> "Split":
         """Return at most ``max_rows`` rows, drawn at random with ``seed``, in their original order."""
         if max_rows is None or max_rows >= len(self):
             return self

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from consistentee.arguments import check_texts, checked
+from consistentee.arguments import Positive, Texts, checked
 from consistentee.errors import UserError
 
 Keep = Literal["start", "end"]
@@ -32,6 +32,7 @@ class Prompt(str):
     body: str
     after: str
 
+    @checked
     def __new__(cls, before: str, body: str, after: str = "") -> "Prompt":
         """Join the three parts."""
         prompt = super().__new__(cls, before + body + after)
@@ -88,6 +89,7 @@ def fit_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep:
     return list(encode(cut_prompt(encode, prompt, max_prompt_tokens, keep)))
 
 
+@checked
 @dataclass(frozen=True)
 class PromptSplit:
     """Rows of one split: ``references[i]`` is a text that should follow ``prompts[i]``.
@@ -97,12 +99,10 @@ class PromptSplit:
     """
 
     name: str
-    prompts: Sequence[str]
-    references: Sequence[str]
+    prompts: Texts
+    references: Texts
 
     def __post_init__(self) -> None:
-        check_texts(self.prompts, f"the {self.name} split")
-        check_texts(self.references, f"the references of the {self.name} split")
         if len(self.prompts) == 0:
             raise UserError(f"the {self.name} split is empty")
         if len(self.prompts) != len(self.references):
@@ -120,7 +120,8 @@ class PromptSplit:
         """Return the given rows, in the given order."""
         return replace(self, prompts=[self.prompts[i] for i in rows], references=[self.references[i] for i in rows])
 
-    def capped(self, max_rows: int | None, seed: int) -> "PromptSplit":
+    @checked
+    def capped(self, max_rows: Positive | None, seed: int) -> "PromptSplit":
         """Return at most ``max_rows`` rows, drawn at random with ``seed``, in their original order."""
         if max_rows is None or max_rows >= len(self):
             return self

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from consistentee.arguments import Positive, Texts, checked
+from consistentee.arguments import Positive, TextsOrPairs, checked
 from consistentee.backbones.token_exits import layers_run
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError
@@ -99,7 +99,7 @@ class LiveView(LayerView):
 @checked
 def classify(
     model: MultiExitModel,
-    texts: Texts,
+    texts: TextsOrPairs,
     rule: ExitRule,
     *,
     batch_size: Positive = 32,

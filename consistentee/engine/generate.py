@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from consistentee.arguments import NotNegative, Positive, Prompts, StopStrings, checked
+from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
 from consistentee.engine.clock import Latency, clock
 from consistentee.engine.in_flight.regroup import InFlight
@@ -95,7 +95,7 @@ class Generations:
 @checked
 def generate(
     model: MultiExitDecoder,
-    prompts: Prompts,
+    prompts: Texts,
     rule: ExitRule,
     *,
     max_new_tokens: NotNegative = 64,
@@ -103,7 +103,7 @@ def generate(
     in_flight: Positive | None = None,
     kv: KVPolicy = "propagate",
     sampling: Sampling | None = None,
-    stop: StopStrings = (),
+    stop: Texts = (),
     max_prompt_tokens: Positive | None = None,
     keep: Keep = "end",
     stream: Stream | None = None,
@@ -112,7 +112,7 @@ def generate(
 ) -> Generations:
     """Continue prompts, each new token leaving the model where ``rule`` says.
 
-    Prompts run at full depth, and give the first new token. For every further one the rule is started anew, and asked
+    Texts run at full depth, and give the first new token. For every further one the rule is started anew, and asked
     at the model's exits but the last.
 
     Args:
@@ -167,7 +167,7 @@ def generate_encoded(
     in_flight: Positive | None = None,
     kv: KVPolicy = "propagate",
     sampling: Sampling | None = None,
-    stop: StopStrings = (),
+    stop: Texts = (),
     stream: Stream | None = None,
     sort_by_length: bool = False,
     read: ReadPrompts | None = None,
@@ -193,7 +193,7 @@ def generate_encoded(
 @checked
 def stream_texts(
     model: MultiExitDecoder,
-    prompts: Prompts,
+    prompts: Texts,
     rule: ExitRule,
     *,
     max_new_tokens: NotNegative = 64,
@@ -201,7 +201,7 @@ def stream_texts(
     in_flight: Positive | None = None,
     kv: KVPolicy = "propagate",
     sampling: Sampling | None = None,
-    stop: StopStrings = (),
+    stop: Texts = (),
     max_prompt_tokens: Positive | None = None,
     keep: Keep = "end",
     stream: Stream | None = None,
@@ -224,8 +224,7 @@ def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_ne
     for place, row in enumerate(rows, start=1):
         if not row:
             raise UserError(f"prompt {place} of {len(rows)} is empty: there is nothing to go on from")
-        if not 0 <= min(row) <= max(row) < model.stepper.vocabulary:
-            raise UserError(f"prompt {place} of {len(rows)} has tokens outside of 0..{model.stepper.vocabulary - 1}")
+        model.check_tokens(row, f"prompt {place} of {len(rows)}")
         read = len(row) + max(max_new_tokens - 1, 0)  # the last new token is written, not read
         if read > limit:
             raise UserError(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from consistentee.arguments import Fraction, NotNegative, Positive, Prompts, StopStrings, checked
+from consistentee.arguments import Fraction, NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
 from consistentee.engine.clock import clock
 from consistentee.engine.drafters import Drafter, SublayerDrafter, drafter_at
@@ -70,21 +70,21 @@ class SpeculativeGenerations(Generations):
 @checked
 def generate_speculatively(
     model: MultiExitDecoder,
-    prompts: Prompts,
+    prompts: Texts,
     *,
     draft_layer: NotNegative = 0,
     skipped: SkippedSublayers | None = None,
     draft_tokens: Positive = 4,
     threshold: Fraction = 0.0,
     max_new_tokens: NotNegative = 64,
-    stop: StopStrings = (),
+    stop: Texts = (),
     max_prompt_tokens: Positive | None = None,
     keep: Keep = "end",
     stream: Stream | None = None,
 ) -> SpeculativeGenerations:
     """Continue prompts as the full model does greedily, in fewer passes through its deep layers.
 
-    Prompts are continued one after the other: the rows of a batch would accept drafts of different lengths.
+    Texts are continued one after the other: the rows of a batch would accept drafts of different lengths.
 
     Args:
         model: a multi-exit decoder.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypeVar
@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule
 
-ENTRY_POINT_GROUP = "consistentee.methods"
+ENTRY_POINT_GROUP: Final = "consistentee.methods"
 """Methods whose rows are instances: classification."""
 
-TOKEN_ENTRY_POINT_GROUP = "consistentee.token_methods"
+TOKEN_ENTRY_POINT_GROUP: Final = "consistentee.token_methods"
 """Methods whose rows are tokens being decoded: generation."""
+
+MethodGroup = Literal["consistentee.methods", "consistentee.token_methods"]
 
 
 ModelT = TypeVar("ModelT", bound="MultiExit", default="MultiExitModel")
@@ -149,7 +151,8 @@ def _told_from_others(method: AnyMethod) -> str:
     return f"{method.name} {method.version}" + (f" {hash_json(code)}" if code else "")
 
 
-def available_methods(group: str = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:
+@checked
+def available_methods(group: MethodGroup = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:
     """Return the registered methods of a group by name, without importing any of them."""
     return {point.name: point for point in entry_points(group=group)}
 

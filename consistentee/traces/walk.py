@@ -1,7 +1,7 @@
 """The exit loop over recorded layers: who leaves where; and rules replayed with it, whatever the rows are."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from consistentee.rules.view import LayerView
 View = TypeVar("View", bound=LayerView)
 
 
+@runtime_checkable
 class Recorded(Protocol):
     """What rules are replayed on: :class:`consistentee.Trace`, whose rows are instances, or TokenTrace."""
 

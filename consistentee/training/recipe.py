@@ -43,7 +43,7 @@ ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
 """What the layers' products are computed in while they are trained; "auto" is the faster one on the machine."""
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

@@ -77,7 +77,7 @@ class TestExits:
     def test_a_layer_without_exit_has_no_logits(self, tiny_decoder):
         model = tiny_decoder(exit_layers=[2])
         for layer in (0, 1, 3, 5):
-            with pytest.raises(ValueError, match=rf"layer {layer} has no exit adapter; exits: \(2, 4\)"):
+            with pytest.raises(UserError, match=rf"layer {layer} has no exit adapter; exits: \(2, 4\)"):
                 model.logits(layer, torch.randn(1, model.width))
 
     def test_adapters_have_the_sizes_that_are_said(self, tiny_decoder):
@@ -351,7 +351,7 @@ class TestLora:
             model.add_lora()
         monkeypatch.undo()
         model.add_lora(rank=2)
-        with pytest.raises(ValueError, match="LoRA already"):
+        with pytest.raises(UserError, match="LoRA already"):
             model.add_lora(rank=2)
 
 

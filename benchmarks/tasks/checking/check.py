@@ -20,7 +20,7 @@ from benchmarks.tasks.checking.check_report import (
 )
 from benchmarks.tasks.checking.check_text import examine_text_task, text_tables
 from benchmarks.tasks.loader import list_tasks, load_task
-from benchmarks.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import add_columns, add_row, plain_table, plain_text
 from consistentee.data.instances import Split, TaskData, Text
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
@@ -129,8 +129,8 @@ def report_tables(report: TaskReport) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    lines = [Text(f"warning: {line}.", style="yellow") for line in report.warnings]
-    lines += [Text(f"error: {line}.", style="red") for line in report.errors]
+    lines = [plain_text(f"warning: {line}.", style="yellow", longest=2_000) for line in report.warnings]
+    lines += [plain_text(f"error: {line}.", style="red", longest=2_000) for line in report.errors]
     verdict = f"{len(report.errors)} errors, {len(report.warnings)} warnings" if lines else "nothing is wrong"
     task = report.task
     tables = [] if task is None else text_tables(task, report) if isinstance(task, TextTask) else _tables(task, report)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from consistentee.arguments import Fraction, Number, Positive, checked
+from consistentee.arguments import Finite, Fraction, Positive, checked
 from consistentee.errors import UserError
 from consistentee.traces.token_view import keyed_bits
 
@@ -27,7 +27,7 @@ class Sampling:
         seed: any integer.
     """
 
-    temperature: Number = 1.0
+    temperature: Finite = 1.0
     top_k: Positive | None = None
     top_p: Fraction | None = None
     seed: int = 0

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from consistentee.arguments import NotNegative, Positive, Prompts, checked
+from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.backbones.catalog import list_backbones, resolve_decoder
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, decoder_stepper_for, positions_of
 from consistentee.data.prompts import Keep
@@ -282,13 +282,13 @@ class MultiExitDecoder(MultiExit):
 
     @property
     def lora_weights(self) -> tuple[str, ...]:
-        """Names of LoRA's weights, for a stage that trains them; empty without LoRA."""
+        """Texts of LoRA's weights, for a stage that trains them; empty without LoRA."""
         return tuple(name for name, _ in self.named_parameters() if is_lora(name))
 
     # ------------------------------------------------------------------------------------------------- text and tokens
 
     @checked
-    def encode(self, prompts: Prompts, max_tokens: Positive | None = None, keep: Keep = "end") -> list[list[int]]:
+    def encode(self, prompts: Texts, max_tokens: Positive | None = None, keep: Keep = "end") -> list[list[int]]:
         """Tokenise prompts, with the special tokens that the tokenizer adds.
 
         Args:
@@ -309,6 +309,11 @@ class MultiExitDecoder(MultiExit):
             if len(row) <= special:
                 raise UserError(f"prompt {place} of {len(rows)} is empty: there is nothing to go on from")
         return rows
+
+    def check_tokens(self, tokens: Sequence[int], what: str) -> None:
+        """Raise UserError unless all tokens are in the vocabulary; ``what`` names them in the message."""
+        if not all(isinstance(token, int) and 0 <= token < self.stepper.vocabulary for token in tokens):
+            raise UserError(f"{what} has tokens that are not integers in 0..{self.stepper.vocabulary - 1}")
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
         """Return the text of some tokens [T], without special tokens."""

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from consistentee.arguments import Names, Positive, Texts, check_layer, checked
+from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
 from consistentee.backbones.catalog import Pooling, resolve
 from consistentee.backbones.encoders import Stepper, stepper_for
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
@@ -68,7 +68,7 @@ class MultiExitModel(MultiExit):
         name: str,
         num_labels: Positive,
         *,
-        label_names: Names = (),
+        label_names: Texts = (),
         pooling: Pooling | None = None,
         pooler: PoolerSharing | None = None,
         seed: int = 0,
@@ -85,6 +85,8 @@ class MultiExitModel(MultiExit):
         Raises:
             UserError: the name is unknown, the weights cannot be had, or the architecture is not supported.
         """
+        if label_names and len(label_names) != num_labels:
+            raise UserError(f"there are {len(label_names)} label_names for {num_labels} classes")
         found = resolve(name)
         tokenizer = encoder_files.load_tokenizer(found.path)
         backbone, pretrained_pooler = encoder_files.load_backbone(found.path)
@@ -185,7 +187,7 @@ class MultiExitModel(MultiExit):
         return any(self.classifier(t).reads_tokens for t in range(1, self.num_layers + 1))
 
     @checked
-    def tokenize(self, texts: Texts, max_length: Positive | None = None) -> list[Encoding]:
+    def tokenize(self, texts: TextsOrPairs, max_length: Positive | None = None) -> list[Encoding]:
         """Tokenise texts, cut to ``max_length`` tokens (by default the model's own)."""
         encodings = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self.stepper.position_limit))
         if not self.stepper.uses_token_types:
