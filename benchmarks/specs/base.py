@@ -14,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
-from benchmarks.specs.costs import Cost
 from benchmarks.specs.schema import Strict, canonical_json
 from consistentee.errors import unknown_name
 from consistentee.methods.method import ENTRY_POINT_GROUP, MethodGroup
@@ -203,7 +202,7 @@ class BaseSuite(Strict):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     description: str
-    cost: Cost = Cost()
+    cost: Mapping[str, float | str] = Field(default_factory=dict, description="what a run took, for readers")
     tasks: tuple[str, ...] = Field(min_length=1)
     backbones: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[Seed, ...] = Field(min_length=1)
