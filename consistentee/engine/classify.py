@@ -213,8 +213,6 @@ def _order(encodings: Sequence[Encoding], sort_by_length: bool) -> list[int]:
 
 
 def _chunks(order: list[int], size: int) -> Iterator[list[int]]:
-    if size < 1:
-        raise UserError(f"the batch size must be at least 1, got {size}")
     for start in range(0, len(order), size):
         yield order[start : start + size]
 

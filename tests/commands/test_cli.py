@@ -609,13 +609,13 @@ def test_predict_with_a_knob(trained):
 
 METHOD_WITH_A_KIND = """
 from consistentee import get_method
-from consistentee.models.classifiers import KINDS, ClassifierSpec, LinearClassifier
+from consistentee.models.classifiers import CLASSIFIER_KINDS, ClassifierSpec, LinearClassifier
 from consistentee.methods.method import method_class_of
 
 class Mine(LinearClassifier):
     "A kind of a user's own."
 
-KINDS["mine"] = Mine
+CLASSIFIER_KINDS["mine"] = Mine
 
 class Patient(method_class_of("pabee")):
     def fit(self, model, task, recipe):
@@ -626,15 +626,15 @@ class Patient(method_class_of("pabee")):
 
 def test_predict_loads_a_method_with_its_own_kind_of_classifier(task_file, tiny_backbone, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(METHOD_WITH_A_KIND)
-    shipped = dict(classifiers.KINDS)
-    monkeypatch.setattr(classifiers, "KINDS", dict(shipped))
+    shipped = dict(classifiers.CLASSIFIER_KINDS)
+    monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", dict(shipped))
     monkeypatch.chdir(tmp_path)
     done = call(
         *("train", task_file, "--method", "mine.py:Patient", "--backbone", tiny_backbone("bert"), "--out", "model"),
         *("--set", "epochs=1", "max_length=16", "max_rows=30"),
     )
     assert done.exit_code == 0, done.output
-    monkeypatch.setattr(classifiers, "KINDS", shipped)  # as in a new process
+    monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", shipped)  # as in a new process
     monkeypatch.chdir(tmp_path.parent)
     done = call("predict", tmp_path / "model", "w1 w2")
     assert done.exit_code == 0, done.output

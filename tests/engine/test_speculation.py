@@ -118,8 +118,6 @@ def test_nothing_to_write(tiny_decoder):
     [
         ({"draft_layer": 4}, r"layer 4 cannot draft; exits before the last: \[2\]"),
         ({"draft_layer": 1}, "layer 1 cannot draft"),
-        ({"draft_layer": 2, "draft_tokens": 0}, "at least 1 token, got 0"),
-        ({"draft_layer": 2, "max_new_tokens": -1}, "must not be negative"),
         ({"draft_layer": 2, "max_new_tokens": 999}, "more than the 128"),
     ],
 )

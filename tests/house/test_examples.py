@@ -136,7 +136,7 @@ def shows_what_can_be_small(document: str) -> bool:
 def small_world(tmp_path, tiny_backbone, tiny_decoder_backbone, monkeypatch) -> Path:
     """Work in a folder with copies of the results, and with toys of the names in ``SMALL``."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(classifiers, "KINDS", dict(classifiers.KINDS))
+    monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", dict(classifiers.CLASSIFIER_KINDS))
     shutil.copytree(ROOT / "results", "results")
     write_task(tmp_path, "toy")
     write_text_task(tmp_path, "toy-text")
