@@ -77,7 +77,7 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        for name in {"fit", "rule", "model_at", "generate"} & vars(cls).keys():
+        for name in {"fit", "generate"} & vars(cls).keys():
             setattr(cls, name, checked(vars(cls)[name]))
 
     @abstractmethod
