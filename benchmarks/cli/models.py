@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from benchmarks.cli.application import DataOption, app, examples
-from benchmarks.cli.arguments import existing_data, listed, parsed_parameters, parsed_shares
+from benchmarks.cli.application import app, examples
+from benchmarks.cli.arguments import DataOption, KnobOption, ParametersOption, numbers, parsed_parameters, several
 from benchmarks.terminal import output_console
 
 command = partial(app.command, rich_help_panel="One model")
@@ -54,9 +54,7 @@ def train(
             show_default="minilm-l6, for tasks of texts smollm2-135m",
         ),
     ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", metavar="KEY=VALUE ...", help="Parameters of the method.")
-    ] = None,
+    param: ParametersOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE ...", help="How to train: the fields are listed below."),
@@ -82,7 +80,7 @@ def train(
         out=out,
         settings=parsed_parameters(settings, "--set"),
         seed=seed,
-        data_dir=existing_data(data),
+        data_dir=data,
         tolerance=None if risk is None else Tolerance(risk, delta, bound, loss),
     )
     output_console().print(report)
@@ -99,11 +97,10 @@ def risk(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of labels.")],
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task that it was trained for.")],
     *,
-    risks: Annotated[list[str], typer.Option("--risk", metavar="A B ...", help="Mean losses that are tolerated.")],
+    risks: Annotated[list[str], several("--risk", "Mean losses that are tolerated.")],
     delta: DeltaOption = 0.1,
     losses: Annotated[
-        list[str] | None,
-        typer.Option("--loss", metavar=f"{RISK_LOSSES} ...", help="Of a row.", show_default="gap consistency"),
+        list[str] | None, several("--loss", "Of a row.", f"{RISK_LOSSES} ...", shown="gap consistency")
     ] = None,
     splits: Annotated[
         int | None, typer.Option("--splits", min=1, help="Count broken promises over so many random splits instead.")
@@ -117,11 +114,11 @@ def risk(
         risk_table(
             model,
             task,
-            parsed_shares(risks),
+            numbers("--risk", risks, float) or [],
             delta=delta,
-            losses=listed(losses) or ["gap", "consistency"],
+            losses=losses or ["gap", "consistency"],
             splits=splits,
-            data_dir=existing_data(data),
+            data_dir=data,
         )
     )
 
@@ -136,9 +133,7 @@ def risk(
 def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts; a tab parts the texts of a pair.")],
-    knob: Annotated[
-        float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
-    ] = None,
+    knob: KnobOption = None,
     pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text."""
@@ -158,9 +153,7 @@ def generate(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of texts.")],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to go on from, as they are.")],
     *,
-    knob: Annotated[
-        float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
-    ] = None,
+    knob: KnobOption = None,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=0, help="Of each text.", show_default="as in training")
     ] = None,

@@ -1,4 +1,4 @@
-"""Commands of a suite: run it, search its recipes, publish what it left."""
+"""Commands of a suite: run it, publish its results."""
 
 import sys
 from functools import partial
@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.cli.application import DataOption, app, examples
+from benchmarks.cli.application import app, examples, finish
 from benchmarks.cli.arguments import (
-    chosen,
-    existing_data,
+    BackbonesOption,
+    DataOption,
+    TasksOption,
+    WorkersOption,
     found_methods,
-    parsed_seeds,
+    numbers,
     results_folder,
+    several,
 )
 from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
@@ -34,23 +37,12 @@ command = partial(app.command, rich_help_panel="Run a suite")
 def run(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
     *,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option("--tasks", metavar="A B ...", help="Only these tasks; several words, or with commas."),
-    ] = None,
+    tasks: TasksOption = None,
     methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--methods", metavar="A B ...", help="Only these methods or labels, file.py:Class, or all of folder/."
-        ),
+        list[str] | None, several("--methods", "Only these methods or labels, file.py:Class, or all of folder/.")
     ] = None,
-    backbones: Annotated[
-        list[str] | None,
-        typer.Option("--backbones", metavar="A B ...", help="Catalogue names, directories or hub ids."),
-    ] = None,
-    seeds: Annotated[
-        list[str] | None, typer.Option("--seeds", metavar="0 1 ...", help="Seeds of the training.")
-    ] = None,
+    backbones: BackbonesOption = None,
+    seeds: Annotated[list[str] | None, several("--seeds", "Seeds of the training.", "0 1 ...")] = None,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/SUITE")] = None,
     published: Annotated[
@@ -64,9 +56,7 @@ def run(
         bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show it beside.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
-    workers: Annotated[
-        int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
-    ] = 1,
+    workers: WorkersOption = 1,
     scheduler: Annotated[
         str | None,
         typer.Option("--scheduler", metavar="ADDRESS", help="Run on a dask cluster, such as tcp://host:8786."),
@@ -79,15 +69,10 @@ def run(
     from benchmarks.specs.suites import Filters, load_suite
 
     spec = load_suite(suite)
-    filters = Filters(
-        tasks=chosen(tasks, "--tasks"),
-        methods=found_methods(methods),
-        backbones=chosen(backbones, "--backbones"),
-        seeds=parsed_seeds(seeds),
-    )
+    filters = Filters(tasks, found_methods(methods), backbones, numbers("--seeds", seeds))
     if scheduler is not None and workers > 1:
         raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
-    out, data = results_folder(out or Path("runs") / spec.name), existing_data(data)
+    out = results_folder(out) or Path("runs") / spec.name
     if dry_run:
         from benchmarks.run.dry_run import plan_lines
 
@@ -115,8 +100,7 @@ def run(
         print(f"not defined: {line}", file=sys.stderr)
     for line in outcome.failed:
         print(f"failed: {line}", file=sys.stderr)
-    if outcome.failed:
-        raise typer.Exit(1)
+    finish(bool(outcome.failed))
 
 
 @command(

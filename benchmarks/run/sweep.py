@@ -49,6 +49,7 @@ from benchmarks.store.folders import (
     write_text,
 )
 from benchmarks.store.keys import timing_key
+from consistentee.arguments import checked
 
 _NO_RESULT = "it left neither a record nor a note of a failure"
 
@@ -94,6 +95,7 @@ class _Run:
         self.print(str(fault.set_aside()))
 
 
+@checked
 def run_suite(
     suite: BaseSuite,
     filters: Filters | None = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.tasks.loader import list_tasks, load_task
-from benchmarks.terminal import add_columns, add_row, plain_table
+from benchmarks.terminal import add_columns, add_row, plain_table, plain_text
 from consistentee.data.instances import Split, TaskData, Text
 from consistentee.data.prompts import Encode, PromptSplit, TextTask, cut_prompt
 from consistentee.errors import UserError, unknown_name
@@ -281,8 +281,8 @@ def report_tables(report: TaskReport) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    lines = [Text(f"warning: {line}.", style="yellow") for line in report.warnings]
-    lines += [Text(f"error: {line}.", style="red") for line in report.errors]
+    lines = [plain_text(f"warning: {line}.", style="yellow", longest=2_000) for line in report.warnings]
+    lines += [plain_text(f"error: {line}.", style="red", longest=2_000) for line in report.errors]
     verdict = f"{len(report.errors)} errors, {len(report.warnings)} warnings" if lines else "nothing is wrong"
     tables = [] if report.task is None else _tables(report.task, report)
     return Group(*tables, *lines, Text(f"{report.name}: {verdict}"))

@@ -10,7 +10,7 @@ from typing import Any
 
 from consistentee.data.instances import Text
 from consistentee.data.prompts import Prompt
-from consistentee.errors import UserError
+from consistentee.errors import UserError, shown, unencodable
 
 Column = str | int
 """A column by its name, or by its place (the first is 1) where the file has no header."""
@@ -52,10 +52,10 @@ def sentence_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
     if text is None:
         raise UserError(f"{place}: no text in column {column!r}")
     if not isinstance(text, str):
-        raise UserError(f"{place}: column {column!r} must hold text, got {text!r}")
+        raise UserError(f"{place}: column {column!r} must hold text, got {shown(text)}")
     if not text.strip():
         raise UserError(f"{place}: empty text in column {column!r}")
-    return text
+    return _encodable(place, text, column)
 
 
 def label_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
@@ -64,8 +64,8 @@ def label_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
     if label is None or (isinstance(label, str) and not label.strip()):
         raise UserError(f"{place}: missing label in column {column!r}")
     if isinstance(label, (dict, list)):
-        raise UserError(f"{place}: the label in column {column!r} must be a text or a number, got {label!r}")
-    return label.strip() if isinstance(label, str) else str(label)
+        raise UserError(f"{place}: the label in column {column!r} must be a text or a number, got {shown(label)}")
+    return _encodable(place, str(label).strip(), column)
 
 
 def optional_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
@@ -76,8 +76,14 @@ def optional_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
     if text is None:
         return ""
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-        raise UserError(f"{place}: column {column!r} must hold text, got {text!r}")
-    return str(text)
+        raise UserError(f"{place}: column {column!r} must hold text, got {shown(text)}")
+    return _encodable(place, str(text), column)
+
+
+def _encodable(place: str, text: str, column: Column) -> str:
+    if fault := unencodable(text):
+        raise UserError(f"{place}: the text in column {column!r} {fault}")
+    return text
 
 
 @dataclass(frozen=True)

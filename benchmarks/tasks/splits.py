@@ -12,7 +12,7 @@ from benchmarks.tasks.rows import Row, Template, TextRow
 from benchmarks.tasks.specs import BaseTaskSpec, Cut, TaskSpec, TextTaskSpec
 from consistentee.data.instances import Label, Split, TaskData
 from consistentee.data.prompts import Prompt, PromptSplit, TextTask
-from consistentee.errors import UserError
+from consistentee.errors import UserError, shown
 
 SPLITS = ("train", "validation", "test")
 
@@ -136,7 +136,7 @@ def _class_index(row: Row, index: dict[str, int], spec: TaskSpec) -> int:
     name = spec.label_values.get(row.label, row.label)
     if name not in index:
         known = f"one of the labels of task {spec.name!r}" if spec.labels else "a label of train"
-        raise UserError(f"{row.place}: label {row.label!r} is not {known} ({', '.join(index)})")
+        raise UserError(f"{row.place}: label {shown(row.label)} is not {known} ({', '.join(index)})")
     return index[name]
 
 
@@ -144,9 +144,9 @@ def _number(row: Row) -> float:
     try:
         value = float(row.label)
     except ValueError as error:
-        raise UserError(f"{row.place}: label {row.label!r} is not a number") from error
+        raise UserError(f"{row.place}: label {shown(row.label)} is not a number") from error
     if not math.isfinite(value):
-        raise UserError(f"{row.place}: label {row.label!r} is not a finite number")
+        raise UserError(f"{row.place}: label {shown(row.label)} is not a finite number")
     return value
 
 
@@ -158,7 +158,7 @@ def _check_labels_of_train(names: tuple[str, ...], splits: dict[str, _Labelled])
     for split in (part for name, part in splits.items() if name != "train"):
         for row, label in zip(split.rows, split.labels, strict=True):
             if label not in learnable:
-                raise UserError(f"{row.place}: label {row.label!r} occurs in no training row")
+                raise UserError(f"{row.place}: label {shown(row.label)} occurs in no training row")
 
 
 def build_text_task(spec: TextTaskSpec, rows: dict[str, list[TextRow]], source: str) -> TextTask:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from consistentee.arguments import Number, checked
 from consistentee.data.instances import Text
 from consistentee.deployment.saved import holds, load_saved
 from consistentee.engine.classify import classify
@@ -72,7 +73,8 @@ class Writer:
         ]
 
 
-def pipeline(model: str | Path, *, knob: float | None = None, device: str = "cpu") -> Classifier | Writer:
+@checked
+def pipeline(model: str | Path, *, knob: Number | None = None, device: str = "cpu") -> Classifier | Writer:
     """Return what answers texts with a saved model: a :class:`Classifier`, or a :class:`Writer` for a decoder.
 
     Args:

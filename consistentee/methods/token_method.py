@@ -47,7 +47,9 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
     def check_task(self, task: TextTask) -> None:
         """Raise UserError if the task does not ask for texts."""
         if not isinstance(task, TextTask):
-            raise UserError(f"{self.name} lets tokens exit while a text is written, and {task.name!r} asks for labels")
+            raise UserError(
+                f"{self.name} lets tokens exit while a text is written; {getattr(task, 'name', task)!r} asks for labels"
+            )
 
     def model_at(self, model: "MultiExitDecoder", knob: float) -> "MultiExitDecoder":
         """Return what decodes at one value of the knob: ``model`` itself, or a part of it that :meth:`rule` fits too.

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, cast
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from consistentee.arguments import checked
 from consistentee.errors import UserError, unknown_name
 from consistentee.models.heads import ExitHeads, HeadSpec
 
@@ -173,7 +175,8 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
     def _layers_precision(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._precision == "float32" else torch.autocast(self.device.type, torch.bfloat16)
 
-    def add_head(self, name: str, spec: HeadSpec, seed: int = 0) -> ExitHeads:
+    @checked
+    def add_head(self, name: Annotated[str, Field(pattern=r"^[^.]+$")], spec: HeadSpec, seed: int = 0) -> ExitHeads:
         """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights.
 
         One that is not shared has a module for each of the L layers.

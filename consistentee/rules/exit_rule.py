@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from consistentee.arguments import Number, Positive, checked
 from consistentee.errors import UserError
 from consistentee.rules.signals import Signal
 from consistentee.rules.view import LayerView
@@ -60,20 +61,22 @@ class NeverExit(ExitRule):
         return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
 
 
+@checked
 class StaticRule(ExitRule):
     """Every row leaves at the same layer, whatever that says: nothing is computed to decide."""
 
-    def __init__(self, layer: int) -> None:
+    def __init__(self, layer: Positive) -> None:
         self.layer = layer
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         return torch.full((view.rows,), view.layer >= self.layer, device=view.device)
 
 
+@checked
 class ThresholdRule(ExitRule):
     """Exit as soon as a signal lies strictly on one side of a threshold."""
 
-    def __init__(self, signal: Signal, threshold: float, exit_when: Literal["above", "below"]) -> None:
+    def __init__(self, signal: Signal, threshold: Number, exit_when: Literal["above", "below"]) -> None:
         self.signal = signal
         self.threshold = threshold
         self.exit_when = exit_when
@@ -86,10 +89,11 @@ class ThresholdRule(ExitRule):
         return self.signal(view)
 
 
+@checked
 class OneLayerRule(ExitRule):
     """Ask another rule at one layer, and leave nowhere else: other layers are not even looked at."""
 
-    def __init__(self, rule: ExitRule, layer: int) -> None:
+    def __init__(self, rule: ExitRule, layer: Positive) -> None:
         self.rule = rule
         self.reads_history = rule.reads_history
         self.layer = layer
@@ -104,6 +108,7 @@ class OneLayerRule(ExitRule):
         return self.rule.should_exit(view, state)
 
 
+@checked
 class ConsecutiveRule(ExitRule):
     """Exit once another rule has wanted to for ``patience`` consecutive layers; one that objects restarts the count.
 
@@ -111,7 +116,7 @@ class ConsecutiveRule(ExitRule):
     as soon as a batch holds more than one row.
     """
 
-    def __init__(self, rule: ExitRule, patience: float) -> None:
+    def __init__(self, rule: ExitRule, patience: Number) -> None:
         """Raises UserError unless ``patience`` is a whole number and at least 1."""
         if not (patience >= 1 and float(patience).is_integer()):
             raise UserError(f"a patience must be a whole number, at least 1, got {patience:g}")
@@ -130,10 +135,11 @@ class ConsecutiveRule(ExitRule):
         return state["consecutive"] >= self.patience
 
 
+@checked
 class SameAnswerRule(ExitRule):
     """Exit where this layer answers as the one before; a regression's answer may move by less than ``tolerance``."""
 
-    def __init__(self, tolerance: float = 0.0) -> None:
+    def __init__(self, tolerance: Number = 0.0) -> None:
         self.tolerance = tolerance
 
     def start(self, rows: int, num_layers: int) -> State:

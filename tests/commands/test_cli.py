@@ -18,7 +18,7 @@ from benchmarks import cli
 from benchmarks.analysis.figures.catalogue import FigureKind
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised as normalised_for
-from benchmarks.cli.arguments import listed, parsed_parameters, parsed_seeds
+from benchmarks.cli.arguments import listed, numbers, parsed_parameters
 from benchmarks.commands import doctor
 from benchmarks.run.pool import Schedule
 from benchmarks.specs.suites import list_suites
@@ -80,10 +80,11 @@ def test_values_may_have_commas():
     assert listed(["a,b", "c"]) == ["a", "b", "c"]
     assert listed(None) is None
     assert listed(["a,b", "a", " b"]) == ["a", "b"]
-    assert parsed_seeds(["0", "1,0", "00"]) == [0, 1]
-    assert parsed_seeds(["0,1", "2"]) == [0, 1, 2]
-    with pytest.raises(UserError, match="whole numbers"):
-        parsed_seeds(["x"])
+    assert numbers("--seeds", ["0", "1,0", "00"]) == [0, 1]
+    assert numbers("--risk", ["0.5,1", "2"], float) == [0.5, 1.0, 2.0]
+    for wrong in ("x", "1.5", "-1"):
+        with pytest.raises(UserError, match="--seeds takes whole numbers"):
+            numbers("--seeds", [wrong])
 
 
 def test_parameters_are_read_as_yaml():
@@ -261,7 +262,7 @@ def test_debug_shows_where(runs):
         (["run", "quick", "--seeds", ""], "--seeds names nothing"),
         (["run", "quick", "--seeds=0,-1"], "--seeds takes whole numbers of at least 0, got -1"),
         (["run", "quick", "--tasks", ""], "--tasks names nothing"),
-        (["run", "quick", "--methods", ","], "--methods names no method"),
+        (["run", "quick", "--methods", ","], "--methods names nothing"),
         (["run", "quick", "--backbones", ","], "--backbones names nothing"),
         (["plot", "no-such-folder", "--tasks", ""], "--tasks names nothing"),
         (["check-method", "full", "--families", ","], "--families names nothing"),
@@ -399,8 +400,8 @@ def test_list_says_where_the_rows_of_a_task_come_from():
 def test_list_of_suites_is_a_line_each_and_detail_says_more():
     lines = [line for line in call("list", "suites").output.splitlines() if line.strip()]
     assert len(lines) == 3 + len(list_suites())
-    assert any(line.split()[0] == "quick" and line.rstrip().endswith("in packages") for line in lines[3:])
-    assert "GB of disk until artifacts/ is deleted" in call("list", "suites", "--detail").output
+    assert any(line.split()[0] == "quick" and line.split()[-3:-1] == ["in", "packages"] for line in lines[3:])
+    assert "disk gb: 0.6" in call("list", "suites", "--detail").output
 
 
 def test_a_method_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch):
@@ -608,13 +609,13 @@ def test_predict_with_a_knob(trained):
 
 METHOD_WITH_A_KIND = """
 from consistentee import get_method
-from consistentee.models.classifiers import KINDS, ClassifierSpec, LinearClassifier
+from consistentee.models.classifiers import CLASSIFIER_KINDS, ClassifierSpec, LinearClassifier
 from consistentee.methods.method import method_class_of
 
 class Mine(LinearClassifier):
     "A kind of a user's own."
 
-KINDS["mine"] = Mine
+CLASSIFIER_KINDS["mine"] = Mine
 
 class Patient(method_class_of("pabee")):
     def fit(self, model, task, recipe):
@@ -625,15 +626,15 @@ class Patient(method_class_of("pabee")):
 
 def test_predict_loads_a_method_with_its_own_kind_of_classifier(task_file, tiny_backbone, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(METHOD_WITH_A_KIND)
-    shipped = dict(classifiers.KINDS)
-    monkeypatch.setattr(classifiers, "KINDS", dict(shipped))
+    shipped = dict(classifiers.CLASSIFIER_KINDS)
+    monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", dict(shipped))
     monkeypatch.chdir(tmp_path)
     done = call(
         *("train", task_file, "--method", "mine.py:Patient", "--backbone", tiny_backbone("bert"), "--out", "model"),
         *("--set", "epochs=1", "max_length=16", "max_rows=30"),
     )
     assert done.exit_code == 0, done.output
-    monkeypatch.setattr(classifiers, "KINDS", shipped)  # as in a new process
+    monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", shipped)  # as in a new process
     monkeypatch.chdir(tmp_path.parent)
     done = call("predict", tmp_path / "model", "w1 w2")
     assert done.exit_code == 0, done.output

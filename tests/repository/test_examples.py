@@ -148,7 +148,7 @@ def small_results(tmp_path_factory) -> Path:
 def toys(tmp_path, tiny_backbone, tiny_decoder_backbone, monkeypatch) -> Path:
     """Work in a folder with toys of the names in ``SMALL``."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(classifiers, "KINDS", dict(classifiers.KINDS))
+    monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", dict(classifiers.CLASSIFIER_KINDS))
     write_task(tmp_path, "toy")
     write_text_task(tmp_path, "toy-text")
     Path("tiny-encoder").symlink_to(tiny_backbone("bert"))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from consistentee.arguments import NotNegative, checked
 from consistentee.backbones.decoders import DecoderStepper
 from consistentee.engine.step.cache import StoredColumns
 from consistentee.engine.step.prompt_batch import PromptBatch
@@ -27,6 +28,7 @@ class _Read:
     columns: StoredColumns
 
 
+@checked
 class ReadPrompts:
     """What prompts give: their keys, values and last states, which no rule and no knob has a part in.
 
@@ -35,7 +37,7 @@ class ReadPrompts:
     order, and a batch for which there is no room is read each time. Weights must not change meanwhile.
     """
 
-    def __init__(self, max_bytes: int = 2 * 2**30) -> None:
+    def __init__(self, max_bytes: NotNegative = 2 * 2**30) -> None:
         """``max_bytes``: what is kept at most, on the device of the model."""
         self._room = max_bytes
         self._read: dict[_Key, _Read] = {}
