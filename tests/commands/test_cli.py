@@ -637,7 +637,11 @@ def test_predict_loads_a_method_with_its_own_kind_of_classifier(task_file, tiny_
     assert done.exit_code == 0, done.output
     monkeypatch.setattr(classifiers, "KINDS", shipped)  # as in a new process
     monkeypatch.chdir(tmp_path.parent)
-    done = call("predict", tmp_path / "model", "w1 w2")
+    assert "--allow-code" in done.output
+    refused = call("predict", tmp_path / "model", "w1 w2")
+    assert refused.exit_code == 2
+    assert f"a method in {tmp_path / 'mine.py'}" in " ".join(refused.output.split())
+    done = call("predict", tmp_path / "model", "w1 w2", "--allow-code")
     assert done.exit_code == 0, done.output
     assert "w1 w2" in done.output
 
