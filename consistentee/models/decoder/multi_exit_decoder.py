@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from consistentee.backbones.catalog import list_backbones, resolve_decoder
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, decoder_stepper_for, positions_of
+from consistentee.backbones.pretrained import read_tokenizer
 from consistentee.data.prompts import Keep
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
@@ -103,7 +104,7 @@ class MultiExitDecoder(MultiExit):
             closing_layers=check_closing_layers(closing_layers, chosen, adapter),
         )
         with new_weights(seed):
-            return cls(decoder_stepper_for(backbone), decoder_files.load_tokenizer(folder), description)
+            return cls(decoder_stepper_for(backbone), read_tokenizer(folder), description)
 
     def without_exits(self) -> Self:
         """Return the stock model alone, as a decoder whose one exit is layer L: its weights are this one's."""
@@ -416,6 +417,12 @@ class MultiExitDecoder(MultiExit):
             self.description.with_backbone = with_backbone
         return super().save_pretrained(save_directory, **options)
 
+    def _try_out(self) -> Tensor:
+        tokens = torch.tensor([[0, 1]], device=self.device)
+        real = torch.ones_like(tokens, dtype=torch.bool)
+        states = self.exit_states(tokens, real, exiting=real).speaking.unbind(dim=2)
+        return torch.stack([self.logits(t, state) for t, state in zip(self.exit_layers, states, strict=True)])
+
     def _save_backbone(self, folder: Path) -> None:
         current = decoder_files.hash_backbone(self.backbone)
         if current != self.description.backbone_hash:
@@ -443,7 +450,7 @@ class MultiExitDecoder(MultiExit):
                 f"the backbone {name} is not the one that the exits of {folder} were trained on: its weights differ; "
                 "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
             )
-        tokenizer = decoder_files.load_tokenizer(folder / TOKENIZER_FOLDER)
+        tokenizer = read_tokenizer(folder / TOKENIZER_FOLDER)
         model = cls(decoder_stepper_for(backbone), tokenizer, description)
         if description.lora is not None:
             model.add_lora(description.lora.rank, description.lora.targets)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from consistentee.backbones.catalog import Pooling, resolve
 from consistentee.backbones.encoders import Stepper, stepper_for
+from consistentee.backbones.pretrained import read_tokenizer
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.data.instances import Text
 from consistentee.errors import UserError
@@ -85,7 +86,7 @@ class MultiExitModel(MultiExit):
             UserError: the name is unknown, the weights cannot be had, or the architecture is not supported.
         """
         found = resolve(name)
-        tokenizer = encoder_files.load_tokenizer(found.path)
+        tokenizer = read_tokenizer(found.path)
         backbone, pretrained_pooler = encoder_files.load_backbone(found.path)
         description = ModelDescription(
             num_labels=num_labels,
@@ -292,6 +293,9 @@ class MultiExitModel(MultiExit):
         poolers = nn.ModuleList(nn.Linear(self.width, self.width) for _ in range(count))
         self.poolers = poolers.to(self.device, self.dtype)
 
+    def _try_out(self) -> Tensor:
+        return self(self.collate([Encoding([0]), Encoding([0, 1])])).logits
+
     def _save_backbone(self, folder: Path) -> None:
         encoder_files.write_configs(folder, self.stepper)
 
@@ -299,7 +303,7 @@ class MultiExitModel(MultiExit):
     def _without_weights(
         cls, folder: Path, description: ModelDescription, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> Self:
-        tokenizer = encoder_files.load_tokenizer(folder / TOKENIZER_FOLDER)
+        tokenizer = read_tokenizer(folder / TOKENIZER_FOLDER)
         return cls(encoder_files.saved_stepper(folder, weights), tokenizer, description)
 
 
