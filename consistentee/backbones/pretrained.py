@@ -1,4 +1,4 @@
-"""Read stock models and tokenizers from a folder: no code of the folder runs, and damage is one sentence about a file."""
+"""Read stock models and tokenizers from a folder: no code of it runs, and damage is one sentence that names a file."""
 
 import json
 import textwrap
@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_FILE = "config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+_JSON_FILES = (
+    CONFIG_FILE,
+    "generation_config.json",
+    "tokenizer.json",
+    TOKENIZER_CONFIG_FILE,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
+"""Files that transformers reads, each a JSON object."""
 
 
 @contextmanager
@@ -24,9 +35,10 @@ def reading(place: object) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # of the tokenizers library; it is no Exception
+        if isinstance(error, (UserError, MemoryError)) or not (is_panic or isinstance(error, Exception)):
+            raise
         reason = textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
         raise UserError(f"{place} cannot be read: {reason}") from error
 
@@ -38,6 +50,12 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(content, dict):
             raise ValueError("it must hold a JSON object")
         return content
+
+
+def _check_json(folder: str | Path) -> None:
+    for name in _JSON_FILES:
+        if (Path(folder) / name).is_file():
+            read_json(Path(folder) / name)
 
 
 def read_weights(path: Path) -> "dict[str, Tensor]":
@@ -58,7 +76,7 @@ def check_finite(weights: "Mapping[str, Tensor]") -> None:
 
 
 def check_complete(source: object, missing: Iterable[str]) -> None:
-    """Raise UserError if a model lacks weights, which transformers would draw at random; ``missing`` are their names."""
+    """Raise UserError if weights are ``missing``, by name: transformers would draw them at random."""
     absent = sorted(missing)
     if absent:
         raise UserError(f"{source} lacks {len(absent)} of the model's weights, {absent[0]} among them")
@@ -70,6 +88,7 @@ def read_config(folder: str | Path) -> Any:
 
     path = Path(folder) / CONFIG_FILE
     read_json(path)
+    _check_json(folder)
     with reading(path):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
@@ -106,11 +125,11 @@ def read_tokenizer(folder: str | Path) -> Any:
     """Read a tokenizer and try it on a word. Raises UserError that names the file or the folder."""
     from transformers import AutoTokenizer
 
-    for path in sorted(Path(folder).glob("*.json")):
-        read_json(path)
+    _check_json(folder)
     if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):  # transformers would make up an empty one
         raise UserError(f"{folder} holds no tokenizer; save it there too ({', '.join(TOKENIZER_FILES)})")
     with reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("a")
         tokenizer("a", truncation=True, max_length=8)
         return tokenizer

@@ -14,7 +14,15 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from consistentee.backbones.pretrained import CONFIG_FILE, check_finite, read_json, read_weights, reading
+from consistentee.backbones.pretrained import (
+    CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+    check_finite,
+    read_json,
+    read_tokenizer,
+    read_weights,
+    reading,
+)
 from consistentee.errors import UserError, unknown_name
 from consistentee.models.heads import ExitHeads, HeadSpec
 
@@ -76,7 +84,7 @@ class Description:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read the description of a saved model. Raises UserError that names the file, if the folder has no valid one."""
+        """Read the description of a saved model. Raises UserError that names the file unless it is valid."""
         path = folder / cls.file
         if not path.is_file():
             raise UserError(f"{folder} is not a saved multi-exit {cls.kind}: it has no {cls.file}")
@@ -205,6 +213,19 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
         """Write what the stock model is built of again, beside the weights that are saved with the model."""
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:  # type: ignore[override]
+        """Load a saved model.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or an id on the Hugging Face hub.
+            options: for the hub ``revision``, ``cache_dir``, ``force_download``, ``local_files_only``, ``token``; for a
+                decoder ``backbone``, a directory with the backbone if it is not where it was.
+
+        Raises UserError that names the file if something is missing, damaged or not finite.
+        """
+        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
+
+    @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
         folder = Path(model_id)
         if not folder.is_dir():
@@ -217,10 +238,19 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
             for name, spec in description.heads.items():
                 model.add_head(name, spec)
         with reading(folder / WEIGHTS_FILE):
+            for name, tensor in model._own_weights().items():
+                if name in weights and weights[name].is_floating_point() != tensor.is_floating_point():
+                    raise ValueError(f"{name} is {weights[name].dtype}, expected {tensor.dtype}")
             model._take_weights(weights)
         with reading(folder / BACKBONE_FOLDER / CONFIG_FILE), torch.inference_mode():
             check_finite({"the answer of the model": model.eval()._try_out()})
         return model
+
+    @staticmethod
+    def _saved_tokenizer(folder: Path) -> Any:
+        """Read the tokenizer of a saved model; without its settings transformers would build another one."""
+        read_json(folder / TOKENIZER_FOLDER / TOKENIZER_CONFIG_FILE)
+        return read_tokenizer(folder / TOKENIZER_FOLDER)
 
     @abstractmethod
     def _try_out(self) -> Tensor:

@@ -15,7 +15,7 @@ from consistentee.backbones.pretrained import read_tokenizer
 from consistentee.data.prompts import Keep
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
-from consistentee.models.base import BACKBONE_FOLDER, TOKENIZER_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
+from consistentee.models.base import BACKBONE_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
 from consistentee.models.decoder import files as decoder_files
 from consistentee.models.decoder import lora
 from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
@@ -418,6 +418,8 @@ class MultiExitDecoder(MultiExit):
         return super().save_pretrained(save_directory, **options)
 
     def _try_out(self) -> Tensor:
+        if not all(isinstance(token, int) for token in self.end_tokens):
+            raise ValueError(f"the tokens that end a text must be numbers, not {set(self.end_tokens)}")
         tokens = torch.tensor([[0, 1]], device=self.device)
         real = torch.ones_like(tokens, dtype=torch.bool)
         states = self.exit_states(tokens, real, exiting=real).speaking.unbind(dim=2)
@@ -450,7 +452,7 @@ class MultiExitDecoder(MultiExit):
                 f"the backbone {name} is not the one that the exits of {folder} were trained on: its weights differ; "
                 "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
             )
-        tokenizer = read_tokenizer(folder / TOKENIZER_FOLDER)
+        tokenizer = cls._saved_tokenizer(folder)
         model = cls(decoder_stepper_for(backbone), tokenizer, description)
         if description.lora is not None:
             model.add_lora(description.lora.rank, description.lora.targets)

@@ -18,7 +18,7 @@ from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.data.instances import Text
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
-from consistentee.models.base import TOKENIZER_FOLDER, MultiExit, new_weights
+from consistentee.models.base import MultiExit, new_weights
 from consistentee.models.classifiers import (
     ClassifierSpec,
     InternalClassifier,
@@ -303,7 +303,7 @@ class MultiExitModel(MultiExit):
     def _without_weights(
         cls, folder: Path, description: ModelDescription, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> Self:
-        tokenizer = read_tokenizer(folder / TOKENIZER_FOLDER)
+        tokenizer = cls._saved_tokenizer(folder)
         return cls(encoder_files.saved_stepper(folder, weights), tokenizer, description)
 
 
