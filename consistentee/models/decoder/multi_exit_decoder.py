@@ -449,7 +449,7 @@ class MultiExitDecoder(MultiExit):
         backbone = decoder_files.load_backbone(source)
         if decoder_files.hash_backbone(backbone) != description.backbone_hash:
             raise UserError(
-                f"the backbone {name} is not the one that the exits of {folder} were trained on: its weights differ; "
+                f"the backbone {source} is not the one that the exits of {folder} were trained on: its weights differ; "
                 "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
             )
         tokenizer = cls._saved_tokenizer(folder)
