@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +23,8 @@ from benchmarks.cli.arguments import listed, parsed_parameters, parsed_seeds
 from benchmarks.commands import doctor
 from benchmarks.run.jobs.schedulers import Schedule
 from benchmarks.specs.suites import list_suites
+from consistentee.backbones.catalog import Decoder, Encoder
+from consistentee.backbones.wheels import Shipment
 from consistentee.errors import UserError
 from consistentee.models import classifiers
 from consistentee.models.encoder.description import ModelDescription
@@ -547,6 +550,26 @@ def test_doctor_ends_with_1_where_there_is_a_problem(tmp_path):
     done = call("doctor", "--data", tmp_path / "nothing")
     assert done.exit_code == 1
     assert "problem" in done.output
+
+
+def test_doctor_uses_what_it_calls_ok(monkeypatch, tiny_backbone, tiny_decoder_backbone, tmp_path):
+    folders = {Encoder: tmp_path / "encoder", Decoder: tmp_path / "decoder"}
+    shutil.copytree(tiny_backbone("bert"), folders[Encoder])
+    shutil.copytree(tiny_decoder_backbone("llama"), folders[Decoder])
+    shipment = Shipment("tiny", (), "")
+    encoder = Encoder(str(folders[Encoder]), 4, 32, shipment, "", "mean")
+    decoder = Decoder(str(folders[Decoder]), 4, 32, shipment, "")
+    monkeypatch.setattr(doctor, "list_backbones", lambda: {"encoder": encoder, "decoder": decoder})
+    monkeypatch.setattr(doctor, "list_tasks", list)
+    monkeypatch.setattr(doctor, "is_fetched", lambda shipment: True)
+    assert [finding.verdict for finding in doctor.check_shipments()] == ["ok", "ok"]
+    for folder in folders.values():
+        (folder / "model.safetensors").write_bytes(b"damaged")
+    found = doctor.check_shipments()
+    assert [finding.verdict for finding in found] == ["problem", "problem"]
+    assert all("model.safetensors cannot be read" in finding.state for finding in found)
+    monkeypatch.setattr(doctor, "is_fetched", lambda shipment: False)
+    assert [finding.verdict for finding in doctor.check_shipments()] == ["warn", "warn"]
 
 
 def test_doctor_warns_of_a_full_disk(monkeypatch):
