@@ -17,6 +17,10 @@ DeltaOption = Annotated[
     float, typer.Option("--delta", help="Tolerated chance that the promise of --risk is broken.", show_default=True)
 ]
 
+AllowCodeOption = Annotated[
+    bool, typer.Option("--allow-code", help="Run the Python file that the folder names as its method; trust it first.")
+]
+
 RISK_LOSSES = "gap|consistency|brier-gap|brier-consistency"
 
 
@@ -106,6 +110,7 @@ def risk(
         int | None, typer.Option("--splits", min=1, help="Count broken promises over so many random splits instead.")
     ] = None,
     data: DataOption = None,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Choose the knob of a saved model by risk control (CRC, UCB, LTT), and see what it costs on test rows."""
     from benchmarks.commands.one_model.risk import risk_table
@@ -119,6 +124,7 @@ def risk(
             losses=losses or ["gap", "consistency"],
             splits=splits,
             data_dir=data,
+            allow_code=allow_code,
         )
     )
 
@@ -135,11 +141,12 @@ def predict(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts; a tab parts the texts of a pair.")],
     knob: KnobOption = None,
     pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text."""
     from benchmarks.commands.one_model.predict import predict_texts, rows_of
 
-    output_console().print(predict_texts(model, rows_of(texts, pair), knob))
+    output_console().print(predict_texts(model, rows_of(texts, pair), knob, allow_code=allow_code))
 
 
 @command(
@@ -180,6 +187,7 @@ def generate(
         ),
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="token/12 instead of colours.")] = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
     from benchmarks.commands.one_model.generate import write_texts
@@ -193,4 +201,5 @@ def generate(
         kv=kv,
         in_flight=in_flight,
         plain=plain,
+        allow_code=allow_code,
     )

@@ -178,8 +178,8 @@ def get_method(name: str, **parameters: Any) -> AnyMethod:
 
 def method_class_of(name: str) -> type[AnyMethod]:
     """Return the class behind a method's name or ``file.py:ClassName``; errors as for :func:`get_method`."""
-    if ".py:" in name:
-        path, _, attribute = name.rpartition(":")
+    path, attribute = code_file(name), name.rpartition(":")[2]
+    if path is not None:
         module = _load_file(Path(path))
         if not hasattr(module, attribute):
             raise unknown_name(f"class in {path}", attribute, _own_methods(module))
@@ -195,8 +195,13 @@ def method_class_of(name: str) -> type[AnyMethod]:
 
 
 def _absolute_name(name: str) -> str:
-    path, _, attribute = name.rpartition(":")
-    return f"{Path(path).resolve()}:{attribute}" if ".py:" in name else name
+    path = code_file(name)
+    return name if path is None else f"{Path(path).resolve()}:{name.rpartition(':')[2]}"
+
+
+def code_file(name: str) -> str | None:
+    """Return the file of a method that is named as ``file.py:ClassName``; None for a registered method."""
+    return name.rpartition(":")[0] if ".py:" in name else None
 
 
 def methods_in_file(path: Path) -> list[str]:

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +23,8 @@ from benchmarks.cli.arguments import listed, numbers, parsed_parameters
 from benchmarks.commands import doctor
 from benchmarks.run.pool import Schedule
 from benchmarks.specs.suites import list_suites
+from consistentee.backbones.catalog import Decoder, Encoder
+from consistentee.backbones.wheels import Shipment
 from consistentee.errors import UserError
 from consistentee.models import classifiers
 from consistentee.models.encoder.description import ModelDescription
@@ -548,6 +551,26 @@ def test_doctor_ends_with_1_where_there_is_a_problem(tmp_path):
     assert "problem" in done.output
 
 
+def test_doctor_uses_what_it_calls_ok(monkeypatch, tiny_backbone, tiny_decoder_backbone, tmp_path):
+    folders = {Encoder: tmp_path / "encoder", Decoder: tmp_path / "decoder"}
+    shutil.copytree(tiny_backbone("bert"), folders[Encoder])
+    shutil.copytree(tiny_decoder_backbone("llama"), folders[Decoder])
+    shipment = Shipment("tiny", (), "")
+    encoder = Encoder(str(folders[Encoder]), 4, 32, shipment, "", "mean")
+    decoder = Decoder(str(folders[Decoder]), 4, 32, shipment, "")
+    monkeypatch.setattr(doctor, "list_backbones", lambda: {"encoder": encoder, "decoder": decoder})
+    monkeypatch.setattr(doctor, "list_tasks", list)
+    monkeypatch.setattr(doctor, "is_fetched", lambda shipment: True)
+    assert [finding.verdict for finding in doctor.check_shipments()] == ["ok", "ok"]
+    for folder in folders.values():
+        (folder / "model.safetensors").write_bytes(b"damaged")
+    found = doctor.check_shipments()
+    assert [finding.verdict for finding in found] == ["problem", "problem"]
+    assert all("model.safetensors cannot be read" in finding.state for finding in found)
+    monkeypatch.setattr(doctor, "is_fetched", lambda shipment: False)
+    assert [finding.verdict for finding in doctor.check_shipments()] == ["warn", "warn"]
+
+
 def test_doctor_warns_of_a_full_disk(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     assert doctor.check_cache().verdict == "problem"
@@ -636,7 +659,11 @@ def test_predict_loads_a_method_with_its_own_kind_of_classifier(task_file, tiny_
     assert done.exit_code == 0, done.output
     monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", shipped)  # as in a new process
     monkeypatch.chdir(tmp_path.parent)
-    done = call("predict", tmp_path / "model", "w1 w2")
+    assert "--allow-code" in done.output
+    refused = call("predict", tmp_path / "model", "w1 w2")
+    assert refused.exit_code == 2
+    assert f"a method in {tmp_path / 'mine.py'}" in " ".join(refused.output.split())
+    done = call("predict", tmp_path / "model", "w1 w2", "--allow-code")
     assert done.exit_code == 0, done.output
     assert "w1 w2" in done.output
 

@@ -232,7 +232,10 @@ class TestFiles:
         tiny_decoder().save_pretrained(tmp_path / "saved")
         path = tmp_path / "saved" / "multi_exit_decoder.json"
         description = json.loads(path.read_text())
-        for change, message in (({"rank": 3}, "damaged"), ({"exit_layers": [2, 4]}, "other weights")):
+        for change, message in (
+            ({"rank": 3}, r"model\.safetensors cannot be read: .*size mismatch"),
+            ({"exit_layers": [2, 4]}, "other weights"),
+        ):
             path.write_text(json.dumps(description | change))
             with pytest.raises(UserError, match=message):
                 MultiExitDecoder.from_pretrained(tmp_path / "saved")
@@ -260,9 +263,12 @@ class TestFiles:
         config = json.loads((whole / "config.json").read_text()) | {"model_type": "nonesuch"}
         for folder, message in (
             (damaged("bare", "model.safetensors", save(weights, {"format": "pt"})), "bare lacks 1 .* lm_head.weight"),
-            (damaged("cut", "model.safetensors", save(weights)[:5000]), "cut cannot be read as a decoder: "),
-            (damaged("new", "config.json", json.dumps(config).encode()), "new cannot be read as a decoder: .*nonesuch"),
-            (damaged("dumb", "tokenizer.json", b"{"), "dumb cannot be read as a decoder: "),
+            (damaged("cut", "model.safetensors", save(weights)[:5000]), r"cut/model\.safetensors cannot be read: "),
+            (
+                damaged("new", "config.json", json.dumps(config).encode()),
+                r"new/config\.json cannot be .*nonesuch",
+            ),
+            (damaged("dumb", "tokenizer.json", b"{"), r"dumb/tokenizer\.json cannot be read: "),
         ):
             with pytest.raises(UserError, match=message):
                 MultiExitDecoder.from_backbone(folder)

@@ -16,7 +16,7 @@ from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.deployment.risk_control import check_names, control_risk
 from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
-from consistentee.methods.method import AnyMethod, get_method
+from consistentee.methods.method import AnyMethod, code_file, get_method
 from consistentee.traces.instance_trace import record_trace
 
 if TYPE_CHECKING:
@@ -101,9 +101,8 @@ def train_model(
         knob, why = _controlled(tolerance, model, method, rows)
     model.description.default_knob = knob
     model.save_pretrained(out)
-    uses = (
-        f"`consistentee {_USES[name].format(out)}` uses {method.knob.name}={knob:.4g}{why} unless --knob says otherwise"
-    )
+    command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
+    uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob says otherwise"
     return _operating_points(chosen, method, f"{method.name} on {rows.task.name}, saved in {out}", uses)
 
 

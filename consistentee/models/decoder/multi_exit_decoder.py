@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.backbones.catalog import list_backbones, resolve_decoder
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, decoder_stepper_for, positions_of
+from consistentee.backbones.pretrained import read_tokenizer
 from consistentee.data.prompts import Keep
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
-from consistentee.models.base import BACKBONE_FOLDER, TOKENIZER_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
+from consistentee.models.base import BACKBONE_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
 from consistentee.models.decoder import files as decoder_files
 from consistentee.models.decoder import lora
 from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
@@ -105,7 +106,7 @@ class MultiExitDecoder(MultiExit):
             closing_layers=check_closing_layers(closing_layers, chosen, adapter),
         )
         with new_weights(seed):
-            return cls(decoder_stepper_for(backbone), decoder_files.load_tokenizer(folder), description)
+            return cls(decoder_stepper_for(backbone), read_tokenizer(folder), description)
 
     def without_exits(self) -> Self:
         """Return the stock model alone, as a decoder whose one exit is layer L: its weights are this one's."""
@@ -425,6 +426,14 @@ class MultiExitDecoder(MultiExit):
             self.description.with_backbone = with_backbone
         return super().save_pretrained(save_directory, **options)
 
+    def _try_out(self) -> Tensor:
+        if not all(isinstance(token, int) for token in self.end_tokens):
+            raise ValueError(f"the tokens that end a text must be numbers, not {set(self.end_tokens)}")
+        tokens = torch.tensor([[0, 1]], device=self.device)
+        real = torch.ones_like(tokens, dtype=torch.bool)
+        states = self.exit_states(tokens, real, exiting=real).speaking.unbind(dim=2)
+        return torch.stack([self.logits(t, state) for t, state in zip(self.exit_layers, states, strict=True)])
+
     def _save_backbone(self, folder: Path) -> None:
         current = decoder_files.hash_backbone(self.backbone)
         if current != self.description.backbone_hash:
@@ -449,10 +458,10 @@ class MultiExitDecoder(MultiExit):
         backbone = decoder_files.load_backbone(source)
         if decoder_files.hash_backbone(backbone) != description.backbone_hash:
             raise UserError(
-                f"the backbone {name} is not the one that the exits of {folder} were trained on: its weights differ; "
+                f"the backbone {source} is not the one that the exits of {folder} were trained on: its weights differ; "
                 "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
             )
-        tokenizer = decoder_files.load_tokenizer(folder / TOKENIZER_FOLDER)
+        tokenizer = cls._saved_tokenizer(folder)
         model = cls(decoder_stepper_for(backbone), tokenizer, description)
         if description.lora is not None:
             model.add_lora(description.lora.rank, description.lora.targets)

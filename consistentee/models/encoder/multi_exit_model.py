@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
 from consistentee.backbones.catalog import Pooling, resolve
 from consistentee.backbones.encoders import Stepper, stepper_for
+from consistentee.backbones.pretrained import read_tokenizer
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
-from consistentee.models.base import TOKENIZER_FOLDER, MultiExit, new_weights
+from consistentee.models.base import MultiExit, new_weights
 from consistentee.models.classifiers import (
     ClassifierSpec,
     InternalClassifier,
@@ -88,7 +89,7 @@ class MultiExitModel(MultiExit):
         if label_names and len(label_names) != num_labels:
             raise UserError(f"there are {len(label_names)} label_names for {num_labels} classes")
         found = resolve(name)
-        tokenizer = encoder_files.load_tokenizer(found.path)
+        tokenizer = read_tokenizer(found.path)
         backbone, pretrained_pooler = encoder_files.load_backbone(found.path)
         description = ModelDescription(
             num_labels=num_labels,
@@ -298,6 +299,9 @@ class MultiExitModel(MultiExit):
         poolers = nn.ModuleList(nn.Linear(self.width, self.width) for _ in range(count))
         self.poolers = poolers.to(self.device, self.dtype)
 
+    def _try_out(self) -> Tensor:
+        return self(self.collate([Encoding([0]), Encoding([0, 1])])).logits
+
     def _save_backbone(self, folder: Path) -> None:
         encoder_files.write_configs(folder, self.stepper)
 
@@ -305,7 +309,7 @@ class MultiExitModel(MultiExit):
     def _without_weights(
         cls, folder: Path, description: ModelDescription, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> Self:
-        tokenizer = encoder_files.load_tokenizer(folder / TOKENIZER_FOLDER)
+        tokenizer = cls._saved_tokenizer(folder)
         return cls(encoder_files.saved_stepper(folder, weights), tokenizer, description)
 
 
