@@ -160,7 +160,7 @@ class DraftedTexts:
         columns = self.texts.shape[1] - 1
         self._follows = torch.arange(columns, device=model.device) < (lengths - 1).unsqueeze(1)  # bool [texts, columns]
         if not self._follows.any():
-            raise UserError("no text of the prompts to search sublayers on has a second token to draft")
+            raise UserError("no text has a second token to draft after the prompts that sublayers are searched on")
         self._batch = PromptBatch(model, prompts, columns)
         self._batch.prefill()
         self._begin = self._batch.cache.length
