@@ -1,4 +1,4 @@
-"""ExitRule, who decides which rows stop, and the rules that several methods share."""
+"""ExitRule, which decides which rows stop, and rules that several methods share."""
 
 from typing import Literal
 
@@ -11,11 +11,11 @@ from consistentee.rules.signals import Signal
 from consistentee.rules.view import LayerView
 
 State = dict[str, Tensor]
-"""Per-row state of a rule: every tensor has the rows first. The engine drops the rows that leave."""
+"""Per-row state of a rule: every tensor has the rows first. The engine drops the rows that exit."""
 
 
 class ExitRule:
-    """Decides, layer by layer, which rows stop. Subclass it, or use ThresholdRule.
+    """Decide, layer by layer, which rows stop. Subclass it, or use ThresholdRule.
 
     Class attributes:
         reads_history: the rule reads ``view.history``, which the engine then keeps for every row.
@@ -30,34 +30,33 @@ class ExitRule:
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         """Return which of the active rows stop at this layer: bool [active rows]. May update ``state`` in place.
 
-        Not asked at the last layer, where every row stops.
+        Not called at the last layer, where every row stops.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define should_exit")
 
     def compared_value(self, view: LayerView, state: State) -> Tensor | None:
-        """Return what this rule compares with its threshold, for plots: float [rows]; None if it does not say.
+        """Return the value that the rule compares with its threshold, for plots: float [rows], or None.
 
-        Asked in place of :meth:`should_exit`, once a layer, and may update ``state`` in place as that does.
+        Called in place of :meth:`should_exit`, and may update ``state`` in place.
         """
         return None
 
 
 def ask(rule: ExitRule, view: LayerView, state: State) -> Tensor:
-    """Return which of the active rows stop, as a rule says: bool [active rows]. Raises ValueError for anything else."""
-    leaves = rule.should_exit(view, state)
-    if leaves.dtype != torch.bool or leaves.shape != (view.rows,):
+    """Call a rule and check its result: bool [active rows]. Raises ValueError for anything else."""
+    exits = rule.should_exit(view, state)
+    if exits.dtype != torch.bool or exits.shape != (view.rows,):
         raise ValueError(
             f"{type(rule).__name__}.should_exit must return bool [{view.rows}], one a row; "
-            f"got {leaves.dtype} {list(leaves.shape)}"
+            f"got {exits.dtype} {list(exits.shape)}"
         )
-    return leaves
+    return exits
 
 
 class NeverExit(ExitRule):
     """Every row runs to the last layer: the stock model."""
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Return False for every row, without asking the view to compute anything."""
         return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
 
 
@@ -99,7 +98,6 @@ class OneLayerRule(ExitRule):
         self.layer = layer
 
     def start(self, rows: int, num_layers: int) -> State:
-        """Return the state of the other rule."""
         return self.rule.start(rows, num_layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
@@ -125,11 +123,9 @@ class ConsecutiveRule(ExitRule):
         self.patience = int(patience)
 
     def start(self, rows: int, num_layers: int) -> State:
-        """Nobody has wanted to leave yet; the state of the other rule lies beside the count."""
         return {"consecutive": torch.zeros(rows, dtype=torch.long)} | self.rule.start(rows, num_layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Ask the other rule, and count row by row."""
         wants_out = self.rule.should_exit(view, state)
         state["consecutive"] = torch.where(wants_out, state["consecutive"] + 1, 0)
         return state["consecutive"] >= self.patience
