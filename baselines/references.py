@@ -190,9 +190,9 @@ class Majority(Method):
         self.check_task(task)
         labels = label_tensor(recipe.training_rows(task.train).labels)
         if task.regression:
-            bias = labels.float().mean().unsqueeze(0)
+            bias = labels.double().mean().unsqueeze(0)
         else:
-            bias = torch.bincount(labels, minlength=task.num_labels).float().clamp_min(1e-6).log()
+            bias = torch.bincount(labels, minlength=task.num_labels).double().clamp_min(1e-6).log()
         for classifier in model.classifiers:
             state = {"weight": torch.zeros_like(classifier.state_dict()["weight"]), "bias": bias}
             classifier.load_state_dict(state)

@@ -241,6 +241,11 @@ def record_tokens(
     )
 
 
+def compact_dtype(model: MultiExitDecoder) -> torch.dtype:
+    """Return the type in which states are kept to train on: float16, or float64 for a model in float64."""
+    return torch.float64 if model.dtype == torch.float64 else torch.float16
+
+
 def gives_response(batch: TokenRows) -> Tensor:
     """Return which tokens give one of the response: bool [rows, T]."""
     return batch.gives_response
