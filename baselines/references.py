@@ -55,6 +55,7 @@ class Full(Method):
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Never exit before the last layer."""
         self.check_knob(model, knob)
         return NeverExit()
 
@@ -84,6 +85,7 @@ class Static(_JointlyTrained):
         return _layers(model)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit at layer ``knob``."""
         self.check_knob(model, knob)
         return StaticRule(round(knob))
 
@@ -203,6 +205,7 @@ class Majority(Method):
         return _layers(model)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit at layer ``knob``."""
         self.check_knob(model, knob)
         return StaticRule(round(knob))
 
@@ -227,6 +230,7 @@ class TokenFull(TokenMethod):
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Never exit before the last layer."""
         self.check_knob(model, knob)
         return NeverExit()
 

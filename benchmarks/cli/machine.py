@@ -31,7 +31,7 @@ def list_names(
     detail: Annotated[
         bool,
         typer.Option(
-            "--detail", help="Of methods a card each, which takes a minute; of suites all that is known of their costs."
+            "--detail", help="Show a card for every method; show all that is known of the costs of suites."
         ),
     ] = False,
 ) -> None:
