@@ -93,7 +93,7 @@ class BEEM(Method):
         source, judged = hold_out(source, self.held_out)
         train_jointly_on(model, source, recipe)
         answers = recorded_logits(model, judged, recipe).argmax(dim=-1)
-        set_factors(model.add_head(EXPERTS, FACTORS), (answers == judged.labels.unsqueeze(1)).float().mean(dim=0))
+        set_factors(model.add_head(EXPERTS, FACTORS), (answers == judged.labels.unsqueeze(1)).double().mean(dim=0))
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:

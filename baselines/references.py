@@ -53,6 +53,7 @@ class Full(Method):
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Never exit before the last layer."""
         self.check_knob(model, knob)
         return NeverExit()
 
@@ -81,6 +82,7 @@ class Static(_JointlyTrained):
         return _layers(model)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit at layer ``knob``."""
         self.check_knob(model, knob)
         return StaticRule(round(knob))
 
@@ -184,9 +186,9 @@ class Majority(Method):
         self.check_task(task)
         labels = label_tensor(recipe.training_rows(task.train).labels)
         if task.regression:
-            bias = labels.float().mean().unsqueeze(0)
+            bias = labels.double().mean().unsqueeze(0)
         else:
-            bias = torch.bincount(labels, minlength=task.num_labels).float().clamp_min(1e-6).log()
+            bias = torch.bincount(labels, minlength=task.num_labels).double().clamp_min(1e-6).log()
         for classifier in model.classifiers:
             state = {"weight": torch.zeros_like(classifier.state_dict()["weight"]), "bias": bias}
             classifier.load_state_dict(state)
@@ -196,6 +198,7 @@ class Majority(Method):
         return _layers(model)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit at layer ``knob``."""
         self.check_knob(model, knob)
         return StaticRule(round(knob))
 
@@ -218,6 +221,7 @@ class TokenFull(TokenMethod):
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Never exit before the last layer."""
         self.check_knob(model, knob)
         return NeverExit()
 

@@ -4,8 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
-
 import pytest
 import torch
 from hypothesis import settings
@@ -42,7 +40,8 @@ __all__ = [
     "random_texts",
 ]
 
-torch.set_num_threads(1)
+THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
+torch.set_num_threads(int(THREADS))
 
 # A busy machine is slow now and then, and no test is about that; examples differ from run to run, so that few suffice.
 settings.register_profile("any-machine", deadline=None, max_examples=20)

@@ -29,7 +29,8 @@ def list_names(
         typer.Option("--methods", metavar="A B ...", help="Also the methods of these files, file.py:Class or folder/."),
     ] = None,
     detail: Annotated[
-        bool, typer.Option("--detail", help="Of methods a card each, which takes a minute; of suites what a run took.")
+        bool,
+        typer.Option("--detail", help="Show a card for every method; show all that is known of the costs of suites."),
     ] = False,
 ) -> None:
     """Show the methods, tasks, backbones and suites that can be named."""

@@ -247,6 +247,11 @@ def record_tokens(
     )
 
 
+def compact_dtype(model: MultiExitDecoder) -> torch.dtype:
+    """Return the type in which states are kept to train on: float16, or float64 for a model in float64."""
+    return torch.float64 if model.dtype == torch.float64 else torch.float16
+
+
 def recorded_states(
     model: MultiExitDecoder,
     rows: Sequence[TokenRow],

@@ -112,11 +112,11 @@ def test_joint_epochs_are_what_is_asked(tiny_model, monkeypatch):
 def test_cached_policy_stage_equals_the_stage_that_runs_the_backbone(tiny_model):
     models = []
     for cached in (True, False):
-        model = tiny_model()
+        model = tiny_model().double()  # two ways to compute a gradient differ by rounding, which Adam scales up
         replace(METHOD, cached=cached, joint_epochs=0, reward="vanilla").fit(model, make_task(), RECIPE)
         models.append(weights(model, "exit_heads."))
     for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(models[0][name], models[1][name], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(

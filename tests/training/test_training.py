@@ -290,12 +290,12 @@ class TestWordTables:
             train_jointly(model, task, recipe)
             return model.backbone.get_input_embeddings().weight.detach()
 
-        model = tiny_model(family)
+        model = tiny_model(family).double()
         before = model.backbone.get_input_embeddings().weight.detach().clone()
         parts = table_of(model)
         monkeypatch.setattr(loop, "only_used_rows", lambda *_: nullcontext([]))
-        whole = table_of(tiny_model(family))
-        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
+        whole = table_of(tiny_model(family).double())
+        torch.testing.assert_close(parts, whole)
         is_used = torch.zeros(len(before), dtype=torch.bool)
         is_used[training_source(model, task, recipe).batch(torch.arange(2), 0).tokens.input_ids] = True
         assert not is_used.all()
@@ -403,7 +403,7 @@ class TestBatchesOfLikeLength:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_attention_step_by_step_draws_the_same_dropout(tiny_model, family):
-    model = tiny_model(family).train()
+    model = tiny_model(family).double().train()
     batch = model.collate(model.tokenize(make_task().test.texts[:6]))
 
     def logits() -> torch.Tensor:
@@ -412,6 +412,6 @@ def test_attention_step_by_step_draws_the_same_dropout(tiny_model, family):
 
     fused = logits()
     with stepwise_attention(model):
-        torch.testing.assert_close(logits(), fused, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits(), fused)
     assert torch.equal(logits(), fused)
     assert not torch.allclose(model.eval()(batch).logits, fused, atol=1e-3)
