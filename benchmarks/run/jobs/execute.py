@@ -61,7 +61,7 @@ def execute(job: Job, threads: int | None = None) -> None:
             raise DiskFullError(job.place)
         if process.exitcode != 0:
             said = output.read_text(encoding="utf-8", errors="replace")[-_OUTPUT_KEPT:]
-            note_failure(job.place, job.key, _end_of_process(process.exitcode), said)
+            note_failure(job.place, job.key, _end_of_process(process.exitcode), said, may_pass=process.exitcode < 0)
 
 
 def _started(job: Job, threads: int | None, output: Path) -> BaseProcess:
@@ -133,6 +133,14 @@ def _work(job: Job, threads: int | None, output: Path) -> None:
         import torch
 
         torch.set_num_threads(threads)
+    try:
+        perform(job)
+    except DiskFullError:
+        sys.exit(_DISK_FULL)
+
+
+def perform(job: Job) -> None:
+    """Do a job in this process, and note how it failed if it does. Raises DiskFullError."""
     with only_one(job.turn), listening(StatusFile(job.status)):
         if job.is_done():
             return
@@ -140,7 +148,7 @@ def _work(job: Job, threads: int | None, output: Path) -> None:
             job.compute()
         except Exception as error:  # a method may fail in any way at all; the other cells are still worth running
             if is_disk_full(error):
-                sys.exit(_DISK_FULL)
+                raise DiskFullError(job.place) from error
             note_error(job.place, job.key, error)
         else:
             (job.place / FAILURE_FILE).unlink(missing_ok=True)

@@ -140,7 +140,7 @@ def _settle(future: "Future", job: Job) -> None:
     try:
         future.result()
     except KilledWorker as error:
-        note_failure(job.place, job.key, " ".join(f"workers keep dying over it: {error}".split()))
+        note_failure(job.place, job.key, " ".join(f"workers keep dying over it: {error}".split()), may_pass=True)
     except UserError:
         raise
     except Exception as error:
