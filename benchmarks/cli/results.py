@@ -199,3 +199,16 @@ def leaderboard(
         output_console(RESULTS_WIDTH).print(to_terminal(board))
     else:
         print(to_text(board, table_format), end="")
+
+
+@command(epilog=examples("consistentee verify runs/quick", "consistentee verify results/quick"))
+def verify(results: ResultsArgument) -> None:
+    """Check all files of a results folder: schemas, hashes, keys, rows, stages, leftovers; name every fault."""
+    from benchmarks.store.verify import faults_of
+
+    faults = list(faults_of(results))
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults:
+        raise typer.Exit(2)
+    print(f"{results}: everything is as it was written")

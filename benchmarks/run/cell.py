@@ -13,7 +13,7 @@ from benchmarks.kinds.kind import kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.specs.base import BaseCellSpec, display_name
 from benchmarks.store.environment import describe_environment, now
-from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, write_predictions, write_record
+from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, seal_model, write_predictions, write_record
 from benchmarks.store.keys import code_hash
 from benchmarks.store.records import BaseRecord, KeyParts
 from benchmarks.store.shared_weights import share_weights
@@ -65,9 +65,13 @@ def run_cell(
         with replacing(folder.model(parts.key)) as temporary:
             model.save_pretrained(temporary)
             share_weights(temporary, folder.weights)
-        for name, table in measured.tables().items():
+            seal_model(temporary, parts.key)
+        for old in cell.glob("*.parquet"):
+            old.unlink()
+        tables = measured.tables()
+        for name, table in tables.items():
             write_predictions(cell / name, table)
-    write_record(cell / RECORD_FILE, record)
+    write_record(cell / RECORD_FILE, record, [cell / name for name in tables])
     return record
 
 

@@ -185,14 +185,21 @@ class TimingJob(Job):
 
 
 def note_error(place: Path, key: str, error: Exception) -> FailureRecord:
-    """Write an exception and its traceback into the folder of a cell or a timing."""
+    """Write an exception and its traceback into the folder of a cell or a timing.
+
+    A failure that an OSError caused may pass: the disk is to blame, not the method.
+    """
     text = " ".join(str(error).split()) or "no message"
     sentence = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-    return note_failure(place, key, sentence, "".join(traceback.format_exception(error)))
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    may_pass = cause is not None
+    return note_failure(place, key, sentence, "".join(traceback.format_exception(error)), may_pass=may_pass)
 
 
 def note_failure(
-    place: Path, key: str, sentence: str, traceback_text: str = "", *, refused: bool = False
+    place: Path, key: str, sentence: str, traceback_text: str = "", *, refused: bool = False, may_pass: bool = False
 ) -> FailureRecord:
     """Write in one sentence why there is no record.
 
@@ -202,9 +209,18 @@ def note_failure(
         sentence: what went wrong.
         traceback_text: the traceback; the folders of this machine are shortened.
         refused: whether the method is not defined for the task.
+        may_pass: whether the next run tries once more, unless this was that try.
     """
     for folder, shown in ((Path.cwd(), "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
         traceback_text = traceback_text.replace(f"{folder}{os.sep}", f"{shown}{os.sep}")
-    failure = FailureRecord(key=key, error=sentence, refused=refused, traceback=traceback_text, failed_at=now())
+    earlier = read_failure(place, key)
+    failure = FailureRecord(
+        key=key,
+        error=sentence,
+        refused=refused,
+        may_pass=may_pass and not (earlier and earlier.may_pass),
+        traceback=traceback_text,
+        failed_at=now(),
+    )
     write_record(place / FAILURE_FILE, failure)
     return failure

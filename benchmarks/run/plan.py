@@ -162,7 +162,7 @@ def plan_cells(
         if record is None and published and (stored := published.cell(spec, parts)):
             record = stored.record
         failure = None if record else read_failure(folder.cell(spec), parts.key)
-        if failure and retry_failed and not failure.refused:
+        if failure and not failure.refused and (retry_failed or failure.may_pass):
             failure = None
         planned.append(PlannedCell(spec, parts, record, failure))
     return planned
@@ -296,12 +296,12 @@ def reopen_for_timing(
     for group, members in groups_of(cells).items():
         taken = timings_of(group, members[0].spec.kind, folder, protocol, on_fault, published=published)
         wanted = knobs_to_time(members, protocol)
-        planned += [
-            replace(cell, record=None, is_again=cell.record is not None)
-            if has_to_be_timed(cell, taken, wanted, folder) and lost_model(cell, folder) is not None
-            else cell
-            for cell in members
-        ]
+        for cell in members:
+            reason = lost_model(cell, folder) if has_to_be_timed(cell, taken, wanted, folder) else None
+            planned.append(cell if reason is None else replace(cell, record=None, is_again=cell.record is not None))
+            place = folder.model(cell.key)
+            if reason is not None and place.is_dir():
+                on_fault(Fault(place, "damaged", reason, whole=place))
     return planned
 
 

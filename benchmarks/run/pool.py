@@ -166,7 +166,7 @@ def _settle(future: "Future", job: Job) -> None:
     try:
         future.result()
     except KilledWorker as error:
-        note_failure(job.place, job.key, " ".join(f"workers keep dying over it: {error}".split()))
+        note_failure(job.place, job.key, " ".join(f"workers keep dying over it: {error}".split()), may_pass=True)
     except UserError:
         raise
     except Exception as error:
@@ -286,7 +286,7 @@ def execute(job: Job, threads: int | None = None) -> None:
             raise DiskFullError(job.place)
         if process.exitcode != 0:
             said = output.read_text(encoding="utf-8", errors="replace")[-_OUTPUT_KEPT:]
-            note_failure(job.place, job.key, _end_of_process(process.exitcode), said)
+            note_failure(job.place, job.key, _end_of_process(process.exitcode), said, may_pass=process.exitcode < 0)
 
 
 def compute_here(job: Job) -> None:

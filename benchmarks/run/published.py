@@ -122,11 +122,15 @@ def unpack_cells(
 
 
 def _unpack(stored: BaseStoredCell[BaseRecord], place: Path) -> None:
-    for name, rows in ((CALIBRATION_FILE, stored.rows.study()), (VALIDATION_FILE, stored.rows.validation())):
-        if rows is not None:
-            write_predictions(place / name, rows)
-    write_predictions(place / PREDICTIONS_FILE, stored.rows.predictions())
-    write_record(place / RECORD_FILE, stored.record)
+    found = {
+        CALIBRATION_FILE: stored.rows.study(),
+        VALIDATION_FILE: stored.rows.validation(),
+        PREDICTIONS_FILE: stored.rows.predictions(),
+    }
+    tables = {place / name: rows for name, rows in found.items() if rows is not None}
+    for path, rows in tables.items():
+        write_predictions(path, rows)
+    write_record(place / RECORD_FILE, stored.record, tables)
 
 
 def unpack_timings(published: Published, cells: Mapping[Group, set[str]], folder: RunFolder, key: str) -> int:

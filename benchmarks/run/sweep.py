@@ -38,6 +38,8 @@ from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
+    ENVIRONMENT_FILE,
+    SUITE_FILE,
     TIMING_FILE,
     Fault,
     RunFolder,
@@ -45,11 +47,11 @@ from benchmarks.store.folders import (
     only_run,
     read_cell,
     read_timing,
-    set_aside,
-    write_text,
 )
 from benchmarks.store.keys import timing_key
+from benchmarks.store.sealing import file_fault, write_json, write_text
 from consistentee.arguments import checked
+from consistentee.files import set_aside
 
 _NO_RESULT = "it left neither a record nor a note of a failure"
 
@@ -162,11 +164,14 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     if run.fresh:
         shutil.rmtree(run.folder.stages, ignore_errors=True)
     missing = [cell.key for cell in planned if cell.is_missing]
+    described = run.folder.root / ENVIRONMENT_FILE
+    if missing or not described.is_file() or file_fault(described):
+        _describe_run(run)
     finished = _compute(run, planned)
     timings = _due_timings(run, finished, outside_filter)
-    timing_failures = _time(run, timings)
-    if missing or timings:
+    if timings and not missing:
         _describe_run(run)
+    timing_failures = _time(run, timings)
     return _outcome(run, finished, missing, timing_failures)
 
 
@@ -299,13 +304,14 @@ def _keep_times_of_others(run: _Run, group: Group, timed: Sequence[PlannedCell],
 def _describe_run(run: _Run) -> None:
     """Write the suite and a description of the machine into the run's folder."""
     values = run.suite.model_dump(mode="json")
-    write_text(run.folder.root / "suite.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    suite_file = run.folder.root / SUITE_FILE
+    write_text(suite_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     described = {
         "command": command_line(),
         "environment": describe_environment(),
         "conditions": describe_conditions(),
     }
-    write_text(run.folder.root / "environment.json", json.dumps(described, indent=1) + "\n")
+    write_json(run.folder.root / ENVIRONMENT_FILE, json.dumps(described, indent=1), [suite_file])
 
 
 def _outcome(

@@ -14,10 +14,11 @@ from benchmarks.run.plan import PlannedCell, TimedKnobs
 from benchmarks.specs.base import TimingSpec, display_name
 from benchmarks.specs.generation import Regrouped
 from benchmarks.store.environment import describe_conditions, describe_environment, now
-from benchmarks.store.folders import TIMING_FILE, RunFolder, set_aside, write_record
+from benchmarks.store.folders import TIMING_FILE, RunFolder, write_record
 from benchmarks.store.keys import timing_key
 from benchmarks.store.records import BaseContender, BaseSamples, BaseTimingRecord
 from consistentee.errors import UserError
+from consistentee.files import set_aside
 from consistentee.methods.method import AnyMethod, get_method
 from consistentee.progress import begin_stage
 
