@@ -82,7 +82,9 @@ def plan_lines(
 
 
 def _refused(cell: PlannedCell, reason: str) -> PlannedCell:
-    return cell.failed(FailureRecord(key=cell.key, error=reason, refused=True, traceback="", failed_at=""))
+    return cell.failed(
+        FailureRecord(key=cell.key, error=reason, refused=True, may_pass=False, traceback="", failed_at="")
+    )
 
 
 def _state(cell: PlannedCell) -> str:
