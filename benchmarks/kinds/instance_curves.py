@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from benchmarks.analysis.panels.select import choose_all, concave_hull
+from benchmarks.analysis.equal_cost import choose_all, concave_hull
 from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target
 from benchmarks.store.records import CurvePoint
 from consistentee.data.instances import TaskData

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.analysis.statistics import score_interval
 from benchmarks.kinds.instance_curves import Curve, Evaluation
 from benchmarks.measure.flops import FlopModel
-from benchmarks.measure.intervals import score_interval
 from benchmarks.measure.signals import signal_quantiles
 from benchmarks.specs.base import CellSpec
 from benchmarks.store.records import HullPoint, OperatingPoint

@@ -10,10 +10,10 @@ from records_by_hand import parts_by_hand
 
 from benchmarks.analysis.panels.select import concave_hull
 from benchmarks.analysis.rows.instances import hull_answers
+from benchmarks.analysis.statistics import score_interval
 from benchmarks.kinds.instance_curves import choose_knobs
 from benchmarks.kinds.instance_findings import same_answers
 from benchmarks.kinds.rows import CellRows
-from benchmarks.measure.intervals import score_interval
 from benchmarks.run.jobs.cell import run_cell
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget, Target

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.panels.select import Mixture, mixture_at
 from benchmarks.analysis.rows.scored import RowAnswers, Scored, scored_of
-from benchmarks.measure.intervals import Floats
+from benchmarks.analysis.statistics import Floats
 
 if TYPE_CHECKING:
     import pandas as pd

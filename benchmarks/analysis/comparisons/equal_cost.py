@@ -19,7 +19,7 @@ from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.panels.select import Mixture, Reach, mixture_at
 from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.scored import Scored, scored_of
-from benchmarks.measure.intervals import Floats, score_of_rows
+from benchmarks.analysis.statistics import Floats, score_of_rows
 from benchmarks.store.generation_records import GenerationRecord
 from consistentee.data.metrics import score
 

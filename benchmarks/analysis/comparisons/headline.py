@@ -16,7 +16,7 @@ from benchmarks.analysis.comparisons.static_gains import static_gains
 from benchmarks.analysis.panels.means import geometric_mean_of_all, mean_of_all
 from benchmarks.analysis.panels.results import CORE_METHOD, FULL, MAJORITY, ORACLE, REFERENCES, AnyPanel, role_of
 from benchmarks.analysis.panels.select import Reach
-from benchmarks.measure.intervals import Floats, interval
+from benchmarks.analysis.statistics import Floats, interval
 from benchmarks.specs.targets import Speedups
 
 PEERS = ("deebert", "pabee", "berxit", "calm-tokens-softmax", "calm-tokens-state", "free")

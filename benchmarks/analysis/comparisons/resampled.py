@@ -16,7 +16,7 @@ from benchmarks.analysis.comparisons.cross_fitting import rows_at_halves
 from benchmarks.analysis.comparisons.equal_cost import OfSeed, mixtures_of
 from benchmarks.analysis.panels.results import FULL, MAJORITY, AnyPanel, role_of
 from benchmarks.analysis.rows.scored import RowAnswers, Scored, scored_of
-from benchmarks.measure.intervals import (
+from benchmarks.analysis.statistics import (
     Floats,
     can_resample,
     interval,

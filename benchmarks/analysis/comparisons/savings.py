@@ -16,7 +16,7 @@ from benchmarks.analysis.panels.results import AnyPanel
 from benchmarks.analysis.panels.select import ROUNDING, Mixture, concave_hull, mixture_at
 from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.scored import scored_of
-from benchmarks.measure.intervals import Floats, can_resample, resampled_terms, score_of_terms
+from benchmarks.analysis.statistics import Floats, can_resample, resampled_terms, score_of_terms
 from benchmarks.specs.targets import WITHIN_ONE_POINT
 from consistentee.errors import UserError
 

@@ -12,7 +12,7 @@ from benchmarks.analysis.comparisons.resampled import samples_of_seeds
 from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.panels.results import FULL, MAJORITY, AnyPanel, labels_of_role, role_of
 from benchmarks.analysis.panels.select import Reach
-from benchmarks.measure.intervals import interval
+from benchmarks.analysis.statistics import interval
 
 STATIC = "static"
 

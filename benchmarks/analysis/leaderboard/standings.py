@@ -19,7 +19,7 @@ from benchmarks.analysis.leaderboard.areas import Result
 from benchmarks.analysis.leaderboard.settings import setting_of
 from benchmarks.analysis.panels.protocols import Protocol
 from benchmarks.analysis.panels.results import FULL, MAJORITY, ORACLE, REFERENCES
-from benchmarks.measure.intervals import interval_of_mean
+from benchmarks.analysis.statistics import interval_of_mean
 
 _RESAMPLES = 2000
 _NOT_RANKED = (FULL, *REFERENCES)

@@ -11,7 +11,7 @@ from benchmarks.analysis.panels.curves import speedups, time_ratio
 from benchmarks.analysis.panels.results import FULL, Panel
 from benchmarks.analysis.rows.base import BaseRow, contenders_of, head_of, mean_and_std, rows_of_curve, seconds_by_size
 from benchmarks.analysis.rows.choices import Choice
-from benchmarks.measure.intervals import interval_over_rows_and_seeds
+from benchmarks.analysis.statistics import interval_over_rows_and_seeds
 from benchmarks.specs.targets import HALF, Target
 from benchmarks.store.records import Contender, TimingSamples
 from benchmarks.store.stored_results import RowSource

@@ -11,7 +11,7 @@ from benchmarks.analysis.panels.results import AnyPanel, Panel
 from benchmarks.analysis.rows.frame import knobs_of
 from benchmarks.analysis.rows.instances import hull_answers, predictions_of
 from benchmarks.analysis.rows.texts import GenerationCell, GenerationPanel, column_by_prompt, full_scores_by_prompt
-from benchmarks.measure.intervals import MEAN, MEAN_BY_SIZE
+from benchmarks.analysis.statistics import MEAN, MEAN_BY_SIZE
 from benchmarks.store.generation_records import GenerationRecord
 from benchmarks.store.records import CellRecord
 from consistentee.errors import UserError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RowAnswers = tuple[NDArray, NDArray]
-"""What a score is made of, row by row: labels and answers as :func:`benchmarks.measure.intervals.resampled_terms` takes
+"""What a score is made of, row by row: labels and answers as :func:`benchmarks.analysis.statistics.resampled_terms` takes
 them. Rows are the same where labels are equal."""
 
 NATS = "nats"
@@ -34,7 +34,7 @@ class Scored(ABC):
 
     Attributes:
         column: of the long table: the score at every knob.
-        metric: how answers of rows make it, see :func:`benchmarks.measure.intervals.resampled_terms`.
+        metric: how answers of rows make it, see :func:`benchmarks.analysis.statistics.resampled_terms`.
         is_mean: whether a random mixture of two knobs scores the mixture of their scores.
     """
 

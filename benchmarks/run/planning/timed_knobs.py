@@ -5,7 +5,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import NamedTuple
 
-from benchmarks.analysis.panels.select import mixture_at
+from benchmarks.analysis.equal_cost import mixture_at
 from benchmarks.specs.base import TimingSpec
 from benchmarks.specs.targets import Speedups
 from benchmarks.store.generation_records import GenerationRecord

@@ -14,6 +14,7 @@ from benchmarks.analysis.comparisons.savings import savings
 from benchmarks.analysis.comparisons.static_gains import static_gains
 from benchmarks.analysis.panels.results import Panel, StoredCell, panels
 from benchmarks.analysis.panels.select import Reach
+from benchmarks.analysis.statistics import interval
 from benchmarks.analysis.tables.equal_cost import (
     NO_ROWS_NOTE,
     contrast_tables,
@@ -21,7 +22,6 @@ from benchmarks.analysis.tables.equal_cost import (
     headline_lines,
     headline_tables,
 )
-from benchmarks.measure.intervals import interval
 from benchmarks.store.records import HullPoint
 from consistentee.data.metrics import score
 

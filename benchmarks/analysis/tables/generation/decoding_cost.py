@@ -11,6 +11,7 @@ from benchmarks.analysis.comparisons.resampled import AtBudget, point_samples
 from benchmarks.analysis.panels.means import mean_of_all
 from benchmarks.analysis.rows.scored import MATCH, NATS, TO_FULL, scored_of
 from benchmarks.analysis.rows.texts import GenerationPanel
+from benchmarks.analysis.statistics import Floats, interval
 from benchmarks.analysis.tables.columns import (
     OVER_NOTE,
     UNDER_NOTE,
@@ -29,7 +30,6 @@ from benchmarks.analysis.tables.equal_cost import (
 )
 from benchmarks.analysis.tables.overall import static_gain_table
 from benchmarks.analysis.tables.text import MISSING, TextTable
-from benchmarks.measure.intervals import Floats, interval
 
 _PERPLEXITY_NOTE = (
     "Perplexity of the references: they are read behind their prompts at full depth, and each token but the first is "

@@ -2,17 +2,25 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from benchmarks.measure.intervals import (
+from benchmarks.analysis.statistics import (
     can_resample,
+    holm,
     interval,
     interval_over_rows_and_seeds,
     mean_over_drawn_seeds,
-    resampled_scores,
+    p_value,
+    resampled_terms,
     score_interval,
+    score_of_rows,
+    score_of_terms,
 )
 from consistentee.data.metrics import score
 
 ROWS = 300
+
+
+def resampled_scores(metric, labels, predictions):
+    return score_of_terms(metric, resampled_terms(metric, labels, predictions))
 
 
 def rows_of(metric, seed=0):
@@ -30,8 +38,8 @@ def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypa
     labels, predictions = rows_of(metric)
     drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
     weights = np.stack([np.bincount(rows, minlength=ROWS) / ROWS for rows in drawn])
-    monkeypatch.setattr("benchmarks.measure.intervals.row_weights", lambda *_: weights)
-    monkeypatch.setattr("benchmarks.measure.intervals.RESAMPLES", len(drawn))
+    monkeypatch.setattr("benchmarks.analysis.statistics.row_weights", lambda *_: weights)
+    monkeypatch.setattr("benchmarks.analysis.statistics.RESAMPLES", len(drawn))
     found = resampled_scores(metric, labels, [predictions, predictions])
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]
     assert found == pytest.approx(np.stack([expected, expected], axis=1))
@@ -81,3 +89,21 @@ def test_scores_of_ranks_and_of_many_classes_are_resampled_one_by_one():
     labels, predictions = rows_of("pearson")
     low, high = interval_over_rows_and_seeds("spearman", labels, [predictions, predictions])
     assert low < score("spearman", labels, predictions) < high
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
+def test_the_score_of_rows_is_the_metric(metric):
+    labels, predictions = rows_of(metric)
+    assert score_of_rows(metric, labels, predictions) == pytest.approx(score(metric, labels, predictions))
+
+
+def test_p_values_by_hand():
+    assert p_value(np.array([1.0, 2.0, 3.0, -1.0])) == pytest.approx(2 * 2 / 5)
+    assert p_value(np.zeros(9)) == 1
+    assert p_value(np.ones(999)) == pytest.approx(0.002)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, np.nan, 0.03]) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
+    assert holm([0.5, 0.9]) == pytest.approx([1, 1])
+    assert holm([]).size == 0

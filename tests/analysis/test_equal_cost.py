@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from benchmarks.analysis.panels.select import Reach, choose, choose_all, concave_hull, mixture_at
+from benchmarks.analysis.equal_cost import Reach, choose, choose_all, concave_hull, mixture_at
 from benchmarks.specs.targets import (
     FAITHFUL,
     HALF,
@@ -18,8 +18,9 @@ from benchmarks.specs.targets import (
 LAYERS = 12
 QUARTER = Budget(layers_at_most=0.25)
 
-costs = st.floats(1, LAYERS, allow_nan=False)
-points = st.lists(st.tuples(costs, st.floats(0, 1, allow_nan=False)), min_size=1, max_size=25)
+# Scores and costs of 176 validation rows: means of counts, of which many are collinear.
+costs = st.integers(176, 176 * LAYERS).map(lambda layers: layers / 176)
+points = st.lists(st.tuples(costs, st.integers(0, 176).map(lambda right: right / 176)), min_size=1, max_size=25)
 
 
 def test_each_target_by_hand():
@@ -91,6 +92,14 @@ def test_beyond_the_hull_its_end_is_taken_and_marked():
         mixture_at(1.0, [], [])
 
 
+def test_collinear_points_and_ties_are_dropped_whatever_their_rounding():
+    scores = [k / 176 for k in (100, 103, 106, 121, 136, 136, 130)]
+    layers = [1.0, 1.1, 1.2, 1.7, 2.2, 2.2 + 1e-12, 3.0]
+    assert concave_hull(layers, scores).tolist() == [0, 4]
+    assert concave_hull(layers[::-1], scores[::-1]).tolist() in ([6, 1], [6, 2])
+    assert concave_hull([1.0, 1.0 + 1e-12], [0.5, 0.6]).tolist() == [1]
+
+
 @given(points)
 def test_hull_is_concave_rises_and_lies_above_all_points(found):
     cost, score = (np.array(values) for values in zip(*found, strict=True))
@@ -102,7 +111,7 @@ def test_hull_is_concave_rises_and_lies_above_all_points(found):
     assert (np.interp(cost, cost[hull], score[hull]) >= score - 1e-9).all()
     if len(hull) > 2:
         run, rise = np.diff(cost[hull]), np.diff(score[hull])
-        assert (rise[:-1] * run[1:] >= rise[1:] * run[:-1]).all()
+        assert (rise[:-1] / run[:-1] > rise[1:] / run[1:]).all(), "no three are collinear"
 
 
 @given(points, st.floats(0.5, LAYERS + 1))
@@ -114,7 +123,7 @@ def test_the_mixture_costs_the_budget_unless_it_is_marked(found, budget):
         assert mixed.of(cost) == pytest.approx(budget)
         single = choose(Budget(layers_at_most=budget / LAYERS), cost, score, num_layers=LAYERS)
         assert single is not None
-        assert mixed.of(score) >= score[single] - 1e-7, "no single knob within the budget is better"
+        assert mixed.of(score) >= score[single] - 1e-8, "no single knob within the budget is better"
     elif mixed.reach is Reach.OVER:
         assert budget < cost.min()
         assert mixed.of(cost) == cost.min()
