@@ -7,7 +7,10 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
+    "Results": "analysis.frames",
+    "headline": "analysis.equal_cost",
     "list_tasks": "tasks.loader",
+    "load_results": "analysis.frames",
     "load_task": "tasks.loader",
 }
 

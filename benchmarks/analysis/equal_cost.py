@@ -10,8 +10,8 @@ prompts are replayed and none decoded. Times, for which few knobs are taken, are
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, lru_cache
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -19,12 +19,20 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.analysis import statistics
+from benchmarks.analysis.frames import (
+    CURVE,
+    REFERENCES,
+    STATIC,
+    TASK,
+    Answers,
+    Results,
+    is_core,
+    labels_of_role,
+    role_of,
+)
 from benchmarks.analysis.statistics import Floats, interval
 from benchmarks.specs.targets import Agreement, Budget, Target
 from consistentee.data.metrics import score
-
-if TYPE_CHECKING:
-    from benchmarks.analysis.frames import Answers, Results
 
 Task = tuple[str, str]
 """A task and a backbone."""
@@ -174,7 +182,7 @@ def _on_hull(budget: float, cost: Floats, hull: NDArray[np.intp]) -> Mixture:
     return Mixture(below, above, float((cost[above] - budget) / (cost[above] - cost[below])))
 
 
-def mixtures(results: "Results", speedups: Sequence[float], cost: str = "layers") -> pd.DataFrame:
+def mixtures(results: Results, speedups: Sequence[float], cost: str = "layers") -> pd.DataFrame:
     """Choose a mixture for every task, label, seed and speed-up.
 
     Args:
@@ -186,8 +194,6 @@ def mixtures(results: "Results", speedups: Sequence[float], cost: str = "layers"
         A line for each, with ``mixture``, the mixtures that rows are ``scored`` at (in generation one for each half of
         the prompts) and ``index``: the lines of ``knobs`` that their numbers mean.
     """
-    from benchmarks.analysis.frames import CURVE
-
     knobs = results.knobs[results.knobs["layers"].notna()]
     lines: list[dict[str, Any]] = []
     for key, group in knobs.groupby([*CURVE, "seed"], sort=False) if cost in knobs else ():
@@ -212,13 +218,13 @@ def mixtures(results: "Results", speedups: Sequence[float], cost: str = "layers"
     return pd.DataFrame(lines, columns=[*CURVE, "seed", "speedup", "mixture", "scored", "index"])
 
 
-def _scores_of_texts(results: "Results", index: NDArray[np.intp]) -> Floats | None:
+def _scores_of_texts(results: Results, index: NDArray[np.intp]) -> Floats | None:
     """Return what every test prompt scores at decoded knobs, [knobs, prompts]; None if unknown."""
     found = _answers_at(results, index)
     return None if found is None or len(found[0]) < 2 else found[1]
 
 
-def _answers_at(results: "Results", index: NDArray[np.intp], measure: str | None = None) -> "Answers | None":
+def _answers_at(results: Results, index: NDArray[np.intp], measure: str | None = None) -> Answers | None:
     """Return labels [rows] and answers [knobs, rows] at some knobs; None unless all are known, of the same rows."""
     found = [results.answers(knob, measure) for knob in index]
     known = [answers for answers in found if answers is not None]
@@ -238,7 +244,7 @@ class EqualCost:
 
     def __init__(
         self,
-        results: "Results",
+        results: Results,
         speedups: Sequence[float] | None = None,
         *,
         cost: str = "layers",
@@ -307,7 +313,7 @@ class EqualCost:
             return statistics.MEAN_BY_SIZE if self.measure == "nats" else statistics.MEAN
         return str(self.results.column("metric")[line["index"][0]])
 
-    def _texts(self, line: dict[str, Any]) -> "Answers | None":
+    def _texts(self, line: dict[str, Any]) -> Answers | None:
         """Return labels and scores of prompts, each half at the mixture that the other half has chosen."""
         halves = line["scored"]
         places = sorted({place for mixture in halves for place in (mixture.first, mixture.second)})
@@ -330,8 +336,6 @@ class EqualCost:
         ``seeds``, ``over``, ``under``, ``flops_ratio`` (NaN unless known of all seeds) and ``speedup_b1``, ... (of the
         seeds that were timed), geometric means.
         """
-        from benchmarks.analysis.frames import CURVE
-
         frame = self.per_seed if seeds is None else self.per_seed[self.per_seed["seed"].isin(seeds)]
         groups = frame.groupby([*CURVE, "speedup"], sort=False)
         found = groups[["score", "full", "points", "layers"]].mean()
@@ -422,10 +426,7 @@ class EqualCost:
     def compared(self) -> list[Task]:
         """The tasks that means are over."""
         tasks = self.results.tasks
-        return [
-            (str(task), str(backbone))
-            for task, backbone in tasks.index[tasks["compared"] & tasks["full_label"].notna()]
-        ]
+        return [(str(task), str(backbone)) for task, backbone in tasks.index[tasks["compared"]]]
 
     @cached_property
     def headline(self) -> pd.DataFrame:
@@ -436,16 +437,9 @@ class EqualCost:
         in percent, ``tasks``, ``seeds`` (of the task with fewest), ``layers``, ``over``, ``better_than_static`` and
         ``worse_than_static`` (on how many tasks, significantly), and geometric means of measured ratios.
         """
-        from benchmarks.analysis.frames import FULL, MAJORITY, ORACLE, TASK, role_of
-
-        shown = {
-            label for label, method in self.results.methods.items() if role_of(method) not in (FULL, ORACLE, MAJORITY)
-        }
         found = self.by_task()
-        of_compared = (
-            pd.MultiIndex.from_frame(found[TASK]).isin(self.compared) if self.compared else np.zeros(len(found), bool)
-        )
-        found = found[of_compared & found["label"].isin(shown)]
+        of_compared = pd.MultiIndex.from_frame(found[TASK]).isin(self.compared)
+        found = found[of_compared & found["label"].isin(self.results.labels_to_compare)]
         complete = found.groupby("label")[TASK[0]].transform("size") == len(self.compared) * len(self.speedups)
         groups = found[complete].rename(columns={"label": "method", "speedup": "budget"}).groupby(["method", "budget"])
         means = 100 * groups[["points", "score"]].mean()
@@ -459,9 +453,8 @@ class EqualCost:
         return self._ordered(means.assign(**self._intervals(means), **self._against_static(means)))
 
     def _ordered(self, means: pd.DataFrame) -> pd.DataFrame:
-        middle = means[means["budget"] == self.middle].sort_values(
-            ["over", "points"], ascending=[True, False], kind="stable"
-        )
+        middle = means[means["budget"] == self.middle].fillna({"points": means["score"]})
+        middle = middle.sort_values(["over", "points"], ascending=[True, False], kind="stable")
         place = {label: number for number, label in enumerate(middle["method"])}
         order = means.assign(place=means["method"].map(place)).sort_values(["place", "budget"])
         first = ["method", "budget", "points", "low", "high"]
@@ -515,8 +508,6 @@ class EqualCost:
 
     @cached_property
     def _static(self) -> str | None:
-        from benchmarks.analysis.frames import STATIC, labels_of_role
-
         return next(iter(labels_of_role(self.results.methods, STATIC)), None)
 
     @cached_property
@@ -557,8 +548,6 @@ class EqualCost:
 
         The best are those of the middle budget's own test scores, which flatters both.
         """
-        from benchmarks.analysis.frames import REFERENCES, is_core, role_of
-
         methods = self.results.methods
         ranked = list(dict.fromkeys(self.headline["method"]))  # best first
         variants = [label for label in ranked if is_core(methods[label])]
@@ -568,3 +557,14 @@ class EqualCost:
             best = variants[0], others[0]
             pairs = [*(pair for pair in pairs if pair != best), best]
         return pairs
+
+
+@lru_cache(maxsize=4)
+def comparison_of(results: Results) -> EqualCost:
+    """Compare all methods of some results at the budgets of their kind, once."""
+    return EqualCost(results)
+
+
+def headline(results: Results) -> pd.DataFrame:
+    """Return points against the full model at every budget, means over tasks: see :attr:`EqualCost.headline`."""
+    return comparison_of(results).headline

@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from benchmarks.analysis.equal_cost import EqualCost
 from benchmarks.specs.schema import canonical_json
 from benchmarks.specs.targets import SPEEDUPS, TEXT_SPEEDUPS, Speedups
 from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
@@ -46,7 +45,7 @@ Answers = tuple[NDArray[Any], NDArray[Any]]
 _Line = dict[str, Any]
 
 
-@dataclass
+@dataclass(eq=False)
 class Results:
     """The results of one or several folders.
 
@@ -107,6 +106,11 @@ class Results:
         """The method of every label: the full model first, then by name, references last."""
         found = {record.label: record.method for record in self.records}
         return dict(sorted(found.items(), key=lambda item: (_rank(item[1]), item[0])))
+
+    @property
+    def labels_to_compare(self) -> list[str]:
+        """The labels that are compared: all but the full model, the oracle and the majority class."""
+        return [x for x, method in self.methods.items() if role_of(method) not in (FULL, ORACLE, MAJORITY)]
 
     @cached_property
     def tasks(self) -> pd.DataFrame:
@@ -215,14 +219,10 @@ class Results:
 
         return replace(self, cells=[cell for cell in self.cells if stays(cell.record)], _predictions={}, _columns={})
 
-    @cached_property
-    def equal_cost(self) -> EqualCost:
-        """Compare all methods at the budgets of the kind."""
-        return EqualCost(self)
-
-    def headline(self) -> pd.DataFrame:
-        """Return the points of every method at every budget, means over tasks: see :attr:`EqualCost.headline`."""
-        return self.equal_cost.headline
+    def with_records(self, records: Sequence[Any]) -> "Results":
+        """Return the same results with other records, one a cell."""
+        cells = [replace(cell, record=record) for cell, record in zip(self.cells, records, strict=True)]
+        return replace(self, cells=cells, _predictions={}, _columns={})
 
 
 def load_results(
@@ -460,7 +460,7 @@ def first_timings(times: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_speedups(knobs: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
-    for name in ("layers", "flops_ratio", "validation_flops_ratio", "score_low", "score_high"):
+    for name in ("layers", "flops_ratio", "flops", "full_flops", "score_low", "score_high"):
         if name not in knobs:
             knobs[name] = np.nan
     if "score" not in knobs:

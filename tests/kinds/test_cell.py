@@ -3,13 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks.analysis.panels.select import concave_hull
+from benchmarks.analysis.rows.instances import hull_answers
 from conftest import make_task
 from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import parts_by_hand
 
-from benchmarks.analysis.panels.select import concave_hull
-from benchmarks.analysis.rows.instances import hull_answers
 from benchmarks.analysis.statistics import score_interval
 from benchmarks.kinds.instance_curves import choose_knobs
 from benchmarks.kinds.instance_findings import same_answers
