@@ -34,6 +34,7 @@ from consistentee.files import replacing
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table as RichTable
+    from rich.text import Text
 
 MISSING = "n/a"
 STOCK = "stock generate"
@@ -167,21 +168,30 @@ class Table:
 # ---------------------------------------------------------------------------------------------- rendering
 
 
-def to_terminal(tables: Sequence[Table], faults: Sequence[str] = ()) -> "Group":
+def to_terminal(tables: Iterable[Table], faults: Sequence[str] = ()) -> "Group":
     """Render tables for a terminal."""
     from rich.console import Group
     from rich.text import Text
 
-    return Group(*map(_rich, tables), *(Text(f"left out: {fault}", style="yellow") for fault in faults))
+    parts = [
+        part for table in tables for part in (Text(table.title, style="bold"), _rich(table), *_dim(table.notes), "")
+    ]
+    return Group(*parts, *(Text(f"left out: {fault}", style="yellow") for fault in faults))
 
 
 def _rich(table: Table) -> "RichTable":
-    shown, cells = plain_table(table.title, "\n".join(table.notes)), table.cells
+    shown, cells = plain_table(), table.cells
     for heading in cells:
         add_columns(shown, str(heading), numbers=heading not in table.words)
     for row in cells.itertuples(index=False):
         add_row(shown, *row)
     return shown
+
+
+def _dim(notes: Iterable[str]) -> "list[Text]":
+    from rich.text import Text
+
+    return [Text(note, style="dim") for note in notes]
 
 
 def to_markdown(tables: Iterable[Table]) -> str:

@@ -313,7 +313,24 @@ def results(tmp_path_factory):
 def test_table_on_the_terminal(results):
     done = call("table", results)
     assert done.exit_code == 0
-    assert "full" in done.output  # what the others are measured against
+    assert "Points against the full model at equal cost" in done.output
+    for text in ("full depth", "deebert", "ms/row", "≤50%"):
+        assert text in done.output
+
+
+def test_table_as_a_file(results):
+    done = call("table", results, "--format", "latex")
+    assert done.exit_code == 0
+    assert r"\toprule" in done.output
+    assert (results / "table.tex").is_file()
+    assert call("table", results, "--format", "html").exit_code == 2
+
+
+def test_table_and_plot_of_some_methods(results, monkeypatch):
+    done = call("table", results, "--methods", "deebert")
+    assert done.exit_code == 0
+    assert "deebert" in done.output
+    assert "full depth" in done.output  # what the others are measured against
     assert "pabee" not in done.output
     drawn = []
     listing = FigureKind("curves", "", "", lambda found: drawn.extend(found.methods))
