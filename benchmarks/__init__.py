@@ -9,7 +9,10 @@ from consistentee.exports import served
 
 _EXPORTS = {
     "Filters": "specs.suites",
+    "Results": "analysis.frames",
+    "headline": "analysis.equal_cost",
     "list_tasks": "tasks.loader",
+    "load_results": "analysis.frames",
     "load_suite": "specs.suites",
     "load_task": "tasks.loader",
     "run_suite": "run.sweep",

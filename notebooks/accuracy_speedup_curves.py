@@ -16,8 +16,6 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-
-import benchmarks
 from benchmarks.analysis.comparisons.curve_summaries import curve_summaries
 from benchmarks.analysis.figures.curves import curve_on_test, figure
 from benchmarks.analysis.figures.equal_cost import equal_cost_figure
@@ -26,6 +24,8 @@ from benchmarks.analysis.figures.gains import gains_figure
 from benchmarks.analysis.figures.speeds import speedup_figure
 from benchmarks.analysis.panels.curves import speedups
 from benchmarks.analysis.panels.results import load_panels
+
+import benchmarks
 
 results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-6-layers"
 panels, _ = load_panels(results)

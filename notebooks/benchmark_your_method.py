@@ -18,10 +18,10 @@
 from pathlib import Path
 
 import rich
-from IPython.utils.capture import capture_output
-
 from benchmarks.analysis.figures.curves import figure
 from benchmarks.analysis.panels.results import load_panels
+from IPython.utils.capture import capture_output
+
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import SuiteSpec
 from benchmarks.specs.suites import Filters

@@ -23,9 +23,6 @@
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import display
-
-import benchmarks
 from benchmarks.analysis.panels.results import load_panels
 from benchmarks.analysis.rows.frame import long_frame
 from benchmarks.analysis.rows.instances import table_rows
@@ -33,6 +30,9 @@ from benchmarks.analysis.tables.equal_cost import headline_tables
 from benchmarks.analysis.tables.operating import operating_lines, operating_table, panel_tables
 from benchmarks.analysis.tables.overall import overall_tables
 from benchmarks.analysis.tables.publications.published import published_table
+from IPython.display import display
+
+import benchmarks
 from benchmarks.specs.targets import HALF
 
 results = Path(benchmarks.__file__).parents[1] / "results" / "cpu-6-layers"

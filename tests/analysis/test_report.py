@@ -7,9 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from records_by_hand import ENVIRONMENT, cell, made_up_suite, operating_point, stored, timing, write_results
-
-from benchmarks.analysis import write_html
 from benchmarks.analysis.comparisons.equal_cost import at_equal_cost
 from benchmarks.analysis.comparisons.headline import headline
 from benchmarks.analysis.panels.results import load_panels, panels
@@ -18,6 +15,9 @@ from benchmarks.analysis.report.page import render
 from benchmarks.analysis.rows.caveats import caveats, caveats_of_instances
 from benchmarks.analysis.rows.instances import table_rows
 from benchmarks.analysis.tables.provenance import records_table
+from records_by_hand import ENVIRONMENT, cell, made_up_suite, operating_point, stored, timing, write_results
+
+from benchmarks.analysis import write_html
 from benchmarks.store.folders import write_record
 from benchmarks.store.records import HullPoint
 from consistentee.errors import UserError

@@ -3,16 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks.analysis.rows.instances import hull_answers
 from conftest import make_task
 from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import parts_by_hand
 
-from benchmarks.analysis.panels.select import concave_hull
-from benchmarks.analysis.rows.instances import hull_answers
+from benchmarks.analysis.equal_cost import concave_hull
+from benchmarks.analysis.statistics import score_interval
 from benchmarks.kinds.instance_evaluation import choose_knobs
 from benchmarks.kinds.rows import CellRows
-from benchmarks.measure.intervals import score_interval
 from benchmarks.run.cell import run_cell
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget, Target

@@ -13,10 +13,10 @@ import pytest
 from small_suite import Bench
 
 from benchmarks import analysis
+from benchmarks.commands.verify import faults_of
 from benchmarks.run import pool
 from benchmarks.run.pool import compute_here
 from benchmarks.store.folders import FAILURE_FILE, write_text
-from benchmarks.store.verify import faults_of
 from consistentee.errors import UserError
 
 SETTINGS = {

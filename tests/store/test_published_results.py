@@ -21,10 +21,10 @@ from rich.console import Console
 from small_suite import Bench
 from typer.testing import CliRunner
 
-from benchmarks import analysis
-from benchmarks.analysis import terminal_report, write_all_figures, write_all_tables, write_html
-from benchmarks.analysis.leaderboard.board import load_leaderboard
-from benchmarks.analysis.tables.leaderboard import to_text
+from benchmarks.analysis.figures import FIGURES, write_figures
+from benchmarks.analysis.frames import load_results
+from benchmarks.analysis.report import write_report
+from benchmarks.analysis.tables import load_leaderboard, render, render_leaderboard, terminal_tables, to_terminal
 from benchmarks.cli import app
 from benchmarks.commands.publish import publish_run
 from benchmarks.kinds.kind import kind_named
@@ -369,9 +369,9 @@ def test_what_does_not_read_back_equal_is_said(tmp_path, monkeypatch, kind, kept
 # ---------------------------------------------------------------------------------------------- what is shown
 
 
-def test_tables_are_the_same(forms, tmp_path):
+def test_tables_are_the_same(forms):
     for table_format in ("md", "csv", "latex"):
-        texts = [write_all_tables(copied(form, tmp_path), table_format).read_text() for form in forms]
+        texts = [render(load_results(form), table_format) for form in forms]
         assert texts[0] == texts[1]
     shown = [shown_of(form) for form in forms]
     assert shown[0] == shown[1]
@@ -385,26 +385,25 @@ def copied(folder: Path, tmp_path: Path) -> Path:
 
 def shown_of(folder: Path) -> str:
     console = Console(width=200, file=io.StringIO())
-    console.print(terminal_report(folder))
+    console.print(to_terminal(terminal_tables(load_results(folder))))
     return console.file.getvalue()
 
 
 def test_report_is_the_same(forms, tmp_path):
-    pages = [write_html(copied(form, tmp_path)).read_text() for form in forms]
+    pages = [write_report(load_results(form), copied(form, tmp_path)).read_text() for form in forms]
     assert pages[0] == pages[1]
-    assert "hashee/default/seed0 failed, or is not defined for its task" in pages[0]
 
 
 def test_leaderboard_is_the_same(tmp_path, published):
     write_run("classification", tmp_path / "made-up")
-    boards = [to_text(load_leaderboard([folder]), "csv") for folder in (tmp_path / "made-up", published)]
+    boards = [render_leaderboard(load_leaderboard([folder]), "csv") for folder in (tmp_path / "made-up", published)]
     assert boards[0] == boards[1]
 
 
-def test_figures_are_written_beside(published, tmp_path):
-    paths, _ = write_all_figures(copied(published, tmp_path))
-    assert {path.parent.name for path in paths} == {published.name}
-    assert {"curves.png", "exits.png"} <= {path.name for path in paths}
+def test_figures_are_written_to_the_folder(published, tmp_path):
+    paths, _ = write_figures(load_results(published), tmp_path, FIGURES[:1])
+    assert [path.name for path in paths] == ["equal-cost.png"]
+    assert paths[0].with_suffix(".txt").read_text().startswith("Points against the full model")
 
 
 def test_command(tmp_path, monkeypatch):
