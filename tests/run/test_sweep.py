@@ -320,6 +320,9 @@ def test_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench, name)
     (note,) = bench.out.rglob("failure.json")
     if name == "SIGSEGV":
         assert "mine.py" in note.read_text(), "where it died is kept"
+    else:
+        tries = [bench.run(Filters(methods=[f"{method}:Mine", "full"])).computed for _ in range(2)]
+        assert tries == [1, 0], "the next run tries once more, without being asked to"
     assert bench.leftovers() == []
 
 
