@@ -15,7 +15,7 @@ from benchmarks.store.folders import (
     record_files,
 )
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
-from benchmarks.store.sealing import file_fault, listed_files, unsealed
+from benchmarks.store.sealing import file_fault
 from benchmarks.store.stored_results import BaseStoredCell, StoredResults, is_compact, kind_of_results, open_results
 from consistentee.errors import UserError
 from consistentee.files import OLD, PARTIAL, checked_tensors
@@ -26,8 +26,11 @@ def faults_of(root: Path) -> Iterator[str]:
 
     Raises UserError if the folder is not one of results.
     """
-    for pattern in (f".{root.name}.*{PARTIAL}", f".{root.name}{OLD}"):
-        yield from (f"{path}: left by a publication that was interrupted" for path in root.parent.glob(pattern))
+    patterns = (f".{root.name}.*{PARTIAL}", f".{root.name}{OLD}")
+    leftovers = [path for pattern in patterns for path in root.parent.glob(pattern)]
+    yield from (f"{path}: left by a publication that was interrupted; publish the run again" for path in leftovers)
+    if leftovers and not root.exists():
+        return
     kind_name = kind_of_results(root)
     if kind_name is None and not list(root.glob("cells")):
         raise UserError(f"{root} holds no results; give the folder of a run, or published results")
@@ -39,10 +42,8 @@ def faults_of(root: Path) -> Iterator[str]:
 
 
 def _faults_of_published(root: Path, kind: Kind) -> Iterator[str]:
-    if not listed_files(root / HASHES_FILE):
-        yield f"{root / HASHES_FILE}: missing or damaged; publish the run again"
-    if fault := _text_fault(root / HASHES_FILE):
-        yield fault
+    if fault := file_fault(root / HASHES_FILE, sealed=True):
+        yield f"{root / HASHES_FILE}: {fault}; publish the run again"
     try:
         results = open_results(root, kind.record, kind.timing)
     except UserError as error:
@@ -52,18 +53,15 @@ def _faults_of_published(root: Path, kind: Kind) -> Iterator[str]:
 
 
 def _faults_of_run(root: Path, kind: Kind) -> Iterator[str]:
-    described = root / ENVIRONMENT_FILE
-    if not described.is_file() or not listed_files(described):
-        yield f"{described}: missing or damaged; the next run writes it"
-    elif fault := _text_fault(described) or file_fault(described):
-        yield f"{described}: {fault}"
+    if fault := file_fault(root / ENVIRONMENT_FILE, sealed=True):
+        yield f"{root / ENVIRONMENT_FILE}: {fault}; the next run writes it again"
     results = open_results(root, kind.record, kind.timing)
     yield from map(str, results.faults)
     for cell in results.cells:
         if fault := file_fault(cell.rows.place / RECORD_FILE):
             yield f"{cell.rows.place}: {fault}"
     yield from _faults_of_results(results)
-    for path in record_files(root / "cells", FAILURE_FILE):
+    for path in record_files(root, FAILURE_FILE):
         _, reason = parse_record(path, FailureRecord)
         if reason:
             yield f"{path}: {reason}"
@@ -75,6 +73,8 @@ def _faults_of_run(root: Path, kind: Kind) -> Iterator[str]:
 
 def _faults_of_artifacts(root: Path, kind: Kind) -> Iterator[str]:
     folder = RunFolder(root)
+    if folder.fingerprints.exists() and (fault := file_fault(folder.fingerprints, sealed=True)):
+        yield f"{folder.fingerprints}: {fault}; the next run reads the backbones again"
     for path in sorted(folder.stages.glob("*.safetensors")):
         try:
             checked_tensors(path)
@@ -106,10 +106,3 @@ def _faults_of_cell(cell: BaseStoredCell[BaseRecord]) -> Iterator[str]:
         yield f"{len(predictions)} rows of predictions, the record has {record.test_rows} test rows"
     if validation is not None and len(validation) != record.validation_rows:
         yield f"{len(validation)} rows of validation, the record has {record.validation_rows}"
-
-
-def _text_fault(path: Path) -> str | None:
-    try:
-        return unsealed(path.read_text(encoding="utf-8"))[1]
-    except (OSError, UnicodeDecodeError) as error:
-        return str(error)

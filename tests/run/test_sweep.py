@@ -325,6 +325,8 @@ def test_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench):
         "SIGSEGV",
     ]
     assert any("mine.py" in note.read_text() for note in bench.out.rglob("failure.json")), "where it died is kept"
+    tries = [bench.run(changes=changes, schedule=Schedule()).computed for _ in range(2)]
+    assert tries == [2, 0], "the next run tries once more, without being asked to"
     assert bench.leftovers() == []
 
 
