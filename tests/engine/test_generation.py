@@ -39,11 +39,10 @@ def tokens_of(out) -> list[list[int]]:
     return [tokens.tolist() for tokens in out.tokens]
 
 
-@pytest.mark.parametrize(
-    ("family", "attention"), [("llama", "eager"), *((family, "sdpa") for family in DECODER_FAMILIES)]
-)
-def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, family, attention):
-    model = tiny_decoder(family)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, attention):
+    """Padded batches of the stock model; tests/contract has every family, prompt by prompt."""
+    model = tiny_decoder()
     model.backbone.set_attn_implementation(attention)
     rows = model.encode(PROMPTS)
     expected = stock_tokens(model, rows[:8]) + stock_tokens(model, rows[8:])

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import DECODER_FAMILIES, random_prompts
+from conftest import random_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,32 +74,10 @@ class TestTexts:
         expected = written(generate(model, PROMPTS, rule, **options, batch_size=1))
         assert written(generate(model, PROMPTS, rule, **options, **IN_FLIGHT)) == expected
 
-    @pytest.mark.parametrize(
-        ("family", "attention"), [("llama", "eager"), *((family, "sdpa") for family in DECODER_FAMILIES)]
-    )
-    def test_in_every_family(self, tiny_decoder, family, attention):
-        model = tiny_decoder(family)
-        model.backbone.set_attn_implementation(attention)
-        for kv in ("propagate", "exact"):
-            options = {"max_new_tokens": NEW_TOKENS, "kv": kv}
-            expected = written(generate(model, PROMPTS, MIXED, **options, batch_size=1))
-            assert written(generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT)) == expected
-            in_order = generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT, sort_by_length=False)
-            assert written(in_order) == expected, "the order in which prompts come does not matter"
-
     def test_drawn_ones_too(self, model):
         options = {"max_new_tokens": NEW_TOKENS, "sampling": Sampling(0.8, seed=4)}
         expected = written(generate(model, PROMPTS, MIXED, **options, batch_size=1))
         assert written(generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT)) == expected
-
-    def test_a_rule_that_never_lets_go_writes_the_stock_text(self, model):
-        out = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS, **IN_FLIGHT)
-        for prompt, tokens in zip(model.encode(PROMPTS), out.tokens, strict=True):
-            row = torch.tensor([prompt])
-            stock = model.backbone.generate(
-                row, attention_mask=torch.ones_like(row), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
-            )
-            assert stock[0, len(prompt) :].tolist() == tokens.tolist()
 
     def test_a_slot_holds_nothing_of_the_row_before(self, model, monkeypatch):
         """Unwritten memory, and whatever a row leaves behind, holds NaN here, which would be in all that follows."""
