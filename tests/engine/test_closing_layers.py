@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import DECODER_FAMILIES, make_text_task, random_prompts
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.calm import CALMTokensClassifier
@@ -105,6 +105,7 @@ class TestTexts:
             out = generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, **options)
             assert texts(out) == expected
 
+    @settings(max_examples=8)
     @given(
         schedule=st.lists(st.sampled_from([2, 3, 4]), min_size=1, max_size=NEW_TOKENS),
         batch_size=st.integers(1, 4),
