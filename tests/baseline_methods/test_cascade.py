@@ -101,12 +101,6 @@ class TestFirstLayers:
         with pytest.raises(UserError, match=f"fewer than its model's 4, got {layers}"):
             companion_of_first_layers(tiny_model(), layers)
 
-    def test_no_random_number_is_drawn_from_the_global_generator(self, tiny_model):
-        model = tiny_model()
-        before = torch.get_rng_state()
-        companion_of_first_layers(model, COMPANION)
-        assert torch.equal(before, torch.get_rng_state())
-
 
 _ALBERT = {
     "vocab_size": 64,
@@ -218,15 +212,6 @@ class TestFlops:
         found = flops.row_flops([n, n], [COMPANION, COMPANION + DEPTH], rule)
         assert found.tolist() == [small, small + DEPTH * self.layer(n) + classifier]
         assert flops.full_flops([n]).tolist() == [DEPTH * self.layer(n) + classifier]
-
-    @pytest.mark.parametrize("family", ["albert"])
-    def test_the_full_model_costs_what_it_costs_alone(self, cascade, family):
-        model, companion, full = cascade(family)
-        joined, small, big = (FlopModel(m) for m in (model, companion, full))
-        lengths = [2, 9, 30]
-        assert joined.full_flops(lengths).tolist() == big.full_flops(lengths).tolist()
-        both = joined.row_flops(lengths, [COMPANION + DEPTH] * 3, CascadeBERT().rule(model, 0.5))
-        assert both.tolist() == (small.full_flops(lengths) + big.full_flops(lengths)).tolist()
 
 
 class TestDifficultyLoss:

@@ -72,13 +72,6 @@ def test_patience_counts_exits_and_not_layers(tiny_decoder):
     assert method.knob_values(tiny_decoder(exit_layers=())) == (1.0,)
 
 
-def test_entropy_trains_all_together_where_exits_have_nothing_of_their_own(tiny_decoder):
-    task, recipe = make_text_task(), TokenRecipe(trains="all", backbone_steps=2)
-    names = ("token-entropy", "token-patience")
-    models = [get_method(name).fit(tiny_decoder(adapter="shared"), task, recipe) for name in names]
-    assert models[0].backbone_fingerprint() == models[1].backbone_fingerprint()
-
-
 def test_entropy_trains_the_backbone_first_and_the_exits_afterwards(tiny_decoder):
     """Two stages: the backbone is that of the full model, which has not heard of the exits."""
     task, recipe = make_text_task(), TokenRecipe(trains="all", exit_steps=3, exit_batch_size=16, backbone_steps=2)

@@ -234,31 +234,6 @@ class TestCompany:
             waiting.put(slots, 0)
         assert self.taken(waiting) == (2, [4])
 
-    def test_who_came_first_runs_first(self):
-        waiting = Waiting(6, [2, 2])
-        waiting.put(np.array([1, 4, 5]), 0)
-        assert self.taken(waiting) == (0, [1, 4])
-        waiting.put(np.array([1, 4]), 1)
-        assert self.taken(waiting) == (1, [1, 4]), "the fullest"
-        waiting.put(np.array([1, 4]), 0)
-        assert self.taken(waiting) == (0, [1, 5]), "who has written least, and then who came first"
-        waiting.put(np.array([5]), 1)
-        waiting.enter(np.array([0, 2]))
-        waiting.put(np.array([0, 2]), 0)
-        assert self.taken(waiting) == (0, [0, 2]), "who came later is level with the slowest"
-        waiting.put(np.array([0, 2]), 1)
-        assert self.taken(waiting) == (1, [0, 5])
-        assert len(waiting) == 2
-
-    def test_a_stage_may_wait_for_more_than_others(self):
-        waiting = Waiting(8, [2, 4])
-        waiting.put(np.array([0, 1, 2]), 1)
-        waiting.put(np.array([3]), 0)
-        assert self.taken(waiting) == (1, [0, 1, 2]), "three of four are more than one of two"
-        waiting.put(np.array([4, 5]), 0)
-        waiting.put(np.array([0, 1, 2, 6, 7]), 1)
-        assert self.taken(waiting) == (1, [0, 1, 2, 6]), "both are full, and there somebody is behind"
-
     def test_when_every_request_was_served_is_noted(self, model):
         for options in ({"batch_size": 2}, IN_FLIGHT):
             out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **options)
