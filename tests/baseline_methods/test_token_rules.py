@@ -10,8 +10,6 @@ from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
 
-RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16, backbone_steps=2, backbone_batch_size=2)
-
 
 def trace_of(model):
     rows = [(prompt, [7, 9, 11, 30, 3]) for prompt in model.encode(random_prompts(12, seed=4))]

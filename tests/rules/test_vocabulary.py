@@ -162,9 +162,6 @@ def test_a_method_keeps_the_contract():
         ("lite", 0.0, {}),
         ("soft", 0.0, {}),
         ("consistentee-tokens", 0.5, {"policy_reads": "confidence"}),
-        ("consistentee-tokens-ladder", 0.03, {"policy_reads": "confidence"}),
-        ("consistentee-tokens-tuned", 0.5, {"policy_reads": "confidence"}),
-        ("consistentee-tokens-curve", 0.5, {"policy_reads": "confidence"}),
     ],
 )
 def test_it_is_an_option_of_every_rule_that_reads_what_exits_say(model, name, knob, parameters):
