@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from baselines.calm import DecayingSignalRule
 from benchmarks.contract.run import check_method
-from benchmarks.kinds.texts.selection import said_at_exits
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.backbones import lm_head
 from consistentee.backbones.lm_head import logits_among
@@ -22,7 +21,7 @@ from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVoca
 from consistentee.traces.named_tokens import named_tokens
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.token_view import TokenView
-from consistentee.traces.walk import replay, sweep
+from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(7, seed=5)
@@ -140,20 +139,6 @@ def test_any_pruning_is_the_same_alone_and_regrouped(model, candidates, threshol
     assert written(model, rule, **options) == written(model, rule, batch_size=1)
 
 
-def test_a_sweep_is_every_replay(model):
-    _, trace = trace_of(model)
-    rules = [prune_vocabulary(ThresholdRule(margin, x, "above"), k) for k in (2, 9) for x in (0.0, 0.2, 0.6, 1.0)]
-    assert torch.equal(sweep(rules, trace), torch.stack([replay(rule, trace) for rule in rules]))
-
-
-def test_an_exit_names_what_it_may_say(model):
-    _, trace = trace_of(model)
-    assert torch.equal(said_at_exits(trace, model.stepper.vocabulary), said_at_exits(trace))
-    pruned = said_at_exits(trace, 2)
-    assert not torch.equal(pruned, said_at_exits(trace))
-    assert torch.equal(pruned[:, 0], said_at_exits(trace)[:, 0])
-
-
 def test_later_exits_cost_so_many_columns(model):
     width, vocabulary, adapter = 32, model.stepper.vocabulary, 2 * 2 * 32 * 16
     cost = DecodingFlops(model).exit_cost(prune_vocabulary(ThresholdRule(margin, 0.5, "above"), 7), step=1)
@@ -177,9 +162,6 @@ def test_a_method_keeps_the_contract():
         ("lite", 0.0, {}),
         ("soft", 0.0, {}),
         ("consistentee-tokens", 0.5, {"policy_reads": "confidence"}),
-        ("consistentee-tokens-ladder", 0.03, {"policy_reads": "confidence"}),
-        ("consistentee-tokens-tuned", 0.5, {"policy_reads": "confidence"}),
-        ("consistentee-tokens-curve", 0.5, {"policy_reads": "confidence"}),
     ],
 )
 def test_it_is_an_option_of_every_rule_that_reads_what_exits_say(model, name, knob, parameters):
