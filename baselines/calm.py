@@ -28,8 +28,9 @@ from torch.nn import functional
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
+from consistentee.methods.joint_method import JointMethod
 from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
+from consistentee.methods.method import Knob
 from consistentee.methods.token_answers import exit_answers
 from consistentee.methods.token_method import TokenMethod
 from consistentee.methods.vocabulary_method import VocabularyMethod
@@ -47,7 +48,6 @@ from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import (
     cached_rows,
     train_heads,
-    train_jointly,
     train_jointly_on,
     training_source,
 )
@@ -61,16 +61,11 @@ _STATE_LAMBDAS = (-0.2, *((cosine - 0.1) / 0.9 for cosine in even_log_odds(-3, 9
 
 
 @dataclass(frozen=True)
-class _CALM(Method):
+class _CALM(JointMethod):
     """Base of the three methods for rows: joint training."""
 
     paper: ClassVar[str] = _PAPER
     knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS)
-
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        self.check_task(task)
-        train_jointly(model, task, recipe)
-        return model
 
 
 @dataclass(frozen=True)
@@ -220,11 +215,6 @@ class _CALMTokens(TokenMethod):
         check_horizon(self.horizon)
         if self.tau < 0:
             raise UserError(f"{self.name}: tau is at least 0, got {self.tau:g}")
-
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        self.check_task(task)
-        train_exits(model, task, recipe)
-        return model
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         self.check_knob(model, knob)

@@ -62,11 +62,6 @@ class TokenPatience(VocabularyMethod):
     paper: ClassVar[str] = "Zhou et al., BERT Loses Patience, NeurIPS 2020, arXiv 2006.04152 (its rule, on tokens)"
     knob: ClassVar[Knob] = Knob("patience", (1.0, 2.0, 3.0, 4.0))
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        self.check_task(task)
-        train_exits(model, task, recipe)
-        return model
-
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
         return tuple(float(patience) for patience in range(1, max(len(model.exit_layers), 2)))
 

@@ -47,6 +47,14 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
         if not isinstance(task, TextTask):
             raise UserError(f"{self.name} lets tokens exit while a text is written, and {task.name!r} asks for labels")
 
+    def fit(self, model: "MultiExitDecoder", task: TextTask, recipe: TokenRecipe) -> "MultiExitDecoder":
+        """Train ``model`` in place and return it; by default the exits, in the stage that methods share."""
+        from consistentee.training.decoder.stages import train_exits
+
+        self.check_task(task)
+        train_exits(model, task, recipe)
+        return model
+
     def model_at(self, model: "MultiExitDecoder", knob: float) -> "MultiExitDecoder":
         """Return the decoder for a knob: ``model``, or a shallower one
         (:class:`consistentee.models.decoder.stack.DecoderStack`).
