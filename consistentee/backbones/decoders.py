@@ -1,7 +1,7 @@
-"""Layer-stepping for decoders: a stock causal language model, run one layer at a time by calling its own layers.
+"""Run a stock causal language model one layer at a time by calling its own layers.
 
-A stepper knows how tokens become the input of layer 1, what the layers need of the positions, how a layer is called,
-and how a layer makes the keys and values that later tokens attend to. The attention itself is the stock layers' own.
+A stepper defines for its family the input of layer 1, the positions, how to call a layer, and how to make its keys and
+values. The attention is the stock layers' own.
 """
 
 import copy
@@ -20,19 +20,19 @@ from consistentee.errors import UserError
 
 
 class KeysValues(Protocol):
-    """A key/value cache, as stock attention calls it."""
+    """Interface of a key/value cache, as stock attention calls it."""
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Take the keys and values of the new tokens [rows, kv_heads, T, head_dim]; return what they attend to.
+        """Add keys and values of new tokens [rows, kv_heads, T, head_dim] and return all that they attend to.
 
-        ``layer_index`` counts from 0, as in the stock models.
+        ``layer_index`` counts from 0.
         """
         ...
 
 
 @dataclass(frozen=True)
 class DecoderContext:
-    """What the layers need beside the hidden states.
+    """Inputs of the layers besides the hidden states.
 
     Attributes:
         positions: int64 [rows, T].
