@@ -40,6 +40,7 @@ class Balcony(TokenMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train a decoder layer for every exit."""
         self.check_task(task)
         last = BranchSpec(copied_layer=model.num_layers)
         train_branches(model, task, recipe, lambda exit_layer: last)

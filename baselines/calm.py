@@ -75,6 +75,7 @@ class CALMSoftmax(_CALM):
     name: ClassVar[str] = "calm-softmax"
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the margin is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(margin, knob, exit_when="above")
 
@@ -103,6 +104,7 @@ class CALMState(_CALM):
     knob: ClassVar[Knob] = Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the cosine of successive states is above ``knob``."""
         self.check_knob(model, knob)
         return SaturationRule(knob, model.width)
 
@@ -114,6 +116,7 @@ class CALMClassifier(_CALM):
     name: ClassVar[str] = "calm-classifier"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train all classifiers, then the confidence head on the frozen model."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_jointly_on(model, source, recipe)
@@ -124,6 +127,7 @@ class CALMClassifier(_CALM):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the head's probability of agreement is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(head_probability(_CONFIDENCE), knob, exit_when="above")
 
@@ -217,6 +221,7 @@ class _CALMTokens(TokenMethod):
             raise UserError(f"{self.name}: tau is at least 0, got {self.tau:g}")
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit if the confidence reaches the threshold of ``knob``, lambda."""
         self.check_knob(model, knob)
         return self.confidence_rule(model, knob, text_length(model, self.horizon))
 
@@ -260,6 +265,7 @@ class CALMTokensClassifier(_CALMTokens):
     name: ClassVar[str] = "calm-tokens-classifier"
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits, then the confidence on the frozen exits."""
         self.check_task(task)
         trace = train_exits(model, task, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)

@@ -85,5 +85,6 @@ class FPABEE(JointMethod):
             raise UserError(f"f-pabee: the patience must be at least 1, got {self.patience}")
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after ``patience`` consecutive steps shorter than ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(SmallStepRule(_DISTANCES[self.distance], knob, model.num_labels), self.patience)

@@ -57,5 +57,6 @@ class FREE(TokenMethod):
         return min(model.exit_layers, key=lambda layer: (abs(layer - model.num_layers / 4), layer))
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at the shallow layer if the margin is above ``knob``."""
         self.check_knob(model, knob)
         return OneLayerRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))

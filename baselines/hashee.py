@@ -79,6 +79,7 @@ class HashEE(Method):
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Never exit: tokens exit by themselves."""
         self.check_knob(model, knob)
         return NeverExit()
 

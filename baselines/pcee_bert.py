@@ -42,5 +42,6 @@ class PCEEBERT(JointMethod):
             raise UserError(f"pcee-bert: the patience must be at least 1, got {self.patience}")
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after ``patience`` consecutive layers with a normalised entropy below ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(ThresholdRule(normalised_entropy, knob, exit_when="below"), self.patience)

@@ -45,6 +45,7 @@ class Full(Method):
     supports_regression: ClassVar[bool] = True
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune backbone and last classifier on CE_L."""
         self.check_task(task)
         train_last_exit(model, task, recipe)
         return model
@@ -129,6 +130,7 @@ class Random(JointMethod):
         return tuple(half / 2 for half in range(2, 2 * model.num_layers + 1))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit at random, ``knob`` layers on average."""
         self.check_knob(model, knob)
         return RandomRule(knob, self.seed)
 
@@ -156,6 +158,7 @@ class Oracle(JointMethod):
         return _layers(model)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit at the first right layer that is not before layer ``knob``."""
         self.check_knob(model, knob)
         return OracleRule(round(knob))
 
@@ -170,6 +173,7 @@ class Majority(Method):
     supports_regression: ClassVar[bool] = True
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Give every classifier a bias, the log frequency of the classes, and no weights."""
         self.check_task(task)
         labels = label_tensor(recipe.training_rows(task.train).labels)
         if task.regression:
@@ -198,6 +202,7 @@ class TokenFull(TokenMethod):
     knob: ClassVar[Knob] = Knob("layer", (30.0,))
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Fine-tune the backbone with its last exit, if the recipe trains it."""
         self.check_task(task)
         if recipe.trains != "exits":
             train_last_token_exit(model, task, recipe)
@@ -223,6 +228,7 @@ class TokenStatic(TokenMethod):
         return tuple(float(layer) for layer in model.exit_layers)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at layer ``knob``."""
         self.check_knob(model, knob)
         return StaticRule(check_exit_layer(model, knob))
 
@@ -245,5 +251,6 @@ class TokenRandom(TokenStatic):
         return mean_layers(model)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at random, at layer ``knob`` on average."""
         self.check_knob(model, knob)
         return RandomRule(knob, self.seed, model.exit_layers)

@@ -43,6 +43,7 @@ class SkipDecode(TokenMethod):
         return mean_layers(model)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit by the schedule whose mean layer is ``knob``."""
         self.check_knob(model, knob)
         return ScheduledRule(falling_schedule(model.exit_layers, knob, text_length(model, self.horizon)))
 

@@ -1,4 +1,4 @@
-"""Load suites by name or file, and expand them into cells."""
+"""Suites by name or file, of any kind; and the cells they stand for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ SUITES_DIR = Path(__file__).parents[1] / "suites"
 
 @dataclass(frozen=True)
 class Filters:
-    """The part of a suite to run; None means all."""
+    """What a run is narrowed to; None leaves the suite's own choice."""
 
     tasks: Sequence[str] | None = None
     methods: Sequence[str] | None = None
@@ -26,12 +26,15 @@ class Filters:
 
 
 def list_suites() -> dict[str, Path]:
-    """Return the suites of the package: name -> file."""
+    """Return the suites that come with the package: name -> file."""
     return {path.stem: path for path in sorted(SUITES_DIR.glob("*.yaml"))}
 
 
 def load_suite(name_or_path: str | Path) -> BaseSuite:
-    """Load a suite by its name or the path of a YAML file. Raises UserError if it is unknown or invalid."""
+    """Read a suite, by its name or as the path of a YAML file.
+
+    Raises UserError for an unknown name, and for a file that is not a valid suite (the field is named).
+    """
     suites = list_suites()
     path = suites.get(str(name_or_path)) or Path(name_or_path)
     if not path.is_file():
@@ -39,7 +42,7 @@ def load_suite(name_or_path: str | Path) -> BaseSuite:
             raise UserError(f"no such suite file: {path}")
         raise unknown_name("suite", str(name_or_path), suites)
     fields = read_fields(path, "suite")
-    # SuiteSpec reports an unknown kind.
+    # An unknown kind is left to SuiteSpec, which names it as a fault.
     suite = GenerationSuite if fields.get("kind") == "generation" else SuiteSpec
     try:
         return suite.model_validate(fields)
@@ -48,9 +51,9 @@ def load_suite(name_or_path: str | Path) -> BaseSuite:
 
 
 def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[MethodEntry]:
-    """Return the suite's entries with these labels or, if there are none, of the methods with these names.
+    """Return the suite's entries of these labels; of a method's name that is no label here, all entries of the method.
 
-    Other registered methods and ``path/to/file.py:Class`` are added with their defaults.
+    A name that the suite lacks but that is registered, or ``path/to/file.py:Class``, is added with its defaults.
     """
     if names is None:
         return list(suite.methods)
@@ -69,13 +72,14 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
 
 
 def _refuse_other_kind(suite: BaseSuite, name: str) -> None:
+    """Raise UserError for a method that is known, but to suites of the other kind."""
     for kind, group in (("classification", ENTRY_POINT_GROUP), ("generation", TOKEN_ENTRY_POINT_GROUP)):
         if group != suite.method_group and name in available_methods(group):
             raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
 
 
 def expand(suite: BaseSuite, filters: Filters | None = None) -> list[BaseCellSpec]:
-    """Return the cells of a suite that match ``filters``, grouped by (task, backbone, seed)."""
+    """Return the cells of a suite, narrowed by ``filters``: all methods of one (task, backbone, seed) in a row."""
     filters = filters or Filters()
     methods = select_methods(suite, filters.methods)
     return [

@@ -14,6 +14,7 @@ class JointMethod(Method):
     """Train backbone and all classifiers together, on ``sum_t t * CE_t / sum_t t``, in a stage that methods share."""
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers on the depth-weighted loss."""
         self.check_task(task)
         train_jointly(model, task, recipe)
         return model

@@ -48,7 +48,7 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
             raise UserError(f"{self.name} lets tokens exit while a text is written, and {task.name!r} asks for labels")
 
     def fit(self, model: "MultiExitDecoder", task: TextTask, recipe: TokenRecipe) -> "MultiExitDecoder":
-        """Train ``model`` in place and return it; by default the exits, in the stage that methods share."""
+        """Train the exits in the shared stage."""
         from consistentee.training.decoder.stages import train_exits
 
         self.check_task(task)
