@@ -50,7 +50,7 @@ class Balcony(TokenMethod):
         return tuple(float(layer) for layer in model.exit_layers)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit at layer ``knob``, which is the last layer of the decoder that :meth:`model_at` returns."""
+        """Exit at layer ``knob``, the last layer of a shallower decoder."""
         self.check_knob(model, knob)
         return StaticRule(check_exit_layer(model, knob))
 
