@@ -170,9 +170,8 @@ def late_layers(ledger: Ledger, row: int, prompt_columns: int, exit_layers: Sequ
 
     The first is read off the prompt, which leaves nothing for later. ``exit_layers``: of all new tokens.
     """
-    stored = np.array([ledger.account(layer).stored[row] for layer in range(1, ledger.num_layers + 1)])
     read = prompt_columns + np.arange(len(exit_layers) - 1)
-    cached = (stored > read[:, None]).sum(axis=1)
+    cached = (ledger.stored[:, row] > read[:, None]).sum(axis=1)
     return [0, *(cached - np.array(exit_layers[1:], dtype=np.int64)).tolist()]
 
 
