@@ -24,7 +24,7 @@ gone after it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -80,7 +80,7 @@ class LeeBERT(Method):
         loss = partial(_loss, self, held_out)
         details = {"method": repr(self), "held_out": held_out.fingerprint()}
         stage = token_stage("mutual-distillation", loss, recipe, also_trains=(SCORES,), details=details)
-        run_stage(model, trained_on, replace(stage, also_reads=held_out.encodings), recipe)
+        run_stage(model, trained_on, stage, recipe)
         delattr(model, SCORES)
         return model
 

@@ -37,7 +37,7 @@ def resume(
     """Load a checkpoint, if there is one, and return the step to go on from."""
     tensors = None if path is None else load_tensors(path)
     if tensors is None or any(tensors[f"weight/{name}"].shape != weight.shape for name, weight in parameters.items()):
-        return 0  # nothing there, or a checkpoint of the time when it held word tables as a whole
+        return 0  # nothing there, or written by another version
     note_scores(model, stage, tensors)
     with torch.no_grad():
         for name, parameter in parameters.items():

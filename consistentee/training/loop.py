@@ -30,9 +30,7 @@ from consistentee.training.attention import stepwise_attention, unfused_attentio
 from consistentee.training.checkpoints import note_scores, noted_scores, resume, save_checkpoint
 from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenSource
 from consistentee.training.stage import BatchT, ModelT, Source, Stage, stage_key
-from consistentee.training.word_tables import UsedRows, only_used_rows
 
 CHECKPOINT_STEPS = 200
 """Steps between two checkpoints of a stage, where a store is given; fewer where they take long."""
@@ -98,7 +96,6 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
 
 
 def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
-    """Ask the stage's judge for a score, and note it."""
     if stage.judge is None:
         return
     model.eval()
@@ -108,7 +105,6 @@ def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
 
 
 def _trained_weights(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
-    """Return copies of the weights that a stage changes, which may be a small part of a large model."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(stage.trains)}
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
 
@@ -117,11 +113,7 @@ def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
 ) -> None:
     precision = precision_used(recipe.precision, model.device)
-    with (
-        onednn_products(model.device),
-        _attention(model, stage),
-        _word_tables(model, source, stage) as word_tables,
-    ):
+    with onednn_products(model.device), _attention(model, stage):
         parameters = _freeze_all_but(model, stage.trains)
         optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
         steps_per_epoch = math.ceil(len(source) / stage.batch_size)
@@ -154,39 +146,18 @@ def _train(
                 if checkpoint is not None and is_due and step + 1 < total_steps:
                     save_checkpoint(checkpoint, parameters, optimizer, step + 1, noted_scores(model, stage))
                     saved_at = time.monotonic()
-        for table in word_tables:
-            table.rest_decays_to = _decay_without_gradient(table.weight, optimizer, scheduler, total_steps)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
 
 
 def _attention(model: MultiExit, stage: Stage[ModelT, BatchT]) -> AbstractContextManager[None]:
-    """Return the context in which attention is quick: an encoder's with dropout, and a decoder's."""
     if not isinstance(model, MultiExitModel):
         return unfused_attention(model.device)
     return stepwise_attention(model) if stage.dropout else nullcontext()
 
 
-def _word_tables(
-    model: MultiExit, source: Source[BatchT], stage: Stage[ModelT, BatchT]
-) -> AbstractContextManager[list[UsedRows]]:
-    """Return the context in which word tables that learn hold what is read alone; a decoder's are left as they are."""
-    if not (isinstance(model, MultiExitModel) and isinstance(source, TokenSource)):
-        return nullcontext([])
-    judged = [] if stage.judge is None or source.judged is None else source.judged.encodings
-    return only_used_rows(model, [*source.encodings, *stage.also_reads, *judged], stage.trains)
-
-
-def _decay_without_gradient(weight: nn.Parameter, optimizer: AdamW, scheduler: LambdaLR, total_steps: int) -> float:
-    """Return what AdamW multiplies a weight by, in all steps of a stage, that is trained as another and gets none."""
-    (group,) = (group for group in optimizer.param_groups if any(member is weight for member in group["params"]))
-    of_peak = scheduler.lr_lambdas[0]
-    return math.prod(1 - group["initial_lr"] * of_peak(step) * group["weight_decay"] for step in range(total_steps))
-
-
 def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:
-    """Return a linear warm-up and decay that stands at ``first_step``."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # what a schedule that does not start at 0 reads
     warmup_steps = int(recipe.warmup_ratio * total_steps)

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from consistentee.data.encoding import Encoding
 from consistentee.files import hash_tensors
 from consistentee.models.base import MultiExit
 from consistentee.models.source_code import users_code
@@ -73,7 +72,6 @@ class Stage(Generic[ModelT, BatchT]):
         details: what the loss depends on beside the batch (hyperparameters, per-row tensors), for the key.
         shared: keep the weights in the store, for the next method that asks for the same stage.
         dropout: train mode; a stage on cached features has no use for it.
-        also_reads: rows beside the source's that the loss reads, as tokens: word tables that learn hold no others.
         judge: scores the model on validation rows after every epoch, which is noted in the model's description. It has
             no part in what is learnt, nor in the key.
     """
@@ -88,7 +86,6 @@ class Stage(Generic[ModelT, BatchT]):
     details: Mapping[str, object] = field(default_factory=dict)
     shared: bool = False
     dropout: bool = True
-    also_reads: Sequence[Encoding] = ()
     judge: Judge[ModelT] | None = None
 
 
