@@ -31,16 +31,6 @@ def keyed_bits(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-def check_speaks(model: MultiExitDecoder, layer: int) -> None:
-    """Raise UserError where exit layer ``layer`` says nothing before it is taken, because of closing layers."""
-    if model.closing:
-        raise UserError(
-            f"this exit rule reads what the exit at layer {layer} says, and here an exit says nothing before the "
-            "closing layers: use a rule that reads states (view.pooled, a learned head), or a decoder without closing "
-            "layers"
-        )
-
-
 class TokenView(LayerView):
     """The view of an exit layer that has just run on the newest tokens of some rows.
 
@@ -71,6 +61,14 @@ class TokenView(LayerView):
         self._step = step
         self._among: tuple[Tensor, Tensor] | None = None
 
+    def _check_speaks(self) -> None:
+        if self._model.closing:
+            raise UserError(
+                f"this exit rule reads what the exit at layer {self.layer} says, and here an exit says nothing before "
+                "the closing layers: use a rule that reads states (view.pooled, a learned head), or a decoder without "
+                "closing layers"
+            )
+
     @property
     def step(self) -> int:
         """The place of the new token. Raises UserError where every row has its own."""
@@ -100,7 +98,7 @@ class TokenView(LayerView):
     @cached_property
     def pooled(self) -> Tensor:
         """The states, which learned heads read: the stock final norm of the hidden states, [rows, width]."""
-        return self._model.state(self._hidden[:, 0])
+        return self._model.state(self.hidden[:, 0])
 
     @cached_property
     def history(self) -> Tensor:
@@ -115,14 +113,14 @@ class TokenView(LayerView):
 
         Raises UserError where closing layers lie between: what the exit says is known when it is taken.
         """
-        check_speaks(self._model, self.layer)
-        return self._model.logits(self.layer, self._hidden[:, 0])
+        self._check_speaks()
+        return self._model.logits(self.layer, self.hidden[:, 0])
 
     def logits_among(self, classes: Tensor) -> Tensor:
         """Return the logits of some tokens alone, which are all that the exit may say from then on: [rows, K]."""
-        check_speaks(self._model, self.layer)
+        self._check_speaks()
         if self._among is None or self._among[0] is not classes:
-            self._among = classes, self._model.logits_among(self.layer, self._hidden[:, 0], classes)
+            self._among = classes, self._model.logits_among(self.layer, self.hidden[:, 0], classes)
         return self._among[1]
 
     @cached_property
@@ -152,7 +150,7 @@ class TokenView(LayerView):
         return self._model.head_state(self.layer, self._hidden_of(places))
 
     def _hidden_of(self, places: list[int]) -> Tensor:
-        return self._hidden[:, 0] if len(places) == self.rows else self._hidden[places, 0]
+        return self.hidden[:, 0] if len(places) == self.rows else self.hidden[places, 0]
 
     @cached_property
     def row_keys(self) -> Tensor:

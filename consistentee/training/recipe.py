@@ -141,25 +141,17 @@ class TokenRecipeSettings(BaseSettings):
 class Recipe(RecipeSettings, OneRun):
     """How to train for classification: the same for every method of a suite.
 
-    Methods may have stages of their own on top (ConsistentEE's third runs the backbone for one more epoch). Raises
-    ValueError for a field that is unknown or out of its range.
+    Methods may have stages of their own on top (ConsistentEE's third runs the backbone for one more epoch). The fields
+    are described in :class:`RecipeSettings` and :class:`OneRun`. Raises ValueError for a field that is unknown or out
+    of its range.
 
-    Attributes:
-        epochs, batch_size: of the stages that run the backbone.
-        learning_rate, head_learning_rate: peak rates of the backbone and of everything on top of it.
-        weight_decay, warmup_ratio, max_grad_norm: as usual; the rate decays linearly to 0.
-        frozen_steps, frozen_batch_size, frozen_learning_rate: of the stages that train heads on a frozen backbone.
-            Steps, rounded up to whole epochs, so that a small training set does not leave them half-trained: it takes
-            seconds.
-        max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
-        max_length: tokens a row.
-        group_by_length: draw the rows of a batch from rows of like length, so that hardly any token is padding; where
-            lengths differ much, training takes half the time. Batches are then not drawn quite independently.
-        precision: of the matrix products inside the layers while the backbone runs, see
-            :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with
-            avx512_bf16, and half as fast as float32 on an Intel Xeon that has avx512_bf16 and no AMX; ``"auto"`` times
-            both, once on a machine, and takes the faster. Everything that is measured afterwards is in float32.
-        seed, store, progress, method: see :class:`OneRun`.
+    * Stages on a frozen backbone are counted in steps, rounded up to whole epochs, so that a small training set does
+      not leave exits half-trained.
+    * ``group_by_length``: hardly any token is padding; where lengths differ much, training takes half the time. Batches
+      are then not drawn quite independently.
+    * ``precision``: ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with avx512_bf16, and half as fast as float32
+      on an Intel Xeon that has avx512_bf16 and no AMX; ``"auto"`` times both, once on a machine, and takes the faster.
+      Everything that is measured afterwards is in float32.
     """
 
     def training_rows(self, split: Split) -> Split:
@@ -176,35 +168,17 @@ class Recipe(RecipeSettings, OneRun):
 class TokenRecipe(TokenRecipeSettings, OneRun):
     """How to train for generation: the same for every method of a suite.
 
-    Raises ValueError for a field that is unknown or out of its range.
+    The fields are described in :class:`TokenRecipeSettings` and :class:`OneRun`. Raises ValueError for a field that is
+    unknown or out of its range.
 
-    Attributes:
-        max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
-        max_prompt_tokens, max_new_tokens: how rows are cut; None for the task's own limits.
-        trains: see :data:`Trains`.
-        exit_start: what exits start from, see :data:`ExitStart`.
-        target: what exits learn to say on a frozen backbone, see :data:`Target`.
-        exit_steps, exit_batch_size, exit_learning_rate: of the exit adapters; the batch is in tokens. Each step runs
-            the LM head once for every exit.
-        head_tokens: tokens that the exits' start and learned heads are fitted to, drawn from the cached ones; for
-            learned heads the LM head runs on each of them at every exit, once.
-        head_steps, head_batch_size, head_learning_rate: of the learned heads; the batch is in tokens.
-        branch_steps, branch_batch_size, branch_learning_rate: of exits with a decoder layer of their own, which are
-            trained on cached rows; the batch is in rows.
-        backbone_steps, backbone_batch_size, backbone_learning_rate: of the stage that runs the backbone, where it
-            learns; the batch is in rows.
-        backbone_restarts: how often that stage then runs again, from the weights that it left, with its whole schedule
-            and newly drawn rows (warm restarts: Loshchilov and Hutter, 2017, arXiv 1608.03983). Each run is kept, so
-            that a recipe with one more restart goes on from the backbone of one that has fewer.
-        lora_rank: rank of the updates, for ``trains="lora"``.
-        taught_share, exit_weights, exit_curriculum, layer_dropout: the loss of that stage, see
-            :mod:`consistentee.training.decoder.backbone_losses`.
-        traced_rows: the first so many training rows, whose states are cached after that stage, for exits and heads to
-            learn from; None for all. A row of a hundred tokens takes half a megabyte.
-        group_by_length, precision: of that stage, as in :class:`Recipe`; the LM head's products are in it too.
-        weight_decay, warmup_ratio, max_grad_norm: as usual; rates decay linearly to 0.
-        trace_batch_size: rows a batch when states are cached.
-        seed, store, progress, method: see :class:`OneRun`.
+    * Each step of the exits runs the LM head once for every exit; for learned heads it runs on each of ``head_tokens``
+      at every exit, once.
+    * ``backbone_restarts``: each run starts from the weights of the last, with its whole schedule and newly drawn rows
+      (warm restarts: Loshchilov and Hutter, 2017, arXiv 1608.03983). Each is kept, so that a recipe with one more
+      restart goes on from the backbone of one that has fewer.
+    * ``taught_share``, ``exit_weights``, ``exit_curriculum``, ``layer_dropout``: see
+      :mod:`consistentee.training.decoder.backbone_losses`.
+    * ``traced_rows``: a row of a hundred tokens takes half a megabyte.
     """
 
     @property
