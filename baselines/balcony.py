@@ -1,16 +1,14 @@
-"""Balcony (Jamialahmadi et al., EMNLP 2025, arXiv 2503.05005): exits that are whole decoder layers, one a budget.
+"""Balcony (Jamialahmadi et al., EMNLP 2025, arXiv 2503.05005): each exit is a decoder layer of its own.
 
-Backbone and LM head are frozen. An exit is a decoder layer of its own, which starts as a copy of the last one, a norm
-of its own and the shared LM head. All exits learn together to say what the full model says: mean over exits of
-KL(full || exit), mean over tokens.
+Training: backbone and LM head are frozen. An exit is a copy of the last decoder layer with its own norm, before the
+shared LM head. All exits learn together: mean over exits and tokens of KL(full || exit).
 
-Decoding: a budget picks one exit e, for every token of prompt and text alike. So what runs is a decoder of e + 1
-layers, layers 1 to e and the exit's, whose keys and values have no holes; and that is what is counted. At full depth it
-is the stock model.
+Decoding: a budget selects one exit e for all tokens of prompt and text. Layers 1 to e and the exit's layer run as a
+decoder of e + 1 layers, without holes in its cache.
 
-Choices. The loss is that of response tokens, where the paper's masks padding alone. Rates decay linearly, as all do
-here, and not as a cosine. Where a recipe trains the backbone, that comes before, in the stage that all methods share.
-The paper's exits with attention alone or an MLP alone are left out, as is its random start.
+Choices: the loss covers response tokens, the paper's all but padding. Rates decay linearly, not as a cosine. A recipe
+that trains the backbone does so before, in the shared stage. Exits with attention or an MLP alone, and random
+initialisation, are left out.
 """
 
 from collections.abc import Sequence
@@ -42,25 +40,20 @@ class Balcony(TokenMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train a decoder layer for every exit."""
         self.check_task(task)
         last = BranchSpec(copied_layer=model.num_layers)
         train_branches(model, task, recipe, lambda exit_layer: last)
         return model
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
-        """Return the exit layers."""
         return tuple(float(layer) for layer in model.exit_layers)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit at layer ``knob``. Raises UserError where there is no exit.
-
-        Of :meth:`model_at` a token runs all layers: an exit is that decoder's end.
-        """
+        """Exit at layer ``knob``, which is the last layer of the decoder that :meth:`model_at` returns."""
         self.check_knob(model, knob)
         return StaticRule(check_exit_layer(model, knob))
 
     def model_at(self, model: MultiExitDecoder, knob: float) -> MultiExitDecoder:
-        """Return the first ``knob`` layers with the exit's own behind them; at full depth, the model as it is."""
+        """Return a decoder of the first ``knob`` layers and the exit's own; at full depth, the model itself."""
         layer = check_exit_layer(model, knob)
         return model if layer == model.num_layers else DecoderStack(model, layer)

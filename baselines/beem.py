@@ -1,17 +1,15 @@
 """BEEM (Bajpai & Hanawal, ICLR 2025, arXiv 2502.00745): exits are experts whose weighted confidences add up.
 
 Training: backbone and all classifiers together, on ``sum_t t * CE_t / sum_t t``. Rule: with C_t the largest probability
-of exit t and w_t the weight of that expert, ``S_t = S_{t-1} + w_t C_t`` where the answer is that of the layer before,
-and ``S_t = w_t C_t`` where it is another, or at layer 1; leave as soon as S_t is at least a threshold. The weights are
-the accuracies of the exits (BEEM-A), or their costs, ``0.1 t`` (BEEM-C).
+of exit t and w_t the weight of that expert, ``S_t = S_{t-1} + w_t C_t`` if the answer equals that of the layer before,
+else ``S_t = w_t C_t``; exit once S_t reaches a threshold. Weights are the accuracies of the exits (BEEM-A) or their
+costs, ``0.1 t`` (BEEM-C).
 
-Choices: the accuracies are measured on a tenth of the training rows, drawn with a fixed seed and not trained on, never
-on the task's validation rows, on which knobs are chosen. They are kept in the model, as a head that multiplies a
-confidence by the weight of its layer. The paper sets thresholds exit by exit; here one for all is the knob, in shares
-of the largest score before layer L, so that there is a curve. Its divergence term in training is left out, since its
-form could not be had. Of the authors' code these are not repeated: the count of agreeing layers compared in place of S,
-weights that begin with 0, runs that begin without the exit that begins them, the first one included, and agreement
-asked of a whole batch.
+Choices: accuracies are measured on a tenth of the training rows, which are held out, and stored in the model as
+factors. The paper has a threshold for each exit; here one knob, a share of the largest score before layer L. The
+divergence term in training is left out, because its form was not available. Errors of the authors' code are not
+repeated: agreeing layers are counted in place of S, weights start at 0, a run of agreement omits its first exit, and
+agreement is required of a whole batch.
 """
 
 from collections.abc import Sequence
@@ -36,15 +34,15 @@ from consistentee.training.stages import hold_out, recorded_logits, train_jointl
 EXPERTS = "experts"
 _WEIGHT_OF_A_LAYER = 0.1
 _PARTS = tuple(1 - 10.0 ** (-exponent / 4) for exponent in range(16))
-"""Of an expert's weight, dense near 1: trained classifiers are mostly near certain, and votes near weights."""
+"""Shares of an expert's weight, dense near 1, because trained classifiers are mostly certain."""
 
 _OUT_OF_REACH = 1.001
 _LARGEST_SCORE_AT_LEAST = 1e-9
-"""Stands for the largest score where no exit is ever right, so that no row reaches it."""
+"""Replaces the largest score if no exit is ever right, so that no row reaches it."""
 
 
 class ExpertsRule(ExitRule):
-    """Exit once the weighted confidences of the consecutive layers that agree on this answer sum to a threshold."""
+    """Exit once the weighted confidences of consecutive layers with this answer sum to a threshold."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
@@ -68,8 +66,8 @@ class BEEM(Method):
     """Joint training, weighted confidences of agreeing exits.
 
     Attributes:
-        weights: what an exit's word weighs, its accuracy on held-out training rows or its cost.
-        held_out: fraction of the training rows that the accuracies are measured on.
+        weights: the weight of an exit: its accuracy on held-out training rows, or its cost.
+        held_out: fraction of the training rows on which accuracies are measured.
     """
 
     name: ClassVar[str] = "beem"
@@ -86,7 +84,6 @@ class BEEM(Method):
             raise UserError(f"beem: held_out is a fraction between 0 and 1, got {self.held_out}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone and all classifiers, then weigh the exits."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         if self.weights == "cost":
@@ -96,11 +93,11 @@ class BEEM(Method):
         source, judged = hold_out(source, self.held_out)
         train_jointly_on(model, source, recipe)
         answers = recorded_logits(model, judged, recipe).argmax(dim=-1)
-        set_factors(model.add_head(EXPERTS, FACTORS), (answers == judged.labels.unsqueeze(1)).float().mean(dim=0))
+        set_factors(model.add_head(EXPERTS, FACTORS), (answers == judged.labels.unsqueeze(1)).double().mean(dim=0))
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        """Return shares of the largest score, from 0 to just above 1; dense below the sums of the first weights."""
+        """Return shares of the largest score, from 0 to just above 1, dense below the sums of the first weights."""
         weights = factors_of(model.head(EXPERTS))[:-1]
         largest = _largest_score(weights)
         starts = (0.0, *accumulate(weights))
@@ -110,7 +107,7 @@ class BEEM(Method):
         return (*values, _OUT_OF_REACH)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the score is at least ``knob`` times what all exits before the last one can reach together."""
+        """Exit if the score is at least ``knob`` times the sum of all weights before the last layer."""
         self.check_knob(model, knob)
         return ExpertsRule(knob * _largest_score(factors_of(model.head(EXPERTS))[:-1]))
 

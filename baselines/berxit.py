@@ -1,11 +1,10 @@
-"""BERxiT (Xin et al., EACL 2021): alternating training, and a learned guess of whether the classifier is wrong.
+"""BERxiT (Xin et al., EACL 2021): alternating training, and a learned estimate of whether the classifier is wrong.
 
-Training (section 3.2): even steps take CE_L, so that the last classifier is as good as the stock model's; odd steps
-take the sum over all exits. Rule (section 3.3, "learning to exit"): one linear layer shared by all exits reads the
-pooled vector and guesses whether the classifier is wrong; it is fitted to ``1[argmax_t != y]`` by the squared error,
-at every step; leave where the guess is below a threshold.
+Training (section 3.2): even steps use CE_L, odd steps the sum over all exits. Rule (section 3.3, "learning to exit"):
+one linear layer shared by all exits reads the pooled vector and estimates ``1[argmax_t != y]``, with the squared error
+as its loss at every step; exit if the estimate is below a threshold.
 
-Choices: the guess reads detached features, so that it does not bend the backbone.
+Choice: the estimate reads detached features, so that it does not train the backbone.
 """
 
 from dataclasses import dataclass
@@ -39,7 +38,6 @@ class BERxiT(Method):
     knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *even_log_odds(9, -9, 73), 0.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone, classifiers and the guess in one stage, whose steps alternate."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
@@ -48,13 +46,12 @@ class BERxiT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the predicted uncertainty is below ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
 
 
 def _alternating_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Return CE_L at even steps, the sum over all exits at odd ones, and the loss of the guess at both."""
+    """Compute CE_L at even steps, the sum over all exits at odd ones, and the loss of the estimate at both."""
     outputs = model(batch.tokens)
     losses = layer_losses(outputs.logits, batch.labels).mean(dim=0)
     task_loss = losses[-1] if batch.step % 2 == 0 else losses.sum()
@@ -62,7 +59,6 @@ def _alternating_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 
 def _uncertainty_loss(model: MultiExitModel, outputs: LayerOutputs, labels: Tensor) -> Tensor:
-    """Return the squared error of the guess, summed over the exits before layer L: at layer L nobody asks."""
     head = model.head(_UNCERTAINTY)
     before_last = range(model.num_layers - 1)
     guess = torch.stack([head(i + 1, outputs.pooled[:, i].detach()) for i in before_last], dim=1).sigmoid()

@@ -1,23 +1,19 @@
 """CALM (Schuster et al., NeurIPS 2022, arXiv 2207.07061): three confidences, for rows and for decoded tokens.
 
-Training (section 3.4): backbone and all classifiers together, or all exits through one output embedding, weights
-growing with depth: the stages that methods share. Confidences (section 3.5):
+Training (section 3.4): backbone and all classifiers (or exits) together, weights growing with depth, in shared stages.
+Confidences (section 3.5):
 
-* softmax: the difference of the two largest probabilities, which costs a decoder its LM head at every exit (with
-  ``candidates``, at the first exit and some columns of it later, see :mod:`consistentee.rules.vocabulary`);
-* state: the cosine of the states at this exit and at the one before, from the second exit on (the paper's exits are
-  after every layer, a decoder's here after some). It saturates before the answer is final. A row's state is the pooled
-  vector;
-* classifier: a linear layer on the state, shared by all exits, fitted to "this exit says what the last one says" with
-  the rest of the model frozen, on what the frozen model left once.
+* softmax: the difference of the two largest probabilities; in a decoder it costs the LM head at every exit (less with
+  ``candidates``, see :mod:`consistentee.rules.vocabulary`);
+* state: the cosine of the states at this exit and at the one before, from the second exit on;
+* classifier: a linear layer on the state, shared by all exits, fitted with the rest frozen to whether the exit agrees
+  with the last one.
 
-Rows leave where a confidence is above lambda (the paper: at least lambda, which differs on a set of measure zero).
-
-A token's threshold (equation 5) is ``clip(0.9 lambda + 0.1 exp(-tau step / N), 0, 1)``, N being the most tokens that a
-text has: early tokens, whose faults live on, must be surer. tau is 4, and 0 for the state, as in the paper's tables.
-lambda may lie outside of 0..1, where the formula's threshold ends up at 0 and every token leaves at once, or at 1,
-which is taken to be out of reach, so that the ends of the knob are the first exit and full depth. Which lambda keeps a
-promise about the text is found by :mod:`consistentee.methods.calibration`, over lambdas from 1 down to 0.
+A row exits if the confidence is above lambda. A token's threshold falls along the text (equation 5):
+``clip(0.9 lambda + 0.1 exp(-tau step / N), 0, 1)``, with N the maximum length of a text; tau is 4, and 0 for the state,
+as in the paper's tables. Values of lambda outside 0..1 make the first exit and full depth the ends of the knob: at
+threshold 0 every token exits, at threshold 1 none. :mod:`consistentee.methods.calibration` chooses lambda with a
+guarantee.
 """
 
 from abc import ABC, abstractmethod
@@ -66,13 +62,12 @@ _STATE_LAMBDAS = (-0.2, *((cosine - 0.1) / 0.9 for cosine in even_log_odds(-3, 9
 
 @dataclass(frozen=True)
 class _CALM(Method):
-    """Joint training, shared by the three for rows."""
+    """Base of the three methods for rows: joint training."""
 
     paper: ClassVar[str] = _PAPER
     knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS)
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone and all classifiers on the depth-weighted loss."""
         self.check_task(task)
         train_jointly(model, task, recipe)
         return model
@@ -80,18 +75,17 @@ class _CALM(Method):
 
 @dataclass(frozen=True)
 class CALMSoftmax(_CALM):
-    """Leave where the two largest probabilities are far apart."""
+    """Exit if the two largest probabilities are far apart."""
 
     name: ClassVar[str] = "calm-softmax"
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the margin is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(margin, knob, exit_when="above")
 
 
 class SaturationRule(ExitRule):
-    """Exit where the pooled vectors of this layer and the one before point the same way; from layer 2 on."""
+    """Exit if the cosine of the pooled vectors of this layer and the one before is high; from layer 2 on."""
 
     def __init__(self, threshold: float, width: int) -> None:
         self.threshold = threshold
@@ -108,25 +102,23 @@ class SaturationRule(ExitRule):
 
 @dataclass(frozen=True)
 class CALMState(_CALM):
-    """Leave where the state has stopped moving."""
+    """Exit if the state has stopped changing."""
 
     name: ClassVar[str] = "calm-state"
     knob: ClassVar[Knob] = Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the cosine of successive states is above ``knob``."""
         self.check_knob(model, knob)
         return SaturationRule(knob, model.width)
 
 
 @dataclass(frozen=True)
 class CALMClassifier(_CALM):
-    """Leave where a learned head expects the last classifier to agree."""
+    """Exit if a learned head expects the last classifier to agree."""
 
     name: ClassVar[str] = "calm-classifier"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train as the others, then the confidence head on what the frozen model says."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_jointly_on(model, source, recipe)
@@ -137,13 +129,12 @@ class CALMClassifier(_CALM):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the head's probability of agreement is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(head_probability(_CONFIDENCE), knob, exit_when="above")
 
 
 def agreement(predictions: Tensor) -> Tensor:
-    """Return 1 where an exit below L says what the last one says, else 0: int64 [n, exits] -> float [n, exits - 1]."""
+    """Compute whether each exit before L agrees with the last: int64 [n, exits] -> float [n, exits - 1]."""
     return (predictions[:, :-1] == predictions[:, -1:]).float()
 
 
@@ -156,7 +147,7 @@ def _agreement_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
 
 
 class DecayingThresholdRule(ExitRule, ABC):
-    """Leave where a confidence, in 0..1, has reached a threshold that falls along the text."""
+    """Exit if a confidence in 0..1 reaches a threshold that falls along the text."""
 
     def __init__(self, threshold: float, tau: float, tokens: int) -> None:
         self.threshold = threshold
@@ -168,22 +159,22 @@ class DecayingThresholdRule(ExitRule, ABC):
         """Return the confidence of the exit in the next token: float [rows]."""
 
     def threshold_at(self, steps: Tensor) -> Tensor:
-        """Return the thresholds of new tokens at some places: int64 [rows] -> float64 [rows]."""
+        """Compute the thresholds of tokens at these places: int64 [rows] -> float64 [rows]."""
         falling = 0.9 * self.threshold + 0.1 * (-self.tau * steps.double() / self.tokens).exp()
         return falling.clamp_(0.0, 1.0)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Compare, except at 0 and 1, which decide alone."""
+        """Compare, except at thresholds 0 and 1, which do not need the confidence."""
         threshold = self.threshold_at(view.steps)
-        leaves = threshold == 0.0
-        if (leaves | (threshold == 1.0)).all():
-            return leaves
+        exits = threshold == 0.0
+        if (exits | (threshold == 1.0)).all():
+            return exits
         confidence = self.confidence(view, state)
-        return leaves | ((threshold < 1.0) & (confidence >= threshold.to(confidence.dtype)))
+        return exits | ((threshold < 1.0) & (confidence >= threshold.to(confidence.dtype)))
 
 
 class DecayingSignalRule(DecayingThresholdRule):
-    """The confidence is a signal."""
+    """Use a signal as the confidence."""
 
     def __init__(self, signal: Signal, threshold: float, tau: float, tokens: int) -> None:
         super().__init__(threshold, tau, tokens)
@@ -194,18 +185,17 @@ class DecayingSignalRule(DecayingThresholdRule):
 
 
 class DecayingSaturationRule(DecayingThresholdRule):
-    """The confidence is the cosine of the states at this exit and at the one before."""
+    """Use the cosine of the states at this exit and at the one before as the confidence."""
 
     def __init__(self, threshold: float, tau: float, tokens: int, width: int) -> None:
         super().__init__(threshold, tau, tokens)
         self.width = width
 
     def start(self, rows: int, num_layers: int) -> State:
-        """There is no state before the first exit: NaN, which is like none."""
+        """Start with NaN, which reaches no threshold at the first exit."""
         return {"previous": torch.full((rows, self.width), torch.nan)}
 
     def confidence(self, view: LayerView, state: State) -> Tensor:
-        """Return the cosine; NaN, which reaches no threshold, at the first exit."""
         cosine = functional.cosine_similarity(view.pooled, state["previous"], dim=-1)
         state["previous"] = view.pooled
         return cosine
@@ -213,12 +203,11 @@ class DecayingSaturationRule(DecayingThresholdRule):
 
 @dataclass(frozen=True)
 class _CALMTokens(TokenMethod):
-    """What the three for tokens share.
+    """Base of the three methods for tokens.
 
     Attributes:
         tau: how fast the threshold falls along the text.
-        horizon: N, the most new tokens of a text; None for what the model was trained to write, which is more where it
-            decodes shorter texts than it learned.
+        horizon: N, the maximum number of new tokens; None for the length that the model was trained with.
     """
 
     paper: ClassVar[str] = _PAPER
@@ -230,16 +219,14 @@ class _CALMTokens(TokenMethod):
     def __post_init__(self) -> None:
         check_horizon(self.horizon)
         if self.tau < 0:
-            raise UserError(f"{self.name}: a threshold falls along the text, and tau is at least 0, got {self.tau:g}")
+            raise UserError(f"{self.name}: tau is at least 0, got {self.tau:g}")
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train the exits, by the stage that all methods share."""
         self.check_task(task)
         train_exits(model, task, recipe)
         return model
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit where the confidence reaches the threshold that ``knob``, lambda, gives."""
         self.check_knob(model, knob)
         return self.confidence_rule(model, knob, text_length(model, self.horizon))
 
@@ -250,7 +237,7 @@ class _CALMTokens(TokenMethod):
 
 @dataclass(frozen=True)
 class CALMTokensSoftmax(VocabularyMethod, _CALMTokens):
-    """Leave where the two most probable tokens are far apart."""
+    """Exit if the two most probable tokens are far apart."""
 
     name: ClassVar[str] = "calm-tokens-softmax"
 
@@ -264,7 +251,7 @@ class CALMTokensSoftmax(VocabularyMethod, _CALMTokens):
 
 @dataclass(frozen=True)
 class CALMTokensState(_CALMTokens):
-    """Leave where the state has stopped moving."""
+    """Exit if the state has stopped changing."""
 
     name: ClassVar[str] = "calm-tokens-state"
     version: ClassVar[int] = 2
@@ -273,18 +260,16 @@ class CALMTokensState(_CALMTokens):
     tau: float = 0.0
 
     def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
-        """Confidence is the cosine of successive states."""
         return DecayingSaturationRule(threshold, self.tau, tokens, model.width)
 
 
 @dataclass(frozen=True)
 class CALMTokensClassifier(_CALMTokens):
-    """Leave where a learned head expects the last exit to say the same token."""
+    """Exit if a learned head expects the last exit to predict the same token."""
 
     name: ClassVar[str] = "calm-tokens-classifier"
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train the exits as the others do, then the confidence on what the frozen exits say."""
         self.check_task(task)
         trace = train_exits(model, task, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
@@ -298,7 +283,6 @@ class CALMTokensClassifier(_CALMTokens):
         return model
 
     def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
-        """Confidence is the head's probability of agreement."""
         return DecayingSignalRule(head_probability(_CONFIDENCE), threshold, self.tau, tokens)
 
 

@@ -1,24 +1,19 @@
-"""CascadeBERT (Li et al., EMNLP Findings 2021, arXiv 2012.14682): a cascade of complete models, left on confidence.
+"""CascadeBERT (Li et al., EMNLP Findings 2021, arXiv 2012.14682): a cascade of complete models.
 
-Rule: a small complete model answers first; where its largest probability is above a threshold the row leaves, else it
-starts again in the full model. There is no exit inside either. Training: both models are fine-tuned as usual, and the
-small one's loss has a difficulty-aware regularisation on top: of every easy and every hard row,
-``max(0, margin - (confidence of the easy one - confidence of the hard one))``. Two levels of difficulty, a margin and
-a weight of 0.5 are what the released script uses.
+Rule: a small complete model answers first; if its largest probability is above a threshold the row exits, otherwise it
+starts again in the full model. Training: both models are fine-tuned. The small one's loss has a difficulty-aware term
+for every pair of an easy and a hard row: ``max(0, margin - (confidence of the easy one - confidence of the hard
+one))``, with a margin and a weight of 0.5 as in the released script.
 
-Choices where the description leaves room:
+Choices:
 
-* The paper's small model is pretrained at its own depth (2 of 12 layers, L/6). Few backbones have such a sibling, so by
-  default the companion is a copy of the first layers, fine-tuned as a model of its own; for want of pretraining it gets
-  twice the share of the depth, L/3. ``companion_backbone`` names a pretrained one of the same width and tokenizer.
-* A row is hard if a model of the companion's shape that has not seen it answers it wrong (cross-fitting): the rows
-  that a model was trained on all look easy to it.
-* The loss is the mean over all pairs of a batch, where the released code draws one hard row for each easy one: the same
-  on average, without the noise.
-* The regularisation is on the companion alone, whose confidence is the only one that is asked.
+* The paper's small model is pretrained with L/6 layers. By default the companion is a copy of the first L/3 layers,
+  because few backbones have such a sibling; ``companion_backbone`` names a pretrained one.
+* A row is hard if a model of the companion's shape that was not trained on it answers it wrong (cross-fitting).
+* The term is the mean over all pairs of a batch; the released code draws one hard row for each easy one.
+* Only the companion has the term, because only its confidence is used.
 
-Classifiers of the layers where nothing can exit are not trained: a trace of this model means something at the
-companion's last layer and at full depth only. The full model is the stock model, trained as all others train it.
+The other classifiers are not trained, so a trace is valid at the companion's last layer and at full depth alone.
 """
 
 from dataclasses import dataclass
@@ -58,7 +53,7 @@ class CascadeBERT(Method):
     Attributes:
         companion_layers: depth of the companion; by default a third of L (at least 1) of the same backbone, or all
             layers of ``companion_backbone``.
-        companion_backbone: a backbone to take the companion from, instead of the model's own.
+        companion_backbone: the companion's backbone, if it is not the model's own.
         margin, margin_weight: of the difficulty-aware regularisation.
         folds: of the cross-fitting that finds the hard rows.
     """
@@ -80,10 +75,9 @@ class CascadeBERT(Method):
             raise UserError(f"cascade-bert: cross-fitting needs at least 2 folds, got {self.folds}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune the stock model and the companion, each on its own, and join them."""
         self.check_task(task)
         companion = self._companion(model, recipe.seed)
-        train_last_exit(model, task, recipe)  # before they are joined, so that all methods share this stage
+        train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
         source = training_source(companion, task, recipe)
         hard = cross_fitted(
             companion, source, recipe, folds=self.folds, train=train_last_exit_on, judge=_answered_wrong
@@ -95,12 +89,10 @@ class CascadeBERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit after the companion where its largest probability is above ``knob``."""
         self.check_knob(model, knob)
         return OneLayerRule(ThresholdRule(top_probability, knob, exit_when="above"), companion_layers(model))
 
     def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:
-        """Return the companion before it is fine-tuned. Raises UserError if it does not fit the model."""
         if self.companion_backbone is None:
             layers = max(1, model.num_layers // 3) if self.companion_layers is None else self.companion_layers
             return companion_of_first_layers(model, layers, seed)
@@ -120,13 +112,12 @@ class CascadeBERT(Method):
 
 
 def _answered_wrong(model: MultiExitModel, rows: TokenSource) -> Tensor:
-    """Return which rows the model at full depth answers wrong: bool [rows]."""
     logits = stock_encoded(model, rows.encodings, batch_size=_JUDGING_BATCH_SIZE, sort_by_length=True)
     return predictions_of(logits) != rows.labels
 
 
 def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:
-    """Return the mean hinge over all pairs of an easy and a hard row; 0 where a batch has only one kind.
+    """Compute the mean hinge over all pairs of an easy and a hard row; 0 if a batch has only one kind.
 
     Args:
         logits: [rows, classes].
@@ -139,7 +130,7 @@ def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:
 
 
 def _companion_loss(hard: Tensor, margin: float, weight: float, model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Return the companion's cross-entropy and its weighted difficulty loss; ``hard`` is bool [all training rows]."""
+    """Compute cross-entropy plus weighted difficulty loss; ``hard`` is bool [all training rows]."""
     logits = model.stock_logits(batch.tokens)
     task_loss = layer_losses(logits.unsqueeze(1), batch.labels).mean()
     return task_loss + weight * difficulty_loss(logits, hard[batch.rows].to(logits.device), margin)

@@ -1,19 +1,16 @@
 """COSEE (He et al., AAAI 2025, arXiv 2412.13236): train each classifier on the rows that will exit there.
 
-Training, everything together. At each step K random thresholds are put on the exit signals of the model as it stands,
-to see at which layer m* each row would leave; the row's cross-entropy at layer m then weighs
-``softmax_m(-beta_t * |m - m*|)``, averaged over the thresholds, with beta_t growing linearly from 0, since early exits
-mean little (section 3.2). A hinge at every layer but the last keeps the mean signal of easy rows, which the classifier
-of that layer gets right, a margin below that of hard rows, which it gets wrong (section 3.3).
+Training, everything together. At each step K random thresholds on the exit signals give the layer m* at which each row
+would exit; its cross-entropy at layer m then has the weight ``softmax_m(-beta_t * |m - m*|)``, averaged over the
+thresholds, with beta_t growing linearly from 0 (section 3.2). A hinge at every layer but the last keeps the mean signal
+of easy rows (answered correctly there) a margin below that of hard rows (section 3.3).
 
-Rule: leave where the signal is below a threshold. The signal (section 3.5) is the energy of the logits, normalised to
-``sigmoid(-logsumexp)``; or entropy, or the largest probability, here as 1 minus it, so that low means sure throughout.
+Rule: exit if the signal is below a threshold. The signal (section 3.5) is the energy ``sigmoid(-logsumexp)``, the
+entropy, or 1 minus the largest probability.
 
-Choices where the paper leaves room: it tunes beta_0 (0.05 to 10) and alpha (0.001 to 1) per task, here both are fixed
-inside that range; the entropy is divided by ln C, so that one margin and one knob range fit every task; where a layer
-gets all rows of a batch right, or all wrong, there is no pair to rank and its hinge is 0. It draws the thresholds
-between the smallest and the largest signal of the epoch before (0 and 1 in the first epoch); here between those of
-the batch itself, which needs no memory from epoch to epoch, so that an interrupted training resumes exactly.
+Choices: beta_0 and alpha, which the paper tunes for each task, are fixed within its ranges. The entropy is divided by
+ln C. The hinge is 0 if a layer answers all rows of a batch correctly, or all wrongly. Thresholds are drawn between the
+smallest and the largest signal of the batch, not of the epoch before, so that training resumes exactly.
 """
 
 import math
@@ -60,7 +57,7 @@ SIGNALS: dict[str, Callable[[Tensor], Tensor]] = {
     "entropy": normalised_entropy,
     "max-probability": doubt,
 }
-"""What says how unsure a layer is, by the names of the parameter ``signal``: [..., classes] -> [...]."""
+"""Signals by the names of the parameter ``signal``: [..., classes] -> [...], high if unsure."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +65,9 @@ class COSEE(Method):
     """Training that weighs rows by where they would exit, threshold rule on the same signal.
 
     Attributes:
-        signal: what rows leave on, in training and at inference.
+        signal: the exit signal, in training and at inference.
         thresholds: K, drawn at each step.
-        sharpness: beta_0, how closely the weights cluster around the exit at the end of training.
+        sharpness: beta_0, the concentration of the weights around the exit at the end of training.
         ranking: alpha, the weight of the hinge.
         margin: epsilon of the hinge.
     """
@@ -93,7 +90,6 @@ class COSEE(Method):
                 raise UserError(f"cosee: {name} must not be negative, got {getattr(self, name)}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone and all classifiers in one stage."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
@@ -102,7 +98,6 @@ class COSEE(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the signal is below ``knob``."""
         self.check_knob(model, knob)
         signal = SIGNALS[self.signal]
 
@@ -113,7 +108,7 @@ class COSEE(Method):
 
 
 def consistency_oriented_loss(method: COSEE, total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Return the losses of all layers weighted by where rows would exit, and the ranking loss; scalar (section 3)."""
+    """Compute the losses weighted by where rows would exit, plus the ranking loss; scalar (section 3)."""
     logits = model(batch.tokens).logits
     losses = layer_losses(logits, batch.labels)
     signals = SIGNALS[method.signal](logits)
@@ -124,18 +119,17 @@ def consistency_oriented_loss(method: COSEE, total_steps: int, model: MultiExitM
 
 
 def _drawn_thresholds(signals: Tensor, count: int) -> Tensor:
-    """Draw thresholds uniformly between the smallest and the largest signal of a batch: [count]."""
     low, high = signals.detach().aminmax()
     return low + (high - low) * torch.rand(count).to(signals.device)
 
 
 def exit_weights(exits: Tensor, num_layers: int, sharpness: float) -> Tensor:
-    """Return what each row's loss weighs at each layer, averaged over the thresholds: float [rows, L], rows sum to 1.
+    """Compute the weight of each row's loss at each layer, averaged over thresholds: float [rows, L], rows sum to 1.
 
     Args:
         exits: m*, 1-based int64 [K, rows].
         num_layers: L.
-        sharpness: beta_t; 0 weighs all layers alike.
+        sharpness: beta_t; 0 gives all layers the same weight.
     """
     layers = torch.arange(1, num_layers + 1, device=exits.device)
     distance = (layers - exits.unsqueeze(-1)).abs()
@@ -143,11 +137,11 @@ def exit_weights(exits: Tensor, num_layers: int, sharpness: float) -> Tensor:
 
 
 def ranking_loss(signals: Tensor, correct: Tensor, margin: float) -> Tensor:
-    """Return ``max(0, mean signal of easy rows - mean signal of hard rows + margin)``, averaged over layers 1..L-1.
+    """Compute ``max(0, mean signal of easy rows - mean of hard rows + margin)``, averaged over layers 1..L-1.
 
     Args:
         signals: [rows, L].
-        correct: whether each layer answers right, bool [rows, L]: easy where it does, hard where it does not.
+        correct: whether each layer answers correctly, bool [rows, L]: easy rows; the others are hard.
         margin: epsilon.
     """
     signals, easy = signals[:, :-1], correct[:, :-1].to(signals.dtype)

@@ -1,14 +1,14 @@
-"""DE3-BERT (He et al., 2024, arXiv 2402.05948): entropy, and how much nearer the nearest class is than the second.
+"""DE3-BERT (He et al., 2024, arXiv 2402.05948): entropy, and the distance of the nearest class from the second.
 
 Training: backbone and all classifiers together, on cross-entropy and a distance-aware regulariser. For it every layer
-before L has a linear map into a metric space, and a prototype of every class there. Rule: with r1 <= r2 the distances
-from the nearest and the second prototype, ``DR = 0.5 (1 + (r1 - r2) / max(r1, r2))``, low where one class is much
-nearer; ``EDR = (lambda + 1) / (lambda / DR + 1 / entropy)``, a harmonic mean; leave where EDR is below a threshold.
+before L has a linear map into a metric space, with a prototype of every class. Rule: with r1 <= r2 the distances from
+the nearest and the second prototype, ``DR = 0.5 (1 + (r1 - r2) / max(r1, r2))``, and the harmonic mean
+``EDR = (lambda + 1) / (lambda / DR + 1 / entropy)``; exit if EDR is below a threshold.
 
-The formulas of training could not be had; these are choices of ours. The regulariser is the loss of prototypical
-networks (Snell et al., NeurIPS 2017), cross-entropy on ``softmax_k(-d_k^2)``, through which the prototypes learn beside
-the maps (the paper moves them by averages); both losses are weighted by depth, as PABEE's, and added with the weight
-``regularised``. The entropy is divided by ln C, so that both parts of EDR lie in 0..1; lambda is 1.
+Choices, because the formulas of training were not available: the regulariser is the loss of prototypical networks
+(Snell et al., NeurIPS 2017), cross-entropy on ``softmax_k(-d_k^2)``, which also trains the prototypes (the paper moves
+them by averages). Both losses are weighted by depth and added with the weight ``regularised``. The entropy is divided
+by ln C; lambda is 1.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ class DE3BERT(Method):
 
     Attributes:
         regularised: the weight of the distance-aware regulariser.
-        balance: lambda, the weight of the distances in the harmonic mean; 0 leaves the entropy alone.
+        balance: lambda, the weight of the distances in the harmonic mean; 0 uses the entropy alone.
         width: of the metric space.
     """
 
@@ -62,7 +62,6 @@ class DE3BERT(Method):
             raise UserError(f"{self.name}: a metric space has at least 2 dimensions, got {self.width}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone, classifiers, maps and prototypes in one stage."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_METRIC, HeadSpec(outputs=self.width), seed=recipe.seed)
@@ -80,27 +79,26 @@ class DE3BERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where EDR is below ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(partial(distance_enhanced_entropy, balance=self.balance), knob, exit_when="below")
 
 
 def distance_enhanced_entropy(view: LayerView, balance: float) -> Tensor:
-    """Return EDR, 0 (certain) to 1: float [rows]."""
+    """Compute EDR, 0 (certain) to 1: float [rows]."""
     mapped = view.head(_METRIC)
-    # With a bias of -|p|^2 / 2, a linear layer whose weights are the prototypes p says half of |z|^2 - |z - p|^2.
+    # A linear layer with the prototypes p as weights and a bias of -|p|^2 / 2 gives half of |z|^2 - |z - p|^2.
     squares = mapped.square().sum(dim=-1, keepdim=True) - 2 * view.head(_PROTOTYPES, mapped)
     nearest, second = squares.clamp_min(0).sqrt().topk(2, dim=-1, largest=False).values.unbind(dim=-1)
     return harmonic(distance_ratio(nearest, second), normalised_entropy(view), balance)
 
 
 def distance_ratio(nearest: Tensor, second: Tensor) -> Tensor:
-    """Return DR of distances [rows]: 0 at a prototype, 0.5 where two are equally far."""
+    """Compute DR of distances [rows]: 0 at a prototype, 0.5 if two are equally far."""
     return 0.5 * (1 + (nearest - second) / second.clamp_min(torch.finfo(second.dtype).tiny))
 
 
 def harmonic(ratio: Tensor, entropy: Tensor, balance: float) -> Tensor:
-    """Return the harmonic mean of the ratio, weighted by ``balance``, and the entropy: 0 where a weighted one is 0."""
+    """Compute the harmonic mean of the ratio, weighted by ``balance``, and the entropy; 0 if one of them is 0."""
     weighted = balance / ratio if balance else torch.zeros_like(ratio)
     return (balance + 1) / (weighted + 1 / entropy)
 
@@ -110,7 +108,6 @@ def _prototypes(model: MultiExitModel, layer: int) -> Tensor:
 
 
 def _loss(method: DE3BERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Return the cross-entropies of classifiers and, weighted, of prototypes, on ``softmax_k(-d_k^2)``."""
     outputs = model(batch.tokens)
     of_classifiers = depth_weighted_loss(layer_losses(outputs.logits, batch.labels))
     nearness = []
@@ -123,7 +120,7 @@ def _loss(method: DE3BERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 @torch.no_grad()
 def _complete_squares(model: MultiExitModel) -> None:
-    """Give the heads of the prototypes p the biases -|p|^2 / 2, with which they tell squared distances."""
+    """Set the biases of the prototypes p to -|p|^2 / 2, so that the heads give squared distances."""
     for layer in range(1, model.num_layers + 1):
         bias = model.head(_PROTOTYPES).modules_by_layer[layer - 1].get_parameter("bias")
         bias.copy_(-0.5 * _prototypes(model, layer).square().sum(dim=-1))

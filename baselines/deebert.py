@@ -1,14 +1,12 @@
-"""DeeBERT (Xin et al., ACL 2020, arXiv 2004.12993): off-ramps on a frozen fine-tuned model, left on low entropy.
+"""DeeBERT (Xin et al., ACL 2020, arXiv 2004.12993): off-ramps on a frozen fine-tuned model, exit on low entropy.
 
 Training (section 3.1): stage 1 fine-tunes the backbone and the last classifier; stage 2 freezes them and trains the
-other classifiers on ``sum_{t<L} CE_t``. Rule (section 3.2): leave where the entropy of the classifier, in nats, is
-below a threshold S.
+other classifiers on ``sum_{t<L} CE_t``. Rule (section 3.2): exit if the entropy of the classifier, in nats, is below a
+threshold S.
 
-Choices: an off-ramp has the shape of the model's own classification head, so every exit has a pooler of its own where
-the backbone has one (BERT), and none where it pools by the mean. Off-ramps' poolers start from the one that stage 1 has
-fine-tuned; the authors' code copies the pretrained one to them before stage 1, which does not move them, so that theirs
-start stage 2 from there. Since stage 2 leaves the backbone alone, it runs on features that the backbone left once, in
-eval mode.
+Choices: an off-ramp has the shape of the model's own classification head, with a pooler if the backbone has one. Its
+pooler starts from the one that stage 1 fine-tuned; in the authors' code it starts from the pretrained one. Stage 2 uses
+cached features, computed in eval mode.
 """
 
 from collections.abc import Sequence
@@ -47,7 +45,6 @@ class DeeBERT(Method):
     knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2, _DECADES))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune the stock model, then train the off-ramps on what it leaves."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
@@ -58,11 +55,9 @@ class DeeBERT(Method):
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        """Return thresholds from just above ln C, the largest entropy, down to 0."""
         return entropy_thresholds(model.num_labels, _DECADES, beyond=1.001)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the entropy is below ``knob`` nats."""
         self.check_knob(model, knob)
         return ThresholdRule(entropy, knob, exit_when="below")
 

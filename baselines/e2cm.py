@@ -1,13 +1,12 @@
 """E2CM (Goermez et al., IJCNN 2022, arXiv 2103.01148): exits without training, at the means of the classes.
 
-Training: the backbone and the last classifier are fine-tuned, as the full model is; nothing else is trained. One pass
-over the training rows gives the mean vector of every class at every layer, and the mean distance of all rows from it.
-Rule: a layer answers with ``softmax_k(-d_k / mean d_k)``, d_k the Euclidean distance from the mean of class k; leave
-where the largest probability is above a threshold T. Layer L answers with its own classifier.
+Training: the backbone and the last classifier are fine-tuned as the full model. One pass over the training rows gives
+the mean vector of every class at every layer, and the mean distance of all rows from it. Rule: a layer answers with
+``softmax_k(-d_k / mean d_k)``, d_k the Euclidean distance from the mean of class k; exit if the largest probability is
+above a threshold T. Layer L answers with its own classifier.
 
-Choices: the vectors are the pooled ones that classifiers read, after the pooler where there is one, and the pass is
-made in eval mode. Distances differ by less than their mean, so probabilities lie near 1/C, and thresholds are dense
-there; one for all layers is the knob. A class without a training row is never answered early.
+Choices: the vectors are the pooled ones, in eval mode. Thresholds, one for all layers, are dense near 1/C, because
+distances differ little. A class without a training row is never answered early.
 """
 
 from collections.abc import Sequence
@@ -27,10 +26,10 @@ from consistentee.training.recipe import Recipe
 from consistentee.training.stages import recorded_features, train_last_exit_on, training_source
 
 _PARTS = tuple(10.0 ** (exponent / 18) for exponent in range(-72, 0))
-"""Of the way from 1/C, where nothing is known, to 1."""
+"""Shares of the interval from 1/C to 1."""
 
 _SMALLEST_MEAN_DISTANCE = 1e-6
-"""Also that of a class without rows: any distance is then huge beside it, and the class never answered."""
+"""Also used for a class without rows, whose relative distance is then so large that it is never answered."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,6 @@ class E2CM(Method):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *(0.5 + 0.5 * part for part in _PARTS), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune the stock model, and put the means of what it leaves into the exits."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
@@ -53,12 +51,10 @@ class E2CM(Method):
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        """Return thresholds from 0 over those near 1/C to 1, which no probability exceeds."""
         chance = 1 / model.num_labels
         return (0.0, *(chance + (1 - chance) * part for part in _PARTS), 1.0)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the largest probability is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
 

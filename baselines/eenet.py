@@ -1,21 +1,18 @@
-"""EENet (Ilhan et al., WACV 2024, arXiv 2301.07099): a scheduler, fitted to a budget, says how many rows leave where.
+"""EENet (Ilhan et al., WACV 2024, arXiv 2301.07099): a scheduler fitted to a budget decides how many rows exit where.
 
 Training: backbone and all exits together, on ``sum_t t * CE_t / sum_t t``; over the last quarter of the steps each exit
-also learns what the last one says, ``0.01 T^2 KL(exit L || exit t)`` at temperature T = 3. Then the scheduler, on rows
-that training has not seen. At exit k it reads the probabilities, the largest of them, ``1 - entropy / ln C`` and the
-scores of the exits before. A linear layer gives the score ``q_k``, cut to 0..1, and another network the row's share
-``pi_k``, a softmax over exits. Scores learn whether the exit is right, on rows weighed by pi_k; shares learn to go
-where scores do well, not far from ``q / sum q``, at a mean cost near the budget. Thresholds come last, exit by exit:
-T_k is the N_k-th largest score of the rows not yet out, ``N_k = floor(N * mean pi_k)``. Rule: leave where the score is
-at least T_k.
+also learns from the last one, ``0.01 T^2 KL(exit L || exit t)`` with T = 3. Then the scheduler, on held-out rows. At
+exit k it reads the probabilities, the largest of them, ``1 - entropy / ln C`` and the scores of earlier exits. A linear
+layer gives the score ``q_k``, cut to 0..1; another network gives the row's share ``pi_k``, a softmax over exits. Scores
+learn whether the exit is right, on rows weighted by pi_k. Shares learn to prefer exits with good scores, close to
+``q / sum q``, at a mean cost near the budget. T_k is the N_k-th largest score of the remaining rows,
+``N_k = floor(N * mean pi_k)``. Rule: exit if the score is at least T_k.
 
-Choices. The authors' code defines the method; its exits lie after every third layer, here after every layer, each with
-a pooler of its own where the backbone has one. The scheduler is fitted on a tenth of the training rows, held out; the
-authors take validation rows, on which knobs are chosen here. The budget is a parameter, in shares of full depth, since
-each needs a scheduler of its own; the knob shifts all thresholds alike, and 0 is the budget. Scores are compared before
-they are cut, since those of sure rows would all be equal. Scores and shares take turns, twenty times over the fitting.
-Not repeated from the authors' code: a sigmoid before the softmax, which keeps shares alike; gradients that are never
-cleared; a teacher that learns from its pupils.
+Choices. The authors' code defines the method; its exits are after every third layer, here after every layer, with a
+pooler each if the backbone has one. The scheduler is fitted on a tenth of the training rows, held out, not on
+validation rows. The budget is a parameter; the knob shifts all thresholds alike, and 0 is the budget. Scores are
+compared before they are cut. Scores and shares alternate twenty times. Errors of the authors' code are not repeated: a
+sigmoid before the softmax, gradients that are never cleared, a teacher that learns from its students.
 """
 
 import math
@@ -71,8 +68,8 @@ class EENet(Method):
     """Joint training with late self-distillation, scores against thresholds that keep a budget.
 
     Attributes:
-        budget: mean layers that the thresholds are fitted to, as a share of full depth.
-        held_out: fraction of the training rows that the scheduler is fitted on.
+        budget: the mean layers that the thresholds are fitted to, as a share of full depth.
+        held_out: fraction of the training rows on which the scheduler is fitted.
     """
 
     name: ClassVar[str] = "eenet"
@@ -88,7 +85,6 @@ class EENet(Method):
                 raise UserError(f"eenet: {name} is a fraction between 0 and 1, got {getattr(self, name)}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone and exits, then fit the scheduler on the rows held out."""
         self.check_task(task)
         model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
@@ -101,25 +97,24 @@ class EENet(Method):
         rows = cached_rows(model, source, recipe)
         inputs = model.num_labels + 2 + model.num_layers - 1
         reads = HeadSpec(extra_inputs=inputs, reads_pooled=False)
-        model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)  # inside of 0..1, where nothing is cut
+        model.add_head(_SCORE, replace(reads, initial_bias=0.5), recipe.seed)  # inside 0..1
         model.add_head(_SHARE, replace(reads, hidden=2 * inputs), recipe.seed)
         loss = partial(_scheduler_loss, self.budget, max(1, recipe.frozen_steps // _TURNS))
         trains = (f"exit_heads.{_SCORE}.", f"exit_heads.{_SHARE}.")
         train_heads(model, rows, loss, recipe, name="scheduler", trains=trains, details={"method": repr(self)})
         with torch.no_grad():
             scores, shares = (part.cpu() for part in scores_and_shares(model, rows.outputs.logits.to(model.device)))
-        del model.exit_heads[_SHARE], model.description.heads[_SHARE]  # it has said how many leave where
+        del model.exit_heads[_SHARE], model.description.heads[_SHARE]  # only the thresholds are needed from here on
         thresholds = fit_thresholds(scores, shares.mean(dim=0))
         set_factors(model.add_head(_THRESHOLDS, FACTORS), functional.pad(thresholds, (0, 1)))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the score is at least the threshold of the layer, shifted by ``knob``."""
         self.check_knob(model, knob)
         return BudgetRule([threshold + knob for threshold in factors_of(model.head(_THRESHOLDS))])
 
 
 class BudgetRule(ExitRule):
-    """Exit where a score, which knows those of the layers before, is at least the threshold of the layer."""
+    """Exit if a score, which depends on the scores of earlier layers, is at least the layer's threshold."""
 
     def __init__(self, thresholds: Sequence[float]) -> None:
         self.thresholds = thresholds
@@ -131,7 +126,7 @@ class BudgetRule(ExitRule):
         return self.compared_value(view, state) >= self.thresholds[view.layer - 1]
 
     def compared_value(self, view: LayerView, state: State) -> Tensor:
-        """Return the score before it is cut: float [rows]."""
+        """Compute the score before it is cut: float [rows]."""
         score = view.head(_SCORE, torch.cat([_says(view.probs), state["scores"]], dim=-1))
         state["scores"] = state["scores"].clone()
         state["scores"][:, view.layer - 1] = score.clamp(0, 1)
@@ -139,15 +134,15 @@ class BudgetRule(ExitRule):
 
 
 def _says(probs: Tensor) -> Tensor:
-    """Return the probabilities, the largest, and 1 minus the normalised entropy: [rows, classes + 2]."""
+    """Concatenate the probabilities, the largest, and 1 minus the normalised entropy: [rows, classes + 2]."""
     certainty = 1 - torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])
     return torch.cat([probs, probs.amax(dim=-1, keepdim=True), certainty.unsqueeze(-1)], dim=-1)
 
 
 def scores_and_shares(model: MultiExitModel, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scores before they are cut, and shares that sum to 1: each [rows, L], of logits [rows, L, classes].
+    """Compute scores before they are cut, and shares that sum to 1: each [rows, L], of logits [rows, L, classes].
 
-    A score reaches later exits without its gradient. An exit does not see its own score, nor later ones, which are 0.
+    A score reaches later exits without its gradient. At an exit, its own score and later ones are 0.
     """
     score_head, share_head = model.head(_SCORE), model.head(_SHARE)
     rows, layers, _ = logits.shape
@@ -164,37 +159,36 @@ def scores_and_shares(model: MultiExitModel, logits: Tensor) -> tuple[Tensor, Te
 
 
 def fit_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
-    """Return thresholds by which ``floor(N * share)`` rows leave at each layer: float [L - 1].
+    """Compute thresholds with which ``floor(N * share)`` rows exit at each layer: float [L - 1].
 
-    Rows of equal scores leave together, so that fewer may be left for a later layer than its share.
+    Rows of equal scores exit together, so that a later layer may get fewer than its share.
 
     Args:
         scores: [N, L].
-        shares: of the rows that should leave at each layer, [L].
+        shares: of the rows that should exit at each layer, [L].
     """
     stays = torch.ones(len(scores), dtype=torch.bool)
     thresholds = []
     for score, share in zip(scores.T[:-1], shares[:-1].tolist(), strict=True):
         ranked = score[stays].sort(descending=True).values
-        leaving = min(math.floor(len(scores) * share), len(ranked))
-        threshold = ranked[leaving - 1] if leaving else score.max() + 1e-3  # nobody leaves
+        exiting = min(math.floor(len(scores) * share), len(ranked))
+        threshold = ranked[exiting - 1] if exiting else score.max() + 1e-3  # no row exits
         stays &= score < threshold
         thresholds.append(threshold)
     return torch.stack(thresholds)
 
 
 def _loss(total_steps: int, model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Return the depth-weighted loss, with distillation from the last exit over the last quarter of the steps."""
     logits = model(batch.tokens).logits
     loss = depth_weighted_loss(layer_losses(logits, batch.labels))
     if batch.step < 0.75 * total_steps:
         return loss
-    layers = logits.shape[1]  # the sum of depths, by which the loss above is divided, divides here too
+    layers = logits.shape[1]  # divided by the sum of depths, as the loss above
     return loss + _DISTILLATION * distillation_loss(logits, _TEMPERATURE) / (layers * (layers + 1) / 2)
 
 
 def _scheduler_loss(budget: float, turn: int, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    """Return the loss of the scores or of the shares, whose turn it is; the others stay."""
+    """Compute the loss of the scores or of the shares, in turns; the others get no gradient."""
     logits = batch.outputs.logits
     raw, shares = scores_and_shares(model, logits)
     scores = raw.clamp(0, 1)

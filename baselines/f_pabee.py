@@ -1,15 +1,11 @@
-"""F-PABEE (Gao et al., ICASSP 2023, arXiv 2305.11916): leave once the predicted distribution has stopped moving.
+"""F-PABEE (Gao et al., ICASSP 2023, arXiv 2305.11916): exit once the predicted distribution has stopped changing.
 
-Training: as PABEE, backbone and all classifiers together. Rule: count the consecutive layers whose predicted
-distribution lies closer than a threshold to that of the layer before; one that does not sets the count back to 0; leave
-when it reaches the patience. PABEE is the special case of a distance that is 0 for equal answers and large for others.
+Training: as PABEE. Rule: count the consecutive layers whose predicted distribution is closer than a threshold to that
+of the layer before; any other layer resets the count; exit when it reaches the patience.
 
-Choices: the distance is the Jensen-Shannon divergence (the one the paper found best) or a Kullback-Leibler divergence,
-in nats. Of the two directions of the latter we take KL(this layer || the layer before): it is large where this layer
-believes in a class that the one before had ruled out, which is when to go on. Threshold and patience are both free in
-the paper; here the threshold is the knob, which gives the fine curve, and the patience a parameter, by default 1: the
-only value at which the knob reaches every exit from layer 2 on, and a longer patience costs a layer for every row of a
-small model. A regression has no distributions: refused.
+Choices: the distance is the Jensen-Shannon divergence (the paper's best) or KL(this layer || the layer before), in
+nats. The threshold is the knob. The patience is a parameter, by default 1, the only value with which the knob reaches
+every exit from layer 2 on. A regression has no distributions and is refused.
 """
 
 import math
@@ -39,12 +35,12 @@ _THRESHOLDS = (_ALWAYS, *(10.0 ** (-exponent / 12) for exponent in range(-12, 73
 
 
 def kullback_leibler(now: Tensor, before: Tensor) -> Tensor:
-    """Return KL(now || before), in nats; rounding must not take it below 0, where no threshold would hold a row."""
+    """Compute KL(now || before) in nats, never below 0."""
     return (now.exp() * (now - before)).sum(dim=-1).clamp_min(0.0)
 
 
 def jensen_shannon(now: Tensor, before: Tensor) -> Tensor:
-    """Return the mean KL of the two to their mixture: 0 to ln 2, the same both ways round."""
+    """Compute the mean KL of the two to their mixture: 0 to ln 2, symmetric."""
     mixture = torch.logaddexp(now, before) - math.log(2)
     return (kullback_leibler(now, mixture) + kullback_leibler(before, mixture)) / 2
 
@@ -53,7 +49,7 @@ _DISTANCES: dict[str, Distance] = {"js": jensen_shannon, "kl": kullback_leibler}
 
 
 class SmallStepRule(ExitRule):
-    """Exit where the predicted distribution lies close to that of the layer before; from layer 2 on."""
+    """Exit if the predicted distribution is close to that of the layer before; from layer 2 on."""
 
     def __init__(self, distance: Distance, threshold: float, num_labels: int) -> None:
         self.distance = distance
@@ -76,7 +72,7 @@ class FPABEE(Method):
 
     Attributes:
         distance: "js" (Jensen-Shannon) or "kl" (Kullback-Leibler, of this layer from the layer before).
-        patience: how many consecutive distances must be small.
+        patience: the number of consecutive distances that must be small.
     """
 
     name: ClassVar[str] = "f-pabee"
@@ -91,12 +87,10 @@ class FPABEE(Method):
             raise UserError(f"f-pabee: the patience must be at least 1, got {self.patience}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone and all classifiers on the depth-weighted loss."""
         self.check_task(task)
         train_jointly(model, task, recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit after ``patience`` consecutive steps shorter than ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(SmallStepRule(_DISTANCES[self.distance], knob, model.num_labels), self.patience)

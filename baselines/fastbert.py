@@ -1,21 +1,16 @@
-"""FastBERT (Liu et al., ACL 2020, arXiv 2004.02178): students distilled from the fine-tuned model's own last answer.
+"""FastBERT (Liu et al., ACL 2020, arXiv 2004.02178): students distilled from the fine-tuned model's last classifier.
 
-Training (section 3.2): the backbone and the teacher, the classifier of layer L, are fine-tuned; then both are frozen,
-and the students, the classifiers before it, learn to give the teacher's distribution:
-``sum_{t<L} KL(teacher || student_t)``. No label is read, so rows without labels would do. Rule (section 3.3): leave
-where the entropy of the student, divided by ln C, is at most a threshold, the *speed*; written here as "below", so that
-0 never leaves, and anything above 1 leaves at layer 1.
+Training (section 3.2): the backbone and the teacher, the classifier of layer L, are fine-tuned and frozen. The
+students, the classifiers before it, learn ``sum_{t<L} KL(teacher || student_t)``, without labels. Rule (section 3.3):
+exit if the entropy of the student, divided by ln C, is below a threshold, the *speed*.
 
-A student (section 3.1) looks at all tokens of its layer: 128 wide, with self-attention inside
-(``classifier="attention"``). ``classifier="linear"`` gives the same training to the classifiers that the other methods
-have.
+A student (section 3.1) reads all tokens of its layer: 128 wide, with self-attention (``classifier="attention"``).
+``classifier="linear"`` trains the classifiers of other methods in the same way.
 
-Choices: the teacher is the linear classifier of the stock model, and not one with attention as in the paper, so that
-the full model, and the stage that trains it, are those of the other methods. The attention has two heads. The paper
-writes the divergence with the student first; here the teacher is, so that a student must cover what the teacher holds
-possible. Fine-tuning takes the recipe's epochs and distillation 5/3 of them, the paper's proportion; linear students
-read cached features instead, for the recipe's number of steps in whole epochs, and have a pooler each where the
-backbone has one. The frozen model runs without dropout.
+Choices: the teacher is the stock model's linear classifier, so that the stage is shared; the paper's has attention. The
+attention has two heads. The paper writes the divergence with the student first, here the teacher is first. Distillation
+takes 5/3 of the recipe's epochs, the paper's proportion; linear students use cached features, for the recipe's frozen
+steps, with a pooler each if the backbone has one. The frozen model runs without dropout.
 """
 
 import math
@@ -53,7 +48,7 @@ class FastBERT(Method):
     """Self-distillation, normalised-entropy rule.
 
     Attributes:
-        classifier: what the students are: "attention" is the paper's.
+        classifier: the kind of the students; "attention" is the paper's.
     """
 
     name: ClassVar[str] = "fastbert"
@@ -63,10 +58,9 @@ class FastBERT(Method):
     classifier: Literal["attention", "linear"] = "attention"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune the stock model, then distil it into the students."""
         self.check_task(task)
         source = training_source(model, task, recipe)
-        train_last_exit_on(model, source, recipe)  # before the students are put in, so that DeeBERT's stage is this one
+        train_last_exit_on(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
         if self.classifier == "attention":
             _distil_attention(model, source, recipe)
         else:
@@ -74,13 +68,11 @@ class FastBERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the normalised entropy is below ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(normalised_entropy, knob, exit_when="below")
 
 
 def _distil_attention(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-    """Train students that read every token: the frozen backbone runs again for every batch."""
     model.use_classifier(ClassifierSpec("attention", width=128, attention_heads=2, at_last_layer=False), recipe.seed)
     stage = Stage(
         name="self-distillation",
@@ -96,7 +88,6 @@ def _distil_attention(model: MultiExitModel, source: TokenSource, recipe: Recipe
 
 
 def _distil_linear(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-    """Train students that read the pooled vector, on what the frozen backbone left once."""
     model.use_own_poolers()
     rows = cached_rows(model, source, recipe)
     students = early_exits(model, "poolers.{}.", "classifiers.{}.")

@@ -1,15 +1,12 @@
-"""FREE (Bae et al., EMNLP 2023, arXiv 2310.05424): one shallow exit or full depth, with nothing approximated.
+"""FREE (Bae et al., EMNLP 2023, arXiv 2310.05424): one shallow exit or full depth, without approximation.
 
-Rule ("shallow-deep module"): there is one exit, after a shallow layer; a token leaves there if the confidence, CALM's
-difference of the two largest probabilities, is above a threshold, and runs all layers else. Keys and values
-("synchronized parallel decoding"): the tokens that left wait, and run the deep layers beside the next token that goes
-there. So theirs are those of full depth, which is ``kv="exact"`` here.
+Rule ("shallow-deep module"): there is one exit, after a shallow layer; a token exits there if the difference of the two
+largest probabilities is above a threshold. Keys and values ("synchronized parallel decoding"): tokens that exited wait
+and run the deep layers together with the next token that runs them, which is ``kv="exact"`` here.
 
-Choices. The shallow exit is, by default, the one nearest to a quarter of the depth. With a frozen backbone the exits
-are adapters of their own, and the stage that all methods share trains the shallow one as it would be trained alone;
-where the backbone is trained, the loss is the weighted sum over all exits, and the paper's distillation of hidden
-states into shallow layers is left out. The threshold is swept; the paper's estimator, which moves it while texts are
-written, is not used.
+Choices: the shallow exit is by default the one nearest to a quarter of the depth. With a frozen backbone exits are
+adapters, trained in the shared stage. If the backbone is trained, the loss is the weighted sum over all exits, without
+the paper's distillation of hidden states. The threshold is swept; the paper's online estimator is not used.
 """
 
 from dataclasses import dataclass
@@ -29,10 +26,10 @@ from consistentee.training.recipe import TokenRecipe
 
 @dataclass(frozen=True)
 class FREE(TokenMethod):
-    """Shallow or deep.
+    """One shallow exit, or full depth.
 
     Attributes:
-        shallow_layer: the exit; None takes the one nearest to a quarter of the depth.
+        shallow_layer: the exit; None for the one nearest to a quarter of the depth.
     """
 
     name: ClassVar[str] = "free"
@@ -47,7 +44,7 @@ class FREE(TokenMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train the exits. Raises UserError if there is none at ``shallow_layer``, before anything is trained."""
+        """Train the exits. Raises UserError first if there is none at ``shallow_layer``."""
         self.check_task(task)
         self.shallow_exit(model)
         train_exits(model, task, recipe)
@@ -60,6 +57,5 @@ class FREE(TokenMethod):
         return min(model.exit_layers, key=lambda layer: (abs(layer - model.num_layers / 4), layer))
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit at the shallow layer where the margin is above ``knob``."""
         self.check_knob(model, knob)
         return OneLayerRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))

@@ -1,16 +1,13 @@
-"""GPFEE (Liao et al., NAACL 2021, "A Global Past-Future Early Exit Method"): classifiers with the whole model in view.
+"""GPFEE (Liao et al., NAACL 2021, "A Global Past-Future Early Exit Method"): classifiers that read all layers.
 
-A classifier that reads its own layer alone throws away the layers before it and knows nothing of those after. Here the
-classifier of layer t reads the states s_1..s_t of all layers so far, and predictions of s_{t+1}..s_L made from s_t.
-Training: backbone and classifiers together, on the depth-weighted cross-entropy ``sum_t t * CE_t / sum_t t`` and an
-imitation loss, one minus the cosine of each predicted state and the real one. Rule: leave where the entropy of the
-classifier, in nats, is below a threshold S.
+The classifier of layer t reads the states s_1..s_t of all layers so far, and predictions of s_{t+1}..s_L made from s_t.
+Training: backbone and classifiers together, on ``sum_t t * CE_t / sum_t t`` and an imitation loss, one minus the cosine
+of each predicted state and the real one. Rule: exit if the entropy of the classifier, in nats, is below a threshold S.
 
-Choices: a state is the pooled vector, after the pooler where there is one. Past and future are each gathered by a gate,
-a softmax over layers of a learned score (see :class:`consistentee.models.classifiers.PastFutureClassifier`), and read
-side by side. A state is predicted as the current one plus a step that a small network gives. The imitation loss is
-averaged over all pairs of a layer and a later one, and added with weight 1; the real states are detached, so that
-they do not come to meet the predictions, while the state predicted from is not.
+Choices: a state is the pooled vector. Past and future are each combined by a softmax over layers of a learned score
+(see :class:`consistentee.models.classifiers.PastFutureClassifier`) and concatenated. A predicted state is the current
+one plus the output of a small network. The imitation loss is averaged over all pairs of layers and has weight 1; the
+real states are detached.
 """
 
 from collections.abc import Sequence
@@ -46,7 +43,6 @@ class GPFEE(Method):
     knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2, _DECADES))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone and past-future classifiers in one stage."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.use_classifier(ClassifierSpec("past-future"), recipe.seed)
@@ -54,11 +50,9 @@ class GPFEE(Method):
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        """Return thresholds from just above ln C, the largest entropy, down to 0."""
         return entropy_thresholds(model.num_labels, _DECADES, beyond=1.001)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the entropy is below ``knob`` nats."""
         self.check_knob(model, knob)
         return ThresholdRule(entropy, knob, exit_when="below")
 
@@ -69,7 +63,7 @@ def _loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 
 def imitation_loss(model: MultiExitModel, pooled: Tensor) -> Tensor:
-    """Return one minus the cosine of predicted and real later states, averaged over rows and pairs of layers.
+    """Compute one minus the cosine of predicted and real later states, averaged over rows and pairs of layers.
 
     Args:
         model: one with past-future classifiers.

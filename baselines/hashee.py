@@ -1,21 +1,17 @@
 """HashEE (Sun et al., Findings of ACL 2022, arXiv 2203.01670): every token has a fixed exit layer, found by a hash.
 
 The hash is the paper's frequency hash: frequent tokens exit early, rare ones late. A token that has exited keeps its
-hidden state and is still attended to. Training runs with the same exits as inference, and the answer is read after
-layer L, so there is one classifier and no decision to make.
+hidden state and is still attended to. Training uses the same exits, and the answer is read after layer L. There is no
+knob: operating points come from the parameters, one training each.
 
-Where the description leaves room, the choices are those of the authors' published code:
+Choices, as in the authors' code unless stated:
 
-- A bucket holds an equal share of the distinct tokens that the rows to train on have. Nearly all of a text is among the
-  most frequent of them, so most tokens exit at layer 1. ``equal_shares="occurrences"`` gives every bucket an equal
-  share of the text instead, and so a later exit on average; the authors' code has that cut too, disabled.
-- Bucket b of B exits at layer 1 + (b - 1) * floor(M / B), where M is ``max_layer``; the few distinct tokens that an
-  equal share leaves over are the rarest, and go one step later where there is one.
+- A bucket holds an equal share of the distinct tokens of the training rows, so most tokens exit at layer 1.
+  ``equal_shares="occurrences"`` gives every bucket an equal share of the text (disabled in the authors' code).
+- Bucket b of B exits at layer 1 + (b - 1) * floor(M / B), where M is ``max_layer``; the rarest tokens, which do not
+  fill a bucket, exit one step later if there is one.
 - Special tokens and tokens never seen run to layer M.
-
-Unlike the authors', the counts are of the training rows alone: the validation rows choose operating points here.
-
-There is no knob: the operating points come from the parameters, one training each.
+- Counts are of the training rows alone, unlike the authors', because validation rows choose operating points here.
 """
 
 from collections.abc import Sequence
@@ -43,9 +39,9 @@ class HashEE(Method):
     """Tokens exit by frequency, rows never do.
 
     Attributes:
-        max_layer: the layer after which no token is updated any more; None for the last.
-        buckets: groups of tokens of falling frequency; None for one a layer.
-        equal_shares: what the buckets have equal shares of, distinct tokens or occurrences in the text.
+        max_layer: the layer after which no token is updated; None for the last.
+        buckets: groups of tokens of falling frequency; None for one for each layer.
+        equal_shares: whether buckets have equal shares of the distinct tokens or of their occurrences.
     """
 
     name: ClassVar[str] = "hashee"
@@ -58,10 +54,7 @@ class HashEE(Method):
     equal_shares: Literal["vocabulary", "occurrences"] = "vocabulary"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Hash the tokens, then fine-tune backbone and last classifier with the tokens exiting.
-
-        Raises UserError if ``max_layer`` or ``buckets`` does not fit the model.
-        """
+        """Hash the tokens, then fine-tune. Raises UserError if ``max_layer`` or ``buckets`` does not fit the model."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.use_stepper(TokenExitStepper.over(model.stepper, self.schedule(model, source.encodings)))
@@ -69,7 +62,7 @@ class HashEE(Method):
         return model
 
     def schedule(self, model: MultiExitModel, encodings: Sequence[Encoding]) -> Tensor:
-        """Return the exit layer of every token of the vocabulary, from the rows to train on: int64 [vocabulary]."""
+        """Compute the exit layer of every token from the training rows: int64 [vocabulary]."""
         max_layer = model.num_layers if self.max_layer is None else self.max_layer
         buckets = max_layer if self.buckets is None else self.buckets
         if not 1 <= max_layer <= model.num_layers:
@@ -83,11 +76,9 @@ class HashEE(Method):
         return layers.where(counts > 0, max_layer).clamp_max(max_layer)
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        """There is one value: the layer that the answer is read at."""
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Never let a row exit: its tokens do."""
         self.check_knob(model, knob)
         return NeverExit()
 
@@ -99,10 +90,10 @@ def token_counts(encodings: Sequence[Encoding], vocabulary: int) -> Tensor:
 
 
 def frequency_buckets(counts: Tensor, buckets: int) -> Tensor:
-    """Return every token's bucket, 0 for the most frequent tokens: int64 [vocabulary].
+    """Compute every token's bucket, 0 for the most frequent tokens: int64 [vocabulary].
 
-    Every bucket has the same number of the tokens that occur, and the number left over, fewer than ``buckets``, comes
-    after the last. Equally frequent tokens stand in the order of their ids.
+    Every bucket has the same number of tokens that occur; the remaining ones, fewer than ``buckets``, come after the
+    last. Equally frequent tokens are in the order of their ids.
     """
     rank = torch.empty_like(counts)
     rank[counts.argsort(descending=True, stable=True)] = torch.arange(len(counts))
@@ -111,10 +102,7 @@ def frequency_buckets(counts: Tensor, buckets: int) -> Tensor:
 
 
 def occurrence_buckets(counts: Tensor, buckets: int) -> Tensor:
-    """Return every token's bucket as :func:`frequency_buckets` does, with an equal share of the occurrences in each.
-
-    A token's bucket, 0 to ``buckets`` - 1, is told by the share of all occurrences that more frequent tokens have.
-    """
+    """Compute every token's bucket, 0 to ``buckets`` - 1, with an equal share of the occurrences in each."""
     frequent_first = counts.argsort(descending=True, stable=True)
     sorted_counts = counts[frequent_first]
     before = sorted_counts.cumsum(dim=0) - sorted_counts

@@ -1,21 +1,18 @@
 """JEI-DNN (Regol, Chataoui & Coates, ICLR 2024, arXiv 2310.09163): gates and exits that learn together.
 
-Training, with the backbone frozen. Exits warm up on ``CE_L + sum_{l<L} (L - l + 1) CE_l``. Then gates and exits take
-turns. A gate before layer L reads how sure its exit is, four numbers, and gives ``g_l``; the mass of a row that leaves
-there is ``P_l = max(0, min(g_l, 1 - sum_{j<l} g_j))``, and P_L the rest. The gates' turn: with ``l*`` the exit where
-``CE_l + price * l / L`` is smallest, gate l learns ``l >= l*`` by cross-entropy, positives weighing #0/#1, at most 5.
-The exits' turn: their cross-entropies weigh as much as the mass that leaves there, scaled to the sum that they have
-unweighted. Rule: leave at the first exit where P_l is at least half of the mass still there.
+Training, with the backbone frozen. Exits warm up on ``CE_L + sum_{l<L} (L - l + 1) CE_l``; then gates and exits
+alternate. A gate before layer L reads four numbers of its exit's certainty and gives ``g_l``; the mass of a row that
+exits there is ``P_l = max(0, min(g_l, 1 - sum_{j<l} g_j))``, and P_L the rest. Gates: with ``l*`` the exit where ``CE_l
++ price * l / L`` is smallest, gate l learns ``l >= l*`` by cross-entropy, positives weighted by #0/#1, at most 5.
+Exits: their cross-entropies are weighted by the exiting mass, scaled to their unweighted sum. Rule: exit at the first
+exit where P_l is at least half of the remaining mass.
 
-Choices. The paper's backbones are for images and trained for the task before: here the stock model is fine-tuned, then
-frozen, and every exit has a pooler of its own where the backbone has one, as DeeBERT's. Layers cost the same. Negatives
-and positives are counted gate by gate in a batch. A turn is 200 batches, and a tenth of the recipe's frozen steps where
-that is less; warm-up and turns take these steps each. The half is the knob, which is free, and the price of the layers,
-which retrains, a parameter. In the authors' code the scale is each row's and carries a gradient, which cancels the
-masses: exits learn on plain cross-entropy. Here it carries none, and is a batch's: a row's own would let rows that are
-right pull without end, and make exits useless for all others. A row without a loss is no division by 0. The default
-price is no finding: it was taken of 0.5, 0.1 and 0.02 after one try of each on 800 test rows of SST-2. To compare this
-method with others, let a grid of prices be chosen on validation rows.
+Choices. The stock model is fine-tuned, then frozen, with a pooler at every exit if the backbone has one. Layers cost
+the same. Positives and negatives are counted for each gate in a batch. A turn is 200 batches, or a tenth of the
+recipe's frozen steps if that is less; warm-up and turns take these steps each. The half is the knob, the price a
+parameter. The scale of the exits' loss is a batch's and has no gradient; in the authors' code it is each row's with a
+gradient, which cancels the masses. The default price was chosen from 0.5, 0.1 and 0.02 on 800 test rows of SST-2: for a
+comparison, choose the price from a grid on validation rows.
 """
 
 from dataclasses import dataclass
@@ -47,10 +44,10 @@ from consistentee.training.stages import (
 _GATE = "gate"
 _EXITS = ("poolers.", "classifiers.")
 _TURN = 200
-"""Batches that gates, or exits, learn on before it is the others' turn."""
+"""Batches in a turn of gates or of exits."""
 
 _LARGEST_WEIGHT = 5.0
-"""Of the positives in the gates' loss."""
+"""The largest weight of positives in the gates' loss."""
 
 _OUT_OF_REACH = 1.001
 _TINY = 1e-9
@@ -58,10 +55,10 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class JEIDNN(Method):
-    """Gates and exits in turn on a frozen fine-tuned model, rule on the mass that leaves.
+    """Gates and exits in turn on a frozen fine-tuned model, rule on the exiting mass.
 
     Attributes:
-        price: lambda, what the whole depth costs beside a cross-entropy.
+        price: lambda, the cost of full depth, in units of the cross-entropy.
     """
 
     name: ClassVar[str] = "jei-dnn"
@@ -76,7 +73,6 @@ class JEIDNN(Method):
             raise UserError(f"jei-dnn: the price must not be negative, got {self.price}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune the stock model, warm the exits up on what it leaves, then train gates and exits in turn."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
@@ -90,13 +86,12 @@ class JEIDNN(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where at least a share ``knob`` of the mass still there leaves."""
         self.check_knob(model, knob)
         return MassRule(knob)
 
 
 class MassRule(ExitRule):
-    """Exit where a share of the mass still there leaves, and where none is left."""
+    """Exit if a share of the remaining mass exits, or if none remains."""
 
     def __init__(self, share: float) -> None:
         self.share = share
@@ -108,14 +103,14 @@ class MassRule(ExitRule):
         return self.compared_value(view, state) >= self.share
 
     def compared_value(self, view: LayerView, state: State) -> Tensor:
-        """Return ``P_l / (1 - sum_{j<l} P_j)``: float [rows], 1 where all mass has left."""
+        """Compute ``P_l / (1 - sum_{j<l} P_j)``: float [rows], 1 if no mass remains."""
         gate, left = view.head(_GATE, certainty(view.probs)).sigmoid(), state["left"]
         state["left"] = (left - gate).clamp_min(0)
         return torch.where(gate < left, gate / left.clamp_min(_TINY), 1.0)
 
 
 def certainty(probs: Tensor) -> Tensor:
-    """Return largest probability, entropy in nats, margin, entropy of ``p^2 / sum p^2``: [..., classes] -> [..., 4]."""
+    """Compute largest probability, entropy, margin, entropy of ``p^2 / sum p^2``: [..., classes] -> [..., 4]."""
     first, second = probs.topk(2, dim=-1).values.unbind(dim=-1)
     sharpened = probs.square() / probs.square().sum(dim=-1, keepdim=True)
     entropy, sharpened_entropy = (torch.special.entr(p).sum(dim=-1) for p in (probs, sharpened))
@@ -123,7 +118,7 @@ def certainty(probs: Tensor) -> Tensor:
 
 
 def exit_masses(gates: Tensor) -> Tensor:
-    """Return P_1..P_L [rows, L], which sum to 1, of the gates before layer L [rows, L - 1]."""
+    """Compute P_1..P_L [rows, L], which sum to 1, of the gates before layer L [rows, L - 1]."""
     left = (1 - gates.cumsum(dim=1)).clamp_min(0)
     left = functional.pad(left, (1, 1))
     left[:, 0] = 1
@@ -131,7 +126,7 @@ def exit_masses(gates: Tensor) -> Tensor:
 
 
 def gate_loss(gates: Tensor, losses: Tensor, price: float) -> Tensor:
-    """Return the cross-entropy of "the best exit is reached", summed over gates and averaged over rows.
+    """Compute the cross-entropy of "the best exit is reached", summed over gates and averaged over rows.
 
     Args:
         gates: logits of the gates, [rows, L - 1].
@@ -148,20 +143,19 @@ def gate_loss(gates: Tensor, losses: Tensor, price: float) -> Tensor:
 
 
 def exit_loss(losses: Tensor, masses: Tensor) -> Tensor:
-    """Return losses weighed by the masses that leave, scaled to the batch's unweighted sum; both [rows, L]."""
-    weighed = (losses * masses).sum(dim=1).mean()
-    return weighed * losses.sum(dim=1).mean().detach() / weighed.detach().clamp_min(_TINY)
+    """Weight losses by the exiting masses, scaled to the batch's unweighted sum; both [rows, L]."""
+    weighted = (losses * masses).sum(dim=1).mean()
+    return weighted * losses.sum(dim=1).mean().detach() / weighted.detach().clamp_min(_TINY)
 
 
 def _warm_up_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    """Return ``CE_L + sum_{l<L} (L - l + 1) CE_l``, averaged over rows."""
     losses = layer_losses(model.read_vectors(batch.outputs.vectors).logits, batch.labels).mean(dim=0)
     early, last = losses[:-1], losses[-1]
     return last + (early * torch.arange(len(losses), 1, -1, device=losses.device)).sum()
 
 
 def _loss_in_turn(price: float, turn: int, model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    """Return the loss of the gates or of the exits, whose turn of ``turn`` batches it is; the others stay."""
+    """Compute the loss of the gates or of the exits, in turns of ``turn`` batches; the others get no gradient."""
     gates_turn = batch.step // turn % 2 == 0
     with torch.set_grad_enabled(not gates_turn):
         logits = model.read_vectors(batch.outputs.vectors).logits
@@ -172,7 +166,7 @@ def _loss_in_turn(price: float, turn: int, model: MultiExitModel, batch: Feature
 
 
 def _gates(model: MultiExitModel, logits: Tensor) -> Tensor:
-    """Return the logits of the gates [rows, L - 1] of those of the exits [rows, L, classes]."""
+    """Compute logits of the gates [rows, L - 1] from those of the exits [rows, L, classes]."""
     gate, read = model.head(_GATE), certainty(logits.softmax(dim=-1))
     no_state = logits.new_empty(len(logits), 0)
     return torch.stack([gate(t, no_state, read[:, t - 1]) for t in range(1, logits.shape[1])], dim=1)

@@ -1,19 +1,16 @@
 """LayerSkip (Elhoushi et al., ACL 2024, arXiv 2404.16710): draft with the first layers, verify with the others.
 
-Decoding (section 4.3, "self-speculative decoding"): the exit at the draft layer writes some tokens, the remaining
-layers then read them all at once, and what they agree with is kept, with one token of their own after it. Keys and
-values of the first layers are shared. A greedy text is the full model's, token for token, whatever the exits were
-trained on; what training changes is how many drafts are accepted.
+Decoding (section 4.3, "self-speculative decoding"): the exit at the draft layer generates some tokens, the other layers
+read them at once, and tokens that agree are kept, with one token of the full model after them. A greedy text is the
+full model's. The knob is the draft layer; without verification this rule is a static exit.
 
-Training (section 4.1), where the recipe trains the backbone: a row skips layer l with probability
-``dropout * (exp((l - 1) ln 2 / (L - 1)) - 1)``, from 0 at layer 1 to ``dropout`` at layer L; and every exit learns to
-say the next token, weights growing with depth. With a frozen backbone there is no layer dropout: the exits alone are
-trained, by the stage that all methods share. Choices: exits have adapters; and, unless parameters say otherwise, every
-step trains all exits, with weights in proportion to depth. The paper's exits take turns (``curriculum: rotational``, or
-``gradual``) and weigh as the square of depth (``exit_weights: squared depth``): see
-:mod:`consistentee.training.decoder.backbone_losses`.
+Training (section 4.1), if the recipe trains the backbone: a row skips layer l with probability
+``dropout * (exp((l - 1) ln 2 / (L - 1)) - 1)``, and every exit learns the next token. With a frozen backbone only the
+exits are trained, in the shared stage.
 
-The rule is the draft's: every token leaves at the draft layer. Without verification, that is a static exit.
+Choices: exits have adapters, and by default every step trains all exits with weights in proportion to depth. The
+paper's exits take turns (``curriculum: rotational`` or ``gradual``) with weights by the square of depth
+(``exit_weights: squared depth``): see :mod:`consistentee.training.decoder.backbone_losses`.
 """
 
 from dataclasses import dataclass, replace
@@ -33,9 +30,9 @@ class LayerSkip(DraftingMethod):
 
     Attributes:
         dropout: probability that a row skips layer L in training.
-        curriculum: which exits learn at a step.
-        exit_weights: what their losses weigh. Without dropout and with the recipe's weights, LayerSkip drafts on the
-            backbone that the other methods of a suite share.
+        curriculum: the exits that learn at a step.
+        exit_weights: the weights of their losses. Without dropout and with the recipe's weights, LayerSkip uses the
+            backbone of the other methods of a suite.
     """
 
     name: ClassVar[str] = "layerskip"
@@ -55,7 +52,6 @@ class LayerSkip(DraftingMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train the exits, with layer dropout where the backbone is trained."""
         self.check_task(task)
         own_loss = replace(
             recipe,

@@ -1,26 +1,20 @@
-"""LeeBERT (Zhu, ACL 2021): exits teach each other, and what each lesson weighs is learned.
+"""LeeBERT (Zhu, ACL 2021): exits teach each other, with learned weights of the losses.
 
-Training: each exit learns from the labels and from every other exit, L cross-entropies and L(L-1) distillations, all
-at once. How much each of these L*L terms weighs is itself optimised, on rows the model does not train on (bi-level, or
-"cross-level", optimisation). Rule: as PABEE, leave once the answer has not changed for ``patience`` layers.
+Training: each exit learns from the labels and from every other exit: L cross-entropies and L(L-1) distillations. The
+weights of these L*L terms are optimised on held-out rows (bi-level optimisation). Rule: as PABEE, exit once the answer
+has not changed for ``patience`` layers.
 
-The outer gradient. A step ``theta - eta * sum_i w_i grad L_i`` changes the held-out loss by
-``-eta * <grad L_val, grad L_i>`` per unit of w_i: a term deserves weight if it pulls the model where the held-out loss
-falls. L*L backward passes are not needed: with g = grad L_val, the inner product is the slope of L_i along g, so that
-all of them follow from the terms at ``theta + epsilon * g`` and ``theta - epsilon * g`` (the finite difference of
-DARTS, Liu et al., ICLR 2019), with the teachers held where they are. One measurement is one forward and backward pass
-on held-out rows and three forward passes on the batch, whatever the number of terms and parameters; so g spans all
-weights that the stage trains, not a subset. It is taken at every fifth step only, in eval mode, since dropout would
-drown a slope.
+Outer gradient: a step ``theta - eta * sum_i w_i grad L_i`` changes the held-out loss by ``-eta * <grad L_val, grad
+L_i>`` per unit of w_i. With g = grad L_val this inner product is the slope of L_i along g, so all of them follow from
+the terms at ``theta + epsilon * g`` and ``theta - epsilon * g`` (the finite difference of DARTS, Liu et al., ICLR
+2019), with teachers fixed. This costs one forward and backward pass on held-out rows and three forward passes on the
+batch. It is done every fifth step, in eval mode, because dropout would hide a slope.
 
-Choices where the description leaves room: the held-out loss is the mean cross-entropy over exits, as a row may leave at
-any; a distillation is KL(teacher || student) at temperature 1, and does not move the teacher; a tenth of the training
-rows is held out, drawn with a fixed seed (never the task's validation rows), and not trained on. The weights are two
-softmaxes, one over the cross-entropies and one over the distillations, each with a sum of L: learning from the labels
-can never be given up, and no weight turns negative. They move by exponentiated gradient, the natural step on a simplex,
-scaled so that the best or worst term moves by ``weight_rate``; the recipe's rates, made for AdamW, would hardly move
-them. The scores behind the weights are a parameter of the model during training, so that checkpoints hold them, and
-gone after it.
+Choices: the held-out loss is the mean cross-entropy over exits; a distillation is KL(teacher || student) at temperature
+1 and does not train the teacher; a tenth of the training rows is held out. The weights are two softmaxes, over the
+cross-entropies and over the distillations, each with the sum L. They move by exponentiated gradient, scaled so that the
+largest step is ``weight_rate``. Their scores are a parameter of the model during training, so that checkpoints include
+them.
 """
 
 from collections.abc import Sequence
@@ -43,7 +37,7 @@ from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, hold_out, lay
 
 SCORES = "lesson_scores"
 _STEP_LENGTH = 0.01
-"""How far the finite difference moves the parameters, in norm (DARTS)."""
+"""Norm of the finite difference's step (DARTS)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class LeeBERT(Method):
     """Mutual distillation with learned loss weights, patience rule.
 
     Attributes:
-        held_out: fraction of the training rows that judge the weights.
+        held_out: fraction of the training rows on which the weights are optimised.
         weight_every: steps between two updates of the weights.
         weight_rate: largest change of a weight's logarithm at one update, before the sum is restored.
     """
@@ -73,7 +67,6 @@ class LeeBERT(Method):
             raise UserError(f"leebert: weight_rate must not be negative, got {self.weight_rate}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone, all classifiers and the weights of the lessons in one stage."""
         self.check_task(task)
         trained_on, held_out = self.split(model, task, recipe)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
@@ -85,27 +78,25 @@ class LeeBERT(Method):
         return model
 
     def split(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> tuple[TokenSource, TokenSource]:
-        """Cut the recipe's training rows into those trained on, and those that judge the weights."""
+        """Split the recipe's training rows into those trained on and those held out."""
         return hold_out(training_source(model, task, recipe), self.held_out)
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        """Return 1..L-1: exits from layer 2 on, and full depth."""
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit with patience ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(SameAnswerRule(), patience=knob)
 
 
 def lessons(logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
-    """Return all terms of the loss, averaged over rows: float [L, L].
+    """Compute all terms of the loss, averaged over rows: float [L, L].
 
-    Row t is what exit t learns: from the labels on the diagonal, from exit s in column s.
+    Row t has the losses of exit t: from the labels on the diagonal, from exit s in column s.
 
     Args:
-        logits: [rows, L, classes], of the exits as pupils.
-        teachers: [rows, L, classes], the logits of the same exits as teachers, which must not move.
+        logits: [rows, L, classes], of the exits as students.
+        teachers: [rows, L, classes], the logits of the same exits as teachers, without gradient.
         labels: class indices [rows].
     """
     said, taught = logits.log_softmax(dim=-1), teachers.log_softmax(dim=-1)
@@ -124,9 +115,9 @@ def lesson_weights(scores: Tensor) -> Tensor:
 
 
 def alignment(model: MultiExitModel, batch: TokenBatch, held_out: TokenBatch) -> Tensor:
-    """Return how fast the held-out loss falls along each term's gradient: ``<grad L_val, grad L_i> / |grad L_val|``.
+    """Compute how fast the held-out loss falls along each term's gradient: ``<grad L_val, grad L_i> / |grad L_val|``.
 
-    Changes nothing: parameters are restored to the bit, and no gradient is left behind.
+    Parameters are restored exactly, and no gradient is kept.
 
     Returns:
         float [L, L], laid out as :func:`lessons`.
@@ -158,14 +149,13 @@ def _logits_after_step(
     originals: Sequence[Tensor],
     length: Tensor,
 ) -> Tensor:
-    """Return the logits of a batch after a step of ``length`` from ``originals`` along the gradients; stay there."""
+    """Compute the logits of a batch after a step from ``originals`` along the gradients; parameters stay there."""
     for (parameter, gradient), original in zip(moved, originals, strict=True):
         parameter.copy_(original + length * gradient)
     return model(batch.tokens).logits
 
 
 def _loss(method: LeeBERT, held_out: TokenSource, model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Return the weighted sum of all lessons; every ``weight_every`` steps, move the weights first."""
     scores = model.get_parameter(SCORES)
     if batch.step % method.weight_every == 0:
         slopes = alignment(model, batch, _held_out_batch(held_out, batch, batch.step // method.weight_every))
@@ -177,6 +167,6 @@ def _loss(method: LeeBERT, held_out: TokenSource, model: MultiExitModel, batch: 
 
 
 def _held_out_batch(held_out: TokenSource, batch: TokenBatch, number: int) -> TokenBatch:
-    """Return as many held-out rows as ``batch`` has, in turn: which ones depends on ``number`` alone."""
+    """Select held-out rows in turn, as many as ``batch`` has; they depend on ``number`` alone."""
     size = min(len(batch.rows), len(held_out))
     return held_out.batch((torch.arange(size) + number * size) % len(held_out), batch.step)

@@ -1,15 +1,13 @@
-"""LITE (Varshney et al., Findings of NAACL 2024, arXiv 2310.18581): middle layers that learned to speak.
+"""LITE (Varshney et al., Findings of NAACL 2024, arXiv 2310.18581): instruction tuning with losses at middle layers.
 
-Training: instruction tuning of the whole model with the cross-entropy of every exit, all with the same weight, through
-the model's own final norm and LM head: see :mod:`consistentee.training.decoder.backbone_losses`. A recipe that trains
-the backbone (``trains: all``) on exits that add nothing (``adapter: shared``) is the paper's; on a frozen backbone they
-are trained by the stage that all methods share. Exits of LLaMA-2-7B lie at 8, 12, ..., 28 of 32 layers; here where the
-suite has them.
+Training: the whole model learns the cross-entropy of every exit, with equal weights, through its own final norm and LM
+head (``trains: all``, ``adapter: shared``; see :mod:`consistentee.training.decoder.backbone_losses`). On a frozen
+backbone exits are trained in the shared stage. Exits of LLaMA-2-7B are at 8, 12, ..., 28 of 32 layers; here the suite
+sets them.
 
-Rule: leave where the largest probability reaches a threshold, which falls with depth. The paper's are given by layer
-(those of LLaMA-2-7B here are from memory: check them against its text before you cite them), and are read by depth, on
-a line between two of them. Choice: one knob shifts the log-odds of all of them at once, at 0 they are the paper's.
-The keys and values of skipped layers are made of the state at the exit (CALM's propagation).
+Rule: exit if the largest probability reaches a threshold that falls with depth. The paper's thresholds (those of
+LLaMA-2-7B here are from memory: check them before you cite them) are interpolated by depth. Choice: one knob shifts the
+log-odds of all of them; 0 gives the paper's. Keys and values of skipped layers are propagated as in CALM.
 """
 
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from consistentee.methods.vocabulary_method import SpeakingLayersMethod
 
 @dataclass(frozen=True)
 class LITE(SpeakingLayersMethod):
-    """Leave where the largest probability reaches a threshold that falls with depth."""
+    """Exit if the largest probability reaches a threshold that falls with depth."""
 
     name: ClassVar[str] = "lite"
     paper: ClassVar[str] = "Varshney et al., LITE, Findings of NAACL 2024, arXiv 2310.18581"

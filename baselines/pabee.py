@@ -1,9 +1,9 @@
-"""PABEE (Zhou et al., NeurIPS 2020, arXiv 2006.04152): leave once the answer has not changed for some layers.
+"""PABEE (Zhou et al., NeurIPS 2020, arXiv 2006.04152): exit once the answer has not changed for some layers.
 
 Training (section 3.3): backbone and all classifiers together, on ``sum_t t * CE_t / sum_t t``. Rule (section 3.2):
-count the consecutive layers whose answer equals that of the layer before; a change sets the count back to 0; leave
-when it reaches the patience. The earliest exit is patience + 1. For a regression, an answer has not changed if it
-moved by less than ``tolerance``.
+count the consecutive layers whose answer equals that of the layer before; a change resets the count; exit when it
+reaches the patience. The earliest exit is patience + 1. In a regression an answer is unchanged if it moved by less than
+``tolerance``.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class PABEE(Method):
     """Joint training, patience rule.
 
     Attributes:
-        tolerance: how far a regression's answer may move and still count as unchanged.
+        tolerance: how far a regression's answer may move and still be unchanged.
     """
 
     name: ClassVar[str] = "pabee"
@@ -39,16 +39,13 @@ class PABEE(Method):
             raise UserError(f"pabee: the tolerance must not be negative, got {self.tolerance:g}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone and all classifiers on the depth-weighted loss."""
         self.check_task(task)
         train_jointly(model, task, recipe)
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        """Return 1..L-1: exits from layer 2 on, and full depth."""
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit with patience ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(SameAnswerRule(self.tolerance), patience=knob)

@@ -1,14 +1,12 @@
-"""PALBERT (Balagansky & Gavrilov, NeurIPS 2022, arXiv 2204.03276): a row leaves once most of its exit mass has.
+"""PALBERT (Balagansky & Gavrilov, NeurIPS 2022, arXiv 2204.03276): exit once most of a row's exit mass is reached.
 
-Training: backbone, one classifier for all layers, and a network that reads the states of a layer and of the one before
-and gives ``lambda_t``, the probability that a row which has come so far leaves here, all together. With
-``p_t = lambda_t * prod_{s<t} (1 - lambda_s)`` the loss is ``sum_t p_t * CE_t + 0.5 KL(p || geometric)``, a geometric
-distribution of rate 0.1 (PonderNet's loss). Rule, "Q-exit": where PonderNet draws the exit, leave at the first layer by
-which the mass ``p_1 + ... + p_t`` is at least q, 0.5 in the paper; here q is the knob.
+Training, all together: backbone, one classifier for all layers, and a network that reads the states of a layer and of
+the one before and gives ``lambda_t``, the probability to exit here. With ``p_t = lambda_t * prod_{s<t} (1 - lambda_s)``
+the loss is ``sum_t p_t * CE_t + 0.5 KL(p || geometric)``, with a geometric distribution of rate 0.1 (PonderNet's loss).
+Rule ("Q-exit"): exit at the first layer where ``p_1 + ... + p_t`` is at least q, 0.5 in the paper, here the knob.
 
-Choices: the last layer takes the remaining mass, in training, in the prior and at inference, so that masses sum to 1. A
-state is the pooled vector, after the pooler where there is one; the one before layer 1 is 0. The network is one for all
-layers, as the classifier is, with one hidden layer, 32 wide.
+Choices: the last layer gets the remaining mass in training, in the prior and at inference. A state is the pooled
+vector; the one before layer 1 is 0. The network is shared by all layers, with one hidden layer of 32.
 """
 
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenBatch
 from consistentee.training.stages import layer_losses, token_stage, training_source
 
-_LEAVES = "leaves"
+_EXITS = "leaves"
 _OUT_OF_REACH = 1.001
 _TINY = 1e-9
 
@@ -43,8 +41,8 @@ class PALBERT(Method):
     """Training on the expected loss over a learned exit distribution, rule on its quantile.
 
     Attributes:
-        rate: of the geometric distribution that exits are drawn towards.
-        near_prior: the weight of the divergence from it.
+        rate: of the prior, a geometric distribution of exits.
+        near_prior: the weight of the divergence from the prior.
         hidden: width of the hidden layer of the network that gives lambda.
     """
 
@@ -63,30 +61,28 @@ class PALBERT(Method):
             raise UserError(f"palbert: near_prior must not be negative, got {self.near_prior}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone, classifier and exit distribution in one stage."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.use_classifier(ClassifierSpec("shared"), recipe.seed)
         spec = HeadSpec(hidden=self.hidden, shared=True, extra_inputs=model.width)
-        model.add_head(_LEAVES, spec, seed=recipe.seed)
+        model.add_head(_EXITS, spec, seed=recipe.seed)
         stage = token_stage(
             "expected-loss",
             partial(_loss, self),
             recipe,
-            also_trains=(f"exit_heads.{_LEAVES}.",),
+            also_trains=(f"exit_heads.{_EXITS}.",),
             details={"method": repr(self)},
         )
         run_stage(model, source, stage, recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where at least ``knob`` of a row's mass has left."""
         self.check_knob(model, knob)
         return QuantileRule(knob, model.width)
 
 
 class QuantileRule(ExitRule):
-    """Exit at the first layer by which a quantile of a row's exit distribution has left."""
+    """Exit at the first layer where a row's exit distribution reaches a quantile."""
 
     def __init__(self, quantile: float, width: int) -> None:
         self.quantile = quantile
@@ -99,14 +95,13 @@ class QuantileRule(ExitRule):
         return self.compared_value(view, state) >= self.quantile
 
     def compared_value(self, view: LayerView, state: State) -> Tensor:
-        """Return ``p_1 + ... + p_t = 1 - prod_{s<=t} (1 - lambda_s)``: float [rows]."""
-        state["stays"] = state["stays"] * (1 - view.head(_LEAVES, state["previous"]).sigmoid())
+        """Compute ``p_1 + ... + p_t = 1 - prod_{s<=t} (1 - lambda_s)``: float [rows]."""
+        state["stays"] = state["stays"] * (1 - view.head(_EXITS, state["previous"]).sigmoid())
         state["previous"] = view.pooled
         return 1 - state["stays"]
 
 
 def _loss(method: PALBERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Return ``sum_t p_t CE_t``, averaged over rows, and the weighted divergence from the geometric prior."""
     outputs = model(batch.tokens)
     masses = exit_distribution(leaving_probabilities(model, outputs.pooled))
     expected = (masses * layer_losses(outputs.logits, batch.labels)).sum(dim=1).mean()
@@ -114,17 +109,17 @@ def _loss(method: PALBERT, model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 
 def leaving_probabilities(model: MultiExitModel, pooled: Tensor) -> Tensor:
-    """Return lambda_1..lambda_L [rows, L] of the states of all layers [rows, L, width]."""
-    head, before = model.head(_LEAVES), torch.cat([torch.zeros_like(pooled[:, :1]), pooled[:, :-1]], dim=1)
+    """Compute lambda_1..lambda_L [rows, L] from the states of all layers [rows, L, width]."""
+    head, before = model.head(_EXITS), torch.cat([torch.zeros_like(pooled[:, :1]), pooled[:, :-1]], dim=1)
     layers = range(pooled.shape[1])
     return torch.stack([head(i + 1, pooled[:, i], before[:, i]) for i in layers], dim=1).sigmoid()
 
 
 def geometric(rate: float, num_layers: int) -> Tensor:
-    """Return the probabilities of layers 1..L, ``rate * (1 - rate)^(t - 1)``; the last one takes the rest: [L]."""
+    """Compute the probabilities of layers 1..L, ``rate * (1 - rate)^(t - 1)``; the last one is the rest: [L]."""
     return exit_distribution(torch.full((1, num_layers), rate)).squeeze(0)
 
 
 def divergence(masses: Tensor, prior: Tensor) -> Tensor:
-    """Return ``KL(masses || prior)``, averaged over rows, of [rows, L] and [L]."""
+    """Compute ``KL(masses || prior)``, averaged over rows, of [rows, L] and [L]."""
     return (masses * (masses.clamp_min(_TINY).log() - prior.log())).sum(dim=1).mean()

@@ -1,12 +1,11 @@
-"""PCEE-BERT (Zhang et al., Findings of NAACL 2022): leave once some consecutive layers have been confident.
+"""PCEE-BERT (Zhang et al., Findings of NAACL 2022): exit once some consecutive layers have been confident.
 
-Training: as PABEE, backbone and all classifiers together. Rule: count the consecutive layers whose entropy lies below a
-threshold; one that does not sets the count back to 0; leave when it reaches the patience. Patience alone (PABEE) knows
-few operating points, a threshold alone (DeeBERT) trusts a single overconfident classifier: this asks for both.
+Training: as PABEE. Rule: count the consecutive layers whose entropy is below a threshold; any other layer resets the
+count; exit when it reaches the patience.
 
-Choices: the entropy is divided by ln C, so that one range of thresholds serves every task. The layers need not agree
-on the answer: a row may leave after two layers that are sure of different classes. The patience is a parameter, the
-threshold the knob, since it gives the finer curve; the earliest exit is the layer whose number is the patience.
+Choices: the entropy is divided by ln C, so that one range of thresholds fits every task. The layers need not agree on
+the answer. The patience is a parameter, the threshold the knob; the earliest exit is the layer whose number is the
+patience.
 """
 
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class PCEEBERT(Method):
     """Joint training, patience on confidence.
 
     Attributes:
-        patience: how many consecutive layers must be confident; 1 is a plain entropy rule.
+        patience: the number of consecutive layers that must be confident; 1 is a plain entropy rule.
     """
 
     name: ClassVar[str] = "pcee-bert"
@@ -45,12 +44,10 @@ class PCEEBERT(Method):
             raise UserError(f"pcee-bert: the patience must be at least 1, got {self.patience}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Train backbone and all classifiers on the depth-weighted loss."""
         self.check_task(task)
         train_jointly(model, task, recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit after ``patience`` consecutive layers with a normalised entropy below ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(ThresholdRule(normalised_entropy, knob, exit_when="below"), self.patience)

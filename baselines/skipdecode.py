@@ -1,14 +1,12 @@
 """SkipDecode (Del Corro et al., 2023, arXiv 2307.02628): one exit layer for each place of a text, for all rows alike.
 
-Rule (section 3): the exit layer depends on the place of a token alone, and falls linearly along the text, from a
-deepest to a shallowest layer. So a batch needs no decision at all, all its rows leave together, and a later token,
-which is never deeper than an earlier one, finds all keys and values that it reads: none is ever missing.
+Rule (section 3): the exit layer depends on the place of a token alone and falls linearly along the text. All rows of a
+batch exit together, and a token is never deeper than an earlier one, so no keys and values are missing.
 
-Choices. The knob is the mean layer over the text, like the speed-up that the paper asks for: above the middle of the
-range a text begins at layer L, below it ends at the first exit. Exits are after some layers only, which the schedule
-keeps to without moving its mean. The paper counts places over prompt and text together, ours over the new tokens, as
-prompts run at full depth here. The paper skips lower layers after the first few and runs the top ones; here the top
-ones are skipped, as in all other methods, or the middle ones, where the decoder has closing layers.
+Choices: the knob is the mean layer over the text: above the middle of the range a text begins at layer L, below it ends
+at the first exit. The schedule keeps its mean when rounded to exit layers. Places count new tokens, because prompts run
+at full depth; the paper also counts the prompt. The paper skips lower layers and runs the top ones; here the top ones
+are skipped, or the middle ones if the decoder has closing layers.
 """
 
 from collections.abc import Sequence
@@ -28,11 +26,11 @@ from consistentee.training.recipe import TokenRecipe
 
 @dataclass(frozen=True)
 class SkipDecode(TokenMethod):
-    """Exits fall along the text.
+    """Exit layers fall along the text.
 
     Attributes:
-        horizon: new tokens that the schedule is stretched over; None for what the model was trained to write. Where
-            texts are shorter, their mean layer is not the knob.
+        horizon: new tokens of the schedule; None for the length that the model was trained with. In shorter texts the
+            mean layer is not the knob.
     """
 
     name: ClassVar[str] = "skipdecode"
@@ -45,26 +43,23 @@ class SkipDecode(TokenMethod):
         check_horizon(self.horizon)
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train the exits, by the stage that all methods share."""
         self.check_task(task)
         train_exits(model, task, recipe)
         return model
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
-        """Return means from the first exit layer to L: every exit layer, and half-way between two."""
         return mean_layers(model)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit by the schedule whose mean layer is ``knob``."""
         self.check_knob(model, knob)
         return ScheduledRule(falling_schedule(model.exit_layers, knob, text_length(model, self.horizon)))
 
 
 def falling_schedule(exit_layers: Sequence[int], mean_layer: float, tokens: int) -> list[int]:
-    """Return the exit layer of each of so many new tokens: a line that falls, brought to exit layers.
+    """Compute the exit layer of each of ``tokens`` new tokens: a falling line, rounded to exit layers.
 
-    Token 0 comes from the prompt, at full depth: the line runs over the others. Between two exits, the first tokens get
-    the deeper one, as many as keep the mean of the line. A larger mean makes no token shallower.
+    Token 0 comes from the prompt, at full depth, so the line covers the others. Between two exits, as many of the first
+    tokens get the deeper one as keep the mean of the line. A larger mean makes no token shallower.
     """
     first, last = exit_layers[0], exit_layers[-1]
     start, end = min(last, 2 * mean_layer - first), max(first, 2 * mean_layer - last)

@@ -1,14 +1,13 @@
 """SoFT, sorted fine-tuning (Kavehzadeh et al., Findings of EACL 2024, arXiv 2309.08968): one model, many depths.
 
 Training: the first n layers with the model's final norm and LM head are a "sub-model", for some n; all are fine-tuned
-at once on the mean of their cross-entropies. This is LITE's loss, weight for weight, found at the same time: here both
-share one stage, see :mod:`consistentee.training.decoder.backbone_losses`, and on a frozen backbone the exits of all
-methods. What differs in the papers is where exits lie (12, 16, ..., 36 of LLaMA-2-13B's 40 layers), epochs, and the
-thresholds.
+on the mean of their cross-entropies. This is LITE's loss, so both share one stage (see
+:mod:`consistentee.training.decoder.backbone_losses`). The papers differ in exits (12, 16, ..., 36 of LLaMA-2-13B's 40
+layers), epochs and thresholds.
 
-Rule: leave at the first sub-model whose largest probability reaches its threshold, which falls with depth. The paper's
-are read by depth and shifted by one knob, as LITE's are. Left out: the paper's speculative decoding with sub-models,
-which ``layerskip`` does on the same backbone with the full model's very text.
+Rule: exit at the first sub-model whose largest probability reaches its threshold, which falls with depth; thresholds
+are interpolated and shifted by one knob, as LITE's. Speculative decoding with sub-models is left out; ``layerskip``
+does it.
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from consistentee.methods.vocabulary_method import SpeakingLayersMethod
 
 @dataclass(frozen=True)
 class SoFT(SpeakingLayersMethod):
-    """Leave the first sub-model that is sure enough for its depth."""
+    """Exit at the first sub-model that is confident enough for its depth."""
 
     name: ClassVar[str] = "soft"
     paper: ClassVar[str] = "Kavehzadeh et al., Sorted LLaMA, Findings of EACL 2024, arXiv 2309.08968"

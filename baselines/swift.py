@@ -1,22 +1,19 @@
 """SWIFT (Xia et al., ICLR 2025, arXiv 2410.06916): the model without some sublayers drafts, and the whole verifies.
 
-Nothing is trained. Of the attentions and MLPs of layers 2 to L - 1 a share is skipped while tokens are drafted (section
-4.1). Which ones is searched for (section 4.2): sets drawn at random, and every 25th the one that a Gaussian process
-over the sets tried so far thinks best (upper confidence bound, kappa 2.5). A score is one pass over a text of the full
-model, behind its prompt as the full model read it: the share of tokens at which the draft's argmax is the next token.
-A better set is kept; the search ends above a score of 0.93, after 300 failures in a row, or after 1000 sets.
+Nothing is trained. Drafts skip a share of the attentions and MLPs of layers 2 to L - 1 (section 4.1). The set is
+searched (section 4.2): random sets, and every 25th the best by a Gaussian process over the tried sets (upper confidence
+bound, kappa 2.5). A score is one pass over a text of the full model: the share of tokens that the draft predicts. The
+search ends above a score of 0.93, after 300 failures in a row, or after 1000 sets.
 
-Decoding: at most 25 tokens are drafted, and none behind one that is less probable than 0.8, which is still verified.
-The full model reads the draft in one pass, and what it agrees with stays, with one token of its own. Drafts attend to
-keys and values of the full model; their own are thrown away. A greedy text is the full model's.
+Decoding: up to 25 tokens are drafted, none after one less probable than 0.8. The full model reads the draft in one
+pass; tokens that agree are kept, with one of its own after them. Drafts attend to keys and values of the full model;
+their own are discarded. A greedy text is the full model's.
 
-Choices. The knob is the share that is skipped, in per cent; 45 is the paper's. The search is a stage before decoding,
-on the first training prompts, where the paper's runs beside decoding: so all sets are scored on the same texts, where
-the authors' code compares scores across texts. The first set, whole layers spread evenly, has its score to be beaten,
-where that code begins at 0. The process proposes one of 1000 sets drawn at random, all of the right size, where the
-paper's proposes a point and rounds it. A draft is one line of tokens, and no tree. Keys and values are never copied.
-
-Layers: a drafted token counts the sublayers that it runs, each by its share of its layer's weights.
+Choices: the knob is the skipped share in per cent; 45 is the paper's. The search runs before decoding, on the first
+training prompts, so that all sets are scored on the same texts; the paper searches while decoding. The first set, whole
+layers spread evenly, has its score; the authors' code starts at 0. The process proposes one of 1000 random sets of the
+right size; the paper's proposes a point and rounds it. A draft is one line of tokens, not a tree. A drafted token
+counts the sublayers that it runs, by their share of the layer's weights.
 """
 
 import logging
@@ -57,7 +54,7 @@ GUESSES = 1000
 _NOISE = 1e-2
 
 Places = NDArray[np.bool_]
-"""Which sublayers are skipped: attentions of layers 2 to L - 1, then MLPs, bool [2 (L - 2)]."""
+"""Whether each sublayer is skipped: attentions of layers 2 to L - 1, then MLPs, bool [2 (L - 2)]."""
 
 _logger = logging.getLogger(__name__)
 
@@ -68,8 +65,8 @@ class SWIFT(DraftingMethod):
 
     Attributes:
         search_prompts: training prompts whose texts score a set.
-        search_tokens: tokens of each text, fewer where it ends.
-        max_sets: sets that are tried at most.
+        search_tokens: maximum tokens of each text.
+        max_sets: maximum number of sets to try.
         max_failures: failures in a row that end the search.
         good_enough: a score above which it ends.
     """
@@ -90,13 +87,12 @@ class SWIFT(DraftingMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.search_prompts < 1 or self.search_tokens < 2 or self.max_sets < 1:
-            raise UserError(f"{self.name} needs at least one set to try, on a prompt with two tokens behind it")
+            raise UserError(f"{self.name} needs at least one set to try, and a prompt and two tokens to score it")
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Search for the sublayers to skip, for every value of the knob.
+        """Search the sublayers to skip for every value of the knob, after training the backbone if the recipe does.
 
-        Where the recipe lets the backbone learn, that comes before, in the stage that all methods share. Raises
-        UserError for a family whose sublayers cannot be skipped.
+        Raises UserError for a family whose sublayers cannot be skipped.
         """
         self.check_task(task)
         model.stepper.check_sublayers()
@@ -113,13 +109,13 @@ class SWIFT(DraftingMethod):
     def _kept(
         self, model: MultiExitDecoder, prompts: list[Sequence[int]], recipe: TokenRecipe, store: Path
     ) -> dict[str, Tensor]:
-        """Return what a search finds, done once for all cells of a backbone and prompts."""
+        """Search once for all cells of a backbone and prompts."""
         described = [model.backbone_fingerprint(), prompts, repr(self), self.version, recipe.seed]
         path = store / f"skipped-{hash_json(described)[:16]}.safetensors"
         return computed_once(path, lambda: self._search(model, prompts, recipe))
 
     def _search(self, model: MultiExitDecoder, prompts: list[Sequence[int]], recipe: TokenRecipe) -> dict[str, Tensor]:
-        """Return the best places for every share: bool [2 (L - 2)] each."""
+        """Find the best places for every share: bool [2 (L - 2)] each."""
         texts = DraftedTexts(model, prompts, self.search_tokens)
         found = {}
         for share in map(round, self.knob.values):
@@ -131,18 +127,17 @@ class SWIFT(DraftingMethod):
         return found
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
-        """Return the shares that are searched for; with 0 nothing is drafted, and the full model writes alone."""
         return self.knob.values
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Leave nowhere: drafts take no exit. Raises UserError for a share that is not searched for."""
+        """Never exit: drafts use no exit. Raises UserError for a share that was not searched."""
         self.check_knob(model, knob)
         if knob not in self.knob.values:
             raise UserError(f"{self.name} searches for {', '.join(f'{v:g}' for v in self.knob.values)} %, not {knob:g}")
         return NeverExit()
 
     def drafter(self, model: MultiExitDecoder, knob: float) -> DraftedBy:
-        """Return the sublayers that drafts skip. Raises UserError for a model that none were searched for."""
+        """Return the sublayers that drafts skip. Raises UserError for a model without a search."""
         if round(knob) not in model.description.skipped:
             raise UserError(f"no sublayers to skip were searched for in this model: train it with {self.name}")
         skipped = model.description.skipped[round(knob)]
@@ -150,11 +145,13 @@ class SWIFT(DraftingMethod):
 
 
 class DraftedTexts:
-    """What the full model writes behind some prompts, and how often a draft would have said the same."""
+    """Texts of the full model after some prompts, and the share of their tokens that a draft predicts.
+
+    ``tokens`` is the maximum length of a text. Raises UserError if no text has two tokens.
+    """
 
     @torch.inference_mode()
     def __init__(self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], tokens: int) -> None:
-        """``tokens``: of each text at most. Raises UserError where no text has a token behind its first."""
         count = min(tokens, model.stepper.position_limit - max(map(len, prompts)))
         texts = generate_encoded(model, prompts, NeverExit(), max_new_tokens=count).tokens
         self._model = model
@@ -163,7 +160,7 @@ class DraftedTexts:
         columns = self.texts.shape[1] - 1
         self._follows = torch.arange(columns, device=model.device) < (lengths - 1).unsqueeze(1)  # bool [texts, columns]
         if not self._follows.any():
-            raise UserError("behind the prompts that sublayers are searched on no text has a second token to draft")
+            raise UserError("no text has a second token to draft after the prompts that sublayers are searched on")
         self._batch = PromptBatch(model, prompts, columns)
         self._batch.prefill()
         self._begin = self._batch.cache.length
@@ -171,7 +168,7 @@ class DraftedTexts:
 
     @torch.inference_mode()
     def score(self, skipped: SkippedSublayers) -> float:
-        """Return the share of tokens at which the model without some sublayers says the next one, in one pass."""
+        """Compute the share of tokens that the model without some sublayers predicts, in one pass."""
         model, cache = self._model, self._batch.cache
         context = self._batch.context(self._batch.all_rows(), self._begin, cache.length)
         hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
@@ -182,10 +179,9 @@ class DraftedTexts:
 
 
 class LayerSetSearch:
-    """Which sublayers to skip of a decoder, when so many are to be."""
+    """Search of the sublayers to skip: a share of those of layers 2 to L - 1."""
 
     def __init__(self, num_layers: int, share: float, seed: int) -> None:
-        """``share``: of the sublayers that may be skipped, those of layers 2 to L - 1."""
         self._inner = max(num_layers - 2, 0)
         self._count = int(share * 2 * self._inner + 1e-9)
         self._random = np.random.default_rng([seed, self._count])
@@ -196,13 +192,7 @@ class LayerSetSearch:
     def run(
         self, score: Callable[[SkippedSublayers], float], limits: SWIFT, *, progress: str | None = None
     ) -> tuple[Places, float]:
-        """Return the best set, and its score.
-
-        Args:
-            score: of a set.
-            limits: when to stop.
-            progress: title of a progress bar, or None for none.
-        """
+        """Return the best set and its score; ``progress`` is the title of a progress bar, None for none."""
         best, failures = self.first(), 0
         best_score = self._observe(best, score)
         sets = min(limits.max_sets, math.comb(2 * self._inner, self._count))
@@ -217,7 +207,7 @@ class LayerSetSearch:
         return best, best_score
 
     def first(self) -> Places:
-        """Return the set to start from: both sublayers of layers that are spread evenly; half are every second one."""
+        """Return the first set: both sublayers of evenly spread layers."""
         whole, rest = divmod(self._count, 2)
         spread = np.arange(whole + rest) * self._inner // max(whole + rest, 1)
         places = np.zeros((2, self._inner), dtype=np.bool_)
@@ -237,14 +227,13 @@ class LayerSetSearch:
         return places
 
     def _draw_new(self) -> Places:
-        """Return a set that has not been tried; there must be one."""
         places = self._draw()
         while places.tobytes() in self._known:
             places = self._draw()
         return places
 
     def guess(self) -> Places:
-        """Return the set, of some new ones drawn at random, whose score may be best by all that is known."""
+        """Return the set, of new random ones, with the largest upper confidence bound."""
         process = GaussianProcessRegressor(Matern(nu=2.5), alpha=_NOISE, normalize_y=True, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length that lies at its bound will do
@@ -256,7 +245,7 @@ class LayerSetSearch:
 
 
 def sublayers_at(places: Places) -> SkippedSublayers:
-    """Return which sublayers are skipped at some places."""
+    """Convert places to skipped sublayers."""
     halves = places.reshape(2, len(places) // 2)
     attention, mlp = (tuple((half.nonzero()[0] + 2).tolist()) for half in halves)
     return SkippedSublayers(attention, mlp)

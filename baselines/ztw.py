@@ -1,16 +1,14 @@
-"""ZTW (Wolczyk et al., NeurIPS 2021, arXiv 2106.05409, "Zero Time Waste"): what earlier exits said is not thrown away.
+"""ZTW (Wolczyk et al., NeurIPS 2021, arXiv 2106.05409, "Zero Time Waste"): later exits reuse earlier predictions.
 
-Training, three stages. The backbone and the last classifier are fine-tuned. Then the backbone is frozen, and each head
-before layer L learns on its cross-entropy (their mean), reading its layer and the logits of the head before
-(cascade connections). Then the heads are frozen too, and at every layer m the weights of an ensemble of the heads so
-far learn on the cross-entropy of ``softmax(mean_{j<=m} exp(w_mj) log p_j + b_m)``. Rule: leave where the largest
-probability of the ensemble is above a threshold; the row's answer is the ensemble's. Layer L answers alone.
+Training, three stages: the backbone and the last classifier are fine-tuned; then each head before layer L learns on its
+cross-entropy, reading its layer and the logits of the head before (cascade connections), with the backbone frozen; then
+at every layer m the weights of an ensemble of the heads so far learn on the cross-entropy of
+``softmax(mean_{j<=m} exp(w_mj) log p_j + b_m)``. Rule: exit if the largest probability of the ensemble is above a
+threshold; the answer is the ensemble's. Layer L answers alone.
 
 Choices: logits are passed on normalised (LayerNorm) and without a gradient, and w starts from N(0, 0.01), as in the
-authors' code. A head has a pooler of its own where the backbone has one, as DeeBERT's, and starts from the one that
-fine-tuning leaves. The two frozen stages run on features that the backbone left once, in eval mode, for as many steps
-each as the recipe says, in whole epochs. A layer computes anew, from the pooled vectors kept, what the heads before it
-say: some thousand operations beside a layer's millions. See
+authors' code. A head has a pooler if the backbone has one, starting from the fine-tuned one. The frozen stages use
+cached features, for the recipe's frozen steps each. A layer computes the outputs of earlier heads anew; see
 :class:`consistentee.models.classifiers.EnsembleClassifier`.
 """
 
@@ -48,7 +46,6 @@ class ZTW(Method):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune the stock model, train the heads on what it leaves, then the ensembles on what they say."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
@@ -62,13 +59,12 @@ class ZTW(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the ensemble's largest probability is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
 
 
 def heads_say(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    """Return the logits of all heads before layer L: [rows, L - 1, classes]."""
+    """Compute the logits of all heads before layer L: [rows, L - 1, classes]."""
     vectors, layers = batch.outputs.vectors, range(1, model.num_layers)
     pooled = torch.stack([model.apply_pooler(t, vectors[:, t - 1]) for t in layers], dim=1)
     return _ensemble(model, model.num_layers - 1).heads_say(pooled)

@@ -3,21 +3,23 @@
 Names are imported on first use, so that importing the package costs nothing.
 """
 
-from importlib import import_module
 from typing import Any
 
+from consistentee.exports import served
+
 _EXPORTS = {
+    "Filters": "specs.suites",
     "list_tasks": "tasks.loader",
+    "load_suite": "specs.suites",
     "load_task": "tasks.loader",
+    "run_suite": "run.sweep",
 }
 
 __all__ = sorted(_EXPORTS)  # noqa: PLE0605 (the names are served by __getattr__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    return served(__name__, _EXPORTS, name)
 
 
 def __dir__() -> list[str]:

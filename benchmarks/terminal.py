@@ -2,23 +2,28 @@
 
 from typing import TYPE_CHECKING
 
+from consistentee.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 RESULTS_WIDTH = 140
 """Columns that a table of results needs."""
+
+_LONGEST_CELL = 500
+"""Characters of a cell, such as a class name, before it is shortened."""
 
 
 def plain_table(title: str = "", caption: str = "") -> "Table":
     """Return an empty table with one line under its headings."""
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     return Table(
-        title=Text(title, style="bold") if title else None,
-        caption=Text(caption, style="dim") if caption else None,
+        title=plain_text(title, style="bold") if title else None,
+        caption=plain_text(caption, style="dim") if caption else None,
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -49,9 +54,14 @@ def _on_two_lines(heading: str) -> str:
 
 def add_row(table: "Table", *cells: object) -> None:
     """Add a row of plain text."""
+    table.add_row(*(plain_text(str(cell), longest=_LONGEST_CELL) for cell in cells))
+
+
+def plain_text(text: str, style: str = "", longest: int = 10_000) -> "Text":
+    """Return text that a terminal shows as it is: control characters are escaped, and it is shortened."""
     from rich.text import Text
 
-    table.add_row(*(Text(str(cell)) for cell in cells))
+    return Text(printable(text, longest), style=style)
 
 
 def output_console(at_least: int = 0) -> "Console":

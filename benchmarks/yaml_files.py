@@ -8,9 +8,12 @@ from yaml.constructor import ConstructorError
 
 from consistentee.errors import UserError
 
+_LARGEST = 100_000
+"""Values of a document, with each alias counted as a copy."""
+
 
 def read_fields(path: Path, of: str) -> dict[str, object]:
-    """Return the fields that a YAML file gives; ``of`` says whose, for the message.
+    """Return the fields of a YAML file; ``of`` names what they describe, for the message.
 
     Raises UserError for a file that cannot be read, is not YAML, has a key twice, or holds no mapping.
     """
@@ -26,12 +29,26 @@ def read_fields(path: Path, of: str) -> dict[str, object]:
 
 
 def read_yaml(text: str) -> object:
-    """Return what a YAML text says. Raises yaml.YAMLError for text that is not YAML, and for a key written twice."""
-    return yaml.load(text, Loader=_NoKeyTwice)
+    """Return the value of a YAML text. Raises yaml.YAMLError for anything else, and for a key that is written twice."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
 
 
-class _NoKeyTwice(yaml.SafeLoader):
-    """SafeLoader, which would silently keep the last of two values, but for a key that is written twice."""
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice, values that are none of their type, and bombs of aliases."""
+
+    def construct_document(self, node: yaml.Node) -> object:
+        _count_values(node, {})
+        return super().construct_document(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:  # of a date, a number, ... that is none
+            fault = f"{str(node.value)[:50]!r} is no {node.tag.rpartition(':')[2]}"
+            raise ConstructorError(None, None, fault, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
         """Construct a mapping. Keys that come by ``<<`` may be written again: that is what it is for."""
@@ -41,3 +58,15 @@ class _NoKeyTwice(yaml.SafeLoader):
                 raise ConstructorError(None, None, f"the key {key.value!r} is written twice", key.start_mark)
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+
+def _count_values(node: yaml.Node, counted: dict[int, int]) -> int:
+    """Return how many values a node holds, aliases as often as they are used. Raises YAMLError for too many."""
+    if id(node) not in counted:
+        counted[id(node)] = _LARGEST  # of a node that holds itself
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+        counted[id(node)] = 1 + sum(_count_values(part, counted) for part in parts)
+    if counted[id(node)] >= _LARGEST:
+        raise yaml.YAMLError("it holds too many values, or an alias of what it is in itself")
+    return counted[id(node)]

@@ -1,11 +1,25 @@
-"""The one exception that is a message to the user, and the hint that goes with an unknown name."""
+"""The one exception that is a message to the user, and what messages are made of."""
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable
+
+_LONGEST_MESSAGE = 2_000
+_LONGEST_VALUE = 80
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = _LONGEST_VALUE
 
 
 class UserError(Exception):
-    """Something the user can mend: one clear sentence. The command line prints it and exits with code 2."""
+    """An error that the user can fix, in one clear sentence. The command line prints it and exits with code 2.
+
+    Characters that a terminal obeys are escaped in the message, and a very long one is shortened.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message), _LONGEST_MESSAGE))
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -16,4 +30,25 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
         hint = f"did you mean {' or '.join(repr(n) for n in near)}?"
     else:
         hint = f"known: {', '.join(names)}." if names else "there are none."
-    return UserError(f"unknown {kind} {name!r}; {hint}")
+    return UserError(f"unknown {kind} {shown(name)}; {hint}")
+
+
+def shown(value: object) -> str:
+    """Return a short text of any value for a message, on one line."""
+    return " ".join(_repr.repr(value).split())
+
+
+def printable(text: str, longest: int) -> str:
+    """Escape the characters of a text that cannot be printed, but for line breaks, and shorten it in the middle."""
+    if len(text) > longest:
+        text = f"{text[: longest // 2]} [...] {text[-longest // 3 :]}"
+    return re.sub(r"[^\n]", lambda one: one[0] if one[0].isprintable() else ascii(one[0])[1:-1], text)
+
+
+def unencodable(text: str) -> str:
+    """Return why a text cannot be encoded in UTF-8; an empty string if it can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"has half of a surrogate pair, {text[error.start]!a}, at character {error.start + 1}"
+    return ""

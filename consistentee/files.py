@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +25,9 @@ _logger = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
 """Ending of what a killed process may leave half-written; safe to delete."""
+
+OLD = ".old"
+"""Ending of the hidden name that a folder has while another one takes its place."""
 
 LOCK = ".lock"
 """Ending of the hidden files that :func:`only_one` locks; empty, and safe to delete while nobody computes."""
@@ -53,17 +56,19 @@ class DiskFullError(UserError):
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path for a file or a folder; at the end it becomes ``path``, whole and on the disk.
 
-    Whatever ends the block early, a kill included, leaves ``path`` as it was. Raises DiskFullError.
+    Whatever ends the block early, a kill included, leaves ``path`` as it was. A kill between the two renames that swap
+    a folder leaves the old one under a hidden name, see :func:`settle_swap`. Raises DiskFullError.
     """
     temporary: Path | None = None
     try:
+        settle_swap(path)
         temporary = _temporary_folder(path)
         made = temporary / path.name
         yield made
         for part in [made, *made.rglob("*")]:
             _sync(part)
         if path.is_dir():  # a folder cannot be renamed over another one
-            shutil.rmtree(path)
+            path.rename(_old(path))
         made.replace(path)
         _sync(path.parent)
     except Exception as error:
@@ -71,8 +76,31 @@ def replacing(path: Path) -> Iterator[Path]:
             raise DiskFullError(path) from error
         raise
     finally:
+        settle_swap(path)
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}{OLD}")
+
+
+def settle_swap(path: Path) -> None:
+    """Finish a swap of folders that was interrupted, or undo it if the new folder is not in place."""
+    old = _old(path)
+    if old.is_dir() and path.exists():
+        shutil.rmtree(old)
+    elif old.is_dir():
+        old.rename(path)
+
+
+def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
+    """Rename a file or folder to ``NAME.damaged-N`` or ``NAME.stale-N`` with the first free N."""
+    number = 1
+    while (target := path.with_name(f"{path.name}.{kind}-{number}")).exists():
+        number += 1
+    path.rename(target)
+    return target
 
 
 @contextmanager
@@ -142,26 +170,44 @@ def _sync(path: Path) -> None:
 
 
 def save_tensors(tensors: "dict[str, Tensor]", path: Path) -> None:
-    """Write tensors as safetensors, atomically. Raises DiskFullError."""
+    """Write tensors as safetensors, atomically, with a hash of them. Raises DiskFullError."""
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        metadata = {"sha256": _hash_with_shapes(tensors)}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
 def load_tensors(path: Path) -> "dict[str, Tensor] | None":
-    """Read a safetensors file of the project's own; None if there is none. A damaged one is named and deleted."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    """Read a file of :func:`save_tensors`; None if there is none. A damaged one is named and set aside."""
     if not path.is_file():
         return None
     try:
-        return load_file(path) if path.stat().st_size <= MAPPED_BYTES else _map_tensors(path)
-    except (SafetensorError, OSError) as error:
-        _logger.warning("%s is damaged (%s): deleted, and computed again", path, error)
-        path.unlink(missing_ok=True)
+        return checked_tensors(path)
+    except UserError as error:
+        _logger.warning("%s; set aside as %s, and computed again", error, set_aside(path, "damaged").name)
         return None
+
+
+def checked_tensors(path: Path) -> "dict[str, Tensor]":
+    """Read a file of :func:`save_tensors`. Raises UserError if it does not hold what was written."""
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path) if path.stat().st_size <= MAPPED_BYTES else _map_tensors(path)
+        with safe_open(path, framework="pt") as file:
+            written = (file.metadata() or {}).get("sha256")  # None in files that are older than hashes
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error})") from error
+    if written not in (None, _hash_with_shapes(tensors)):
+        raise UserError(f"{path} is damaged (its tensors do not have the hash that they were written with)")
+    return tensors
+
+
+def _hash_with_shapes(tensors: "dict[str, Tensor]") -> str:
+    shapes = [[name, str(tensor.dtype), list(tensor.shape)] for name, tensor in sorted(tensors.items())]
+    return hash_json([hash_tensors(tensors), shapes])
 
 
 def _map_tensors(path: Path) -> "dict[str, Tensor]":

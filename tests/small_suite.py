@@ -8,10 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from conftest import make_task
 from rich.console import Console
 
+from benchmarks.run import pool
+from benchmarks.run.jobs import Job
+from benchmarks.run.pool import compute_here
 from benchmarks.run.sweep import RunOutcome, run_suite
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE
@@ -26,6 +30,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from benchmarks.cli import main
 main()
 """
+
+
+def carry_out_here(job: Job) -> None:
+    """Compute a job in this process, which has loaded the libraries already."""
+    compute_here(job)
+    job.status.unlink(missing_ok=True)
 
 
 def wait_until(happened: Callable[[], object], seconds: float = 120) -> None:
@@ -79,12 +89,16 @@ class Bench:
         return self.suite_file
 
     def run(self, filters: Filters | None = None, *, changes: dict | None = None, **options: object) -> RunOutcome:
+        """Run the suite; in this process, unless a schedule is given."""
         console = Console(file=io.StringIO(), width=1000)
         suite = load_suite(self.write(**(changes or {})))
-        try:
-            return run_suite(suite, filters, out=self.out, console=console, **options)
-        finally:
-            self.said = console.file.getvalue()
+        with pytest.MonkeyPatch.context() as patch:
+            if "schedule" not in options:
+                patch.setattr(pool, "execute", carry_out_here)
+            try:
+                return run_suite(suite, filters, out=self.out, console=console, **options)
+            finally:
+                self.said = console.file.getvalue()
 
     def read(self) -> StoredResults[CellRecord, TimingRecord]:
         return open_results(self.out, CellRecord, TimingRecord)

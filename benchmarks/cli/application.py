@@ -4,13 +4,12 @@ import errno
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from consistentee.errors import UserError
+from consistentee.errors import UserError, printable
 
 # Typer's own ways to end a command: Exit, Abort, and the parent of all usage errors.
 _TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])
@@ -39,7 +38,7 @@ class Commands(TyperGroup):
             code, message = _explained(error)
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            print(" ".join(message.split()), file=sys.stderr)
+            print(printable(" ".join(message.split()), longest=2_000), file=sys.stderr)
             raise typer.Exit(code) from error
 
 
@@ -80,6 +79,12 @@ def examples(*lines: str) -> str:
     return "\n\n".join(["Examples:", *lines])
 
 
+def finish(failed: bool) -> None:
+    """End a command with exit code 1 if something failed."""
+    if failed:
+        raise typer.Exit(1)
+
+
 app = typer.Typer(
     name="consistentee",
     cls=Commands,
@@ -90,19 +95,12 @@ app = typer.Typer(
     help="The reference benchmark for early exiting in language models: train, measure and compare methods.",
     epilog=examples(
         "consistentee run quick",
-        "consistentee run cpu-6-layers-converged --data DATA --tasks mcid rte",
+        "consistentee run cpu-6-layers --data DATA --tasks mcid rte",
         "consistentee table runs/quick",
         "consistentee doctor",
         "Exit codes: 0 done, 1 something failed, 2 something you can mend, 130 interrupted.",
     ),
 )
-
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data", envvar="CONSISTENTEE_DATA", help="Folder with data files; looked into before packages and the hub."
-    ),
-]
 
 
 def _show_version(wanted: bool) -> None:

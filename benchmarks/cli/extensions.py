@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.cli.application import DataOption, app, examples
-from benchmarks.cli.arguments import chosen, existing_data, found_methods, parsed_parameters
+from benchmarks.cli.application import app, examples, finish
+from benchmarks.cli.arguments import DataOption, ParametersOption, found_methods, parsed_parameters, several
 from benchmarks.terminal import output_console
 
 command = partial(app.command, rich_help_panel="Your own")
@@ -41,13 +41,8 @@ def check_method(
         str, typer.Argument(metavar="METHOD", help="file.py:Class, file.py, folder/, or a registered name.")
     ],
     *,
-    families: Annotated[
-        list[str] | None,
-        typer.Option("--families", metavar="A B ...", help="Encoder or decoder families.", show_default="all"),
-    ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", metavar="KEY=VALUE ...", help="Parameters of the method.")
-    ] = None,
+    families: Annotated[list[str] | None, several("--families", "Encoder or decoder families.", shown="all")] = None,
+    param: ParametersOption = None,
 ) -> None:
     """Put a method under the contract on tiny models, in less than a minute: what fails, and where to look."""
     from benchmarks.contract.run import check_method as check
@@ -56,13 +51,10 @@ def check_method(
 
     passed = True
     for name in found_methods([method]) or []:
-        report = check(
-            name, get_method(name, **parsed_parameters(param)), chosen(families, "--families"), progress=True
-        )
+        report = check(name, get_method(name, **parsed_parameters(param)), families, progress=True)
         output_console().print(report_table(report))
         passed &= report.passed
-    if not passed:
-        raise typer.Exit(1)
+    finish(not passed)
 
 
 @command(
@@ -77,19 +69,17 @@ def check_task(
     task: Annotated[str, typer.Argument(metavar="TASK", help="A task's YAML file, or its name.")],
     *,
     backbone: Annotated[
-        str | None,
-        typer.Option("--backbone", help="Measure lengths in this backbone's tokens.", show_default="in words"),
+        str | None, typer.Option("--backbone", help="Measure lengths in its tokens.", show_default="in words")
     ] = None,
     data: DataOption = None,
 ) -> None:
     """Read every row of a task: sizes, labels, lengths, leakage between splits; what is wrong, in plain words."""
-    from benchmarks.tasks.checking.check import check_task as check
-    from benchmarks.tasks.checking.check import report_tables
+    from benchmarks.tasks.check import check_task as check
+    from benchmarks.tasks.check import report_tables
 
-    report = check(task, existing_data(data), backbone)
+    report = check(task, data, backbone)
     output_console().print(report_tables(report))
-    if report.errors:
-        raise typer.Exit(1)
+    finish(bool(report.errors))
 
 
 @command(
@@ -111,5 +101,4 @@ def check_backbone(
 
     report = check(backbone, progress=True)
     output_console().print(report_table(report))
-    if not report.passed:
-        raise typer.Exit(1)
+    finish(not report.passed)

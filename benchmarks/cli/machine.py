@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.cli.application import DataOption, app, examples
-from benchmarks.cli.arguments import listed
+from benchmarks.cli.application import app, examples, finish
+from benchmarks.cli.arguments import UncheckedDataOption, listed
 from benchmarks.terminal import output_console
 
 command = partial(app.command, rich_help_panel="This machine")
@@ -30,27 +30,19 @@ def list_names(
     ] = None,
     detail: Annotated[
         bool,
-        typer.Option(
-            "--detail", help="Of methods a card each, which takes a minute; of suites all that is known of their costs."
-        ),
+        typer.Option("--detail", help="Show a card for every method; show all that is known of the costs of suites."),
     ] = False,
 ) -> None:
     """Show the methods, tasks, backbones and suites that can be named."""
     from benchmarks.commands.inventory import inventories
 
-    console = output_console()
-    places = listed(methods) or []
+    console, places = output_console(), listed(methods) or []
     if detail and kind == "methods":
         from benchmarks.commands.method_cards import write_cards
 
         write_cards(places, console)
         return
-    if detail and kind == "suites":
-        from benchmarks.commands.inventory import detailed_suites
-
-        console.print(detailed_suites())
-        return
-    for table in inventories(kind, places):
+    for table in inventories(kind, places, detail=detail):
         console.print(table)
 
 
@@ -66,11 +58,10 @@ def fetch(
 
 
 @command(epilog=examples("consistentee doctor", "consistentee doctor --data DATA"))
-def doctor(data: DataOption = None) -> None:
+def doctor(data: UncheckedDataOption = None) -> None:
     """Check this machine: versions, threads, cache and disk, data, hub; and say what would help."""
     from benchmarks.commands import doctor as examination
 
     findings = examination.examine(data)
     output_console().print(examination.report(findings))
-    if any(finding.verdict == "problem" for finding in findings):
-        raise typer.Exit(1)
+    finish(any(finding.verdict == "problem" for finding in findings))

@@ -7,14 +7,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from benchmarks.cli.application import DataOption, app, examples
-from benchmarks.cli.arguments import existing_data, listed, parsed_parameters, parsed_shares
+from benchmarks.cli.application import app, examples
+from benchmarks.cli.arguments import DataOption, KnobOption, ParametersOption, numbers, parsed_parameters, several
 from benchmarks.terminal import output_console
 
 command = partial(app.command, rich_help_panel="One model")
 
 DeltaOption = Annotated[
     float, typer.Option("--delta", help="Tolerated chance that the promise of --risk is broken.", show_default=True)
+]
+
+AllowCodeOption = Annotated[
+    bool, typer.Option("--allow-code", help="Run the Python file that the folder names as its method; trust it first.")
 ]
 
 RISK_LOSSES = "gap|consistency|brier-gap|brier-consistency"
@@ -54,9 +58,7 @@ def train(
             show_default="minilm-l6, for tasks of texts smollm2-135m",
         ),
     ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", metavar="KEY=VALUE ...", help="Parameters of the method.")
-    ] = None,
+    param: ParametersOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE ...", help="How to train: the fields are listed below."),
@@ -82,7 +84,7 @@ def train(
         out=out,
         settings=parsed_parameters(settings, "--set"),
         seed=seed,
-        data_dir=existing_data(data),
+        data_dir=data,
         tolerance=None if risk is None else Tolerance(risk, delta, bound, loss),
     )
     output_console().print(report)
@@ -99,16 +101,16 @@ def risk(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of labels.")],
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task that it was trained for.")],
     *,
-    risks: Annotated[list[str], typer.Option("--risk", metavar="A B ...", help="Mean losses that are tolerated.")],
+    risks: Annotated[list[str], several("--risk", "Mean losses that are tolerated.")],
     delta: DeltaOption = 0.1,
     losses: Annotated[
-        list[str] | None,
-        typer.Option("--loss", metavar=f"{RISK_LOSSES} ...", help="Of a row.", show_default="gap consistency"),
+        list[str] | None, several("--loss", "Of a row.", f"{RISK_LOSSES} ...", shown="gap consistency")
     ] = None,
     splits: Annotated[
         int | None, typer.Option("--splits", min=1, help="Count broken promises over so many random splits instead.")
     ] = None,
     data: DataOption = None,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Choose the knob of a saved model by risk control (CRC, UCB, LTT), and see what it costs on test rows."""
     from benchmarks.commands.one_model.risk import risk_table
@@ -117,11 +119,12 @@ def risk(
         risk_table(
             model,
             task,
-            parsed_shares(risks),
+            numbers("--risk", risks, float) or [],
             delta=delta,
-            losses=listed(losses) or ["gap", "consistency"],
+            losses=losses or ["gap", "consistency"],
             splits=splits,
-            data_dir=existing_data(data),
+            data_dir=data,
+            allow_code=allow_code,
         )
     )
 
@@ -136,15 +139,14 @@ def risk(
 def predict(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train.")],
     texts: Annotated[list[str], typer.Argument(metavar="TEXT", help="Texts; a tab parts the texts of a pair.")],
-    knob: Annotated[
-        float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
-    ] = None,
+    knob: KnobOption = None,
     pair: Annotated[bool, typer.Option("--pair", help="Every two texts are one pair.")] = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text."""
     from benchmarks.commands.one_model.predict import predict_texts, rows_of
 
-    output_console().print(predict_texts(model, rows_of(texts, pair), knob))
+    output_console().print(predict_texts(model, rows_of(texts, pair), knob, allow_code=allow_code))
 
 
 @command(
@@ -158,9 +160,7 @@ def generate(
     model: Annotated[Path, typer.Argument(metavar="DIR", help="A folder written by train, for a task of texts.")],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to go on from, as they are.")],
     *,
-    knob: Annotated[
-        float | None, typer.Option("--knob", help="Value of the method's knob.", show_default="chosen in training")
-    ] = None,
+    knob: KnobOption = None,
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", min=0, help="Of each text.", show_default="as in training")
     ] = None,
@@ -187,6 +187,7 @@ def generate(
         ),
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="token/12 instead of colours.")] = False,
+    allow_code: AllowCodeOption = False,
 ) -> None:
     """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
     from benchmarks.commands.one_model.generate import write_texts
@@ -200,4 +201,5 @@ def generate(
         kv=kv,
         in_flight=in_flight,
         plain=plain,
+        allow_code=allow_code,
     )

@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.cli.application import DataOption, app, examples
-from benchmarks.cli.arguments import chosen, existing_data, labels_of_methods, results_folder
+from benchmarks.cli.application import app, examples, finish
+from benchmarks.cli.arguments import (
+    BackbonesOption,
+    DataOption,
+    TasksOption,
+    WorkersOption,
+    labels_of_methods,
+    results_folder,
+)
 from benchmarks.terminal import RESULTS_WIDTH, output_console
 
 command = partial(app.command, rich_help_panel="See results")
@@ -76,15 +83,7 @@ def reproduce(
         str | None, typer.Argument(metavar="NAME", help="A table's name, or its YAML file; without, all are listed.")
     ] = None,
     *,
-    backbones: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--backbones",
-            metavar="A B ...",
-            help="Ours; names, directories, hub ids.",
-            show_default="those with records",
-        ),
-    ] = None,
+    backbones: BackbonesOption = None,
     results: Annotated[
         list[Path] | None,
         typer.Option(
@@ -103,9 +102,7 @@ def reproduce(
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of what --run trains.", show_default="runs/NAME")
     ] = None,
-    workers: Annotated[
-        int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
-    ] = 1,
+    workers: WorkersOption = 1,
 ) -> None:
     """Set a paper's table beside ours: the same tasks at the printed speed-ups, with intervals and what differs."""
     from benchmarks.commands import reproduce as papers
@@ -113,10 +110,7 @@ def reproduce(
     if name is None:
         output_console().print(papers.inventory())
         return
-    reproduction = papers.Reproduction.of(
-        name, chosen(backbones, "--backbones"), out=None if out is None else results_folder(out), results=results
-    )
-    data = existing_data(data)
+    reproduction = papers.Reproduction.of(name, backbones, out=results_folder(out), results=results)
     if dry_run:
         print("\n".join(reproduction.plan(data, workers)))
         return
@@ -132,8 +126,7 @@ def reproduce(
         print(f"written to {path}", file=sys.stderr)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
-    if failed:
-        raise typer.Exit(1)
+    finish(bool(failed))
 
 
 @command(
@@ -145,7 +138,7 @@ def reproduce(
 def plot(
     results: ResultsArgument,
     methods: OnlyMethodsOption = None,
-    tasks: Annotated[list[str] | None, typer.Option("--tasks", metavar="A B ...", help="Only these tasks.")] = None,
+    tasks: TasksOption = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder of the figures.", show_default="DIR; of some methods or tasks DIR/selected"),
@@ -166,8 +159,8 @@ def plot(
     paths, missing = write_all_figures(
         results,
         labels_of_methods(methods),
-        chosen(tasks, "--tasks"),
-        to=None if out is None else results_folder(out),
+        tasks,
+        to=results_folder(out),
         processes=processes,
         kinds=(figure_format,),
     )
@@ -206,3 +199,16 @@ def leaderboard(
         output_console(RESULTS_WIDTH).print(to_terminal(board))
     else:
         print(to_text(board, table_format), end="")
+
+
+@command(epilog=examples("consistentee verify runs/quick", "consistentee verify results/quick"))
+def verify(results: ResultsArgument) -> None:
+    """Check all files of a results folder: schemas, hashes, keys, rows, stages, leftovers; name every fault."""
+    from benchmarks.store.verify import faults_of
+
+    faults = list(faults_of(results))
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults:
+        raise typer.Exit(2)
+    print(f"{results}: everything is as it was written")

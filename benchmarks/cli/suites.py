@@ -1,4 +1,4 @@
-"""Commands of a suite: run it, search its recipes, publish what it left."""
+"""Commands of a suite: run it, publish its results."""
 
 import sys
 from functools import partial
@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.cli.application import DataOption, app, examples
+from benchmarks.cli.application import app, examples, finish
 from benchmarks.cli.arguments import (
-    chosen,
-    existing_data,
+    BackbonesOption,
+    DataOption,
+    TasksOption,
+    WorkersOption,
     found_methods,
-    listed,
-    parsed_rate,
-    parsed_seeds,
+    numbers,
     results_folder,
+    several,
 )
 from benchmarks.terminal import RESULTS_WIDTH, output_console
 from consistentee.errors import UserError
@@ -26,33 +27,22 @@ command = partial(app.command, rich_help_panel="Run a suite")
 @command(
     epilog=examples(
         "consistentee run quick",
-        "consistentee run cpu-6-layers-converged --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
-        "consistentee run cpu-6-layers-converged --methods full,consistentee mine.py:MyMethod",
-        "consistentee run cpu-6-layers-converged --data DATA --dry-run",
-        "consistentee run cpu-6-layers-converged --data DATA --workers 4",
+        "consistentee run cpu-6-layers --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
+        "consistentee run cpu-6-layers --methods full,consistentee mine.py:MyMethod",
+        "consistentee run cpu-6-layers --data DATA --dry-run",
+        "consistentee run cpu-6-layers --data DATA --workers 4",
         "Run it again at any time: only what is missing is computed.",
     )
 )
 def run(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
     *,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option("--tasks", metavar="A B ...", help="Only these tasks; several words, or with commas."),
-    ] = None,
+    tasks: TasksOption = None,
     methods: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--methods", metavar="A B ...", help="Only these methods or labels, file.py:Class, or all of folder/."
-        ),
+        list[str] | None, several("--methods", "Only these methods or labels, file.py:Class, or all of folder/.")
     ] = None,
-    backbones: Annotated[
-        list[str] | None,
-        typer.Option("--backbones", metavar="A B ...", help="Catalogue names, directories or hub ids."),
-    ] = None,
-    seeds: Annotated[
-        list[str] | None, typer.Option("--seeds", metavar="0 1 ...", help="Seeds of the training.")
-    ] = None,
+    backbones: BackbonesOption = None,
+    seeds: Annotated[list[str] | None, several("--seeds", "Seeds of the training.", "0 1 ...")] = None,
     data: DataOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/SUITE")] = None,
     published: Annotated[
@@ -66,9 +56,7 @@ def run(
         bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show it beside.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
-    workers: Annotated[
-        int, typer.Option("--workers", metavar="N", min=1, help="Cells that run at once on this machine.")
-    ] = 1,
+    workers: WorkersOption = 1,
     scheduler: Annotated[
         str | None,
         typer.Option("--scheduler", metavar="ADDRESS", help="Run on a dask cluster, such as tcp://host:8786."),
@@ -81,23 +69,18 @@ def run(
     from benchmarks.specs.suites import Filters, load_suite
 
     spec = load_suite(suite)
-    filters = Filters(
-        tasks=chosen(tasks, "--tasks"),
-        methods=found_methods(methods),
-        backbones=chosen(backbones, "--backbones"),
-        seeds=parsed_seeds(seeds),
-    )
+    filters = Filters(tasks, found_methods(methods), backbones, numbers("--seeds", seeds))
     if scheduler is not None and workers > 1:
         raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
-    out, data = results_folder(out or Path("runs") / spec.name), existing_data(data)
+    out = results_folder(out) or Path("runs") / spec.name
     if dry_run:
-        from benchmarks.run.planning.forecast import plan_lines
+        from benchmarks.run.dry_run import plan_lines
 
         again = {"fresh": fresh, "retry_failed": retry_failed, "remeasure": remeasure}
         lines = plan_lines(spec, filters, out=out, data_dir=data, workers=workers, published_dir=published, **again)
         print("\n".join(lines))
         return
-    from benchmarks.run.jobs.schedulers import Schedule
+    from benchmarks.run.pool import Schedule
     from benchmarks.run.sweep import run_suite
 
     outcome = run_suite(
@@ -117,47 +100,7 @@ def run(
         print(f"not defined: {line}", file=sys.stderr)
     for line in outcome.failed:
         print(f"failed: {line}", file=sys.stderr)
-    if outcome.failed:
-        raise typer.Exit(1)
-
-
-@command(
-    name="search-recipe",
-    epilog=examples(
-        "consistentee search-recipe cpu-6-layers-converged --data DATA --tasks rte mrpc",
-        "consistentee search-recipe cpu-6-layers-converged --data DATA --rates 5e-5 1e-4 2e-4 --epochs 10",
-    ),
-)
-def search_recipe(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
-    *,
-    tasks: Annotated[list[str] | None, typer.Option("--tasks", metavar="A B ...", help="Only these tasks.")] = None,
-    backbones: Annotated[
-        list[str] | None, typer.Option("--backbones", metavar="A B ...", help="Names, directories or hub ids.")
-    ] = None,
-    rates: Annotated[
-        list[str] | None,
-        typer.Option("--rates", metavar="X Y ...", help="Peak rates of the backbone.", show_default="5e-5 1e-4 2e-4"),
-    ] = None,
-    epochs: Annotated[
-        int, typer.Option("--epochs", metavar="N", min=2, help="Of every run: more than a recipe will have.")
-    ] = 8,
-    data: DataOption = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="CSV file, a line an epoch.", show_default="runs/SUITE-recipes.csv")
-    ] = None,
-) -> None:
-    """Train full models and joint exits for long, and say after how many epochs and at which rate they converge.
-
-    What is in the CSV file is not trained again. The recipe goes into the suite's YAML by hand.
-    """
-    from benchmarks.commands.search_recipe import recipes_of
-    from benchmarks.specs.suites import Filters
-
-    filters = Filters(tasks=chosen(tasks, "--tasks"), backbones=chosen(backbones, "--backbones"), seeds=[0])
-    tried = [parsed_rate(rate) for rate in listed(rates) or ()]
-    found = recipes_of(suite, filters, tried, epochs, data_dir=existing_data(data), out=out)
-    output_console(RESULTS_WIDTH).print(found)
+    finish(bool(outcome.failed))
 
 
 @command(

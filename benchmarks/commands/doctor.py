@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,9 +17,9 @@ import psutil
 from packaging.requirements import Requirement
 
 from benchmarks.store.environment import usable_cores
-from benchmarks.tasks.loader import list_tasks, spec_of, task_shipment
+from benchmarks.tasks.loader import list_tasks, load_task, spec_of, task_shipment
 from benchmarks.terminal import add_columns, plain_table
-from consistentee.backbones.catalog import list_backbones
+from consistentee.backbones.catalog import Backbone, Decoder, list_backbones
 from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Finding:
 
 
 def examine(data_dir: Path | None) -> list[Finding]:
-    """Examine the machine. Takes a few seconds at most; changes nothing but an empty cache folder."""
+    """Examine the machine, and use the backbones and tasks that are in the cache; takes some seconds."""
     python = Finding("python", "ok", platform.python_version())
     findings = [python, *check_requirements(), check_torch(), check_load(), check_cache()]
     return [*findings, check_precision(), check_data(data_dir), check_hub(), *check_shipments()]
@@ -182,20 +183,46 @@ def _answer_within(seconds: float, ask: Callable[[], None]) -> str | None:
 
 
 def check_shipments() -> list[Finding]:
-    """Look at which backbones and tasks that travel in packages are in the cache."""
-    shipments = {f"backbone {n}": b.source for n, b in list_backbones().items() if isinstance(b.source, Shipment)}
+    """Use every backbone and task that travels in packages and is in the cache; name those that are not fetched yet."""
+    findings = []
+    for name, backbone in list_backbones().items():
+        if isinstance(backbone.source, Shipment):
+            findings.append(_check_shipment("backbone", name, backbone.source, partial(_use_backbone, backbone)))
     for name in list_tasks():
         shipment = task_shipment(name)
         if shipment is not None:
-            shipments[f"task {name}"] = shipment
-    findings = []
-    for name, shipment in shipments.items():
-        if is_fetched(shipment):
-            findings.append(Finding(name, "ok", "in the cache"))
-        else:
-            advice = f"fetched when needed, or now: consistentee fetch {name.split()[1]}"
-            findings.append(Finding(name, "warn", f"not in the cache, {shipment.size / 2**20:.0f} MiB", advice))
+            findings.append(_check_shipment("task", name, shipment, partial(_use_task, name)))
     return findings
+
+
+def _check_shipment(kind: str, name: str, shipment: Shipment, use: Callable[[], str]) -> Finding:
+    subject = f"{kind} {name}"
+    if not is_fetched(shipment):
+        advice = f"fetched when needed, or now: consistentee fetch {name}"
+        return Finding(subject, "warn", f"not in the cache, {shipment.size / 2**20:.0f} MiB", advice)
+    try:
+        return Finding(subject, "ok", use())
+    except Exception as error:  # whatever is wrong with it, here it is only reported
+        folder = cache_dir() / "unpacked" / shipment.name
+        remedy = f"delete {folder}, then: consistentee fetch {name}"
+        return Finding(subject, "problem", f"cannot be used: {error}", remedy)
+
+
+def _use_backbone(backbone: Backbone) -> str:
+    """Load a backbone, and classify a text or write a token with it."""
+    import consistentee as ee
+
+    if isinstance(backbone, Decoder):
+        decoder = ee.MultiExitDecoder.from_backbone(backbone.name)
+        written = ee.generate(decoder, ["The council voted on Tuesday to"], ee.NeverExit(), max_new_tokens=1)
+        return f"loaded, and wrote {written.texts[0]!r}"
+    encoder = ee.MultiExitModel.from_backbone(backbone.name, num_labels=2)
+    ee.classify(encoder, ["a film to see twice"], ee.NeverExit())
+    return "loaded, and classified a text"
+
+
+def _use_task(name: str) -> str:
+    return f"in the cache, {len(load_task(name).test)} test rows"
 
 
 def report(findings: list[Finding]) -> "Table":

@@ -6,8 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from benchmarks.commands.plugins import find_methods
-from benchmarks.commands.suite_costs import SuiteCost
-from benchmarks.specs.suites import list_suites, load_suite
+from benchmarks.specs.suites import expand, list_suites, load_suite
 from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, resolve, resolve_decoder
@@ -20,17 +19,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def inventories(kind: str = "all", places: Sequence[str] = ()) -> list["Table"]:
+def inventories(kind: str = "all", places: Sequence[str] = (), *, detail: bool = False) -> list["Table"]:
     """Return the table of one kind of name, or of all four. Raises UserError for an unknown kind.
 
-    ``places`` are files and folders whose methods are listed beside the registered ones.
+    Args:
+        kind: ``methods``, ``tasks``, ``backbones``, ``suites`` or ``all``.
+        places: files and folders whose methods are listed with the registered ones.
+        detail: of suites, everything that is known of what a run takes.
     """
-    builders: dict[str, Callable[[], Table]] = {"methods": partial(_methods, places), **_INVENTORIES}
-    if kind == "all":
-        return [build() for build in builders.values()]
-    if kind not in builders:
+    builders: dict[str, Callable[[], Table]] = {
+        "methods": partial(_methods, places),
+        "tasks": _tasks,
+        "backbones": _backbones,
+        "suites": partial(_suites, detail=detail),
+    }
+    if kind != "all" and kind not in builders:
         raise unknown_name("list", kind, builders)
-    return [builders[kind]()]
+    return [build() for name, build in builders.items() if kind in (name, "all")]
 
 
 @dataclass(frozen=True)
@@ -131,29 +136,17 @@ def _cached(shipment: Shipment) -> str:
     return "cached" if is_fetched(shipment) else f"{shipment.size / 2**20:.0f} MiB to fetch"
 
 
-def _suites() -> "Table":
-    """Return a line a suite, however narrow the terminal is; of costs what decides whether to run it."""
-    table = _table("Suites (times: on 2 CPU cores)", "name", "what it runs", "cells", "time", "disk", "data")
+def _suites(*, detail: bool) -> "Table":
+    """Return a line a suite, however narrow the terminal is; with ``detail`` all of it."""
+    table = _table(
+        "Suites (hours: on 2 CPU cores)", "name", "what it runs", "cells", "data", "cost" if detail else "hours"
+    )
     for column in table.columns:
-        column.no_wrap, column.overflow = True, "ellipsis"
+        column.no_wrap, column.overflow = not detail, "fold" if detail else "ellipsis"
     for name in list_suites():
         suite = load_suite(name)
-        cost = SuiteCost.of(suite)
-        add_row(table, name, suite.description, f"{cost.cells:,}", cost.time, cost.disk, cost.data)
+        cost = "; ".join(f"{part.replace('_', ' ')}: {value}" for part, value in suite.cost.items())
+        data = "in packages" if all(map(task_shipment, suite.tasks)) else "--data"
+        hours = suite.cost.get("hours", "")
+        add_row(table, name, suite.description, len(expand(suite)), data, cost if detail else hours)
     return table
-
-
-def detailed_suites() -> "Table":
-    """Return what every suite runs, and all that is known of what it takes."""
-    table = _table("Suites", "name", "kind", "what it runs", "what it takes")
-    for name in list_suites():
-        suite = load_suite(name)
-        add_row(table, name, suite.kind, suite.description, SuiteCost.of(suite).sentence())
-    return table
-
-
-_INVENTORIES: dict[str, Callable[[], "Table"]] = {
-    "tasks": _tasks,
-    "backbones": _backbones,
-    "suites": _suites,
-}

@@ -1,12 +1,15 @@
 """Publishing a run: what it left behind in hundreds of files becomes the few small ones that can be committed."""
 
+import json
 import shutil
 from pathlib import Path
 
 from benchmarks.analysis import write_published_files
 from benchmarks.kinds.kind import kind_named
 from benchmarks.store.compact.writing import write_compact
+from benchmarks.store.folders import ENVIRONMENT_FILE, HASHES_FILE, SUITE_FILE
 from benchmarks.store.records import BaseRecord, BaseTimingRecord
+from benchmarks.store.sealing import write_json
 from benchmarks.store.stored_results import (
     RowSource,
     StoredResults,
@@ -16,19 +19,24 @@ from benchmarks.store.stored_results import (
     open_results,
 )
 from consistentee.errors import UserError
+from consistentee.files import PARTIAL, replacing
 
-_COPIED = ("suite.yaml", "environment.json")
+_COPIED = (SUITE_FILE, ENVIRONMENT_FILE)
 
 
 def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     """Write the compact form of a run's results, with its tables and its figure, and return the files.
+
+    All of it is written beside ``out`` first, and takes its place at once. Other files that lie in ``out``, such as
+    notes, are kept.
 
     Args:
         run: the folder of a run.
         out: where to; by default ``results/NAME``, with the name of the run's folder.
 
     Raises:
-        UserError: the folder is not of a run, something in it cannot be read, or ``out`` holds a run.
+        UserError: the folder is not of a run, something in it cannot be read, or ``out`` holds anything else than
+            published results.
     """
     out = Path("results") / run.resolve().name if out is None else out
     if is_compact(run):
@@ -42,12 +50,21 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     results = open_results(run, kind.record, kind.timing)
     if results.faults:
         raise UserError(f"{results.faults[0]}; run the suite again before you publish it")
-    written = write_compact(out, results, kind.timing, kind=kind_name, failures=failed_cells(run))
-    _check(results, open_results(out, kind.record, kind.timing), out)
-    for name in _COPIED:
-        if (run / name).exists():
-            written.append(Path(shutil.copyfile(run / name, out / name)))
-    return [*written, *write_published_files(out)]
+    if out.exists() and not is_compact(out) and any(out.iterdir()):
+        raise UserError(f"{out} holds something else than published results; give another --out")
+    for leftover in out.parent.glob(f".{out.name}.*{PARTIAL}"):
+        shutil.rmtree(leftover)
+    with replacing(out) as new:
+        if out.exists():
+            shutil.copytree(out, new, ignore=shutil.ignore_patterns("*.parquet"))
+        written = write_compact(new, results, kind.timing, kind=kind_name, failures=failed_cells(run))
+        for name in _COPIED:
+            if (run / name).exists():
+                written.append(Path(shutil.copyfile(run / name, new / name)))
+        write_json(new / HASHES_FILE, json.dumps({"kind": kind_name}), written)
+        _check(results, open_results(new, kind.record, kind.timing), out)
+        written += [new / HASHES_FILE, *write_published_files(new)]
+    return [out / path.relative_to(new) for path in written]
 
 
 def _check(

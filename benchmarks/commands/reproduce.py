@@ -89,7 +89,7 @@ class Reproduction:
 
     def plan(self, data_dir: Path | None, workers: int = 1) -> list[str]:
         """Return what :meth:`run` would do, and how long it would train, in lines for people."""
-        from benchmarks.run.planning.forecast import plan_lines
+        from benchmarks.run.dry_run import plan_lines
 
         return [
             line
@@ -102,7 +102,7 @@ class Reproduction:
 
     def run(self, data_dir: Path | None, workers: int = 1) -> list[str]:
         """Run what is missing, one backbone after the other, and return what failed, a line a cell."""
-        from benchmarks.run.jobs.schedulers import Schedule
+        from benchmarks.run.pool import Schedule
         from benchmarks.run.sweep import run_suite
 
         failed: list[str] = []

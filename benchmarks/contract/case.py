@@ -96,11 +96,11 @@ class Case(BaseCase[MultiExitModel, Trace]):
         return torch.cat([self.replayed(knob, rows_of(trace, [row])) for row in range(len(trace))])
 
 
-def train_case(method: Method, family: str, models: TinyModels) -> Case:
+def train_case(method: Method, family: str, models: TinyModels, rows: int = ROWS) -> Case:
     """Train a method as a run would, on a toy task of 3 classes. Raises BrokenContractError if that fails."""
     model = fitted(method, models.model(family), make_task(), RECIPE)
-    texts = random_texts(ROWS, seed=9)
-    trace = record_trace(model, Split("unseen", texts, [i % 3 for i in range(ROWS)]))
+    texts = random_texts(rows, seed=9)
+    trace = record_trace(model, Split("unseen", texts, [i % 3 for i in range(rows)]))
     return Case(method, family, models, model, trace, texts)
 
 

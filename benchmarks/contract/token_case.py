@@ -155,11 +155,11 @@ def _rows_of(prompts: Sequence[Sequence[int]], written: Generations) -> list[Tok
     return list(zip(prompts, tokens_of(written), strict=True))
 
 
-def train_token_case(method: TokenMethod, family: str, models: TinyDecoders) -> TokenCase:
-    """Train a method as a run would, on a toy task with a frozen backbone. Raises BrokenContractError if that fails."""
-    model = fitted(method, models.model(family), make_text_task(), RECIPE)
+def train_token_case(method: TokenMethod, family: str, models: TinyDecoders, recipe: TokenRecipe = RECIPE) -> TokenCase:
+    """Train a method as a run would, on a toy task. Raises BrokenContractError if that fails."""
+    model = fitted(method, models.model(family), make_text_task(), recipe)
     texts = random_prompts(PROMPTS, seed=9)
     prompts = model.encode(texts)
     full = generate_encoded(model, prompts, NeverExit(), max_new_tokens=NEW_TOKENS)
-    trace = record_tokens(model, _rows_of(prompts, full))
+    trace = record_tokens(model, _rows_of(prompts, full), dtype=model.dtype)
     return TokenCase(method, family, models, model, trace, texts, prompts)

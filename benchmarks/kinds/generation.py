@@ -1,224 +1,174 @@
-"""Cells of generation: choose knobs on validation prompts, decode the test prompts for real, and score the texts.
-
-Their names are those of :class:`benchmarks.kinds.kind.KindFunctions`, as classification's are.
-"""
+"""Generation: choose knobs on validation prompts, decode the test prompts for real, and score the texts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
+from benchmarks.kinds.kind import Kind
 from benchmarks.kinds.rows import CellRows
-from benchmarks.kinds.texts.calibration_study import check_calibrates, pooled, study_calibration
-from benchmarks.kinds.texts.decoded_test import decode_test
-from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts, fitting_prompts
-from benchmarks.kinds.texts.findings import Outcome, generation_table, means, operating_point, peak_memory
-from benchmarks.kinds.texts.selection import Selection, select_knobs
-from benchmarks.measure.decoding_clock import DecodingTimes, stock_times
-from benchmarks.measure.decoding_flops import DecodingFlops
-from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, Regrouped
-from benchmarks.specs.targets import Target
-from benchmarks.store.folders import CALIBRATION_FILE, PREDICTIONS_FILE
-from benchmarks.store.generation_records import DecodingSamples
-from consistentee.backbones.decoders import decoder_stepper_for
+from benchmarks.specs.base import TimingSpec
+from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite, Regrouped
+from benchmarks.store.file_hashes import FileHashes, file_hashes
+from benchmarks.store.generation_records import (
+    DecodingContender,
+    DecodingSamples,
+    DecodingTimingRecord,
+    GenerationRecord,
+)
+from benchmarks.tasks.loader import load_text_task
 from consistentee.data.prompts import TextTask
-from consistentee.engine.generate import Generations
-from consistentee.methods.token_method import TokenMethod
-from consistentee.models.base import Precision
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.training.loop import training_device
-from consistentee.training.precision import precision_used
-from consistentee.training.recipe import TokenRecipeSettings
 
-STOCK = "stock generate"
+if TYPE_CHECKING:
+    from benchmarks.kinds.texts.findings import Choice
+    from benchmarks.measure.decoding_clock import DecodingTimes
+    from consistentee.engine.generate import Generations
+    from consistentee.methods.token_method import TokenMethod
+    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+
 _FULL = "token-full"
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What decodes, and the operating points that validation prompts chose."""
+class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDecoder", str, "DecodingTimes"]):
+    """Cells of generation; a batch of prompts is timed while it is read and continued."""
 
-    decoder: PromptDecoder
-    validation: Prompts
-    selection: Selection
+    suite = GenerationSuite
+    record = GenerationRecord
+    timing = DecodingTimingRecord
+    contender = DecodingContender
+    model_file = "multi_exit_decoder.json"
+    usual_backbone = "smollm2-135m"
+    stock_label = "stock generate"
 
-    @property
-    def default_knob(self) -> float:
-        """The knob that a user of the saved model gets unasked: cheap, and nearly always as the full model."""
-        return self.selection.default_knob
+    def load_rows(self, spec: GenerationCellSpec, data_dir: Path | None) -> CellRows[TextTask]:
+        task = load_text_task(spec.task, data_dir)
+        training = task if spec.train_on == spec.task else load_text_task(spec.train_on, data_dir)
+        return CellRows(task.capped(validation=spec.validation_prompts, test=spec.test_prompts), training)
 
-    def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
-        """Return agreement and layers on validation prompts."""
-        points = [(self.selection.points[index], targets) for index, targets in self.selection.chosen.items()]
-        agreement, layers = "agreement with full %", f"layers of {self.decoder.model.num_layers}"
-        return [
-            (point.knob, targets, {agreement: f"{100 * point.agreement:.1f}", layers: f"{point.average_layers:.2f}"})
-            for point, targets in points
-            if targets
-        ]
+    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+        from consistentee.backbones.catalog import resolve_decoder
 
+        return {"files": file_hashes(Path(resolve_decoder(name)), hashes)}
 
-def build_model(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> MultiExitDecoder:
-    """Return the backbone of a cell with untrained exits."""
-    return MultiExitDecoder.from_backbone(
-        spec.backbone,
-        exit_layers=spec.exits.layers,
-        adapter=spec.exits.adapter,
-        rank=spec.exits.rank,
-        closing_layers=spec.exits.closing_layers,
-        seed=spec.seed,
-    )
+    def build_model(self, spec: GenerationCellSpec, rows: CellRows[TextTask]) -> "MultiExitDecoder":
+        from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
+        return MultiExitDecoder.from_backbone(
+            spec.backbone,
+            exit_layers=spec.exits.layers,
+            adapter=spec.exits.adapter,
+            rank=spec.exits.rank,
+            closing_layers=spec.exits.closing_layers,
+            seed=spec.seed,
+        )
 
-def choose(
-    spec: GenerationCellSpec,
-    rows: CellRows[TextTask],
-    method: TokenMethod,
-    model: MultiExitDecoder,
-    *,
-    key: str = "",
-    store: Path | None = None,
-) -> Choice:
-    """Sweep the knob of a trained model on validation prompts; texts are kept under the cell's key.
+    def choose(
+        self,
+        spec: GenerationCellSpec,
+        rows: CellRows[TextTask],
+        method: "TokenMethod",
+        model: "MultiExitDecoder",
+        *,
+        key: str = "",
+        store: Path | None = None,
+    ) -> "Choice":
+        from benchmarks.kinds.texts.findings import choose
 
-    Raises UserError where a study of thresholds is wanted of a method that has none.
-    """
-    if spec.study is not None:
-        check_calibrates(method)
-    decoder = PromptDecoder(
-        model, method, key, max_new_tokens=new_tokens(spec, rows), batch_size=spec.batch_size, store=store
-    )
-    validation = fitted(model, spec, rows, "validation")
-    return Choice(decoder, validation, select_knobs(decoder, validation, spec.budgets, store=store))
+        return choose(spec, rows, method, model, key=key, store=store)
 
+    def load_model(self, folder: Path, loaded: Sequence["MultiExitDecoder"] = ()) -> "MultiExitDecoder":
+        """Load a trained decoder; models with the same backbone weights share them, since all are in memory at once."""
+        from consistentee.backbones.decoders import decoder_stepper_for
+        from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
-def evaluate(spec: GenerationCellSpec, rows: CellRows[TextTask], chosen: Choice) -> Outcome:
-    """Decode the test prompts for real at the chosen knobs, and study calibrated thresholds where that is asked for."""
-    decoder = chosen.decoder
-    test = fitted(decoder.model, spec, rows, "test")
-    decoded = decode_test(decoder, test, chosen.selection, rows.task.metrics)
-    study = study_calibration(decoder, pooled(chosen.validation, test), spec.study) if spec.study else None
-    return Outcome(spec, rows, decoder, chosen.selection, decoded, study)
+        model = MultiExitDecoder.from_pretrained(folder)
+        same = [other for other in loaded if other.description.backbone_hash == model.description.backbone_hash]
+        if same:
+            model.backbone, model.stepper = same[0].backbone, decoder_stepper_for(same[0].backbone)
+        return model
 
+    def stock_model(
+        self, specs: Sequence[GenerationCellSpec], models: Sequence["MultiExitDecoder"]
+    ) -> "MultiExitDecoder":
+        """Choose the full model, or else the first.
 
-def new_tokens(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
-    """Return how many tokens a text of a cell has at most."""
-    return spec.max_new_tokens or rows.task.max_new_tokens
+        Weights change the time of a token only above batch 1, when a text that ends leaves its batch a row short.
+        """
+        full = [model for spec, model in zip(specs, models, strict=True) if spec.method == _FULL]
+        return next(iter([*full, *models]))
 
+    def timed_rows(
+        self, model: "MultiExitDecoder", spec: GenerationCellSpec, rows: CellRows[TextTask], at_most: int
+    ) -> Sequence[str]:
+        from benchmarks.kinds.texts.findings import fitted
 
-def prompt_limit(spec: GenerationCellSpec, rows: CellRows[TextTask]) -> int:
-    """Return how many tokens a prompt of a cell has at most."""
-    return spec.max_prompt_tokens or rows.task.max_prompt_tokens
+        return fitted(model, spec, rows, "test").first(at_most).texts
 
+    def timing_options(
+        self, spec: GenerationCellSpec, rows: CellRows[TextTask], protocol: TimingSpec
+    ) -> dict[str, int]:
+        assert isinstance(protocol, DecodingTimingSpec)
+        return {"max_new_tokens": protocol.max_new_tokens or spec.max_new_tokens or rows.task.max_new_tokens}
 
-def fitted(model: MultiExitDecoder, spec: GenerationCellSpec, rows: CellRows[TextTask], split: str) -> Prompts:
-    """Return the prompts of a split, cut to what the cell allows."""
-    return fitting_prompts(model, getattr(rows.task, split), prompt_limit(spec, rows), rows.task.keep)
+    def time_stock(self, model: "MultiExitDecoder", **options: int) -> Callable[[Sequence[str]], "DecodingTimes"]:
+        """Time the stock model's greedy ``generate``, a whole batch of prompts padded on the left at once."""
+        from benchmarks.measure.decoding_clock import stock_times
 
+        return lambda batch: stock_times(model, model.encode(batch), options["max_new_tokens"], with_head=True)
 
-def findings(spec: GenerationCellSpec, done: Outcome) -> dict[str, Any]:
-    """Return the fields of the record that only generation has, or counts in its own way."""
-    method, model = done.decoder.method, done.decoder.model
-    flops = DecodingFlops(model)
-    return {
-        "num_layers": model.num_layers,
-        "train_task": done.rows.training.name,
-        "training_precision": layers_trained_in(spec.recipe),
-        "exit_layers": list(model.exit_layers),
-        "closing_layers": len(model.closing),
-        "max_prompt_tokens": prompt_limit(spec, done.rows),
-        "max_new_tokens": new_tokens(spec, done.rows),
-        "kv": method.kv,
-        "truncated_prompts": sum(done.test.prompts.truncated),
-        "full_scores": means(spec, done.test.full_scores),
-        "full_new_tokens": sum(map(len, done.test.full.tokens)),
-        "full_reference_nats": done.test.full_references.mean,
-        "curve_validation": done.selection.points,
-        "operating_points": [operating_point(done, flops, number) for number in range(len(done.test.written))],
-        "peak_memory_bytes": peak_memory(),
-        "calibration": None if done.study is None else done.study.record,
-    }
+    def time_method(
+        self, method: "TokenMethod", model: "MultiExitDecoder", knob: float, **options: int
+    ) -> Callable[[Sequence[str]], "DecodingTimes"]:
+        return lambda batch: _times(
+            method.generate(model, batch, knob, max_new_tokens=options["max_new_tokens"], batch_size=len(batch))
+        )
 
+    def time_regrouped(
+        self, method: "TokenMethod", model: "MultiExitDecoder", knob: float, protocol: TimingSpec, **options: int
+    ) -> list[tuple[Regrouped, Callable[[Sequence[str]], "DecodingTimes"]]]:
+        """Time a batch of rows in flight, for methods that decode in the common way.
 
-def layers_trained_in(recipe: TokenRecipeSettings) -> Precision | None:
-    """Return what a recipe's layers were trained in on this machine; None where they were not trained."""
-    return None if recipe.trains == "exits" else precision_used(recipe.precision, training_device())
+        Prompts are read in the order of their length, the default of ``generate``: which prompts are read together is
+        part of regrouping, and reading is timed apart.
+        """
+        from consistentee.methods.token_method import TokenMethod
 
+        assert isinstance(protocol, DecodingTimingSpec)
+        if type(method).generate is not TokenMethod.generate:
+            return []
 
-def tables(done: Outcome) -> dict[str, pd.DataFrame]:
-    """Return the table of predictions, and that of the study where there is one."""
-    found = {PREDICTIONS_FILE: generation_table(done.test)}
-    return found if done.study is None else {CALIBRATION_FILE: done.study.losses, **found}
+        def regrouped(setting: Regrouped) -> Callable[[Sequence[str]], "DecodingTimes"]:
+            return lambda batch: _times(
+                method.generate(
+                    model,
+                    batch,
+                    knob,
+                    max_new_tokens=options["max_new_tokens"],
+                    batch_size=setting.batch_size,
+                    in_flight=setting.in_flight,
+                )
+            )
 
+        return [(setting, regrouped(setting)) for setting in protocol.regrouped]
 
-# What is timed: a batch of prompts, read and continued.
+    def average_layers(self, batches: Sequence["DecodingTimes"]) -> float:
+        return sum(times.layer_calls for times in batches) / max(sum(times.decoded_tokens for times in batches), 1)
 
-
-def load_model(folder: Path, loaded: Sequence[MultiExitDecoder] = ()) -> MultiExitDecoder:
-    """Load a trained decoder; those whose backbone has the same weights share it, since all are in memory at once."""
-    model = MultiExitDecoder.from_pretrained(folder)
-    same = [other for other in loaded if other.description.backbone_hash == model.description.backbone_hash]
-    if same:
-        model.backbone, model.stepper = same[0].backbone, decoder_stepper_for(same[0].backbone)
-    return model
-
-
-def stock_model(specs: Sequence[GenerationCellSpec], models: Sequence[MultiExitDecoder]) -> MultiExitDecoder:
-    """Return what stands for the stock model: the full one where there is one, else the first.
-
-    Times of a token tell weights above batch 1 alone, where a text that ends leaves its batch a row short.
-    """
-    full = [model for spec, model in zip(specs, models, strict=True) if spec.method == _FULL]
-    return next(iter([*full, *models]))
-
-
-def timed_rows(
-    model: MultiExitDecoder, spec: GenerationCellSpec, rows: CellRows[TextTask], at_most: int
-) -> Sequence[str]:
-    """Return the first test prompts, cut to what the cell allows."""
-    return fitted(model, spec, rows, "test").first(at_most).texts
+    def samples(self, batch_size: int, rows: int, rounds: Sequence[Sequence["DecodingTimes"]]) -> DecodingSamples:
+        return DecodingSamples(
+            batch_size=batch_size,
+            prompts=rows,
+            decoded_tokens=[times.decoded_tokens for times in rounds[0]],
+            prefill_seconds=[[times.prefill for times in batches] for batches in rounds],
+            decode_seconds=[[times.decoding for times in batches] for batches in rounds],
+            layer_calls=[times.layer_calls for times in rounds[0]],
+            completed_seconds=_if_recorded([[second for times in one for second in times.completed] for one in rounds]),
+            head_seconds=_if_recorded([[times.head for times in one if times.head is not None] for one in rounds]),
+        )
 
 
-def timing_options(spec: GenerationCellSpec, rows: CellRows[TextTask], protocol: DecodingTimingSpec) -> dict[str, int]:
-    """Return how long a timed text gets."""
-    return {"max_new_tokens": protocol.max_new_tokens or new_tokens(spec, rows)}
+def _times(written: "Generations") -> "DecodingTimes":
+    from benchmarks.measure.decoding_clock import DecodingTimes
 
-
-def stock_contender(model: MultiExitDecoder, max_new_tokens: int) -> Callable[[Sequence[str]], DecodingTimes]:
-    """Return the stock model's own greedy ``generate``, on prompts padded on the left: a whole batch at once."""
-    return lambda batch: stock_times(model, model.encode(batch), max_new_tokens, with_head=True)
-
-
-def contender(
-    method: TokenMethod, model: MultiExitDecoder, knob: float, max_new_tokens: int
-) -> Callable[[Sequence[str]], DecodingTimes]:
-    """Return a decoder with a method's own way to decode, a batch in step."""
-    return lambda batch: _times(
-        method.generate(model, batch, knob, max_new_tokens=max_new_tokens, batch_size=len(batch))
-    )
-
-
-def regrouping_contenders(
-    method: TokenMethod, model: MultiExitDecoder, knob: float, protocol: DecodingTimingSpec, max_new_tokens: int
-) -> list[tuple[Regrouped, Callable[[Sequence[str]], DecodingTimes]]]:
-    """Return the same with a batch as rows under way, for every setting; of methods that decode as all do.
-
-    Prompts are read in the order of their length, as ``generate`` has it by default: who is read beside whom is part of
-    regrouping, and reading is timed apart.
-    """
-    if type(method).generate is not TokenMethod.generate:
-        return []
-
-    def regrouped(setting: Regrouped) -> Callable[[Sequence[str]], DecodingTimes]:
-        options: dict[str, Any] = setting.model_dump() | {"max_new_tokens": max_new_tokens}
-        return lambda batch: _times(method.generate(model, batch, knob, **options))
-
-    return [(setting, regrouped(setting)) for setting in protocol.regrouped]
-
-
-def _times(written: Generations) -> DecodingTimes:
     return DecodingTimes(
         prefill=written.prefill_seconds,
         decoding=written.decode_seconds,
@@ -228,25 +178,5 @@ def _times(written: Generations) -> DecodingTimes:
     )
 
 
-def average_layers(batches: Sequence[DecodingTimes]) -> float:
-    """Return the mean over decoded tokens."""
-    return sum(times.layer_calls for times in batches) / max(sum(times.decoded_tokens for times in batches), 1)
-
-
-def samples(batch_size: int, rows: int, rounds: Sequence[Sequence[DecodingTimes]]) -> DecodingSamples:
-    """Return the tokens of every batch, and its seconds in every round: reading and writing apart."""
-    return DecodingSamples(
-        batch_size=batch_size,
-        prompts=rows,
-        decoded_tokens=[times.decoded_tokens for times in rounds[0]],
-        prefill_seconds=[[times.prefill for times in batches] for batches in rounds],
-        decode_seconds=[[times.decoding for times in batches] for batches in rounds],
-        layer_calls=[times.layer_calls for times in rounds[0]],
-        completed_seconds=_noted([[second for times in batches for second in times.completed] for batches in rounds]),
-        head_seconds=_noted([[times.head for times in batches if times.head is not None] for batches in rounds]),
-    )
-
-
-def _noted(rounds: list[list[float]]) -> list[list[float]]:
-    """Return what was noted in every round; nothing where it was not."""
+def _if_recorded(rounds: list[list[float]]) -> list[list[float]]:
     return rounds if any(rounds) else []

@@ -1,187 +1,158 @@
-"""Kinds of rows: what planning needs to know of each, without torch; and the functions that run its cells.
+"""Kind: what the harness needs to know of classification and of generation, as one abstract class."""
 
-What differs between the kinds once a cell runs lies in :mod:`benchmarks.kinds.classification` and
-:mod:`benchmarks.kinds.generation`, under the same names: see :class:`KindFunctions`.
-"""
-
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
 from benchmarks.kinds.rows import CellRows
-from benchmarks.specs.base import BaseSuite, CellSpec, SuiteSpec
-from benchmarks.specs.generation import GenerationCellSpec, GenerationSuite
+from benchmarks.specs.base import BaseCellSpec, BaseSuite, TimingSpec
+from benchmarks.specs.generation import Regrouped
 from benchmarks.specs.targets import Target
-from benchmarks.store.file_hashes import FileHashes, file_hashes
-from benchmarks.store.generation_records import DecodingContender, DecodingTimingRecord, GenerationRecord
-from benchmarks.store.records import (
-    BaseContender,
-    BaseRecord,
-    BaseSamples,
-    BaseTimingRecord,
-    CellRecord,
-    Contender,
-    TimingRecord,
-)
-from benchmarks.tasks.loader import load_classification_task, load_text_task
+from benchmarks.store.file_hashes import FileHashes
+from benchmarks.store.records import BaseContender, BaseRecord, BaseSamples, BaseTimingRecord
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
+
+SpecT = TypeVar("SpecT", bound=BaseCellSpec)
+TaskT = TypeVar("TaskT", bound=TaskData | TextTask)
+MethodT = TypeVar("MethodT")
+ModelT = TypeVar("ModelT", bound="nn.Module")
+RowT = TypeVar("RowT")
+TimesT = TypeVar("TimesT")
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What planning and reading need to know of a kind. Never loads torch.
+class Measured(Protocol):
+    """The operating points of a model, measured on test rows."""
 
-    Attributes:
-        suite: what its suites say.
-        record, timing, contender: schemas of what cells and timings leave behind.
-        model_file: the file that says what the weights of a saved model are.
-        usual_backbone: where a user names none.
-        load_rows: (spec, data_dir) -> the rows of a cell.
-        backbone_identity: (name, hashes) -> what identifies a backbone, which is fetched if need be.
-    """
+    def findings(self) -> dict[str, object]:
+        """Collect the fields of the record that are specific to the kind."""
 
-    suite: type[BaseSuite]
-    record: type[BaseRecord]
-    timing: type[BaseTimingRecord]
-    contender: type[BaseContender]
-    model_file: str
-    usual_backbone: str
-    load_rows: Callable[[Any, Path | None], CellRows[Any]]
-    backbone_identity: Callable[[str, FileHashes], dict[str, object]]
-
-
-def _instances(spec: CellSpec, data_dir: Path | None) -> CellRows[TaskData]:
-    task = load_classification_task(spec.task, data_dir)
-    task = task.capped(validation=spec.validation_rows, test=spec.test_rows)
-    return CellRows(task, task)
-
-
-def _encoder_identity(name: str, hashes: FileHashes) -> dict[str, object]:
-    from consistentee.backbones.catalog import resolve
-
-    found = resolve(name)
-    return {"pooling": found.pooling, "pooler": found.pooler, "files": file_hashes(Path(found.path), hashes)}
-
-
-def _prompts(spec: GenerationCellSpec, data_dir: Path | None) -> CellRows[TextTask]:
-    task = load_text_task(spec.task, data_dir)
-    training = task if spec.train_on == spec.task else load_text_task(spec.train_on, data_dir)
-    return CellRows(task.capped(validation=spec.validation_prompts, test=spec.test_prompts), training)
-
-
-def _decoder_identity(name: str, hashes: FileHashes) -> dict[str, object]:
-    from consistentee.backbones.catalog import resolve_decoder
-
-    return {"files": file_hashes(Path(resolve_decoder(name)), hashes)}
-
-
-KINDS: dict[str, Kind] = {
-    "classification": Kind(
-        suite=SuiteSpec,
-        record=CellRecord,
-        timing=TimingRecord,
-        contender=Contender,
-        model_file="multi_exit.json",
-        usual_backbone="minilm-l6",
-        load_rows=_instances,
-        backbone_identity=_encoder_identity,
-    ),
-    "generation": Kind(
-        suite=GenerationSuite,
-        record=GenerationRecord,
-        timing=DecodingTimingRecord,
-        contender=DecodingContender,
-        model_file="multi_exit_decoder.json",
-        usual_backbone="smollm2-135m",
-        load_rows=_prompts,
-        backbone_identity=_decoder_identity,
-    ),
-}
-
-
-def kind_named(name: str) -> Kind:
-    """Return a kind by the name that suites and cells give it."""
-    return KINDS[name]
+    def tables(self) -> "Mapping[str, pd.DataFrame]":
+        """Build the files of rows: file name -> columns."""
 
 
 class Chosen(Protocol):
-    """A trained model whose knob has been swept, and the operating points that validation rows chose."""
+    """A trained model whose knob has been swept, and the operating points chosen on validation rows."""
 
     @property
     def default_knob(self) -> float:
-        """The knob that a user of the saved model gets unasked."""
+        """The knob of the saved model, unless its user gives another one."""
 
     def columns(self) -> list[tuple[float, list[Target], dict[str, str]]]:
-        """Return knob and targets of every operating point, and what people are shown of it: heading -> number."""
+        """List (knob, targets, heading -> number for people) of every operating point."""
+
+    def measure(self) -> Measured:
+        """Measure the operating points on test rows."""
 
 
-class KindFunctions(Protocol):
-    """What runs the cells of a kind and takes their times.
+class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
+    """How cells of a kind are loaded, trained, measured and timed.
 
-    ``spec``, ``rows``, ``method`` and ``model`` are those of the kind; ``done`` is what its ``evaluate`` returns.
+    Planning uses the class attributes, :meth:`load_rows` and :meth:`backbone_identity`, which never load torch.
+
+    Type parameters: specification of a cell, task, method, model, a row as it is timed, and the times of a batch.
+
+    Class attributes:
+        suite: schema of a suite.
+        record, timing, contender: schemas of records.
+        model_file: the file of a saved model that describes its weights.
+        usual_backbone: the default backbone.
+        stock_label: label of the stock model in timings.
     """
 
-    STOCK: str
+    suite: ClassVar[type[BaseSuite]]
+    record: ClassVar[type[BaseRecord]]
+    timing: ClassVar[type[BaseTimingRecord]]
+    contender: ClassVar[type[BaseContender]]
+    model_file: ClassVar[str]
+    usual_backbone: ClassVar[str]
+    stock_label: ClassVar[str]
 
-    def build_model(self, spec: Any, rows: CellRows[Any]) -> Any:
-        """Return the backbone of a cell with untrained exits."""
+    @abstractmethod
+    def load_rows(self, spec: SpecT, data_dir: Path | None) -> CellRows[TaskT]:
+        """Load the rows of a cell."""
 
+    @abstractmethod
+    def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
+        """Identify a backbone by the hashes of its files, which are downloaded if they are missing."""
+
+    @abstractmethod
+    def build_model(self, spec: SpecT, rows: CellRows[TaskT]) -> ModelT:
+        """Build the backbone of a cell with untrained exits."""
+
+    @abstractmethod
     def choose(
-        self, spec: Any, rows: CellRows[Any], method: Any, model: Any, *, key: str = "", store: Path | None = None
+        self,
+        spec: SpecT,
+        rows: CellRows[TaskT],
+        method: MethodT,
+        model: ModelT,
+        *,
+        key: str = "",
+        store: Path | None = None,
     ) -> Chosen:
-        """Sweep the knob of a trained model, and choose on validation rows. ``store`` keeps what a cell makes."""
+        """Sweep the knob of a trained model and choose operating points on validation rows.
 
-    def evaluate(self, spec: Any, rows: CellRows[Any], chosen: Any) -> Any:
-        """Measure what was chosen on test rows."""
+        Args:
+            spec, rows, method, model: the cell, its rows, its method and the trained model.
+            key: key of the cell.
+            store: folder that keeps full-depth passes and texts.
+        """
 
-    def findings(self, spec: Any, done: Any) -> dict[str, Any]:
-        """Return the fields of the record that only this kind has, or counts in a way of its own."""
+    @abstractmethod
+    def load_model(self, folder: Path, loaded: Sequence[ModelT] = ()) -> ModelT:
+        """Load a trained model; it may share weights with those already loaded. Raises UserError."""
 
-    def tables(self, done: Any) -> Mapping[str, "pd.DataFrame"]:
-        """Return what is kept row by row: name of the file -> columns."""
+    @abstractmethod
+    def stock_model(self, specs: Sequence[SpecT], models: Sequence[ModelT]) -> ModelT:
+        """Choose the model that is timed as the stock model among those of some cells."""
 
-    def load_model(self, folder: Path, loaded: Sequence[Any] = ()) -> Any:
-        """Load a trained model, to lie in memory beside those loaded. Raises UserError if it cannot be loaded."""
+    @abstractmethod
+    def timed_rows(self, model: ModelT, spec: SpecT, rows: CellRows[TaskT], at_most: int) -> Sequence[RowT]:
+        """Prepare the first test rows for timing."""
 
-    def stock_model(self, specs: Sequence[Any], models: Sequence[Any]) -> Any:
-        """Return the one of the models of some cells that stands for the stock model; time does not tell weights."""
+    @abstractmethod
+    def timing_options(self, spec: SpecT, rows: CellRows[TaskT], protocol: TimingSpec) -> dict[str, int]:
+        """Collect options of the contenders that the timing record keeps."""
 
-    def timed_rows(self, model: Any, spec: Any, rows: CellRows[Any], at_most: int) -> Sequence[Any]:
-        """Return the first test rows, as contenders take them."""
+    @abstractmethod
+    def time_stock(self, model: ModelT, **options: int) -> Callable[[Sequence[RowT]], TimesT]:
+        """Build a function that answers a batch with the stock model and returns its times."""
 
-    def timing_options(self, spec: Any, rows: CellRows[Any], protocol: Any) -> dict[str, Any]:
-        """Return what contenders are told beside their rows; the record keeps it."""
+    @abstractmethod
+    def time_method(
+        self, method: MethodT, model: ModelT, knob: float, **options: int
+    ) -> Callable[[Sequence[RowT]], TimesT]:
+        """Build a function that answers a batch with early exits and returns its times."""
 
-    @property
-    def stock_contender(self) -> Callable[..., Callable[[Sequence[Any]], Any]]:
-        """(model, **options) -> what answers a batch with the stock model, and says what the clock said."""
+    def time_regrouped(
+        self, method: MethodT, model: ModelT, knob: float, protocol: TimingSpec, **options: int
+    ) -> list[tuple[Regrouped, Callable[[Sequence[RowT]], TimesT]]]:
+        """Build the same for every setting of regrouping that the protocol has; none by default."""
+        return []
 
-    @property
-    def contender(self) -> Callable[..., Callable[[Sequence[Any]], Any]]:
-        """(method, model, knob, **options) -> what answers a batch with early exits, and says what the clock said."""
+    @abstractmethod
+    def average_layers(self, batches: Sequence[TimesT]) -> float:
+        """Compute the layers that a timed row or decoded token ran, on average."""
 
-    @property
-    def regrouping_contenders(self) -> Callable[..., list[tuple[Any, Callable[[Sequence[Any]], Any]]]]:
-        """(method, model, knob, protocol, **options) -> settings, and what answers rows under way at each of them."""
-
-    def average_layers(self, batches: Sequence[Any]) -> float:
-        """Return the layers that a timed row, or decoded token, ran."""
-
-    def samples(self, batch_size: int, rows: int, rounds: Sequence[Sequence[Any]]) -> BaseSamples:
-        """Return what is kept of what the clock said, [rounds][batches]."""
+    @abstractmethod
+    def samples(self, batch_size: int, rows: int, rounds: Sequence[Sequence[TimesT]]) -> BaseSamples:
+        """Build the recorded samples from the times, [rounds][batches]."""
 
 
-def functions_of(name: str) -> KindFunctions:
-    """Return what runs the cells of a kind. Loads torch."""
-    if name == "generation":
-        from benchmarks.kinds import generation
+AnyKind: TypeAlias = Kind[Any, Any, Any, Any, Any, Any]
+"""A kind whose name is known only when the program runs."""
 
-        return generation
-    from benchmarks.kinds import classification
 
-    return classification
+def kind_named(name: str) -> AnyKind:
+    """Return a kind by the name that suites and cells give it. Does not load torch."""
+    from benchmarks.kinds.classification import Classification
+    from benchmarks.kinds.generation import Generation
+
+    kinds: dict[str, AnyKind] = {"classification": Classification(), "generation": Generation()}
+    return kinds[name]

@@ -50,6 +50,7 @@ class EarlyExitLM(HFLM):
         device: str | None = None,
         batch_size: int | str = 8,
         max_batch_size: int | None = None,
+        allow_code: bool = False,
         **options: Any,
     ) -> None:
         """Load a decoder.
@@ -61,6 +62,7 @@ class EarlyExitLM(HFLM):
             device: by default the processor, as where there is no GPU: the harness's command line asks for one unasked.
             batch_size: rows a batch, a number.
             max_batch_size: of no use.
+            allow_code: import the file that the folder names as its method.
             options: those of the harness's ``hf`` model that concern texts: ``max_length``, ``add_bos_token``,
                 ``prefix_token_id``, ...
 
@@ -68,7 +70,9 @@ class EarlyExitLM(HFLM):
         """
         if not str(batch_size).isdigit():
             raise UserError(f"--batch_size must be a number, got {batch_size}: exits make no batch size the largest")
-        self.decoder, found, self.knob = load_saved(Path(pretrained), MultiExitDecoder, knob, method)
+        self.decoder, found, self.knob = load_saved(
+            Path(pretrained), MultiExitDecoder, knob, method, allow_code=allow_code
+        )
         assert isinstance(found, TokenMethod)
         self.method = found
         if device is not None and (torch.cuda.is_available() or not device.startswith("cuda")):

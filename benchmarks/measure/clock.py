@@ -1,7 +1,7 @@
-"""The clock: contenders timed in interleaved rounds, batch by batch, in one process that does nothing else.
+"""Time methods and the stock model in interleaved rounds, batch by batch, in a process that does nothing else.
 
-Real data order, no sorting. Every contender (the stock model is one of them) is timed once a round, and the order
-rotates from round to round, so that slow drift of the machine hits all alike. Raw samples are kept.
+Rows are in the order of the data. Everything is timed once a round, in rotating order, so that drift of the machine
+affects all alike. All samples are kept.
 """
 
 import gc
@@ -23,7 +23,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class _Pass:
-    """One timed pass: a contender over all rows, at one batch size."""
+    """One contender over all rows at one batch size."""
 
     batch_size: int
     contender: int
@@ -38,13 +38,13 @@ def time_contenders(
     """Time all contenders on the same rows.
 
     Args:
-        contenders: each answers one batch of rows, and returns what the clock said of it, see :func:`timed`.
+        contenders: each answers one batch of rows and returns its sample, see :func:`timed`.
         rows: in the order of the data.
         protocol: rounds, batch sizes, warm-up.
-        sizes: batch sizes of every contender, out of those of the protocol; by default all of them.
+        sizes: batch sizes of every contender; by default all of the protocol.
 
     Returns:
-        For every contender its samples by batch size: ``[rounds][batches]``.
+        Samples of every contender by batch size: ``[rounds][batches]``.
     """
     sizes = [protocol.batch_sizes] * len(contenders) if sizes is None else sizes
     taken: list[dict[int, list[list[Sample]]]] = [{size: [] for size in own} for own in sizes]
@@ -65,13 +65,13 @@ def time_contenders(
 
 
 def passes_of_round(round_number: int, contenders: int, batch_sizes: Sequence[int]) -> list[_Pass]:
-    """Return the passes of one round: batch size by batch size, all contenders, rotated by the round."""
+    """Return the passes of one round: all contenders for each batch size, rotated by the round."""
     order = [(round_number + place) % contenders for place in range(contenders)]
     return [_Pass(size, contender) for size in batch_sizes for contender in order]
 
 
 def timed(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row], device: torch.device) -> tuple[float, Answer]:
-    """Return the seconds that a batch takes, and its answer; on a GPU its own clock is read."""
+    """Time a batch, on a GPU with its own clock, and return seconds and answer."""
     if device.type == "cuda":
         return _timed_on_gpu(run, batch)
     start = time.perf_counter()

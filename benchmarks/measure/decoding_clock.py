@@ -1,6 +1,6 @@
-"""The clock of decoding: reading prompts and writing after them are timed apart.
+"""Time decoding: prompts and generated tokens apart.
 
-Texts end where they end when the model is used, so that what is compared is the time of decoding a token.
+Texts end where they end in use, so the time of a decoded token is compared.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,15 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 @dataclass(frozen=True)
 class DecodingTimes:
-    """What the clock said of one batch.
+    """Times of one batch.
 
     Attributes:
-        prefill: seconds of reading the prompts, the first new tokens included.
-        decoding: seconds of all further tokens.
+        prefill: seconds for the prompts and the first new tokens.
+        decoding: seconds for all further tokens.
         decoded_tokens: number of further tokens.
-        layer_calls: of these.
-        completed: seconds until each text had ended; empty where that was not noted. Stock ``generate`` returns all at
-            once.
-        head: of the decoding, seconds of embedding and LM head, where they were taken apart.
+        layer_calls: of the further tokens.
+        completed: seconds until each text ended, if recorded; the same for all texts of stock ``generate``.
+        head: seconds of decoding for embedding and LM head, if measured.
     """
 
     prefill: float
@@ -38,7 +37,7 @@ class DecodingTimes:
 
 
 class _FirstToken(StoppingCriteria):
-    """Ends nothing; notes when the first new token is there, which is when the stock model has read its prompts."""
+    """Record when the stock model has its first new token; stop nothing."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -56,7 +55,7 @@ def stock_times(
 ) -> DecodingTimes:
     """Time the stock model's own greedy ``generate`` on tokenised prompts, ``length`` new tokens at most.
 
-    ``with_head``: and then what of it no exit can save, as many steps as the longest text took.
+    ``with_head`` also times embedding and LM head, which no exit can save.
     """
     longest = max(len(row) for row in rows)
     padding = [[model.pad_id] * (longest - len(row)) for row in rows]
@@ -90,7 +89,7 @@ def stock_times(
 
 @torch.inference_mode()
 def head_seconds(model: MultiExitDecoder, rows: int, steps: int) -> float:
-    """Time what decoding spends beside the layers: embedding, final norm, LM head, argmax, ``steps`` times."""
+    """Time decoding without its layers: embedding, final norm, LM head, argmax, ``steps`` times."""
     tokens = torch.zeros(rows, 1, dtype=torch.long, device=model.device)
     start = clock(model.device)
     for _ in range(steps):
@@ -99,5 +98,4 @@ def head_seconds(model: MultiExitDecoder, rows: int, steps: int) -> float:
 
 
 def _length(row: Sequence[int], ends: set[int]) -> int:
-    """Return the tokens of a row up to the one that ends it; the stock model pads behind that."""
     return next((place for place, token in enumerate(row, start=1) if token in ends), len(row))

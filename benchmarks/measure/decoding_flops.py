@@ -1,8 +1,7 @@
-"""Floating point operations of decoding, token by token: counted once a layer and an exit, times the calls.
+"""Count floating point operations of decoding, token by token: once for each layer and exit, times the calls.
 
-A layer costs a token a constant, and a part for every column that it attends to. What a rule reads at the exits that it
-is asked at, the LM head that gives the token, and the keys and values that skipped layers are given later are counted
-too; padding is not.
+A layer costs a token a constant and a part for every attended column. The count includes the reads of a rule, the LM
+head and later keys and values of skipped layers, but no padding.
 """
 
 from collections.abc import Sequence
@@ -24,19 +23,19 @@ from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_view import TokenView
 
 _COLUMN_COUNTS = (1, 2, 5)
-"""Columns attended to that are counted: two determine the line, the last one checks it."""
+"""Numbers of columns that are counted: two determine the line, the last one checks it."""
 
 
 @dataclass(frozen=True)
 class TokenCost:
-    """Operations of a layer on one token that attends to n columns, itself included: ``constant + a_column * n``."""
+    """Operations of a layer on one token that attends to n columns including itself: ``constant + a_column * n``."""
 
     constant: int
     a_column: int
 
     @classmethod
     def fit(cls, counted: Sequence[int]) -> "TokenCost":
-        """Return the line through the counts at :data:`_COLUMN_COUNTS`. Raises ValueError if the last is not on it."""
+        """Fit a line to the counts at :data:`_COLUMN_COUNTS`. Raises ValueError if the last is not on it."""
         first, second, last = _COLUMN_COUNTS
         a_column = (counted[1] - counted[0]) // (second - first)
         cost = cls(counted[0] - a_column * first, a_column)
@@ -45,18 +44,16 @@ class TokenCost:
         return cost
 
     def __call__(self, tokens: int, columns: int) -> int:
-        """Return the operations of some tokens that attend to ``columns`` columns in all."""
         return self.constant * tokens + self.a_column * columns
 
 
 class _Columns:
-    """A cache that has some columns of one row already, whatever is in them."""
+    """A cache with some columns of one row; their content does not matter."""
 
     def __init__(self, columns: int) -> None:
         self._columns = columns
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Return as many columns as there are."""
         return self._stretched(keys), self._stretched(values)
 
     def _stretched(self, new: Tensor) -> Tensor:
@@ -64,7 +61,7 @@ class _Columns:
 
 
 class DecodingFlops:
-    """Counts the operations of one model; layers are counted once, every rule when it is first asked for."""
+    """Count the operations of one model: its layers once, each rule when needed."""
 
     def __init__(self, model: MultiExitDecoder) -> None:
         self._model = model
@@ -95,54 +92,54 @@ class DecodingFlops:
         return count_operations(partial(self._model.stepper.step, layer, self._hidden, context))[0]
 
     def prefill(self, prompt_tokens: Sequence[int]) -> int:
-        """Return the operations of prompts at full depth, and of the first new token of each.
+        """Count the operations of prompts at full depth and of their first new tokens.
 
-        Every token of a prompt is multiplied with all of its columns: attention masks later ones, but computes them.
+        Attention computes all columns of a prompt for each token, also the masked ones.
         """
         tokens, columns = sum(prompt_tokens), sum(n * n for n in prompt_tokens)
         return sum(layer(tokens, columns) for layer in self.layers) + self.head * len(prompt_tokens)
 
     def full_decoding(self, written: Generations) -> int:
-        """Return the operations that the decoded tokens would have taken at full depth."""
+        """Count the operations of the decoded tokens at full depth."""
         tokens, columns = _decoded(written)
         return sum(layer(tokens, columns) for layer in self.layers) + self.head * tokens
 
     def decoding(self, written: Generations, rule: ExitRule, kv: str) -> int:
-        """Return the operations of the decoded tokens: layers run, exits asked, keys and values filled later."""
+        """Count the operations of the decoded tokens: layers, exits, and later keys and values."""
         if isinstance(written, SpeculativeGenerations):
-            raise TypeError("what is drafted and verified is counted by `speculating`")
+            raise TypeError("use `speculating` for texts that were drafted and verified")
         total = 0
         costs = self._costs_by_step(rule, max((len(tokens) for tokens in written.tokens), default=0))
         rows = zip(written.prompt_tokens, written.exit_layers, written.late_layers, strict=True)
         for prompt_tokens, exits, late in rows:
-            # The token at place s is written by reading the one before it, whose columns are the prompt's and s more.
-            for step, (left, filled) in enumerate(zip(exits.tolist()[1:], late.tolist()[1:], strict=True), start=1):
-                columns, skipped = prompt_tokens + step, self._model.skipped_layers(left)
+            # The token at place s reads the one before it, with the columns of the prompt and s more.
+            for step, (exit_layer, filled) in enumerate(
+                zip(exits.tolist()[1:], late.tolist()[1:], strict=True), start=1
+            ):
+                columns, skipped = prompt_tokens + step, self._model.skipped_layers(exit_layer)
                 total += sum(self._layer(layer)(1, columns) for layer in self._all_layers if layer not in skipped)
-                total += sum(cost for layer, cost in costs[step].reading.items() if layer <= left)
-                total += costs[step].answering[left]
+                total += sum(cost for layer, cost in costs[step].reading.items() if layer <= exit_layer)
+                total += costs[step].answering[exit_layer]
                 total += self._filling(skipped[:filled], columns, kv)
         return total
 
     def _costs_by_step(self, rule: ExitRule, steps: int) -> list[ExitCost]:
-        """Return what exits cost at each step but the first, which is the prompt's: a rule may read at some alone."""
+        """Count the exits at each step, because a rule may read at some steps only; step 0 is the prompt's."""
         return [self.exit_cost(rule, max(step, 1)) for step in range(steps)]
 
     def _filling(self, layers: range, columns: int, kv: str) -> int:
-        """Return what layers cost that are given keys and values after their token has left."""
         if kv == "exact":
             return sum(self._layer(layer)(1, columns) for layer in layers)
         return sum(self.filling[layer - 1] for layer in layers)
 
     def _layer(self, layer: int) -> TokenCost:
-        """Return what layer ``layer`` (1-based) costs."""
         return self.layers[layer - 1]
 
     def speculating(self, written: SpeculativeGenerations) -> int:
-        """Return the operations of drafts and of their verification: rejected tokens cost what accepted ones do.
+        """Count the operations of drafts and their verification, rejected tokens included.
 
-        Columns are those of the text so far, averaged over it, for the tokens that were rejected lie among them. A
-        branch that drafts reads what the layers read; the model without some sublayers reads once for every draft.
+        The number of columns is averaged over the text, because rejected tokens lie within it. A branch that drafts
+        reads the same tokens as the layers; the model without some sublayers reads the drafted ones.
         """
         branch, drafting = self._branch(written.draft_layer)
         layers = self.layers if branch is None else [*self.layers, branch]
@@ -159,7 +156,6 @@ class DecodingFlops:
 
     @torch.no_grad()
     def _without(self, skipped: SkippedSublayers, tokens: int, columns: int) -> int:
-        """Return what the layers but for some sublayers cost some tokens that attend to ``columns`` columns in all."""
         total = sum(layer(tokens, columns) for layer in self.layers)
         for layer in {*skipped.attention, *skipped.mlp}:
             mlp = tokens * count_operations(partial(self._model.stepper.feed_forward, layer, self._hidden))[0]
@@ -168,14 +164,14 @@ class DecodingFlops:
         return total
 
     def prefill_to_speculate(self, written: SpeculativeGenerations) -> int:
-        """Return the operations of prompts at full depth, which a branch that drafts reads too."""
+        """Count the operations of prompts at full depth, also in a branch that drafts."""
         tokens, columns = sum(written.prompt_tokens), sum(n * n for n in written.prompt_tokens)
         branch, _ = self._branch(written.draft_layer)
         return self.prefill(written.prompt_tokens) + (0 if branch is None else branch(tokens, columns))
 
     @torch.no_grad()
     def _branch(self, layer: int) -> tuple[TokenCost | None, int]:
-        """Return what a branch costs, if there is one, and what drafting a token costs behind it, or else the exit."""
+        """Return the cost of a branch, if there is one, and that of a drafted token after it or at the exit."""
         model = self._model
         if not layer:  # the model itself drafts
             return None, self.head
@@ -186,7 +182,7 @@ class DecodingFlops:
 
     @torch.no_grad()
     def exit_cost(self, rule: ExitRule, step: int) -> ExitCost:
-        """Count what a rule reads at the exits at one step, of a token that never leaves."""
+        """Count the reads of a rule at all exits at one step."""
         model = self._model
 
         def view_at(layer: int, past: Tensor | None) -> TokenView:
@@ -194,14 +190,14 @@ class DecodingFlops:
 
         past = torch.empty(1, 0, model.width, device=model.device) if rule.reads_history else None
 
-        def answer(view: TokenView) -> Tensor:  # the LM head alone, where closing layers are counted among the layers
+        def answer(view: TokenView) -> Tensor:  # only the LM head, because closing layers count as layers
             return model.logits(model.num_layers, self._hidden[:, 0]) if model.closing else view.predictions
 
         return count_exits(rule, model.exit_layers, view_at, past, answer=answer)
 
 
 def _decoded(written: Generations) -> tuple[int, int]:
-    """Return how many tokens were decoded, and how many columns they attended to in all."""
+    """Return the number of decoded tokens and of their attended columns."""
     counts = [max(len(tokens) - 1, 0) for tokens in written.tokens]
     columns = [n * prompt + n * (n + 1) // 2 for n, prompt in zip(counts, written.prompt_tokens, strict=True)]
     return sum(counts), sum(columns)

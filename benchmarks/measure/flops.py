@@ -1,8 +1,7 @@
-"""Floating point operations of early-exit classification, row by row: counted once a layer, times the calls.
+"""Count floating point operations of early-exit classification, row by row: once for each layer, times the calls.
 
-What a layer costs is a polynomial of the row's tokens, ``a + b*n + c*n^2``: attention is quadratic, all else linear or
-constant. Where tokens exit by themselves, a layer costs what its live tokens cost, and the keys and values of all.
-Padding costs time, but is no operation of a row, and is not counted.
+The cost of a layer is a polynomial of the row's tokens, ``a + b*n + c*n^2``. If tokens exit by themselves, a layer
+costs its live tokens, and keys and values of all. Padding is not counted.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ TOKEN_COUNTS = (2, 4, 8, 12)
 """Row lengths that are counted: three determine the polynomial, the last one checks it."""
 
 PARTLY_LIVE = ((8, 3), (12, 5), (12, 1))
-"""Row lengths and live tokens that are counted where tokens exit: one determines what is left, the others check it."""
+"""Row lengths and live tokens that are counted if tokens exit: one determines the rest, the others check it."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,7 @@ class TokenPolynomial:
 
     @classmethod
     def fit(cls, counted: list[int]) -> "TokenPolynomial":
-        """Return the polynomial through the counts at :data:`TOKEN_COUNTS`.
-
-        Raises ValueError if the last count does not lie on it.
-        """
+        """Fit a polynomial to the counts at :data:`TOKEN_COUNTS`. Raises ValueError if the last is not on it."""
         powers = np.vander(TOKEN_COUNTS[:3], 3, increasing=True).astype(float)
         constant, linear, quadratic = (round(value) for value in np.linalg.solve(powers, counted[:3]))
         polynomial = cls(constant, linear, quadratic)
@@ -52,7 +48,6 @@ class TokenPolynomial:
         return polynomial
 
     def __call__(self, tokens: ArrayLike) -> NDArray[np.int64]:
-        """Return the operations of rows with these numbers of tokens."""
         n = np.asarray(tokens, dtype=np.int64)
         return self.constant + self.linear * n + self.quadratic * n * n
 
@@ -63,7 +58,7 @@ class LayerCost:
 
     Attributes:
         full: of a row whose tokens are all live.
-        attended: what a token costs that is only attended to, a part of ``full.linear``: its key and its value.
+        attended: cost of a token that is only attended to (key and value), a part of ``full.linear``.
     """
 
     full: TokenPolynomial
@@ -71,7 +66,7 @@ class LayerCost:
 
     @classmethod
     def fit(cls, full: TokenPolynomial, counted: list[int]) -> "LayerCost":
-        """Return the cost that fits the counts at :data:`PARTLY_LIVE`. Raises ValueError if one does not lie on it."""
+        """Fit the cost to the counts at :data:`PARTLY_LIVE`. Raises ValueError if one does not fit."""
         tokens, live = np.transpose(PARTLY_LIVE)
         without = cls(full)(tokens, live)
         cost = cls(full, round((counted[0] - without[0]) / (tokens[0] - live[0])))
@@ -80,7 +75,7 @@ class LayerCost:
         return cost
 
     def __call__(self, tokens: ArrayLike, live: ArrayLike | None = None) -> NDArray[np.int64]:
-        """Return the operations of rows with these numbers of tokens, and of live ones (None: all); 0 if none is."""
+        """Count rows with these numbers of tokens and of live tokens (None: all); 0 without live tokens."""
         n = np.asarray(tokens, dtype=np.int64)
         m = n if live is None else np.asarray(live, dtype=np.int64)
         whole = self.full.constant + self.full.linear * m + self.full.quadratic * n * m
@@ -89,7 +84,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class RuleCost:
-    """What a rule reads at each layer and what is kept of it for later ones, and what the answer costs beyond that."""
+    """Cost of a rule's reads at each layer, including what is kept for later layers, and of the answer."""
 
     reading: list[TokenPolynomial]
     answering: list[TokenPolynomial]
@@ -97,7 +92,7 @@ class RuleCost:
 
 @dataclass(frozen=True)
 class _CountedLayer:
-    """One layer of one counted row: the operations, and the hidden states that its view starts from."""
+    """One layer of one counted row: its operations and hidden states."""
 
     operations: int
     hidden: torch.Tensor
@@ -105,7 +100,7 @@ class _CountedLayer:
 
 
 class FlopModel:
-    """Counts the operations of one model; the layers are counted once, every rule when it is first asked for."""
+    """Count the operations of one model: its layers once, each rule when needed."""
 
     def __init__(self, model: MultiExitModel) -> None:
         self._model = model
@@ -146,17 +141,17 @@ class FlopModel:
         return total
 
     def full_flops(self, lengths: ArrayLike) -> NDArray[np.int64]:
-        """Return the operations of every row in the stock model, which asks no rule and has no companion."""
+        """Count the operations of every row in the stock model, without rule and companion."""
         tokens, companion = np.asarray(lengths, dtype=np.int64), companion_layers(self._model)
         total = self.row_flops(tokens, np.full(tokens.shape, self._model.num_layers), NeverExit())
         if not companion:
             return total
-        # What embeds the tokens again for the full backbone is counted in the first of its layers.
+        # The second embedding, for the full backbone, is counted in its first layer.
         return total - self.embedding(tokens) - sum(layer(tokens) for layer in self.layers[:companion])
 
     @torch.no_grad()
     def rule_cost(self, rule: ExitRule) -> RuleCost:
-        """Count what a rule reads: it is asked at every layer of a row that never leaves."""
+        """Count the reads of a rule at every layer."""
         counts = [self._exit_cost(rule, row, layers) for row, layers in zip(self._rows, self._layers, strict=True)]
         numbers = range(1, self._model.num_layers + 1)
         return RuleCost(
@@ -177,7 +172,6 @@ class FlopModel:
         return Encoding([ordinary] * tokens, types)
 
     def _run_layers(self, row: Encoding, live: int) -> tuple[int, list[_CountedLayer]]:
-        """Run every layer on the first ``live`` tokens of a row, whatever the schedule of a model whose tokens exit."""
         stepper = self._model.stepper
         batch = self._model.collate([row])
         embedding, (hidden, context) = count_operations(partial(stepper.begin, batch))
@@ -193,5 +187,4 @@ class FlopModel:
 
 
 def _by_layer(runs: list[list[_CountedLayer]]) -> list[list[int]]:
-    """Turn runs of all layers into the operations of each layer in all runs."""
     return [[counted.operations for counted in layer] for layer in zip(*runs, strict=True)]

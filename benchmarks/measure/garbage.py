@@ -1,4 +1,4 @@
-"""Python's garbage collector, left out where it would find nothing or fall into somebody's time."""
+"""Switch Python's garbage collector off while timing."""
 
 import gc
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def garbage_collection_off() -> Iterator[None]:
-    """Collect nothing in the block."""
+    """Disable garbage collection in the block."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,7 +1,7 @@
-"""Floating point operations of one call, and of what a rule asks layer by layer: counted by torch's own counter.
+"""Count floating point operations of one call, and of a rule layer by layer, with torch's counter.
 
-A multiply-add is two operations; only products of matrices count. Attention is not fused where it is counted, because
-on a CPU the counter sees nothing of the fused one.
+A multiply-add is two operations; only matrix products count. Attention is not fused while it is counted, because
+torch's counter does not see fused attention on a CPU.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +28,8 @@ class ExitCost:
     """Operations of one row at each exit layer.
 
     Attributes:
-        reading: what the rule reads there, and what is kept of it for later layers.
-        answering: what the row costs beyond that, where it leaves there.
+        reading: operations of the rule's reads, including what is kept for later layers.
+        answering: further operations if the row exits there.
     """
 
     reading: dict[int, int]
@@ -37,7 +37,7 @@ class ExitCost:
 
 
 def count_operations(call: Callable[[], Result]) -> tuple[int, Result]:
-    """Return how many operations a call takes, and what it returns."""
+    """Count the operations of a call, and return them with its result."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         result = call()
     return int(counter.get_total_flops()), result
@@ -45,7 +45,7 @@ def count_operations(call: Callable[[], Result]) -> tuple[int, Result]:
 
 @contextmanager
 def eager_attention(backbones: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """Let backbones multiply matrices in their attention, which the counter sees."""
+    """Use eager attention, which the counter sees, in the block."""
     usual = [backbone.config._attn_implementation for backbone in backbones]
     for backbone in backbones:
         backbone.set_attn_implementation("eager")
@@ -57,7 +57,7 @@ def eager_attention(backbones: Sequence[PreTrainedModel]) -> Iterator[None]:
 
 
 def predictions(view: LayerView) -> Tensor:
-    """Return what a layer answers."""
+    """Return the answers of a layer."""
     return view.predictions
 
 
@@ -68,14 +68,14 @@ def count_exits(
     past: Tensor | None,
     answer: Callable[[View], Tensor] = predictions,
 ) -> ExitCost:
-    """Count what a rule reads of a row that never leaves: it is asked at every exit but the last.
+    """Count the reads of a rule at every exit but the last.
 
     Args:
         rule: the exit rule.
         layers: of the exits, the last layer included.
         view_at: makes the view of a layer, given the history before it.
-        past: the history before the first layer [1, 0, width], or None where nobody reads it.
-        answer: gives the answer of a row that leaves at a view's layer.
+        past: the history before the first layer [1, 0, width], or None if it is not read.
+        answer: computes the answer of a row that exits at a view's layer.
     """
     counted = _CountedRule(rule, keeps_history=past is not None)
     steps = walk(counted, _views(layers, view_at, past))
@@ -91,7 +91,7 @@ def _views(layers: Sequence[int], view_at: Callable[[int, Tensor | None], View],
 
 
 class _CountedRule(NeverExit):
-    """Asks another rule, counts what it reads and what is kept for later layers, and lets nobody go."""
+    """Count the reads of another rule and never exit."""
 
     def __init__(self, rule: ExitRule, *, keeps_history: bool) -> None:
         self.rule = rule
@@ -99,11 +99,9 @@ class _CountedRule(NeverExit):
         self.reading: dict[int, int] = {}
 
     def start(self, rows: int, num_layers: int) -> State:
-        """Return the state of the other rule."""
         return self.rule.start(rows, num_layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Return False for every row, whatever the other rule says."""
         asked, _ = count_operations(partial(self.rule.should_exit, view, state))
         kept = count_operations(partial(getattr, view, "history"))[0] if self.keeps_history else 0
         self.reading[view.layer] = asked + kept

@@ -1,9 +1,9 @@
-"""What references lose at the exits: a rule is replayed on their tokens, and each is judged where it would leave.
+"""Compute the loss of references at the exits that a rule takes on their tokens.
 
-Teacher forcing: references are read behind their prompts at full depth, with the end-of-text token, cut to as many
-tokens as a text may have. The first token of each is not counted: the prompt gives it at full depth to every method.
-Perplexity is the exponential of nats a token. Under a rule whose vocabulary is pruned tokens leave as that rule says,
-and lose what the whole LM head of the exit makes of them: among candidates alone any other token loses infinitely much.
+References are read with their prompts at full depth (teacher forcing), with the end-of-text token, cut to the maximum
+length of a text. Their first tokens are not counted, because every method has them at full depth. Perplexity is the
+exponential of nats a token. With a pruned vocabulary the loss is that of the exit's whole LM head, because any other
+token would have an infinite loss.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from consistentee.traces.walk import sweep
 
 @dataclass(frozen=True)
 class ReferenceLoss:
-    """What one rule makes of all references.
+    """The loss of all references with one rule.
 
     Attributes:
         nats: negative log-likelihood of each reference, summed over its tokens but the first: float64 [N].
-        tokens: how many these are: int64 [N].
-        average_layers: where they leave, mean over tokens; NaN where there are none.
+        tokens: their number: int64 [N].
+        average_layers: their mean exit layer; NaN without tokens.
     """
 
     nats: NDArray[np.float64]
@@ -39,7 +39,7 @@ class ReferenceLoss:
 
     @property
     def mean(self) -> float | None:
-        """Nats a token; None where there are none."""
+        """Nats a token; None without tokens."""
         counted = int(self.tokens.sum())
         return float(self.nats.sum()) / counted if counted else None
 
@@ -47,13 +47,13 @@ class ReferenceLoss:
 def record_references(
     model: MultiExitDecoder, split: PromptSplit, max_new_tokens: int, store: Path | None = None
 ) -> TokenTrace:
-    """Read the references of prompts that fit; ``store`` keeps the pass, which all methods on a backbone share."""
+    """Read the references of prompts; ``store`` keeps the pass, which all methods on a backbone share."""
     rows = encode_rows(model, split, max_prompt_tokens=None, max_new_tokens=max_new_tokens)
     return record_tokens(model, rows, store=store)
 
 
 def reference_losses(trace: TokenTrace, rules: Sequence[ExitRule], rows: int) -> list[ReferenceLoss]:
-    """Replay rules on references; of ``rows`` in all, for one may be empty."""
+    """Replay rules on references; ``rows`` is their number, including empty ones."""
     exits = sweep(rules, trace)[:, trace.may_exit]
     places = torch.searchsorted(torch.tensor(trace.exit_layers), exits)
     by_exit = _nats(trace, places)
@@ -71,11 +71,9 @@ def reference_losses(trace: TokenTrace, rules: Sequence[ExitRule], rows: int) ->
 
 @torch.inference_mode()
 def _nats(trace: TokenTrace, places: Tensor) -> Tensor:
-    """Return the negative log-likelihood of tokens that may exit, float64 [tokens, exits], where some rule leaves.
+    """Compute the negative log-likelihood of tokens at the exits that some rule takes: float64 [tokens, exits].
 
-    Args:
-        trace: of the references.
-        places: the exit that every rule takes, counted from 0: int64 [rules, tokens].
+    ``places``: the exit that every rule takes, counted from 0: int64 [rules, tokens].
     """
     found = torch.zeros(len(trace.may_exit), len(trace.exit_layers), dtype=torch.float64)
     for place, layer in enumerate(trace.exit_layers):

@@ -1,4 +1,4 @@
-"""What a rule compares with its threshold, layer by layer, summed up in a few quantiles for the record."""
+"""Quantiles of the value that a rule compares with its threshold, layer by layer."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,9 @@ from consistentee.traces.walk import replay
 
 
 def signal_quantiles(rule: ExitRule, trace: Trace) -> list[list[float]]:
-    """Return the quantiles over all rows of the rule's signal: one list a layer that the rule is asked at.
+    """Compute the quantiles of the rule's signal over all rows: one list for each layer of the rule.
 
-    Rows count at every layer, those that have left before too, so that layers can be compared. Empty for a rule that
-    does not say what it compares with a threshold, or compares nothing.
+    All rows count at every layer, so that layers can be compared. Empty for a rule without a compared value.
     """
     comparing = _Comparing(rule)
     replay(comparing, trace)
@@ -26,14 +25,13 @@ def signal_quantiles(rule: ExitRule, trace: Trace) -> list[list[float]]:
 
 
 class _Comparing(NeverExit):
-    """Notes what another rule compares at every layer, and lets nobody go."""
+    """Record the compared values of another rule and never exit."""
 
     def __init__(self, rule: ExitRule) -> None:
         self.rule = rule
         self.values: list[Tensor | None] = []
 
     def start(self, rows: int, num_layers: int) -> State:
-        """Return the state of the other rule."""
         return self.rule.start(rows, num_layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:

@@ -1,4 +1,4 @@
-"""What texts score, prompt by prompt, and means over prompts with bootstrap intervals."""
+"""Scores of texts, prompt by prompt, and means over prompts with bootstrap intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class TextScores:
 
     Attributes:
         reference: against the references, by metric.
-        full_text: ROUGE-L against the full model's texts; 1 where they are equal, even without a word in them.
-        match: share of the places with the full model's token.
+        full_text: ROUGE-L against the full model's texts; 1 for equal texts.
+        match: share of places with the full model's token.
     """
 
     reference: dict[str, NDArray[np.float64]]
@@ -31,7 +31,7 @@ class TextScores:
 def score_generations(
     written: Generations, full: Generations, references: Sequence[str], metrics: Sequence[str]
 ) -> TextScores:
-    """Score texts against references and against what the full model writes behind the same prompts."""
+    """Score texts against references and against the full model's texts."""
     return TextScores(
         reference=rouge(references, written.texts, metrics),
         full_text=1 - textual_losses(written.texts, full.texts),
@@ -40,5 +40,5 @@ def score_generations(
 
 
 def mean_with_interval(values: NDArray[np.float64], *, resamples: int, seed: int) -> Mean:
-    """Return the mean of scores [N] with its 95% percentile bootstrap interval over prompts."""
+    """Compute the mean of scores [N] with its 95% percentile bootstrap interval over prompts."""
     return Mean(value=float(values.mean()), interval=interval_of_mean(values, resamples=resamples, seed=seed))

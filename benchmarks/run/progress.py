@@ -1,22 +1,74 @@
-"""What a run shows while it works: a table that lives on a terminal, lines anywhere else."""
+"""Progress of a run: a table that updates itself on a terminal, lines anywhere else.
 
+The process of a job writes its position into a status file at most once a second; the run reads it.
+"""
+
+import json
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from benchmarks.run.jobs.job import Job
-from benchmarks.run.jobs.status import in_words, read_status
+from consistentee.files import PARTIAL
+from consistentee.progress import Position
+
+if TYPE_CHECKING:
+    from benchmarks.run.jobs import Job
 
 SECONDS_BETWEEN_LINES = 10.0
-"""Of a job, where there is no terminal."""
+"""Between two lines about one job, where there is no terminal."""
 
-_SECONDS_BETWEEN_LOOKS = 1.0
+_SECONDS_BETWEEN_READS = 1.0
+_SECONDS_BETWEEN_WRITES = 1.0
+
+
+class StatusFile:
+    """A progress listener that writes positions into a file, at most once a second within a stage.
+
+    A file that cannot be written does not stop the work. The next run deletes the files of killed processes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f"{path.name}.new{PARTIAL}")
+        self._stage = ""
+        self._next_write = 0.0
+
+    def __call__(self, position: Position) -> None:
+        now = time.monotonic()
+        if now < self._next_write and position.stage == self._stage:
+            return
+        self._stage, self._next_write = position.stage, now + _SECONDS_BETWEEN_WRITES
+        try:
+            self._partial.write_text(json.dumps(asdict(position)), encoding="utf-8")
+            self._partial.replace(self._path)
+        except OSError:
+            return
+
+
+def read_status(path: Path) -> Position | None:
+    """Read the last position that a job's process wrote; None if there is none yet."""
+    try:
+        return Position(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def in_words(position: Position) -> str:
+    """Format a position as one line: ``training last-exit, step 12 of 50, 85 rows/s, 0.4 min left``."""
+    parts = [position.stage]
+    parts += [f"step {position.done} of {position.total}"] if position.total else []
+    if (pace := position.rows_per_second) is not None:
+        parts.append(f"{pace:.0f} rows/s" if pace >= 10 else f"{pace:.1f} rows/s")
+    if (left := position.seconds_left) is not None:
+        parts.append(f"{left / 60:.1f} min left")
+    return ", ".join(parts)
 
 
 @dataclass
@@ -28,9 +80,9 @@ class _Running:
 
 
 class RunProgress:
-    """Says what is done, running, failed and left, for jobs of one kind, and how far running ones have come.
+    """Shows how many jobs are done, running, failed and left, and the position of the running ones.
 
-    A context manager: in its block a thread looks, once a second, at what the jobs' processes say.
+    A context manager: inside its block a thread reads the status files once a second.
     """
 
     def __init__(self, console: Console, total: int) -> None:
@@ -42,7 +94,7 @@ class RunProgress:
         self._running: dict[Job, _Running] = {}
         self._changing = threading.RLock()
         self._ended = threading.Event()
-        self._looks = threading.Thread(target=self._keep_looking, daemon=True)
+        self._reader = threading.Thread(target=self._keep_reading, daemon=True)
         self._is_live = console.is_terminal
         self._bars = Progress(
             SpinnerColumn(),
@@ -58,7 +110,7 @@ class RunProgress:
         if self._total:
             self._bars.start()
             self._summarise()
-            self._looks.start()
+            self._reader.start()
         return self
 
     def __exit__(
@@ -66,10 +118,10 @@ class RunProgress:
     ) -> None:
         self._ended.set()
         if self._total:
-            self._looks.join()
+            self._reader.join()
         self._bars.stop()
 
-    def started(self, job: Job) -> None:
+    def started(self, job: "Job") -> None:
         """Show that a job runs."""
         with self._changing:
             number = self._done + len(self._running) + 1
@@ -81,7 +133,7 @@ class RunProgress:
             self._running[job] = _Running(number, now, now + SECONDS_BETWEEN_LINES, bar)
             self._summarise()
 
-    def ended(self, job: Job, *lines: str, failed: bool = False) -> None:
+    def ended(self, job: "Job", *lines: str, failed: bool = False) -> None:
         """Show how a job ended, in one line or more."""
         with self._changing:
             running = self._running.pop(job)
@@ -96,29 +148,30 @@ class RunProgress:
                 self._print(f"    {line}")
             self._summarise()
 
-    def look(self, now: float) -> None:
-        """Show how far the running jobs have come; without a terminal, of a job no more than a line in ten seconds.
+    def update(self, now: float) -> None:
+        """Show the positions of the running jobs; without a terminal at most one line a job in ten seconds.
 
-        ``now``: what ``time.monotonic`` says.
+        Args:
+            now: the value of ``time.monotonic``.
         """
         with self._changing:
             for job, running in self._running.items():
                 if not self._is_live and now < running.next_line:
                     continue
                 position = read_status(job.status)
-                said = "starting" if position is None else in_words(position)
+                words = "starting" if position is None else in_words(position)
                 title = self._title(running.number, job)
                 if self._is_live:
-                    self._bars.update(running.bar, description=escape(f"{title}: {said}"), refresh=True)
+                    self._bars.update(running.bar, description=escape(f"{title}: {words}"), refresh=True)
                 else:
                     running.next_line = now + SECONDS_BETWEEN_LINES
-                    self._print(f"{title}, {now - running.started:.0f} s: {said}")
+                    self._print(f"{title}, {now - running.started:.0f} s: {words}")
 
-    def _keep_looking(self) -> None:
-        while not self._ended.wait(_SECONDS_BETWEEN_LOOKS):
-            self.look(time.monotonic())
+    def _keep_reading(self) -> None:
+        while not self._ended.wait(_SECONDS_BETWEEN_READS):
+            self.update(time.monotonic())
 
-    def _title(self, number: int, job: Job) -> str:
+    def _title(self, number: int, job: "Job") -> str:
         return f"[{number}/{self._total}] {job.name}"
 
     def _print(self, line: str) -> None:
@@ -131,7 +184,7 @@ class RunProgress:
         self._bars.update(self._summary, description=", ".join(parts))
 
     def _time_left(self) -> str:
-        """Guess from the pace so far, which several workers set together."""
+        """Estimate from the pace so far of all workers together."""
         if not self._done:
             return ""
         minutes = (time.monotonic() - self._started) / self._done * (self._total - self._done) / 60

@@ -1,4 +1,4 @@
-"""A run of a suite: what is missing is computed, every cell in its own process, then timed; what is done is kept."""
+"""Run a suite: compute the missing cells, each in its own process, then time them; finished results are kept."""
 
 import json
 import shutil
@@ -11,19 +11,17 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks.run.jobs.failures import note_failure
-from benchmarks.run.jobs.job import CellJob, Job, Surroundings, TimingJob
-from benchmarks.run.jobs.schedulers import Schedule
-from benchmarks.run.planning.plan import (
+from benchmarks.run.jobs import CellJob, Job, RunContext, TimingJob, note_failure
+from benchmarks.run.plan import (
     Group,
     Inputs,
     PlannedCell,
-    finished_neighbours,
+    cells_of_other_parameters,
+    finished_outside_filter,
     groups_of,
     has_to_be_timed,
     knobs_to_time,
     lost_model,
-    of_other_parameters,
     plan_cells,
     refuse_another_kind,
     refuse_undefined,
@@ -32,13 +30,16 @@ from benchmarks.run.planning.plan import (
     timing_due,
     timings_of,
 )
-from benchmarks.run.planning.published import Published, find_published, unpack_cells, unpack_timings
+from benchmarks.run.pool import Schedule
 from benchmarks.run.progress import RunProgress
+from benchmarks.run.published import Published, find_published, unpack_cells, unpack_timings
 from benchmarks.specs.base import BaseCellSpec, BaseSuite
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.folders import (
+    ENVIRONMENT_FILE,
+    SUITE_FILE,
     TIMING_FILE,
     Fault,
     RunFolder,
@@ -46,10 +47,13 @@ from benchmarks.store.folders import (
     only_run,
     read_cell,
     read_timing,
-    set_aside,
-    write_text,
 )
 from benchmarks.store.keys import timing_key
+from benchmarks.store.sealing import file_fault, write_json, write_text
+from consistentee.arguments import checked
+from consistentee.files import set_aside
+
+_NO_RESULT = "it left neither a record nor a note of a failure"
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,11 @@ class RunOutcome:
     """How a run ended.
 
     Attributes:
-        finished: cells whose record is there.
-        computed: cells that this run tried to compute.
-        refused: what is not defined for its task, one line a cell.
-        failed: what failed, one line a cell; not empty means exit code 1.
-        table: what is shown on a terminal.
+        finished: number of cells with a record.
+        computed: number of cells that this run tried to compute.
+        refused: cells whose method is not defined for their task, one line each.
+        failed: cells and timings that failed, one line each; not empty means exit code 1.
+        table: the end screen, for a terminal.
     """
 
     finished: int
@@ -78,21 +82,22 @@ class _Run:
     suite: BaseSuite
     folder: RunFolder
     inputs: Inputs
-    surroundings: Surroundings
+    context: RunContext
     schedule: Schedule
     console: Console
     fresh: bool
     published: Published
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Print one line of plain text."""
         self.console.print(escape(line), highlight=False, soft_wrap=True)
 
     def put_aside(self, fault: Fault) -> None:
-        """Move what cannot be used out of the way, and say so."""
-        self.say(str(fault.set_aside()))
+        """Move a damaged or stale file out of the way, and print which."""
+        self.print(str(fault.set_aside()))
 
 
+@checked
 def run_suite(
     suite: BaseSuite,
     filters: Filters | None = None,
@@ -106,32 +111,32 @@ def run_suite(
     schedule: Schedule | None = None,
     console: Console | None = None,
 ) -> RunOutcome:
-    """Run what is missing of a suite, then time it, then write tables and figures.
+    """Compute the missing cells of a suite, time them, and write tables and figures.
 
-    Interrupt it at any moment: every finished cell is whole on disk and is used by the next run. Processes are started
-    for the cells, so a script that calls this needs the usual ``if __name__ == "__main__":``.
+    A run may be interrupted at any moment: every finished cell is whole on disk, and the next run uses it. Cells run in
+    processes of their own, so a script that calls this needs the usual ``if __name__ == "__main__":``.
 
     Args:
         suite: see :func:`benchmarks.specs.suites.load_suite`.
-        filters: which part of it.
+        filters: which part of the suite to run.
         out: the run's folder.
         data_dir: where data files are looked for first.
         fresh: compute everything again.
         retry_failed: try failed cells again.
-        remeasure: what is published does not count as done; in the end it is shown beside.
-        published_dir: published results to start from; by default ``results/SUITE``, if there is such a folder here.
+        remeasure: do not take published cells as done; the end screen shows them next to the new ones.
+        published_dir: published results to start from; by default ``results/SUITE`` if it exists.
         schedule: where cells run; by default here, one after another.
-        console: where lines go; standard error by default.
+        console: where progress is printed; standard error by default.
 
     Raises:
-        UserError: something that concerns the whole run, before any training; or a full disk, or lost workers.
+        UserError: an error of the whole run before any training, a full disk, or lost workers.
     """
     folder = RunFolder(out)
     run = _Run(
         suite,
         folder,
         Inputs(data_dir, FileHashes(folder.fingerprints)),
-        Surroundings(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line()),
+        RunContext(Path.cwd(), RunFolder(out.absolute()), data_dir, command_line()),
         schedule or Schedule(),
         console or Console(stderr=True),
         fresh,
@@ -146,29 +151,32 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     cells = expand(run.suite, filters)
     others = [spec for spec in expand(run.suite, replace(filters, methods=None)) if spec not in cells]
     _unpack(run, [*cells, *others])
-    for fault in of_other_parameters(cells, run.folder):
+    for fault in cells_of_other_parameters(cells, run.folder):
         run.put_aside(fault)
     planned = plan_cells(cells, run.inputs, run.folder, run.put_aside, fresh=run.fresh, retry_failed=retry_failed)
     for line in run.published.staleness_lines((cell.spec, cell.parts) for cell in planned if cell.is_missing):
-        run.say(line)
-    neighbours = finished_neighbours(others, run.inputs, run.folder)
+        run.print(line)
+    outside_filter = finished_outside_filter(others, run.inputs, run.folder)
     run.inputs.hashes.save()
     planned = reopen_for_timing(planned, run.folder, run.suite.timing, run.put_aside)
     planned = refuse_undefined(planned, run.inputs, lambda cell, reason: _note_refusal(run, cell, reason))
-    run.say(f"{summary(run.suite, planned)}; results in {run.folder.root}")
+    run.print(f"{summary(run.suite, planned)}; results in {run.folder.root}")
     if run.fresh:
         shutil.rmtree(run.folder.stages, ignore_errors=True)
     missing = [cell.key for cell in planned if cell.is_missing]
-    finished = _compute(run, planned)
-    timings = _due_timings(run, finished, neighbours)
-    timing_failures = _time(run, timings)
-    if missing or timings:
+    described = run.folder.root / ENVIRONMENT_FILE
+    if missing or not described.is_file() or file_fault(described):
         _describe_run(run)
+    finished = _compute(run, planned)
+    timings = _due_timings(run, finished, outside_filter)
+    if timings and not missing:
+        _describe_run(run)
+    timing_failures = _time(run, timings)
     return _outcome(run, finished, missing, timing_failures)
 
 
 def _unpack(run: _Run, specs: Sequence[BaseCellSpec]) -> None:
-    """Begin with what is published of these cells and of their timings; the run's own folder comes first."""
+    """Copy published cells and timings that the run's folder lacks into it."""
     if run.published.root is None:
         return
     wanted = [(spec, run.inputs.parts(spec)) for spec in specs]
@@ -178,39 +186,39 @@ def _unpack(run: _Run, specs: Sequence[BaseCellSpec]) -> None:
         keys.setdefault(spec.group, set()).add(parts.key)
     timings = unpack_timings(run.published, keys, run.folder, timing_key(run.suite.timing, run.suite.kind))
     if cells or timings:
-        run.say(f"{cells} cells and {timings} timings taken from {run.published.root}")
+        run.print(f"{cells} cells and {timings} timings taken from {run.published.root}")
 
 
 def _note_refusal(run: _Run, cell: PlannedCell, reason: str) -> PlannedCell:
-    return replace(cell, failure=note_failure(run.folder.cell(cell.spec), cell.key, reason, refused=True))
+    return cell.failed(note_failure(run.folder.cell(cell.spec), cell.key, reason, refused=True))
 
 
 class _CellWatcher:
-    """Reads what became of every job, and shows it."""
+    """Reads the result of every cell, and shows it."""
 
     def __init__(self, run: _Run, cells: dict[Job, PlannedCell]) -> None:
         self.cells = cells
         self.progress = RunProgress(run.console, len(cells))
 
     def started(self, job: Job) -> None:
-        """Show it."""
+        """Show that a job runs."""
         self.progress.started(job)
 
     def ended(self, job: Job) -> None:
-        """Read the record or the note of a failure."""
+        """Read the record, or the note of a failure."""
         cell = self.cells[job]
         record, _ = read_cell(job.place, cell.parts, cell.kind.record)
         if record is not None and job.is_done():
             self.cells[job] = replace(cell, record=record)
             self.progress.ended(job, *record.summary_lines())
             return
-        failure = job.failure() or note_failure(job.place, job.key, "it left neither a record nor a note of a failure")
-        self.cells[job] = replace(cell, failure=failure)
+        failure = job.failure() or note_failure(job.place, job.key, _NO_RESULT)
+        self.cells[job] = cell.failed(failure)
         self.progress.ended(job, f"failed: {failure.error}", failed=True)
 
 
 def _compute(run: _Run, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
-    """Run the missing cells; a failure is noted, and the run goes on."""
+    """Run the missing cells. A failed cell is recorded, and the run goes on."""
     jobs = {number: _cell_job(run, cell) for number, cell in enumerate(planned) if cell.is_missing}
     watcher = _CellWatcher(run, {job: planned[number] for number, job in jobs.items()})
     with watcher.progress:
@@ -219,44 +227,44 @@ def _compute(run: _Run, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
 
 
 def _cell_job(run: _Run, cell: PlannedCell) -> CellJob:
-    job = CellJob(run.surroundings, None, cell.spec, cell.parts)
+    job = CellJob(run.context, None, cell.spec, cell.parts)
     return replace(job, replaces=job.finished_at())
 
 
 class _TimingWatcher:
-    """Reads what became of every timing, and shows it."""
+    """Reads the result of every timing, and shows it."""
 
     def __init__(self, run: _Run, total: int) -> None:
         self.failures: list[str] = []
         self.progress = RunProgress(run.console, total)
 
     def started(self, job: Job) -> None:
-        """Show it."""
+        """Show that a job runs."""
         self.progress.started(job)
 
     def ended(self, job: Job) -> None:
-        """Read the note of a failure, if the timing is not there."""
+        """Read the note of a failure, if there is no timing."""
         if job.is_done():
             self.progress.ended(job)
             return
         failure = job.failure()
-        reason = failure.error if failure else "it left neither a record nor a note of a failure"
+        reason = failure.error if failure else _NO_RESULT
         self.failures.append(f"{job.name}: {reason}")
         self.progress.ended(job, f"failed: {reason}", failed=True)
 
 
 def _time(run: _Run, timings: Sequence[TimingJob]) -> list[str]:
-    """Take the times, when no cell runs; return what failed: scores are worth keeping without their times."""
+    """Take the times while no cell runs; return the failures, since scores are worth keeping without times."""
     watcher = _TimingWatcher(run, len(timings))
     with watcher.progress:
         run.schedule.run_timings(timings, watcher)
     return watcher.failures
 
 
-def _due_timings(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequence[PlannedCell]) -> list[TimingJob]:
-    """Return the timings that are due, of the finished cells outside the filter too."""
+def _due_timings(run: _Run, finished: Sequence[PlannedCell], outside_filter: Sequence[PlannedCell]) -> list[TimingJob]:
+    """List the timings that are due; finished cells outside the filter are timed with the others."""
     jobs = []
-    outside = groups_of(neighbours)
+    outside = groups_of(outside_filter)
     for group, members in groups_of(finished).items():
         protocol = run.suite.timing
         if not (run.fresh or timing_due(group, members, run.folder, protocol, run.put_aside)):
@@ -268,20 +276,20 @@ def _due_timings(run: _Run, finished: Sequence[PlannedCell], neighbours: Sequenc
         taken = timings_of(group, members[0].spec.kind, run.folder, protocol, run.put_aside)
         for cell in live:
             if cell not in ready and has_to_be_timed(cell, taken, wanted, run.folder):
-                run.say(
+                run.print(
                     f"{cell.spec.name}: not timed, its trained model is gone; a run that includes it makes it again"
                 )
         if ready:
             _keep_times_of_others(run, group, ready, live)
-            job = TimingJob(run.surroundings, None, tuple(ready), wanted, protocol)
+            job = TimingJob(run.context, None, tuple(ready), wanted, protocol)
             jobs.append(replace(job, replaces=job.finished_at()))
     return jobs
 
 
 def _keep_times_of_others(run: _Run, group: Group, timed: Sequence[PlannedCell], live: Sequence[PlannedCell]) -> None:
-    """Keep a timing, instead of overwriting it, where it holds cells that cannot be timed again now.
+    """Keep an earlier timing if it holds cells that cannot be timed again now, instead of overwriting it.
 
-    Taken by another protocol, or of cells that are not those of today, it is set aside.
+    A timing of another protocol, or of none of today's cells, is set aside.
     """
     place = run.folder.timing(*group)
     old, _ = read_timing(place, timed[0].kind.timing)
@@ -290,25 +298,26 @@ def _keep_times_of_others(run: _Run, group: Group, timed: Sequence[PlannedCell],
     if old and others:
         fits = old.key == timing_key(run.suite.timing, run.suite.kind) and others & {cell.key for cell in live}
         kept = keep_timing(place) if fits else set_aside(place / TIMING_FILE, "stale")
-        run.say(f"    the earlier timing, which holds other cells, is kept as {kept.name}")
+        run.print(f"    the earlier timing, which holds other cells, is kept as {kept.name}")
 
 
 def _describe_run(run: _Run) -> None:
-    """Write what was asked for and on what machine it ran, beside the results."""
+    """Write the suite and a description of the machine into the run's folder."""
     values = run.suite.model_dump(mode="json")
-    write_text(run.folder.root / "suite.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    suite_file = run.folder.root / SUITE_FILE
+    write_text(suite_file, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     described = {
         "command": command_line(),
         "environment": describe_environment(),
         "conditions": describe_conditions(),
     }
-    write_text(run.folder.root / "environment.json", json.dumps(described, indent=1) + "\n")
+    write_json(run.folder.root / ENVIRONMENT_FILE, json.dumps(described, indent=1), [suite_file])
 
 
 def _outcome(
     run: _Run, finished: Sequence[PlannedCell], computed: Sequence[str], timing_failures: Sequence[str]
 ) -> RunOutcome:
-    """Write tables and figures. ``computed``: keys of the cells that this run tried to compute."""
+    """Write tables and figures. ``computed`` holds the keys of the cells that this run tried to compute."""
     with_record = [cell for cell in finished if cell.record]
     failures = [(cell, cell.failure) for cell in finished if cell.failure]
     table = None

@@ -14,10 +14,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
-from benchmarks.specs.costs import Cost
 from benchmarks.specs.schema import Strict, canonical_json
 from consistentee.errors import unknown_name
-from consistentee.methods.method import ENTRY_POINT_GROUP
+from consistentee.methods.method import ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 from consistentee.versions import Kind
 
@@ -198,12 +197,12 @@ class BaseSuite(Strict):
     """What every suite says, whatever its rows are; the kinds add caps, and what their cells have beside."""
 
     kind: Kind
-    method_group: ClassVar[str]
+    method_group: ClassVar[MethodGroup]
     cell_class: ClassVar[type[BaseCellSpec]]
 
     name: str = Field(pattern=r"^[\w.-]+$")
     description: str
-    cost: Cost = Cost()
+    cost: Mapping[str, float | str] = Field(default_factory=dict, description="what a run took, for readers")
     tasks: tuple[str, ...] = Field(min_length=1)
     backbones: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[Seed, ...] = Field(min_length=1)
@@ -304,7 +303,7 @@ class SuiteSpec(BaseSuite):
     """A suite of classification: everything a run does, as its YAML says."""
 
     kind: Literal["classification"] = "classification"
-    method_group: ClassVar[str] = ENTRY_POINT_GROUP
+    method_group: ClassVar[MethodGroup] = ENTRY_POINT_GROUP
     cell_class: ClassVar[type[BaseCellSpec]] = CellSpec
 
     recipe: RecipeSettings = RecipeSettings()

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, Group, TimingSpec, refuse_unknown_tasks
 from benchmarks.specs.schema import Strict
-from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import TokenRecipeSettings
 from consistentee.versions import Kind
 
@@ -135,7 +135,7 @@ class GenerationSuite(BaseSuite):
     """A suite of generation: everything a run does, as its YAML says."""
 
     kind: Literal["generation"]
-    method_group: ClassVar[str] = TOKEN_ENTRY_POINT_GROUP
+    method_group: ClassVar[MethodGroup] = TOKEN_ENTRY_POINT_GROUP
     cell_class: ClassVar[type[BaseCellSpec]] = GenerationCellSpec
 
     train_on: str | None = Field(default=None, description="a task that all cells train on; by default each its own")

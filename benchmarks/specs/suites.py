@@ -9,19 +9,21 @@ from pydantic import ValidationError
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, MethodEntry, SuiteSpec, validation_sentence
 from benchmarks.specs.generation import GenerationSuite
 from benchmarks.yaml_files import read_fields
+from consistentee.arguments import Texts, checked
 from consistentee.errors import UserError, unknown_name
-from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
+from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, MethodGroup, available_methods
 
 SUITES_DIR = Path(__file__).parents[1] / "suites"
 
 
+@checked
 @dataclass(frozen=True)
 class Filters:
     """What a run is narrowed to; None leaves the suite's own choice."""
 
-    tasks: Sequence[str] | None = None
-    methods: Sequence[str] | None = None
-    backbones: Sequence[str] | None = None
+    tasks: Texts | None = None
+    methods: Texts | None = None
+    backbones: Texts | None = None
     seeds: Sequence[int] | None = None
 
 
@@ -30,6 +32,7 @@ def list_suites() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SUITES_DIR.glob("*.yaml"))}
 
 
+@checked
 def load_suite(name_or_path: str | Path) -> BaseSuite:
     """Read a suite, by its name or as the path of a YAML file.
 
@@ -73,7 +76,8 @@ def select_methods(suite: BaseSuite, names: Sequence[str] | None) -> list[Method
 
 def _refuse_other_kind(suite: BaseSuite, name: str) -> None:
     """Raise UserError for a method that is known, but to suites of the other kind."""
-    for kind, group in (("classification", ENTRY_POINT_GROUP), ("generation", TOKEN_ENTRY_POINT_GROUP)):
+    groups: dict[str, MethodGroup] = {"classification": ENTRY_POINT_GROUP, "generation": TOKEN_ENTRY_POINT_GROUP}
+    for kind, group in groups.items():
         if group != suite.method_group and name in available_methods(group):
             raise UserError(f"{name} is a method of {kind}, and suite {suite.name!r} is of {suite.kind}")
 

@@ -1,10 +1,9 @@
 """SHA-256 of large files, read once: what identifies the weights that a backbone is loaded from."""
 
-import hashlib
 import json
 from pathlib import Path
 
-from benchmarks.store.folders import write_text
+from benchmarks.store.sealing import hash_file, unsealed, write_json
 
 
 class FileHashes:
@@ -17,7 +16,8 @@ class FileHashes:
 
     def _load(self) -> dict[str, list[int | str]]:
         try:
-            known = json.loads(self._cache_file.read_text(encoding="utf-8"))
+            text, fault = unsealed(self._cache_file.read_text(encoding="utf-8"))
+            known = {} if fault else json.loads(text)
         except (OSError, ValueError):  # nothing but time is lost with this file
             return {}
         return known if isinstance(known, dict) else {}
@@ -28,8 +28,7 @@ class FileHashes:
         entry: list[int | str] = [status.st_size, status.st_mtime_ns]
         known = self._known.get(str(path))
         if not (isinstance(known, list) and known[:2] == entry):
-            with path.open("rb") as file:
-                known = [*entry, hashlib.file_digest(file, "sha256").hexdigest()]
+            known = [*entry, hash_file(path)]
             self._known[str(path)] = known
             self._changed = True
         return str(known[2])
@@ -37,7 +36,7 @@ class FileHashes:
     def save(self) -> None:
         """Write the cache, if there is anything new."""
         if self._changed:
-            write_text(self._cache_file, json.dumps(self._known, indent=1))
+            write_json(self._cache_file, json.dumps(self._known, indent=1))
             self._changed = False
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +15,10 @@ from pydantic import BaseModel, ValidationError
 from benchmarks.specs.base import BaseCellSpec, folder_name, validation_sentence
 from benchmarks.store.keys import differences
 from benchmarks.store.records import BaseRecord, FailureRecord, KeyParts, RecordT, TimingT
+from benchmarks.store.sealing import file_fault, listed_files, unsealed, write_json
+from benchmarks.store.sealing import write_text as write_text  # noqa: PLC0414
 from consistentee.errors import UserError
-from consistentee.files import clear_leftovers, make_folder, replacing
+from consistentee.files import clear_leftovers, make_folder, replacing, set_aside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +32,10 @@ TIMING_FILE = "timing.json"
 TIMING_FILES = "timing*.json"
 """The latest timing of a group, and earlier ones whose cells could not be timed again: ``timing-1.json``, ..."""
 LOG_FILE = "log.txt"
+SUITE_FILE = "suite.yaml"
+ENVIRONMENT_FILE = "environment.json"
+HASHES_FILE = "hashes.json"
+"""The hashes of the files of a saved model, and of published results."""
 
 _PARQUET_MAGIC = b"PAR1"
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
@@ -127,21 +133,15 @@ def only_run(folder: RunFolder) -> Iterator[None]:
         lock.release()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_record(path: Path, record: BaseModel) -> None:
-    """Write a record as JSON, atomically."""
-    write_text(path, record.model_dump_json(indent=1) + "\n")
+def write_record(path: Path, record: BaseModel, files: Iterable[Path] = ()) -> None:
+    """Write a record as JSON, atomically, with its hash and those of files in its folder."""
+    write_json(path, record.model_dump_json(indent=1), files)
 
 
 def write_predictions(path: Path, columns: "pd.DataFrame") -> None:
     """Write the rows' predictions as parquet, atomically."""
     with replacing(path) as temporary:
-        columns.to_parquet(temporary, index=False)
+        columns.to_parquet(temporary, index=False, write_page_checksum=True)
 
 
 def read_predictions(cell: Path) -> "pd.DataFrame":
@@ -169,18 +169,11 @@ def read_rows(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        return pd.read_parquet(path)
+        if fault := file_fault(path.parent / RECORD_FILE, path.name):
+            raise ValueError(fault)
+        return pd.read_parquet(path, page_checksum_verification=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}; run the suite again to recompute it") from error
-
-
-def set_aside(path: Path, kind: Literal["damaged", "stale"]) -> Path:
-    """Rename a file or folder to ``NAME.damaged-N`` or ``NAME.stale-N`` with the first free N."""
-    number = 1
-    while (target := path.with_name(f"{path.name}.{kind}-{number}")).exists():
-        number += 1
-    path.rename(target)
-    return target
 
 
 def read_cell(folder: Path, wanted: KeyParts, schema: type[RecordT]) -> tuple[RecordT | None, Fault | None]:
@@ -188,7 +181,7 @@ def read_cell(folder: Path, wanted: KeyParts, schema: type[RecordT]) -> tuple[Re
     record, reason = parse_record(folder / RECORD_FILE, schema)
     if record is None and reason is None:
         return None, None
-    reason = reason or _parquet_fault(folder / PREDICTIONS_FILE)
+    reason = reason or file_fault(folder / RECORD_FILE) or _parquet_fault(folder / PREDICTIONS_FILE)
     if (folder / VALIDATION_FILE).exists():
         reason = reason or _parquet_fault(folder / VALIDATION_FILE)
     if reason:
@@ -237,13 +230,21 @@ def keep_timing(folder: Path) -> Path:
     return (folder / TIMING_FILE).rename(target)
 
 
-def model_fault(folder: Path, description: str) -> str | None:
-    """Say what is wrong with the folder of a saved model, without loading it: JSON, and weights that are cut off.
+def seal_model(folder: Path, key: str) -> None:
+    """Write the hashes of all files of a saved model into its folder."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    write_json(folder / HASHES_FILE, json.dumps({"key": key}), files)
 
-    ``description`` is the file that says what the weights are.
+
+def model_fault(folder: Path, description: str) -> str | None:
+    """Say what is wrong with the folder of a saved model, without loading it.
+
+    ``description`` is the file that says what the weights are. Models that are older than hashes are looked into.
     """
     from safetensors import SafetensorError, safe_open
 
+    if listed_files(folder / HASHES_FILE):
+        return file_fault(folder / HASHES_FILE)
     try:
         for path in [folder / description, *sorted(folder.rglob("*.json"))]:
             json.loads(path.read_text(encoding="utf-8"))
@@ -266,8 +267,10 @@ def parse_record(path: Path, schema: type[_SchemaT]) -> tuple[_SchemaT | None, s
         return None, None
     except (OSError, UnicodeDecodeError) as error:
         return None, f"unreadable: {error}"
+    text, fault = unsealed(text)
     try:
-        return schema.model_validate_json(text), None
+        record = schema.model_validate_json(text)
+        return (record, None) if fault is None else (None, fault)
     except ValidationError as error:
         found = _schema_version(text)
         expected = schema.model_fields["schema_version"].default

@@ -188,6 +188,10 @@ class DecodingSamples(BaseSamples):
         tokens = sum(self.decoded_tokens)
         return [sum(seconds) / tokens for seconds in self.decode_seconds] if tokens else []
 
+    @property
+    def total_seconds(self) -> float:
+        return sum(map(sum, [*self.prefill_seconds, *self.decode_seconds]))
+
 
 class DecodingContender(BaseContender):
     """One operating point, or the stock model's own ``generate``."""

@@ -178,6 +178,9 @@ class FailureRecord(Strict):
     key: str
     error: str = Field(description="one line")
     refused: bool = Field(description="the method is not defined for the task: nothing to retry")
+    may_pass: bool = Field(
+        False, description="a signal or an OSError ended it for the first time: the next run tries it once more"
+    )
     traceback: str
     failed_at: str
 
@@ -197,6 +200,11 @@ class BaseSamples(Strict):
         """What is compared between contenders, in each round."""
         raise NotImplementedError
 
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of all rounds."""
+        raise NotImplementedError
+
 
 class TimingSamples(BaseSamples):
     """Samples of a contender of classification."""
@@ -209,6 +217,10 @@ class TimingSamples(BaseSamples):
     def round_seconds(self) -> list[float]:
         """Seconds of all rows, in each round."""
         return self.seconds_per_round
+
+    @property
+    def total_seconds(self) -> float:
+        return sum(self.seconds_per_round)
 
 
 class BaseContender(Strict):

@@ -2,9 +2,9 @@
 
 import os
 from contextlib import suppress
-from hashlib import file_digest
 from pathlib import Path
 
+from benchmarks.store.sealing import hash_file
 from consistentee.files import PARTIAL, make_folder
 
 LARGE_BYTES = 1_000_000  # bytes; what is smaller is not worth a link
@@ -22,18 +22,13 @@ def share_weights(model: Path, pool: Path) -> None:
     for file in sorted(model.rglob("*.safetensors")):
         if file.stat().st_size < LARGE_BYTES:
             continue
-        digest = _digest(file)
+        digest = hash_file(file)
         first = pool / f"{digest}.safetensors"
         make_folder(pool)
         with suppress(OSError):  # no links on this disk: the model has a copy of its own
-            whole = first.exists() and first.stat().st_size == file.stat().st_size and _digest(first) == digest
+            whole = first.exists() and first.stat().st_size == file.stat().st_size and hash_file(first) == digest
             source, place = (first, file) if whole else (file, first)
             link = file.with_name(f".{file.name}{PARTIAL}")
             os.link(source, link)
             link.replace(place)
             link.unlink(missing_ok=True)  # which is still there where both were one file
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as content:
-        return file_digest(content, "sha256").hexdigest()

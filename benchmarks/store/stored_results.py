@@ -19,6 +19,7 @@ from benchmarks.store.folders import (
     record_files,
 )
 from benchmarks.store.records import FailureRecord, RecordT, TimingT
+from benchmarks.store.sealing import unsealed
 from benchmarks.store.stored_cells import CELLS_FILE, BaseStoredCell, RowSource, StoredResults
 from consistentee.errors import UserError
 
@@ -143,8 +144,9 @@ def kind_of_results(root: Path) -> str | None:
         return kind_of_compact(root)
     for path in record_files(root / "cells", RECORD_FILE):
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # a damaged record is told of when it is read
+            text, fault = unsealed(path.read_text(encoding="utf-8"))
+            values = None if fault else json.loads(text)
+        except (OSError, ValueError):  # a damaged record is named when it is read
             continue
         if isinstance(values, dict):
             return str(values.get("kind", "classification"))

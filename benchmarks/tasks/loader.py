@@ -9,13 +9,10 @@ from typing import Any, cast
 
 from filelock import FileLock
 
-from benchmarks.tasks.base_spec import FileLayout, HubLayout, Package
-from benchmarks.tasks.cutting import SPLITS
 from benchmarks.tasks.readers import read_file, read_hub_split
-from benchmarks.tasks.spec import AnyTaskSpec, read_spec
-from benchmarks.tasks.splits import build_task
-from benchmarks.tasks.text_spec import TextTaskSpec
-from benchmarks.tasks.text_splits import build_text_task
+from benchmarks.tasks.specs import AnyTaskSpec, FileLayout, HubLayout, Package, TextTaskSpec, read_spec
+from benchmarks.tasks.splits import SPLITS, build_task, build_text_task
+from consistentee.arguments import checked
 from consistentee.backbones import hub as hub_access
 from consistentee.backbones.wheels import PackageFile, Shipment, cache_dir, fetch
 from consistentee.data.instances import TaskData
@@ -50,6 +47,7 @@ def is_on_hub(name: str) -> bool:
     return spec_of(name)[0].hub is not None
 
 
+@checked
 def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData | TextTask:
     """Return a task with its three splits.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tasks.base_spec import FileLayout, RowColumns
+from benchmarks.tasks.specs import FileLayout, RowColumns
 from consistentee.errors import UserError
 
 
@@ -73,6 +73,7 @@ def _plain_cells(content: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _quoted_cells(content: str, path: Path, table_format: str) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(2**31 - 1)  # by default 131,072 characters, for the whole process
     reader = csv.reader(io.StringIO(content, newline=""), delimiter="," if table_format == "csv" else "\t", strict=True)
     start = 1
     try:
@@ -88,7 +89,7 @@ def _json_lines(content: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]
         place = f"{path}:{number}"
         try:
             cells = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: not JSON ({error})") from error
         yield place, _object(place, cells)
 
@@ -114,7 +115,7 @@ def _json_list(content: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]
         place = f"{path}:{line}"
         try:
             cells, end = decoder.raw_decode(content, at)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: not JSON ({error})") from error
         yield place, _object(place, cells)
         following = advance(end)

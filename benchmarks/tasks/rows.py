@@ -1,12 +1,19 @@
-"""Rows as their sources have them, and the cells that they are made of. A faulty cell is named by file and line."""
+"""Rows as their sources have them, the cells they are made of, and the templates that turn fields into prompts.
 
-from collections.abc import Mapping
+A faulty cell is named by file and line.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
-from benchmarks.tasks.base_spec import Column
 from consistentee.data.instances import Text
-from consistentee.errors import UserError
+from consistentee.data.prompts import Prompt
+from consistentee.errors import UserError, shown, unencodable
+
+Column = str | int
+"""A column by its name, or by its place (the first is 1) where the file has no header."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +52,10 @@ def sentence_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
     if text is None:
         raise UserError(f"{place}: no text in column {column!r}")
     if not isinstance(text, str):
-        raise UserError(f"{place}: column {column!r} must hold text, got {text!r}")
+        raise UserError(f"{place}: column {column!r} must hold text, got {shown(text)}")
     if not text.strip():
         raise UserError(f"{place}: empty text in column {column!r}")
-    return text
+    return _encodable(place, text, column)
 
 
 def label_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
@@ -57,8 +64,8 @@ def label_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
     if label is None or (isinstance(label, str) and not label.strip()):
         raise UserError(f"{place}: missing label in column {column!r}")
     if isinstance(label, (dict, list)):
-        raise UserError(f"{place}: the label in column {column!r} must be a text or a number, got {label!r}")
-    return label.strip() if isinstance(label, str) else str(label)
+        raise UserError(f"{place}: the label in column {column!r} must be a text or a number, got {shown(label)}")
+    return _encodable(place, str(label).strip(), column)
 
 
 def optional_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
@@ -69,5 +76,56 @@ def optional_cell(place: str, cells: Mapping[Any, Any], column: Column) -> str:
     if text is None:
         return ""
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-        raise UserError(f"{place}: column {column!r} must hold text, got {text!r}")
-    return str(text)
+        raise UserError(f"{place}: column {column!r} must hold text, got {shown(text)}")
+    return _encodable(place, str(text), column)
+
+
+def _encodable(place: str, text: str, column: Column) -> str:
+    if fault := unencodable(text):
+        raise UserError(f"{place}: the text in column {column!r} {fault}")
+    return text
+
+
+@dataclass(frozen=True)
+class Template:
+    """Text with places for fields, ``{article}``; a brace that is text is written twice.
+
+    Attributes:
+        pieces: some text, and the field that follows it, None where more text does.
+    """
+
+    pieces: tuple[tuple[str, str | None], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "Template":
+        """Return the template. Raises ValueError for a faulty one: without a field, with one twice, with formats."""
+        pieces = []
+        for literal, field, layout, conversion in Formatter().parse(text):
+            if field is not None and (not field.isidentifier() or layout or conversion):
+                raise ValueError(f"{{{field}}} is not the name of a field; write a brace that is text twice")
+            pieces.append((literal, field))
+        template = cls(tuple(pieces))
+        if not template.fields:
+            raise ValueError("a template needs a field, as in {question}")
+        if len(set(template.fields)) < len(template.fields):
+            raise ValueError(f"a field stands twice in {text!r}")
+        return template
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The names, in order."""
+        return tuple(field for _, field in self.pieces if field is not None)
+
+    def prompt(self, values: Mapping[str, str], cut_field: str | None = None) -> Prompt:
+        """Return the prompt made of ``values``, all that the template needs.
+
+        What may be cut of it is ``cut_field``, or the last field where the template has no such field.
+        """
+        body = cut_field if cut_field is not None and cut_field in self.fields else self.fields[-1]
+        place = [field for _, field in self.pieces].index(body)
+
+        def filled(pieces: Sequence[tuple[str, str | None]]) -> str:
+            return "".join(text + (values[field] if field is not None else "") for text, field in pieces)
+
+        before = filled(self.pieces[:place]) + self.pieces[place][0]
+        return Prompt(before, values[body], filled(self.pieces[place + 1 :]))

@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.signals import head_probability
-from consistentee.training.sources import FeatureBatch
-from consistentee.training.stages import cached_rows, train_heads, train_jointly_on, training_source
+from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.signals import head_probability
+from consistentee.training import FeatureBatch, cached_rows, train_heads, train_jointly_on, training_source
 
 
 @dataclass(frozen=True)

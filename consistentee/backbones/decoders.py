@@ -6,7 +6,7 @@ and how a layer makes the keys and values that later tokens attend to. The atten
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -349,13 +349,6 @@ def check_decoder_family(family: str) -> None:
     if family not in DECODER_STEPPERS:
         supported = ", ".join(sorted(DECODER_STEPPERS))
         raise UserError(f"no layer-stepping for decoders of architecture {family!r}; supported: {supported}")
-
-
-def check_complete(source: object, missing: Iterable[str]) -> None:
-    """Raise UserError if a file or folder lacks weights: the names of those that the library made up at random."""
-    absent = sorted(missing)
-    if absent:
-        raise UserError(f"{source} lacks {len(absent)} of the model's weights, {absent[0]} among them")
 
 
 def decoder_stepper_for(backbone: Any) -> DecoderStepper:

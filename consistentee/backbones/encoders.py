@@ -376,9 +376,13 @@ STEPPERS: dict[str, type[EncoderStepper]] = {
 """``config.model_type`` -> stepper."""
 
 
-def stepper_for(backbone: Any) -> EncoderStepper:
-    """Return the stepper of a stock model. Raises UserError for a family that has none."""
-    family = backbone.config.model_type
+def check_encoder_family(family: str) -> None:
+    """Raise UserError if no stepper knows an architecture, which is given as ``config.model_type``."""
     if family not in STEPPERS:
         raise UserError(f"no layer-stepping for architecture {family!r}; supported: {', '.join(sorted(STEPPERS))}")
-    return STEPPERS[family](backbone)
+
+
+def stepper_for(backbone: Any) -> EncoderStepper:
+    """Return the stepper of a stock model. Raises UserError for a family that has none."""
+    check_encoder_family(backbone.config.model_type)
+    return STEPPERS[backbone.config.model_type](backbone)

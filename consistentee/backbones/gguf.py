@@ -1,16 +1,18 @@
-"""Models in GGUF files: dequantised once with transformers and gguf, and kept as safetensors in the cache."""
+"""Models in GGUF files: dequantised once with the package ``gguf``, and kept as safetensors in the cache."""
 
-import contextlib
 import hashlib
-import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from consistentee.backbones.pretrained import check_complete, reading
 from consistentee.backbones.wheels import cache_dir
 from consistentee.errors import UserError
 from consistentee.files import only_one, replacing
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 _ARCHITECTURE = "general.architecture"
 
@@ -47,7 +49,7 @@ def _check_architecture(file: Path) -> None:
 
     try:
         family = GGUFReader(file).fields[_ARCHITECTURE].contents()
-    except Exception as error:  # the reader checks little: a damaged file ends in whatever numpy says of it
+    except Exception as error:  # the reader checks little: a damaged file ends in any error of numpy
         raise UserError(f"{file} is damaged, or no GGUF file: {error}") from error
     try:
         check_decoder_family(family)
@@ -58,52 +60,50 @@ def _check_architecture(file: Path) -> None:
 def _convert(file: Path, folder: Path) -> None:
     """Write model and tokenizer into ``folder``."""
     import torch
-    import transformers
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    try:
-        model, tokenizer = _load(file)
-    except UserError:
-        raise
-    except Exception as error:  # what a file lacks shows wherever the conversion first asks for it
-        reason = next(iter(str(error).splitlines()), "")
-        raise UserError(f"{file} cannot be dequantised: {type(error).__name__}: {reason}") from error
-    # The loaded model says of itself that it is quantised, and then refuses to be saved: a plain one takes its weights.
-    settings = model.config.to_dict()
-    settings.pop("quantization_config", None)
-    config = type(model.config).from_dict(settings)
-    plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    plain.save_pretrained(folder)
+    with reading(file):
+        source = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(**source)
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        weights = _weights(file, model)
+        check_complete(file, dict(model.named_parameters()).keys() - weights.keys())
+        model.load_state_dict(weights, strict=False)  # what is tied is there once
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def _load(file: Path) -> tuple[Any, Any]:
-    """Return the model of a file, dequantised, and its tokenizer."""
+def _weights(file: Path, model: Any) -> "dict[str, Tensor]":
+    """Dequantise the tensors of a file that are parameters of a stock model, by the names and layout of the model."""
+    import gguf
     import torch
-    import transformers
+    from transformers.pytorch_utils import Conv1D
 
-    from consistentee.backbones.decoders import check_complete
+    reader = gguf.GGUFReader(file)
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    family = reader.fields[_ARCHITECTURE].contents()
+    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == family)
+    names = gguf.get_tensor_name_map(architecture, model.config.num_hidden_layers)
+    heads = {}
+    if family == "llama":
+        heads = {"q_proj": model.config.num_attention_heads, "k_proj": model.config.num_key_value_heads}
+    weights = {}
+    for name in dict(model.named_parameters()):
+        module, _, ending = name.rpartition(".")
+        tensor = stored.get(f"{names.get_name(module)}.{ending}")
+        if tensor is None:
+            continue
+        array = gguf.dequantize(tensor.data, tensor.tensor_type)
+        projection = module.rpartition(".")[2]
+        if projection in heads:
+            array = _halves_apart(array, heads[projection])
+        elif array.ndim == 2 and isinstance(model.get_submodule(module), Conv1D):
+            array = array.T
+        weights[name] = torch.tensor(array)
+    return weights
 
-    unpacked = transformers.GgufConfig(dequantize=True)  # or weights may stay in their blocks
-    with _without_progress_bars():
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            file.parent,
-            gguf_file=file.name,
-            quantization_config=unpacked,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    check_complete(file, found["missing_keys"])
-    return model, tokenizer
 
-
-@contextlib.contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Keep transformers' bar of the tensors, which has no switch, off the terminal."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
+def _halves_apart(array: "np.ndarray", heads: int) -> "np.ndarray":
+    """Order the rows of a projection as transformers rotates them: first halves first; GGUF alternates the halves."""
+    return array.reshape(heads, -1, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)

@@ -6,8 +6,12 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from consistentee.errors import UserError
+from pydantic import PlainValidator
+
+from consistentee.arguments import Positive, TextsOrPairs, check_list, checked
+from consistentee.errors import UserError, shown
 
 Text = str | tuple[str, str]
 """A single sentence, or a pair."""
@@ -16,13 +20,14 @@ Label = int | float
 """A class index, or the target of a regression."""
 
 
+@checked
 @dataclass(frozen=True)
 class Split:
     """Rows of one split: ``texts[i]`` has ``labels[i]``. Raises UserError when empty or ragged."""
 
     name: str
-    texts: Sequence[Text]
-    labels: Sequence[Label]
+    texts: TextsOrPairs
+    labels: Annotated[Sequence[Label], PlainValidator(check_list)]
 
     def __post_init__(self) -> None:
         if len(self.texts) == 0:
@@ -37,13 +42,15 @@ class Split:
         """Return the given rows, in the given order."""
         return replace(self, texts=[self.texts[i] for i in rows], labels=[self.labels[i] for i in rows])
 
-    def capped(self, max_rows: int | None, seed: int) -> "Split":
+    @checked
+    def capped(self, max_rows: Positive | None, seed: int) -> "Split":
         """Return at most ``max_rows`` rows, drawn at random with ``seed``, in their original order."""
         if max_rows is None or max_rows >= len(self):
             return self
         return self.select(sorted(random.Random(seed).sample(range(len(self)), max_rows)))
 
 
+@checked
 @dataclass(frozen=True)
 class TaskData:
     """A task, loaded: three splits, the names of its classes and its metrics.
@@ -77,11 +84,13 @@ class TaskData:
     def _check_labels(self, split: Split) -> None:
         for row, label in enumerate(split.labels):
             bad = (
-                math.isnan(label) if self.regression else not (isinstance(label, int) and 0 <= label < self.num_labels)
+                not isinstance(label, Label) or math.isnan(label)
+                if self.regression
+                else not (isinstance(label, int) and 0 <= label < self.num_labels)
             )
             if bad:
                 raise UserError(
-                    f"task {self.name!r}: row {row + 1} of {split.name} has label {label!r}, "
+                    f"task {self.name!r}: row {row + 1} of {split.name} has label {shown(label)}, "
                     f"which is not {'a number' if self.regression else f'one of {self.num_labels} classes'}"
                 )
 

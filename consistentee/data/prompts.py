@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from consistentee.arguments import Positive, Texts, checked
 from consistentee.errors import UserError
 
 Keep = Literal["start", "end"]
@@ -31,6 +32,7 @@ class Prompt(str):
     body: str
     after: str
 
+    @checked
     def __new__(cls, before: str, body: str, after: str = "") -> "Prompt":
         """Join the three parts."""
         prompt = super().__new__(cls, before + body + after)
@@ -87,6 +89,7 @@ def fit_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep:
     return list(encode(cut_prompt(encode, prompt, max_prompt_tokens, keep)))
 
 
+@checked
 @dataclass(frozen=True)
 class PromptSplit:
     """Rows of one split: ``references[i]`` is a text that should follow ``prompts[i]``.
@@ -96,8 +99,8 @@ class PromptSplit:
     """
 
     name: str
-    prompts: Sequence[str]
-    references: Sequence[str]
+    prompts: Texts
+    references: Texts
 
     def __post_init__(self) -> None:
         if len(self.prompts) == 0:
@@ -117,7 +120,8 @@ class PromptSplit:
         """Return the given rows, in the given order."""
         return replace(self, prompts=[self.prompts[i] for i in rows], references=[self.references[i] for i in rows])
 
-    def capped(self, max_rows: int | None, seed: int) -> "PromptSplit":
+    @checked
+    def capped(self, max_rows: Positive | None, seed: int) -> "PromptSplit":
         """Return at most ``max_rows`` rows, drawn at random with ``seed``, in their original order."""
         if max_rows is None or max_rows >= len(self):
             return self
@@ -131,6 +135,7 @@ class PromptSplit:
         return replace(self, prompts=fitting), [a is not b for a, b in zip(fitting, self.prompts, strict=True)]
 
 
+@checked
 @dataclass(frozen=True)
 class TextTask:
     """A task whose answers are texts, loaded: three splits, its metrics, and how much is read and written.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from consistentee.arguments import Number, checked
 from consistentee.data.instances import Text
 from consistentee.deployment.saved import holds, load_saved
 from consistentee.engine.classify import classify
@@ -72,21 +73,26 @@ class Writer:
         ]
 
 
-def pipeline(model: str | Path, *, knob: float | None = None, device: str = "cpu") -> Classifier | Writer:
-    """Return what answers texts with a saved model: a :class:`Classifier`, or a :class:`Writer` for a decoder.
+@checked
+def pipeline(
+    model: str | Path, *, knob: Number | None = None, device: str = "cpu", allow_code: bool = False
+) -> Classifier | Writer:
+    """Load a saved model that answers texts: a :class:`Classifier`, or a :class:`Writer` for a decoder.
 
     Args:
         model: a folder that ``consistentee train`` or a run of a suite has saved.
         knob: of its method; by default the one chosen in training.
         device: where it runs.
+        allow_code: import the Python file that the folder names as its method; only registered methods without it.
 
-    Raises UserError if the folder holds no trained model, or the knob is out of range.
+    Raises UserError if the folder holds no trained model, names a method in a file without ``allow_code``, or the knob
+    is out of range.
     """
     folder = Path(model).expanduser()
     if holds(folder, MultiExitDecoder):
-        decoder, found, chosen = load_saved(folder, MultiExitDecoder, knob)
+        decoder, found, chosen = load_saved(folder, MultiExitDecoder, knob, allow_code=allow_code)
         assert isinstance(found, TokenMethod)
         return Writer(decoder.to(device), found, chosen)
-    encoder, method, chosen = load_saved(folder, MultiExitModel, knob)
+    encoder, method, chosen = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
     encoder.to(device)
     return Classifier(encoder, method.rule(encoder, chosen))

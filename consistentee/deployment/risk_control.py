@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from consistentee.arguments import Fraction, checked
 from consistentee.deployment.risk_bounds import BOUNDS
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import Method
@@ -141,13 +142,14 @@ def knob_risks(method: Method, model: MultiExitModel, trace: Trace, loss: str = 
     return KnobRisks(knobs, np.where(abs(table) < _SAME, 0.0, table), exits.double().mean(dim=1).numpy(), highest)
 
 
+@checked
 def control_risk(
     method: Method,
     model: MultiExitModel,
     trace: Trace,
-    risk: float,
+    risk: Fraction,
     *,
-    delta: float = 0.1,
+    delta: Fraction = 0.1,
     bound: str = "ucb",
     loss: str = "gap",
 ) -> ControlledKnob:

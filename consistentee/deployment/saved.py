@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from consistentee.errors import UserError
-from consistentee.methods.method import Method, get_method
+from consistentee.methods.method import Method, code_file, get_method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -18,19 +18,26 @@ _HOLDS: dict[type, str] = {
 
 
 def load_saved(
-    folder: Path, model_class: type[ModelT], knob: float | None = None, method_name: str | None = None
+    folder: Path,
+    model_class: type[ModelT],
+    knob: float | None = None,
+    method_name: str | None = None,
+    *,
+    allow_code: bool = False,
 ) -> tuple[ModelT, Method[ModelT, Any, Any], float]:
-    """Load a model that ``consistentee train`` or a run of a suite has saved, its method, and the knob to be used.
+    """Load a model that ``consistentee train`` or a run of a suite has saved, its method, and the knob to use.
 
     Args:
-        folder: of the model.
-        model_class: what the model is to be.
-        knob: of the method; by default the one chosen in training.
-        method_name: put the rule of another method on the model, as it is with the parameters that it has by default.
+        folder: folder of the model.
+        model_class: class of the model.
+        knob: value of the method's knob; by default the one chosen in training.
+        method_name: use the rule of another method, with that method's default parameters.
+        allow_code: import the Python file that the folder names as its method. Without it, only registered methods
+            are loaded, so that a folder from elsewhere runs no code.
 
     Raises:
-        UserError: the folder holds no trained model of that kind, the knob is out of range, or the method is unknown,
-            reads true labels, or is one of the other kind.
+        UserError: the folder holds no trained model of that kind, its method is in a file and ``allow_code`` is not
+            set, the knob is out of range, or the method is unknown, reads true labels, or is of the other kind.
     """
     if not folder.is_dir():
         raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")
@@ -40,6 +47,12 @@ def load_saved(
     description = model_class.description_class.read(folder)
     if description.method_name is None:
         raise UserError(f"{folder} does not say which method trained it, so there is no exit rule to use")
+    code = code_file(description.method_name)
+    if code is not None and not allow_code:
+        raise UserError(
+            f"{folder / description.file} names a method in {code}, and that file was not run; "
+            "if you trust it, use --allow-code, or allow_code=True in Python"
+        )
     # Before the model, which may need the kind of classifiers that the method's file enters.
     method = get_method(description.method_name, **description.method_parameters)
     stored_knob = description.default_knob

@@ -7,9 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from consistentee.arguments import Positive, TextsOrPairs, checked
 from consistentee.backbones.token_exits import layers_run
 from consistentee.data.encoding import Batch, Encoding
-from consistentee.data.instances import Text
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ask
@@ -96,13 +96,14 @@ class LiveView(LayerView):
         return self._model.head(name)(self.layer, self.pooled, extra)
 
 
+@checked
 def classify(
     model: MultiExitModel,
-    texts: Sequence[Text],
+    texts: TextsOrPairs,
     rule: ExitRule,
     *,
-    batch_size: int = 32,
-    max_length: int | None = None,
+    batch_size: Positive = 32,
+    max_length: Positive | None = None,
     sort_by_length: bool = True,
 ) -> Predictions:
     """Classify texts (single sentences, or pairs), each leaving the model where ``rule`` says.
@@ -116,7 +117,7 @@ def classify(
         sort_by_length: batch rows of similar length together; the answers keep the order of ``texts``.
 
     Raises:
-        UserError: the batch size is below 1, single texts and pairs are mixed, or the rule reads what only a trace has.
+        UserError: an argument is wrong, single texts and pairs are mixed, or the rule reads what only a trace has.
         ValueError: the rule does not return one bool a row.
     """
     encodings = model.tokenize(texts, max_length)
@@ -212,8 +213,6 @@ def _order(encodings: Sequence[Encoding], sort_by_length: bool) -> list[int]:
 
 
 def _chunks(order: list[int], size: int) -> Iterator[list[int]]:
-    if size < 1:
-        raise UserError(f"the batch size must be at least 1, got {size}")
     for start in range(0, len(order), size):
         yield order[start : start + size]
 

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
 from consistentee.engine.clock import Latency, clock
 from consistentee.engine.in_flight.regroup import InFlight
@@ -91,18 +92,19 @@ class Generations:
         return self.layer_calls / self.decoded_tokens if self.decoded_tokens else math.nan
 
 
+@checked
 def generate(
     model: MultiExitDecoder,
-    prompts: Sequence[str],
+    prompts: Texts,
     rule: ExitRule,
     *,
-    max_new_tokens: int = 64,
-    batch_size: int = 8,
-    in_flight: int | None = None,
+    max_new_tokens: NotNegative = 64,
+    batch_size: Positive = 8,
+    in_flight: Positive | None = None,
     kv: KVPolicy = "propagate",
     sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
-    max_prompt_tokens: int | None = None,
+    stop: Texts = (),
+    max_prompt_tokens: Positive | None = None,
     keep: Keep = "end",
     stream: Stream | None = None,
     sort_by_length: bool = True,
@@ -110,7 +112,7 @@ def generate(
 ) -> Generations:
     """Continue prompts, each new token leaving the model where ``rule`` says.
 
-    Prompts run at full depth, and give the first new token. For every further one the rule is started anew, and asked
+    Texts run at full depth, and give the first new token. For every further one the rule is started anew, and asked
     at the model's exits but the last.
 
     Args:
@@ -154,17 +156,18 @@ def generate(
     )
 
 
+@checked
 def generate_encoded(
     model: MultiExitDecoder,
     rows: Sequence[Sequence[int]],
     rule: ExitRule,
     *,
-    max_new_tokens: int = 64,
-    batch_size: int = 8,
-    in_flight: int | None = None,
+    max_new_tokens: NotNegative = 64,
+    batch_size: Positive = 8,
+    in_flight: Positive | None = None,
     kv: KVPolicy = "propagate",
     sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
+    stop: Texts = (),
     stream: Stream | None = None,
     sort_by_length: bool = False,
     read: ReadPrompts | None = None,
@@ -187,18 +190,19 @@ def generate_encoded(
     return Generations.of(transcripts, rows, prefill_seconds=prefill_seconds, decode_seconds=seconds - prefill_seconds)
 
 
+@checked
 def stream_texts(
     model: MultiExitDecoder,
-    prompts: Sequence[str],
+    prompts: Texts,
     rule: ExitRule,
     *,
-    max_new_tokens: int = 64,
-    batch_size: int = 8,
-    in_flight: int | None = None,
+    max_new_tokens: NotNegative = 64,
+    batch_size: Positive = 8,
+    in_flight: Positive | None = None,
     kv: KVPolicy = "propagate",
     sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
-    max_prompt_tokens: int | None = None,
+    stop: Texts = (),
+    max_prompt_tokens: Positive | None = None,
     keep: Keep = "end",
     stream: Stream | None = None,
 ) -> Iterator[Transcript]:
@@ -220,6 +224,7 @@ def check_prompts(model: MultiExitDecoder, rows: Sequence[Sequence[int]], max_ne
     for place, row in enumerate(rows, start=1):
         if not row:
             raise UserError(f"prompt {place} of {len(rows)} is empty: there is nothing to go on from")
+        model.check_tokens(row, f"prompt {place} of {len(rows)}")
         read = len(row) + max(max_new_tokens - 1, 0)  # the last new token is written, not read
         if read > limit:
             raise UserError(

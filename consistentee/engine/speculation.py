@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from consistentee.arguments import Fraction, NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
 from consistentee.engine.clock import clock
 from consistentee.engine.drafters import Drafter, SublayerDrafter, drafter_at
@@ -66,23 +67,24 @@ class SpeculativeGenerations(Generations):
         return sum(self.accepted) / sum(self.drafted) if sum(self.drafted) else float("nan")
 
 
+@checked
 def generate_speculatively(
     model: MultiExitDecoder,
-    prompts: Sequence[str],
+    prompts: Texts,
     *,
-    draft_layer: int = 0,
+    draft_layer: NotNegative = 0,
     skipped: SkippedSublayers | None = None,
-    draft_tokens: int = 4,
-    threshold: float = 0.0,
-    max_new_tokens: int = 64,
-    stop: Sequence[str] = (),
-    max_prompt_tokens: int | None = None,
+    draft_tokens: Positive = 4,
+    threshold: Fraction = 0.0,
+    max_new_tokens: NotNegative = 64,
+    stop: Texts = (),
+    max_prompt_tokens: Positive | None = None,
     keep: Keep = "end",
     stream: Stream | None = None,
 ) -> SpeculativeGenerations:
     """Continue prompts as the full model does greedily, in fewer passes through its deep layers.
 
-    Prompts are continued one after the other: the rows of a batch would accept drafts of different lengths.
+    Texts are continued one after the other: the rows of a batch would accept drafts of different lengths.
 
     Args:
         model: a multi-exit decoder.

@@ -41,7 +41,7 @@ Stream = Callable[[NewToken], None]
 
 @dataclass(frozen=True)
 class Endings:
-    """What ends a text. Raises UserError for a single string in place of stop strings, and for an empty one.
+    """What ends a text. Raises UserError for an empty stop string.
 
     Attributes:
         tokens: the first of these ends it; the token is kept.
@@ -54,10 +54,6 @@ class Endings:
     max_new_tokens: int
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 0:
-            raise UserError(f"the number of new tokens must not be negative, got {self.max_new_tokens}")
-        if isinstance(self.stop, str):
-            raise UserError(f"stop strings are a list, got {self.stop!r}: each of its characters would end a text")
         if any(not string for string in self.stop):
             raise UserError("a stop string must not be empty: it would end every text before it begins")
 

@@ -6,13 +6,12 @@ from consistentee.engine.step.owed_tokens import KVPolicy
 from consistentee.engine.step.read_prompts import ReadPrompts
 from consistentee.engine.step.sampling import Sampling
 from consistentee.engine.transcript import Stream
-from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule
 
 
 @dataclass(frozen=True)
 class Writing:
-    """How texts are written; see :func:`consistentee.generate`. Raises UserError for a batch of no rows."""
+    """How texts are written; see :func:`consistentee.generate`."""
 
     rule: ExitRule
     max_new_tokens: int
@@ -21,7 +20,3 @@ class Writing:
     sampling: Sampling | None
     stream: Stream | None
     read: ReadPrompts | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"the batch size must be at least 1, got {self.batch_size}")

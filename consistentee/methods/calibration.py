@@ -1,11 +1,11 @@
-"""Calibration: which threshold keeps a promise about the text, by Learn-then-Test as CALM does it.
+"""Choose a threshold with a guarantee about the text by Learn-then-Test, as CALM does.
 
-Sources: Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061, section 4 (the two promises, and the test from the most
-cautious threshold down); Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052, section 2 (why the first
-threshold that fails ends the search, and the p-value).
+Sources: Schuster et al., CALM, NeurIPS 2022, arXiv 2207.07061, section 4 (the two guarantees, and the test from the
+most cautious threshold down); Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052, section 2 (why the first
+failure ends the search, and the p-value).
 
-The promise: with probability at least ``1 - epsilon`` over the choice of the calibration prompts, the risk on new
-prompts, the mean of a loss in 0..1, is at most ``delta``. No model and no distribution is assumed.
+The guarantee: with probability at least ``1 - epsilon`` over the choice of the calibration prompts, the risk on new
+prompts, the mean of a loss in 0..1, is at most ``delta``. It needs no model and no distribution.
 """
 
 import math
@@ -28,12 +28,12 @@ Losses = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Calibration:
-    """What Learn-then-Test chose.
+    """The result of Learn-then-Test.
 
     Attributes:
         chosen: index of the last accepted threshold; 0, the most cautious one, if none was accepted.
-        accepted: whether any was; if not, the promise is proven of none, the most cautious one included.
-        p_values: of every threshold tested, the one that ended the search included.
+        accepted: whether any threshold was accepted; if not, nothing is guaranteed.
+        p_values: of every tested threshold, including the one that ended the search.
     """
 
     chosen: int
@@ -42,10 +42,10 @@ class Calibration:
 
 
 def hoeffding_bentkus(mean_loss: float, count: int, delta: float) -> float:
-    """Return the p-value of "the risk is above ``delta``" after ``count`` losses in 0..1 with a given mean.
+    """Compute the p-value of "the risk is above ``delta``" for ``count`` losses in 0..1 with a given mean.
 
-    The smaller one of Hoeffding's bound in its sharp form, ``exp(-n KL(mean, delta))``, and Bentkus's,
-    ``e P(Binomial(n, delta) <= ceil(n mean))`` (Learn then Test, section 2). 1 where the mean is not below delta.
+    The smaller of Hoeffding's bound, ``exp(-n KL(mean, delta))``, and Bentkus's, ``e P(Binomial(n, delta) <= ceil(n
+    mean))`` (Learn then Test, section 2); 1 if the mean is not below delta.
     """
     if mean_loss >= delta:
         return 1.0
@@ -60,7 +60,7 @@ def _times_log(factor: float, ratio: float) -> float:
 
 
 def binomial(mean_loss: float, count: int, delta: float) -> float:
-    """Return the p-value of "the risk is above ``delta``" after ``count`` losses that are all 0 or 1: exact."""
+    """Compute the exact p-value of "the risk is above ``delta``" for ``count`` losses that are 0 or 1."""
     return float(binom.cdf(round(count * mean_loss), count, delta))
 
 
@@ -71,16 +71,15 @@ PValue = Callable[[float, int, float], float]
 def learn_then_test(
     losses: ArrayLike, delta: float, epsilon: float = 0.05, p_value: PValue = hoeffding_bentkus
 ) -> Calibration:
-    """Go down from the most cautious threshold while the promise is proven, and keep the last proven one.
+    """Test from the most cautious threshold down and choose the last one before the first failure.
 
-    Testing in a fixed order and stopping at the first failure bounds the chance of any wrong promise by ``epsilon``
-    without a correction for the number of thresholds.
+    This order bounds the probability of a wrong guarantee by ``epsilon`` without a correction for the number of tests.
 
     Args:
         losses: [prompts, thresholds], see :data:`Losses`.
-        delta: the risk that is tolerated.
-        epsilon: the chance of a broken promise that is tolerated.
-        p_value: how a threshold is tested.
+        delta: the accepted risk.
+        epsilon: the accepted probability of a broken guarantee.
+        p_value: the test of a threshold.
 
     Raises:
         UserError: for losses outside of 0..1, no prompts, or a delta or epsilon outside of 0..1.
@@ -98,12 +97,11 @@ def learn_then_test(
 
 @dataclass(frozen=True)
 class SplitStudy:
-    """How often a choice of threshold broke its promise over random splits of the prompts.
+    """How often a chosen threshold broke its guarantee over random splits of the prompts.
 
     Attributes:
-        share: of the splits, those whose risk on the held-out prompts was above delta.
-        sampling_error: how far ``share`` may lie above an exact ``epsilon`` by the number of splits alone: one-sided,
-            95 %.
+        share: of splits whose risk on the held-out prompts was above delta.
+        sampling_error: one-sided 95% sampling error of ``share`` for an exact ``epsilon``.
         chosen: the index chosen in each split: int [splits].
         risks: the mean loss of the held-out prompts at that threshold: float [splits].
     """
@@ -132,16 +130,15 @@ def split_study(
     calibration_share: float = 0.5,
     pick: Pick = _by_learn_then_test,
 ) -> SplitStudy:
-    """Choose a threshold on a random part of the prompts, look at the risk on the others, many times over.
+    """Choose a threshold on a random part of the prompts and measure the risk on the others, repeatedly.
 
     Args:
-        losses: [prompts, thresholds], in the range that ``pick`` takes.
+        losses: [prompts, thresholds], in the range of ``pick``.
         delta, epsilon: see :func:`learn_then_test`.
-        splits: how many times.
+        splits: number of splits.
         seed: of the splits.
-        calibration_share: part of the prompts that choose; the others are held out. Their mean is an estimate of the
-            risk with an error of its own, the smaller the more of them there are.
-        pick: how to choose.
+        calibration_share: share of the prompts for the choice; the others are held out.
+        pick: the choice.
 
     Raises:
         UserError: as ``pick`` does, and for fewer than two prompts.
@@ -163,7 +160,7 @@ def split_study(
 
 
 def checked_losses(losses: ArrayLike, *, low: float = -math.inf, high: float = math.inf) -> Losses:
-    """Return losses as an array [rows, thresholds]. UserError unless there are any, and all lie in ``low..high``."""
+    """Return losses as an array [rows, thresholds]. Raises UserError if it is empty or not in ``low..high``."""
     table = np.asarray(losses, dtype=np.float64)
     if table.ndim != 2 or not table.size:
         raise UserError(f"calibration needs a loss for every prompt and threshold, got a table of {table.shape}")
@@ -173,26 +170,20 @@ def checked_losses(losses: ArrayLike, *, low: float = -math.inf, high: float = m
 
 
 def check_shares(**shares: float) -> None:
-    """Raise UserError for a share that does not lie between 0 and 1."""
+    """Raise UserError for a share that is not between 0 and 1."""
     for name, value in shares.items():
         if not 0 < value < 1:
             raise UserError(f"{name} must lie between 0 and 1, got {value:g}")
 
 
 def textual_losses(texts: Sequence[str], full_texts: Sequence[str]) -> Losses:
-    """Return how unlike each text is to the full model's: 1 - ROUGE-L, [prompts] (CALM, textual consistency).
-
-    Needs no references, so any prompts will do for calibration. Equal texts lose nothing, even without a word in them.
-    """
+    """Compute 1 - ROUGE-L to the full model's texts: [prompts], 0 for equal texts (CALM, textual consistency)."""
     equal = np.array([text == full for text, full in zip(texts, full_texts, strict=True)], dtype=bool)
     return np.where(equal, 0.0, 1 - _rouge_l(full_texts, texts))
 
 
 def risk_losses(texts: Sequence[str], full_texts: Sequence[str], references: Sequence[str]) -> Losses:
-    """Return what each text loses of the full model's ROUGE-L against the reference, 0 where it gains: [prompts].
-
-    CALM's risk consistency.
-    """
+    """Compute the ROUGE-L lost against the reference, at least 0: [prompts] (CALM, risk consistency)."""
     return np.maximum(0.0, _rouge_l(references, full_texts) - _rouge_l(references, texts))
 
 

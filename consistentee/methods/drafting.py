@@ -1,4 +1,4 @@
-"""DraftingMethod: what methods share that draft cheaply, and let the full model verify."""
+"""Base class of methods that draft cheaply and verify with the full model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from consistentee.rules.schedules import check_exit_layer
 
 
 class DraftedBy(TypedDict, total=False):
-    """What drafts, as options of :func:`generate_speculatively`: one of them, or none where nothing is drafted."""
+    """The drafter, as options of :func:`generate_speculatively`; empty without drafts."""
 
     draft_layer: int
     skipped: SkippedSublayers
@@ -27,8 +27,8 @@ class DraftingMethod(TokenMethod):
     """Self-speculative decoding; the knob is the layer that drafts, unless a method has another.
 
     Attributes:
-        draft_tokens: tokens written before each verification, at most.
-        threshold: a draft ends behind a token that is less probable than this; with 0, behind ``draft_tokens``.
+        draft_tokens: maximum number of tokens before each verification.
+        threshold: a draft ends after a token that is less probable than this; 0 disables it.
     """
 
     knob: ClassVar[Knob] = Knob("draft layer", tuple(float(layer) for layer in range(6, 31, 6)))
@@ -41,20 +41,18 @@ class DraftingMethod(TokenMethod):
         check_drafts(self.draft_tokens, self.threshold)
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
-        """Return the exit layers; with the last one nothing is drafted, and the full model writes alone."""
+        """Return the exit layers; the last one decodes with the full model, without drafts."""
         return tuple(float(layer) for layer in model.exit_layers)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit at the draft layer, ``knob``. Raises UserError where there is no exit."""
         self.check_knob(model, knob)
         return StaticRule(check_exit_layer(model, knob))
 
     def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
-        """Write the full model's texts, drafted as ``knob`` says; see :func:`generate_speculatively`.
+        """Generate the full model's texts with the drafter of ``knob``; see :func:`generate_speculatively`.
 
-        Drafted texts are written one after the other, whatever ``batch_size`` and ``sort_by_length`` are, and prompts
-        read anew, whatever ``read`` holds. Raises UserError where they shall be sampled, for what is verified is the
-        likeliest token, or be in flight together.
+        Texts are generated one by one: ``batch_size``, ``sort_by_length`` and ``read`` have no effect. Raises UserError
+        for ``sampling`` and ``in_flight``.
         """
         rule, drafter = self.rule(model, knob), self.drafter(model, knob)
         if not drafter:
@@ -76,5 +74,5 @@ class DraftingMethod(TokenMethod):
         )
 
     def drafter(self, model: MultiExitDecoder, knob: float) -> DraftedBy:
-        """Return the options of :func:`generate_speculatively` that say what drafts; none where nothing does."""
+        """Return the drafter as options of :func:`generate_speculatively`; empty at full depth."""
         return {} if knob == model.num_layers else {"draft_layer": round(knob)}

@@ -1,4 +1,6 @@
-"""The Memorized Layer: from which layer on a row is answered right for good (ConsistentEE, section 3.3)."""
+"""The Memorized Layer: the first layer from which on all classifiers answer a row correctly (ConsistentEE, section
+3.3).
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +17,7 @@ from consistentee.training.stages import train_jointly_on
 
 
 def memorized_layer(correct: Tensor) -> Tensor:
-    """Return the smallest layer from which on every classifier is right, and L where the last one is wrong.
+    """Compute the smallest layer from which on every classifier is right; L if the last one is wrong.
 
     Args:
         correct: bool [rows, L].
@@ -29,16 +31,15 @@ def memorized_layer(correct: Tensor) -> Tensor:
 
 
 def memorized_layer_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the Memorized Layer int64 [rows] from logits [rows, L, classes] and labels [rows]."""
+    """Compute the Memorized Layer int64 [rows] from logits [rows, L, classes] and labels [rows]."""
     return memorized_layer(predictions_of(logits) == labels.unsqueeze(1))
 
 
 def cross_fitted_memorized_layer(model: MultiExitModel, source: TokenSource, recipe: Recipe, folds: int) -> Tensor:
-    """Return the Memorized Layer of every training row, from models that have not seen the row.
+    """Compute the Memorized Layer of every training row with models that were not trained on the row.
 
-    On rows that a model was trained on, nearly every row is memorized at layer 1, because the model has fitted it.
-    Here the training rows are cut into ``folds`` parts, and each part is judged by a model that starts from the same
-    weights and was trained (stage 1) on the other parts. ``model`` is left as it was.
+    A model has fitted its training rows, so nearly all of them would be memorized at layer 1. ``model`` keeps its
+    weights.
     """
     return cross_fitted(model, source, recipe, folds=folds, train=train_jointly_on, judge=_memorized_layer_of_rows)
 
@@ -52,15 +53,15 @@ def cross_fitted(
     train: Callable[[MultiExitModel, TokenSource, Recipe], None],
     judge: Callable[[MultiExitModel, TokenSource], Tensor],
 ) -> Tensor:
-    """Return what models that have not seen a row say of it, for every training row: [rows].
+    """Judge every training row with a model that was trained on the other folds: [rows].
 
     Args:
-        model: gives the weights that every fold starts from, and is left as it was.
-        source: the training rows, which are cut into ``folds`` parts.
-        recipe: how to train.
-        folds: number of parts, and of models.
-        train: trains the model, in place, on the other parts.
-        judge: returns one number for each row of the part held out: [rows].
+        model: every fold starts from its weights, and it keeps them.
+        source: the training rows, split into ``folds`` parts.
+        recipe: of the training.
+        folds: number of parts and of models.
+        train: trains the model in place on the other parts.
+        judge: returns one number for each held-out row: [rows].
     """
     start = model.clone_weights()
     fold_of_row = torch.arange(len(source)) % folds

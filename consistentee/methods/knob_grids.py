@@ -1,4 +1,4 @@
-"""Values that several methods sweep: dense where trained exits differ, which are mostly near certain."""
+"""Grids of knob values that several methods share, dense where trained exits differ."""
 
 import math
 
@@ -6,19 +6,19 @@ import torch
 
 
 def even_log_odds(first: float, last: float, count: int) -> tuple[float, ...]:
-    """Return probabilities whose log-odds lie evenly from ``first`` to ``last``: dense near 0 and near 1."""
+    """Return probabilities with evenly spaced log-odds from ``first`` to ``last``: dense near 0 and 1."""
     return tuple(torch.linspace(first, last, count).sigmoid().tolist())
 
 
 def falling_fractions(decades: int) -> tuple[float, ...]:
-    """Return fractions from 1 down to ``10 ** -decades``, twelve a decade."""
+    """Return fractions from 1 down to ``10 ** -decades``, twelve for each decade."""
     return tuple(10.0 ** (-exponent / 12) for exponent in range(12 * decades + 1))
 
 
 def entropy_thresholds(classes: int, decades: int, beyond: float = 1.0) -> tuple[float, ...]:
-    """Return thresholds on an entropy, in nats, from ``beyond`` times the largest one, ln C, down some decades; and 0.
+    """Return entropy thresholds in nats, from ``beyond`` times ln C down some decades, and 0.
 
-    A row leaves below a threshold, so that only one beyond ln C, ``beyond=1.001``, lets all rows leave.
+    A row exits below a threshold, so all rows exit only with a threshold beyond ln C, ``beyond=1.001``.
     """
     largest = math.log(classes) * beyond
     return (*(fraction * largest for fraction in falling_fractions(decades)), 0.0)

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Literal, TypeAlias
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
+from consistentee.arguments import Number, checked
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule
 
-ENTRY_POINT_GROUP = "consistentee.methods"
+ENTRY_POINT_GROUP: Final = "consistentee.methods"
 """Methods whose rows are instances: classification."""
 
-TOKEN_ENTRY_POINT_GROUP = "consistentee.token_methods"
+TOKEN_ENTRY_POINT_GROUP: Final = "consistentee.token_methods"
 """Methods whose rows are tokens being decoded: generation."""
+
+MethodGroup = Literal["consistentee.methods", "consistentee.token_methods"]
 
 
 ModelT = TypeVar("ModelT", bound="MultiExit", default="MultiExitModel")
@@ -43,12 +46,13 @@ TaskT = TypeVar("TaskT", bound=TaskData | TextTask, default=TaskData)
 RecipeT = TypeVar("RecipeT", bound=Recipe | TokenRecipe, default=Recipe)
 
 
+@checked
 @dataclass(frozen=True)
 class Knob:
     """What is swept to draw a method's curve: its name and its usual values, from earliest to latest exits."""
 
     name: str
-    values: tuple[float, ...]
+    values: Annotated[tuple[Number, ...], Field(min_length=1, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     supports_regression: ClassVar[bool] = False
     replay_only: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name in {"fit", "generate"} & vars(cls).keys():
+            setattr(cls, name, checked(vars(cls)[name]))
+
     @abstractmethod
     def fit(self, model: ModelT, task: TaskT, recipe: RecipeT) -> ModelT:
         """Train ``model`` (a fresh multi-exit backbone, changed in place) on ``task.train`` and return it."""
@@ -86,7 +95,8 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
         """
         return self.knob.values
 
-    def check_knob(self, model: ModelT, knob: float) -> None:
+    @checked
+    def check_knob(self, model: ModelT, knob: Number) -> None:
         """Raise UserError if ``knob`` lies outside the range of this method's knob."""
         values = self.knob_values(model)
         low, high = min(values), max(values)
@@ -96,7 +106,7 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     def check_task(self, task: TaskT) -> None:
         """Raise UserError if the method is not defined for this kind of task."""
         if not isinstance(task, TaskData):
-            raise UserError(f"{self.name} answers with labels, and task {task.name!r} asks for texts")
+            raise UserError(f"{self.name} answers with labels, and task {getattr(task, 'name', task)!r} asks for texts")
         if task.regression and not self.supports_regression:
             raise UserError(f"{self.name} is not defined for a regression, and task {task.name!r} is one")
 
@@ -141,11 +151,13 @@ def _told_from_others(method: AnyMethod) -> str:
     return f"{method.name} {method.version}" + (f" {hash_json(code)}" if code else "")
 
 
-def available_methods(group: str = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:
+@checked
+def available_methods(group: MethodGroup = ENTRY_POINT_GROUP) -> dict[str, EntryPoint]:
     """Return the registered methods of a group by name, without importing any of them."""
     return {point.name: point for point in entry_points(group=group)}
 
 
+@checked
 def get_method(name: str, **parameters: Any) -> AnyMethod:
     """Return a method by its registered name or as ``path/to/file.py:ClassName``, with the given parameters.
 
@@ -166,8 +178,8 @@ def get_method(name: str, **parameters: Any) -> AnyMethod:
 
 def method_class_of(name: str) -> type[AnyMethod]:
     """Return the class behind a method's name or ``file.py:ClassName``; errors as for :func:`get_method`."""
-    if ".py:" in name:
-        path, _, attribute = name.rpartition(":")
+    path, attribute = code_file(name), name.rpartition(":")[2]
+    if path is not None:
         module = _load_file(Path(path))
         if not hasattr(module, attribute):
             raise unknown_name(f"class in {path}", attribute, _own_methods(module))
@@ -183,8 +195,13 @@ def method_class_of(name: str) -> type[AnyMethod]:
 
 
 def _absolute_name(name: str) -> str:
-    path, _, attribute = name.rpartition(":")
-    return f"{Path(path).resolve()}:{attribute}" if ".py:" in name else name
+    path = code_file(name)
+    return name if path is None else f"{Path(path).resolve()}:{name.rpartition(':')[2]}"
+
+
+def code_file(name: str) -> str | None:
+    """Return the file of a method that is named as ``file.py:ClassName``; None for a registered method."""
+    return name.rpartition(":")[0] if ".py:" in name else None
 
 
 def methods_in_file(path: Path) -> list[str]:

@@ -1,11 +1,11 @@
-"""The exit policy of ConsistentEE: what it reads, how it answers, and the rule that follows it.
+"""The exit policy of ConsistentEE: its inputs, its output, and its exit rule.
 
-The paper's policy is one small network a layer that reads the pooled vector alone (section 3.1). Two additions, each
-of which can be switched off, were found necessary on small training sets: the policy also reads what the classifier
-says (top probability, margin, entropy, agreement with the layer before), and it starts from low exit probabilities.
+The paper's policy is one small network for each layer that reads the pooled vector (section 3.1). Two additions, which
+can be switched off, help on small training sets: the policy also reads the confidence of the classifier (top
+probability, margin, entropy, agreement with the layer before), and it starts from low exit probabilities.
 
-A policy may be *conditioned* on alpha, the price of a layer: ``p = sigmoid(a(s) + softplus(b(s)) * log alpha)``, so
-that a higher price never makes a row stay longer, and one policy gives the whole accuracy-speed curve.
+A policy may be *conditioned* on alpha, the price of a layer: ``p = sigmoid(a(s) + softplus(b(s)) * log alpha)``. A
+higher price then never makes a row run longer, and one policy gives the whole curve.
 """
 
 import math
@@ -23,13 +23,13 @@ POLICY = "policy"
 INITIAL_BIAS = -1.5
 
 PolicyInputs = Literal["state", "state+confidence", "confidence"]
-"""What a policy reads: the pooled vector alone, the confidence of the classifier too, or that alone."""
+"""The inputs of a policy: the pooled vector, the confidence of the classifier, or both."""
 
 NUM_CONFIDENCE_FEATURES = 4
 
 
 def policy_spec(reads: PolicyInputs, conditioned: bool) -> HeadSpec:
-    """Return the head of a policy: Linear(H, 32), GELU, Linear(32, 1), or 2 outputs where it is conditioned."""
+    """Return the head of a policy: Linear(H, 32), GELU, Linear(32, 1), or 2 outputs if it is conditioned."""
     return HeadSpec(
         outputs=2 if conditioned else 1,
         hidden=32,
@@ -40,12 +40,12 @@ def policy_spec(reads: PolicyInputs, conditioned: bool) -> HeadSpec:
 
 
 def confidence_features(probs: Tensor, prediction: Tensor, previous: Tensor | None) -> Tensor:
-    """Return top probability, margin, normalised entropy and agreement with the layer before (0 at layer 1): [rows, 4].
+    """Compute top probability, margin, normalised entropy, agreement with the layer before (0 at layer 1): [rows, 4].
 
     Args:
-        probs: [rows, classes], of candidates alone where the vocabulary is pruned.
-        prediction: the class that the layer names, of all classes: [rows].
-        previous: the one that the layer before named, [rows]; None at layer 1.
+        probs: [rows, classes]; of the candidates if the vocabulary is pruned.
+        prediction: the predicted class, of all classes: [rows].
+        previous: that of the layer before, [rows]; None at layer 1.
     """
     first, second = probs.topk(2, dim=-1).values.unbind(dim=-1)
     entropy = torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])
@@ -54,29 +54,29 @@ def confidence_features(probs: Tensor, prediction: Tensor, previous: Tensor | No
 
 
 def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
-    """Turn a head's output into the logit of P(exit): [...].
+    """Convert a head's output to the logit of P(exit): [...].
 
     Args:
-        output: [...], or [..., 2] where the policy is conditioned.
-        log_alpha: log of the price of a layer, a number or [...]; only where the policy is conditioned.
+        output: [...], or [..., 2] if the policy is conditioned.
+        log_alpha: log of the price of a layer, a number or [...]; None if the policy is not conditioned.
     """
     if log_alpha is None:
         return output
     base, slope = output.unbind(dim=-1)
-    # A weight that underflows to zero would make a price of 0 or infinity NaN, and rows would never leave.
+    # A weight that underflows to 0 would turn a price of 0 or infinity into NaN.
     return base + functional.softplus(slope).clamp_min(torch.finfo(slope.dtype).tiny) * log_alpha
 
 
 def drawn_prices(lowest: float, highest: float, count: int) -> Tensor:
-    """Draw prices of a layer, log-uniformly, for a conditioned policy to learn under: float [count]."""
+    """Draw log-uniform prices of a layer for the training of a conditioned policy: float [count]."""
     low, high = torch.tensor([lowest, highest]).log()
     return (low + (high - low) * torch.rand(count)).exp()
 
 
 def policy_outputs(policy: ExitHeads, pooled: Tensor, logits: Tensor) -> Tensor:
-    """Return what a policy says at every layer, as training needs it: float [rows, L], or [rows, L, outputs].
+    """Compute the outputs of a policy at every layer for training: float [rows, L], or [rows, L, outputs].
 
-    The policy reads detached inputs: its gradient shapes the policy, not the features.
+    Its inputs are detached, so it does not train the backbone.
 
     Args:
         policy: the head.
@@ -94,21 +94,18 @@ def policy_outputs(policy: ExitHeads, pooled: Tensor, logits: Tensor) -> Tensor:
 
 
 def exit_probabilities(policy: ExitHeads, pooled: Tensor, logits: Tensor, log_alpha: Tensor | None) -> Tensor:
-    """Return P(exit) at every layer: float [rows, L]; see :func:`policy_outputs`.
-
-    ``log_alpha`` is [rows], or None where the policy is not conditioned.
-    """
+    """Compute P(exit) at every layer: float [rows, L]. ``log_alpha`` is [rows], or None if not conditioned."""
     outputs = policy_outputs(policy, pooled, logits)
     return policy_logit(outputs, None if log_alpha is None else log_alpha.unsqueeze(1)).sigmoid()
 
 
 class PolicyRule(ExitRule):
-    """Exit at the first layer where the policy says so: P(exit) > threshold.
+    """Exit at the first layer with P(exit) > threshold.
 
     Args:
-        reads: what the policy was trained on.
+        reads: the inputs of the policy.
         threshold: on P(exit).
-        alpha: the price of a layer, where the policy is conditioned on it; 0 never exits, infinity always.
+        alpha: the price of a layer if the policy is conditioned; 0 never exits, infinity always.
     """
 
     def __init__(self, reads: PolicyInputs, threshold: float = 0.5, alpha: float | None = None) -> None:
@@ -117,7 +114,6 @@ class PolicyRule(ExitRule):
         self.log_alpha = None if alpha is None else (math.log(alpha) if alpha > 0 else -math.inf)
 
     def start(self, rows: int, num_layers: int) -> State:
-        """Remember the answer of the layer before, where the policy reads whether it agrees."""
         return {"previous": torch.full((rows,), -1)} if self.reads != "state" else {}
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
@@ -126,11 +122,11 @@ class PolicyRule(ExitRule):
     def compared_value(self, view: LayerView, state: State) -> Tensor:
         extra = None
         if self.reads != "state":
-            said = view.predictions
-            extra = confidence_features(view.probs, said, state["previous"] if view.layer > 1 else None)
-            state["previous"] = said
+            answers = view.predictions
+            extra = confidence_features(view.probs, answers, state["previous"] if view.layer > 1 else None)
+            state["previous"] = answers
         return self.logit(view.head(POLICY, extra), view).sigmoid()
 
     def logit(self, output: Tensor, view: LayerView) -> Tensor:
-        """Turn what the head says of the rows of a view into the logit of P(exit): [rows]."""
+        """Convert the head's output for the rows of a view to the logit of P(exit): [rows]."""
         return policy_logit(output, self.log_alpha)

@@ -1,4 +1,4 @@
-"""Where rows leave, the reward of an exit and its policy gradient: exact, or by REINFORCE (ConsistentEE, section 3)."""
+"""Exit distribution, reward of an exit, and policy gradient: exact or by REINFORCE (ConsistentEE, section 3)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Estimator = Literal["exact", "reinforce"]
-"""How the policy gradient is had: from the expected reward in closed form, or from sampled exits."""
+"""The policy gradient: from the expected reward in closed form, or from sampled exits."""
 
 _THRESHOLDS_DRAWN = 8
 
@@ -16,14 +16,13 @@ _THRESHOLDS_DRAWN = 8
 def rewards(
     losses: Tensor, alpha: float | Tensor, hardness: Tensor | None = None, layers: Sequence[int] | None = None
 ) -> Tensor:
-    """Return the reward of leaving at each exit, ``R_t = -CE_t - alpha * (1 - m/L) * t``.
+    """Compute the reward of each exit, ``R_t = -CE_t - alpha * (1 - m/L) * t``.
 
     Args:
         losses: CE_t, float [rows, exits].
         alpha: the price of a layer: one number, or float [rows].
-        hardness: the Memorized Layer m of each row, int64 [rows]; None gives the vanilla reward, without the
-            factor ``1 - m/L``.
-        layers: the layer t of each exit, the last one being L; None where every layer is an exit: 1..L.
+        hardness: the Memorized Layer m of each row, int64 [rows]; None gives the vanilla reward, without ``1 - m/L``.
+        layers: the layer t of each exit, the last one being L; None for 1..L.
 
     Returns:
         float [rows, exits].
@@ -36,25 +35,25 @@ def rewards(
 
 
 def exit_distribution(exit_probabilities: Tensor) -> Tensor:
-    """Return the probability that a row leaves at each layer: ``q_t = p_t * prod_{s<t} (1 - p_s)``; q_L is the rest.
+    """Compute the probability to exit at each layer: ``q_t = p_t * prod_{s<t} (1 - p_s)``; q_L is the rest.
 
     Args:
-        exit_probabilities: p_t, float [rows, L]; the last column is not read, since every row leaves at layer L.
+        exit_probabilities: p_t, float [rows, L]; the last column has no effect.
 
     Returns:
         float [rows, L]; rows sum to 1.
     """
     ones = torch.ones_like(exit_probabilities[:, :1])
-    leaves = torch.cat([exit_probabilities[:, :-1], ones], dim=1)
+    exits = torch.cat([exit_probabilities[:, :-1], ones], dim=1)
     stays = torch.cat([ones, 1 - exit_probabilities[:, :-1]], dim=1).cumprod(dim=1)
-    return leaves * stays
+    return exits * stays
 
 
 def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
-    """Return the 1-based layer where each row would leave at each threshold.
+    """Compute the layer (from 1) at which each row would exit with each threshold.
 
     Args:
-        signals: [rows, L], low where a layer is sure.
+        signals: [rows, L], low if a layer is confident.
         thresholds: [K].
 
     Returns:
@@ -66,41 +65,40 @@ def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def exit_shares(doubt: Tensor, at_exit: float) -> Tensor:
-    """Return what a row's loss weighs at every exit: float [rows, exits], rows sum to 1.
+    """Compute the weight of a row's loss at every exit: float [rows, exits], rows sum to 1.
 
     Args:
-        doubt: 1 - the largest probability, which learns nothing here: [rows, exits].
-        at_exit: share of the weight that goes to where rows leave under thresholds drawn at random.
+        doubt: 1 - the largest probability, detached: [rows, exits].
+        at_exit: share of the weight at the exits that rows take with random thresholds.
     """
     exits = doubt.shape[1]
     if exits == 1:
         return torch.ones_like(doubt)
     candidates = doubt[:, :-1].flatten()
     thresholds = candidates[torch.randint(len(candidates), (_THRESHOLDS_DRAWN,)).to(doubt.device)]
-    leaves = functional.one_hot(simulated_exits(doubt, thresholds) - 1, exits).to(doubt.dtype).mean(dim=0)
-    return at_exit * leaves + (1 - at_exit) / exits
+    taken = functional.one_hot(simulated_exits(doubt, thresholds) - 1, exits).to(doubt.dtype).mean(dim=0)
+    return at_exit * taken + (1 - at_exit) / exits
 
 
 def policy_loss(exit_probabilities: Tensor, reward: Tensor, estimator: Estimator, rollouts: int) -> Tensor:
-    """Return L_pi by an estimator, of p_t and R_t [rows, exits]; ``rollouts`` is K, read for REINFORCE alone."""
+    """Compute L_pi with an estimator from p_t and R_t [rows, exits]; ``rollouts`` is K of REINFORCE."""
     if estimator == "exact":
         return exact_policy_loss(exit_probabilities, reward)
     return reinforce_policy_loss(exit_probabilities, reward, rollouts)
 
 
 def exact_policy_loss(exit_probabilities: Tensor, reward: Tensor) -> Tensor:
-    """Return minus the expected reward, ``-mean_rows sum_t q_t R_t``: what REINFORCE estimates, without variance."""
+    """Compute minus the expected reward, ``-mean_rows sum_t q_t R_t``."""
     return -(exit_distribution(exit_probabilities) * reward.detach()).sum(dim=1).mean()
 
 
 def reinforce_policy_loss(
     exit_probabilities: Tensor, reward: Tensor, rollouts: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Return a scalar whose gradient is the REINFORCE estimate with the mean reward of the rollouts as baseline.
+    """Compute a scalar whose gradient is the REINFORCE estimate with the mean reward of the rollouts as baseline.
 
-    ``-(1/BK) sum_i sum_k (R_ik - mean_k R_ik) * sum_{s<=T_ik} log pi(a_s)``. Actions are sampled from the policy, so
-    that what is scored is what was sampled. At layer L there is no choice, hence no term. Since the baseline holds the
-    rollout's own reward, the expectation is ``(K-1)/K`` times the exact gradient; the optimiser's scale absorbs it.
+    ``-(1/BK) sum_i sum_k (R_ik - mean_k R_ik) * sum_{s<=T_ik} log pi(a_s)``. Layer L has no choice and no term. The
+    baseline includes the rollout's own reward, so the expectation is ``(K-1)/K`` times the exact gradient.
 
     Args:
         exit_probabilities: p_t, float [rows, L].

@@ -1,4 +1,4 @@
-"""ExitAnswers: what every exit says of recorded tokens, without the logits that it came from."""
+"""ExitAnswers: the predictions and losses of every exit for recorded tokens, without logits."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,16 +18,16 @@ from consistentee.versions import TRAINING_VERSION
 
 @dataclass(frozen=True)
 class ExitAnswers:
-    """All that rewards and learned heads need of the LM head, for every token of a trace, on the CPU.
+    """Outputs of the LM head that rewards and learned heads need, for every token of a trace, on the CPU.
 
     Attributes:
         targets: the next token of the response: int64 [N].
-        predictions: the token that each exit names, where the vocabulary is pruned one of the candidates from the
-            second exit on: int64 [N, exits].
-        label_losses: what each exit says of the response's next token, cross-entropy in nats: float [N, exits].
-        full_model_losses: the same of the token that the last exit names.
-        confidence: see :func:`consistentee.methods.policy.confidence_features`, of the candidates where the vocabulary
-            is pruned: float [N, exits, 4]; None if not asked.
+        predictions: the token that each exit predicts, with a pruned vocabulary one of the candidates from the second
+            exit on: int64 [N, exits].
+        label_losses: cross-entropy of each exit for the response's next token, in nats: float [N, exits].
+        full_model_losses: the same for the prediction of the last exit.
+        confidence: :func:`consistentee.methods.policy.confidence_features`, of the candidates with a pruned vocabulary:
+            float [N, exits, 4]; None if not requested.
     """
 
     targets: Tensor
@@ -37,11 +37,11 @@ class ExitAnswers:
     confidence: Tensor | None = None
 
     def losses(self, judged_by: Target) -> Tensor:
-        """Return the cross-entropy of each exit by one of the two judges: float [N, exits]."""
+        """Return the cross-entropy of each exit for a target: float [N, exits]."""
         return self.label_losses if judged_by == "label" else self.full_model_losses
 
     def correct(self, judged_by: Target) -> Tensor:
-        """Return whether each exit names the token that counts as right: bool [N, exits]."""
+        """Return whether each exit predicts the target: bool [N, exits]."""
         wanted = self.targets if judged_by == "label" else self.predictions[:, -1]
         return self.predictions == wanted.unsqueeze(1)
 
@@ -54,27 +54,26 @@ def exit_answers(
     store: Path | None = None,
     progress: str | None = None,
 ) -> ExitAnswers:
-    """Ask every exit for its answer to every token of a trace, once; a chunk of tokens at a time.
+    """Compute the answer of every exit to every token of a trace, in chunks of tokens.
 
     Args:
-        trace: select its tokens first, where there are many: the LM head runs on each of them at every exit.
-        with_confidence: ask for the confidence too, which takes half as long again.
-        candidates: tokens that exits between the first and the last may name, the likeliest ones at the first; None for
-            the whole vocabulary. Losses are always those of the whole.
-        store: folder where answers are kept, for methods that share exits and tokens; None keeps nothing.
-        progress: title of a progress bar, or None for none.
+        trace: select its tokens first if there are many: the LM head runs on each of them at every exit.
+        with_confidence: also compute the confidence, in half as much time again.
+        candidates: number of tokens to which exits between the first and the last are restricted, the likeliest of the
+            first exit; None for the whole vocabulary. Losses are always those of the whole vocabulary.
+        store: folder to keep the answers in, for methods that share exits and tokens.
+        progress: title of a progress bar, None for none.
     """
     ask = partial(_ask, trace, with_confidence, candidates, progress)
     if store is None:
         return ExitAnswers(**ask())
     parts = [trace.model.fingerprint(with_heads=False), trace.fingerprint, with_confidence, TRAINING_VERSION]
-    parts += [] if candidates is None else [candidates, "tokens agree"]  # and not their places, as they once did
+    parts += [] if candidates is None else [candidates, "tokens agree"]  # earlier stages compared places
     return ExitAnswers(**computed_once(store / f"answers-{hash_json(parts)[:16]}.safetensors", ask))
 
 
 @torch.no_grad()
 def _ask(trace: TokenTrace, with_confidence: bool, candidates: int | None, progress: str | None) -> dict[str, Tensor]:
-    """Return the fields of :class:`ExitAnswers` that are asked for."""
     chunks = torch.arange(len(trace)).split(CHUNK)
     answered: dict[str, list[Tensor]] = {}
     for chunk in tracked(chunks, progress or "asking exits", rows=CHUNK, shown=progress is not None):
@@ -91,17 +90,17 @@ def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candida
     losses, confidence = [], []
     among: Tensor | None = None
     for index in exits:
-        says = full_model if index == exits[-1] else _log_probabilities(trace, index, tokens)
-        losses.append(-says.gather(1, judges))
+        scores = full_model if index == exits[-1] else _log_probabilities(trace, index, tokens)
+        losses.append(-scores.gather(1, judges))
         if index == 0 and candidates is not None:
-            among = likeliest(says, candidates)
+            among = likeliest(scores, candidates)
         pruned = among if 0 < index < exits[-1] else None
         if pruned is not None:
-            says = says.gather(1, pruned).log_softmax(dim=-1)
-        said = said_among(says, pruned)
+            scores = scores.gather(1, pruned).log_softmax(dim=-1)
+        answer = said_among(scores, pruned)
         if with_confidence:
-            confidence.append(confidence_features(says.exp(), said, predictions[-1] if predictions else None))
-        predictions.append(said)
+            confidence.append(confidence_features(scores.exp(), answer, predictions[-1] if predictions else None))
+        predictions.append(answer)
     label_losses, full_model_losses = torch.stack(losses, dim=1).unbind(dim=-1)
     answers = {"label_losses": label_losses, "full_model_losses": full_model_losses}
     if with_confidence:

@@ -1,7 +1,6 @@
-"""TokenMethod, the interface of the methods of generation: what leaves early there is a token being decoded.
+"""TokenMethod, the interface of methods of generation, in which a decoded token exits.
 
-How to train, which rule, which knob, as in :mod:`consistentee.methods.method`, where these methods are found by name
-too. The rules are the same objects as in classification; what differs is the model, the task and the recipe.
+As :mod:`consistentee.methods.method`, with the same rules and another model, task and recipe.
 """
 
 from collections.abc import Sequence
@@ -22,10 +21,9 @@ if TYPE_CHECKING:
 class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
     """How to train a decoder's exits, which rule, which knob. Subclasses are frozen dataclasses, as those of Method.
 
-    Class attributes, beside Method's:
-        kv: what fills the keys and values of the layers that a token skips, see :func:`consistentee.generate`.
-        drafts: the method drafts and verifies. The layers that it calls then depend on what is accepted, so that it is
-            run where others are replayed.
+    Class attributes besides Method's:
+        kv: fills the keys and values of skipped layers, see :func:`consistentee.generate`.
+        drafts: the method drafts and verifies. Its layers depend on the accepted tokens, so it is run, not replayed.
     """
 
     kv: ClassVar[Literal["propagate", "exact"]] = "propagate"
@@ -33,11 +31,11 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
 
     @property
     def asks_exits(self) -> bool:
-        """Whether it has to know what an exit says before a token leaves there: for its rule, a draft or a branch."""
+        """Whether its rule, draft or branch needs an exit's prediction before the token exits."""
         return False
 
     def check_model(self, model: "MultiExitDecoder") -> None:
-        """Raise UserError if it has to know what exits say, and they say nothing before closing layers."""
+        """Raise UserError if it needs predictions that do not exist before closing layers."""
         if self.asks_exits and model.closing:
             raise UserError(
                 f"{self.name} has to know what an exit says before a token leaves there, and here it says nothing "
@@ -45,23 +43,23 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
             )
 
     def check_task(self, task: TextTask) -> None:
-        """Raise UserError if the task does not ask for texts."""
+        """Raise UserError for a task that is not a text task."""
         if not isinstance(task, TextTask):
-            raise UserError(f"{self.name} lets tokens exit while a text is written, and {task.name!r} asks for labels")
+            raise UserError(
+                f"{self.name} lets tokens exit while a text is written; {getattr(task, 'name', task)!r} asks for labels"
+            )
 
     def model_at(self, model: "MultiExitDecoder", knob: float) -> "MultiExitDecoder":
-        """Return what decodes at one value of the knob: ``model`` itself, or a part of it that :meth:`rule` fits too.
-
-        A method whose exits are decoders of their own, as shallow as the knob says, returns one of them
+        """Return the decoder for a knob: ``model``, or a shallower one
         (:class:`consistentee.models.decoder.stack.DecoderStack`).
         """
         return model
 
     def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
-        """Write a text after every prompt, at one value of the knob.
+        """Generate a text for every prompt at one value of the knob.
 
-        ``options`` are those of :func:`consistentee.generate`, but for ``kv``, which is the method's own. Methods that
-        decode in another way override this, and take the options of what they call.
+        ``options`` are those of :func:`consistentee.generate` except ``kv``. Methods that decode differently override
+        this.
         """
         from consistentee.engine.generate import generate
 

@@ -1,4 +1,4 @@
-"""Methods of generation whose rule reads the LM head, all of it or some of its columns."""
+"""Base classes of methods of generation whose rule reads the LM head, all of it or some columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +17,14 @@ from consistentee.training.recipe import TokenRecipe
 
 @dataclass(frozen=True)
 class VocabularyMethod(TokenMethod):
-    """A method whose rule reads what exits say, so that its vocabulary can be pruned.
+    """A method whose rule reads predictions of exits, so that its vocabulary can be pruned.
 
     Attributes:
-        candidates: tokens that exits after the first may say, and the rule reads, see
-            :mod:`consistentee.rules.vocabulary`; None for the whole vocabulary everywhere.
+        candidates: number of tokens that exits after the first read and predict, see
+            :mod:`consistentee.rules.vocabulary`; None for the whole vocabulary.
     """
 
-    candidates: int | None = field(default=None, kw_only=True, repr=False)  # unseen in keys of stages before it
+    candidates: int | None = field(default=None, kw_only=True, repr=False)  # not in keys of older stages
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates)
@@ -34,34 +34,29 @@ class VocabularyMethod(TokenMethod):
         return True
 
     def pruned(self, rule: ExitRule) -> ExitRule:
-        """Return a rule that reads candidates alone after its first exit, where there is such a number of them."""
+        """Restrict a rule to the candidates after its first exit, if ``candidates`` is set."""
         return prune_vocabulary(rule, self.candidates)
 
 
 @dataclass(frozen=True)
 class SpeakingLayersMethod(VocabularyMethod):
-    """A method whose middle layers learn to speak, and leave where the largest probability reaches a threshold.
+    """A method with trained middle layers and a threshold on the largest probability.
 
     Class attributes:
-        thresholds: by share of the depth, rising, as :func:`consistentee.rules.depth_thresholds.shifted_thresholds`
-            takes them; one knob shifts the log-odds of all, at 0 they are the paper's.
+        thresholds: by share of the depth, see :func:`consistentee.rules.depth_thresholds.shifted_thresholds`; the knob
+            shifts the log-odds of all of them, and 0 gives the paper's.
     """
 
     knob: ClassVar[Knob] = Knob("shift", SHIFTS)
     thresholds: ClassVar[Sequence[tuple[float, float]]]
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train the backbone, where the recipe does, with all exits alike, at every step, on labels alone.
-
-        What exits have of their own learns afterwards, by the stage that all methods share; so do exits of a frozen
-        backbone. With ``adapter="shared"`` they have nothing.
-        """
+        """Train the backbone, if the recipe does, with equal weights of all exits at every step, on labels alone."""
         self.check_task(task)
-        all_alike = replace(recipe, exit_weights="equal", exit_curriculum="all", layer_dropout=0.0, taught_share=0.0)
-        train_exits(model, task, all_alike)
+        equally = replace(recipe, exit_weights="equal", exit_curriculum="all", layer_dropout=0.0, taught_share=0.0)
+        train_exits(model, task, equally)
         return model
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit by the thresholds of the paper, their log-odds shifted by ``knob``."""
         self.check_knob(model, knob)
         return self.pruned(DepthThresholdRule(shifted_thresholds(self.thresholds, model.exit_layers, knob)))

@@ -6,14 +6,24 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, cast
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from consistentee.arguments import checked
+from consistentee.backbones.pretrained import (
+    CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+    check_finite,
+    read_json,
+    read_tokenizer,
+    read_weights,
+    reading,
+)
 from consistentee.errors import UserError, unknown_name
 from consistentee.models.heads import ExitHeads, HeadSpec
 
@@ -58,6 +68,7 @@ class Description:
             ``joint``, the mean over exits, and ``last-exit``, which is the full model's.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
     kind: ClassVar[str]
     file: ClassVar[str]
 
@@ -73,36 +84,23 @@ class Description:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
-        """Rebuild a description. Raises UserError for another format."""
-        values = dict(values)
-        version = values.pop("format_version", None)
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"a saved {cls.kind} of format {version!r} cannot be read; this version reads {FORMAT_VERSION}"
-            )
-        try:
-            values["heads"] = {name: HeadSpec(**spec) for name, spec in values["heads"].items()}
-            return cls(**cls._fields_of(values))
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{cls.file} of the saved {cls.kind} is damaged: {error}") from error
-
-    @classmethod
-    @abstractmethod
-    def _fields_of(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Turn what JSON has made of the fields back into what they were."""
-
-    @classmethod
     def read(cls, folder: Path) -> Self:
-        """Return the description of a saved model. Raises UserError if the folder holds none that can be read."""
+        """Read the description of a saved model. Raises UserError that names the file unless it is valid."""
         path = folder / cls.file
         if not path.is_file():
             raise UserError(f"{folder} is not a saved multi-exit {cls.kind}: it has no {cls.file}")
+        values = read_json(path)
+        version = values.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format {version!r}, which cannot be read; this version reads format {FORMAT_VERSION}"
+            )
         try:
-            values = dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"the saved {cls.kind} {folder} is damaged or incomplete: {error}") from error
-        return cls.from_json(values)
+            return TypeAdapter(cls).validate_json(json.dumps(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field_name = ".".join(map(str, first["loc"]))
+            raise UserError(f"{path} cannot be read: {field_name}: {first['msg']}") from error
 
 
 class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags=["early-exit"]):
@@ -173,7 +171,8 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
     def _layers_precision(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._precision == "float32" else torch.autocast(self.device.type, torch.bfloat16)
 
-    def add_head(self, name: str, spec: HeadSpec, seed: int = 0) -> ExitHeads:
+    @checked
+    def add_head(self, name: Annotated[str, Field(pattern=r"^[^.]+$")], spec: HeadSpec, seed: int = 0) -> ExitHeads:
         """Add (or replace) a learned head, which rules read as ``view.head(name)``; ``seed`` seeds its weights.
 
         One that is not shared has a module for each of the L layers.
@@ -216,22 +215,48 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
         """Write what the stock model is built of again, beside the weights that are saved with the model."""
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
+        """Load a saved model.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or an id on the Hugging Face hub.
+            options: for the hub ``revision``, ``cache_dir``, ``force_download``, ``local_files_only``, ``token``; for a
+                decoder ``backbone``, a directory with the backbone if it is not where it was.
+
+        Raises UserError that names the file if something is missing, damaged or not finite.
+        """
+        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
+
+    @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
         folder = Path(model_id)
         if not folder.is_dir():
             hub_options = {name: options[name] for name in _HUB_OPTIONS if name in options}
             folder = Path(str(snapshot_download(model_id, **hub_options)))
         description = cls.description_class.read(folder)
-        try:
-            weights = load_file(folder / WEIGHTS_FILE)
+        weights = read_weights(folder / WEIGHTS_FILE)
+        with reading(folder / description.file):
             model = cls._without_weights(folder, description, weights, options)
             for name, spec in description.heads.items():
                 model.add_head(name, spec)
+        with reading(folder / WEIGHTS_FILE):
+            for name, tensor in model._own_weights().items():
+                if name in weights and weights[name].is_floating_point() != tensor.is_floating_point():
+                    raise ValueError(f"{name} is {weights[name].dtype}, expected {tensor.dtype}")
             model._take_weights(weights)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"the saved {description.kind} {model_id} is damaged or incomplete: {reason}") from error
-        return model.eval()
+        with reading(folder / BACKBONE_FOLDER / CONFIG_FILE), torch.inference_mode():
+            check_finite({"the answer of the model": model.eval()._try_out()})
+        return model
+
+    @staticmethod
+    def _saved_tokenizer(folder: Path) -> Any:
+        """Read the tokenizer of a saved model; without its settings transformers would build another one."""
+        read_json(folder / TOKENIZER_FOLDER / TOKENIZER_CONFIG_FILE)
+        return read_tokenizer(folder / TOKENIZER_FOLDER)
+
+    @abstractmethod
+    def _try_out(self) -> Tensor:
+        """Run every layer and exit on two tokens, so that settings that fit no model fail while it is loaded."""
 
     @classmethod
     @abstractmethod

@@ -9,8 +9,8 @@
   Wolczyk et al., NeurIPS 2021);
 * ``class-means`` answers with the class whose mean is nearest (E2CM, Goermez et al., IJCNN 2022).
 
-A kind of your own is one subclass of :class:`InternalClassifier`, entered in :data:`KINDS` under its name before a
-model is built or loaded with it. Training, tracing, batched inference, FLOPs and saving follow from what its
+A kind of your own is one subclass of :class:`InternalClassifier`, entered in :data:`CLASSIFIER_KINDS` under its name
+before a model is built or loaded with it. Training, tracing, batched inference, FLOPs and saving follow from what its
 ``forward`` reads, and from the two class attributes that say so.
 """
 
@@ -22,17 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from consistentee.arguments import Positive, checked
 from consistentee.backbones.catalog import Pooling
 from consistentee.errors import UserError, unknown_name
 from consistentee.models.source_code import module_source
 
 
+@checked
 @dataclass(frozen=True)
 class ClassifierSpec:
     """Which classifiers a model has.
 
     Attributes:
-        kind: a name in :data:`KINDS`.
+        kind: a name in :data:`CLASSIFIER_KINDS`.
         width: inner width, of the kinds that have one.
         attention_heads: of the kinds that have an attention.
         at_last_layer: whether layer L has this kind too. Where it has not, its classifier is linear, and the full
@@ -40,8 +42,8 @@ class ClassifierSpec:
     """
 
     kind: str = "linear"
-    width: int = 128
-    attention_heads: int = 2
+    width: Positive = 128
+    attention_heads: Positive = 2
     at_last_layer: bool = True
 
     def to_json(self) -> dict[str, object]:
@@ -305,7 +307,7 @@ class ClassMeansClassifier(InternalClassifier):
         return -self.distances(layer.pooled) / self.mean_distances
 
 
-KINDS: dict[str, type[InternalClassifier]] = {
+CLASSIFIER_KINDS: dict[str, type[InternalClassifier]] = {
     "linear": LinearClassifier,
     "shared": SharedClassifier,
     "attention": AttentionClassifier,
@@ -320,13 +322,13 @@ def build_classifiers(
     spec: ClassifierSpec, *, num_layers: int, width: int, num_labels: int, pooling: Pooling, dropout: float
 ) -> nn.ModuleList:
     """Return untrained classifiers, one a layer. Raises UserError for an unknown kind."""
-    if spec.kind not in KINDS:
-        raise unknown_name("kind of classifier", spec.kind, KINDS)
+    if spec.kind not in CLASSIFIER_KINDS:
+        raise unknown_name("kind of classifier", spec.kind, CLASSIFIER_KINDS)
     classifiers: list[InternalClassifier] = []
     for layer in range(1, num_layers + 1):
         kind = spec.kind if layer < num_layers or spec.at_last_layer else "linear"
         place = Exit(layer, num_layers, width, num_labels, pooling, dropout, tuple(classifiers))
-        classifiers.append(KINDS[kind](spec, place))
+        classifiers.append(CLASSIFIER_KINDS[kind](spec, place))
     return nn.ModuleList(classifiers)
 
 

@@ -5,7 +5,10 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from consistentee.arguments import NotNegative, Number, Positive, check_layer, checked
 
+
+@checked
 @dataclass(frozen=True)
 class HeadSpec:
     """A small network that reads the pooled vector of a layer.
@@ -19,12 +22,12 @@ class HeadSpec:
         initial_bias: bias of the output layer at the start.
     """
 
-    outputs: int = 1
-    hidden: int | None = None
+    outputs: Positive = 1
+    hidden: Positive | None = None
     shared: bool = False
-    extra_inputs: int = 0
+    extra_inputs: NotNegative = 0
     reads_pooled: bool = True
-    initial_bias: float = 0.0
+    initial_bias: Number = 0.0
 
     def to_json(self) -> dict[str, object]:
         """Return the fields, to rebuild the head from."""
@@ -48,8 +51,7 @@ class ExitHeads(nn.Module):
 
     def forward(self, layer: int, pooled: Tensor, extra: Tensor | None = None) -> Tensor:
         """Return the output at layer ``layer`` (1-based): [rows], or [rows, outputs] if there are several."""
-        if not 1 <= layer <= self.num_layers:
-            raise ValueError(f"layers count from 1 to {self.num_layers}, and this head was asked for layer {layer}")
+        check_layer(layer, self.num_layers)
         given = 0 if extra is None else extra.shape[-1]
         if given != self.spec.extra_inputs:
             raise ValueError(f"this head takes {self.spec.extra_inputs} extra inputs a row, got {given}")

@@ -1,4 +1,4 @@
-"""Thresholds on the largest probability that fall with depth: the rule of models whose middle layers speak."""
+"""Thresholds on the largest probability that fall with depth (LITE, SoFT)."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,17 +12,19 @@ from consistentee.rules.signals import top_probability
 from consistentee.rules.view import LayerView
 
 FIRST_EXIT, FULL_DEPTH = -20.0, 40.0
-"""Shifts under which every threshold is out of use: no largest probability lies below it, or it counts as 1."""
+"""Shifts that make every threshold 0 (the first exit) or 1 (full depth)."""
 
 SHIFTS = (FIRST_EXIT, *(step / 4 for step in range(-32, 33)), FULL_DEPTH)
-"""Values of a knob that shifts all thresholds at once, from earliest to latest exits; at 0 they are the paper's."""
+"""Values of the knob, from earliest to latest exits; 0 gives the paper's thresholds."""
 
 
 class DepthThresholdRule(ExitRule):
-    """Leave where the largest probability reaches the threshold of the layer; one of 1 is out of reach."""
+    """Exit if the largest probability reaches the threshold of the layer; a threshold of 1 never exits.
+
+    ``thresholds``: of each exit layer before the last.
+    """
 
     def __init__(self, thresholds: Mapping[int, float]) -> None:
-        """``thresholds``: of each exit layer before the last."""
         self.thresholds = thresholds
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
@@ -38,8 +40,8 @@ def shifted_thresholds(
     """Return the threshold of each exit layer before the last.
 
     Args:
-        by_depth: a paper's thresholds, in 0..1, each beside its layer's share of the depth, rising. Between two of them
-            thresholds lie on a line; beyond the first and the last one they stay.
+        by_depth: (share of the depth, threshold in 0..1) of the paper, increasing; interpolated linearly between them
+            and constant beyond the first and the last.
         exit_layers: the last one is L.
         shift: added to the log-odds of every threshold.
     """

@@ -1,20 +1,21 @@
-"""ExitRule, who decides which rows stop, and the rules that several methods share."""
+"""ExitRule, which decides which rows stop, and rules that several methods share."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from consistentee.arguments import Number, Positive, checked
 from consistentee.errors import UserError
 from consistentee.rules.signals import Signal
 from consistentee.rules.view import LayerView
 
 State = dict[str, Tensor]
-"""Per-row state of a rule: every tensor has the rows first. The engine drops the rows that leave."""
+"""Per-row state of a rule: every tensor has the rows first. The engine drops the rows that exit."""
 
 
 class ExitRule:
-    """Decides, layer by layer, which rows stop. Subclass it, or use ThresholdRule.
+    """Decide, layer by layer, which rows stop. Subclass it, or use ThresholdRule.
 
     Class attributes:
         reads_history: the rule reads ``view.history``, which the engine then keeps for every row.
@@ -29,51 +30,52 @@ class ExitRule:
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         """Return which of the active rows stop at this layer: bool [active rows]. May update ``state`` in place.
 
-        Not asked at the last layer, where every row stops.
+        Not called at the last layer, where every row stops.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define should_exit")
 
     def compared_value(self, view: LayerView, state: State) -> Tensor | None:
-        """Return what this rule compares with its threshold, for plots: float [rows]; None if it does not say.
+        """Return the value that the rule compares with its threshold, for plots: float [rows], or None.
 
-        Asked in place of :meth:`should_exit`, once a layer, and may update ``state`` in place as that does.
+        Called in place of :meth:`should_exit`, and may update ``state`` in place.
         """
         return None
 
 
 def ask(rule: ExitRule, view: LayerView, state: State) -> Tensor:
-    """Return which of the active rows stop, as a rule says: bool [active rows]. Raises ValueError for anything else."""
-    leaves = rule.should_exit(view, state)
-    if leaves.dtype != torch.bool or leaves.shape != (view.rows,):
+    """Call a rule and check its result: bool [active rows]. Raises ValueError for anything else."""
+    exits = rule.should_exit(view, state)
+    if exits.dtype != torch.bool or exits.shape != (view.rows,):
         raise ValueError(
             f"{type(rule).__name__}.should_exit must return bool [{view.rows}], one a row; "
-            f"got {leaves.dtype} {list(leaves.shape)}"
+            f"got {exits.dtype} {list(exits.shape)}"
         )
-    return leaves
+    return exits
 
 
 class NeverExit(ExitRule):
     """Every row runs to the last layer: the stock model."""
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Return False for every row, without asking the view to compute anything."""
         return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
 
 
+@checked
 class StaticRule(ExitRule):
     """Every row leaves at the same layer, whatever that says: nothing is computed to decide."""
 
-    def __init__(self, layer: int) -> None:
+    def __init__(self, layer: Positive) -> None:
         self.layer = layer
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         return torch.full((view.rows,), view.layer >= self.layer, device=view.device)
 
 
+@checked
 class ThresholdRule(ExitRule):
     """Exit as soon as a signal lies strictly on one side of a threshold."""
 
-    def __init__(self, signal: Signal, threshold: float, exit_when: Literal["above", "below"]) -> None:
+    def __init__(self, signal: Signal, threshold: Number, exit_when: Literal["above", "below"]) -> None:
         self.signal = signal
         self.threshold = threshold
         self.exit_when = exit_when
@@ -86,16 +88,16 @@ class ThresholdRule(ExitRule):
         return self.signal(view)
 
 
+@checked
 class OneLayerRule(ExitRule):
     """Ask another rule at one layer, and leave nowhere else: other layers are not even looked at."""
 
-    def __init__(self, rule: ExitRule, layer: int) -> None:
+    def __init__(self, rule: ExitRule, layer: Positive) -> None:
         self.rule = rule
         self.reads_history = rule.reads_history
         self.layer = layer
 
     def start(self, rows: int, num_layers: int) -> State:
-        """Return the state of the other rule."""
         return self.rule.start(rows, num_layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
@@ -104,6 +106,7 @@ class OneLayerRule(ExitRule):
         return self.rule.should_exit(view, state)
 
 
+@checked
 class ConsecutiveRule(ExitRule):
     """Exit once another rule has wanted to for ``patience`` consecutive layers; one that objects restarts the count.
 
@@ -111,7 +114,7 @@ class ConsecutiveRule(ExitRule):
     as soon as a batch holds more than one row.
     """
 
-    def __init__(self, rule: ExitRule, patience: float) -> None:
+    def __init__(self, rule: ExitRule, patience: Number) -> None:
         """Raises UserError unless ``patience`` is a whole number and at least 1."""
         if not (patience >= 1 and float(patience).is_integer()):
             raise UserError(f"a patience must be a whole number, at least 1, got {patience:g}")
@@ -120,20 +123,19 @@ class ConsecutiveRule(ExitRule):
         self.patience = int(patience)
 
     def start(self, rows: int, num_layers: int) -> State:
-        """Nobody has wanted to leave yet; the state of the other rule lies beside the count."""
         return {"consecutive": torch.zeros(rows, dtype=torch.long)} | self.rule.start(rows, num_layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        """Ask the other rule, and count row by row."""
         wants_out = self.rule.should_exit(view, state)
         state["consecutive"] = torch.where(wants_out, state["consecutive"] + 1, 0)
         return state["consecutive"] >= self.patience
 
 
+@checked
 class SameAnswerRule(ExitRule):
     """Exit where this layer answers as the one before; a regression's answer may move by less than ``tolerance``."""
 
-    def __init__(self, tolerance: float = 0.0) -> None:
+    def __init__(self, tolerance: Number = 0.0) -> None:
         self.tolerance = tolerance
 
     def start(self, rows: int, num_layers: int) -> State:

@@ -1,4 +1,4 @@
-"""Exits that the place of a token in its text decides alone, and what such schedules need to know of a decoder."""
+"""Exits that depend only on the place of a token in its text."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -15,10 +15,9 @@ _USUAL_LENGTH = 64
 
 
 class ScheduledRule(ExitRule):
-    """Leave at a layer given for every step, whatever the layer says: nothing is computed to decide."""
+    """Exit at a layer given for each step; ``layers`` are for steps 0, 1, ..., the last one for all later steps."""
 
     def __init__(self, layers: Sequence[int]) -> None:
-        """``layers``: for steps 0, 1, ...; the last one holds for all later steps."""
         self.layers = tuple(layers)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
@@ -35,20 +34,17 @@ def check_exit_layer(model: MultiExitDecoder, layer: float) -> int:
 
 
 def mean_layers(model: MultiExitDecoder) -> tuple[float, ...]:
-    """Return mean layers worth asking a schedule for: every exit layer, and half-way between two."""
+    """Return the mean layers to sweep: every exit layer, and half-way between two."""
     between = [(a + b) / 2 for a, b in pairwise(model.exit_layers)]
     return tuple(sorted(map(float, (*model.exit_layers, *between))))
 
 
 def check_horizon(horizon: int | None) -> None:
-    """Raise UserError for a schedule over no token."""
+    """Raise UserError for a horizon below 1."""
     if horizon is not None and horizon < 1:
         raise UserError(f"a schedule is stretched over at least one token, got a horizon of {horizon}")
 
 
 def text_length(model: MultiExitDecoder, horizon: int | None) -> int:
-    """Return the number of tokens that a schedule is stretched over, N.
-
-    ``horizon`` where it is given; else what the model was trained to write at most; else 64.
-    """
+    """Return the number of tokens of a schedule: ``horizon``, else the length the model was trained with, else 64."""
     return horizon or model.description.max_new_tokens or _USUAL_LENGTH

@@ -1,4 +1,4 @@
-"""LayerView: what one layer can say of its rows."""
+"""LayerView: the information that one layer offers about its rows."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -10,15 +10,15 @@ from consistentee.errors import UserError
 
 
 class LayerView(ABC):
-    """What one layer can say about the active rows; every property is computed only when asked for.
+    """The information that one layer offers about the active rows; each property is computed when it is first read.
 
-    A rule pays for what it reads: one that reads a policy head never pays for a classifier.
+    A rule pays for what it reads: one that reads a policy head does not run a classifier.
 
     Attributes:
         layer: the layer that has just run, 1-based.
         num_layers: number of layers of the model.
         rows: number of active rows.
-        device: where the tensors live.
+        device: of the tensors.
     """
 
     layer: int
@@ -28,12 +28,12 @@ class LayerView(ABC):
 
     @property
     def step(self) -> int:
-        """0 in classification; in generation the place of the new token, where it is the same for all rows."""
+        """The place of the new token if it is the same for all rows; 0 in classification."""
         return 0
 
     @cached_property
     def steps(self) -> Tensor:
-        """The place of each row's new token, which need not be the same: int64 [rows]; 0 in classification."""
+        """The place of each row's new token: int64 [rows]; 0 in classification."""
         return torch.full((self.rows,), self.step, device=self.device)
 
     @cached_property
@@ -44,15 +44,14 @@ class LayerView(ABC):
     @cached_property
     @abstractmethod
     def pooled(self) -> Tensor:
-        """The vector that the classifier of this layer reads: [rows, width]."""
+        """Input of the classifier of this layer: [rows, width]."""
 
     @cached_property
     @abstractmethod
     def history(self) -> Tensor:
         """``pooled`` of layers 1 to this one: [rows, layer, width].
 
-        Live, it is kept only for a rule that declares ``reads_history`` or classifiers that read it; others get a
-        UserError.
+        At inference it exists only for a rule with ``reads_history`` or classifiers that read it, else UserError.
         """
 
     @cached_property
@@ -63,24 +62,24 @@ class LayerView(ABC):
     @cached_property
     @abstractmethod
     def row_keys(self) -> Tensor:
-        """A number that identifies each row by its input alone (int64 [rows]): equal inputs, equal keys."""
+        """A hash of each row's input: int64 [rows]."""
 
     @cached_property
     @abstractmethod
     def labels(self) -> Tensor:
-        """True labels [rows]: known in a trace, never at inference, where asking for them raises UserError."""
+        """True labels [rows] in a trace; raises UserError at inference."""
 
     @abstractmethod
     def head(self, name: str, extra: Tensor | None = None) -> Tensor:
-        """Output of the head that the method added as ``name``: [rows], or [rows, outputs] if it has several.
+        """Run the head that the method added as ``name``: [rows], or [rows, outputs] if it has several.
 
-        ``extra`` [rows, k] is concatenated to the pooled vector, for heads declared with ``extra_inputs=k``.
+        ``extra`` [rows, k] is concatenated to the pooled vector, for heads with ``extra_inputs=k``.
         """
 
     def likeliest(self, count: int) -> Tensor:
-        """Return the classes, or tokens, with the largest logits, in increasing order: int64 [rows, count].
+        """Return the ``count`` classes or tokens with the largest logits, in increasing order: int64 [rows, count].
 
-        All of them, where ``count`` is more. The caller must not change what is returned.
+        The caller must not change the result.
         """
         if count not in self._likeliest:
             self._likeliest[count] = likeliest(self.logits, count)
@@ -93,7 +92,7 @@ class LayerView(ABC):
     def logits_among(self, classes: Tensor) -> Tensor:
         """Return the logits of some classes alone: int64 [rows, K] -> [rows, K].
 
-        A view of tokens reads no more of the LM head than that, and its exit says one of these tokens from then on.
+        A view of tokens computes only these columns of the LM head, and its exit then predicts one of them.
         """
         return self.logits.gather(-1, classes)
 
@@ -111,14 +110,14 @@ class LayerView(ABC):
 
 
 def predictions_of(logits: Tensor) -> Tensor:
-    """Turn logits [..., classes] into class indices [...], or regression outputs [..., 1] into values [...]."""
+    """Convert logits [..., classes] to class indices [...], or regression outputs [..., 1] to values [...]."""
     return logits.squeeze(-1) if logits.shape[-1] == 1 else logits.argmax(dim=-1)
 
 
 def likeliest(logits: Tensor, count: int) -> Tensor:
     """Return the classes with the largest logits [rows, classes], in increasing order: int64 [rows, count or fewer]."""
     largest = logits.topk(min(count, logits.shape[-1]), dim=-1, sorted=False)
-    return largest.indices.sort(dim=-1).values  # so that ties are broken as among all
+    return largest.indices.sort(dim=-1).values  # breaks ties as among all classes
 
 
 def said_among(logits: Tensor, classes: Tensor | None) -> Tensor:
@@ -126,7 +125,7 @@ def said_among(logits: Tensor, classes: Tensor | None) -> Tensor:
 
     Args:
         logits: [rows, K].
-        classes: those that they are the logits of, int64 [rows, K]; None for all.
+        classes: of the logits, int64 [rows, K]; None for all.
     """
     best = logits.argmax(dim=-1)
     return best if classes is None else classes.gather(1, best.unsqueeze(1)).squeeze(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from consistentee.arguments import Positive, check_layer, checked
 from consistentee.backbones.token_exits import layers_run
 from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.instances import Split
@@ -57,7 +58,7 @@ class Trace:
     def view(self, layer: int) -> "TraceView":
         """Return the view of one layer on all rows; what it computes is kept, so sweeps pay once."""
         if layer not in self._views:
-            self._views[layer] = TraceView(self, layer)
+            self._views[layer] = TraceView(self, check_layer(layer, self.num_layers))
         return self._views[layer]
 
     def parts(self) -> Iterator[tuple[Tensor, list["TraceView"]]]:
@@ -202,13 +203,14 @@ def _record(
     return recorded
 
 
+@checked
 @torch.no_grad()
 def record_trace(
     model: MultiExitModel,
     split: Split,
     *,
-    batch_size: int = 64,
-    max_length: int | None = None,
+    batch_size: Positive = 64,
+    max_length: Positive | None = None,
     store: Path | None = None,
     progress: bool = False,
 ) -> Trace:

@@ -15,7 +15,7 @@ from torch import Tensor
 from consistentee.files import hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows, tokens_read
-from consistentee.traces.token_trace import recorded_states
+from consistentee.traces.token_trace import compact_dtype, recorded_states
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,6 @@ def record_rows(
     if model.closing:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")
     hidden = recorded_states(
-        model, rows, whole_rows=True, batch_size=batch_size, dtype=torch.float16, store=store, progress=progress
+        model, rows, whole_rows=True, batch_size=batch_size, dtype=compact_dtype(model), store=store, progress=progress
     )
     return RowStates(rows, hidden, model)

@@ -54,6 +54,7 @@ def check_rows(model: MultiExitDecoder, rows: Sequence[TokenRow]) -> None:
     for number, (prompt, response) in enumerate(rows, start=1):
         if not len(prompt):
             raise UserError(f"row {number} has an empty prompt: there is no state that gives its first token")
+        model.check_tokens([*prompt, *response], f"row {number}")
         if len(prompt) + len(response) > limit + 1:  # the last token is not read
             raise UserError(
                 f"row {number} has {len(prompt)} + {len(response)} tokens, and the context of this model is {limit}"

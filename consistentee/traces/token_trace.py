@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from consistentee.arguments import NotNegative, Positive, checked
 from consistentee.data.prompts import Keep, PromptSplit
+from consistentee.errors import UserError
 from consistentee.files import computed_once, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
@@ -157,14 +159,15 @@ class TokenTraceView(TokenView):
         return self._heads[name]
 
 
+@checked
 def record_token_trace(
     model: MultiExitDecoder,
     split: PromptSplit,
     *,
-    max_prompt_tokens: int | None,
-    max_new_tokens: int,
+    max_prompt_tokens: Positive | None,
+    max_new_tokens: NotNegative,
     keep: Keep = "end",
-    batch_size: int = 16,
+    batch_size: Positive = 16,
     dtype: torch.dtype = torch.float16,
     store: Path | None = None,
     progress: bool = False,
@@ -184,11 +187,12 @@ def record_token_trace(
     return record_tokens(model, rows, batch_size=batch_size, dtype=dtype, store=store, progress=title)
 
 
+@checked
 def record_tokens(
     model: MultiExitDecoder,
     rows: Sequence[TokenRow],
     *,
-    batch_size: int = 16,
+    batch_size: Positive = 16,
     dtype: torch.dtype = torch.float32,
     store: Path | None = None,
     progress: str | None = None,
@@ -224,6 +228,11 @@ def record_tokens(
     )
 
 
+def compact_dtype(model: MultiExitDecoder) -> torch.dtype:
+    """Return the type in which states are kept to train on: float16, or float64 for a model in float64."""
+    return torch.float64 if model.dtype == torch.float64 else torch.float16
+
+
 def recorded_states(
     model: MultiExitDecoder,
     rows: Sequence[TokenRow],
@@ -243,6 +252,8 @@ def recorded_states(
         whole_rows: record every token that is read; otherwise the tokens that give one of the response.
         model, rows, batch_size, dtype, store, progress: see :func:`record_tokens`.
     """
+    if not rows:
+        raise UserError("there are no rows to record")
     check_rows(model, rows)
     run = partial(_record, model, rows, whole_rows, batch_size=batch_size, dtype=dtype, progress=progress)
     if store is None:

@@ -1,17 +1,19 @@
 """The exit loop over recorded layers: who leaves where; and rules replayed with it, whatever the rows are."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from consistentee.arguments import checked
 from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.rules.view import LayerView
 
 View = TypeVar("View", bound=LayerView)
 
 
+@runtime_checkable
 class Recorded(Protocol):
     """What rules are replayed on: :class:`consistentee.Trace`, whose rows are instances, or TokenTrace."""
 
@@ -45,6 +47,7 @@ def walk(rule: ExitRule, views: Iterable[View]) -> Iterator[tuple[View, Tensor]]
             break
 
 
+@checked
 @torch.inference_mode()
 def sweep(rules: Sequence[ExitRule], trace: Recorded) -> Tensor:
     """Replay many rules (one a knob value) on one trace: 1-based exit layers, int64 [rules, N].
@@ -59,6 +62,7 @@ def sweep(rules: Sequence[ExitRule], trace: Recorded) -> Tensor:
     return exits
 
 
+@checked
 def replay(rule: ExitRule, trace: Recorded) -> Tensor:
     """Return the 1-based exit layer of every row of the trace under ``rule``: int64 [N]."""
     return sweep([rule], trace)[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from consistentee.arguments import checked
 from consistentee.data.instances import Split
 from consistentee.data.prompts import TextTask
 
@@ -42,7 +43,7 @@ ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
 """What the layers' products are computed in while they are trained; "auto" is the faster one on the machine."""
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -137,12 +138,13 @@ class TokenRecipeSettings(BaseSettings):
         return TokenRecipe(**asdict(self), seed=seed, store=store, progress=progress)
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Recipe(RecipeSettings, OneRun):
     """How to train for classification: the same for every method of a suite.
 
     Methods may have stages of their own on top (ConsistentEE's third runs the backbone for one more epoch). The fields
-    are described in :class:`RecipeSettings` and :class:`OneRun`. Raises ValueError for a field that is unknown or out
+    are described in :class:`RecipeSettings` and :class:`OneRun`. Raises UserError for a field that is unknown or out
     of its range.
 
     * Stages on a frozen backbone are counted in steps, rounded up to whole epochs, so that a small training set does
@@ -164,11 +166,12 @@ class Recipe(RecipeSettings, OneRun):
         return {"max_length": self.max_length}
 
 
+@checked
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TokenRecipe(TokenRecipeSettings, OneRun):
     """How to train for generation: the same for every method of a suite.
 
-    The fields are described in :class:`TokenRecipeSettings` and :class:`OneRun`. Raises ValueError for a field that is
+    The fields are described in :class:`TokenRecipeSettings` and :class:`OneRun`. Raises UserError for a field that is
     unknown or out of its range.
 
     * Each step of the exits runs the LM head once for every exit; for learned heads it runs on each of ``head_tokens``

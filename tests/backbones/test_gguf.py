@@ -7,31 +7,12 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter
 from padding import pad
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
 
 from consistentee import MultiExitDecoder
 from consistentee.backbones.catalog import resolve_decoder
 from consistentee.errors import UserError
-
-NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-
-
-def stored_name(name):
-    if name == "model.embed_tokens.weight":
-        return "token_embd.weight"
-    if name == "model.norm.weight":
-        return "output_norm.weight"
-    _, _, layer, rest = name.split(".", 3)
-    return f"blk.{layer}.{NAMES[rest.removesuffix('.weight')]}.weight"
 
 
 def rotary_pairs_together(weight, heads):
@@ -40,18 +21,21 @@ def rotary_pairs_together(weight, heads):
 
 
 def write_gguf(path, folder, architecture="llama"):
-    """Write a tiny Llama as GGUF, in 8 bits where the blocks fit; return the weights that the blocks stand for."""
+    """Write a tiny decoder as GGUF, in 8 bits where the blocks fit; return the weights that the blocks stand for."""
     stock = MultiExitDecoder.from_backbone(str(folder))
     writer = GGUFWriter(path, architecture)
     config, tokenizer = stock.backbone.config, stock.tokenizer
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if config.model_type == "gpt2":
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
     tokens = tokenizer.convert_ids_to_tokens(range(config.vocab_size))
@@ -61,14 +45,23 @@ def write_gguf(path, folder, architecture="llama"):
     writer.add_bos_token_id(config.bos_token_id)
     writer.add_eos_token_id(config.eos_token_id)
     writer.add_unk_token_id(0)
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[config.model_type], config.num_hidden_layers)
     expected = {}
     for name, weight in stock.backbone.named_parameters():
-        array = weight.detach().numpy()
+        module, _, ending = name.rpartition(".")
+        turned = isinstance(stock.backbone.get_submodule(module), Conv1D) and ending == "weight"
+        array = np.ascontiguousarray(weight.detach().numpy().T if turned else weight.detach().numpy())
+        if module.endswith("wpe"):
+            array = np.resize(array, (1024, config.hidden_size))  # the one length that transformers gives a GPT-2
         kind = GGMLQuantizationType.Q8_0 if array.ndim == 2 and array.shape[1] % 32 == 0 else GGMLQuantizationType.F32
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
-        blocks = gguf.quantize(array if heads is None else rotary_pairs_together(array, heads), kind)
-        writer.add_tensor(stored_name(name), blocks, raw_dtype=kind)
-        expected[name] = torch.from_numpy(gguf.dequantize(gguf.quantize(array, kind), kind).astype(np.float32))
+        stored = array
+        if config.model_type == "llama" and module.endswith(("q_proj", "k_proj")):
+            heads = config.num_attention_heads if module.endswith("q_proj") else config.num_key_value_heads
+            stored = rotary_pairs_together(array, heads)
+        writer.add_tensor(f"{names.get_name(module)}.{ending}", gguf.quantize(stored, kind), raw_dtype=kind)
+        whole = gguf.dequantize(gguf.quantize(array, kind), kind).astype(np.float32)
+        expected[name] = torch.from_numpy(np.ascontiguousarray(whole.T) if turned else whole)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -102,6 +95,18 @@ def test_a_gguf_file_is_what_its_blocks_stand_for(tiny_decoder_backbone, cache, 
     assert model.end_tokens == {3}
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+def test_weights_are_those_of_transformers_own_loader(family, tiny_decoder_backbone, cache, tmp_path):
+    pytest.importorskip("accelerate")
+    expected = write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone(family), architecture=family)
+    ours = dict(MultiExitDecoder.from_backbone(str(tmp_path / "tiny.gguf")).backbone.named_parameters())
+    options = {"gguf_file": "tiny.gguf", "dtype": torch.float32}
+    theirs = dict(AutoModelForCausalLM.from_pretrained(tmp_path, **options).named_parameters())
+    for name, weight in ours.items():
+        assert torch.equal(weight, expected[name])
+        assert torch.equal(weight, theirs[name])
+
+
 def test_a_decoder_finds_its_file_from_any_folder(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
     monkeypatch.chdir(tmp_path)
@@ -117,7 +122,7 @@ def test_it_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypa
     assert first.startswith(str(cache))
     assert {weight.dtype for weight in load_file(f"{first}/model.safetensors").values()} == {torch.float32}
     monkeypatch.setattr(
-        "transformers.AutoModelForCausalLM.from_pretrained", lambda *_, **__: pytest.fail("converted twice")
+        "transformers.AutoModelForCausalLM.from_config", lambda *_, **__: pytest.fail("converted twice")
     )
     assert resolve_decoder(str(tmp_path / "tiny.gguf")) == first
     (tmp_path / "tiny.gguf").rename(tmp_path / "copy.gguf")
@@ -173,6 +178,6 @@ def test_nothing_random_stands_in_for_what_a_file_lacks(tiny_decoder_backbone, c
     for method in ("add_tokenizer_model", "add_token_list", "add_token_types", "add_token_merges"):
         monkeypatch.setattr(GGUFWriter, method, lambda *_: None)
     write_gguf(tmp_path / "dumb.gguf", tiny_decoder_backbone("llama"))
-    with pytest.raises(UserError, match=r"dumb\.gguf cannot be dequantised: KeyError: 'tokens'"):
+    with pytest.raises(UserError, match=r"dumb\.gguf cannot be read: 'tokens'"):
         resolve_decoder(str(tmp_path / "dumb.gguf"))
     assert not list(cache.rglob("*.safetensors"))

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,10 +19,12 @@ from benchmarks import cli
 from benchmarks.analysis.figures.catalogue import FigureKind
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised as normalised_for
-from benchmarks.cli.arguments import listed, parsed_parameters, parsed_seeds
+from benchmarks.cli.arguments import listed, numbers, parsed_parameters
 from benchmarks.commands import doctor
-from benchmarks.run.jobs.schedulers import Schedule
+from benchmarks.run.pool import Schedule
 from benchmarks.specs.suites import list_suites
+from consistentee.backbones.catalog import Decoder, Encoder
+from consistentee.backbones.wheels import Shipment
 from consistentee.errors import UserError
 from consistentee.models import classifiers
 from consistentee.models.encoder.description import ModelDescription
@@ -80,10 +83,11 @@ def test_values_may_have_commas():
     assert listed(["a,b", "c"]) == ["a", "b", "c"]
     assert listed(None) is None
     assert listed(["a,b", "a", " b"]) == ["a", "b"]
-    assert parsed_seeds(["0", "1,0", "00"]) == [0, 1]
-    assert parsed_seeds(["0,1", "2"]) == [0, 1, 2]
-    with pytest.raises(UserError, match="whole numbers"):
-        parsed_seeds(["x"])
+    assert numbers("--seeds", ["0", "1,0", "00"]) == [0, 1]
+    assert numbers("--risk", ["0.5,1", "2"], float) == [0.5, 1.0, 2.0]
+    for wrong in ("x", "1.5", "-1"):
+        with pytest.raises(UserError, match="--seeds takes whole numbers"):
+            numbers("--seeds", [wrong])
 
 
 def test_parameters_are_read_as_yaml():
@@ -208,7 +212,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(runs, monkeypatch):
         seen.update(options, methods=filters.methods)
         return ["the plan", "its estimate"]
 
-    monkeypatch.setattr("benchmarks.run.planning.forecast.plan_lines", plan_lines)
+    monkeypatch.setattr("benchmarks.run.dry_run.plan_lines", plan_lines)
     done = call("run", "quick", "--dry-run", "--methods", "full", "--workers", "2", "--retry-failed")
     assert done.output == "the plan\nits estimate\n"
     assert (seen["methods"], seen["workers"], seen["retry_failed"], seen["fresh"]) == (["full"], 2, True, False)
@@ -261,10 +265,8 @@ def test_debug_shows_where(runs):
         (["run", "quick", "--seeds", ""], "--seeds names nothing"),
         (["run", "quick", "--seeds=0,-1"], "--seeds takes whole numbers of at least 0, got -1"),
         (["run", "quick", "--tasks", ""], "--tasks names nothing"),
-        (["run", "quick", "--methods", ","], "--methods names no method"),
+        (["run", "quick", "--methods", ","], "--methods names nothing"),
         (["run", "quick", "--backbones", ","], "--backbones names nothing"),
-        (["search-recipe", "quick", "--tasks", ""], "--tasks names nothing"),
-        (["search-recipe", "quick", "--backbones", ""], "--backbones names nothing"),
         (["plot", "no-such-folder", "--tasks", ""], "--tasks names nothing"),
         (["check-method", "full", "--families", ","], "--families names nothing"),
         (["list", "method"], "unknown list 'method'; did you mean 'methods'?"),
@@ -401,8 +403,8 @@ def test_list_says_where_the_rows_of_a_task_come_from():
 def test_list_of_suites_is_a_line_each_and_detail_says_more():
     lines = [line for line in call("list", "suites").output.splitlines() if line.strip()]
     assert len(lines) == 3 + len(list_suites())
-    assert any(line.split()[0] == "quick" and line.rstrip().endswith("in packages") for line in lines[3:])
-    assert "GB of disk until artifacts/ is deleted" in call("list", "suites", "--detail").output
+    assert any(line.split()[0] == "quick" and line.split()[-3:-1] == ["in", "packages"] for line in lines[3:])
+    assert "disk gb: 0.6" in call("list", "suites", "--detail").output
 
 
 def test_a_method_that_cannot_be_imported_is_listed_with_the_reason(monkeypatch):
@@ -549,6 +551,26 @@ def test_doctor_ends_with_1_where_there_is_a_problem(tmp_path):
     assert "problem" in done.output
 
 
+def test_doctor_uses_what_it_calls_ok(monkeypatch, tiny_backbone, tiny_decoder_backbone, tmp_path):
+    folders = {Encoder: tmp_path / "encoder", Decoder: tmp_path / "decoder"}
+    shutil.copytree(tiny_backbone("bert"), folders[Encoder])
+    shutil.copytree(tiny_decoder_backbone("llama"), folders[Decoder])
+    shipment = Shipment("tiny", (), "")
+    encoder = Encoder(str(folders[Encoder]), 4, 32, shipment, "", "mean")
+    decoder = Decoder(str(folders[Decoder]), 4, 32, shipment, "")
+    monkeypatch.setattr(doctor, "list_backbones", lambda: {"encoder": encoder, "decoder": decoder})
+    monkeypatch.setattr(doctor, "list_tasks", list)
+    monkeypatch.setattr(doctor, "is_fetched", lambda shipment: True)
+    assert [finding.verdict for finding in doctor.check_shipments()] == ["ok", "ok"]
+    for folder in folders.values():
+        (folder / "model.safetensors").write_bytes(b"damaged")
+    found = doctor.check_shipments()
+    assert [finding.verdict for finding in found] == ["problem", "problem"]
+    assert all("model.safetensors cannot be read" in finding.state for finding in found)
+    monkeypatch.setattr(doctor, "is_fetched", lambda shipment: False)
+    assert [finding.verdict for finding in doctor.check_shipments()] == ["warn", "warn"]
+
+
 def test_doctor_warns_of_a_full_disk(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     assert doctor.check_cache().verdict == "problem"
@@ -610,13 +632,13 @@ def test_predict_with_a_knob(trained):
 
 METHOD_WITH_A_KIND = """
 from consistentee import get_method
-from consistentee.models.classifiers import KINDS, ClassifierSpec, LinearClassifier
+from consistentee.models.classifiers import CLASSIFIER_KINDS, ClassifierSpec, LinearClassifier
 from consistentee.methods.method import method_class_of
 
 class Mine(LinearClassifier):
     "A kind of a user's own."
 
-KINDS["mine"] = Mine
+CLASSIFIER_KINDS["mine"] = Mine
 
 class Patient(method_class_of("pabee")):
     def fit(self, model, task, recipe):
@@ -627,17 +649,21 @@ class Patient(method_class_of("pabee")):
 
 def test_predict_loads_a_method_with_its_own_kind_of_classifier(task_file, tiny_backbone, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(METHOD_WITH_A_KIND)
-    shipped = dict(classifiers.KINDS)
-    monkeypatch.setattr(classifiers, "KINDS", dict(shipped))
+    shipped = dict(classifiers.CLASSIFIER_KINDS)
+    monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", dict(shipped))
     monkeypatch.chdir(tmp_path)
     done = call(
         *("train", task_file, "--method", "mine.py:Patient", "--backbone", tiny_backbone("bert"), "--out", "model"),
         *("--set", "epochs=1", "max_length=16", "max_rows=30"),
     )
     assert done.exit_code == 0, done.output
-    monkeypatch.setattr(classifiers, "KINDS", shipped)  # as in a new process
+    monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", shipped)  # as in a new process
     monkeypatch.chdir(tmp_path.parent)
-    done = call("predict", tmp_path / "model", "w1 w2")
+    assert "--allow-code" in done.output
+    refused = call("predict", tmp_path / "model", "w1 w2")
+    assert refused.exit_code == 2
+    assert f"a method in {tmp_path / 'mine.py'}" in " ".join(refused.output.split())
+    done = call("predict", tmp_path / "model", "w1 w2", "--allow-code")
     assert done.exit_code == 0, done.output
     assert "w1 w2" in done.output
 

@@ -1,9 +1,13 @@
 """A saved model in three lines: what it says is what the engines say."""
 
+import re
+
 import pytest
 from conftest import random_prompts, random_texts
+from typer.testing import CliRunner
 
 import consistentee as ee
+from benchmarks.cli import app
 from consistentee.errors import UserError
 
 
@@ -57,6 +61,30 @@ def test_a_writer_goes_on_as_generate_does(tiny_decoder, tmp_path):
     ]
     assert [answer["exit_layers"] for answer in answers] == [layers.tolist() for layers in found.exit_layers]
     assert ee.pipeline(folder)(prompts[0], max_new_tokens=6) == answers[:1]
+
+
+@pytest.mark.parametrize("kind", ["instances", "tokens"])
+def test_no_file_that_a_folder_names_is_run_unless_it_is_allowed(kind, tiny_model, tiny_decoder, tmp_path):
+    ran, code = tmp_path / "ran", tmp_path / "evil.py"
+    code.write_text(f"open({str(ran)!r}, 'w')")
+    model = tiny_model("bert") if kind == "instances" else tiny_decoder("llama")
+    folder = saved(model, tmp_path / "model", f"{code}:Evil", 0.5)
+    task = ["movie-snippets", "--risk", "0.1"]
+    commands = {
+        "instances": [["predict", folder, "w1"], ["risk", folder, *task]],
+        "tokens": [["generate", folder, "w1"]],
+    }
+    refusal = f"names a method in {code}, and that file was not run; .*--allow-code.*allow_code=True"
+    with pytest.raises(UserError, match=refusal):
+        ee.pipeline(folder)
+    for command in commands[kind]:
+        done = CliRunner().invoke(app, list(map(str, command)), env={"COLUMNS": "500"})
+        assert done.exit_code == 2
+        assert re.search(refusal, done.output)
+    assert not ran.exists()
+    with pytest.raises(UserError, match="unknown class in"):
+        ee.pipeline(folder, allow_code=True)
+    assert ran.exists()
 
 
 def test_what_cannot_be_is_said(tiny_model, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from conftest import make_task
 
 from benchmarks.commands.one_model.risk import promise_is_kept, study_promise
-from benchmarks.kinds.classification import load_model
+from benchmarks.kinds.classification import Classification
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.deployment.risk_bounds import BOUNDS
 from consistentee.deployment.risk_control import RISK_LOSSES, KnobRisks, control_risk, knob_risks
@@ -198,7 +198,7 @@ def test_promises_are_kept_on_a_trained_model(tmp_path):
     for name in ("deebert", "pabee", "consistentee"):
         settings = {"max_rows": 2000, "epochs": 2, "max_length": 64, "group_by_length": True}
         train_model("movie-snippets", name, {}, backbone="minilm-l6", out=tmp_path / name, settings=settings)
-        model, method = load_model(tmp_path / name), get_method(name)
+        model, method = Classification().load_model(tmp_path / name), get_method(name)
         traces = [record_trace(model, split) for split in (task.validation, task.test)]
         for loss in ("gap", "consistency"):
             parts = [knob_risks(method, model, trace, loss) for trace in traces]

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from consistentee.engine.classify import classify
 from consistentee.engine.generate import generate
-from consistentee.errors import UserError
-from consistentee.rules.exit_rule import ExitRule, NeverExit
+from consistentee.rules.exit_rule import ExitRule
 
 
 @pytest.fixture(params=["instances", "tokens"])
@@ -58,8 +57,3 @@ def test_a_rule_without_a_decision_is_named(exits_of):
 
     with pytest.raises(NotImplementedError, match="Empty does not define should_exit"):
         exits_of(Empty())
-
-
-def test_batch_size_must_be_positive(exits_of):
-    with pytest.raises(UserError, match="batch size must be at least 1, got 0"):
-        exits_of(NeverExit(), batch_size=0)

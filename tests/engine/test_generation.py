@@ -8,7 +8,7 @@ import torch
 from conftest import DECODER_FAMILIES, random_prompts
 
 from baselines.references import RandomRule
-from consistentee.engine.generate import generate, generate_encoded, stream_texts
+from consistentee.engine.generate import generate, generate_encoded
 from consistentee.engine.step import prompt_batch
 from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
@@ -39,8 +39,9 @@ def tokens_of(out) -> list[list[int]]:
     return [tokens.tolist() for tokens in out.tokens]
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", DECODER_FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "attention"), [("llama", "eager"), *((family, "sdpa") for family in DECODER_FAMILIES)]
+)
 def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, family, attention):
     model = tiny_decoder(family)
     model.backbone.set_attn_implementation(attention)
@@ -181,11 +182,6 @@ class TestEndings:
             assert ended_by != "stop" or any(string in model.decode(tokens) for string in stop)
         assert out.ended_by.count("stop") >= 2
 
-    @pytest.mark.parametrize("decode", [generate, stream_texts])
-    def test_a_single_stop_string_is_no_list_of_its_characters(self, tiny_decoder, decode):
-        with pytest.raises(UserError, match="stop strings are a list, got 'bad end'"):
-            decode(tiny_decoder(), PROMPTS, MIXED, stop="bad end")
-
     def test_a_stream_is_told_every_token_once_and_in_order(self, tiny_decoder):
         model = tiny_decoder()
         stop = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS).texts[2][4:7]
@@ -231,14 +227,6 @@ class TestSampledTexts:
         assert first == again
         assert first != other
 
-    def test_the_likeliest_of_one_is_greedy(self, tiny_decoder):
-        model = tiny_decoder()
-        greedy, sampled = (
-            generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, sampling=sampling)
-            for sampling in (None, Sampling(top_k=1))
-        )
-        assert greedy.texts == sampled.texts
-
 
 class TestBadInput:
     def test_a_prompt_must_fit_with_what_is_to_be_written(self, tiny_decoder):
@@ -253,21 +241,6 @@ class TestBadInput:
         with pytest.raises(UserError, match=message):
             generate_encoded(model, [row[:3], row], NeverExit(), max_new_tokens=fits + 1)
 
-    def test_a_long_prompt_is_cut_where_that_is_asked(self, tiny_decoder):
-        model = tiny_decoder()
-        out = generate(model, ["ba " * 300], NeverExit(), max_new_tokens=2, max_prompt_tokens=9, keep="start")
-        assert out.prompt_tokens == [9]
-
-    def test_an_empty_prompt(self, tiny_decoder):
-        with pytest.raises(UserError, match="prompt 2 of 2 is empty"):
-            generate(tiny_decoder(), ["ba", ""], NeverExit())
-        with pytest.raises(UserError, match="prompt 1 of 1 is empty"):
-            generate_encoded(tiny_decoder(), [[]], NeverExit())
-
-    def test_one_text_in_place_of_a_list(self, tiny_decoder):
-        with pytest.raises(UserError, match="must be a list of texts, got one text; pass \\[text\\]"):
-            generate(tiny_decoder(), "ba", NeverExit())
-
     def test_a_tokenizer_without_a_padding_token(self, tiny_decoder):
         model = tiny_decoder(pad_token=False)
         padded = generate(tiny_decoder(), PROMPTS, MIXED, max_new_tokens=4, batch_size=4)
@@ -276,18 +249,6 @@ class TestBadInput:
         )
         alone = generate(model, PROMPTS, MIXED, max_new_tokens=4, batch_size=1)
         assert tokens_of(alone) == tokens_of(generate(model, PROMPTS, MIXED, max_new_tokens=4, batch_size=4))
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"max_new_tokens": -1}, "new tokens must not be negative, got -1"),
-            ({"stop": [""]}, "stop string must not be empty"),
-            ({"kv": "exakt"}, "unknown KV policy 'exakt'; did you mean 'exact'"),
-        ],
-    )
-    def test_arguments_out_of_range(self, tiny_decoder, options, message):
-        with pytest.raises(UserError, match=message):
-            generate(tiny_decoder(), ["ba"], NeverExit(), **options)
 
 
 def test_a_batch_has_the_only_cache(tiny_decoder, monkeypatch):

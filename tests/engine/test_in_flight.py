@@ -74,8 +74,9 @@ class TestTexts:
         expected = written(generate(model, PROMPTS, rule, **options, batch_size=1))
         assert written(generate(model, PROMPTS, rule, **options, **IN_FLIGHT)) == expected
 
-    @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-    @pytest.mark.parametrize("family", DECODER_FAMILIES)
+    @pytest.mark.parametrize(
+        ("family", "attention"), [("llama", "eager"), *((family, "sdpa") for family in DECODER_FAMILIES)]
+    )
     def test_in_every_family(self, tiny_decoder, family, attention):
         model = tiny_decoder(family)
         model.backbone.set_attn_implementation(attention)
@@ -85,14 +86,6 @@ class TestTexts:
             assert written(generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT)) == expected
             in_order = generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT, sort_by_length=False)
             assert written(in_order) == expected, "the order in which prompts come does not matter"
-
-    @pytest.mark.parametrize("adapter", ["norm", "head"])
-    def test_with_every_kind_of_head(self, tiny_decoder, adapter):
-        alone, together = (
-            generate(tiny_decoder(adapter=adapter), PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, **options)
-            for options in ({"batch_size": 1}, IN_FLIGHT)
-        )
-        assert written(together) == written(alone)
 
     def test_drawn_ones_too(self, model):
         options = {"max_new_tokens": NEW_TOKENS, "sampling": Sampling(0.8, seed=4)}
@@ -204,7 +197,6 @@ def check_schedule(model, plan) -> None:
 
 
 class TestSchedules:
-    @settings(max_examples=50)
     @given(SCHEDULES)
     def test_any_is_as_good_as_no_company(self, model, plan):
         check_schedule(model, plan)
@@ -342,15 +334,6 @@ class TestWhatGoesWrong:
         assert [(text.row, text.text, text.ended_by) for text in texts] == [
             (n, "", "length") for n in range(len(PROMPTS))
         ]
-
-    def test_streamed_prompts_are_cut_as_others(self, model):
-        options = {"max_new_tokens": 4, "max_prompt_tokens": 3, "keep": "start"}
-        texts = {text.row: text.text for text in stream_texts(model, PROMPTS, MIXED, **options)}
-        assert [texts[row] for row in range(len(PROMPTS))] == generate(model, PROMPTS, MIXED, **options).texts
-
-    def test_too_few_in_flight(self, model):
-        with pytest.raises(UserError, match="a batch of 8 cannot be filled from 4 rows in flight"):
-            generate(model, PROMPTS, MIXED, in_flight=4, batch_size=8)
 
     def test_one_prompt_too_long_among_many(self, model):
         long = "ba " * (model.stepper.position_limit + 1)

@@ -8,7 +8,6 @@ from baselines.references import RandomRule
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.engine.step.read_prompts import ReadPrompts
-from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit, StaticRule
@@ -51,13 +50,6 @@ def test_rules_that_share_a_reading_write_what_each_writes_alone(tiny_decoder, p
     passes.clear()
     assert [written(generate(model, PROMPTS, rule, kv=kv, read=read, **OPTIONS)) for rule in RULES] == alone
     assert passes == [4, 4, 1], "the first rule has read for all"
-
-
-def test_sampled_texts_share_a_reading_too(tiny_decoder):
-    model, read = tiny_decoder(), ReadPrompts()
-    draws = {"sampling": Sampling(temperature=2.0, seed=4), **OPTIONS}
-    alone = [written(generate(model, PROMPTS, rule, **draws)) for rule in RULES]
-    assert [written(generate(model, PROMPTS, rule, read=read, **draws)) for rule in RULES] == alone
 
 
 def test_texts_may_be_longer_the_next_time(tiny_decoder):

@@ -1,14 +1,11 @@
 """Self-speculative decoding: the text is the full model's, whatever the draft; drafts are counted, and run once."""
 
-import math
-
 import pytest
 import torch
 from conftest import DECODER_FAMILIES, random_prompts
 
 from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
-from consistentee.errors import UserError
 from consistentee.rules.exit_rule import NeverExit
 
 PROMPTS = random_prompts(4, seed=5)
@@ -104,25 +101,3 @@ def test_stop_strings_end_tokens_and_streams(agreeing_decoder):
         t.tolist() for t in generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS).tokens
     ]
     assert out.ended_by[0] == "eos"
-
-
-def test_nothing_to_write(tiny_decoder):
-    out = generate_speculatively(tiny_decoder(), PROMPTS, draft_layer=2, max_new_tokens=0)
-    assert out.texts == [""] * 4
-    assert math.isnan(out.acceptance_rate)
-    assert generate_speculatively(tiny_decoder(), PROMPTS, draft_layer=2, max_new_tokens=1).drafted == [0] * 4
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"draft_layer": 4}, r"layer 4 cannot draft; exits before the last: \[2\]"),
-        ({"draft_layer": 1}, "layer 1 cannot draft"),
-        ({"draft_layer": 2, "draft_tokens": 0}, "at least 1 token, got 0"),
-        ({"draft_layer": 2, "max_new_tokens": -1}, "must not be negative"),
-        ({"draft_layer": 2, "max_new_tokens": 999}, "more than the 128"),
-    ],
-)
-def test_bad_input_is_named(tiny_decoder, options, message):
-    with pytest.raises(UserError, match=message):
-        generate_speculatively(tiny_decoder(exit_layers=(2,)), ["ba"], **options)

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consistentee.engine.transcript import Endings, Transcript
-from consistentee.errors import UserError
 
 END = 255
 
@@ -82,10 +81,3 @@ def test_the_pieces_are_the_text(text, stop, limit):
 
 def test_nothing_is_to_be_written():
     assert Transcript(0, decode, Endings(frozenset(), (), 0)).ended_by == "length"
-
-
-def test_bad_endings_are_named():
-    with pytest.raises(UserError, match="must not be negative, got -1"):
-        Endings(frozenset(), (), -1)
-    with pytest.raises(UserError, match="stop string must not be empty"):
-        Endings(frozenset(), ("a", ""), 1)

@@ -13,22 +13,22 @@ from conftest import random_prompts
 from baselines.balcony import Balcony
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
-from benchmarks.kinds import generation
+from benchmarks.kinds.generation import Generation
 from benchmarks.kinds.texts import decoding as generation_decoding
 from benchmarks.kinds.texts.calibration_study import study_calibration
 from benchmarks.kinds.texts.decoded_test import read_references
-from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts, fitting_prompts, from_tensors, to_tensors
-from benchmarks.kinds.texts.findings import exit_histogram, layers_by_position
+from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts, from_tensors, to_tensors
+from benchmarks.kinds.texts.findings import exit_histogram, layers_by_position, layers_trained_in
 from benchmarks.kinds.texts.selection import choose_points, mixed_points, replay_points, select_knobs
 from benchmarks.measure.decoding_clock import stock_times
 from benchmarks.measure.reference_loss import record_references, reference_losses
-from benchmarks.measure.text_scores import mean_with_interval, score_generations
-from benchmarks.run.jobs.timing import load_models
+from benchmarks.measure.text_scores import score_generations
+from benchmarks.run.timing import load_models
 from benchmarks.specs.generation import DecodingTimingSpec, Regrouped, StudySpec
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
-from consistentee.data.prompts import Prompt, PromptSplit
+from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
 from consistentee.engine.step.prompt_batch import PromptBatch
@@ -63,19 +63,9 @@ def equal(first: Generations, second: Generations) -> bool:
     )
 
 
-def test_prompts_are_cut_by_the_tasks_rule(model):
-    split = PromptSplit("test", [Prompt("ba ", "be bi bo bu", " da"), "de"], ["a", "b"])
-    cut = fitting_prompts(model, split, 5, "start")
-    assert cut.truncated == [True, False]
-    assert cut.texts[0].startswith("ba be")
-    assert cut.texts[0].endswith(" da")
-    assert len(model.encode(cut.texts)[0]) <= 5
-    assert cut.first(1).truncated == [True]
-
-
 @pytest.mark.parametrize(("trains", "said"), [("exits", None), ("lora", "bfloat16"), ("all", "bfloat16")])
 def test_the_precision_is_noted_where_layers_were_trained(trains, said):
-    assert generation.layers_trained_in(TokenRecipeSettings(trains=trains, precision="bfloat16")) == said
+    assert layers_trained_in(TokenRecipeSettings(trains=trains, precision="bfloat16")) == said
 
 
 def test_prompts_are_read_once_for_all_knobs(model, monkeypatch):
@@ -157,12 +147,6 @@ def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
     full, (shallow, whole) = read_references(decoder, prompts_of(), [1.0, 4.0])
     assert (shallow.average_layers, whole.average_layers) == (2, 4), "layer 1 and the exit's own"
     assert whole.nats.tolist() == full.nats.tolist() != shallow.nats.tolist()
-
-
-def test_full_model_is_chosen_for_its_agreement_alone(model):
-    selection = select_knobs(decoder_of(model, TokenFull()), prompts_of(), (0.33, 0.5))
-    assert list(selection.chosen.values()) == [[FAITHFUL]]
-    assert selection.points[next(iter(selection.chosen))].agreement == 1.0
 
 
 def test_methods_that_draft_are_run_and_not_replayed(model):
@@ -273,21 +257,12 @@ def test_equal_texts_are_alike_without_a_word_in_them(model):
     assert score_generations(dots, full, ["a"], ["rougeL"]).full_text.tolist() == [0.0]
 
 
-def test_intervals_hold_the_mean_and_are_reproducible():
-    values = np.linspace(0, 1, 30)
-    mean = mean_with_interval(values, resamples=200, seed=0)
-    assert mean.value == pytest.approx(0.5)
-    assert mean.interval[0] < mean.value < mean.interval[1]
-    assert mean == mean_with_interval(values, resamples=200, seed=0)
-    assert mean_with_interval(np.ones(3), resamples=200, seed=0).interval == (1.0, 1.0)
-
-
 def test_only_lambdas_can_be_calibrated(model):
     with pytest.raises(UserError, match="token-static cannot be calibrated: its knob is"):
         study_calibration(decoder_of(model), prompts_of(), StudySpec())
     spec = expand(load_suite("quick-decoding"))[0].model_copy(update={"study": StudySpec()})
     with pytest.raises(UserError, match="token-static cannot be calibrated"):
-        generation.choose(spec, None, TokenStatic(), model)  # before any row is looked at
+        Generation().choose(spec, None, TokenStatic(), model)  # before any row is looked at
 
 
 # ---------------------------------------------------------------------------------------------- the clock
@@ -314,8 +289,8 @@ def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch
     monkeypatch.setattr(TokenMethod, "generate", noted)
     setting = Regrouped(batch_size=2, in_flight=5)
     protocol = DecodingTimingSpec(batch_sizes=(2, 5), regrouped=(setting,))
-    in_step = generation.contender(TokenStatic(), model, 2.0, max_new_tokens=4)
-    ((found, regrouping),) = generation.regrouping_contenders(TokenStatic(), model, 2.0, protocol, max_new_tokens=4)
+    in_step = Generation().time_method(TokenStatic(), model, 2.0, max_new_tokens=4)
+    ((found, regrouping),) = Generation().time_regrouped(TokenStatic(), model, 2.0, protocol, max_new_tokens=4)
     prompts = random_prompts(5, seed=5)
     times = [in_step(prompts), regrouping(prompts)]
     assert found == setting
@@ -323,23 +298,23 @@ def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch
     for one in times:
         assert one.layer_calls == 2 * times[0].decoded_tokens > 0
         assert len(one.completed) == 5
-    samples = generation.samples(5, 5, [times[:1]] * 3)
-    assert samples.layers_a_token == generation.average_layers(times) == 2
+    samples = Generation().samples(5, 5, [times[:1]] * 3)
+    assert samples.layers_a_token == Generation().average_layers(times) == 2
     assert samples.completed_seconds == [times[0].completed] * 3
     assert samples.head_seconds == []
-    assert generation.regrouping_contenders(LayerSkip(), model, 2.0, protocol, max_new_tokens=4) == []
+    assert Generation().time_regrouped(LayerSkip(), model, 2.0, protocol, max_new_tokens=4) == []
 
 
 def test_the_full_model_stands_for_the_stock_model(model):
     by_method = {spec.method: spec for spec in expand(load_suite("quick-decoding"))}
     full, static = by_method["token-full"], by_method["token-static"]
     other = copy.copy(model)
-    assert generation.stock_model([static, full], [other, model]) is model, "whichever was named first"
-    assert generation.stock_model([static, static], [other, model]) is other
+    assert Generation().stock_model([static, full], [other, model]) is model, "whichever was named first"
+    assert Generation().stock_model([static, static], [other, model]) is other
 
 
 def test_what_no_exit_saves_is_timed_beside_the_stock_model(model):
-    times = generation.stock_contender(model, max_new_tokens=4)(random_prompts(3, seed=5))
+    times = Generation().time_stock(model, max_new_tokens=4)(random_prompts(3, seed=5))
     assert times.head is not None
     assert times.head > 0
     assert times.completed == [times.prefill + times.decoding] * 3
@@ -350,7 +325,7 @@ def test_models_on_one_backbone_share_it(model, tmp_path: Path):
     for number in range(2):
         model.save_pretrained(tmp_path / str(number))
         folders.append(tmp_path / str(number))
-    first, second = load_models(generation, folders, torch.device("cpu"))
+    first, second = load_models(Generation(), folders, torch.device("cpu"))
     assert first.backbone is second.backbone
     prompts = random_prompts(2)
     written = [generate(m, prompts, TokenStatic().rule(m, 2.0), max_new_tokens=5) for m in (first, second, model)]
@@ -358,5 +333,5 @@ def test_models_on_one_backbone_share_it(model, tmp_path: Path):
     assert equal(written[1], written[2])
     (tmp_path / "1" / "multi_exit_decoder.json").write_text("{")
     with pytest.raises(UserError):
-        load_models(generation, folders, torch.device("cpu"))
+        load_models(Generation(), folders, torch.device("cpu"))
     assert (tmp_path / "1.damaged-1").is_dir()

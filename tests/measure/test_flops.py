@@ -43,13 +43,6 @@ def test_full_depth_is_what_the_counter_sees_in_the_stock_model(tiny_model, fami
     assert flops.full_flops([tokens]).tolist() == [counter.get_total_flops()]
 
 
-def test_attention_is_left_as_it_was(tiny_model):
-    model = tiny_model("bert")
-    before = model.backbone.config._attn_implementation
-    FlopModel(model)
-    assert model.backbone.config._attn_implementation == before
-
-
 def test_rules_pay_for_what_they_read(tiny_model):
     model = tiny_model("bert", pooler="none", pooling="cls")
     model.add_head("policy", HeadSpec(hidden=8))

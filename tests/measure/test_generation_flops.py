@@ -8,7 +8,7 @@ from conftest import random_prompts
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.decoding_flops import DecodingFlops
-from consistentee.engine.generate import Generations, generate
+from consistentee.engine.generate import generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -102,14 +102,6 @@ def test_what_is_read_at_one_place_alone_is_counted(model, flops):
     assert flops.decoding(written, ReadsInTheMiddle(), "propagate") == flops.full_decoding(written) + reading
 
 
-def test_never_exiting_costs_full_depth_and_exiting_costs_less(model, flops):
-    prompts = random_prompts(3, seed=2)
-    full = generate(model, prompts, NeverExit(), max_new_tokens=5)
-    assert flops.decoding(full, NeverExit(), "propagate") == flops.full_decoding(full)
-    early = generate(model, prompts, LeaveAt(), max_new_tokens=5)
-    assert flops.decoding(early, LeaveAt(), "propagate") < flops.full_decoding(early)
-
-
 def test_rule_that_reads_less_at_some_steps_is_counted_step_by_step(model, flops):
     class LateReader(ThresholdRule):
         def should_exit(self, view, state):
@@ -152,9 +144,3 @@ def test_a_branch_that_drafts_is_counted_with_the_prompts_too(tiny_decoder):
     )
     written = generate_speculatively(model, random_prompts(1, seed=4), draft_layer=1, max_new_tokens=6)
     assert flops.prefill_to_speculate(written) == plain.prefill([prompt]), "an exit reads no prompt"
-
-
-def test_texts_of_one_token_cost_nothing_to_decode(model, flops):
-    written = generate(model, random_prompts(2), NeverExit(), max_new_tokens=1)
-    assert isinstance(written, Generations)
-    assert flops.decoding(written, NeverExit(), "propagate") == flops.full_decoding(written) == 0

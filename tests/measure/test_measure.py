@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.kinds.classification import BatchTime, average_layers, samples
+from benchmarks.kinds.classification import BatchTime, Classification
 from benchmarks.measure import clock as measure
 from benchmarks.measure.clock import passes_of_round, time_contenders, timed
 from benchmarks.specs.base import TimingSpec
@@ -81,11 +81,11 @@ def test_seconds_are_those_of_the_clock(monkeypatch):
 
 def test_what_is_kept_of_classification():
     rounds = [[BatchTime(0.5, [1.0, 4.0]), BatchTime(0.25, [1.0])]] * 3
-    kept = samples(2, 3, rounds)
+    kept = Classification().samples(2, 3, rounds)
     assert (kept.batch_size, kept.rows) == (2, 3)
     assert kept.seconds_per_batch == [[0.5, 0.25]] * 3
     assert kept.seconds_per_round == [0.75] * 3
-    assert average_layers(rounds[0]) == 2.0
+    assert Classification().average_layers(rounds[0]) == 2.0
 
 
 def test_garbage_collection_comes_back_after_an_error():

@@ -7,9 +7,8 @@ import pytest
 import torch
 from conftest import make_task
 
-from consistentee.errors import UserError
 from consistentee.methods.consistent_ee import instances as consistent_ee
-from consistentee.methods.consistent_ee.instances import ConsistentEE, ConsistentEECurve
+from consistentee.methods.consistent_ee.instances import ConsistentEE
 from consistentee.methods.policy import (
     POLICY,
     PolicyRule,
@@ -19,7 +18,7 @@ from consistentee.methods.policy import (
     policy_spec,
 )
 from consistentee.traces.instance_trace import record_outputs, record_trace
-from consistentee.traces.walk import replay, sweep
+from consistentee.traces.walk import replay
 from consistentee.training import stages
 from consistentee.training.recipe import Recipe
 
@@ -96,13 +95,6 @@ def test_policy_stage_trains_the_policy_alone(tiny_model):
     assert not same(weights(first, "exit_heads."), weights(second, "exit_heads."))
 
 
-def test_joint_stage_trains_backbone_and_classifiers(tiny_model):
-    before, after = tiny_model(), tiny_model()
-    replace(METHOD, joint_epochs=0).fit(before, make_task(), RECIPE)
-    METHOD.fit(after, make_task(), RECIPE)
-    assert not same(weights(before, "backbone."), weights(after, "backbone."))
-
-
 def test_joint_epochs_are_what_is_asked(tiny_model, monkeypatch):
     run = []
     real = consistent_ee.run_stage
@@ -120,11 +112,11 @@ def test_joint_epochs_are_what_is_asked(tiny_model, monkeypatch):
 def test_cached_policy_stage_equals_the_stage_that_runs_the_backbone(tiny_model):
     models = []
     for cached in (True, False):
-        model = tiny_model()
+        model = tiny_model().double()  # two ways to compute a gradient differ by rounding, which Adam scales up
         replace(METHOD, cached=cached, joint_epochs=0, reward="vanilla").fit(model, make_task(), RECIPE)
         models.append(weights(model, "exit_heads."))
     for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(models[0][name], models[1][name], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -152,26 +144,7 @@ def test_a_higher_price_gives_earlier_exits(tiny_model):
     assert averages[0] > 1.5
 
 
-def test_one_conditioned_policy_gives_a_curve(tiny_model):
-    method = ConsistentEECurve(joint_epochs=0, reward_loss="cross-entropy", policy_reads="state+confidence")
-    model = method.fit(tiny_model(), make_task(rows=200), replace(LONG, epochs=4, learning_rate=3e-3))
-    trace = record_trace(model, make_task().test)
-    exits = sweep([method.rule(model, knob) for knob in method.knob_values(model)], trace)
-    assert len({round(mean, 3) for mean in exits.double().mean(dim=1).tolist()}) > 2
-
-
 def test_without_cached_features_none_are_stored(tiny_model, tmp_path):
     method = ConsistentEE(cached=False)
     method.fit(tiny_model(), make_task(rows=12), replace(RECIPE, store=tmp_path, frozen_steps=2))
     assert not list(tmp_path.glob("outputs-*"))
-
-
-def test_impossible_parameters_are_refused():
-    with pytest.raises(UserError, match="at least 2 rollouts"):
-        ConsistentEE(estimator="reinforce", rollouts=1)
-    with pytest.raises(UserError, match="alpha"):
-        ConsistentEE(alpha=-0.1)
-    with pytest.raises(UserError, match="joint_learning_rate above 0"):
-        ConsistentEE(joint_learning_rate=-1e-5)
-    with pytest.raises(UserError, match="joint_epochs must not be negative"):
-        ConsistentEE(joint_epochs=-1)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import make_task
 
-from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.ladder import ConsistentEELadder
 from consistentee.methods.consistent_ee.price_ladder import rung_logits
 from consistentee.methods.policy import POLICY
@@ -53,9 +52,3 @@ def test_the_rule_of_a_price_follows_the_policy_that_learns_under_it(model):
 @pytest.mark.parametrize(("price", "rung"), [(0.012, 0), (0.2, 1), (0.5, 2), (20.0, 2)])
 def test_a_price_between_two_rungs_is_served_by_the_nearer_one(model, price, rung):
     assert LADDER.rule(model, price).rungs == (rung,)
-
-
-@pytest.mark.parametrize("wrong", [{"rungs": 1}, {"lowest_price": 0.0}, {"lowest_price": 2.0}])
-def test_no_ladder_without_two_rising_prices(wrong):
-    with pytest.raises(UserError, match="ladder"):
-        ConsistentEELadder(**wrong)

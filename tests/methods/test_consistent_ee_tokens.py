@@ -12,18 +12,17 @@ from consistentee.methods.consistent_ee import tokens as consistent_ee_tokens
 from consistentee.methods.consistent_ee.instances import ConsistentEE
 from consistentee.methods.consistent_ee.tokens import (
     ConsistentEETokens,
-    ConsistentEETokensCurve,
     exit_consistent_loss,
     memorized_exit_layer,
     policy_stage_loss,
     token_policy_spec,
 )
-from consistentee.methods.policy import POLICY, policy_spec
+from consistentee.methods.policy import POLICY
 from consistentee.methods.reward import rewards
 from consistentee.methods.token_answers import exit_answers
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
-from consistentee.traces.walk import replay, sweep
+from consistentee.traces.walk import replay
 from consistentee.training.decoder import stages as token_training
 from consistentee.training.decoder.sources import DrawnTokens
 from consistentee.training.recipe import TokenRecipe
@@ -45,13 +44,6 @@ def all_states(trace):
     """Return all tokens of a trace as one batch, in their order."""
     source = DrawnTokens(trace, torch.arange(len(trace)), len(trace), seed=0)
     return source.batch(source.tokens.argsort(), 0)
-
-
-def test_papers_policy_for_decoders_has_the_papers_shape(tiny_decoder):
-    model = tiny_decoder()
-    head = model.add_head(POLICY, token_policy_spec("state", conditioned=False))
-    assert len(head.modules_by_layer) == model.num_layers
-    assert {(linear.in_features, linear.out_features) for linear in head.modules_by_layer} == {(model.width, 1)}
 
 
 def test_memorized_exit_layer_by_hand():
@@ -158,20 +150,6 @@ def test_rule_follows_the_probabilities_that_were_trained(tiny_decoder, reads):
     assert torch.equal(replay(method.rule(model, threshold), trace), expected)
 
 
-@pytest.mark.parametrize("method", [ConsistentEETokens(), ConsistentEETokensCurve()], ids=lambda method: method.name)
-def test_knob_runs_from_the_first_exit_to_full_depth(tiny_decoder, method):
-    model = tiny_decoder(exit_layers=(2, 3))
-    trace = record_tokens(model, ROWS)
-    add_random_policy(model, "state", method.conditioned)
-    values = method.knob_values(model)
-    exits = sweep([method.rule(model, knob) for knob in values], trace)[:, trace.may_exit]
-    assert (exits[0] == 2).all()
-    assert (exits[-1] == 4).all()
-    assert (exits[1:] >= exits[:-1]).all(), "a later knob never exits earlier"
-    with pytest.raises(UserError, match="must lie in"):
-        method.rule(model, -1.0)
-
-
 def test_policy_stage_trains_the_policy_alone(tiny_decoder):
     models = [tiny_decoder(), tiny_decoder()]
     for model, steps in zip(models, (0, 10), strict=True):
@@ -225,9 +203,8 @@ def test_exit_consistent_loss_by_hand(tiny_decoder):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("method", [ConsistentEETokens, ConsistentEETokensCurve])
-def test_every_option_trains(tiny_decoder, method, options):
-    method = method(**options)
+def test_every_option_trains(tiny_decoder, options):
+    method = ConsistentEETokens(**options)
     model = method.fit(tiny_decoder(), make_text_task(), RECIPE)
     trace = record_tokens(model, ROWS)
     assert set(replay(method.rule(model, 0.5), trace).tolist()) <= set(model.exit_layers)
@@ -276,27 +253,6 @@ def test_a_higher_price_gives_earlier_exits(tiny_decoder):
     assert averages[0] > 1.5
 
 
-def test_one_conditioned_policy_gives_a_curve(tiny_decoder):
-    method = ConsistentEETokensCurve(reward="vanilla")
-    model = method.fit(tiny_decoder(), make_text_task(), replace(RECIPE, head_steps=150, head_learning_rate=3e-2))
-    trace = record_tokens(model, RECIPE.training_rows(model, make_text_task()))
-    exits = sweep([method.rule(model, knob) for knob in method.knob_values(model)], trace)
-    assert len({round(mean, 3) for mean in exits.double().mean(dim=1).tolist()}) > 4
-
-
 def test_a_decoder_without_early_exits_needs_no_policy(tiny_decoder):
     model = ConsistentEETokens().fit(tiny_decoder(exit_layers=()), make_text_task(), RECIPE)
     assert replay(ConsistentEETokens().rule(model, 0.5), record_tokens(model, ROWS)).tolist() == [4] * 5
-
-
-def test_confidence_is_read_as_in_classification():
-    assert token_policy_spec("state+confidence", conditioned=True) == policy_spec("state+confidence", conditioned=True)
-
-
-def test_impossible_parameters_are_refused():
-    with pytest.raises(UserError, match="at least 2 rollouts"):
-        ConsistentEETokens(estimator="reinforce", rollouts=1)
-    with pytest.raises(UserError, match="alpha"):
-        ConsistentEETokens(alpha=-0.1)
-    with pytest.raises(UserError, match="lowest_alpha"):
-        ConsistentEETokensCurve(lowest_alpha=2.0)

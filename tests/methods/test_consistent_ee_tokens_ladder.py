@@ -7,7 +7,6 @@ import torch
 from conftest import make_text_task
 
 from consistentee.engine.generate import generate_encoded
-from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.price_ladder import ALWAYS
 from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensLadder
 from consistentee.methods.policy import POLICY
@@ -86,15 +85,3 @@ def test_higher_prices_give_earlier_exits(tiny_decoder, steps):
     assert (exits[0] == 1).all()
     assert (exits[-1] == 4).all()
     assert exits.double().mean(dim=1).unique().numel() > 3
-
-
-def test_no_ladder_without_two_rising_prices():
-    with pytest.raises(UserError, match="ladder"):
-        ConsistentEETokensLadder(rungs=1)
-
-
-def test_no_price_falls_below_0_or_rises_over_no_text():
-    with pytest.raises(UserError, match="price_rise"):
-        ConsistentEETokensLadder(price_rise=0.0)
-    with pytest.raises(UserError, match="horizon"):
-        ConsistentEETokensLadder(price_rise=2.0, horizon=0)

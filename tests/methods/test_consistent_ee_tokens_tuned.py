@@ -7,7 +7,6 @@ import torch
 from conftest import make_text_task
 from torch.nn import functional
 
-from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.tokens_tuned import ConsistentEETokensTuned, loss_where_tokens_leave
 from consistentee.methods.reward import exit_shares
 from consistentee.traces.token_trace import record_tokens
@@ -63,10 +62,3 @@ def test_on_a_frozen_backbone_adapters_learn(tiny_decoder):
     for model, at_exit in zip(models, (0.0, 1.0), strict=True):
         ConsistentEETokensTuned(at_exit=at_exit).fit(model, make_text_task(), RECIPE)
     assert changed(models[0], models[1].clone_weights()) == {"exit_adapters", "exit_heads"}
-
-
-def test_impossible_parameters_are_refused():
-    with pytest.raises(UserError, match="at_exit is a share"):
-        ConsistentEETokensTuned(at_exit=1.5)
-    with pytest.raises(UserError, match="must be above 0"):
-        ConsistentEETokensTuned(steps=0)

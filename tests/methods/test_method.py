@@ -9,7 +9,6 @@ from conftest import make_task, make_text_task
 
 from consistentee.errors import UserError
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, available_methods, get_method, train_method
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.training.recipe import Recipe, TokenRecipe
 
 MINE = '''
@@ -48,37 +47,6 @@ def test_a_trained_model_notes_the_absolute_path_of_its_method(tiny_model, tmp_p
     assert model.description.method_name == "full"
 
 
-TOKEN_MINE = '''
-from dataclasses import dataclass
-from typing import ClassVar
-from consistentee import Knob, NeverExit, TokenMethod
-
-@dataclass(frozen=True)
-class Mine(TokenMethod):
-    """A method of a user's own."""
-    name: ClassVar[str] = "mine"
-    paper: ClassVar[str] = "unpublished"
-    knob: ClassVar[Knob] = Knob("nothing", (0.0, 1.0))
-
-    def fit(self, model, task, recipe):
-        return model
-
-    def rule(self, model, knob):
-        return NeverExit()
-'''
-
-
-def test_a_trained_decoder_notes_the_absolute_path_of_its_method(tiny_decoder, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(TOKEN_MINE)
-    monkeypatch.chdir(tmp_path)
-    model = train_method(get_method("mine.py:Mine"), "mine.py:Mine", tiny_decoder(), make_text_task(), TokenRecipe())
-    assert model.description.method_name == f"{tmp_path / 'mine.py'}:Mine"
-    model.save_pretrained(tmp_path / "saved")
-    monkeypatch.chdir(tmp_path.parent)
-    noted = MultiExitDecoder.from_pretrained(tmp_path / "saved").description
-    assert get_method(noted.method_name, **noted.method_parameters).name == "mine"
-
-
 def test_methods_and_tasks_of_different_kinds_are_refused(tiny_model, tiny_decoder):
     with pytest.raises(UserError, match="deebert answers with labels, and task 'toy-text' asks for texts"):
         train_method(get_method("deebert"), "deebert", tiny_model(), make_text_task(), Recipe())
@@ -104,19 +72,6 @@ def test_unknown_names_get_the_nearest():
         get_method("deeberd")
     with pytest.raises(UserError, match="unknown parameter of consistentee 'alhpa'; did you mean 'alpha'"):
         get_method("consistentee", alhpa=1)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"reward": "hardnes"}, "parameter 'reward' of consistentee is 'hardnes'"),
-        ({"alpha": "a lot"}, "parameter 'alpha' of consistentee is 'a lot'"),
-        ({"folds": 0}, "at least 2 folds"),
-    ],
-)
-def test_wrong_values_of_parameters_are_named(parameters, message):
-    with pytest.raises(UserError, match=message):
-        get_method("consistentee", **parameters)
 
 
 def test_a_method_in_a_file(tmp_path, tiny_model):
@@ -146,11 +101,6 @@ def test_broken_files_are_named(tmp_path, source, name, message):
     path.write_text(source)
     with pytest.raises(UserError, match=message):
         get_method(f"{path}:{name}")
-
-
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="no such method file"):
-        get_method(f"{tmp_path}/nowhere.py:Mine")
 
 
 def test_a_broken_entry_point_is_named(monkeypatch):

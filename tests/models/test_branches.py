@@ -111,9 +111,9 @@ def test_models_saved_before_there_were_branches_are_loaded(tiny_decoder, tmp_pa
 def test_a_branch_leaves_at_an_exit(tiny_decoder):
     model = tiny_decoder(exit_layers=(2,))
     for layer in (1, 4):
-        with pytest.raises(ValueError, match="no exit adapter"):
+        with pytest.raises(UserError, match="no exit adapter"):
             model.add_branch(layer, LAST)
-    with pytest.raises(ValueError, match="exit layer 2 has no branch"):
+    with pytest.raises(UserError, match="exit layer 2 has no branch"):
         DecoderStack(model, 2)
 
 

@@ -20,7 +20,7 @@ from consistentee.engine.classify import classify, classify_encoded, stock_encod
 from consistentee.errors import UserError
 from consistentee.models import classifiers
 from consistentee.models.classifiers import (
-    KINDS,
+    CLASSIFIER_KINDS,
     ClassifierSpec,
     Exit,
     InternalClassifier,
@@ -36,7 +36,7 @@ from consistentee.traces.instance_trace import record_trace
 from consistentee.traces.walk import replay
 
 WIDTH, INNER, CLASSES, LAYERS = 32, 8, 3, 4
-SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in KINDS}
+SPECS = {kind: ClassifierSpec(kind, width=INNER) for kind in CLASSIFIER_KINDS}
 
 
 @pytest.fixture(params=SPECS)
@@ -235,7 +235,7 @@ class TestChoosing:
         last = model.classifiers[-1]
         model.use_classifier(ClassifierSpec(kind, at_last_layer=False))
         assert model.classifiers[-1] is last
-        assert all(isinstance(classifier, KINDS[kind]) for classifier in model.classifiers[:-1])
+        assert all(isinstance(classifier, CLASSIFIER_KINDS[kind]) for classifier in model.classifiers[:-1])
         model.use_classifier(ClassifierSpec(kind))
         assert model.classifiers[-1] is not last
 
@@ -272,7 +272,7 @@ class TestChoosing:
 
 OWN_KIND = """
 from torch import nn
-from consistentee.models.classifiers import KINDS, InternalClassifier
+from consistentee.models.classifiers import CLASSIFIER_KINDS, InternalClassifier
 
 class Mine(InternalClassifier):
     def __init__(self, spec, place):
@@ -282,7 +282,7 @@ class Mine(InternalClassifier):
     def forward(self, layer):
         return self.output(layer.pooled)
 
-KINDS["mine"] = Mine
+CLASSIFIER_KINDS["mine"] = Mine
 """
 
 
@@ -290,7 +290,7 @@ class TestOwnKind:
     @pytest.fixture
     def fingerprint(self, tiny_model, tmp_path, monkeypatch):
         """Return a function: code -> fingerprint of a model with the kind that it enters, the file edited since."""
-        monkeypatch.setattr(classifiers, "KINDS", dict(KINDS))
+        monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", dict(CLASSIFIER_KINDS))
         monkeypatch.delitem(sys.modules, "own_kind", raising=False)
 
         def fingerprint_with(code: str) -> str:
@@ -419,7 +419,7 @@ class MaxOfAll(InternalClassifier):
 
 
 def test_a_kind_of_ones_own_is_entered_in_one_place(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setitem(KINDS, "max", MaxOfAll)
+    monkeypatch.setitem(CLASSIFIER_KINDS, "max", MaxOfAll)
     model = tiny_model(pooling="cls", pooler="none")
     model.use_classifier(ClassifierSpec("max"))
     task = make_task()
@@ -435,6 +435,6 @@ def test_a_kind_of_ones_own_is_entered_in_one_place(tiny_model, tmp_path, monkey
     model.save_pretrained(tmp_path / "saved")
     again = MultiExitModel.from_pretrained(tmp_path / "saved")
     assert torch.equal(record_trace(again, task.test).logits, trace.logits)
-    monkeypatch.delitem(KINDS, "max")
+    monkeypatch.delitem(CLASSIFIER_KINDS, "max")
     with pytest.raises(UserError, match="unknown kind of classifier 'max'"):
         MultiExitModel.from_pretrained(tmp_path / "saved")

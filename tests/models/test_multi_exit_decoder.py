@@ -77,7 +77,7 @@ class TestExits:
     def test_a_layer_without_exit_has_no_logits(self, tiny_decoder):
         model = tiny_decoder(exit_layers=[2])
         for layer in (0, 1, 3, 5):
-            with pytest.raises(ValueError, match=rf"layer {layer} has no exit adapter; exits: \(2, 4\)"):
+            with pytest.raises(UserError, match=rf"layer {layer} has no exit adapter; exits: \(2, 4\)"):
                 model.logits(layer, torch.randn(1, model.width))
 
     def test_adapters_have_the_sizes_that_are_said(self, tiny_decoder):
@@ -91,9 +91,9 @@ class TestExits:
         assert (model.description.adapter, model.description.rank) == ("head", 2)
 
     def test_adapters_are_checked(self, tiny_decoder):
-        with pytest.raises(UserError, match="unknown kind of exit adapter 'lowrank'; did you mean 'low-rank'"):
+        with pytest.raises(UserError, match=r"unknown adapter .* 'lowrank'; did you mean 'low-rank'"):
             tiny_decoder(adapter="lowrank")
-        with pytest.raises(UserError, match="rank of an exit adapter must be at least 1, got 0"):
+        with pytest.raises(UserError, match=r"rank of .* must be at least 1, got 0"):
             tiny_decoder().use_adapters("low-rank", rank=0)
 
     def test_a_head_of_its_own_is_not_tied(self, tiny_decoder):
@@ -232,7 +232,10 @@ class TestFiles:
         tiny_decoder().save_pretrained(tmp_path / "saved")
         path = tmp_path / "saved" / "multi_exit_decoder.json"
         description = json.loads(path.read_text())
-        for change, message in (({"rank": 3}, "damaged"), ({"exit_layers": [2, 4]}, "other weights")):
+        for change, message in (
+            ({"rank": 3}, r"model\.safetensors cannot be read: .*size mismatch"),
+            ({"exit_layers": [2, 4]}, "other weights"),
+        ):
             path.write_text(json.dumps(description | change))
             with pytest.raises(UserError, match=message):
                 MultiExitDecoder.from_pretrained(tmp_path / "saved")
@@ -260,9 +263,12 @@ class TestFiles:
         config = json.loads((whole / "config.json").read_text()) | {"model_type": "nonesuch"}
         for folder, message in (
             (damaged("bare", "model.safetensors", save(weights, {"format": "pt"})), "bare lacks 1 .* lm_head.weight"),
-            (damaged("cut", "model.safetensors", save(weights)[:5000]), "cut cannot be read as a decoder: "),
-            (damaged("new", "config.json", json.dumps(config).encode()), "new cannot be read as a decoder: .*nonesuch"),
-            (damaged("dumb", "tokenizer.json", b"{"), "dumb cannot be read as a decoder: "),
+            (damaged("cut", "model.safetensors", save(weights)[:5000]), r"cut/model\.safetensors cannot be read: "),
+            (
+                damaged("new", "config.json", json.dumps(config).encode()),
+                r"new/config\.json cannot be .*nonesuch",
+            ),
+            (damaged("dumb", "tokenizer.json", b"{"), r"dumb/tokenizer\.json cannot be read: "),
         ):
             with pytest.raises(UserError, match=message):
                 MultiExitDecoder.from_backbone(folder)
@@ -342,7 +348,7 @@ class TestLora:
         model = tiny_decoder(family)
         with pytest.raises(UserError, match=r"no modules named \['wq'\] for LoRA; it has .*c_proj|down_proj"):
             model.add_lora(targets=["wq"])
-        with pytest.raises(UserError, match="rank of LoRA must be at least 1"):
+        with pytest.raises(UserError, match=r"rank of .* must be at least 1"):
             model.add_lora(rank=0)
         monkeypatch.setitem(sys.modules, "peft", None)
         with pytest.raises(
@@ -351,7 +357,7 @@ class TestLora:
             model.add_lora()
         monkeypatch.undo()
         model.add_lora(rank=2)
-        with pytest.raises(ValueError, match="LoRA already"):
+        with pytest.raises(UserError, match="LoRA already"):
             model.add_lora(rank=2)
 
 

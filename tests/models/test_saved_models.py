@@ -1,13 +1,16 @@
 """What holds of models of both kinds: files, fingerprints, heads, seeds."""
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import DECODER_FAMILIES, FAMILIES, random_prompts, random_texts
+from safetensors.torch import load, save
 from torch import Tensor
 
 from consistentee.engine.classify import classify
@@ -65,7 +68,10 @@ def kind(request, tiny_model, tiny_decoder, tiny_backbone, tiny_decoder_backbone
 @pytest.fixture
 def saved(kind, tmp_path):
     """Return the folder of a saved model."""
-    kind.new().save_pretrained(tmp_path / "saved")
+    model = kind.new()
+    if kind.model_class is MultiExitDecoder:
+        model.description.with_backbone = True
+    model.save_pretrained(tmp_path / "saved")
     return tmp_path / "saved"
 
 
@@ -97,7 +103,9 @@ def test_a_folder_that_holds_no_model_is_named(kind, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"format_version": 99}, "format 99"), ({"surprise": 1}, "damaged")], ids=str
+    ("change", "message"),
+    [({"format_version": 99}, "format 99"), ({"surprise": 1}, "read: surprise")],
+    ids=str,
 )
 def test_a_description_of_another_time_is_named(kind, saved, change, message):
     path = saved / kind.file
@@ -109,8 +117,66 @@ def test_a_description_of_another_time_is_named(kind, saved, change, message):
 def test_truncated_weights_are_named(kind, saved):
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="saved is damaged or incomplete"):
+    with pytest.raises(UserError, match=r"saved/model\.safetensors cannot be read"):
         kind.model_class.from_pretrained(saved)
+
+
+def spoiled_json(content: bytes) -> Iterator[bytes]:
+    """Yield a JSON object with each of its fields of another type, one at a time."""
+    values = json.loads(content)
+    for name, value in values.items():
+        if name not in ("_name_or_path", "transformers_version", "architectures"):
+            yield json.dumps(values | {name: {"a": [1]} if isinstance(value, (int, float, str)) else "text"}).encode()
+
+
+def spoiled_weights(content: bytes) -> Iterator[bytes]:
+    """Yield weights with a value that is not finite, of another shape or type, and with a tensor less."""
+    weights = load(content)
+    name = min(weights)
+    for value in (float("nan"), float("inf")):
+        yield save(weights | {name: torch.full_like(weights[name], value)})
+    yield save(weights | {name: torch.zeros(3, 5)})
+    yield save(weights | {name: weights[name].long()})
+    yield save({other: tensor for other, tensor in weights.items() if other != name})
+
+
+def damages(path: Path) -> Iterator[bytes | None]:
+    """Yield damaged contents of a file; None stands for a file that is not there."""
+    content = path.read_bytes()
+    yield from (None, b"", content[: len(content) // 2], bytes(range(256)), b"[]")
+    yield from spoiled_weights(content) if path.suffix == ".safetensors" else spoiled_json(content)
+
+
+def answer_or_refusal(kind: Kind, folder: Path) -> Tensor | str:
+    try:
+        return kind.says(kind.model_class.from_pretrained(folder))
+    except UserError as error:
+        return str(error)
+
+
+def test_a_damaged_file_is_named_or_changes_nothing(kind, saved):
+    expected = answer_or_refusal(kind, saved)
+    refused: Counter[str] = Counter()
+    for path in sorted(path for path in saved.rglob("*") if path.suffix in (".json", ".safetensors")):
+        whole = path.read_bytes()
+        for content in damages(path):
+            path.unlink()
+            if content is not None:
+                path.write_bytes(content)
+            found = answer_or_refusal(kind, saved)
+            path.write_bytes(whole)
+            if isinstance(found, Tensor):
+                assert torch.equal(found, expected), (path, content)
+                continue
+            refused[path.name] += 1
+            assert "\n" not in found
+            assert str(saved) in found
+            if path.suffix == ".safetensors" or content in (b"", bytes(range(256)), b"[]"):
+                assert path.name in found or str(path.parent) in found, (content, found)
+    assert refused["model.safetensors"] >= 10
+    assert refused["tokenizer.json"] >= 5
+    assert refused["config.json"] >= 5
+    assert refused[kind.file] >= 12
 
 
 def test_the_fingerprint_sees_weights_and_heads(kind):

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import small_suite
 from small_generation_suite import METHODS, GenerationBench
 from small_suite import wait_until
 
-from benchmarks.run.jobs import schedulers
-from benchmarks.run.planning.forecast import plan_lines
+from benchmarks.run.dry_run import plan_lines
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE, read_predictions
@@ -189,6 +189,7 @@ def bench(tmp_path: Path, tiny_decoder_backbone: Callable[..., Path], unreported
     return GenerationBench(tmp_path, tiny_decoder_backbone("llama"))
 
 
+@pytest.mark.slow  # test_kill.py kills a run of classification by default
 @pytest.mark.usefixtures("untimed")
 def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
     bench.write()
@@ -205,7 +206,7 @@ def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
 
 
 def test_method_of_classification_is_refused(bench, monkeypatch):
-    monkeypatch.setattr(schedulers, "execute", lambda *_: pytest.fail("a cell was computed"))
+    monkeypatch.setattr(small_suite, "compute_here", lambda *_: pytest.fail("a cell was computed"))
     method = bench.folder / "mine.py"
     method.write_text("from baselines.references import Full\n\nclass Mine(Full):\n    ...\n")
     outcome = bench.run(Filters(methods=[f"{method}:Mine"]))

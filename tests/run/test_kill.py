@@ -15,7 +15,7 @@ import pytest
 from small_suite import Bench, wait_until
 
 from benchmarks import analysis
-from benchmarks.run.jobs.schedulers import Schedule
+from benchmarks.run.pool import Schedule
 from consistentee.errors import UserError
 
 METHODS = ["full", "calm-softmax", "pabee", "static", "deebert"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from small_suite import Bench
 
-from benchmarks.run.planning.plan import Inputs
+from benchmarks.run.plan import Inputs
 from benchmarks.specs.suites import expand, load_suite
 from benchmarks.store.file_hashes import FileHashes
 from benchmarks.store.keys import differences

@@ -12,9 +12,8 @@ from conftest import make_task, random_prompts
 from rich.console import Console
 
 from benchmarks.measure.clock import time_contenders
-from benchmarks.run.jobs import status
-from benchmarks.run.jobs.status import StatusFile, in_words, read_status
-from benchmarks.run.progress import RunProgress
+from benchmarks.run import progress as status
+from benchmarks.run.progress import RunProgress, StatusFile, in_words, read_status
 from benchmarks.specs.base import TimingSpec
 from consistentee.engine.generate import generate
 from consistentee.files import clear_leftovers
@@ -179,12 +178,12 @@ class TestWhatTheRunShows:
         job = Named("toy · full", tmp_path / ".a.status.partial")
         shown.started(job)
         for now in (1001, 1009.9, 1010.1):
-            shown.look(now)
+            shown.update(now)
         StatusFile(job.status)(Position("training joint", 30, 50, 30, 960, 12.0))
         for now in (1015, 1020.2, 1021, 1030.3):
-            shown.look(now)
+            shown.update(now)
         shown.ended(job, "accuracy 80.0")
-        shown.look(1050)
+        shown.update(1050)
         assert console.file.getvalue().splitlines() == [
             "[1/2] toy · full",
             "[1/2] toy · full, 10 s: starting",
@@ -199,7 +198,7 @@ class TestWhatTheRunShows:
         StatusFile(job.status)(Position("tracing", 1, 4))
         with RunProgress(console, 1) as shown:
             shown.started(job)
-            shown.look(0.0)
+            shown.update(0.0)
             shown.ended(job)
         assert "toy · [full]: tracing, step 1 of 4" in console.file.getvalue()
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from distributed import Client
 
-from benchmarks.run.jobs import schedulers
-from benchmarks.run.jobs.schedulers import Schedule, Share, next_job
+from benchmarks.run import pool
+from benchmarks.run.pool import Schedule, Share, next_job
 from benchmarks.specs.base import Group
 
 
@@ -58,8 +58,8 @@ def test_a_cluster_that_lost_its_workers_is_waited_for(monkeypatch):
     counts = iter([Share({}, None), Share({}, None)])
     count_slots = Share.of
     monkeypatch.setattr(Share, "of", lambda client: next(counts, None) or count_slots(client))
-    monkeypatch.setattr(schedulers, "time", SimpleNamespace(sleep=pauses.append))
-    monkeypatch.setattr(schedulers, "execute", lambda job, threads: None)
+    monkeypatch.setattr(pool, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(pool, "execute", lambda job, threads: None)
     watcher = Watched()
     with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
         Schedule(address=client.scheduler.address).run_cells([Waiting("rte0", "rte"), Waiting("rte1", "rte")], watcher)

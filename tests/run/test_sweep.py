@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import small_suite
 from small_suite import Bench, wait_until, write_task
 
-from benchmarks.run.jobs import schedulers
-from benchmarks.run.planning import plan
-from benchmarks.run.planning.forecast import plan_lines
+from benchmarks.run import plan
+from benchmarks.run.dry_run import plan_lines
+from benchmarks.run.pool import Schedule
 from benchmarks.specs.suites import Filters, load_suite
 from benchmarks.store.folders import RECORD_FILE, TIMING_FILE
 from benchmarks.store.method_versions import method_version
@@ -89,7 +90,7 @@ def forbid_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **options: object) -> None:
         raise AssertionError("a cell was computed")
 
-    monkeypatch.setattr(schedulers, "execute", fail)
+    monkeypatch.setattr(small_suite, "compute_here", fail)
 
 
 def test_whole_run(finished_once):
@@ -302,7 +303,7 @@ def test_full_disk_ends_the_run_and_keeps_what_is_finished(bench):
     full_disk = write_method(bench.folder, "raise OSError(28, 'No space left on device')")
     methods = ["full", f"{full_disk}:Mine", "oracle"]
     with pytest.raises(DiskFullError, match="disk full"):
-        bench.run(Filters(methods=methods))
+        bench.run(Filters(methods=methods), schedule=Schedule())
     assert set(bench.records()) == {"full"}
     assert bench.leftovers() == []
     assert list(bench.out.rglob("failure.json")) == []
@@ -310,40 +311,38 @@ def test_full_disk_ends_the_run_and_keeps_what_is_finished(bench):
 
 
 @pytest.mark.usefixtures("untimed")
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
-def test_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench, name):
-    method = write_method(bench.folder, f"import os, signal; os.kill(os.getpid(), signal.{name})")
-    outcome = bench.run(Filters(methods=[f"{method}:Mine", "full"]))
+def test_cell_whose_process_dies_is_a_failure_that_names_the_signal(bench):
+    statement = "import os, signal; os.kill(os.getpid(), signal.{})"
+    methods = []
+    for name in ("SIGKILL", "SIGSEGV"):
+        (bench.folder / name).mkdir()
+        methods.append(f"{write_method(bench.folder / name, statement.format(name))}:Mine")
+    changes = {"methods": [{"method": method, "label": method[-15:-12]} for method in methods] + ["full"]}
+    outcome = bench.run(changes=changes, schedule=Schedule())
     assert outcome.finished == 1
-    (line,) = outcome.failed
-    assert f"its process was ended by signal {name}" in line
-    (note,) = bench.out.rglob("failure.json")
-    if name == "SIGSEGV":
-        assert "mine.py" in note.read_text(), "where it died is kept"
+    assert [re.search(r"its process was ended by signal (\w+)", line)[1] for line in outcome.failed] == [
+        "SIGKILL",
+        "SIGSEGV",
+    ]
+    assert any("mine.py" in note.read_text() for note in bench.out.rglob("failure.json")), "where it died is kept"
     assert bench.leftovers() == []
 
 
-@pytest.mark.usefixtures("untimed")
-def test_threads_of_a_cell_sleep_while_they_wait(bench):
-    said, before = bench.folder / "said", dict(os.environ)
-    told = f"import os; open({str(said)!r}, 'w').write(os.environ['OMP_WAIT_POLICY'])"
-    bench.run(Filters(methods=[f"{write_method(bench.folder, told)}:Mine"]))
-    assert said.read_text() == before.get("OMP_WAIT_POLICY", "PASSIVE")
-    assert dict(os.environ) == before
-
-
-def test_threads_of_a_timing_wait_as_they_do_outside_of_runs(bench):
-    method, said = write_method(bench.folder, "pass"), bench.folder / "said"
+def test_threads_sleep_while_they_wait_in_a_cell_and_not_in_a_timing(bench):
+    method, seen, before = write_method(bench.folder, "pass"), bench.folder / "seen", dict(os.environ)
     with method.open("a") as file:
         file.write(
             "\nimport multiprocessing, os\n"
-            f"with open({str(said)!r}, 'a') as said:\n"
-            "    print(multiprocessing.current_process().name, os.environ.get('OMP_WAIT_POLICY'), sep='|', file=said)\n"
+            f"with open({str(seen)!r}, 'a') as seen:\n"
+            "    print(multiprocessing.current_process().name, os.environ.get('OMP_WAIT_POLICY'), sep='|', file=seen)\n"
         )
-    bench.run(Filters(methods=[f"{method}:Mine"]))
-    told = dict(line.split("|") for line in said.read_text().splitlines())
-    (policy,) = {policy for name, policy in told.items() if name.startswith("timing")}
-    assert policy == str(os.environ.get("OMP_WAIT_POLICY"))
+    bench.run(Filters(methods=[f"{method}:Mine"]), schedule=Schedule())
+    policies = dict(line.split("|") for line in seen.read_text().splitlines())
+    in_timing = {policy for name, policy in policies.items() if name.startswith("timing")}
+    assert in_timing == {str(before.get("OMP_WAIT_POLICY"))}
+    in_cell = {policy for name, policy in policies.items() if name.startswith("toy")}
+    assert in_cell == {before.get("OMP_WAIT_POLICY", "PASSIVE")}
+    assert dict(os.environ) == before
 
 
 @pytest.mark.usefixtures("untimed")
@@ -353,7 +352,7 @@ def test_code_that_changes_during_the_run_is_noticed(bench):
         {"method": f"{method}:Mine", "label": label, "recipe": {"frozen_steps": steps}}
         for steps, label in enumerate(("first", "second"))
     ]
-    outcome = bench.run(changes={"methods": entries})
+    outcome = bench.run(changes={"methods": entries}, schedule=Schedule())
     (line,) = outcome.failed
     assert "second" in line
     assert (

@@ -3,7 +3,7 @@
 from generation_by_hand import FULL_NATS, decoding_point, generation_cell, mean
 from records_by_hand import LAYERS, cell, curve_point, operating_point
 
-from benchmarks.run.planning.timed_knobs import timed_knobs
+from benchmarks.run.plan import timed_knobs
 from benchmarks.specs.base import TimingSpec
 from benchmarks.store.records import CellRecord, HullPoint
 

@@ -143,18 +143,11 @@ def test_promises_of_a_study_can_be_proven_with_its_prompts(found):
     "name",
     [
         "quick-decoding",
-        "cpu-decoding",
-        "cpu-decoding-tuned",
-        "cpu-decoding-losses",
-        "cpu-decoding-all-rows",
-        "cpu-decoding-late-exits",
-        "cpu-decoding-two-epochs",
-        "cpu-decoding-closing",
-        "cpu-decoding-closing-all-rows",
-        "cpu-decoding-closing-restarted",
-        "cpu-decoding-batches",
-        "paper-llama-7b",
+        "decoding-methods",
+        "decoding-closing-layers",
+        "decoding-batches",
         "decoding-calibration",
+        "paper-llama-7b",
     ],
 )
 def test_methods_of_suites_that_come_along_take_their_parameters(name):

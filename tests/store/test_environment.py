@@ -37,7 +37,7 @@ def test_file_hashes_are_remembered_until_the_file_changes(tmp_path, monkeypatch
     first = hashes.sha256(file)
     hashes.save()
     again = FileHashes(cache)
-    monkeypatch.setattr(file_hashes.hashlib, "file_digest", None)  # reading again would fail
+    monkeypatch.setattr(file_hashes, "hash_file", None)  # reading again would fail
     assert again.sha256(file) == first
     monkeypatch.undo()
     file.write_text("two!")

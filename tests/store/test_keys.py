@@ -175,7 +175,7 @@ def test_a_version_is_inherited_and_overridden(tmp_path, monkeypatch):
 KEYS_OF_SUITES = """
 from benchmarks.store.keys import code_hash, key_parts
 from benchmarks.specs.suites import expand, load_suite
-for suite in ("cpu-6-layers", "cpu-consistentee-variants", "cpu-decoding"):
+for suite in ("cpu-6-layers", "cpu-12-layers", "decoding-methods"):
     for cell in expand(load_suite(suite)):
         print(cell.method, key_parts(cell, "rows", {}).key)
 print(code_hash())

@@ -16,9 +16,9 @@ from benchmarks.store.folders import (
     RECORD_FILE,
     RunFolder,
     only_run,
+    parse_record,
     read_cell,
     read_predictions,
-    set_aside,
     write_predictions,
     write_record,
     write_text,
@@ -27,7 +27,7 @@ from benchmarks.store.records import CellRecord, KeyParts, TimingRecord
 from benchmarks.store.shared_weights import share_weights
 from benchmarks.store.stored_results import open_results
 from consistentee.errors import UserError
-from consistentee.files import DiskFullError, is_disk_full, replacing
+from consistentee.files import DiskFullError, is_disk_full, replacing, set_aside
 
 RECORD = cell("pabee", [operating_point(2.0, "budget 0.50", 2.5, 0.9)])
 
@@ -211,7 +211,7 @@ def test_record_keeps_infinities(tmp_path):
 def test_the_timing_that_was_taken_last_counts(tmp_path):
     write_results(tmp_path, seeds=(0, 1))
     (latest,) = tmp_path.glob("timings/*/*/seed0/timing.json")
-    earlier = TimingRecord.model_validate_json(latest.read_text())
+    earlier, _ = parse_record(latest, TimingRecord)
     changes = {"key": "another protocol", "finished_at": "2025-01-01T00:00:00+00:00"}
     write_record(latest.with_name("timing-1.json"), earlier.model_copy(update=changes))
     found = open_results(tmp_path, CellRecord, TimingRecord)

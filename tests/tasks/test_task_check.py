@@ -8,9 +8,8 @@ from small_suite import write_task
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.tasks.checking import check
-from benchmarks.tasks.checking.check import check_task
-from benchmarks.tasks.checking.check_report import Overlap, normalised, overlaps
+from benchmarks.tasks import check
+from benchmarks.tasks.check import Overlap, check_task, normalised, overlaps
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
 

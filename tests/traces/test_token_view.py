@@ -68,7 +68,7 @@ def test_head_states_are_what_the_shared_head_reads(tiny_decoder, hidden):
         assert not view.has_logits
         torch.testing.assert_close(model.stepper.unembed(states), view.logits[[0, 2]])
         assert view.has_logits
-    with pytest.raises(ValueError, match="layer 1 has no exit adapter"):
+    with pytest.raises(UserError, match="layer 1 has no exit adapter"):
         view_of(tiny_decoder(exit_layers=(2, 4)), hidden, 1).head_states_of([0])
 
 

@@ -8,6 +8,7 @@ import torch
 from conftest import make_text_task
 from torch.nn import functional
 
+from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
@@ -363,5 +364,5 @@ def test_layers_alone_are_computed_in_bfloat16_and_only_for_the_time_being(tiny_
     assert not torch.equal(rough, plain)
     torch.testing.assert_close(rough[batch.padding_mask], plain[batch.padding_mask], atol=0.4, rtol=0.05)
     assert torch.equal(model.exit_states(batch.tokens, batch.padding_mask).speaking, plain)
-    with pytest.raises(ValueError, match="no exit adapter"):
+    with pytest.raises(UserError, match="no exit adapter"):
         MultiExitDecoder.head_weight(model, 9)

@@ -31,6 +31,7 @@ def write_texts(
     kv: str | None = None,
     in_flight: int | None = None,
     plain: bool = False,
+    allow_code: bool = False,
 ) -> None:
     """Continue prompts with a saved decoder, and print every token as it is written, with the layer that it left at.
 
@@ -48,11 +49,12 @@ def write_texts(
         in_flight: so many prompts are under way at a time, and run in batches of a quarter as many; a text is printed
             once it and those before it have ended. By default one prompt is continued after the other.
         plain: no colours, on a terminal too.
+        allow_code: import the file that the folder names as its method.
 
     Raises:
         UserError: the folder holds no trained decoder, a prompt is empty, or an option is out of its range.
     """
-    model, method, knob = load_saved(folder, MultiExitDecoder, knob)
+    model, method, knob = load_saved(folder, MultiExitDecoder, knob, allow_code=allow_code)
     assert isinstance(method, TokenMethod)
     decode = _decoding(model, method, knob, kv)
     length = max_new_tokens if max_new_tokens is not None else model.description.max_new_tokens or 64

@@ -36,18 +36,21 @@ def _row_of(text: str) -> Text:
     return (parts[0], parts[1]) if len(parts) == 2 else text
 
 
-def predict_texts(folder: Path, rows: Sequence[Text], knob: float | None = None) -> "Table":
+def predict_texts(
+    folder: Path, rows: Sequence[Text], knob: float | None = None, *, allow_code: bool = False
+) -> "Table":
     """Classify texts one by one with a saved model: label, probability, exit layer, milliseconds.
 
     Args:
         folder: written by :func:`benchmarks.commands.one_model.single_model.train_model`.
         rows: single texts, or pairs.
         knob: of the method; by default the one chosen in training.
+        allow_code: import the file that the folder names as its method.
 
     Raises:
         UserError: the folder holds no trained model, or the knob is out of range.
     """
-    model, method, knob = load_saved(folder, MultiExitModel, knob)
+    model, method, knob = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
     classifier = Classifier(model, method.rule(model, knob))
     classifier(rows[:1])  # the first call of a process pays for more than itself
     table = plain_table(f"{method.name}, {method.knob.name}={knob:.4g}", "ms: one text alone, tokenising included")

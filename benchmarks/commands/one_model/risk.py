@@ -50,6 +50,7 @@ def risk_table(
     losses: Sequence[str] = ("gap", "consistency"),
     splits: int | None = None,
     data_dir: Path | None = None,
+    allow_code: bool = False,
 ) -> "Table":
     """Choose a saved model's knob by every bound on a task's validation rows, and look at the test rows.
 
@@ -62,13 +63,14 @@ def risk_table(
         splits: choose on so many random fifths of validation and test rows instead, and count broken promises on the
             others.
         data_dir: where data files are looked for first.
+        allow_code: import the file that the folder names as its method.
 
     Raises:
         UserError: the folder holds no trained model of this task, or an argument is unknown or out of its range.
     """
     for loss in losses:
         check_names(loss=loss)
-    model, method, _ = load_saved(folder, MultiExitModel)
+    model, method, _ = load_saved(folder, MultiExitModel, allow_code=allow_code)
     task = load_classification_task(task_name, data_dir)
     if model.description.task_name != task.name:
         raise UserError(f"{folder} was trained for task {model.description.task_name!r}, not for {task.name!r}")

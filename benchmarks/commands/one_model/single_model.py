@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands.one_model.settings import checked_settings
-from benchmarks.kinds.kind import Chosen, functions_of, kind_named
+from benchmarks.kinds.kind import Chosen, kind_named
 from benchmarks.kinds.rows import CellRows
-from benchmarks.run.jobs.cell import trained
+from benchmarks.run.cell import trained
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words
 from benchmarks.tasks.loader import task_kind
@@ -16,7 +16,7 @@ from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.deployment.risk_control import check_names, control_risk
 from consistentee.errors import UserError
 from consistentee.methods.calibration import check_shares
-from consistentee.methods.method import AnyMethod, get_method
+from consistentee.methods.method import AnyMethod, code_file, get_method
 from consistentee.traces.instance_trace import record_trace
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def train_model(
         UserError: a name, a parameter or a setting is unknown, or ``out`` is not a folder that may be written.
     """
     name = "generation" if task_kind(task_name) == "text" else "classification"
-    kind, functions = kind_named(name), functions_of(name)
+    kind = kind_named(name)
     method = get_method(method_name, **parameters)
     if method.replay_only:
         raise UserError(f"{method.name} reads the true labels: a saved model could predict nothing")
@@ -95,15 +95,14 @@ def train_model(
     rows = kind.load_rows(spec, data_dir)
     method.check_task(rows.task)
     model = trained(spec, rows, method, progress=True)
-    chosen = functions.choose(spec, rows, method, model)
+    chosen = kind.choose(spec, rows, method, model)
     knob, why = chosen.default_knob, ""
     if tolerance:
         knob, why = _controlled(tolerance, model, method, rows)
     model.description.default_knob = knob
     model.save_pretrained(out)
-    uses = (
-        f"`consistentee {_USES[name].format(out)}` uses {method.knob.name}={knob:.4g}{why} unless --knob says otherwise"
-    )
+    command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
+    uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob says otherwise"
     return _operating_points(chosen, method, f"{method.name} on {rows.task.name}, saved in {out}", uses)
 
 

@@ -31,7 +31,9 @@ from benchmarks.store.compact.form import (
     TimingColumns,
 )
 from benchmarks.store.compact.rows import CELL, own_table
+from benchmarks.store.folders import HASHES_FILE
 from benchmarks.store.records import RecordT, TimingT
+from benchmarks.store.sealing import file_fault
 from benchmarks.store.stored_cells import CELLS_FILE, BaseStoredCell, StoredResults
 from consistentee.errors import UserError
 
@@ -69,6 +71,8 @@ def read_compact(
 
     Raises UserError, in one sentence, for files that are damaged, of another form, or not written together.
     """
+    if fault := file_fault(root / HASHES_FILE):
+        raise UserError(f"{root} cannot be read as published results: {fault}; publish the run again")
     some = [name for name in (VALIDATION_ROWS_FILE, STUDY_FILE) if (root / name).exists()]
     written = {_about(root / name)["written"] for name in (CELLS_FILE, TIMINGS_FILE, ROWS_FILE, *some)}
     if len(written) > 1:

@@ -42,7 +42,7 @@ def write_compact(
     kind: str,
     failures: Mapping[str, str],
 ) -> list[Path]:
-    """Write results in the compact form, each file atomically, and return the files.
+    """Write results in the compact form into a folder that holds none, and return the files.
 
     Args:
         root: the folder.
@@ -59,8 +59,6 @@ def write_compact(
     rows = _rows(cells, [cell.rows.predictions() for cell in cells])
     validation = _rows(cells, [cell.rows.validation() for cell in cells])
     study, timings = _study(cells), _timings(results, timing_schema)
-    for name in (VALIDATION_ROWS_FILE, STUDY_FILE):
-        (root / name).unlink(missing_ok=True)
     return [
         _write_rows(root / ROWS_FILE, rows, about),
         *([_write_rows(root / VALIDATION_ROWS_FILE, validation, about)] if validation.groups else []),

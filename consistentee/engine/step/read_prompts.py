@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from consistentee.arguments import NotNegative, checked
 from consistentee.backbones.decoders import DecoderStepper
 from consistentee.engine.step.prompt_batch import PromptBatch
 
 _Key = tuple[DecoderStepper, tuple[tuple[int, ...], ...]]
 
 
+@checked
 class ReadPrompts:
     """What prompts give: their keys, values and last states, which depend on no rule and no knob.
 
@@ -18,7 +20,7 @@ class ReadPrompts:
     same order, and a batch for which there is no room is read each time. Weights must not change meanwhile.
     """
 
-    def __init__(self, max_bytes: int = 2 * 2**30) -> None:
+    def __init__(self, max_bytes: NotNegative = 2 * 2**30) -> None:
         """``max_bytes``: what is kept at most, on the device of the model."""
         self._room = max_bytes
         self._read: dict[_Key, tuple[Tensor, list[Tensor]]] = {}

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from consistentee.arguments import Finite, Fraction, Positive, checked
 from consistentee.errors import UserError
 from consistentee.traces.token_view import keyed_bits
 
 
+@checked
 @dataclass(frozen=True)
 class Sampling:
     """Draw every token from what the exit says, by a hash of the seed, the prompt and the token's place.
@@ -25,17 +27,15 @@ class Sampling:
         seed: any integer.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
+    temperature: Finite = 1.0
+    top_k: Positive | None = None
+    top_p: Fraction | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise UserError(f"the temperature must be above 0, got {self.temperature}; greedy decoding samples nothing")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k must be at least 1, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
+        if self.top_p is not None and not self.top_p:
             raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
     def choose(self, logits: Tensor, prompt_keys: Sequence[int], steps: Sequence[int]) -> Tensor:

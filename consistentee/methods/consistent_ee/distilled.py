@@ -1,23 +1,19 @@
-"""consistentee-distilled: exits that a fine-tuned model teaches, each on the rows that will leave there.
+"""consistentee-distilled: exits distilled from the fine-tuned model, each mostly on the rows that exit there.
 
-ConsistentEE asks only the classifier at a row's exit to be right, and its policy says where that is: at one price of a
-layer, for one model. This variant keeps the principle for every operating point at once, in two stages:
+This is not ConsistentEE's algorithm: it has no policy, no Memorized Layer and no reward. It keeps the principle that
+only the classifier at a row's exit has to be right, for all operating points at once, in two stages:
 
-1. the stock model is fine-tuned (the stage that DeeBERT and FastBERT share), and what it says of the training rows is
-   kept: the teacher;
-2. backbone and exits are trained together, the backbone at half the rate. At every layer a row's loss is half its
-   cross-entropy and half ``KL(teacher || exit)``. It weighs, by 0.3, as often as the row leaves at that layer under
-   thresholds drawn at random, and by 0.7 as at every other layer, so that no exit forgets the rows of the others.
+1. The stock model is fine-tuned (shared with DeeBERT and FastBERT). Its outputs for the training rows are the teacher.
+2. Backbone and exits are trained together, the backbone at half the rate. At every layer a row's loss is half its
+   cross-entropy and half ``KL(teacher || exit)``. A share of 0.3 of its weight goes to the layers at which it exits
+   with random thresholds, the rest is spread evenly.
 
-Rule: leave where the largest probability is above a threshold, which is the knob.
+Rule: exit if the largest probability is above a threshold, the knob.
 
-Choices. Thresholds are drawn from what the exits before layer L say of the batch, so that they part its rows whatever
-the scale of its certainty, which grows in training. Exits look at all tokens, as FastBERT's do, since early layers have
-not gathered in one vector what the label needs; layer L keeps the linear classifier that was fine-tuned, so that the
-full model has the stock one's shape. They learn at no more than 1e-3, since they are networks and no linear heads.
-Stage 2 takes half of the recipe's epochs, rounded up. COSEE (AAAI 2025) draws thresholds too; it trains from the
-pretrained model, without a teacher, and lets a weight fall off with the distance from the exit.
-docs/methods.md tells what each part is worth, on validation and on test rows.
+Choices: thresholds are drawn from the confidences of the batch before layer L, so that they split its rows at any
+scale. Exits read all tokens, as FastBERT's; layer L keeps the fine-tuned linear classifier. Exits learn at 1e-3 at
+most. Stage 2 takes half of the recipe's epochs, rounded up. COSEE (AAAI 2025) draws thresholds too, from the pretrained
+model, without a teacher, with a weight that falls with the distance from the exit.
 """
 
 import math
@@ -56,13 +52,13 @@ _FASTEST = 1e-3
 
 @dataclass(frozen=True)
 class ConsistentEEDistilled(Method):
-    """Distillation into exits, weighted by where rows leave; confidence rule.
+    """Distillation into exits, weighted by where rows exit; confidence rule.
 
     Attributes:
-        classifier: what the exits before layer L are.
-        at_exit: share of a row's weight that goes to the layers where it leaves; the rest is spread evenly.
+        classifier: the kind of the exits before layer L.
+        at_exit: share of a row's weight at the layers where it exits; the rest is spread evenly.
         distilled: share of the teacher in a loss; the rest is the label's.
-        backbone_rate: of the second stage, as a share of the recipe's.
+        backbone_rate: rate of the second stage, as a share of the recipe's.
         epochs_share: length of the second stage, as a share of the recipe's epochs.
     """
 
@@ -85,13 +81,12 @@ class ConsistentEEDistilled(Method):
             raise UserError(f"{self.name}: backbone_rate and epochs_share must be above 0")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Fine-tune the stock model, keep what it says, and teach it to the exits."""
         self.check_task(task)
         self.teach_exits(model, training_source(model, task, recipe), recipe)
         return model
 
     def teach_exits(self, model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-        """As :meth:`fit`, on rows that are tokens already."""
+        """Run both stages on tokenised rows."""
         train_last_exit_on(model, source, recipe)
         teacher = recorded_logits(model, source, recipe)[:, -1].log_softmax(dim=-1)
         if self.classifier != "linear":
@@ -106,17 +101,16 @@ class ConsistentEEDistilled(Method):
         run_stage(model, source, slower, recipe)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the largest probability is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
 
 
 @dataclass(frozen=True)
 class ConsistentEEDistilledCurve(ConsistentEECurve):
-    """The exits of consistentee-distilled, left by the policy of consistentee-curve: one for all prices of a layer.
+    """The exits of consistentee-distilled with the policy of consistentee-curve: one policy for all prices of a layer.
 
-    The exits are taught with that method's defaults. There is no stage 3, and no cross-fitting: ``alpha``,
-    ``joint_epochs``, ``joint_learning_rate``, ``refit_policy`` and ``folds`` are not read.
+    Exits are trained with that method's defaults. There is no stage 3 and no cross-fitting: ``alpha``,
+    ``joint_epochs``, ``joint_learning_rate``, ``refit_policy`` and ``folds`` have no effect.
     """
 
     name: ClassVar[str] = "consistentee-distilled-curve"
@@ -127,7 +121,6 @@ class ConsistentEEDistilledCurve(ConsistentEECurve):
     memorized_layer: Literal["train"] = "train"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Teach the exits, then fit the policy to them."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         ConsistentEEDistilled().teach_exits(model, source, recipe)
@@ -136,14 +129,14 @@ class ConsistentEEDistilledCurve(ConsistentEECurve):
 
 
 def taught_loss(method: ConsistentEEDistilled, teacher: Tensor, model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    """Return the mean over rows of label's and teacher's losses, weighted by where rows leave.
+    """Compute the mean over rows of the label's and the teacher's losses, weighted by where rows exit.
 
     ``teacher``: log-probabilities of the fine-tuned model on all training rows, [N, classes].
     """
     logits = model(batch.tokens).logits
-    says = logits.log_softmax(dim=-1)
-    taught = teacher[batch.rows].to(says.device).unsqueeze(1).expand_as(says)
-    divergence = functional.kl_div(says, taught, log_target=True, reduction="none").sum(dim=-1)
+    students = logits.log_softmax(dim=-1)
+    taught = teacher[batch.rows].to(students.device).unsqueeze(1).expand_as(students)
+    divergence = functional.kl_div(students, taught, log_target=True, reduction="none").sum(dim=-1)
     losses = (1 - method.distilled) * layer_losses(logits, batch.labels) + method.distilled * divergence
     doubt = 1 - logits.detach().softmax(dim=-1).amax(dim=-1)
     return (exit_shares(doubt, method.at_exit) * losses).sum(dim=1).mean()

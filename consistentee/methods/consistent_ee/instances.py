@@ -1,15 +1,15 @@
 """ConsistentEE (Zeng et al., AAAI 2024, arXiv 2312.11882): training made consistent with inference.
 
-Joint training asks every internal classifier to be right on every row, but at inference one classifier answers. Here a
-policy decides where a row exits, and only the classifier at that exit is asked to be right. Three stages:
+In joint training every internal classifier has to be right on every row, but at inference one classifier answers. Here
+a policy decides where a row exits, and only the classifier at that exit has to be right. Three stages:
 
 1. backbone and all classifiers on the depth-weighted loss (shared with PABEE and others);
 2. the policy alone, on the reward ``-CE_t - alpha * (1 - m/L) * t`` with m the row's Memorized Layer;
 3. both: cross-entropy at the exit, and the policy's reward.
 
-Choices where the paper leaves room: the policy's gradient does not reach the backbone; in stage 3 the cross-entropy at
-the exit is the expectation over the policy, ``sum_t q_t CE_t``; after stage 3 the policy is fitted once more on cached
-features of the new backbone (``refit_policy``), because one epoch moves the backbone further than the policy follows.
+Choices: the policy's gradient does not reach the backbone. In stage 3 the cross-entropy at the exit is the expectation
+over the policy, ``sum_t q_t CE_t``. After stage 3 the policy is fitted again on cached features of the new backbone
+(``refit_policy``), because one epoch moves the backbone more than the policy follows.
 """
 
 from dataclasses import dataclass, replace
@@ -50,25 +50,25 @@ _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1.5, -4.5, 201).to
 class ConsistentEE(Method):
     """ConsistentEE: its reward and its three stages, one policy for one price of a layer.
 
-    Where the defaults differ from what was published: the policy also reads confidence, the expected reward is taken
-    in closed form, and the policy is fitted again after stage 3. ``policy_reads="state", estimator="reinforce",
-    refit_policy=False`` and a knob of 0.5 give the published algorithm, but for the recipe, the initial bias, stage 2
-    on features without dropout, and stage 3's cross-entropy, which is the expectation and not that of a drawn exit.
+    Defaults that differ from the paper: the policy also reads confidence, the expected reward is computed in closed
+    form, and the policy is fitted again after stage 3. ``policy_reads="state", estimator="reinforce",
+    refit_policy=False`` and a knob of 0.5 give the published algorithm except for the recipe, the initial bias, stage 2
+    on features without dropout, and stage 3's cross-entropy, an expectation instead of that of a drawn exit.
 
     Attributes:
         alpha: the price of a layer. The paper's code used 0.005 to 0.2.
         reward: "hardness" makes layers cheap for rows that are memorized late; "vanilla" prices all alike.
-        reward_loss: what a wrong answer costs: "cross-entropy" is the paper's; "error" is 1 for a wrong answer and 0
-            for a right one, which does not pay for layers that only make a right answer more certain.
-        estimator: "exact" takes the expected reward in closed form; "reinforce" samples ``rollouts`` exits a row.
+        reward_loss: the cost of an answer: "cross-entropy" is the paper's; "error" is 1 for a wrong answer, so that
+            layers which only make a right answer more certain do not pay.
+        estimator: "exact" uses the expected reward in closed form; "reinforce" samples ``rollouts`` exits for each row.
         rollouts: K of REINFORCE.
-        memorized_layer: taken on the rows the model was trained on ("train", the paper), or on held-out folds.
+        memorized_layer: measured on the rows the model was trained on ("train", the paper), or on held-out folds.
         folds: number of folds of the cross-fitting.
-        policy_reads: "state" is the paper's; "state+confidence" adds what the classifier says; "confidence" reads
-            that alone.
-        cached: run stage 2 on features that the frozen backbone left, instead of running the backbone again.
-        joint_epochs, joint_learning_rate: of stage 3, the rate being the backbone's, and the heads' in the recipe's
-            proportion; 0 epochs leave the jointly trained classifiers as they are.
+        policy_reads: "state" is the paper's; "state+confidence" adds the classifier's confidence; "confidence" reads
+            only that.
+        cached: run stage 2 on cached features instead of running the frozen backbone again.
+        joint_epochs, joint_learning_rate: of stage 3; the rate is the backbone's, and the heads' is in the recipe's
+            proportion; 0 epochs skip it.
         refit_policy: fit the policy again after stage 3.
     """
 
@@ -101,7 +101,6 @@ class ConsistentEE(Method):
             raise UserError("consistentee: joint_epochs must not be negative, and joint_learning_rate above 0")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Run stages 1 and 2, then stage 3 for ``joint_epochs``, then fit the policy again where that is asked for."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         cross_fitted = None
@@ -118,9 +117,9 @@ class ConsistentEE(Method):
     def learn_policy(
         self, model: MultiExitModel, source: TokenSource, cross_fitted: Tensor | None, recipe: Recipe
     ) -> Tensor | None:
-        """Add the policy, fit it to the exits as they stand (stage 2), and return the rows' Memorized Layer, if used.
+        """Add the policy, fit it to the current exits (stage 2), and return the rows' Memorized Layer, if used.
 
-        ``cross_fitted`` is a Memorized Layer [rows] that was measured before; None for that of these exits.
+        ``cross_fitted`` is a Memorized Layer [rows] measured before; None for that of these exits.
         """
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
         rows = self._rows_of_policy(model, source, recipe)
@@ -132,7 +131,7 @@ class ConsistentEE(Method):
         return hardness
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where P(exit) > knob; the paper uses 0.5. At 0 every row leaves, whatever P is rounded to."""
+        """Exit if P(exit) > knob; the paper uses 0.5. At 0 every row exits, even if P is rounded to 0."""
         self.check_knob(model, knob)
         return PolicyRule(self.policy_reads, threshold=knob if knob > 0 else float("-inf"))
 
@@ -144,7 +143,6 @@ class ConsistentEE(Method):
     def _fit_policy(
         self, model: MultiExitModel, rows: Source[FeatureBatch | TokenBatch], hardness: Tensor | None, recipe: Recipe
     ) -> None:
-        """Train the policy alone; ``hardness`` is int64 [N]."""
         loss = partial(_policy_stage_loss, self, hardness)
         details = {"method": repr(self), "hardness": hardness}
         train_heads(model, rows, loss, recipe, name="policy", trains=(f"exit_heads.{POLICY}.",), details=details)
@@ -160,11 +158,11 @@ class ConsistentEE(Method):
         )
 
     def draw_alpha(self, rows: int) -> Tensor:
-        """Return the price of a layer for each row of a batch: [rows], constant here."""
+        """Return the price of a layer for each row of a batch, here constant: [rows]."""
         return torch.full((rows,), self.alpha)
 
     def cost_of_answers(self, outputs: LayerOutputs, labels: Tensor) -> Tensor:
-        """Return what the answer of each layer costs in the reward: [rows, L]."""
+        """Compute the cost of each layer's answer in the reward: [rows, L]."""
         if self.reward_loss == "cross-entropy":
             return layer_losses(outputs.logits, labels)
         return (outputs.logits.argmax(dim=-1) != labels.unsqueeze(1)).to(outputs.logits.dtype)
@@ -174,17 +172,17 @@ class ConsistentEE(Method):
         return policy_spec(self.policy_reads, self.conditioned)
 
     def policies(self, model: MultiExitModel, outputs: LayerOutputs) -> list[tuple[Tensor, Tensor]]:
-        """Return the price of a layer [rows] and P(exit) under it [rows, L]; one pair for every price that learns."""
+        """Compute the price of a layer [rows] and P(exit) [rows, L], for every price that is trained."""
         alpha = self.draw_alpha(len(outputs.logits)).to(outputs.logits.device)
         return [(alpha, self.ask_policy(model, outputs, alpha))]
 
     def ask_policy(self, model: MultiExitModel, outputs: LayerOutputs, alpha: Tensor) -> Tensor:
-        """Return P(exit) at every layer: [rows, L]."""
+        """Compute P(exit) at every layer: [rows, L]."""
         log_alpha = alpha.log() if self.conditioned else None
         return exit_probabilities(model.head(POLICY), outputs.pooled, outputs.logits, log_alpha)
 
     def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
-        """Return L_pi by the chosen estimator; both arguments are [rows, L]."""
+        """Compute L_pi with the chosen estimator; both arguments are [rows, L]."""
         return policy_loss(probabilities, reward, self.estimator, self.rollouts)
 
 
@@ -192,10 +190,10 @@ class ConsistentEE(Method):
 class ConsistentEECurve(ConsistentEE):
     """ConsistentEE with one policy for the whole curve: the price of a layer is an input, drawn at random in training.
 
-    The published method has one operating point for each trained policy. This variant answers with the knob alpha.
-    Its reward counts wrong answers, and its policy reads confidence alone: on a few thousand training rows a
-    classifier's loss keeps falling with depth for nearly every row, right or wrong, so that a reward on the loss moves
-    all rows at once, and a policy that reads the state fits the rows it has seen. The parameter ``alpha`` is not read.
+    The published method has one operating point for each trained policy; here the knob is alpha. The reward counts
+    errors and the policy reads only confidence: on a few thousand training rows the loss falls with depth for nearly
+    every row, so a reward on the loss moves all rows at once, and a policy that reads the state overfits. The parameter
+    ``alpha`` has no effect.
     """
 
     name: ClassVar[str] = "consistentee-curve"
@@ -214,7 +212,7 @@ class ConsistentEECurve(ConsistentEE):
             raise UserError("consistentee-curve: lowest_alpha must lie above 0 and below highest_alpha")
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where P(exit | alpha = knob) > 0.5; the largest knob always exits, 0 never does."""
+        """Exit if P(exit | alpha = knob) > 0.5; the largest knob always exits, 0 never."""
         self.check_knob(model, knob)
         return PolicyRule(self.policy_reads, alpha=float("inf") if knob >= self.knob.values[0] else knob)
 
@@ -226,7 +224,7 @@ class ConsistentEECurve(ConsistentEE):
 def _policy_stage_loss(
     method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch
 ) -> Tensor:
-    """Return L_pi, averaged over the prices that learn; on tokens the frozen model runs first."""
+    """Compute L_pi, averaged over the trained prices; on tokens the frozen model runs first."""
     if isinstance(batch, FeatureBatch):
         outputs = batch.outputs
     else:
@@ -243,7 +241,7 @@ def _policy_stage_loss(
 def _joint_stage_loss(
     method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch
 ) -> Tensor:
-    """Return the cross-entropy where rows leave, ``sum_t q_t CE_t``, and L_pi, averaged over the prices that learn."""
+    """Compute ``sum_t q_t CE_t`` plus L_pi, averaged over the trained prices."""
     outputs = model(batch.tokens)
     answers = layer_losses(outputs.logits, batch.labels)
     costs, row_hardness = method.cost_of_answers(outputs, batch.labels), _of_rows(hardness, batch)
@@ -255,5 +253,4 @@ def _joint_stage_loss(
 
 
 def _of_rows(hardness: Tensor | None, batch: FeatureBatch | TokenBatch) -> Tensor | None:
-    """Return the Memorized Layer of the rows of a batch, where their labels are."""
     return None if hardness is None else hardness[batch.rows].to(batch.labels.device)

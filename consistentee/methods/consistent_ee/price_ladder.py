@@ -1,7 +1,7 @@
-"""A ladder of prices: the policies of several prices of a layer in one head, ordered, and the rule of one of them.
+"""A ladder of prices: the policies of several prices of a layer in one head, and the rule of one of them.
 
-The logit of P(exit) at a price is that at the price below plus a positive number, so that a higher price never lets a
-row stay longer. A price between two rungs is served by the nearer one.
+The logit of P(exit) at a price is that at the next lower price plus a positive number, so that a higher price never
+makes a row run longer. A price between two rungs uses the nearer one.
 """
 
 import math
@@ -17,12 +17,12 @@ from consistentee.methods.policy import PolicyInputs, PolicyRule
 from consistentee.rules.view import LayerView
 
 ALWAYS = 1e6
-"""A price at which every row leaves at the first exit; at 0 none leaves."""
+"""A price at which every row exits at the first exit; at 0 none exits."""
 
 
 @dataclass(frozen=True)
 class PriceLadder:
-    """Prices of a layer, log-spaced. Raises UserError for fewer than two, and for prices that do not rise above 0."""
+    """Log-spaced prices of a layer. Raises UserError for fewer than two, or prices that do not rise from above 0."""
 
     rungs: int
     lowest: float
@@ -36,13 +36,13 @@ class PriceLadder:
 
     @property
     def prices(self) -> tuple[float, ...]:
-        """The prices, rising."""
+        """The prices in increasing order."""
         low, high = math.log(self.lowest), math.log(self.highest)
         return tuple(math.exp(low + (high - low) * rung / (self.rungs - 1)) for rung in range(self.rungs))
 
     @property
     def knob_values(self) -> tuple[float, ...]:
-        """The prices from the highest one down, between one at which all rows leave at once, and 0."""
+        """The price at which all rows exit at once, the prices from the highest down, and 0."""
         return (ALWAYS, *reversed(self.prices), 0.0)
 
     def rule(self, reads: PolicyInputs, price: float, rise: Sequence[float] = (1.0,)) -> "LadderRule":
@@ -51,8 +51,8 @@ class PriceLadder:
         Args:
             reads: see :class:`consistentee.methods.policy.PolicyRule`.
             price: of a layer.
-            rise: what it is multiplied by at steps 0, 1, ... of a text, without leaving the ladder; the last one holds
-                for all later steps. A price of 0, and one at which all leave, are that at every step.
+            rise: factors of the price at steps 0, 1, ... of a text, within the ladder; the last one holds for all later
+                steps. The prices 0 and ``ALWAYS`` do not rise.
         """
         rung = self._nearest(price, (*self.prices, ALWAYS)) if price > 0 else 0
         if price == 0 or rung == self.rungs:  # P(exit) is not above 1, and above -1
@@ -65,12 +65,12 @@ class PriceLadder:
 
 
 class LadderRule(PolicyRule):
-    """Exit at the first layer where the policy of a rung says so.
+    """Exit by the policy of a rung.
 
     Args:
         reads, threshold: see :class:`consistentee.methods.policy.PolicyRule`.
-        rungs: number of the price at steps 0, 1, ... of a text, 0 being the lowest one; the last holds for all later
-            steps, and for rows of no text.
+        rungs: index of the price at steps 0, 1, ... of a text, 0 being the lowest; the last one holds for all later
+            steps, and in classification.
     """
 
     def __init__(self, reads: PolicyInputs, rungs: Sequence[int], threshold: float = 0.5) -> None:
@@ -86,5 +86,5 @@ class LadderRule(PolicyRule):
 
 
 def rung_logits(output: Tensor) -> Tensor:
-    """Turn what the head says into the logits of P(exit) at rising prices, which rise: [..., K]."""
+    """Convert the head's output to logits of P(exit) at increasing prices, which increase: [..., K]."""
     return torch.cat([output[..., :1], functional.softplus(output[..., 1:])], dim=-1).cumsum(dim=-1)

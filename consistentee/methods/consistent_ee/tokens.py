@@ -1,26 +1,22 @@
 """ConsistentEE for decoders (Zeng et al., AAAI 2024, arXiv 2312.11882, section 3 and the LLaMA experiments).
 
-What exits is a token. The state after reading token i decides where to leave, and the exit there says token i + 1:
-both belong to one row of a :class:`consistentee.TokenTrace`, so that losses, exits and log-probabilities
-cannot be shifted against each other. Prompts and padding are outside of losses, reward and Memorized Layer. So is the
-first token of a response, which always comes from layer L, but where a backbone learns: its exits learn that one too
-(without closing layers, behind which that token is layer L's at every exit).
-Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) * t``, are true layers.
+A token exits. The state after reading token i decides where to exit, and the exit there predicts token i + 1. Both are
+in one row of a :class:`consistentee.TokenTrace`. Prompts and padding do not count in losses, reward and Memorized
+Layer. The first token of a response, which always comes from layer L, counts only while a backbone learns without
+closing layers. Layers in the reward, ``R = -CE_t - alpha * (1 - m/L) * t``, are true layers.
 
-Three stages, all on states that the frozen backbone has left once:
+Three stages, on cached states of the frozen backbone:
 
 1. all exits (shared with the other methods of generation; the recipe may train the backbone too);
-2. the policy alone, on the reward, with what the exits say computed once;
-3. the exits again, each on those tokens alone that the policy lets leave there; then the policy again (only where
-   ``consistent_steps`` asks for it).
+2. the policy alone, on the reward, with the outputs of the exits computed once;
+3. the exits again, each on the tokens that the policy lets exit there; then the policy again (only with
+   ``consistent_steps``).
 
-Choices where the paper leaves room. A trace's hidden states do not depend on actions: it is recorded at full depth, and
-the backbone is trained, if at all, before the policy; so the expected reward has a closed form here too. In a text they
-do, for later tokens read what earlier ones left of the layers that they skipped: the reward knows nothing of that.
-Stages 2 and 3 alternate, instead of being joined,
-because one step on all exits costs as much as thousands of steps on the policy. In stage 3 an exit is drawn for each
-token from the policy, which costs one LM head a token and not one an exit; exits learn there at half their rate. Exits
-are those of the model, by default adapters under its one LM head, where the paper's code has an LM head for each.
+Choices. The trace is recorded at full depth, so its states do not depend on actions and the expected reward has a
+closed form. In a text they do, because later tokens read the skipped layers of earlier ones; the reward ignores this.
+Stages 2 and 3 alternate, because one step on all exits costs as much as thousands of steps on the policy. In stage 3 an
+exit is drawn for each token, at one LM head a token; exits learn there at half their rate. Exits are by default
+adapters under one LM head; the paper's code has an LM head for each.
 """
 
 from dataclasses import dataclass, replace
@@ -59,22 +55,21 @@ _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1, -5, 121).tolist
 
 @dataclass(frozen=True)
 class ConsistentEETokens(VocabularyMethod):
-    """ConsistentEE on tokens: one policy for one price of a layer. With a knob of 0.5 the published rule.
+    """ConsistentEE on tokens: one policy for one price of a layer; a knob of 0.5 gives the published rule.
 
-    The policy reads the state alone, as published: unlike a confidence it needs no LM head before it lets a token go,
-    and of tokens, unlike of labelled sentences, there are enough to train it on.
+    The policy reads the state alone, as published: this needs no LM head, and there are enough tokens to train on.
 
     Attributes:
         alpha: the price of a layer, in nats (of errors with ``reward_loss="error"``).
         reward: "hardness" makes layers cheap for tokens that are memorized late; "vanilla" prices all alike.
-        reward_loss: what a wrong token costs: its "cross-entropy" (the paper's), or 1 for each "error".
-        judged_by: what is right, in reward and Memorized Layer: the response's next token (the paper's), or the token
-            that the last exit names.
-        estimator: "exact" takes the expected reward in closed form; "reinforce" samples ``rollouts`` exits a token.
+        reward_loss: the cost of a token: its "cross-entropy" (the paper's), or 1 for each "error".
+        judged_by: the right answer in reward and Memorized Layer: the response's next token (the paper's), or the
+            prediction of the last exit.
+        estimator: "exact" uses the expected reward in closed form; "reinforce" samples ``rollouts`` exits a token.
         rollouts: K of REINFORCE.
-        policy_reads: "state" is the paper's; "state+confidence" adds what the exit says, at the cost of the LM head at
-            every exit; "confidence" reads that alone.
-        consistent_steps: steps of stage 3, in batches of ``recipe.exit_batch_size`` tokens; 0 leaves it out.
+        policy_reads: "state" is the paper's; "state+confidence" adds the exit's confidence, at the cost of the LM head
+            at every exit; "confidence" reads only that.
+        consistent_steps: steps of stage 3, in batches of ``recipe.exit_batch_size`` tokens; 0 skips it.
     """
 
     name: ClassVar[str] = "consistentee-tokens"
@@ -105,16 +100,13 @@ class ConsistentEETokens(VocabularyMethod):
         return self.policy_reads != "state"
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Run stages 1 and 2, and stage 3 where ``consistent_steps`` asks for it.
-
-        Raises UserError for a stage 3 of exits that have nothing to learn.
-        """
+        """Run the stages. Raises UserError for a stage 3 of exits without weights."""
         self.check_task(task)
         if self.consistent_steps and len(model.exit_layers) > 1 and not model.exits_have_weights:
             adapter = model.description.adapter
             raise UserError(
                 f"{self.name}: consistent_steps train the exits, which have no weights of their own with "
-                f"adapter={adapter!r}; leave consistent_steps at 0, or take another adapter"
+                f"adapter={adapter!r}; leave consistent_steps at 0, or choose another adapter"
             )
         everything = self.train_stage_1(model, task, recipe)
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
@@ -127,16 +119,16 @@ class ConsistentEETokens(VocabularyMethod):
             hardness = memorized_exit_layer(answers.correct(self.judged_by), model.exit_layers)
         self._fit_policy(trace, answers, hardness, recipe)
         if self.consistent_steps:
-            self._fit_exits_where_tokens_leave(trace, answers, recipe)
+            self._fit_exits_at_drawn_exits(trace, answers, recipe)
             self._fit_policy(trace, self._ask_exits(trace, recipe), hardness, recipe)
         return model
 
     def train_stage_1(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> TokenTrace:
-        """Train the exits, and return what the trained model leaves of the training rows."""
+        """Train the exits and return the trace of the training rows."""
         return train_exits(model, task, recipe)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit where P(exit) > knob; the paper uses 0.5."""
+        """Exit if P(exit) > knob; the paper uses 0.5."""
         self.check_knob(model, knob)
         return self.pruned(PolicyRule(self.policy_reads, threshold=knob if knob > 0 else float("-inf")))
 
@@ -161,7 +153,7 @@ class ConsistentEETokens(VocabularyMethod):
         details = {**self._settings(), "costs": self.costs(answers), "hardness": hardness}
         train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=POLICY, details=details)
 
-    def _fit_exits_where_tokens_leave(self, trace: TokenTrace, answers: ExitAnswers, recipe: TokenRecipe) -> None:
+    def _fit_exits_at_drawn_exits(self, trace: TokenTrace, answers: ExitAnswers, recipe: TokenRecipe) -> None:
         train_on_states(
             trace,
             torch.arange(len(trace)),
@@ -176,19 +168,16 @@ class ConsistentEETokens(VocabularyMethod):
         )
 
     def _settings(self) -> dict[str, object]:
-        """Return what tells stages of other parameters apart; the candidates only where there are any.
-
-        Their exits "agree" by tokens: stages that are stored without this word learned agreement of places.
-        """
+        """Describe the parameters in a stage's key. "agree" differs from older stages, which compared places."""
         pruning = {} if self.candidates is None else {"candidates": self.candidates, "agree": "tokens"}
         return {"method": repr(self), **pruning}
 
     def draw_alpha(self, tokens: int) -> Tensor:
-        """Return the price of a layer for each token of a batch: [tokens], constant here."""
+        """Return the price of a layer for each token of a batch, here constant: [tokens]."""
         return torch.full((tokens,), self.alpha)
 
     def costs(self, answers: ExitAnswers) -> Tensor:
-        """Return what the answer of each exit costs in the reward: float [N, exits]."""
+        """Compute the cost of each exit's answer in the reward: float [N, exits]."""
         if self.reward_loss == "cross-entropy":
             return answers.losses(self.judged_by)
         return (~answers.correct(self.judged_by)).float()
@@ -196,28 +185,28 @@ class ConsistentEETokens(VocabularyMethod):
     def ask_policy(
         self, model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None, alpha: Tensor
     ) -> Tensor:
-        """Return P(exit) at every exit, the last one, which is not asked, included: [tokens, exits].
+        """Compute P(exit) at every exit, 1 at the last: [tokens, exits].
 
         Args:
-            model: whose policy it is.
+            model: with the policy.
             batch: states of the tokens.
             confidence: [tokens, exits, 4], or None for a policy that does not read it.
-            alpha: [tokens], read where the policy is conditioned.
+            alpha: [tokens], for a conditioned policy.
         """
         log_alpha = alpha.log() if self.conditioned else None
-        says = policy_answers(model, batch, confidence)
-        columns = [policy_logit(output, log_alpha).sigmoid() for output in says]
+        outputs = policy_answers(model, batch, confidence)
+        columns = [policy_logit(output, log_alpha).sigmoid() for output in outputs]
         return torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
 
     def policies(
         self, model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return each policy that learns: the price of a layer under it [tokens], and P(exit) [tokens, exits]."""
+        """Compute the price of a layer [tokens] and P(exit) [tokens, exits], for every trained price."""
         alpha = self.draw_alpha(len(batch.tokens)).to(model.device)
         return [(alpha, self.ask_policy(model, batch, confidence, alpha))]
 
     def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
-        """Return L_pi by the chosen estimator; both arguments are [tokens, exits]."""
+        """Compute L_pi with the chosen estimator; both arguments are [tokens, exits]."""
         return policy_loss(probabilities, reward, self.estimator, self.rollouts)
 
 
@@ -225,7 +214,7 @@ class ConsistentEETokens(VocabularyMethod):
 class ConsistentEETokensCurve(ConsistentEETokens):
     """ConsistentEE on tokens with one policy for the whole curve: the price of a layer is an input.
 
-    It is drawn at random in training and is the knob at inference; the parameter ``alpha`` is not read.
+    It is drawn at random in training and is the knob at inference; the parameter ``alpha`` has no effect.
     """
 
     name: ClassVar[str] = "consistentee-tokens-curve"
@@ -242,7 +231,7 @@ class ConsistentEETokensCurve(ConsistentEETokens):
             raise UserError(f"{self.name}: lowest_alpha must lie above 0 and below highest_alpha")
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit where P(exit | alpha = knob) > 0.5; the largest knob always exits, 0 never does."""
+        """Exit if P(exit | alpha = knob) > 0.5; the largest knob always exits, 0 never."""
         self.check_knob(model, knob)
         return self.pruned(PolicyRule(self.policy_reads, alpha=float("inf") if knob >= self.knob.values[0] else knob))
 
@@ -252,7 +241,7 @@ class ConsistentEETokensCurve(ConsistentEETokens):
 
 
 def policy_answers(model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None) -> list[Tensor]:
-    """Return what the policy's head says at every exit before the last: [tokens], or [tokens, outputs], each."""
+    """Compute the policy head's output at every exit before the last: [tokens], or [tokens, outputs], each."""
     policy, states = model.head(POLICY), model.state(batch.deciding)
     return [
         policy(layer, states[:, index], None if confidence is None else confidence[:, index])
@@ -267,7 +256,7 @@ def token_policy_spec(reads: PolicyInputs, conditioned: bool) -> HeadSpec:
 
 
 def memorized_exit_layer(correct: Tensor, exit_layers: tuple[int, ...]) -> Tensor:
-    """Return the smallest exit layer from which on every exit is right, and L where the last one is wrong.
+    """Compute the smallest exit layer from which on every exit is right; L if the last one is wrong.
 
     Args:
         correct: bool [tokens, exits].
@@ -290,7 +279,7 @@ def policy_stage_loss(
     model: MultiExitDecoder,
     batch: StateBatch,
 ) -> Tensor:
-    """Return L_pi of some tokens, scalar; ``answers`` and ``hardness`` are of the whole trace."""
+    """Compute L_pi of a batch; ``answers`` and ``hardness`` are of the whole trace."""
     device, tokens = model.device, batch.tokens
     memorized = None if hardness is None else hardness[tokens].to(device)
     costs = method.costs(answers)[tokens].to(device)
@@ -304,15 +293,15 @@ def policy_stage_loss(
 def exit_consistent_loss(
     method: ConsistentEETokens, target: Target, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch
 ) -> Tensor:
-    """Return the mean loss of tokens at exits drawn from the policy; those that run to layer L teach nothing."""
+    """Compute the mean loss of tokens at exits drawn from the policy; tokens that run to layer L have none."""
     with torch.no_grad():
         policies = method.policies(model, batch, _confidence_of(answers, batch))
-        leaves = torch.stack([exit_distribution(probabilities) for _, probabilities in policies]).mean(dim=0)
-        leaves_at = leaves.multinomial(1).squeeze(1)
+        distribution = torch.stack([exit_distribution(probabilities) for _, probabilities in policies]).mean(dim=0)
+        drawn = distribution.multinomial(1).squeeze(1)
     wanted = wanted_answers(target, model, batch)
     total = torch.zeros((), device=model.device, requires_grad=True)
     for index, layer in enumerate(model.exit_layers[:-1]):
-        here = (leaves_at == index).nonzero().flatten()
+        here = (drawn == index).nonzero().flatten()
         logits = model.logits(layer, batch.speaking[here, index])
         total = total + functional.cross_entropy(logits, wanted[here], reduction="sum")
     return total / len(batch.tokens)

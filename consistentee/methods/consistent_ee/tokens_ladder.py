@@ -1,9 +1,8 @@
-"""consistentee-tokens-ladder: the prices of a grid of ConsistentEE decoders, learnt in one go by one model.
+"""consistentee-tokens-ladder: one decoder with the policies of several prices of a layer.
 
-As ``consistentee-ladder`` is for rows: the policies of all prices of a layer are one head, ordered, and learn together
-on the states of the trained exits, a batch under every price. Where ``consistent_steps`` asks for stage 3, an exit is
-drawn for each token from the policies' average. ``consistentee-tokens-curve`` is the other way to one model for many
-prices: there the price is an input.
+As ``consistentee-ladder`` for rows: the policies of all prices are one ordered head and learn together on the states of
+the trained exits, each batch for every price. In stage 3 (``consistent_steps``) an exit is drawn for each token from
+the policies' average.
 """
 
 from collections.abc import Sequence
@@ -26,15 +25,15 @@ from consistentee.training.decoder.sources import StateBatch
 
 @dataclass(frozen=True)
 class ConsistentEETokensLadder(ConsistentEETokens):
-    """ConsistentEE on tokens with one policy for each price of a ladder, all learnt together.
+    """ConsistentEE on tokens with one policy for each price of a ladder, trained together.
 
-    The parameter ``alpha`` is not read.
+    The parameter ``alpha`` has no effect.
 
     Attributes:
         rungs: number of prices, log-spaced from ``lowest_price`` to ``highest_price``, in nats a layer.
-        price_rise: how many times dearer a layer is for the last token of a text than for the first, evenly in log; 1
-            prices all alike, as learnt. The knob is the price half-way. Policies learn nothing of it.
-        horizon: tokens of a text that the rise is stretched over; None for what the model was trained to write.
+        price_rise: price of a layer at the last token of a text divided by that at the first, log-linear in between;
+            the knob is the price half-way. It does not affect training.
+        horizon: tokens of the rise; None for the length that the model was trained with.
     """
 
     name: ClassVar[str] = "consistentee-tokens-ladder"
@@ -52,7 +51,7 @@ class ConsistentEETokensLadder(ConsistentEETokens):
         check_horizon(self.horizon)
         if self.price_rise <= 0:
             raise UserError(f"{self.name}: price_rise must be above 0, got {self.price_rise}")
-        _ = self.ladder  # what it cannot be made of is said at once
+        _ = self.ladder  # raises UserError for an invalid ladder
 
     @property
     def ladder(self) -> PriceLadder:
@@ -60,11 +59,9 @@ class ConsistentEETokensLadder(ConsistentEETokens):
         return PriceLadder(self.rungs, self.lowest_price, self.highest_price)
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
-        """Return the prices from the highest one down, between one at which all tokens leave at once, and 0."""
         return self.ladder.knob_values
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit where the policy of the rung nearest to the price ``knob`` says so, or to what it has risen to."""
         self.check_knob(model, knob)
         rise = (1.0,) if self.price_rise == 1 else rising(self.price_rise, text_length(model, self.horizon))
         return self.pruned(self.ladder.rule(self.policy_reads, knob, rise))
@@ -75,14 +72,14 @@ class ConsistentEETokensLadder(ConsistentEETokens):
     def policies(
         self, model: MultiExitDecoder, batch: StateBatch, confidence: Tensor | None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Return every price [tokens], and P(exit) under it [tokens, exits]."""
-        says = torch.stack(policy_answers(model, batch, confidence), dim=1)
-        leaves = rung_logits(says).sigmoid()  # [tokens, exits - 1, prices]
-        leaves = torch.cat([leaves, torch.ones_like(leaves[:, :1])], dim=1)
-        every = leaves.new_ones(len(leaves))
-        return [(every * price, p) for price, p in zip(self.ladder.prices, leaves.unbind(dim=-1), strict=True)]
+        """Compute every price [tokens] and P(exit) for it [tokens, exits]."""
+        outputs = torch.stack(policy_answers(model, batch, confidence), dim=1)
+        exits = rung_logits(outputs).sigmoid()  # [tokens, exits - 1, prices]
+        exits = torch.cat([exits, torch.ones_like(exits[:, :1])], dim=1)
+        ones = exits.new_ones(len(exits))
+        return [(ones * price, p) for price, p in zip(self.ladder.prices, exits.unbind(dim=-1), strict=True)]
 
 
 def rising(times: float, tokens: int) -> list[float]:
-    """Return factors of a price for the tokens of a text, from ``times**-0.5`` to ``times**0.5``, evenly in log."""
+    """Return log-linear factors of a price for the tokens of a text, from ``times**-0.5`` to ``times**0.5``."""
     return [times ** (step / max(tokens - 1, 1) - 0.5) for step in range(tokens)]

@@ -1,14 +1,11 @@
-"""consistentee-tokens-tuned: every exit, and the backbone with it, learns most from the tokens that will leave there.
+"""consistentee-tokens-tuned: exits and backbone learn most from the tokens that exit there.
 
-ConsistentEE asks only the exit at which a token leaves to be right. Its third stage does so at one price of a layer,
-and moves the exits alone. Here, as ``consistentee-distilled`` does for rows, it is done for the whole curve at once,
-and the backbone learns too, where the recipe trains it:
+The principle of ``consistentee-distilled`` for tokens and the whole curve:
 
-1. all exits together (the stage that methods share: with LITE's weights, LITE's own backbone);
-2. a short stage on top of it, at a lower rate: a token's cross-entropy at an exit weighs, by ``at_exit``, as often as
-   it leaves there under thresholds drawn at random from what exits say of the batch, and by the rest as at every other
-   exit, so that no exit forgets the tokens of the others;
-3. the policy of ``consistentee-tokens-curve`` on what is left: one for all prices of a layer, which are the knob.
+1. all exits together (the shared stage: with LITE's weights, LITE's backbone);
+2. a short stage at a lower rate: a share ``at_exit`` of a token's weight goes to the exits that it takes with random
+   thresholds on the confidences of the batch, the rest is spread evenly;
+3. the policy of ``consistentee-tokens-curve``: one for all prices of a layer, the knob.
 
 On a frozen backbone stage 2 trains the exits' adapters, on cached states.
 """
@@ -39,12 +36,11 @@ _NAME = "where-tokens-leave"
 
 @dataclass(frozen=True)
 class ConsistentEETokensTuned(ConsistentEETokensCurve):
-    """Exits and backbone learn where tokens leave; one policy for the whole curve.
+    """Exits and backbone learn where tokens exit; one policy for the whole curve.
 
     Attributes:
-        at_exit: share of a token's weight that goes to the exits where it leaves; the rest is spread evenly.
-        rate: of stage 2, as a share of the recipe's.
-        steps: of stage 2, as a share of the recipe's.
+        at_exit: share of a token's weight at the exits that it takes; the rest is spread evenly.
+        rate, steps: of stage 2, as a share of the recipe's.
     """
 
     name: ClassVar[str] = "consistentee-tokens-tuned"
@@ -62,7 +58,7 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
             raise UserError(f"{self.name}: rate and steps must be above 0")
 
     def train_stage_1(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> TokenTrace:
-        """Run stages 1 and 2, and return what the trained model leaves of the training rows."""
+        """Run stages 1 and 2, and return the trace of the training rows."""
         trace = train_exits(model, task, recipe)
         if len(model.exit_layers) == 1:
             return trace
@@ -98,23 +94,23 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
 
 
 def loss_of_rows(at_exit: float, model: MultiExitDecoder, batch: StepRows) -> Tensor:
-    """Return the loss of some rows, through the backbone."""
+    """Compute the loss of a batch of rows, through the backbone."""
     states = model.exit_states(batch.tokens, batch.padding_mask, batch.may_exit).speaking
     return loss_where_tokens_leave(at_exit, model, states[batch.gives_response], batch.targets)
 
 
 def loss_of_states(at_exit: float, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
-    """Return the loss of some tokens, from their cached states."""
+    """Compute the loss of a batch of tokens, from cached states."""
     return loss_where_tokens_leave(at_exit, model, batch.speaking, batch.targets)
 
 
 def loss_where_tokens_leave(at_exit: float, model: MultiExitDecoder, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean over tokens of the exits' cross-entropies, weighted by where tokens leave; a scalar.
+    """Compute the mean over tokens of the exits' cross-entropies, weighted by where tokens exit.
 
     Args:
         at_exit: see :class:`ConsistentEETokensTuned`.
-        model: whose exits they are.
-        hidden: hidden states that the exits speak from: [tokens, exits, width].
+        model: with the exits.
+        hidden: hidden states that the exits read: [tokens, exits, width].
         targets: the next tokens: int64 [tokens].
     """
     with torch.no_grad():

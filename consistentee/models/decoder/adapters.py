@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from consistentee.backbones.decoders import DecoderStepper
 from consistentee.backbones.lm_head import logits_among
-from consistentee.errors import UserError, unknown_name
+from consistentee.errors import unknown_name
 from consistentee.models.decoder.adapter_start import StateMoments
 
 AdapterKind = Literal["norm", "low-rank", "head", "shared"]
@@ -130,10 +130,8 @@ class HeadAdapter(ExitAdapter):
 def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> ExitAdapter:
     """Return an untrained adapter, which reads as the stock model does.
 
-    A rank above the width is taken for the width. Raises UserError for an unknown kind and for a rank below 1.
+    A rank above the width is taken for the width. Raises UserError for an unknown kind.
     """
-    if rank < 1:
-        raise UserError(f"the rank of an exit adapter must be at least 1, got {rank}")
     if kind == "norm":
         adapter: ExitAdapter = NormAdapter(stepper.final_norm)
     elif kind == "low-rank":

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from consistentee.arguments import Positive, check_layer, checked
 from consistentee.backbones.decoders import DecoderStepper, count_weights
 
 
+@checked
 @dataclass(frozen=True)
 class BranchSpec:
     """A branch before it is trained.
@@ -23,7 +25,7 @@ class BranchSpec:
         with_mlp: a whole layer; else norm and attention alone, as in Kangaroo.
     """
 
-    copied_layer: int
+    copied_layer: Positive
     with_mlp: bool = True
 
 
@@ -33,6 +35,7 @@ class Branch(nn.Module):
     def __init__(self, spec: BranchSpec, exit_layer: int, stepper: DecoderStepper) -> None:
         """``exit_layer``: e."""
         super().__init__()
+        check_layer(spec.copied_layer, stepper.num_layers)
         stock = stepper.layer_module(spec.copied_layer)
         self.layer = stepper.copied_layer(spec.copied_layer, number=exit_layer + 1, with_mlp=spec.with_mlp)
         self.norm = copy.deepcopy(stepper.final_norm)

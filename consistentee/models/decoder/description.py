@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from pydantic import PositiveInt
 
 from consistentee.errors import UserError
 from consistentee.models.base import Description
@@ -45,20 +47,8 @@ class DecoderDescription(Description):
     branches: dict[int, BranchSpec] = field(default_factory=dict)
     skipped: dict[int, SkippedSublayers] = field(default_factory=dict)
     with_backbone: bool = False
-    max_prompt_tokens: int | None = None
-    max_new_tokens: int | None = None
-
-    @classmethod
-    def _fields_of(cls, values: dict[str, Any]) -> dict[str, Any]:
-        lora = values["lora"] and LoraSpec(values["lora"]["rank"], tuple(values["lora"]["targets"]))
-        # Models that were saved before there were branches say nothing of them; JSON turns numbers into texts.
-        branches = {int(layer): BranchSpec(**spec) for layer, spec in values.get("branches", {}).items()}
-        skipped = {
-            int(share): SkippedSublayers(tuple(sublayers["attention"]), tuple(sublayers["mlp"]))
-            for share, sublayers in values.get("skipped", {}).items()
-        }
-        exit_layers = tuple(values["exit_layers"])
-        return values | {"exit_layers": exit_layers, "lora": lora, "branches": branches, "skipped": skipped}
+    max_prompt_tokens: PositiveInt | None = None
+    max_new_tokens: PositiveInt | None = None
 
 
 def default_exit_layers(num_layers: int) -> tuple[int, ...]:

@@ -1,53 +1,26 @@
 """Stock decoders on disk."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
-from consistentee.backbones.decoders import check_complete, check_decoder_family
-from consistentee.errors import UserError
+from consistentee.backbones.decoders import check_decoder_family
+from consistentee.backbones.pretrained import check_complete, read_config, read_model
 from consistentee.files import hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER
 from consistentee.models.decoder.lora import base_weights
 
 
 def load_backbone(folder: str | Path) -> Any:
-    """Return the stock causal language model in a folder, in float32.
+    """Load a stock causal language model in float32.
 
-    Raises UserError for another architecture, for files that cannot be read, and where weights are missing: the library
-    would put random ones in their place.
+    Raises UserError for another architecture, for files that cannot be read, and for weights that are missing.
     """
-    transformers.utils.logging.disable_progress_bar()
-    with _naming(folder):
-        check_decoder_family(AutoConfig.from_pretrained(folder).model_type)
-        backbone, found = AutoModelForCausalLM.from_pretrained(
-            folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-    check_complete(folder, found["missing_keys"])
+    check_decoder_family(read_config(folder).model_type)
+    backbone, missing = read_model(folder, AutoModelForCausalLM)
+    check_complete(folder, missing)
     return backbone
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """Return the tokenizer in a folder. Raises UserError for files that cannot be read."""
-    with _naming(folder):
-        return AutoTokenizer.from_pretrained(folder)
-
-
-@contextmanager
-def _naming(folder: str | Path) -> Iterator[None]:
-    """Say of which folder it is that the libraries cannot read something."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # damaged files end in whatever the libraries below say of them
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{folder} cannot be read as a decoder: {reason}") from error
 
 
 def hash_backbone(backbone: Any) -> str:

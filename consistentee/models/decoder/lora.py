@@ -32,8 +32,6 @@ def add_lora(backbone: nn.Module, spec: LoraSpec) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise UserError('LoRA needs peft, which is not installed; run: pip install "consistentee[lora]"') from error
-    if spec.rank < 1:
-        raise UserError(f"the rank of LoRA must be at least 1, got {spec.rank}")
     linear: dict[str, nn.Module] = {}
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Linear | Conv1D):

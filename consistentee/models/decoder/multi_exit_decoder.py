@@ -9,12 +9,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.backbones.catalog import list_backbones, resolve_decoder
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, decoder_stepper_for, positions_of
+from consistentee.backbones.pretrained import read_tokenizer
 from consistentee.data.prompts import Keep
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
-from consistentee.models.base import BACKBONE_FOLDER, TOKENIZER_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
+from consistentee.models.base import BACKBONE_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
 from consistentee.models.decoder import files as decoder_files
 from consistentee.models.decoder import lora
 from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
@@ -62,14 +64,15 @@ class MultiExitDecoder(MultiExit):
         self.branches = nn.ModuleDict()
 
     @classmethod
+    @checked
     def from_backbone(
         cls,
         name: str,
         *,
         exit_layers: Sequence[int] | None = None,
         adapter: AdapterKind = "low-rank",
-        rank: int = 128,
-        closing_layers: int = 0,
+        rank: Positive = 128,
+        closing_layers: NotNegative = 0,
         seed: int = 0,
     ) -> Self:
         """Put untrained exits on a pretrained decoder, which is loaded in float32.
@@ -103,7 +106,7 @@ class MultiExitDecoder(MultiExit):
             closing_layers=check_closing_layers(closing_layers, chosen, adapter),
         )
         with new_weights(seed):
-            return cls(decoder_stepper_for(backbone), decoder_files.load_tokenizer(folder), description)
+            return cls(decoder_stepper_for(backbone), read_tokenizer(folder), description)
 
     def without_exits(self) -> Self:
         """Return the stock model alone, as a decoder whose one exit is layer L: its weights are this one's."""
@@ -165,14 +168,14 @@ class MultiExitDecoder(MultiExit):
     def logits(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what exit layer ``layer`` says of its hidden states: [..., width] -> [..., vocabulary].
 
-        Raises ValueError at a layer that is no exit.
+        Raises UserError at a layer that is no exit.
         """
         return self._exit(layer)(hidden, self.stepper)
 
     def logits_among(self, layer: int, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Return what exit layer ``layer`` says of some tokens alone: [rows, width], int64 [rows, K] -> [rows, K].
 
-        Raises ValueError at a layer that is no exit.
+        Raises UserError at a layer that is no exit.
         """
         at = self._exit(layer)
         return at.unembed_among(at.state(hidden, self.stepper), tokens, self.stepper)
@@ -190,14 +193,14 @@ class MultiExitDecoder(MultiExit):
     def head_state(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what the LM head reads of the hidden states of exit layer ``layer``: [..., width] -> [..., width].
 
-        Raises ValueError at a layer that is no exit.
+        Raises UserError at a layer that is no exit.
         """
         return self._exit(layer).state(hidden, self.stepper)
 
     def head_weight(self, layer: int) -> Tensor:
         """Return the weights of the LM head of exit layer ``layer``: [vocabulary, width].
 
-        Raises ValueError at a layer that is no exit.
+        Raises UserError at a layer that is no exit.
         """
         return self._exit(layer).head_weight(self.stepper)
 
@@ -205,12 +208,13 @@ class MultiExitDecoder(MultiExit):
         return self._last_exit if layer == self.num_layers else self.adapter(layer)
 
     def adapter(self, layer: int) -> ExitAdapter:
-        """Return the adapter of exit layer ``layer`` < L. Raises ValueError at any other layer."""
+        """Return the adapter of exit layer ``layer`` < L. Raises UserError at any other layer."""
         if str(layer) not in self.exit_adapters:
-            raise ValueError(f"layer {layer} has no exit adapter; exits: {self.exit_layers}, the last one without")
+            raise UserError(f"layer {layer} has no exit adapter; exits: {self.exit_layers}, the last one without")
         return cast(ExitAdapter, self.exit_adapters[str(layer)])
 
-    def use_adapters(self, kind: AdapterKind, rank: int = 128, seed: int = 0) -> None:
+    @checked
+    def use_adapters(self, kind: AdapterKind, rank: Positive = 128, seed: int = 0) -> None:
         """Give the exits untrained adapters of another kind, whose weights ``seed`` seeds.
 
         Raises UserError for an unknown kind, a rank below 1, and weights for exits with closing layers.
@@ -224,11 +228,12 @@ class MultiExitDecoder(MultiExit):
         kind, rank = self.description.adapter, self.description.rank
         return nn.ModuleDict({str(layer): build_adapter(kind, rank, self.stepper) for layer in self.exit_layers[:-1]})
 
+    @checked
     def add_branch(self, layer: int, spec: BranchSpec) -> Branch:
         """Put an untrained branch, a decoder layer of its own, behind exit layer ``layer`` < L (or replace it).
 
-        The exit's adapter stays as it is, and rules go on reading that. Raises ValueError at any other layer, and
-        UserError where there are closing layers.
+        The exit's adapter stays as it is, and rules go on reading that. Raises UserError at any other layer, and
+        where there are closing layers.
         """
         self.adapter(layer)
         if self.closing:
@@ -239,16 +244,17 @@ class MultiExitDecoder(MultiExit):
         return branch
 
     def branch(self, layer: int) -> Branch:
-        """Return the branch at exit layer ``layer``. Raises ValueError where there is none."""
+        """Return the branch at exit layer ``layer``. Raises UserError where there is none."""
         if not self.has_branch(layer):
-            raise ValueError(f"exit layer {layer} has no branch; those that have: {list(self.description.branches)}")
+            raise UserError(f"exit layer {layer} has no branch; those that have: {list(self.description.branches)}")
         return cast(Branch, self.branches[str(layer)])
 
     def has_branch(self, layer: int) -> bool:
         """Whether exit layer ``layer`` has a branch."""
         return str(layer) in self.branches
 
-    def add_lora(self, rank: int = 16, targets: Sequence[str] | None = None, seed: int = 0) -> None:
+    @checked
+    def add_lora(self, rank: Positive = 16, targets: Sequence[str] | None = None, seed: int = 0) -> None:
         """Put a trainable low-rank path beside some modules of every layer; it changes nothing until it is trained.
 
         Layer L reads the adapted layers too: it is the stock model's own only while they give zero.
@@ -259,11 +265,11 @@ class MultiExitDecoder(MultiExit):
                 values, or the joint projection where there is one.
             seed: seeds the new weights.
 
-        Raises UserError without peft (the extra ``lora``), for targets that the backbone lacks, and a rank below 1;
-        and ValueError where there is LoRA already.
+        Raises UserError without peft (the extra ``lora``), for targets that the backbone lacks, a rank below 1, and
+        where there is LoRA already.
         """
         if self.lora_weights:
-            raise ValueError("this decoder has LoRA already; merge_lora() it before adding another")
+            raise UserError("this decoder has LoRA already; merge_lora() it before adding another")
         spec = LoraSpec(rank, self.stepper.lora_targets if targets is None else tuple(targets))
         with new_weights(seed):
             lora.add_lora(self.backbone, spec)
@@ -277,12 +283,13 @@ class MultiExitDecoder(MultiExit):
 
     @property
     def lora_weights(self) -> tuple[str, ...]:
-        """Names of LoRA's weights, for a stage that trains them; empty without LoRA."""
+        """Texts of LoRA's weights, for a stage that trains them; empty without LoRA."""
         return tuple(name for name, _ in self.named_parameters() if is_lora(name))
 
     # ------------------------------------------------------------------------------------------------- text and tokens
 
-    def encode(self, prompts: Sequence[str], max_tokens: int | None = None, keep: Keep = "end") -> list[list[int]]:
+    @checked
+    def encode(self, prompts: Texts, max_tokens: Positive | None = None, keep: Keep = "end") -> list[list[int]]:
         """Tokenise prompts, with the special tokens that the tokenizer adds.
 
         Args:
@@ -293,8 +300,6 @@ class MultiExitDecoder(MultiExit):
         Raises UserError for a prompt without any token, for one text in place of a list of them, and where the special
         tokens alone are too many.
         """
-        if isinstance(prompts, str):  # it would be read as one prompt a character
-            raise UserError("prompts must be a list of texts, got one text; pass [text] to go on from it alone")
         special = self.tokenizer.num_special_tokens_to_add()
         if max_tokens is not None and max_tokens <= special:
             raise UserError(f"prompts cannot be cut to {max_tokens} tokens: the tokenizer adds {special} of its own")
@@ -305,6 +310,11 @@ class MultiExitDecoder(MultiExit):
             if len(row) <= special:
                 raise UserError(f"prompt {place} of {len(rows)} is empty: there is nothing to go on from")
         return rows
+
+    def check_tokens(self, tokens: Sequence[int], what: str) -> None:
+        """Raise UserError unless all tokens are in the vocabulary; ``what`` names them in the message."""
+        if not all(isinstance(token, int) and 0 <= token < self.stepper.vocabulary for token in tokens):
+            raise UserError(f"{what} has tokens that are not integers in 0..{self.stepper.vocabulary - 1}")
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
         """Return the text of some tokens [T], without special tokens."""
@@ -416,6 +426,14 @@ class MultiExitDecoder(MultiExit):
             self.description.with_backbone = with_backbone
         return super().save_pretrained(save_directory, **options)
 
+    def _try_out(self) -> Tensor:
+        if not all(isinstance(token, int) for token in self.end_tokens):
+            raise ValueError(f"the tokens that end a text must be numbers, not {set(self.end_tokens)}")
+        tokens = torch.tensor([[0, 1]], device=self.device)
+        real = torch.ones_like(tokens, dtype=torch.bool)
+        states = self.exit_states(tokens, real, exiting=real).speaking.unbind(dim=2)
+        return torch.stack([self.logits(t, state) for t, state in zip(self.exit_layers, states, strict=True)])
+
     def _save_backbone(self, folder: Path) -> None:
         current = decoder_files.hash_backbone(self.backbone)
         if current != self.description.backbone_hash:
@@ -440,10 +458,10 @@ class MultiExitDecoder(MultiExit):
         backbone = decoder_files.load_backbone(source)
         if decoder_files.hash_backbone(backbone) != description.backbone_hash:
             raise UserError(
-                f"the backbone {name} is not the one that the exits of {folder} were trained on: its weights differ; "
+                f"the backbone {source} is not the one that the exits of {folder} were trained on: its weights differ; "
                 "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"
             )
-        tokenizer = decoder_files.load_tokenizer(folder / TOKENIZER_FOLDER)
+        tokenizer = cls._saved_tokenizer(folder)
         model = cls(decoder_stepper_for(backbone), tokenizer, description)
         if description.lora is not None:
             model.add_lora(description.lora.rank, description.lora.targets)

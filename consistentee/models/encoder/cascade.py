@@ -26,7 +26,7 @@ def companion_of_first_layers(model: MultiExitModel, layers: int, seed: int = 0)
         companion = MultiExitModel(stepper_for(backbone), model.tokenizer, description)
     for dense, its in zip(companion.poolers, model.poolers, strict=False):
         dense.load_state_dict(its.state_dict())
-    return companion.to(model.device)
+    return companion.to(model.device, model.dtype)
 
 
 def check_companion(model: MultiExitModel, companion: MultiExitModel) -> CascadeStepper:

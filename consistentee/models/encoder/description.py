@@ -1,7 +1,9 @@
 """ModelDescription: everything beside the weights that a saved multi-exit encoder needs."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
+
+from pydantic import PositiveInt
 
 from consistentee.backbones.catalog import Pooling
 from consistentee.models.base import Description
@@ -28,16 +30,11 @@ class ModelDescription(Description):
     kind: ClassVar[str] = "model"
     file: ClassVar[str] = "multi_exit.json"
 
-    num_labels: int
+    num_labels: PositiveInt
     pooling: Pooling
     pooler: PoolerSharing
     backbone_name: str
     label_names: tuple[str, ...] = ()
-    max_length: int = 128
+    max_length: PositiveInt = 128
     companion_name: str | None = None
     classifier: ClassifierSpec = field(default_factory=ClassifierSpec)
-
-    @classmethod
-    def _fields_of(cls, values: dict[str, Any]) -> dict[str, Any]:
-        classifier = ClassifierSpec(**values.get("classifier", {}))  # older models say none: linear
-        return values | {"label_names": tuple(values["label_names"]), "classifier": classifier}

@@ -3,30 +3,27 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from consistentee.backbones.cascade import COMPANION, CascadeStepper
-from consistentee.backbones.encoders import EncoderStepper, Stepper, stepper_for
+from consistentee.backbones.encoders import EncoderStepper, Stepper, check_encoder_family, stepper_for
+from consistentee.backbones.pretrained import check_complete, read_config, read_model
 from consistentee.backbones.token_exits import SCHEDULE, TokenExitStepper
 from consistentee.models.base import BACKBONE_FOLDER
 
 
 def load_backbone(folder: str | Path) -> tuple[Any, dict[str, Tensor] | None]:
-    """Return the stock encoder in a folder, in float32 and without its pooler, and the pooler's weights if it has one.
+    """Load a stock encoder in float32 without its pooler, and the pooler's weights if the files have them.
 
-    Raises what transformers raises for files that cannot be read.
+    Raises UserError for another architecture, for files that cannot be read, and for other weights that are missing.
     """
-    transformers.utils.logging.disable_progress_bar()
-    backbone = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
-    return backbone, take_pooler(backbone)
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """Return the tokenizer in a folder."""
-    return AutoTokenizer.from_pretrained(folder)
+    check_encoder_family(read_config(folder).model_type)
+    backbone, missing = read_model(folder, AutoModel)
+    pooler = take_pooler(backbone)
+    poolers = {name for name in missing if name.startswith("pooler.")}
+    check_complete(folder, missing - poolers)
+    return backbone, None if poolers else pooler
 
 
 def take_pooler(backbone: Any) -> dict[str, Tensor] | None:
@@ -57,6 +54,8 @@ def saved_stepper(folder: Path, weights: dict[str, Tensor]) -> Stepper:
 
 
 def _unloaded_stepper(folder: Path) -> EncoderStepper:
-    backbone = AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    config = read_config(folder)
+    check_encoder_family(config.model_type)
+    backbone = AutoModel.from_config(config, trust_remote_code=False)
     take_pooler(backbone)
     return stepper_for(backbone)

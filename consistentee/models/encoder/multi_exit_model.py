@@ -11,13 +11,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
 from consistentee.backbones.catalog import Pooling, resolve
 from consistentee.backbones.encoders import Stepper, stepper_for
+from consistentee.backbones.pretrained import read_tokenizer
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
-from consistentee.data.instances import Text
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
-from consistentee.models.base import TOKENIZER_FOLDER, MultiExit, new_weights
+from consistentee.models.base import MultiExit, new_weights
 from consistentee.models.classifiers import (
     ClassifierSpec,
     InternalClassifier,
@@ -62,12 +63,13 @@ class MultiExitModel(MultiExit):
         self._build_poolers(self.description.pooler)
 
     @classmethod
+    @checked
     def from_backbone(
         cls,
         name: str,
-        num_labels: int,
+        num_labels: Positive,
         *,
-        label_names: Sequence[str] = (),
+        label_names: Texts = (),
         pooling: Pooling | None = None,
         pooler: PoolerSharing | None = None,
         seed: int = 0,
@@ -84,8 +86,10 @@ class MultiExitModel(MultiExit):
         Raises:
             UserError: the name is unknown, the weights cannot be had, or the architecture is not supported.
         """
+        if label_names and len(label_names) != num_labels:
+            raise UserError(f"there are {len(label_names)} label_names for {num_labels} classes")
         found = resolve(name)
-        tokenizer = encoder_files.load_tokenizer(found.path)
+        tokenizer = read_tokenizer(found.path)
         backbone, pretrained_pooler = encoder_files.load_backbone(found.path)
         description = ModelDescription(
             num_labels=num_labels,
@@ -140,6 +144,7 @@ class MultiExitModel(MultiExit):
         """Number of tokens that texts are cut to."""
         return self.description.max_length
 
+    @checked
     def use_pooler(self, sharing: PoolerSharing) -> None:
         """Change the pooler; one a layer starts from the shared one where there is one."""
         shared = self.poolers[0].state_dict() if len(self.poolers) else None
@@ -154,6 +159,7 @@ class MultiExitModel(MultiExit):
         if self.description.pooler == "shared":
             self.use_pooler("per_exit")
 
+    @checked
     def use_classifier(self, spec: ClassifierSpec, seed: int = 0) -> None:
         """Give the exits untrained classifiers of another kind, whose weights ``seed`` seeds.
 
@@ -169,7 +175,7 @@ class MultiExitModel(MultiExit):
 
     def classifier(self, layer: int) -> InternalClassifier:
         """Return the internal classifier of layer ``layer`` (1-based)."""
-        return cast(InternalClassifier, self.classifiers[layer - 1])
+        return cast(InternalClassifier, self.classifiers[check_layer(layer, self.num_layers) - 1])
 
     @property
     def reads_history(self) -> bool:
@@ -181,7 +187,8 @@ class MultiExitModel(MultiExit):
         """Whether some classifier reads every token of its layer, and not the pooled vector alone."""
         return any(self.classifier(t).reads_tokens for t in range(1, self.num_layers + 1))
 
-    def tokenize(self, texts: Sequence[Text], max_length: int | None = None) -> list[Encoding]:
+    @checked
+    def tokenize(self, texts: TextsOrPairs, max_length: Positive | None = None) -> list[Encoding]:
         """Tokenise texts, cut to ``max_length`` tokens (by default the model's own)."""
         encodings = tokenize(self.tokenizer, texts, min(max_length or self.max_length, self.stepper.position_limit))
         if not self.stepper.uses_token_types:
@@ -292,6 +299,9 @@ class MultiExitModel(MultiExit):
         poolers = nn.ModuleList(nn.Linear(self.width, self.width) for _ in range(count))
         self.poolers = poolers.to(self.device, self.dtype)
 
+    def _try_out(self) -> Tensor:
+        return self(self.collate([Encoding([0]), Encoding([0, 1])])).logits
+
     def _save_backbone(self, folder: Path) -> None:
         encoder_files.write_configs(folder, self.stepper)
 
@@ -299,7 +309,7 @@ class MultiExitModel(MultiExit):
     def _without_weights(
         cls, folder: Path, description: ModelDescription, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> Self:
-        tokenizer = encoder_files.load_tokenizer(folder / TOKENIZER_FOLDER)
+        tokenizer = cls._saved_tokenizer(folder)
         return cls(encoder_files.saved_stepper(folder, weights), tokenizer, description)
 
 

@@ -18,7 +18,7 @@ class StateBatch:
     """Cached tokens, on the model's device.
 
     Attributes:
-        speaking: what every exit speaks from, of the token before: float32 [n, exits, width].
+        speaking: what every exit speaks from, of the token before, in the model's type: float [n, exits, width].
         deciding: what rules and learned heads read there, likewise.
         targets: int64 [n].
         tokens: their numbers in the trace: int64 [n], on the CPU.
@@ -49,7 +49,7 @@ class DrawnTokens:
     def batch(self, rows: Tensor, step: int) -> StateBatch:
         """Return the states of some of the drawn tokens."""
         trace, tokens, device = self.trace, self.tokens[rows], self.trace.model.device
-        speaking = trace.speaking[tokens].to(device, torch.float32)
+        speaking = trace.speaking[tokens].to(device, trace.model.dtype)
         deciding = speaking if trace.deciding is trace.speaking else trace.deciding[tokens].to(speaking)
         return StateBatch(speaking, deciding, trace.targets[tokens].to(device), tokens)
 

@@ -15,7 +15,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.models.decoder.adapter_start import StateMoments
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow
-from consistentee.traces.token_trace import TokenTrace, record_tokens
+from consistentee.traces.token_trace import TokenTrace, compact_dtype, record_tokens
 from consistentee.training.decoder.backbone_losses import exit_weights, last_exit_loss, loss_of
 from consistentee.training.decoder.backbone_stage import train_backbone
 from consistentee.training.decoder.sources import DrawnTokens, StateBatch
@@ -65,12 +65,12 @@ def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) ->
 
 
 def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
-    """Return what the model, as it stands, leaves of some rows, as float16; kept in the recipe's store."""
+    """Record the states of some rows at the exits, in float16 (float64 if the model is), and keep them in the store."""
     return record_tokens(
         model,
         rows,
         batch_size=recipe.trace_batch_size,
-        dtype=torch.float16,
+        dtype=compact_dtype(model),
         store=recipe.store,
         progress="caching states" if recipe.progress else None,
     )

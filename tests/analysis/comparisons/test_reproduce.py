@@ -316,7 +316,7 @@ def runs(monkeypatch, tmp_path):
         return [f"would run {len(suite.methods)} methods"]
 
     monkeypatch.setattr("benchmarks.run.sweep.run_suite", run_suite)
-    monkeypatch.setattr("benchmarks.run.planning.forecast.plan_lines", plan_lines)
+    monkeypatch.setattr("benchmarks.run.dry_run.plan_lines", plan_lines)
     return seen
 
 
@@ -325,7 +325,7 @@ def test_run_cuts_the_suite_of_each_backbone_to_the_table(runs):
     assert ended.exit_code == 1
     assert "failed: rte: broken" in ended.output
     (suite, options), (other, _) = runs
-    base = load_suite("cpu-6-layers-converged")
+    base = load_suite("cpu-6-layers")
     assert suite.tasks == ("rte", "mrpc", "qqp", "sst2", "qnli", "mnli")
     assert [entry.label for entry in suite.methods] == [
         "full",
@@ -337,18 +337,22 @@ def test_run_cuts_the_suite_of_each_backbone_to_the_table(runs):
     assert suite.task_overrides == {task: base.task_overrides[task] for task in suite.tasks}
     assert type(suite).model_validate(suite.model_dump(mode="json")) == suite, "it may be run from its own file"
     assert options["out"].as_posix() == "runs/consistentee-glue/minilm-l6"
-    assert (other.backbones, other.recipe) == (("mpnet-base",), load_suite("cpu-12-layers-converged").recipe)
+    assert (other.backbones, other.recipe) == (("mpnet-base",), load_suite("cpu-12-layers").recipe)
 
 
 def test_dry_run_says_what_run_would_do(runs):
     shown = call("reproduce", "pabee-glue", "--dry-run", "--out", "elsewhere").output
     assert shown.splitlines() == [
-        "minilm-l6, as suite cpu-6-layers-converged:",
+        "minilm-l6, as suite cpu-6-layers:",
         "would run 2 methods",
-        "mpnet-base, as suite cpu-12-layers-converged:",
+        "mpnet-base, as suite cpu-12-layers:",
         "would run 2 methods",
     ]
     assert {options["out"].parent.name for _, options in runs} == {"elsewhere"}
+
+
+NOT_RUN = {"cosee-glue": 11}
+"""How many cells of a table have no published record: LeeBERT, COSEE, and GPFEE on QNLI and MNLI."""
 
 
 def test_the_committed_results_stand_beside_all_tables(monkeypatch):
@@ -359,7 +363,8 @@ def test_the_committed_results_stand_beside_all_tables(monkeypatch):
         first = comparisons[0]
         assert set(first.panels) == {column.task for column in first.table.columns}, name
         found = [ours for row in first.rows for cell in row.cells.values() for ours in cell.ours.values()]
-        assert len(found) == sum(len(row.labels) * len(row.cells) for row in first.rows)
+        cells = sum(len(row.labels) * len(row.cells) for row in first.rows)
+        assert len(found) == cells - NOT_RUN.get(name, 0)
         assert all(ours.at.points is not None for ours in found)
         known = [ours for ours in found if ours.interval is not None]
         assert known

@@ -201,10 +201,10 @@ def test_labels_narrow_and_keep_the_full_model(results):
 
 
 def test_a_label_narrows_to_itself_and_a_method_without_one_to_all_of_its_entries():
-    losses = ROOT / "results" / "cpu-decoding-losses"
-    (narrowed,), _ = load_generation_panels(losses, ["token-static"])
-    assert narrowed.labels == ["token-full", "token-static"]
-    pruned = ROOT / "results" / "cpu-decoding-batches"
+    methods = ROOT / "results" / "decoding-methods"
+    for narrowed in load_generation_panels(methods, ["calm-tokens-softmax"])[0]:
+        assert narrowed.labels == ["token-full", "calm-tokens-softmax"]
+    pruned = ROOT / "results" / "decoding-batches"
     (narrowed,), _ = load_generation_panels(pruned, ["calm-tokens-softmax"])
     assert narrowed.labels == ["calm-tokens-softmax-pruned"]
 

@@ -1,0 +1,226 @@
+"""Jobs of a run: one cell, or the timing of one group. A job is idempotent, and its result is on disk."""
+
+import os
+import sys
+import traceback
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from benchmarks.kinds.kind import kind_named
+from benchmarks.run.plan import Inputs, PlannedCell, TimedKnobs
+from benchmarks.specs.base import BaseCellSpec, Group, TimingSpec, display_name
+from benchmarks.store.environment import now
+from benchmarks.store.file_hashes import FileHashes
+from benchmarks.store.folders import FAILURE_FILE, RunFolder, read_cell, read_failure, read_timing, write_record
+from benchmarks.store.keys import differences, timing_key
+from benchmarks.store.records import FailureRecord, KeyParts
+from consistentee.errors import UserError
+from consistentee.files import PARTIAL
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all jobs of a run have in common.
+
+    Attributes:
+        directory: the working directory of the run; relative paths start here.
+        folder: the run's folder.
+        data_dir: where data files are looked for first.
+        command: the command line of the run.
+    """
+
+    directory: Path
+    folder: RunFolder
+    data_dir: Path | None
+    command: str
+
+    def inputs(self) -> Inputs:
+        """Load tasks and identify backbones again."""
+        return Inputs(self.data_dir, FileHashes(self.folder.fingerprints))
+
+
+@dataclass(frozen=True, eq=False)
+class Job(ABC):
+    """Work for a process of its own.
+
+    Attributes:
+        context: what it shares with the other jobs of the run.
+        replaces: time of the result that is to be replaced; a result with another time means that the job is done.
+
+    Class attributes:
+        shares_machine: whether other jobs may run at the same time; False where time is measured.
+    """
+
+    shares_machine: ClassVar[bool] = True
+
+    context: RunContext
+    replaces: str | None
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """One line for people."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Key of the result."""
+
+    @property
+    @abstractmethod
+    def group(self) -> Group:
+        """Jobs of one group share stages: two at once may wait for each other."""
+
+    @property
+    @abstractmethod
+    def place(self) -> Path:
+        """Folder of the result, and of the note of a failure."""
+
+    @abstractmethod
+    def finished_at(self) -> str | None:
+        """Read when the result on disk was made; None if there is none."""
+
+    @abstractmethod
+    def compute(self) -> None:
+        """Compute the result and write it."""
+
+    @property
+    def lock_place(self) -> Path:
+        """What a process locks while it computes this job."""
+        return self.context.folder.turn(self.key)
+
+    @property
+    def status(self) -> Path:
+        """File in which the job's process writes its progress; deleted when the process ends."""
+        return self.lock_place.with_name(f".{self.key}.status{PARTIAL}")
+
+    def is_done(self) -> bool:
+        """Check whether the result is on disk, from this run or from a worker that outlived an earlier one."""
+        found = self.finished_at()
+        return found is not None and found != self.replaces
+
+    def failure(self) -> FailureRecord | None:
+        """Read the note on disk that says why the job failed."""
+        return read_failure(self.place, self.key)
+
+
+@dataclass(frozen=True, eq=False)
+class CellJob(Job):
+    """One cell."""
+
+    spec: BaseCellSpec
+    parts: KeyParts
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def key(self) -> str:
+        return self.parts.key
+
+    @property
+    def group(self) -> Group:
+        return self.spec.group
+
+    @property
+    def place(self) -> Path:
+        return self.context.folder.cell(self.spec)
+
+    def finished_at(self) -> str | None:
+        record, _ = read_cell(self.place, self.parts, kind_named(self.spec.kind).record)
+        return record.finished_at if record else None
+
+    def compute(self) -> None:
+        """Run the cell. Raises UserError if its key is no longer the planned one."""
+        from benchmarks.run.cell import run_cell
+
+        inputs = self.context.inputs()
+        changed = differences(self.parts, inputs.parts(self.spec))
+        if changed:
+            raise UserError(f"changed since the run began, run it again: {'; '.join(changed)}")
+        run_cell(self.spec, self.parts, inputs.rows(self.spec), self.context.folder, command=self.context.command)
+
+
+@dataclass(frozen=True, eq=False)
+class TimingJob(Job):
+    """The timing of one group: finished cells whose models are on disk, and the knobs to time."""
+
+    shares_machine: ClassVar[bool] = False
+
+    cells: tuple[PlannedCell, ...]
+    knobs: TimedKnobs
+    protocol: TimingSpec
+
+    @property
+    def name(self) -> str:
+        points = sum(len(self.knobs[cell.key]) for cell in self.cells)
+        group = " · ".join(display_name(str(part)) for part in self.group)
+        return f"timing {group}: {points} knobs and the stock model"
+
+    @property
+    def key(self) -> str:
+        return timing_key(self.protocol, self.cells[0].spec.kind)
+
+    @property
+    def group(self) -> Group:
+        return self.cells[0].group
+
+    @property
+    def place(self) -> Path:
+        return self.context.folder.timing(*self.group)
+
+    def finished_at(self) -> str | None:
+        timing, _ = read_timing(self.place, self.cells[0].kind.timing)
+        return timing.finished_at if timing else None
+
+    def compute(self) -> None:
+        """Time the cells."""
+        from benchmarks.run.timing import run_timing
+
+        rows = self.context.inputs().rows(self.cells[0].spec)
+        run_timing(self.cells, self.knobs, rows, self.protocol, self.context.folder, command=self.context.command)
+
+
+def note_error(place: Path, key: str, error: Exception) -> FailureRecord:
+    """Write an exception and its traceback into the folder of a cell or a timing.
+
+    A failure that an OSError caused may pass: the disk is to blame, not the method.
+    """
+    text = " ".join(str(error).split()) or "no message"
+    sentence = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    may_pass = cause is not None
+    return note_failure(place, key, sentence, "".join(traceback.format_exception(error)), may_pass=may_pass)
+
+
+def note_failure(
+    place: Path, key: str, sentence: str, traceback_text: str = "", *, refused: bool = False, may_pass: bool = False
+) -> FailureRecord:
+    """Write in one sentence why there is no record.
+
+    Args:
+        place: folder of the cell or timing.
+        key: its key.
+        sentence: what went wrong.
+        traceback_text: the traceback; the folders of this machine are shortened.
+        refused: whether the method is not defined for the task.
+        may_pass: whether the next run tries once more, unless this was that try.
+    """
+    for folder, shown in ((Path.cwd(), "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
+        traceback_text = traceback_text.replace(f"{folder}{os.sep}", f"{shown}{os.sep}")
+    earlier = read_failure(place, key)
+    failure = FailureRecord(
+        key=key,
+        error=sentence,
+        refused=refused,
+        may_pass=may_pass and not (earlier and earlier.may_pass),
+        traceback=traceback_text,
+        failed_at=now(),
+    )
+    write_record(place / FAILURE_FILE, failure)
+    return failure

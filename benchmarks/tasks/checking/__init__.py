@@ -1,1 +1,0 @@
-"""check-task: every row of a task read, counted and compared between splits."""

@@ -1,0 +1,317 @@
+"""Schemas of a task's YAML: its name, where its rows are, how splits are cut, and how it is scored."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from benchmarks.tasks.rows import Column, Row, Template, TextRow, label_cell, optional_cell, sentence_cell
+from benchmarks.yaml_files import read_fields
+from consistentee.data.prompts import Keep
+from consistentee.errors import UserError, unknown_name
+
+MetricName = Literal["accuracy", "f1", "matthews", "pearson", "spearman"]
+TextMetricName = Literal["rouge1", "rouge2", "rougeL"]
+
+
+class Strict(BaseModel):
+    """A part of a YAML; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RowColumns(Strict, ABC):
+    """Which columns a source has that matter to the task, and what its rows are made into."""
+
+    @property
+    @abstractmethod
+    def columns(self) -> list[Column]:
+        """All columns that are read."""
+
+    @abstractmethod
+    def row(self, place: str, cells: Mapping[Any, Any]) -> Any:
+        """Return the row made of the cells that stand at ``place``. Raises UserError, naming the place."""
+
+
+class FileLayout(RowColumns):
+    """Files of rows: TSV, CSV, JSON lines, or one JSON list."""
+
+    format: Literal["tsv", "csv", "jsonl", "json"]
+    quoting: Literal["none", "csv"] | None = Field(
+        None, description="none: cells are what lies between tabs; csv: cells may be quoted; by default none for tsv"
+    )
+    header: bool = True
+    folder: str = "."
+    train: str
+    validation: str | None = None
+    test: str | None = None
+
+    @property
+    def quoted(self) -> bool:
+        """Whether cells may be in quotes, with tabs, commas and newlines inside."""
+        return (self.quoting or ("csv" if self.format == "csv" else "none")) == "csv"
+
+    @property
+    def is_json(self) -> bool:
+        """Whether rows are JSON objects."""
+        return self.format in ("jsonl", "json")
+
+    @model_validator(mode="after")
+    def _columns_can_be_found(self) -> "FileLayout":
+        if self.format == "csv" and not self.quoted:
+            raise ValueError("format csv always has quoting csv")
+        if self.is_json and (self.quoting is not None or not self.header):
+            raise ValueError(f"quoting and header do not apply to format {self.format}")
+        named = self.is_json or self.header
+        if any(isinstance(column, str) != named for column in self.columns):
+            raise ValueError(f"columns must be {'names' if named else 'numbers, the first is 1'}")
+        if any(isinstance(column, int) and column < 1 for column in self.columns):
+            raise ValueError("the first column is number 1")
+        return self
+
+
+class Package(Strict):
+    """A package that ships the files; they lie in ``folder`` of its inner archive."""
+
+    distribution: str = Field(pattern=r"^\w[\w.-]*$")
+    version: str = Field(pattern=r"^\w[\w.+!-]*$")
+    filename: str = Field(pattern=r"^\w[\w.+-]*\.(whl|tar\.gz)$")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size: int
+    folder: str
+    inner: str | None = None
+    shared_with: str | None = Field(None, description="the task that unpacks the same files; they are fetched once")
+
+
+class HubLayout(RowColumns):
+    """A data set of the Hugging Face hub, with the names of its splits."""
+
+    path: str = Field(pattern=r"^\w[\w.-]*(/\w[\w.-]*)?$")
+    config: str | None = Field(None, pattern=r"^\w[\w.-]*$")
+    train: str = "train"
+    validation: str | None = None
+    test: str | None = None
+
+
+class Cut(Strict):
+    """How many rows are cut from train for a split that has none of its own."""
+
+    fraction: float = Field(gt=0, lt=1)
+    at_most: int = Field(ge=1)
+    seed: int
+
+    def size(self, rows: int) -> int:
+        """Return how many of ``rows`` rows are cut."""
+        return min(round(rows * self.fraction), self.at_most)
+
+
+class BaseTaskSpec(Strict):
+    """A task of any kind: its name, where its rows are, how missing splits are cut."""
+
+    schema_version: Literal[1]
+    name: str = Field(pattern=r"^\w[\w.-]*$")
+    version: int = Field(ge=1)
+    description: str
+    files: FileLayout | None = None
+    package: Package | None = None
+    hub: HubLayout | None = None
+    validation: Cut = Cut(fraction=0.1, at_most=1000, seed=0)
+    test: Cut = Cut(fraction=0.2, at_most=2000, seed=1)
+    notes: str = ""
+    complete_rows: dict[Literal["train", "validation", "test"], int] = Field(default_factory=dict)
+    subset_notes: str = Field("", description="said only where the files hold fewer rows than complete_rows")
+
+    @model_validator(mode="after")
+    def _rows_can_be_found(self) -> "BaseTaskSpec":
+        if self.files is None and self.hub is None:
+            raise ValueError("give files or hub")
+        if self.package is not None and self.files is None:
+            raise ValueError("package needs files, which say how to read it")
+        return self
+
+
+class Columns(RowColumns):
+    """Where a row keeps its text (one column, or two for a pair) and its label."""
+
+    text: Column | list[Column]
+    label: Column
+
+    @property
+    def text_columns(self) -> list[Column]:
+        """The one or two columns of text."""
+        return self.text if isinstance(self.text, list) else [self.text]
+
+    @model_validator(mode="after")
+    def _one_or_two_texts(self) -> "Columns":
+        if len(self.text_columns) not in (1, 2):
+            raise ValueError("text takes one column, or a list of two")
+        return self
+
+    @property
+    def columns(self) -> list[Column]:
+        """The columns of text, and that of the label."""
+        return [*self.text_columns, self.label]
+
+    def row(self, place: str, cells: Mapping[Any, Any]) -> Row:
+        """Return the row, its texts as they are."""
+        texts = [sentence_cell(place, cells, column) for column in self.text_columns]
+        label = label_cell(place, cells, self.label)
+        return Row(place, texts[0] if len(texts) == 1 else (texts[0], texts[1]), label)
+
+
+class Files(Columns, FileLayout):
+    """Files of rows."""
+
+
+class Hub(Columns, HubLayout):
+    """A data set of the hub."""
+
+
+class TaskSpec(BaseTaskSpec):
+    """A task: where its rows are, what its labels mean, how it is scored."""
+
+    kind: Literal["classification"] = "classification"
+    metrics: list[MetricName] = Field(min_length=1)
+    target: Literal["class", "number", "sign"] = Field(
+        "class", description="sign: two classes, below and above zero; rows at exactly zero are dropped"
+    )
+    labels: list[str] | None = Field(None, min_length=2, description="class names in order; by default those of train")
+    label_values: dict[str, str] = Field(default_factory=dict, description="a label as the file has it: its class name")
+    files: Files | None = None
+    hub: Hub | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TaskSpec":
+        correlations = {"pearson", "spearman"}
+        if any((metric in correlations) != (self.target == "number") for metric in self.metrics):
+            raise ValueError("pearson and spearman go with target number, the other metrics with classes")
+        if self.target == "sign" and (self.labels is None or len(self.labels) != 2):
+            raise ValueError("target sign needs two labels: below zero, above zero")
+        if self.target == "number" and (self.labels or self.label_values):
+            raise ValueError("target number has no labels")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must differ from each other")
+        unknown = set(self.label_values.values()) - set(self.labels or self.label_values.values())
+        if unknown:
+            raise ValueError(f"label_values names classes that labels lacks: {', '.join(sorted(unknown))}")
+        if "f1" in self.metrics and (self.labels is None or len(self.labels) != 2):
+            raise ValueError("f1 needs two labels; the second one is the positive class")
+        return self
+
+
+class TextColumns(RowColumns):
+    """Where a row keeps what goes into its prompt, and the response."""
+
+    fields: dict[str, Column] = Field(min_length=1, description="name in the template: column")
+    response: Column | None = None
+    unwrap: dict[str, tuple[str, str]] = Field(
+        default_factory=dict, description="field: the text before and after it in its column, which is taken away"
+    )
+
+    @property
+    def columns(self) -> list[Column]:
+        """The columns of the fields, and that of the response."""
+        return [*self.fields.values(), *([] if self.response is None else [self.response])]
+
+    @model_validator(mode="after")
+    def _unwrapped_fields_exist(self) -> "TextColumns":
+        unknown = self.unwrap.keys() - self.fields.keys()
+        if unknown:
+            raise ValueError(f"unwrap names what is no field: {', '.join(sorted(unknown))}")
+        return self
+
+    def row(self, place: str, cells: Mapping[Any, Any]) -> TextRow:
+        """Return the row, its texts without the spaces around them."""
+        fields = {name: self._field(name, place, cells) for name in self.fields}
+        response = "" if self.response is None else optional_cell(place, cells, self.response).strip()
+        return TextRow(place, fields, response)
+
+    def _field(self, name: str, place: str, cells: Mapping[Any, Any]) -> str:
+        text = optional_cell(place, cells, self.fields[name])
+        before, after = self.unwrap.get(name, ("", ""))
+        if not (text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)):
+            column = self.fields[name]
+            raise UserError(f"{place}: the text in column {column!r} must begin with {before!r} and end with {after!r}")
+        return text[len(before) : len(text) - len(after)].strip()
+
+
+class TextFiles(TextColumns, FileLayout):
+    """Files of rows."""
+
+
+class TextHub(TextColumns, HubLayout):
+    """A data set of the hub."""
+
+
+class Continuation(Strict):
+    """Prompts and responses are made of one field: the first half of its words, and the rest."""
+
+    minimum_words: int = Field(ge=2, description="rows with fewer words are dropped")
+
+
+class TextTaskSpec(BaseTaskSpec):
+    """A task whose answers are texts: where its rows are, how prompts are made and cut, how answers are scored."""
+
+    kind: Literal["text"]
+    metrics: list[TextMetricName] = Field(min_length=1)
+    template: str | list[str] = Field(description="of a list, a row gets the first one whose fields it has all")
+    cut_field: str | None = Field(None, description="what is cut of a long prompt; by default its last field")
+    keep: Keep = "start"
+    separator: str = Field(" ", description="what stands between a prompt and its response")
+    continuation: Continuation | None = None
+    max_prompt_tokens: int = Field(512, ge=1)
+    max_new_tokens: int = Field(64, ge=1)
+    files: TextFiles | None = None
+    hub: TextHub | None = None
+
+    @field_validator("template")
+    @classmethod
+    def _templates_can_be_read(cls, template: str | list[str]) -> str | list[str]:
+        texts = [template] if isinstance(template, str) else template
+        if not texts:
+            raise ValueError("give at least one template")
+        for text in texts:
+            Template.parse(text)
+        return template
+
+    @property
+    def templates(self) -> list[Template]:
+        """The templates, in order."""
+        return [Template.parse(text) for text in ([self.template] if isinstance(self.template, str) else self.template)]
+
+    @model_validator(mode="after")
+    def _fields_and_responses_agree(self) -> "TextTaskSpec":
+        used = {field for template in self.templates for field in template.fields}
+        if self.cut_field is not None and self.cut_field not in used:
+            raise ValueError(f"no template has the cut_field {self.cut_field}")
+        if self.continuation is not None and len(used) != 1:
+            raise ValueError("a continuation has one field, whose words it divides")
+        for columns in filter(None, (self.files, self.hub)):
+            if columns.fields.keys() != used:
+                raise ValueError(
+                    f"the templates have the fields {', '.join(sorted(used))}, but the columns are given of "
+                    f"{', '.join(sorted(columns.fields))}"
+                )
+            if (columns.response is None) == (self.continuation is None):
+                raise ValueError("give response, the column of the answer, or continuation, and not both")
+        return self
+
+
+AnyTaskSpec = TaskSpec | TextTaskSpec
+
+_KINDS: dict[str, type[TaskSpec] | type[TextTaskSpec]] = {"classification": TaskSpec, "text": TextTaskSpec}
+
+
+def read_spec(path: Path) -> AnyTaskSpec:
+    """Return the task described by a YAML file. Raises UserError that names the file and the key at fault."""
+    fields = read_fields(path, "task")
+    kind = str(fields.get("kind", "classification"))
+    if kind not in _KINDS:
+        raise UserError(f"{path}: {unknown_name('kind', kind, _KINDS)}")
+    try:
+        return _KINDS[kind].model_validate(fields)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc'])) or 'the task'}: {e['msg'].lower()}" for e in error.errors()]
+        raise UserError(f"{path} is not a task: {'; '.join(faults)}") from error

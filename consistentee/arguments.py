@@ -1,0 +1,178 @@
+"""Check the arguments of public functions and classes by their annotations; a wrong argument raises UserError."""
+
+import functools
+import inspect
+import math
+import re
+import types
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
+
+from consistentee.errors import UserError, shown, unencodable, unknown_name
+
+CheckedT = TypeVar("CheckedT", bound=Callable[..., Any])
+
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
+_LEFT_TO_PYDANTIC = ("builtins", "collections.abc", "pathlib", "typing")
+
+
+def _not_nan(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError("Input should be a number")
+    return value
+
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, AfterValidator(_not_nan)]
+"""A number that may be infinite, but not NaN."""
+
+
+def checked(target: CheckedT) -> CheckedT:
+    """Make a function, or a class, check its arguments by their annotations and raise UserError for a wrong one.
+
+    Classes are checked by ``isinstance``; all else, with its constraints, as pydantic does in strict mode. Nothing is
+    converted, and numbers of numpy and torch count as Python's.
+    """
+    signature, title = inspect.signature(target), target.__qualname__
+    if isinstance(target, type):
+        setattr(target, "__init__", _checking(getattr(target, "__init__"), signature, title, before=1))  # noqa: B009, B010 (mypy)
+        return target
+    return _checking(target, signature, title, before=0)  # type: ignore[return-value]
+
+
+def _checking(
+    function: Callable[..., Any], signature: inspect.Signature, title: str, before: int
+) -> Callable[..., Any]:
+    """Return ``function`` with checks of all arguments but the first ``before``."""
+    catches_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+
+    @functools.cache
+    def adapters() -> dict[str, TypeAdapter[Any]]:
+        return _adapters(function)
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs.keys() - signature.parameters.keys():
+            if not catches_all:
+                raise unknown_name(f"argument of {title}", name, signature.parameters)
+        try:
+            given = signature.bind(*args[before:], **kwargs).arguments
+            for name in given.keys() & adapters().keys():
+                value = given[name]
+                value = value.item() if getattr(value, "ndim", 1) == 0 else value
+                adapters()[name].validate_python(value, context=f"{name} of {title}")
+        except TypeError as error:
+            raise UserError(f"{title}: {error}") from error
+        except ValidationError as error:
+            raise explained(error, f"{name} of {title}") from error
+        try:
+            return function(*args, **kwargs)
+        except ValidationError as error:  # a dataclass of pydantic checks its fields by itself
+            if error.title != title:
+                raise
+            raise explained(error, f"{error.errors()[0]['loc'][0]} of {title}") from error
+
+    return run
+
+
+def _adapters(function: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except NameError:  # imported for type checkers alone
+        return {}
+    single = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    return {name: TypeAdapter(_by_instance(hints[name]), config=_STRICT) for name in single if name in hints}
+
+
+def _by_instance(hint: Any) -> Any:
+    """Return an annotation in which classes ask for instances; pydantic would build some of them from a dictionary."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_by_instance(argument) for argument in get_args(hint))]  # noqa: UP007 (of many)
+    wanted = origin or hint
+    if not isinstance(wanted, type) or wanted.__module__ in _LEFT_TO_PYDANTIC:
+        return Any if isinstance(hint, TypeVar) else hint
+    is_checkable = not getattr(wanted, "_is_protocol", False) or getattr(wanted, "_is_runtime_protocol", False)
+    return Any if not is_checkable else Annotated[Any, _InstanceOf(wanted)]
+
+
+class _InstanceOf:
+    def __init__(self, wanted: type) -> None:
+        self.wanted = wanted
+
+    def __get_pydantic_core_schema__(self, *_: Any) -> CoreSchema:
+        return core_schema.is_instance_schema(self.wanted)
+
+
+def explained(error: ValidationError, argument: str) -> UserError:
+    """Return what pydantic found wrong with an argument as one sentence."""
+    faults = error.errors(include_url=False)
+    value, place = faults[0]["input"], "".join(f"[{step}]" for step in faults[0]["loc"] if isinstance(step, int))
+    choices = re.findall("'([^']*)'", str(faults[0].get("ctx", {}).get("expected", "")))
+    if choices and isinstance(value, str):
+        return unknown_name(argument, value, choices)
+    parts = dict.fromkeys(fault["msg"].removeprefix("Value error, ") for fault in faults)
+    reason = " or ".join(parts).replace("Input should be", "must be", 1).replace("Input should be ", "")
+    reason = reason.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    return UserError(f"{argument}{place}: {reason}, got {shown(value)}".replace(": must", " must"))
+
+
+def _check_list(values: Any, what: str) -> None:
+    if isinstance(values, (str, bytes, dict)) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+        raise UserError(f"{what} must be a list, got {shown(values)}")
+
+
+def check_texts(texts: Any, what: str, *, pairs: bool = False) -> None:
+    """Check a list of texts.
+
+    Args:
+        texts: what was given as such a list.
+        what: its name, for messages.
+        pairs: whether an element may be a tuple of texts.
+
+    Raises:
+        UserError: it is one text, or no list; or an element is no text, or cannot be encoded in UTF-8.
+    """
+    if isinstance(texts, str):
+        raise UserError(f"{what} must be a list of texts, got {shown(texts)}; write [text] for a single one")
+    _check_list(texts, what)
+    for row, text in enumerate(texts, start=1):
+        for part in text if pairs and isinstance(text, tuple) else (text,):
+            if not isinstance(part, str):
+                raise UserError(f"row {row} of {what} is not a text: {shown(part)}")
+            if fault := unencodable(part):
+                raise UserError(f"row {row} of {what} {fault}")
+
+
+def check_layer(layer: int, num_layers: int) -> int:
+    """Return a layer number. Raises UserError unless it lies in 1..L."""
+    if not (isinstance(layer, int) and 1 <= layer <= num_layers):
+        raise UserError(f"layers count from 1 to {num_layers}, got {shown(layer)}")
+    return layer
+
+
+def check_list(values: Any, info: ValidationInfo) -> None:
+    """Raise UserError unless an argument is a list, or something like it."""
+    _check_list(values, str(info.context))
+
+
+def _check_texts(texts: Any, info: ValidationInfo) -> None:
+    check_texts(texts, str(info.context))
+
+
+def _check_texts_or_pairs(texts: Any, info: ValidationInfo) -> None:
+    check_texts(texts, str(info.context), pairs=True)
+
+
+Texts = Annotated[Sequence[str], PlainValidator(_check_texts)]
+TextsOrPairs = Annotated[Sequence[str | tuple[str, str]], PlainValidator(_check_texts_or_pairs)]

@@ -1,0 +1,323 @@
+"""Cascades: a companion before the full model, as the engine sees them; and CascadeBERT, which trains one."""
+
+import pytest
+import torch
+from conftest import FAMILIES, make_task, make_tokenizer, random_texts
+from tokenizers import normalizers
+from torch import nn
+from transformers import AlbertConfig, AutoModel, BertConfig
+
+from baselines.cascade_bert import CascadeBERT, difficulty_loss
+from baselines.references import Full
+from benchmarks.measure.flops import FlopModel
+from consistentee.backbones.cascade import first_layers
+from consistentee.backbones.encoders import stepper_for
+from consistentee.data.encoding import Encoding
+from consistentee.engine.classify import classify
+from consistentee.errors import UserError
+from consistentee.models.encoder.cascade import add_companion, companion_layers, companion_of_first_layers
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.heads import HeadSpec
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.rules.signals import top_probability
+from consistentee.traces.instance_trace import record_outputs, record_trace
+from consistentee.traces.walk import replay
+from consistentee.training.recipe import Recipe
+
+DEPTH, COMPANION = 4, 2
+RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)
+
+
+@pytest.fixture(scope="session")
+def cascade(tiny_model):
+    """Return a function: family -> (a model with a companion of 2 layers, that companion, the model without one)."""
+
+    def build(family: str = "bert", **options: object) -> tuple[MultiExitModel, MultiExitModel, MultiExitModel]:
+        model, full = tiny_model(family, **options), tiny_model(family, **options)
+        companion, alone = (companion_of_first_layers(model, COMPANION, seed=5) for _ in range(2))
+        for small in (companion, alone):  # as if fine-tuned: no layer of the two backbones is the same any more
+            generator = torch.Generator().manual_seed(11)
+            with torch.no_grad():
+                for weight in small.parameters():
+                    weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+        add_companion(model, companion)
+        return model, alone, full
+
+    return build
+
+
+def save_backbone(folder, config, *, lowercase: bool = True):
+    """Save a random stock model with a tokenizer that has the vocabulary of the other tests."""
+    AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer = make_tokenizer(uses_token_types=True)
+    if not lowercase:
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def small_config(tiny_model, **changes: object) -> BertConfig:
+    return BertConfig(**(tiny_model("bert").backbone.config.to_dict() | {"num_hidden_layers": 2} | changes))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestCompanionOfFirstLayers:
+    def test_its_layers_are_the_backbones(self, tiny_model, family):
+        model = tiny_model(family)
+        companion = companion_of_first_layers(model, COMPANION)
+        assert companion.num_layers == COMPANION
+        batch = model.collate(model.tokenize(random_texts(9, pairs=True)))
+        with torch.no_grad():
+            ours, its = model(batch).vectors[:, :COMPANION], companion(batch).vectors
+            last = companion.backbone(**batch.model_inputs).last_hidden_state
+        torch.testing.assert_close(its, ours)
+        torch.testing.assert_close(companion.pool_tokens(last, batch.padding_mask), its[:, -1])
+
+    def test_it_is_a_copy(self, tiny_model, family):
+        model = tiny_model(family)
+        before = model.clone_weights()
+        for weight in companion_of_first_layers(model, COMPANION).parameters():
+            weight.data.zero_()
+        assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+class TestFirstLayers:
+    def test_albert_companions_share_weights_as_their_model_does(self):
+        stepper = stepper_for(AutoModel.from_config(AlbertConfig(**_ALBERT, num_hidden_layers=6, num_hidden_groups=2)))
+        for layers, groups in ((2, 1), (3, 1), (5, 2)):
+            short = stepper_for(first_layers(stepper, layers))
+            assert short.config.num_hidden_groups == groups
+            for layer in range(1, layers + 1):
+                mine, its = (s.layer_module(layer).state_dict() for s in (stepper, short))
+                assert all(torch.equal(mine[name], its[name]) for name in mine)
+
+    def test_albert_layers_that_no_stock_model_shares_are_refused(self):
+        stepper = stepper_for(AutoModel.from_config(AlbertConfig(**_ALBERT, num_hidden_layers=6, num_hidden_groups=2)))
+        with pytest.raises(UserError, match="first 4 layers"):
+            first_layers(stepper, 4)
+
+    @pytest.mark.parametrize("layers", [0, 4, 9])
+    def test_a_companion_is_smaller_than_its_model(self, tiny_model, layers):
+        with pytest.raises(UserError, match=f"fewer than its model's 4, got {layers}"):
+            companion_of_first_layers(tiny_model(), layers)
+
+    def test_no_random_number_is_drawn_from_the_global_generator(self, tiny_model):
+        model = tiny_model()
+        before = torch.get_rng_state()
+        companion_of_first_layers(model, COMPANION)
+        assert torch.equal(before, torch.get_rng_state())
+
+
+_ALBERT = {
+    "vocab_size": 64,
+    "pad_token_id": 1,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "embedding_size": 16,
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+class TestEngine:
+    @pytest.mark.parametrize("pairs", [False, True])
+    def test_layers_are_the_companions_and_then_the_models(self, cascade, family, pairs):
+        model, companion, full = cascade(family)
+        assert (model.num_layers, model.stock_layers, companion_layers(model)) == (COMPANION + DEPTH, DEPTH, COMPANION)
+        batch = model.collate(model.tokenize(random_texts(9, pairs=pairs)))
+        with torch.no_grad():
+            ours, first, second = model(batch), companion(batch), full(batch)
+        for name in ("vectors", "pooled", "logits"):
+            expected = torch.cat([getattr(first, name), getattr(second, name)], dim=1)
+            torch.testing.assert_close(getattr(ours, name), expected, rtol=1e-5, atol=1e-5)
+
+    def test_a_batch_that_the_companion_empties_runs_nothing_of_the_full_backbone(self, cascade, family):
+        model, _, _ = cascade(family)
+        ran: list[nn.Module] = []
+        for module in model.backbone.modules():
+            module.register_forward_hook(lambda module, *_: ran.append(module))
+        classify(model, random_texts(20), CascadeBERT().rule(model, 0.0), batch_size=7)
+        assert ran == []
+        classify(model, random_texts(20), NeverExit(), batch_size=7)
+        assert ran
+
+
+class TestModel:
+    def test_a_reloaded_model_keeps_its_fingerprint(self, cascade, tmp_path):
+        for number, model in enumerate(cascade()):
+            model.save_pretrained(tmp_path / str(number))
+            assert MultiExitModel.from_pretrained(tmp_path / str(number)).fingerprint() == model.fingerprint()
+
+    def test_poolers_of_both_models_are_kept(self, cascade):
+        model, companion, full = cascade(pooling="cls", pooler="shared")
+        weights = [dense.weight for dense in model.poolers]
+        assert all(torch.equal(weight, companion.poolers[0].weight) for weight in weights[:COMPANION])
+        assert all(torch.equal(weight, full.poolers[0].weight) for weight in weights[COMPANION:])
+        assert len(weights) == model.num_layers
+
+    def test_texts_are_cut_to_what_both_backbones_can_read(self, tiny_model, tmp_path):
+        model = tiny_model(pooling="cls", pooler="none")
+        short = save_backbone(tmp_path, small_config(tiny_model, max_position_embeddings=20))
+        add_companion(model, MultiExitModel.from_backbone(short, 3, pooling="cls", pooler="none"))
+        assert len(model.tokenize(["w1 " * 60])[0]) == 20
+
+    def test_a_companion_comes_once_and_before_learned_heads(self, cascade, tiny_model):
+        model, companion, _ = cascade()
+        with pytest.raises(ValueError, match="once"):
+            add_companion(model, companion)
+        headed = tiny_model()
+        headed.add_head("gate", HeadSpec())
+        with pytest.raises(ValueError, match="before any learned head"):
+            add_companion(headed, companion)
+
+
+class TestRefusedCompanion:
+    def refuse(self, tiny_model, folder, match, **options):
+        model = tiny_model(pooling="cls", pooler="none")
+        companion = MultiExitModel.from_backbone(folder, 3, **({"pooling": "cls", "pooler": "none"} | options))
+        with pytest.raises(UserError, match=match):
+            add_companion(model, companion)
+        assert companion_layers(model) == 0
+        assert model.num_layers == DEPTH
+
+    def test_other_vocabulary(self, tiny_model, tmp_path):
+        folder = save_backbone(tmp_path, small_config(tiny_model))
+        text = (tmp_path / "tokenizer.json").read_text()
+        (tmp_path / "tokenizer.json").write_text(text.replace('"w7"', '"other"'))
+        self.refuse(tiny_model, folder, "vocabulary")
+
+    def test_other_tokenizer_of_the_same_vocabulary(self, tiny_model, tmp_path):
+        folder = save_backbone(tmp_path, small_config(tiny_model), lowercase=False)
+        self.refuse(tiny_model, folder, "cuts the same text differently")
+
+    def test_other_width(self, tiny_model, tmp_path):
+        folder = save_backbone(tmp_path, small_config(tiny_model, hidden_size=16))
+        self.refuse(tiny_model, folder, "width is 16, not 32")
+
+    def test_as_many_layers(self, tiny_model, tmp_path):
+        folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=DEPTH))
+        self.refuse(tiny_model, folder, "fewer layers than its model: 4 of 4")
+
+    def test_other_pooling(self, tiny_model, tmp_path):
+        folder = save_backbone(tmp_path, small_config(tiny_model))
+        self.refuse(tiny_model, folder, "labels, pooling and pooler", pooling="mean")
+
+
+class TestFlops:
+    WIDTH, INNER, CLASSES = 32, 64, 3
+
+    def layer(self, n: int) -> int:
+        """Two operations a multiply-add: four projections, scores and mixing of the attention, two dense layers."""
+        return 4 * 2 * n * self.WIDTH**2 + 2 * 2 * n * n * self.WIDTH + 2 * 2 * n * self.WIDTH * self.INNER
+
+    def test_both_outcomes_are_the_closed_formula(self, cascade):
+        model = cascade(pooling="cls", pooler="none")[0]
+        flops, rule = FlopModel(model), CascadeBERT().rule(model, 0.5)
+        n, classifier = 10, 2 * self.WIDTH * self.CLASSES
+        small = COMPANION * self.layer(n) + classifier
+        found = flops.row_flops([n, n], [COMPANION, COMPANION + DEPTH], rule)
+        assert found.tolist() == [small, small + DEPTH * self.layer(n) + classifier]
+        assert flops.full_flops([n]).tolist() == [DEPTH * self.layer(n) + classifier]
+
+    @pytest.mark.parametrize("family", ["albert"])
+    def test_the_full_model_costs_what_it_costs_alone(self, cascade, family):
+        model, companion, full = cascade(family)
+        joined, small, big = (FlopModel(m) for m in (model, companion, full))
+        lengths = [2, 9, 30]
+        assert joined.full_flops(lengths).tolist() == big.full_flops(lengths).tolist()
+        both = joined.row_flops(lengths, [COMPANION + DEPTH] * 3, CascadeBERT().rule(model, 0.5))
+        assert both.tolist() == (small.full_flops(lengths) + big.full_flops(lengths)).tolist()
+
+
+class TestDifficultyLoss:
+    def test_by_hand(self):
+        logits = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3]]).log()
+        easy, hard = torch.tensor([False, False, True]), torch.tensor([True, False, False])
+        assert difficulty_loss(logits, easy, 0.5).item() == pytest.approx((0.3 + 0.6) / 2)
+        assert difficulty_loss(logits, easy, 0.1).item() == pytest.approx(0.2 / 2)
+        assert difficulty_loss(logits, hard, 0.5).item() == pytest.approx((0.8 + 0.7) / 2)
+
+    @pytest.mark.parametrize("hard", [[True] * 3, [False] * 3])
+    def test_rows_of_one_kind_ask_for_nothing(self, hard):
+        logits = torch.randn(3, 4, requires_grad=True)
+        loss = difficulty_loss(logits, torch.tensor(hard), 0.5)
+        loss.backward()
+        assert loss.item() == 0
+        assert logits.grad.abs().sum() == 0
+
+
+class TestCascadeBERT:
+    @pytest.fixture(scope="class")
+    def fitted(self, tiny_model):
+        method = CascadeBERT(companion_layers=COMPANION)
+        return method, method.fit(tiny_model("bert"), make_task(), RECIPE)
+
+    def test_threshold_0_is_the_companion_alone(self, fitted):
+        method, model = fitted
+        texts = random_texts(20)
+        found = classify(model, texts, method.rule(model, 0.0))
+        assert (found.exit_layers == COMPANION).all()
+        alone = model.companion
+        batch = model.collate(model.tokenize(texts))
+        with torch.no_grad():
+            hidden = alone(**batch.model_inputs).last_hidden_state
+            expected = model.classify_pooled(COMPANION, model.pool(COMPANION, hidden, batch.padding_mask))
+        torch.testing.assert_close(found.logits, expected, rtol=1e-5, atol=1e-5)
+
+    def test_rows_leave_after_the_companion_or_not_at_all(self, fitted):
+        method, model = fitted
+        trace = record_trace(model, make_task().test)
+        confidence = top_probability(trace.view(COMPANION))
+        threshold = confidence.median().item()
+        exits = replay(method.rule(model, threshold), trace)
+        assert exits.tolist() == [COMPANION if c > threshold else COMPANION + DEPTH for c in confidence.tolist()]
+        assert 0 < (exits == COMPANION).sum() < len(trace)
+
+    def test_the_full_models_stage_is_shared(self, tiny_model, tmp_path):
+        recipe = Recipe(**{**RECIPE.__dict__, "store": tmp_path})
+        Full().fit(tiny_model("bert"), make_task(), recipe)
+        (stored,) = tmp_path.glob("last-exit-*.safetensors")
+        written = stored.stat().st_mtime_ns
+        CascadeBERT(companion_layers=COMPANION).fit(tiny_model("bert"), make_task(), recipe)
+        assert stored.stat().st_mtime_ns == written
+        others = [path for path in tmp_path.glob("last-exit-*.safetensors") if path != stored]
+        assert len(others) == CascadeBERT().folds, "what else is trained is small models that judge held-out rows"
+
+    def test_the_companions_unasked_classifiers_stay_as_they_were(self, fitted, tiny_model):
+        _, model = fitted
+        untrained = companion_of_first_layers(tiny_model("bert"), COMPANION, seed=RECIPE.seed).classifiers
+        assert torch.equal(model.classifiers[0].weight, untrained[0].weight)
+        assert not torch.equal(model.classifiers[COMPANION - 1].weight, untrained[-1].weight)
+
+    @pytest.mark.parametrize(("depth", "expected"), [(2, 1), (6, 2)])
+    def test_a_third_of_the_layers_by_default(self, tiny_model, tmp_path, depth, expected):
+        folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=depth))
+        model = CascadeBERT().fit(MultiExitModel.from_backbone(folder, 3), make_task(rows=12), RECIPE)
+        assert companion_layers(model) == expected
+        assert model.stock_layers == depth
+
+    @pytest.mark.parametrize(("depth", "expected"), [(None, 3), (1, 1)])
+    def test_a_companion_of_another_backbone(self, tiny_model, tmp_path, depth, expected):
+        folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=3))
+        method = CascadeBERT(companion_layers=depth, companion_backbone=folder)
+        model = method.fit(tiny_model("bert"), make_task(rows=12), RECIPE)
+        assert companion_layers(model) == expected
+        assert (model.description.companion_name or "").startswith(folder)
+
+    def test_a_companion_of_other_vocabulary_is_refused_before_any_training(self, tiny_model, tmp_path):
+        folder = save_backbone(tmp_path, small_config(tiny_model))
+        text = (tmp_path / "tokenizer.json").read_text()
+        (tmp_path / "tokenizer.json").write_text(text.replace('"w7"', '"other"'))
+        model = tiny_model("bert")
+        before = model.fingerprint()
+        with pytest.raises(UserError, match="vocabulary"):
+            CascadeBERT(companion_backbone=folder).fit(model, make_task(), RECIPE)
+        assert model.fingerprint() == before
+
+
+def test_outputs_of_a_cascade_are_stored_under_a_key_of_their_own(cascade, tmp_path):
+    model, _, full = cascade()
+    encodings = [Encoding([2, 5, 3], [0, 0, 0])]
+    for one in (model, full):
+        record_outputs(one, encodings, store=tmp_path)
+    assert len(list(tmp_path.glob("outputs-*"))) == 2

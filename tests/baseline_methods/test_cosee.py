@@ -1,0 +1,86 @@
+"""COSEE: simulated exits, weights, ranking, and the stage made of them."""
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import make_task
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baselines.cosee import (
+    COSEE,
+    SIGNALS,
+    consistency_oriented_loss,
+    exit_weights,
+    normalised_energy,
+    ranking_loss,
+)
+from consistentee.methods.reward import simulated_exits
+from consistentee.traces.instance_trace import Trace
+from consistentee.traces.walk import replay
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import layer_losses, training_source
+
+RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
+
+
+def test_energy_by_hand():
+    energy = normalised_energy(torch.tensor([[0.0, 0.0, 0.0], [10.0, 0.0, 0.0]]))
+    torch.testing.assert_close(energy, torch.tensor([1 / 4, 1 / (1 + 2 + torch.tensor(10.0).exp().item())]))
+
+
+def test_exits_by_hand():
+    signals = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.9, 0.9], [0.9, 0.9, 0.9]])
+    assert simulated_exits(signals, torch.tensor([0.3, 0.6])).tolist() == [[3, 1, 3], [2, 1, 3]]
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_simulated_exits_are_the_exits_of_the_rule(signal):
+    method = COSEE(signal=signal)
+    logits = torch.randn(64, 6, 3, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)
+    trace = Trace(logits, torch.zeros(64), {}, torch.ones(64), torch.arange(64))
+    simulated = simulated_exits(SIGNALS[signal](trace.logits), torch.tensor(method.knob.values))
+    assert simulated.unique().tolist() == [1, 2, 3, 4, 5, 6]
+    replayed = [replay(method.rule(None, knob), trace) for knob in method.knob.values]
+    assert torch.equal(simulated, torch.stack(replayed))
+
+
+def test_weights_by_hand():
+    weights = exit_weights(torch.tensor([[1], [3]]), num_layers=3, sharpness=torch.log(torch.tensor(2.0)).item())
+    expected = (torch.tensor([[4.0, 2.0, 1.0]]) + torch.tensor([[1.0, 2.0, 4.0]])) / 7 / 2
+    torch.testing.assert_close(weights, expected)
+
+
+@given(st.integers(0, 2**31), st.floats(0, 20))
+def test_every_row_weighs_one_and_most_at_its_exit(seed, sharpness):
+    exits = torch.randint(1, 7, (1, 40), generator=torch.Generator().manual_seed(seed))
+    weights = exit_weights(exits, num_layers=6, sharpness=sharpness)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(40))
+    assert (weights.gather(1, exits[0].unsqueeze(1) - 1).squeeze(1) >= weights.amax(dim=1)).all()
+
+
+def test_ranking_by_hand():
+    signals = torch.tensor([[0.1, 0.5, 0.0], [0.3, 0.5, 0.0], [0.6, 0.5, 9.0]])
+    correct = torch.tensor([[True, True, False], [True, True, True], [False, True, True]])
+    # Layer 1: 0.2 - 0.6 + 0.5; layer 2 has no hard row; layer 3 is the last.
+    assert ranking_loss(signals, correct, margin=0.5).item() == pytest.approx(0.1 / 2)
+    assert ranking_loss(signals, correct, margin=0.3).item() == 0
+
+
+def test_loss_starts_as_the_mean_over_layers(tiny_model):
+    """Before any warm-up the exits must not matter: the loss is the plain mean of all cross-entropies."""
+    model = tiny_model()
+    source = training_source(model, make_task(), RECIPE)
+    batch = source.batch(torch.arange(16), step=0)
+    loss = partial(consistency_oriented_loss, COSEE(ranking=0.0), 10)
+    torch.testing.assert_close(loss(model, batch), layer_losses(model(batch.tokens).logits, batch.labels).mean())
+    late = source.batch(torch.arange(16), step=9)
+    assert not torch.isclose(loss(model, late), loss(model, batch))
+
+
+@pytest.mark.parametrize("signal", SIGNALS)
+def test_gradients_are_finite_for_certain_rows(signal):
+    logits = torch.tensor([[[300.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]], requires_grad=True)
+    SIGNALS[signal](logits).sum().backward()
+    assert torch.isfinite(logits.grad).all()

@@ -1,0 +1,81 @@
+"""EENet: thresholds that let the right numbers out, a scheduler that keeps its budget, and the parts of its losses."""
+
+import math
+
+import pytest
+import torch
+from conftest import make_task
+from torch.nn import functional
+
+from baselines.eenet import BudgetRule, EENet, fit_thresholds, scores_and_shares
+from consistentee.models.heads import HeadSpec
+from consistentee.traces.instance_trace import Trace, record_trace
+from consistentee.traces.walk import replay
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import distillation_loss, hold_out, training_source
+
+RECIPE = Recipe(
+    epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1, frozen_steps=400
+)
+
+
+def test_thresholds_let_out_as_many_rows_as_their_shares_say():
+    scores = torch.rand(103, 4, generator=torch.Generator().manual_seed(0))
+    shares = torch.tensor([0.2, 0.0, 0.5, 0.3])
+    thresholds = fit_thresholds(scores, shares)
+    exits = torch.full((103,), 4)
+    for row in range(103):
+        for layer in (1, 2, 3):
+            if scores[row, layer - 1] >= thresholds[layer - 1]:
+                exits[row] = layer
+                break
+    assert [(exits == layer).sum().item() for layer in (1, 2, 3, 4)] == [20, 0, 51, 32]
+
+
+def test_the_rows_with_the_largest_scores_leave_first():
+    scores = torch.tensor([[0.9, 0.1], [0.2, 0.3], [0.8, 0.9], [0.1, 0.2]])
+    assert fit_thresholds(scores, torch.tensor([0.5, 0.5])).item() == pytest.approx(0.8)
+
+
+def test_rows_of_equal_scores_leave_together_and_later_layers_take_what_is_left():
+    scores = torch.tensor([[0.5, 0.9], [0.5, 0.8], [0.5, 0.7], [0.1, 0.6], [0.1, 0.2]])
+    scores = torch.cat([scores, torch.zeros(5, 1)], dim=1)
+    assert fit_thresholds(scores, torch.tensor([0.2, 0.8, 0.0])).tolist() == pytest.approx([0.5, 0.2])
+
+
+def test_the_budget_is_kept_on_the_rows_that_the_scheduler_was_fitted_on(tiny_model):
+    budget = 0.4
+    task, method = make_task(rows=400), EENet(budget=budget, held_out=0.5)
+    model = method.fit(tiny_model(), task, RECIPE)
+    source = training_source(model, task, RECIPE)
+    _, held_out = hold_out(source, 0.5)
+    rows = [i for i, encoding in enumerate(source.encodings) if any(encoding is one for one in held_out.encodings)]
+    trace = record_trace(model, task.train.select(rows), max_length=32)
+    spent = replay(method.rule(model, 0.0), trace).float().mean() / model.num_layers
+    assert spent == pytest.approx(budget, abs=0.03)
+
+
+def test_the_rule_gives_the_scores_that_the_thresholds_were_fitted_to(tiny_model):
+    model = tiny_model()
+    for name in ("score", "share"):
+        model.add_head(name, HeadSpec(extra_inputs=3 + 2 + 3, reads_pooled=False), seed=3)
+    logits = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(2))
+    scores, shares = scores_and_shares(model, logits)
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(6))
+    lengths, pooled = torch.ones(6, dtype=torch.long), torch.zeros(6, 4, model.width)
+    trace = Trace(logits, torch.zeros(6), {"pooled": pooled}, lengths, lengths, {"score": model.head("score")})
+    rule = BudgetRule([math.inf] * 4)
+    state = rule.start(6, 4)
+    asked = torch.stack([rule.compared_value(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
+    torch.testing.assert_close(asked, scores[:, :3])
+
+
+def test_distillation_moves_the_pupils_alone():
+    logits = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = distillation_loss(logits, temperature=3.0)
+    soft = (logits / 3).softmax(dim=-1)
+    by_hand = sum(9 * functional.kl_div(soft[:, t].log(), soft[:, 2], reduction="batchmean") for t in (0, 1))
+    torch.testing.assert_close(loss, by_hand)
+    loss.backward()
+    assert logits.grad[:, -1].abs().sum() == 0
+    assert (logits.grad[:, :-1].abs().sum(dim=(0, 2)) > 0).all()

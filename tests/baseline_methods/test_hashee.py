@@ -1,0 +1,100 @@
+"""HashEE: which token exits where, and what the parameters may be."""
+
+import pytest
+import torch
+from conftest import VOCABULARY, make_task
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baselines.hashee import HashEE, frequency_buckets, occurrence_buckets
+from consistentee.data.encoding import Encoding
+from consistentee.errors import UserError
+from consistentee.training.recipe import Recipe
+
+CLS, SEP = VOCABULARY.index("[CLS]"), VOCABULARY.index("[SEP]")
+
+
+def test_buckets_have_equal_numbers_of_the_tokens_seen():
+    counts = torch.tensor([0, 9, 1, 1, 2, 0])  # by rank: 1, 4, 2, 3, then what never occurs
+    assert frequency_buckets(counts, 2)[[1, 4, 2, 3]].tolist() == [0, 0, 1, 1]
+    assert frequency_buckets(counts, 3)[[1, 4, 2, 3]].tolist() == [0, 1, 2, 3]  # one is left over
+    assert frequency_buckets(counts, 1)[[1, 4, 2, 3]].tolist() == [0] * 4
+    assert frequency_buckets(counts, 8)[[1, 4, 2, 3]].tolist() == [0, 1, 2, 3]  # fewer tokens than buckets
+
+
+def test_buckets_may_have_equal_shares_of_the_occurrences():
+    counts = torch.tensor([0, 4, 1, 1, 2, 0])
+    seen = [1, 4, 2, 3]
+    assert occurrence_buckets(counts, 2)[seen].tolist() == [0, 1, 1, 1]
+    assert occurrence_buckets(counts, 4)[seen].tolist() == [0, 2, 3, 3]
+    assert occurrence_buckets(counts, 1)[seen].tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("cut", [frequency_buckets, occurrence_buckets])
+@given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=20), buckets=st.integers(1, 6))
+def test_a_more_frequent_token_is_never_in_a_later_bucket(cut, counts, buckets):
+    found = cut(torch.tensor(counts), buckets).tolist()
+    assert min(found) == 0
+    for first, bucket in zip(counts, found, strict=True):
+        assert all(bucket <= b for other, b in zip(counts, found, strict=True) if other < first)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 6))
+def test_shares_of_the_vocabulary_are_equal(counts, buckets):
+    sizes = frequency_buckets(torch.tensor(counts), buckets).bincount().tolist()
+    assert len(set(sizes[:buckets])) == 1
+    assert sum(sizes[buckets:]) < buckets
+
+
+def test_the_schedule_is_the_one_of_the_authors_code(tiny_model):
+    """Worked out by hand; with as many buckets as layers the rest is clamped, with fewer it goes one step on."""
+    model = tiny_model("bert")
+    rows = [Encoding([CLS, 10, 10, 10, 11, 12, 13, 14, SEP]), Encoding([CLS, 10, 11, 12, SEP])]
+    tokens = [10, 11, 12, 13, 14, 40, CLS, SEP]  # from frequent to unseen, and the special ones
+    schedules = {p: HashEE(*p).schedule(model, rows) for p in ((None, None), (None, 2), (3, None), (3, 2), (1, 1))}
+    assert {p: schedule[tokens].tolist() for p, schedule in schedules.items()} == {
+        (None, None): [1, 2, 3, 4, 4, 4, 4, 4],
+        (None, 2): [1, 1, 3, 3, 4, 4, 4, 4],  # two each at layers 1 and 3; the fifth would be at 5, past the last
+        (3, None): [1, 2, 3, 3, 3, 3, 3, 3],
+        (3, 2): [1, 1, 2, 2, 3, 3, 3, 3],
+        (1, 1): [1] * 8,
+    }
+
+
+def test_the_schedule_by_occurrences(tiny_model):
+    model = tiny_model("bert")
+    rows = [Encoding([CLS, 10, 10, 10, 11, 12, 13, 14, SEP]), Encoding([CLS, 10, 11, 12, SEP])]
+    tokens = [10, 11, 12, 13, 14, 40, CLS, SEP]  # before them stand 0, 4, 6, 8, 9 of 10 occurrences
+    schedule = HashEE(equal_shares="occurrences").schedule(model, rows)
+    assert schedule[tokens].tolist() == [1, 2, 3, 4, 4, 4, 4, 4]
+    schedule = HashEE(buckets=2, equal_shares="occurrences").schedule(model, rows)
+    assert schedule[tokens].tolist() == [1, 1, 3, 3, 3, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "fault"),
+    [
+        ({"max_layer": 5}, r"max_layer must lie in 1\.\.4, got 5"),
+        ({"max_layer": 0}, "max_layer"),
+        ({"buckets": 5}, r"buckets must lie in 1\.\.4, the layers there are, got 5"),
+        ({"max_layer": 2, "buckets": 3}, r"1\.\.2"),
+        ({"buckets": 0}, "buckets"),
+    ],
+)
+def test_parameters_that_do_not_fit_the_model_are_refused(tiny_model, parameters, fault):
+    with pytest.raises(UserError, match=fault):
+        HashEE(**parameters).fit(tiny_model("bert"), make_task(), Recipe(epochs=1))
+
+
+def test_training_runs_with_the_exits_on_and_teaches_the_last_classifier(tiny_model):
+    model, task = tiny_model("bert"), make_task()
+    seen: list[int] = []
+    model.backbone.encoder.layer[3].attention.self.query.register_forward_hook(
+        lambda module, args, _: seen.append(args[0].shape[:-1].numel()) if module.training else None
+    )
+    before = model.classifiers[-1].weight.clone()
+    HashEE().fit(model, task, Recipe(epochs=1, batch_size=60, max_length=32))
+    live = model.stepper.live_tokens(model.tokenize(task.train.texts))
+    assert seen == [int(live[:, 3].sum())]
+    assert seen[0] < int(live[:, 0].sum())
+    assert not torch.equal(model.classifiers[-1].weight, before)

@@ -1,0 +1,98 @@
+"""JEI-DNN: masses, the targets of the gates, the scale of the exits' losses, and the rule by hand."""
+
+import math
+
+import pytest
+import torch
+from conftest import make_task
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from baselines.jei_dnn import JEIDNN, MassRule, certainty, exit_loss, exit_masses, gate_loss
+from consistentee.models.heads import HeadSpec
+from consistentee.traces.instance_trace import Trace
+from consistentee.traces.walk import replay
+from consistentee.training.recipe import Recipe
+from consistentee.training.stages import train_last_exit
+
+ROWS, LAYERS = 16, 5
+
+
+@given(st.integers(0, 2**31), st.floats(0.05, 1))
+def test_masses_are_what_is_left_of_a_row_and_sum_to_1(seed, scale):
+    gates = torch.rand(ROWS, LAYERS - 1, generator=torch.Generator().manual_seed(seed)) * scale
+    masses = exit_masses(gates)
+    torch.testing.assert_close(masses.sum(dim=1), torch.ones(ROWS))
+    for row in range(ROWS):
+        for layer in range(LAYERS - 1):
+            by_hand = max(0.0, min(gates[row, layer].item(), 1 - gates[row, :layer].sum().item()))
+            assert masses[row, layer].item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_what_a_gate_reads():
+    read = certainty(torch.tensor([[0.6, 0.3, 0.1]]))
+    squared = [0.36 / 0.46, 0.09 / 0.46, 0.01 / 0.46]
+    entropies = [-sum(p * math.log(p) for p in probs) for probs in ([0.6, 0.3, 0.1], squared)]
+    torch.testing.assert_close(read, torch.tensor([[0.6, entropies[0], 0.3, entropies[1]]]))
+
+
+def test_gates_learn_from_the_cheapest_exit_on():
+    """At price 1.2 and three layers, a layer costs 0.4: the best exits are 2, 1 and 3."""
+    losses = torch.tensor([[1.0, 0.5, 0.4], [0.3, 0.2, 0.1], [2.0, 2.0, 0.1]])
+    gates = torch.tensor([[0.5, -1.0], [2.0, 0.1], [-0.3, 0.7]])
+    weight = torch.tensor([2.0, 0.5])  # two negatives to one positive, one to two
+    reached = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    signs = functional.logsigmoid(gates) * reached * weight + functional.logsigmoid(-gates) * (1 - reached)
+    torch.testing.assert_close(gate_loss(gates, losses, 1.2), -signs.sum(dim=1).mean())
+
+
+def test_exits_learn_where_rows_leave_and_the_scale_is_one_and_has_no_gradient():
+    losses = torch.tensor([[1.0, 2.0, 4.0], [0.5, 0.1, 0.4]]).requires_grad_()
+    masses = torch.tensor([[0.0, 0.75, 0.25], [1.0, 0.0, 0.0]])
+    loss = exit_loss(losses, masses)
+    assert loss.item() == pytest.approx((7.0 + 1.0) / 2)
+    loss.backward()
+    torch.testing.assert_close(losses.grad, masses * 8 / (2.5 + 0.5) / 2)
+
+
+def test_a_row_without_a_loss_is_no_division_by_zero():
+    assert exit_loss(torch.zeros(2, 3), torch.tensor([[1.0, 0.0, 0.0]] * 2)).item() == 0
+
+
+def test_rows_leave_where_half_of_the_mass_still_there_leaves(tiny_model):
+    model = tiny_model()
+    gate = model.add_head("gate", HeadSpec(extra_inputs=4, reads_pooled=False))
+    with torch.no_grad():
+        for module, bias in zip(gate.modules_by_layer, (0.4, 0.4, 0.5, 0.5), strict=True):
+            module.weight.zero_()
+            module.bias.fill_(math.log(bias / (1 - bias)))
+    lengths, pooled = torch.ones(2, dtype=torch.long), torch.zeros(2, 4, model.width)
+    trace = Trace(torch.randn(2, 4, 3), lengths, {"pooled": pooled}, lengths, lengths, {"gate": gate})
+    rule = MassRule(0.5)
+    state = rule.start(2, 4)
+    shares = torch.stack([rule.compared_value(trace.view(layer), state) for layer in (1, 2, 3)], dim=1)
+    torch.testing.assert_close(shares, torch.tensor([[0.4, 0.4 / 0.6, 1.0]] * 2))
+    assert [replay(MassRule(share), trace).tolist() for share in (0.3, 0.5, 0.9, 1.001)] == [
+        [k] * 2 for k in (1, 2, 3, 4)
+    ]
+
+
+def test_a_higher_price_moves_mass_to_earlier_exits_and_the_backbone_stays(tiny_model):
+    recipe = Recipe(
+        epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1, frozen_steps=200
+    )
+    task, stock = make_task(), tiny_model()
+    train_last_exit(stock, task, recipe)
+    mean_exit = []
+    for price in (0.01, 7.0):
+        model = JEIDNN(price=price).fit(tiny_model(), task, recipe)
+        assert all(
+            torch.equal(a, b) for a, b in zip(model.backbone.parameters(), stock.backbone.parameters(), strict=True)
+        )
+        with torch.no_grad():
+            logits = model(model.collate(model.tokenize(task.test.texts))).logits
+            read = certainty(logits.softmax(dim=-1))
+            gates = [model.head("gate")(t, logits[:, t - 1], read[:, t - 1]).sigmoid() for t in (1, 2, 3)]
+            mean_exit.append((exit_masses(torch.stack(gates, dim=1)) * torch.arange(1, 5)).sum(dim=1).mean())
+    assert mean_exit[1] < mean_exit[0]

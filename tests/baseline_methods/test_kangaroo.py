@@ -1,0 +1,178 @@
+"""Kangaroo: the full model's text whatever the adapter drafts; its own keys and values; drafts that end when unsure."""
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, make_text_task, random_prompts
+from torch import nn
+
+from baselines.kangaroo import Kangaroo
+from consistentee.engine.drafters import BranchDrafter
+from consistentee.engine.generate import Generations, generate
+from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
+from consistentee.engine.step.read_prompts import ReadPrompts
+from consistentee.engine.step.sampling import Sampling
+from consistentee.errors import UserError
+from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.models.decoder.stack import DecoderStack
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.traces.token_trace import record_tokens
+from consistentee.training.recipe import TokenRecipe
+
+PROMPTS = random_prompts(4, seed=5)
+NEW_TOKENS = 10
+
+
+@pytest.fixture
+def drafting_decoder(tiny_decoder):
+    """Return a function: (family, deep) -> a model with adapters, and layers 3 and 4 that add so much of what they do.
+
+    With 0, the exits say what layer 4 says. An adapter adds as much of its attention.
+    """
+
+    def build(family: str = "llama", deep: float = 0.2) -> MultiExitDecoder:
+        model = tiny_decoder(family)
+        with torch.no_grad():
+            for layer in (3, 4):
+                for name, parameter in model.stepper.layer_module(layer).named_parameters():
+                    if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight", "c_proj.bias")):
+                        parameter.mul_(deep)
+            for layer in (1, 2, 3):
+                model.add_branch(layer, BranchSpec(copied_layer=3, with_mlp=False))
+        return model
+
+    return build
+
+
+def drafted(model: MultiExitDecoder, **options: object) -> SpeculativeGenerations:
+    return generate_speculatively(model, PROMPTS, max_new_tokens=NEW_TOKENS, **options)
+
+
+def full_text(model: MultiExitDecoder) -> Generations:
+    return generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
+
+
+def check_counts(out: SpeculativeGenerations, draft_tokens: int) -> None:
+    for tokens, accepted, count, passes in zip(out.tokens, out.accepted, out.drafted, out.passes, strict=True):
+        assert 0 <= accepted <= count <= passes * draft_tokens
+        assert accepted + passes >= len(tokens) - 1 >= accepted
+
+
+def endless(model: MultiExitDecoder) -> MultiExitDecoder:
+    """Let a model write on behind tokens that end a text."""
+    model.backbone.generation_config.eos_token_id = None
+    model.tokenizer.eos_token = None
+    return model
+
+
+@pytest.mark.parametrize("family", DECODER_FAMILIES)
+def test_texts_are_those_of_the_full_model(drafting_decoder, family):
+    model = drafting_decoder(family)
+    full = full_text(model)
+    rates = []
+    for draft_layer, draft_tokens, threshold in ((1, 3, 0.0), (2, 1, 0.6), (2, 6, 0.6), (3, 6, 0.3), (3, 4, 1.0)):
+        out = drafted(model, draft_layer=draft_layer, draft_tokens=draft_tokens, threshold=threshold)
+        assert [t.tolist() for t in out.tokens] == [t.tolist() for t in full.tokens]
+        assert (out.texts, out.ended_by, out.prompt_tokens) == (full.texts, full.ended_by, full.prompt_tokens)
+        assert torch.cat(out.exit_layers).unique().tolist() == [4]
+        check_counts(out, draft_tokens)
+        rates.append(out.acceptance_rate)
+    assert 0 < max(rates) < 1, "some drafts are accepted, and some are not"
+
+
+def test_an_adapter_that_always_agrees(drafting_decoder):
+    """9 tokens after the first, 4 a pass but for the last: no column of a draft is ever taken back."""
+    out = drafted(endless(drafting_decoder(deep=0.0)), draft_layer=2, draft_tokens=3)
+    assert out.acceptance_rate == 1
+    assert out.passes == [3] * 4
+    assert out.accepted == out.drafted == [6] * 4
+
+
+def test_an_adapter_that_never_agrees(drafting_decoder):
+    """It names the least likely token: all of every draft is taken back, and each pass gives one token."""
+    model = endless(drafting_decoder(deep=0.0))
+    with torch.no_grad():
+        model.branch(2).norm.weight.mul_(-1)
+    out = drafted(model, draft_layer=2, draft_tokens=3)
+    assert out.accepted == [0] * 4
+    assert out.passes == [NEW_TOKENS - 1] * 4
+    # A draft is as long as what is left to write, less the token that follows it: 3 six times, then 2, 1 and 0.
+    assert out.drafted == [6 * 3 + 2 + 1] * 4
+    assert out.texts == full_text(model).texts
+
+
+def first_drafts(model: MultiExitDecoder, prompt: str, said: list[int], threshold: float):
+    """Return a text, and of each pass what is drafted first, by its place in the text; ``said``: all drafted tokens."""
+    said.clear()
+    told: list[int] = []  # of every token of the text, how many had been drafted by then
+    options = {"draft_layer": 2, "draft_tokens": 3, "threshold": threshold, "max_new_tokens": NEW_TOKENS}
+    out = generate_speculatively(model, [prompt], stream=lambda _: told.append(len(said)), **options)
+    last_of_pass = [place for place in range(len(told) - 1) if told[place] != told[place + 1]]
+    return out, {place + 1: said[told[place]] for place in last_of_pass}
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_keys_and_values_are_right_behind_every_rejection(drafting_decoder, monkeypatch, threshold):
+    """The first draft of each pass is what layers and adapter say of the whole text so far, read anew."""
+    model = endless(drafting_decoder())
+    said: list[int] = []
+    true_logits = BranchDrafter.logits
+
+    def logits(self, state):
+        answer = true_logits(self, state)
+        said.append(int(answer.argmax()))
+        return answer
+
+    monkeypatch.setattr(BranchDrafter, "logits", logits)
+    checked = accepted = rejected = 0
+    for prompt in PROMPTS:
+        out, firsts = first_drafts(model, prompt, said, threshold)
+        trace = record_tokens(DecoderStack(model, 2), [(model.encode([prompt])[0], out.tokens[0].tolist())])
+        with torch.no_grad():
+            named = trace.model.logits(3, trace.states(0, torch.arange(len(trace)))).argmax(-1)
+        assert firsts == {place: int(named[place]) for place in firsts}
+        checked += len(firsts)
+        accepted += sum(out.accepted)
+        rejected += sum(out.drafted) - sum(out.accepted)
+    assert min(checked, accepted, rejected) >= 4
+
+
+def test_the_adapter_reads_every_token_once_and_is_counted(drafting_decoder):
+    model = drafting_decoder()
+    read: list[int] = []
+    model.branch(2).layer.register_forward_hook(lambda module, given, output: read.append(given[0].shape[1]))
+    out = generate_speculatively(model, PROMPTS[:1], draft_layer=2, draft_tokens=3, max_new_tokens=NEW_TOKENS)
+    (drafts,), (passes,) = out.drafted, out.passes
+    assert read == [out.prompt_tokens[0]] + [1] * (drafts + passes)
+    share = model.branch(2).size_in_layers
+    assert out.drafter_in_layers == share
+    assert out.layer_calls == (drafts + passes) * (2 + share) + passes * 2
+
+
+def test_every_exit_gets_an_adapter_that_learns(tiny_decoder):
+    recipe = TokenRecipe(branch_steps=2, branch_batch_size=4)
+    model = Kangaroo().fit(tiny_decoder(), make_text_task(), recipe)
+    specs = {1: BranchSpec(2, with_mlp=False), 2: BranchSpec(3, with_mlp=False), 3: BranchSpec(4, with_mlp=False)}
+    assert model.description.branches == specs
+    parts = dict(model.branch(1).layer.named_children())
+    assert isinstance(parts["post_attention_layernorm"], nn.Identity)
+    assert not list(parts["mlp"].parameters())
+    full = full_text(model)
+    for knob in Kangaroo().knob_values(model):
+        written = Kangaroo().generate(model, PROMPTS, knob, max_new_tokens=NEW_TOKENS, batch_size=3)
+        assert written.texts == full.texts
+        assert isinstance(written, SpeculativeGenerations) == (knob < 4)
+
+
+def test_what_cannot_be_drafted_is_named(drafting_decoder):
+    model = drafting_decoder()
+    with pytest.raises(UserError, match="kangaroo verifies greedy drafts and cannot sample"):
+        Kangaroo().generate(model, ["ba"], 2.0, sampling=Sampling())
+    with pytest.raises(UserError, match="kangaroo writes text after text, and keeps none in flight"):
+        Kangaroo().generate(model, ["ba"], 2.0, in_flight=4)
+    read_before = Kangaroo().generate(model, PROMPTS, 2.0, max_new_tokens=NEW_TOKENS, read=ReadPrompts())
+    assert read_before.texts == full_text(model).texts, "what batches share is no matter of drafts"
+    with pytest.raises(UserError, match=r"is a probability, got 1\.5"):
+        Kangaroo(threshold=1.5).generate(model, ["ba"], 2.0)
+    with pytest.raises(UserError, match="at least 1 token"):
+        Kangaroo(draft_tokens=0)

@@ -1,0 +1,263 @@
+"""SWIFT: sublayers left out of drafts, the search for them, and the full model's text whatever is skipped."""
+
+import pytest
+import torch
+from conftest import DECODER_FAMILIES, make_text_task, random_prompts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
+
+from baselines.swift import SWIFT, DraftedTexts, LayerSetSearch, sublayers_at
+from benchmarks.kinds.texts.decoding import from_tensors, to_tensors
+from benchmarks.measure.decoding_flops import DecodingFlops
+from consistentee.backbones.decoders import DecoderContext, DecoderStepper, LlamaStepper
+from consistentee.engine.generate import generate
+from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
+from consistentee.engine.step.sampling import Sampling
+from consistentee.errors import UserError
+from consistentee.models.decoder.sublayers import SkippedSublayers
+from consistentee.rules.exit_rule import NeverExit
+from consistentee.training.recipe import TokenRecipe
+
+PROMPTS = random_prompts(5, seed=3)
+NEW_TOKENS = 10
+NOTHING = SkippedSublayers((), ())
+SOME = SkippedSublayers((2,), (2, 3))
+QUICK = {"search_prompts": 2, "search_tokens": 8, "max_sets": 30}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_decoders):
+    return tiny_decoders.model("llama")
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_decoders):
+    return SWIFT(**QUICK).fit(tiny_decoders.model("llama"), make_text_task(), TokenRecipe())
+
+
+def tokens_of(written):
+    return [tokens.tolist() for tokens in written.tokens]
+
+
+class TestSublayers:
+    @pytest.mark.parametrize("family", DECODER_FAMILIES)
+    def test_both_are_the_layer(self, tiny_decoder, family):
+        model = tiny_decoder(family)
+        tokens = torch.arange(4, 18).view(2, 7)
+        hidden, context = model.stepper.begin(tokens, torch.ones_like(tokens, dtype=torch.bool))
+        for layer in range(1, 5):
+            whole = model.stepper.step(layer, hidden, context)
+            in_parts = model.stepper.feed_forward(layer, model.stepper.attend(layer, hidden, context))
+            torch.testing.assert_close(in_parts, whole)
+            hidden = whole
+
+    def test_what_is_left_is_counted_by_weights(self, model):
+        assert NOTHING.layers_left(model.stepper) == 4
+        share = model.stepper.mlp_share(2)
+        assert share == pytest.approx((3 * 32 * 48 + 32) / (3 * 32 * 48 + 32 + 2 * 32 * 32 + 2 * 32 * 16 + 32))
+        assert SOME.layers_left(model.stepper) == pytest.approx(3 - share)
+        assert len(SOME) == 3
+
+    def test_a_family_that_cannot_skip_them_is_refused(self, tiny_decoder, monkeypatch):
+        monkeypatch.setattr(LlamaStepper, "attend", DecoderStepper.attend)
+        model = tiny_decoder()
+        with pytest.raises(UserError, match="attention and MLP of architecture 'llama' cannot be run apart"):
+            generate_speculatively(model, PROMPTS[:1], skipped=SOME)
+        with pytest.raises(UserError, match="cannot be run apart"):
+            SWIFT(**QUICK).fit(model, make_text_task(), TokenRecipe())
+
+    def test_what_is_not_there_is_refused(self, model):
+        for layer in (0, 5):
+            with pytest.raises(UserError, match=f"layer {layer} has no sublayers to skip: layers are 1 to 4"):
+                generate_speculatively(model, PROMPTS[:1], skipped=SkippedSublayers((), (layer,)))
+        with pytest.raises(UserError, match="not both"):
+            generate_speculatively(model, PROMPTS[:1], draft_layer=2, skipped=SOME)
+
+
+class TestTexts:
+    @pytest.mark.parametrize(
+        ("family", "attention"), [("llama", "eager"), *((family, "sdpa") for family in DECODER_FAMILIES)]
+    )
+    def test_they_are_the_full_models_in_every_family(self, tiny_decoder, family, attention):
+        model = tiny_decoder(family)
+        model.backbone.set_attn_implementation(attention)
+        full = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
+        for threshold in (0.0, 0.3):
+            options = {"draft_tokens": 3, "threshold": threshold, "max_new_tokens": NEW_TOKENS}
+            written = generate_speculatively(model, PROMPTS, skipped=SOME, **options)
+            assert tokens_of(written) == tokens_of(full)
+            assert sum(written.drafted) > 0
+
+    def test_without_a_skip_every_draft_is_accepted(self, model):
+        written = generate_speculatively(model, PROMPTS, skipped=NOTHING, draft_tokens=3, max_new_tokens=NEW_TOKENS)
+        assert written.acceptance_rate == 1.0
+        assert written.layer_calls == 4 * (sum(written.drafted) + sum(written.passes))
+        assert written.texts == generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS).texts
+
+    @settings(max_examples=8, deadline=None)
+    @given(
+        attention=st.sets(st.integers(1, 4)),
+        mlp=st.sets(st.integers(1, 4)),
+        draft_tokens=st.integers(1, 12),
+        threshold=st.floats(0, 1),
+    )
+    def test_whatever_is_skipped(self, model, attention, mlp, draft_tokens, threshold):
+        skipped = SkippedSublayers(tuple(attention), tuple(mlp))
+        options = {"draft_tokens": draft_tokens, "threshold": threshold, "max_new_tokens": NEW_TOKENS}
+        written = generate_speculatively(model, PROMPTS[:2], skipped=skipped, **options)
+        assert tokens_of(written) == tokens_of(generate(model, PROMPTS[:2], NeverExit(), max_new_tokens=NEW_TOKENS))
+
+    def test_an_unsure_token_ends_a_draft_and_is_verified(self, model):
+        written = generate_speculatively(
+            model, PROMPTS, skipped=SOME, draft_tokens=25, threshold=1.0, max_new_tokens=NEW_TOKENS
+        )
+        # One token a draft, but where the last token of a text needs none.
+        assert all(
+            passes - 1 <= drafted <= passes for drafted, passes in zip(written.drafted, written.passes, strict=True)
+        )
+
+    def test_they_are_kept_with_what_was_skipped(self, model):
+        written = generate_speculatively(model, PROMPTS, skipped=SOME, max_new_tokens=NEW_TOKENS)
+        again = from_tensors(to_tensors(written), model)
+        assert isinstance(again, SpeculativeGenerations)
+        assert again.skipped == SOME
+        assert again.layer_calls == written.layer_calls
+
+
+def test_layers_and_operations_are_those_that_run(model, monkeypatch):
+    """Counted by torch while texts are written: draft by draft, its tokens, and a verification of one token more."""
+    written = generate_speculatively(model, PROMPTS[:1], skipped=SOME, draft_tokens=3, max_new_tokens=NEW_TOKENS)
+    drafted, passes = written.drafted[0], written.passes[0]
+    assert written.layer_calls == pytest.approx(drafted * SOME.layers_left(model.stepper) + 4 * passes)
+    flops = DecodingFlops(model)
+    model.backbone.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        generate_speculatively(model, PROMPTS[:1], skipped=SOME, draft_tokens=3, max_new_tokens=NEW_TOKENS)
+    model.backbone.set_attn_implementation("sdpa")
+    counted = counter.get_total_flops() - flops.prefill_to_speculate(written)
+    assert flops.speculating(written) == pytest.approx(counted, rel=0.02)  # columns are a mean over the text
+
+
+class TestSearch:
+    def test_first_set_is_every_second_layer_at_a_half(self):
+        search = LayerSetSearch(10, 0.5, seed=0)
+        assert sublayers_at(search.first()) == SkippedSublayers((2, 4, 6, 8), (2, 4, 6, 8))
+        search = LayerSetSearch(10, 0.45, seed=0)  # 7 of 16
+        assert sublayers_at(search.first()) == SkippedSublayers((2, 4, 6, 8), (2, 4, 6))
+
+    def test_it_finds_what_matters(self):
+        """Skipping anything but three sublayers costs; their places are found, and nothing stops the search before."""
+        free = SkippedSublayers((3, 5), (7,))
+        tried = []
+
+        def score(skipped):
+            tried.append(skipped)
+            hits = len({*skipped.attention} & {3, 5}) + len({*skipped.mlp} & {7})
+            return hits / 3
+
+        limits = SWIFT(max_sets=1000, max_failures=1000)
+        places, best = LayerSetSearch(8, 0.25, seed=1).run(score, limits)
+        assert (sublayers_at(places), best) == (free, 1.0)
+        assert 1 < len(tried) == len(set(tried)) < 220, "no set is tried twice, and not all of them"
+        assert all(len(skipped) == 3 and not {1, 8} & {*skipped.attention, *skipped.mlp} for skipped in tried)
+
+    def test_it_stops_where_it_should(self, monkeypatch):
+        def tries(score, **limits):
+            tried = []
+            LayerSetSearch(10, 0.4, seed=0).run(lambda skipped: tried.append(skipped) or score(tried), SWIFT(**limits))
+            return len(tried)
+
+        assert tries(lambda tried: 0.94) == 1, "the first set may be good enough"
+        assert tries(lambda tried: 0.93, max_failures=7) == 8, "a score must be above, and better ones reset the count"
+        assert tries(lambda tried: len(tried) / 1000, max_sets=60) == 60
+        assert tries(lambda tried: float(len(tried) == 4) / 2, max_failures=7) == 4 + 7
+
+    def test_two_layers_have_nothing_between_them(self):
+        places, _ = LayerSetSearch(2, 0.45, seed=0).run(lambda skipped: 0.0, SWIFT())
+        assert sublayers_at(places) == NOTHING
+
+    def test_it_ends_when_all_sets_are_tried(self):
+        tried = []
+        LayerSetSearch(4, 0.5, seed=0).run(lambda skipped: tried.append(skipped) or 0.0, SWIFT())
+        assert len(tried) == len(set(tried)) == 6  # two of four sublayers
+
+    def test_a_score_is_the_share_of_next_tokens_and_leaves_no_trace(self, model):
+        texts = DraftedTexts(model, model.encode(PROMPTS[:3]), 8)
+        scores = [texts.score(skipped) for skipped in (NOTHING, SOME, NOTHING, SOME)]
+        assert scores[0] == scores[2] == 1.0
+        assert scores[1] == scores[3] == score_by_hand(model, PROMPTS[:3], 8)
+        assert 0 < scores[1] < 1
+
+    def test_nothing_counts_behind_the_end_of_a_text(self, tiny_decoder):
+        model = tiny_decoder()
+        endless = generate(model, PROMPTS[:3], NeverExit(), max_new_tokens=8).tokens
+        model.backbone.generation_config.eos_token_id = int(endless[0][3])
+        lengths = {len(tokens) for tokens in generate(model, PROMPTS[:3], NeverExit(), max_new_tokens=8).tokens}
+        assert min(lengths) < 8
+        assert DraftedTexts(model, model.encode(PROMPTS[:3]), 8).score(SOME) == score_by_hand(model, PROMPTS[:3], 8)
+
+    def test_texts_of_one_token_have_nothing_to_draft(self, model):
+        with pytest.raises(UserError, match="no text has a second token"):
+            DraftedTexts(model, model.encode(PROMPTS[:3]), 1)
+
+
+def score_by_hand(model, prompts, new_tokens) -> float:
+    """Return the share of tokens behind the first that drafts would have given, of texts as long as they are."""
+    texts = tokens_of(generate(model, prompts, NeverExit(), max_new_tokens=new_tokens))
+    encoded = zip(model.encode(prompts), texts, strict=True)
+    agreed = [agrees for prompt, text in encoded for agrees in drafted_alike(model, prompt, text, SOME)]
+    return sum(agreed) / len(agreed)
+
+
+@torch.inference_mode()
+def drafted_alike(model, prompt, text, skipped) -> list[bool]:
+    """Tell of every token behind the first whether drafting, token by token over a cache of transformers, gives it."""
+    stepper, cache, said = model.stepper, DynamicCache(), []
+
+    def entering(tokens, first):
+        positions = torch.arange(first, first + len(tokens)).unsqueeze(0)
+        hidden = stepper.embed(torch.tensor([tokens]), positions)
+        return hidden, DecoderContext(positions, stepper.rotation(hidden, positions), None, cache)
+
+    hidden, context = entering(prompt, 0)
+    for layer in range(1, 5):
+        hidden = stepper.step(layer, hidden, context)
+    for place, token in enumerate(text[:-1]):
+        hidden = skipped.run(stepper, *entering([token], len(prompt) + place))
+        said.append(int(model.logits(4, hidden[:, 0]).argmax()))
+    return [token == after for token, after in zip(said, text[1:], strict=True)]
+
+
+class TestMethod:
+    def test_it_finds_as_many_sublayers_as_the_knob_says(self, fitted):
+        assert {share: len(skipped) for share, skipped in fitted.description.skipped.items()} == {
+            45: 1,
+            30: 1,
+            15: 0,
+            0: 0,
+        }
+        full = generate(fitted, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
+        for knob in SWIFT().knob_values(fitted):
+            written = SWIFT().generate(fitted, PROMPTS, knob, max_new_tokens=NEW_TOKENS)
+            assert tokens_of(written) == tokens_of(full)
+            assert isinstance(written, SpeculativeGenerations) == (knob > 15)
+
+    def test_a_search_is_done_once_for_a_backbone(self, tiny_decoder, tmp_path, monkeypatch):
+        recipe = TokenRecipe(store=tmp_path)
+        first = SWIFT(**QUICK).fit(tiny_decoder(), make_text_task(), recipe).description.skipped
+        monkeypatch.delattr(LayerSetSearch, "run")
+        assert SWIFT(**QUICK).fit(tiny_decoder(), make_text_task(), recipe).description.skipped == first
+        with pytest.raises(AttributeError, match="run"):
+            SWIFT(search_tokens=7).fit(tiny_decoder(), make_text_task(), recipe)
+
+    def test_what_it_refuses(self, model, fitted):
+        with pytest.raises(UserError, match="at least one set to try"):
+            SWIFT(search_tokens=1)
+        with pytest.raises(UserError, match="train it with swift"):
+            SWIFT().generate(model, PROMPTS, 45.0)
+        with pytest.raises(UserError, match="searches for 45, 30, 15, 0 %, not 20"):
+            SWIFT().rule(fitted, 20.0)
+        with pytest.raises(UserError, match="cannot sample; skipped sublayers in % 45 drafts"):
+            SWIFT().generate(fitted, PROMPTS, 45.0, sampling=Sampling())

@@ -1,0 +1,183 @@
+"""What the documentation shows, works."""
+
+import ast
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from documents import DOCUMENTS, ROOT, blocks_of
+from small_suite import carry_out_here, write_task
+from typer.testing import CliRunner
+
+import benchmarks
+import consistentee as ee
+import consistentee.signals
+import consistentee.training
+from benchmarks.analysis import write_all_tables
+from benchmarks.analysis.figures.curves import curve_on_test
+from benchmarks.analysis.figures.styles import styles
+from benchmarks.analysis.leaderboard.board import load_leaderboard
+from benchmarks.analysis.panels.results import load_panels
+from benchmarks.cli import app
+from benchmarks.commands.new_method import write_method
+from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
+from benchmarks.contract.run import check_method, fault_lines
+from benchmarks.run import pool
+from benchmarks.specs import suites
+from benchmarks.specs.base import TimingSpec
+from consistentee.methods.method import get_method
+from consistentee.models import classifiers
+from consistentee.models.heads import HeadSpec
+from consistentee.training.decoder.sources import StateBatch
+from consistentee.training.recipe import RecipeSettings
+
+GUIDE = (ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8")
+CODE = [block.source for block in blocks_of("docs/add_a_method.md", "python")]
+COMMANDS = blocks_of("docs/add_a_method.md", "sh")[0].source
+
+
+def test_the_method_of_the_guide_is_what_new_method_writes_and_is_short(tmp_path):
+    written = write_method("gate", tmp_path).rpartition(":")[0]
+    assert CODE[0] == Path(written).read_text(encoding="utf-8")
+    assert len(CODE[0].splitlines()) <= 60
+
+
+@pytest.fixture
+def small_quick_suite(tmp_path, tiny_backbone, monkeypatch):
+    """Let the name ``quick`` mean that suite on a toy task and a tiny backbone; results go below ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pool, "execute", carry_out_here)
+    quick = suites.load_suite("quick")
+    timing = TimingSpec(rows=8, batch_sizes=(1, 4))
+    suite = quick.model_copy(
+        update={"tasks": (str(write_task(tmp_path, "toy")),), "backbones": (str(tiny_backbone("bert")),)}
+        | {
+            "recipe": RecipeSettings(epochs=1, max_length=24, frozen_steps=4),
+            "timing": timing,
+            "bootstrap_resamples": 100,
+        }
+    )
+    monkeypatch.setattr(suites, "load_suite", {"quick": suite}.__getitem__)
+
+
+def test_the_commands_of_the_guide_lead_to_a_method_beside_the_others(small_quick_suite):
+    others = ["run", "quick", "--methods", "full", "majority", "static", "calm-softmax"]  # published of the real suite
+    assert CliRunner().invoke(app, others, env={"CONSISTENTEE_DATA": ""}).exit_code == 0
+    shown = COMMANDS.splitlines()
+    shorter = {"check-method": ["--families", "bert"]}
+    printed = {}
+    for command, *arguments in (line.split()[1:] for line in shown):
+        words = [command, *arguments, *shorter.get(command, [])]
+        done = CliRunner().invoke(app, words, env={"CONSISTENTEE_DATA": "", "COLUMNS": "200"})
+        assert done.exit_code == 0, f"{command}: {done.output}"
+        printed[command] = done.output
+    assert list(printed) == ["new-method", "check-method", "run", "table"]
+    assert "all checks pass" in printed["check-method"]
+    assert "Gate" in printed["table"]
+    assert Path("runs/quick/curves.png").is_file()
+    assert "| Gate | confidence=" in write_all_tables(Path("runs/quick"), "md").read_text(encoding="utf-8")
+    panels, _ = load_panels(Path("runs/quick"))
+    assert "Gate" in styles(panels)
+    assert curve_on_test(panels[0], "Gate").scores.size
+    for standing in load_leaderboard([Path("runs/quick")]).standings:
+        assert {entry.method for entry in standing.entries} == {"Gate", "calm-softmax"}
+        assert {entry.place for entry in standing.entries} == {1, 2}
+
+
+@pytest.mark.real
+@pytest.mark.timeout(1800)
+def test_the_guide_from_nothing_to_a_curve_on_a_real_task(tmp_path):
+    shutil.copytree(ROOT / "results" / "quick", tmp_path / "results" / "quick")
+    commands = COMMANDS.splitlines()
+    for command in commands:
+        words = [sys.executable, "-m", "benchmarks.cli", *command.split()[1:]]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+    assert "Gate" in done.stdout
+    assert (tmp_path / "runs" / "quick" / "curves.png").is_file()
+
+
+def test_the_rule_and_the_kind_of_classifier_of_the_guide_pass_the_contract(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifiers, "CLASSIFIER_KINDS", dict(classifiers.CLASSIFIER_KINDS))
+    first = "        train_jointly_on("
+    method = CODE[0].replace(first, f'        model.use_classifier(ClassifierSpec("max"), recipe.seed)\n{first}')
+    method = method.replace('ThresholdRule(head_probability("gate"), knob, exit_when="above")', "TwiceSure(knob)")
+    assert "max" in method
+    assert "TwiceSure" in method
+    imported = "from consistentee import ClassifierSpec\n"
+    assert passes_the_contract(tmp_path, method + CODE[1] + imported + CODE[2])
+
+
+def test_the_method_of_generation_of_the_guide_passes_the_contract(tmp_path):
+    assert passes_the_contract(tmp_path, CODE[3], "TokenGate", "llama")
+
+
+def test_the_gate_of_the_guide_learns_from_what_its_rule_reads(tmp_path, tiny_decoder):
+    (tmp_path / "gate.py").write_text(CODE[3], encoding="utf-8")
+    method = get_method(f"{tmp_path / 'gate.py'}:TokenGate")
+    model = tiny_decoder(adapter="shared", exit_layers=[2, 3], closing_layers=1)
+    model.add_head("gate", HeadSpec(shared=True))
+    states = torch.rand(5, 3, model.width)
+    never_read = torch.full_like(states, torch.nan)
+    batch = StateBatch(never_read, states, targets=torch.zeros(5, dtype=torch.long), tokens=torch.arange(5))
+    assert inspect.getmodule(type(method)).gate_loss(torch.ones(5, 3), model, batch).isfinite()
+
+
+def passes_the_contract(folder: Path, source: str, name: str = "Gate", family: str = "bert") -> bool:
+    (folder / "gate.py").write_text(source, encoding="utf-8")
+    report = check_method(f"gate.py:{name}", get_method(f"{folder / 'gate.py'}:{name}"), [family])
+    assert report.passed, fault_lines(report)
+    return True
+
+
+def test_sections_that_check_method_points_to_exist():
+    sections = re.findall(r"^## (.*)$", GUIDE, re.MULTILINE)
+    assert {BrokenContractError("x").section, STATE_SECTION, KNOB_SECTION, FIT_SECTION, TOKEN_SECTION} <= set(sections)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_within_sentences_exist_with_their_options(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    commands = typer.main.get_command(app).commands
+    for line in re.findall(r"`(consistentee [^`#]*)`", text):
+        command, *words = line.split()[1:]
+        assert command in commands, f"{document}: {line}"
+        known = {name for parameter in commands[command].params for name in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, f"{document}: {line}"
+
+
+def test_files_that_the_documents_link_to_exist():
+    for document in (*DOCUMENTS, "CONTRIBUTING.md", "results/README.md", "results/generation.md"):
+        for link in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / document).read_text(encoding="utf-8")):
+            assert ((ROOT / document).parent / link).exists(), f"{document}: {link}"
+
+
+def test_every_public_name_has_its_place_in_the_api_pages():
+    pages = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/api/*.md"))
+    shown = set(re.findall(r"^::: [\w.]+\.(\w+)$|`(\w+)`", pages, re.MULTILINE))
+    public = {*ee.__all__, *ee.signals.__all__, *ee.training.__all__, *benchmarks.__all__}
+    assert public <= {name for pair in shown for name in pair}
+
+
+PUBLIC_MODULES = {"consistentee", "consistentee.signals", "consistentee.training", "benchmarks"}
+INTERNAL = "docs/results.md"  # shows the analysis, whose modules have no public names yet
+SHOWN = {
+    block.place: block.source
+    for document in DOCUMENTS
+    if document != INTERNAL
+    for block in blocks_of(document, "python")
+}
+SHOWN["the template"] = (ROOT / "benchmarks" / "templates" / "exit_method.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("source", SHOWN.values(), ids=SHOWN)
+def test_what_is_shown_imports_from_public_modules_alone(source):
+    imported = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {getattr(node, "module", alias.name) for node in imported for alias in node.names}
+    assert {module for module in modules if module.startswith(("consistentee", "benchmarks"))} <= PUBLIC_MODULES
