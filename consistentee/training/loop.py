@@ -7,15 +7,15 @@ they depend on: the weights they start from, the rows, the hyperparameters, the 
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,7 +26,6 @@ from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import tracked
-from consistentee.training.attention import stepwise_attention, unfused_attention
 from consistentee.training.checkpoints import note_scores, noted_scores, resume, save_checkpoint
 from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
@@ -47,31 +46,12 @@ def training_device() -> torch.device:
     return found or torch.device("cpu")
 
 
-StageRunner = Callable[[Any, Any, Stage[Any, Any], Recipe], None]
-"""What is given stages as :func:`run_stage` is: (model, source, stage, recipe)."""
-
-_stand_in: ContextVar[StageRunner | None] = ContextVar("stand-in", default=None)
-
-
-@contextmanager
-def stages_given_to(stand_in: StageRunner | None) -> Iterator[None]:
-    """Let ``stand_in`` have the stages that methods run in the block, to see what they are; None ends that."""
-    token = _stand_in.set(stand_in)
-    try:
-        yield
-    finally:
-        _stand_in.reset(token)
-
-
 def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
     Leaves the model in eval mode with every weight unfrozen. Processes that want the same stage at the same time take
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
-    if (stand_in := _stand_in.get()) is not None:
-        stand_in(model, source, stage, recipe)
-        return
     model.to(training_device())
     precision = precision_used(recipe.precision, model.device)
     recipe = replace(recipe, precision=precision)  # a stage is known by the precision it was trained in
@@ -113,7 +93,7 @@ def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
 ) -> None:
     precision = precision_used(recipe.precision, model.device)
-    with onednn_products(model.device), _attention(model, stage):
+    with onednn_products(model.device), _attention(model):
         parameters = _freeze_all_but(model, stage.trains)
         optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
         steps_per_epoch = math.ceil(len(source) / stage.batch_size)
@@ -151,10 +131,10 @@ def _train(
     model.eval()
 
 
-def _attention(model: MultiExit, stage: Stage[ModelT, BatchT]) -> AbstractContextManager[None]:
-    if not isinstance(model, MultiExitModel):
-        return unfused_attention(model.device)
-    return stepwise_attention(model) if stage.dropout else nullcontext()
+def _attention(model: MultiExit) -> AbstractContextManager[None]:
+    """Return a context in which a decoder's attention is not fused on a CPU, whose fused kernel is slow backwards."""
+    unfused = model.device.type == "cpu" and not isinstance(model, MultiExitModel)
+    return sdpa_kernel(SDPBackend.MATH) if unfused else nullcontext()
 
 
 def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:

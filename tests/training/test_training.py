@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, make_task, make_text_task
+from conftest import make_task, make_text_task
 
 from consistentee.data.metrics import score
 from consistentee.errors import UserError
 from consistentee.files import LOCK
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop
-from consistentee.training.attention import stepwise_attention
 from consistentee.training.decoder.sources import DrawnRows, DrawnTokens
 from consistentee.training.decoder.stages import train_exits
 from consistentee.training.loop import run_stage
@@ -325,19 +324,3 @@ class TestBatchesOfLikeLength:
         assert list(again) == [4, 5, 6, 7]
         assert again[4] == first[4]
         assert again[5] == first[5]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_attention_step_by_step_draws_the_same_dropout(tiny_model, family):
-    model = tiny_model(family).double().train()
-    batch = model.collate(model.tokenize(make_task().test.texts[:6]))
-
-    def logits() -> torch.Tensor:
-        torch.manual_seed(3)
-        return model(batch).logits.detach()
-
-    fused = logits()
-    with stepwise_attention(model):
-        torch.testing.assert_close(logits(), fused)
-    assert torch.equal(logits(), fused)
-    assert not torch.allclose(model.eval()(batch).logits, fused, atol=1e-3)
