@@ -28,7 +28,7 @@ from consistentee.progress import tracked
 class SpeculativeGenerations(Generations):
     """Texts that the full model would have written greedily, in the order of the prompts.
 
-    Every new token is what layer L says, so ``exit_layers`` are L and ``late_layers`` are 0.
+    Every new token is read off layer L, so ``exit_layers`` are L and ``late_layers`` are 0.
 
     Attributes:
         draft_layer: the exit that drafted; 0 where the model without some sublayers did.
@@ -217,7 +217,7 @@ class _SpeculativeRow:
 
     @torch.inference_mode()
     def _draft_and_verify(self, batch: PromptBatch) -> tuple[list[int], list[int]]:
-        """Return a draft, and what layer L says in place of each of its tokens, and behind the last."""
+        """Return a draft, and the tokens of layer L in place of each of its tokens and after the last."""
         # Beside an accepted draft the full model gives one token more.
         length = min(self.draft_tokens, self.max_new_tokens - len(self.transcript.tokens) - 1)
         draft: list[Tensor] = []
@@ -235,7 +235,7 @@ class _SpeculativeRow:
         return spoken[: len(draft)], spoken[len(draft) :]
 
     def _read(self, batch: PromptBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the layers that draft read new tokens [T]: what they make of them, and what the drafter does, of each."""
+        """Run the layers that draft on new tokens [T]: return their states, and those of the drafter."""
         begin = batch.cache.length
         batch.cache.advance(len(tokens))
         context = batch.context(batch.all_rows(), begin, begin + len(tokens))

@@ -99,11 +99,11 @@ class TokenTrace:
         return replace(self, speaking=speaking, deciding=deciding, **chosen)
 
     def states(self, exit_index: int, tokens: Tensor) -> Tensor:
-        """Return what one exit speaks from, as the model computes it, on its device: [tokens, width]."""
+        """Return the states that the LM head reads at one exit, on the model's device: [tokens, width]."""
         return self.speaking[tokens, exit_index].to(self.model.device, self.model.dtype)
 
     def deciding_states(self, exit_index: int, tokens: Tensor) -> Tensor:
-        """Return what is read at one exit before it is taken, likewise."""
+        """Return the states that rules read at one exit, likewise."""
         return self.deciding[tokens, exit_index].to(self.model.device, self.model.dtype)
 
 

@@ -66,7 +66,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         stored = load_tensors(final)
         if stored is not None:
             note_scores(model, stage, stored)
-            model.load_state_dict(stored, strict=False)  # all others are as the key says
+            model.load_state_dict(stored, strict=False)  # the key covers all other weights
             model.eval()
         else:
             _train(model, source, stage, recipe, checkpoint)

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from consistentee.traces.token_trace import TokenTrace
 
 Trains = Literal["exits", "lora", "all"]
-"""What learns: exit adapters on a frozen backbone; low-rank updates of the backbone too; or all of it."""
+"""Trained weights: exit adapters on a frozen backbone; low-rank updates of the backbone too; or all of it."""
 
 Target = Literal["label", "full model"]
-"""What an exit should say: the response's next token, or what the last exit says, as a distribution."""
+"""The target of an exit: the next token of the response, or the distribution of the last exit."""
 
 ExitStart = Literal["least squares", "stock"]
-"""What untrained exits start from: the least-squares map onto layer L's states, or reading their own as layer L's."""
+"""Start of untrained exits: the least-squares map onto the states of layer L, or the identity."""
 
 ExitWeights = Literal["depth", "squared depth", "equal"]
-"""What the exits' losses weigh while the backbone learns, in proportion to which power of depth."""
+"""Weights of the exits' losses while the backbone learns: proportional to this power of depth."""
 
 ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
 """Which exits learn at a step beside the last: all; one, each in turn; or ever more of them, the deepest first.
@@ -41,20 +41,20 @@ ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
 """
 
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
-"""What the layers' products are computed in while they are trained; "auto" is the faster one on the machine."""
+"""Precision of the layers' products in training; "auto" is the faster one on the machine."""
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class OneRun:
-    """What a recipe says of one run, and no suite does.
+    """The fields of a recipe that belong to one run and not to a suite.
 
     Attributes:
         seed: seeds new weights, the order of rows and dropout.
         store: folder where shared passes, shared stages and checkpoints are kept; None keeps nothing.
         progress: show a progress bar.
-        method: what tells the method that trains from others, by which stages with losses of its own are kept apart.
+        method: identifies the method that trains; stages with losses of its own are stored under it.
     """
 
     seed: int = 0
@@ -65,7 +65,7 @@ class OneRun:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BaseSettings:
-    """What instances and tokens are trained with alike."""
+    """Settings of both kinds of recipe."""
 
     weight_decay: float = Field(default=0.01, ge=0, description="of matrices; vectors have none")
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="part of the steps; the rate then decays to 0")
@@ -78,7 +78,7 @@ class BaseSettings:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class RecipeSettings(BaseSettings):
-    """What a suite sets of a :class:`Recipe`."""
+    """The fields of a :class:`Recipe` that a suite sets."""
 
     epochs: int = Field(default=3, ge=1, description="of the stages that run the backbone")
     batch_size: int = Field(default=32, ge=1, description="rows, of the stages that run the backbone")
@@ -97,7 +97,7 @@ class RecipeSettings(BaseSettings):
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TokenRecipeSettings(BaseSettings):
-    """What a suite sets of a :class:`TokenRecipe`."""
+    """The fields of a :class:`TokenRecipe` that a suite sets."""
 
     max_rows: int | None = Field(default=1000, ge=1, description="cap on training rows")
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as the task says")
@@ -190,7 +190,7 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
         return {}
 
     def for_loop(self) -> Recipe:
-        """Return what the loop that both kinds share reads of it."""
+        """Return the fields that the training loop of both kinds reads."""
         shared = [field.name for declared in (BaseSettings, OneRun) for field in fields(declared)]
         return Recipe(**{name: getattr(self, name) for name in shared})
 

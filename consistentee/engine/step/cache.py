@@ -1,4 +1,4 @@
-"""KeyValueCache: keys and values of a batch whose rows leave at different layers, and the account of what is in it.
+"""KeyValueCache: keys and values of a batch whose rows leave at different layers, and a ledger of its content.
 
 A column is a place in the batch: prompts are padded on the left, so that every row's newest token lies in the same
 column. A token that leaves after layer t writes nothing into layers t + 1 to L: it *owes* them its column, until a
@@ -236,7 +236,7 @@ class KeyValueCache:
             stored[:, :, :columns] = tensor
 
     def take_back(self, column: int) -> None:
-        """Let every layer owe what it has from a column on: it was made by a pass that counts no more."""
+        """Forget what layers have from a column on, because the pass that wrote it is no longer valid."""
         self.ledger.take_back(column)
 
     def rewind(self, length: int) -> None:

@@ -1,4 +1,4 @@
-"""TokenDecoder: decodes a batch token by token, where a rule says at which layer each of them leaves."""
+"""TokenDecoder: decodes a batch token by token; a rule decides at which layer each of them leaves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -207,7 +207,7 @@ class _Climbing:
         context: what layers need beside it.
         state: of the rule.
         keys: of their prompts.
-        past: states at the exits so far [rows, exits, width], or None where nobody reads them.
+        past: states at the exits so far [rows, exits, width], or None if the rule does not read them.
     """
 
     rows: Rows
