@@ -18,7 +18,7 @@ them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
@@ -74,7 +74,7 @@ class LeeBERT(Method):
         loss = partial(_loss, self, held_out)
         details = {"method": repr(self), "held_out": held_out.fingerprint()}
         stage = token_stage("mutual-distillation", loss, recipe, also_trains=(SCORES,), details=details)
-        run_stage(model, trained_on, replace(stage, also_reads=held_out.encodings), recipe)
+        run_stage(model, trained_on, stage, recipe)
         delattr(model, SCORES)
         return model
 

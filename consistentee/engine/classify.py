@@ -36,7 +36,7 @@ class Predictions:
 class LiveView(LayerView):
     """The view of a layer that has just run on the active rows: what a rule reads, and the layer's classifier.
 
-    ``past`` holds the pooled vectors of the layers before [rows, layer - 1, width], or None where nobody reads them.
+    ``past`` holds the pooled vectors of the layers before [rows, layer - 1, width], or None if nothing reads them.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ def classify(
     max_length: Positive | None = None,
     sort_by_length: bool = True,
 ) -> Predictions:
-    """Classify texts (single sentences, or pairs), each leaving the model where ``rule`` says.
+    """Classify texts (single sentences, or pairs); ``rule`` decides at which layer each leaves the model.
 
     Args:
         model: a trained multi-exit model.

@@ -1,4 +1,4 @@
-"""The clock of the engines, and what it says of one request."""
+"""The clock of the engines, and the latency of one prompt."""
 
 import time
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What drafts in self-speculative decoding: an exit; a branch, which attends; or the model without some sublayers."""
+"""Drafters of self-speculative decoding: an exit; a branch, which attends; or the model without some sublayers."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from consistentee.models.decoder.sublayers import SkippedSublayers
 
 
 class Drafter(Protocol):
-    """Says what comes next, given what the layers up to its own make of a text.
+    """Predicts the next token from the states of its layer.
 
     Attributes:
         cached_layers: layers that it adds to the cache, behind layer L.
@@ -29,7 +29,7 @@ class Drafter(Protocol):
         ...
 
     def logits(self, state: Tensor) -> Tensor:
-        """Return what it says of states: [rows, width] -> [rows, vocabulary]."""
+        """Return the logits of states: [rows, width] -> [rows, vocabulary]."""
         ...
 
 
@@ -102,7 +102,7 @@ class SublayerDrafter:
         return hidden
 
     def logits(self, state: Tensor) -> Tensor:
-        """Run the newest token of every row, embedded: [rows, width] -> [rows, vocabulary], what the last exit says."""
+        """Run the newest token of every row, embedded: [rows, width] -> [rows, vocabulary]."""
         assert self._newest is not None
         hidden = self._skipped.run(self._model.stepper, state.unsqueeze(1), self._newest)
         return self._model.logits(self._model.num_layers, hidden[:, 0])

@@ -1,4 +1,4 @@
-"""Batched early-exit generation: every token leaves where a rule says, and finished rows leave the batch."""
+"""Batched early-exit generation: a rule decides where every token leaves, and finished rows leave the batch."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -110,7 +110,7 @@ def generate(
     sort_by_length: bool = True,
     read: ReadPrompts | None = None,
 ) -> Generations:
-    """Continue prompts, each new token leaving the model where ``rule`` says.
+    """Continue prompts; ``rule`` decides at which layer each new token leaves the model.
 
     Texts run at full depth, and give the first new token. For every further one the rule is started anew, and asked
     at the model's exits but the last.

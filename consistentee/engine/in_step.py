@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from consistentee.engine.clock import Latency, clock
 from consistentee.engine.step.token_decoder import TokenDecoder
-from consistentee.engine.transcript import Stream, Transcript
+from consistentee.engine.transcript import Transcript
 from consistentee.engine.writing import Writing
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import Steps
@@ -36,76 +36,55 @@ class InStep:
 
     def run(self) -> Iterator[Transcript]:
         """Write all texts, and yield each as soon as it has ended."""
-        began = time.perf_counter()
-        max_new_tokens = self._writing.max_new_tokens
+        began, max_new_tokens = time.perf_counter(), self._writing.max_new_tokens
         steps = Steps("decoding", len(self._chunks) * max_new_tokens)
         for chunk in self._chunks:
-            start = clock(self._model.device)
-            batch = self._batch(chunk, began)
-            ended = batch.prefill()
-            self.prefill_seconds += clock(self._model.device) - start
-            steps.add(1, len(self._prompts[chunk]))
-            yield from ended
-            while batch.transcripts:
-                rows_in_step = len(batch.transcripts)
-                ended = batch.step()
-                steps.add(1, rows_in_step)
-                yield from ended
-            del batch  # its cache goes before the next one is made
+            yield from self._write_batch(self._prompts[chunk], self._transcripts[chunk], began, steps)
             steps.leave_out(max_new_tokens - max(len(row.tokens) for row in self._transcripts[chunk]))
 
-    def _batch(self, chunk: slice, began: float) -> "_LiveBatch":
-        writing = self._writing
+    def _write_batch(
+        self, prompts: Sequence[Sequence[int]], rows: Sequence[Transcript], began: float, steps: Steps
+    ) -> Iterator[Transcript]:
+        writing, start = self._writing, clock(self._model.device)
         decoder = TokenDecoder(
             self._model,
-            self._prompts[chunk],
+            prompts,
             writing.rule,
             new_columns=writing.max_new_tokens - 1,
             kv=writing.kv,
             sampling=writing.sampling,
             read=writing.read,
         )
-        return _LiveBatch(decoder, list(self._transcripts[chunk]), writing.stream, began)
+        queued = time.perf_counter() - began
+        tokens, exit_layers = decoder.prefill(), [decoder.num_layers] * len(rows)
+        first_token = time.perf_counter() - began
+        ended = self._add(rows, tokens, exit_layers, decoder)
+        self.prefill_seconds += clock(self._model.device) - start
+        while True:
+            now = time.perf_counter() - began
+            for transcript in ended:
+                transcript.latency = Latency(queued, first_token, now)
+            steps.add(1, len(rows))
+            yield from ended
+            rows = [transcript for transcript in rows if transcript.ended_by is None]
+            if not rows:
+                return
+            ended = self._add(rows, *decoder.step(), decoder)
 
-
-class _LiveBatch:
-    """A batch under way: its decoder, and the transcripts of the rows that have not ended, in the decoder's order."""
-
-    def __init__(
-        self, decoder: TokenDecoder, transcripts: list[Transcript], stream: Stream | None, began: float
-    ) -> None:
-        self.transcripts = transcripts
-        self._decoder = decoder
-        self._stream = stream
-        self._began = began
-        self._queued = time.perf_counter() - began
-        self._first_token = 0.0
-
-    def prefill(self) -> list[Transcript]:
-        """Read the prompts, take the first new tokens, and return the texts that these have ended."""
-        tokens = self._decoder.prefill()
-        self._first_token = time.perf_counter() - self._began
-        return self._take(tokens, [self._decoder.num_layers] * len(tokens))
-
-    def step(self) -> list[Transcript]:
-        """Take one more token for every row, and return the texts that have ended."""
-        return self._take(*self._decoder.step())
-
-    def _take(self, tokens: list[int], exit_layers: list[int]) -> list[Transcript]:
-        for transcript, token, layer in zip(self.transcripts, tokens, exit_layers, strict=True):
+    def _add(
+        self, rows: Sequence[Transcript], tokens: list[int], exit_layers: list[int], decoder: TokenDecoder
+    ) -> list[Transcript]:
+        """Add a token to every row, drop the rows that it has ended from the decoder, and return them."""
+        for transcript, token, layer in zip(rows, tokens, exit_layers, strict=True):
             transcript.add(token, layer)
-            if self._stream is not None:
-                self._stream(transcript.news())
-        staying = [place for place, transcript in enumerate(self.transcripts) if transcript.ended_by is None]
-        if len(staying) == len(self.transcripts):
+            if self._writing.stream is not None:
+                self._writing.stream(transcript.news())
+        staying = [place for place, transcript in enumerate(rows) if transcript.ended_by is None]
+        if len(staying) == len(rows):
             return []
-        now = time.perf_counter() - self._began
-        ended = [transcript for transcript in self.transcripts if transcript.ended_by is not None]
-        for place, transcript in enumerate(self.transcripts):
+        for place, transcript in enumerate(rows):
             if transcript.ended_by is not None:
-                transcript.latency = Latency(self._queued, self._first_token, now)
-                transcript.late_layers = self._decoder.late_layers(place, transcript.exit_layers)
+                transcript.late_layers = decoder.late_layers(place, transcript.exit_layers)
         if staying:
-            self._decoder.keep(staying)
-        self.transcripts = [self.transcripts[place] for place in staying]
-        return ended
+            decoder.keep(staying)
+        return [transcript for transcript in rows if transcript.ended_by is not None]

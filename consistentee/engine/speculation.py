@@ -28,7 +28,7 @@ from consistentee.progress import tracked
 class SpeculativeGenerations(Generations):
     """Texts that the full model would have written greedily, in the order of the prompts.
 
-    Every new token is what layer L says, so ``exit_layers`` are L and ``late_layers`` are 0.
+    Every new token is read off layer L, so ``exit_layers`` are L and ``late_layers`` are 0.
 
     Attributes:
         draft_layer: the exit that drafted; 0 where the model without some sublayers did.
@@ -139,10 +139,10 @@ def speculate_encoded(
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), stop, max_new_tokens)
     written = [
         _SpeculativeRow(
-            model,
-            prompt,
-            Transcript(place, model.decode, endings),
-            drafter,
+            model=model,
+            prompt=prompt,
+            transcript=Transcript(place, model.decode, endings),
+            drafter=drafter,
             draft_layer=draft_layer,
             draft_tokens=draft_tokens,
             threshold=threshold,
@@ -176,43 +176,31 @@ def check_drafts(draft_tokens: int, threshold: float) -> None:
         raise UserError(f"the threshold that ends a draft is a probability, got {threshold:g}")
 
 
+@dataclass(kw_only=True)
 class _SpeculativeRow:
-    """One prompt, and what is written behind it."""
-
-    def __init__(
-        self,
-        model: MultiExitDecoder,
-        prompt: Sequence[int],
-        transcript: Transcript,
-        drafter: Drafter,
-        *,
-        draft_layer: int,
-        draft_tokens: int,
-        threshold: float,
-        max_new_tokens: int,
-        stream: Stream | None,
-    ) -> None:
-        self.transcript = transcript
-        self.drafted = self.accepted = self.passes = 0
-        self.prefill_seconds = self.decode_seconds = 0.0
-        self._model = model
-        self._prompt = prompt
-        self._drafter = drafter
-        self._shallow = range(1, draft_layer + 1)
-        self._deep = range(draft_layer + 1, model.num_layers + 1)
-        self._draft_tokens = draft_tokens
-        self._threshold = threshold
-        self._max_new_tokens = max_new_tokens
-        self._stream = stream
+    model: MultiExitDecoder
+    prompt: Sequence[int]
+    transcript: Transcript
+    drafter: Drafter
+    draft_layer: int
+    draft_tokens: int
+    threshold: float
+    max_new_tokens: int
+    stream: Stream | None
+    drafted: int = 0
+    accepted: int = 0
+    passes: int = 0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
 
     def write(self) -> None:
         """Write all new tokens."""
-        if not self._max_new_tokens:
+        if not self.max_new_tokens:
             return
-        device = self._model.device
+        device = self.model.device
         start = clock(device)
-        more_layers = self._drafter.cached_layers
-        batch = PromptBatch(self._model, [self._prompt], self._max_new_tokens - 1, more_layers=more_layers)
+        more_layers = self.drafter.cached_layers
+        batch = PromptBatch(self.model, [self.prompt], self.max_new_tokens - 1, more_layers=more_layers)
         self._add([self._prefill(batch)])
         prefilled = clock(device)
         while self.transcript.ended_by is None:
@@ -223,47 +211,47 @@ class _SpeculativeRow:
 
     @torch.inference_mode()
     def _prefill(self, batch: PromptBatch) -> int:
-        hidden, _ = self._read(batch, torch.tensor(self._prompt, device=batch.device))
+        hidden, _ = self._read(batch, torch.tensor(self.prompt, device=batch.device))
         last = self._verify(batch, hidden)[:, -1]
-        return int(self._model.logits(self._model.num_layers, last).argmax(dim=-1))
+        return int(self.model.logits(self.model.num_layers, last).argmax(dim=-1))
 
     @torch.inference_mode()
     def _draft_and_verify(self, batch: PromptBatch) -> tuple[list[int], list[int]]:
-        """Return a draft, and what layer L says in place of each of its tokens, and behind the last."""
+        """Return a draft, and the tokens of layer L in place of each of its tokens and after the last."""
         # Beside an accepted draft the full model gives one token more.
-        length = min(self._draft_tokens, self._max_new_tokens - len(self.transcript.tokens) - 1)
+        length = min(self.draft_tokens, self.max_new_tokens - len(self.transcript.tokens) - 1)
         draft: list[Tensor] = []
         hidden, state = self._read(batch, torch.tensor(self.transcript.tokens[-1:], device=batch.device))
         states, goes_on = [hidden], True
         while goes_on and len(draft) < length:
-            logits = self._drafter.logits(state[:, 0])
+            logits = self.drafter.logits(state[:, 0])
             draft.append(logits.argmax(dim=-1))
             # Nobody is asked where no draft can end early: on a GPU, an answer takes as long as some layers.
-            goes_on = not self._threshold or bool(logits.softmax(dim=-1).max() >= self._threshold)
+            goes_on = not self.threshold or bool(logits.softmax(dim=-1).max() >= self.threshold)
             hidden, state = self._read(batch, draft[-1])
             states.append(hidden)
-        answers = self._model.logits(self._model.num_layers, self._verify(batch, torch.cat(states, dim=1))[0])
+        answers = self.model.logits(self.model.num_layers, self._verify(batch, torch.cat(states, dim=1))[0])
         spoken = torch.cat([*draft, answers.argmax(dim=-1)]).tolist()
         return spoken[: len(draft)], spoken[len(draft) :]
 
     def _read(self, batch: PromptBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the layers that draft read new tokens [T]: what they make of them, and what the drafter does, of each."""
+        """Run the layers that draft on new tokens [T]: return their states, and those of the drafter."""
         begin = batch.cache.length
         batch.cache.advance(len(tokens))
         context = batch.context(batch.all_rows(), begin, begin + len(tokens))
         hidden = batch.stepper.embed(tokens.unsqueeze(0), context.positions)
-        hidden = batch.run(self._shallow, hidden, context)
-        return hidden, self._drafter.read(hidden, context)
+        hidden = batch.run(range(1, self.draft_layer + 1), hidden, context)
+        return hidden, self.drafter.read(hidden, context)
 
     def _verify(self, batch: PromptBatch, hidden: Tensor) -> Tensor:
         """Run the remaining layers on the newest tokens, given as the layers that draft left them: [1, T, width]."""
         end = batch.cache.length
-        if self._drafter.provisional:
+        if self.drafter.provisional:
             batch.cache.take_back(end - hidden.shape[1])
-        return batch.run(self._deep, hidden, batch.context(batch.all_rows(), end - hidden.shape[1], end))
+        deep = range(self.draft_layer + 1, self.model.num_layers + 1)
+        return batch.run(deep, hidden, batch.context(batch.all_rows(), end - hidden.shape[1], end))
 
     def _accept(self, batch: PromptBatch, draft: list[int], answers: list[int]) -> None:
-        """Take over the answers up to the first that differs from the draft, and forget what was read behind it."""
         agreed = 0
         while agreed < len(draft) and draft[agreed] == answers[agreed]:
             agreed += 1
@@ -275,9 +263,9 @@ class _SpeculativeRow:
     def _add(self, tokens: list[int]) -> int:
         """Add tokens until one ends the text, and return how many."""
         for count, token in enumerate(tokens, start=1):
-            self.transcript.add(token, self._model.num_layers)
-            if self._stream is not None:
-                self._stream(self.transcript.news())
+            self.transcript.add(token, self.model.num_layers)
+            if self.stream is not None:
+                self.stream(self.transcript.news())
             if self.transcript.ended_by is not None:
                 return count
         return len(tokens)

@@ -1,4 +1,4 @@
-"""Transcript: what one row has said so far, what ends it, and what a stream is told of it."""
+"""Transcript: the new tokens of one row, what ends it, and what a stream gets."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ _INCOMPLETE = "\ufffd"  # what a tokenizer makes of bytes that are no whole char
 
 @dataclass(frozen=True)
 class NewToken:
-    """One new token, as a stream is told of it.
+    """One new token, as a stream gets it.
 
     Attributes:
         row: place of its prompt among those asked.
@@ -94,7 +94,7 @@ class Transcript:
         return self._endings.cut(text) if self.ended_by == "stop" else text
 
     def add(self, token: int, exit_layer: int) -> None:
-        """Take the next token, and see whether it is the last."""
+        """Add the next token, and set ``ended_by`` if it is the last."""
         self.tokens.append(token)
         self.exit_layers.append(exit_layer)
         self.late_layers.append(0)

@@ -1,4 +1,4 @@
-"""Writing: how texts are written behind prompts, whatever engine does it."""
+"""Writing: the settings of generation that both engines share."""
 
 from dataclasses import dataclass
 

@@ -1,1 +1,1 @@
-"""What every layer says of every row, recorded once, on which any rule is replayed."""
+"""Outputs of every layer for every row, recorded once; any exit rule is replayed on them."""

@@ -1,4 +1,4 @@
-"""Trace: what every layer says of every row, recorded in one full-depth pass; any rule is then replayed on it."""
+"""Trace: the outputs of every layer for every row, recorded in one full-depth pass; any rule is replayed on it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class Trace:
         row_keys: see :class:`LayerView`: int64 [N].
         heads: the model's learned heads, for rules that give them extra inputs.
         live_tokens: see :meth:`consistentee.backbones.encoders.Stepper.live_tokens`: int64 [N, L], or None.
-        encodings: the rows as tokens, for who runs them again.
+        encodings: the rows as tokens, to run them again.
     """
 
     logits: Tensor
@@ -56,7 +56,7 @@ class Trace:
         return self.logits.shape[1]
 
     def view(self, layer: int) -> "TraceView":
-        """Return the view of one layer on all rows; what it computes is kept, so sweeps pay once."""
+        """Return the view of one layer on all rows; it keeps what it computes for all rules of a sweep."""
         if layer not in self._views:
             self._views[layer] = TraceView(self, check_layer(layer, self.num_layers))
         return self._views[layer]
@@ -214,7 +214,7 @@ def record_trace(
     store: Path | None = None,
     progress: bool = False,
 ) -> Trace:
-    """Run ``model`` at full depth over a split, once, and keep what every layer says of every row.
+    """Run ``model`` once at full depth over a split, and keep the outputs of every layer for every row.
 
     ``store`` is a folder where full-depth passes are kept, see :func:`record_outputs`.
     """

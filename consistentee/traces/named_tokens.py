@@ -1,4 +1,4 @@
-"""What every exit says of recorded tokens."""
+"""The token that every exit predicts, for recorded tokens."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from consistentee.traces.token_trace import CHUNK, TokenTrace
 
 @torch.inference_mode()
 def named_tokens(trace: TokenTrace, candidates: int | None = None) -> Tensor:
-    """Return the token that each exit names: int64 [N, exits], on the CPU.
+    """Return the token that each exit predicts: int64 [N, exits], on the CPU.
 
-    ``candidates``: tokens that exits between the first and the last may name, the likeliest ones at the first, as under
-    a rule whose vocabulary is pruned; None for the whole vocabulary.
+    ``candidates``: tokens that exits between the first and the last may predict, the likeliest ones at the first, as
+    under a rule that prunes the vocabulary; None for the whole vocabulary.
     """
     last = len(trace.exit_layers) - 1
     parts = [torch.empty(0, last + 1, dtype=torch.long)]

@@ -1,7 +1,7 @@
-"""RowStates: what a decoder's layers make of whole rows, prompts included; what is trained on it may attend.
+"""RowStates: the hidden states of whole rows, prompts included, for exits that attend to earlier tokens.
 
 A :class:`consistentee.traces.token_trace.TokenTrace` has the tokens of responses alone, each by itself: enough for an
-exit that reads one hidden state, and not for a branch, which looks back over its row.
+exit that reads one hidden state, but not for a branch, which attends to its row.
 """
 
 from collections.abc import Sequence

@@ -23,10 +23,10 @@ from consistentee.errors import UserError
 from consistentee.files import computed_once, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
-from consistentee.rules.view import LayerView
+from consistentee.rules.view import predictions_of
 from consistentee.traces.buffers import empty_tensor
 from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, encode_rows, tokens_read
-from consistentee.traces.token_view import check_speaks, prompt_key, token_key
+from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
 CHUNK = 256
 """Tokens whose logits at one exit are held at a time: 50 MB of a vocabulary of 49,152."""
@@ -99,33 +99,30 @@ class TokenTrace:
         return replace(self, speaking=speaking, deciding=deciding, **chosen)
 
     def states(self, exit_index: int, tokens: Tensor) -> Tensor:
-        """Return what one exit speaks from, as the model computes it, on its device: [tokens, width]."""
+        """Return the states that the LM head reads at one exit, on the model's device: [tokens, width]."""
         return self.speaking[tokens, exit_index].to(self.model.device, self.model.dtype)
 
     def deciding_states(self, exit_index: int, tokens: Tensor) -> Tensor:
-        """Return what is read at one exit before it is taken, likewise."""
+        """Return the states that rules read at one exit, likewise."""
         return self.deciding[tokens, exit_index].to(self.model.device, self.model.dtype)
 
 
-class TokenTraceView(LayerView):
+class TokenTraceView(TokenView):
     """The view of one exit layer on some recorded tokens of the same step."""
 
     def __init__(self, trace: TokenTrace, exit_index: int, tokens: Tensor, step: int) -> None:
+        # Not by the parent's: states are read from the trace when they are asked for, and keys are known.
         self._trace = trace
         self._exit_index = exit_index
         self._tokens = tokens
         self._heads: dict[str, Tensor] = {}
+        self._model = trace.model
+        self._step = step
+        self._among = None
         self.layer = trace.exit_layers[exit_index]
         self.num_layers = trace.num_layers
         self.rows = len(tokens)
         self.device = trace.model.device
-        self._step = step
-        self._among: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def step(self) -> int:
-        """The place of the new token, the same for all rows."""
-        return self._step
 
     @cached_property
     def hidden(self) -> Tensor:
@@ -133,31 +130,15 @@ class TokenTraceView(LayerView):
         return self._trace.deciding_states(self._exit_index, self._tokens).unsqueeze(1)
 
     @cached_property
-    def pooled(self) -> Tensor:
-        """The state, normalised: [rows, width]."""
-        return self._trace.model.state(self.hidden.squeeze(1))
-
-    @cached_property
     def history(self) -> Tensor:
         """States at the exits up to this one: [rows, exits, width]."""
         hidden = self._trace.deciding[self._tokens, : self._exit_index + 1]
-        return self._trace.model.state(hidden.to(self.device, self._trace.model.dtype))
+        return self._model.state(hidden.to(self.device, self._model.dtype))
 
     @cached_property
-    def logits(self) -> Tensor:
-        """Output of the exit adapter and the LM head: [rows, vocabulary].
-
-        Raises UserError where closing layers lie between, as of a token that is being decoded.
-        """
-        check_speaks(self._trace.model, self.layer)
-        return self._trace.model.logits(self.layer, self.hidden.squeeze(1))
-
-    def logits_among(self, classes: Tensor) -> Tensor:
-        """Return the logits of some tokens alone, computed once for rules that ask for the same: [rows, K]."""
-        check_speaks(self._trace.model, self.layer)
-        if self._among is None or self._among[0] is not classes:
-            self._among = classes, self._trace.model.logits_among(self.layer, self.hidden.squeeze(1), classes)
-        return self._among[1]
+    def predictions(self) -> Tensor:
+        """The likeliest token of the whole vocabulary, int64 [rows]: other rules may have read logits of a few."""
+        return predictions_of(self.logits)
 
     @cached_property
     def row_keys(self) -> Tensor:
@@ -170,11 +151,11 @@ class TokenTraceView(LayerView):
         return self._trace.targets[self._tokens].to(self.device)
 
     def head(self, name: str, extra: Tensor | None = None) -> Tensor:
-        """Output of a learned head: [rows], or [rows, outputs]."""
+        """Output of a learned head, computed once for all rules: [rows], or [rows, outputs]."""
         if extra is not None:
-            return self._trace.model.head(name)(self.layer, self.pooled, extra)
+            return super().head(name, extra)
         if name not in self._heads:
-            self._heads[name] = self._trace.model.head(name)(self.layer, self.pooled)
+            self._heads[name] = super().head(name)
         return self._heads[name]
 
 
@@ -308,7 +289,6 @@ def _record(
     dtype: torch.dtype,
     progress: str | None,
 ) -> Tensor:
-    """Return the states, on the CPU; see :func:`recorded_states`."""
     model.eval()
     ends = list(accumulate((tokens_read(row) if whole_rows else len(row[1]) for row in rows), initial=0))
     exits = len(model.exit_layers) * (2 if model.closing else 1)

@@ -1,4 +1,4 @@
-"""TokenView: what a layer can say of tokens that are being decoded; and the keys by which a token is known."""
+"""TokenView: the outputs of a layer for tokens that are being decoded; and the keys that identify a token."""
 
 import hashlib
 from collections.abc import Sequence
@@ -31,22 +31,12 @@ def keyed_bits(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-def check_speaks(model: MultiExitDecoder, layer: int) -> None:
-    """Raise UserError where exit layer ``layer`` says nothing before it is taken, because of closing layers."""
-    if model.closing:
-        raise UserError(
-            f"this exit rule reads what the exit at layer {layer} says, and here an exit says nothing before the "
-            "closing layers: use a rule that reads states (view.pooled, a learned head), or a decoder without closing "
-            "layers"
-        )
-
-
 class TokenView(LayerView):
     """The view of an exit layer that has just run on the newest tokens of some rows.
 
     A row is a token that is being decoded. What it predicts is the token after it, whose place among the new tokens is
     ``step``: one for all rows, or one a row. ``past`` holds the states at the exits before [rows, exits, width], or
-    None where nobody reads them. With closing layers ``layer`` is the exit's number, which counts them, though none has
+    None if no rule reads them. With closing layers ``layer`` is the exit's number, which counts them, though none has
     run yet.
     """
 
@@ -70,6 +60,14 @@ class TokenView(LayerView):
         self.device = hidden.device
         self._step = step
         self._among: tuple[Tensor, Tensor] | None = None
+
+    def _check_speaks(self) -> None:
+        if self._model.closing:
+            raise UserError(
+                f"this exit rule reads what the exit at layer {self.layer} says, and here an exit says nothing before "
+                "the closing layers: use a rule that reads states (view.pooled, a learned head), or a decoder without "
+                "closing layers"
+            )
 
     @property
     def step(self) -> int:
@@ -100,7 +98,7 @@ class TokenView(LayerView):
     @cached_property
     def pooled(self) -> Tensor:
         """The states, which learned heads read: the stock final norm of the hidden states, [rows, width]."""
-        return self._model.state(self._hidden[:, 0])
+        return self._model.state(self.hidden[:, 0])
 
     @cached_property
     def history(self) -> Tensor:
@@ -113,32 +111,32 @@ class TokenView(LayerView):
     def logits(self) -> Tensor:
         """Output of the exit's adapter and the LM head: [rows, vocabulary].
 
-        Raises UserError where closing layers lie between: what the exit says is known when it is taken.
+        Raises UserError where closing layers lie between: the exit has no logits before it is taken.
         """
-        check_speaks(self._model, self.layer)
-        return self._model.logits(self.layer, self._hidden[:, 0])
+        self._check_speaks()
+        return self._model.logits(self.layer, self.hidden[:, 0])
 
     def logits_among(self, classes: Tensor) -> Tensor:
-        """Return the logits of some tokens alone, which are all that the exit may say from then on: [rows, K]."""
-        check_speaks(self._model, self.layer)
+        """Return the logits of some tokens alone, the only ones that the exit predicts from then on: [rows, K]."""
+        self._check_speaks()
         if self._among is None or self._among[0] is not classes:
-            self._among = classes, self._model.logits_among(self.layer, self._hidden[:, 0], classes)
+            self._among = classes, self._model.logits_among(self.layer, self.hidden[:, 0], classes)
         return self._among[1]
 
     @cached_property
     def predictions(self) -> Tensor:
-        """The tokens that the exit says: int64 [rows]."""
+        """The tokens that the exit predicts: int64 [rows]."""
         return said_among(self.logits, None) if self._among is None else said_among(self._among[1], self._among[0])
 
     @property
     def has_logits(self) -> bool:
-        """Whether somebody has read what the exit says."""
+        """Whether logits of this exit have been read."""
         return self._among is not None or "logits" in self.__dict__
 
     def logits_of(self, places: list[int]) -> Tensor:
         """Return the logits of the rows at some places; the others are not computed, unless they have been already.
 
-        Where the exit may say some tokens alone, the other tokens' are minus infinity.
+        Where the exit predicts among some tokens alone, the logits of others are minus infinity.
         """
         if self._among is not None:
             tokens, logits = (part if len(places) == self.rows else part[places] for part in self._among)
@@ -152,7 +150,7 @@ class TokenView(LayerView):
         return self._model.head_state(self.layer, self._hidden_of(places))
 
     def _hidden_of(self, places: list[int]) -> Tensor:
-        return self._hidden[:, 0] if len(places) == self.rows else self._hidden[places, 0]
+        return self.hidden[:, 0] if len(places) == self.rows else self.hidden[places, 0]
 
     @cached_property
     def row_keys(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""The exit loop over recorded layers: who leaves where; and rules replayed with it, whatever the rows are."""
+"""The exit loop over recorded layers, and the replay of rules with it, for rows of both kinds."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
@@ -31,7 +31,7 @@ def walk(rule: ExitRule, views: Iterable[View]) -> Iterator[tuple[View, Tensor]]
     """Yield the view of each exit and which rows leave there: bool [rows]. Every row leaves once.
 
     A rule is asked about all rows at every exit, those that have left before too: in a recording nothing is removed.
-    It is not asked at the last layer, where whoever is left leaves. Views are taken one at a time, and none once all
+    At the last layer it is not asked: the remaining rows leave. Views are taken one at a time, and none once all
     rows have left, so that they may run the layers themselves.
     """
     active: Tensor | None = None

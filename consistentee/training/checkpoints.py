@@ -1,4 +1,4 @@
-"""What is left of a stage that was cut off: weights, optimiser, random state, and what the judge said so far."""
+"""Checkpoint and resume a training stage: weights, optimiser, random state, validation scores."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ _SCORES = "validation_by_epoch/"
 def save_checkpoint(
     path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int, scores: dict[str, Tensor]
 ) -> None:
-    """Write weights, optimiser moments, random state, step number and noted scores: plain tensors, no pickle."""
+    """Write weights, optimiser moments, random state, step number and scores: plain tensors, no pickle."""
     tensors = scores | {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         for key, value in optimizer.state[parameter].items():
@@ -37,7 +37,7 @@ def resume(
     """Load a checkpoint, if there is one, and return the step to go on from."""
     tensors = None if path is None else load_tensors(path)
     if tensors is None or any(tensors[f"weight/{name}"].shape != weight.shape for name, weight in parameters.items()):
-        return 0  # nothing there, or a checkpoint of the time when it held word tables as a whole
+        return 0  # nothing there, or written by another version
     note_scores(model, stage, tensors)
     with torch.no_grad():
         for name, parameter in parameters.items():
@@ -54,9 +54,9 @@ def resume(
 
 
 def note_scores(model: ModelT, stage: Stage[ModelT, BatchT], tensors: dict[str, Tensor]) -> None:
-    """Take scores out of the tensors of a stored stage or checkpoint, and note them, float64 [epochs], in the model.
+    """Move validation scores, float64 [epochs], from the tensors of a stored stage or checkpoint to the model.
 
-    What another judge said, on other validation rows, is no score of this one, and is dropped.
+    Scores by another judge, on other validation rows, are dropped.
     """
     stored = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_SCORES)}
     scores = None if stage.judge is None else stored.get(_SCORES + stage.judge.fingerprint())
@@ -65,7 +65,7 @@ def note_scores(model: ModelT, stage: Stage[ModelT, BatchT], tensors: dict[str, 
 
 
 def noted_scores(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
-    """Return the scores that were noted as a tensor to store, named by the judge; nothing where there are none."""
+    """Return the model's validation scores as a tensor to store, named by the judge, if there are any."""
     scores = model.description.validation_by_epoch.get(stage.name)
     if scores is None or stage.judge is None:
         return {}

@@ -7,15 +7,15 @@ they depend on: the weights they start from, the rows, the hyperparameters, the 
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -26,13 +26,10 @@ from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import tracked
-from consistentee.training.attention import stepwise_attention, unfused_attention
 from consistentee.training.checkpoints import note_scores, noted_scores, resume, save_checkpoint
 from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenSource
 from consistentee.training.stage import BatchT, ModelT, Source, Stage, stage_key
-from consistentee.training.word_tables import UsedRows, only_used_rows
 
 CHECKPOINT_STEPS = 200
 """Steps between two checkpoints of a stage, where a store is given; fewer where they take long."""
@@ -49,31 +46,12 @@ def training_device() -> torch.device:
     return found or torch.device("cpu")
 
 
-StageRunner = Callable[[Any, Any, Stage[Any, Any], Recipe], None]
-"""What is given stages as :func:`run_stage` is: (model, source, stage, recipe)."""
-
-_stand_in: ContextVar[StageRunner | None] = ContextVar("stand-in", default=None)
-
-
-@contextmanager
-def stages_given_to(stand_in: StageRunner | None) -> Iterator[None]:
-    """Let ``stand_in`` have the stages that methods run in the block, to see what they are; None ends that."""
-    token = _stand_in.set(stand_in)
-    try:
-        yield
-    finally:
-        _stand_in.reset(token)
-
-
 def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
     Leaves the model in eval mode with every weight unfrozen. Processes that want the same stage at the same time take
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
-    if (stand_in := _stand_in.get()) is not None:
-        stand_in(model, source, stage, recipe)
-        return
     model.to(training_device())
     precision = precision_used(recipe.precision, model.device)
     recipe = replace(recipe, precision=precision)  # a stage is known by the precision it was trained in
@@ -88,7 +66,7 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
         stored = load_tensors(final)
         if stored is not None:
             note_scores(model, stage, stored)
-            model.load_state_dict(stored, strict=False)  # all others are as the key says
+            model.load_state_dict(stored, strict=False)  # the key covers all other weights
             model.eval()
         else:
             _train(model, source, stage, recipe, checkpoint)
@@ -98,7 +76,6 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
 
 
 def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
-    """Ask the stage's judge for a score, and note it."""
     if stage.judge is None:
         return
     model.eval()
@@ -108,7 +85,6 @@ def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
 
 
 def _trained_weights(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
-    """Return copies of the weights that a stage changes, which may be a small part of a large model."""
     weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(stage.trains)}
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
 
@@ -117,11 +93,7 @@ def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
 ) -> None:
     precision = precision_used(recipe.precision, model.device)
-    with (
-        onednn_products(model.device),
-        _attention(model, stage),
-        _word_tables(model, source, stage) as word_tables,
-    ):
+    with onednn_products(model.device), _attention(model):
         parameters = _freeze_all_but(model, stage.trains)
         optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
         steps_per_epoch = math.ceil(len(source) / stage.batch_size)
@@ -154,39 +126,18 @@ def _train(
                 if checkpoint is not None and is_due and step + 1 < total_steps:
                     save_checkpoint(checkpoint, parameters, optimizer, step + 1, noted_scores(model, stage))
                     saved_at = time.monotonic()
-        for table in word_tables:
-            table.rest_decays_to = _decay_without_gradient(table.weight, optimizer, scheduler, total_steps)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
 
 
-def _attention(model: MultiExit, stage: Stage[ModelT, BatchT]) -> AbstractContextManager[None]:
-    """Return the context in which attention is quick: an encoder's with dropout, and a decoder's."""
-    if not isinstance(model, MultiExitModel):
-        return unfused_attention(model.device)
-    return stepwise_attention(model) if stage.dropout else nullcontext()
-
-
-def _word_tables(
-    model: MultiExit, source: Source[BatchT], stage: Stage[ModelT, BatchT]
-) -> AbstractContextManager[list[UsedRows]]:
-    """Return the context in which word tables that learn hold what is read alone; a decoder's are left as they are."""
-    if not (isinstance(model, MultiExitModel) and isinstance(source, TokenSource)):
-        return nullcontext([])
-    judged = [] if stage.judge is None or source.judged is None else source.judged.encodings
-    return only_used_rows(model, [*source.encodings, *stage.also_reads, *judged], stage.trains)
-
-
-def _decay_without_gradient(weight: nn.Parameter, optimizer: AdamW, scheduler: LambdaLR, total_steps: int) -> float:
-    """Return what AdamW multiplies a weight by, in all steps of a stage, that is trained as another and gets none."""
-    (group,) = (group for group in optimizer.param_groups if any(member is weight for member in group["params"]))
-    of_peak = scheduler.lr_lambdas[0]
-    return math.prod(1 - group["initial_lr"] * of_peak(step) * group["weight_decay"] for step in range(total_steps))
+def _attention(model: MultiExit) -> AbstractContextManager[None]:
+    """Return a context in which a decoder's attention is not fused on a CPU, whose fused kernel is slow backwards."""
+    unfused = model.device.type == "cpu" and not isinstance(model, MultiExitModel)
+    return sdpa_kernel(SDPBackend.MATH) if unfused else nullcontext()
 
 
 def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:
-    """Return a linear warm-up and decay that stands at ``first_step``."""
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # what a schedule that does not start at 0 reads
     warmup_steps = int(recipe.warmup_ratio * total_steps)

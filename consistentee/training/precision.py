@@ -1,4 +1,4 @@
-"""Matrix products in training: which precision this machine multiplies fastest in, measured, not guessed.
+"""Precision of matrix products in training: the one that this machine multiplies fastest in, as measured.
 
 bfloat16 is twice as fast as float32 on one processor with avx512_bf16, half as fast on another, and a hundred times
 slower on a third that has none. And float32 itself is twice as fast by oneDNN as by MKL on a processor that is not
@@ -42,13 +42,13 @@ class Speed:
 
 
 def precision_used(setting: PrecisionSetting, device: torch.device) -> Precision:
-    """Return what a recipe's precision stands for on this machine."""
+    """Return the precision that a setting stands for on this machine."""
     return remembered_speed(device).faster if setting == "auto" else setting
 
 
 @cache
 def remembered_speed(device: torch.device) -> Speed:
-    """Measure this machine, or remember what it measured: a busy minute must not change what is trained."""
+    """Measure this machine once and remember the result: a busy minute must not change the precision of training."""
     path = cache_dir() / "precision" / f"{machine_name(device)}.json"
     with only_one(path):
         known = _read(path)
@@ -68,7 +68,7 @@ def _read(path: Path) -> Speed | None:
 
 
 def machine_name(device: torch.device) -> str:
-    """Return what tells this machine, and how it is used, from others that share its cache."""
+    """Return a hash of this machine, its threads and torch, to tell it from others that share its cache."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     parts = [name, dict(torch.cpu.get_capabilities()), torch.get_num_threads(), torch.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

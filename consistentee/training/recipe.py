@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from consistentee.traces.token_trace import TokenTrace
 
 Trains = Literal["exits", "lora", "all"]
-"""What learns: exit adapters on a frozen backbone; low-rank updates of the backbone too; or all of it."""
+"""Trained weights: exit adapters on a frozen backbone; low-rank updates of the backbone too; or all of it."""
 
 Target = Literal["label", "full model"]
-"""What an exit should say: the response's next token, or what the last exit says, as a distribution."""
+"""The target of an exit: the next token of the response, or the distribution of the last exit."""
 
 ExitStart = Literal["least squares", "stock"]
-"""What untrained exits start from: the least-squares map onto layer L's states, or reading their own as layer L's."""
+"""Start of untrained exits: the least-squares map onto the states of layer L, or the identity."""
 
 ExitWeights = Literal["depth", "squared depth", "equal"]
-"""What the exits' losses weigh while the backbone learns, in proportion to which power of depth."""
+"""Weights of the exits' losses while the backbone learns: proportional to this power of depth."""
 
 ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
 """Which exits learn at a step beside the last: all; one, each in turn; or ever more of them, the deepest first.
@@ -41,20 +41,20 @@ ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
 """
 
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
-"""What the layers' products are computed in while they are trained; "auto" is the faster one on the machine."""
+"""Precision of the layers' products in training; "auto" is the faster one on the machine."""
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class OneRun:
-    """What a recipe says of one run, and no suite does.
+    """The fields of a recipe that belong to one run and not to a suite.
 
     Attributes:
         seed: seeds new weights, the order of rows and dropout.
         store: folder where shared passes, shared stages and checkpoints are kept; None keeps nothing.
         progress: show a progress bar.
-        method: what tells the method that trains from others, by which stages with losses of its own are kept apart.
+        method: identifies the method that trains; stages with losses of its own are stored under it.
     """
 
     seed: int = 0
@@ -65,7 +65,7 @@ class OneRun:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class BaseSettings:
-    """What instances and tokens are trained with alike."""
+    """Settings of both kinds of recipe."""
 
     weight_decay: float = Field(default=0.01, ge=0, description="of matrices; vectors have none")
     warmup_ratio: float = Field(default=0.1, ge=0, le=1, description="part of the steps; the rate then decays to 0")
@@ -78,7 +78,7 @@ class BaseSettings:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class RecipeSettings(BaseSettings):
-    """What a suite sets of a :class:`Recipe`."""
+    """The fields of a :class:`Recipe` that a suite sets."""
 
     epochs: int = Field(default=3, ge=1, description="of the stages that run the backbone")
     batch_size: int = Field(default=32, ge=1, description="rows, of the stages that run the backbone")
@@ -97,7 +97,7 @@ class RecipeSettings(BaseSettings):
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TokenRecipeSettings(BaseSettings):
-    """What a suite sets of a :class:`TokenRecipe`."""
+    """The fields of a :class:`TokenRecipe` that a suite sets."""
 
     max_rows: int | None = Field(default=1000, ge=1, description="cap on training rows")
     max_prompt_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as the task says")
@@ -143,25 +143,17 @@ class TokenRecipeSettings(BaseSettings):
 class Recipe(RecipeSettings, OneRun):
     """How to train for classification: the same for every method of a suite.
 
-    Methods may have stages of their own on top (ConsistentEE's third runs the backbone for one more epoch). Raises
-    UserError for a field that is unknown or out of its range.
+    Methods may have stages of their own on top (ConsistentEE's third runs the backbone for one more epoch). The fields
+    are described in :class:`RecipeSettings` and :class:`OneRun`. Raises UserError for a field that is unknown or out
+    of its range.
 
-    Attributes:
-        epochs, batch_size: of the stages that run the backbone.
-        learning_rate, head_learning_rate: peak rates of the backbone and of everything on top of it.
-        weight_decay, warmup_ratio, max_grad_norm: as usual; the rate decays linearly to 0.
-        frozen_steps, frozen_batch_size, frozen_learning_rate: of the stages that train heads on a frozen backbone.
-            Steps, rounded up to whole epochs, so that a small training set does not leave them half-trained: it takes
-            seconds.
-        max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
-        max_length: tokens a row.
-        group_by_length: draw the rows of a batch from rows of like length, so that hardly any token is padding; where
-            lengths differ much, training takes half the time. Batches are then not drawn quite independently.
-        precision: of the matrix products inside the layers while the backbone runs, see
-            :meth:`consistentee.MultiExitModel.layers_in`. ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with
-            avx512_bf16, and half as fast as float32 on an Intel Xeon that has avx512_bf16 and no AMX; ``"auto"`` times
-            both, once on a machine, and takes the faster. Everything that is measured afterwards is in float32.
-        seed, store, progress, method: see :class:`OneRun`.
+    * Stages on a frozen backbone are counted in steps, rounded up to whole epochs, so that a small training set does
+      not leave exits half-trained.
+    * ``group_by_length``: hardly any token is padding; where lengths differ much, training takes half the time. Batches
+      are then not drawn quite independently.
+    * ``precision``: ``"bfloat16"`` is 2 to 3 times as fast on an AMD EPYC with avx512_bf16, and half as fast as float32
+      on an Intel Xeon that has avx512_bf16 and no AMX; ``"auto"`` times both, once on a machine, and takes the faster.
+      Everything that is measured afterwards is in float32.
     """
 
     def training_rows(self, split: Split) -> Split:
@@ -179,35 +171,17 @@ class Recipe(RecipeSettings, OneRun):
 class TokenRecipe(TokenRecipeSettings, OneRun):
     """How to train for generation: the same for every method of a suite.
 
-    Raises UserError for a field that is unknown or out of its range.
+    The fields are described in :class:`TokenRecipeSettings` and :class:`OneRun`. Raises UserError for a field that is
+    unknown or out of its range.
 
-    Attributes:
-        max_rows: cap on training rows, drawn at random with a seed that does not depend on ``seed``.
-        max_prompt_tokens, max_new_tokens: how rows are cut; None for the task's own limits.
-        trains: see :data:`Trains`.
-        exit_start: what exits start from, see :data:`ExitStart`.
-        target: what exits learn to say on a frozen backbone, see :data:`Target`.
-        exit_steps, exit_batch_size, exit_learning_rate: of the exit adapters; the batch is in tokens. Each step runs
-            the LM head once for every exit.
-        head_tokens: tokens that the exits' start and learned heads are fitted to, drawn from the cached ones; for
-            learned heads the LM head runs on each of them at every exit, once.
-        head_steps, head_batch_size, head_learning_rate: of the learned heads; the batch is in tokens.
-        branch_steps, branch_batch_size, branch_learning_rate: of exits with a decoder layer of their own, which are
-            trained on cached rows; the batch is in rows.
-        backbone_steps, backbone_batch_size, backbone_learning_rate: of the stage that runs the backbone, where it
-            learns; the batch is in rows.
-        backbone_restarts: how often that stage then runs again, from the weights that it left, with its whole schedule
-            and newly drawn rows (warm restarts: Loshchilov and Hutter, 2017, arXiv 1608.03983). Each run is kept, so
-            that a recipe with one more restart goes on from the backbone of one that has fewer.
-        lora_rank: rank of the updates, for ``trains="lora"``.
-        taught_share, exit_weights, exit_curriculum, layer_dropout: the loss of that stage, see
-            :mod:`consistentee.training.decoder.backbone_losses`.
-        traced_rows: the first so many training rows, whose states are cached after that stage, for exits and heads to
-            learn from; None for all. A row of a hundred tokens takes half a megabyte.
-        group_by_length, precision: of that stage, as in :class:`Recipe`; the LM head's products are in it too.
-        weight_decay, warmup_ratio, max_grad_norm: as usual; rates decay linearly to 0.
-        trace_batch_size: rows a batch when states are cached.
-        seed, store, progress, method: see :class:`OneRun`.
+    * Each step of the exits runs the LM head once for every exit; for learned heads it runs on each of ``head_tokens``
+      at every exit, once.
+    * ``backbone_restarts``: each run starts from the weights of the last, with its whole schedule and newly drawn rows
+      (warm restarts: Loshchilov and Hutter, 2017, arXiv 1608.03983). Each is kept, so that a recipe with one more
+      restart goes on from the backbone of one that has fewer.
+    * ``taught_share``, ``exit_weights``, ``exit_curriculum``, ``layer_dropout``: see
+      :mod:`consistentee.training.decoder.backbone_losses`.
+    * ``traced_rows``: a row of a hundred tokens takes half a megabyte.
     """
 
     @property
@@ -216,7 +190,7 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
         return {}
 
     def for_loop(self) -> Recipe:
-        """Return what the loop that both kinds share reads of it."""
+        """Return the fields that the training loop of both kinds reads."""
         shared = [field.name for declared in (BaseSettings, OneRun) for field in fields(declared)]
         return Recipe(**{name: getattr(self, name) for name in shared})
 

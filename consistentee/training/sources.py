@@ -1,4 +1,4 @@
-"""Where the stages of classification draw their rows from: tokens (the whole model runs), or cached features."""
+"""Sources of rows for the stages of classification: tokens (the whole model runs), or cached features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Rows as cached features: what a frozen backbone left of them; the rest as of :class:`TokenBatch`."""
+    """Rows as cached features of a frozen backbone; other fields as in :class:`TokenBatch`."""
 
     outputs: LayerOutputs
     labels: Tensor
@@ -72,7 +72,7 @@ class TokenSource:
 
 
 class FeatureSource:
-    """Rows of a split as what a frozen backbone leaves of them."""
+    """Rows as cached features of a frozen backbone."""
 
     lengths = None
 

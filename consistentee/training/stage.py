@@ -1,15 +1,14 @@
-"""What a stage of training is: a loss on some weights of a model, on rows from a source; and its key in the store."""
+"""Stage: a loss on some weights of a model, on rows from a source; and its key in the store."""
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from consistentee.data.encoding import Encoding
 from consistentee.files import hash_tensors
 from consistentee.models.base import MultiExit
 from consistentee.models.source_code import users_code
@@ -24,7 +23,7 @@ BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
 class Source(Protocol[BatchT_co]):
-    """Where a stage's rows come from."""
+    """A source of rows."""
 
     @property
     def lengths(self) -> Tensor | None:
@@ -55,7 +54,7 @@ class Judge(Protocol[ModelT_contra]):
         ...
 
     def fingerprint(self) -> str:
-        """Return a hash of what it scores by."""
+        """Return a hash of the rows and the score."""
         ...
 
 
@@ -70,12 +69,11 @@ class Stage(Generic[ModelT, BatchT]):
         epochs, batch_size: how long.
         learning_rate: peak rate of the backbone, where it changes.
         head_learning_rate: peak rate of everything else.
-        details: what the loss depends on beside the batch (hyperparameters, per-row tensors), for the key.
+        details: what else the loss depends on (hyperparameters, tensors a row), for the key.
         shared: keep the weights in the store, for the next method that asks for the same stage.
         dropout: train mode; a stage on cached features has no use for it.
-        also_reads: rows beside the source's that the loss reads, as tokens: word tables that learn hold no others.
-        judge: scores the model on validation rows after every epoch, which is noted in the model's description. It has
-            no part in what is learnt, nor in the key.
+        judge: scores the model on validation rows after every epoch, for the model's description. It changes neither
+            the weights nor the key.
     """
 
     name: str
@@ -88,12 +86,11 @@ class Stage(Generic[ModelT, BatchT]):
     details: Mapping[str, object] = field(default_factory=dict)
     shared: bool = False
     dropout: bool = True
-    also_reads: Sequence[Encoding] = ()
     judge: Judge[ModelT] | None = None
 
 
 def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> str:
-    """Return a hash of all that the stage's result depends on: the model as it is, rows, settings, loss, versions."""
+    """Return a hash of everything that the result depends on: the model as it is, rows, settings, loss, versions."""
     described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress", "method")}
     parts = {
         "model": model.fingerprint(),
@@ -116,10 +113,10 @@ def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
 
 
 def _name_of(loss: Callable[..., Tensor], method: str) -> list[str]:
-    """Return what tells a loss from others.
+    """Return what identifies a loss.
 
-    That is its name alone for those of this package, which TRAINING_VERSION covers; and with what tells its method from
-    others for a method's own. A user's loss counts with the text of its file, since nobody raises a version for that.
+    Losses of this package are covered by TRAINING_VERSION: their name. Losses of a method: also the method. A user's
+    loss: also the text of its file, since no version is raised for it.
     """
     function = loss.func if isinstance(loss, partial) else loss
     module = function.__module__

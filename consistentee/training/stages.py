@@ -102,7 +102,7 @@ def token_stage(
     details: Mapping[str, object] | None = None,
     shared: bool = False,
 ) -> Stage[MultiExitModel, TokenBatch]:
-    """Return a stage that trains backbone, poolers and classifiers as the recipe says.
+    """Return a stage that trains backbone, poolers and classifiers by the recipe.
 
     ``also_trains``: prefixes of the names of other weights that learn; ``details`` and ``shared``: see :class:`Stage`.
     """
@@ -159,22 +159,21 @@ def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe
 
 
 def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> Tensor:
-    """Return what the model, as it stands, answers to the training rows at every layer: [rows, L, classes].
+    """Return the logits of every layer for the training rows, under the model as it stands: [rows, L, classes].
 
-    One pass in eval mode, or that of :func:`recorded_features` where the store has it. No state is kept, and nothing
-    stored.
+    Neither states nor logits are stored; a pass that :func:`recorded_features` stored is read.
     """
     title = "asking exits" if recipe.progress else None
     return record_logits(model, source.encodings, store=recipe.store, progress=title)
 
 
 def cached_rows(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> FeatureSource:
-    """Return the training rows as what the model, as it stands, leaves of them: for :func:`train_heads`."""
+    """Return the features of the training rows under the model as it stands: a source for :func:`train_heads`."""
     return FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
 
 
 def early_exits(model: MultiExitModel, *patterns: str) -> tuple[str, ...]:
-    """Return what a stage trains of the exits before layer L: of ``"poolers.{}."``, ``"poolers.0."`` and so on."""
+    """Return prefixes of weights of the exits before layer L: for ``"poolers.{}."``, ``"poolers.0."`` and so on."""
     return tuple(pattern.format(exit_index) for pattern in patterns for exit_index in range(model.num_layers - 1))
 
 
@@ -188,7 +187,7 @@ def train_heads(
     trains: tuple[str, ...],
     details: Mapping[str, object] | None = None,
 ) -> None:
-    """Train small heads on what a frozen backbone left, without dropout.
+    """Train small heads on cached features of a frozen backbone, without dropout.
 
     It takes the recipe's number of steps, rounded up to whole epochs.
 
@@ -224,9 +223,9 @@ def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> To
 
 
 def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:
-    """Cut training rows into those to train on and a ``share`` of them, one at least, to judge the trained model by.
+    """Split training rows into rows to train on and a ``share`` of them, at least one, to judge the trained model by.
 
-    Which ones depends on their number alone: never on a seed of training, and never on the task's validation rows.
+    The split depends on the number of rows alone: not on a seed, and not on validation rows.
     Raises UserError where no row is left to train on.
     """
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))

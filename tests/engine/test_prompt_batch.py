@@ -21,8 +21,7 @@ def test_passes_do_not_change_what_a_prompt_gives(tiny_decoder, monkeypatch, fam
     with torch.inference_mode():
         together = PromptBatch(model, prompts, 3)
         torch.testing.assert_close(together.prefill(), alone, atol=1e-4, rtol=1e-4)
+    assert together.cache.ledger.lengths.tolist() == [9] * 4
     for layer in range(1, model.num_layers + 1):
-        account = together.cache.ledger.account(layer)
-        assert account.stored.tolist() == [9] * 4
-        assert account.owed.tolist() == [0] * 4
+        assert together.cache.ledger.stored[layer - 1].tolist() == [9] * 4
         assert together.cache.keys[layer - 1][:, :, :9].isfinite().all()

@@ -1,27 +1,24 @@
 """Training of both kinds of rows: determinism, resuming, the store; and losses and batches of instances."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
-from conftest import FAMILIES, VOCABULARY, make_task, make_text_task
+from conftest import make_task, make_text_task
 
 from consistentee.data.metrics import score
 from consistentee.errors import UserError
 from consistentee.files import LOCK
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop
-from consistentee.training.attention import stepwise_attention
 from consistentee.training.decoder.sources import DrawnRows, DrawnTokens
 from consistentee.training.decoder.stages import train_exits
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe, TokenRecipe
 from consistentee.training.sources import TokenSource
 from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, train_jointly, training_source
-from consistentee.training.word_tables import only_used_rows
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
 TOKEN_RECIPE = TokenRecipe(exit_steps=8, exit_batch_size=16, exit_learning_rate=1e-2, trains="all", backbone_steps=3)
@@ -275,78 +272,6 @@ def test_training_learns_the_toy_task(tiny_model, precision):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-class TestWordTables:
-    """Only the rows that the training rows use learn by gradients; the others wait for the decay that is their due."""
-
-    @pytest.fixture
-    def task(self):
-        return make_task(rows=20).capped(train=2)
-
-    @pytest.mark.parametrize("family", ["bert", "mpnet"])  # the padding token is a row among others, or learns nothing
-    def test_they_end_as_if_every_row_had_learned(self, tiny_model, task, monkeypatch, family):
-        recipe = replace(RECIPE, epochs=4, weight_decay=1.0)
-
-        def table_of(model) -> torch.Tensor:
-            train_jointly(model, task, recipe)
-            return model.backbone.get_input_embeddings().weight.detach()
-
-        model = tiny_model(family).double()
-        before = model.backbone.get_input_embeddings().weight.detach().clone()
-        parts = table_of(model)
-        monkeypatch.setattr(loop, "only_used_rows", lambda *_: nullcontext([]))
-        whole = table_of(tiny_model(family).double())
-        torch.testing.assert_close(parts, whole)
-        is_used = torch.zeros(len(before), dtype=torch.bool)
-        is_used[training_source(model, task, recipe).batch(torch.arange(2), 0).tokens.input_ids] = True
-        assert not is_used.all()
-        ratio = (parts / before)[~is_used]
-        assert ratio.max() < 0.999
-        torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio))
-
-    def test_they_are_whole_again_after_an_error(self, tiny_model, task):
-        model, before = tiny_model(), tiny_model().state_dict()
-        stage = token_stage("joint", lambda m, batch: own_loss(m, batch) * float("nan"), RECIPE)
-        with pytest.raises(UserError, match="is nan"):
-            run_stage(model, training_source(model, task, RECIPE), stage, RECIPE)
-        assert same(model.state_dict(), before)
-        model(model.collate(model.tokenize(make_task().test.texts)))
-
-    def test_a_token_that_nobody_announced_is_an_error(self, tiny_model, task):
-        model = tiny_model()
-        others = model.collate(model.tokenize(make_task().test.texts))
-        with only_used_rows(model, training_source(model, task, RECIPE).encodings, ("backbone.",)) as (table,):
-            assert len(table.weight) < len(VOCABULARY)
-            with pytest.raises(UserError, match="name them in Stage"):
-                model(others)
-
-    def test_a_loss_may_read_other_rows_that_its_stage_names(self, tiny_model, task):
-        model = tiny_model()
-        others = model.tokenize(make_task().test.texts)
-
-        def loss(model, batch):
-            return own_loss(model, batch) + model(model.collate(others)).logits.square().mean()
-
-        source, stage = training_source(model, task, RECIPE), token_stage("both", loss, RECIPE)
-        with pytest.raises(UserError, match="also_reads"):
-            run_stage(model, source, stage, RECIPE)
-        run_stage(model, source, replace(stage, also_reads=others), RECIPE)
-
-    def test_a_padding_row_that_no_row_holds_keeps_no_other_from_learning(self, tiny_model, task):
-        model = tiny_model()
-        table = model.backbone.get_input_embeddings()
-        encodings = training_source(model, task, RECIPE).encodings
-        table.padding_idx = next(
-            i for i in range(len(VOCABULARY)) if all(i not in encoding.input_ids for encoding in encodings)
-        )
-        with only_used_rows(model, encodings, ("backbone.",)):
-            assert table.padding_idx is None
-
-    def test_frozen_they_are_left_alone(self, tiny_model, task):
-        model = tiny_model()
-        with only_used_rows(model, training_source(model, task, RECIPE).encodings, ("classifiers.",)) as tables:
-            assert not tables
-
-
 def test_a_loss_that_is_not_finite_is_named(tiny_model):
     model = tiny_model()
     stage = token_stage("joint", lambda m, batch: own_loss(m, batch) * float("nan"), RECIPE)
@@ -399,19 +324,3 @@ class TestBatchesOfLikeLength:
         assert list(again) == [4, 5, 6, 7]
         assert again[4] == first[4]
         assert again[5] == first[5]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_attention_step_by_step_draws_the_same_dropout(tiny_model, family):
-    model = tiny_model(family).double().train()
-    batch = model.collate(model.tokenize(make_task().test.texts[:6]))
-
-    def logits() -> torch.Tensor:
-        torch.manual_seed(3)
-        return model(batch).logits.detach()
-
-    fused = logits()
-    with stepwise_attention(model):
-        torch.testing.assert_close(logits(), fused)
-    assert torch.equal(logits(), fused)
-    assert not torch.allclose(model.eval()(batch).logits, fused, atol=1e-3)

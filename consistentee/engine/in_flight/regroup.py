@@ -18,7 +18,13 @@ from consistentee.engine.in_flight.texts import Texts
 from consistentee.engine.in_flight.waiting import Waiting
 from consistentee.engine.step.cache import RowNumbers, Rows
 from consistentee.engine.step.owed_tokens import owed_tokens
-from consistentee.engine.step.token_decoder import close, late_layers, places_leaving
+from consistentee.engine.step.token_decoder import (
+    late_layers,
+    logits_behind_exits,
+    places_leaving,
+    says_at_once,
+    state_behind_exit,
+)
 from consistentee.engine.transcript import Transcript
 from consistentee.engine.writing import Writing
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -86,7 +92,6 @@ class InFlight:
 
     @torch.inference_mode()
     def _read(self, rows: list[int]) -> list[Transcript]:
-        """Read some prompts at full depth, and return the texts that their first token has ended."""
         start = clock(self._model.device)
         slots, prompts = self.texts.free[: len(rows)], [self._prompts[row] for row in rows]
         self.texts.begin(slots, rows, prompts, self._model.num_layers)
@@ -98,10 +103,10 @@ class InFlight:
 
     @torch.inference_mode()
     def _run_stage(self, stage: int, slots: RowNumbers) -> list[Transcript]:
-        """Run the next stage of some slots, and return the texts that have ended."""
         rows = self.slots.rows(slots)
         if stage == self._head:
-            return self._say(slots, self._behind_exits(rows))
+            context = self.slots.context(rows)
+            return self._say(slots, logits_behind_exits(self._model, self.slots, rows.of(self._hidden), context))
         if stage == 0:
             self.slots.begin(rows)
         context, layers = self.slots.context(rows), self._stretches[stage]
@@ -128,7 +133,6 @@ class InFlight:
         return {name: tensor.to(self._model.device) for name, tensor in state.items()}
 
     def _stay(self, rows: Rows, places: Tensor, view: TokenView, state: State, stage: int) -> None:
-        """Let the rows at some places of a view wait for the next stage."""
         rows.put(self._hidden, view.hidden[places, 0])
         kept = self._states[stage + 1]
         for name, tensor in state.items():
@@ -144,21 +148,13 @@ class InFlight:
         self.texts.left[rows.numbers] = view.layer
         if view.layer < view.num_layers:
             self._owed.leave(rows, view.hidden[places])
-        if view.has_logits or not self._model.shares_head:
+        if says_at_once(self._model, view):
             return self._say(rows.numbers, view.logits_of(places))
-        rows.put(self._hidden, view.hidden[places, 0] if self._model.closing else view.head_states_of(places))
+        rows.put(self._hidden, state_behind_exit(self._model, view, places))
         self._waiting.put(rows.numbers, self._head)
         return []
 
-    def _behind_exits(self, rows: Rows) -> Tensor:
-        """Run what lies behind all exits on rows that have left: logits [rows, vocabulary]."""
-        left = rows.of(self._hidden)
-        if not self._model.closing:  # they wait with what the LM head reads
-            return self._model.stepper.unembed(left)
-        return close(self._model, self.slots, left.unsqueeze(1), self.slots.context(rows))
-
     def _say(self, slots: RowNumbers, logits: Tensor) -> list[Transcript]:
-        """Take the next token of some slots, and return the texts that have ended."""
         ended = self.texts.say(slots, logits)
         self._waiting.put(np.setdiff1d(slots, ended), 0)
         transcripts = [self.texts.of(slot) for slot in ended.tolist()]

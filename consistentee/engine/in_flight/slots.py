@@ -1,4 +1,4 @@
-"""Slots: rows that are written on at their own pace over one cache; whoever ends makes room for the next prompt."""
+"""Slots: rows that grow at their own pace over one cache; a row that ends makes room for the next prompt."""
 
 from collections.abc import Sequence
 

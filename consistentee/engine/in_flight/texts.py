@@ -1,4 +1,4 @@
-"""Texts: what is written in every slot, and when it began, spoke and ended."""
+"""Texts: the text of every slot, and its times."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Waiting: rows under way, each before the stage that it is to run next, and who of them runs."""
+"""Waiting: rows under way, the stage that each runs next, and the choice of the rows that run."""
 
 from collections.abc import Sequence
 
@@ -34,7 +34,7 @@ class Waiting:
         return np.flatnonzero(self._stage >= 0)
 
     def enter(self, slots: RowNumbers) -> None:
-        """Say that rows begin in some slots; what they say first makes them level with the slowest."""
+        """Begin rows in some slots; their first token makes them level with the slowest."""
         self._tokens[slots] = self._tokens[self._waiting()].min(initial=self._tokens.max() + 1) - 1
 
     def put(self, slots: RowNumbers, stage: int) -> None:

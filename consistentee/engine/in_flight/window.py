@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderStepper
-from consistentee.engine.step.cache import Entry, KeyValueCache, RowNumbers, Rows
+from consistentee.engine.step.cache import KeyValueCache, RowNumbers, Rows
 
 
 class SlotCache(KeyValueCache):
@@ -37,11 +37,11 @@ class PromptWindow:
         """``lengths``: of the prompts, int64 [rows]."""
         self._cache = cache
         self._rows = rows
-        self._entry = Entry(rows.in_numpy, 0, lengths, then_read=True)
+        self._lengths = lengths
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write keys and values [rows, kv_heads, T, head_dim], and return them; ``layer_index`` counts from 0."""
-        self._cache.ledger.write(layer_index + 1, self._entry)
+        self._cache.ledger.write(layer_index + 1, self._rows.in_numpy, 0, self._lengths, then_read=True)
         stored, new = self._cache.keys_values[layer_index], torch.cat([keys, values], dim=1)
         columns, room = new.shape[2], stored.shape[2]
         self._rows.put_columns(stored, 0, columns, new)
@@ -69,8 +69,8 @@ class SlotWindow:
         self._cache = cache
         self._rows = rows
         self._longest = longest
-        ends = columns[:, -1] + 1
-        self._entry = Entry(rows.in_numpy, ends - written.sum(axis=1), ends, then_read=True)
+        self._ends = columns[:, -1] + 1
+        self._starts = self._ends - written.sum(axis=1)
         at, token = written.nonzero()
         self._taken = None if columns.shape[1] == 1 else (_on(rows, at), slice(None), _on(rows, token))
         self._place = (_on(rows, rows.numbers[at]), slice(None), _on(rows, columns[written]))
@@ -80,7 +80,7 @@ class SlotWindow:
 
         ``layer_index`` counts from 0. Raises CacheHoleError if anything is missing of what a row has.
         """
-        self._cache.ledger.write(layer_index + 1, self._entry)
+        self._cache.ledger.write(layer_index + 1, self._rows.in_numpy, self._starts, self._ends, then_read=True)
         stored, new = self._cache.keys_values[layer_index], torch.cat([keys, values], dim=1)
         stored[self._place] = new[:, :, 0] if self._taken is None else new[self._taken]
         heads = keys.shape[1]

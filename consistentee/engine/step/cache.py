@@ -1,4 +1,4 @@
-"""KeyValueCache: keys and values of a batch whose rows leave at different layers, and the account of what is in it.
+"""KeyValueCache: keys and values of a batch whose rows leave at different layers, and a ledger of its content.
 
 A column is a place in the batch: prompts are padded on the left, so that every row's newest token lies in the same
 column. A token that leaves after layer t writes nothing into layers t + 1 to L: it *owes* them its column, until a
@@ -6,9 +6,9 @@ later token of its row reads such a layer. Stock attention runs silently over a 
 read.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from consistentee.backbones.decoders import DecoderStepper
 
 RowNumbers = NDArray[np.int64]
+RowIndex = slice | RowNumbers
 
 
 class CacheHoleError(RuntimeError):
@@ -40,7 +41,7 @@ class Rows:
         return len(self.numbers)
 
     @property
-    def in_numpy(self) -> slice | RowNumbers:
+    def in_numpy(self) -> RowIndex:
         """What takes these rows from an array of the whole batch."""
         return self.numbers if self._slice is None else self._slice
 
@@ -73,161 +74,72 @@ class Rows:
         return Rows(self.numbers[places], self.device)
 
 
-@dataclass(frozen=True, eq=False)
-class Account:
-    """What some layers have of every row, and what they are owed: numbers of columns, int64 [rows] each.
-
-    Never written to: layers that are treated alike share one, so that what is found out about it holds for all of them.
-    """
-
-    stored: RowNumbers
-    owed: RowNumbers
-
-
-class Entry:
-    """Columns ``starts`` to ``end - 1`` of some rows, as they are written at one layer after the other.
-
-    Attributes:
-        rows: which ones, as an index of the rows of the batch.
-        starts: one column, or int64 [rows].
-        end: one past the last column; or of every row, int64 [rows].
-        then_read: whether these rows then read all that the layer has of them.
-    """
-
-    def __init__(
-        self, rows: slice | RowNumbers, starts: int | RowNumbers, end: int | RowNumbers, *, then_read: bool
-    ) -> None:
-        self.rows = rows
-        self.starts = starts
-        self.end = end
-        self.then_read = then_read
-        self.before: Account | None = None
-        self.after: Account | None = None
-
-
 class Ledger:
-    """Double-entry account: which columns every layer has of every row, and how many it is still owed.
+    """Account of which columns every layer has of every row, checked at every read.
 
-    A layer's columns of a row are stored in order, without a gap, so that one number says which there are: ``stored``
-    says up to where they are written; ``owed`` counts up when a column begins and down when it is written.
+    A layer's columns of a row are stored in order, without a gap, so that one number describes them.
 
     Attributes:
         lengths: number of columns that have begun, of every row: int64 [rows].
+        stored: number of columns that every layer has of every row: int64 [layers, rows].
     """
 
     def __init__(self, num_layers: int, rows: int) -> None:
-        self.lengths = nothing = np.zeros(rows, dtype=np.int64)
-        self._accounts = [Account(nothing, nothing)] * num_layers
-
-    @property
-    def length(self) -> int:
-        """Number of columns that have begun, where all rows have as many."""
-        return int(self.lengths[0])
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers, L."""
-        return len(self._accounts)
-
-    def account(self, layer: int) -> Account:
-        """Return the account of layer ``layer`` (1-based)."""
-        return self._accounts[layer - 1]
+        self.lengths = np.zeros(rows, dtype=np.int64)
+        self.stored = np.zeros((num_layers, rows), dtype=np.int64)
 
     def advance(self, columns: int | RowNumbers) -> None:
         """Begin new columns, so many of every row, or int64 [rows]: every layer owes them."""
         self.lengths = self.lengths + columns
-        self._change(lambda account: Account(account.stored, account.owed + columns))
 
-    def write(self, layer: int, entry: Entry) -> None:
-        """Note that an entry's columns are written at layer ``layer`` (1-based).
+    def write(
+        self, layer: int, rows: RowIndex, starts: int | RowNumbers, end: int | RowNumbers, *, then_read: bool
+    ) -> None:
+        """Record that columns ``starts`` to ``end - 1`` of some rows are written at layer ``layer`` (1-based).
 
-        Raises CacheHoleError if they do not follow those that are stored; or, where the entry's rows then read the
-        layer, unless stored and owed columns make up the length for every row of the batch, and those rows owe nothing.
+        Raises CacheHoleError if they do not follow the stored columns, or if the rows then read the layer and it has
+        not all of their columns.
         """
-        before = self._accounts[layer - 1]
-        if before is not entry.before:  # of layers that share an account the first speaks for all
-            entry.after = self._written(layer, before, entry)
-            entry.before = before
-        self._accounts[layer - 1] = cast(Account, entry.after)
-
-    def _written(self, layer: int, before: Account, entry: Entry) -> Account:
-        rows, there = entry.rows, before.stored[entry.rows]
-        if (there != entry.starts).any():
-            raise CacheHoleError(f"layer {layer}: columns from {entry.starts} on are written where {there} are stored")
-        stored, owed = before.stored.copy(), before.owed.copy()
-        stored[rows] = entry.end
-        owed[rows] -= entry.end - entry.starts
-        if entry.then_read and ((stored + owed != self.lengths).any() or owed[rows].any()):
-            raise CacheHoleError(
-                f"layer {layer}: stored {stored} and owed {owed} columns of {self.lengths}, when rows {rows} read it"
-            )
-        return Account(stored, owed)
+        stored = self.stored[layer - 1]
+        if (stored[rows] != starts).any():
+            raise CacheHoleError(f"layer {layer}: columns from {starts} on are written where {stored[rows]} are stored")
+        stored[rows] = end
+        if then_read and (self.lengths[rows] != end).any():
+            raise CacheHoleError(f"layer {layer}: stored {end} of {self.lengths[rows]} columns, when rows {rows} read")
 
     def keep(self, rows: RowNumbers) -> None:
         """Forget all rows but these."""
-        self.lengths = self.lengths[rows]
-        self._change(lambda account: Account(account.stored[rows], account.owed[rows]))
+        self.lengths, self.stored = self.lengths[rows], self.stored[:, rows]
 
     def clear(self, rows: RowNumbers) -> None:
-        """Forget all columns of some rows, whatever they owe."""
-        others = np.ones(len(self.lengths), dtype=np.int64)
-        others[rows] = 0
-        self.lengths = self.lengths * others
-        self._change(lambda account: Account(account.stored * others, account.owed * others))
+        """Forget all columns of some rows."""
+        self.lengths[rows] = 0
+        self.stored[:, rows] = 0
 
     def take_back(self, column: int) -> None:
         """Forget what layers have stored from a column on: they owe it again."""
-        self._change(lambda account: _stored_before(account, column))
+        self.stored = self.stored.clip(max=column)
 
     def rewind(self, length: int) -> None:
         """Forget the columns from ``length`` on. Raises CacheHoleError while any column is owed."""
-        if any(account.owed.any() for account in self._accounts):
+        if (self.stored != self.lengths).any():
             raise CacheHoleError("columns cannot be taken back while layers are owed some")
-        self.lengths = np.minimum(self.lengths, length)
-        self._change(lambda account: Account(np.minimum(account.stored, length), account.owed))
-
-    def _change(self, change: Callable[[Account], Account]) -> None:
-        """Change every account; layers that shared one share what becomes of it."""
-        changed = {id(account): change(account) for account in {id(a): a for a in self._accounts}.values()}
-        self._accounts = [changed[id(account)] for account in self._accounts]
-
-
-def _stored_before(account: Account, column: int) -> Account:
-    stored = np.minimum(account.stored, column)
-    return Account(stored, account.owed + account.stored - stored)
+        self.lengths, self.stored = self.lengths.clip(max=length), self.stored.clip(max=length)
 
 
 @dataclass(frozen=True)
 class OwedColumns:
-    """The columns that some rows owe some layers.
+    """The columns ``starts`` to ``ends - 1`` that some rows owe some layers, int64 [rows] each.
 
     Attributes:
-        entry: what the ledger is told when they are filled.
-        row_index, column_index: the same row by row and column by column, int64 [owed] each, on the device.
+        row_index, column_index: the same one by one, int64 [owed] each, on the device.
     """
 
-    entry: Entry
+    rows: RowNumbers
+    starts: RowNumbers
+    ends: RowNumbers
     row_index: Tensor
     column_index: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class StoredColumns:
-    """The first columns of all rows at every layer: keys and values [rows, kv_heads, columns, head_dim] each."""
-
-    columns: int
-    keys: list[Tensor]
-    values: list[Tensor]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that they take."""
-        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
-
-    def copy(self) -> "StoredColumns":
-        """Return them apart from the cache that they are in."""
-        keys, values = ([tensor.clone() for tensor in of] for of in (self.keys, self.values))
-        return StoredColumns(self.columns, keys, values)
 
 
 class KeyValueCache:
@@ -255,7 +167,7 @@ class KeyValueCache:
     @property
     def length(self) -> int:
         """Number of columns that have begun, where all rows have as many."""
-        return self.ledger.length
+        return int(self.ledger.lengths[0])
 
     def advance(self, columns: int | RowNumbers) -> None:
         """Begin new columns, so many of every row, or int64 [rows]."""
@@ -265,16 +177,15 @@ class KeyValueCache:
         """Write zeros into the first columns of some rows at every layer: a NaN there would pass through any mask."""
         if not columns:
             return
-        entry = Entry(rows.in_numpy, 0, columns, then_read=False)
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True), start=1):
-            self.ledger.write(layer, entry)
+            self.ledger.write(layer, rows.in_numpy, 0, columns, then_read=False)
             zeros = keys.new_zeros(()).expand(len(rows), keys.shape[1], columns, keys.shape[3])
             rows.put_columns(keys, 0, columns, zeros)
             rows.put_columns(values, 0, columns, zeros)
 
     def starts(self, layer: int, rows: Rows) -> RowNumbers:
         """Return the first column that layer ``layer`` (1-based) does not have yet, for some rows: int64 [rows]."""
-        return self.ledger.account(layer).stored[rows.in_numpy]
+        return self.ledger.stored[layer - 1, rows.numbers]
 
     def owed(self, layer: int, rows: Rows, ends: RowNumbers) -> OwedColumns | None:
         """Return what some rows owe layer ``layer`` (1-based) before columns ``ends``, or None if they owe nothing.
@@ -290,14 +201,16 @@ class KeyValueCache:
         # Of every row starts, starts + 1, ..., ends - 1: what is counted over all rows, less what rows before it have.
         column_index = np.arange(len(row_index)) + np.repeat(ends - counts.cumsum(), counts)
         return OwedColumns(
-            Entry(rows.numbers[owing], starts[owing], ends[owing], then_read=False),
+            rows.numbers[owing],
+            starts[owing],
+            ends[owing],
             torch.from_numpy(row_index).to(self._device),
             torch.from_numpy(column_index).to(self._device),
         )
 
     def fill(self, layer: int, owed: OwedColumns, keys: Tensor, values: Tensor) -> None:
         """Write owed columns at layer ``layer`` (1-based); keys and values are [1, kv_heads, owed, head_dim]."""
-        self.ledger.write(layer, owed.entry)
+        self.ledger.write(layer, owed.rows, owed.starts, owed.ends, then_read=False)
         place = (owed.row_index, slice(None), owed.column_index)
         self.keys[layer - 1][place] = keys[0].transpose(0, 1)
         self.values[layer - 1][place] = values[0].transpose(0, 1)
@@ -309,22 +222,21 @@ class KeyValueCache:
             for layer, tensor in enumerate(tensors):
                 tensors[layer] = rows.of(tensor).clone()
 
-    def stored(self, columns: int) -> StoredColumns:
-        """Return a view of the first columns, which every layer has of every row."""
-        keys, values = ([tensor[:, :, :columns] for tensor in of] for of in (self.keys, self.values))
-        return StoredColumns(columns, keys, values)
+    def copy_of(self, columns: int) -> list[Tensor]:
+        """Return a copy of the first columns of all rows, keys of all layers and then values."""
+        return [tensor[:, :, :columns].clone() for tensor in (*self.keys, *self.values)]
 
-    def take_over(self, stored: StoredColumns) -> None:
-        """Begin with columns that another cache of as many rows and layers has had."""
-        self.advance(stored.columns)
-        entry = Entry(slice(None), 0, stored.columns, then_read=True)
-        for layer, (keys, values) in enumerate(zip(stored.keys, stored.values, strict=True), start=1):
-            self.ledger.write(layer, entry)
-            self.keys[layer - 1][:, :, : stored.columns] = keys
-            self.values[layer - 1][:, :, : stored.columns] = values
+    def begin_with(self, copied: Sequence[Tensor]) -> None:
+        """Begin with what :meth:`copy_of` has given of another cache of as many rows and layers."""
+        columns = copied[0].shape[2]
+        self.advance(columns)
+        for layer in range(1, len(self.keys) + 1):
+            self.ledger.write(layer, slice(None), 0, columns, then_read=True)
+        for stored, tensor in zip((*self.keys, *self.values), copied, strict=True):
+            stored[:, :, :columns] = tensor
 
     def take_back(self, column: int) -> None:
-        """Let every layer owe what it has from a column on: it was made by a pass that counts no more."""
+        """Forget what layers have from a column on, because the pass that wrote it is no longer valid."""
         self.ledger.take_back(column)
 
     def rewind(self, length: int) -> None:
@@ -353,7 +265,7 @@ class CacheWindow:
         self._first = first
         self._begin = begin
         self._end = end
-        self._entry = Entry(rows.in_numpy, begin if starts is None else starts, end, then_read=True)
+        self._starts = begin if starts is None else starts
         self._written: Tensor | None = None  # bool [rows, 1, end - begin, 1]; None where a row writes all columns
         if starts is not None:
             written = np.arange(begin, end) >= starts[:, None]
@@ -365,7 +277,7 @@ class CacheWindow:
         ``layer_index`` counts from 0, as in the stock models. Raises CacheHoleError if any of it is missing.
         """
         cache = self._cache
-        cache.ledger.write(layer_index + 1, self._entry)
+        cache.ledger.write(layer_index + 1, self._rows.in_numpy, self._starts, self._end, then_read=True)
         return self._exchange(cache.keys[layer_index], keys), self._exchange(cache.values[layer_index], values)
 
     def _exchange(self, stored: Tensor, new: Tensor) -> Tensor:

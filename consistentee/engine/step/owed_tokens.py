@@ -1,4 +1,4 @@
-"""What becomes of the layers that a token skipped: state propagation (CALM), or running them later (FREE).
+"""Keys and values of the layers that a token skipped: state propagation (CALM), or running them later (FREE).
 
 Both wait until a later token of the same row reads such a layer; a layer that nobody reads again costs nothing.
 """
@@ -45,7 +45,7 @@ class OwedTokens(ABC):
         """Run layers between two exits on the newest tokens of some rows, and pay first what these rows owe them.
 
         Args:
-            layers: 1-based. All of them are owed the same columns, because nobody leaves in between.
+            layers: 1-based. All of them are owed the same columns, because no row leaves in between.
             hidden: [rows, 1, width], what enters the first of these layers.
             rows: the rows that have come this far.
             context: of their newest tokens.
@@ -94,7 +94,7 @@ class DeferredRun(OwedTokens):
 
 
 def owed_tokens(policy: KVPolicy, batch: TokenBatch, new_columns: int) -> OwedTokens:
-    """Return what follows a policy. Raises UserError for an unknown one."""
+    """Return the implementation of a policy. Raises UserError for an unknown one."""
     policies: dict[str, type[OwedTokens]] = {"propagate": Propagation, "exact": DeferredRun}
     if policy not in policies:
         raise unknown_name("KV policy", policy, policies)

@@ -131,7 +131,6 @@ class PromptBatch(TokenBatch):
         return self.positions(self._padding_on_device[row_index], column_index)
 
     def _place_padding(self) -> None:
-        """Bring to the device what every step asks of the padding."""
         self._padding_on_device = torch.from_numpy(self._padding).to(self.device)
         hidden_from_all = self._columns < self._padding_on_device.unsqueeze(1)
         self._bias = self._bias_where(hidden_from_all)[:, None, None]

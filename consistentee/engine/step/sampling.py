@@ -15,7 +15,7 @@ from consistentee.traces.token_view import keyed_bits
 @checked
 @dataclass(frozen=True)
 class Sampling:
-    """Draw every token from what the exit says, by a hash of the seed, the prompt and the token's place.
+    """Draw every token from the distribution of its exit, by a hash of the seed, the prompt and the token's place.
 
     So the same seed gives the same text, and a row's text does not depend on its batch. Two equal prompts get equal
     texts: ask for several texts with several seeds.

@@ -1,4 +1,4 @@
-"""TokenDecoder: decodes a batch token by token, where a rule says at which layer each of them leaves."""
+"""TokenDecoder: decodes a batch token by token; a rule decides at which layer each of them leaves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,32 +77,42 @@ class TokenDecoder:
 
     def _climb(self) -> tuple[Tensor, list[int]]:
         climbing = self._start()
+        context_of_all = climbing.context
         exit_layers = [self._model.num_layers] * len(self._keys)
-        answers = self._answers(climbing)
+        tokens = torch.empty(len(self._keys), dtype=torch.int64, device=self._model.device)
+        left_with = climbing.hidden[:, 0].clone()  # what the rows whose logits are not known leave with
+        waiting: list[int] = []
         for exit_layer, layers in self._stretches:
             climbing.hidden = self._owed.run(layers, climbing.hidden, climbing.rows, climbing.context)
             view = climbing.view(self._model, exit_layer, self._step)
             leaving = places_leaving(self._rule, view, climbing.state)
             if leaving:
                 left = climbing.rows if len(leaving) == view.rows else climbing.rows.take(leaving)
-                answers.leave(view, leaving, left.numbers, [climbing.keys[place] for place in leaving])
                 for row in left.numbers:
                     exit_layers[row] = exit_layer
                 if exit_layer < view.num_layers:
                     self._owed.leave(left, view.hidden[leaving])
+                if says_at_once(self._model, view):
+                    self._choose(tokens, left.numbers, view.logits_of(leaving))
+                else:
+                    left.put(left_with, state_behind_exit(self._model, view, leaving))
+                    waiting += left.numbers.tolist()
             if len(leaving) == view.rows:
                 break
             if climbing.past is not None:
                 climbing.past = view.history
             if leaving:
                 self._keep_climbing(climbing, leaving)
-        return answers.tokens(), exit_layers
+        if waiting:
+            rows = self.batch.all_rows().take(sorted(waiting))
+            logits = logits_behind_exits(self._model, self.batch, rows.of(left_with), context_of_all)
+            self._choose(tokens, rows.numbers, logits)
+        return tokens, exit_layers
 
-    def _answers(self, everyone: "_Climbing") -> "_Answers | _ClosedAnswers":
-        """Return what takes the next tokens of all rows, which begin to climb."""
-        if self._model.closing:
-            return _ClosedAnswers(self._model, self._sampling, self._step, everyone, self.batch)
-        return _Answers(self._model, self._sampling, self._step, len(self._keys))
+    def _choose(self, tokens: Tensor, rows: RowNumbers, logits: Tensor) -> None:
+        keys = [self._keys[row] for row in rows]
+        chosen = choose_tokens(self._sampling, logits, keys, [self._step] * len(keys))
+        Rows(rows, tokens.device).put(tokens, chosen)
 
     def _start(self) -> "_Climbing":
         rows = self.batch.all_rows()
@@ -125,7 +135,6 @@ class TokenDecoder:
         return self.batch.context(rows, column, column + 1)
 
     def _keep_climbing(self, climbing: "_Climbing", leaving: list[int]) -> None:
-        """Drop the rows at some places from what goes up."""
         gone = set(leaving)
         places = [place for place in range(len(climbing.rows)) if place not in gone]
         kept = torch.tensor(places, device=self._model.device)
@@ -157,12 +166,25 @@ def places_leaving(rule: ExitRule, view: TokenView, state: State) -> list[int]:
     return [place for place, goes in enumerate(ask(rule, view, state).tolist()) if goes]
 
 
-def close(model: MultiExitDecoder, batch: TokenBatch, hidden: Tensor, context: DecoderContext) -> Tensor:
-    """Run the closing layers behind the exits of some rows, and read the LM head.
+def says_at_once(model: MultiExitDecoder, view: TokenView) -> bool:
+    """Return whether rows that leave get their logits now: the rule has read them, or each exit has a head of its own.
 
-    [rows, 1, width] -> [rows, vocabulary].
+    A shared LM head, the largest matrix of a small model, is read once for all rows that wait for it, and so are
+    closing layers.
     """
-    return model.logits(model.num_layers, batch.run(model.closing, hidden, context)[:, 0])
+    return not model.closing and (view.has_logits or not model.shares_head)
+
+
+def state_behind_exit(model: MultiExitDecoder, view: TokenView, places: list[int]) -> Tensor:
+    """Return what rows that leave wait with for :func:`logits_behind_exits`: [places, width]."""
+    return view.hidden[places, 0] if model.closing else view.head_states_of(places)
+
+
+def logits_behind_exits(model: MultiExitDecoder, batch: TokenBatch, left: Tensor, context: DecoderContext) -> Tensor:
+    """Run what lies behind all exits, closing layers and LM head: [rows, width] -> [rows, vocabulary]."""
+    if not model.closing:
+        return model.stepper.unembed(left)
+    return model.logits(model.num_layers, batch.run(model.closing, left.unsqueeze(1), context)[:, 0])
 
 
 def late_layers(ledger: Ledger, row: int, prompt_columns: int, exit_layers: Sequence[int]) -> list[int]:
@@ -170,9 +192,8 @@ def late_layers(ledger: Ledger, row: int, prompt_columns: int, exit_layers: Sequ
 
     The first is read off the prompt, which leaves nothing for later. ``exit_layers``: of all new tokens.
     """
-    stored = np.array([ledger.account(layer).stored[row] for layer in range(1, ledger.num_layers + 1)])
     read = prompt_columns + np.arange(len(exit_layers) - 1)
-    cached = (stored > read[:, None]).sum(axis=1)
+    cached = (ledger.stored[:, row] > read[:, None]).sum(axis=1)
     return [0, *(cached - np.array(exit_layers[1:], dtype=np.int64)).tolist()]
 
 
@@ -186,7 +207,7 @@ class _Climbing:
         context: what layers need beside it.
         state: of the rule.
         keys: of their prompts.
-        past: states at the exits so far [rows, exits, width], or None where nobody reads them.
+        past: states at the exits so far [rows, exits, width], or None if the rule does not read them.
     """
 
     rows: Rows
@@ -199,64 +220,3 @@ class _Climbing:
     def view(self, model: MultiExitDecoder, layer: int, step: int) -> TokenView:
         """Return what the rule may read at layer ``layer``."""
         return TokenView(model, layer, self.hidden, step, self.keys, past=self.past)
-
-
-class _Answers:
-    """The next tokens of one step.
-
-    A shared LM head, the largest matrix of a small model, is read once for all rows that wait for it. Rows whose logits
-    the rule has read already need no second reading.
-    """
-
-    def __init__(self, model: MultiExitDecoder, sampling: Sampling | None, step: int, rows: int) -> None:
-        self._model = model
-        self._sampling = sampling
-        self._step = step
-        self._tokens = torch.empty(rows, dtype=torch.int64, device=model.device)
-        self._states: list[Tensor] = []
-        self._rows: list[int] = []
-        self._keys: list[int] = []
-
-    def leave(self, view: TokenView, places: list[int], rows: RowNumbers, keys: list[int]) -> None:
-        """Let the rows at some places of a view say what they leave with; ``rows`` are their numbers in the batch."""
-        if view.has_logits or not self._model.shares_head:
-            self._choose(view.logits_of(places), rows.tolist(), keys)
-        else:
-            self._states.append(view.head_states_of(places))
-            self._rows += rows.tolist()
-            self._keys += keys
-
-    def tokens(self) -> Tensor:
-        """Return the next token of every row, int64 [rows], when all have left."""
-        if self._states:
-            self._choose(self._model.stepper.unembed(torch.cat(self._states)), self._rows, self._keys)
-        return self._tokens
-
-    def _choose(self, logits: Tensor, rows: list[int], keys: list[int]) -> None:
-        index = torch.tensor(rows, device=self._tokens.device)
-        self._tokens.index_copy_(0, index, choose_tokens(self._sampling, logits, keys, [self._step] * len(keys)))
-
-
-class _ClosedAnswers:
-    """The same where closing layers lie behind the exits: at the end of the step all rows run them together."""
-
-    def __init__(
-        self, model: MultiExitDecoder, sampling: Sampling | None, step: int, everyone: _Climbing, batch: PromptBatch
-    ) -> None:
-        """``everyone``: all rows of the batch."""
-        self._model = model
-        self._sampling = sampling
-        self._step = step
-        self._batch = batch
-        self._context = everyone.context
-        self._keys = everyone.keys
-        self._hidden = torch.empty_like(everyone.hidden)
-
-    def leave(self, view: TokenView, places: list[int], rows: RowNumbers, keys: list[int]) -> None:
-        """Keep what the rows at some places of a view leave with; ``rows`` are their numbers in the batch."""
-        self._hidden[torch.from_numpy(rows).to(self._hidden.device)] = view.hidden[places]
-
-    def tokens(self) -> Tensor:
-        """Return the next token of every row, int64 [rows], when all have left."""
-        logits = close(self._model, self._batch, self._hidden, self._context)
-        return choose_tokens(self._sampling, logits, self._keys, [self._step] * len(self._keys))

@@ -1,4 +1,4 @@
-"""What a decoder's backbone learns so that its middle layers speak: cross-entropies of the exits on response tokens.
+"""Losses of a decoder's backbone: cross-entropies of the exits on response tokens.
 
 One loss, a weighted mean of the exits' cross-entropies through the LM head, is that of several papers:
 
@@ -92,7 +92,7 @@ def joint_loss(losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> 
 
 
 def taught_loss(taught_share: float, losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> Tensor:
-    """Return the same mean, of which exits below L learn so much what layer L says, and the rest labels.
+    """Return the same mean; exits below L learn this share from the distribution of layer L, and the rest from labels.
 
     Layer L teaches while it learns labels, and feels nothing of its pupils but through the layers that they share
     (self-distillation: Zhang et al., "Be Your Own Teacher", 2019, arXiv 1905.08094, section 3).
@@ -130,7 +130,7 @@ def loss_at_exits(model: MultiExitDecoder, hidden: Tensor, targets: Tensor, weig
 
     Args:
         model: whose exits they are; its precision is that of the LM head's products.
-        hidden: hidden states that the exits speak from: [tokens, exits, width].
+        hidden: hidden states at the exits: [tokens, exits, width].
         targets: int64 [tokens], or distributions, [tokens, vocabulary].
         weights: [tokens, exits]. An exit whose weights are all 0 is not run.
     """

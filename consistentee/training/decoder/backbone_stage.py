@@ -27,7 +27,7 @@ def train_backbone(
     name: str = "backbone",
     also_trains: tuple[str, ...] = (),
 ) -> None:
-    """Train the backbone as ``recipe.trains`` says, which is not "exits"; the model keeps stock layers.
+    """Train the backbone by ``recipe.trains``, which must not be "exits"; the model keeps stock layers.
 
     Args:
         model: changed in place.
@@ -61,7 +61,7 @@ def train_backbone(
 
 
 def _settings_of(loss: RowsLoss) -> dict[str, object]:
-    """Return what tells a loss from others of its module: its name, and the settings bound to it."""
+    """Return what identifies a loss of its module: its name, and the settings bound to it."""
     if isinstance(loss, partial):
         return {**_settings_of(loss.func), "settings": repr((loss.args, loss.keywords))}
     return {"loss": getattr(loss, "__qualname__", repr(loss))}

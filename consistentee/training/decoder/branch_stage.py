@@ -1,4 +1,4 @@
-"""Training branches, exits with a decoder layer of their own, on what a frozen backbone has left of whole rows."""
+"""Training branches, exits with a decoder layer of their own, on cached states of whole rows."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ from consistentee.training.stage import Stage
 def train_branches(
     model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe, spec_at: Callable[[int], BranchSpec]
 ) -> None:
-    """Put a branch on every exit below L, and train all of them together to say what the last exit says.
+    """Put a branch on every exit below L, and train all of them together on the distribution of the last exit.
 
     The backbone and the LM head stay as they are; where the recipe lets the backbone learn, that comes before, in the
     stage that all methods share. States are cached of the rows that are drawn, and of no others.
@@ -64,7 +64,7 @@ def train_branches(
 
 
 def branch_loss(model: MultiExitDecoder, batch: RowBatch) -> Tensor:
-    """Return the cross-entropy of branches with what the last exit says, mean over response tokens and branches.
+    """Return the cross-entropy of branches with the last exit, mean over response tokens and branches.
 
     It is KL(last exit || branch) and a constant, the entropy of the last exit.
     """

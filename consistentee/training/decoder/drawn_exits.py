@@ -53,7 +53,7 @@ def draw_exits(exit_layers: tuple[int, ...], weights: Tensor, may_exit: Tensor) 
 
 
 def states_where_tokens_leave(model: MultiExitDecoder, tokens: Tensor, padding_mask: Tensor, exits: Tensor) -> Tensor:
-    """Run whole rows as decoding does whose tokens leave at given exits; what their exits speak from.
+    """Run whole rows as decoding does when tokens leave at given exits; return the states at their exits.
 
     Layers that a token skips get its keys and values from the state at its exit.
 

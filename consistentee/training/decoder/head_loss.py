@@ -26,7 +26,7 @@ def weighted_cross_entropy(
     Args:
         states: what the LM head reads: [tokens, width].
         lm_head: its weights: [vocabulary, width].
-        targets: what should be said: int64 [tokens], or distributions, [tokens, vocabulary]; they get no gradient.
+        targets: int64 [tokens], or distributions, [tokens, vocabulary]; they get no gradient.
         weights: [tokens]; they get no gradient.
         precision: of the products; softmax and sums are as precise as the states.
     """
@@ -37,7 +37,7 @@ def weighted_cross_entropy(
 
 @torch.no_grad()
 def probabilities(states: Tensor, lm_head: Tensor, precision: Precision = "float32") -> Tensor:
-    """Return what is said: [tokens, vocabulary]; arguments as of :func:`weighted_cross_entropy`."""
+    """Return the distributions of the LM head, [tokens, vocabulary]; arguments as of :func:`weighted_cross_entropy`."""
     products = _type_of_products(states, precision)
     return (states.to(products) @ lm_head.to(products).T).to(states.dtype).softmax(dim=-1)
 

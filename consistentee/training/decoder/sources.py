@@ -1,4 +1,4 @@
-"""Where the stages of generation draw from: tokens or rows whose states are cached, or rows that the backbone runs."""
+"""Sources for the stages of generation: tokens or rows with cached states, or rows that the backbone runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Training a decoder's exits on response tokens: on states that the frozen backbone left once, or through the backbone.
+"""Training a decoder's exits on response tokens: on cached states of a frozen backbone, or through the backbone.
 
 An LM head costs as much as several layers, so what is trained is counted in steps over tokens drawn at random from
 the cached ones, not in epochs over all of them. The loop is :func:`consistentee.training.loop.run_stage`.
@@ -30,7 +30,7 @@ _STATES_AT_A_TIME = 4096
 
 
 def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> TokenTrace:
-    """Train what the methods of generation share, and return the trace of the training rows under the trained model.
+    """Train the stages that methods of generation share; return the trace of the training rows under the trained model.
 
     The backbone first, if it learns at all, then the exit adapters on the states that it leaves. Both are shared
     through the recipe's store. Before anything learns, exits are given a start in closed form.
@@ -78,7 +78,7 @@ def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: Tok
 
 @torch.no_grad()
 def _start_exits(trace: TokenTrace, recipe: TokenRecipe) -> None:
-    """Set every exit below L to the least-squares map of its states onto those of layer L, where the recipe says so."""
+    """Set every exit below L to the least-squares map of its states onto those of layer L, if so configured."""
     model, tokens = trace.model, recipe.tokens_for_heads(trace)
     if recipe.exit_start == "stock" or not len(tokens):
         return
@@ -140,7 +140,7 @@ def train_learned_head(
     head: str,
     details: Mapping[str, object] | None = None,
 ) -> None:
-    """Train a learned head of the trace's model on cached states, as long and as fast as the recipe says."""
+    """Train a learned head of the trace's model on cached states, by the recipe."""
     train_on_states(
         trace,
         tokens,
@@ -156,13 +156,13 @@ def train_learned_head(
 
 
 def _has_weights(model: MultiExitDecoder, prefixes: tuple[str, ...]) -> bool:
-    """Say whether there is anything to train: a decoder with one exit, the last, has no adapter."""
+    """Return whether there is anything to train: a decoder with one exit, the last, has no adapter."""
     return any(name.startswith(prefixes) for name, _ in model.named_parameters())
 
 
 @torch.no_grad()
 def wanted_answers(target: Target, model: MultiExitDecoder, batch: StateBatch) -> Tensor:
-    """Return what exits should say: tokens, int64 [n], or what the last exit says, float [n, vocabulary]."""
+    """Return the targets of exits: tokens, int64 [n], or the distribution of the last exit, float [n, vocabulary]."""
     if target == "label":
         return batch.targets
     return model.logits(model.exit_layers[-1], batch.speaking[:, -1]).softmax(dim=-1)
