@@ -4,15 +4,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
 
 import pytest
 import torch
 from hypothesis import settings
 
 from benchmarks import analysis
-from benchmarks.contract.tiny.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
-from benchmarks.contract.tiny.encoders import (
+from benchmarks.run.jobs.schedulers import Schedule
+from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
+from benchmarks.testing.encoders import (
     CONFIGS,
     FAMILIES,
     PAD_ID,
@@ -23,7 +24,6 @@ from benchmarks.contract.tiny.encoders import (
     make_tokenizer,
     random_texts,
 )
-from benchmarks.run.jobs.schedulers import Schedule
 from consistentee.data.instances import TaskData
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -42,7 +42,7 @@ __all__ = [
     "random_texts",
 ]
 
-torch.set_num_threads(int(THREADS))
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # A busy machine is slow now and then, and no test is about that; examples differ from run to run, so that few suffice.
 settings.register_profile("any-machine", deadline=None, max_examples=50)

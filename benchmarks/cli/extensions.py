@@ -50,8 +50,7 @@ def check_method(
     ] = None,
 ) -> None:
     """Put a method under the contract on tiny models, in less than a minute: what fails, and where to look."""
-    from benchmarks.contract.run import check_method as check
-    from benchmarks.contract.run import report_table
+    from benchmarks.testing.check_method import check_method as check
     from consistentee.methods.method import get_method
 
     passed = True
@@ -59,7 +58,7 @@ def check_method(
         report = check(
             name, get_method(name, **parsed_parameters(param)), chosen(families, "--families"), progress=True
         )
-        output_console().print(report_table(report))
+        output_console().print(report.table())
         passed &= report.passed
     if not passed:
         raise typer.Exit(1)
@@ -106,10 +105,9 @@ def check_backbone(
     ],
 ) -> None:
     """Put a pretrained encoder under the contract, on its real weights: can it be stepped, cut, counted and timed?"""
-    from benchmarks.contract.backbones.run import check_backbone as check
-    from benchmarks.contract.backbones.run import report_table
+    from benchmarks.testing.check_backbone import check_backbone as check
 
     report = check(backbone, progress=True)
-    output_console().print(report_table(report))
+    output_console().print(report.table())
     if not report.passed:
         raise typer.Exit(1)

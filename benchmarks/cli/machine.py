@@ -30,9 +30,7 @@ def list_names(
     ] = None,
     detail: Annotated[
         bool,
-        typer.Option(
-            "--detail", help="Show a card for every method; show all that is known of the costs of suites."
-        ),
+        typer.Option("--detail", help="Show a card for every method; show all that is known of the costs of suites."),
     ] = False,
 ) -> None:
     """Show the methods, tasks, backbones and suites that can be named."""

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from baselines.calm import CALMTokensSoftmax, DecayingSignalRule
 from baselines.token_rules import TokenEntropy, TokenPatience
-from benchmarks.contract.run import check_method
 from benchmarks.kinds.texts.selection import said_at_exits
 from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.testing.check_method import check_method
 from consistentee.backbones import lm_head
 from consistentee.backbones.lm_head import logits_among
 from consistentee.engine.generate import generate
@@ -185,7 +185,7 @@ def test_later_exits_cost_so_many_columns(model):
 )
 def test_methods_keep_the_contract(method):
     report = check_method(method.name, method, ["llama"])
-    assert report.passed, [outcome.findings for outcome in report.outcomes if outcome.findings]
+    assert report.passed, report.fault_lines()
 
 
 @pytest.mark.parametrize(

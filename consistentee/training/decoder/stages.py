@@ -65,7 +65,7 @@ def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) ->
 
 
 def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: TokenRecipe) -> TokenTrace:
-    """Return what the model, as it stands, leaves of some rows, as float16 (float64 if the model is); kept in the recipe's store."""
+    """Return the states of some rows in the model as it stands; kept in the recipe's store."""
     return record_tokens(
         model,
         rows,
