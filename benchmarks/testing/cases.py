@@ -1,6 +1,5 @@
 """Cases: a method of either kind, trained on a tiny model and a toy task, and the runs of it that checks compare."""
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -67,14 +66,6 @@ class Row(NamedTuple):
     answers: Tensor
 
 
-class Live(NamedTuple):
-    """A live run with the trace that must replay it: exit layers [N], answers [N, ...], and the trace of its rows."""
-
-    exits: Tensor
-    answers: Tensor
-    trace: Any
-
-
 @dataclass
 class Case(ABC, Generic[ModelT, TraceT]):
     """A trained method, texts that it has not seen, and their trace.
@@ -134,8 +125,8 @@ class Case(ABC, Generic[ModelT, TraceT]):
         """Run all texts live, in one batch."""
 
     @abstractmethod
-    def live_runs(self, knob: float) -> Iterator[Live]:
-        """Run the texts live in every way that a replay must equal."""
+    def live_run(self, knob: float) -> tuple[Tensor, Tensor, TraceT]:
+        """Run all texts live: exit layers [N], answers [N, ...], and the trace that must replay them."""
 
     @abstractmethod
     def answers_at(self, trace: TraceT, exits: Tensor) -> Tensor:
@@ -213,12 +204,9 @@ class InstanceCase(Case[MultiExitModel, Trace]):
     def decided(self, knob: float, watched: WatchedRule | None = None) -> list[Row]:
         return _rows_of(self.live(knob, watched=watched, batch_size=ROWS))
 
-    def live_runs(self, knob: float) -> Iterator[Live]:
-        ways = itertools.product((7, 32), (False, True))
-        runs = (self.live(knob, batch_size=size, sort_by_length=by_length) for size, by_length in ways)
-        for live in itertools.chain([self.alone(knob)], runs):
-            answers = torch.cat([live.logits, live.layers_run.unsqueeze(1)], dim=1)
-            yield Live(live.exit_layers, answers, self.trace)
+    def live_run(self, knob: float) -> tuple[Tensor, Tensor, Trace]:
+        live = self.live(knob, batch_size=ROWS)
+        return live.exit_layers, torch.cat([live.logits, live.layers_run.unsqueeze(1)], dim=1), self.trace
 
     def answers_at(self, trace: Trace, exits: Tensor) -> Tensor:
         return torch.cat([trace.logits_at(exits), trace.layers_run(exits).unsqueeze(1)], dim=1)
@@ -336,9 +324,9 @@ class TokenCase(Case[MultiExitDecoder, TokenTrace]):
         rows = list(zip(self.prompts, (tokens.tolist() for tokens in written.tokens), strict=True))
         return record_tokens(self.model_at(knob), rows)
 
-    def live_runs(self, knob: float) -> Iterator[Live]:
-        live = self.live(knob, "exact")  # what is projected instead is not in a trace
-        yield Live(torch.cat(live.exit_layers), torch.cat(live.tokens), self.trace_of(live, knob))
+    def live_run(self, knob: float) -> tuple[Tensor, Tensor, TokenTrace]:
+        live = self.live(knob, "exact")  # keys and values that are projected instead are not in a trace
+        return torch.cat(live.exit_layers), torch.cat(live.tokens), self.trace_of(live, knob)
 
     def answers_at(self, trace: TokenTrace, exits: Tensor) -> Tensor:
         candidates = self.method.candidates if isinstance(self.method, VocabularyMethod) else None

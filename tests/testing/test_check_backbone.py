@@ -111,7 +111,10 @@ class TestLayers:
     def test_whose_operations_are_no_polynomial(self, bert, monkeypatch):
         monkeypatch.setattr(module, "FlopModel", Mock(side_effect=ValueError("not quadratic")))
         only(monkeypatch, "operations can be counted")
-        assert "cannot be counted: ValueError: not quadratic" in faults(check_backbone(str(bert)))["operations can be counted"]
+        assert (
+            "cannot be counted: ValueError: not quadratic"
+            in faults(check_backbone(str(bert)))["operations can be counted"]
+        )
 
 
 class TestSteppers:
