@@ -104,7 +104,7 @@ def check_backbone(
         str, typer.Argument(metavar="BACKBONE", help="A name of the catalogue, a directory, or a hub id.")
     ],
 ) -> None:
-    """Put a pretrained encoder under the contract, on its real weights: can it be stepped, cut, counted and timed?"""
+    """Check on real weights what must hold of a pretrained encoder before methods are compared on it."""
     from benchmarks.testing.check_backbone import check_backbone as check
 
     report = check(backbone, progress=True)

@@ -6,10 +6,9 @@ A check returns what it found in a few words, or raises BrokenContractError. No 
 import random
 import statistics
 import tempfile
-import timeit
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ _OTHER_BATCH = 1e-4
 """Relative difference allowed between batches, which sum in another order."""
 _FEWEST_WORDS = 20
 _LONGEST_RUN = 2048
-_TIMED_TOKENS = 32
+_COUNTED_TOKENS = 32
 
 
 @dataclass
@@ -279,8 +278,8 @@ def operations_can_be_counted(encoder: Encoder) -> str:
     """The operations of a layer are a polynomial of the number of tokens, so that FLOPs can be counted row by row."""
     with any_error_is("the operations of a layer cannot be counted"):
         flops = FlopModel(encoder.model)
-    costs = [int(layer(_TIMED_TOKENS)) for layer in flops.layers]
-    return f"{statistics.mean(costs) / 1e6:.1f} MFLOPs a layer for {_TIMED_TOKENS} tokens"
+    costs = [int(layer(_COUNTED_TOKENS)) for layer in flops.layers]
+    return f"{statistics.mean(costs) / 1e6:.1f} MFLOPs a layer for {_COUNTED_TOKENS} tokens"
 
 
 def gradients_reach_every_layer(encoder: Encoder) -> str:
@@ -332,17 +331,6 @@ def tokens_may_exit(encoder: Encoder) -> str:
     return "supported"
 
 
-@torch.no_grad()
-def it_takes_time(encoder: Encoder) -> str:
-    """Report roughly how long a layer takes, at batch 1 and 32."""
-    model, taken = encoder.model, []
-    row = Encoding([next(i for i in range(9) if i != encoder.tokenizer.pad_token_id)] * _TIMED_TOKENS)
-    for size in (1, 32):
-        _, *seconds = timeit.repeat(partial(model, model.collate([row] * size)), number=1, repeat=6)
-        taken.append(f"{1000 * statistics.median(seconds) / model.num_layers:.1f} ms at batch {size}")
-    return f"{', '.join(taken)}, for rows of {_TIMED_TOKENS} tokens; threads: {torch.get_num_threads()}"
-
-
 @dataclass(frozen=True)
 class BackboneCheck:
     """One check: its title; whether all that follows depends on it; titles of others that it depends on."""
@@ -368,7 +356,6 @@ ENCODER_CHECKS = (
     BackboneCheck("gradients reach every layer", gradients_reach_every_layer),
     BackboneCheck("saved and loaded, the same", saved_and_loaded_is_the_same),
     BackboneCheck("tokens may exit by themselves", tokens_may_exit, needs=(_STOCK, _ROWS)),
-    BackboneCheck("a layer takes", it_takes_time),
 )
 
 
