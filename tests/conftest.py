@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.run.jobs.schedulers import Schedule
 from hypothesis import settings
 
 from benchmarks import analysis
-from benchmarks.contract.tiny.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
-from benchmarks.contract.tiny.encoders import (
+from benchmarks.run.pool import Schedule
+from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
+from benchmarks.testing.encoders import (
     CONFIGS,
     FAMILIES,
     PAD_ID,
@@ -21,7 +23,6 @@ from benchmarks.contract.tiny.encoders import (
     make_tokenizer,
     random_texts,
 )
-from benchmarks.run.pool import Schedule
 from consistentee.data.instances import TaskData
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from baselines.calm import CALMTokensClassifier
 from baselines.references import RandomRule
 from baselines.skipdecode import SkipDecode
-from benchmarks.contract.token_case import RECIPE
-from benchmarks.contract.token_reference import counted_calls, eager_tokens, stock_tokens
 from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.testing.cases import TOKEN_RECIPE as RECIPE
+from benchmarks.testing.reference import counted_calls, eager_tokens, stock_tokens
 from consistentee.engine.generate import Generations, generate, generate_encoded
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.engine.step.sampling import Sampling

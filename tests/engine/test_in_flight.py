@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from baselines.calm import DecayingSaturationRule, DecayingSignalRule
 from baselines.references import RandomRule
-from benchmarks.contract.token_reference import counted_calls
+from benchmarks.testing.reference import counted_calls
 from consistentee.engine.generate import Generations, generate, generate_encoded, stream_texts
 from consistentee.engine.in_flight import slots as slots_module
 from consistentee.engine.in_flight.regroup import InFlight

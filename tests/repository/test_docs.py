@@ -22,11 +22,11 @@ import consistentee.training
 from benchmarks.analysis.tables import load_leaderboard, render
 from benchmarks.cli import app
 from benchmarks.commands.new_method import write_method
-from benchmarks.contract.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
-from benchmarks.contract.run import check_method, fault_lines
 from benchmarks.run import pool
 from benchmarks.specs import suites
 from benchmarks.specs.base import TimingSpec
+from benchmarks.testing.check_method import check_method
+from benchmarks.testing.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, TOKEN_SECTION, BrokenContractError
 from consistentee.methods.method import get_method
 from consistentee.models import classifiers
 from consistentee.models.heads import HeadSpec
@@ -124,7 +124,7 @@ def test_the_gate_of_the_guide_learns_from_what_its_rule_reads(tmp_path, tiny_de
 def passes_the_contract(folder: Path, source: str, name: str = "Gate", family: str = "bert") -> bool:
     (folder / "gate.py").write_text(source, encoding="utf-8")
     report = check_method(f"gate.py:{name}", get_method(f"{folder / 'gate.py'}:{name}"), [family])
-    assert report.passed, fault_lines(report)
+    assert report.passed, report.fault_lines()
     return True
 
 

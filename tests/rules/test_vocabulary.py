@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.calm import DecayingSignalRule
-from benchmarks.contract.run import check_method
 from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.testing.check_method import check_method
 from consistentee.backbones import lm_head
 from consistentee.backbones.lm_head import logits_among
 from consistentee.engine.generate import generate
@@ -150,7 +150,7 @@ def test_later_exits_cost_so_many_columns(model):
 def test_a_method_keeps_the_contract():
     method = ConsistentEETokens(policy_reads="state+confidence", candidates=5)
     report = check_method(method.name, method, ["llama"])
-    assert report.passed, [outcome.findings for outcome in report.outcomes if outcome.findings]
+    assert report.passed, report.fault_lines()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Golden cells: the numbers of every method on tiny models, committed, so that none changes unnoticed.
 
-    python -m benchmarks.contract.golden            # write the cells of all methods
-    python -m benchmarks.contract.golden pabee      # write one
+    python -m benchmarks.testing.golden            # write the cells of all methods
+    python -m benchmarks.testing.golden pabee      # write one
 
 A cell is a JSON file, ``tests/golden/cells/METHOD.json``. For two families of backbones it holds sums of the absolute
 logits of every exit and of the weights of learned parts, and, at up to three values of the knob, each row's decisions
@@ -33,13 +33,20 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
-from benchmarks.contract.case import Case, train_case
-from benchmarks.contract.faults import BrokenContractError
-from benchmarks.contract.tiny.decoders import TinyDecoders
-from benchmarks.contract.tiny.encoders import TinyModels
-from benchmarks.contract.token_case import NEW_TOKENS, PROMPTS, TokenCase, texts_of, train_token_case
-from benchmarks.contract.token_case import RECIPE as TOKEN_RECIPE
 from benchmarks.specs.schema import Strict
+from benchmarks.testing.cases import (
+    NEW_TOKENS,
+    PROMPTS,
+    TOKEN_RECIPE,
+    InstanceCase,
+    TokenCase,
+    texts_of,
+    train_case,
+    train_token_case,
+)
+from benchmarks.testing.decoders import TinyDecoders
+from benchmarks.testing.encoders import TinyModels
+from benchmarks.testing.faults import BrokenContractError
 from consistentee.errors import UserError
 from consistentee.methods.method import (
     ENTRY_POINT_GROUP,
@@ -54,7 +61,7 @@ from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION, Kind
 
 FOLDER = Path(__file__).parents[2] / "tests" / "golden" / "cells"
-COMMAND = "python -m benchmarks.contract.golden"
+COMMAND = "python -m benchmarks.testing.golden"
 
 _DIGITS = 1e-7
 """Relative tolerance. Processors differ by 1e-12 as a rule, and by 3e-9 where a branch starts as a copy of the layers
@@ -63,6 +70,7 @@ _CLOSE = 1e-6
 _SHOWN = 10
 _CERTAIN_ROWS = 4
 """Instances whose probabilities are made exactly 0 and 1, the thresholds at the ends of knobs."""
+AnyCase = InstanceCase | TokenCase
 ModelT = TypeVar("ModelT", MultiExitModel, MultiExitDecoder)
 _ALL_OF_IT = replace(TOKEN_RECIPE, trains="all", backbone_steps=4, backbone_learning_rate=1e-3)
 
@@ -107,13 +115,13 @@ class Golden:
             for family in ("gpt2", "llama") if kind == "generation" else ("albert", "bert"):
                 case = self._trained(method, family)
                 numbers = _numbers(case)
-                if isinstance(case, Case):
+                if isinstance(case, InstanceCase):
                     case.trace.logits[-_CERTAIN_ROWS:] *= 1e6
                 knobs = _chosen_knobs(case) if held is None else list(held.families[family].decisions)
                 families[family] = GoldenFamily(numbers=numbers, decisions=_decisions(case, knobs))
         return GoldenCell(versions=versions, families=families)
 
-    def _trained(self, method: AnyMethod, family: str) -> Case | TokenCase:
+    def _trained(self, method: AnyMethod, family: str) -> AnyCase:
         if isinstance(method, TokenMethod):
             recipe = _ALL_OF_IT if family == "gpt2" else TOKEN_RECIPE
             return train_token_case(method, family, self._decoders, recipe)
@@ -121,7 +129,7 @@ class Golden:
 
 
 @torch.no_grad()
-def _numbers(case: Case | TokenCase) -> dict[str, float]:
+def _numbers(case: AnyCase) -> dict[str, float]:
     values = case.method.knob_values(case.model)
     numbers = {"first knob": values[0], "last knob": values[-1]}
     for _, views in case.trace.parts():
@@ -134,7 +142,7 @@ def _numbers(case: Case | TokenCase) -> dict[str, float]:
     return {name: float(f"{number:.12g}") for name, number in numbers.items()}
 
 
-def _decisions(case: Case | TokenCase, knobs: Sequence[float]) -> dict[float, str]:
+def _decisions(case: AnyCase, knobs: Sequence[float]) -> dict[float, str]:
     """Decide at some knobs, or at the method's own value that equals a knob but for rounding; omit refused ones."""
     decisions, values = {}, case.method.knob_values(case.model)
     for knob in knobs:
@@ -144,17 +152,17 @@ def _decisions(case: Case | TokenCase, knobs: Sequence[float]) -> dict[float, st
     return decisions
 
 
-def _decided(case: Case | TokenCase, knob: float) -> str:
-    if isinstance(case, Case):
+def _decided(case: AnyCase, knob: float) -> str:
+    if isinstance(case, InstanceCase):
         exits = case.replayed(knob)
         pairs = zip(exits.tolist(), case.trace.predictions(exits).tolist(), strict=True)
         return " ".join(f"{layer}:{answer}" for layer, answer in pairs)
     written = case.method.generate(case.model, case.texts, knob, max_new_tokens=NEW_TOKENS, batch_size=PROMPTS)
-    texts = [zip(*text, strict=True) for text in texts_of(written)]
-    return " ".join(",".join(f"{layer}:{token}" for token, layer in text) for text in texts)
+    texts = [zip(row.layers, row.answers.tolist(), strict=True) for row in texts_of(written)]
+    return " ".join(",".join(f"{layer}:{token}" for layer, token in text) for text in texts)
 
 
-def _chosen_knobs(case: Case | TokenCase) -> list[float]:
+def _chosen_knobs(case: AnyCase) -> list[float]:
     """Return the first and the last value of the knob, and one between at which exits vary most; none has ties."""
     knobs = list(case.method.knob_values(case.model))
     low, high = min(knobs), max(knobs)
@@ -171,20 +179,20 @@ def _chosen_knobs(case: Case | TokenCase) -> list[float]:
     return list(dict.fromkeys([knobs[0], *islice(firm, 1), knobs[-1]]))
 
 
-def _is_firm(case: Case | TokenCase, knobs: Sequence[float]) -> bool:
+def _is_firm(case: AnyCase, knobs: Sequence[float]) -> bool:
     """Return whether all these knobs, and models whose weights differ a little, give the same decisions."""
     cases = [case, *(_jittered(case, seed) for seed in range(3))]
     return len({_decided(other, knob) for other in cases for knob in knobs}) == 1
 
 
 @torch.no_grad()
-def _jittered(case: Case | TokenCase, seed: int) -> Case | TokenCase:
+def _jittered(case: AnyCase, seed: int) -> AnyCase:
     generator = torch.Generator().manual_seed(seed)
 
     def near(tensor: Tensor) -> Tensor:
         return tensor * (1 + _CLOSE * torch.randn(tensor.shape, generator=generator))
 
-    if isinstance(case, Case):
+    if isinstance(case, InstanceCase):
         signals = {name: near(signal) for name, signal in case.trace.signals.items()}
         return replace(case, trace=replace(case.trace, logits=near(case.trace.logits), signals=signals, _views={}))
     model = copy.deepcopy(case.model)

@@ -3,7 +3,7 @@
 The checks are those of ``consistentee check-method``. By default every method is tried on one family, and three methods
 that differ in what they train and run are tried on all; ``-m slow`` does the rest of the product. To put a method of
 your own under them, on every family of its kind:
-``pytest tests/contract/test_invariants.py --method path/to/mine.py:Mine``.
+``pytest tests/testing/test_invariants.py --method path/to/mine.py:Mine``.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.contract.checks import Check
-from benchmarks.contract.run import CLASSIFICATION, GENERATION, Contract, contract_of
+from benchmarks.testing.check_method import CLASSIFICATION, GENERATION, Contract, contract_of
+from benchmarks.testing.checks import Check
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods, get_method

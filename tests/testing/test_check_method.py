@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.contract.faults import BrokenContractError
-from benchmarks.contract.run import check_method, contract_of, fault_lines
+from benchmarks.testing.check_method import check_method, contract_of
+from benchmarks.testing.faults import BrokenContractError
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 
@@ -133,8 +133,7 @@ REVERSED = "class Mine(Base):\n    knob: ClassVar[Knob] = Knob('margin', (1.0, 0
 ANY_KNOB = "class Mine(Base):\n    def check_knob(self, model, knob):\n        pass\n"
 ANY_TASK = "class Mine(Base):\n    def check_task(self, task):\n        pass\n"
 
-FATE = {"instances": "a_rows_fate_is_its_own", "tokens": "a_texts_fate_is_its_own"}
-OTHER_TASKS = {"instances": "regression_works_or_is_refused", "tokens": "tasks_of_labels_are_refused"}
+FATE, OTHER_TASKS = "a_rows_result_is_its_own", "other_tasks_work_or_are_refused"
 
 OF_BOTH = [
     (NEIGHBOURS, "replay_is_reality", ("looks at its batch neighbours", "alone but at layer")),
@@ -148,7 +147,7 @@ OF_BOTH = [
     (UNSEEDED, "same_seed_same_numbers", ("the same seed gives other numbers", "differs between two trainings")),
     (
         NOT_SAVED,
-        "saved_and_loaded_it_says_the_same",
+        "saved_and_loaded_it_is_the_same",
         ("saved and loaded, the model gives other answers", "not left elsewhere by fit()"),
     ),
     (ANY_KNOB, "knobs_out_of_range_are_refused", ("takes knobs that are out of range", "self.check_knob(model, knob)")),
@@ -248,9 +247,9 @@ OF_INSTANCES = [
         "layers_count_from_one",
         ("counts layers from 0", "layer 1 the rule used the classifier of layer 2"),
     ),
-    (ROWS_LAST, "a_rows_fate_is_its_own", ("state breaks when rows leave", "the state 'seen' has the shape")),
+    (ROWS_LAST, FATE, ("state breaks when rows leave", "the state 'seen' has the shape")),
     (READS_EVERY_TOKEN, "replay_is_reality", ("cannot be replayed on a trace", "hidden states of every token")),
-    (ANY_TASK, "regression_works_or_is_refused", ("check_task() takes a regression", "supports_regression")),
+    (ANY_TASK, OTHER_TASKS, ("check_task() takes a regression", "supports_regression")),
 ]
 OF_TOKENS = [
     (READS_THE_PROMPT_ONLY_LIVE, "replay_is_reality", ("something that a trace does not hold", "in a replay")),
@@ -261,7 +260,7 @@ OF_TOKENS = [
         "never_exit_is_the_stock_model",
         ("fit() changes the backbone, which the recipe wants frozen", "recipe.trains is 'exits'"),
     ),
-    (ANY_TASK, "tasks_of_labels_are_refused", ("takes a task that asks for labels", "Do not override")),
+    (ANY_TASK, OTHER_TASKS, ("takes a task that asks for labels", "Do not override")),
     (
         OTHER_TEXTS,
         "generate_keeps_to_the_texts",
@@ -313,8 +312,7 @@ def case_of(write, tiny_models, tiny_decoders) -> Callable[[str, str], Any]:
 )
 def test_a_broken_method_is_caught_and_its_fault_named(case_of, kind, source, check, expected):
     case = case_of(kind, source)
-    name = check if isinstance(check, str) else check[kind]
-    (run,) = (check.run for check in contract_of(case.method).checks if check.run.__name__ == name)
+    (run,) = (each.run for each in contract_of(case.method).checks if each.run.__name__ == check)
     with pytest.raises(BrokenContractError) as found:
         run(case)
     fault, shown = expected
@@ -368,21 +366,21 @@ def test_a_method_that_cannot_be_trained_is_told_so(case_of, kind, source, shown
 def test_a_sound_method_passes_and_every_check_is_run(write, kind, families):
     method = get_method(write(kind, SOUND))
     report = check_method("mine.py:Mine", method, families)
-    assert report.passed, fault_lines(report)
-    assert [outcome.verdict for outcome in report.outcomes] == ["pass"] * (1 + len(contract_of(method).checks))
-    assert fault_lines(report) == []
+    assert report.passed, report.fault_lines()
+    assert [finding.verdict for finding in report.findings] == ["pass"] * (1 + len(contract_of(method).checks))
+    assert report.fault_lines() == []
 
 
 @pytest.mark.parametrize("source", [NEIGHBOURS, SILENT_PATIENCE_ON_SELF, PATIENCE_ON_SELF, ROWS_LAST])
 def test_one_fault_is_told_once_and_no_other_is_blamed(write, source):
-    (line,) = fault_lines(check_method("mine.py:Mine", get_method(write("instances", source)), ["bert"]))
+    (line,) = check_method("mine.py:Mine", get_method(write("instances", source)), ["bert"]).fault_lines()
     assert "docs/add_a_method.md" in line
 
 
 def test_a_method_that_cannot_be_trained_is_not_checked(write):
     report = check_method("mine.py:Mine", get_method(write("instances", FAILS)), ["bert"])
-    assert [outcome.verdict for outcome in report.outcomes] == ["fail"] + ["not run"] * (len(report.outcomes) - 1)
-    (line,) = fault_lines(report)
+    assert [finding.verdict for finding in report.findings] == ["fail"] + ["not run"] * (len(report.findings) - 1)
+    (line,) = report.fault_lines()
     assert "docs/add_a_method.md" in line
 
 

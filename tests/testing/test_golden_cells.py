@@ -1,7 +1,7 @@
 """No number changes unnoticed (DESIGN, "What must always hold", 8): golden cells, and planted faults that they catch.
 
 If a cell differs: fix what broke; or raise the method's version, explain it in docs/versions.md, and write its cell
-again, ``python -m benchmarks.contract.golden METHOD``.
+again, ``python -m benchmarks.testing.golden METHOD``.
 """
 
 from dataclasses import replace
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from baselines.pabee import PABEE
-from benchmarks.contract import base_case, case
-from benchmarks.contract.golden import FOLDER, Golden, all_methods, check_cell, differences, read_cell, write_cell
+from benchmarks.testing import cases
+from benchmarks.testing.golden import FOLDER, Golden, all_methods, check_cell, differences, read_cell, write_cell
 from consistentee.backbones.decoders import GPT2Stepper, LlamaStepper
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -74,7 +74,7 @@ def test_a_threshold_that_may_be_met(found, monkeypatch, name):
 
 def test_exit_layers_off_by_one(found, monkeypatch):
     off = lambda rule, trace: (replay(rule, trace) + 1).clamp_max(trace.num_layers)  # noqa: E731
-    monkeypatch.setattr(base_case, "replay", off)
+    monkeypatch.setattr(cases, "replay", off)
     assert "bert, knob 1: row 1 is 2:" in found("static")
 
 
@@ -125,8 +125,8 @@ def test_states_propagated_without_the_input_norm(found, monkeypatch, stepper, n
 
 @pytest.mark.parametrize(("name", "part"), [("pabee", "logits of exit 1"), ("calm-classifier", "exit_heads")])
 def test_training_that_gives_other_weights(found, monkeypatch, name, part):
-    rates = {name: 1.001 * getattr(case.RECIPE, name) for name in ("learning_rate", "frozen_learning_rate")}
-    monkeypatch.setattr(case, "RECIPE", replace(case.RECIPE, **rates))
+    rates = {name: 1.001 * getattr(cases.RECIPE, name) for name in ("learning_rate", "frozen_learning_rate")}
+    monkeypatch.setattr(cases, "RECIPE", replace(cases.RECIPE, **rates))
     assert part in found(name)
 
 
@@ -135,7 +135,7 @@ def test_training_that_gives_other_weights(found, monkeypatch, name, part):
 
 def test_a_missing_cell_is_written_and_an_equal_one_is_left_alone(golden, tmp_path):
     message = check_cell("pabee", golden, tmp_path)
-    assert message == "pabee has no golden cell yet. Write it: python -m benchmarks.contract.golden pabee"
+    assert message == "pabee has no golden cell yet. Write it: python -m benchmarks.testing.golden pabee"
     assert write_cell("pabee", golden, tmp_path) == "written"
     path = tmp_path / "pabee.json"
     path.write_text(path.read_text().replace("\n ", "\n"))

@@ -13,25 +13,23 @@ from transformers.models.bert.modeling_bert import BertLayer
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.contract.backbones import checks as encoder_checks
-from benchmarks.contract.backbones import run as check_run
-from benchmarks.contract.backbones.candidate import EncoderCandidate
-from benchmarks.contract.backbones.checks import BackboneCheck
-from benchmarks.contract.backbones.run import BackboneReport, check_backbone, report_table, run_checks
-from benchmarks.contract.faults import BrokenContractError
+from benchmarks.testing import check_backbone as module
+from benchmarks.testing.check_backbone import BackboneCheck, Encoder, check_backbone, run_checks
+from benchmarks.testing.faults import BrokenContractError
+from benchmarks.testing.report import Report
 from consistentee.backbones.catalog import resolve
 from consistentee.backbones.encoders import BertStepper, EncoderStepper, RobertaStepper
 
 
-def faults(report: BackboneReport) -> dict[str, str]:
-    return {finding.title: finding.found for finding in report.findings if finding.verdict == "fail"}
+def faults(report: Report) -> dict[str, str]:
+    return {finding.title: str(fault) for finding in report.findings for fault in finding.faults}
 
 
-def found(report: BackboneReport, title: str) -> str:
+def found(report: Report, title: str) -> str:
     return next(finding.found for finding in report.findings if finding.title == title)
 
 
-def skipped(report: BackboneReport) -> set[str]:
+def skipped(report: Report) -> set[str]:
     return {finding.title for finding in report.findings if finding.verdict == "not run"}
 
 
@@ -43,9 +41,9 @@ def bert(tiny_backbone, tmp_path):
 
 def only(monkeypatch, *titles: str) -> None:
     """Leave these checks alone, for speed; what they need is theirs to say."""
-    kept = tuple(check for check in encoder_checks.ENCODER_CHECKS if check.title in titles)
+    kept = tuple(check for check in module.ENCODER_CHECKS if check.title in titles)
     assert len(kept) == len(titles)
-    monkeypatch.setattr(check_run, "ENCODER_CHECKS", kept)
+    monkeypatch.setattr(module, "ENCODER_CHECKS", kept)
 
 
 def edit_weights(folder, change) -> None:
@@ -60,7 +58,7 @@ def test_every_family_passes_every_check(tiny_backbone, family):
     assert faults(report) == {}
     assert skipped(report) == set()
     assert report.passed
-    assert len(report.findings) == 15
+    assert len(report.findings) == 14
     assert found(report, "layers counted = layers run").endswith("layers for 33 rows")
     assert found(report, "rows that leave disturb none") == "exits at 4 of 4 layers"
     assert found(report, "tokens may exit by themselves") == "supported"
@@ -104,16 +102,19 @@ class TestLayers:
         assert "layers run that nobody counts" in faults(check_backbone(str(bert)))["layers counted = layers run"]
 
     def test_that_no_gradient_reaches(self, bert):
-        candidate = EncoderCandidate("bert", resolve(str(bert)), AutoConfig.from_pretrained(bert))
+        candidate = Encoder("bert", resolve(str(bert)), AutoConfig.from_pretrained(bert))
         candidate.name = str(bert)
         candidate.model.stepper.layer_module(3).requires_grad_(False)
         with pytest.raises(BrokenContractError, match="layer 3 cannot be trained: no gradient reaches it"):
-            encoder_checks.gradients_reach_every_layer(candidate)
+            module.gradients_reach_every_layer(candidate)
 
     def test_whose_operations_are_no_polynomial(self, bert, monkeypatch):
-        monkeypatch.setattr(encoder_checks, "FlopModel", Mock(side_effect=ValueError("not quadratic")))
+        monkeypatch.setattr(module, "FlopModel", Mock(side_effect=ValueError("not quadratic")))
         only(monkeypatch, "operations can be counted")
-        assert "cannot be counted: not quadratic" in faults(check_backbone(str(bert)))["operations can be counted"]
+        assert (
+            "cannot be counted: ValueError: not quadratic"
+            in faults(check_backbone(str(bert)))["operations can be counted"]
+        )
 
 
 class TestSteppers:
@@ -196,7 +197,7 @@ class TestFiles:
         report = check_backbone(str(bert))
         fault = faults(report)["the weights are complete"]
         assert "weights are missing, and would be random: 1 of them, encoder.layer.2.output.dense.weight" in fault
-        assert len(skipped(report)) == 13
+        assert len(skipped(report)) == 12
 
     def test_with_weights_that_are_no_numbers(self, bert):
         edit_weights(bert, lambda weights: weights["embeddings.LayerNorm.bias"].fill_(torch.inf))
@@ -259,8 +260,9 @@ class TestRun:
         ]
         findings = run_checks(checks, "it")
         assert [finding.verdict for finding in findings] == ["pass", "fail", "not run", "fail", "not run"]
-        assert [finding.found for finding in findings[:3]] == ["saw it", "broken: here", "it needs: b"]
-        assert findings[3].found.startswith("the check cannot be finished: ZeroDivisionError: by zero")
+        assert [finding.found for finding in findings[:3]] == ["saw it", "", "it needs: b"]
+        assert str(findings[1].faults[0]) == "broken: here"
+        assert str(findings[3].faults[0]).startswith("the check cannot be finished: ZeroDivisionError: by zero")
         assert findings[4].found == "it needs: d"
 
     def test_the_command_ends_as_check_method_does(self, bert, tmp_path):
@@ -292,7 +294,7 @@ class TestRun:
 
         finding = run_checks([BackboneCheck("[bold]a", lambda subject: "[red]x")], None)
         console = Console(width=100, record=True)
-        console.print(report_table(BackboneReport("[b]name", "[i]what", finding)))
+        console.print(Report("[b]name", "[i]what", finding, "holds", "broken").table())
         shown = console.export_text()
         assert all(part in shown for part in ("[bold]a", "[red]x", "[b]name", "[i]what"))
 

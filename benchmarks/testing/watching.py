@@ -1,32 +1,29 @@
-"""WatchedRule: a rule whose every question is noted: what it read, which layers it used, how its state looked."""
+"""WatchedRule, which records how a rule is asked and what it reads; and hooks on the calls of modules."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from benchmarks.contract.faults import BrokenContractError, state_breaks
+from benchmarks.testing.faults import BrokenContractError, described, state_breaks
 from consistentee.rules.exit_rule import ExitRule, State
 from consistentee.rules.view import LayerView
 
-COMPUTED = ("hidden", "pooled", "logits", "row_keys", "labels")
-"""What a view computes, and keeps, when a rule asks for it."""
-
 
 class WatchedRule(ExitRule):
-    """Passes every question on to a rule.
+    """Pass every question on to a rule, and check its state.
 
     Attributes:
         rule: the rule.
-        reads: by layer, what it asked the view for: names of :data:`COMPUTED`, and ``head NAME``.
+        reading_layers: layers at which it makes the view compute anything.
         rows_at_start, rows_now: rows of the batch when it began, and when the rule was last asked.
-        layer: the layer that the rule is being asked at, or was asked at when it failed; else 0.
+        layer: the layer at which the rule is being asked, or failed; else 0.
     """
 
     def __init__(self, rule: ExitRule) -> None:
         self.rule = rule
         self.reads_history = rule.reads_history
-        self.reads: dict[int, set[str]] = {}
+        self.reading_layers: set[int] = set()
         self.rows_at_start = self.rows_now = self.layer = 0
 
     def start(self, rows: int, num_layers: int) -> State:
@@ -39,13 +36,30 @@ class WatchedRule(ExitRule):
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         """Ask the rule. Raises BrokenContractError for a state that the engine could not cut."""
         self.rows_now, self.layer = view.rows, view.layer
-        reads = self.reads.setdefault(view.layer, set())
-        with _noted_heads(view, reads):
-            leaves = self.rule.should_exit(view, state)
+        computed = len(vars(view))
+        exits = self.rule.should_exit(view, state)
         self.layer = 0
-        reads |= {name for name in COMPUTED if name in vars(view)}
+        if len(vars(view)) > computed:  # a view keeps what it computes
+            self.reading_layers.add(view.layer)
         _check_state(state, view.rows)
-        return leaves
+        return exits
+
+    @contextmanager
+    def failures_described(self, knob: float, layers: int) -> Iterator[None]:
+        """Raise BrokenContractError with the layer and the rows at which the rule fails in the block."""
+        try:
+            yield
+        except BrokenContractError:
+            raise
+        except Exception as error:  # a user's rule may fail in any way
+            left = self.rows_at_start - self.rows_now
+            if self.layer and left:
+                gone = f"{left} of {self.rows_at_start} rows have left"
+                example = f"it fails at layer {self.layer} once {gone} (knob {knob:g}): {described(error)}"
+                raise state_breaks(example) from error
+            where = f"at layer {self.layer} of {layers}, counted from 1, " if self.layer else ""
+            example = f"{where}knob {knob:g}: {described(error)}"
+            raise BrokenContractError("the rule fails on new texts", example) from error
 
 
 def _check_state(state: State, rows: int) -> None:
@@ -58,23 +72,8 @@ def _check_state(state: State, rows: int) -> None:
 
 
 @contextmanager
-def _noted_heads(view: LayerView, reads: set[str]) -> Iterator[None]:
-    ask = view.head
-
-    def head(name: str, extra: Tensor | None = None) -> Tensor:
-        reads.add(f"head {name}")
-        return ask(name, extra)
-
-    view.head = head  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del view.head
-
-
-@contextmanager
 def modules_of_later_layers(modules: Iterable[tuple[str, int, nn.Module]], watched: WatchedRule) -> Iterator[list[str]]:
-    """Note, while a watched rule runs, every module (owner, layer, module) that belongs to a layer still to come."""
+    """Record each call of a module (owner, layer, module) whose layer is after the one that a rule is asked at."""
     later: list[str] = []
 
     def note(owner: str, layer: int) -> None:
@@ -98,5 +97,5 @@ def watched_calls(watchers: Iterable[tuple[nn.Module, Callable[..., None]]]) -> 
 
 
 def attributes_of(rule: ExitRule) -> dict[str, str]:
-    """Return a rule's attributes as text, to be compared: what changes there is what the rule remembers on itself."""
+    """Return a rule's attributes as text; one that changes is something that the rule remembers on itself."""
     return {name: repr(value) for name, value in vars(rule).items()}
