@@ -41,7 +41,7 @@ def tokens_of(out) -> list[list[int]]:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, attention):
-    """Padded batches of the stock model; tests/contract has every family, prompt by prompt."""
+    """Padded batches of the stock model; tests/testing has every family, prompt by prompt."""
     model = tiny_decoder()
     model.backbone.set_attn_implementation(attention)
     rows = model.encode(PROMPTS)

@@ -68,7 +68,7 @@ def test_propagated_keys_and_values_are_not_those_of_full_depth(tiny_decoder):
 
 @pytest.mark.parametrize("kv", POLICIES)
 def test_a_row_does_not_depend_on_its_batch(tiny_decoder, kv):
-    """With few exits; tests/contract has every family with an exit at every layer."""
+    """With few exits; tests/testing has every family with an exit at every layer."""
     model = tiny_decoder(exit_layers=(2, 4))
     alone, together = (
         generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS, batch_size=size, kv=kv) for size in (1, 8)
