@@ -36,7 +36,7 @@ class EncoderCandidate:
     def tokenizer(self) -> Any:
         """The stock tokenizer. Raises BrokenContractError if there is none that transformers can load."""
         try:
-            return AutoTokenizer.from_pretrained(self.found.path)
+            return AutoTokenizer.from_pretrained(self.found.path, trust_remote_code=False)
         except Exception as error:  # transformers raises nearly anything here
             raise BrokenContractError(
                 "no tokenizer can be loaded",
@@ -50,7 +50,11 @@ class EncoderCandidate:
         transformers.utils.logging.disable_progress_bar()
         try:
             backbone, told = AutoModel.from_pretrained(
-                self.found.path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                self.found.path,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
         except Exception as error:  # transformers raises nearly anything here
             raise BrokenContractError(

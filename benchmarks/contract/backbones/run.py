@@ -68,7 +68,7 @@ def check_backbone(name: str, *, progress: bool = False) -> BackboneReport:
 
 def _encoder_config(folder: str) -> Any:
     with any_error_is(f"{folder}/config.json cannot be read as a configuration"):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type not in STEPPERS:
         known = ", ".join(sorted(STEPPERS))
         fault = f"{config.model_type!r} is no encoder that can be run layer by layer"

@@ -79,12 +79,11 @@ def _splits_of(task: TaskData) -> tuple[Split, Split, Split]:
 
 
 def _tokens_of(backbone: str) -> Callable[[Sequence[Text]], list[int]]:
-    from transformers import AutoTokenizer
-
     from consistentee.backbones.catalog import resolve
+    from consistentee.backbones.pretrained import read_tokenizer
     from consistentee.data.encoding import tokenize
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve(backbone).path)
+    tokenizer = read_tokenizer(resolve(backbone).path)
     return lambda texts: [len(encoding) for encoding in tokenize(tokenizer, texts, max_length=100_000)]
 
 

@@ -41,11 +41,10 @@ def examine_text_task(task: TextTask, report: TaskReport, backbone: str | None) 
 
 
 def _encoder_of(backbone: str) -> Encode:
-    from transformers import AutoTokenizer
-
     from consistentee.backbones.catalog import resolve_decoder
+    from consistentee.backbones.pretrained import read_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_decoder(backbone))
+    tokenizer = read_tokenizer(resolve_decoder(backbone))
     return lambda text: tokenizer(text).input_ids
 
 
