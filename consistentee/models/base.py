@@ -213,7 +213,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
         """Write what the stock model is built of again, beside the weights that are saved with the model."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
         """Load a saved model.
 
         Args:
