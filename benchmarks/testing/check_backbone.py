@@ -59,7 +59,7 @@ class Encoder:
         """The stock tokenizer. Raises BrokenContractError if there is none that transformers can load."""
         advice = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) in the folder of config.json"
         with any_error_is("no tokenizer can be loaded", advice=advice):
-            return AutoTokenizer.from_pretrained(self.found.path)
+            return AutoTokenizer.from_pretrained(self.found.path, trust_remote_code=False)
 
     @cached_property
     def stock(self) -> tuple[Any, list[str]]:
@@ -67,7 +67,7 @@ class Encoder:
         transformers.utils.logging.disable_progress_bar()
         with any_error_is("the weights cannot be loaded", advice="Fetch or save them again"):
             options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-            backbone, loading = AutoModel.from_pretrained(self.found.path, **options)
+            backbone, loading = AutoModel.from_pretrained(self.found.path, trust_remote_code=False, **options)
         return backbone, sorted(loading["missing_keys"])
 
     @cached_property
@@ -381,7 +381,7 @@ def check_backbone(name: str, *, progress: bool = False) -> Report:
 
 def _encoder_config(folder: str) -> Any:
     with any_error_is(f"{folder}/config.json cannot be read as a configuration"):
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type not in STEPPERS:
         fault = f"{config.model_type!r} is no encoder that can be run layer by layer"
         raise BrokenContractError(fault, f"supported are {', '.join(sorted(STEPPERS))}")

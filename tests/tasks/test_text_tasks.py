@@ -435,7 +435,8 @@ def test_check_task_ends_with_1_for_leakage_and_faulty_rows(tmp_path):
 def test_check_task_in_tokens_finds_prompts_that_cannot_be_cut(tmp_path, monkeypatch):
     monkeypatch.setattr("consistentee.backbones.catalog.resolve_decoder", lambda name: name)
     monkeypatch.setattr(
-        "transformers.AutoTokenizer.from_pretrained", lambda _: lambda text: SimpleNamespace(input_ids=text.encode())
+        "consistentee.backbones.pretrained.read_tokenizer",
+        lambda _: lambda text: SimpleNamespace(input_ids=text.encode()),
     )
     path = write_task(tmp_path, {"train.jsonl": questions(200)}, max_prompt_tokens=5)
     report = check_task(str(path), backbone="bytes")
