@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.run.jobs.schedulers import Schedule
 from hypothesis import settings
 
 from benchmarks import analysis
+from benchmarks.run.pool import Schedule
 from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
 from benchmarks.testing.encoders import (
     CONFIGS,
