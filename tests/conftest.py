@@ -1,5 +1,6 @@
 """Fixtures: small random models of every encoder family, and a small task that can be learned."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,11 @@ settings.load_profile("any-machine")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the contract tests run over a method that is not registered."""
     parser.addoption("--method", action="append", default=[], help="path/to/mine.py:MyMethod, for test_invariants.py")
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the million objects of imported libraries from garbage collection, which takes most of a tiny timing."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
