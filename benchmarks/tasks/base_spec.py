@@ -105,7 +105,7 @@ class BaseTaskSpec(Strict):
     """A task of any kind: its name, where its rows are, how missing splits are cut."""
 
     schema_version: Literal[1]
-    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=100)
+    name: str = Field(pattern=r"^\w[\w.-]*$")
     version: int = Field(ge=1)
     description: str
     files: FileLayout | None = None
