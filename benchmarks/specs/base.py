@@ -60,7 +60,9 @@ class MethodEntry(Strict):
     """
 
     method: str
-    label: str = ""
+    label: str = Field(
+        default="", max_length=200, pattern=r"^\P{C}*$", description="printable: it names curves and folders"
+    )
     parameters: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[Any]] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -199,7 +201,7 @@ class BaseSuite(Strict):
     method_group: ClassVar[MethodGroup]
     cell_class: ClassVar[type[BaseCellSpec]]
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w.-]+$", max_length=100)
     description: str
     cost: Mapping[str, float | str] = Field(default_factory=dict, description="what a run took, for readers")
     tasks: tuple[str, ...] = Field(min_length=1)
