@@ -178,9 +178,9 @@ def generate_encoded(
     ``end_at_eos=False`` goes on behind tokens that end a text, so that all texts are equally long.
     """
     endings = Endings(model.end_tokens if end_at_eos else frozenset(), stop, max_new_tokens)
-    transcripts = [Transcript(row, model.decode, endings) for row in range(len(rows))]
+    transcripts = [Transcript(row, model.decode, endings, stream) for row in range(len(rows))]
     in_order = sorted(transcripts, key=lambda transcript: len(rows[transcript.row])) if sort_by_length else transcripts
-    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, stream, read)
+    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, read)
     start = clock(model.device)
     engine = _engine(model, rows, in_order, writing, in_flight)
     for _ in engine.run():
@@ -212,8 +212,8 @@ def stream_texts(
     """
     rows = model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep)
     endings = Endings(model.end_tokens, stop, max_new_tokens)
-    transcripts = [Transcript(row, model.decode, endings) for row in range(len(rows))]
-    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling, stream)
+    transcripts = [Transcript(row, model.decode, endings, stream) for row in range(len(rows))]
+    writing = Writing(rule, max_new_tokens, batch_size, kv, sampling)
     engine = _engine(model, rows, transcripts, writing, in_flight)
     return engine.run() if max_new_tokens else iter(transcripts)
 

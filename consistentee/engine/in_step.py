@@ -77,8 +77,6 @@ class InStep:
         """Add a token to every row, drop the rows that it has ended from the decoder, and return them."""
         for transcript, token, layer in zip(rows, tokens, exit_layers, strict=True):
             transcript.add(token, layer)
-            if self._writing.stream is not None:
-                self._writing.stream(transcript.news())
         staying = [place for place, transcript in enumerate(rows) if transcript.ended_by is None]
         if len(staying) == len(rows):
             return []

@@ -141,13 +141,12 @@ def speculate_encoded(
         _SpeculativeRow(
             model=model,
             prompt=prompt,
-            transcript=Transcript(place, model.decode, endings),
+            transcript=Transcript(place, model.decode, endings, stream),
             drafter=drafter,
             draft_layer=draft_layer,
             draft_tokens=draft_tokens,
             threshold=threshold,
             max_new_tokens=max_new_tokens,
-            stream=stream,
         )
         for place, prompt in enumerate(rows)
     ]
@@ -186,7 +185,6 @@ class _SpeculativeRow:
     draft_tokens: int
     threshold: float
     max_new_tokens: int
-    stream: Stream | None
     drafted: int = 0
     accepted: int = 0
     passes: int = 0
@@ -264,8 +262,6 @@ class _SpeculativeRow:
         """Add tokens until one ends the text, and return how many."""
         for count, token in enumerate(tokens, start=1):
             self.transcript.add(token, self.model.num_layers)
-            if self.stream is not None:
-                self.stream(self.transcript.news())
             if self.transcript.ended_by is not None:
                 return count
         return len(tokens)

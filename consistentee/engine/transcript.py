@@ -75,8 +75,10 @@ class Transcript:
         latency: noted by the engine once the row has ended.
     """
 
-    def __init__(self, row: int, decode: Callable[[Sequence[int]], str], endings: Endings) -> None:
-        """``decode`` turns tokens into text."""
+    def __init__(
+        self, row: int, decode: Callable[[Sequence[int]], str], endings: Endings, stream: Stream | None = None
+    ) -> None:
+        """``decode`` turns tokens into text; ``stream`` is called with every token that is added."""
         self.row = row
         self.tokens: list[int] = []
         self.exit_layers: list[int] = []
@@ -85,6 +87,7 @@ class Transcript:
         self.latency: Latency | None = None
         self._decode = decode
         self._endings = endings
+        self._stream = stream
         self._told = 0
 
     @property
@@ -104,6 +107,8 @@ class Transcript:
             self.ended_by = "stop"
         elif len(self.tokens) == self._endings.max_new_tokens:
             self.ended_by = "length"
+        if self._stream is not None:
+            self._stream(self.news())
 
     def news(self) -> NewToken:
         """Return the newest token with what it adds to the text; to be asked once after every token."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from consistentee.engine.step.owed_tokens import KVPolicy
 from consistentee.engine.step.read_prompts import ReadPrompts
 from consistentee.engine.step.sampling import Sampling
-from consistentee.engine.transcript import Stream
 from consistentee.rules.exit_rule import ExitRule
 
 
@@ -18,5 +17,4 @@ class Writing:
     batch_size: int
     kv: KVPolicy
     sampling: Sampling | None
-    stream: Stream | None
     read: ReadPrompts | None = None

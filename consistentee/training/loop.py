@@ -8,14 +8,12 @@ they depend on: the weights they start from, the rows, the hyperparameters, the 
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,7 +22,6 @@ from transformers import get_linear_schedule_with_warmup
 from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.progress import tracked
 from consistentee.training.checkpoints import note_scores, noted_scores, resume, save_checkpoint
 from consistentee.training.precision import onednn_products, precision_used
@@ -93,7 +90,7 @@ def _train(
     model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, checkpoint: Path | None
 ) -> None:
     precision = precision_used(recipe.precision, model.device)
-    with onednn_products(model.device), _attention(model):
+    with onednn_products(model.device):
         parameters = _freeze_all_but(model, stage.trains)
         optimizer = AdamW(_parameter_groups(parameters, stage, recipe), fused=True)
         steps_per_epoch = math.ceil(len(source) / stage.batch_size)
@@ -129,12 +126,6 @@ def _train(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
-
-
-def _attention(model: MultiExit) -> AbstractContextManager[None]:
-    """Return a context in which a decoder's attention is not fused on a CPU, whose fused kernel is slow backwards."""
-    unfused = model.device.type == "cpu" and not isinstance(model, MultiExitModel)
-    return sdpa_kernel(SDPBackend.MATH) if unfused else nullcontext()
 
 
 def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:

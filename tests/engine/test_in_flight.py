@@ -160,7 +160,7 @@ def check_schedule(model, plan) -> None:
     endings = Endings(frozenset(plan["ends"]), (), plan["new_tokens"])
     rule = RandomRule(plan["mean_layer"], plan["seed"], model.exit_layers)
     transcripts = [Transcript(row, model.decode, endings) for row in range(len(prompts))]
-    writing = Writing(rule, plan["new_tokens"], plan["batch_size"], plan["kv"], None, None)
+    writing = Writing(rule, plan["new_tokens"], plan["batch_size"], plan["kv"], None)
     engine = InFlight(model, prompts, transcripts, writing, plan["batch_size"] + plan["more_in_flight"])
     kept = note_what_is_kept(engine)
     ended = [transcript.row for transcript in engine.run()]
@@ -259,7 +259,7 @@ class Fails(RandomRule):
 class TestWhatGoesWrong:
     def test_whoever_stops_listening_frees_all(self, model):
         transcripts = [Transcript(row, model.decode, Endings(frozenset(), (), row + 1)) for row in range(8)]
-        writing = Writing(MIXED, 9, 2, "propagate", None, None)
+        writing = Writing(MIXED, 9, 2, "propagate", None)
         engine = InFlight(model, model.encode(PROMPTS[:8]), transcripts, writing, 4)
         texts = engine.run()
         assert next(texts).row == 0

@@ -39,7 +39,6 @@ class Texts:
         self.left = np.zeros(slots, dtype=np.int64)
         self._transcripts = transcripts
         self._sampling = writing.sampling
-        self._stream = writing.stream
         self._row = np.full(slots, _NOBODY)
         self._key = np.zeros(slots, dtype=np.int64)
         self._place = np.zeros(slots, dtype=np.int64)
@@ -85,8 +84,6 @@ class Texts:
         transcripts = [self._transcripts[row] for row in self._row[slots]]
         for transcript, token, layer in zip(transcripts, spoken, self.left[slots].tolist(), strict=True):
             transcript.add(token, layer)
-            if self._stream is not None:
-                self._stream(transcript.news())
         self._steps.add(len(spoken), len(spoken))
         ended = slots[[transcript.ended_by is not None for transcript in transcripts]]
         for slot in ended.tolist():
