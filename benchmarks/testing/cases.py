@@ -88,9 +88,14 @@ class Case(ABC, Generic[ModelT, TraceT]):
     _done: dict[Any, Any] = field(default_factory=dict, repr=False, kw_only=True)
 
     @cached_property
+    def values(self) -> list[float]:
+        """The method's own values of the knob, from the earliest exits to the latest."""
+        return list(self.method.knob_values(self.model))
+
+    @cached_property
     def knobs(self) -> list[float]:
-        """Knob values whose average exits are spread over the range, both ends included."""
-        values = list(self.method.knob_values(self.model))
+        """Some values whose average exits are spread over the range, both ends included."""
+        values = self.values
         places = torch.arange(len(values), dtype=torch.float)
         with suppress(Exception):  # for a rule that cannot be replayed; another check reports it
             places = sweep([self.rule(value) for value in values], self.trace).float().mean(dim=1)
@@ -347,7 +352,7 @@ class TokenCase(Case[MultiExitDecoder, TokenTrace]):
 
     def at_full_depth(self) -> Iterator[tuple[str, Sequence[Tensor], Sequence[Tensor]]]:
         for size in (1, PROMPTS):
-            options = {"max_new_tokens": NEW_TOKENS, "batch_size": size}
+            options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "batch_size": size}
             yield (
                 f"at batch size {size}",
                 self.stock,

@@ -125,8 +125,8 @@ def _check_same_row(case: AnyCase, knob: float, where: str, number: int, rows: t
     (one, other), name = rows, f"{case.text} {number}"
     if (place := first_difference(one.layers, other.layers)) is not None:
         row = f"token {place + 1} of {name}" if isinstance(case, TokenCase) else name
-        layers = (_layer_at(each.layers, place) for each in (one, other))
-        raise why_exits_differ(case, knob) or looks_at_neighbours(row, *layers, knob, where)
+        layers = [_layer_at(each.layers, place) for each in (one, other)]
+        raise why_exits_differ(case, knob) or looks_at_neighbours(row, layers[0], layers[1], knob, where)
     if not _alike(one.answers, other.answers):
         raise BrokenContractError(
             f"the answer to a {case.text} depends on its neighbours at the same exit layers",
@@ -204,7 +204,7 @@ def layers_count_from_one(case: AnyCase) -> None:
 
 def knob_is_ordered(case: AnyCase) -> None:
     """5: exits lie in 1..L; a stricter knob never exits earlier; the ends are the first exit and full depth."""
-    layers, values = case.model.num_layers, list(case.method.knob_values(case.model))
+    layers, values = case.model.num_layers, case.values
     exits = case.swept(values)
     _check_order(case, exits, values)
     if case.method.replay_only:
@@ -260,7 +260,7 @@ def _check_first_exit(case: AnyCase, exits: Tensor, knob: float) -> None:
 
 def knobs_out_of_range_are_refused(case: AnyCase) -> None:
     """5: a knob outside of its range is a UserError that names the knob."""
-    values = case.method.knob_values(case.model)
+    values = case.values
     for knob in (min(values) - 1, max(values) * 2 + 1):
         try:
             case.rule(knob)

@@ -63,7 +63,7 @@ from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION, Kind
 FOLDER = Path(__file__).parents[2] / "tests" / "golden" / "cells"
 COMMAND = "python -m benchmarks.testing.golden"
 
-_DIGITS = 1e-7
+_TOLERANCE = 1e-7
 """Relative tolerance. Processors differ by 1e-12 as a rule, and by 3e-9 where a branch starts as a copy of the layers
 that it is to imitate: its gradients are rounding errors, which Adam scales up."""
 _CLOSE = 1e-6
@@ -117,7 +117,8 @@ class Golden:
                 numbers = _numbers(case)
                 if isinstance(case, InstanceCase):
                     case.trace.logits[-_CERTAIN_ROWS:] *= 1e6
-                knobs = _chosen_knobs(case) if held is None else list(held.families[family].decisions)
+                known = held.families.get(family) if held else None
+                knobs = list(known.decisions) if known else _chosen_knobs(case)
                 families[family] = GoldenFamily(numbers=numbers, decisions=_decisions(case, knobs))
         return GoldenCell(versions=versions, families=families)
 
@@ -130,8 +131,7 @@ class Golden:
 
 @torch.no_grad()
 def _numbers(case: AnyCase) -> dict[str, float]:
-    values = case.method.knob_values(case.model)
-    numbers = {"first knob": values[0], "last knob": values[-1]}
+    numbers = {"first knob": case.values[0], "last knob": case.values[-1]}
     for _, views in case.trace.parts():
         for view in views:
             name = f"logits of exit {view.layer}"
@@ -144,9 +144,9 @@ def _numbers(case: AnyCase) -> dict[str, float]:
 
 def _decisions(case: AnyCase, knobs: Sequence[float]) -> dict[float, str]:
     """Decide at some knobs, or at the method's own value that equals a knob but for rounding; omit refused ones."""
-    decisions, values = {}, case.method.knob_values(case.model)
+    decisions = {}
     for knob in knobs:
-        own = next((value for value in values if math.isclose(value, knob, rel_tol=_DIGITS)), knob)
+        own = next((value for value in case.values if math.isclose(value, knob, rel_tol=_TOLERANCE)), knob)
         with suppress(UserError):
             decisions[knob] = _decided(case, own)
     return decisions
@@ -164,7 +164,7 @@ def _decided(case: AnyCase, knob: float) -> str:
 
 def _chosen_knobs(case: AnyCase) -> list[float]:
     """Return the first and the last value of the knob, and one between at which exits vary most; none has ties."""
-    knobs = list(case.method.knob_values(case.model))
+    knobs = list(case.values)
     low, high = min(knobs), max(knobs)
     counts = all(float(knob).is_integer() for knob in knobs)
     for _ in range(0 if counts else 3):  # on a tiny model, a method's own values may be too far apart
@@ -261,9 +261,9 @@ def differences(held: GoldenCell, now: GoldenCell) -> Iterator[str]:
             continue
         golden, found = held.families[family], now.families[family]
         for name in sorted(golden.numbers.keys() | found.numbers.keys()):
-            number, before = found.numbers.get(name, math.nan), golden.numbers.get(name, math.nan)
-            if not math.isclose(number, before, rel_tol=_DIGITS, abs_tol=1e-12):
-                yield f"{family}, {name}: {number:.12g}, golden: {before:.12g}"
+            number, held_number = found.numbers.get(name, math.nan), golden.numbers.get(name, math.nan)
+            if not math.isclose(number, held_number, rel_tol=_TOLERANCE, abs_tol=1e-12):
+                yield f"{family}, {name}: {number:.12g}, golden: {held_number:.12g}"
         for knob, decisions in golden.decisions.items():
             pairs = zip_longest(decisions.split(), found.decisions.get(knob, "").split())
             for row, (before, after) in enumerate(pairs, start=1):

@@ -156,69 +156,73 @@ class TestSteppers:
         assert "hashee cannot run" in found(report, "tokens may exit by themselves")
 
 
-class TestTokenizer:
-    def test_that_cannot_be_loaded(self, bert):
-        (bert / "tokenizer.json").write_text("{}")
-        report = check_backbone(str(bert))
-        assert set(faults(report)) == {"the tokenizer fits"}
-        assert faults(report)["the tokenizer fits"].startswith("no tokenizer can be loaded")
-        assert "stepped, full depth = the stock model" in skipped(report)
-
-    def test_that_is_empty(self, bert):
-        for path in bert.glob("*token*"):
-            path.unlink()
-        (bert / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
-        assert "knows hardly any word" in faults(check_backbone(str(bert)))["the tokenizer fits"]
-
-    def test_without_padding(self, bert):
-        tokenizer = make_tokenizer(uses_token_types=True)
-        tokenizer.pad_token = None
-        tokenizer.save_pretrained(bert)
-        assert "has no padding token" in faults(check_backbone(str(bert)))["the tokenizer fits"]
-
-    def test_of_another_model(self, bert):
-        tokenizer = make_tokenizer(uses_token_types=True)
-        tokenizer.add_tokens(["one", "more"])
-        tokenizer.save_pretrained(bert)
-        fault = faults(check_backbone(str(bert)))["the tokenizer fits"]
-        assert "tokens that the embeddings lack: its largest token is 65, and the embeddings end at 63" in fault
-
-    def test_with_another_padding_than_positions_count_from(self, tiny_backbone, tmp_path):
-        folder = shutil.copytree(tiny_backbone("roberta"), tmp_path / "roberta")
-        tokenizer = make_tokenizer(uses_token_types=False)
-        tokenizer.pad_token = "[UNK]"
-        tokenizer.save_pretrained(folder)
-        assert "different padding tokens: 0 and 1" in faults(check_backbone(str(folder)))["the tokenizer fits"]
+def without_padding(folder) -> None:
+    tokenizer = make_tokenizer(uses_token_types=True)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
 
 
-class TestFiles:
-    def test_that_lack_weights(self, bert):
-        edit_weights(bert, lambda weights: weights.pop("encoder.layer.2.output.dense.weight"))
-        report = check_backbone(str(bert))
-        fault = faults(report)["the weights are complete"]
-        assert "weights are missing, and would be random: 1 of them, encoder.layer.2.output.dense.weight" in fault
-        assert len(skipped(report)) == 12
+def with_more_tokens(folder) -> None:
+    tokenizer = make_tokenizer(uses_token_types=True)
+    tokenizer.add_tokens(["one", "more"])
+    tokenizer.save_pretrained(folder)
 
-    def test_with_weights_that_are_no_numbers(self, bert):
-        edit_weights(bert, lambda weights: weights["embeddings.LayerNorm.bias"].fill_(torch.inf))
-        fault = faults(check_backbone(str(bert)))["the weights are complete"]
-        assert "weights are not finite: embeddings.LayerNorm.bias" in fault
 
-    def test_that_cannot_be_read(self, bert):
-        (bert / "model.safetensors").write_bytes(b"nothing")
-        assert "the weights cannot be loaded" in faults(check_backbone(str(bert)))["the weights are complete"]
+def with_an_empty_vocabulary(folder) -> None:
+    for path in folder.glob("*token*"):
+        path.unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
 
-    def test_of_an_architecture_that_nobody_knows(self, bert):
-        (bert / "config.json").write_text('{"model_type": "no-such-thing"}')
-        report = check_backbone(str(bert))
-        assert "cannot be read as a configuration" in faults(report)["the architecture is supported"]
 
-    def test_of_an_architecture_that_has_no_stepper(self, tmp_path):
-        config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16)
-        AutoModel.from_config(config).save_pretrained(tmp_path)
-        make_tokenizer(uses_token_types=False).save_pretrained(tmp_path)
-        fault = faults(check_backbone(str(tmp_path)))["the architecture is supported"]
-        assert "'gpt2' is no encoder that can be run layer by layer: supported are albert, bert" in fault
+def without_a_weight(folder) -> None:
+    edit_weights(folder, lambda weights: weights.pop("encoder.layer.2.output.dense.weight"))
+
+
+def with_infinite_weights(folder) -> None:
+    edit_weights(folder, lambda weights: weights["embeddings.LayerNorm.bias"].fill_(torch.inf))
+
+
+TOKENIZER, WEIGHTS, ARCHITECTURE = "the tokenizer fits", "the weights are complete", "the architecture is supported"
+
+
+@pytest.mark.parametrize(
+    ("damage", "title", "fault"),
+    [
+        (lambda bert: (bert / "tokenizer.json").write_text("{}"), TOKENIZER, "no tokenizer can be loaded"),
+        (with_an_empty_vocabulary, TOKENIZER, "knows hardly any word"),
+        (without_padding, TOKENIZER, "has no padding token"),
+        (with_more_tokens, TOKENIZER, "its largest token is 65, and the embeddings end at 63"),
+        (without_a_weight, WEIGHTS, "would be random: 1 of them, encoder.layer.2.output.dense.weight"),
+        (with_infinite_weights, WEIGHTS, "weights are not finite: embeddings.LayerNorm.bias"),
+        (lambda bert: (bert / "model.safetensors").write_bytes(b"none"), WEIGHTS, "the weights cannot be loaded"),
+        (
+            lambda bert: (bert / "config.json").write_text('{"model_type": "no-such-thing"}'),
+            ARCHITECTURE,
+            "cannot be read as a configuration",
+        ),
+    ],
+)
+def test_damaged_files_are_named_and_nothing_else_is_run(bert, damage, title, fault):
+    damage(bert)
+    report = check_backbone(str(bert))
+    assert set(faults(report)) == {title}
+    assert fault in faults(report)[title]
+    assert title == ARCHITECTURE or len(skipped(report)) == {TOKENIZER: 11, WEIGHTS: 12}[title]
+
+
+def test_another_padding_than_positions_count_from(tiny_backbone, tmp_path):
+    folder = shutil.copytree(tiny_backbone("roberta"), tmp_path / "roberta")
+    tokenizer = make_tokenizer(uses_token_types=False)
+    tokenizer.pad_token = "[UNK]"
+    tokenizer.save_pretrained(folder)
+    assert "different padding tokens: 0 and 1" in faults(check_backbone(str(folder)))[TOKENIZER]
+
+
+def test_an_architecture_without_a_stepper(tmp_path):
+    AutoModel.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16)).save_pretrained(tmp_path)
+    make_tokenizer(uses_token_types=False).save_pretrained(tmp_path)
+    fault = faults(check_backbone(str(tmp_path)))[ARCHITECTURE]
+    assert "'gpt2' is no encoder that can be run layer by layer: supported are albert, bert" in fault
 
 
 class TestPooling:
