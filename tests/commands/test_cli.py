@@ -521,7 +521,7 @@ def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):
     answered.set()
     assert taken < 10
     assert done.exit_code == 0, done.output
-    assert "no answer within 0.2 s" in done.output
+    assert "no answer within 0.2 seconds" in done.output
     assert "holds no task" in done.output
     assert "not in the cache" in done.output
     assert "auto trains in" in done.output
