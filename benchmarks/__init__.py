@@ -8,10 +8,12 @@ from typing import Any
 
 _EXPORTS = {
     "Results": "analysis.frames",
+    "draw_figure": "analysis.figures",
     "headline": "analysis.equal_cost",
     "list_tasks": "tasks.loader",
     "load_results": "analysis.frames",
     "load_task": "tasks.loader",
+    "operating_points": "analysis.tables",
 }
 
 __all__ = sorted(_EXPORTS)  # noqa: PLE0605 (the names are served by __getattr__)
