@@ -107,9 +107,9 @@ def test_a_mixture_by_hand(results):
 
 def test_budgets_beyond_the_hull_are_marked(results):
     found = EqualCost(results, (0.5, 2.0, 50.0)).per_seed.set_index(["task", "label", "seed", "speedup"])["reach"]
-    assert found.loc[("rte", "pabee", 0, 50.0)] is Reach.OVER
-    assert found.loc[("rte", "pabee", 0, 2.0)] is Reach.MET
-    assert found.loc[("rte", "pabee", 0, 0.5)] is Reach.UNDER
+    assert found.loc[("rte", "pabee", 0, 50.0)] == Reach.OVER
+    assert found.loc[("rte", "pabee", 0, 2.0)] == Reach.MET
+    assert found.loc[("rte", "pabee", 0, 0.5)] == Reach.UNDER
 
 
 def test_the_headline_is_the_mean_over_tasks(results):

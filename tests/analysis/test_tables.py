@@ -215,7 +215,7 @@ def test_generation_tables(tmp_path):
 
 
 def test_batches_of_a_published_folder():
-    results = load_results(ROOT / "results" / "cpu-decoding-batches")
+    results = load_results(next(ROOT.glob("results/*decoding-batches")))
     table = batch_table(results, results.tasks.index[0])
     assert "batch 8 of 32" in table.cells
     assert table.cells["method"].iloc[0] == "stock"
