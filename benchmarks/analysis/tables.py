@@ -282,7 +282,6 @@ def headline_table(results: Results) -> Table | None:
     one = " · ".join(comparison.compared[0])
     missing = sorted(set(results.labels_to_compare) - set(found["method"]))
     seeds = [Column("seeds", f"seeds {middle:g}x", ".0f")] if frame[f"seeds {middle:g}x"].nunique() > 1 else []
-    layers = results.tasks.loc[comparison.compared, "num_layers"].mean() / middle
     return Table(
         title=f"Points against the full model at equal cost, {f'mean of {tasks} tasks' if tasks > 1 else one}",
         name="headline",
@@ -294,8 +293,10 @@ def headline_table(results: Results) -> Table | None:
                 Column(f"at {s:g}x", f"points {s:g}x", "+.1f", f"low {s:g}x", f"high {s:g}x", f"mark {s:g}x", best=True)
                 for s in comparison.speedups
             ),
+            *([Column(f"{middle:g}x, any task", f"any {middle:g}x")] if tasks > 1 else []),
+            Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f"),
+            Column(f"score % {middle:g}x", f"score {middle:g}x", ".1f"),
             *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f")] if of_texts else []),
-            Column(f"layers {middle:g}x", f"layers {middle:g}x", ".2f"),
             Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f"),
             *(
                 Column(f"clock {middle:g}x b{size}", f"speedup_b{size} {middle:g}x", ".2f")
@@ -311,15 +312,14 @@ def headline_table(results: Results) -> Table | None:
                 if seeds
                 else []
             ),
-            "At s times the speed, the two knobs of the validation hull around L / s layers are mixed to cost that on "
-            "validation rows and scored on test rows; each half of the prompts at what the other half has chosen."
-            if of_texts
-            else "At s times the speed, the two knobs of the validation hull (all cells of a grid) around L / s layers "
-            "are mixed to cost that on validation rows, and scored on test rows.",
+            "At s times the speed, the two knobs of the validation hull around L / s layers (full depth is its last "
+            "vertex) are mixed so that test rows run exactly that"
+            + ("; each half of the prompts at what the other half has chosen." if of_texts else "."),
             f"{_INTERVALS if found['low'].notna().any() else 'The answers that intervals need were not kept.'} "
-            f"{OVER_NOTE}",
-            f"Layers: of test rows, where {layers:.2f} are allowed. FLOPs, clock: full model / method, b = batch size. "
-            "vs. static: tasks on which it is significantly better / worse than a static exit at the same budget.",
+            f"Any task: tasks are resampled, too. {OVER_NOTE}",
+            "Own last exit: points against it. FLOPs, clock: full model / method, b = batch size; full depth that was "
+            "not counted or timed counts as the full model. vs. static: tasks on which it is significantly better / "
+            "worse than a static exit.",
         ],
     )
 
@@ -329,7 +329,9 @@ def marked(found: pd.DataFrame) -> pd.DataFrame:
     counts = found[["better_than_static", "worse_than_static"]]
     known = counts.notna().all(axis=1)
     static = [f"{b:.0f} / {w:.0f}" if ok else None for (b, w), ok in zip(counts.to_numpy(), known, strict=True)]
-    marked = found.assign(mark=found["over"].map({True: "†", False: ""}), static=static)
+    bounds = found[["low_tasks", "high_tasks"]].to_numpy()
+    any_task = [None if np.isnan(low) else f"[{low:+.1f}, {high:+.1f}]" for low, high in bounds]
+    marked = found.assign(mark=found["over"].map({True: "†", False: ""}), static=static, any=any_task)
     order = marked["method"].drop_duplicates()
     wide = marked.pivot(index="method", columns="budget").loc[order]
     wide.columns = [f"{name} {budget:g}x" for name, budget in wide.columns]

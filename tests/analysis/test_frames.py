@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 from generation_by_hand import STOCK_SECONDS, write_generation
-from records_by_hand import LAYERS, ROWS, made_up_suite, results_of, timing, write_results
+from records_by_hand import (
+    LAYERS,
+    ROWS,
+    cell,
+    curve_point,
+    made_up_suite,
+    operating_point,
+    results_of,
+    timing,
+    write_results,
+)
 
 from benchmarks.analysis.equal_cost import EqualCost, Reach, comparison_of, headline
 from benchmarks.analysis.frames import load_results, merge
@@ -110,6 +120,37 @@ def test_budgets_beyond_the_hull_are_marked(results):
     assert found.loc[("rte", "pabee", 0, 50.0)] == Reach.OVER
     assert found.loc[("rte", "pabee", 0, 2.0)] == Reach.MET
     assert found.loc[("rte", "pabee", 0, 0.5)] == Reach.UNDER
+
+
+def test_test_rows_pay_the_budget_exactly(tmp_path):
+    """Test rows run fewer layers than validation rows: the weight counts the layers of test rows."""
+    records = [
+        r.model_copy(update={"curve_validation": [_deeper(p) for p in r.curve_validation]})
+        if r.label == "deebert"
+        else r
+        for r in made_up_suite()
+    ]
+    found = EqualCost(results_of(records)).per_seed
+    met = found[found["reach"] == Reach.MET]
+    assert met["layers"].to_numpy() == pytest.approx(LAYERS / met["speedup"].to_numpy())
+    assert {"deebert", "static"} <= set(met["label"])
+
+
+def _deeper(point):
+    counts = point.exit_histogram
+    return point.model_copy(
+        update={"exit_histogram": [counts[0] // 2, *counts[1:-1], counts[-1] + counts[0] - counts[0] // 2]}
+    )
+
+
+def test_who_is_below_a_budget_mixes_with_full_depth():
+    """The best knob on validation rows costs 3 layers: at 4 layers, a third of the rows run full depth."""
+    points = [curve_point(0.1, 3.0, 0.9), curve_point(0.2, 6.0, 0.84)]
+    cells = [cell("full", [operating_point(6, "within 1 point", 6.0, 0.9)]), cell("deebert", [], curve=points)]
+    found = EqualCost(results_of(cells)).per_seed.set_index(["label", "speedup"]).loc["deebert"]
+    assert found.loc[1.5, "score"] == pytest.approx(0.9 * 2 / 3 + 0.84 / 3)
+    assert found.loc[1.5, "own_last_exit"] == pytest.approx(0.9 * 2 / 3 + 0.84 / 3 - 0.84)
+    assert found.loc[3.0, "reach"] == Reach.OVER
 
 
 def test_the_headline_is_the_mean_over_tasks(results):
