@@ -1,10 +1,13 @@
 """Methods at equal cost: two knobs of the validation hull, mixed to meet a budget, and scored on test rows.
 
-A row takes the first knob with a fixed probability, whatever its answer: a rule that anyone can run. "The best knob
-within a budget" would score a method that has no knob just below the budget far too low. In generation a row is a
-prompt, costs are a decoded token's, and the hull is that of the knobs that test prompts were decoded with: each half of
-the prompts is scored at the mixture that the other half has chosen (Stone, JRSS B 36, 1974), since few validation
-prompts are replayed and none decoded. Times, for which few knobs are taken, are those of the mixture of all prompts.
+Knobs are chosen on validation rows. The weight is set so that the layers of the test rows meet the budget exactly,
+which reads no label, and full depth is always the last vertex of the hull: all methods cost the same. A row takes the
+first knob with a fixed probability, whatever its answer: a rule that anyone can run. "The best knob within a budget"
+would score a method that has no knob just below the budget far too low.
+
+In generation a row is a prompt, costs are a decoded token's, and the hull is that of the knobs that test prompts were
+decoded with: each half of the prompts is scored at the mixture that the other half has chosen (Stone, JRSS B 36, 1974),
+since few validation prompts are replayed and none decoded. Times are those of the mixture of all prompts.
 """
 
 from collections.abc import Collection, Sequence
@@ -39,6 +42,7 @@ Task = tuple[str, str]
 
 ROUNDING = 1e-9
 """Costs and scores are means of counts: what differs by less is equal."""
+RESAMPLES = 10_000
 PEERS = ("deebert", "pabee", "berxit", "calm-tokens-softmax", "calm-tokens-state", "free")
 """The methods that variants of ConsistentEE are tested against by name, where they were run."""
 
@@ -188,7 +192,7 @@ def mixtures(results: Results, speedups: Sequence[float], cost: str = "layers") 
     Args:
         results: of one kind.
         speedups: budgets, as full cost / cost.
-        cost: ``layers``, which validation rows count; or a column of ``knobs`` with ratios full cost / cost.
+        cost: ``layers``; or a column of ``knobs`` with ratios full cost / cost.
 
     Returns:
         A line for each, with ``mixture``, the mixtures that rows are ``scored`` at (in generation one for each half of
@@ -204,18 +208,45 @@ def mixtures(results: Results, speedups: Sequence[float], cost: str = "layers") 
         costs = known["validation_layers"].to_numpy(float) if in_layers else 1 / known[cost].to_numpy(float)
         texts = _scores_of_texts(results, known.index.to_numpy()) if results.kind == "generation" else None
         quality = known["score"] if results.kind == "generation" else known["validation_quality"]
-        hull = concave_hull(costs, quality)
+        paid = known["layers"].to_numpy(float) if in_layers else costs
+        deepest = int(np.lexsort((-np.asarray(quality, dtype=float), -costs))[0])
+        hull = _to_full_depth(concave_hull(costs, quality), costs, deepest)
         # Prompts 0, 2, ... are scored at what 1, 3, ... have chosen, and the reverse.
-        of_halves = [] if texts is None else [concave_hull(costs, texts[:, half::2].mean(axis=1)) for half in (1, 0)]
+        scores = [] if texts is None else [texts[:, half::2].mean(axis=1) for half in (1, 0)]
+        of_halves = [_to_full_depth(concave_hull(costs, score_), costs, deepest) for score_ in scores]
         for speedup in speedups:
             budget = (known["num_layers"].iloc[0] if in_layers else 1) / speedup
-            mixture = _on_hull(budget, costs, hull)
-            scored = tuple(_on_hull(budget, costs, half) for half in of_halves) or (mixture,)
-            head = dict(zip([*CURVE, "seed"], key, strict=True))
-            lines.append(
-                head | {"speedup": speedup, "mixture": mixture, "scored": scored, "index": known.index.to_numpy()}
-            )
-    return pd.DataFrame(lines, columns=[*CURVE, "seed", "speedup", "mixture", "scored", "index"])
+            mixture = _exactly(budget, costs, paid, hull)
+            scored = tuple(_exactly(budget, costs, paid, half) for half in of_halves) or (mixture,)
+            line = dict(zip([*CURVE, "seed"], key, strict=True)) | {"speedup": speedup, "mixture": mixture}
+            index = known.index.to_numpy()
+            lines.append(line | {"scored": scored, "index": index, "deepest": index[deepest]})
+    return pd.DataFrame(lines, columns=[*CURVE, "seed", "speedup", "mixture", "scored", "index", "deepest"])
+
+
+def _to_full_depth(hull: NDArray[np.intp], costs: Floats, deepest: int) -> NDArray[np.intp]:
+    """Add full depth as the last vertex of a hull, with which a method below a budget is mixed."""
+    return np.append(hull, deepest) if costs[deepest] > costs[hull[-1]] + ROUNDING else hull
+
+
+def _exactly(budget: float, costs: Floats, paid: Floats, hull: NDArray[np.intp]) -> Mixture:
+    """Mix the two vertices around a budget so that test rows pay exactly that.
+
+    The vertices are those around the budget in ``costs``, or the nearest ones around it in what is ``paid``: both
+    count layers and read no label.
+    """
+    place = int(np.clip(np.searchsorted(costs[hull], budget), 1, max(hull.size - 1, 1)))
+    while place > 1 and paid[hull[place - 1]] > budget + ROUNDING:
+        place -= 1
+    while place < hull.size - 1 and paid[hull[place]] < budget:
+        place += 1
+    below, above = int(hull[place - 1]), int(hull[min(place, hull.size - 1)])
+    if paid[below] > budget + ROUNDING:
+        return Mixture(below, below, 1.0, Reach.OVER)
+    if paid[above] <= budget + ROUNDING:
+        reach = Reach.MET if paid[above] >= budget - ROUNDING else Reach.UNDER
+        return Mixture(above, above, 1.0, reach)
+    return Mixture(below, above, float((paid[above] - budget) / (paid[above] - paid[below])))
 
 
 def _scores_of_texts(results: Results, index: NDArray[np.intp]) -> Floats | None:
@@ -271,7 +302,11 @@ class EqualCost:
         full = self.results.full_scores(self.measure).to_dict()
         ratios = [str(n) for n in self.results.knobs if str(n).startswith(("flops_ratio", "speedup_b"))]
         values = {name: self.results.column(name) for name in ("layers", *ratios)}
-        lines = []
+        values["score"] = self.results.column(self.measure or "score")
+        depth, lines = self.results.column("num_layers"), []
+        for name in ratios:  # full depth that was not counted or timed counts as the full model
+            at_full_depth = np.isnan(values[name]) & (self.results.column("validation_layers") >= depth)
+            values[name] = np.where(at_full_depth, 1.0, values[name])
         for line in self._mixtures.to_dict("records"):
             task, index, scored = (line["task"], line["backbone"]), line["index"], line["scored"]
             own = full.get((*task, line["seed"]), full.get((*task, -1), np.nan))
@@ -284,9 +319,9 @@ class EqualCost:
             }
             layers = np.mean([mixture.of(values["layers"][index]) for mixture in scored])
             reach = line["mixture"].reach
-            lines.append(
-                {"score": reached, "full": own, "points": reached - own, "layers": layers, "reach": reach} | costs
-            )
+            found = {"score": reached, "full": own, "points": reached - own, "layers": layers, "reach": reach}
+            found["own_last_exit"] = reached - values["score"][line["deepest"]]
+            lines.append(found | costs)
         return pd.concat([self._mixtures, pd.DataFrame(lines, index=self._mixtures.index)], axis=1)
 
     def _score(self, line: dict[str, Any]) -> float:
@@ -338,7 +373,7 @@ class EqualCost:
         """
         frame = self.per_seed if seeds is None else self.per_seed[self.per_seed["seed"].isin(seeds)]
         groups = frame.groupby([*CURVE, "speedup"], sort=False)
-        found = groups[["score", "full", "points", "layers"]].mean()
+        found = groups[["score", "full", "points", "own_last_exit", "layers"]].mean()
         found["kept"] = found["score"] / found["full"].where(found["full"] != 0)
         found["seeds"] = groups["seed"].nunique()
         found["over"] = groups["reach"].agg(lambda reach: Reach.OVER in set(reach))
@@ -400,7 +435,9 @@ class EqualCost:
         known = {key: rows for key, rows in known.items() if np.array_equal(labels, rows[0])}
         if not statistics.can_resample(metric, labels):
             return {}
-        terms = statistics.resampled_terms(metric, labels, np.stack([rows[1] for rows in known.values()]))
+        terms = statistics.resampled_terms(
+            metric, labels, np.stack([rows[1] for rows in known.values()]), resamples=RESAMPLES
+        )
         place = {key: number for number, key in enumerate(known)}
         found: dict[tuple[str, float], dict[int, Floats]] = {}
         for line, (first, second, weight) in zip(lines, parts, strict=True):
@@ -433,7 +470,8 @@ class EqualCost:
         """Points of every label at every budget, means over the tasks that (nearly) all labels were run on.
 
         A line for every label that has all these tasks, best at the middle budget first, then those over the budget.
-        Columns: ``method`` (the label), ``budget``, ``points``, ``low``, ``high`` (95% interval), ``score``, ``kept``
+        Columns: ``method`` (the label), ``budget``, ``points``, ``low`` and ``high`` (95% interval over these tasks),
+        ``low_tasks`` and ``high_tasks`` (over any task), ``own_last_exit`` (points against it), ``score``, ``kept``
         in percent, ``tasks``, ``seeds`` (of the task with fewest), ``layers``, ``over``, ``better_than_static`` and
         ``worse_than_static`` (on how many tasks, significantly), and geometric means of measured ratios.
         """
@@ -442,7 +480,7 @@ class EqualCost:
         found = found[of_compared & found["label"].isin(self.results.labels_to_compare)]
         complete = found.groupby("label")[TASK[0]].transform("size") == len(self.compared) * len(self.speedups)
         groups = found[complete].rename(columns={"label": "method", "speedup": "budget"}).groupby(["method", "budget"])
-        means = 100 * groups[["points", "score"]].mean()
+        means = 100 * groups[["points", "own_last_exit", "score"]].mean()
         means["kept"] = 100 * groups["kept"].agg(lambda kept: kept.mean() if kept.notna().all() else np.nan)
         means[["tasks", "seeds"]] = groups.agg(tasks=("task", "size"), seeds=("seeds", "min"))
         means["layers"], means["over"] = groups["layers"].mean(), groups["over"].any()
@@ -457,20 +495,27 @@ class EqualCost:
         middle = middle.sort_values(["over", "points"], ascending=[True, False], kind="stable")
         place = {label: number for number, label in enumerate(middle["method"])}
         order = means.assign(place=means["method"].map(place)).sort_values(["place", "budget"])
-        first = ["method", "budget", "points", "low", "high"]
+        first = ["method", "budget", "points", "low", "high", "low_tasks", "high_tasks", "own_last_exit", "score"]
         return order[[*first, *(n for n in means if n not in first)]].reset_index(drop=True)
 
     def _intervals(self, means: pd.DataFrame) -> dict[str, list[float]]:
-        bounds = []
+        """Compute the intervals over these tasks, and over any task: tasks are resampled as well."""
+        bounds = {"low": [], "high": [], "low_tasks": [], "high_tasks": []}
         for label, budget in zip(means["method"], means["budget"], strict=True):
-            samples = self._mean_samples(label, budget)
-            bounds.append((np.nan, np.nan) if samples is None else interval(100 * samples))
-        return {"low": [low for low, _ in bounds], "high": [high for _, high in bounds]}
+            samples = self._task_samples(label, budget)
+            here, anywhere = (
+                (np.nan, np.nan) if one is None else interval(100 * one)
+                for one in (None if samples is None else samples.mean(axis=0), statistics.over_any_task(samples))
+            )
+            for name, bound in zip(bounds, (*here, *anywhere), strict=True):
+                bounds[name].append(bound)
+        return bounds
 
-    def _mean_samples(self, label: str, budget: float) -> Floats | None:
+    def _task_samples(self, label: str, budget: float) -> Floats | None:
+        """Return the samples of a label on every compared task, [tasks, resamples]; None if some are unknown."""
         samples = [self.samples(task, label, budget) for task in self.compared]
         known = [one for one in samples if one is not None]
-        return np.asarray(np.mean(known, axis=0)) if known and len(known) == len(samples) else None
+        return np.stack(known) if known and len(known) == len(samples) else None
 
     def common_seeds(self, task: Task, first: str, second: str) -> list[int]:
         """Return the seeds that both of two labels have on a task; all of both if there are none."""

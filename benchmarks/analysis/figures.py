@@ -93,7 +93,7 @@ def _backbone(results: Results) -> str:
 
 
 def equal_cost_figure(results: Results) -> "Figure | None":
-    """Draw points at equal cost: a row for every method, a panel for every speed-up, means over tasks with intervals."""
+    """Draw points at equal cost: methods in rows, a panel for every speed-up; means over tasks with intervals."""
     import seaborn as sns
 
     found = comparison_of(results).headline.dropna(subset=["points"])
@@ -199,7 +199,7 @@ def curves_figure(results: Results) -> "Figure | None":
 
 
 def exits_figure(results: Results) -> "Figure | None":
-    """Draw the share of test rows that exit at each layer, a row for every method, at the knob for half of the layers."""
+    """Draw the share of test rows that exit at each layer, methods in rows, at the knob for half of the layers."""
     points = half_points(results)
     named = [*leading_labels(results), *(x for x, m in results.methods.items() if role_of(m) == "random")]
     points = points[points["label"].isin(named)]
@@ -238,7 +238,7 @@ def exit_shares(results: Results, chosen: Sequence[int]) -> NDArray[np.float64]:
 
 
 def memorized_figure(results: Results) -> "Figure | None":
-    """Draw at which layer rows exit by their Memorized Layer, a panel for every method, all tasks of a depth together."""
+    """Draw at which layer rows exit by their Memorized Layer, a panel for every method, all tasks together."""
     if results.kind == "generation":
         return None
     depth = int(results.tasks["num_layers"].mode().iloc[0])
@@ -335,28 +335,32 @@ _GREY_NOTE = "Colours: the five strongest methods and variants of ConsistentEE; 
 FIGURES = (
     FigureKind(
         "equal-cost",
-        "Points against the full model at equal cost in layers, means over tasks, with 95% paired bootstrap intervals over "
+        "Points against the full model at equal cost in layers, means over tasks, with 95% paired bootstrap "
+        "intervals over "
         f"rows and seeds. †: even the cheapest knob costs more than the budget. {_GREY_NOTE}",
         "the full model was not run",
         equal_cost_figure,
     ),
     FigureKind(
         "curves",
-        "Points against the full model over the speed-up in layers: at every cost, the two knobs of a method's validation "
+        "Points against the full model over the speed-up in layers: at every cost, the two knobs of a method's "
+        "validation "
         f"hull that are mixed to meet it, scored on test rows. {_GREY_NOTE}",
         "there is no method to compare",
         curves_figure,
     ),
     FigureKind(
         "exits",
-        "Percentage of test rows that exit at each layer, at the knob chosen for half of the layers on validation rows; "
+        "Percentage of test rows that exit at each layer, at the knob chosen for half of the layers on validation "
+        "rows; "
         "after the name, the average layer.",
         "no method has a knob within a budget",
         exits_figure,
     ),
     FigureKind(
         "memorized",
-        "Percentage of test rows of each Memorized Layer (the first from which on every classifier is right; the last one "
+        "Percentage of test rows of each Memorized Layer (the first from which on every classifier is right; the "
+        "last one "
         "for rows that it gets wrong; in brackets, how many rows) that exit at each layer, at the knob for half of the "
         "layers. Left of the diagonal rows exit too early, right of it they waste layers.",
         "the records do not hold the answers of every layer",
@@ -375,6 +379,14 @@ def draw(kind: FigureKind, results: Results) -> "Figure | None":
         if figure is not None:
             pyplot.close(figure)  # a notebook shows what a cell returns
         return figure
+
+
+def draw_figure(name: str, results: Results) -> "Figure | None":
+    """Draw a figure by the name of its files, such as ``equal-cost``; None where the records lack what it needs."""
+    kinds = {kind.name: kind for kind in FIGURES}
+    if name not in kinds:
+        raise unknown_name("figure", name, kinds)
+    return draw(kinds[name], results)
 
 
 def write_figures(

@@ -169,7 +169,13 @@ class Results:
         if point >= 0:
             name = f"prediction_{point:.0f}"
             return (columns["label"], columns[name]) if name in columns else None
-        return _answers_of_hull(columns, int(hull)) if hull >= 0 else None
+        if hull >= 0:
+            return _answers_of_hull(columns, int(hull))
+        # All validation rows run all layers: the answers are those of the last exit, but for a few test rows at most.
+        at_full_depth = self.column("validation_layers")[knob] >= self.column("num_layers")[knob]
+        return (
+            (columns["label"], columns["full_prediction"]) if at_full_depth and "full_prediction" in columns else None
+        )
 
     def full_answers(self, task: tuple[str, str], seed: int, measure: str | None = None) -> Answers | None:
         """Return the same of the full model trained with a seed."""

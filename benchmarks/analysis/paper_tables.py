@@ -62,7 +62,7 @@ def names() -> Names:
 
 
 def published_table(results: Results, task: tuple[str, str]) -> Table | None:
-    """Return our scores at the middle budget and every printed figure of the same methods and task; None without any."""
+    """Return our scores at the middle budget and printed figures of the same methods and task; None without any."""
     printed, mapping = published_results(), names()
     printed = printed.assign(
         ours=printed["task"].map(mapping.tasks),
@@ -104,7 +104,8 @@ def published_table(results: Results, task: tuple[str, str]) -> Table | None:
             Column("source", "source"),
         ],
         notes=[
-            f"Ours: {task[1]}, {depth} layers, test rows, two knobs mixed to run L / {comparison.middle:g} layers; ratios = "
+            f"Ours: {task[1]}, {depth} layers, test rows, two knobs mixed to run L / {comparison.middle:g} layers; "
+            "ratios = "
             "full model / method. Printed: quoted with its own backbone, metric, split and meaning of speed-up; other "
             f"backbones and splits are no comparison of methods. {MISSING}: not measured, or not in the collection."
         ],
@@ -292,12 +293,12 @@ def paper_table(comparison: Comparison) -> Table:
         notes=[
             "Printed: score, points against the paper's own full model in brackets, at the printed speed-up. Ours: the "
             "same against our full model; two knobs, chosen on validation rows, are mixed to run L / speed-up layers.",
-            f"{_MINUS}: difference of the points, with its 95% paired bootstrap interval over our rows and seeds; theirs is "
-            f"taken as printed. {OVER_NOTE} {UNDER_NOTE}",
+            f"{_MINUS}: difference of the points, with its 95% paired bootstrap interval over our rows and seeds; "
+            f"theirs is taken as printed. {OVER_NOTE} {UNDER_NOTE}",
             *_conditions(comparison, found),
             *table.notes,
             *_missing(comparison, found),
-            f"Quoted from: {'; '.join(sorted({f'{s}, {u}' for s, u in zip(found['source'], found['url'], strict=True)}))}.",
+            f"Quoted from: {'; '.join(sorted(set(found['source'] + ', ' + found['url'])))}.",
         ],
     )
 

@@ -170,8 +170,10 @@ def _points_table(results: Results, points: pd.DataFrame) -> Table:
             Column("knob", "shown_knob"),
         ],
         notes=[
-            "Knobs are chosen on validation data and reported on test rows: the best within a share of the layers (≤50%), "
-            "the fewest layers within a point of the full model (-1 pt), or with so many answers of the full model's (as "
+            "Knobs are chosen on validation data and reported on test rows: the best within a share of the layers "
+            "(≤50%), "
+            "the fewest layers within a point of the full model (-1 pt), or with so many answers of the full "
+            "model's (as "
             "full). Score: the task's metric. Saved: 1 - layers / L. FLOPs and clock: full model / method."
         ],
     )
@@ -256,7 +258,7 @@ def _headline_chart(results: Results) -> dict[str, Any] | None:
 
 
 def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any]:
-    """Draw curves of mixtures at equal cost and dots of operating points, with choices of task, score, cost and methods."""
+    """Draw curves of mixtures at equal cost and dots of operating points, with choices of task, score and cost."""
     frame, measures = _curve_data(results, points)
     tasks = list(dict.fromkeys(frame["task"]))
     sizes = results.batch_sizes

@@ -112,7 +112,9 @@ def row_weights(rows: int, resamples: int, seed: int) -> Floats:
     return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples) / rows
 
 
-def resampled_terms(metric: str, labels: ArrayLike, predictions: ArrayLike, *, seed: int = 0) -> Floats:
+def resampled_terms(
+    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Floats:
     """Compute, for every resample of the rows, the means over rows that a score is a function of.
 
     They are linear: those of a random mixture of rules are the mixture of the rules' own. Equal numbers of rows and
@@ -122,16 +124,38 @@ def resampled_terms(metric: str, labels: ArrayLike, predictions: ArrayLike, *, s
         metric: one that :func:`can_resample`, or :data:`MEAN` or :data:`MEAN_BY_SIZE`.
         labels: [N].
         predictions: [rules, N].
+        resamples: how many.
         seed: of the resampling.
 
     Returns:
-        [RESAMPLES, rules, terms], of which :func:`score_of_terms` makes scores.
+        [resamples, rules, terms], of which :func:`score_of_terms` makes scores.
     """
     terms_of, _ = _TERMS[metric]
     true = np.asarray(labels, dtype=float)
     terms = np.stack([terms_of(true, one) for one in np.asarray(predictions, dtype=float)], axis=1)
-    weights = row_weights(len(true), RESAMPLES, seed)
-    return np.asarray((weights @ terms.reshape(len(true), -1)).reshape(RESAMPLES, *terms.shape[1:]))
+    flat = terms.reshape(len(true), -1)
+    if resamples <= RESAMPLES:
+        found = row_weights(len(true), resamples, seed) @ flat
+    else:  # as many weights would not fit into memory
+        parts = [_counts(len(true), RESAMPLES, part, seed) @ flat for part in range(-(-resamples // RESAMPLES))]
+        found = np.concatenate(parts)[:resamples] / len(true)
+    return np.asarray(found.reshape(resamples, *terms.shape[1:]))
+
+
+def _counts(rows: int, resamples: int, part: int, seed: int) -> Floats:
+    """Draw rows with replacement, and count how often each was drawn: [resamples, rows]."""
+    drawn = np.random.default_rng([seed, rows, part]).integers(rows, size=(resamples, rows), dtype=np.int32)
+    places = drawn + (rows * np.arange(resamples, dtype=np.int64))[:, None]
+    return np.bincount(places.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(float)
+
+
+def over_any_task(samples: Floats | None) -> Floats | None:
+    """Average samples [tasks, resamples] over tasks drawn with replacement; None of a single task."""
+    if samples is None or len(samples) < 2:
+        return None
+    tasks, resamples = samples.shape
+    drawn = np.random.default_rng([tasks, 2]).integers(tasks, size=(tasks, resamples))
+    return np.asarray(np.take_along_axis(samples, drawn, axis=0).mean(axis=0))
 
 
 def score_of_terms(metric: str, terms: Floats) -> Floats:

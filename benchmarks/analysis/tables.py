@@ -282,7 +282,6 @@ def headline_table(results: Results) -> Table | None:
     one = " · ".join(comparison.compared[0])
     missing = sorted(set(results.labels_to_compare) - set(found["method"]))
     seeds = [Column("seeds", f"seeds {middle:g}x", ".0f")] if frame[f"seeds {middle:g}x"].nunique() > 1 else []
-    layers = results.tasks.loc[comparison.compared, "num_layers"].mean() / middle
     return Table(
         title=f"Points against the full model at equal cost, {f'mean of {tasks} tasks' if tasks > 1 else one}",
         name="headline",
@@ -294,8 +293,10 @@ def headline_table(results: Results) -> Table | None:
                 Column(f"at {s:g}x", f"points {s:g}x", "+.1f", f"low {s:g}x", f"high {s:g}x", f"mark {s:g}x", best=True)
                 for s in comparison.speedups
             ),
+            *([Column(f"{middle:g}x, any task", f"any {middle:g}x")] if tasks > 1 else []),
+            Column(f"own last exit {middle:g}x", f"own_last_exit {middle:g}x", "+.1f"),
+            Column(f"score % {middle:g}x", f"score {middle:g}x", ".1f"),
             *([Column(f"kept % {middle:g}x", f"kept {middle:g}x", ".1f")] if of_texts else []),
-            Column(f"layers {middle:g}x", f"layers {middle:g}x", ".2f"),
             Column(f"FLOPs {middle:g}x", f"flops_ratio {middle:g}x", ".2f"),
             *(
                 Column(f"clock {middle:g}x b{size}", f"speedup_b{size} {middle:g}x", ".2f")
@@ -311,14 +312,14 @@ def headline_table(results: Results) -> Table | None:
                 if seeds
                 else []
             ),
-            "At s times the speed, the two knobs of the validation hull around L / s layers are mixed to cost that on "
-            "validation rows and scored on test rows; each half of the prompts at what the other half has chosen."
-            if of_texts
-            else "At s times the speed, the two knobs of the validation hull (all cells of a grid) around L / s layers "
-            "are mixed to cost that on validation rows, and scored on test rows.",
-            f"{_INTERVALS if found['low'].notna().any() else 'The answers that intervals need were not kept.'} {OVER_NOTE}",
-            f"Layers: of test rows, where {layers:.2f} are allowed. FLOPs, clock: full model / method, b = batch size. "
-            "vs. static: tasks on which it is significantly better / worse than a static exit at the same budget.",
+            "At s times the speed, the two knobs of the validation hull around L / s layers (full depth is its last "
+            "vertex) are mixed so that test rows run exactly that"
+            + ("; each half of the prompts at what the other half has chosen." if of_texts else "."),
+            f"{_INTERVALS if found['low'].notna().any() else 'The answers that intervals need were not kept.'} "
+            f"Any task: tasks are resampled, too. {OVER_NOTE}",
+            "Own last exit: points against it. FLOPs, clock: full model / method, b = batch size; full depth that was "
+            "not counted or timed counts as the full model. vs. static: tasks on which it is significantly better / "
+            "worse than a static exit.",
         ],
     )
 
@@ -328,7 +329,9 @@ def marked(found: pd.DataFrame) -> pd.DataFrame:
     counts = found[["better_than_static", "worse_than_static"]]
     known = counts.notna().all(axis=1)
     static = [f"{b:.0f} / {w:.0f}" if ok else None for (b, w), ok in zip(counts.to_numpy(), known, strict=True)]
-    marked = found.assign(mark=found["over"].map({True: "†", False: ""}), static=static)
+    bounds = found[["low_tasks", "high_tasks"]].to_numpy()
+    any_task = [None if np.isnan(low) else f"[{low:+.1f}, {high:+.1f}]" for low, high in bounds]
+    marked = found.assign(mark=found["over"].map({True: "†", False: ""}), static=static, any=any_task)
     order = marked["method"].drop_duplicates()
     wide = marked.pivot(index="method", columns="budget").loc[order]
     wide.columns = [f"{name} {budget:g}x" for name, budget in wide.columns]
@@ -395,8 +398,10 @@ def contrast_table(results: Results) -> Table | None:
             Column("wins / losses", "tasks"),
         ],
         notes=[
-            "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows and "
-            f"seeds of these tasks, two-sided; corrected by Holm's procedure for {len(found)} tests. The last line is the "
+            "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
+            "and "
+            f"seeds of these tasks, two-sided; corrected by Holm's procedure for {len(found)} tests. The last line "
+            "is the "
             "best variant with the best other method by these very scores, which flatters both."
         ],
     )
@@ -536,7 +541,7 @@ def _stock_times(results: Results) -> pd.DataFrame:
 
 
 def _clocks(results: Results, points: pd.DataFrame) -> pd.DataFrame:
-    """Return what the clock recorded of operating points; the full model of classification is timed as the stock model."""
+    """Return what the clock recorded of operating points; the full model of classification stands for the stock one."""
     picks = points["chosen"].explode().astype(int)
     keys = pd.DataFrame({name: results.column(name)[picks] for name in (*TASK, "seed", "key", "knob", "method")})
     keys["line"] = picks.index
@@ -614,11 +619,14 @@ def _operating_notes(results: Results, task: tuple[str, str], own: pd.DataFrame)
     live = own[["live_rows", "live_disagreements"]].sum() if "live_rows" in own else None
     seeds = sorted({one.seed for one in records})
     notes = [
-        "Knobs are chosen on validation data and reported on test data: the best within a share of the layers (≤50%), or "
+        "Knobs are chosen on validation data and reported on test data: the best within a share of the layers "
+        "(≤50%), or "
         "the fewest layers within a point of the full model (-1 pt) or with so many answers of the full model's.",
         f"{record.train_rows} training rows, {record.validation_rows} validation and {record.test_rows} test {unit}; "
-        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over {unit}{' and seeds' if len(seeds) > 1 else ''}.",
-        f"Layers of {record.num_layers}; saved = 1 - layers / {record.num_layers}; FLOPs ratio and speed-up = full model / "
+        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over "
+        f"{unit}{' and seeds' if len(seeds) > 1 else ''}.",
+        f"Layers of {record.num_layers}; saved = 1 - layers / {record.num_layers}; FLOPs ratio and speed-up = full "
+        "model / "
         f"method; b = batch size. {_timing_note(times, own, unit)}",
     ]
     if live is not None and live["live_rows"]:
@@ -674,7 +682,8 @@ def cost_table(results: Results) -> Table | None:
         columns=[Column("method", "method"), *(Column(heading, heading) for heading in costs)],
         notes=[
             f"Percent of the full model's score at {budgets} less of what the column says: layers on validation "
-            "prompts; operations of decoding, or stock generate's time of a decoded token, on test prompts (of the knobs "
+            "prompts; operations of decoding, or stock generate's time of a decoded token, on test prompts (of the "
+            "knobs "
             f"that were timed; b = batch size, all of one knob). {OVER_NOTE} {UNDER_NOTE}"
         ],
     )
@@ -731,7 +740,8 @@ def text_table(results: Results, scores: pd.DataFrame, task: tuple[str, str]) ->
             *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in results.batch_sizes),
         ],
         notes=[
-            "ROUGE-L to full and match: agreement with full depth of the same weights. Perplexity of the references: each "
+            "ROUGE-L to full and match: agreement with full depth of the same weights. Perplexity of the "
+            "references: each "
             "token but the first is read at the exit where the rule lets it leave; times full: over the full model's. "
             f"In brackets: 95% paired bootstrap over prompts and seeds. {OVER_NOTE} {UNDER_NOTE}"
         ],
@@ -741,8 +751,8 @@ def text_table(results: Results, scores: pd.DataFrame, task: tuple[str, str]) ->
 def batches(results: Results) -> pd.DataFrame:
     """Return how fast everything timed decodes at every batch, in step and regrouped: medians over the rounds.
 
-    ``of_allowed`` is the time of a token that the layers allow / the measured one: stock ``generate`` at the same batch,
-    its layers cut to those called, embedding and LM head left.
+    ``of_allowed`` is the time of a token that the layers allow / the measured one: stock ``generate`` at the same
+    batch, its layers cut to those called, embedding and LM head left.
     """
     times = results.times[results.times["label"].isin(results.methods) | (results.times["key"] == "")]
     in_step = times[(times["key"] == "") & ~times["regroups"].astype(bool)]
@@ -812,8 +822,10 @@ def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False
         frame=points,
         columns=[*columns, *latencies],
         notes=[
-            "Batch: tokens a second of decoding (x stock generate's with as many prompts under way; share of the speed that "
-            "the layers allow). 8 of 32: of 32 prompts under way, 8 run at a time; the others are in step. Latency: seconds "
+            "Batch: tokens a second of decoding (x stock generate's with as many prompts under way; share of the "
+            "speed that "
+            "the layers allow). 8 of 32: of 32 prompts under way, 8 run at a time; the others are in step. Latency: "
+            "seconds "
             "until a text has ended since all under way were asked: median / 90th percentile. Medians over rounds."
         ],
         labels="label",
@@ -873,9 +885,12 @@ def calibration_table(results: Results) -> Table | None:
             Column("held-out risk", "mean_risk", ".3f"),
         ],
         notes=[
-            "Learn-then-Test chooses lambda on a random half of the pooled prompts. Broken: splits in which the mean loss of "
-            "the other half exceeds delta; allowed: epsilon plus the sampling error of so many splits. Textual: 1 - ROUGE-L "
-            "to the full model's text; risk: ROUGE-L lost against the reference. By caution alone: on no half was a lambda "
+            "Learn-then-Test chooses lambda on a random half of the pooled prompts. Broken: splits in which the "
+            "mean loss of "
+            "the other half exceeds delta; allowed: epsilon plus the sampling error of so many splits. Textual: 1 - "
+            "ROUGE-L "
+            "to the full model's text; risk: ROUGE-L lost against the reference. By caution alone: on no half was a "
+            "lambda "
             "below the most cautious one proven."
         ],
     )
@@ -946,7 +961,8 @@ def provenance_table(results: Results) -> Table:
         ],
         notes=[
             f"{len(records)} records of {records['task'].nunique()} tasks; seeds "
-            f"{', '.join(map(str, sorted(records['seed'].unique())))}; from {records['commit'].nunique()} commits. The report "
+            f"{', '.join(map(str, sorted(records['seed'].unique())))}; from {records['commit'].nunique()} commits. "
+            "The report "
             "names the command, commit and key of every record.",
             *(
                 [f"Trained in float32 and in bfloat16, by what was faster: records of {', '.join(mixed)}."]

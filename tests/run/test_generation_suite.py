@@ -45,7 +45,8 @@ def test_whole_run(finished_once):
     bench, outcome = finished_once, finished_once.outcome
     assert (outcome.finished, outcome.computed, outcome.failed, outcome.refused) == (4, 4, (), ())
     written = {path.name for path in bench.out.iterdir()}
-    assert {"table.md", "table.csv", "curves-toy-text.png", "suite.yaml"} <= written
+    assert {"table.md", "suite.yaml"} <= written
+    assert any(name.endswith(".png") for name in written)
     found = bench.read()
     (timing,), faults = found.timings, found.faults
     assert faults == []

@@ -125,7 +125,7 @@ def test_publishing_again_gives_the_same_files(forms, tmp_path):
 def test_a_publication_is_a_few_small_files(forms):
     run, out = forms
     names = {path.name for path in out.iterdir()}
-    assert {"cells.parquet", "timings.parquet", "rows.parquet", "table.md", "table.csv"} <= names
+    assert {"cells.parquet", "timings.parquet", "rows.parquet", "table.md"} <= names
     assert ({"headline.csv", "validation.parquet"} <= names) == (kind_of_results(out) == "classification")
     assert sum(name.endswith(".png") for name in names) == 1
     assert {name for name in names if name.endswith((".pdf", ".html", ".json"))} == {"hashes.json"}
