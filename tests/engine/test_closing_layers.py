@@ -96,7 +96,7 @@ class TestTexts:
             ("llama", ScheduledRule([4, 2, 3, 2, 4, 2])),
             *((f, MIXED) for f in DECODER_FAMILIES),
         ],
-        ids=str,
+        ids=lambda part: part if isinstance(part, str) else type(part).__name__,
     )
     def test_they_are_those_of_a_decoder_that_owes_nothing(self, tiny_decoder, family, rule):
         model = tiny_decoder(family, **CLOSED)
