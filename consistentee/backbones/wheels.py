@@ -188,7 +188,9 @@ def _marker(shipment: Shipment, sizes: dict[str, int]) -> dict[str, object]:
 def _extract(archive: Path, target: Path) -> None:
     """Unpack a zip or tar; the standard library keeps members, links included, within ``target``."""
     try:
-        kind = "zip" if zipfile.is_zipfile(archive) else "tar"
-        shutil.unpack_archive(archive, target, kind, **({} if kind == "zip" else {"filter": "data"}))
+        if zipfile.is_zipfile(archive):
+            shutil.unpack_archive(archive, target, "zip")
+        else:
+            shutil.unpack_archive(archive, target, "tar", filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, shutil.ReadError, EOFError) as error:
         raise UserError(f"{archive} is damaged and cannot be unpacked ({error})") from error

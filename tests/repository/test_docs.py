@@ -158,11 +158,7 @@ def test_every_public_name_has_its_place_in_the_api_pages():
 
 
 PUBLIC_MODULES = {"consistentee", "consistentee.signals", "consistentee.training", "benchmarks"}
-SHOWN = {
-    block.place: block.source
-    for document in DOCUMENTS
-    for block in blocks_of(document, "python")
-}
+SHOWN = {block.place: block.source for document in DOCUMENTS for block in blocks_of(document, "python")}
 SHOWN["the template"] = (ROOT / "benchmarks" / "templates" / "exit_method.py").read_text(encoding="utf-8")
 
 
