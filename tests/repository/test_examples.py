@@ -51,6 +51,7 @@ def parse_consistentee(words: list[str]) -> None:
     commands = typer.main.get_command(app).commands
     command, *arguments = normalised(words, commands)
     assert command in commands, f"there is no command {command}"
+    arguments = ["." if word == "DATA" else word for word in arguments]  # a folder of data has to exist
     commands[command].make_context(command, arguments, resilient_parsing=False)
 
 
