@@ -1,1 +1,1 @@
-"""The peers of ConsistentEE: one file a method, each readable from top to bottom."""
+"""Baselines: one file for each method, readable from top to bottom."""

@@ -40,6 +40,7 @@ class Balcony(TokenMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train a decoder layer for every exit."""
         self.check_task(task)
         last = BranchSpec(copied_layer=model.num_layers)
         train_branches(model, task, recipe, lambda exit_layer: last)
@@ -49,7 +50,7 @@ class Balcony(TokenMethod):
         return tuple(float(layer) for layer in model.exit_layers)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit at layer ``knob``, which is the last layer of the decoder that :meth:`model_at` returns."""
+        """Exit at layer ``knob``, the last layer of a shallower decoder."""
         self.check_knob(model, knob)
         return StaticRule(check_exit_layer(model, knob))
 

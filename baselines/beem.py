@@ -84,6 +84,7 @@ class BEEM(Method):
             raise UserError(f"beem: held_out is a fraction between 0 and 1, got {self.held_out}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers, then weigh the exits."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         if self.weights == "cost":

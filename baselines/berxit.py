@@ -38,6 +38,7 @@ class BERxiT(Method):
     knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *even_log_odds(9, -9, 73), 0.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, classifiers and the guess in one stage, whose steps alternate."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
@@ -46,6 +47,7 @@ class BERxiT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the predicted uncertainty is below ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
 

@@ -28,8 +28,9 @@ from torch.nn import functional
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
+from consistentee.methods.joint_method import JointMethod
 from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
+from consistentee.methods.method import Knob
 from consistentee.methods.token_answers import exit_answers
 from consistentee.methods.token_method import TokenMethod
 from consistentee.methods.vocabulary_method import VocabularyMethod
@@ -47,7 +48,6 @@ from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import (
     cached_rows,
     train_heads,
-    train_jointly,
     train_jointly_on,
     training_source,
 )
@@ -61,16 +61,11 @@ _STATE_LAMBDAS = (-0.2, *((cosine - 0.1) / 0.9 for cosine in even_log_odds(-3, 9
 
 
 @dataclass(frozen=True)
-class _CALM(Method):
+class _CALM(JointMethod):
     """Base of the three methods for rows: joint training."""
 
     paper: ClassVar[str] = _PAPER
     knob: ClassVar[Knob] = Knob("lambda", _LAMBDAS)
-
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        self.check_task(task)
-        train_jointly(model, task, recipe)
-        return model
 
 
 @dataclass(frozen=True)
@@ -80,6 +75,7 @@ class CALMSoftmax(_CALM):
     name: ClassVar[str] = "calm-softmax"
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the margin is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(margin, knob, exit_when="above")
 
@@ -108,6 +104,7 @@ class CALMState(_CALM):
     knob: ClassVar[Knob] = Knob("lambda", (-1.01, *even_log_odds(-3, 9, 73), 1.01))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the cosine of successive states is above ``knob``."""
         self.check_knob(model, knob)
         return SaturationRule(knob, model.width)
 
@@ -119,6 +116,7 @@ class CALMClassifier(_CALM):
     name: ClassVar[str] = "calm-classifier"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train all classifiers, then the confidence head on the frozen model."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_jointly_on(model, source, recipe)
@@ -129,6 +127,7 @@ class CALMClassifier(_CALM):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the head's probability of agreement is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(head_probability(_CONFIDENCE), knob, exit_when="above")
 
@@ -221,12 +220,8 @@ class _CALMTokens(TokenMethod):
         if self.tau < 0:
             raise UserError(f"{self.name}: tau is at least 0, got {self.tau:g}")
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        self.check_task(task)
-        train_exits(model, task, recipe)
-        return model
-
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit if the confidence reaches the threshold of ``knob``, lambda."""
         self.check_knob(model, knob)
         return self.confidence_rule(model, knob, text_length(model, self.horizon))
 
@@ -270,6 +265,7 @@ class CALMTokensClassifier(_CALMTokens):
     name: ClassVar[str] = "calm-tokens-classifier"
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits, then the confidence on the frozen exits."""
         self.check_task(task)
         trace = train_exits(model, task, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)

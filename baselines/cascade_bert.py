@@ -75,6 +75,7 @@ class CascadeBERT(Method):
             raise UserError(f"cascade-bert: cross-fitting needs at least 2 folds, got {self.folds}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model and the companion separately, and join them."""
         self.check_task(task)
         companion = self._companion(model, recipe.seed)
         train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
@@ -89,6 +90,7 @@ class CascadeBERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after the companion if its largest probability is above ``knob``."""
         self.check_knob(model, knob)
         return OneLayerRule(ThresholdRule(top_probability, knob, exit_when="above"), companion_layers(model))
 

@@ -90,6 +90,7 @@ class COSEE(Method):
                 raise UserError(f"cosee: {name} must not be negative, got {getattr(self, name)}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers in one stage."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
@@ -98,6 +99,7 @@ class COSEE(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the signal is below ``knob``."""
         self.check_knob(model, knob)
         signal = SIGNALS[self.signal]
 

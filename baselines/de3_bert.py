@@ -62,6 +62,7 @@ class DE3BERT(Method):
             raise UserError(f"{self.name}: a metric space has at least 2 dimensions, got {self.width}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, classifiers, maps and prototypes in one stage."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_METRIC, HeadSpec(outputs=self.width), seed=recipe.seed)
@@ -79,6 +80,7 @@ class DE3BERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if EDR is below ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(partial(distance_enhanced_entropy, balance=self.balance), knob, exit_when="below")
 

@@ -41,6 +41,7 @@ class E2CM(Method):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *(0.5 + 0.5 * part for part in _PARTS), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, and use class means of its features as exits."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
@@ -55,6 +56,7 @@ class E2CM(Method):
         return (0.0, *(chance + (1 - chance) * part for part in _PARTS), 1.0)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the largest probability is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
 

@@ -85,6 +85,7 @@ class EENet(Method):
                 raise UserError(f"eenet: {name} is a fraction between 0 and 1, got {getattr(self, name)}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and exits, then fit the scheduler on held-out rows."""
         self.check_task(task)
         model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
@@ -109,6 +110,7 @@ class EENet(Method):
         set_factors(model.add_head(_THRESHOLDS, FACTORS), functional.pad(thresholds, (0, 1)))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the score is at least the threshold of the layer, shifted by ``knob``."""
         self.check_knob(model, knob)
         return BudgetRule([threshold + knob for threshold in factors_of(model.head(_THRESHOLDS))])
 

@@ -16,14 +16,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.methods.method import Knob, Method
+from consistentee.methods.joint_method import JointMethod
+from consistentee.methods.method import Knob
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, State
 from consistentee.rules.view import LayerView
-from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_jointly
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(log-probabilities of this layer, and of the layer before; both [rows, classes]) -> float [rows], at least 0."""
@@ -67,7 +65,7 @@ class SmallStepRule(ExitRule):
 
 
 @dataclass(frozen=True)
-class FPABEE(Method):
+class FPABEE(JointMethod):
     """Joint training, patience on the distance of successive distributions.
 
     Attributes:
@@ -86,11 +84,7 @@ class FPABEE(Method):
         if self.patience < 1:
             raise UserError(f"f-pabee: the patience must be at least 1, got {self.patience}")
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        self.check_task(task)
-        train_jointly(model, task, recipe)
-        return model
-
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after ``patience`` consecutive steps shorter than ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(SmallStepRule(_DISTANCES[self.distance], knob, model.num_labels), self.patience)

@@ -58,6 +58,7 @@ class FastBERT(Method):
     classifier: Literal["attention", "linear"] = "attention"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, then distil it into the students."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
@@ -68,6 +69,7 @@ class FastBERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the normalised entropy is below ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(normalised_entropy, knob, exit_when="below")
 

@@ -44,9 +44,9 @@ class FREE(TokenMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Train the exits. Raises UserError first if there is none at ``shallow_layer``."""
+        """Train the exits in the shared stage."""
         self.check_task(task)
-        self.shallow_exit(model)
+        self.shallow_exit(model)  # raises UserError before the training if there is no such exit
         train_exits(model, task, recipe)
         return model
 
@@ -57,5 +57,6 @@ class FREE(TokenMethod):
         return min(model.exit_layers, key=lambda layer: (abs(layer - model.num_layers / 4), layer))
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at the shallow layer if the margin is above ``knob``."""
         self.check_knob(model, knob)
         return OneLayerRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))

@@ -54,7 +54,7 @@ class HashEE(Method):
     equal_shares: Literal["vocabulary", "occurrences"] = "vocabulary"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        """Hash the tokens, then fine-tune. Raises UserError if ``max_layer`` or ``buckets`` does not fit the model."""
+        """Hash the tokens, then fine-tune backbone and last classifier with the tokens exiting."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.use_stepper(TokenExitStepper.over(model.stepper, self.schedule(model, source.encodings)))
@@ -79,6 +79,7 @@ class HashEE(Method):
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Never exit: tokens exit by themselves."""
         self.check_knob(model, knob)
         return NeverExit()
 

@@ -73,6 +73,7 @@ class JEIDNN(Method):
             raise UserError(f"jei-dnn: the price must not be negative, got {self.price}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, warm up the exits, then train gates and exits in turn."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
@@ -86,6 +87,7 @@ class JEIDNN(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if at least a share ``knob`` of the remaining mass exits."""
         self.check_knob(model, knob)
         return MassRule(knob)
 

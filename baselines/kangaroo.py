@@ -42,6 +42,7 @@ class Kangaroo(DraftingMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train an adapter for every exit."""
         self.check_task(task)
         train_branches(model, task, recipe, _adapter)
         return model

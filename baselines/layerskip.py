@@ -52,6 +52,7 @@ class LayerSkip(DraftingMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits, with layer dropout if the backbone is trained."""
         self.check_task(task)
         own_loss = replace(
             recipe,

@@ -67,6 +67,7 @@ class LeeBERT(Method):
             raise UserError(f"leebert: weight_rate must not be negative, got {self.weight_rate}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, all classifiers and the weights of the losses in one stage."""
         self.check_task(task)
         trained_on, held_out = self.split(model, task, recipe)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
@@ -85,6 +86,7 @@ class LeeBERT(Method):
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit with patience ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(SameAnswerRule(), patience=knob)
 

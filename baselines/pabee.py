@@ -10,17 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
-from consistentee.methods.method import Knob, Method
+from consistentee.methods.joint_method import JointMethod
+from consistentee.methods.method import Knob
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
-from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_jointly
 
 
 @dataclass(frozen=True)
-class PABEE(Method):
+class PABEE(JointMethod):
     """Joint training, patience rule.
 
     Attributes:
@@ -38,14 +36,10 @@ class PABEE(Method):
         if self.tolerance < 0:
             raise UserError(f"pabee: the tolerance must not be negative, got {self.tolerance:g}")
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        self.check_task(task)
-        train_jointly(model, task, recipe)
-        return model
-
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit with patience ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(SameAnswerRule(self.tolerance), patience=knob)

@@ -61,6 +61,7 @@ class PALBERT(Method):
             raise UserError(f"palbert: near_prior must not be negative, got {self.near_prior}")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, classifier and exit distribution in one stage."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         model.use_classifier(ClassifierSpec("shared"), recipe.seed)
@@ -77,6 +78,7 @@ class PALBERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if at least ``knob`` of a row's mass is reached."""
         self.check_knob(model, knob)
         return QuantileRule(knob, model.width)
 

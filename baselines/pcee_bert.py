@@ -11,22 +11,20 @@ patience.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
+from consistentee.methods.joint_method import JointMethod
 from consistentee.methods.knob_grids import falling_fractions
-from consistentee.methods.method import Knob, Method
+from consistentee.methods.method import Knob
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, ThresholdRule
 from consistentee.rules.signals import normalised_entropy
-from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_jointly
 
 _THRESHOLDS = (1.001, *falling_fractions(6), 0.0)
 """From just above the largest normalised entropy down to 0."""
 
 
 @dataclass(frozen=True)
-class PCEEBERT(Method):
+class PCEEBERT(JointMethod):
     """Joint training, patience on confidence.
 
     Attributes:
@@ -43,11 +41,7 @@ class PCEEBERT(Method):
         if self.patience < 1:
             raise UserError(f"pcee-bert: the patience must be at least 1, got {self.patience}")
 
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        self.check_task(task)
-        train_jointly(model, task, recipe)
-        return model
-
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after ``patience`` consecutive layers with a normalised entropy below ``knob``."""
         self.check_knob(model, knob)
         return ConsecutiveRule(ThresholdRule(normalised_entropy, knob, exit_when="below"), self.patience)

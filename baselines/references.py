@@ -13,6 +13,7 @@ from torch import Tensor
 
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
+from consistentee.methods.joint_method import JointMethod
 from consistentee.methods.method import Knob, Method
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -20,11 +21,10 @@ from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, State, StaticRule
 from consistentee.rules.schedules import check_exit_layer, mean_layers
 from consistentee.rules.view import LayerView
-from consistentee.training.decoder.stages import train_exits
 from consistentee.training.decoder.stages import train_last_exit as train_last_token_exit
 from consistentee.training.recipe import Recipe, TokenRecipe
 from consistentee.training.sources import label_tensor
-from consistentee.training.stages import train_jointly, train_last_exit
+from consistentee.training.stages import train_last_exit
 
 _HASH_RANGE = 2**31 - 1
 _EXIT_LAYERS = tuple(float(layer) for layer in range(6, 31, 6))
@@ -45,6 +45,7 @@ class Full(Method):
     supports_regression: ClassVar[bool] = True
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune backbone and last classifier on CE_L."""
         self.check_task(task)
         train_last_exit(model, task, recipe)
         return model
@@ -59,24 +60,13 @@ class Full(Method):
 
 
 @dataclass(frozen=True)
-class _JointlyTrained(Method):
-    """References that put a rule on the jointly trained model."""
-
-    supports_regression: ClassVar[bool] = True
-
-    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
-        self.check_task(task)
-        train_jointly(model, task, recipe)
-        return model
-
-
-@dataclass(frozen=True)
-class Static(_JointlyTrained):
+class Static(JointMethod):
     """Every row exits at the same layer of the jointly trained model: a shorter model."""
 
     name: ClassVar[str] = "static"
     paper: ClassVar[str] = "reference: the same exit layer for every row"
     knob: ClassVar[Knob] = Knob("layer", tuple(float(layer) for layer in range(1, 13)))
+    supports_regression: ClassVar[bool] = True
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         return _layers(model)
@@ -128,12 +118,13 @@ def survival(layer: int, exit_layers: Sequence[int], mean_layer: float) -> float
 
 
 @dataclass(frozen=True)
-class Random(_JointlyTrained):
+class Random(JointMethod):
     """Every row exits at a random layer of the jointly trained model, with a given mean."""
 
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "reference: a random exit layer with the same mean"
     knob: ClassVar[Knob] = Knob("mean layer", tuple(float(layer) for layer in range(1, 13)))
+    supports_regression: ClassVar[bool] = True
 
     seed: int = 0
 
@@ -141,6 +132,7 @@ class Random(_JointlyTrained):
         return tuple(half / 2 for half in range(2, 2 * model.num_layers + 1))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit at random, ``knob`` layers on average."""
         self.check_knob(model, knob)
         return RandomRule(knob, self.seed)
 
@@ -156,19 +148,19 @@ class OracleRule(ExitRule):
 
 
 @dataclass(frozen=True)
-class Oracle(_JointlyTrained):
+class Oracle(JointMethod):
     """Every row exits at its first right answer, else at layer L: the upper bound of rules on the joint model."""
 
     name: ClassVar[str] = "oracle"
     paper: ClassVar[str] = "reference: the first layer that is right (upper bound; reads the labels)"
     knob: ClassVar[Knob] = Knob("first layer", tuple(float(layer) for layer in range(1, 13)))
-    supports_regression: ClassVar[bool] = False
     replay_only: ClassVar[bool] = True
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         return _layers(model)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit at the first right layer that is not before layer ``knob``."""
         self.check_knob(model, knob)
         return OracleRule(round(knob))
 
@@ -183,6 +175,7 @@ class Majority(Method):
     supports_regression: ClassVar[bool] = True
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Give every classifier a bias, the log frequency of the classes, and no weights."""
         self.check_task(task)
         labels = label_tensor(recipe.training_rows(task.train).labels)
         if task.regression:
@@ -212,6 +205,7 @@ class TokenFull(TokenMethod):
     knob: ClassVar[Knob] = Knob("layer", (30.0,))
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Fine-tune the backbone with its last exit, if the recipe trains it."""
         self.check_task(task)
         if recipe.trains != "exits":
             train_last_token_exit(model, task, recipe)
@@ -234,15 +228,11 @@ class TokenStatic(TokenMethod):
     paper: ClassVar[str] = "reference: the same exit layer for every token"
     knob: ClassVar[Knob] = Knob("layer", _EXIT_LAYERS)
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        self.check_task(task)
-        train_exits(model, task, recipe)
-        return model
-
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
         return tuple(float(layer) for layer in model.exit_layers)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at layer ``knob``."""
         self.check_knob(model, knob)
         return StaticRule(check_exit_layer(model, knob))
 
@@ -265,5 +255,6 @@ class TokenRandom(TokenStatic):
         return mean_layers(model)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at random, at layer ``knob`` on average."""
         self.check_knob(model, knob)
         return RandomRule(knob, self.seed, model.exit_layers)

@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.rules.schedules import ScheduledRule, check_horizon, mean_layers, text_length
-from consistentee.training.decoder.stages import train_exits
-from consistentee.training.recipe import TokenRecipe
 
 
 @dataclass(frozen=True)
@@ -42,15 +39,11 @@ class SkipDecode(TokenMethod):
     def __post_init__(self) -> None:
         check_horizon(self.horizon)
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        self.check_task(task)
-        train_exits(model, task, recipe)
-        return model
-
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
         return mean_layers(model)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit by the schedule whose mean layer is ``knob``."""
         self.check_knob(model, knob)
         return ScheduledRule(falling_schedule(model.exit_layers, knob, text_length(model, self.horizon)))
 

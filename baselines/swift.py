@@ -130,7 +130,7 @@ class SWIFT(DraftingMethod):
         return self.knob.values
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Never exit: drafts use no exit. Raises UserError for a share that was not searched."""
+        """Never exit: drafts use no exit."""
         self.check_knob(model, knob)
         if knob not in self.knob.values:
             raise UserError(f"{self.name} searches for {', '.join(f'{v:g}' for v in self.knob.values)} %, not {knob:g}")

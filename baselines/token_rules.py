@@ -39,6 +39,7 @@ class TokenEntropy(VocabularyMethod):
     knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(_USUAL_VOCABULARY, _DECADES))
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Fine-tune the stock model if the recipe trains the backbone, then train the exits."""
         self.check_task(task)
         if recipe.trains != "exits" and model.exits_have_weights:
             train_last_exit(model, task, recipe)
@@ -50,6 +51,7 @@ class TokenEntropy(VocabularyMethod):
         return entropy_thresholds(model.stepper.vocabulary, _DECADES, beyond=1.001)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit if the entropy is below ``knob`` nats."""
         self.check_knob(model, knob)
         return self.pruned(ThresholdRule(entropy, knob, exit_when="below"))
 
@@ -62,14 +64,10 @@ class TokenPatience(VocabularyMethod):
     paper: ClassVar[str] = "Zhou et al., BERT Loses Patience, NeurIPS 2020, arXiv 2006.04152 (its rule, on tokens)"
     knob: ClassVar[Knob] = Knob("patience", (1.0, 2.0, 3.0, 4.0))
 
-    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        self.check_task(task)
-        train_exits(model, task, recipe)
-        return model
-
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
         return tuple(float(patience) for patience in range(1, max(len(model.exit_layers), 2)))
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit with patience ``knob``, counted in exits."""
         self.check_knob(model, knob)
         return self.pruned(ConsecutiveRule(SameAnswerRule(), patience=knob))

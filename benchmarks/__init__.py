@@ -9,9 +9,14 @@ from consistentee.exports import served
 
 _EXPORTS = {
     "Filters": "specs.suites",
+    "Results": "analysis.frames",
+    "draw_figure": "analysis.figures",
+    "headline": "analysis.equal_cost",
     "list_tasks": "tasks.loader",
+    "load_results": "analysis.frames",
     "load_suite": "specs.suites",
     "load_task": "tasks.loader",
+    "operating_points": "analysis.tables",
     "run_suite": "run.sweep",
 }
 

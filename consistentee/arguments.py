@@ -41,7 +41,8 @@ def checked(target: CheckedT) -> CheckedT:
     """
     signature, title = inspect.signature(target), target.__qualname__
     if isinstance(target, type):
-        setattr(target, "__init__", _checking(getattr(target, "__init__"), signature, title, before=1))  # noqa: B009, B010 (mypy)
+        checking = _checking(getattr(target, "__init__"), signature, title, before=1)  # noqa: B009 (for mypy)
+        setattr(target, "__init__", checking)  # noqa: B010 (for mypy)
         return target
     return _checking(target, signature, title, before=0)  # type: ignore[return-value]
 
@@ -52,9 +53,7 @@ def _checking(
     """Return ``function`` with checks of all arguments but the first ``before``."""
     catches_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
 
-    @functools.cache
-    def adapters() -> dict[str, TypeAdapter[Any]]:
-        return _adapters(function)
+    adapters = functools.cache(functools.partial(_adapters, function))
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -86,12 +85,9 @@ def _adapters(function: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
         hints = get_type_hints(function, include_extras=True)
     except NameError:  # imported for type checkers alone
         return {}
-    single = [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
-    return {name: TypeAdapter(_by_instance(hints[name]), config=_STRICT) for name in single if name in hints}
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.name in hints and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {name: TypeAdapter(_by_instance(hints[name]), config=_STRICT) for name in names}
 
 
 def _by_instance(hint: Any) -> Any:
@@ -127,33 +123,6 @@ def explained(error: ValidationError, argument: str) -> UserError:
     return UserError(f"{argument}{place}: {reason}, got {shown(value)}".replace(": must", " must"))
 
 
-def _check_list(values: Any, what: str) -> None:
-    if isinstance(values, (str, bytes, dict)) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
-        raise UserError(f"{what} must be a list, got {shown(values)}")
-
-
-def check_texts(texts: Any, what: str, *, pairs: bool = False) -> None:
-    """Check a list of texts.
-
-    Args:
-        texts: what was given as such a list.
-        what: its name, for messages.
-        pairs: whether an element may be a tuple of texts.
-
-    Raises:
-        UserError: it is one text, or no list; or an element is no text, or cannot be encoded in UTF-8.
-    """
-    if isinstance(texts, str):
-        raise UserError(f"{what} must be a list of texts, got {shown(texts)}; write [text] for a single one")
-    _check_list(texts, what)
-    for row, text in enumerate(texts, start=1):
-        for part in text if pairs and isinstance(text, tuple) else (text,):
-            if not isinstance(part, str):
-                raise UserError(f"row {row} of {what} is not a text: {shown(part)}")
-            if fault := unencodable(part):
-                raise UserError(f"row {row} of {what} {fault}")
-
-
 def check_layer(layer: int, num_layers: int) -> int:
     """Return a layer number. Raises UserError unless it lies in 1..L."""
     if not (isinstance(layer, int) and 1 <= layer <= num_layers):
@@ -162,17 +131,22 @@ def check_layer(layer: int, num_layers: int) -> int:
 
 
 def check_list(values: Any, info: ValidationInfo) -> None:
-    """Raise UserError unless an argument is a list, or something like it."""
-    _check_list(values, str(info.context))
+    """Raise UserError unless an argument, whose name is the context, is a list or something like it."""
+    if isinstance(values, (str, bytes, dict)) or not (hasattr(values, "__len__") and hasattr(values, "__getitem__")):
+        hint = "; write [text] for a single one" if isinstance(values, str) else ""
+        raise UserError(f"{info.context} must be a list, got {shown(values)}{hint}")
 
 
-def _check_texts(texts: Any, info: ValidationInfo) -> None:
-    check_texts(texts, str(info.context))
-
-
-def _check_texts_or_pairs(texts: Any, info: ValidationInfo) -> None:
-    check_texts(texts, str(info.context), pairs=True)
+def _check_texts(texts: Any, info: ValidationInfo, *, pairs: bool = False) -> None:
+    """Check every element; the first that is no text, or cannot be encoded in UTF-8, is named by its row."""
+    check_list(texts, info)
+    for row, text in enumerate(texts, start=1):
+        for part in text if pairs and isinstance(text, tuple) else (text,):
+            if not isinstance(part, str):
+                raise UserError(f"row {row} of {info.context} is not a text: {shown(part)}")
+            if fault := unencodable(part):
+                raise UserError(f"row {row} of {info.context} {fault}")
 
 
 Texts = Annotated[Sequence[str], PlainValidator(_check_texts)]
-TextsOrPairs = Annotated[Sequence[str | tuple[str, str]], PlainValidator(_check_texts_or_pairs)]
+TextsOrPairs = Annotated[Sequence[str | tuple[str, str]], PlainValidator(functools.partial(_check_texts, pairs=True))]

@@ -20,8 +20,7 @@ from pathlib import Path
 import rich
 from IPython.utils.capture import capture_output
 
-from benchmarks.analysis.figures.curves import figure
-from benchmarks.analysis.panels.results import load_panels
+import benchmarks
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.base import SuiteSpec
 from benchmarks.specs.suites import Filters
@@ -101,14 +100,13 @@ rich.print(outcome.table)
 # full model, and every method at full depth, runs all layers.
 
 # %%
-panels, _ = load_panels(folder / "results")
-panel = panels[0]
-for cell in panel.cells:
-    deepest = max(point.average_layers for point in cell.record.curve_test)
-    print(f"{cell.record.label}: {cell.record.test_rows} rows, {deepest:.2f} layers at full depth")
+results = benchmarks.load_results(folder / "results")
+for label, knobs in results.knobs.groupby("label"):
+    rows = sum(knobs["exit_histogram"].iloc[0])
+    print(f"{label}: {rows} rows, {knobs['layers'].max():.2f} layers at full depth")
 
 # %% tags=["nbval-ignore-output"]
-figure(panels)
+benchmarks.draw_figure("curves", results)
 
 # %% [markdown]
 # Before you believe a method, put it under the tests that hold for every method here: never exit = the stock model,

@@ -1,5 +1,6 @@
 """Fixtures: small random models of every encoder family, and a small task that can be learned."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from hypothesis import settings
 
 from benchmarks import analysis
-from benchmarks.contract.tiny.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
-from benchmarks.contract.tiny.encoders import (
+from benchmarks.run.pool import Schedule
+from benchmarks.testing.decoders import DECODER_FAMILIES, TinyDecoders, make_text_task, random_prompts
+from benchmarks.testing.encoders import (
     CONFIGS,
     FAMILIES,
     PAD_ID,
@@ -21,7 +23,6 @@ from benchmarks.contract.tiny.encoders import (
     make_tokenizer,
     random_texts,
 )
-from benchmarks.run.pool import Schedule
 from consistentee.data.instances import TaskData
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -51,6 +52,11 @@ settings.load_profile("any-machine")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the contract tests run over a method that is not registered."""
     parser.addoption("--method", action="append", default=[], help="path/to/mine.py:MyMethod, for test_invariants.py")
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the million objects of imported libraries from garbage collection, which takes most of a tiny timing."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis.panels.results import StoredCell
+from benchmarks.analysis.frames import Results
 from benchmarks.specs.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
 from benchmarks.store.folders import write_predictions, write_record
 from benchmarks.store.records import (
@@ -18,7 +18,7 @@ from benchmarks.store.records import (
     TimingRecord,
     TimingSamples,
 )
-from benchmarks.store.stored_results import CellFolder
+from benchmarks.store.stored_results import BaseStoredCell, CellFolder
 
 LAYERS = 6
 ROWS = 200
@@ -127,9 +127,10 @@ def cell(
     )
 
 
-def stored(record: CellRecord, folder: Path = Path("nowhere")) -> StoredCell:
-    """Put a record into a folder that does not exist."""
-    return StoredCell(record, CellFolder(folder))
+def results_of(records: Sequence[CellRecord], timings: Sequence[TimingRecord] = ()) -> Results:
+    """Return results in memory, whose rows are gone."""
+    cells = [BaseStoredCell(record, CellFolder(Path("nowhere"))) for record in records]
+    return Results(Path("nowhere"), "classification", cells, list(timings))
 
 
 def contender(cell_key: str, label: str, knob: float | None, share: float, rounds: int = 3) -> Contender:

@@ -5,9 +5,8 @@ from functools import cache
 
 from documents import ROOT
 
-from benchmarks.analysis.panels.results import load_panels
-from benchmarks.analysis.tables.equal_cost import headline_tables
-from benchmarks.analysis.tables.text import to_markdown
+from benchmarks.analysis.frames import load_results
+from benchmarks.analysis.tables import first_tables, to_markdown
 
 FIRST_ROWS = {"README.md": 10, "results/README.md": None}
 """Documents, and how many rows they show of each table."""
@@ -34,7 +33,7 @@ def with_its_tables(document: str) -> tuple[str, str]:
 @cache
 def headline(folder: str) -> str:
     """Return the headline tables of published results as Markdown."""
-    return to_markdown(headline_tables(load_panels(ROOT / folder)[0]))
+    return to_markdown(first_tables(load_results(ROOT / folder)))
 
 
 if __name__ == "__main__":

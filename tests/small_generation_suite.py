@@ -6,9 +6,9 @@ from pathlib import Path
 import yaml
 from small_suite import Bench
 
-from benchmarks.contract.tiny.decoders import make_text_task
 from benchmarks.store.generation_records import DecodingTimingRecord, GenerationRecord
 from benchmarks.store.stored_results import StoredResults, open_results
+from benchmarks.testing.decoders import make_text_task
 from consistentee.data.prompts import PromptSplit
 
 METHODS = ["token-full", "token-static", "calm-tokens-softmax", "layerskip"]

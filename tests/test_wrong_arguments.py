@@ -314,3 +314,12 @@ def test_long_cells_and_control_characters_do_no_harm(tmp_path, capsys):
     with pytest.raises(ee.UserError, match=r"\[\.\.\.\]|\.\.\.") as raised:
         ee.TaskData("t", 1, task.train, task.train, ee.Split("test", ["a"], ["y" * 5_000]), names, ("accuracy",))
     assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("label", ["x" * 5_000, "\x1b[31mred", "two\nlines"])
+def test_a_label_that_cannot_name_a_curve_is_refused(tmp_path, label):
+    fields = {"name": "mine", "description": "", "tasks": ["rte"], "backbones": ["minilm-l6"], "seeds": [0]}
+    path = tmp_path / "suite.yaml"
+    path.write_text(json.dumps(fields | {"methods": [{"method": "full", "label": label}]}), encoding="utf-8")
+    with pytest.raises(ee.UserError, match=r"methods\.0\.label: String should"):
+        load_suite(path)

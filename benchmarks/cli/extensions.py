@@ -45,14 +45,13 @@ def check_method(
     param: ParametersOption = None,
 ) -> None:
     """Put a method under the contract on tiny models, in less than a minute: what fails, and where to look."""
-    from benchmarks.contract.run import check_method as check
-    from benchmarks.contract.run import report_table
+    from benchmarks.testing.check_method import check_method as check
     from consistentee.methods.method import get_method
 
     passed = True
     for name in found_methods([method]) or []:
         report = check(name, get_method(name, **parsed_parameters(param)), families, progress=True)
-        output_console().print(report_table(report))
+        output_console().print(report.table())
         passed &= report.passed
     finish(not passed)
 
@@ -95,10 +94,9 @@ def check_backbone(
         str, typer.Argument(metavar="BACKBONE", help="A name of the catalogue, a directory, or a hub id.")
     ],
 ) -> None:
-    """Put a pretrained encoder under the contract, on its real weights: can it be stepped, cut, counted and timed?"""
-    from benchmarks.contract.backbones.run import check_backbone as check
-    from benchmarks.contract.backbones.run import report_table
+    """Check on real weights what must hold of a pretrained encoder before methods are compared on it."""
+    from benchmarks.testing.check_backbone import check_backbone as check
 
     report = check(backbone, progress=True)
-    output_console().print(report_table(report))
+    output_console().print(report.table())
     finish(not report.passed)

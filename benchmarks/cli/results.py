@@ -45,26 +45,30 @@ def table(
         str | None, typer.Option("--format", metavar="md|csv|latex|all|long", help="Write and print this format.")
     ] = None,
     methods: OnlyMethodsOption = None,
-    published: Annotated[bool, typer.Option("--published", help="Beside the figures that papers print.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="With the figures that papers print.")] = False,
 ) -> None:
     """Show the results of a run; with --format, also write them: table.md, .csv, .tex (or published.md, ...).
 
-    md: one page; all, latex: every table; csv: a line an operating point; long: a line a cell, knob and split.
+    md: one page; all, latex: every table; csv: a line an operating point; long: a line a cell and knob.
 
-    Of some --methods they are printed and not written: the files are of all.
+    Tables of some --methods are printed and not written: the files are of all.
     """
-    from benchmarks.analysis import tables_as_text, terminal_report, write_all_tables
+    from benchmarks.analysis import paper_tables, tables
+    from benchmarks.analysis.frames import load_results
 
     labels = labels_of_methods(methods)
+    found = load_results(results, labels)
     if table_format is None:
-        output_console(RESULTS_WIDTH).print(terminal_report(results, labels, published=published))
+        shown = paper_tables.published_tables(found) if published else tables.terminal_tables(found)
+        output_console(RESULTS_WIDTH).print(tables.to_terminal(shown, found.faults))
         return
+    text = (paper_tables.render_published if published else tables.render)(found, table_format)
+    print(text, end="")
     if labels is not None:
-        print(tables_as_text(results, table_format, labels, published=published), end="")
         print(f"of some methods: printed, and not written into {results}", file=sys.stderr)
         return
-    path = write_all_tables(results, table_format, published=published)
-    print(path.read_text(encoding="utf-8"), end="")
+    path = results / f"{'published' if published else 'table'}{tables.FORMATS[table_format][0]}"
+    tables.write_text(path, text)
     print(f"written to {path}", file=sys.stderr)
 
 
@@ -94,7 +98,7 @@ def reproduce(
         ),
     ] = None,
     table_format: Annotated[
-        str | None, typer.Option("--format", metavar="md|csv", help="Write and print this format.")
+        str | None, typer.Option("--format", metavar="md|csv|latex", help="Write and print this format.")
     ] = None,
     run_missing: Annotated[bool, typer.Option("--run", help="First run what is missing, see `run`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what --run would do, and how long.")] = False,
@@ -147,23 +151,17 @@ def plot(
         str, typer.Option("--format", metavar="png|pdf|svg", help="Of the files; letters are embedded.")
     ] = "png",
 ) -> None:
-    """Draw all figures into the results folder, to be printed as they are: curves, times, exits, ranks, ...
+    """Draw the figures of a results folder with their captions: points at equal cost, curves, exit layers, ....
 
     Those of some --methods or --tasks go to its folder selected: the figures of all keep their places.
     """
-    from joblib import cpu_count
+    from benchmarks.analysis.figures import write_figures
+    from benchmarks.analysis.frames import load_results
 
-    from benchmarks.analysis import write_all_figures
-
-    processes = min(4, cpu_count())
-    paths, missing = write_all_figures(
-        results,
-        labels_of_methods(methods),
-        tasks,
-        to=results_folder(out),
-        processes=processes,
-        kinds=(figure_format,),
-    )
+    labels = labels_of_methods(methods)
+    found = load_results(results, labels, tasks)
+    folder = results if labels is None and tasks is None else results / "selected"
+    paths, missing = write_figures(found, results_folder(out) or folder, file_format=figure_format)
     for path in paths:
         print(path)
     for line in missing:
@@ -172,39 +170,43 @@ def plot(
 
 @command(epilog=examples("consistentee report runs/quick"))
 def report(results: ResultsArgument) -> None:
-    """Write report.html: leaderboard, curves to explore, exits, provenance and warnings; it needs no network."""
-    from benchmarks.analysis import write_html
+    """Write report.html: headline, curves to explore, exits, provenance and warnings; it needs no network."""
+    from benchmarks.analysis.frames import load_results
+    from benchmarks.analysis.report import write_report
 
-    print(write_html(results))
+    print(write_report(load_results(results), results))
 
 
 @command(
     epilog=examples(
         "consistentee leaderboard runs/quick",
-        "consistentee leaderboard results/* --format md > leaderboard.md",
+        "consistentee leaderboard results/cpu-6-layers results/cpu-12-layers --format md > leaderboard.md",
     )
 )
 def leaderboard(
     results: Annotated[
         list[Path], typer.Argument(metavar="DIR", help="Results folders, of this machine and of others.")
     ],
-    table_format: Annotated[str | None, typer.Option("--format", metavar="md|csv", help="Print this format.")] = None,
+    table_format: Annotated[
+        str | None, typer.Option("--format", metavar="md|csv|latex", help="Print this format.")
+    ] = None,
 ) -> None:
-    """Compare methods over tasks, at equal cost and by whole curves; say where every result comes from."""
-    from benchmarks.analysis.leaderboard.board import load_leaderboard
-    from benchmarks.analysis.tables.leaderboard import to_terminal, to_text
+    """Compare the methods of several results folders at equal cost; recipes are never mixed."""
+    from benchmarks.analysis import tables
 
-    board = load_leaderboard(results)
+    found = tables.load_leaderboard(results)
     if table_format is None:
-        output_console(RESULTS_WIDTH).print(to_terminal(board))
-    else:
-        print(to_text(board, table_format), end="")
+        output_console(RESULTS_WIDTH).print(tables.to_terminal(tables.leaderboard_tables(found), found.faults))
+        return
+    print(tables.render_leaderboard(found, table_format), end="")
+    for fault in found.faults:
+        print(f"left out: {fault}", file=sys.stderr)
 
 
 @command(epilog=examples("consistentee verify runs/quick", "consistentee verify results/quick"))
 def verify(results: ResultsArgument) -> None:
     """Check all files of a results folder: schemas, hashes, keys, rows, stages, leftovers; name every fault."""
-    from benchmarks.store.verify import faults_of
+    from benchmarks.commands.verify import faults_of
 
     faults = list(faults_of(results))
     for fault in faults:

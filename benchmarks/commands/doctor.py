@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from benchmarks.store.environment import usable_cores
 from benchmarks.tasks.loader import list_tasks, load_task, spec_of, task_shipment
 from benchmarks.terminal import add_columns, plain_table
 from consistentee.backbones.catalog import Backbone, Decoder, list_backbones
+from consistentee.backbones.hub import within
 from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
 
 if TYPE_CHECKING:
@@ -151,9 +151,11 @@ def check_hub() -> Finding:
 
     if constants.HF_HUB_OFFLINE:
         return Finding("hub", "warn", "switched off by HF_HUB_OFFLINE", "unset it to fetch from the hub")
-    reason = _answer_within(HUB_SECONDS, lambda: _ask(constants.ENDPOINT))
-    if reason is None:
+    try:
+        within(HUB_SECONDS, lambda: _ask(constants.ENDPOINT))
         return Finding("hub", "ok", "reachable")
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "reason", error)) or type(error).__name__
     shipped = ", ".join(name for name, backbone in list_backbones().items() if isinstance(backbone.source, Shipment))
     return Finding("hub", "warn", f"not reachable ({reason})", f"backbones that need no hub: {shipped}")
 
@@ -163,23 +165,6 @@ def _ask(address: str) -> None:
         urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=HUB_SECONDS).close()
     except urllib.error.HTTPError:
         return  # it answered
-
-
-def _answer_within(seconds: float, ask: Callable[[], None]) -> str | None:
-    """Return None if ``ask`` ends well in time, else why not: a look-up of a name may outlast any timeout."""
-    reasons = [f"no answer within {seconds:g} s"]
-
-    def attempt() -> None:
-        try:
-            ask()
-            reasons.clear()
-        except (OSError, ValueError) as error:
-            reasons[:] = [str(getattr(error, "reason", error)) or type(error).__name__]
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return reasons[0] if reasons else None
 
 
 def check_shipments() -> list[Finding]:

@@ -1,9 +1,8 @@
-"""What can be named: methods, tasks, backbones and suites; and fetching them by name."""
+"""List methods, tasks, backbones and suites, and fetch them by name."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.commands.plugins import find_methods
 from benchmarks.specs.suites import expand, list_suites, load_suite
@@ -38,9 +37,8 @@ def inventories(kind: str = "all", places: Sequence[str] = (), *, detail: bool =
     return [build() for name, build in builders.items() if kind in (name, "all")]
 
 
-@dataclass(frozen=True)
-class ListedMethod:
-    """A method that can be named: its class, or why it is not to be had."""
+class ListedMethod(NamedTuple):
+    """A method that can be named: its class, or the reason why it is not available."""
 
     name: str
     method: type[AnyMethod] | None
@@ -48,7 +46,7 @@ class ListedMethod:
 
 
 def listed_methods(places: Sequence[str] = ()) -> list[ListedMethod]:
-    """Return all registered methods, then those of files and folders; what is broken says why, and breaks nothing."""
+    """Return all registered methods, then those of files and folders, each with the reason if it is broken."""
     listed = [_listed(name) for name in sorted(available_methods())]
     for place in places:
         try:
@@ -91,14 +89,9 @@ def fetch_by_name(name: str) -> str:
     return resolve(name).path
 
 
-def _table(title: str, *headings: str) -> "Table":
-    table = plain_table(title)
-    add_columns(table, *headings)
-    return table
-
-
 def _methods(places: Sequence[str]) -> "Table":
-    table = _table("Methods", "name", "kind", "knob", "regression", "source")
+    table = plain_table("Methods")
+    add_columns(table, "name", "kind", "knob", "regression", "source")
     for listed in [*listed_methods(places), *listed_token_methods()]:
         if listed.method is None:
             add_row(table, listed.name, "unavailable", "", "", listed.reason)
@@ -110,7 +103,8 @@ def _methods(places: Sequence[str]) -> "Table":
 
 
 def _tasks() -> "Table":
-    table = _table("Tasks", "name", "kind", "what it is", "rows from")
+    table = plain_table("Tasks")
+    add_columns(table, "name", "kind", "what it is", "rows from")
     for name, description in list_tasks().items():
         shipment = task_shipment(name)
         elsewhere = "--data or the hub" if is_on_hub(name) else "--data"
@@ -120,9 +114,8 @@ def _tasks() -> "Table":
 
 
 def _backbones() -> "Table":
-    table = _table(
-        "Backbones (any directory or hub id works too)", "name", "kind", "layers", "width", "pooling", "licence", "from"
-    )
+    table = plain_table("Backbones (any directory or hub id works too)")
+    add_columns(table, "name", "kind", "layers", "width", "pooling", "licence", "from")
     for name, backbone in list_backbones().items():
         pooling = ""
         if isinstance(backbone, Encoder):
@@ -138,9 +131,8 @@ def _cached(shipment: Shipment) -> str:
 
 def _suites(*, detail: bool) -> "Table":
     """Return a line a suite, however narrow the terminal is; with ``detail`` all of it."""
-    table = _table(
-        "Suites (hours: on 2 CPU cores)", "name", "what it runs", "cells", "data", "cost" if detail else "hours"
-    )
+    table = plain_table("Suites (hours: on 2 CPU cores)")
+    add_columns(table, "name", "what it runs", "cells", "data", "cost" if detail else "hours")
     for column in table.columns:
         column.no_wrap, column.overflow = not detail, "fold" if detail else "ellipsis"
     for name in list_suites():

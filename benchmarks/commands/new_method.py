@@ -1,4 +1,4 @@
-"""new-method: a working method in one file, to start from. Loads nothing heavy."""
+"""Write a working method in one file. Loads nothing heavy."""
 
 import keyword
 import re
@@ -44,7 +44,7 @@ def write_method(text: str, out: Path | None = None) -> str:
         out: the file, or an existing folder for it; by default a file of that name here.
 
     Raises:
-        UserError: the file exists already, or cannot be written; or the name is none.
+        UserError: the file exists already, or cannot be written; or the name cannot be used.
     """
     names = names_of(text)
     path = out or Path(f"{names.module}.py")
@@ -52,10 +52,9 @@ def write_method(text: str, out: Path | None = None) -> str:
     if path.suffix != ".py":
         raise UserError(f"--out {path} must be a .py file, or a folder that exists")
     source = TEMPLATE.read_text(encoding="utf-8")
-    source = source.replace("NewMethod", names.class_name).replace("new-method", names.name)
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(source)
+            file.write(source.replace("NewMethod", names.class_name).replace("new-method", names.name))
     except FileExistsError as error:
         raise UserError(f"{path} exists already; give another name, or another --out") from error
     except OSError as error:
@@ -64,7 +63,7 @@ def write_method(text: str, out: Path | None = None) -> str:
 
 
 def next_steps(method: str) -> str:
-    """Say what to do with a method that has just been written."""
+    """Return the commands to try on a method that has just been written."""
     return (
         f"written: {method}\n\n"
         "Make it yours; it works as it is. Then:\n"

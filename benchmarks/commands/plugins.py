@@ -1,7 +1,7 @@
-"""Methods that are named by a file or a folder: what they hold, and what of it cannot be used."""
+"""Find the methods of files and folders that the command line names."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.specs.base import label_of
@@ -11,41 +11,47 @@ from consistentee.methods.method import methods_in_file
 
 @dataclass(frozen=True)
 class FoundMethods:
-    """Methods by their names, and the files that gave none.
+    """Methods by their names, and the files that could not be imported.
 
     Attributes:
         names: registered names, labels and ``file.py:Class``, as :func:`consistentee.get_method` takes them.
-        unavailable: (file, reason) of the files of a folder that could not be imported.
+        unavailable: (file, reason) of such files of a folder.
     """
 
-    names: list[str]
-    unavailable: list[tuple[str, str]]
+    names: list[str] = field(default_factory=list)
+    unavailable: list[tuple[str, str]] = field(default_factory=list)
 
 
 def find_methods(places: Sequence[str]) -> FoundMethods:
     """Replace files and folders among ``places`` by every method that they define; other names stay as they are.
 
     Args:
-        places: ``file.py``; a folder, written with a slash (``mine/``), whose ``.py`` files are all looked into; or
-            names, which cost nothing. A folder's file that cannot be imported is told in ``unavailable``.
+        places: ``file.py``; a folder, written with a slash (``mine/``), for all of its ``.py`` files; or names.
 
     Raises:
         UserError: a file cannot be imported or defines no method; a folder has none; or two methods would have one
             name in tables.
     """
-    names: list[str] = []
-    unavailable: list[tuple[str, str]] = []
+    found = FoundMethods()
     for place in places:
-        path = Path(place).expanduser()
+        path, before = Path(place).expanduser(), len(found.names) + len(found.unavailable)
         if path.suffix == ".py":
-            names += _required(methods_in_file(path), place)
+            found.names.extend(methods_in_file(path))
         elif _is_folder(place, path):
-            found, failures = _methods_of_folder(path)
-            unavailable += failures
-            names += found if failures else _required(found, place)
+            for file in sorted(path.glob("*.py")):
+                try:
+                    found.names.extend(methods_in_file(file))
+                except UserError as error:
+                    found.unavailable.append((str(file), str(error)))
         else:
-            names.append(place)
-    return FoundMethods(_told_apart(dict.fromkeys(names)), unavailable)
+            found.names.append(place)
+        if len(found.names) + len(found.unavailable) == before:
+            raise UserError(f"{place} defines no subclass of consistentee.Method")
+    seen: dict[str, str] = {}
+    for name in found.names:
+        if (other := seen.setdefault(label_of(name), name)) != name:
+            raise UserError(f"{other} and {name} would have the same name in tables; rename one of the classes")
+    return FoundMethods(list(seen.values()), found.unavailable)
 
 
 def usable_methods(places: Sequence[str]) -> FoundMethods:
@@ -57,7 +63,7 @@ def usable_methods(places: Sequence[str]) -> FoundMethods:
 
 
 def labels_of(places: Sequence[str]) -> list[str]:
-    """Return the names that methods have in tables and records; files and folders are looked into."""
+    """Return the labels of methods in tables and records; files and folders are looked into."""
     return [label_of(name) for name in usable_methods(places).names]
 
 
@@ -66,30 +72,3 @@ def _is_folder(place: str, path: Path) -> bool:
     if place.endswith("/") and not path.is_dir():
         raise UserError(f"no such folder of methods: {place}")
     return ("/" in place or "\\" in place or place in (".", "..")) and path.is_dir()
-
-
-def _methods_of_folder(folder: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    names: list[str] = []
-    failures: list[tuple[str, str]] = []
-    for path in sorted(folder.glob("*.py")):
-        try:
-            names += methods_in_file(path)
-        except UserError as error:
-            failures.append((str(path), str(error)))
-    return names, failures
-
-
-def _required(names: list[str], place: str) -> list[str]:
-    if not names:
-        raise UserError(f"{place} defines no subclass of consistentee.Method")
-    return names
-
-
-def _told_apart(names: Iterable[str]) -> list[str]:
-    """Refuse two files whose classes have one name: it is the name of their curve and of their results' folder."""
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(label_of(name), name)
-        if other != name:
-            raise UserError(f"{other} and {name} would have the same name in tables; rename one of the classes")
-    return list(seen.values())

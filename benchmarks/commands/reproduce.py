@@ -1,19 +1,16 @@
 """Paper tables by name: which there are, what is missing of ours, running it, and theirs beside ours."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.analysis.comparisons.papers import PaperComparison, compare_with_paper
-from benchmarks.analysis.panels.protocols import merged_panels
-from benchmarks.analysis.panels.results import FULL, Panel, load_panels
-from benchmarks.analysis.tables.publications.papers import paper_lines, paper_table
-from benchmarks.analysis.tables.text import csv_of, to_markdown, to_rich
+from benchmarks.analysis.frames import FULL, Results, load_results, merge
+from benchmarks.analysis.paper_tables import Comparison, paper_csv, paper_table
+from benchmarks.analysis.tables import to_csv, to_latex, to_markdown, to_terminal, write_text
 from benchmarks.specs.base import BaseSuite, MethodEntry, display_name, folder_name
 from benchmarks.specs.papers import PaperSetting, PaperTable, list_papers, load_paper
 from benchmarks.specs.suites import load_suite, select_methods
-from benchmarks.store.folders import Fault, write_text
 from benchmarks.store.stored_results import kind_of_results
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.errors import UserError, unknown_name
@@ -70,22 +67,22 @@ class Reproduction:
         table = load_paper(name)
         return cls(name, table, backbones, Path("runs") / table.name if out is None else out, results)
 
-    def comparisons(self) -> tuple[list[PaperComparison], list[Fault | UserError]]:
+    def comparisons(self) -> tuple[list[Comparison], list[str]]:
         """Return the table beside every backbone asked for; unasked, beside those that there are records of.
 
         Also what could not be read, or set beside the rest. Raises UserError for a folder without results that was
         asked for.
         """
         table, found = self.table, []
-        faults: dict[str, Fault | UserError] = {}
+        faults: dict[str, None] = {}
         for setting in self._settings((*table.settings, table.paper_setting)):
-            panels, left_out = self._panels(setting)
+            results = self._results_of(setting)
             labels, backbone = _labels(table, setting), display_name(setting.backbone)
             command = f"consistentee reproduce {self.name} --run --backbones {setting.backbone} --data DATA"
-            found.append(compare_with_paper(table, backbone, panels, labels, command=command))
-            faults |= {str(fault): fault for fault in left_out}
-        known = [comparison for comparison in found if comparison.panels]
-        return found if self.backbones is not None else known or found[:1], list(faults.values())
+            found.append(Comparison(table, backbone, results, tuple(labels), command))
+            faults |= dict.fromkeys([] if results is None else results.faults)
+        known = [comparison for comparison in found if comparison.results is not None and comparison.results.cells]
+        return found if self.backbones is not None else known or found[:1], list(faults)
 
     def plan(self, data_dir: Path | None, workers: int = 1) -> list[str]:
         """Return what :meth:`run` would do, and how long it would train, in lines for people."""
@@ -112,11 +109,12 @@ class Reproduction:
             failed += outcome.failed
         return failed
 
-    def write(self, comparisons: Sequence[PaperComparison], table_format: str) -> Path:
+    def write(self, comparisons: Sequence[Comparison], table_format: str) -> Path:
         """Write the table in one format, and return the file. Raises UserError for an unknown format."""
         if table_format not in _FORMATS:
             raise unknown_name("table format", table_format, _FORMATS)
-        path = self.out / f"{self.table.name}.{table_format}"
+        ending = "tex" if table_format == "latex" else table_format
+        path = self.out / f"{self.table.name}.{ending}"
         write_text(path, _FORMATS[table_format](comparisons))
         return path
 
@@ -146,21 +144,19 @@ class Reproduction:
     def _folder(self, setting: PaperSetting) -> Path:
         return self.out / folder_name(setting.backbone)
 
-    def _panels(self, setting: PaperSetting) -> tuple[list[Panel], list[Fault | UserError]]:
+    def _results_of(self, setting: PaperSetting) -> Results | None:
         """Return the records of a backbone: a run begins with what is published, so its folder holds all of it."""
         places = self.results
         if places is None:
             possible = (self._folder(setting), _RESULTS / setting.suite)
             places = [place for place in possible if kind_of_results(place) == "classification"][:1]
         tasks, backbone = {column.task for column in self.table.columns}, display_name(setting.backbone)
-        found: dict[Path, list[Panel]] = {}
-        faults: list[Fault | UserError] = []
+        found = []
         for place in dict.fromkeys(places):
-            panels, damaged = load_panels(place)
-            found[place] = [panel for panel in panels if panel.task in tasks and panel.backbone == backbone]
-            faults += damaged
-        merged, not_comparable = merged_panels(found)
-        return merged, [*faults, *not_comparable]
+            results = load_results(place)
+            cells = [c for c in results.cells if c.record.task in tasks and c.record.backbone == backbone]
+            found.append(replace(results, cells=cells, _predictions={}, _columns={}))
+        return merge(found) if found else None
 
 
 def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
@@ -179,14 +175,13 @@ def _entries(suite: BaseSuite, labels: Sequence[str]) -> list[MethodEntry]:
     return [entry for label in labels for entry in ([own[label]] if label in own else select_methods(suite, [label]))]
 
 
-def for_terminal(comparisons: Sequence[PaperComparison]) -> "Group":
+def for_terminal(comparisons: Sequence[Comparison]) -> "Group":
     """Return the tables for a terminal."""
-    from rich.console import Group
-
-    return Group(*(to_rich(paper_table(comparison)) for comparison in comparisons))
+    return to_terminal([paper_table(comparison) for comparison in comparisons])
 
 
-_FORMATS: dict[str, Callable[[Sequence[PaperComparison]], str]] = {
+_FORMATS: dict[str, Callable[[Sequence[Comparison]], str]] = {
     "md": lambda comparisons: to_markdown([paper_table(comparison) for comparison in comparisons]),
-    "csv": lambda comparisons: csv_of(paper_lines(comparisons)),
+    "csv": lambda comparisons: to_csv(paper_csv(comparisons)),
+    "latex": lambda comparisons: to_latex([paper_table(comparison) for comparison in comparisons]),
 }

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.analysis.panels.select import choose_all, concave_hull
+from benchmarks.analysis.equal_cost import choose_all, concave_hull
+from benchmarks.analysis.statistics import score_interval
 from benchmarks.measure.flops import FlopModel
-from benchmarks.measure.intervals import score_interval
 from benchmarks.measure.signals import signal_quantiles
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import WITHIN_ONE_POINT, Budget, Target, in_words

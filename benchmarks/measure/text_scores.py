@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure.intervals import interval_of_mean
+from benchmarks.analysis.statistics import interval_of_mean
 from benchmarks.store.generation_records import Mean
 from consistentee.data.text_metrics import rouge, token_match
 from consistentee.engine.generate import Generations

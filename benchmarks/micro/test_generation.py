@@ -11,8 +11,8 @@ from conftest import in_rounds, report, seconds
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines.references import StaticRule
-from benchmarks.contract.tiny.decoders import make_decoder_tokenizer, random_prompts
 from benchmarks.tasks.loader import load_classification_task
+from benchmarks.testing.decoders import make_decoder_tokenizer, random_prompts
 from consistentee.backbones.decoders import decoder_stepper_for
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.errors import UserError

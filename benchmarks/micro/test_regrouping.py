@@ -10,9 +10,9 @@ from numpy.random import default_rng
 from torch import nn
 
 from baselines.references import RandomRule
-from benchmarks.contract.token_reference import counted_calls
-from benchmarks.contract.watching import watched_calls
 from benchmarks.measure.decoding_clock import head_seconds, stock_times
+from benchmarks.testing.reference import counted_calls
+from benchmarks.testing.watching import watched_calls
 from consistentee.engine.generate import Generations, generate_encoded
 from consistentee.engine.step.token_decoder import TokenDecoder
 from consistentee.errors import UserError

@@ -11,7 +11,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.analysis.panels.select import mixture_at
+from benchmarks.analysis.equal_cost import mixture_at
 from benchmarks.kinds.kind import AnyKind, kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.run.published import Published

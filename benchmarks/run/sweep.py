@@ -164,8 +164,7 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     if run.fresh:
         shutil.rmtree(run.folder.stages, ignore_errors=True)
     missing = [cell.key for cell in planned if cell.is_missing]
-    described = run.folder.root / ENVIRONMENT_FILE
-    if missing or not described.is_file() or file_fault(described):
+    if missing or file_fault(run.folder.root / ENVIRONMENT_FILE, sealed=True):
         _describe_run(run)
     finished = _compute(run, planned)
     timings = _due_timings(run, finished, outside_filter)

@@ -1,6 +1,6 @@
-"""BaseSuite: which tasks, methods, backbones and seeds; BaseCellSpec: one combination of them, fully specified.
+"""BaseSuite: tasks, methods, backbones and seeds of a run. BaseCellSpec: one combination, fully specified.
 
-SuiteSpec and CellSpec are those of classification; those of generation are in :mod:`benchmarks.specs.generation`.
+SuiteSpec and CellSpec are for classification; :mod:`benchmarks.specs.generation` has those of generation.
 """
 
 import hashlib
@@ -23,14 +23,14 @@ from consistentee.versions import Kind
 _ValueT = TypeVar("_ValueT", bound=Hashable)
 
 Seed = Annotated[int, Field(ge=0)]
-"""Of all that is drawn; NumPy's generator takes none below 0."""
+"""A random seed, at least 0 as NumPy requires."""
 
 Group = tuple[str, str, int]
-"""Task, backbone and seed: the cells that share stages, and are timed together."""
+"""Task, backbone and seed: cells that share stages and are timed together."""
 
 
 class BaseOverride(Strict):
-    """What differs for one task: its seeds, fields of the recipe, and caps, which the kinds name."""
+    """Settings of one task: seeds, fields of the recipe, and the caps of its kind."""
 
     seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -41,27 +41,28 @@ class BaseOverride(Strict):
         return seeds and _all_different(seeds)
 
     def caps(self) -> dict[str, int]:
-        """Return the caps that it sets."""
+        """Return the caps."""
         return self.model_dump(exclude={"seeds", "recipe"}, exclude_none=True)
 
 
 class TaskOverride(BaseOverride):
-    """What differs for one task of classification; the rows that are capped are those that are scored."""
+    """Settings of one task of classification, with caps on the scored rows."""
 
     validation_rows: int | None = Field(default=None, ge=1)
     test_rows: int | None = Field(default=None, ge=1)
 
 
 class MethodEntry(Strict):
-    """A method of a suite: its name, its name in tables, and its parameters.
+    """A method of a suite: its name, its label in tables, and its parameters.
 
-    ``grid`` lists several values of some parameters: every combination becomes a cell of its own, all under one label,
-    and for each budget the combination that is best on validation data is reported. ``recipe`` has fields of the
-    suite's that differ for this entry: for suites that compare recipes; methods are compared by one and the same.
+    ``grid`` lists values of some parameters: each combination is a cell, and the label stands for the best on
+    validation rows at each budget. ``recipe`` has fields that differ from the suite's, for suites that compare recipes.
     """
 
     method: str
-    label: str = ""
+    label: str = Field(
+        default="", max_length=200, pattern=r"^\P{C}*$", description="printable: it names curves and folders"
+    )
     parameters: dict[str, Any] = Field(default_factory=dict)
     grid: dict[str, list[Any]] = Field(default_factory=dict)
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -81,7 +82,7 @@ class MethodEntry(Strict):
         for parameter, value in values.items():
             try:
                 canonical_json(value)
-            except TypeError as error:  # YAML has dates, sets and bytes, which no key and no record can hold
+            except TypeError as error:  # YAML has dates, sets and bytes, which JSON cannot hold
                 raise ValueError(f"{parameter!r} is no number, text, list or mapping: {value}; quote a text") from error
         return values
 
@@ -102,7 +103,7 @@ class MethodEntry(Strict):
 
 
 class TimingSpec(Strict):
-    """How knobs are timed: rounds interleaved over all of them and the stock model."""
+    """How knobs are timed, in rounds interleaved with the stock model."""
 
     rounds: int = Field(default=3, ge=3, description="fewer than 3 rounds show no spread")
     batch_sizes: tuple[int, ...] = (1, 32)
@@ -124,11 +125,11 @@ class TimingSpec(Strict):
 
     @property
     def passes(self) -> tuple[int, ...]:
-        """The rows that are given at once in every timed pass of a knob."""
+        """The batch sizes of all timed passes of a knob."""
         return self.batch_sizes
 
     def rows_at(self, batch_size: int) -> int:
-        """Return how many rows are timed in batches of a size, at most."""
+        """Return the maximum number of rows timed at a batch size."""
         return self.rows if self.most_batches is None else min(self.rows, batch_size * self.most_batches)
 
 
@@ -137,7 +138,7 @@ class BaseCellSpec(Strict):
 
     kind: ClassVar[Kind]
     names_of_rows: ClassVar[frozenset[str]] = frozenset({"task"})
-    """Fields that only say where rows come from: the hash of the rows has what matters, and the task's own name."""
+    """Fields that only locate rows; the key has the hash of the rows instead."""
 
     task: str
     backbone: str
@@ -151,31 +152,31 @@ class BaseCellSpec(Strict):
 
     @property
     def name(self) -> str:
-        """One line for people."""
+        """A readable name."""
         values = ", ".join(f"{key}={value}" for key, value in self.parameters.items())
         method = f"{self.label} ({values})" if values else self.label
         return f"{display_name(self.task)} · {display_name(self.backbone)} · {method} · seed {self.seed}"
 
     @property
     def group(self) -> Group:
-        """Which cells are timed together."""
+        """The group of cells that are timed together."""
         return self.task, self.backbone, self.seed
 
     @property
     def training_group(self) -> Group:
-        """Which cells share stages of training: those of the group, unless cells of several tasks train on one."""
+        """The group of cells that share stages of training."""
         return self.group
 
     @property
     def folder(self) -> Path:
-        """Where the cell's files lie, relative to the cells of a run."""
+        """The cell's folder, relative to the cells of a run."""
         parameters = "default" if not self.parameters else short_hash(self.parameters)
         parts = (folder_name(self.task), folder_name(self.backbone), folder_name(self.label), parameters)
         return Path(*parts) / f"seed{self.seed}"
 
     @property
     def rows(self) -> tuple[Hashable, ...]:
-        """What its rows depend on: cells with the same have the same data."""
+        """The settings that its rows depend on."""
         raise NotImplementedError
 
 
@@ -194,13 +195,13 @@ class CellSpec(BaseCellSpec):
 
 
 class BaseSuite(Strict):
-    """What every suite says, whatever its rows are; the kinds add caps, and what their cells have beside."""
+    """The fields of every suite; the kinds add caps and further fields."""
 
     kind: Kind
     method_group: ClassVar[MethodGroup]
     cell_class: ClassVar[type[BaseCellSpec]]
 
-    name: str = Field(pattern=r"^[\w.-]+$")
+    name: str = Field(pattern=r"^[\w.-]+$", max_length=100)
     description: str
     cost: Mapping[str, float | str] = Field(default_factory=dict, description="what a run took, for readers")
     tasks: tuple[str, ...] = Field(min_length=1)
@@ -253,7 +254,7 @@ class BaseSuite(Strict):
 
     @model_validator(mode="after")
     def _entries_differ_in_more_than_labels(self) -> Self:
-        """Refuse cells of one key: they would share a model, and the times of one would be lost."""
+        """Refuse cells of one key, which would share a model and lose the times of one."""
         for task in self.tasks:
             labels: dict[str, str] = {}
             for entry in self.methods:
@@ -265,7 +266,7 @@ class BaseSuite(Strict):
         return self
 
     def override_of(self, task: str) -> BaseOverride:
-        """Return what differs for one task."""
+        """Return the settings of one task."""
         return self.task_overrides.get(task, BaseOverride())
 
     def seeds_for(self, task: str) -> tuple[int, ...]:
@@ -273,13 +274,13 @@ class BaseSuite(Strict):
         return self.override_of(task).seeds or self.seeds
 
     def recipe_for(self, task: str, entry: MethodEntry) -> RecipeSettings | TokenRecipeSettings:
-        """Return the recipe of one task and method: the suite's, with what differs for the task, then for the entry."""
+        """Return the suite's recipe with the fields of the task and of the entry."""
         return replace(self.recipe, **self.override_of(task).recipe | entry.recipe)
 
     def cell(
         self, entry: MethodEntry, *, task: str, backbone: str, seed: int, parameters: dict[str, Any]
     ) -> BaseCellSpec:
-        """Return one cell, fully specified: fields that suites and cells both have are the suite's."""
+        """Return one cell; fields that suites and cells share are the suite's."""
         shared = self.cell_class.model_fields.keys() & type(self).model_fields.keys()
         of_the_cell = {
             "task": task,
@@ -295,12 +296,12 @@ class BaseSuite(Strict):
         return self.cell_class(**{name: getattr(self, name) for name in shared} | of_the_cell)
 
     def own_fields(self, label: str, task: str) -> dict[str, Any]:
-        """Return the fields that only cells of this kind have, and that depend on label or task."""
+        """Return fields of this kind's cells that depend on label or task."""
         return {}
 
 
 class SuiteSpec(BaseSuite):
-    """A suite of classification: everything a run does, as its YAML says."""
+    """A suite of classification."""
 
     kind: Literal["classification"] = "classification"
     method_group: ClassVar[MethodGroup] = ENTRY_POINT_GROUP
@@ -313,7 +314,6 @@ class SuiteSpec(BaseSuite):
 
 
 def _repeated(values: Iterable[_ValueT]) -> _ValueT | None:
-    """Return the first value that has been there before; None if there is none."""
     seen: set[_ValueT] = set()
     for value in values:
         if value in seen:
@@ -323,7 +323,6 @@ def _repeated(values: Iterable[_ValueT]) -> _ValueT | None:
 
 
 def _all_different(values: tuple[_ValueT, ...]) -> tuple[_ValueT, ...]:
-    """Return values as they are. Raises ValueError for one that is there twice: its cells would be too."""
     repeated = _repeated(values)
     if repeated is not None:
         raise ValueError(f"{repeated!r} is listed twice")
@@ -331,7 +330,7 @@ def _all_different(values: tuple[_ValueT, ...]) -> tuple[_ValueT, ...]:
 
 
 def refuse_unknown_tasks(field: str, names: Iterable[str], known: Collection[str]) -> None:
-    """Raise ValueError for the first task of a field that is none of the suite's."""
+    """Raise ValueError for the first task of a field that is not in the suite."""
     for name in names:
         if name not in known:
             raise ValueError(str(unknown_name(f"task of {field}", name, known)))
@@ -343,12 +342,12 @@ def label_of(method: str) -> str:
 
 
 def display_name(name: str) -> str:
-    """Return a name as people and records see it: the path of a file or folder loses the folders of this machine."""
+    """Return the name for tables and records: an absolute path without its folders."""
     return Path(name).name if Path(name).is_absolute() else name
 
 
 def folder_name(name: str) -> str:
-    """Turn a name (a hub id, a path) into one folder's name; a changed name keeps a hash, to stay unique."""
+    """Convert a name (a hub id, a path) to a folder's name; a changed name gets a hash, to stay unique."""
     safe = re.sub(r"[^\w.+-]+", "-", display_name(name)).strip("-.")
     return safe if safe == name else f"{safe}-{short_hash(name)}"
 

@@ -1,4 +1,4 @@
-"""GenerationSuite: a suite whose rows are tokens being decoded; GenerationCellSpec: one cell of it, fully specified."""
+"""GenerationSuite: a suite whose rows are decoded tokens. GenerationCellSpec: one cell of it, fully specified."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any, ClassVar, Literal, Self
@@ -13,7 +13,7 @@ from consistentee.versions import Kind
 
 
 class ExitSpec(Strict):
-    """Where the exits of a decoder lie, and what each has of its own; see ``MultiExitDecoder.from_backbone``."""
+    """Exits of a decoder and their adapters; see ``MultiExitDecoder.from_backbone``."""
 
     layers: tuple[int, ...] | None = Field(default=None, min_length=1, description="1-based; by default five, evenly")
     adapter: Literal["norm", "low-rank", "head", "shared"] = "low-rank"
@@ -30,7 +30,7 @@ class ExitSpec(Strict):
 
 
 class Regrouped(Strict):
-    """Prompts under way, of which a batch runs at a time, see ``in_flight`` of :func:`consistentee.generate`."""
+    """Regrouped rows, see ``in_flight`` of :func:`consistentee.generate`."""
 
     batch_size: int = Field(ge=1)
     in_flight: int = Field(ge=2)
@@ -43,7 +43,7 @@ class Regrouped(Strict):
 
 
 class DecodingTimingSpec(TimingSpec):
-    """How decoding is timed: its rows are prompts, and reading them and writing after them are timed apart."""
+    """How decoding is timed: rows are prompts; prompts and generated tokens are timed separately."""
 
     batch_sizes: tuple[int, ...] = (1, 8)
     rows: int = Field(default=16, ge=1, description="the first test prompts, in the order of the data")
@@ -55,7 +55,7 @@ class DecodingTimingSpec(TimingSpec):
 
     @property
     def passes(self) -> tuple[int, ...]:
-        """Those of batches in step, and of regrouped ones."""
+        """The rows at once of batches in step and of regrouped ones."""
         return (*self.batch_sizes, *(setting.in_flight for setting in self.regrouped))
 
     @model_validator(mode="after")
@@ -70,9 +70,9 @@ class DecodingTimingSpec(TimingSpec):
 
 
 class StudySpec(Strict):
-    """A study of calibrated thresholds: how often a promise about the text is broken over random splits of prompts.
+    """A study of how often the guarantee of calibrated thresholds is broken over random splits of prompts.
 
-    The prompts of validation and test are pooled, and decoded at every threshold of
+    All validation and test prompts are decoded at every threshold of
     :data:`consistentee.methods.calibration.LAMBDAS`.
     """
 
@@ -90,7 +90,7 @@ class StudySpec(Strict):
 
 
 class CalibrationSpec(Strict):
-    """Which methods of a suite are studied, on which tasks."""
+    """The methods and tasks of the study."""
 
     methods: tuple[str, ...] = Field(min_length=1, description="labels of the suite whose knob is CALM's lambda")
     tasks: tuple[str, ...] | None = Field(default=None, description="by default all of the suite")
@@ -98,7 +98,7 @@ class CalibrationSpec(Strict):
 
 
 class GenerationOverride(BaseOverride):
-    """What differs for one task of generation; what is capped is what is decoded."""
+    """Settings of one task of generation, with caps on prompts and lengths."""
 
     validation_prompts: int | None = Field(default=None, ge=1)
     test_prompts: int | None = Field(default=None, ge=1)
@@ -132,7 +132,7 @@ class GenerationCellSpec(BaseCellSpec):
 
 
 class GenerationSuite(BaseSuite):
-    """A suite of generation: everything a run does, as its YAML says."""
+    """A suite of generation."""
 
     kind: Literal["generation"]
     method_group: ClassVar[MethodGroup] = TOKEN_ENTRY_POINT_GROUP
@@ -164,7 +164,6 @@ class GenerationSuite(BaseSuite):
         return self
 
     def own_fields(self, label: str, task: str) -> dict[str, Any]:
-        """Return what is trained on, and the study."""
         return {"train_on": self.train_on or task, "study": self._study_of(label, task)}
 
     def _study_of(self, label: str, task: str) -> StudySpec | None:

@@ -1,4 +1,4 @@
-"""PaperTable: a table of a paper, its rows and columns by name. What it prints stays in ``published/results.csv``."""
+"""PaperTable: a table of a paper, its rows and columns by name. Its numbers are in ``published/results.csv``."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -15,7 +15,7 @@ PAPERS_DIR = Path(__file__).parents[1] / "papers"
 
 
 class PrintedSpeed(StrEnum):
-    """What a paper's speed-ups are."""
+    """The meaning of a paper's speed-ups."""
 
     LAYERS = "layers"
     """L / average layers: 2.0."""
@@ -26,7 +26,7 @@ class PrintedSpeed(StrEnum):
 
 
 class PrintedValue(StrEnum):
-    """What a paper prints of a method."""
+    """The values that a paper prints."""
 
     SCORE = "score"
     POINTS = "points"
@@ -52,7 +52,7 @@ class PaperMethod(Strict):
 
 
 class PaperSetting(Strict):
-    """A backbone of ours, and the suite that trains on it."""
+    """A backbone of ours and the suite that trains it."""
 
     backbone: str
     suite: str
@@ -83,11 +83,11 @@ class PaperTable(Strict):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Our curves, each once."""
+        """Labels of our curves, without duplicates."""
         return tuple(dict.fromkeys(label for method in self.methods for label in method.ours))
 
     def setting_for(self, backbone: str) -> PaperSetting:
-        """Return what trains on a backbone."""
+        """Return the setting of a backbone."""
         known = {setting.backbone: setting for setting in (*self.settings, self.paper_setting)}
         return known.get(backbone, PaperSetting(backbone=backbone, suite=self.paper_setting.suite))
 

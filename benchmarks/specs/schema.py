@@ -1,4 +1,4 @@
-"""What all schemas of the harness have in common: nothing unknown gets in, and equal values have equal texts."""
+"""Base of all schemas of the harness: unknown keys are refused, equal values have equal JSON."""
 
 import json
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 def canonical_json(value: object) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces."""
+    """Return the canonical JSON of a value: sorted keys, no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 

@@ -1,4 +1,4 @@
-"""What an operating point is chosen for: typed, so that records keep it and nobody has to parse it."""
+"""Targets of operating points, typed, so that records keep them."""
 
 from collections.abc import Iterable
 from typing import TypeAlias
@@ -18,12 +18,11 @@ class Budget(Strict):
 
     @property
     def short(self) -> str:
-        """For a narrow column."""
         return f"≤{100 * self.layers_at_most:g}%"
 
 
 class PointsLost(Strict):
-    """The fewest layers that lose at most so much of a reference's score."""
+    """The fewest layers that lose at most a part of a reference's score."""
 
     lost_at_most: float = Field(ge=0, description="in units of the score: 0.01 is a point")
 
@@ -32,12 +31,11 @@ class PointsLost(Strict):
 
     @property
     def short(self) -> str:
-        """For a narrow column."""
         return f"-{100 * self.lost_at_most:g} pt"
 
 
 class Agreement(Strict):
-    """The fewest layers at which so many answers are the full model's."""
+    """The fewest layers at which a share of the answers equals the full model's."""
 
     agreement_at_least: float = Field(ge=0, le=1, description="as a share of the rows")
 
@@ -46,34 +44,33 @@ class Agreement(Strict):
 
     @property
     def short(self) -> str:
-        """For a narrow column."""
         return f"as full ≥{100 * self.agreement_at_least:g}%"
 
 
 Target: TypeAlias = Budget | PointsLost | Agreement
-"""Told apart by the names of their fields."""
+"""Distinguished by the names of their fields."""
 
 WITHIN_ONE_POINT = PointsLost(lost_at_most=0.01)
 FAITHFUL = Agreement(agreement_at_least=0.9)
 HALF = Budget(layers_at_most=0.5)
-"""Where methods are compared in one number: published figures are for speed-ups near 2."""
+"""The budget for a comparison in one number, because published figures are for speed-ups near 2."""
 
 Speedups: TypeAlias = tuple[float, float, float]
-"""Full cost / cost: three budgets at which methods are compared at equal cost. Tables are sorted by the middle one."""
+"""Three budgets, full cost / cost. Tables are sorted by the middle one."""
 
 SPEEDUPS: Speedups = (1.5, 2.0, 3.0)
-"""The field's, of classification."""
+"""Of classification."""
 TEXT_SPEEDUPS: Speedups = (1.25, 1.5, 2.0)
-"""Of decoding, whose texts are lost long before half of the layers is saved."""
+"""Of decoding, whose texts degrade at lower speed-ups."""
 
 
 def in_order(targets: Iterable[Target]) -> list[Target]:
-    """Return different targets in the order of tables: budgets, the smallest first, then the others by name."""
+    """Return distinct targets in the order of tables: budgets in increasing order, then the others by name."""
     found = set(targets)
     budgets = sorted((t for t in found if isinstance(t, Budget)), key=lambda target: target.layers_at_most)
     return [*budgets, *sorted((t for t in found if not isinstance(t, Budget)), key=str)]
 
 
 def in_words(targets: Iterable[Target]) -> str:
-    """Say what a knob was chosen for: ``budget 0.50, within 1 point``."""
+    """Join targets as text: ``budget 0.50, within 1 point``."""
     return ", ".join(map(str, targets))

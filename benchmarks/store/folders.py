@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from benchmarks.specs.base import BaseCellSpec, folder_name, validation_sentence
 from benchmarks.store.keys import differences
 from benchmarks.store.records import BaseRecord, FailureRecord, KeyParts, RecordT, TimingT
-from benchmarks.store.sealing import file_fault, listed_files, unsealed, write_json
+from benchmarks.store.sealing import file_fault, unsealed, write_json
 from benchmarks.store.sealing import write_text as write_text  # noqa: PLC0414
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing, set_aside
@@ -243,8 +243,8 @@ def model_fault(folder: Path, description: str) -> str | None:
     """
     from safetensors import SafetensorError, safe_open
 
-    if listed_files(folder / HASHES_FILE):
-        return file_fault(folder / HASHES_FILE)
+    if (folder / HASHES_FILE).exists():
+        return file_fault(folder / HASHES_FILE, sealed=True)
     try:
         for path in [folder / description, *sorted(folder.rglob("*.json"))]:
             json.loads(path.read_text(encoding="utf-8"))

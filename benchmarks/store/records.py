@@ -179,7 +179,7 @@ class FailureRecord(Strict):
     error: str = Field(description="one line")
     refused: bool = Field(description="the method is not defined for the task: nothing to retry")
     may_pass: bool = Field(
-        False, description="a signal or an OSError ended it for the first time: the next run tries it once more"
+        default=False, description="a signal or an OSError ended it for the first time: the next run tries it once more"
     )
     traceback: str
     failed_at: str

@@ -39,22 +39,26 @@ def unsealed(text: str) -> tuple[str, str | None]:
     return "{" + rest[len(',\n "files": ,') + len(files) :], fault
 
 
-def listed_files(path: Path) -> dict[str, str]:
-    """Return the hashes of the files that a JSON file lists, by name; none where it cannot be read."""
+def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
+    """Say what is wrong with a JSON file that carries hashes, or which of the files that it lists is another one.
+
+    Args:
+        path: the file.
+        names: look at these of the listed files alone.
+        sealed: a file without hashes is a fault too, and so is none at all.
+    """
     try:
-        seal = _SEAL.match(path.read_text(encoding="utf-8"))
-        return dict(json.loads(seal[3])) if seal else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def file_fault(path: Path, *names: str) -> str | None:
-    """Say which of the files that a JSON file lists is not as it was written; ``names``: look at these alone."""
-    for name, digest in listed_files(path).items():
-        if names and name not in names:
-            continue
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return str(error) if sealed or not isinstance(error, FileNotFoundError) else None
+    seal = _SEAL.match(text)
+    if seal is None:
+        return "it has no hashes" if sealed else None
+    if fault := unsealed(text)[1]:
+        return fault
+    for name, digest in json.loads(seal[3]).items():
         try:
-            if hash_file(path.parent / name) != digest:
+            if name in (names or [name]) and hash_file(path.parent / name) != digest:
                 return f"{name}: {_OTHER_HASH}"
         except OSError as error:
             return f"{name}: {error.strerror}"

@@ -171,12 +171,11 @@ def _check_classification(task: TaskData, report: TaskReport, backbone: str | No
 
 
 def _token_counter(backbone: str) -> Callable[[Sequence[Text]], list[int]]:
-    from transformers import AutoTokenizer
-
     from consistentee.backbones.catalog import resolve
+    from consistentee.backbones.pretrained import read_tokenizer
     from consistentee.data.encoding import tokenize
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve(backbone).path)
+    tokenizer = read_tokenizer(resolve(backbone).path)
     return lambda texts: [len(encoding) for encoding in tokenize(tokenizer, texts, max_length=100_000)]
 
 
@@ -231,11 +230,10 @@ def _check_text_task(task: TextTask, report: TaskReport, backbone: str | None) -
 
 
 def _encoder_of(backbone: str) -> Encode:
-    from transformers import AutoTokenizer
-
     from consistentee.backbones.catalog import resolve_decoder
+    from consistentee.backbones.pretrained import read_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(resolve_decoder(backbone))
+    tokenizer = read_tokenizer(resolve_decoder(backbone))
     return lambda text: tokenizer(text).input_ids
 
 

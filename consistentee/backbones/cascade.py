@@ -146,7 +146,8 @@ def first_layers(stepper: EncoderStepper, layers: int) -> Any:
             f"a companion must have at least 1 layer and fewer than its model's {stepper.num_layers}, got {layers}"
         )
     with torch.random.fork_rng(devices=[]):  # weights that are drawn only to be replaced
-        backbone = AutoModel.from_config(stepper.config_of_first_layers(layers), dtype=stepper.backbone.dtype)
+        config, dtype = stepper.config_of_first_layers(layers), stepper.backbone.dtype
+        backbone = AutoModel.from_config(config, dtype=dtype, trust_remote_code=False)
     weights = backbone.state_dict()
     copies = {name: weight for name, weight in stepper.backbone.state_dict().items() if name in weights}
     backbone.load_state_dict(weights | copies)

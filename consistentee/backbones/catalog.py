@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from consistentee.backbones import gguf, hub
-from consistentee.backbones.pretrained import read_json
+from consistentee.backbones.pretrained import check_pretrained, read_json
 from consistentee.backbones.wheels import PackageFile, Shipment, fetch
 from consistentee.errors import UserError, unknown_name
 
@@ -186,7 +186,7 @@ def resolve_decoder(name: str) -> str:
         if len(files) > 1:
             raise UserError(f"{folder} holds several GGUF files; give the path of one: {', '.join(map(str, files))}")
         return str(gguf.dequantised(files[0]))
-    _check_pretrained(folder)
+    check_pretrained(folder)
     return str(folder)
 
 
@@ -221,23 +221,11 @@ def _from_hub(name: str, kind: type[Backbone]) -> Path:
 
 def _describe(directory: Path) -> ResolvedBackbone:
     """Return how a directory's model is read: as sentence-transformers says, or as its architecture was trained."""
-    config = _check_pretrained(directory)
+    config = check_pretrained(directory)
     pooling = _sentence_transformers_pooling(directory / "1_Pooling" / "config.json")
     if pooling is not None:
         return ResolvedBackbone(str(directory), pooling, pooler=False)
     return ResolvedBackbone(str(directory), "cls", pooler=config.get("model_type") in _FAMILIES_WITH_POOLER)
-
-
-def _check_pretrained(directory: Path) -> dict[str, object]:
-    """Return the configuration of a pretrained model's directory. Raises UserError unless it holds one."""
-    if not (directory / "config.json").is_file():
-        raise UserError(f"{directory} holds no config.json, so it is not a pretrained model")
-    config = read_json(directory / "config.json")
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(f"{directory} {hub.NO_SAFETENSORS}")
-    if not any((directory / name).is_file() for name in hub.TOKENIZER_FILES):  # transformers would make up an empty one
-        raise UserError(f"{directory} holds no tokenizer; save it there too ({', '.join(hub.TOKENIZER_FILES)})")
-    return config
 
 
 def _sentence_transformers_pooling(path: Path) -> Pooling | None:

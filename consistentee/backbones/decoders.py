@@ -1,7 +1,7 @@
-"""Layer-stepping for decoders: a stock causal language model, run one layer at a time by calling its own layers.
+"""Run a stock causal language model one layer at a time by calling its own layers.
 
-A stepper knows how tokens become the input of layer 1, what the layers need of the positions, how a layer is called,
-and how a layer makes the keys and values that later tokens attend to. The attention itself is the stock layers' own.
+A stepper defines for its family the input of layer 1, the positions, how to call a layer, and how to make its keys and
+values. The attention is the stock layers' own.
 """
 
 import copy
@@ -20,27 +20,27 @@ from consistentee.errors import UserError
 
 
 class KeysValues(Protocol):
-    """A key/value cache, as stock attention calls it."""
+    """Interface of a key/value cache, as stock attention calls it."""
 
     def update(self, keys: Tensor, values: Tensor, layer_index: int, /, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        """Take the keys and values of the new tokens [rows, kv_heads, T, head_dim]; return what they attend to.
+        """Add keys and values of new tokens [rows, kv_heads, T, head_dim] and return all that they attend to.
 
-        ``layer_index`` counts from 0, as in the stock models.
+        ``layer_index`` counts from 0.
         """
         ...
 
 
 @dataclass(frozen=True)
 class DecoderContext:
-    """What the layers need beside the hidden states.
+    """Inputs of the layers besides the hidden states.
 
     Attributes:
         positions: int64 [rows, T].
-        rotation: what :meth:`DecoderStepper.rotation` made of the positions.
-        attention_mask: what the stock layer takes for the attention in use (sdpa: bool [rows, 1, T, columns]). With
-            None, one new token attends to everything that the cache returns, and several tokens without a cache
-            attend causally; several tokens *behind* cached ones need a mask.
-        cache: where the layers put their keys and values, or None.
+        rotation: result of :meth:`DecoderStepper.rotation`.
+        attention_mask: the mask of the stock layer for the attention in use (sdpa: bool [rows, 1, T, columns]). With
+            None, one new token attends to the whole cache, and several tokens without a cache attend causally; several
+            tokens after cached ones need a mask.
+        cache: of keys and values, or None.
     """
 
     positions: Tensor
@@ -50,16 +50,19 @@ class DecoderContext:
 
 
 def positions_of(padding_mask: Tensor) -> Tensor:
-    """Return the position of every token, counted over its row's real tokens: int64 [rows, tokens]; 0 for padding."""
+    """Count the position of every token among its row's real tokens: int64 [rows, tokens]; 0 for padding."""
     return (padding_mask.long().cumsum(dim=1) - 1).clamp_min(0) * padding_mask
 
 
 class DecoderStepper(ABC):
-    """Runs a stock causal language model one layer at a time.
+    """Run a stock causal language model one layer at a time.
+
+    Args:
+        backbone: a model of ``AutoModelForCausalLM``.
 
     Class attributes:
-        lora_targets: the modules of a layer that low-rank adaptation is usually put beside.
-        mlp: the names of a layer's MLP, and of the norm before it.
+        lora_targets: the modules of a layer that usually get low-rank adapters.
+        mlp: the names of a layer's MLP and of the norm before it.
 
     Attributes:
         layers: the stock modules, layer 1 first.
@@ -70,14 +73,13 @@ class DecoderStepper(ABC):
     mlp: ClassVar[tuple[str, str]]
 
     def __init__(self, backbone: Any, layers: Sequence[nn.Module], final_norm: nn.Module) -> None:
-        """``backbone``: what ``AutoModelForCausalLM`` loads."""
         self.backbone = backbone
         self.config = backbone.config
         self.layers = layers
         self.final_norm = final_norm
 
     def over(self, layers: Sequence[nn.Module], final_norm: nn.Module) -> Self:
-        """Return a stepper of other layers and another final norm between the same embeddings and LM head."""
+        """Return a stepper with other layers and another final norm, and the same embeddings and LM head."""
         other = copy.copy(self)
         other.layers, other.final_norm = layers, final_norm
         return other
@@ -94,15 +96,12 @@ class DecoderStepper(ABC):
 
     @property
     def vocabulary(self) -> int:
-        """Number of tokens that the LM head tells apart."""
+        """Number of tokens of the LM head."""
         return int(self.config.vocab_size)
 
     @property
     def position_limit(self) -> int:
-        """Number of tokens that a row may have, prompt and text together.
-
-        Where a model attends to a sliding window, the limit is that window: up to there the window hides nothing.
-        """
+        """Maximum number of tokens of prompt and text; at most the sliding window of the attention, if there is one."""
         window = _sliding_window(self.config)
         limit = int(self.config.max_position_embeddings)
         return limit if window is None else min(limit, window)
@@ -118,7 +117,7 @@ class DecoderStepper(ABC):
         """Width of one head."""
 
     def check_length(self, tokens: int) -> None:
-        """Raise UserError if a row of this many tokens is longer than the model can read."""
+        """Raise UserError if a row of ``tokens`` tokens is too long for the model."""
         if tokens > self.position_limit:
             window = _sliding_window(self.config)
             why = "its sliding attention window" if self.position_limit == window else "its positions"
@@ -129,15 +128,12 @@ class DecoderStepper(ABC):
         return self.layers[layer - 1]
 
     def copied_layer(self, layer: int, *, number: int, with_mlp: bool = True) -> nn.Module:
-        """Return a copy of a layer that is layer ``number`` of another stack; both count from 1.
-
-        ``with_mlp=False`` leaves norm and attention of it, and what they add to the hidden state.
-        """
-        shared = {id(self.config): self.config}  # what the configuration is told later holds for the copy too
+        """Copy a layer as layer ``number`` of another stack (both from 1); ``with_mlp=False`` without its MLP."""
+        shared = {id(self.config): self.config}  # later changes of the configuration also apply to the copy
         copied = copy.deepcopy(self.layer_module(layer), shared)
         for module in copied.modules():
             if "layer_idx" in vars(module):
-                vars(module)["layer_idx"] = number - 1  # where the cache has its keys and values
+                vars(module)["layer_idx"] = number - 1  # its index in the cache
         if not with_mlp:
             mlp, norm = self.mlp
             setattr(copied, norm, nn.Identity())
@@ -146,18 +142,18 @@ class DecoderStepper(ABC):
 
     @abstractmethod
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Return the input of layer 1 [rows, T, width]; both arguments are int64 [rows, T]."""
+        """Compute the input of layer 1 [rows, T, width]; both arguments are int64 [rows, T]."""
 
     @abstractmethod
     def rotation(self, hidden: Tensor, positions: Tensor) -> Any:
-        """Return what every layer needs of the positions; None where the embeddings have said it all."""
+        """Compute the layers' input from positions; None if only the embeddings use them."""
 
     @abstractmethod
     def step(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run layer ``layer`` (1-based) on [rows, T, width]."""
 
     def check_sublayers(self) -> None:
-        """Raise UserError if layers of this family can be run as a whole only."""
+        """Raise UserError if attention and MLP of this family cannot be run separately."""
         if type(self).attend is DecoderStepper.attend:
             raise self._undivided()
 
@@ -165,29 +161,28 @@ class DecoderStepper(ABC):
         return UserError(f"attention and MLP of architecture {self.config.model_type!r} cannot be run apart")
 
     def attend(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Run norm and attention of layer ``layer`` (1-based) alone, and add what they make to [rows, T, width].
+        """Run norm and attention of layer ``layer`` (1-based) and add the result to [rows, T, width].
 
-        With :meth:`feed_forward` behind it, it is the layer. Raises UserError for a family that does not say how.
+        Followed by :meth:`feed_forward` it is the layer. Raises UserError for a family without this method.
         """
         raise self._undivided()
 
     def feed_forward(self, layer: int, hidden: Tensor) -> Tensor:
-        """Run norm and MLP of layer ``layer`` (1-based) alone, and add what they make to [rows, T, width]."""
+        """Run norm and MLP of layer ``layer`` (1-based) and add the result to [rows, T, width]."""
         mlp, norm = (getattr(self.layer_module(layer), name) for name in self.mlp)
         return hidden + mlp(norm(hidden))
 
     def mlp_share(self, layer: int) -> float:
-        """Return how much of a layer's weights are in its MLP and the norm before it; the rest is in its attention."""
+        """Compute the share of a layer's weights in its MLP and the norm before it."""
         module = self.layer_module(layer)
         in_mlp = sum(count_weights(getattr(module, name)) for name in self.mlp)
         return in_mlp / count_weights(module)
 
     @abstractmethod
     def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
-        """Return the keys and values that layer ``layer`` makes of the hidden states that enter it.
+        """Compute keys and values of layer ``layer`` from its input with its norm and projections alone.
 
-        This is state propagation (CALM, section 3.3.1): the layer's own input norm and projections, and nothing else of
-        the layer. Shapes: [rows, T, width] -> [rows, kv_heads, T, head_dim] each.
+        This is state propagation (CALM, section 3.3.1): [rows, T, width] -> [rows, kv_heads, T, head_dim] each.
         """
 
     def normalise(self, hidden: Tensor) -> Tensor:
@@ -199,17 +194,17 @@ class DecoderStepper(ABC):
         return self.backbone.lm_head(state)
 
     def unembed_among(self, state: Tensor, tokens: Tensor) -> Tensor:
-        """Apply the columns of the LM head that give some tokens: [rows, width], int64 [rows, K] -> [rows, K]."""
+        """Apply the columns of the LM head for some tokens: [rows, width], int64 [rows, K] -> [rows, K]."""
         return logits_among(self.backbone.lm_head, state, tokens)
 
     def begin(self, tokens: Tensor, padding_mask: Tensor) -> tuple[Tensor, DecoderContext]:
-        """Prepare a pass of whole rows without a cache: the input of layer 1, and its context.
+        """Prepare a pass of whole rows without a cache: the input of layer 1 and its context.
 
         Args:
             tokens: int64 [rows, tokens], padded on either side.
             padding_mask: bool [rows, tokens], True where there is a real token.
 
-        Raises UserError for rows that are longer than the model can read.
+        Raises UserError for rows that are too long for the model.
         """
         self.check_length(tokens.shape[1])
         positions = positions_of(padding_mask)
@@ -219,19 +214,19 @@ class DecoderStepper(ABC):
 
 
 def count_weights(module: nn.Module) -> int:
-    """Return the number of weights of a module."""
+    """Count the weights of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 class _Nothing(nn.Module):
-    """What stands for a part of a layer that adds nothing."""
+    """A part of a layer that adds nothing."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         return torch.zeros_like(hidden)
 
 
 class LlamaStepper(DecoderStepper):
-    """Llama and what is built like it (Mistral, Qwen2, SmolLM): rotary positions, RMS norms, shared keys."""
+    """Llama, Mistral, Qwen2, SmolLM: rotary positions, RMS norms, shared keys."""
 
     lora_targets = ("q_proj", "v_proj")
     mlp = ("mlp", "post_attention_layernorm")
@@ -241,7 +236,6 @@ class LlamaStepper(DecoderStepper):
 
     @property
     def kv_heads(self) -> int:
-        """Number of heads of the keys and values, which groups of query heads share."""
         return int(self.config.num_key_value_heads)
 
     @property
@@ -249,15 +243,13 @@ class LlamaStepper(DecoderStepper):
         return int(self.layer_module(1).self_attn.head_dim)  # type: ignore[union-attr, arg-type]
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Word embeddings; the positions come in the layers."""
         return self.backbone.model.embed_tokens(tokens)
 
     def rotation(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines: [rows, T, head_dim] each."""
         return self.backbone.model.rotary_emb(hidden, positions)
 
     def step(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
-        # The cache goes by its place: its name differs between versions of transformers.
+        # The cache is a positional argument because its name differs between versions of transformers.
         return self.layer_module(layer)(
             hidden, context.attention_mask, context.positions, context.cache, position_embeddings=context.rotation
         )
@@ -268,7 +260,6 @@ class LlamaStepper(DecoderStepper):
         return hidden + module.self_attn(normed, context.rotation, context.attention_mask, context.cache)[0]
 
     def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
-        """Input norm, projections, and the rotation of the keys."""
         module: Any = self.layer_module(layer)
         normed = module.input_layernorm(hidden)
         shape = (*hidden.shape[:-1], -1, module.self_attn.head_dim)
@@ -278,7 +269,6 @@ class LlamaStepper(DecoderStepper):
         return keys * cosines + rotate_half(keys) * sines, values
 
     def project_keys(self, attention: Any, normed: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Return the keys before their rotation: [rows, T, kv_heads, head_dim]."""
         return attention.k_proj(normed).view(shape)
 
 
@@ -300,7 +290,6 @@ class GPT2Stepper(DecoderStepper):
 
     @property
     def kv_heads(self) -> int:
-        """Number of attention heads: no two share keys."""
         return int(self.config.num_attention_heads)
 
     @property
@@ -312,7 +301,6 @@ class GPT2Stepper(DecoderStepper):
         return stock.drop(stock.wte(tokens) + stock.wpe(positions))
 
     def rotation(self, hidden: Tensor, positions: Tensor) -> None:
-        """Return None: the embeddings hold the positions."""
         return
 
     def step(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
@@ -323,7 +311,6 @@ class GPT2Stepper(DecoderStepper):
         return hidden + module.attn(module.ln_1(hidden), context.cache, context.attention_mask)[0]
 
     def keys_values(self, layer: int, hidden: Tensor, rotation: Any) -> tuple[Tensor, Tensor]:
-        """Input norm, and the joint projection, whose queries are dropped."""
         module: Any = self.layer_module(layer)
         _, keys, values = module.attn.c_attn(module.ln_1(hidden)).split(self.width, dim=-1)
         shape = (*hidden.shape[:-1], self.kv_heads, self.head_dim)
@@ -358,7 +345,6 @@ def decoder_stepper_for(backbone: Any) -> DecoderStepper:
 
 
 def _sliding_window(config: Any) -> int | None:
-    """Return the number of tokens that some layer attends to at most, or None where every layer attends to all."""
     window = getattr(config, "sliding_window", None)
     layer_types = getattr(config, "layer_types", None) or ["sliding_attention"]
     return None if window is None or "sliding_attention" not in layer_types else int(window)

@@ -1,7 +1,6 @@
-"""Layer-stepping for encoders: a stock Hugging Face model, run one layer at a time by calling its own layers.
+"""Run a stock Hugging Face encoder one layer at a time by calling its own layers.
 
-A stepper knows four things of its family: how tokens become the input of layer 1, how a layer is called, where the
-layers are, and which parts a layer has. Nothing of a model's arithmetic is written again here.
+A stepper defines for its family the input of layer 1, where the layers are, how to call one, and the parts of a layer.
 """
 
 import copy
@@ -19,12 +18,12 @@ from consistentee.errors import UserError
 
 @dataclass(frozen=True)
 class Context:
-    """What the layers need beside the hidden states, for the rows that are still active.
+    """Inputs of the layers besides the hidden states, for the active rows.
 
     Attributes:
         padding_mask: bool [rows, tokens].
-        attention_mask: what the stock model's layers take: made by transformers for the attention in use, or None.
-        position_bias: [1, attention heads, tokens, tokens] where the family has one (MPNet).
+        attention_mask: the mask of the stock layers for the attention in use, or None.
+        position_bias: [1, attention heads, tokens, tokens] if the family has one (MPNet).
         lengths: number of real tokens a row.
     """
 
@@ -35,28 +34,28 @@ class Context:
 
 
 class Stepper(Protocol):
-    """What a model asks of whatever runs its layers: a stock encoder, as it is or otherwise. Contexts are its own."""
+    """Interface of objects that run the layers of a model."""
 
     backbone: Any
 
     @property
     def uses_token_types(self) -> bool:
-        """Whether the embeddings tell the two texts of a pair apart."""
+        """Whether the embeddings distinguish the two texts of a pair."""
         ...
 
     @property
     def position_limit(self) -> int:
-        """Number of tokens that a row may have."""
+        """Maximum number of tokens of a row."""
         ...
 
     @property
     def num_layers(self) -> int:
-        """Number of layers that can be run."""
+        """Number of layers."""
         ...
 
     @property
     def stock_layers(self) -> int:
-        """Number of layers of :attr:`backbone`, the last ones of all."""
+        """Number of layers of :attr:`backbone`, which are the last ones."""
         ...
 
     @property
@@ -66,19 +65,16 @@ class Stepper(Protocol):
 
     @property
     def backbones(self) -> Mapping[str, Any]:
-        """The stock models that are run, in that order, by the names of a model's modules; the last is ``backbone``."""
+        """The stock models in the order in which they run, by module name; the last is ``backbone``."""
         ...
 
     @property
     def own_modules(self) -> Mapping[str, nn.Module]:
-        """What a model has to save and to move beside its backbone, by the names of its modules."""
+        """Modules to save and move besides the backbone, by name."""
         ...
 
     def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor | None:
-        """Return how many tokens of each row run each layer that the row runs: int64 [N, L], on the CPU.
-
-        None where no token exits by itself: then all of them do.
-        """
+        """Count the tokens of each row that run each layer: int64 [N, L] on the CPU; None if all of them do."""
         ...
 
     def layer_module(self, layer: int) -> nn.Module:
@@ -94,19 +90,19 @@ class Stepper(Protocol):
         ...
 
     def compact(self, hidden: Tensor, context: Any, keep: Sequence[int], rows: Tensor) -> tuple[Tensor, Any]:
-        """Keep some rows, and cut the padding columns that none of them needs."""
+        """Keep some rows and cut padding columns."""
         ...
 
 
 @dataclass(frozen=True)
 class LayerParts:
-    """The modules of a stock layer, for who does not run it on every token (see ``token_exits.py``).
+    """The modules of a stock layer, for callers that run only some tokens (see ``token_exits.py``).
 
     Attributes:
         query, key, value: projections of the attention, of hidden states [..., width].
         dropout: of the attention's weights.
-        finish: what follows the attention, token by token: (what the attention gave [tokens, width], the hidden
-            states that went into the layer [tokens, width]) -> the hidden states that leave it.
+        finish: the rest of the layer, token by token: (output of the attention [tokens, width], input of the layer
+            [tokens, width]) -> output of the layer.
     """
 
     query: nn.Module
@@ -117,11 +113,11 @@ class LayerParts:
 
 
 class EncoderStepper(ABC):
-    """Runs a stock encoder one layer at a time.
+    """Run a stock encoder one layer at a time.
 
     Class attributes:
-        uses_token_types: whether the embeddings tell the two texts of a pair apart.
-        reserved_positions: positions of the table that no token ever has (RoBERTa counts from the padding id + 1).
+        uses_token_types: whether the embeddings distinguish the two texts of a pair.
+        reserved_positions: unused positions of the table (RoBERTa counts from the padding id + 1).
     """
 
     uses_token_types: bool = False
@@ -162,11 +158,11 @@ class EncoderStepper(ABC):
 
     @property
     def position_limit(self) -> int:
-        """Number of tokens that a row may have."""
+        """Maximum number of tokens of a row."""
         return int(self.config.max_position_embeddings) - self.reserved_positions
 
     def config_of_first_layers(self, layers: int) -> Any:
-        """Return the configuration of a stock model whose layers are the first ``layers`` of this one's."""
+        """Return the configuration of a stock model with the first ``layers`` layers of this one."""
         config = copy.deepcopy(self.config)
         config.num_hidden_layers = layers
         return config
@@ -180,14 +176,11 @@ class EncoderStepper(ABC):
         """Return the input of layer 1: [rows, tokens, width]."""
 
     def parts(self, layer: int) -> LayerParts:
-        """Return the modules that layer ``layer`` (1-based) is made of.
-
-        Raises UserError for a family that does not say so.
-        """
+        """Return the modules of layer ``layer`` (1-based). Raises UserError for a family without this method."""
         raise UserError(f"token-level exits are not supported for architecture {self.config.model_type!r}")
 
     def position_bias(self, hidden: Tensor) -> Tensor | None:
-        """Return the bias that every layer adds to its attention scores, if the family has one."""
+        """Compute the bias that every layer adds to its attention scores, if the family has one."""
         return None
 
     def begin(self, batch: Batch) -> tuple[Tensor, Context]:
@@ -202,7 +195,7 @@ class EncoderStepper(ABC):
         return output if isinstance(output, Tensor) else output[0]
 
     def compact(self, hidden: Tensor, context: Context, keep: Sequence[int], rows: Tensor) -> tuple[Tensor, Context]:
-        """Keep some rows, and cut the padding columns that none of them needs.
+        """Keep some rows and cut padding columns.
 
         ``keep`` and ``rows`` are the same row numbers, as integers and as a tensor on the model's device.
         """
@@ -227,7 +220,6 @@ class BertStepper(EncoderStepper):
     uses_token_types = True
 
     def layer_module(self, layer: int) -> nn.Module:
-        """Return ``encoder.layer[layer - 1]``."""
         return self.backbone.encoder.layer[layer - 1]
 
     def embed(self, batch: Batch) -> Tensor:
@@ -244,17 +236,16 @@ class BertStepper(EncoderStepper):
 
 
 class RobertaStepper(BertStepper):
-    """RoBERTa and XLM-RoBERTa: as BERT; positions count from the padding id, and pairs are told apart by separators."""
+    """RoBERTa and XLM-RoBERTa: as BERT; positions count from the padding id, separators distinguish pairs."""
 
     uses_token_types = False
     reserved_positions = 2
 
 
 class ElectraStepper(BertStepper):
-    """ELECTRA: as BERT, with a projection where the embeddings are narrower than the layers."""
+    """ELECTRA: as BERT, with a projection if the embeddings are narrower than the layers."""
 
     def embed(self, batch: Batch) -> Tensor:
-        """Embeddings, projected if the model does so."""
         embedded = super().embed(batch)
         if hasattr(self.backbone, "embeddings_project"):
             embedded = self.backbone.embeddings_project(embedded)
@@ -262,27 +253,23 @@ class ElectraStepper(BertStepper):
 
 
 class MPNetStepper(EncoderStepper):
-    """MPNet: a relative position bias, computed once, goes into every layer."""
+    """MPNet: a relative position bias, the same for all rows, is computed once and used in every layer."""
 
     reserved_positions = 2
 
     def layer_module(self, layer: int) -> nn.Module:
-        """Return ``encoder.layer[layer - 1]``."""
         return self.backbone.encoder.layer[layer - 1]
 
     def embed(self, batch: Batch) -> Tensor:
         return self.backbone.embeddings(input_ids=batch.input_ids)
 
     def position_bias(self, hidden: Tensor) -> Tensor:
-        """Return the bias of one row: it is the same for all, so it is kept once and broadcast."""
         return self.backbone.encoder.compute_position_bias(hidden[:1])
 
     def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
-        """Run one layer with the position bias."""
         return self.layer_module(layer)(hidden, context.attention_mask, context.position_bias)[0]
 
     def parts(self, layer: int) -> LayerParts:
-        """Projections under ``attention.attn``, the one that follows the attention among them."""
         module: Any = self.layer_module(layer)
         outer, attention = module.attention, module.attention.attn
 
@@ -301,14 +288,12 @@ class DistilBertStepper(EncoderStepper):
         return int(self.config.n_layers)
 
     def layer_module(self, layer: int) -> nn.Module:
-        """Return ``transformer.layer[layer - 1]``."""
         return self.backbone.transformer.layer[layer - 1]
 
     def embed(self, batch: Batch) -> Tensor:
         return self.backbone.embeddings(batch.input_ids)
 
     def parts(self, layer: int) -> LayerParts:
-        """Projections under ``attention``, the one that follows the attention among them."""
         module: Any = self.layer_module(layer)
         attention = module.attention
 
@@ -325,23 +310,20 @@ class AlbertStepper(EncoderStepper):
     uses_token_types = True
 
     def layer_module(self, layer: int) -> nn.Module:
-        """Return the group that serves as layer ``layer``."""
         return self.backbone.encoder.albert_layer_groups[_albert_group(self.config, layer)]
 
     def config_of_first_layers(self, layers: int) -> Any:
-        """Return a configuration with the groups that the first layers use, if they are shared the same way there."""
         config = super().config_of_first_layers(layers)
         groups = [_albert_group(self.config, layer) for layer in range(1, layers + 1)]
         config.num_hidden_groups = groups[-1] + 1
         if groups != [_albert_group(config, layer) for layer in range(1, layers + 1)]:
             raise UserError(
                 f"no stock ALBERT shares weights as the first {layers} layers of this one do; "
-                "take a number of layers that ends with a group"
+                "choose a number of layers that ends with a group"
             )
         return config
 
     def embed(self, batch: Batch) -> Tensor:
-        """Embeddings, projected to the width of the layers."""
         embedded = self.backbone.embeddings(batch.input_ids, token_type_ids=batch.token_type_ids)
         return self.backbone.encoder.embedding_hidden_mapping_in(embedded)
 

@@ -1,39 +1,28 @@
 """The Hugging Face hub, asked in a way that fails within seconds where it cannot be reached."""
 
-import errno
-import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from consistentee.backbones.pretrained import NO_SAFETENSORS, check_pretrained
 from consistentee.errors import UserError
+from consistentee.files import is_disk_full
 
-_PATTERNS = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt"]
-_PATTERNS += [
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template.jinja",
-    "added_tokens.json",
-    "spiece.model",
-    "*.sentencepiece.*",
-    "1_Pooling/config.json",
-]
-_OTHER_FORMATS = ["*/*.safetensors"]  # folders of a repository hold other formats of the same weights
+Answer = TypeVar("Answer")
+
+_FILES: dict[str, Any] = {
+    "allow_patterns": [
+        *("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt"),
+        *("special_tokens_map.json", "generation_config.json", "chat_template.jinja", "added_tokens.json"),
+        *("spiece.model", "*.sentencepiece.*", "1_Pooling/config.json"),
+    ],
+    "ignore_patterns": ["*/*.safetensors"],  # folders of a repository hold other formats of the same weights
+}
 _TIMEOUT = 5.0
 DEADLINE = 8.0
 """Seconds until the hub is given up: the library's timeout does not cover the look-up of a host name."""
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
-"""One of them holds the vocabulary, whatever the tokenizer."""
-NO_SAFETENSORS = "has no safetensors weights; pickle weights (.bin, .pt) are never loaded, so convert them first"
 
 
 class HubUnreachableError(Exception):
@@ -51,17 +40,19 @@ def model_snapshot(repository: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    cached = _cached_snapshot(repository)
-    if cached is not None:
+    try:
+        cached = Path(snapshot_download(repository, local_files_only=True, **_FILES))
+        check_pretrained(cached)
         return cached
-    info = ask("model_info", repository)
-    names = [file.rfilename for file in info.siblings or []]
+    except (OSError, UserError):  # not there, or not complete
+        pass
+    names = [file.rfilename for file in ask("model_info", repository).siblings or []]
     if not any(name.endswith(".safetensors") and "/" not in name for name in names):
         raise UserError(f"the hub's model {repository} {NO_SAFETENSORS}")
     try:
-        return Path(snapshot_download(repository, allow_patterns=_PATTERNS, ignore_patterns=_OTHER_FORMATS))
+        return Path(snapshot_download(repository, **_FILES))
     except Exception as error:  # connection, disk, hash: the libraries below have no common ancestor
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise UserError(
                 f"the disk that holds the hub's cache is full; free some space, or set HF_HOME ({error})"
             ) from error
@@ -77,58 +68,32 @@ def ask(question: str, repository: str) -> Any:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
-        return _within_deadline(lambda: getattr(HfApi(), question)(repository, timeout=_TIMEOUT))
+        return within(DEADLINE, lambda: getattr(HfApi(), question)(repository, timeout=_TIMEOUT))
     except RepositoryNotFoundError as error:
         raise NotOnHubError(f"the hub has no public repository {repository}") from error
     except Exception as error:  # connection, proxy, certificate, HTTP: the libraries below have no common ancestor
         raise HubUnreachableError(_first_line(error)) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-def _within_deadline(call: Callable[[], Any]) -> Any:
-    answers: list[Any] = []
-    errors: list[Exception] = []
+def within(seconds: float, call: Callable[[], Answer]) -> Answer:
+    """Return the result of a call, or raise its error; raise TimeoutError if neither is there in time."""
+    future: Future[Answer] = Future()
 
     def run() -> None:
         try:
-            answers.append(call())
-        except Exception as error:  # handed over to the caller's thread
-            errors.append(error)
+            future.set_result(call())
+        except Exception as error:  # raised again in the thread of the caller
+            future.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(DEADLINE)
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise TimeoutError(f"no answer within {DEADLINE:g} seconds")
-    return answers[0]
-
-
-def _cached_snapshot(repository: str) -> Path | None:
-    """Return the folder of a snapshot that was downloaded before and is complete, without asking the hub."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+    threading.Thread(target=run, daemon=True).start()
     try:
-        snapshot = snapshot_download(
-            repository, allow_patterns=_PATTERNS, ignore_patterns=_OTHER_FORMATS, local_files_only=True
-        )
-    except (LocalEntryNotFoundError, OSError):
-        return None
-    folder = Path(snapshot)
-    has_tokenizer = any((folder / name).exists() for name in TOKENIZER_FILES)
-    complete = (folder / "config.json").exists() and any(folder.glob("*.safetensors")) and has_tokenizer
-    return folder if complete and not _missing_shards(folder) else None
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds:g} seconds") from None
 
 
-def _missing_shards(folder: Path) -> list[str]:
-    missing = []
-    for index in folder.glob("*.safetensors.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        missing += [shard for shard in sorted(shards) if not (folder / shard).exists()]
-    return missing
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

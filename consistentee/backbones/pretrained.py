@@ -7,13 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from consistentee.backbones.hub import TOKENIZER_FILES
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_FILE = "config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""One of them holds the vocabulary, whatever the tokenizer."""
+NO_SAFETENSORS = "has no safetensors weights; pickle weights (.bin, .pt) are never loaded, so convert them first"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 _JSON_FILES = (
     CONFIG_FILE,
@@ -82,6 +91,28 @@ def check_complete(source: object, missing: Iterable[str]) -> None:
         raise UserError(f"{source} lacks {len(absent)} of the model's weights, {absent[0]} among them")
 
 
+def check_pretrained(folder: Path) -> dict[str, Any]:
+    """Return the configuration in a stock model's folder. Raises UserError unless all files of a model are there."""
+    if not (folder / CONFIG_FILE).is_file():
+        raise UserError(f"{folder} holds no {CONFIG_FILE}, so it is not a pretrained model")
+    config = read_json(folder / CONFIG_FILE)
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"{folder} {NO_SAFETENSORS}")
+    for index in folder.glob("*.safetensors.index.json"):
+        with reading(index):
+            absent = {name for name in read_json(index)["weight_map"].values() if not (folder / name).is_file()}
+        if absent:
+            raise UserError(f"{folder} lacks {', '.join(sorted(absent))}, which {index.name} names")
+    check_tokenizer_files(folder)
+    return config
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise UserError if a folder has no vocabulary: transformers would make up an empty tokenizer."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{folder} holds no tokenizer; save it there too ({', '.join(TOKENIZER_FILES)})")
+
+
 def read_config(folder: str | Path) -> Any:
     """Read the configuration of a stock model. Raises UserError that names the file."""
     from transformers import AutoConfig
@@ -126,8 +157,7 @@ def read_tokenizer(folder: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     _check_json(folder)
-    if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):  # transformers would make up an empty one
-        raise UserError(f"{folder} holds no tokenizer; save it there too ({', '.join(TOKENIZER_FILES)})")
+    check_tokenizer_files(Path(folder))
     with reading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer("a")

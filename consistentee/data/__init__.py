@@ -1,1 +1,1 @@
-"""What is read: rows and their splits, their encoding, and what answers score."""
+"""Rows and their splits, their encoding, and the metrics of answers."""

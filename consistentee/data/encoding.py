@@ -1,4 +1,4 @@
-"""Encoding: the tokens of one row; Batch: padded tensors of several. The border between text and tensors."""
+"""Encoding: the tokens of one row. Batch: padded tensors of several rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ TEXTS_AT_A_TIME = 1024
 
 @dataclass(frozen=True)
 class Encoding:
-    """Tokens of one row; ``token_type_ids`` is None where the tokenizer makes none."""
+    """Tokens of one row; ``token_type_ids`` is None if the tokenizer has none."""
 
     input_ids: list[int]
     token_type_ids: list[int] | None = None
@@ -31,7 +31,7 @@ class Encoding:
 
     @cached_property
     def key(self) -> int:
-        """A hash of the tokens alone: the same on every machine, whatever batch the row is in."""
+        """A hash of the tokens, the same on every machine."""
         key = 7
         for token in self.input_ids:
             key = (key * _MULTIPLIER + token + 1) % _MODULUS
@@ -44,10 +44,10 @@ class Batch:
 
     Attributes:
         input_ids: int64 [rows, tokens], padded on the right.
-        padding_mask: bool [rows, tokens], True where there is a real token.
+        padding_mask: bool [rows, tokens], True for real tokens.
         token_type_ids: int64 [rows, tokens] or None.
-        lengths: number of real tokens a row; plain integers, so that cutting columns never waits for a device.
-        encodings: the rows as they came.
+        lengths: number of real tokens a row, as integers, so that cutting columns never waits for a device.
+        encodings: the rows.
     """
 
     input_ids: Tensor
@@ -65,7 +65,7 @@ class Batch:
         return inputs
 
     def select(self, keep: Sequence[int], rows: Tensor) -> "Batch":
-        """Keep some rows, and cut the padding columns that none of them needs.
+        """Keep some rows and cut padding columns.
 
         ``keep`` and ``rows`` are the same row numbers, as integers and as a tensor on the device of the batch.
         """
@@ -95,7 +95,7 @@ def collate(encodings: Sequence[Encoding], pad_id: int, device: torch.device | N
 
 
 def fingerprint(encodings: Sequence[Encoding]) -> str:
-    """Return a hash of all rows and their order."""
+    """Hash all rows and their order."""
     return hash_json([(encoding.input_ids, encoding.token_type_ids) for encoding in encodings])
 
 

@@ -1,4 +1,4 @@
-"""TaskData: splits of texts and labels with their metric; what training, tracing and inference consume."""
+"""TaskData: splits of texts and labels with their metrics."""
 
 import hashlib
 import json
@@ -61,7 +61,7 @@ class TaskData:
         train, validation, test: the splits. Knobs are chosen on validation; test is only reported.
         label_names: class names, in the order of the label indices; empty for a regression.
         metrics: names of metrics (see :mod:`consistentee.data.metrics`); the first one is the task's score.
-        notes: what a reader of the scores must know (a subset, a dev set used as test, ...).
+        notes: notes for readers of the scores (a subset, a dev set used as test, ...).
 
     Raises UserError without a metric, and for a label that is no class, or no number.
     """

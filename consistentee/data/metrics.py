@@ -1,4 +1,4 @@
-"""The scores of the tasks, as GLUE defines them. The arithmetic is scikit-learn's and numpy's."""
+"""Metrics of tasks as GLUE defines them, computed by scikit-learn and numpy."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,13 +9,12 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from consistentee.errors import unknown_name
 
 Weights = NDArray[np.float64] | None
-"""How much every row counts, [N]; None: all alike."""
+"""Weight of every row, [N]; None for equal weights."""
 
 
 def _pearson(labels: ArrayLike, predictions: ArrayLike, weights: Weights) -> float:
-    """Return a correlation, and 0 where it is undefined because one side is constant."""
     if np.ptp(np.asarray(predictions)) == 0 or np.ptp(np.asarray(labels)) == 0:
-        return 0.0
+        return 0.0  # undefined
     sides = np.asarray(labels, dtype=float), np.asarray(predictions, dtype=float)
     covariance = np.cov(*sides, aweights=None if weights is None else np.asarray(weights, dtype=float), ddof=0)
     return float(covariance[0, 1] / np.sqrt(covariance[0, 0] * covariance[1, 1]))
@@ -26,7 +25,7 @@ def _spearman(labels: ArrayLike, predictions: ArrayLike, weights: Weights) -> fl
 
 
 def _ranks(values: ArrayLike, weights: Weights) -> NDArray[np.float64]:
-    """Return the weight of all smaller values and half of that of the equal ones: ranks, where a row counts as many."""
+    """Compute weighted ranks: the weight of all smaller values plus half of that of equal ones."""
     _, place = np.unique(np.asarray(values), return_inverse=True)
     counts = np.bincount(place, weights=weights)
     return np.asarray((np.cumsum(counts) - counts / 2)[place], dtype=float)
@@ -48,15 +47,14 @@ def score(
     predictions: Sequence[float] | NDArray,
     weights: Sequence[float] | NDArray | None = None,
 ) -> float:
-    """Return one metric of ``predictions`` [N] against ``labels`` [N]. Raises UserError for an unknown name.
+    """Compute a metric of ``predictions`` [N] against ``labels`` [N]. Raises UserError for an unknown name.
 
-    ``weights`` [N] say how much every row counts. A random mixture of two rules is scored by giving every row twice,
-    with each rule's answer and that rule's share as its weight.
+    A random mixture of two rules is scored by listing every row twice, with each rule's answer and share as the weight.
     """
     if metric not in METRICS:
         raise unknown_name("metric", metric, METRICS)
     if weights is None:
         return METRICS[metric](labels, predictions, None)
     shares = np.asarray(weights, dtype=float)
-    counts = shares > 0  # a row without weight is no row: it must not make a constant side vary
+    counts = shares > 0  # a row with weight 0 must not make a constant side vary
     return METRICS[metric](np.asarray(labels)[counts], np.asarray(predictions)[counts], shares[counts])

@@ -1,4 +1,4 @@
-"""TextTask: splits of prompts and reference texts; and the rule by which a prompt that is too long is cut."""
+"""TextTask: splits of prompts and reference texts; and the rule that cuts long prompts."""
 
 import hashlib
 import json
@@ -13,20 +13,17 @@ from consistentee.arguments import Positive, Texts, checked
 from consistentee.errors import UserError
 
 Keep = Literal["start", "end"]
-"""Which end of a text that is too long stays."""
+"""The end of a long text that is kept."""
 
 Encode = Callable[[str], Sequence[int]]
-"""From a prompt to its tokens, the special ones included, as the model is given them."""
+"""Convert a prompt to its tokens, with special tokens."""
 
 _PIECE = re.compile(r"\s*\S{1,24}")
-"""Where a body may be cut: between words; within what is longer than a word, as text without spaces is."""
+"""Where a body may be cut: between words, and within very long ones."""
 
 
 class Prompt(str):
-    """The text of a prompt, which knows the part that may be cut: an article, but not the instruction around it.
-
-    It is the plain string ``before + body + after`` wherever a string will do.
-    """
+    """A prompt ``before + body + after`` whose body may be cut: an article, but not the instruction around it."""
 
     before: str
     body: str
@@ -34,39 +31,36 @@ class Prompt(str):
 
     @checked
     def __new__(cls, before: str, body: str, after: str = "") -> "Prompt":
-        """Join the three parts."""
         prompt = super().__new__(cls, before + body + after)
         prompt.before, prompt.body, prompt.after = before, body, after
         return prompt
 
     def __getnewargs__(self) -> tuple[str, str, str]:  # type: ignore[override]  # str's own has one argument
-        """Return what a copy is made of."""
         return self.before, self.body, self.after
 
     def with_body(self, body: str) -> "Prompt":
-        """Return the prompt around another body."""
+        """Return the prompt with another body."""
         return Prompt(self.before, body, self.after)
 
 
 def cut_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep: Keep = "start") -> str:
-    """Return ``prompt`` itself if its tokens fit, else the same prompt around a shorter body.
+    """Return ``prompt`` if its tokens fit, else the prompt with a shorter body.
 
-    As many whole words of the body stay as fit, from its start or up to its end. Text is cut, not tokens, so that what
-    stays is tokenized like any other prompt. A plain string is all body.
+    Keeps as many whole words of the body as fit, from its start or up to its end. A plain string is all body.
 
     Args:
         encode: see :data:`Encode`.
         prompt: a :class:`Prompt` or a plain string.
-        max_prompt_tokens: how many tokens a prompt may have; None for any number.
-        keep: which end of the body stays.
+        max_prompt_tokens: maximum number of tokens; None for no limit.
+        keep: the end of the body that is kept.
 
     Raises:
-        UserError: not one word of the body fits, for what may not be cut takes too many tokens.
+        UserError: not one word of the body fits.
     """
     if max_prompt_tokens is None or len(encode(prompt)) <= max_prompt_tokens:
         return prompt
     whole = prompt if isinstance(prompt, Prompt) else Prompt("", prompt)
-    # A piece takes a token or more, so pieces beyond that many need not be tried.
+    # A piece has at least one token, so more pieces cannot fit.
     pieces = _PIECE.findall(whole.body)
     pieces = pieces[:max_prompt_tokens] if keep == "start" else pieces[-max_prompt_tokens:]
 
@@ -85,7 +79,7 @@ def cut_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep:
 
 
 def fit_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep: Keep = "start") -> list[int]:
-    """Return the tokens of ``prompt``, at most ``max_prompt_tokens``; arguments and errors as :func:`cut_prompt`."""
+    """Tokenise ``prompt``, cut as by :func:`cut_prompt`, with the same arguments and errors."""
     return list(encode(cut_prompt(encode, prompt, max_prompt_tokens, keep)))
 
 
@@ -94,8 +88,8 @@ def fit_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep:
 class PromptSplit:
     """Rows of one split: ``references[i]`` is a text that should follow ``prompts[i]``.
 
-    A reference begins with what separates it from its prompt (a space or a line break), so that ``prompt + reference``
-    is the text that a model learns. Raises UserError when empty, ragged, or with an empty prompt.
+    A reference begins with the separator (a space or a line break), so that ``prompt + reference`` is the text that a
+    model learns. Raises UserError when empty, ragged, or with an empty prompt.
     """
 
     name: str
@@ -138,18 +132,18 @@ class PromptSplit:
 @checked
 @dataclass(frozen=True)
 class TextTask:
-    """A task whose answers are texts, loaded: three splits, its metrics, and how much is read and written.
+    """A loaded task whose answers are texts: three splits, metrics and lengths.
 
     Attributes:
         name: the task's name, as in its YAML.
         version: raised whenever the meaning of the task changes, so that scores are never mixed.
         train, validation, test: the splits. Knobs are chosen on validation; test is only reported.
         metrics: names of metrics (see :mod:`consistentee.data.text_metrics`); the first one is the task's score.
-        template: how a row becomes a prompt, for readers: the prompts are made already.
-        max_prompt_tokens: a prompt with more tokens is cut, by the rule of :func:`cut_prompt`.
-        max_new_tokens: how many tokens are written at most.
-        keep: which end of what is cut stays.
-        notes: what a reader of the scores must know (a subset, rows that were dropped, ...).
+        template: the template of the prompts, for readers.
+        max_prompt_tokens: longer prompts are cut by :func:`cut_prompt`.
+        max_new_tokens: maximum length of a text.
+        keep: the end of a cut body that is kept.
+        notes: notes for readers of the scores (a subset, rows that were dropped, ...).
 
     Raises UserError without a metric, and for a limit below 1.
     """

@@ -1,4 +1,4 @@
-"""The scores of texts: ROUGE, whose arithmetic is rouge-score's, and agreement with the full model's tokens."""
+"""Metrics of texts: ROUGE, computed by rouge-score, and agreement with the full model's tokens."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -19,10 +19,10 @@ TEXT_METRICS = ("rouge1", "rouge2", "rougeL")
 def rouge(
     references: Sequence[str], texts: Sequence[str], metrics: Sequence[str] = TEXT_METRICS
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the F1 of every text [N] against its reference [N], in [0, 1], by metric: [N] each.
+    """Compute the F1 of every text [N] against its reference [N], in [0, 1], by metric: [N] each.
 
-    Words are stemmed (Porter) and lower-cased; only ASCII letters and digits make words, so that a text or reference
-    without any scores 0. Raises UserError for an unknown metric, ValueError where the two differ in number.
+    Words are stemmed (Porter) and lower-cased and have ASCII letters and digits only; a text without words scores 0.
+    Raises UserError for an unknown metric, ValueError for different numbers of texts and references.
     """
     for metric in metrics:
         if metric not in TEXT_METRICS:
@@ -40,17 +40,14 @@ def _scorer() -> "RougeScorer":
 
 
 def token_match(full: Sequence[ArrayLike], tokens: Sequence[ArrayLike]) -> NDArray[np.float64]:
-    """Return which share of the new tokens equals the full model's: [N], in [0, 1].
+    """Compute the share of places with the full model's token, of the longer text's places: [N], in [0, 1].
 
     Args:
-        full: the full model's new tokens, int [tokens] a text: tensors, arrays or lists.
-        tokens: those of the run to judge.
-
-    A place counts as equal where both have the same token; the share is of the places of the longer of the two, so that
-    stopping early is no agreement. Two empty texts agree.
+        full: the full model's new tokens, int [tokens] for each text.
+        tokens: those of the run to compare.
 
     Raises:
-        ValueError: the two differ in number.
+        ValueError: for different numbers of texts.
     """
     pairs = zip(full, tokens, strict=True)
     return np.array([_match(np.asarray(ours), np.asarray(theirs)) for ours, theirs in pairs], dtype=np.float64)

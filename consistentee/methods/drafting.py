@@ -45,6 +45,7 @@ class DraftingMethod(TokenMethod):
         return tuple(float(layer) for layer in model.exit_layers)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at the draft layer, ``knob``."""
         self.check_knob(model, knob)
         return StaticRule(check_exit_layer(model, knob))
 

@@ -49,6 +49,14 @@ class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
                 f"{self.name} lets tokens exit while a text is written; {getattr(task, 'name', task)!r} asks for labels"
             )
 
+    def fit(self, model: "MultiExitDecoder", task: TextTask, recipe: TokenRecipe) -> "MultiExitDecoder":
+        """Train the exits in the shared stage."""
+        from consistentee.training.decoder.stages import train_exits
+
+        self.check_task(task)
+        train_exits(model, task, recipe)
+        return model
+
     def model_at(self, model: "MultiExitDecoder", knob: float) -> "MultiExitDecoder":
         """Return the decoder for a knob: ``model``, or a shallower one
         (:class:`consistentee.models.decoder.stack.DecoderStack`).

@@ -58,5 +58,6 @@ class SpeakingLayersMethod(VocabularyMethod):
         return model
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit by the paper's thresholds with log-odds shifted by ``knob``."""
         self.check_knob(model, knob)
         return self.pruned(DepthThresholdRule(shifted_thresholds(self.thresholds, model.exit_layers, knob)))

@@ -1,4 +1,4 @@
-"""What models of both kinds share: description, learned heads, weights, and the folders they are saved in."""
+"""Base classes of multi-exit models: description, learned heads, weights, and saved folders."""
 
 import json
 from abc import ABC, abstractmethod
@@ -34,11 +34,11 @@ WEIGHTS_FILE = "model.safetensors"
 _HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "token")
 
 Precision = Literal["float32", "bfloat16"]
-"""What the matrix products of layers are computed in while they are trained."""
+"""Type in which the matrix products of layers are computed while they are trained."""
 
 
 class LayerStepper(Protocol):
-    """What a model of either kind asks of whatever runs its layers."""
+    """Interface that a model of either kind needs of the object that runs its layers."""
 
     backbone: Any
 
@@ -58,11 +58,11 @@ class Description:
     """Everything beside the weights that a saved model needs; JSON-serialisable.
 
     Class attributes:
-        kind: what messages call such a model.
-        file: its name in a saved folder.
+        kind: name of such a model in messages.
+        file: name of the description's file in a saved folder.
 
     Attributes:
-        task_name, method_name, method_parameters, default_knob: what it was trained for, and by which method.
+        task_name, method_name, method_parameters, default_knob: the task and the method it was trained with.
         heads: learned heads by name.
         validation_by_epoch: score on validation rows after every epoch of the stages that many methods share, by stage:
             ``joint``, the mean over exits, and ``last-exit``, which is the full model's.
@@ -104,10 +104,10 @@ class Description:
 
 
 class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags=["early-exit"]):
-    """A stock model whose layers are run one by one, with what exits and methods add to it.
+    """A stock model whose layers are run one by one, with exits and the learned heads of methods.
 
     Class attributes:
-        description_class: of the models of this kind.
+        description_class: class of the descriptions of this kind of model.
     """
 
     description_class: ClassVar[type[Description]]
@@ -128,7 +128,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
     @abstractmethod
     def _build_exits(self) -> None:
-        """Make what the exits have of their own, untrained."""
+        """Make the untrained modules of the exits."""
 
     @property
     def num_layers(self) -> int:
@@ -147,20 +147,20 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are, and so the hidden states and the answers."""
+        """Type of the weights, the hidden states and the outputs."""
         return next(self.parameters()).dtype
 
     @property
     def precision(self) -> Precision:
-        """What the matrices of layers are multiplied in, in a pass to train on."""
+        """Type of the layers' matrix products in training passes."""
         return self._precision
 
     @contextmanager
     def layers_in(self, precision: Precision) -> Iterator[None]:
-        """For the time being, multiply the matrices of layers in this precision in passes to train on.
+        """Compute the layers' matrix products of training passes in this precision, within the ``with`` block.
 
-        What passes between layers, what reads their states, and all weights stay as they are, and so does whatever
-        :func:`consistentee.classify` and :func:`consistentee.generate` do.
+        Hidden states between layers, exits and all weights keep their type, and so do
+        :func:`consistentee.classify` and :func:`consistentee.generate`.
         """
         before, self._precision = self._precision, precision
         try:
@@ -191,7 +191,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
     @abstractmethod
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of what a pass gives; ``with_heads=False`` leaves the learned heads out."""
+        """Return a hash of all that determines outputs; ``with_heads=False`` excludes the learned heads."""
 
     def clone_weights(self) -> dict[str, Tensor]:
         """Return a copy of all weights, on the CPU."""
@@ -212,7 +212,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
     @abstractmethod
     def _save_backbone(self, folder: Path) -> None:
-        """Write what the stock model is built of again, beside the weights that are saved with the model."""
+        """Write the files from which the stock model is rebuilt."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self:
@@ -267,9 +267,9 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
         Args:
             folder: a saved model.
-            description: what it says of itself, an instance of ``description_class``.
-            weights: what it was saved with.
-            options: what ``from_pretrained`` was given.
+            description: its description, an instance of ``description_class``.
+            weights: its saved weights.
+            options: options of ``from_pretrained``.
         """
 
     def _take_weights(self, weights: dict[str, Tensor]) -> None:
@@ -279,7 +279,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
 @contextmanager
 def new_weights(seed: int) -> Iterator[None]:
-    """Seed the weights that are made meanwhile; the global generator stays as it was."""
+    """Seed the weights made within the ``with`` block; the global generator does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

@@ -1,21 +1,21 @@
-"""Internal classifiers: what answers at an exit, in kinds that differ in how much of the model they read.
+"""Internal classifiers of exits, in kinds that differ in how much of the model they read.
 
-* ``linear`` reads the pooled vector of its layer: what nearly every method has;
+* ``linear`` reads the pooled vector of its layer; nearly every method uses it;
 * ``shared`` is one linear classifier for all layers (PALBERT, Balagansky & Gavrilov, NeurIPS 2022);
 * ``attention`` reads every token of its layer (FastBERT, Liu et al., ACL 2020);
 * ``past-future`` reads the pooled vectors of its layer and of all before, and predicts those to come (GPFEE, Liao et
   al., NAACL 2021);
-* ``ensemble`` reads the pooled vectors of its layer and of all before, and what the classifiers there say (ZTW,
+* ``ensemble`` reads the pooled vectors of its layer and of all before, and the logits of the classifiers there (ZTW,
   Wolczyk et al., NeurIPS 2021);
 * ``class-means`` answers with the class whose mean is nearest (E2CM, Goermez et al., IJCNN 2022).
 
 A kind of your own is one subclass of :class:`InternalClassifier`, entered in :data:`CLASSIFIER_KINDS` under its name
 before a model is built or loaded with it. Training, tracing, batched inference, FLOPs and saving follow from what its
-``forward`` reads, and from the two class attributes that say so.
+``forward`` reads, and from the two class attributes that declare it.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -31,24 +31,20 @@ from consistentee.models.source_code import module_source
 @checked
 @dataclass(frozen=True)
 class ClassifierSpec:
-    """Which classifiers a model has.
+    """Specify the classifiers of a model.
 
     Attributes:
         kind: a name in :data:`CLASSIFIER_KINDS`.
-        width: inner width, of the kinds that have one.
-        attention_heads: of the kinds that have an attention.
-        at_last_layer: whether layer L has this kind too. Where it has not, its classifier is linear, and the full
-            model is the stock one, as for the other methods.
+        width: inner width, for the kinds that have one.
+        attention_heads: number of attention heads, for the kinds with attention.
+        at_last_layer: whether layer L has this kind too. If not, its classifier is linear, and the full model is the
+            stock one, as for the other methods.
     """
 
     kind: str = "linear"
     width: Positive = 128
     attention_heads: Positive = 2
     at_last_layer: bool = True
-
-    def to_json(self) -> dict[str, object]:
-        """Return the fields, to rebuild the classifiers from."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ class Exit:
 
 
 class ReadableLayer(Protocol):
-    """What a layer offers its classifier; a live view computes each only when asked for."""
+    """Inputs that a layer offers its classifier; a live view computes each one on demand."""
 
     @property
     def hidden(self) -> Tensor:
@@ -85,7 +81,7 @@ class ReadableLayer(Protocol):
 
 
 class RecordedLayer:
-    """A layer of a pass that has been made: pooled vectors, and the tokens where they were kept."""
+    """A layer of a finished pass: pooled vectors, and token states if they were kept."""
 
     def __init__(self, history: Tensor, hidden: Tensor | None = None, padding_mask: Tensor | None = None) -> None:
         self.history = history
@@ -99,12 +95,12 @@ class RecordedLayer:
 
     @property
     def hidden(self) -> Tensor:
-        """Hidden states [rows, tokens, width]. Raises UserError where only pooled vectors were kept."""
+        """Hidden states [rows, tokens, width]. Raises UserError if only pooled vectors were kept."""
         return _kept(self._hidden)
 
     @property
     def padding_mask(self) -> Tensor:
-        """Mask of the real tokens. Raises UserError where only pooled vectors were kept."""
+        """Mask of the real tokens. Raises UserError if only pooled vectors were kept."""
         return _kept(self._padding_mask)
 
 
@@ -120,7 +116,7 @@ class InternalClassifier(nn.Module, ABC):
     Class attributes:
         reads_tokens: ``forward`` reads ``hidden`` or ``padding_mask``: a full-depth pass keeps every layer's tokens.
         reads_history: ``forward`` reads ``history``: inference pools at every layer and keeps the vectors of each row.
-        source_code: the text of the file that the class was read from, for fingerprints; set by itself.
+        source_code: text of the file that defines the class, for fingerprints; set automatically.
     """
 
     reads_tokens: ClassVar[bool] = False
@@ -206,7 +202,7 @@ class AttentionClassifier(InternalClassifier):
 
 
 class LayerGate(nn.Module):
-    """Weighs the states of several layers against each other, row by row; at the start all weigh the same."""
+    """Weight the states of several layers for each row; the initial weights are equal."""
 
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
@@ -221,7 +217,7 @@ class LayerGate(nn.Module):
 
 
 class PastFutureClassifier(InternalClassifier):
-    """GPFEE's: the states of all layers so far, gated, beside the predicted states of all layers to come, gated.
+    """GPFEE's classifier: gated states of all layers so far, and gated predictions of the states of later layers.
 
     A later state is predicted as the current one plus a step; the steps come from one narrow hidden layer, so that
     the predictors of all exits together stay small beside the backbone. Layer L has no future, and reads the past.
@@ -252,11 +248,11 @@ class PastFutureClassifier(InternalClassifier):
 
 
 class EnsembleClassifier(InternalClassifier):
-    """ZTW's: a linear head that also reads what the head before says, and a geometric mean of all heads so far.
+    """ZTW's classifier: a linear head that also reads the previous head's logits, and a geometric mean of all heads.
 
     Every head reads the normalised logits of the one before, which its gradient does not reach. The answer of layer m
-    is ``softmax(mean_{j<=m} exp(a_j) log p_j + b)``. The heads before are those of the other exits' classifiers, and
-    not saved again; what they say is computed anew from the pooled vectors.
+    is ``softmax(mean_{j<=m} exp(a_j) log p_j + b)``. Earlier heads belong to the other exits' classifiers and are not
+    saved again; their logits are computed again from the pooled vectors.
     """
 
     reads_history: ClassVar[bool] = True
@@ -280,7 +276,7 @@ class EnsembleClassifier(InternalClassifier):
         return torch.stack(logits, dim=1)
 
     def average(self, logits: Tensor) -> Tensor:
-        """Return the logits of the ensemble [rows, classes] of what heads 1..m say [rows, m, classes]."""
+        """Return the logits of the ensemble [rows, classes], given those of heads 1..m [rows, m, classes]."""
         return (self.exponents.exp().unsqueeze(1) * logits.log_softmax(dim=-1)).mean(dim=1) + self.bias
 
     def forward(self, layer: ReadableLayer) -> Tensor:
@@ -288,9 +284,9 @@ class EnsembleClassifier(InternalClassifier):
 
 
 class ClassMeansClassifier(InternalClassifier):
-    """E2CM's: minus the distance from the mean of each class, divided by that of all training rows on average.
+    """E2CM's classifier: minus the distance from each class mean, divided by the average distance of training rows.
 
-    Nothing is trained by gradients: a method puts means and average distances in.
+    Nothing is trained by gradients: a method sets means and average distances.
     """
 
     def __init__(self, spec: ClassifierSpec, place: Exit) -> None:

@@ -1,6 +1,6 @@
-"""Learned heads: what a method adds to the model beside its classifiers (policy, uncertainty, confidence, ...)."""
+"""Learned heads: small networks that a method adds to the model (policy, uncertainty, confidence, ...)."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ class HeadSpec:
     """A small network that reads the pooled vector of a layer.
 
     Attributes:
-        outputs: numbers it gives a row.
+        outputs: number of outputs for a row.
         hidden: width of a hidden layer with GELU, or None for a linear head.
         shared: one module for all layers, instead of one a layer.
         extra_inputs: further inputs that the rule concatenates to the pooled vector.
@@ -29,13 +29,9 @@ class HeadSpec:
     reads_pooled: bool = True
     initial_bias: Number = 0.0
 
-    def to_json(self) -> dict[str, object]:
-        """Return the fields, to rebuild the head from."""
-        return asdict(self)
-
 
 FACTORS = HeadSpec(extra_inputs=1, reads_pooled=False)
-"""One number a layer, kept in the model: such a head multiplies its one input by the number of its layer."""
+"""A head of one weight per layer, which multiplies its one input."""
 
 
 class ExitHeads(nn.Module):

@@ -6,10 +6,10 @@ from conftest import make_text_task, random_prompts
 from torch import nn
 
 from baselines.balcony import Balcony
-from benchmarks.contract.token_reference import stock_tokens
 from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts
 from benchmarks.kinds.texts.selection import replay_points
 from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.testing.reference import stock_tokens
 from consistentee.data.prompts import PromptSplit
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack

@@ -101,12 +101,6 @@ class TestFirstLayers:
         with pytest.raises(UserError, match=f"fewer than its model's 4, got {layers}"):
             companion_of_first_layers(tiny_model(), layers)
 
-    def test_no_random_number_is_drawn_from_the_global_generator(self, tiny_model):
-        model = tiny_model()
-        before = torch.get_rng_state()
-        companion_of_first_layers(model, COMPANION)
-        assert torch.equal(before, torch.get_rng_state())
-
 
 _ALBERT = {
     "vocab_size": 64,
@@ -171,36 +165,22 @@ class TestModel:
             add_companion(headed, companion)
 
 
-class TestRefusedCompanion:
-    def refuse(self, tiny_model, folder, match, **options):
-        model = tiny_model(pooling="cls", pooler="none")
-        companion = MultiExitModel.from_backbone(folder, 3, **({"pooling": "cls", "pooler": "none"} | options))
-        with pytest.raises(UserError, match=match):
-            add_companion(model, companion)
-        assert companion_layers(model) == 0
-        assert model.num_layers == DEPTH
-
-    def test_other_vocabulary(self, tiny_model, tmp_path):
-        folder = save_backbone(tmp_path, small_config(tiny_model))
-        text = (tmp_path / "tokenizer.json").read_text()
-        (tmp_path / "tokenizer.json").write_text(text.replace('"w7"', '"other"'))
-        self.refuse(tiny_model, folder, "vocabulary")
-
-    def test_other_tokenizer_of_the_same_vocabulary(self, tiny_model, tmp_path):
-        folder = save_backbone(tmp_path, small_config(tiny_model), lowercase=False)
-        self.refuse(tiny_model, folder, "cuts the same text differently")
-
-    def test_other_width(self, tiny_model, tmp_path):
-        folder = save_backbone(tmp_path, small_config(tiny_model, hidden_size=16))
-        self.refuse(tiny_model, folder, "width is 16, not 32")
-
-    def test_as_many_layers(self, tiny_model, tmp_path):
-        folder = save_backbone(tmp_path, small_config(tiny_model, num_hidden_layers=DEPTH))
-        self.refuse(tiny_model, folder, "fewer layers than its model: 4 of 4")
-
-    def test_other_pooling(self, tiny_model, tmp_path):
-        folder = save_backbone(tmp_path, small_config(tiny_model))
-        self.refuse(tiny_model, folder, "labels, pooling and pooler", pooling="mean")
+@pytest.mark.parametrize(
+    ("config", "options", "message"),
+    [
+        ({}, {"lowercase": False}, "cuts the same text differently"),
+        ({"hidden_size": 16}, {}, "width is 16, not 32"),
+        ({"num_hidden_layers": DEPTH}, {}, "fewer layers than its model"),
+        ({}, {"pooling": "mean"}, "labels, pooling and pooler"),
+    ],
+)
+def test_a_companion_that_does_not_fit_is_refused(tiny_model, tmp_path, config, options, message):
+    folder = save_backbone(tmp_path, small_config(tiny_model, **config), lowercase=options.get("lowercase", True))
+    model = tiny_model(pooling="cls", pooler="none")
+    pooling = options.get("pooling", "cls")
+    with pytest.raises(UserError, match=message):
+        add_companion(model, MultiExitModel.from_backbone(folder, 3, pooling=pooling, pooler="none"))
+    assert (companion_layers(model), model.num_layers) == (0, DEPTH)
 
 
 class TestFlops:
@@ -218,15 +198,6 @@ class TestFlops:
         found = flops.row_flops([n, n], [COMPANION, COMPANION + DEPTH], rule)
         assert found.tolist() == [small, small + DEPTH * self.layer(n) + classifier]
         assert flops.full_flops([n]).tolist() == [DEPTH * self.layer(n) + classifier]
-
-    @pytest.mark.parametrize("family", ["albert"])
-    def test_the_full_model_costs_what_it_costs_alone(self, cascade, family):
-        model, companion, full = cascade(family)
-        joined, small, big = (FlopModel(m) for m in (model, companion, full))
-        lengths = [2, 9, 30]
-        assert joined.full_flops(lengths).tolist() == big.full_flops(lengths).tolist()
-        both = joined.row_flops(lengths, [COMPANION + DEPTH] * 3, CascadeBERT().rule(model, 0.5))
-        assert both.tolist() == (small.full_flops(lengths) + big.full_flops(lengths)).tolist()
 
 
 class TestDifficultyLoss:

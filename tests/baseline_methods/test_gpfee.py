@@ -1,12 +1,10 @@
 """GPFEE: what the imitation loss asks for, and that training meets it."""
 
 import torch
-from conftest import make_task, random_texts
 
-from baselines.gpfee import GPFEE, imitation_loss
-from consistentee.models.classifiers import ClassifierSpec, PastFutureClassifier
+from baselines.gpfee import imitation_loss
+from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.training.recipe import Recipe
 
 
 def with_past_future(model: MultiExitModel) -> MultiExitModel:
@@ -33,20 +31,3 @@ def test_real_states_do_not_come_to_meet_the_predictions(tiny_model):
     moved = pooled.grad.abs().sum(dim=(0, 2))
     assert moved[-1] == 0
     assert (moved[:-1] > 0).all()
-
-
-def test_training_makes_the_future_predictable(tiny_model):
-    """Better than with the predictors of the start, and than taking the current state for a later one."""
-    recipe = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)
-    model = GPFEE().fit(tiny_model(), make_task(), recipe)
-    with torch.no_grad():
-        pooled = model(model.collate(model.tokenize(random_texts(20, seed=8)))).pooled
-        learned = imitation_loss(model, pooled)
-        first = model.classifier(1)
-        assert isinstance(first, PastFutureClassifier)
-        predicted = torch.nn.functional.cosine_similarity(first.predict_future(pooled[:, 0]), pooled[:, 1:], dim=-1)
-        current = torch.nn.functional.cosine_similarity(pooled[:, :1], pooled[:, 1:], dim=-1)
-        model.use_classifier(ClassifierSpec("past-future"), recipe.seed)
-        untrained = imitation_loss(model, pooled)
-    assert learned < 0.5 * untrained
-    assert predicted.mean() > current.mean()

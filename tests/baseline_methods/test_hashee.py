@@ -39,13 +39,6 @@ def test_a_more_frequent_token_is_never_in_a_later_bucket(cut, counts, buckets):
         assert all(bucket <= b for other, b in zip(counts, found, strict=True) if other < first)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 6))
-def test_shares_of_the_vocabulary_are_equal(counts, buckets):
-    sizes = frequency_buckets(torch.tensor(counts), buckets).bincount().tolist()
-    assert len(set(sizes[:buckets])) == 1
-    assert sum(sizes[buckets:]) < buckets
-
-
 def test_the_schedule_is_the_one_of_the_authors_code(tiny_model):
     """Worked out by hand; with as many buckets as layers the rest is clamped, with fewer it goes one step on."""
     model = tiny_model("bert")

@@ -4,17 +4,14 @@ import math
 
 import pytest
 import torch
-from conftest import make_task
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from baselines.jei_dnn import JEIDNN, MassRule, certainty, exit_loss, exit_masses, gate_loss
+from baselines.jei_dnn import MassRule, certainty, exit_loss, exit_masses, gate_loss
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay
-from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_last_exit
 
 ROWS, LAYERS = 16, 5
 
@@ -76,23 +73,3 @@ def test_rows_leave_where_half_of_the_mass_still_there_leaves(tiny_model):
     assert [replay(MassRule(share), trace).tolist() for share in (0.3, 0.5, 0.9, 1.001)] == [
         [k] * 2 for k in (1, 2, 3, 4)
     ]
-
-
-def test_a_higher_price_moves_mass_to_earlier_exits_and_the_backbone_stays(tiny_model):
-    recipe = Recipe(
-        epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1, frozen_steps=200
-    )
-    task, stock = make_task(), tiny_model()
-    train_last_exit(stock, task, recipe)
-    mean_exit = []
-    for price in (0.01, 7.0):
-        model = JEIDNN(price=price).fit(tiny_model(), task, recipe)
-        assert all(
-            torch.equal(a, b) for a, b in zip(model.backbone.parameters(), stock.backbone.parameters(), strict=True)
-        )
-        with torch.no_grad():
-            logits = model(model.collate(model.tokenize(task.test.texts))).logits
-            read = certainty(logits.softmax(dim=-1))
-            gates = [model.head("gate")(t, logits[:, t - 1], read[:, t - 1]).sigmoid() for t in (1, 2, 3)]
-            mean_exit.append((exit_masses(torch.stack(gates, dim=1)) * torch.arange(1, 5)).sum(dim=1).mean())
-    assert mean_exit[1] < mean_exit[0]

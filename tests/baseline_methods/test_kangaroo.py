@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import DECODER_FAMILIES, make_text_task, random_prompts
+from conftest import make_text_task, random_prompts
 from torch import nn
 
 from baselines.kangaroo import Kangaroo
@@ -65,7 +65,7 @@ def endless(model: MultiExitDecoder) -> MultiExitDecoder:
     return model
 
 
-@pytest.mark.parametrize("family", DECODER_FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 def test_texts_are_those_of_the_full_model(drafting_decoder, family):
     model = drafting_decoder(family)
     full = full_text(model)

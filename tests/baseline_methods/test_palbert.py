@@ -38,18 +38,6 @@ def test_the_rule_leaves_by_the_distribution_that_training_has_shaped(tiny_model
     torch.testing.assert_close(left, masses.cumsum(dim=1)[:, :3])
 
 
-def test_a_strong_prior_shapes_the_distribution(tiny_model):
-    means = []
-    for rate in (0.1, 0.9):
-        task, model = make_task(), tiny_model()
-        PALBERT(rate=rate, near_prior=20.0).fit(model, task, RECIPE)
-        with torch.no_grad():
-            pooled = model(model.collate(model.tokenize(task.test.texts))).pooled
-            masses = exit_distribution(leaving_probabilities(model, pooled))
-        means.append((masses * torch.arange(1, 5)).sum(dim=1).mean())
-    assert means[1] < means[0] - 0.5
-
-
 def test_one_classifier_answers_at_every_layer_and_is_saved_once(tiny_model, tmp_path):
     model = tiny_model()
     model.use_classifier(ClassifierSpec("shared"))

@@ -10,8 +10,6 @@ from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
 
-RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16, backbone_steps=2, backbone_batch_size=2)
-
 
 def trace_of(model):
     rows = [(prompt, [7, 9, 11, 30, 3]) for prompt in model.encode(random_prompts(12, seed=4))]
@@ -70,13 +68,6 @@ def test_patience_counts_exits_and_not_layers(tiny_decoder):
     method = get_method("token-patience")
     assert method.knob_values(tiny_decoder(exit_layers=(1, 3))) == (1.0, 2.0)
     assert method.knob_values(tiny_decoder(exit_layers=())) == (1.0,)
-
-
-def test_entropy_trains_all_together_where_exits_have_nothing_of_their_own(tiny_decoder):
-    task, recipe = make_text_task(), TokenRecipe(trains="all", backbone_steps=2)
-    names = ("token-entropy", "token-patience")
-    models = [get_method(name).fit(tiny_decoder(adapter="shared"), task, recipe) for name in names]
-    assert models[0].backbone_fingerprint() == models[1].backbone_fingerprint()
 
 
 def test_entropy_trains_the_backbone_first_and_the_exits_afterwards(tiny_decoder):

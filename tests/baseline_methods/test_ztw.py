@@ -7,11 +7,10 @@ import torch
 from conftest import make_task
 from torch.nn import functional
 
-from baselines.ztw import ZTW, heads_say
+from baselines.ztw import ZTW
 from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier, RecordedLayer
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch
 from consistentee.training.stages import train_last_exit
 
 RECIPE = Recipe(
@@ -81,21 +80,11 @@ def test_heads_belong_to_one_exit_and_copies_have_their_own(model):
     assert not torch.allclose(twin.classify(3, RecordedLayer(pooled)), before)
 
 
-def test_training_leaves_the_fine_tuned_model_as_it_is_and_ensembles_that_gain(tiny_model):
+def test_training_leaves_the_fine_tuned_model_as_it_is(tiny_model):
     task, stock = make_task(), tiny_model()
     train_last_exit(stock, task, RECIPE)
     model = ZTW().fit(tiny_model(), task, RECIPE)
     last = f"classifiers.{model.num_layers - 1}."
     kept = [name for name in stock.state_dict() if name.startswith(("backbone.", last))]
     assert all(torch.equal(model.state_dict()[name], stock.state_dict()[name]) for name in kept)
-    start = model.classifier(3).exponents
-    assert start.abs().max() > 0.05  # moved: it starts from N(0, 0.01)
-    encodings = model.tokenize(task.train.texts)
-    labels = torch.tensor(task.train.labels)
-    with torch.no_grad():
-        outputs = model(model.collate(encodings))
-        heads = heads_say(model, FeatureBatch(outputs, labels, labels, 0))
-        plain = [heads[:, : t + 1].log_softmax(dim=-1).mean(dim=1) for t in range(3)]
-        untrained = sum(functional.cross_entropy(logits, labels) for logits in plain)
-        trained = sum(functional.cross_entropy(outputs.logits[:, t], labels) for t in range(3))
-    assert trained < untrained
+    assert model.classifier(3).exponents.abs().max() > 0.05, "it starts from N(0, 0.01)"

@@ -16,7 +16,7 @@ from typer.main import get_group
 from typer.testing import CliRunner
 
 from benchmarks import cli
-from benchmarks.analysis.figures.catalogue import FigureKind
+from benchmarks.analysis.figures import FigureKind
 from benchmarks.cli import app
 from benchmarks.cli.application import normalised as normalised_for
 from benchmarks.cli.arguments import listed, numbers, parsed_parameters
@@ -277,7 +277,7 @@ def test_debug_shows_where(runs):
         (["plot", "no-such-folder"], "holds no results"),
         (["predict", "no-such-folder", "text"], "no such model folder"),
         (["table", "no-such-folder", "--methods", "mine/"], "no such folder of methods: mine/"),
-        (["leaderboard", "no-such-folder"], "no results to rank; no-such-folder holds no results"),
+        (["leaderboard", "no-such-folder"], "no results to compare; no-such-folder holds no results"),
         (["check-method", "nowhere.py:Mine"], "no such method file: nowhere.py"),
         (["check-method", "deebart"], "unknown method 'deebart'; did you mean 'deebert'"),
         (["check-method", "full", "--families", "bertt"], "unknown family 'bertt'; did you mean 'bert'"),
@@ -315,7 +315,9 @@ def results(tmp_path_factory):
 def test_table_on_the_terminal(results):
     done = call("table", results)
     assert done.exit_code == 0
-    assert "full (stock)" in done.output
+    assert "Points against the full model at equal cost" in done.output
+    for text in ("full depth", "deebert", "ms/row", "≤50%"):
+        assert text in done.output
 
 
 def test_table_as_a_file(results):
@@ -330,11 +332,11 @@ def test_table_and_plot_of_some_methods(results, monkeypatch):
     done = call("table", results, "--methods", "deebert")
     assert done.exit_code == 0
     assert "deebert" in done.output
-    assert "full (stock)" in done.output  # what the others are measured against
+    assert "full depth" in done.output  # what the others are measured against
     assert "pabee" not in done.output
     drawn = []
-    listing = FigureKind("curves", "", "", "", lambda panels, _: drawn.extend(panels[0].labels))
-    monkeypatch.setattr("benchmarks.analysis.figures.catalogue.FIGURES", [listing])
+    listing = FigureKind("curves", "", "", lambda found: drawn.extend(found.methods))
+    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", [listing])
     assert call("plot", results, "--methods", "deebert", "static", "--out", results / "mine").exit_code == 0
     assert drawn == ["full", "deebert", "static", "majority"]
     drawn.clear()
@@ -361,8 +363,7 @@ def test_a_table_of_some_methods_takes_no_place_of_the_complete_one(results, tab
 @pytest.mark.parametrize("words", [["--tasks", "mcid"], ["--methods", "deebert"]])
 def test_figures_of_some_take_no_place_of_the_complete_ones(tmp_path, monkeypatch, words):
     write_results(tmp_path)
-    curves = FigureKind("curves", "", "", "", lambda *_: Figure())
-    monkeypatch.setattr("benchmarks.analysis.figures.catalogue.FIGURES", [curves])
+    monkeypatch.setattr("benchmarks.analysis.figures.FIGURES", [FigureKind("curves", "", "", lambda _: Figure())])
     assert call("plot", tmp_path).output == f"{tmp_path / 'curves.png'}\n"
     (tmp_path / "curves.png").write_text("of all")
     assert call("plot", tmp_path, *words).output == f"{tmp_path / 'selected' / 'curves.png'}\n"
@@ -520,7 +521,7 @@ def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):
     answered.set()
     assert taken < 10
     assert done.exit_code == 0, done.output
-    assert "no answer within 0.2 s" in done.output
+    assert "no answer within 0.2 seconds" in done.output
     assert "holds no task" in done.output
     assert "not in the cache" in done.output
     assert "auto trains in" in done.output

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.commands.new_method import MethodNames, names_of, write_method
 from benchmarks.commands.plugins import find_methods, labels_of
-from benchmarks.contract.run import check_method, fault_lines
+from benchmarks.testing.check_method import check_method
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 
@@ -35,7 +35,7 @@ def test_the_file_is_short_and_passes_the_contract(tmp_path):
     method = get_method(written, hidden=8)
     assert method.name == "my-gate"
     report = check_method(written, method, ["mpnet"])
-    assert report.passed, fault_lines(report)
+    assert report.passed, report.fault_lines()
 
 
 def test_it_never_overwrites(tmp_path):

@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import DECODER_FAMILIES, random_prompts
+from conftest import random_prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baselines.calm import DecayingSaturationRule, DecayingSignalRule
 from baselines.references import RandomRule
-from benchmarks.contract.token_reference import counted_calls
+from benchmarks.testing.reference import counted_calls
 from consistentee.engine.generate import Generations, generate, generate_encoded, stream_texts
 from consistentee.engine.in_flight import slots as slots_module
 from consistentee.engine.in_flight.regroup import InFlight
@@ -74,32 +74,10 @@ class TestTexts:
         expected = written(generate(model, PROMPTS, rule, **options, batch_size=1))
         assert written(generate(model, PROMPTS, rule, **options, **IN_FLIGHT)) == expected
 
-    @pytest.mark.parametrize(
-        ("family", "attention"), [("llama", "eager"), *((family, "sdpa") for family in DECODER_FAMILIES)]
-    )
-    def test_in_every_family(self, tiny_decoder, family, attention):
-        model = tiny_decoder(family)
-        model.backbone.set_attn_implementation(attention)
-        for kv in ("propagate", "exact"):
-            options = {"max_new_tokens": NEW_TOKENS, "kv": kv}
-            expected = written(generate(model, PROMPTS, MIXED, **options, batch_size=1))
-            assert written(generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT)) == expected
-            in_order = generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT, sort_by_length=False)
-            assert written(in_order) == expected, "the order in which prompts come does not matter"
-
     def test_drawn_ones_too(self, model):
         options = {"max_new_tokens": NEW_TOKENS, "sampling": Sampling(0.8, seed=4)}
         expected = written(generate(model, PROMPTS, MIXED, **options, batch_size=1))
         assert written(generate(model, PROMPTS, MIXED, **options, **IN_FLIGHT)) == expected
-
-    def test_a_rule_that_never_lets_go_writes_the_stock_text(self, model):
-        out = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS, **IN_FLIGHT)
-        for prompt, tokens in zip(model.encode(PROMPTS), out.tokens, strict=True):
-            row = torch.tensor([prompt])
-            stock = model.backbone.generate(
-                row, attention_mask=torch.ones_like(row), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
-            )
-            assert stock[0, len(prompt) :].tolist() == tokens.tolist()
 
     def test_a_slot_holds_nothing_of_the_row_before(self, model, monkeypatch):
         """Unwritten memory, and whatever a row leaves behind, holds NaN here, which would be in all that follows."""
@@ -254,31 +232,6 @@ class TestCompany:
             assert stage == 0
             waiting.put(slots, 0)
         assert self.taken(waiting) == (2, [4])
-
-    def test_who_came_first_runs_first(self):
-        waiting = Waiting(6, [2, 2])
-        waiting.put(np.array([1, 4, 5]), 0)
-        assert self.taken(waiting) == (0, [1, 4])
-        waiting.put(np.array([1, 4]), 1)
-        assert self.taken(waiting) == (1, [1, 4]), "the fullest"
-        waiting.put(np.array([1, 4]), 0)
-        assert self.taken(waiting) == (0, [1, 5]), "who has written least, and then who came first"
-        waiting.put(np.array([5]), 1)
-        waiting.enter(np.array([0, 2]))
-        waiting.put(np.array([0, 2]), 0)
-        assert self.taken(waiting) == (0, [0, 2]), "who came later is level with the slowest"
-        waiting.put(np.array([0, 2]), 1)
-        assert self.taken(waiting) == (1, [0, 5])
-        assert len(waiting) == 2
-
-    def test_a_stage_may_wait_for_more_than_others(self):
-        waiting = Waiting(8, [2, 4])
-        waiting.put(np.array([0, 1, 2]), 1)
-        waiting.put(np.array([3]), 0)
-        assert self.taken(waiting) == (1, [0, 1, 2]), "three of four are more than one of two"
-        waiting.put(np.array([4, 5]), 0)
-        waiting.put(np.array([0, 1, 2, 6, 7]), 1)
-        assert self.taken(waiting) == (1, [0, 1, 2, 6]), "both are full, and there somebody is behind"
 
     def test_when_every_request_was_served_is_noted(self, model):
         for options in ({"batch_size": 2}, IN_FLIGHT):

@@ -2,32 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from consistentee.engine.step import prompt_batch
-from consistentee.engine.step.prompt_batch import PASS_IN_TOKENS, PromptBatch, pass_sizes
-
-LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=6).map(lambda lengths: sorted(lengths, reverse=True))
-
-
-def cost(lengths: list[int], sizes: list[int]) -> int:
-    """Passes, and tokens with padding: what the sizes are chosen by."""
-    starts = [sum(sizes[:place]) for place in range(len(sizes))]
-    return sum(PASS_IN_TOKENS + lengths[start] * size for start, size in zip(starts, sizes, strict=True))
-
-
-def compositions(total: int) -> list[list[int]]:
-    if total == 0:
-        return [[]]
-    return [[first, *rest] for first in range(1, total + 1) for rest in compositions(total - first)]
-
-
-@given(LENGTHS)
-def test_no_other_passes_cost_less(lengths):
-    sizes = pass_sizes(lengths)
-    assert sum(sizes) == len(lengths)
-    assert cost(lengths, sizes) == min(cost(lengths, other) for other in compositions(len(lengths)))
+from consistentee.engine.step.prompt_batch import PromptBatch, pass_sizes
 
 
 @pytest.mark.parametrize(("lengths", "sizes"), [([9], [1]), ([50, 50, 50], [3]), ([200, 199, 8, 8, 7], [2, 3])])

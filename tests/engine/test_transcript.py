@@ -42,10 +42,6 @@ def test_endings(text, stop, ended_by, written):
     assert "".join(pieces) == written
 
 
-def test_tokens_that_make_up_the_ending_are_kept():
-    assert decode(write("one, two", ", ")[0].tokens) == "one, "
-
-
 def test_the_first_of_two_stop_strings_cuts():
     """Both are complete with the same token."""
     endings = Endings(frozenset(), ("yz", "xyz"), 9)
@@ -61,11 +57,6 @@ def test_a_character_is_held_back_until_it_is_whole():
     assert write("é€")[1] == ["", "é", "", "", "€"]
 
 
-def test_what_was_held_back_is_told_at_the_end():
-    assert write("a#", "#!", max_new_tokens=2)[1] == ["a", "#"]
-    assert write("a€".encode()[:2], max_new_tokens=2)[1] == ["a", "\ufffd"]
-
-
 @given(
     st.text("ab\n€", max_size=12),
     st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=2),
@@ -77,7 +68,3 @@ def test_the_pieces_are_the_text(text, stop, limit):
     told = "".join(pieces)
     assert told == transcript.text if ended else transcript.text.startswith(told)
     assert not any(string in told for string in stop)
-
-
-def test_nothing_is_to_be_written():
-    assert Transcript(0, decode, Endings(frozenset(), (), 0)).ended_by == "length"

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records_by_hand import parts_by_hand
 
-from benchmarks.analysis.panels.select import concave_hull
-from benchmarks.analysis.rows.instances import hull_answers
+from benchmarks.analysis.equal_cost import concave_hull
+from benchmarks.analysis.statistics import score_interval
 from benchmarks.kinds.instance_evaluation import choose_knobs
 from benchmarks.kinds.rows import CellRows
-from benchmarks.measure.intervals import score_interval
 from benchmarks.run.cell import run_cell
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget, Target
@@ -193,7 +192,8 @@ def assert_the_hull_is_kept(record, test, validation, task):
         if not same:  # an operating point has columns of its own
             exits = test[f"hull_exit_layer_{number}"]
             assert np.bincount(exits, minlength=5)[1:].tolist() == at_test.exit_histogram
-            answers = hull_answers({name: column.to_numpy() for name, column in test.items()}, number)
+            by_layer = np.stack([test[f"layer_prediction_{layer}"] for layer in range(1, exits.max() + 1)])
+            answers = by_layer[exits - 1, np.arange(len(exits))]
             assert score(record.metric, test["label"], answers) == pytest.approx(at_test.scores[record.metric])
 
 

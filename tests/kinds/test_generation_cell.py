@@ -30,7 +30,7 @@ from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
+from consistentee.engine.speculation import generate_speculatively
 from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.errors import UserError
 from consistentee.methods.token_method import TokenMethod
@@ -157,28 +157,6 @@ def test_methods_that_draft_are_run_and_not_replayed(model):
     assert drafting.average_layers == written.average_layers
     chosen = min(selection.points, key=lambda p: p.average_layers)
     assert selection.default_knob == chosen.knob
-
-
-def test_layer_calls_of_drafts():
-    layers = [torch.full((9,), 4)]
-    written = SpeculativeGenerations(
-        texts=[""],
-        tokens=[torch.zeros(9, dtype=torch.long)],
-        exit_layers=layers,
-        late_layers=[torch.zeros(9, dtype=torch.long)],
-        ended_by=["length"],
-        prompt_tokens=[3],
-        prefill_seconds=1.0,
-        decode_seconds=1.0,
-        draft_layer=1,
-        num_layers=4,
-        drafted=[6],
-        accepted=[5],
-        passes=[3],
-    )
-    # Layer 1 is called 6 + 3 times, layers 2 to 4 three times each, for 8 tokens.
-    assert written.layer_calls == 9 * 1 + 3 * 3
-    assert written.average_layers == written.layer_calls / 8
 
 
 # ---------------------------------------------------------------------------------------------- kept texts

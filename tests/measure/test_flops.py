@@ -7,7 +7,7 @@ from conftest import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
 from baselines.references import OracleRule
-from benchmarks.measure.flops import PARTLY_LIVE, TOKEN_COUNTS, FlopModel, LayerCost, TokenPolynomial
+from benchmarks.measure.flops import TOKEN_COUNTS, FlopModel, TokenPolynomial
 from benchmarks.measure.operations import count_operations, eager_attention
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Encoding
@@ -116,11 +116,3 @@ def test_operations_of_a_row_whose_tokens_exit_are_what_the_counter_sees(tiny_mo
     with eager_attention([model.backbone]):
         operations, _ = count_operations(lambda: classify_encoded(model, [row], NeverExit(), batch_size=1))
     assert expected.tolist() == [operations]
-
-
-def test_counts_that_are_not_a_layers_parts_are_noticed():
-    full = TokenPolynomial(5, 20, 7)
-    counted = [5 + 4 * n + 16 * m + 7 * n * m for n, m in PARTLY_LIVE]
-    assert LayerCost.fit(full, counted) == LayerCost(full, attended=4)
-    with pytest.raises(ValueError, match="do not fit"):
-        LayerCost.fit(full, [counted[0], counted[1] + 1, counted[2]])

@@ -223,19 +223,6 @@ def test_what_an_exit_costs_is_judged_by_labels_or_the_full_model(tiny_decoder):
     assert torch.equal(ConsistentEETokens().costs(answers), answers.label_losses)
 
 
-@pytest.mark.parametrize(("reward", "asked"), [("vanilla", 0), ("hardness", 1)])
-def test_only_the_reward_of_hardness_asks_for_memorized_layers(tiny_decoder, monkeypatch, reward, asked):
-    found = []
-
-    def counted(correct, exit_layers):
-        found.append(memorized_exit_layer(correct, exit_layers))
-        return found[-1]
-
-    monkeypatch.setattr(consistent_ee_tokens, "memorized_exit_layer", counted)
-    ConsistentEETokens(reward=reward).fit(tiny_decoder(), make_text_task(), RECIPE)
-    assert len(found) == asked
-
-
 def test_exits_without_weights_have_no_third_stage(tiny_decoder):
     with pytest.raises(UserError, match="have no weights of their own with adapter='shared'; leave consistent_steps"):
         ConsistentEETokens(consistent_steps=2).fit(tiny_decoder(adapter="shared"), make_text_task(), RECIPE)

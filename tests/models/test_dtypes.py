@@ -5,7 +5,7 @@ import torch
 from conftest import DECODER_FAMILIES, FAMILIES, make_task, random_prompts, random_texts
 from torch import Tensor
 
-from benchmarks.contract.reference import reference_logits
+from benchmarks.testing.reference import reference_logits
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.engine.classify import classify_encoded
 from consistentee.engine.generate import generate_encoded

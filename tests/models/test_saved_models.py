@@ -179,6 +179,23 @@ def test_a_damaged_file_is_named_or_changes_nothing(kind, saved):
     assert refused[kind.file] >= 12
 
 
+@pytest.mark.parametrize("model_type", [None, "nonesuch"])
+def test_no_code_that_a_configuration_names_is_run(kind, saved, tmp_path, model_type):
+    ran = tmp_path / "ran"
+    for folder in (saved / "backbone", saved / "tokenizer"):
+        (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')")
+        for path in folder.glob("*config.json"):
+            values = json.loads(path.read_text())
+            names = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "evil.Evil")
+            values["auto_map"] = names | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+            if model_type is not None and "model_type" in values:
+                values["model_type"] = model_type
+            path.write_text(json.dumps(values))
+    found = answer_or_refusal(kind, saved)
+    assert isinstance(found, Tensor if model_type is None else str)
+    assert not ran.exists()
+
+
 def test_the_fingerprint_sees_weights_and_heads(kind):
     model = kind.new()
     before, without_heads = model.fingerprint(), model.fingerprint(with_heads=False)

@@ -3,13 +3,10 @@
 import pytest
 import torch
 from conftest import DECODER_FAMILIES, make_text_task, random_prompts
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from baselines.calm import DecayingSignalRule
-from benchmarks.contract.run import check_method
-from benchmarks.kinds.texts.selection import said_at_exits
 from benchmarks.measure.decoding_flops import DecodingFlops
+from benchmarks.testing.check_method import check_method
 from consistentee.backbones import lm_head
 from consistentee.backbones.lm_head import logits_among
 from consistentee.engine.generate import generate
@@ -22,7 +19,7 @@ from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVoca
 from consistentee.traces.named_tokens import named_tokens
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.token_view import TokenView
-from consistentee.traces.walk import replay, sweep
+from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(7, seed=5)
@@ -113,8 +110,8 @@ class TestTexts:
         _, trace = trace_of(model)
         assert torch.equal(replay(whole, trace), replay(rule, trace))
 
-    @pytest.mark.parametrize("candidates", [2, 6])
-    def test_replay_is_reality_in_any_company(self, model, rule, candidates):
+    def test_replay_is_reality_in_any_company(self, model, rule):
+        candidates = 3
         pruned = prune_vocabulary(rule, candidates)
         for kv in ("propagate", "exact"):
             alone = written(model, pruned, kv=kv, batch_size=1)
@@ -125,33 +122,6 @@ class TestTexts:
         assert torch.equal(replay(pruned, trace), exits)
         named = named_tokens(trace, candidates).gather(1, exits.unsqueeze(1) - 1).squeeze(1)  # an exit at each layer
         assert torch.equal(named, torch.cat(out.tokens))
-
-
-@settings(max_examples=10, deadline=None)
-@given(
-    candidates=st.integers(2, 200),
-    threshold=st.floats(0.0, 1.0),
-    in_flight=st.integers(2, 7),
-    batch_size=st.integers(1, 4),
-)
-def test_any_pruning_is_the_same_alone_and_regrouped(model, candidates, threshold, in_flight, batch_size):
-    rule = prune_vocabulary(ThresholdRule(margin, threshold, "above"), candidates)
-    options = {"in_flight": max(in_flight, batch_size), "batch_size": batch_size}
-    assert written(model, rule, **options) == written(model, rule, batch_size=1)
-
-
-def test_a_sweep_is_every_replay(model):
-    _, trace = trace_of(model)
-    rules = [prune_vocabulary(ThresholdRule(margin, x, "above"), k) for k in (2, 9) for x in (0.0, 0.2, 0.6, 1.0)]
-    assert torch.equal(sweep(rules, trace), torch.stack([replay(rule, trace) for rule in rules]))
-
-
-def test_an_exit_names_what_it_may_say(model):
-    _, trace = trace_of(model)
-    assert torch.equal(said_at_exits(trace, model.stepper.vocabulary), said_at_exits(trace))
-    pruned = said_at_exits(trace, 2)
-    assert not torch.equal(pruned, said_at_exits(trace))
-    assert torch.equal(pruned[:, 0], said_at_exits(trace)[:, 0])
 
 
 def test_later_exits_cost_so_many_columns(model):
@@ -165,7 +135,7 @@ def test_later_exits_cost_so_many_columns(model):
 def test_a_method_keeps_the_contract():
     method = ConsistentEETokens(policy_reads="state+confidence", candidates=5)
     report = check_method(method.name, method, ["llama"])
-    assert report.passed, [outcome.findings for outcome in report.outcomes if outcome.findings]
+    assert report.passed, report.fault_lines()
 
 
 @pytest.mark.parametrize(
@@ -177,9 +147,6 @@ def test_a_method_keeps_the_contract():
         ("lite", 0.0, {}),
         ("soft", 0.0, {}),
         ("consistentee-tokens", 0.5, {"policy_reads": "confidence"}),
-        ("consistentee-tokens-ladder", 0.03, {"policy_reads": "confidence"}),
-        ("consistentee-tokens-tuned", 0.5, {"policy_reads": "confidence"}),
-        ("consistentee-tokens-curve", 0.5, {"policy_reads": "confidence"}),
     ],
 )
 def test_it_is_an_option_of_every_rule_that_reads_what_exits_say(model, name, knob, parameters):

@@ -77,7 +77,6 @@ def test_study_belongs_to_the_methods_and_tasks_it_names():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"colour": "red"}, "colour: Extra inputs"),
         ({"recipe": {"epochs": 3}}, "recipe.epochs: Unexpected keyword"),
         ({"exits": {"adapter": "linear"}}, "exits.adapter"),
         ({"exits": {"closing_layers": 2}}, "closing_layers have adapter 'shared', not 'low-rank'"),

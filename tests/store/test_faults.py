@@ -1,7 +1,10 @@
 """Nothing is lost when a write fails, and nothing damaged is used in silence."""
 
 import errno
+import gc
 import os
+import random
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,13 +13,21 @@ from copy import copy
 from pathlib import Path
 
 import pytest
+from records_by_hand import write_results
 from small_suite import Bench
 
 from benchmarks import analysis
+from benchmarks.analysis.frames import load_results
+from benchmarks.analysis.report import write_report
+from benchmarks.commands import publish
+from benchmarks.commands.publish import publish_run
+from benchmarks.commands.verify import faults_of
+from benchmarks.kinds.kind import kind_named
+from benchmarks.measure import flops
 from benchmarks.run import pool
 from benchmarks.run.pool import compute_here
-from benchmarks.store.folders import FAILURE_FILE, write_text
-from benchmarks.store.verify import faults_of
+from benchmarks.store.folders import LOG_FILE, write_text
+from benchmarks.store.stored_results import kind_of_results, open_results
 from consistentee.errors import UserError
 
 SETTINGS = {
@@ -26,37 +37,54 @@ SETTINGS = {
     "test_rows": 4,
     "timing": {"rows": 2, "batch_sizes": [1], "rounds": 3, "warmup_batches": 0},
 }
-CALLS = [(os, "fsync"), (os, "replace"), (os, "rename"), (os, "link"), (tempfile, "mkdtemp"), (shutil, "copyfile")]
-"""What every write goes through: content reaches the disk, then its place."""
+CALLS = [(tempfile, "mkdtemp"), (os, "fsync"), (os, "replace"), (os, "rename"), (os, "link"), (shutil, "copyfile")]
+"""What every write goes through: a place to write, content that reaches the disk, and the name it gets."""
+
+Site = tuple[str, int]
+"""One of the calls that write: the file or folder that is written, and how many calls of its writing came before."""
 
 
 class Writes:
-    """Counts the calls that write, and lets one of them fail."""
+    """Notes the calls that write, and lets those fail that are asked for."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.count = 0
-        self.failing: int | None = None
+        self.seen: list[Site] = []
+        self._fails: Callable[[int, Site], bool] | None = None
+        self._writing = ("", 0)
         for module, name in CALLS:
             patch.setattr(module, name, self._watched(getattr(module, name)))
 
     def _watched(self, call: Callable[..., object]) -> Callable[..., object]:
         def watched(*arguments: object, **options: object) -> object:
-            self.count += 1
-            if self.count == self.failing:
+            if ".status" in str(arguments[:1]):  # it is written once a second, and no loss
+                return call(*arguments, **options)
+            if "prefix" in options:
+                place = re.sub(r"\.\w+\.partial", "", str(options.get("dir")))
+                self._writing = (f"{place}/{options['prefix']}", 0)
+            site = self._writing
+            self._writing = (site[0], site[1] + 1)
+            self.seen.append(site)
+            if self._fails is not None and self._fails(len(self.seen), site):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return call(*arguments, **options)
 
         return watched
 
     @contextmanager
-    def fault_at(self, number: int | None) -> Iterator[None]:
-        """Let the call of this number fail, counted from 1 in this block; with None count them alone."""
-        self.count, self.failing = 0, number
+    def failing(self, fails: Callable[[int, Site], bool]) -> Iterator[None]:
+        """Let the calls fail for whose number (from 1) and site ``fails`` is true."""
+        self.seen, self._fails = [], fails
         try:
             with suppress(OSError, UserError):
                 yield
         finally:
-            self.failing = None
+            self._fails = None
+
+    def number_in(self, work: Callable[[], object]) -> int:
+        """Return how many calls write in some work."""
+        with self.failing(lambda number, site: False):
+            work()
+        return len(self.seen)
 
 
 @pytest.fixture
@@ -64,16 +92,72 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> Writes:
     return Writes(monkeypatch)
 
 
-def run_here(bench: Bench) -> None:
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes time and writes nothing."""
+    monkeypatch.setattr(gc, "collect", lambda generation=2: 0)
+    monkeypatch.setattr(flops, "count_operations", lambda call: (1, call()))
+
+
+def run_here(bench: Bench, *, retry_failed: bool = False) -> None:
     """Run the suite of a bench with all jobs in this process, and without tables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "execute", lambda job, threads=None: compute_here(job))
         patch.setattr(analysis, "report_files", lambda out, just_computed: None)
-        bench.outcome = bench.run(changes=SETTINGS)
+        bench.outcome = bench.run(changes=SETTINGS, retry_failed=retry_failed)
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Callable[[str], Path]) -> Bench:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flops, "count_operations", lambda call: (1, call()))
+        bench = Bench(tmp_path_factory.mktemp("undisturbed"), tiny_backbone("bert"))
+        run_here(bench)
+    return bench
+
+
+def elsewhere(bench: Bench, out: Path) -> Bench:
+    other = copy(bench)
+    other.out = out
+    return other
+
+
+def assert_undisturbed(bench: Bench, undisturbed: Bench) -> None:
+    assert bench.outcome.failed == ()
+    assert bench.results() == undisturbed.results()
+    assert (len(bench.read().timings), list(faults_of(bench.out))) == (1, [])
+
+
+def test_every_write_of_a_run_fails_once(undisturbed, tmp_path, writes):
+    bench, failed = elsewhere(undisturbed, tmp_path / "out"), set()
+
+    def is_new(number: int, site: Site) -> bool:
+        is_new = site not in failed
+        failed.add(site)
+        return is_new
+
+    before = -1
+    while len(failed) > before:
+        before = len(failed)
+        with writes.failing(is_new):
+            run_here(bench, retry_failed=True)
+    print(f"each of {len(failed)} writes of a run of two cells and their times failed once")
+    assert len(failed) > 60
+    assert_undisturbed(bench, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_fault_at_any_write_of_a_run_costs_nothing_but_time(undisturbed, tmp_path, writes):
+    total = writes.number_in(lambda: run_here(elsewhere(undisturbed, tmp_path / "counted")))
+    print(f"a run of two cells and their times writes {total} times")
+    for number in range(1, total + 1):
+        bench = elsewhere(undisturbed, tmp_path / str(number))
+        with writes.failing(lambda count, site, number=number: count == number):
+            run_here(bench)
+        run_here(bench)
+        assert_undisturbed(bench, undisturbed)
+        shutil.rmtree(bench.out)
 
 
 def write_two_tables(folder: Path) -> list[Path]:
@@ -83,30 +167,128 @@ def write_two_tables(folder: Path) -> list[Path]:
     return [folder / "table.md", folder / "table.csv"]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Callable[[str], Path]) -> Bench:
-    bench = Bench(tmp_path_factory.mktemp("undisturbed"), tiny_backbone("bert"))
-    run_here(bench)
-    return bench
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_fault_at_any_write_of_a_run_costs_nothing_but_time(undisturbed, tmp_path, writes):
-    def elsewhere(number: int | None) -> Bench:
-        bench = copy(undisturbed)
-        bench.out = tmp_path / str(number)
-        with writes.fault_at(number):
-            run_here(bench)
-        return bench
+def test_a_fault_at_any_write_of_publish_keeps_the_old_or_the_new(undisturbed, tmp_path, writes, monkeypatch):
+    monkeypatch.setattr(publish, "write_published_files", write_two_tables)
+    publish_run(undisturbed.out, tmp_path / "new")
+    shutil.copytree(tmp_path / "new", tmp_path / "old")
+    for name in ("table.md", "suite.yaml", "notes.csv"):
+        (tmp_path / "old" / name).write_text("old")
+    new, old = files_of(tmp_path / "new"), files_of(tmp_path / "old")
 
-    elsewhere(None)
-    total = writes.count
-    print(f"a run of two cells and their times writes {total} times")
-    assert total > 80
+    new["notes.csv"] = b"old"
+    out = tmp_path / "results" / "mine"
+
+    def publish_over_old(number: int) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(tmp_path / "old", out)
+        with writes.failing(lambda count, site: count == number):
+            publish_run(undisturbed.out, out)
+
+    publish_over_old(0)
+    total = len(writes.seen)
+    print(f"publish writes {total} times")
+    assert total > 20
     for number in range(1, total + 1):
-        bench = elsewhere(number)
-        run_here(bench)
-        assert bench.outcome.failed == (), number
-        assert bench.results() == undisturbed.results(), number
-        assert (len(bench.read().timings), list(faults_of(bench.out))) == (1, []), number
-        assert not list(bench.out.rglob(FAILURE_FILE))
-        shutil.rmtree(bench.out)
+        publish_over_old(number)
+        assert files_of(out) in (old, new), number
+    publish_run(undisturbed.out, out)
+    assert files_of(out) == new
+    assert [path.name for path in out.parent.iterdir()] == ["mine"]
+
+
+def test_a_publication_that_is_killed_between_its_renames_comes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(publish, "write_published_files", write_two_tables)
+    write_results(tmp_path / "run")
+    out = tmp_path / "results" / "mine"
+    publish_run(tmp_path / "run", out)
+    old = files_of(out)
+    out.rename(out.with_name(".mine.old"))
+    (fault,) = faults_of(out)
+    assert ".mine.old: left by a publication that was interrupted" in fault
+    publish_run(tmp_path / "run", out)
+    assert files_of(out) == old
+    assert [path.name for path in out.parent.iterdir()] == ["mine"]
+
+
+def test_a_fault_at_any_write_of_a_report_keeps_the_old_one(tmp_path, writes):
+    write_results(tmp_path / "run")
+    report = write_report(load_results(tmp_path / "run"), tmp_path / "run")
+    report.write_text("old")
+    total = writes.number_in(lambda: write_report(load_results(tmp_path / "run"), tmp_path / "run"))
+    print(f"report writes {total} times")
+    new = report.read_text()
+    for number in range(1, total + 1):
+        report.write_text("old")
+        with writes.failing(lambda count, site, number=number: count == number):
+            write_report(load_results(tmp_path / "run"), tmp_path / "run")
+        assert report.read_text() in ("old", new)
+    assert not list((tmp_path / "run").rglob(".*"))
+
+
+# ---------------------------------------------------------------------------------------------- flipped bits
+
+
+def read_all(root: Path) -> object:
+    """Read all results of a folder, as tables and plots do."""
+    kind = kind_named(kind_of_results(root) or "classification")
+    found = open_results(root, kind.record, kind.timing)
+    if found.faults:
+        raise UserError(str(found.faults[0]))
+    tables = [(cell.rows.predictions(), cell.rows.validation(), cell.rows.study()) for cell in found.cells]
+    texts = [record.model_dump_json() for record in (*(cell.record for cell in found.cells), *found.timings)]
+    return texts, [None if table is None else table.to_dict("list") for of_cell in tables for table in of_cell]
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def named(root: Path) -> bool:
+    try:
+        return bool(list(faults_of(root)))
+    except UserError:
+        return True
+
+
+@pytest.fixture(scope="module")
+def folders(undisturbed, tmp_path_factory) -> list[Path]:
+    """Return a run and its publication."""
+    out = tmp_path_factory.mktemp("folders") / "published"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publish, "write_published_files", write_two_tables)
+        publish_run(undisturbed.out, out)
+    return [undisturbed.out, out]
+
+
+@pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_flipped_bits_change_nothing_that_is_read_or_are_named(folders, flips):
+    drawn = random.Random(0)
+    kinds: dict[tuple[int, str, str], list[Path]] = {}
+    for number, root in enumerate(folders):
+        for path in sorted(root.rglob("*")):
+            if path.is_file() and path.stat().st_size:
+                kinds.setdefault((number, path.parent.name[:8] if number == 0 else "", path.suffix), []).append(path)
+    whole = [read_all(root) for root in folders]
+    outcomes = {"named": 0, "unchanged": 0}
+    for count in range(flips):
+        number, folder, suffix = list(kinds)[count % len(kinds)]
+        path, root = drawn.choice(kinds[number, folder, suffix]), folders[number]
+        content = path.read_bytes()
+        flip(path, drawn.randrange(len(content)), drawn.randrange(8))
+        try:
+            is_named = named(root)
+            if not is_named:
+                assert path.name == LOG_FILE or path.name.startswith("table."), f"{path}: not noticed"
+                assert read_all(root) == whole[number], path
+            outcomes["named" if is_named else "unchanged"] += 1
+        finally:
+            path.write_bytes(content)
+    print(f"{flips} flips over {len(kinds)} kinds of files: {outcomes}")
+    assert outcomes["named"] > flips / 2
+    assert not any(named(root) for root in folders)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from records_by_hand import cell, operating_point, parts_by_hand, write_results
 
-from benchmarks.analysis.panels.results import load_panels
+from benchmarks.analysis.frames import first_timings, load_results
 from benchmarks.store import folders as storage
 from benchmarks.store import shared_weights
 from benchmarks.store.folders import (
@@ -220,13 +220,9 @@ def test_the_timing_that_was_taken_last_counts(tmp_path):
         ("seed0", "timing-1.json"),
         ("seed1", "timing.json"),
     ]
-    ((panel,), _) = load_panels(tmp_path)
-    assert panel.timings[0].key == "timing"
-    record = next(cell.record for cell in panel.cells_of("pabee", 0))
-    knob = record.operating_points[0].knob
-    assert panel.contender(record, knob) is next(
-        one for one in panel.timings[0].contenders if (one.cell_key, one.knob) == (record.key, knob)
-    )
+    found = load_results(tmp_path)
+    assert found.timings[0].key == "timing"
+    assert set(first_timings(found.times)["timing"]) == {0, 2}
 
 
 def test_models_with_equal_weights_keep_one_large_file_between_them(tmp_path, monkeypatch):

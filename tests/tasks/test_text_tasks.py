@@ -293,17 +293,6 @@ def test_alpaca_layout(tmp_path):
     assert "Train is a subset: 40 of 52002 rows." in task.notes
 
 
-def test_cnn_dm_layout(tmp_path):
-    (tmp_path / "cnn_dm").mkdir()
-    for count, name in enumerate(("train", "validation", "test"), start=3):
-        rows = [{"article": f"{name} {i}", "highlights": "One .\nTwo .", "id": str(i)} for i in range(count)]
-        (tmp_path / "cnn_dm" / f"{name}.jsonl").write_text(lines(rows))
-    task = load_text_task("cnn-dm", tmp_path)
-    assert [len(s) for s in (task.train, task.validation, task.test)] == [3, 4, 5]
-    assert task.test.prompts[0] == "test 0\n\nTL;DR:"
-    assert (task.test.prompts[0].body, task.test.references[0]) == ("test 0", " One .\nTwo .")
-
-
 def xsum_row(number: int) -> dict[str, object]:
     article = f"###\nArticle: News {number}.\n\nSummarize the above article in 1 sentence.\n"
     return {"article": article, "summary_gt": f"New {number}.", "stop": ["###"], "n": 1}
@@ -446,7 +435,8 @@ def test_check_task_ends_with_1_for_leakage_and_faulty_rows(tmp_path):
 def test_check_task_in_tokens_finds_prompts_that_cannot_be_cut(tmp_path, monkeypatch):
     monkeypatch.setattr("consistentee.backbones.catalog.resolve_decoder", lambda name: name)
     monkeypatch.setattr(
-        "transformers.AutoTokenizer.from_pretrained", lambda _: lambda text: SimpleNamespace(input_ids=text.encode())
+        "consistentee.backbones.pretrained.read_tokenizer",
+        lambda _: lambda text: SimpleNamespace(input_ids=text.encode()),
     )
     path = write_task(tmp_path, {"train.jsonl": questions(200)}, max_prompt_tokens=5)
     report = check_task(str(path), backbone="bytes")

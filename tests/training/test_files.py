@@ -8,10 +8,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import make_task
+from safetensors.torch import save_file
 
-from consistentee.files import DiskFullError, clear_leftovers, only_one
+from consistentee.files import DiskFullError, clear_leftovers, load_tensors, only_one, save_tensors
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
@@ -64,6 +66,24 @@ def test_full_disk_travels_between_processes():
     error = DiskFullError(Path("here"))
     kind, arguments = error.__reduce__()
     assert str(kind(*arguments)) == str(error)
+
+
+@pytest.mark.parametrize("place", [9, 40, 75, 90, -1, -40])
+def test_a_flipped_bit_in_tensors_is_named_and_set_aside(tmp_path, caplog, place):
+    path = tmp_path / "stage.safetensors"
+    save_tensors({"weight": torch.arange(8.0), "step": torch.tensor(3)}, path)
+    assert load_tensors(path)["weight"].tolist() == list(range(8))
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert load_tensors(path) is None
+    assert "stage.safetensors is damaged" in caplog.text
+    assert [file.name for file in tmp_path.iterdir()] == ["stage.safetensors.damaged-1"]
+
+
+def test_tensors_that_are_older_than_hashes_are_read(tmp_path):
+    save_file({"weight": torch.ones(2)}, tmp_path / "old.safetensors")
+    assert load_tensors(tmp_path / "old.safetensors")["weight"].tolist() == [1, 1]
 
 
 def both(do):

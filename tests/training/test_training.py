@@ -259,7 +259,7 @@ def test_depth_weighted_loss_by_hand():
     torch.testing.assert_close(depth_weighted_loss(losses), torch.tensor((1 * 2.0 + 2 * 1.0 + 3 * 2.0) / 6))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_training_learns_the_toy_task(tiny_model, precision):
     task, model = make_task(rows=300), tiny_model()
     train_jointly(model, task, replace(RECIPE, epochs=6, learning_rate=3e-3, precision=precision))

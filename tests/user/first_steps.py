@@ -3,6 +3,7 @@
 Run by ``tox -e user`` in an empty folder: no pytest, no extra, and the installed package instead of this repository.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -27,9 +28,10 @@ seeds: [0]
 validation_rows: 64
 test_rows: 64
 bootstrap_resamples: 100
+timing: {rounds: 1, batch_sizes: [1], rows: 8, points_per_cell: 1, warmup_batches: 1}
 """
 MORE_COMMANDS = """
-consistentee run small.yaml --no-timing
+consistentee run small.yaml
 consistentee table runs/small
 consistentee report runs/small
 consistentee doctor
@@ -44,12 +46,20 @@ assert len(written.tokens[0]) == 8 and written.texts[0].strip()
 """
 
 
+followed = set()
+
+
 def follow(words: list[str]) -> None:
-    """Run a command in this folder, and end with its output if it fails."""
-    start = time.perf_counter()
+    """Run a command in this folder, once, and end with its output if it fails."""
+    if tuple(words) in followed:
+        return
+    followed.add(tuple(words))
+    start, before = time.perf_counter(), os.times()
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    seconds, after = time.perf_counter() - start, os.times()
+    busy = after.children_user + after.children_system - before.children_user - before.children_system
     shown = " ".join(" ".join([Path(words[0]).name, *words[1:]]).split())
-    print(f"{time.perf_counter() - start:6.1f} s  {shown[:100]}", flush=True)
+    print(f"{seconds:6.1f} s ({busy:5.1f} s of a processor)  {shown[:100]}", flush=True)
     if done.returncode or "Traceback" in done.stdout:
         raise SystemExit(f"{done.stdout}\nended with {done.returncode}")
 

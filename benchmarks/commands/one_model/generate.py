@@ -62,6 +62,7 @@ def write_texts(
     console = output_console()
     screen = _Colours(console, model.num_layers) if not plain and console.is_terminal else _Lines()
     about = f"{method.name}, {method.knob.name}={knob:.4g}"
+    unit = "layer calls a token" if method.drafts else "layers on average"
     if in_flight is not None:
         _check_ways(method, "--in-flight")
         together = _InOrder(screen, prompts)
@@ -70,13 +71,13 @@ def write_texts(
             written = decode(prompts, options | sizes | {"stream": together.take})
         finally:
             together.show_the_rest()
-        screen.say(_summary_of_all(written, about, model.num_layers))
+        screen.say(_summary(written, about, model.num_layers, unit))
         return
     for prompt in prompts:
         screen.begin(prompt)
         written = decode([prompt], options | {"batch_size": 1, "stream": screen.show})
         screen.end()
-        screen.say(_summary(written, method, about, model.num_layers))
+        screen.say(_summary(written, about, model.num_layers, unit))
 
 
 Decoding = Callable[[Sequence[str], dict[str, Any]], Generations]
@@ -101,18 +102,15 @@ class _Lines:
     """One line a text, every token as ``token/12``."""
 
     def begin(self, prompt: str) -> None:
-        """Print nothing: the text alone is asked for."""
+        pass
 
     def show(self, token: NewToken) -> None:
-        """Print one token."""
         spell(token)
 
     def end(self) -> None:
-        """End the line."""
         print(flush=True)
 
     def say(self, summary: str) -> None:
-        """Say something of a text, beside it."""
         print(summary, file=sys.stderr)
 
 
@@ -124,16 +122,13 @@ class _Colours(_Lines):
         self._num_layers = num_layers
 
     def begin(self, prompt: str) -> None:
-        """Print the prompt."""
         self._console.print(prompt, style="dim", end="", markup=False, highlight=False, soft_wrap=True)
 
     def show(self, token: NewToken) -> None:
-        """Print one token."""
         colour = colour_of(token.exit_layer, self._num_layers)
         self._console.print(token.text, style=colour, end="", markup=False, highlight=False, soft_wrap=True)
 
     def say(self, summary: str) -> None:
-        """Say something of a text, below it."""
         self._console.print(summary, style="dim", highlight=False)
 
 
@@ -147,7 +142,6 @@ class _InOrder:
         self._next = 0
 
     def take(self, token: NewToken) -> None:
-        """Take one token of any text."""
         self._tokens[token.row].append(token)
         while self._next < len(self._prompts) and self._has_ended(self._next):
             self._show(self._next)
@@ -182,20 +176,15 @@ def spell(token: NewToken) -> None:
     print(f"{text}/{token.exit_layer}", end="", flush=True)
 
 
-def _summary(written: Generations, method: TokenMethod, about: str, num_layers: int) -> str:
-    parts = [about, f"{len(written.tokens[0])} new tokens"]
+def _summary(written: Generations, about: str, num_layers: int, unit: str) -> str:
+    """Return one line about one text or several; ``unit`` names what the average is of."""
+    several = len(written.texts) > 1
+    parts = [about, f"{len(written.texts)} texts"] if several else [about]
+    parts.append(f"{sum(map(len, written.tokens))} new tokens")
     if written.decoded_tokens:
-        calls = "layer calls a token" if method.drafts else "layers on average"
-        parts.append(f"{written.average_layers:.1f} of {num_layers} {calls}")
+        parts.append(f"{written.average_layers:.1f} of {num_layers} {unit}")
         parts.append(f"{written.decoded_tokens / written.decode_seconds:.1f} tokens/s")
-    return ", ".join([*parts, f"ended by {written.ended_by[0]}"])
-
-
-def _summary_of_all(written: Generations, about: str, num_layers: int) -> str:
-    parts = [about, f"{len(written.texts)} texts", f"{sum(map(len, written.tokens))} new tokens"]
-    if written.decoded_tokens:
-        parts.append(f"{written.average_layers:.1f} of {num_layers} layers on average")
-        parts.append(f"{written.decoded_tokens / written.decode_seconds:.1f} tokens/s")
-        completed = [latency.completed for latency in written.latencies]
-        parts.append(f"a text after {median(completed):.2f} s at the median, {max(completed):.2f} s at most")
-    return ", ".join(parts)
+    if not several:
+        return ", ".join([*parts, f"ended by {written.ended_by[0]}"])
+    completed = [latency.completed for latency in written.latencies] or [0.0]
+    return ", ".join([*parts, f"a text after {median(completed):.2f} s at the median, {max(completed):.2f} s at most"])

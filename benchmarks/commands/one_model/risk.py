@@ -1,20 +1,17 @@
 """Risk control of one saved model: the knobs that are proven safe, and whether such promises are kept."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.tasks.loader import load_classification_task
 from benchmarks.terminal import add_columns, add_row, plain_table
-from consistentee.data.instances import TaskData
 from consistentee.deployment.risk_bounds import BOUNDS
 from consistentee.deployment.risk_control import KnobRisks, check_names, knob_risks
 from consistentee.deployment.saved import load_saved
 from consistentee.errors import UserError
 from consistentee.methods.calibration import Losses, SplitStudy, split_study
-from consistentee.methods.method import Method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 
@@ -25,20 +22,8 @@ CALIBRATION_SHARE = 0.2
 """Of the rows of a study: the held-out ones are so many that their mean is near the risk itself."""
 
 
-@dataclass(frozen=True)
-class _Replayed:
-    """One loss of one model at all knobs, on the rows that choose and on those that check."""
-
-    loss: str
-    validation: KnobRisks
-    test: KnobRisks
-
-
-@dataclass(frozen=True)
-class _Caption:
-    title: str
-    knob: str
-    num_layers: int
+_Replayed = dict[str, tuple[KnobRisks, KnobRisks]]
+"""By loss: a model at all knobs, on the rows that choose and on those that check."""
 
 
 def risk_table(
@@ -74,66 +59,53 @@ def risk_table(
     task = load_classification_task(task_name, data_dir)
     if model.description.task_name != task.name:
         raise UserError(f"{folder} was trained for task {model.description.task_name!r}, not for {task.name!r}")
-    replayed = _replayed(method, model, task, losses)
-    title = f"{method.name} on {task.name}, {method.knob.name} by risk control, delta={delta:g}"
-    caption = _Caption(title, method.knob.name, model.num_layers)
-    if splits is None:
-        return _choices(caption, replayed, risks, delta)
-    return _studies(caption, replayed, risks, delta, splits)
-
-
-def _replayed(method: Method, model: MultiExitModel, task: TaskData, losses: Sequence[str]) -> list[_Replayed]:
     traces = record_trace(model, task.validation), record_trace(model, task.test)
-    return [_Replayed(loss, *(knob_risks(method, model, trace, loss) for trace in traces)) for loss in losses]
+    replayed = {
+        loss: (knob_risks(method, model, traces[0], loss), knob_risks(method, model, traces[1], loss))
+        for loss in losses
+    }
+    title = f"{method.name} on {task.name}, {method.knob.name} by risk control, delta={delta:g}"
+    if splits is None:
+        return _choices(title, model.num_layers, replayed, risks, delta, knob_name=method.knob.name)
+    return _studies(title, model.num_layers, replayed, risks, delta, splits=splits)
 
 
-def _choices(caption: _Caption, replayed: Sequence[_Replayed], risks: Sequence[float], delta: float) -> "Table":
-    table = plain_table(
-        caption.title, "chosen on validation rows; (none): nothing is proven, so all rows run all layers"
-    )
+def _choices(
+    title: str, num_layers: int, replayed: _Replayed, risks: Sequence[float], delta: float, *, knob_name: str
+) -> "Table":
+    table = plain_table(title, "chosen on validation rows; (none): nothing is proven, so all rows run all layers")
     add_columns(table, "loss", "bound")
-    headings = (
-        "risk tolerated %",
-        caption.knob,
-        "validation loss %",
-        "test loss %",
-        f"test layers of {caption.num_layers}",
-    )
+    headings = "risk tolerated %", knob_name, "validation loss %", "test loss %", f"test layers of {num_layers}"
     add_columns(table, *headings, numbers=True)
-    for each, risk, name in product(replayed, risks, BOUNDS):
-        found = BOUNDS[name](each.validation.losses, risk, delta, each.validation.highest)
+    for (loss, (validation, test)), risk, name in product(replayed.items(), risks, BOUNDS):
+        found = BOUNDS[name](validation.losses, risk, delta, validation.highest)
         index = max(found, 0)
-        knob = f"{each.validation.knobs[index]:.4g}" if found >= 0 else "(none)"
-        means = each.validation.losses[:, index].mean(), each.test.losses[:, index].mean()
-        numbers = *(f"{100 * mean:.2f}" for mean in means), f"{each.test.layers[index]:.2f}"
-        add_row(table, each.loss, name, f"{100 * risk:g}", knob, *numbers)
+        knob = f"{validation.knobs[index]:.4g}" if found >= 0 else "(none)"
+        means = validation.losses[:, index].mean(), test.losses[:, index].mean()
+        numbers = *(f"{100 * mean:.2f}" for mean in means), f"{test.layers[index]:.2f}"
+        add_row(table, loss, name, f"{100 * risk:g}", knob, *numbers)
     return table
 
 
 def _studies(
-    caption: _Caption, replayed: Sequence[_Replayed], risks: Sequence[float], delta: float, splits: int
+    title: str, num_layers: int, replayed: _Replayed, risks: Sequence[float], delta: float, *, splits: int
 ) -> "Table":
-    pools = {each.loss: each.validation.joined(each.test) for each in replayed}
+    pools = {loss: validation.joined(test) for loss, (validation, test) in replayed.items()}
     rows = len(next(iter(pools.values())).losses)
     calibrating = round(CALIBRATION_SHARE * rows)
     table = plain_table(
-        caption.title,
+        title,
         f"{splits} random splits of validation and test rows: {calibrating} choose, {rows - calibrating} are held out; "
         "ucb and ltt promise a share of broken splits, crc a mean loss",
     )
     add_columns(table, "loss", "bound")
-    headings = "risk tolerated %", "broken %", "held-out loss %", f"layers of {caption.num_layers}"
-    add_columns(table, *headings, numbers=True)
+    add_columns(table, "risk tolerated %", "broken %", "held-out loss %", f"layers of {num_layers}", numbers=True)
     add_columns(table, "promise")
     for (loss, pool), risk, name in product(pools.items(), risks, BOUNDS):
         study = study_promise(pool, name, risk, delta, splits=splits)
-        numbers = (
-            f"{100 * study.share:.0f}",
-            f"{100 * study.risks.mean():.2f}",
-            f"{pool.layers[study.chosen].mean():.2f}",
-        )
+        shares = f"{100 * study.share:.0f}", f"{100 * study.risks.mean():.2f}"
         kept = "kept" if promise_is_kept(study, name, risk, delta) else "broken"
-        add_row(table, loss, name, f"{100 * risk:g}", *numbers, kept)
+        add_row(table, loss, name, f"{100 * risk:g}", *shares, f"{pool.layers[study.chosen].mean():.2f}", kept)
     return table
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.analysis.panels.select import choose_all, mixture_at
+from benchmarks.analysis.equal_cost import choose_all, mixture_at
 from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts
 from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget, Target
 from benchmarks.store.generation_records import ReplayPoint

@@ -81,6 +81,7 @@ class ConsistentEEDistilled(Method):
             raise UserError(f"{self.name}: backbone_rate and epochs_share must be above 0")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, and distil it into the exits."""
         self.check_task(task)
         self.teach_exits(model, training_source(model, task, recipe), recipe)
         return model
@@ -101,6 +102,7 @@ class ConsistentEEDistilled(Method):
         run_stage(model, source, slower, recipe)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the largest probability is above ``knob``."""
         self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
 
@@ -121,6 +123,7 @@ class ConsistentEEDistilledCurve(ConsistentEECurve):
     memorized_layer: Literal["train"] = "train"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Distil into the exits, then fit the policy to them."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         ConsistentEEDistilled().teach_exits(model, source, recipe)

@@ -101,6 +101,7 @@ class ConsistentEE(Method):
             raise UserError("consistentee: joint_epochs must not be negative, and joint_learning_rate above 0")
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Run stages 1 to 3, and fit the policy again if ``refit_policy``."""
         self.check_task(task)
         source = training_source(model, task, recipe)
         cross_fitted = None

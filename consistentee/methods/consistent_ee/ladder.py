@@ -59,6 +59,7 @@ class ConsistentEELadder(ConsistentEE):
         return self.ladder.knob_values
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit by the policy of the rung nearest to the price ``knob``."""
         self.check_knob(model, knob)
         return self.ladder.rule(self.policy_reads, knob)
 

@@ -100,7 +100,7 @@ class ConsistentEETokens(VocabularyMethod):
         return self.policy_reads != "state"
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
-        """Run the stages. Raises UserError for a stage 3 of exits without weights."""
+        """Run stages 1 and 2, and stage 3 with ``consistent_steps``."""
         self.check_task(task)
         if self.consistent_steps and len(model.exit_layers) > 1 and not model.exits_have_weights:
             adapter = model.description.adapter

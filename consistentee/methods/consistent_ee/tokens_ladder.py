@@ -62,6 +62,7 @@ class ConsistentEETokensLadder(ConsistentEETokens):
         return self.ladder.knob_values
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit by the policy of the rung nearest to the price ``knob``, which may rise along the text."""
         self.check_knob(model, knob)
         rise = (1.0,) if self.price_rise == 1 else rising(self.price_rise, text_length(model, self.horizon))
         return self.pruned(self.ladder.rule(self.policy_reads, knob, rise))

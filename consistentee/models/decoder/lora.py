@@ -1,6 +1,6 @@
 """Low-rank adaptation (LoRA) of a decoder's layers, with peft, an optional dependency."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -17,10 +17,6 @@ class LoraSpec:
 
     rank: int
     targets: tuple[str, ...]
-
-    def to_json(self) -> dict[str, object]:
-        """Return the fields, to rebuild it from."""
-        return asdict(self)
 
 
 def add_lora(backbone: nn.Module, spec: LoraSpec) -> None:

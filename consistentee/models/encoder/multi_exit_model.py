@@ -1,8 +1,8 @@
-"""MultiExitModel: a stock backbone, its pooling, one internal classifier a layer, and what a method adds."""
+"""MultiExitModel: a stock encoder with pooling, an internal classifier per layer, and heads of methods."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
@@ -36,11 +36,11 @@ from consistentee.versions import ENGINE_VERSION
 
 @dataclass(frozen=True)
 class LayerOutputs:
-    """All layers of a full-depth pass.
+    """Outputs of all layers of a full-depth pass.
 
     Attributes:
-        vectors: the tokens pooled, before the tanh layer of a pooler: [rows, L, width].
-        pooled: what the classifiers read; the same tensor as ``vectors`` where there is no pooler.
+        vectors: pooled tokens, before the tanh layer of a pooler: [rows, L, width].
+        pooled: input of the classifiers; the same tensor as ``vectors`` if there is no pooler.
         logits: [rows, L, classes].
     """
 
@@ -106,9 +106,9 @@ class MultiExitModel(MultiExit):
         return model
 
     def use_stepper(self, stepper: Stepper) -> None:
-        """Run layers by another stepper from now on; its own modules join the model, and those of the last one leave.
+        """Replace the stepper, and its modules within the model.
 
-        Where it runs another number of layers, classifiers and poolers are for the caller to put in.
+        If the number of layers changes, the caller replaces classifiers and poolers.
         """
         for name in self.stepper.own_modules:
             delattr(self, name)
@@ -121,7 +121,7 @@ class MultiExitModel(MultiExit):
 
     @property
     def stock_layers(self) -> int:
-        """Number of layers of the stock model, which are the last that run: what layers are compared with."""
+        """Number of layers of the stock model, which run last; costs are relative to it."""
         return self.stepper.stock_layers
 
     @property
@@ -146,7 +146,7 @@ class MultiExitModel(MultiExit):
 
     @checked
     def use_pooler(self, sharing: PoolerSharing) -> None:
-        """Change the pooler; one a layer starts from the shared one where there is one."""
+        """Replace the pooler; new ones start from the shared pooler, if there is one."""
         shared = self.poolers[0].state_dict() if len(self.poolers) else None
         self.description.pooler = sharing
         self._build_poolers(sharing)
@@ -155,16 +155,15 @@ class MultiExitModel(MultiExit):
                 dense.load_state_dict(shared)
 
     def use_own_poolers(self) -> None:
-        """Give every exit a pooler of its own, which starts from the shared one; where none is shared, do nothing."""
+        """Give every exit its own pooler, started from the shared one; do nothing without a shared pooler."""
         if self.description.pooler == "shared":
             self.use_pooler("per_exit")
 
     @checked
     def use_classifier(self, spec: ClassifierSpec, seed: int = 0) -> None:
-        """Give the exits untrained classifiers of another kind, whose weights ``seed`` seeds.
+        """Replace the classifiers by untrained ones of another kind; ``seed`` seeds their weights.
 
-        Where the spec leaves layer L its linear classifier, that one stays as it is. Raises UserError for an unknown
-        kind.
+        Layer L keeps its linear classifier if the spec does not apply there. Raises UserError for an unknown kind.
         """
         last = self.classifiers[-1]
         with new_weights(seed):
@@ -211,7 +210,7 @@ class MultiExitModel(MultiExit):
         return dense(vector).tanh()
 
     def pool(self, layer: int, hidden: Tensor, padding_mask: Tensor) -> Tensor:
-        """Return what the classifier of layer ``layer`` reads: [rows, width]."""
+        """Return the pooled input of the classifier of layer ``layer``: [rows, width]."""
         return self.apply_pooler(layer, self.pool_tokens(hidden, padding_mask))
 
     def classify(self, layer: int, readable: ReadableLayer) -> Tensor:
@@ -227,7 +226,7 @@ class MultiExitModel(MultiExit):
         return classifier(RecordedLayer(pooled.unsqueeze(1)))
 
     def forward(self, batch: Batch) -> LayerOutputs:
-        """Run all layers on all rows: what training and tracing read."""
+        """Run all layers on all rows, for training and tracing."""
         keeps_tokens, dtype = self.reads_tokens, self.dtype
         vectors, states = [], []
         with self._layers_precision():
@@ -240,9 +239,9 @@ class MultiExitModel(MultiExit):
         return self._read(torch.stack(vectors, dim=1), states, context.padding_mask)
 
     def read_vectors(self, vectors: Tensor) -> LayerOutputs:
-        """Apply every layer's pooler and classifier to pooled tokens [rows, L, width], left by a frozen backbone.
+        """Apply every layer's pooler and classifier to pooled tokens [rows, L, width] of a frozen backbone.
 
-        Raises UserError where a classifier reads every token, which the backbone has not left.
+        Raises UserError if a classifier reads every token.
         """
         return self._read(vectors, [None] * self.num_layers, None)
 
@@ -256,7 +255,7 @@ class MultiExitModel(MultiExit):
         return LayerOutputs(vectors, pooled, logits)
 
     def stock_logits(self, batch: Batch) -> Tensor:
-        """Run the stock backbone's own forward and the last classifier: [rows, classes]. The model without exits."""
+        """Run the stock backbone's own forward and the last classifier, without exits: [rows, classes]."""
         keeps_all = self.classifier(self.num_layers).reads_history
         with self._layers_precision():
             output = self.backbone(**batch.model_inputs, output_hidden_states=keeps_all)
@@ -265,7 +264,7 @@ class MultiExitModel(MultiExit):
         return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
-        """Return a hash of what a pass gives: weights, pooling, configuration, and the version of the engine.
+        """Return a hash of all that determines outputs: weights, pooling, configuration and engine version.
 
         A user's own kind of classifier counts with its code, and a backbone without the place it was loaded from.
         ``with_heads=False`` leaves the learned heads out, on which neither hidden states nor logits depend.
@@ -273,7 +272,7 @@ class MultiExitModel(MultiExit):
         heads = () if with_heads else ("exit_heads.",)
         weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
         configs = [_config_without_place(backbone.config) for backbone in self.backbones]
-        shapes = [self.description.pooling, self.description.classifier.to_json(), *configs]
+        shapes = [self.description.pooling, asdict(self.description.classifier), *configs]
         parts = [
             hash_tensors(weights),
             *shapes,
@@ -314,7 +313,7 @@ class MultiExitModel(MultiExit):
 
 
 class _StockLayer:
-    """The last layer of a stock forward, as its classifier reads it; pooled only when asked for."""
+    """The last layer of a stock forward, as its classifier reads it; pooled on demand."""
 
     def __init__(self, model: MultiExitModel, states: Sequence[Tensor], padding_mask: Tensor) -> None:
         """``states``: hidden states of layers 1..L, or of layer L alone where its classifier reads no history."""

@@ -1,0 +1,501 @@
+"""Results folders as three DataFrames: `knobs`, `rows` and `times`. Tables, figures and the report are made of them.
+
+`knobs` has a line for every value of the knob of every cell: ``task``, ``backbone``, ``label``, ``method``,
+``parameters``, ``seed``, ``cell`` (its number), ``key``, ``place`` (of the knob in the curve), ``knob_name``, ``knob``,
+``metric``, ``num_layers``, ``validation_layers``, ``validation_quality`` (the score, or in generation the agreement
+with the full model, by which knobs are chosen), ``layers`` (average, of test rows), ``score`` and every other metric by
+its name, ``exit_histogram``. Operating points also have ``point`` (their number), ``targets``, ``score_low`` and
+``score_high``; these and the knobs of the validation hull (``hull``) have ``flops_ratio``, and ``speedup_b1``, ...
+where they were timed. In generation only operating points were decoded: other knobs have no test columns.
+
+`rows` has a line for every test row at every knob whose answers were kept. `times` has a line for everything that was
+timed, batch size and round: ``seconds`` (a row, or a decoded token), ``stock_seconds`` (the stock model in the same
+round) and what else the clock recorded.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from benchmarks.specs.schema import canonical_json
+from benchmarks.specs.targets import SPEEDUPS, TEXT_SPEEDUPS, Speedups
+from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
+from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, TimingRecord, TimingSamples
+from benchmarks.store.stored_results import BaseStoredCell, kind_of_results, open_results
+from consistentee.errors import UserError, unknown_name
+
+FULL, ORACLE, MAJORITY, STATIC = "full", "oracle", "majority", "static"
+REFERENCES = (STATIC, "random", ORACLE, MAJORITY)
+"""Methods that are yardsticks and no competitors: they come last in tables and are grey in figures."""
+CORE_METHOD = "consistentee"
+"""Names of its variants begin with it."""
+TASK = ["task", "backbone"]
+CURVE = [*TASK, "label"]
+NATS, TO_FULL, MATCH = "nats", "rougeL_to_full", "match"
+"""Scores of texts besides the task's: the loss of a reference's token, and agreement with the full model's text."""
+
+Answers = tuple[NDArray[Any], NDArray[Any]]
+"""Labels and answers of the test rows, as :mod:`benchmarks.analysis.statistics` takes them."""
+_Line = dict[str, Any]
+
+
+@dataclass(eq=False)
+class Results:
+    """The results of one or several folders.
+
+    Attributes:
+        folder: the (first) folder.
+        kind: classification or generation.
+        cells, timings: the records.
+        faults: what could not be read or compared, one sentence each.
+    """
+
+    folder: Path
+    kind: Literal["classification", "generation"]
+    cells: list[BaseStoredCell[Any]]
+    timings: list[Any]
+    faults: list[str] = field(default_factory=list)
+    _predictions: dict[int, dict[str, NDArray[Any]] | None] = field(default_factory=dict, repr=False)
+    _columns: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+
+    @property
+    def speedups(self) -> Speedups:
+        """The budgets at which methods are compared, as full cost / cost."""
+        return TEXT_SPEEDUPS if self.kind == "generation" else SPEEDUPS
+
+    @property
+    def records(self) -> list[Any]:
+        """The records of all cells."""
+        return [cell.record for cell in self.cells]
+
+    @cached_property
+    def knobs(self) -> pd.DataFrame:
+        """A line for every knob of every cell."""
+        lines = [line for number, record in enumerate(self.records) for line in _knob_lines(number, record)]
+        return _with_speedups(pd.DataFrame(lines), self.times)
+
+    @cached_property
+    def times(self) -> pd.DataFrame:
+        """A line for everything that was timed, batch size and round."""
+        return _with_stock(pd.DataFrame(_time_lines(self.timings), columns=_TIME_COLUMNS))
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        """A line for every test row at every knob whose answers were kept; made when it is asked for."""
+        frames = []
+        for index, knob in self.knobs.dropna(subset=["point", "hull"], how="all").iterrows():
+            columns, found = self.predictions(knob["cell"]), self.answers(index)
+            if columns is None or found is None:
+                continue
+            frame = pd.DataFrame({"row": columns["row"], "answer": found[1]})
+            frame["true_label"] = found[0]
+            places = (("exit_layer", "point"), ("exit_layers", "point"), ("hull_exit_layer", "hull"))
+            names = [f"{name}_{knob[place]:.0f}" for name, place in places]
+            frame["exit_layer"] = next((columns[name] for name in names if name in columns), None)
+            frames.append(frame.assign(**{name: knob[name] for name in (*CURVE, "seed", "cell", "place", "knob")}))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+    @cached_property
+    def methods(self) -> dict[str, str]:
+        """The method of every label: the full model first, then by name, references last."""
+        found = {record.label: record.method for record in self.records}
+        return dict(sorted(found.items(), key=lambda item: (_rank(item[1]), item[0])))
+
+    @property
+    def labels_to_compare(self) -> list[str]:
+        """The labels that are compared: all but the full model, the oracle and the majority class."""
+        return [x for x, method in self.methods.items() if role_of(method) not in (FULL, ORACLE, MAJORITY)]
+
+    @cached_property
+    def tasks(self) -> pd.DataFrame:
+        """Tasks with their ``metric``, ``num_layers``, ``full_label`` and whether they count in means (``compared``).
+
+        A task counts if at least half of all labels were run on it: most methods need classes, so that with a
+        regression among the tasks no other method would be defined on all of them.
+        """
+        groups = self.knobs.groupby(TASK)
+        found = groups.agg(metric=("metric", "first"), num_layers=("num_layers", "first"), labels=("label", "nunique"))
+        found["full_label"] = [_full_label(knobs) for _, knobs in groups]
+        known = found.index[found["full_label"].notna()] if found["full_label"].notna().any() else found.index
+        labels = {(r.task, r.backbone, r.label) for r in self.records if (r.task, r.backbone) in known}
+        enough = found.index[2 * found["labels"] >= len({label for *_, label in labels})].intersection(known)
+        found["compared"] = found.index.isin(enough if len(enough) else known)
+        return found
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """The batch sizes that were timed, rows in step."""
+        return sorted(map(int, self.times.loc[~self.times["regroups"].astype(bool), "batch_size"].unique()))
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a column of :attr:`knobs` as an array."""
+        if name not in self._columns:
+            self._columns[name] = self.knobs[name].to_numpy()
+        return self._columns[name]
+
+    def predictions(self, cell: int) -> dict[str, NDArray[Any]] | None:
+        """Return the columns of a cell's test rows, in order; None where they cannot be read."""
+        if cell not in self._predictions:
+            try:
+                table = self.cells[cell].rows.predictions().sort_values("row")
+                self._predictions[cell] = {str(name): table[name].to_numpy() for name in table.columns}
+            except UserError:  # the rows are gone; what the record holds still stands
+                self._predictions[cell] = None
+        return self._predictions[cell]
+
+    def answers(self, knob: Any, measure: str | None = None) -> Answers | None:
+        """Return labels and answers of the test rows at a knob; None where they were not kept.
+
+        Args:
+            knob: its place in the index of :attr:`knobs`.
+            measure: in generation, the score of texts; by default the task's.
+        """
+        columns = self.predictions(int(self.column("cell")[knob]))
+        if columns is None:
+            return None
+        point, hull = self.column("point")[knob], self.column("hull")[knob]
+        if self.kind == "generation":
+            return (
+                _texts(columns, f"{measure or self.column('metric')[knob]}_{point:.0f}", measure)
+                if point >= 0
+                else None
+            )
+        if point >= 0:
+            name = f"prediction_{point:.0f}"
+            return (columns["label"], columns[name]) if name in columns else None
+        if hull >= 0:
+            return _answers_of_hull(columns, int(hull))
+        # All validation rows run all layers: the answers are those of the last exit, but for a few test rows at most.
+        at_full_depth = self.column("validation_layers")[knob] >= self.column("num_layers")[knob]
+        return (
+            (columns["label"], columns["full_prediction"]) if at_full_depth and "full_prediction" in columns else None
+        )
+
+    def full_answers(self, task: tuple[str, str], seed: int, measure: str | None = None) -> Answers | None:
+        """Return the same of the full model trained with a seed."""
+        full = self.tasks.loc[task, "full_label"]
+        knobs = self.knobs
+        own = knobs[(knobs["task"] == task[0]) & (knobs["backbone"] == task[1]) & (knobs["label"] == full)]
+        own = own[own["seed"] == seed]
+        if own.empty:
+            return None
+        if self.kind == "classification":
+            return self.answers(own.index[-1])
+        columns = self.predictions(int(own["cell"].iloc[0]))
+        if columns is None or measure not in (TO_FULL, MATCH):
+            return None if columns is None else _texts(columns, f"full_{measure or own['metric'].iloc[0]}", measure)
+        return columns["row"], np.ones(len(columns["row"]))
+
+    def full_scores(self, measure: str | None = None) -> pd.Series:
+        """Return the full model's score by task, backbone and seed (-1: the mean of its seeds)."""
+        found = {}
+        for task, full in self.tasks["full_label"].items():
+            own = [r for r in self.records if (r.task, r.backbone) == task and r.label == full]
+            scores = pd.Series([_full_score(r, measure) for r in own], [r.seed for r in own], dtype=float)
+            found |= {(*task, seed): score for seed, score in scores.groupby(level=0).mean().items()}
+            found[(*task, -1)] = scores.mean()
+        return pd.Series(found).rename_axis([*TASK, "seed"])
+
+    def only(self, labels: Collection[str] | None = None, tasks: Collection[str] | None = None) -> "Results":
+        """Return the results of some labels (or all of a method) and tasks; the full model always stays.
+
+        Raises UserError for a label or a task that is not there.
+        """
+        for task in tasks or ():
+            if task not in (known := {record.task for record in self.records}):
+                raise unknown_name("task in these results", task, known)
+        named = {record.label for record in self.records}
+        for label in labels or ():
+            if label not in (known := named | set(self.methods.values())):
+                raise unknown_name("method in these results", label, known)
+        wanted = None if labels is None else named & set(labels)
+        methods = {FULL, MAJORITY, *(labels or ())} - (wanted or set())
+
+        def stays(record: BaseRecord) -> bool:
+            of_label = (
+                wanted is None or record.label in wanted or bool(methods & {role_of(record.method), record.method})
+            )
+            return of_label and (tasks is None or record.task in tasks)
+
+        return replace(self, cells=[cell for cell in self.cells if stays(cell.record)], _predictions={}, _columns={})
+
+    def with_records(self, records: Sequence[Any]) -> "Results":
+        """Return the same results with other records, one a cell."""
+        cells = [replace(cell, record=record) for cell, record in zip(self.cells, records, strict=True)]
+        return replace(self, cells=cells, _predictions={}, _columns={})
+
+
+def load_results(
+    folder: Path | str, labels: Collection[str] | None = None, tasks: Collection[str] | None = None
+) -> Results:
+    """Read a results folder, of a run or published.
+
+    Args:
+        folder: the folder.
+        labels, tasks: only these, see :meth:`Results.only`.
+
+    Raises:
+        UserError: there are no results that can be read, or none of a label or task.
+    """
+    root = Path(folder)
+    kind: Literal["classification", "generation"] = "classification"
+    record: type[BaseRecord] = CellRecord
+    timing: type[BaseTimingRecord] = TimingRecord
+    if kind_of_results(root) == "generation":
+        kind, record, timing = "generation", GenerationRecord, DecodingTimingRecord
+    found = open_results(root, record, timing)
+    if not found.cells:
+        raise UserError(f"{found.faults[0]}, and {root} holds no other finished cell; run the suite again")
+    results = Results(root, kind, list(found.cells), list(found.timings), [str(fault) for fault in found.faults])
+    return results if labels is None and tasks is None else results.only(labels, tasks)
+
+
+def protocol(record: BaseRecord) -> dict[str, object]:
+    """Return what two records of a task must have in common, so that only their methods differ."""
+    parts = record.key_parts
+    return {
+        "rows": parts.rows,
+        "recipe": canonical_json(parts.settings.get("recipe")),
+        "files of the backbone": canonical_json(parts.backbone),
+        "version of the engine": parts.engine_version,
+        "version of training": parts.training_version,
+    }
+
+
+def merge(found: Sequence[Results]) -> Results:
+    """Merge the results of several folders: a curve with a seed is taken from the first folder that has it.
+
+    Recipes are never mixed: a folder whose records of a task follow another protocol than those of the first folder
+    that has the task is left out for this task, and named in ``faults``.
+    """
+    cells: dict[tuple[str, ...], list[BaseStoredCell[Any]]] = {}
+    owners: dict[tuple[str, str], tuple[Path, dict[str, object]]] = {}
+    faults = dict.fromkeys(fault for results in found for fault in results.faults)
+    for results in found:
+        taken = set(cells)
+        for cell in results.cells:
+            record = cell.record
+            task, curve = (record.task, record.backbone), (record.task, record.backbone, record.label, str(record.seed))
+            owner, wanted = owners.setdefault(task, (results.folder, protocol(record)))
+            other = (
+                []
+                if owner == results.folder
+                else [name for name, value in protocol(record).items() if value != wanted[name]]
+            )
+            if other:
+                words = " and ".join(other)
+                faults[f"{', '.join(task)} of {results.folder} differs from that of {owner} in {words}"] = None
+            elif curve not in taken:
+                cells.setdefault(curve, []).append(cell)
+    kept = [cell for of_curve in cells.values() for cell in of_curve]
+    keys = {cell.record.key for cell in kept}
+    timings = [t for results in found for t in results.timings if any(c.cell_key in keys for c in t.contenders)]
+    return Results(found[0].folder, found[0].kind, kept, timings, list(faults))
+
+
+def role_of(method: str) -> str:
+    """Return the name of a reference whatever its rows are (``token-static`` is ``static``), else the method's own."""
+    role = method.removeprefix("token-")
+    return role if role in (FULL, *REFERENCES) else method
+
+
+def labels_of_role(methods: Mapping[str, str], role: str) -> list[str]:
+    """Return the labels of a role; the one under its method's own name is first."""
+    found = [label for label, method in methods.items() if role_of(method) == role]
+    return sorted(found, key=lambda label: (label != methods[label], label))
+
+
+def is_core(method: str) -> bool:
+    """Return whether a method is ConsistentEE or a variant of it."""
+    return method.startswith(CORE_METHOD)
+
+
+def varied_parameters(record: BaseRecord, siblings: Iterable[BaseRecord]) -> str:
+    """Return the parameters of a cell that differ among the cells of its label: ``alpha=0.05``."""
+    known = [sibling.parameters for sibling in siblings]
+    return ", ".join(
+        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in sorted(record.parameters.items())
+        if len({repr(parameters.get(name)) for parameters in known}) > 1
+    )
+
+
+def _rank(method: str) -> int:
+    role = role_of(method)
+    return 0 if role == FULL else 2 + REFERENCES.index(role) if role in REFERENCES else 1
+
+
+def _full_label(knobs: pd.DataFrame) -> str | None:
+    labels = labels_of_role(dict(zip(knobs["label"], knobs["method"], strict=True)), FULL)
+    return labels[0] if labels else None
+
+
+def _knob_lines(number: int, record: CellRecord | GenerationRecord) -> Iterator[_Line]:
+    """Yield the lines of one cell."""
+    common: _Line = {name: getattr(record, name) for name in (*CURVE, "method", "seed", "key", "knob_name", "metric")}
+    common |= {"cell": number, "num_layers": record.num_layers}
+    common["parameters"] = ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))
+    points = {point.knob: (place, point) for place, point in enumerate(record.operating_points)}
+    of_texts = isinstance(record, GenerationRecord)
+    hull = {} if of_texts else {point.place: (place, point) for place, point in enumerate(record.hull)}
+    for place, validation in enumerate(record.curve_validation):
+        line = common | {
+            "place": place,
+            "knob": validation.knob,
+            "validation_layers": validation.average_layers,
+            "validation_quality": validation.quality(record.metric),
+            "point": points.get(validation.knob, (np.nan,))[0],
+            "hull": hull.get(place, (np.nan,))[0],
+            "targets": (),
+        }
+        if isinstance(record, CellRecord):
+            line |= _test_of_instances(record, place, hull, points.get(validation.knob))
+        elif validation.knob in points:
+            line |= _test_of_texts(points[validation.knob][1])
+        yield line
+
+
+def _test_of_instances(record: CellRecord, place: int, hull: Mapping[int, Any], found: Any) -> _Line:
+    test = record.curve_test[place]
+    line = {**test.scores, "layers": test.average_layers, "score": test.scores[record.metric]}
+    line["exit_histogram"] = test.exit_histogram
+    if place in hull:
+        known = hull[place][1]
+        line["flops_ratio"] = record.full_flops / known.flops
+        if record.full_validation_flops and known.validation_flops:
+            line["validation_flops_ratio"] = record.full_validation_flops / known.validation_flops
+    if found is not None:
+        point = found[1]
+        low, high = point.score_interval
+        line |= {"targets": tuple(point.targets), "score_low": low, "score_high": high}
+        line |= {"flops": point.flops, "full_flops": record.full_flops}
+        line |= {"live_rows": point.live_rows, "live_disagreements": point.live_disagreements}
+        line["flops_ratio"] = record.full_flops / point.flops if point.flops else np.nan
+    return line
+
+
+def _test_of_texts(point: Any) -> _Line:
+    means = {**point.scores, TO_FULL: point.full_text_score, MATCH: point.token_match}
+    line: _Line = {name: mean.value for name, mean in means.items()}
+    line |= {
+        f"{name}_{bound}": value
+        for name, mean in means.items()
+        for bound, value in zip(("low", "high"), mean.interval, strict=True)
+    }
+    drafts = point.speculation
+    return line | {
+        "layers": point.average_layers,
+        "exit_histogram": point.exit_histogram,
+        "layers_by_position": point.layers_by_position,
+        "targets": tuple(point.targets),
+        NATS: np.nan if point.references is None else point.references.nats,
+        "flops": point.decode_flops,
+        "full_flops": point.full_decode_flops,
+        "flops_ratio": point.full_decode_flops / point.decode_flops if point.decode_flops else np.nan,
+        "accepted": np.nan if drafts is None else drafts.accepted,
+        "drafted": np.nan if drafts is None else drafts.drafted,
+    }
+
+
+_TIME_COLUMNS = [
+    *("task", "backbone", "seed", "timing", "label", "key", "knob", "layers", "batch_size", "in_flight", "regroups"),
+    *("round", "seconds", "rows", "prefill_seconds", "head_seconds", "completed_seconds"),
+]
+
+
+def _time_lines(timings: Iterable[Any]) -> Iterator[_Line]:
+    """Yield a line for everything that was timed, batch size and round; the stock model has no key."""
+    for number, timing in enumerate(timings):
+        for one in timing.contenders:
+            for sample in one.samples:
+                for place, seconds in enumerate(sample.round_seconds):
+                    line = {
+                        **{name: getattr(timing, name) for name in (*TASK, "seed")},
+                        **{"timing": number, "label": one.label, "key": one.cell_key, "knob": one.knob},
+                        **{"layers": one.average_layers, "batch_size": sample.batch_size, "round": place},
+                    }
+                    yield line | (_text_sample if isinstance(sample, DecodingSamples) else _sample)(
+                        sample, place, seconds
+                    )
+
+
+def _sample(sample: TimingSamples, _: int, seconds: float) -> _Line:
+    return {"in_flight": sample.batch_size, "regroups": False, "rows": sample.rows, "seconds": seconds / sample.rows}
+
+
+def _text_sample(sample: DecodingSamples, place: int, seconds: float) -> _Line:
+    tokens = sum(sample.decoded_tokens)
+    line: _Line = {
+        "in_flight": sample.under_way,
+        "regroups": sample.regroups,
+        "rows": sample.prompts,
+        "seconds": seconds,
+        "prefill_seconds": sum(sample.prefill_seconds[place]) / sample.prompts,
+        "head_seconds": sum(sample.head_seconds[place]) / tokens if sample.head_seconds else np.nan,
+        "completed_seconds": sample.completed_seconds[place] if sample.completed_seconds else [],
+    }
+    return line | ({} if sample.layers_a_token is None else {"layers": sample.layers_a_token})
+
+
+def _with_stock(times: pd.DataFrame) -> pd.DataFrame:
+    """Add the seconds of the stock model in the same round, with as many rows under way."""
+    in_step = times[(times["key"] == "") & ~times["regroups"].astype(bool)]
+    by_round = ["timing", "in_flight", "round"]
+    stock = in_step[[*by_round, "seconds"]].rename(columns={"seconds": "stock_seconds"}).drop_duplicates(by_round)
+    return times.merge(stock, on=by_round, how="left")
+
+
+def speedups_of(times: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Return the speed-up at each batch size, rows in step: the median over rounds of stock / here, by some columns."""
+    in_step = times[~times["regroups"].astype(bool)]
+    ratios = (in_step["stock_seconds"] / in_step["seconds"]).rename("ratio")
+    found = pd.concat([in_step[[*by, "batch_size"]], ratios], axis=1).groupby([*by, "batch_size"])["ratio"].median()
+    return found.unstack().rename(columns=lambda size: f"speedup_b{size}").rename_axis(columns=None)
+
+
+def first_timings(times: pd.DataFrame) -> pd.DataFrame:
+    """Keep of every knob the first timing that has it: the latest one, in the order of the store."""
+    of_cells = times[times["key"] != ""]
+    return of_cells[of_cells["timing"] == of_cells.groupby(["key", "knob"])["timing"].transform("min")]
+
+
+def _with_speedups(knobs: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
+    for name in ("layers", "flops_ratio", "flops", "full_flops", "score_low", "score_high"):
+        if name not in knobs:
+            knobs[name] = np.nan
+    if "score" not in knobs:
+        knobs["score"] = [line.get(line["metric"], np.nan) for line in knobs.to_dict("records")]
+    found = first_timings(times)
+    if found.empty:
+        return knobs
+    return knobs.merge(speedups_of(found, ["key", "knob"]).reset_index(), on=["key", "knob"], how="left")
+
+
+def _texts(columns: Mapping[str, NDArray[Any]], name: str, measure: str | None) -> Answers | None:
+    sizes = "reference_tokens" if measure == NATS else "row"
+    if name not in columns or sizes not in columns:
+        return None
+    return np.asarray(columns[sizes], dtype=float), np.asarray(columns[name], dtype=float)
+
+
+def _answers_of_hull(columns: Mapping[str, NDArray[Any]], number: int) -> Answers | None:
+    """Return the answer of each row at the layer where it exits."""
+    exits = columns.get(f"hull_exit_layer_{number}")
+    if exits is None or any(f"layer_prediction_{layer}" not in columns for layer in range(1, exits.max() + 1)):
+        return None
+    by_layer = np.stack([columns[f"layer_prediction_{layer}"] for layer in range(1, exits.max() + 1)])
+    return columns["label"], by_layer[exits - 1, np.arange(exits.size)]
+
+
+def _full_score(record: Any, measure: str | None) -> float:
+    if isinstance(record, CellRecord):
+        return record.curve_test[-1].scores[record.metric]
+    if measure == NATS:
+        return np.nan if record.full_reference_nats is None else float(record.full_reference_nats)
+    return 1.0 if measure in (TO_FULL, MATCH) else float(record.full_scores[measure or record.metric].value)

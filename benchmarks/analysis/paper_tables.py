@@ -1,0 +1,429 @@
+"""Figures that papers print, as quoted in ``benchmarks/published``, and ours: paper by paper, and method by method."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from benchmarks.analysis.equal_cost import EqualCost, comparison_of
+from benchmarks.analysis.frames import FULL, REFERENCES, STATIC, Results
+from benchmarks.analysis.tables import (
+    FORMATS,
+    MISSING,
+    OVER_NOTE,
+    UNDER_NOTE,
+    Column,
+    Table,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+from benchmarks.specs.papers import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
+from benchmarks.tasks.loader import spec_of
+from consistentee.errors import UserError, unknown_name
+
+_FOLDER = files("benchmarks") / "published"
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+_MINUS = "ours - theirs"
+
+
+class Names(BaseModel):
+    """``names.yaml``: what printed names mean here; the lists hold what has no counterpart."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    methods: dict[str, str]
+    unmapped_methods: list[str]
+    tasks: dict[str, str]
+    unmapped_tasks: list[str]
+    splits: dict[str, str]
+    speedup_definitions: dict[str, str]
+
+
+@cache
+def published_results() -> pd.DataFrame:
+    """Read all printed figures, as text: values and speed-ups are quoted, not converted."""
+    with (_FOLDER / "results.csv").open(encoding="utf-8") as file:
+        found = pd.read_csv(file, dtype=str, keep_default_na=False)
+    return found.apply(lambda texts: texts.str.strip())
+
+
+@cache
+def names() -> Names:
+    """Read the mapping of names."""
+    return Names.model_validate(yaml.safe_load((_FOLDER / "names.yaml").read_text(encoding="utf-8")))
+
+
+def published_table(results: Results, task: tuple[str, str]) -> Table | None:
+    """Return our scores at the middle budget and printed figures of the same methods and task; None without any."""
+    printed, mapping = published_results(), names()
+    printed = printed.assign(
+        ours=printed["task"].map(mapping.tasks),
+        label=printed["method"].map(mapping.methods),
+        printed_value=printed["value"],
+    )
+    printed = printed[printed["ours"] == task[0]].drop(columns=["task", "method"])
+    printed["split"] = printed["table"].map(mapping.splits)
+    if printed.empty:
+        return None
+    never = set(REFERENCES) - {STATIC}
+    comparison = comparison_of(results)
+    own = comparison.by_task()
+    own = own[(own["task"] == task[0]) & (own["backbone"] == task[1]) & (own["speedup"] == comparison.middle)]
+    own = own.assign(method=own["label"], label=own["label"].map(results.methods))
+    own = own[~own["label"].isin(never)]
+    known = own.rename(columns={"speedup": "budget"}).drop(columns=["task", "backbone"])
+    depth, metric = results.tasks.loc[task, "num_layers"], results.tasks.loc[task, "metric"]
+    known["percent"], known["ratio"], known["our_metric"] = 100 * known["score"], depth / known["layers"], metric
+    found = known.merge(printed, on="label", how="outer", sort=False)
+    found["method"] = found["method"].fillna(found["label"])
+    order = {label: place for place, label in enumerate(results.methods)}
+    found = found.sort_values("method", key=lambda labels: labels.map(order).fillna(len(order)), kind="stable")
+    return Table(
+        title=f"Published figures · {' · '.join(task)}",
+        name=f"published-{task[0]}",
+        frame=found.replace({"": None}),
+        columns=[
+            Column("method", "method"),
+            Column("ours %", "percent", ".1f"),
+            Column("our metric", "our_metric"),
+            Column("layer ratio", "ratio", ".2f"),
+            Column("FLOPs ratio", "flops_ratio", ".2f"),
+            *([Column("time ratio b1", "speedup_b1", ".2f")] if "speedup_b1" in found else []),
+            Column("printed", "printed_value"),
+            *(Column(name, name) for name in ("metric", "backbone", "split")),
+            Column("speed-up", "speedup"),
+            Column("its definition", "speedup_definition"),
+            Column("source", "source"),
+        ],
+        notes=[
+            f"Ours: {task[1]}, {depth} layers, test rows, two knobs mixed to run L / {comparison.middle:g} layers; "
+            "ratios = "
+            "full model / method. Printed: quoted with its own backbone, metric, split and meaning of speed-up; other "
+            f"backbones and splits are no comparison of methods. {MISSING}: not measured, or not in the collection."
+        ],
+    )
+
+
+def published_tables(results: Results) -> list[Table]:
+    """Return our numbers and those that papers print. Raises UserError for generation, of which there are none."""
+    if results.kind == "generation":
+        raise UserError("there are no published figures of generation to compare with")
+    tables = [table for task in results.tasks.index if (table := published_table(results, task)) is not None]
+    if not tables:
+        raise UserError(f"no paper in the collection prints figures of {', '.join(results.tasks.index.unique(0))}")
+    return tables
+
+
+def render_published(results: Results, table_format: str) -> str:
+    """Render :func:`published_tables` in a format of ``table``. Raises UserError for an unknown one."""
+    tables = published_tables(results)
+    if table_format not in FORMATS:
+        raise unknown_name("table format", table_format, FORMATS)
+    if table_format == "latex":
+        return to_latex(tables)
+    if table_format in {"csv", "long"}:
+        return to_csv(pd.concat([table.frame for table in tables], ignore_index=True))
+    return to_markdown(tables)
+
+
+# ---------------------------------------------------------------------------------------------- a paper's table
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paper's table and one backbone of ours.
+
+    Attributes:
+        table, backbone: which.
+        results: our records of this backbone.
+        labels: the table's curves that there can be on the backbone.
+        command: makes the records that are missing.
+    """
+
+    table: PaperTable
+    backbone: str
+    results: Results | None
+    labels: tuple[str, ...]
+    command: str
+
+    def has(self, task: str, label: str | None = None) -> bool:
+        """Return whether there are records of a task, or of a label on it."""
+        records = [] if self.results is None else self.results.records
+        return any(record.task == task and label in {None, record.label} for record in records)
+
+
+def compare(comparison: Comparison) -> pd.DataFrame:
+    """Return a line for every printed operating point and label of ours; scores and points are shares.
+
+    Columns: ``method``, ``printed_backbone``, ``task`` (of the paper), ``our_task``, ``number`` of how many ``points``,
+    ``printed_metric``, ``printed_value``, ``printed_speedup``, ``speedup``, ``their_score``, ``their_points``,
+    ``label``, ``score``, ``points``, ``low``, ``high``, ``layers``, ``over``, ``under``, ``source`` and ``url``.
+    """
+    lines = [
+        line | {"label": label}
+        for method in comparison.table.methods
+        for column in comparison.table.columns
+        for line in _printed_points(comparison.table, method, column)
+        for label in [label for label in method.ours if label in comparison.labels] or [""]
+    ]
+    frame = pd.DataFrame(lines)
+    own = [_ours(comparison, column, frame) for column in comparison.table.columns]
+    keys = ["our_task", "label", "speedup"]
+    names_of_ours = ["score", "our_points", "low", "high", "layers", "over", "under"]
+    known = [found for found in own if found is not None]
+    ours = pd.concat(known, ignore_index=True) if known else pd.DataFrame(columns=[*keys, *names_of_ours])
+    return frame.merge(ours[[*keys, *names_of_ours]].drop_duplicates(keys), on=keys, how="left")
+
+
+def _ours(comparison: Comparison, column: PaperColumn, printed: pd.DataFrame) -> pd.DataFrame | None:
+    """Return what our curves reach at the printed speed-ups of a task, scored by the metric of the column."""
+    if not comparison.has(column.task) or comparison.results is None:
+        return None
+    scored = scored_by(comparison.results.only(tasks=[column.task]), column.metric)
+    wanted = printed[printed["our_task"] == column.task]
+    if scored is None or wanted.empty:
+        return None
+    found = EqualCost(scored, sorted(set(wanted["speedup"])))
+    frame = found.by_task()
+    frame = frame.merge(wanted[["label", "speedup"]].drop_duplicates(), on=["label", "speedup"])
+    return found.with_intervals(frame).rename(columns={"task": "our_task", "points": "our_points"})
+
+
+def scored_by(results: Results, metric: str) -> Results | None:
+    """Return results of one task whose score is another metric of its records; None if they do not hold it."""
+    if all(record.metric == metric for record in results.records):
+        return results
+    if any(metric not in point.scores for record in results.records for point in record.curve_test):
+        return None
+    return results.with_records([record.model_copy(update={"metric": metric}) for record in results.records])
+
+
+def _printed_points(table: PaperTable, method: PaperMethod, column: PaperColumn) -> list[dict[str, Any]]:
+    """Return the operating points that a paper prints of a method on a task, in its order."""
+    full, found = printed_full(table, method, column), []
+    for result in _printed(table, method.printed, method.backbone, column).to_dict("records"):
+        value, speedup = _number(result["value"]), _speedup(table.speed, result["speedup"])
+        if value is None or speedup is None:
+            continue
+        of_points = table.values is PrintedValue.POINTS
+        points = value if of_points else np.nan if full is None else value - full
+        found.append(
+            {
+                "method": method.printed,
+                "printed_backbone": method.backbone,
+                "task": column.printed,
+                "our_task": column.task,
+                "our_metric": column.metric,
+                "printed_metric": result["metric"],
+                "printed_value": result["value"],
+                "printed_speedup": result["speedup"],
+                "definition": result["speedup_definition"],
+                "speedup": speedup,
+                "their_score": np.nan if of_points else value / 100,
+                "their_points": points / 100,
+                "source": result["source"],
+                "url": result["url"],
+            }
+        )
+    return [line | {"number": place + 1, "points": len(found)} for place, line in enumerate(found)]
+
+
+def printed_full(table: PaperTable, method: PaperMethod, column: PaperColumn) -> float | None:
+    """Return the printed score of the full model of a method, in percent; None where there is none in this metric."""
+    values = map(_number, _printed(table, method.full, method.backbone, column)["value"])
+    return next((value for value in values if value is not None), None)
+
+
+def _printed(table: PaperTable, method: str, backbone: str, column: PaperColumn) -> pd.DataFrame:
+    found = published_results()
+    own = (found["table"] == table.table) & (found["method"] == method) & (found["backbone"] == backbone)
+    return found[own & (found["task"] == column.printed) & found["metric"].isin(column.printed_metrics)]
+
+
+def _number(text: str) -> float | None:
+    """Return the number that a text begins with: of ``83.9/83.0``, matched and mismatched, the first."""
+    found = _NUMBER.match(text)
+    return float(found[0]) if found else None
+
+
+def _speedup(speed: PrintedSpeed, text: str) -> float | None:
+    value = _number(text)
+    if value is None or speed is not PrintedSpeed.TIME_SAVED:
+        return value
+    return 1 / (1 + value / 100)  # -21% is a fifth of the time saved
+
+
+def paper_table(comparison: Comparison) -> Table:
+    """Return the table of one backbone of ours, in the paper's shape: a printed line, ours, and the difference."""
+    table, found = comparison.table, compare(comparison)
+    lines: list[dict[str, Any]] = []
+    for method in {(method.full, method.backbone): method for method in table.methods}.values():
+        scores = {column.printed: printed_full(table, method, column) for column in table.columns}
+        texts = {task: MISSING if score is None else f"{score:.1f}" for task, score in scores.items()}
+        lines.append({"method": method.full, "whose": "printed"} | texts)
+    full = {column.printed: _our_full(comparison, column) for column in table.columns}
+    lines.append({"method": FULL, "whose": "ours"} | {t: f"{100 * s:.1f}" for t, s in full.items() if not np.isnan(s)})
+    backbones = found.groupby("method")["printed_backbone"].nunique()
+    for (name, backbone, number), own in found.groupby(["method", "printed_backbone", "number"], sort=False):
+        words = f"{name}, {backbone}" if backbones[name] > 1 else str(name)
+        words += f", point {number}" if own["points"].max() > 1 else ""
+        printed = own.drop_duplicates("task").to_dict("records")
+        lines.append({"method": words, "whose": "printed"} | {line["task"]: _printed_text(line) for line in printed})
+        for label, ours in own[own["label"] != ""].groupby("label", sort=False):
+            records = ours.to_dict("records")
+            lines.append({"method": label, "whose": "ours"} | {line["task"]: _our_text(line) for line in records})
+            lines.append({"method": "", "whose": _MINUS} | {line["task"]: _minus_text(line) for line in records})
+    return Table(
+        title=f"{table.title} · {comparison.backbone}",
+        name=f"{table.name}-{comparison.backbone}",
+        frame=pd.DataFrame(lines),
+        columns=[
+            Column("method", "method"),
+            Column("whose", "whose"),
+            *(Column(c.printed, c.printed) for c in table.columns),
+        ],
+        notes=[
+            "Printed: score, points against the paper's own full model in brackets, at the printed speed-up. Ours: the "
+            "same against our full model; two knobs, chosen on validation rows, are mixed to run L / speed-up layers.",
+            f"{_MINUS}: difference of the points, with its 95% paired bootstrap interval over our rows and seeds; "
+            f"theirs is taken as printed. {OVER_NOTE} {UNDER_NOTE}",
+            *_conditions(comparison, found),
+            *table.notes,
+            *_missing(comparison, found),
+            f"Quoted from: {'; '.join(sorted(set(found['source'] + ', ' + found['url'])))}.",
+        ],
+    )
+
+
+def _our_full(comparison: Comparison, column: PaperColumn) -> float:
+    own = [] if comparison.results is None else comparison.results.records
+    scores = [r.curve_test[-1].scores for r in own if r.task == column.task and r.method == FULL]
+    return float(np.mean([s.get(column.metric, np.nan) for s in scores])) if scores else np.nan
+
+
+def _signed(share: float) -> str:
+    return f"{round(100 * share, 1) + 0.0:+.1f}"  # no -0.0
+
+
+def _score_text(score: float, points: float) -> str:
+    of_points = "" if np.isnan(points) else f"({_signed(points)})"
+    return " ".join(text for text in ("" if np.isnan(score) else f"{100 * score:.1f}", of_points) if text)
+
+
+def _printed_text(line: dict[str, Any]) -> str:
+    return f"{_score_text(line['their_score'], line['their_points'])} at {line['speedup']:.2f}x"
+
+
+def _our_text(line: dict[str, Any]) -> str:
+    if pd.isna(line["score"]):
+        return MISSING
+    return f"{_score_text(line['score'], line['our_points'])}{'†' * int(line['over'])}{'‡' * int(line['under'])}"
+
+
+def _minus_text(line: dict[str, Any]) -> str:
+    theirs = line["their_points"]
+    if pd.isna(line["score"]) or np.isnan(line["our_points"] - theirs):
+        return MISSING
+    interval = "" if np.isnan(line["low"]) else f" [{_signed(line['low'] - theirs)}, {_signed(line['high'] - theirs)}]"
+    return _signed(line["our_points"] - theirs) + interval
+
+
+def _conditions(comparison: Comparison, found: pd.DataFrame) -> list[str]:
+    """Name the conditions that differ, one sentence each."""
+    table = comparison.table
+    records = [] if comparison.results is None else comparison.results.records
+    depths = {record.num_layers for record in records}
+    paper = table.paper_setting.backbone
+    of_layers = f", {depths.pop()} layers" if len(depths) == 1 else ""
+    trains = "" if comparison.backbone == paper else f" (`--run --backbones {paper}` trains the paper's, with a GPU)"
+    theirs = ", ".join(dict.fromkeys(method.backbone for method in table.methods))
+    by_task = {column: [r for r in records if r.task == column.task] for column in table.columns}
+    known = {column: own for column, own in by_task.items() if own}
+    lines = [
+        f"Backbone: theirs {theirs}; ours {comparison.backbone}{of_layers}{trains}.",
+        _split(names().splits[table.table], known),
+        _rows(known, "train", "Training rows: ours", "how many theirs had is not in the collection"),
+        _rows(known, "test", "Test rows: ours", "theirs are those of their split"),
+        _seeds(known, [FULL, *dict.fromkeys(label for label in found["label"] if label)]),
+        _metrics(found),
+    ]
+    if table.speed is not PrintedSpeed.LAYERS:
+        meanings = sorted({names().speedup_definitions[text] for text in found["definition"]})
+        converted = ", read as 1 / (1 - saved)" if table.speed is PrintedSpeed.TIME_SAVED else ""
+        lines.append(f"Speed-up: theirs {', '.join(meanings)}{converted}; ours L / average layers.")
+    return [line for line in lines if line]
+
+
+def _split(theirs: str, known: dict[PaperColumn, list[Any]]) -> str:
+    firsts = [own[0].task_notes.split(".")[0] for own in known.values()]
+    ours = list(dict.fromkeys(first if "dev" in first else "the task's test split" for first in firsts))
+    if not ours or (theirs == "GLUE dev" and all("dev" in one for one in ours)):
+        return ""
+    return f"Split: theirs {theirs}; ours: {'; '.join(ours)}."
+
+
+def _rows(known: dict[PaperColumn, list[Any]], split: Literal["train", "test"], subject: str, theirs: str) -> str:
+    """Name our rows of the tasks where they are not all that the task has."""
+    shown = []
+    for column, own in known.items():
+        rows = own[0].train_rows if split == "train" else own[0].test_rows
+        every = spec_of(column.task)[0].complete_rows.get(split)
+        if every is None or rows < every:
+            shown.append(f"{column.printed} {rows:,}{f' of {every:,}' if every else ''}")
+    return f"{subject} {', '.join(shown)}; {theirs}." if shown else ""
+
+
+def _seeds(known: dict[PaperColumn, list[Any]], labels: Sequence[str]) -> str:
+    counts = []
+    for label in labels:
+        seeds = {len({r.seed for r in own if r.label == label}) for own in known.values()} - {0}
+        if seeds:
+            counts.append(f"{label} {'/'.join(map(str, sorted(seeds)))}")
+    return f"Seeds: ours {', '.join(counts)}; theirs are not in the collection." if counts else ""
+
+
+def _metrics(found: pd.DataFrame) -> str:
+    bare = found["printed_metric"].str.lower().str.removeprefix("delta ").str.removesuffix(" vs baseline")
+    differ = found[bare != found["our_metric"]].groupby(["printed_metric", "our_metric"], sort=False)["task"].unique()
+    words = [f"{', '.join(tasks)}: theirs '{theirs}', ours {ours}" for (theirs, ours), tasks in differ.items()]
+    return f"Metric: {'; '.join(words)}." if words else ""
+
+
+def _missing(comparison: Comparison, found: pd.DataFrame) -> list[str]:
+    """Name what has no records, and the command that makes them."""
+    tasks, of_labels = [], []
+    for column in comparison.table.columns:
+        labels = sorted({x for x in found.loc[found["our_task"] == column.task, "label"] if x})
+        lacking = [label for label in labels if not comparison.has(column.task, label)]
+        if not comparison.has(column.task):
+            tasks.append(column.printed)
+        elif lacking:
+            of_labels.append(f"{', '.join(lacking)} on {column.printed}")
+    missing = [", ".join(tasks), *of_labels] if tasks else of_labels
+    return [f"{MISSING}: no records of {'; '.join(missing)}; `{comparison.command}` makes them."] if missing else []
+
+
+def paper_csv(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """Return a line for every printed point and curve of ours, in percent."""
+    frames = []
+    for comparison in comparisons:
+        found = compare(comparison)
+        full = {column.task: _our_full(comparison, column) for column in comparison.table.columns}
+        found.insert(0, "table", comparison.table.name)
+        found["our_backbone"], found["our_full"] = comparison.backbone, found["our_task"].map(full)
+        for bound in ("our_points", "low", "high"):
+            name = {"our_points": "difference"}.get(bound, f"difference_{bound}")
+            found[name] = found[bound] - found["their_points"]
+        shares = ["their_score", "their_points", "score", "our_points", "low", "high", "our_full"]
+        shares += ["difference", "difference_low", "difference_high"]
+        found[shares] = 100 * found[shares].astype(float)
+        frames.append(found[found["label"] != ""].rename(columns={"label": "our_method", "score": "our_score"}))
+    return pd.concat(frames, ignore_index=True).drop(columns=["number", "points", "definition"])

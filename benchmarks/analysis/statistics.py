@@ -1,0 +1,221 @@
+"""Every bootstrap interval and test of the project: of a mean, of any task's score, over rows, and over rows and seeds.
+
+Of one score it is the percentile bootstrap of :func:`scipy.stats.bootstrap`. With several seeds it is crossed: rows and
+seeds are drawn independently of each other, because every seed answers the same rows. A suite has thousands of points,
+so resamples are written as weights of rows, and all of them are scored by one matrix product.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import bootstrap
+
+from consistentee.data.metrics import score
+
+Floats = NDArray[np.float64]
+
+MEAN = "mean"
+"""The metric of answers that are scores themselves, whatever the labels."""
+MEAN_BY_SIZE = "mean by size"
+"""The metric of answers that are sums over as many parts as the labels say: a mean over all parts."""
+
+RESAMPLES = 1000
+_RESAMPLES_AT_ONCE = 100
+
+
+def interval_of_mean(values: Floats, *, resamples: int, seed: int) -> tuple[float, float]:
+    """Compute the 95% percentile bootstrap interval of the mean of values [N]; equal seeds give equal intervals."""
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    return _percentiles((values,), np.mean, resamples, seed, vectorised=True)
+
+
+def score_interval(
+    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Compute the 95% percentile bootstrap interval of a score, over rows.
+
+    Args:
+        metric: a name of :data:`consistentee.data.metrics.METRICS`.
+        labels, predictions: [N].
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+    """
+    true, answers = np.asarray(labels), np.asarray(predictions)
+    if metric == "accuracy":  # a mean over rows: one call for many resamples
+        return interval_of_mean((true == answers).astype(float), resamples=resamples, seed=seed)
+    if len(true) < 2:
+        whole = score(metric, true, answers)
+        return whole, whole
+    return _percentiles((true, answers), lambda y, z: score(metric, y, z), resamples, seed, vectorised=False)
+
+
+def _percentiles(
+    samples: tuple[NDArray[Any], ...], statistic: Callable[..., Any], resamples: int, seed: int, *, vectorised: bool
+) -> tuple[float, float]:
+    result = bootstrap(
+        samples,
+        statistic,
+        paired=len(samples) > 1,
+        vectorized=vectorised,
+        n_resamples=resamples,
+        batch=_RESAMPLES_AT_ONCE,
+        confidence_level=0.95,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 1e-12)
+
+
+def _correlation(terms: Floats) -> Floats:
+    x, y, xx, yy, xy = np.moveaxis(terms, -1, 0)
+    return _ratio(xy - x * y, np.sqrt(np.clip((xx - x * x) * (yy - y * y), 0, None)))
+
+
+def _products(true: Floats, answers: Floats) -> Floats:
+    return np.stack([true, answers, true * true, answers * answers, true * answers], axis=-1)
+
+
+_TERMS: dict[str, tuple[Callable[[Floats, Floats], Floats], Callable[[Floats], Floats]]] = {
+    "accuracy": (lambda true, answers: (true == answers)[:, None].astype(float), lambda terms: terms[..., 0]),
+    "f1": (
+        lambda true, answers: np.stack([true * answers, true != answers], axis=-1).astype(float),
+        lambda terms: _ratio(2 * terms[..., 0], 2 * terms[..., 0] + terms[..., 1]),
+    ),
+    "matthews": (_products, _correlation),  # of two classes, 0 and 1: the correlation of the answers with the truth
+    "pearson": (_products, _correlation),
+    MEAN: (lambda _, answers: answers[:, None], lambda terms: terms[..., 0]),
+    MEAN_BY_SIZE: (
+        lambda sizes, answers: np.stack([answers, sizes], axis=-1),
+        lambda terms: _ratio(terms[..., 0], terms[..., 1]),
+    ),
+}
+"""Metric -> (what a row contributes [N, terms], the score of the terms' mean [..., terms])."""
+
+
+def can_resample(metric: str, labels: ArrayLike) -> bool:
+    """Return whether a metric is a function of means over rows: not Spearman, nor F1 of more than two classes."""
+    two_classes = metric not in ("f1", "matthews") or set(np.unique(labels)) <= {0, 1}
+    return metric in _TERMS and two_classes
+
+
+@lru_cache(maxsize=8)
+def row_weights(rows: int, resamples: int, seed: int) -> Floats:
+    """Draw ``resamples`` times ``rows`` rows with replacement: the share that each row has, [resamples, rows]."""
+    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples) / rows
+
+
+def resampled_terms(
+    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> Floats:
+    """Compute, for every resample of the rows, the means over rows that a score is a function of.
+
+    They are linear: those of a random mixture of rules are the mixture of the rules' own. Equal numbers of rows and
+    equal ``seed`` give the same resamples, so that differences between methods are paired.
+
+    Args:
+        metric: one that :func:`can_resample`, or :data:`MEAN` or :data:`MEAN_BY_SIZE`.
+        labels: [N].
+        predictions: [rules, N].
+        resamples: how many.
+        seed: of the resampling.
+
+    Returns:
+        [resamples, rules, terms], of which :func:`score_of_terms` makes scores.
+    """
+    terms_of, _ = _TERMS[metric]
+    true = np.asarray(labels, dtype=float)
+    terms = np.stack([terms_of(true, one) for one in np.asarray(predictions, dtype=float)], axis=1)
+    flat = terms.reshape(len(true), -1)
+    if resamples <= RESAMPLES:
+        found = row_weights(len(true), resamples, seed) @ flat
+    else:  # as many weights would not fit into memory
+        parts = [_counts(len(true), RESAMPLES, part, seed) @ flat for part in range(-(-resamples // RESAMPLES))]
+        found = np.concatenate(parts)[:resamples] / len(true)
+    return np.asarray(found.reshape(resamples, *terms.shape[1:]))
+
+
+def _counts(rows: int, resamples: int, part: int, seed: int) -> Floats:
+    """Draw rows with replacement, and count how often each was drawn: [resamples, rows]."""
+    drawn = np.random.default_rng([seed, rows, part]).integers(rows, size=(resamples, rows), dtype=np.int32)
+    places = drawn + (rows * np.arange(resamples, dtype=np.int64))[:, None]
+    return np.bincount(places.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(float)
+
+
+def over_any_task(samples: Floats | None) -> Floats | None:
+    """Average samples [tasks, resamples] over tasks drawn with replacement; None of a single task."""
+    if samples is None or len(samples) < 2:
+        return None
+    tasks, resamples = samples.shape
+    drawn = np.random.default_rng([tasks, 2]).integers(tasks, size=(tasks, resamples))
+    return np.asarray(np.take_along_axis(samples, drawn, axis=0).mean(axis=0))
+
+
+def score_of_terms(metric: str, terms: Floats) -> Floats:
+    """Compute the scores of means over rows [..., terms], see :func:`resampled_terms`: [...]."""
+    return _TERMS[metric][1](terms)
+
+
+def score_of_rows(metric: str, labels: ArrayLike, answers: ArrayLike) -> float:
+    """Compute the score of labels and answers [N]; metrics as in :func:`resampled_terms`."""
+    terms = _TERMS[metric][0](np.asarray(labels, dtype=float), np.asarray(answers, dtype=float))
+    return float(score_of_terms(metric, terms.mean(axis=0)))
+
+
+def mean_over_drawn_seeds(scores: Floats, *, seed: int = 0) -> Floats:
+    """Draw as many seeds as there are, with replacement, once a resample, and average: [RESAMPLES]."""
+    resamples, seeds = scores.shape
+    drawn = np.random.default_rng([seed, 1]).integers(seeds, size=(resamples, seeds))
+    return np.take_along_axis(scores, drawn, axis=1).mean(axis=1)
+
+
+def interval(samples: Floats) -> tuple[float, float]:
+    """Compute the 95% percentile interval of bootstrap samples."""
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def interval_over_rows_and_seeds(
+    metric: str, labels: ArrayLike, predictions: ArrayLike, *, seed: int = 0
+) -> tuple[float, float]:
+    """Compute the 95% bootstrap interval of a score averaged over seeds.
+
+    Args:
+        metric: the score.
+        labels: [N].
+        predictions: [seeds, N]. With one seed the interval is over rows alone.
+        seed: of the resampling.
+    """
+    answers = np.asarray(predictions)
+    if can_resample(metric, labels):
+        scores = score_of_terms(metric, resampled_terms(metric, labels, answers, seed=seed))
+        return interval(mean_over_drawn_seeds(scores, seed=seed))
+    # A score of ranks: rows alone, seed by seed, and the bounds averaged.
+    bounds = np.array([score_interval(metric, labels, one, resamples=RESAMPLES, seed=seed) for one in answers])
+    return float(bounds[:, 0].mean()), float(bounds[:, 1].mean())
+
+
+def p_value(samples: Floats) -> float:
+    """Compute the two-sided p value of a bootstrap: twice the share of samples on the rarer side of 0."""
+    rarer = min(int((samples <= 0).sum()), int((samples >= 0).sum()))
+    return min(1.0, 2 * (rarer + 1) / (samples.size + 1))
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Correct p values for their number by Holm's procedure: the i-th smallest of n is multiplied by ``n - i + 1``.
+
+    A larger one is never corrected to less than a smaller one, and none to more than 1. NaN stays and does not count.
+    """
+    values = np.asarray(p_values, dtype=float)
+    corrected = np.full(values.shape, np.nan)
+    order = np.argsort(values, kind="stable")[: np.isfinite(values).sum()]
+    factors = np.arange(order.size, 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1)
+    return corrected

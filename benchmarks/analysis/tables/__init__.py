@@ -1,1 +1,0 @@
-"""Tables: what each shows of some panels, as text, and how they are written."""

@@ -1,1 +1,0 @@
-"""Tables of generation: operating points, equal cost, and batches."""

@@ -1,1 +1,0 @@
-"""Papers' tables, and what they print, beside ours."""

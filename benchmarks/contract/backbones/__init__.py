@@ -1,1 +1,0 @@
-"""What must hold of a backbone before methods are compared on it."""

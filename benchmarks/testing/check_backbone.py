@@ -1,0 +1,407 @@
+"""check-backbone: what must hold of an encoder before methods are compared on it, checked on its real weights.
+
+A check returns what it found in a few words, or raises BrokenContractError. No method is involved.
+"""
+
+import random
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from benchmarks.measure.flops import FlopModel
+from benchmarks.testing.encoders import random_texts, with_random_classifiers
+from benchmarks.testing.faults import BrokenContractError, any_error_is
+from benchmarks.testing.reference import counted_work, reference_logits
+from benchmarks.testing.report import Finding, Report
+from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve
+from consistentee.backbones.encoders import STEPPERS
+from consistentee.backbones.token_exits import TokenExitStepper
+from consistentee.data.encoding import Batch, Encoding
+from consistentee.data.instances import Text
+from consistentee.engine.classify import classify_encoded, stock_encoded
+from consistentee.errors import UserError
+from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.rules.exit_rule import ExitRule, NeverExit, State
+from consistentee.rules.view import LayerView
+
+ROWS = 33
+"""One more than a batch of 32, so that the last batch has one row."""
+_SAME_BATCH = 1e-5
+"""Relative difference allowed between two ways to compute the same batch."""
+_OTHER_BATCH = 1e-4
+"""Relative difference allowed between batches, which sum in another order."""
+_FEWEST_WORDS = 20
+_LONGEST_RUN = 2048
+_COUNTED_TOKENS = 32
+
+
+@dataclass
+class Encoder:
+    """A folder that should hold an encoder and its tokenizer; ``config`` is its stock configuration."""
+
+    name: str
+    found: ResolvedBackbone
+    config: Any
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The stock tokenizer. Raises BrokenContractError if there is none that transformers can load."""
+        advice = "Put the tokenizer's files (tokenizer.json, tokenizer_config.json) in the folder of config.json"
+        with any_error_is("no tokenizer can be loaded", advice=advice):
+            return AutoTokenizer.from_pretrained(self.found.path, trust_remote_code=False)
+
+    @cached_property
+    def stock(self) -> tuple[Any, list[str]]:
+        """The stock model, and the names of weights that its files do not hold. Raises BrokenContractError."""
+        transformers.utils.logging.disable_progress_bar()
+        with any_error_is("the weights cannot be loaded", advice="Fetch or save them again"):
+            options: dict[str, Any] = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+            backbone, loading = AutoModel.from_pretrained(self.found.path, trust_remote_code=False, **options)
+        return backbone, sorted(loading["missing_keys"])
+
+    @cached_property
+    def model(self) -> MultiExitModel:
+        """A multi-exit model of it, with random classifiers that disagree."""
+        model = MultiExitModel.from_backbone(self.name, 3)
+        return with_random_classifiers(model, spread=model.width**-0.5)
+
+    @cached_property
+    def words(self) -> list[str]:
+        """Up to 400 words that the tokenizer knows whole: letters and digits only."""
+        tokens = sorted(set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens))
+        words = (self.tokenizer.convert_tokens_to_string([token]).strip() for token in tokens)
+        known = sorted({word for word in words if word.isascii() and word.isalnum()})
+        return random.Random(11).sample(known, min(400, len(known)))
+
+    def texts(self, count: int, *, pairs: bool = False) -> list[Text]:
+        """Return texts of 1 to 24 known words, single or pairs."""
+        return random_texts(count, seed=11, pairs=pairs, longest=24, words=self.words)
+
+    def encodings(self, *, pairs: bool = False, count: int = ROWS) -> list[Encoding]:
+        """Return rows of mixed lengths; the same at every call."""
+        return self.model.tokenize(self.texts(count, pairs=pairs))
+
+
+class ExitByHash(ExitRule):
+    """Rows exit at layers that their tokens alone decide, spread over all layers."""
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        """Exit at layer 1 + key % L."""
+        return view.row_keys % view.num_layers < view.layer
+
+
+def _check_close(pair: tuple[Tensor, Tensor], within: float, fault: str, example: str, advice: str = "") -> float:
+    """Return the largest difference, relative if values exceed 1. Raises BrokenContractError if it is too large."""
+    ours, theirs = pair
+    found = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1))
+    if not found <= within:  # true for NaN, too
+        raise BrokenContractError(fault, example.format(f"{found:.2g}"), advice)
+    return found
+
+
+def the_weights_are_complete(encoder: Encoder) -> str:
+    """Every weight is in the files and finite; the pooler aside, which not every encoder has."""
+    backbone, missing = encoder.stock
+    missing = [name for name in missing if not name.startswith("pooler.")]
+    if missing:
+        raise BrokenContractError(
+            "weights are missing, and would be random",
+            f"{len(missing)} of them, {missing[0]} the first",
+            "Are the files those of this architecture, without a prefix that transformers does not know?",
+        )
+    infinite = [name for name, tensor in backbone.state_dict().items() if not tensor.isfinite().all()]
+    if infinite:
+        raise BrokenContractError("weights are not finite", infinite[0], "Fetch or save them again")
+    return f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.1f} M parameters"
+
+
+def the_tokenizer_fits(encoder: Encoder) -> str:
+    """The tokenizer loads, can pad, and makes no token that the embeddings lack."""
+    tokenizer, config = encoder.tokenizer, encoder.config
+    if tokenizer.pad_token_id is None:
+        advice = "Set tokenizer.pad_token and save the tokenizer again; any token that texts do not hold will do"
+        raise BrokenContractError("the tokenizer has no padding token", "", advice)
+    vocabulary = tokenizer.get_vocab()
+    if len(encoder.words) < _FEWEST_WORDS:
+        example = f"{len(vocabulary)} tokens, special ones included: nearly every text would be unknown tokens"
+        raise BrokenContractError("the tokenizer knows hardly any word", example, "Are its files whole?")
+    largest = max(vocabulary.values())
+    if largest >= config.vocab_size:
+        example = f"its largest token is {largest}, and the embeddings end at {config.vocab_size - 1}"
+        fault = "the tokenizer makes tokens that the embeddings lack"
+        raise BrokenContractError(fault, example, "Is it the tokenizer of this model?")
+    if getattr(encoder.model.stepper, "reserved_positions", 0) and tokenizer.pad_token_id != config.pad_token_id:
+        raise BrokenContractError(
+            "tokenizer and configuration name different padding tokens",
+            f"{tokenizer.pad_token_id} and {config.pad_token_id}; positions are counted from the latter",
+        )
+    first = encoder.encodings(pairs=True, count=1)[0]
+    pairs = "token types" if first.token_type_ids and len(set(first.token_type_ids)) > 1 else "separators alone"
+    return f"{largest + 1} tokens, padding is {tokenizer.pad_token!r}, {pairs} separate the texts of a pair"
+
+
+def the_pooling_is_known(encoder: Encoder) -> str:
+    """Report how the tokens of a layer become one vector, and which file says so."""
+    found = encoder.found
+    pooling = {"mean": "mean of the tokens", "cls": "first token"}[found.pooling]
+    if encoder.name in list_backbones():
+        reason = "the catalogue says so"
+    elif (Path(found.path) / "1_Pooling" / "config.json").is_file():
+        reason = "1_Pooling/config.json says so"
+    else:
+        reason = f"no file says, and {encoder.config.model_type} models are usually read so"
+    if not found.pooler:
+        return f"{pooling}: {reason}"
+    lacks = any(name.startswith("pooler.") for name in encoder.stock[1])
+    return f"{pooling} and the pooler: {reason}" + ("; the files hold no pooler: it starts at random" if lacks else "")
+
+
+@torch.no_grad()
+def a_row_is_its_own(encoder: Encoder) -> str:
+    """The stock model gives a row the same hidden states alone as in a padded batch."""
+    model, worst = encoder.model, 0.0
+    encodings = encoder.encodings(count=8)
+    together = _stock_states(model, model.collate(encodings))
+    for row, encoding in enumerate(encodings):
+        for layer, alone in enumerate(_stock_states(model, model.collate([encoding])), start=1):
+            fault = "in the stock model, a row's hidden states depend on the rows beside it"
+            example = f"those of row {row + 1} differ by {{}} at layer {layer} from those it has alone"
+            advice = "A layer must not mix rows, nor read padding; no exit layer means anything otherwise"
+            ours = together[layer - 1][row, : len(encoding)]
+            worst = max(worst, _check_close((ours, alone[0]), _OTHER_BATCH, fault, example, advice))
+    return f"alone and in a batch, hidden states differ by at most {worst:.1g}"
+
+
+@torch.no_grad()
+def stepped_is_stock(encoder: Encoder) -> str:
+    """Layer by layer, stepping gives the hidden states of the stock forward: single texts and pairs, padded or not."""
+    worst = 0.0
+    for pairs in (False, True):
+        rows = encoder.encodings(pairs=pairs, count=8)
+        for batch in (rows[:1], rows[1:2], rows):
+            worst = max(worst, _compare_layers(encoder.model, encoder.model.collate(batch)))
+    return f"hidden states differ by at most {worst:.1g}"
+
+
+def _compare_layers(model: MultiExitModel, batch: Batch) -> float:
+    worst, real = 0.0, batch.padding_mask.unsqueeze(-1)
+    for layer, (ours, theirs) in enumerate(zip(_stepped(model, batch), _stock_states(model, batch), strict=True), 1):
+        fault = "run layer by layer, the model is not the stock model"
+        where = f"the hidden states of layer {layer} of {model.num_layers} differ by {{}}"
+        example = f"{where} in a batch of {len(batch.lengths)}"
+        advice = "Its family's stepper (consistentee/backbones/encoders.py) lacks something that its configuration asks"
+        worst = max(worst, _check_close((ours * real, theirs * real), _SAME_BATCH, fault, example, advice))
+    return worst
+
+
+def _stepped(model: MultiExitModel, batch: Batch) -> Iterator[Tensor]:
+    hidden, context = model.stepper.begin(batch)
+    for layer in range(1, model.num_layers + 1):
+        hidden = model.stepper.step(layer, hidden, context)
+        yield hidden
+
+
+def _stock_states(model: MultiExitModel, batch: Batch) -> tuple[Tensor, ...]:
+    return model.backbone(**batch.model_inputs, output_hidden_states=True).hidden_states[1:]
+
+
+def never_exit_is_stock(encoder: Encoder) -> str:
+    """With a rule that never exits, batched inference gives the logits of the stock model."""
+    model, encodings = encoder.model, encoder.encodings()
+    for size in (1, 7, 32):
+        ours = classify_encoded(model, encodings, NeverExit(), batch_size=size).logits
+        theirs = stock_encoded(model, encodings, batch_size=size)
+        fault, example = "the model that never exits is not the stock model", f"logits differ by {{}} at batch {size}"
+        _check_close((ours, theirs), _SAME_BATCH, fault, example)
+    return "at batch 1, 7, 32"
+
+
+def rows_that_leave_disturb_none(encoder: Encoder) -> str:
+    """Rows leave at all layers, and those that stay get the logits that they have alone."""
+    model, encodings, rule = encoder.model, encoder.encodings(), ExitByHash()
+    alone = classify_encoded(model, encodings, rule, batch_size=1)
+    for size in (7, 32):
+        for by_length in (False, True):
+            live = classify_encoded(model, encodings, rule, batch_size=size, sort_by_length=by_length)
+            fault = "rows that leave a batch disturb those that stay"
+            example = f"logits differ by {{}} at batch {size} from those of rows alone"
+            advice = "compact() of the family's stepper must keep mask and positions of the rows that stay"
+            # Other exit layers are other logits, too.
+            _check_close((live.logits, alone.logits), _OTHER_BATCH, fault, example, advice)
+    return f"exits at {len(set(alone.exit_layers.tolist()))} of {model.num_layers} layers"
+
+
+def layers_counted_are_layers_run(encoder: Encoder) -> str:
+    """Hooks on the stock layers count as many calls, row by row, as predictions report."""
+    model, encodings = encoder.model, encoder.encodings()
+    for size in (1, 32):
+        with counted_work(model) as counts:
+            live = classify_encoded(model, encodings, ExitByHash(), batch_size=size)
+        if sum(counts) != int(live.exit_layers.sum()):
+            raise BrokenContractError(
+                "layers run that nobody counts",
+                f"{int(live.exit_layers.sum())} are reported and {sum(counts)} ran at batch {size}",
+                "layer_module() of the family's stepper must return what is called once a layer",
+            )
+    return f"{sum(counts)} layers for {len(encodings)} rows"
+
+
+@torch.no_grad()
+def long_texts_are_cut(encoder: Encoder) -> str:
+    """A text beyond the limit is cut to it, and a row of that length runs."""
+    model, limit = encoder.model, encoder.model.stepper.position_limit
+    words = " ".join([str(text) for text in encoder.texts(8)] * (1 + limit // 8))
+    row = model.tokenize([words], max_length=2 * limit)[0]
+    if len(row) != limit:
+        example = f"it has {len(row)} tokens, and the limit is {limit}"
+        raise BrokenContractError("a text beyond the limit is not cut to it", example)
+    if limit > _LONGEST_RUN:
+        row = model.tokenize([words], max_length=_LONGEST_RUN)[0]
+    with any_error_is(f"a row of the longest length cannot be run: {len(row)} tokens"):
+        _compare_layers(model, model.collate([row]))
+    usual = encoder.tokenizer.model_max_length
+    return f"{limit} tokens" + (f"; its tokenizer is set to {usual}" if usual < limit else "")
+
+
+def operations_can_be_counted(encoder: Encoder) -> str:
+    """The operations of a layer are a polynomial of the number of tokens, so that FLOPs can be counted row by row."""
+    with any_error_is("the operations of a layer cannot be counted"):
+        flops = FlopModel(encoder.model)
+    costs = [int(layer(_COUNTED_TOKENS)) for layer in flops.layers]
+    return f"{statistics.mean(costs) / 1e6:.1f} MFLOPs a layer for {_COUNTED_TOKENS} tokens"
+
+
+def gradients_reach_every_layer(encoder: Encoder) -> str:
+    """Trained on all exits together, every layer gets a finite gradient."""
+    model = encoder.model
+    logits = model(model.collate(encoder.encodings(count=4))).logits
+    targets = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
+    functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+    for layer in range(1, model.num_layers + 1):
+        gradients = [p.grad for p in model.stepper.layer_module(layer).parameters() if p.grad is not None]
+        if not any(bool(g.any()) for g in gradients) or not all(bool(g.isfinite().all()) for g in gradients):
+            example = "its gradients are not finite" if gradients else "no gradient reaches it"
+            raise BrokenContractError(f"layer {layer} cannot be trained", example)
+    model.zero_grad(set_to_none=True)
+    return ""
+
+
+def saved_and_loaded_is_the_same(encoder: Encoder) -> str:
+    """Saved and loaded, the model gives the same exits and logits, and has the same fingerprint."""
+    model, encodings = encoder.model, encoder.encodings()
+    with tempfile.TemporaryDirectory() as folder, any_error_is("a saved model cannot be loaded"):
+        path = Path(folder) / "model"
+        model.save_pretrained(path)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        loaded = MultiExitModel.from_pretrained(path)
+    before, after = (classify_encoded(each, encodings, ExitByHash(), batch_size=7) for each in (model, loaded))
+    same = torch.equal(before.logits, after.logits) and torch.equal(before.exit_layers, after.exit_layers)
+    if not (same and loaded.fingerprint() == model.fingerprint()):
+        raise BrokenContractError("saved and loaded, the model is another", "its answers or its fingerprint differ")
+    return f"{size / 2**20:.0f} MiB"
+
+
+def tokens_may_exit(encoder: Encoder) -> str:
+    """If the family lets tokens exit by themselves, that equals the stock layers with exited states put back."""
+    model, before = encoder.model, encoder.model.stepper
+    schedule = torch.arange(model.backbone.config.vocab_size) % model.num_layers + 1
+    encodings = encoder.encodings(count=8)
+    try:
+        model.use_stepper(TokenExitStepper.over(before, schedule))
+        ours = classify_encoded(model, encodings, NeverExit(), batch_size=8).logits
+        theirs = reference_logits(model, encodings, batch_size=8)
+    except UserError as error:
+        return f"{error}, so hashee cannot run"
+    finally:
+        model.use_stepper(before)
+    fault = "where tokens exit by themselves, a layer is not the stock layer"
+    advice = "parts() of the family's stepper must name the modules that the stock layer is made of"
+    _check_close((ours, theirs), _OTHER_BATCH, fault, "logits differ by {}", advice)
+    return "supported"
+
+
+@dataclass(frozen=True)
+class BackboneCheck:
+    """One check: its title; whether all that follows depends on it; titles of others that it depends on."""
+
+    title: str
+    run: Callable[[Any], str]
+    essential: bool = False
+    needs: tuple[str, ...] = ()
+
+
+_STOCK, _ROWS = "stepped, full depth = the stock model", "in the stock model, a row is its own"
+ENCODER_CHECKS = (
+    BackboneCheck("the weights are complete", the_weights_are_complete, essential=True),
+    BackboneCheck("the tokenizer fits", the_tokenizer_fits, essential=True),
+    BackboneCheck("pooling", the_pooling_is_known),
+    BackboneCheck(_ROWS, a_row_is_its_own),
+    BackboneCheck(_STOCK, stepped_is_stock),
+    BackboneCheck("never exit = the stock model", never_exit_is_stock, needs=(_STOCK,)),
+    BackboneCheck("rows that leave disturb none", rows_that_leave_disturb_none, needs=(_STOCK, _ROWS)),
+    BackboneCheck("layers counted = layers run", layers_counted_are_layers_run),
+    BackboneCheck("long texts are cut", long_texts_are_cut, needs=(_STOCK,)),
+    BackboneCheck("operations can be counted", operations_can_be_counted),
+    BackboneCheck("gradients reach every layer", gradients_reach_every_layer),
+    BackboneCheck("saved and loaded, the same", saved_and_loaded_is_the_same),
+    BackboneCheck("tokens may exit by themselves", tokens_may_exit, needs=(_STOCK, _ROWS)),
+)
+
+
+def check_backbone(name: str, *, progress: bool = False) -> Report:
+    """Run all checks on a pretrained encoder; files that are not there yet are fetched.
+
+    Args:
+        name: a name of the catalogue, a directory, or a hub id.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: there is no backbone of that name.
+    """
+    found, supported = resolve(name), Finding("the architecture is supported")
+    findings = [supported]
+    with supported.recorded():
+        config = _encoder_config(found.path)
+        supported.found = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
+        findings += run_checks(ENCODER_CHECKS, Encoder(name, found, config), progress=progress)
+    holds, broken = "methods can be compared on it", "methods cannot be compared on it"
+    return Report(name, found.path, findings, holds, broken)
+
+
+def _encoder_config(folder: str) -> Any:
+    with any_error_is(f"{folder}/config.json cannot be read as a configuration"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if config.model_type not in STEPPERS:
+        fault = f"{config.model_type!r} is no encoder that can be run layer by layer"
+        raise BrokenContractError(fault, f"supported are {', '.join(sorted(STEPPERS))}")
+    return config
+
+
+def run_checks(checks: Sequence[BackboneCheck], subject: Any, *, progress: bool = False) -> list[Finding]:
+    """Run checks in their order, except those that depend on one that failed."""
+    findings: list[Finding] = []
+    failed: list[str] = []
+    stopped_by = ""
+    for check in track(checks, description="checking", disable=not progress, transient=True):
+        finding = Finding(check.title)
+        findings.append(finding)
+        if missing := stopped_by or next((title for title in check.needs if title in failed), ""):
+            finding.found = f"it needs: {missing}"
+            continue
+        with finding.recorded():
+            finding.found = check.run(subject)
+        if finding.faults:
+            failed.append(check.title)
+            stopped_by = check.title if check.essential else ""
+    return findings

@@ -1,0 +1,395 @@
+"""The checks of methods, one function each: a check returns nothing, or raises BrokenContractError.
+
+The numbers are those of the project's invariants: never exit = the stock model (1), replay = reality (2), a row's
+result is its own (3), layers counted = layers run (4), the knob is ordered (5), no hole in the cache (6), same seed,
+same numbers (7). The messages are for the author of the method: they name the fault, not the assertion.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.testing.cases import (
+    FEW,
+    NEW_TOKENS,
+    RECIPE,
+    Case,
+    InstanceCase,
+    Row,
+    TokenCase,
+    fitted,
+    texts_of,
+)
+from benchmarks.testing.encoders import make_task
+from benchmarks.testing.faults import (
+    COUNTS_FROM_0,
+    FIT_SECTION,
+    KNOB_SECTION,
+    STATE_SECTION,
+    TOKEN_SECTION,
+    BrokenContractError,
+    any_error_is,
+    looks_at_neighbours,
+    state_breaks,
+)
+from benchmarks.testing.reference import eager_tokens
+from benchmarks.testing.watching import WatchedRule, attributes_of, modules_of_later_layers
+from consistentee.engine.classify import classify
+from consistentee.engine.generate import Generations
+from consistentee.engine.speculation import SpeculativeGenerations
+from consistentee.errors import UserError
+from consistentee.methods.token_method import TokenMethod
+from consistentee.traces.instance_trace import record_trace
+from consistentee.traces.walk import replay
+
+AnyCase = Case[Any, Any]
+_CLOSE = 1e-4
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        title: what must hold.
+        run: the check.
+        live: it runs new texts with the rule, which a rule that reads labels cannot.
+        every_family: the result can depend on the family of the backbone.
+    """
+
+    title: str
+    run: Callable[[Any], None]
+    live: bool = True
+    every_family: bool = True
+
+
+def never_exit_is_the_stock_model(case: AnyCase) -> None:
+    """1: with a rule that never exits, logits or greedy tokens equal the stock model's."""
+    if isinstance(case, TokenCase):
+        _check_backbone_is_frozen(case)
+    for where, stock, ours in case.at_full_depth():
+        for place, pair in enumerate(zip(stock, ours, strict=True), start=1):
+            if not _alike(*pair, within=1e-5):
+                raise BrokenContractError(
+                    "after fit(), the model that never exits is not the stock model",
+                    f"{case.text} {place} has other {'logits' if pair[0].is_floating_point() else 'tokens'} {where}",
+                    "Nothing may come between the layers, or before the last classifier or LM head",
+                    FIT_SECTION,
+                )
+
+
+def _check_backbone_is_frozen(case: TokenCase) -> None:
+    if case.model.backbone_fingerprint() != case.models.model(case.family).backbone_fingerprint():
+        raise BrokenContractError(
+            "fit() changes the backbone, which the recipe wants frozen",
+            "recipe.trains is 'exits'",
+            "train_exits() sees to that; what you train yourself must begin with exit_adapters. or exit_heads.",
+            FIT_SECTION,
+        )
+
+
+def _alike(first: Tensor, second: Tensor, within: float = _CLOSE) -> bool:
+    return first.shape == second.shape and torch.allclose(first.double(), second.double(), rtol=within, atol=within)
+
+
+def replay_is_reality(case: AnyCase) -> None:
+    """2: a replay gives the exits and answers of a live run; of tokens, one with exact keys and values.
+
+    The next check compares that run with those in batches of other sizes.
+    """
+    for knob in case.knobs:
+        exits, answers, trace = case.live_run(knob)
+        if not torch.equal(case.replayed(knob, trace), exits):
+            fault = f"the same {case.row} gets other exits each time the rule is asked"
+            raise why_exits_differ(case, knob) or BrokenContractError(fault, f"knob {knob:g}", "Does it draw numbers?")
+        if not _alike(case.answers_at(trace, exits), answers):
+            fault = "live and replayed answers differ at the same exit layer"
+            advice = "An exit must give a row the same answer live and in a full-depth pass"
+            raise BrokenContractError(fault, f"knob {knob:g}", advice)
+
+
+def a_rows_result_is_its_own(case: AnyCase) -> None:
+    """3: exits and answers do not depend on batch neighbours, padding or order, nor on how the engine regroups."""
+    for knob in case.knobs:
+        for where, alone, together in case.neighbourhoods(knob):
+            for number, rows in enumerate(zip(alone, together, strict=True), start=1):
+                _check_same_row(case, knob, where, number, rows)
+
+
+def _check_same_row(case: AnyCase, knob: float, where: str, number: int, rows: tuple[Row, Row]) -> None:
+    (one, other), name = rows, f"{case.text} {number}"
+    if (place := first_difference(one.layers, other.layers)) is not None:
+        row = f"token {place + 1} of {name}" if isinstance(case, TokenCase) else name
+        layers = [_layer_at(each.layers, place) for each in (one, other)]
+        raise why_exits_differ(case, knob) or looks_at_neighbours(row, layers[0], layers[1], knob, where)
+    if not _alike(one.answers, other.answers):
+        raise BrokenContractError(
+            f"the answer to a {case.text} depends on its neighbours at the same exit layers",
+            f"{name} has another answer {where} (knob {knob:g})",
+        )
+
+
+def why_exits_differ(case: AnyCase, knob: float) -> BrokenContractError | None:
+    """Find by experiment why exit layers depend on how rows are run; None if nothing is found.
+
+    In a replay no row leaves its batch, and one row alone has no neighbours: comparing the combinations separates the
+    causes.
+    """
+    live_alone, live_together, trace = case.alone_and_together(knob)
+    rule = case.rule(knob)
+    before, together = attributes_of(rule), case.replayed(knob, trace, rule).tolist()
+    after, again = attributes_of(rule), case.replayed(knob, trace, rule).tolist()
+    if together != again:
+        changed = ", ".join(f"self.{name}" for name in after if after[name] != before.get(name)) or "it"
+        return BrokenContractError(
+            "the rule carries something over from batch to batch",
+            f"the same rows get other exits when it is used again (knob {knob:g}); {changed} changed",
+            "What a rule remembers must lie in `state`, which begins anew with start()",
+            STATE_SECTION,
+        )
+    alone = torch.cat([case.replayed(knob, one) for one in case.one_by_one(trace)]).tolist()
+    if (row := first_difference(alone, together)) is not None:
+        return looks_at_neighbours(f"{case.row} {row + 1}", alone[row], together[row], knob, "beside other rows")
+    if (row := first_difference(live_alone, live_together)) is not None:
+        return state_breaks(
+            f"{case.row} {row + 1} exits at layer {_layer_at(live_alone, row)} alone but at layer "
+            f"{_layer_at(live_together, row)} once other rows have left (knob {knob:g})"
+        )
+    if (row := first_difference(live_alone, alone)) is not None:
+        return BrokenContractError(
+            "the rule reads something that a trace does not hold as it is live",
+            f"{case.row} {row + 1} exits at layer {alone[row]} in a replay but at {live_alone[row]} live "
+            f"(knob {knob:g})",
+        )
+    return None
+
+
+def first_difference(first: Sequence[Any], second: Sequence[Any]) -> int | None:
+    """Return the first place where two sequences differ, or None; the shorter one differs where it ends."""
+    shared = min(len(first), len(second))
+    places = (place for place in range(shared) if first[place] != second[place])
+    return next(places, shared if len(first) != len(second) else None)
+
+
+def _layer_at(layers: Sequence[int], row: int) -> str:
+    return str(layers[row]) if row < len(layers) else "none: the text has ended"
+
+
+def layers_counted_are_layers_run(case: AnyCase) -> None:
+    """4: the layers reported are those that hooks on the stock modules count; of tokens, late ones included."""
+    for knob in case.knobs:
+        for ran, reported in case.work(knob):
+            if ran != reported:
+                raise BrokenContractError(
+                    "layers run that nobody counts",
+                    f"{reported} are reported and {ran} ran (knob {knob:g})",
+                    "A rule or a head must not run layers of its own",
+                )
+
+
+def layers_count_from_one(case: AnyCase) -> None:
+    """At layer t, counted from 1, a rule uses no classifier, pooler, exit adapter or head of a later layer."""
+    watched = WatchedRule(case.rule(case.knobs[-1]))
+    with modules_of_later_layers(case.modules_by_layer(), watched) as later:
+        case.decided(case.knobs[-1], watched)
+    if later:
+        advice = "Layers count from 1, lists from 0: what belongs to view.layer stands at view.layer - 1"
+        raise BrokenContractError(COUNTS_FROM_0, later[0], advice)
+
+
+def knob_is_ordered(case: AnyCase) -> None:
+    """5: exits lie in 1..L; a stricter knob never exits earlier; the ends are the first exit and full depth."""
+    layers, values = case.model.num_layers, case.values
+    exits = case.swept(values)
+    _check_order(case, exits, values)
+    if case.method.replay_only:
+        return
+    if not exits[-1].eq(layers).all():
+        raise BrokenContractError(
+            f"the last value of the knob must give full depth; perhaps {COUNTS_FROM_0}",
+            f"with {values[-1]:g}, {case.row}s leave at layer {exits[-1].min()} of {layers}",
+            f"Layers count from 1, and the last one is num_layers, here {layers}",
+            KNOB_SECTION,
+        )
+    drafts = isinstance(case.method, TokenMethod) and case.method.drafts
+    if len(values) > 1 and not (drafts and exits.eq(layers).all()):  # a method may draft without any exit
+        _check_first_exit(case, exits[0], values[0])
+
+
+def _check_order(case: AnyCase, exits: Tensor, values: Sequence[float]) -> None:
+    earlier = (exits[1:] < exits[:-1]).nonzero().tolist()
+    if earlier:
+        step, place = earlier[0]
+        is_reversed = bool(exits[0].sum() > exits[-1].sum())
+        raise BrokenContractError(
+            "a stricter knob exits earlier" + (": the values run from the latest exits" if is_reversed else ""),
+            f"{case.row} {place + 1} exits at layer {exits[step, place]} with {values[step]:g}, and at layer "
+            f"{exits[step + 1, place]} with the next value, {values[step + 1]:g}",
+            "The values of the knob must run from the earliest exits to the latest",
+            KNOB_SECTION,
+        )
+
+
+def _check_first_exit(case: AnyCase, exits: Tensor, knob: float) -> None:
+    """A rule without memory has nothing to wait for; one with memory may need some layers before it can exit."""
+    rule = case.rule(knob)
+    before = attributes_of(rule)
+    case.replayed(knob, rule=rule)
+    if rule.start(1, case.model.num_layers) or attributes_of(rule) != before:
+        if exits.min() == case.model.num_layers:
+            fault = f"the first value of the knob lets no {case.row} leave early"
+            example = f"with {knob:g}, every {case.row} runs to layer {case.model.num_layers}"
+            raise BrokenContractError(fault, example, "", KNOB_SECTION)
+        return
+    first = case.first_exit(knob)
+    if exits.max() > first:
+        raise BrokenContractError(
+            f"the first value of the knob must let every {case.row} of a rule without state leave at the first exit; "
+            f"perhaps {COUNTS_FROM_0}",
+            f"with {knob:g}, {case.row} {int(exits.argmax()) + 1} leaves at layer {exits.max()}, and the first exit is "
+            f"at layer {first}",
+            f"Layers count from 1, and the first question is asked at view.layer == {first}",
+            KNOB_SECTION,
+        )
+
+
+def knobs_out_of_range_are_refused(case: AnyCase) -> None:
+    """5: a knob outside of its range is a UserError that names the knob."""
+    values = case.values
+    for knob in (min(values) - 1, max(values) * 2 + 1):
+        try:
+            case.rule(knob)
+        except UserError as error:
+            if case.method.knob.name in str(error):
+                continue
+        raise BrokenContractError(
+            "rule() takes knobs that are out of range",
+            f"{knob:g}, where the values lie in [{min(values):g}, {max(values):g}]",
+            "Begin it with self.check_knob(model, knob)",
+            KNOB_SECTION,
+        )
+
+
+def same_seed_same_numbers(case: AnyCase) -> None:
+    """7: trained again with the same seed, the method has the same weights."""
+    weights, repeated = case.model.state_dict(), case.trained_again().model.state_dict()
+    for name in weights:
+        if name not in repeated or not torch.equal(weights[name], repeated[name]):
+            example, advice = f"{name} differs between two trainings", "Seed what you draw with recipe.seed"
+            raise BrokenContractError("the same seed gives other numbers", example, advice, FIT_SECTION)
+
+
+def saved_and_loaded_it_is_the_same(case: AnyCase) -> None:
+    """7: a model that is saved and loaded gives the same exits and answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        case.model.save_pretrained(Path(folder) / "model")
+        advice = "What a method adds must be known to the model: add_head(), use_pooler(), use_adapters() see to it"
+        with any_error_is("a saved model cannot be loaded", FIT_SECTION, advice):
+            loaded = case.with_model(type(case.model).from_pretrained(Path(folder) / "model"))
+    for knob in case.knobs:
+        for before, after in zip(case.decided(knob), loaded.decided(knob), strict=True):
+            if before.layers != after.layers or not torch.equal(before.answers, after.answers):
+                raise BrokenContractError(
+                    "saved and loaded, the model gives other answers",
+                    f"knob {knob:g}",
+                    "What a rule uses must be in the weights or the method's parameters, not left elsewhere by fit()",
+                    FIT_SECTION,
+                )
+
+
+def other_tasks_work_or_are_refused(case: AnyCase) -> None:
+    """A task that a method is not defined for is refused by name, before any training; a regression may work."""
+    method, task = case.method, make_task(regression=True)
+    if method.supports_regression and isinstance(case, InstanceCase):
+        return _check_regression(case)
+    try:
+        method.check_task(task)
+    except UserError:
+        return None
+    if isinstance(case, TokenCase):
+        fault, advice = "check_task() takes a task that asks for labels", "Do not override check_task()"
+    else:
+        fault = "check_task() takes a regression that is not supported"
+        advice = "Set supports_regression, or do not override check_task()"
+    raise BrokenContractError(fault, "", advice, FIT_SECTION)
+
+
+def _check_regression(case: InstanceCase) -> None:
+    method, task = case.method, make_task(regression=True)
+    model = fitted(method, case.models.model(case.family, num_labels=1), task, RECIPE)
+    trace = record_trace(model, task.test)
+    for knob in (method.knob_values(model)[0], method.knob_values(model)[-1]):
+        exits = replay(method.rule(model, knob), trace)
+        live = classify(model, task.test.texts, method.rule(model, knob))
+        same = torch.equal(live.exit_layers, exits)
+        if not (same and _alike(live.predictions, trace.predictions(exits))):
+            what = "answers" if same else "exits"
+            raise BrokenContractError(f"on a regression, live {what} are not the replayed ones", f"knob {knob:g}")
+
+
+def no_hole_in_the_cache(case: TokenCase) -> None:
+    """6: texts equal those of a decoder without batches that fills skipped layers at once."""
+    for knob in case.knobs:
+        live = texts_of(case.live(knob, "propagate"))[:FEW]
+        for number, (prompt, row) in enumerate(zip(case.prompts, live, strict=False), start=1):
+            eager = eager_tokens(case.model_at(knob), prompt, case.rule(knob), NEW_TOKENS)
+            if (row.answers.tolist(), row.layers) != eager:
+                raise BrokenContractError(
+                    "filling skipped layers late and at once gives other texts",
+                    f"prompt {number}, knob {knob:g}",
+                    "What the rule decides must depend on the view and its state alone",
+                )
+
+
+def generate_keeps_to_the_texts(case: TokenCase) -> None:
+    """A decoding loop of a method's own gives each prompt the same text in any company; at full depth, the stock's."""
+    for fault, example, advice in _faults_of_generate(case):
+        raise BrokenContractError(fault, example, advice, TOKEN_SECTION)
+
+
+def _faults_of_generate(case: TokenCase) -> Iterator[tuple[str, str, str]]:
+    for knob in case.knobs:
+        written = _generated(case, case.texts, knob)
+        alone = [_generated(case, [text], knob).tokens[0].tolist() for text in case.texts[:FEW]]
+        together = [tokens.tolist() for tokens in written.tokens]
+        if (place := first_difference(together[:FEW], alone)) is not None:
+            example = f"prompt {place + 1} goes on with other tokens alone than beside others (knob {knob:g})"
+            yield "generate() lets a text depend on its neighbours", example, ""
+        if any(len(row.answers) != len(row.layers) for row in texts_of(written)):
+            yield "generate() must give every new token an exit layer", "", ""
+        if isinstance(written, SpeculativeGenerations) and not case.method.drafts:
+            example = f"a replay would not know the layers that it calls (knob {knob:g})"
+            advice = "Say drafts: ClassVar[bool] = True in the class"
+            yield "generate() drafts and verifies, and the method does not say so", example, advice
+    if (place := first_difference([tokens.tolist() for tokens in case.stock], together)) is not None:
+        fault = "at the last value of the knob, generate() must write the stock model's text"
+        yield fault, f"prompt {place + 1} goes on with other tokens (knob {case.knobs[-1]:g})", ""
+
+
+def _generated(case: TokenCase, texts: Sequence[str], knob: float) -> Generations:
+    with any_error_is("generate() fails", TOKEN_SECTION):
+        return case.method.generate(case.model, texts, knob, max_new_tokens=NEW_TOKENS)
+
+
+CHECKS = (
+    Check("never exit = the stock model", never_exit_is_the_stock_model, live=False),
+    Check("replay = reality", replay_is_reality),
+    Check("a row's result is its own", a_rows_result_is_its_own),
+    Check("layers counted = layers run", layers_counted_are_layers_run),
+    Check("layers count from 1", layers_count_from_one),
+    Check("the knob is ordered", knob_is_ordered, live=False),
+    Check("knobs out of range are refused", knobs_out_of_range_are_refused, live=False, every_family=False),
+    Check("same seed, same numbers", same_seed_same_numbers, live=False, every_family=False),
+    Check("saved and loaded, the same", saved_and_loaded_it_is_the_same),
+    Check("other tasks work or are refused", other_tasks_work_or_are_refused, live=False, every_family=False),
+)
+TOKEN_CHECKS = (
+    *CHECKS,
+    Check("no hole in the cache", no_hole_in_the_cache),
+    Check("generate() keeps to the texts", generate_keeps_to_the_texts, every_family=False),
+)

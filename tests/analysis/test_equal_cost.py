@@ -1,0 +1,156 @@
+"""Operating points are chosen on validation data, for a target or to a cost that all methods share."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from benchmarks.analysis.equal_cost import Reach, choose, choose_all, concave_hull, mixture_at
+from benchmarks.specs.targets import (
+    FAITHFUL,
+    HALF,
+    WITHIN_ONE_POINT,
+    Budget,
+    PointsLost,
+    in_order,
+)
+
+LAYERS = 12
+QUARTER = Budget(layers_at_most=0.25)
+
+# Scores and costs of 176 validation rows: means of counts, of which many are collinear.
+costs = st.integers(176, 176 * LAYERS).map(lambda layers: layers / 176)
+points = st.lists(st.tuples(costs, st.integers(0, 176).map(lambda right: right / 176)), min_size=1, max_size=25)
+
+
+def test_each_target_by_hand():
+    layers, scores = [3.0, 2.0, 6.0, 12.0], [0.80, 0.80, 0.895, 0.90]
+    assert choose(HALF, layers, scores, num_layers=LAYERS) == 2
+    assert choose(QUARTER, layers, scores, num_layers=LAYERS) == 1, "equal scores: fewer layers"
+    assert choose(WITHIN_ONE_POINT, layers, scores, num_layers=LAYERS, reference=0.90) == 2
+    assert choose(WITHIN_ONE_POINT, layers, scores, num_layers=LAYERS, reference=0.95) is None
+    assert choose(FAITHFUL, layers, scores, num_layers=LAYERS) == 3
+    assert choose(Budget(layers_at_most=0.1), layers, scores, num_layers=LAYERS) is None
+
+
+def test_points_are_lost_against_something():
+    with pytest.raises(ValueError, match="within 1 point"):
+        choose(WITHIN_ONE_POINT, [1.0], [0.5], num_layers=LAYERS)
+
+
+def test_bounds_are_met_by_what_rounds_to_them():
+    assert choose(WITHIN_ONE_POINT, [1, 2], [0.89, 0.90], num_layers=LAYERS, reference=0.90) == 0
+    assert choose(Budget(layers_at_most=0.3), [0.3 * LAYERS + 1e-12], [0.5], num_layers=LAYERS) == 0
+
+
+def test_a_knob_may_serve_several_targets():
+    chosen = choose_all([QUARTER, HALF, WITHIN_ONE_POINT], [1, 3, 12], [0.5, 0.9, 0.9], num_layers=12, reference=0.9)
+    assert chosen == {1: [QUARTER, HALF, WITHIN_ONE_POINT]}
+
+
+@given(points, st.floats(0.05, 1))
+def test_a_budget_is_never_exceeded_and_nothing_within_it_is_better(found, share):
+    layers, scores = zip(*found, strict=True)
+    index = choose(Budget(layers_at_most=share), layers, scores, num_layers=LAYERS)
+    within = [score for cost, score in found if cost <= share * LAYERS]
+    if index is None:
+        assert not within
+    else:
+        assert layers[index] <= share * LAYERS + 1e-8
+        assert scores[index] >= max(within, default=0)
+
+
+@given(points, st.floats(0, 1))
+def test_nothing_cheaper_is_as_close_to_the_reference(found, reference):
+    layers, scores = zip(*found, strict=True)
+    index = choose(WITHIN_ONE_POINT, layers, scores, num_layers=LAYERS, reference=reference)
+    good = [cost for cost, score in found if score >= reference - 0.01]
+    assert (index is None) <= (not good)
+    if index is not None and good:
+        assert layers[index] <= min(good)
+
+
+# ---------------------------------------------------------------------------------------------- equal cost
+
+
+def test_mixture_by_hand():
+    layers, scores = [1.0, 2.0, 3.0, 6.0], [0.5, 0.6, 0.8, 0.9]
+    assert concave_hull(layers, scores).tolist() == [0, 2, 3], "0.6 at 2 lies below the line from 0.5 to 0.8"
+    mixed = mixture_at(2.5, layers, scores)
+    assert (mixed.first, mixed.second, mixed.weight, mixed.reach) == (0, 2, 0.25, Reach.MET)
+    assert mixed.of(layers) == 2.5
+    assert mixed.of(scores) == pytest.approx(0.725)
+
+
+def test_beyond_the_hull_its_end_is_taken_and_marked():
+    layers, scores = [2.0, 4.0, 6.0], [0.5, 0.9, 0.8]
+    assert (mixture_at(5.0, layers, scores).first, mixture_at(5.0, layers, scores).reach) == (1, Reach.UNDER)
+    assert (mixture_at(1.0, layers, scores).first, mixture_at(1.0, layers, scores).reach) == (0, Reach.OVER)
+    exact = mixture_at(2.0, layers, scores)
+    assert (exact.of(layers), exact.reach) == (2.0, Reach.MET)
+    with pytest.raises(ValueError, match="no points"):
+        mixture_at(1.0, [], [])
+
+
+def test_collinear_points_and_ties_are_dropped_whatever_their_rounding():
+    scores = [k / 176 for k in (100, 103, 106, 121, 136, 136, 130)]
+    layers = [1.0, 1.1, 1.2, 1.7, 2.2, 2.2 + 1e-12, 3.0]
+    assert concave_hull(layers, scores).tolist() == [0, 4]
+    assert concave_hull(layers[::-1], scores[::-1]).tolist() in ([6, 1], [6, 2])
+    assert concave_hull([1.0, 1.0 + 1e-12], [0.5, 0.6]).tolist() == [1]
+
+
+@given(points)
+def test_hull_is_concave_rises_and_lies_above_all_points(found):
+    cost, score = (np.array(values) for values in zip(*found, strict=True))
+    hull = concave_hull(cost, score)
+    assert cost[hull[0]] == cost.min()
+    assert score[hull[-1]] == score.max()
+    assert (np.diff(cost[hull]) > 0).all()
+    assert (np.diff(score[hull]) > 0).all()
+    assert (np.interp(cost, cost[hull], score[hull]) >= score - 1e-9).all()
+    if len(hull) > 2:
+        run, rise = np.diff(cost[hull]), np.diff(score[hull])
+        assert (rise[:-1] / run[:-1] > rise[1:] / run[1:]).all(), "no three are collinear"
+
+
+@given(points, st.floats(0.5, LAYERS + 1))
+def test_the_mixture_costs_the_budget_unless_it_is_marked(found, budget):
+    cost, score = (np.array(values) for values in zip(*found, strict=True))
+    mixed = mixture_at(budget, cost, score)
+    assert 0 <= mixed.weight <= 1
+    if mixed.reach is Reach.MET:
+        assert mixed.of(cost) == pytest.approx(budget)
+        single = choose(Budget(layers_at_most=budget / LAYERS), cost, score, num_layers=LAYERS)
+        assert single is not None
+        assert mixed.of(score) >= score[single] - 1e-8, "no single knob within the budget is better"
+    elif mixed.reach is Reach.OVER:
+        assert budget < cost.min()
+        assert mixed.of(cost) == cost.min()
+    else:
+        assert mixed.of(cost) < budget
+        assert mixed.of(score) == score.max()
+
+
+@given(points, st.integers(0, 24), st.floats(0, 3), st.floats(0, 0.5), st.floats(1, LAYERS))
+def test_dominated_points_change_nothing(found, like, more_cost, less_score, budget):
+    cost, score = found[like % len(found)]
+    dominated = (cost + more_cost, score - less_score)
+    assume(dominated not in found)
+    before, after = ([list(values) for values in zip(*p, strict=True)] for p in (found, [*found, dominated]))
+    one, other = mixture_at(budget, *before), mixture_at(budget, *after)
+    assert one == other
+
+
+# ---------------------------------------------------------------------------------------------- targets
+
+
+def test_targets_in_words_and_in_order():
+    assert list(map(str, [QUARTER, WITHIN_ONE_POINT, PointsLost(lost_at_most=0.005), FAITHFUL])) == [
+        "budget 0.25",
+        "within 1 point",
+        "within 0.5 points",
+        "agreement 0.90",
+    ]
+    assert [t.short for t in (QUARTER, WITHIN_ONE_POINT, FAITHFUL)] == ["≤25%", "-1 pt", "as full ≥90%"]
+    assert in_order([WITHIN_ONE_POINT, HALF, HALF, FAITHFUL, QUARTER]) == [QUARTER, HALF, FAITHFUL, WITHIN_ONE_POINT]

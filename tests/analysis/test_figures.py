@@ -1,0 +1,106 @@
+"""Print figures: what they show, their files and captions, and the Memorized Layers that they count."""
+
+import numpy as np
+import pytest
+import torch
+from generation_by_hand import write_generation
+from records_by_hand import ROWS, made_up_suite, results_of, write_results
+
+from benchmarks.analysis.equal_cost import headline
+from benchmarks.analysis.figures import (
+    FIGURES,
+    GREY,
+    TEXT_WIDTH,
+    draw,
+    draw_figure,
+    exit_shares,
+    half_points,
+    leading_labels,
+    memorized_against_exit,
+    memorized_layers,
+    palette,
+    write_figures,
+)
+from benchmarks.analysis.frames import is_core, load_results
+from consistentee.errors import UserError
+from consistentee.methods.hardness import memorized_layer
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suite")
+    write_results(folder, tasks=("mcid", "rte"))
+    return load_results(folder)
+
+
+def test_the_strongest_and_ours_are_in_colour(results):
+    named = leading_labels(results)
+    ranked = [label for label in dict.fromkeys(headline(results)["method"]) if label not in {"static", "random"}]
+    assert named[:5] == ranked[:5]
+    assert any(is_core(results.methods[label]) for label in named)
+    colours = palette(results)
+    assert len({colours[label] for label in named}) == len(named)
+    assert colours["static"] == GREY
+
+
+def test_points_at_equal_cost_lie_where_the_headline_has_them(results):
+    figure = draw_figure("equal-cost", results)
+    assert figure.get_figwidth() == TEXT_WIDTH
+    found = headline(results)
+    for axes, budget in zip(figure.axes, results.speedups, strict=True):
+        drawn = sorted(x for dots in axes.collections for x, _ in dots.get_offsets().tolist() if not np.isnan(x))
+        expected = sorted(found.loc[found["budget"] == budget, "points"])
+        assert set(np.round(expected, 6)) <= set(np.round(drawn, 6))
+
+
+def test_files_have_captions_and_are_the_same_twice(results, tmp_path):
+    paths, missing = write_figures(results, tmp_path, FIGURES[:1])
+    assert ([path.name for path in paths], missing) == (["equal-cost.png"], [])
+    assert "95% paired bootstrap" in (tmp_path / "equal-cost.txt").read_text()
+    first = paths[0].read_bytes()
+    write_figures(results, tmp_path, FIGURES[:1])
+    assert paths[0].read_bytes() == first
+
+
+@pytest.mark.parametrize("kind", FIGURES[1:], ids=lambda kind: kind.name)
+def test_every_kind_is_drawn(results, kind):
+    figure = draw(kind, results)
+    titles = {axes.get_title() for axes in figure.axes}
+    assert titles & {"mcid", "mean of 2 tasks", "DeeBERT"}
+
+
+def test_unknown_formats_and_figures_are_named(results, tmp_path):
+    with pytest.raises(UserError, match="unknown figure format 'gif'"):
+        write_figures(results, tmp_path, FIGURES[:1], "gif")
+    with pytest.raises(UserError, match="did you mean 'curves'"):
+        draw_figure("curve", results)
+
+
+def test_what_cannot_be_drawn_is_said(tmp_path):
+    alone = results_of([record for record in made_up_suite() if record.label == "deebert"])
+    paths, missing = write_figures(alone, tmp_path, [FIGURES[0], FIGURES[3]])
+    assert paths == []
+    assert [line.partition(":")[0] for line in missing] == ["equal-cost", "memorized"]
+
+
+def test_generation_has_figures_too(tmp_path):
+    write_generation(tmp_path)
+    results = load_results(tmp_path)
+    assert draw_figure("curves", results) is not None
+    assert draw_figure("memorized", results) is None
+
+
+def test_exit_shares_and_memorized_layers_by_hand(results):
+    line = half_points(results).set_index(["task", "label"]).loc[("mcid", "deebert")]
+    shares = exit_shares(results, line["chosen"])
+    assert shares.sum() == pytest.approx(1)
+    assert (shares * np.arange(1, 7)).sum() == pytest.approx(line["layers"])
+    counts = memorized_against_exit(results, line["chosen"])
+    assert counts.sum() == ROWS
+    assert counts.sum(axis=1).tolist() == [25, 25, 25, 25, 25, 75]  # row i is right from layer 1 + i % 8 on, if ever
+
+
+def test_memorized_layers_are_those_of_training():
+    correct = np.random.default_rng(0).random((200, 6)) < 0.6
+    expected = memorized_layer(torch.from_numpy(correct))
+    assert memorized_layers(correct).tolist() == expected.tolist()

@@ -1,0 +1,223 @@
+"""Results folders as frames: what every line holds, and what several folders make together."""
+
+import numpy as np
+import pytest
+from generation_by_hand import STOCK_SECONDS, write_generation
+from records_by_hand import (
+    LAYERS,
+    ROWS,
+    cell,
+    curve_point,
+    made_up_suite,
+    operating_point,
+    results_of,
+    timing,
+    write_results,
+)
+
+from benchmarks.analysis.equal_cost import EqualCost, Reach, comparison_of, headline
+from benchmarks.analysis.frames import load_results, merge
+from consistentee.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suite")
+    write_results(folder, tasks=("mcid", "rte"), seeds=(0, 1))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return load_results(folder)
+
+
+def test_knobs_have_a_line_for_every_knob_of_every_cell(results):
+    assert len(results.knobs) == sum(len(record.curve_test) for record in results.records)
+    record = next(r for r in results.records if (r.task, r.label, r.seed) == ("rte", "deebert", 1))
+    own = results.knobs[results.knobs["key"] == record.key]
+    assert own["layers"].tolist() == [point.average_layers for point in record.curve_test]
+    assert own["score"].tolist() == [point.scores["accuracy"] for point in record.curve_test]
+    points = own.dropna(subset=["point"])
+    assert sorted(points["knob"]) == sorted(point.knob for point in record.operating_points)
+    assert points["flops_ratio"].tolist() == pytest.approx((LAYERS / points["layers"]).tolist())
+    assert points["speedup_b1"].tolist() == pytest.approx((LAYERS / points["layers"]).tolist())
+
+
+def test_times_have_the_stock_model_of_the_same_round(results):
+    times = results.times
+    assert (times.loc[times["key"] == "", "seconds"] == times.loc[times["key"] == "", "stock_seconds"]).all()
+    one = times[(times["task"] == "mcid") & (times["seed"] == 0) & (times["key"] == "") & (times["batch_size"] == 1)]
+    assert one["seconds"].tolist() == pytest.approx([0.008 * (1 + 0.02 * i) for i in range(3)])
+
+
+def test_rows_have_the_answers_of_operating_points(results):
+    one = results.only(labels=["deebert"], tasks=["mcid"]).rows
+    own = one[one["label"] == "deebert"]
+    by_knob = own.groupby(["seed", "knob"])
+    assert (by_knob.size() == ROWS).all()
+    right = (own["answer"] == own["true_label"]).groupby([own["seed"], own["knob"]]).mean()
+    knobs = results.knobs.query("label == 'deebert' and task == 'mcid' and point >= 0").set_index(["seed", "knob"])
+    assert right.to_numpy() == pytest.approx(knobs["score"].loc[right.index].to_numpy(), abs=0.5 / ROWS)
+
+
+def test_some_labels_and_tasks(results):
+    some = results.only(labels=["deebert"], tasks=["rte"])
+    assert list(some.methods) == ["full", "deebert", "majority"]
+    with pytest.raises(UserError, match="did you mean 'deebert'"):
+        results.only(labels=["deebart"])
+    with pytest.raises(UserError, match="did you mean 'rte'"):
+        results.only(tasks=["rtt"])
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(UserError, match="holds no results"):
+        load_results(tmp_path)
+
+
+def test_tasks_that_most_methods_lack_do_not_count_in_means():
+    records = made_up_suite(task="mcid")
+    records += [r for r in made_up_suite(task="stsb") if r.label in {"full", "static"}]
+    tasks = results_of(records).tasks
+    assert tasks["compared"].to_dict() == {("mcid", "minilm-l6"): True, ("stsb", "minilm-l6"): False}
+
+
+# ---------------------------------------------------------------------------------------------- several folders
+
+
+def test_the_first_folder_counts_and_recipes_are_never_mixed(folder, tmp_path):
+    write_results(tmp_path / "other", tasks=("mcid", "sst2"))
+    first, second = load_results(folder), load_results(tmp_path / "other")
+    merged = merge([first, second])
+    assert len(merged.cells) == len(first.cells) + sum(record.task == "sst2" for record in second.records)
+    assert merged.faults == []
+    for record in (tmp_path / "other").rglob("record.json"):
+        record.write_text(record.read_text().replace('"training_version": 1', '"training_version": 2'))
+    merged = merge([first, load_results(tmp_path / "other")])
+    assert {record.task for record in merged.records} == {"mcid", "rte", "sst2"}
+    (fault,) = merged.faults
+    assert fault.startswith("mcid, minilm-l6 of ")
+    assert fault.endswith("in version of training")
+
+
+# ---------------------------------------------------------------------------------------------- equal cost
+
+
+def test_a_mixture_by_hand(results):
+    """Scores of the made-up suite are linear between layers, so at 3 layers deebert has the score of 3.1 layers."""
+    found = EqualCost(results).by_task().set_index(["task", "label", "speedup"])
+    line = found.loc[("mcid", "static", 2.0)]
+    assert line["layers"] == pytest.approx(3, abs=0.02)
+    assert line["score"] == pytest.approx(0.74, abs=0.005)
+    assert line["points"] == pytest.approx(line["score"] - 0.91)
+    assert line["kept"] == pytest.approx(line["score"] / 0.91)
+    assert line["seeds"] == 2
+    assert not line["over"]
+
+
+def test_budgets_beyond_the_hull_are_marked(results):
+    found = EqualCost(results, (0.5, 2.0, 50.0)).per_seed.set_index(["task", "label", "seed", "speedup"])["reach"]
+    assert found.loc[("rte", "pabee", 0, 50.0)] == Reach.OVER
+    assert found.loc[("rte", "pabee", 0, 2.0)] == Reach.MET
+    assert found.loc[("rte", "pabee", 0, 0.5)] == Reach.UNDER
+
+
+def test_test_rows_pay_the_budget_exactly(tmp_path):
+    """Test rows run fewer layers than validation rows: the weight counts the layers of test rows."""
+    records = [
+        r.model_copy(update={"curve_validation": [_deeper(p) for p in r.curve_validation]})
+        if r.label == "deebert"
+        else r
+        for r in made_up_suite()
+    ]
+    found = EqualCost(results_of(records)).per_seed
+    met = found[found["reach"] == Reach.MET]
+    assert met["layers"].to_numpy() == pytest.approx(LAYERS / met["speedup"].to_numpy())
+    assert {"deebert", "static"} <= set(met["label"])
+
+
+def _deeper(point):
+    counts = point.exit_histogram
+    return point.model_copy(
+        update={"exit_histogram": [counts[0] // 2, *counts[1:-1], counts[-1] + counts[0] - counts[0] // 2]}
+    )
+
+
+def test_who_is_below_a_budget_mixes_with_full_depth():
+    """The best knob on validation rows costs 3 layers: at 4 layers, a third of the rows run full depth."""
+    points = [curve_point(0.1, 3.0, 0.9), curve_point(0.2, 6.0, 0.84)]
+    cells = [cell("full", [operating_point(6, "within 1 point", 6.0, 0.9)]), cell("deebert", [], curve=points)]
+    found = EqualCost(results_of(cells)).per_seed.set_index(["label", "speedup"]).loc["deebert"]
+    assert found.loc[1.5, "score"] == pytest.approx(0.9 * 2 / 3 + 0.84 / 3)
+    assert found.loc[1.5, "own_last_exit"] == pytest.approx(0.9 * 2 / 3 + 0.84 / 3 - 0.84)
+    assert found.loc[3.0, "reach"] == Reach.OVER
+
+
+def test_the_headline_is_the_mean_over_tasks(results):
+    comparison = comparison_of(results)
+    by_task = comparison.by_task().set_index(["label", "speedup", "task"])["points"]
+    for line in headline(results).itertuples():
+        assert line.points == pytest.approx(100 * by_task.loc[line.method, line.budget].mean())
+        assert (line.tasks, line.seeds) == (2, 2)
+    middle = headline(results).query("budget == 2")
+    assert (
+        middle.sort_values(["over", "points"], ascending=[True, False])["method"].tolist() == middle["method"].tolist()
+    )
+    assert "full" not in set(middle["method"])
+
+
+def test_a_difference_is_over_the_seeds_that_both_have():
+    records = made_up_suite(seed=0) + [r for r in made_up_suite(seed=1) if r.label in {"full", "deebert", "static"}]
+    better = [
+        r.model_copy(update={"curve_test": [p.model_copy(update={"scores": {"accuracy": 1.0}}) for p in r.curve_test]})
+        if (r.label, r.seed) == ("deebert", 1)
+        else r
+        for r in records
+    ]
+    comparison = EqualCost(results_of(better))
+    task = ("mcid", "minilm-l6")
+    assert comparison.common_seeds(task, "pabee", "deebert") == [0]
+    points = comparison.per_seed.set_index(["label", "seed", "speedup"])["points"]
+    expected = points.loc["pabee", 0, 2.0] - points.loc["deebert", 0, 2.0]
+    assert comparison.difference(task, "pabee", "deebert", 2.0)[0] == pytest.approx(expected)
+
+
+def test_seeds_without_times_take_no_clock_from_a_curve():
+    zero, one = made_up_suite(seed=0), made_up_suite(seed=1)
+    both = EqualCost(results_of(zero + one, [timing(zero, seed=0)])).by_task().set_index(["label", "speedup"])
+    alone = EqualCost(results_of(zero, [timing(zero, seed=0)])).by_task().set_index(["label", "speedup"])
+    known = alone["speedup_b1"].dropna()
+    assert len(known)
+    assert both["speedup_b1"].dropna().to_dict() == pytest.approx(known.to_dict())
+
+
+def test_paired_intervals_of_known_answers(tmp_path):
+    """Rows that full model and method answer alike cancel out: their difference is certain."""
+    write_results(tmp_path)
+    comparison = EqualCost(load_results(tmp_path))
+    task = ("mcid", "minilm-l6")
+    at_point = [x for x in comparison.results.labels_to_compare if comparison.samples(task, x, 2.0) is not None]
+    for label in at_point:
+        samples = comparison.samples(task, label, 2.0)
+        points = comparison.by_task().set_index(["label", "speedup"]).at[(label, 2.0), "points"]
+        low, high = np.percentile(samples, [2.5, 97.5])
+        assert low - 0.01 <= points <= high + 0.01
+    tests = comparison.contrasts([("consistentee", "deebert"), ("consistentee", "pabee")])
+    assert tests["wins"].tolist() == [1, 1]
+    assert (tests["p_holm"].fillna(1) >= tests["p"].fillna(1)).all()
+
+
+# ---------------------------------------------------------------------------------------------- generation
+
+
+def test_generation(tmp_path):
+    write_generation(tmp_path)
+    results = load_results(tmp_path)
+    assert results.kind == "generation"
+    decoded = results.knobs.dropna(subset=["layers"])
+    assert {"rougeL", "match", "rougeL_to_full"} <= set(decoded)
+    stock = results.times[(results.times["key"] == "") & (results.times["batch_size"] == 1)]
+    assert stock["seconds"].min() == pytest.approx(STOCK_SECONDS)
+    found = EqualCost(results, (1.5,)).by_task().set_index("label")
+    for label in results.labels_to_compare:
+        assert found.at[label, "points"] == pytest.approx(found.at[label, "score"] - 0.3)

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from benchmarks.analysis.statistics import (
+    can_resample,
+    holm,
+    interval,
+    interval_over_rows_and_seeds,
+    mean_over_drawn_seeds,
+    p_value,
+    resampled_terms,
+    score_interval,
+    score_of_rows,
+    score_of_terms,
+)
+from consistentee.data.metrics import score
+
+ROWS = 300
+
+
+def resampled_scores(metric, labels, predictions):
+    return score_of_terms(metric, resampled_terms(metric, labels, predictions))
+
+
+def rows_of(metric, seed=0):
+    """Labels [N] and predictions [N] that agree in most rows."""
+    generator = np.random.default_rng(seed)
+    if metric == "pearson":
+        labels = generator.normal(size=ROWS)
+        return labels, labels + generator.normal(size=ROWS)
+    labels = generator.integers(2, size=ROWS)
+    return labels, np.where(generator.random(ROWS) < 0.8, labels, 1 - labels)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
+def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypatch):
+    labels, predictions = rows_of(metric)
+    drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
+    weights = np.stack([np.bincount(rows, minlength=ROWS) / ROWS for rows in drawn])
+    monkeypatch.setattr("benchmarks.analysis.statistics.row_weights", lambda *_: weights)
+    monkeypatch.setattr("benchmarks.analysis.statistics.RESAMPLES", len(drawn))
+    found = resampled_scores(metric, labels, [predictions, predictions])
+    expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]
+    assert found == pytest.approx(np.stack([expected, expected], axis=1))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
+def test_one_seed_gives_the_interval_over_rows(metric):
+    labels, predictions = rows_of(metric)
+    ours = interval_over_rows_and_seeds(metric, labels, [predictions])
+    assert ours == pytest.approx(score_interval(metric, labels, predictions), abs=0.02)
+
+
+def test_several_seeds_give_scipys_two_sample_bootstrap():
+    labels, _ = rows_of("accuracy")
+    answers = np.stack([rows_of("accuracy", seed=0)[1] ^ (np.arange(ROWS) < 15 * k) for k in range(4)])
+    correct = (answers == labels).astype(float)
+
+    def mean(rows, seeds, axis=-1):
+        assert axis == -1
+        return correct[seeds[..., :, None], rows[..., None, :]].mean(axis=(-2, -1))
+
+    samples = np.arange(ROWS), np.arange(len(answers))
+    theirs = bootstrap(samples, mean, n_resamples=2000, batch=200, method="percentile", vectorized=True, rng=0)
+    assert interval_over_rows_and_seeds("accuracy", labels, answers) == pytest.approx(
+        (theirs.confidence_interval.low, theirs.confidence_interval.high), abs=0.01
+    )
+
+
+def test_seeds_that_differ_widen_the_interval():
+    labels, same = rows_of("accuracy")
+    worse = np.where(np.arange(ROWS) < 100, 1 - labels, labels)
+    alike = interval_over_rows_and_seeds("accuracy", labels, [same, same, same])
+    unlike = interval_over_rows_and_seeds("accuracy", labels, [same, worse, labels])
+    assert unlike[1] - unlike[0] > alike[1] - alike[0]
+
+
+def test_equal_answers_do_not_differ_on_any_resample():
+    labels, predictions = rows_of("f1")
+    difference = resampled_scores("f1", labels, [predictions]) - resampled_scores("f1", labels, [predictions])
+    assert interval(mean_over_drawn_seeds(difference)) == (0, 0)
+
+
+def test_scores_of_ranks_and_of_many_classes_are_resampled_one_by_one():
+    assert not can_resample("spearman", [0.1, 0.2])
+    assert not can_resample("matthews", [0, 1, 2])
+    assert can_resample("accuracy", [0, 1, 2])
+    labels, predictions = rows_of("pearson")
+    low, high = interval_over_rows_and_seeds("spearman", labels, [predictions, predictions])
+    assert low < score("spearman", labels, predictions) < high
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
+def test_the_score_of_rows_is_the_metric(metric):
+    labels, predictions = rows_of(metric)
+    assert score_of_rows(metric, labels, predictions) == pytest.approx(score(metric, labels, predictions))
+
+
+def test_p_values_by_hand():
+    assert p_value(np.array([1.0, 2.0, 3.0, -1.0])) == pytest.approx(2 * 2 / 5)
+    assert p_value(np.zeros(9)) == 1
+    assert p_value(np.ones(999)) == pytest.approx(0.002)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, np.nan, 0.03]) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
+    assert holm([0.5, 0.9]) == pytest.approx([1, 1])
+    assert holm([]).size == 0

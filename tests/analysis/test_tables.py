@@ -1,0 +1,261 @@
+"""Tables and their forms: terminal, Markdown, CSV, LaTeX; and the pages of published results."""
+
+import io
+
+import pandas as pd
+import pytest
+from documents import ROOT
+from generation_by_hand import write_generation
+from records_by_hand import write_results
+from rich.console import Console
+
+from benchmarks.analysis.frames import load_results
+from benchmarks.analysis.paper_tables import Comparison, compare, names, paper_table, published_results, scored_by
+from benchmarks.analysis.tables import (
+    Column,
+    Table,
+    batch_table,
+    calibration_table,
+    caveats,
+    display_name,
+    escape_latex,
+    first_tables,
+    further_tables,
+    headline_csv,
+    load_leaderboard,
+    operating_points,
+    page,
+    render,
+    render_leaderboard,
+    to_latex,
+    to_markdown,
+    to_terminal,
+)
+from benchmarks.specs.papers import list_papers, load_paper
+from consistentee.errors import UserError
+
+QUICK = ROOT / "results" / "quick"
+FRAME = pd.DataFrame(
+    {
+        "method": ["calm-softmax", "<b>|x*"],
+        "points": [-1.234, 0.04],
+        "low": [-2.0, float("nan")],
+        "high": [-0.5, float("nan")],
+        "mark": ["", "†"],
+        "nothing": [None, None],
+    }
+)
+TABLE = Table(
+    title="Points & more",
+    name="small",
+    frame=FRAME,
+    columns=[
+        Column("method", "method"),
+        Column("at 2x", "points", "+.1f", "low", "high", "mark", best=True),
+        Column("unknown", "nothing", ".1f"),
+    ],
+    notes=["50% of it."],
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suite")
+    write_results(folder, tasks=("mcid", "rte"))
+    return load_results(folder)
+
+
+@pytest.fixture(scope="module")
+def quick():
+    return load_results(QUICK)
+
+
+def shown(tables):
+    console = Console(width=200, file=io.StringIO())
+    console.print(to_terminal(tables, ["a file is damaged"]))
+    return console.file.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------- forms
+
+
+def test_cells_have_intervals_and_marks_and_unknown_columns_are_left_out():
+    assert TABLE.cells.to_dict("list") == {
+        "method": ["calm-softmax", "<b>|x*"],
+        "at 2x": ["-1.2 [-2.0, -0.5]", "+0.0†"],
+    }
+
+
+def test_terminal():
+    text = shown([TABLE])
+    for words in ("Points & more", "-1.2 [-2.0, -0.5]", "50% of it.", "left out: a file is damaged"):
+        assert words in text
+
+
+def test_markdown_keeps_text_as_text():
+    lines = to_markdown([TABLE]).splitlines()
+    assert lines[0] == "## Points &amp; more"
+    assert lines[3] == "| --- | ---: |"
+    assert lines[5] == r"| &lt;b&gt;\|x\* | +0.0† |"
+
+
+def test_latex_has_caption_label_bold_best_and_display_names():
+    text = to_latex([TABLE])
+    for words in (
+        r"\caption{Points \& more.}",
+        r"\label{tab:small}",
+        r"\begin{tabular}{lr}",
+        r"\toprule",
+        r"\bottomrule",
+    ):
+        assert words in text
+    assert r"CALM (softmax) & \textbf{$-$1.2 [$-$2.0, $-$0.5]} \\" in text, "what is over the budget is never best"
+    assert r"\par\footnotesize 50\% of it." in text
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("calm-softmax", "CALM (softmax)"),
+        ("consistentee", "ConsistentEE"),
+        ("consistentee-curve-ce", "ConsistentEE (curve ce)"),
+        ("token-static", "Static exit"),
+        ("calm-tokens-state", "CALM (state)"),
+        ("my-method", "my-method"),
+    ],
+)
+def test_display_names(label, name):
+    assert display_name(label) == name
+
+
+def test_latex_commands_in_data_are_escaped():
+    assert escape_latex(r"\x{y} 5% a_b ≤ DE$^3$-BERT $") == r"\textbackslash{}x\{y\} 5\% a\_b $\le$ DE$^3$-BERT \$"
+
+
+# ---------------------------------------------------------------------------------------------- what they hold
+
+
+def test_the_first_tables_of_several_tasks(results):
+    headline, tasks, tests = first_tables(results)
+    assert headline.title == "Points against the full model at equal cost, mean of 2 tasks"
+    assert set(headline.cells["method"]) == set(results.labels_to_compare)
+    assert list(tasks.cells)[1:] == ["mcid", "rte"]
+    assert tests.cells["against"].tolist()[-1] in set(headline.cells["method"])
+
+
+def test_operating_points_are_chosen_on_validation_rows(results):
+    points = operating_points(results)
+    for line in points.itertuples():
+        knobs = results.knobs.loc[list(line.chosen)]
+        assert line.score == pytest.approx(knobs["score"].mean())
+        for target in line.targets:
+            if hasattr(target, "layers_at_most"):
+                assert (knobs["validation_layers"] <= target.layers_at_most * line.num_layers + 1e-9).all()
+    full = points[points["label"] == "full"].iloc[0]
+    assert (full["layers"], full["speedup_b1"], full["ms_b1"]) == (6, 1, pytest.approx(8 * 1.02))
+    assert len(further_tables(results)) == 2
+
+
+def test_the_page_and_the_csv_of_a_published_folder(quick):
+    text = page(quick)
+    assert len(text.splitlines()) <= 100
+    for words in ("## movie-snippets", "## Points against the full model", "## Provenance", "| fastbert |"):
+        assert words in text
+    found = pd.read_csv(io.StringIO(headline_csv(quick)))
+    assert {"method", "budget", "points", "low", "high", "layers", "seeds", "tasks"} <= set(found)
+    met = found[~found["over"]]
+    assert met["layers"].to_numpy() == pytest.approx(6 / met["budget"].to_numpy())
+    assert (met["low"] <= met["points"] + 1e-3).all()
+    assert (met["points"] <= met["high"] + 1e-3).all()
+
+
+@pytest.mark.parametrize("table_format", ["md", "all", "latex", "csv", "long"])
+def test_every_format(quick, table_format):
+    assert "deebert" in render(quick, table_format).lower()
+
+
+def test_unknown_formats_are_named(quick):
+    with pytest.raises(UserError, match="did you mean 'latex'"):
+        render(quick, "latx")
+    with pytest.raises(UserError, match="format of a leaderboard"):
+        render_leaderboard(quick, "html")
+
+
+def test_a_leaderboard_of_several_folders(results, tmp_path):
+    board = load_leaderboard([results.folder, QUICK, tmp_path / "nothing"])
+    assert {record.task for record in board.records} == {"mcid", "rte", "movie-snippets"}
+    assert "holds no results" in board.faults[0]
+    assert "movie-snippets" in render_leaderboard(board, "md")
+    with pytest.raises(UserError, match="no results to compare"):
+        load_leaderboard([tmp_path / "nothing"])
+
+
+def test_without_a_full_model_there_is_no_headline(results):
+    cells = [cell for cell in results.cells if cell.record.label in {"deebert", "static"}]
+    alone = type(results)(results.folder, "classification", cells, [])
+    assert first_tables(alone) == []
+    assert "deebert" in page(alone)
+
+
+def test_what_a_reader_should_know(results):
+    subjects = [subject for subject, _ in caveats(results)]
+    assert subjects == ["dev as test", "few seeds"]
+    untimed = type(results)(results.folder, "classification", results.cells, [], ["x is damaged"])
+    assert [subject for subject, _ in caveats(untimed)][:2] == ["left out", "not timed"]
+
+
+def test_generation_tables(tmp_path):
+    write_generation(tmp_path)
+    results = load_results(tmp_path)
+    text = render(results, "all")
+    for words in ("Score kept at 1.25x / 1.5x / 2x", "stock generate", "% of drafts accepted", "Calibrated thresholds"):
+        assert words in text
+    study = calibration_table(results).cells
+    assert study["kept"].tolist() == ["yes", "no"]
+    assert batch_table(results, results.tasks.index[0]) is None, "nothing was regrouped"
+
+
+def test_batches_of_a_published_folder():
+    results = load_results(next(ROOT.glob("results/*decoding-batches")))
+    table = batch_table(results, results.tasks.index[0])
+    assert "batch 8 of 32" in table.cells
+    assert table.cells["method"].iloc[0] == "stock generate"
+
+
+# ---------------------------------------------------------------------------------------------- papers
+
+
+def test_every_printed_name_is_mapped_or_listed():
+    found, mapping = published_results(), names()
+    assert set(found["method"]) == {*mapping.methods, *mapping.unmapped_methods}
+    assert set(found["task"]) == {*mapping.tasks, *mapping.unmapped_tasks}
+    assert set(found["table"]) == set(mapping.splits)
+
+
+@pytest.mark.parametrize("name", list_papers())
+def test_papers_without_our_records_show_what_is_printed(name):
+    table = load_paper(name)
+    comparison = Comparison(table, "minilm-l6", None, table.labels, "consistentee reproduce it")
+    found = compare(comparison)
+    assert found["score"].isna().all()
+    shown_table = paper_table(comparison)
+    assert "printed" in set(shown_table.cells["whose"])
+    assert any("`consistentee reproduce it` makes them" in note for note in shown_table.notes)
+
+
+def test_ours_stand_at_the_printed_speed_up(results):
+    table = load_paper("consistentee-glue")
+    records = [
+        r.model_copy(update={"label": "consistentee-curve"} if r.label == "deebert" else {}) for r in results.records
+    ]
+    renamed = results.with_records(records)
+    found = compare(Comparison(table, "minilm-l6", renamed, ("consistentee-curve",), ""))
+    ours = found[(found["label"] == "consistentee-curve") & (found["our_task"] == "rte")].iloc[0]
+    assert ours["layers"] == pytest.approx(6 / ours["speedup"], abs=0.05)
+    assert ours["our_points"] == pytest.approx(ours["score"] - 0.91)
+
+
+def test_another_metric_of_the_records_can_be_scored(results):
+    mcid = results.only(tasks=["mcid"])
+    assert scored_by(mcid, "accuracy") is mcid
+    assert scored_by(mcid, "f1") is None

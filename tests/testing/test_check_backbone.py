@@ -1,0 +1,310 @@
+"""check-backbone passes every family, and names what is wrong with backbones that are broken on purpose."""
+
+import json
+import shutil
+from unittest.mock import Mock
+
+import pytest
+import torch
+from conftest import FAMILIES, make_tokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel, GPT2Config
+from transformers.models.bert.modeling_bert import BertLayer
+from typer.testing import CliRunner
+
+from benchmarks.cli import app
+from benchmarks.testing import check_backbone as module
+from benchmarks.testing.check_backbone import BackboneCheck, Encoder, check_backbone, run_checks
+from benchmarks.testing.faults import BrokenContractError
+from benchmarks.testing.report import Report
+from consistentee.backbones.catalog import resolve
+from consistentee.backbones.encoders import BertStepper, EncoderStepper, RobertaStepper
+
+
+def faults(report: Report) -> dict[str, str]:
+    return {finding.title: str(fault) for finding in report.findings for fault in finding.faults}
+
+
+def found(report: Report, title: str) -> str:
+    return next(finding.found for finding in report.findings if finding.title == title)
+
+
+def skipped(report: Report) -> set[str]:
+    return {finding.title for finding in report.findings if finding.verdict == "not run"}
+
+
+@pytest.fixture
+def bert(tiny_backbone, tmp_path):
+    """A copy of the tiny BERT's folder, to break."""
+    return shutil.copytree(tiny_backbone("bert"), tmp_path / "bert")
+
+
+def only(monkeypatch, *titles: str) -> None:
+    """Leave these checks alone, for speed; what they need is theirs to say."""
+    kept = tuple(check for check in module.ENCODER_CHECKS if check.title in titles)
+    assert len(kept) == len(titles)
+    monkeypatch.setattr(module, "ENCODER_CHECKS", kept)
+
+
+def edit_weights(folder, change) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_passes_every_check(tiny_backbone, family):
+    report = check_backbone(str(tiny_backbone(family)))
+    assert faults(report) == {}
+    assert skipped(report) == set()
+    assert report.passed
+    assert len(report.findings) == 14
+    assert found(report, "layers counted = layers run").endswith("layers for 33 rows")
+    assert found(report, "rows that leave disturb none") == "exits at 4 of 4 layers"
+    assert found(report, "tokens may exit by themselves") == "supported"
+    limit = 64 if family in ("roberta", "mpnet") else 66
+    assert found(report, "long texts are cut") == f"{limit} tokens"
+
+
+class TestLayers:
+    def test_one_that_looks_at_its_batch_neighbours(self, bert, monkeypatch):
+        forward = BertLayer.forward
+
+        def looks_around(self, hidden_states, *args, **keywords):
+            return forward(self, hidden_states + hidden_states.mean(dim=0), *args, **keywords)
+
+        monkeypatch.setattr(BertLayer, "forward", looks_around)
+        report = check_backbone(str(bert))
+        own = "in the stock model, a row is its own"
+        assert set(faults(report)) == {own}
+        assert "a row's hidden states depend on the rows beside it" in faults(report)[own]
+        assert "at layer 1 from those it has alone" in faults(report)[own]
+        assert skipped(report) == {"rows that leave disturb none", "tokens may exit by themselves"}
+        assert found(report, "rows that leave disturb none") == f"it needs: {own}"
+
+    def test_that_the_stepper_runs_in_another_way(self, bert):
+        config = json.loads((bert / "config.json").read_text())
+        (bert / "config.json").write_text(json.dumps({**config, "is_decoder": True}))
+        report = check_backbone(str(bert))
+        fault = faults(report)["stepped, full depth = the stock model"]
+        assert fault.startswith("run layer by layer, the model is not the stock model: the hidden states of layer 1 of")
+        assert "never exit = the stock model" in skipped(report)
+
+    def test_that_run_once_too_often(self, bert, monkeypatch):
+        step = BertStepper.step
+
+        def twice(self, layer, hidden, context):
+            step(self, layer, hidden, context)
+            return step(self, layer, hidden, context)
+
+        monkeypatch.setattr(BertStepper, "step", twice)
+        only(monkeypatch, "layers counted = layers run")
+        assert "layers run that nobody counts" in faults(check_backbone(str(bert)))["layers counted = layers run"]
+
+    def test_that_no_gradient_reaches(self, bert):
+        candidate = Encoder("bert", resolve(str(bert)), AutoConfig.from_pretrained(bert))
+        candidate.name = str(bert)
+        candidate.model.stepper.layer_module(3).requires_grad_(False)
+        with pytest.raises(BrokenContractError, match="layer 3 cannot be trained: no gradient reaches it"):
+            module.gradients_reach_every_layer(candidate)
+
+    def test_whose_operations_are_no_polynomial(self, bert, monkeypatch):
+        monkeypatch.setattr(module, "FlopModel", Mock(side_effect=ValueError("not quadratic")))
+        only(monkeypatch, "operations can be counted")
+        assert (
+            "cannot be counted: ValueError: not quadratic"
+            in faults(check_backbone(str(bert)))["operations can be counted"]
+        )
+
+
+class TestSteppers:
+    def test_one_that_does_not_cut_the_mask(self, bert, monkeypatch):
+        compact = EncoderStepper.compact
+
+        def cuts_wrong_rows(self, hidden, context, keep, rows):
+            _, cut = compact(self, hidden, context, keep, rows)
+            return hidden[: len(rows), : max(cut.lengths)], cut
+
+        monkeypatch.setattr(EncoderStepper, "compact", cuts_wrong_rows)
+        only(monkeypatch, "rows that leave disturb none")
+        report = check_backbone(str(bert))
+        assert "rows that leave a batch disturb those that stay" in faults(report)["rows that leave disturb none"]
+
+    def test_one_that_is_wrong_about_positions(self, tiny_backbone, monkeypatch):
+        monkeypatch.setattr(RobertaStepper, "reserved_positions", 0)
+        only(monkeypatch, "long texts are cut")
+        report = check_backbone(str(tiny_backbone("roberta")))
+        assert "a row of the longest length cannot be run: 66 tokens" in faults(report)["long texts are cut"]
+
+    def test_one_that_is_wrong_about_parts(self, bert, monkeypatch):
+        parts = BertStepper.parts
+
+        def swapped(self, layer):
+            right = parts(self, layer)
+            return type(right)(right.query, right.value, right.key, right.dropout, right.finish)
+
+        monkeypatch.setattr(BertStepper, "parts", swapped)
+        only(monkeypatch, "tokens may exit by themselves")
+        fault = faults(check_backbone(str(bert)))["tokens may exit by themselves"]
+        assert "a layer is not the stock layer" in fault
+
+    def test_one_without_parts_is_told_and_is_no_fault(self, bert, monkeypatch):
+        monkeypatch.setattr(BertStepper, "parts", EncoderStepper.parts)
+        only(monkeypatch, "tokens may exit by themselves", "stepped, full depth = the stock model")
+        report = check_backbone(str(bert))
+        assert report.passed
+        assert "hashee cannot run" in found(report, "tokens may exit by themselves")
+
+
+def without_padding(folder) -> None:
+    tokenizer = make_tokenizer(uses_token_types=True)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+
+
+def with_more_tokens(folder) -> None:
+    tokenizer = make_tokenizer(uses_token_types=True)
+    tokenizer.add_tokens(["one", "more"])
+    tokenizer.save_pretrained(folder)
+
+
+def with_an_empty_vocabulary(folder) -> None:
+    for path in folder.glob("*token*"):
+        path.unlink()
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n")
+
+
+def without_a_weight(folder) -> None:
+    edit_weights(folder, lambda weights: weights.pop("encoder.layer.2.output.dense.weight"))
+
+
+def with_infinite_weights(folder) -> None:
+    edit_weights(folder, lambda weights: weights["embeddings.LayerNorm.bias"].fill_(torch.inf))
+
+
+TOKENIZER, WEIGHTS, ARCHITECTURE = "the tokenizer fits", "the weights are complete", "the architecture is supported"
+
+
+@pytest.mark.parametrize(
+    ("damage", "title", "fault"),
+    [
+        (lambda bert: (bert / "tokenizer.json").write_text("{}"), TOKENIZER, "no tokenizer can be loaded"),
+        (with_an_empty_vocabulary, TOKENIZER, "knows hardly any word"),
+        (without_padding, TOKENIZER, "has no padding token"),
+        (with_more_tokens, TOKENIZER, "its largest token is 65, and the embeddings end at 63"),
+        (without_a_weight, WEIGHTS, "would be random: 1 of them, encoder.layer.2.output.dense.weight"),
+        (with_infinite_weights, WEIGHTS, "weights are not finite: embeddings.LayerNorm.bias"),
+        (lambda bert: (bert / "model.safetensors").write_bytes(b"none"), WEIGHTS, "the weights cannot be loaded"),
+        (
+            lambda bert: (bert / "config.json").write_text('{"model_type": "no-such-thing"}'),
+            ARCHITECTURE,
+            "cannot be read as a configuration",
+        ),
+    ],
+)
+def test_damaged_files_are_named_and_nothing_else_is_run(bert, damage, title, fault):
+    damage(bert)
+    report = check_backbone(str(bert))
+    assert set(faults(report)) == {title}
+    assert fault in faults(report)[title]
+    assert title == ARCHITECTURE or len(skipped(report)) == {TOKENIZER: 11, WEIGHTS: 12}[title]
+
+
+def test_another_padding_than_positions_count_from(tiny_backbone, tmp_path):
+    folder = shutil.copytree(tiny_backbone("roberta"), tmp_path / "roberta")
+    tokenizer = make_tokenizer(uses_token_types=False)
+    tokenizer.pad_token = "[UNK]"
+    tokenizer.save_pretrained(folder)
+    assert "different padding tokens: 0 and 1" in faults(check_backbone(str(folder)))[TOKENIZER]
+
+
+def test_an_architecture_without_a_stepper(tmp_path):
+    AutoModel.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16)).save_pretrained(tmp_path)
+    make_tokenizer(uses_token_types=False).save_pretrained(tmp_path)
+    fault = faults(check_backbone(str(tmp_path)))[ARCHITECTURE]
+    assert "'gpt2' is no encoder that can be run layer by layer: supported are albert, bert" in fault
+
+
+class TestPooling:
+    def test_as_the_family_is_usually_read(self, bert, monkeypatch):
+        only(monkeypatch, "pooling")
+        told = found(check_backbone(str(bert)), "pooling")
+        assert told == "first token and the pooler: no file says, and bert models are usually read so"
+
+    def test_as_sentence_transformers_say(self, bert, monkeypatch):
+        only(monkeypatch, "pooling")
+        (bert / "1_Pooling").mkdir()
+        (bert / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+        assert found(check_backbone(str(bert)), "pooling") == "mean of the tokens: 1_Pooling/config.json says so"
+
+    def test_a_pooler_that_the_files_lack_is_told(self, bert):
+        edit_weights(bert, lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("pooler")])
+        report = check_backbone(str(bert))
+        assert report.passed
+        assert found(report, "pooling").endswith("the files hold no pooler: it starts at random")
+
+
+class TestRun:
+    def test_what_needs_a_failed_check_is_not_run(self):
+        def fails(subject):
+            raise BrokenContractError("broken", "here")
+
+        def crashes(subject):
+            raise ZeroDivisionError("by zero")
+
+        def works(subject):
+            return f"saw {subject}"
+
+        checks = [
+            BackboneCheck("a", works),
+            BackboneCheck("b", fails),
+            BackboneCheck("c", works, needs=("a", "b")),
+            BackboneCheck("d", crashes, essential=True),
+            BackboneCheck("e", works),
+        ]
+        findings = run_checks(checks, "it")
+        assert [finding.verdict for finding in findings] == ["pass", "fail", "not run", "fail", "not run"]
+        assert [finding.found for finding in findings[:3]] == ["saw it", "", "it needs: b"]
+        assert str(findings[1].faults[0]) == "broken: here"
+        assert str(findings[3].faults[0]).startswith("the check cannot be finished: ZeroDivisionError: by zero")
+        assert findings[4].found == "it needs: d"
+
+    def test_the_command_ends_as_check_method_does(self, bert, tmp_path):
+        def call(name):
+            return CliRunner().invoke(app, ["check-backbone", str(name)], env={"COLUMNS": "200"})
+
+        sound = call(bert)
+        assert sound.exit_code == 0, sound.output
+        assert "methods can be compared on it" in sound.output
+        (bert / "config.json").write_text('{"model_type": "no-such-thing"}')
+        broken = call(bert)
+        assert broken.exit_code == 1
+        assert "cannot be read as a configuration" in broken.output
+        assert "methods cannot be compared on it" in broken.output
+        absent = call("minilm-16")
+        assert absent.exit_code == 2
+        assert "did you mean 'minilm-l6'" in absent.output
+        empty = call(tmp_path)
+        assert empty.exit_code == 2
+        assert "holds no config.json" in empty.output
+        for path in bert.glob("*token*"):
+            path.unlink()
+        without = call(bert)
+        assert without.exit_code == 2
+        assert "holds no tokenizer" in without.output
+
+    def test_text_is_never_read_as_markup(self):
+        from rich.console import Console
+
+        finding = run_checks([BackboneCheck("[bold]a", lambda subject: "[red]x")], None)
+        console = Console(width=100, record=True)
+        console.print(Report("[b]name", "[i]what", finding, "holds", "broken").table())
+        shown = console.export_text()
+        assert all(part in shown for part in ("[bold]a", "[red]x", "[b]name", "[i]what"))
+
+
+@pytest.mark.real
+def test_a_real_backbone_passes():
+    report = check_backbone("minilm-l6")
+    assert faults(report) == {}
+    assert found(report, "pooling") == "mean of the tokens: the catalogue says so"
