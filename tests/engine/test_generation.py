@@ -1,7 +1,6 @@
 """Generation as it is called: what it writes is the stock model's, what ends a text, streams, errors."""
 
 import math
-from weakref import WeakSet
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from conftest import DECODER_FAMILIES, random_prompts
 
 from baselines.references import RandomRule
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.step import prompt_batch
 from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
@@ -246,17 +244,3 @@ class TestBadInput:
         )
         alone = generate(model, PROMPTS, MIXED, max_new_tokens=4, batch_size=1)
         assert tokens_of(alone) == tokens_of(generate(model, PROMPTS, MIXED, max_new_tokens=4, batch_size=4))
-
-
-def test_a_batch_has_the_only_cache(tiny_decoder, monkeypatch):
-    alive, seen = WeakSet(), []
-
-    class Counted(prompt_batch.KeyValueCache):
-        def __init__(self, *args, **options):
-            seen.append(len(alive))
-            super().__init__(*args, **options)
-            alive.add(self)
-
-    monkeypatch.setattr(prompt_batch, "KeyValueCache", Counted)
-    generate(tiny_decoder(), random_prompts(6), StaticRule(2), max_new_tokens=4, batch_size=2)
-    assert seen == [0, 0, 0], "caches alive when the next one is made"

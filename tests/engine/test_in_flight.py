@@ -5,7 +5,6 @@ import weakref
 from statistics import mean
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from conftest import random_prompts
@@ -19,7 +18,6 @@ from consistentee.engine.generate import Generations, generate, generate_encoded
 from consistentee.engine.in_flight import slots as slots_module
 from consistentee.engine.in_flight.regroup import InFlight
 from consistentee.engine.in_flight.slots import Slots
-from consistentee.engine.in_flight.waiting import PATIENCE, Waiting
 from consistentee.engine.step.sampling import Sampling
 from consistentee.engine.step.token_decoder import TokenDecoder
 from consistentee.engine.transcript import Endings, Transcript
@@ -217,21 +215,6 @@ class TestCompany:
         assert in_step[0] < 2.8
         assert in_flight[0] > 3.6
         assert in_flight[1] > 4.5, "the LM head reads two batches at once; prompts come one by one"
-
-    @staticmethod
-    def taken(waiting: Waiting) -> tuple[int, list[int]]:
-        stage, slots = waiting.take()
-        return stage, slots.tolist()
-
-    def test_nobody_waits_for_ever(self):
-        waiting = Waiting(5, [2, 2, 2])
-        waiting.put(np.array([4]), 2)
-        waiting.put(np.array([0, 1, 2, 3]), 0)
-        for _ in range(PATIENCE):
-            stage, slots = waiting.take()
-            assert stage == 0
-            waiting.put(slots, 0)
-        assert self.taken(waiting) == (2, [4])
 
     def test_when_every_request_was_served_is_noted(self, model):
         for options in ({"batch_size": 2}, IN_FLIGHT):

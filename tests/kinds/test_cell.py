@@ -4,8 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_task
-from hypothesis import given
-from hypothesis import strategies as st
 from records_by_hand import parts_by_hand
 
 from benchmarks.analysis.equal_cost import concave_hull
@@ -72,23 +70,6 @@ def test_within_one_point_includes_exactly_one_point():
     assert chosen([point(0.8899, [10, 0, 0, 0]), point(0.90, [0, 0, 0, 10])], ()) == {1: [WITHIN_ONE_POINT]}
 
 
-histograms = st.lists(st.integers(0, 20), min_size=LAYERS, max_size=LAYERS).filter(any)
-curves = st.lists(st.builds(point, st.floats(0, 1), histograms), min_size=1, max_size=12)
-
-
-@given(curves, st.floats(0.05, 1))
-def test_choices_are_the_best_that_is_allowed(curve, budget):
-    for index, reasons in chosen(curve, (budget,)).items():
-        picked = curve[index]
-        if WITHIN_ONE_POINT in reasons:
-            good = [p for p in curve if p.scores["accuracy"] >= curve[-1].scores["accuracy"] - 0.01]
-            assert picked.average_layers <= min(p.average_layers for p in good) + 1e-9
-        if Budget(layers_at_most=budget) in reasons:
-            allowed = [p for p in curve if p.average_layers <= budget * LAYERS]
-            assert picked.scores["accuracy"] >= max((p.scores["accuracy"] for p in allowed), default=0)
-            assert picked.average_layers <= budget * LAYERS + 1e-6
-
-
 def test_average_layers_is_the_tokens_mean_where_they_exit():
     values = {"knob": 4.0, "scores": {"accuracy": 0.5}, "exit_histogram": [0, 0, 0, 9]}
     assert CurvePoint.model_validate(values).average_layers == 4, "a record of before tokens exited"
@@ -105,21 +86,6 @@ def test_interval_holds_the_score_and_is_reproducible(metric):
     interval = score_interval(metric, labels, answers, resamples=200, seed=1)
     assert interval == score_interval(metric, labels, answers, resamples=200, seed=1)
     assert interval[0] < score(metric, labels, answers) < interval[1]
-
-
-def test_interval_of_an_accuracy_is_the_binomial_one():
-    labels = np.zeros(400, dtype=int)
-    answers = (np.arange(400) < 80).astype(int)
-    low, high = score_interval("accuracy", labels, answers, resamples=4000)
-    half = 1.96 * np.sqrt(0.8 * 0.2 / 400)
-    assert (low, high) == (pytest.approx(0.8 - half, abs=0.006), pytest.approx(0.8 + half, abs=0.006))
-
-
-@pytest.mark.parametrize("answers", [[0, 0, 0], [1, 1, 1]])
-def test_interval_of_certain_scores(answers):
-    value = 1.0 if answers[0] == 0 else 0.0
-    assert score_interval("accuracy", [0, 0, 0], answers, resamples=100) == (value, value)
-    assert score_interval("accuracy", [0], answers[:1]) == (value, value)
 
 
 def spec_of(backbone: object, method: str, **changes: object) -> CellSpec:
