@@ -18,7 +18,7 @@ MAY_IMPORT = {
 }
 WINGS = ("data", "backbones", "models", "rules", "traces", "engine", "training", "methods", "deployment")
 """Of the library: each imports from itself and from those before it."""
-ROOMS = ("tasks", "specs", "store", "measure", "analysis", "kinds", "run", "contract", "commands", "lm_eval", "cli")
+ROOMS = ("tasks", "specs", "store", "measure", "analysis", "kinds", "run", "testing", "commands", "lm_eval", "cli")
 """Of the harness: likewise."""
 ANALYSIS = ("panels", "rows", "comparisons", "leaderboard", "tables", "figures", "report")
 
