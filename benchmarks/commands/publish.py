@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from benchmarks.analysis import write_published_files
-from benchmarks.kinds.kind import kind_named
+from benchmarks.kinds import kind_named
 from benchmarks.store.compact.writing import write_compact
 from benchmarks.store.folders import ENVIRONMENT_FILE, HASHES_FILE, SUITE_FILE
 from benchmarks.store.records import BaseRecord, BaseTimingRecord

@@ -147,12 +147,3 @@ class Kind(ABC, Generic[SpecT, TaskT, MethodT, ModelT, RowT, TimesT]):
 
 AnyKind: TypeAlias = Kind[Any, Any, Any, Any, Any, Any]
 """A kind whose name is known only when the program runs."""
-
-
-def kind_named(name: str) -> AnyKind:
-    """Return a kind by the name that suites and cells give it. Does not load torch."""
-    from benchmarks.kinds.classification import Classification
-    from benchmarks.kinds.generation import Generation
-
-    kinds: dict[str, AnyKind] = {"classification": Classification(), "generation": Generation()}
-    return kinds[name]

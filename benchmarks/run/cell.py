@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import set_seed
 
-from benchmarks.kinds.kind import kind_named
+from benchmarks.kinds import kind_named
 from benchmarks.kinds.rows import CellRows
 from benchmarks.specs.base import BaseCellSpec, display_name
 from benchmarks.store.environment import describe_environment, now

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.kinds.kind import kind_named
+from benchmarks.kinds import kind_named
 from benchmarks.run.plan import Inputs, PlannedCell, TimedKnobs
 from benchmarks.specs.base import BaseCellSpec, Group, TimingSpec, display_name
 from benchmarks.store.environment import now

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.kinds.kind import kind_named
+from benchmarks.kinds import kind_named
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group
 from benchmarks.store.folders import (
     CALIBRATION_FILE,

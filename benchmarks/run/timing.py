@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.kinds.kind import AnyKind, kind_named
+from benchmarks.kinds import kind_named
+from benchmarks.kinds.kind import AnyKind
 from benchmarks.kinds.rows import CellRows
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run.plan import PlannedCell, TimedKnobs

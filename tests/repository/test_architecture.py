@@ -16,10 +16,10 @@ MAY_IMPORT = {
     "baselines": {"consistentee"},
     "benchmarks": {"consistentee", "baselines", "benchmarks"},
 }
-WINGS = ("data", "backbones", "models", "rules", "traces", "engine", "training", "methods", "deployment")
-"""Of the library: each imports from itself and from those before it."""
-ROOMS = ("tasks", "specs", "store", "analysis", "measure", "kinds", "run", "contract", "commands", "lm_eval", "cli")
-"""Of the harness: likewise."""
+LIBRARY_FOLDERS = ("data", "backbones", "models", "rules", "traces", "engine", "training", "methods", "deployment")
+"""Folders of the library: each imports from itself and from those before it."""
+HARNESS_FOLDERS = ("tasks", "specs", "store", "analysis", "measure", "kinds", "run", "testing", "commands", "lm_eval", "cli")
+"""Folders of the harness, in the same order."""
 
 
 def modules_of(root: Path) -> dict[str, Path]:
@@ -77,7 +77,7 @@ def test_no_baseline_imports_another(graph):
     assert not [name for name, others in graph.items() for other in others if f"{name} {other}".count("baselines.") > 1]
 
 
-@pytest.mark.parametrize(("package", "order"), [("consistentee", WINGS), ("benchmarks", ROOMS)])
+@pytest.mark.parametrize(("package", "order"), [("consistentee", LIBRARY_FOLDERS), ("benchmarks", HARNESS_FOLDERS)])
 def test_wings_and_rooms_depend_one_way(graph, package, order):
     folder = ROOT.joinpath(*package.split("."))
     assert {path.name for path in folder.iterdir() if (path / "__init__.py").is_file()} >= set(order)
@@ -100,7 +100,7 @@ def test_the_checks_can_fail(tmp_path):
         (tmp_path / place).write_text(text)
     found = import_graph(tmp_path)
     assert found["baselines.one"] == {"baselines.two", "benchmarks.store.a"}
-    assert wrong_ways(found, "benchmarks", ROOMS) == ["benchmarks.store.a imports benchmarks.run.b"]
+    assert wrong_ways(found, "benchmarks", HARNESS_FOLDERS) == ["benchmarks.store.a imports benchmarks.run.b"]
     with pytest.raises(CycleError):
         test_no_file_imports_itself_in_a_circle(found)
     with pytest.raises(AssertionError):

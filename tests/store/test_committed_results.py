@@ -10,7 +10,7 @@ from pandas import read_csv
 from pandas.testing import assert_frame_equal
 
 from benchmarks.analysis import write_published_files
-from benchmarks.kinds.kind import kind_named
+from benchmarks.kinds import kind_named
 from benchmarks.run.dry_run import plan_lines
 from benchmarks.specs.suites import load_suite
 from benchmarks.store.method_versions import method_version

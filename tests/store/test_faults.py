@@ -22,7 +22,7 @@ from benchmarks.analysis.report import write_report
 from benchmarks.commands import publish
 from benchmarks.commands.publish import publish_run
 from benchmarks.commands.verify import faults_of
-from benchmarks.kinds.kind import kind_named
+from benchmarks.kinds import kind_named
 from benchmarks.measure import flops
 from benchmarks.run import pool
 from benchmarks.run.pool import compute_here

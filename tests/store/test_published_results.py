@@ -27,7 +27,7 @@ from benchmarks.analysis.report import write_report
 from benchmarks.analysis.tables import load_leaderboard, render, render_leaderboard, terminal_tables, to_terminal
 from benchmarks.cli import app
 from benchmarks.commands.publish import publish_run
-from benchmarks.kinds.kind import kind_named
+from benchmarks.kinds import kind_named
 from benchmarks.run import published as publication
 from benchmarks.run.dry_run import plan_lines
 from benchmarks.specs.schema import Strict

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands.one_model.settings import checked_settings
-from benchmarks.kinds.kind import Chosen, kind_named
+from benchmarks.kinds import kind_named
+from benchmarks.kinds.kind import Chosen
 from benchmarks.kinds.rows import CellRows
 from benchmarks.run.cell import trained
 from benchmarks.specs.suites import expand
