@@ -1167,7 +1167,8 @@ def write_summary(results: Results, folder: Path) -> list[Path]:
 
 def load_leaderboard(folders: Sequence[Path]) -> Results:
     """Read several folders of classification as one, the first folder first. Raises UserError if none can be read."""
-    found, faults = [], []
+    found: list[Results] = []
+    faults: list[str] = []
     for folder in dict.fromkeys(folders):
         try:
             results = load_results(folder)
