@@ -173,7 +173,7 @@ def to_terminal(tables: Iterable[Table], faults: Sequence[str] = ()) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    parts = [
+    parts: list[Any] = [
         part for table in tables for part in (Text(table.title, style="bold"), _rich(table), *_dim(table.notes), "")
     ]
     return Group(*parts, *(Text(f"left out: {fault}", style="yellow") for fault in faults))
