@@ -500,7 +500,7 @@ class EqualCost:
 
     def _intervals(self, means: pd.DataFrame) -> dict[str, list[float]]:
         """Compute the intervals over these tasks, and over any task: tasks are resampled as well."""
-        bounds = {"low": [], "high": [], "low_tasks": [], "high_tasks": []}
+        bounds: dict[str, list[float]] = {"low": [], "high": [], "low_tasks": [], "high_tasks": []}
         for label, budget in zip(means["method"], means["budget"], strict=True):
             samples = self._task_samples(label, budget)
             here, anywhere = (

@@ -173,7 +173,7 @@ def curves_figure(results: Results) -> "Figure | None":
         col_wrap=min(4, len(panels)),
         kind="line",
         errorbar=None,
-        height=1.55 if len(panels) > 1 else 2.6,
+        height=1.55 if len(panels) > 2 else 3.2,
         facet_kws={"sharey": False},
     )
     grid.figure.set_figwidth(TEXT_WIDTH if len(panels) > 2 else 0.5 * TEXT_WIDTH * len(panels) + 1)
@@ -194,7 +194,7 @@ def curves_figure(results: Results) -> "Figure | None":
     if grid.legend is not None:
         handles, texts = grid.legend.legend_handles, [text.get_text() for text in grid.legend.texts]
         grid.legend.remove()
-        grid.figure.legend(handles, texts, loc="outside upper center", ncols=4, frameon=False)
+        grid.figure.legend(handles, texts, loc="outside upper center", ncols=4 if len(panels) > 2 else 2, frameon=False)
     return _laid_out(grid.figure)
 
 

@@ -194,7 +194,7 @@ class Results:
 
     def full_scores(self, measure: str | None = None) -> pd.Series:
         """Return the full model's score by task, backbone and seed (-1: the mean of its seeds)."""
-        found = {}
+        found: dict[tuple[Any, ...], float] = {}
         for task, full in self.tasks["full_label"].items():
             own = [r for r in self.records if (r.task, r.backbone) == task and r.label == full]
             scores = pd.Series([_full_score(r, measure) for r in own], [r.seed for r in own], dtype=float)
@@ -336,7 +336,7 @@ def _full_label(knobs: pd.DataFrame) -> str | None:
     return labels[0] if labels else None
 
 
-def _knob_lines(number: int, record: CellRecord | GenerationRecord) -> Iterator[_Line]:
+def _knob_lines(number: int, record: Any) -> Iterator[_Line]:
     """Yield the lines of one cell."""
     common: _Line = {name: getattr(record, name) for name in (*CURVE, "method", "seed", "key", "knob_name", "metric")}
     common |= {"cell": number, "num_layers": record.num_layers}
@@ -363,7 +363,7 @@ def _knob_lines(number: int, record: CellRecord | GenerationRecord) -> Iterator[
 
 def _test_of_instances(record: CellRecord, place: int, hull: Mapping[int, Any], found: Any) -> _Line:
     test = record.curve_test[place]
-    line = {**test.scores, "layers": test.average_layers, "score": test.scores[record.metric]}
+    line: _Line = {**test.scores, "layers": test.average_layers, "score": test.scores[record.metric]}
     line["exit_histogram"] = test.exit_histogram
     if place in hull:
         known = hull[place][1]

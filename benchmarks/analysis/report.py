@@ -459,7 +459,7 @@ def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
     return {str(name): frame[name].astype(object).where(frame[name].notna(), None).tolist() for name in frame}
 
 
-def _spec(chart: alt.LayerChart) -> dict[str, Any]:
+def _spec(chart: Any) -> dict[str, Any]:
     """Return a chart's specification, with the fonts, the ink and the background of the page."""
     words = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12}
     lines = {"domain": False, "tickColor": INK, "tickOpacity": 0.3, "gridColor": INK, "gridOpacity": 0.12}

@@ -173,7 +173,7 @@ def to_terminal(tables: Iterable[Table], faults: Sequence[str] = ()) -> "Group":
     from rich.console import Group
     from rich.text import Text
 
-    parts = [
+    parts: list[Any] = [
         part for table in tables for part in (Text(table.title, style="bold"), _rich(table), *_dim(table.notes), "")
     ]
     return Group(*parts, *(Text(f"left out: {fault}", style="yellow") for fault in faults))
@@ -1167,7 +1167,8 @@ def write_summary(results: Results, folder: Path) -> list[Path]:
 
 def load_leaderboard(folders: Sequence[Path]) -> Results:
     """Read several folders of classification as one, the first folder first. Raises UserError if none can be read."""
-    found, faults = [], []
+    found: list[Results] = []
+    faults: list[str] = []
     for folder in dict.fromkeys(folders):
         try:
             results = load_results(folder)

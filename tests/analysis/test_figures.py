@@ -66,7 +66,7 @@ def test_files_have_captions_and_are_the_same_twice(results, tmp_path):
 def test_every_kind_is_drawn(results, kind):
     figure = draw(kind, results)
     titles = {axes.get_title() for axes in figure.axes}
-    assert titles & {"mcid", "mean of 2 tasks", "DeeBERT"}
+    assert titles & {"mcid", "mean of 2 tasks", "PABEE"}
 
 
 def test_unknown_formats_and_figures_are_named(results, tmp_path):

@@ -8,6 +8,7 @@ from benchmarks.analysis.statistics import (
     interval,
     interval_over_rows_and_seeds,
     mean_over_drawn_seeds,
+    over_any_task,
     p_value,
     resampled_terms,
     score_interval,
@@ -19,8 +20,8 @@ from consistentee.data.metrics import score
 ROWS = 300
 
 
-def resampled_scores(metric, labels, predictions):
-    return score_of_terms(metric, resampled_terms(metric, labels, predictions))
+def resampled_scores(metric, labels, predictions, resamples=1000):
+    return score_of_terms(metric, resampled_terms(metric, labels, predictions, resamples=resamples))
 
 
 def rows_of(metric, seed=0):
@@ -39,8 +40,7 @@ def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypa
     drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
     weights = np.stack([np.bincount(rows, minlength=ROWS) / ROWS for rows in drawn])
     monkeypatch.setattr("benchmarks.analysis.statistics.row_weights", lambda *_: weights)
-    monkeypatch.setattr("benchmarks.analysis.statistics.RESAMPLES", len(drawn))
-    found = resampled_scores(metric, labels, [predictions, predictions])
+    found = resampled_scores(metric, labels, [predictions, predictions], len(drawn))
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]
     assert found == pytest.approx(np.stack([expected, expected], axis=1))
 
@@ -95,6 +95,20 @@ def test_scores_of_ranks_and_of_many_classes_are_resampled_one_by_one():
 def test_the_score_of_rows_is_the_metric(metric):
     labels, predictions = rows_of(metric)
     assert score_of_rows(metric, labels, predictions) == pytest.approx(score(metric, labels, predictions))
+
+
+def test_many_resamples_have_the_interval_of_few():
+    labels, predictions = rows_of("matthews")
+    few, many = (resampled_scores("matthews", labels, [predictions], n)[:, 0] for n in (1000, 10_000))
+    assert len(many) == 10_000
+    assert interval(many) == pytest.approx(interval(few), abs=0.02)
+
+
+def test_tasks_that_differ_widen_the_interval_over_any_task():
+    samples = np.stack([np.full(1000, points) for points in (-1.0, 0.0, 1.0)])
+    low, high = interval(over_any_task(samples))
+    assert (low, high) == pytest.approx((-1, 1))
+    assert over_any_task(samples[:1]) is None
 
 
 def test_p_values_by_hand():
