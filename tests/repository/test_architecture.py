@@ -18,7 +18,19 @@ MAY_IMPORT = {
 }
 LIBRARY_FOLDERS = ("data", "backbones", "models", "rules", "traces", "engine", "training", "methods", "deployment")
 """Folders of the library: each imports from itself and from those before it."""
-HARNESS_FOLDERS = ("tasks", "specs", "store", "analysis", "measure", "kinds", "run", "testing", "commands", "lm_eval", "cli")
+HARNESS_FOLDERS = (
+    "tasks",
+    "specs",
+    "store",
+    "analysis",
+    "measure",
+    "kinds",
+    "run",
+    "testing",
+    "commands",
+    "lm_eval",
+    "cli",
+)
 """Folders of the harness, in the same order."""
 
 
