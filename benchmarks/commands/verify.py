@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.kinds.kind import Kind, kind_named
+from benchmarks.kinds import kind_named
+from benchmarks.kinds.kind import AnyKind
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
     FAILURE_FILE,
@@ -41,7 +42,7 @@ def faults_of(root: Path) -> Iterator[str]:
         yield from _faults_of_run(root, kind)
 
 
-def _faults_of_published(root: Path, kind: Kind) -> Iterator[str]:
+def _faults_of_published(root: Path, kind: AnyKind) -> Iterator[str]:
     if fault := file_fault(root / HASHES_FILE, sealed=True):
         yield f"{root / HASHES_FILE}: {fault}; publish the run again"
     try:
@@ -52,7 +53,7 @@ def _faults_of_published(root: Path, kind: Kind) -> Iterator[str]:
     yield from _faults_of_results(results)
 
 
-def _faults_of_run(root: Path, kind: Kind) -> Iterator[str]:
+def _faults_of_run(root: Path, kind: AnyKind) -> Iterator[str]:
     if fault := file_fault(root / ENVIRONMENT_FILE, sealed=True):
         yield f"{root / ENVIRONMENT_FILE}: {fault}; the next run writes it again"
     results = open_results(root, kind.record, kind.timing)
@@ -71,7 +72,7 @@ def _faults_of_run(root: Path, kind: Kind) -> Iterator[str]:
             yield f"{path}: left by a process that was killed; the next run clears it away"
 
 
-def _faults_of_artifacts(root: Path, kind: Kind) -> Iterator[str]:
+def _faults_of_artifacts(root: Path, kind: AnyKind) -> Iterator[str]:
     folder = RunFolder(root)
     if folder.fingerprints.exists() and (fault := file_fault(folder.fingerprints, sealed=True)):
         yield f"{folder.fingerprints}: {fault}; the next run reads the backbones again"
