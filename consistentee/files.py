@@ -197,7 +197,7 @@ def checked_tensors(path: Path) -> "dict[str, Tensor]":
     try:
         tensors = load_file(path) if path.stat().st_size <= MAPPED_BYTES else _map_tensors(path)
         with safe_open(path, framework="np") as file:  # for torch it would map the file, however large
-            written = (file.metadata() or {}).get("sha256")  # None in files that are older than hashes
+            written = (file.metadata() or {"sha256": None})["sha256"]  # None in files that are older than hashes
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error})") from error
     if written is not None and written != _hash_with_shapes(tensors):

@@ -1,20 +1,18 @@
 """Publishing a run: what it left behind in hundreds of files becomes the few small ones that can be committed."""
 
-import json
 import shutil
 from pathlib import Path
 
 from benchmarks.analysis import write_published_files
 from benchmarks.kinds import kind_named
-from benchmarks.store.compact.writing import write_compact
-from benchmarks.store.folders import ENVIRONMENT_FILE, HASHES_FILE, SUITE_FILE
+from benchmarks.store.folders import ENVIRONMENT_FILE, SUITE_FILE
+from benchmarks.store.published import seal_published, write_published
 from benchmarks.store.records import BaseRecord, BaseTimingRecord
-from benchmarks.store.sealing import write_json
 from benchmarks.store.stored_results import (
     RowSource,
     StoredResults,
-    failed_cells,
-    is_compact,
+    failure_texts,
+    is_published,
     kind_of_results,
     open_results,
 )
@@ -25,7 +23,7 @@ _COPIED = (SUITE_FILE, ENVIRONMENT_FILE)
 
 
 def publish_run(run: Path, out: Path | None = None) -> list[Path]:
-    """Write the compact form of a run's results, with its tables and its figure, and return the files.
+    """Write a run's results as a few Parquet files, with their tables and its figure, and return the files.
 
     All of it is written beside ``out`` first, and takes its place at once. Other files that lie in ``out``, such as
     notes, are kept.
@@ -39,7 +37,7 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
             published results.
     """
     out = Path("results") / run.resolve().name if out is None else out
-    if is_compact(run):
+    if is_published(run):
         raise UserError(f"{run} is published already; give the folder of a run")
     if (out / "cells").exists():
         raise UserError(f"{out} holds a run; give another --out")
@@ -50,20 +48,21 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     results = open_results(run, kind.record, kind.timing)
     if results.faults:
         raise UserError(f"{results.faults[0]}; run the suite again before you publish it")
-    if out.exists() and not is_compact(out) and any(out.iterdir()):
+    if out.exists() and not is_published(out) and any(out.iterdir()):
         raise UserError(f"{out} holds something else than published results; give another --out")
     for leftover in out.parent.glob(f".{out.name}.*{PARTIAL}"):
         shutil.rmtree(leftover)
     with replacing(out) as new:
         if out.exists():
             shutil.copytree(out, new, ignore=shutil.ignore_patterns("*.parquet"))
-        written = write_compact(new, results, kind.timing, kind=kind_name, failures=failed_cells(run))
+        new.mkdir(exist_ok=True)
+        written = write_published(new, results, failure_texts(run))
         for name in _COPIED:
             if (run / name).exists():
                 written.append(Path(shutil.copyfile(run / name, new / name)))
-        write_json(new / HASHES_FILE, json.dumps({"kind": kind_name}), written)
+        written.append(seal_published(new, written))
         _check(results, open_results(new, kind.record, kind.timing), out)
-        written += [new / HASHES_FILE, *write_published_files(new)]
+        written += write_published_files(new)
     return [out / path.relative_to(new) for path in written]
 
 

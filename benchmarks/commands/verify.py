@@ -17,7 +17,7 @@ from benchmarks.store.folders import (
 )
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
 from benchmarks.store.sealing import file_fault
-from benchmarks.store.stored_results import BaseStoredCell, StoredResults, is_compact, kind_of_results, open_results
+from benchmarks.store.stored_results import BaseStoredCell, StoredResults, is_published, kind_of_results, open_results
 from consistentee.errors import UserError
 from consistentee.files import OLD, PARTIAL, checked_tensors
 
@@ -36,7 +36,7 @@ def faults_of(root: Path) -> Iterator[str]:
     if kind_name is None and not list(root.glob("cells")):
         raise UserError(f"{root} holds no results; give the folder of a run, or published results")
     kind = kind_named(kind_name or "classification")
-    if is_compact(root):
+    if is_published(root):
         yield from _faults_of_published(root, kind)
     else:
         yield from _faults_of_run(root, kind)

@@ -31,7 +31,7 @@ from benchmarks.store.folders import (
 from benchmarks.store.generation_records import GenerationRecord
 from benchmarks.store.keys import key_parts, timing_key
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, FailureRecord, KeyParts
-from benchmarks.store.stored_results import is_compact, kind_of_results
+from benchmarks.store.stored_results import is_published, kind_of_results
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.versions import Kind as KindName
@@ -121,7 +121,7 @@ class Inputs:
 
 def refuse_another_kind(suite: BaseSuite, folder: RunFolder) -> None:
     """Raise UserError if a folder holds results of another kind of suite, or published results."""
-    if is_compact(folder.root):
+    if is_published(folder.root):
         raise UserError(f"{folder.root} holds published results; give a folder of its own to the run, with --out")
     found = kind_of_results(folder.root)
     if found not in (None, suite.kind):

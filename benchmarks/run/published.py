@@ -20,8 +20,7 @@ from benchmarks.store.folders import (
     write_record,
 )
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, KeyParts
-from benchmarks.store.stored_cells import BaseStoredCell
-from benchmarks.store.stored_results import kind_of_results, open_results
+from benchmarks.store.stored_results import BaseStoredCell, kind_of_results, open_results
 from consistentee.errors import UserError
 
 

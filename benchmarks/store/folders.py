@@ -267,6 +267,11 @@ def parse_record(path: Path, schema: type[_SchemaT]) -> tuple[_SchemaT | None, s
         return None, None
     except (OSError, UnicodeDecodeError) as error:
         return None, f"unreadable: {error}"
+    return parse_text(text, schema)
+
+
+def parse_text(text: str, schema: type[_SchemaT]) -> tuple[_SchemaT | None, str | None]:
+    """Return the record in the text of a JSON file, or what is wrong with it."""
     text, fault = unsealed(text)
     try:
         record = schema.model_validate_json(text)

@@ -7,7 +7,14 @@ from pydantic import Field
 
 from benchmarks.specs.schema import Strict
 from benchmarks.specs.targets import TEXT_SPEEDUPS, Speedups
-from benchmarks.store.records import BaseContender, BaseOperatingPoint, BaseRecord, BaseSamples, BaseTimingRecord
+from benchmarks.store.records import (
+    BaseContender,
+    BaseOperatingPoint,
+    BaseRecord,
+    BaseSamples,
+    BaseTimingRecord,
+    Seconds,
+)
 
 
 class Mean(Strict):
@@ -149,8 +156,8 @@ class DecodingSamples(BaseSamples):
 
     prompts: int
     decoded_tokens: list[int] = Field(description="[batches], new tokens but the first of each text")
-    prefill_seconds: list[list[float]] = Field(description="[rounds][batches]: prompts and first tokens")
-    decode_seconds: list[list[float]] = Field(description="[rounds][batches]: all further tokens")
+    prefill_seconds: list[list[Seconds]] = Field(description="[rounds][batches]: prompts and first tokens")
+    decode_seconds: list[list[Seconds]] = Field(description="[rounds][batches]: all further tokens")
     in_flight: int | None = Field(
         default=None,
         description="prompts under way, of which batch_size run at a time; None: a batch is under way, in step",
@@ -158,12 +165,12 @@ class DecodingSamples(BaseSamples):
     layer_calls: list[float] | None = Field(
         default=None, description="[batches], of the decoded tokens; None in timings that are older than this field"
     )
-    completed_seconds: list[list[float]] = Field(
+    completed_seconds: list[list[Seconds]] = Field(
         default=[],
         description="[rounds][prompts]: since a text was asked for, together with all that were under way, until its "
         "last token was there; empty where that is not noted, and in timings that are older than this field",
     )
-    head_seconds: list[list[float]] = Field(
+    head_seconds: list[list[Seconds]] = Field(
         default=[],
         description="[rounds][batches], of stock generate: embedding and LM head of the decoding, which no exit saves",
     )

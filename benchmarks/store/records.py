@@ -3,9 +3,9 @@
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from benchmarks.specs.schema import Strict, canonical_json
 from benchmarks.specs.targets import SPEEDUPS, Speedups, Target
@@ -206,12 +206,16 @@ class BaseSamples(Strict):
         raise NotImplementedError
 
 
+Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 9))]
+"""As the clock tells them, to the nanosecond: further digits are noise, of which results would mostly consist."""
+
+
 class TimingSamples(BaseSamples):
     """Samples of a contender of classification."""
 
     rows: int
-    seconds_per_round: list[float]
-    seconds_per_batch: list[list[float]] = Field(description="[rounds][batches], in the order of the data")
+    seconds_per_round: list[Seconds]
+    seconds_per_batch: list[list[Seconds]] = Field(description="[rounds][batches], in the order of the data")
 
     @property
     def round_seconds(self) -> list[float]:

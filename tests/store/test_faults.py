@@ -162,9 +162,9 @@ def test_a_fault_at_any_write_of_a_run_costs_nothing_but_time(undisturbed, tmp_p
 
 def write_two_tables(folder: Path) -> list[Path]:
     """Stand in for the tables and the figure of a publication."""
-    for name in ("table.md", "table.csv"):
+    for name in ("table.md", "headline.csv"):
         write_text(folder / name, name)
-    return [folder / "table.md", folder / "table.csv"]
+    return [folder / "table.md", folder / "headline.csv"]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -284,7 +284,7 @@ def test_flipped_bits_change_nothing_that_is_read_or_are_named(folders, flips):
         try:
             is_named = named(root)
             if not is_named:
-                assert path.name == LOG_FILE or path.name.startswith("table."), f"{path}: not noticed"
+                assert path.name in (LOG_FILE, "table.md", "headline.csv"), f"{path}: not noticed"
                 assert read_all(root) == whole[number], path
             outcomes["named" if is_named else "unchanged"] += 1
         finally:
