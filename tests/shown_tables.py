@@ -6,7 +6,8 @@ from functools import cache
 from documents import ROOT
 
 from benchmarks.analysis.frames import load_results
-from benchmarks.analysis.tables import first_tables, to_markdown
+from benchmarks.analysis.rendering import to_markdown
+from benchmarks.analysis.tables import first_tables
 
 FIRST_ROWS = {"README.md": 10, "results/README.md": None}
 """Documents, and how many rows they show of each table."""

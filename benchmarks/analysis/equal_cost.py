@@ -81,12 +81,7 @@ def _first(order: NDArray[np.intp], allowed: NDArray[np.bool_]) -> int | None:
 
 
 def choose_all(
-    targets: Sequence[Target],
-    layers: ArrayLike,
-    quality: ArrayLike,
-    *,
-    num_layers: int,
-    reference: float | None = None,
+    targets: Sequence[Target], layers: ArrayLike, quality: ArrayLike, *, num_layers: int, reference: float | None = None
 ) -> dict[int, list[Target]]:
     """Choose for several targets: index of the knob -> what it was chosen for, by rising index; see :func:`choose`."""
     chosen: dict[int, list[Target]] = {}

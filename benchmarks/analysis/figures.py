@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
 from benchmarks.analysis.frames import REFERENCES, STATIC, TASK, Results, is_core, role_of
-from benchmarks.analysis.tables import chosen_knobs, display_name, write_text
+from benchmarks.analysis.rendering import display_name
+from benchmarks.analysis.tables import chosen_knobs, write_text
 from benchmarks.specs.targets import Budget
 from consistentee.errors import unknown_name
 from consistentee.files import replacing

@@ -14,17 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
 from benchmarks.analysis.frames import FULL, REFERENCES, STATIC, Results
-from benchmarks.analysis.tables import (
-    FORMATS,
-    MISSING,
-    OVER_NOTE,
-    UNDER_NOTE,
-    Column,
-    Table,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
+from benchmarks.analysis.rendering import MISSING, OVER_NOTE, UNDER_NOTE, Column, Table, to_csv, to_latex, to_markdown
+from benchmarks.analysis.tables import FORMATS
 from benchmarks.specs.papers import PaperColumn, PaperMethod, PaperTable, PrintedSpeed, PrintedValue
 from benchmarks.tasks.loader import spec_of
 from consistentee.errors import UserError, unknown_name

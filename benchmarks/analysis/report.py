@@ -20,20 +20,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of, headline
 from benchmarks.analysis.figures import COLOURS, exit_shares, half_points, leading_labels
 from benchmarks.analysis.frames import MATCH, REFERENCES, STATIC, TASK, Results, is_core, role_of
+from benchmarks.analysis.generation_tables import cost_table
 from benchmarks.analysis.paper_tables import published_table
+from benchmarks.analysis.provenance import caveats, provenance_table, records_frame
+from benchmarks.analysis.rendering import STOCK, Column, Table
 from benchmarks.analysis.tables import (
-    STOCK,
-    Column,
-    Table,
-    caveats,
     contrast_table,
-    cost_table,
     further_tables,
     headline_table,
     knob_text,
     operating_points,
-    provenance_table,
-    records_frame,
     task_names,
     task_table,
     write_text,

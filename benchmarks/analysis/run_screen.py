@@ -13,7 +13,9 @@ import pandas as pd
 
 from benchmarks.analysis.equal_cost import comparison_of
 from benchmarks.analysis.frames import Results, load_results, merge, protocol
-from benchmarks.analysis.tables import Column, Table, clock_caveats, marked, terminal_tables, to_terminal
+from benchmarks.analysis.provenance import clock_caveats
+from benchmarks.analysis.rendering import Column, Table, to_terminal
+from benchmarks.analysis.tables import marked, terminal_tables
 from benchmarks.specs.schema import canonical_json
 from benchmarks.store.records import BaseRecord
 from benchmarks.store.stored_results import kind_of_results

@@ -1,20 +1,16 @@
-"""Tables: pandas expressions over the frames of results, and one renderer to terminal, Markdown, CSV and LaTeX."""
+"""Tables as pandas expressions over the frames of results, and the pages made of them."""
 
-import html
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.analysis.equal_cost import EqualCost, choose, comparison_of, headline
+from benchmarks.analysis.equal_cost import choose, comparison_of, headline
 from benchmarks.analysis.frames import (
     FULL,
     MATCH,
-    NATS,
     TASK,
     TO_FULL,
     Results,
@@ -24,251 +20,25 @@ from benchmarks.analysis.frames import (
     role_of,
     varied_parameters,
 )
+from benchmarks.analysis.generation_tables import batch_table, calibration_table, cost_table, text_scores, text_table
+from benchmarks.analysis.provenance import provenance_table
+from benchmarks.analysis.rendering import (
+    INTERVALS_NOTE,
+    METRIC_NAMES,
+    MOST_LINES,
+    OVER_NOTE,
+    STOCK,
+    UNDER_NOTE,
+    Column,
+    Table,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 from benchmarks.analysis.statistics import interval_over_rows_and_seeds
 from benchmarks.specs.targets import Target, in_order, in_words
-from benchmarks.store.stored_results import failed_cells
-from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import replacing
-
-if TYPE_CHECKING:
-    from rich.console import Group
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-MISSING = "n/a"
-STOCK = "stock generate"
-MOST_LINES = 100
-"""Lines of ``table.md``, a page that people read."""
-OVER_NOTE = "†: even the cheapest knob costs more than the budget."
-UNDER_NOTE = "‡: even the best knob costs less; it is shown."
-_INTERVALS = "In brackets: 95% paired bootstrap intervals over rows within tasks and over seeds."
-
-_NAMES = {
-    "full": "Full model",
-    "token-full": "Full model",
-    "consistentee": "ConsistentEE",
-    "deebert": "DeeBERT",
-    "de3-bert": "DE$^3$-BERT",
-    "pabee": "PABEE",
-    "f-pabee": "F-PABEE",
-    "berxit": "BERxiT",
-    "calm-tokens": "CALM",
-    "calm": "CALM",
-    "fastbert": "FastBERT",
-    "cascade-bert": "CascadeBERT",
-    "pcee-bert": "PCEE-BERT",
-    "leebert": "LeeBERT",
-    "palbert": "PALBERT",
-    "hashee": "HashEE",
-    "jei-dnn": "JEI-DNN",
-    "eenet": "EENet",
-    "skipdecode": "SkipDecode",
-    "layerskip": "LayerSkip",
-    "kangaroo": "Kangaroo",
-    "balcony": "Balcony",
-    "static": "Static exit",
-    "random": "Random exit",
-    "majority": "Majority class",
-    "oracle": "Oracle",
-    **{
-        name: name.upper()
-        for name in ("ztw", "e2cm", "gpfee", "beem", "cosee", "free", "lite", "soft", "swift", "sweet")
-    },
-}
-
-
-def display_name(label: str) -> str:
-    """Return the name of a label in print: ``calm-softmax`` is ``CALM (softmax)``."""
-    known = label.removeprefix("token-") if role_of(label) != label else label
-    stem = max((name for name in _NAMES if known == name or known.startswith(f"{name}-")), key=len, default=None)
-    if stem is None:
-        return label
-    rest = known.removeprefix(stem).strip("-").replace("-", " ")
-    return f"{_NAMES[stem]} ({rest})" if rest else _NAMES[stem]
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        heading: its title.
-        value: the column of the frame, or a function of a row.
-        form: of numbers; empty for words, which are set to the left.
-        low, high: columns of an interval.
-        mark: column of what is written behind the number.
-        best: whether the largest number is the best one.
-    """
-
-    heading: str
-    value: str | Callable[[Mapping[str, Any]], object]
-    form: str = ""
-    low: str = ""
-    high: str = ""
-    mark: str = ""
-    best: bool = False
-
-    def text(self, row: Mapping[str, Any]) -> str:
-        """Return the text of a row."""
-        value = self.value(row) if callable(self.value) else row.get(self.value)
-        if value is None or (isinstance(value, float) and np.isnan(value)):
-            return MISSING
-        words = f"{value:{self.form}}" if self.form else str(value)
-        if self.form and float(words.rstrip("%x")) == 0:
-            words = words.replace("-", "+" if "+" in self.form else "")
-        words += str(row[self.mark]) if self.mark else ""
-        low, high = (row.get(name, np.nan) if name else np.nan for name in (self.low, self.high))
-        return words if np.isnan(low) else f"{words} [{low:{self.form}}, {high:{self.form}}]"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: numbers, how they are written, and what a reader must know.
-
-    Attributes:
-        title: its caption.
-        name: of its label in LaTeX, ``tab:NAME``.
-        frame: a line each row.
-        columns: what is shown of it.
-        notes: below it.
-        labels: the column that holds labels of methods, which have display names in print.
-    """
-
-    title: str
-    name: str
-    frame: pd.DataFrame
-    columns: Sequence[Column]
-    notes: Sequence[str] = ()
-    labels: str = "method"
-
-    @property
-    def cells(self) -> pd.DataFrame:
-        """The texts, by heading; columns of which nothing is known are left out."""
-        rows = self.frame.to_dict("records")
-        found = {column.heading: [column.text(row) for row in rows] for column in self.columns}
-        return pd.DataFrame({name: texts for name, texts in found.items() if set(texts) - {MISSING} or not rows})
-
-    @property
-    def words(self) -> set[str]:
-        """Headings of the columns of words."""
-        return {column.heading for column in self.columns if not column.form}
-
-    def bold(self, heading: str) -> list[bool]:
-        """Return which rows are best in a column, as it is printed."""
-        column = next(column for column in self.columns if column.heading == heading)
-        if not column.best or len(self.frame) < 2:
-            return [False] * len(self.frame)
-        numbers = [float(t.split(" ")[0].rstrip("†‡*")) if t != MISSING else -np.inf for t in self.cells[heading]]
-        over = [bool(column.mark) and "†" in str(mark) for mark in self.frame.get(column.mark, [""] * len(numbers))]
-        best = max((n for n, o in zip(numbers, over, strict=True) if not o), default=np.inf)
-        return [n == best and not o for n, o in zip(numbers, over, strict=True)]
-
-
-# ---------------------------------------------------------------------------------------------- rendering
-
-
-def to_terminal(tables: Iterable[Table], faults: Sequence[str] = ()) -> "Group":
-    """Render tables for a terminal."""
-    from rich.console import Group
-    from rich.text import Text
-
-    parts: list[Any] = [
-        part for table in tables for part in (Text(table.title, style="bold"), _rich(table), *_dim(table.notes), "")
-    ]
-    return Group(*parts, *(Text(f"left out: {fault}", style="yellow") for fault in faults))
-
-
-def _rich(table: Table) -> "RichTable":
-    shown, cells = plain_table(), table.cells
-    for heading in cells:
-        add_columns(shown, str(heading), numbers=heading not in table.words)
-    for row in cells.itertuples(index=False):
-        add_row(shown, *row)
-    return shown
-
-
-def _dim(notes: Iterable[str]) -> "list[Text]":
-    from rich.text import Text
-
-    return [Text(note, style="dim") for note in notes]
-
-
-def to_markdown(tables: Iterable[Table]) -> str:
-    """Render tables as Markdown."""
-    return "\n".join(map(_markdown, tables))
-
-
-def _markdown(table: Table) -> str:
-    def line(cells: Iterable[object]) -> str:
-        return f"| {' | '.join(_escape_markdown(str(cell)) for cell in cells)} |"
-
-    cells = table.cells
-    rule = ["---" if heading in table.words else "---:" for heading in cells]
-    lines = [f"## {_escape_markdown(table.title)}", "", line(cells), f"| {' | '.join(rule)} |"]
-    lines += [line(row) for row in cells.itertuples(index=False)]
-    return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.notes), ""])
-
-
-def _escape_markdown(text: str) -> str:
-    # Names and notes may come from a user's files: they must stay text.
-    return re.sub(r"([\\|`*_])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-_LATEX = {c: "\\" + c for c in "&%#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    **{
-        c: f"${word}$"
-        for c, word in {"·": r"\cdot", "≤": r"\le", "≥": r"\ge", "†": r"^\dagger", "‡": r"^\ddagger"}.items()
-    },
-    **{c: f"${c}$" for c in "<>|"},
-    "×": r"$\times$",
-    "±": r"$\pm$",
-}
-
-
-def escape_latex(text: str) -> str:
-    """Escape what LaTeX would read as commands; ``$^3$`` of a display name stays."""
-    parts = re.split(r"(\$\^\d\$)", text)
-    return "".join(
-        part if re.fullmatch(r"\$\^\d\$", part) else "".join(_LATEX.get(c, r"\$" if c == "$" else c) for c in part)
-        for part in parts
-    )
-
-
-def to_latex(tables: Iterable[Table]) -> str:
-    """Render tables as LaTeX: booktabs, a caption, a label, the best numbers bold, methods by their display names."""
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_latex, tables))
-
-
-def _latex(table: Table) -> str:
-    cells = table.cells
-    names = {c.heading for c in table.columns if c.value in {table.labels, "against"}}
-    for heading in cells:
-        texts = [escape_latex(display_name(text) if heading in names else text) for text in cells[heading]]
-        texts = [re.sub(r"^-(?=[\d.])", "$-$", text).replace("[-", "[$-$").replace(", -", ", $-$") for text in texts]
-        bold = table.bold(str(heading))
-        cells[heading] = [rf"\textbf{{{text}}}" if best else text for text, best in zip(texts, bold, strict=True)]
-    lines = ["\\begin{table}", "\\centering\\small", f"\\caption{{{escape_latex(table.title)}.}}"]
-    lines += [
-        f"\\label{{tab:{table.name}}}",
-        f"\\begin{{tabular}}{{{''.join('l' if h in table.words else 'r' for h in cells)}}}",
-    ]
-    lines += ["\\toprule", " & ".join(map(escape_latex, map(str, cells))) + r" \\", "\\midrule"]
-    lines += [" & ".join(row) + r" \\" for row in cells.itertuples(index=False)]
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join(
-        [*lines, *(rf"\par\footnotesize {escape_latex(note)}" for note in table.notes), "\\end{table}", ""]
-    )
-
-
-def to_csv(frame: pd.DataFrame) -> str:
-    """Render a frame as CSV, numbers rounded to six significant decimals."""
-    return str(frame.round(6).to_csv(index=False, lineterminator="\n"))
-
-
-# ---------------------------------------------------------------------------------------------- equal cost
 
 
 def headline_table(results: Results) -> Table | None:
@@ -315,7 +85,7 @@ def headline_table(results: Results) -> Table | None:
             "At s times the speed, the two knobs of the validation hull around L / s layers (full depth is its last "
             "vertex) are mixed so that test rows run exactly that"
             + ("; each half of the prompts at what the other half has chosen." if of_texts else "."),
-            f"{_INTERVALS if found['low'].notna().any() else 'The answers that intervals need were not kept.'} "
+            f"{INTERVALS_NOTE if found['low'].notna().any() else 'The answers that intervals need were not kept.'} "
             f"Any task: tasks are resampled, too. {OVER_NOTE}",
             "Own last exit: points against it. FLOPs, clock: full model / method, b = batch size; full depth that was "
             "not counted or timed counts as the full model. vs. static: tasks on which it is significantly better / "
@@ -405,9 +175,6 @@ def contrast_table(results: Results) -> Table | None:
             "best variant with the best other method by these very scores, which flatters both."
         ],
     )
-
-
-# ---------------------------------------------------------------------------------------------- operating points
 
 
 def chosen_knobs(results: Results) -> pd.DataFrame:
@@ -584,7 +351,7 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
         columns=[
             Column("method", "method"),
             Column("knob", "shown_knob"),
-            Column(f"{_METRICS.get(metric, metric)} % [95%]", "score", ".1f", "score_low", "score_high", best=True),
+            Column(f"{METRIC_NAMES.get(metric, metric)} % [95%]", "score", ".1f", "score_low", "score_high", best=True),
             *([Column("± seeds", "score_std", ".1f")] if several else []),
             *([Column("ROUGE-L to full %", TO_FULL, ".1f"), Column("match %", MATCH, ".1f")] if of_texts else []),
             Column("layers", "layers", ".2f"),
@@ -597,9 +364,6 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
         ],
         notes=_operating_notes(results, task, own),
     )
-
-
-_METRICS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 
 def knob_text(line: Mapping[str, Any]) -> str:
@@ -655,406 +419,6 @@ def _timing_note(times: pd.DataFrame, own: pd.DataFrame, unit: str) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------- generation
-
-
-def cost_table(results: Results) -> Table | None:
-    """Return the score kept in generation where layers, operations or time are equal; None without a full model."""
-    if comparison_of(results).headline["points"].isna().all():
-        return None
-    sizes = results.batch_sizes
-    costs = {"layers": "layers", "FLOPs": "flops_ratio", **{f"clock b{size}": f"speedup_b{size}" for size in sizes}}
-    labels = list(dict.fromkeys(comparison_of(results).headline["method"]))
-    frame = pd.DataFrame({"method": labels})
-    for heading, cost in costs.items():
-        comparison = comparison_of(results) if cost == "layers" else EqualCost(results, cost=cost)
-        found = comparison.by_task() if len(comparison.per_seed) else pd.DataFrame(columns=["label", "speedup", "kept"])
-        by_curve = dict(iter(found.groupby(["label", "speedup"])))
-        frame[heading] = [
-            " / ".join(_kept(by_curve.get((label, s)), len(comparison_of(results).compared)) for s in results.speedups)
-            for label in labels
-        ]
-    budgets = " / ".join(f"{speedup:g}x" for speedup in results.speedups)
-    return Table(
-        title=f"Score kept at {budgets}, by what is equal",
-        name="costs",
-        frame=frame,
-        columns=[Column("method", "method"), *(Column(heading, heading) for heading in costs)],
-        notes=[
-            f"Percent of the full model's score at {budgets} less of what the column says: layers on validation "
-            "prompts; operations of decoding, or stock generate's time of a decoded token, on test prompts (of the "
-            "knobs "
-            f"that were timed; b = batch size, all of one knob). {OVER_NOTE} {UNDER_NOTE}"
-        ],
-    )
-
-
-def _kept(found: pd.DataFrame | None, tasks: int) -> str:
-    if found is None or len(found) < tasks or found["kept"].isna().any():
-        return MISSING
-    return f"{100 * found['kept'].mean():.1f}{'†' * int(found['over'].any())}{'‡' * int(found['under'].any())}"
-
-
-def text_scores(results: Results) -> pd.DataFrame:
-    """Return all that is scored in generation, by task, label and budget; percent, and perplexity of the references."""
-    keys = [*TASK, "label", "speedup"]
-    found = comparison_of(results).with_intervals(comparison_of(results).by_task()).set_index(keys)
-    found[["points", "low", "high", "kept"]] *= 100
-    for measure in (TO_FULL, MATCH):
-        comparison = EqualCost(results, measure=measure)
-        own = comparison.with_intervals(comparison.by_task()).set_index(keys)
-        found[measure], found[f"{measure}_low"] = 100 * own["score"], 100 * (1 + own["low"])
-        found[f"{measure}_high"] = 100 * (1 + own["high"])
-    comparison = EqualCost(results, measure=NATS)
-    own = comparison.with_intervals(comparison.by_task()).set_index(keys)
-    found["perplexity"], found["times_full"] = np.exp(own["score"]), np.exp(own["points"])
-    found["times_full_low"], found["times_full_high"] = np.exp(own["low"]), np.exp(own["high"])
-    found = found.reset_index()
-    return found[found["label"].isin(results.labels_to_compare)]
-
-
-def text_table(results: Results, scores: pd.DataFrame, task: tuple[str, str]) -> Table | None:
-    """Return all that is scored of one task of generation at every budget; None without a full model."""
-    own = scores[(scores["task"] == task[0]) & (scores["backbone"] == task[1])].dropna(subset=["points"])
-    if own.empty:
-        return None
-    marks = own["over"].map({True: "†", False: ""}) + own["under"].map({True: "‡", False: ""})
-    metric = _METRICS.get(results.tasks.loc[task, "metric"], results.tasks.loc[task, "metric"])
-    order = {label: place for place, label in enumerate(dict.fromkeys(comparison_of(results).headline["method"]))}
-    own = own.assign(at=own["speedup"].map("{:g}x".format) + marks, place=own["label"].map(order).fillna(len(order)))
-    return Table(
-        title=f"At equal cost · {' · '.join(task)}",
-        name=f"texts-{task[0]}",
-        frame=own.sort_values(["place", "label", "speedup"]).rename(columns={"label": "method"}),
-        columns=[
-            Column("method", "method"),
-            Column("at", "at"),
-            Column(f"{metric}, points [95%]", "points", "+.1f", "low", "high"),
-            Column("kept %", "kept", ".1f"),
-            Column("ROUGE-L to full % [95%]", TO_FULL, ".1f", f"{TO_FULL}_low", f"{TO_FULL}_high"),
-            Column("match % [95%]", MATCH, ".1f", f"{MATCH}_low", f"{MATCH}_high"),
-            Column("perplexity", "perplexity", ".2f"),
-            Column("times full [95%]", "times_full", ".2f", "times_full_low", "times_full_high"),
-            Column("layers", "layers", ".2f"),
-            Column("FLOPs ratio", "flops_ratio", ".2f"),
-            *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in results.batch_sizes),
-        ],
-        notes=[
-            "ROUGE-L to full and match: agreement with full depth of the same weights. Perplexity of the "
-            "references: each "
-            "token but the first is read at the exit where the rule lets it leave; times full: over the full model's. "
-            f"In brackets: 95% paired bootstrap over prompts and seeds. {OVER_NOTE} {UNDER_NOTE}"
-        ],
-    )
-
-
-def batches(results: Results) -> pd.DataFrame:
-    """Return how fast everything timed decodes at every batch, in step and regrouped: medians over the rounds.
-
-    ``of_allowed`` is the time of a token that the layers allow / the measured one: stock ``generate`` at the same
-    batch, its layers cut to those called, embedding and LM head left.
-    """
-    times = results.times[results.times["label"].isin(results.methods) | (results.times["key"] == "")]
-    in_step = times[(times["key"] == "") & ~times["regroups"].astype(bool)]
-    by_round = ["timing", "batch_size", "round"]
-    same = in_step[[*by_round, "seconds", "head_seconds"]].rename(columns={"seconds": "full", "head_seconds": "head"})
-    found = times.drop(columns="head_seconds").merge(same.drop_duplicates(by_round), on=by_round, how="left")
-    layers = (
-        found.groupby(TASK)["layers"]
-        .transform("max")
-        .where(found["key"] == "")
-        .groupby(found["timing"])
-        .transform("max")
-    )
-    found["allowed"] = (found["head"] + (found["full"] - found["head"]) * found["layers"] / layers) / found["seconds"]
-    found["ratio"], found["tokens_per_second"] = found["stock_seconds"] / found["seconds"], 1 / found["seconds"]
-    keys = [*TASK, "timing", "label", "key", "knob", "in_flight", "batch_size"]
-    groups = found.groupby(keys, dropna=False, sort=False)
-    medians = groups[["tokens_per_second", "ratio", "allowed"]].median()
-    medians["layers"] = groups["layers"].mean()
-    texts = groups["completed_seconds"].agg(lambda rounds: np.concatenate([[], *rounds]))
-    for name, quantile in (("latency", 50), ("latency_p90", 90)):
-        medians[name] = [np.percentile(seconds, quantile) if len(seconds) else np.nan for seconds in texts]
-    return medians.rename(columns={"ratio": "speedup", "allowed": "of_allowed"}).reset_index()
-
-
-def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False) -> Table | None:
-    """Return the times of all that was timed; None where no batch was regrouped.
-
-    ``middle``: of one knob a label, the one nearest to the layers of the middle budget.
-    """
-    if results.times.empty or not results.times["regroups"].astype(bool).any():
-        return None
-    found = batches(results)
-    found = found[(found["task"] == task[0]) & (found["backbone"] == task[1])]
-    if not (found["in_flight"] > found["batch_size"]).any():
-        return None
-    curves = ["label", "key", "knob", "timing"]
-    points = found.groupby(curves, dropna=False, sort=False)["layers"].mean().reset_index()
-    places = {label: place for place, label in enumerate(results.methods)}
-    points["place"] = points["label"].map(places).where(points["key"] != "", -1)
-    if middle:
-        wanted = results.tasks.loc[task, "num_layers"] / results.speedups[1]
-        points = points.loc[(points["layers"] - wanted).abs().sort_values(kind="stable").index]
-        points = points.drop_duplicates("label")
-    points = points.sort_values(["place", "layers"])
-    names = dict(zip(results.knobs["label"], results.knobs["knob_name"], strict=True))
-    points["at"] = [
-        "full depth" if np.isnan(knob) else f"{names[label]}={knob:.3g}"
-        for label, knob in zip(points["label"], points["knob"].astype(float), strict=True)
-    ]
-    columns = [Column("method", "label"), Column("knob", "at"), Column("layers", "layers", ".2f")]
-    latencies = []
-    for (size, under_way), of_batch in found.assign(knob=found["knob"].astype(float)).groupby(
-        ["batch_size", "in_flight"]
-    ):
-        name = f"{size}" if size == under_way else f"{size} of {under_way:.0f}"
-        cells = {(curve, knob): (_speed(row), _latency(row)) for curve, knob, row in _by_curve(of_batch)}
-        keys = list(zip(points["label"], points["key"], strict=True))
-        knobs = points["knob"].astype(float).fillna(-1)
-        for place, kind in enumerate(("batch", "latency")):
-            points[f"{kind} {name}"] = [cells.get(at, (None, None))[place] for at in zip(keys, knobs, strict=True)]
-        columns.append(Column(f"batch {name}", f"batch {name}"))
-        latencies.append(Column(f"latency {name}", f"latency {name}"))
-    return Table(
-        title=f"Batches in step and regrouped · {' · '.join(task)}",
-        name=f"batches-{task[0]}",
-        frame=points,
-        columns=[*columns, *latencies],
-        notes=[
-            "Batch: tokens a second of decoding (x stock generate's with as many prompts under way; share of the "
-            "speed that "
-            "the layers allow). 8 of 32: of 32 prompts under way, 8 run at a time; the others are in step. Latency: "
-            "seconds "
-            "until a text has ended since all under way were asked: median / 90th percentile. Medians over rounds."
-        ],
-        labels="label",
-    )
-
-
-def _by_curve(found: pd.DataFrame) -> Iterable[tuple[tuple[str, str], float, dict[str, Any]]]:
-    for row in found.to_dict("records"):
-        yield (row["label"], row["key"]), -1 if np.isnan(row["knob"]) else row["knob"], row
-
-
-def _speed(row: Mapping[str, Any]) -> str:
-    more = [f"{row['speedup']:.2f}x"] if not np.isnan(row["speedup"]) else []
-    more += [f"{row['of_allowed']:.2f}"] if not np.isnan(row["of_allowed"]) else []
-    return f"{row['tokens_per_second']:.1f}" + (f" ({'; '.join(more)})" if more else "")
-
-
-def _latency(row: Mapping[str, Any]) -> str | None:
-    return None if np.isnan(row["latency"]) else f"{row['latency']:.2f} / {row['latency_p90']:.2f}"
-
-
-def calibration_table(results: Results) -> Table | None:
-    """Return whether calibrated thresholds kept their promises; None where no cell studied any."""
-    lines = [
-        {
-            "method": record.label,
-            "task": record.task,
-            **result.model_dump(),
-            "broken": 100 * result.broken_share,
-            "allowed": 100 * (result.epsilon + result.sampling_error),
-            "kept": "no"
-            if result.broken_share > result.epsilon + result.sampling_error
-            else "by caution alone"
-            if result.mean_lambda == record.calibration.lambdas[0]
-            else "yes",
-        }
-        for record in results.records
-        if getattr(record, "calibration", None) is not None
-        for result in record.calibration.results
-    ]
-    if not lines:
-        return None
-    return Table(
-        title="Calibrated thresholds",
-        name="calibration",
-        frame=pd.DataFrame(lines),
-        columns=[
-            Column("method", "method"),
-            Column("task", "task"),
-            Column("promise", "loss"),
-            Column("delta", "delta", "g"),
-            Column("broken %", "broken", ".0f"),
-            Column("allowed %", "allowed", ".0f"),
-            Column("kept", "kept"),
-            Column("mean lambda", "mean_lambda", ".2f"),
-            Column("layers", "mean_layers", ".2f"),
-            Column("held-out risk", "mean_risk", ".3f"),
-        ],
-        notes=[
-            "Learn-then-Test chooses lambda on a random half of the pooled prompts. Broken: splits in which the "
-            "mean loss of "
-            "the other half exceeds delta; allowed: epsilon plus the sampling error of so many splits. Textual: 1 - "
-            "ROUGE-L "
-            "to the full model's text; risk: ROUGE-L lost against the reference. By caution alone: on no half was a "
-            "lambda "
-            "below the most cautious one proven."
-        ],
-    )
-
-
-# ---------------------------------------------------------------------------------------------- provenance
-
-
-def machine(environment: Mapping[str, Any], *, with_commit: bool = True) -> str:
-    """Describe the machine of a record in one line."""
-    libraries = environment.get("libraries") or {}
-    threads = (environment.get("threads") or {}).get("torch")
-    commit = environment.get("commit") if with_commit else None
-    parts = [
-        *(environment.get("gpus") or []),
-        environment.get("cpu"),
-        f"{environment['cores_usable']} usable cores" if environment.get("cores_usable") else None,
-        f"{threads} thread{'' if threads == 1 else 's'}" if threads else None,
-        environment.get("os"),
-        f"Python {environment['python']}" if environment.get("python") else None,
-        *(f"{name} {libraries[name]}" for name in ("torch", "transformers") if libraries.get(name)),
-        f"commit {commit[:10]}{' with changes' if environment.get('uncommitted_changes') else ''}" if commit else None,
-    ]
-    return ", ".join(str(part) for part in parts if part) or "not recorded"
-
-
-def records_frame(results: Results) -> pd.DataFrame:
-    """Return a line for every record: what it is of, when, where and by which command it was made."""
-    return pd.DataFrame(
-        {
-            "task": record.task,
-            "backbone": record.backbone,
-            "method": record.label,
-            "parameters": ", ".join(f"{name}={value}" for name, value in sorted(record.parameters.items()))
-            or "defaults",
-            "seed": record.seed,
-            "train_seconds": record.train_seconds,
-            "precision": record.training_precision,
-            "finished": record.finished_at[:19].replace("T", " "),
-            "commit": str(record.environment.get("commit") or MISSING)[:10],
-            "key": record.key[:12],
-            "command": record.command,
-            "machine": machine(record.environment, with_commit=False),
-        }
-        for record in results.records
-    )
-
-
-def provenance_table(results: Results) -> Table:
-    """Return the machines on which records were made, and from how many commits."""
-    records = records_frame(results)
-    found = records.groupby("machine", sort=False).agg(
-        records=("key", "size"), commits=("commit", "nunique"), first=("finished", "min"), last=("finished", "max")
-    )
-    found[["first", "last"]] = found[["first", "last"]].apply(lambda texts: texts.str[:10])
-    precisions = records.groupby(TASK)["precision"].nunique()
-    mixed = [" · ".join(task) for task in precisions.index[precisions > 1]]
-    return Table(
-        title="Provenance",
-        name="provenance",
-        frame=found.reset_index(),
-        columns=[
-            Column("machine", "machine"),
-            Column("records", "records", "d"),
-            Column("commits", "commits", "d"),
-            Column("first", "first"),
-            Column("last", "last"),
-        ],
-        notes=[
-            f"{len(records)} records of {records['task'].nunique()} tasks; seeds "
-            f"{', '.join(map(str, sorted(records['seed'].unique())))}; from {records['commit'].nunique()} commits. "
-            "The report "
-            "names the command, commit and key of every record.",
-            *(
-                [f"Trained in float32 and in bfloat16, by what was faster: records of {', '.join(mixed)}."]
-                if mixed
-                else []
-            ),
-            *(f"{subject}: {text}" for subject, text in caveats(results)),
-        ],
-    )
-
-
-NOISY_SPREAD = 0.2
-"""(slowest - fastest round) / median, above which times are called noisy."""
-FEW_SEEDS = 3
-_AFTER_TRAINING = 0.5
-"""By so much the load average is above the number of cores when training, on all of them, has just ended."""
-
-
-def caveats(results: Results) -> list[tuple[str, str]]:
-    """Return what a reader should know before trusting the results: subject and sentence, the gravest first."""
-    found = [("left out", f"{fault}.") for fault in results.faults]
-    found += [("set aside", f"{path.name} in {path.parent} was not used.") for path in _set_aside(results.folder)]
-    found += [("no result", f"{cell}: {error}.") for cell, error in failed_cells(results.folder).items()]
-    return found + clock_caveats(results) + _record_caveats(results)
-
-
-def _set_aside(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in sorted((folder / "cells").rglob("seed*.*-*"))
-        if re.search(r"\.(damaged|stale)-\d+$", path.name)
-    ]
-
-
-def clock_caveats(results: Results) -> list[tuple[str, str]]:
-    """Return what a reader should know of the times."""
-    times, timed = results.times, {(timing.task, timing.backbone) for timing in results.timings}
-    found = []
-    if not timed:
-        return [("not timed", "no times were taken.")]
-    if missing := [task for task, backbone in results.tasks.index if (task, backbone) not in timed]:
-        found.append(("not timed", f"{', '.join(missing)}."))
-    rounds = times.groupby(["timing", "key", "knob", "batch_size", "in_flight"], dropna=False)["seconds"]
-    spread = (rounds.max() - rounds.min()) / rounds.median()
-    if (spread > NOISY_SPREAD).any():
-        words = (
-            f"{(spread > NOISY_SPREAD).sum()} of {len(spread)} clocks spread over more than {100 * NOISY_SPREAD:.0f}%"
-        )
-        found.append(("noisy timing", f"{words}, at most {100 * spread.max():.0f}%."))
-    for timing in results.timings:
-        load, cores = timing.environment_before.get("load_average"), timing.environment_before.get("cores_usable")
-        cores = cores or results.records[0].environment.get("cores_usable")
-        if isinstance(load, list) and load and isinstance(cores, int) and load[0] > cores + _AFTER_TRAINING:
-            where = f"{timing.task}, seed {timing.seed}"
-            found.append(("busy machine", f"{where}: a load average of {load[0]:g} on {cores} cores before timing."))
-    return found
-
-
-def _record_caveats(results: Results) -> list[tuple[str, str]]:
-    records, found = results.records, []
-    seeds = results.knobs.groupby("task")["seed"].nunique()
-    dev = sorted(
-        {record.task for record in records if re.search(r"\bdev\w*( set)? is the test split", record.task_notes)}
-    )
-    differ = int(results.knobs["live_disagreements"].sum()) if "live_disagreements" in results.knobs else 0
-    commits = {str(r.environment.get("commit"))[:10] for r in records if r.environment.get("commit")}
-    machines = {(r.environment.get("cpu"), str(r.environment.get("gpus"))) for r in records}
-    changed = sum(bool(r.environment.get("uncommitted_changes")) for r in records)
-    cut = {r.task: r.truncated_prompts for r in records if getattr(r, "truncated_prompts", 0)}
-    if dev:
-        found.append(("dev as test", f"{', '.join(dev)}: not the numbers of the GLUE server."))
-    if differ:
-        found.append(("live differs", f"{differ} live exits or answers differ from the replay."))
-    if results.tasks["full_label"].isna().any():
-        without = results.tasks.index[results.tasks["full_label"].isna()]
-        found.append(("no full model", f"{', '.join(task for task, _ in without)}: nothing to compare with."))
-    if (seeds < FEW_SEEDS).any():
-        few = ", ".join(map(str, seeds.index[seeds < FEW_SEEDS]))
-        found.append(("few seeds", f"fewer than {FEW_SEEDS} on {few}: intervals hold little of the noise of training."))
-    found += [("prompts cut", f"{count} of {task}.") for task, count in cut.items()]
-    if len(commits) > 1:
-        found.append(("several commits", f"records come from {len(commits)} commits."))
-    if changed:
-        found.append(("local changes", f"{changed} of {len(records)} records were made with uncommitted changes."))
-    if len(machines) > 1:
-        found.append(("several machines", f"records come from {len(machines)} kinds of machine."))
-    return found
-
-
-# ---------------------------------------------------------------------------------------------- pages and files
-
-
 def first_tables(results: Results) -> list[Table]:
     """Return what a reader needs most: methods at equal cost, task by task, tests."""
     of_texts = results.kind == "generation"
@@ -1108,10 +472,7 @@ FORMATS: dict[str, tuple[str, Callable[[Results], str]]] = {
     "md": (".md", page),
     "all": ("-all.md", lambda results: to_markdown(_all(results))),
     "latex": (".tex", lambda results: to_latex([*first_tables(results), *further_tables(results)])),
-    "csv": (
-        ".csv",
-        lambda results: to_csv(operating_points(results).drop(columns=["chosen", "short", "targets"])),
-    ),
+    "csv": (".csv", lambda results: to_csv(operating_points(results).drop(columns=["chosen", "short", "targets"]))),
     "long": ("-long.csv", lambda results: str(results.knobs.to_csv(index=False, lineterminator="\n"))),
 }
 """Format -> (ending of the file, text)."""

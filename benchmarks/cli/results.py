@@ -53,14 +53,14 @@ def table(
 
     Tables of some --methods are printed and not written: the files are of all.
     """
-    from benchmarks.analysis import paper_tables, tables
+    from benchmarks.analysis import paper_tables, rendering, tables
     from benchmarks.analysis.frames import load_results
 
     labels = labels_of_methods(methods)
     found = load_results(results, labels)
     if table_format is None:
         shown = paper_tables.published_tables(found) if published else tables.terminal_tables(found)
-        output_console(RESULTS_WIDTH).print(tables.to_terminal(shown, found.faults))
+        output_console(RESULTS_WIDTH).print(rendering.to_terminal(shown, found.faults))
         return
     text = (paper_tables.render_published if published else tables.render)(found, table_format)
     print(text, end="")
@@ -192,13 +192,14 @@ def leaderboard(
     ] = None,
 ) -> None:
     """Compare the methods of several results folders at equal cost; recipes are never mixed."""
-    from benchmarks.analysis import tables
+    from benchmarks.analysis.rendering import to_terminal
+    from benchmarks.analysis.tables import leaderboard_tables, load_leaderboard, render_leaderboard
 
-    found = tables.load_leaderboard(results)
+    found = load_leaderboard(results)
     if table_format is None:
-        output_console(RESULTS_WIDTH).print(tables.to_terminal(tables.leaderboard_tables(found), found.faults))
+        output_console(RESULTS_WIDTH).print(to_terminal(leaderboard_tables(found), found.faults))
         return
-    print(tables.render_leaderboard(found, table_format), end="")
+    print(render_leaderboard(found, table_format), end="")
     for fault in found.faults:
         print(f"left out: {fault}", file=sys.stderr)
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.analysis.frames import FULL, Results, load_results, merge
 from benchmarks.analysis.paper_tables import Comparison, paper_csv, paper_table
-from benchmarks.analysis.tables import to_csv, to_latex, to_markdown, to_terminal, write_text
+from benchmarks.analysis.rendering import to_csv, to_latex, to_markdown, to_terminal
+from benchmarks.analysis.tables import write_text
 from benchmarks.specs.base import BaseSuite, MethodEntry, display_name, folder_name
 from benchmarks.specs.papers import PaperSetting, PaperTable, list_papers, load_paper
 from benchmarks.specs.suites import load_suite, select_methods

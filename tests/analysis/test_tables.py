@@ -10,15 +10,11 @@ from records_by_hand import write_results
 from rich.console import Console
 
 from benchmarks.analysis.frames import load_results
+from benchmarks.analysis.generation_tables import batch_table, calibration_table
 from benchmarks.analysis.paper_tables import Comparison, compare, names, paper_table, published_results, scored_by
+from benchmarks.analysis.provenance import caveats
+from benchmarks.analysis.rendering import Column, Table, display_name, escape_latex, to_latex, to_markdown, to_terminal
 from benchmarks.analysis.tables import (
-    Column,
-    Table,
-    batch_table,
-    calibration_table,
-    caveats,
-    display_name,
-    escape_latex,
     first_tables,
     further_tables,
     headline_csv,
@@ -27,9 +23,6 @@ from benchmarks.analysis.tables import (
     page,
     render,
     render_leaderboard,
-    to_latex,
-    to_markdown,
-    to_terminal,
 )
 from benchmarks.specs.papers import list_papers, load_paper
 from consistentee.errors import UserError

@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 
 from benchmarks.analysis.figures import FIGURES, write_figures
 from benchmarks.analysis.frames import load_results
+from benchmarks.analysis.rendering import to_terminal
 from benchmarks.analysis.report import write_report
-from benchmarks.analysis.tables import load_leaderboard, render, render_leaderboard, terminal_tables, to_terminal
+from benchmarks.analysis.tables import load_leaderboard, render, render_leaderboard, terminal_tables
 from benchmarks.cli import app
 from benchmarks.commands.publish import publish_run
 from benchmarks.kinds import kind_named

@@ -1,0 +1,249 @@
+"""Tables of decoding: cost and quality of texts, batches, and the study of calibrated thresholds."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.analysis.equal_cost import EqualCost, comparison_of
+from benchmarks.analysis.frames import MATCH, NATS, TASK, TO_FULL, Results
+from benchmarks.analysis.rendering import METRIC_NAMES, MISSING, OVER_NOTE, UNDER_NOTE, Column, Table
+
+
+def cost_table(results: Results) -> Table | None:
+    """Return the score kept in generation where layers, operations or time are equal; None without a full model."""
+    if comparison_of(results).headline["points"].isna().all():
+        return None
+    sizes = results.batch_sizes
+    costs = {"layers": "layers", "FLOPs": "flops_ratio", **{f"clock b{size}": f"speedup_b{size}" for size in sizes}}
+    labels = list(dict.fromkeys(comparison_of(results).headline["method"]))
+    frame = pd.DataFrame({"method": labels})
+    for heading, cost in costs.items():
+        comparison = comparison_of(results) if cost == "layers" else EqualCost(results, cost=cost)
+        found = comparison.by_task() if len(comparison.per_seed) else pd.DataFrame(columns=["label", "speedup", "kept"])
+        by_curve = dict(iter(found.groupby(["label", "speedup"])))
+        frame[heading] = [
+            " / ".join(_kept(by_curve.get((label, s)), len(comparison_of(results).compared)) for s in results.speedups)
+            for label in labels
+        ]
+    budgets = " / ".join(f"{speedup:g}x" for speedup in results.speedups)
+    return Table(
+        title=f"Score kept at {budgets}, by what is equal",
+        name="costs",
+        frame=frame,
+        columns=[Column("method", "method"), *(Column(heading, heading) for heading in costs)],
+        notes=[
+            f"Percent of the full model's score at {budgets} less of what the column says: layers on validation "
+            "prompts; operations of decoding, or stock generate's time of a decoded token, on test prompts (of the "
+            "knobs "
+            f"that were timed; b = batch size, all of one knob). {OVER_NOTE} {UNDER_NOTE}"
+        ],
+    )
+
+
+def _kept(found: pd.DataFrame | None, tasks: int) -> str:
+    if found is None or len(found) < tasks or found["kept"].isna().any():
+        return MISSING
+    return f"{100 * found['kept'].mean():.1f}{'†' * int(found['over'].any())}{'‡' * int(found['under'].any())}"
+
+
+def text_scores(results: Results) -> pd.DataFrame:
+    """Return all that is scored in generation, by task, label and budget; percent, and perplexity of the references."""
+    keys = [*TASK, "label", "speedup"]
+    found = comparison_of(results).with_intervals(comparison_of(results).by_task()).set_index(keys)
+    found[["points", "low", "high", "kept"]] *= 100
+    for measure in (TO_FULL, MATCH):
+        comparison = EqualCost(results, measure=measure)
+        own = comparison.with_intervals(comparison.by_task()).set_index(keys)
+        found[measure], found[f"{measure}_low"] = 100 * own["score"], 100 * (1 + own["low"])
+        found[f"{measure}_high"] = 100 * (1 + own["high"])
+    comparison = EqualCost(results, measure=NATS)
+    own = comparison.with_intervals(comparison.by_task()).set_index(keys)
+    found["perplexity"], found["times_full"] = np.exp(own["score"]), np.exp(own["points"])
+    found["times_full_low"], found["times_full_high"] = np.exp(own["low"]), np.exp(own["high"])
+    found = found.reset_index()
+    return found[found["label"].isin(results.labels_to_compare)]
+
+
+def text_table(results: Results, scores: pd.DataFrame, task: tuple[str, str]) -> Table | None:
+    """Return all that is scored of one task of generation at every budget; None without a full model."""
+    own = scores[(scores["task"] == task[0]) & (scores["backbone"] == task[1])].dropna(subset=["points"])
+    if own.empty:
+        return None
+    marks = own["over"].map({True: "†", False: ""}) + own["under"].map({True: "‡", False: ""})
+    metric = METRIC_NAMES.get(results.tasks.loc[task, "metric"], results.tasks.loc[task, "metric"])
+    order = {label: place for place, label in enumerate(dict.fromkeys(comparison_of(results).headline["method"]))}
+    own = own.assign(at=own["speedup"].map("{:g}x".format) + marks, place=own["label"].map(order).fillna(len(order)))
+    return Table(
+        title=f"At equal cost · {' · '.join(task)}",
+        name=f"texts-{task[0]}",
+        frame=own.sort_values(["place", "label", "speedup"]).rename(columns={"label": "method"}),
+        columns=[
+            Column("method", "method"),
+            Column("at", "at"),
+            Column(f"{metric}, points [95%]", "points", "+.1f", "low", "high"),
+            Column("kept %", "kept", ".1f"),
+            Column("ROUGE-L to full % [95%]", TO_FULL, ".1f", f"{TO_FULL}_low", f"{TO_FULL}_high"),
+            Column("match % [95%]", MATCH, ".1f", f"{MATCH}_low", f"{MATCH}_high"),
+            Column("perplexity", "perplexity", ".2f"),
+            Column("times full [95%]", "times_full", ".2f", "times_full_low", "times_full_high"),
+            Column("layers", "layers", ".2f"),
+            Column("FLOPs ratio", "flops_ratio", ".2f"),
+            *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in results.batch_sizes),
+        ],
+        notes=[
+            "ROUGE-L to full and match: agreement with full depth of the same weights. Perplexity of the "
+            "references: each "
+            "token but the first is read at the exit where the rule lets it leave; times full: over the full model's. "
+            f"In brackets: 95% paired bootstrap over prompts and seeds. {OVER_NOTE} {UNDER_NOTE}"
+        ],
+    )
+
+
+def batches(results: Results) -> pd.DataFrame:
+    """Return how fast everything timed decodes at every batch, in step and regrouped: medians over the rounds.
+
+    ``of_allowed`` is the time of a token that the layers allow / the measured one: stock ``generate`` at the same
+    batch, its layers cut to those called, embedding and LM head left.
+    """
+    times = results.times[results.times["label"].isin(results.methods) | (results.times["key"] == "")]
+    in_step = times[(times["key"] == "") & ~times["regroups"].astype(bool)]
+    by_round = ["timing", "batch_size", "round"]
+    same = in_step[[*by_round, "seconds", "head_seconds"]].rename(columns={"seconds": "full", "head_seconds": "head"})
+    found = times.drop(columns="head_seconds").merge(same.drop_duplicates(by_round), on=by_round, how="left")
+    layers = (
+        found.groupby(TASK)["layers"]
+        .transform("max")
+        .where(found["key"] == "")
+        .groupby(found["timing"])
+        .transform("max")
+    )
+    found["allowed"] = (found["head"] + (found["full"] - found["head"]) * found["layers"] / layers) / found["seconds"]
+    found["ratio"], found["tokens_per_second"] = found["stock_seconds"] / found["seconds"], 1 / found["seconds"]
+    keys = [*TASK, "timing", "label", "key", "knob", "in_flight", "batch_size"]
+    groups = found.groupby(keys, dropna=False, sort=False)
+    medians = groups[["tokens_per_second", "ratio", "allowed"]].median()
+    medians["layers"] = groups["layers"].mean()
+    texts = groups["completed_seconds"].agg(lambda rounds: np.concatenate([[], *rounds]))
+    for name, quantile in (("latency", 50), ("latency_p90", 90)):
+        medians[name] = [np.percentile(seconds, quantile) if len(seconds) else np.nan for seconds in texts]
+    return medians.rename(columns={"ratio": "speedup", "allowed": "of_allowed"}).reset_index()
+
+
+def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False) -> Table | None:
+    """Return the times of all that was timed; None where no batch was regrouped.
+
+    ``middle``: of one knob a label, the one nearest to the layers of the middle budget.
+    """
+    if results.times.empty or not results.times["regroups"].astype(bool).any():
+        return None
+    found = batches(results)
+    found = found[(found["task"] == task[0]) & (found["backbone"] == task[1])]
+    if not (found["in_flight"] > found["batch_size"]).any():
+        return None
+    curves = ["label", "key", "knob", "timing"]
+    points = found.groupby(curves, dropna=False, sort=False)["layers"].mean().reset_index()
+    places = {label: place for place, label in enumerate(results.methods)}
+    points["place"] = points["label"].map(places).where(points["key"] != "", -1)
+    if middle:
+        wanted = results.tasks.loc[task, "num_layers"] / results.speedups[1]
+        points = points.loc[(points["layers"] - wanted).abs().sort_values(kind="stable").index]
+        points = points.drop_duplicates("label")
+    points = points.sort_values(["place", "layers"])
+    names = dict(zip(results.knobs["label"], results.knobs["knob_name"], strict=True))
+    points["at"] = [
+        "full depth" if np.isnan(knob) else f"{names[label]}={knob:.3g}"
+        for label, knob in zip(points["label"], points["knob"].astype(float), strict=True)
+    ]
+    columns = [Column("method", "label"), Column("knob", "at"), Column("layers", "layers", ".2f")]
+    latencies = []
+    for (size, under_way), of_batch in found.assign(knob=found["knob"].astype(float)).groupby(
+        ["batch_size", "in_flight"]
+    ):
+        name = f"{size}" if size == under_way else f"{size} of {under_way:.0f}"
+        cells = {(curve, knob): (_speed(row), _latency(row)) for curve, knob, row in _by_curve(of_batch)}
+        keys = list(zip(points["label"], points["key"], strict=True))
+        knobs = points["knob"].astype(float).fillna(-1)
+        for place, kind in enumerate(("batch", "latency")):
+            points[f"{kind} {name}"] = [cells.get(at, (None, None))[place] for at in zip(keys, knobs, strict=True)]
+        columns.append(Column(f"batch {name}", f"batch {name}"))
+        latencies.append(Column(f"latency {name}", f"latency {name}"))
+    return Table(
+        title=f"Batches in step and regrouped · {' · '.join(task)}",
+        name=f"batches-{task[0]}",
+        frame=points,
+        columns=[*columns, *latencies],
+        notes=[
+            "Batch: tokens a second of decoding (x stock generate's with as many prompts under way; share of the "
+            "speed that "
+            "the layers allow). 8 of 32: of 32 prompts under way, 8 run at a time; the others are in step. Latency: "
+            "seconds "
+            "until a text has ended since all under way were asked: median / 90th percentile. Medians over rounds."
+        ],
+        labels="label",
+    )
+
+
+def _by_curve(found: pd.DataFrame) -> Iterable[tuple[tuple[str, str], float, dict[str, Any]]]:
+    for row in found.to_dict("records"):
+        yield (row["label"], row["key"]), -1 if np.isnan(row["knob"]) else row["knob"], row
+
+
+def _speed(row: Mapping[str, Any]) -> str:
+    more = [f"{row['speedup']:.2f}x"] if not np.isnan(row["speedup"]) else []
+    more += [f"{row['of_allowed']:.2f}"] if not np.isnan(row["of_allowed"]) else []
+    return f"{row['tokens_per_second']:.1f}" + (f" ({'; '.join(more)})" if more else "")
+
+
+def _latency(row: Mapping[str, Any]) -> str | None:
+    return None if np.isnan(row["latency"]) else f"{row['latency']:.2f} / {row['latency_p90']:.2f}"
+
+
+def calibration_table(results: Results) -> Table | None:
+    """Return whether calibrated thresholds kept their promises; None where no cell studied any."""
+    lines = [
+        {
+            "method": record.label,
+            "task": record.task,
+            **result.model_dump(),
+            "broken": 100 * result.broken_share,
+            "allowed": 100 * (result.epsilon + result.sampling_error),
+            "kept": "no"
+            if result.broken_share > result.epsilon + result.sampling_error
+            else "by caution alone"
+            if result.mean_lambda == record.calibration.lambdas[0]
+            else "yes",
+        }
+        for record in results.records
+        if getattr(record, "calibration", None) is not None
+        for result in record.calibration.results
+    ]
+    if not lines:
+        return None
+    return Table(
+        title="Calibrated thresholds",
+        name="calibration",
+        frame=pd.DataFrame(lines),
+        columns=[
+            Column("method", "method"),
+            Column("task", "task"),
+            Column("promise", "loss"),
+            Column("delta", "delta", "g"),
+            Column("broken %", "broken", ".0f"),
+            Column("allowed %", "allowed", ".0f"),
+            Column("kept", "kept"),
+            Column("mean lambda", "mean_lambda", ".2f"),
+            Column("layers", "mean_layers", ".2f"),
+            Column("held-out risk", "mean_risk", ".3f"),
+        ],
+        notes=[
+            "Learn-then-Test chooses lambda on a random half of the pooled prompts. Broken: splits in which the "
+            "mean loss of "
+            "the other half exceeds delta; allowed: epsilon plus the sampling error of so many splits. Textual: 1 - "
+            "ROUGE-L "
+            "to the full model's text; risk: ROUGE-L lost against the reference. By caution alone: on no half was a "
+            "lambda "
+            "below the most cautious one proven."
+        ],
+    )

@@ -1,0 +1,249 @@
+"""One table, and its rendering to terminal, Markdown, CSV and LaTeX."""
+
+import html
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.analysis.frames import role_of
+from benchmarks.terminal import add_columns, add_row, plain_table
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+
+MISSING = "n/a"
+STOCK = "stock generate"
+MOST_LINES = 100
+"""Lines of ``table.md``, a page that people read."""
+OVER_NOTE = "†: even the cheapest knob costs more than the budget."
+UNDER_NOTE = "‡: even the best knob costs less; it is shown."
+INTERVALS_NOTE = "In brackets: 95% paired bootstrap intervals over rows within tasks and over seeds."
+
+_NAMES = {
+    "full": "Full model",
+    "token-full": "Full model",
+    "consistentee": "ConsistentEE",
+    "deebert": "DeeBERT",
+    "de3-bert": "DE$^3$-BERT",
+    "pabee": "PABEE",
+    "f-pabee": "F-PABEE",
+    "berxit": "BERxiT",
+    "calm-tokens": "CALM",
+    "calm": "CALM",
+    "fastbert": "FastBERT",
+    "cascade-bert": "CascadeBERT",
+    "pcee-bert": "PCEE-BERT",
+    "leebert": "LeeBERT",
+    "palbert": "PALBERT",
+    "hashee": "HashEE",
+    "jei-dnn": "JEI-DNN",
+    "eenet": "EENet",
+    "skipdecode": "SkipDecode",
+    "layerskip": "LayerSkip",
+    "kangaroo": "Kangaroo",
+    "balcony": "Balcony",
+    "static": "Static exit",
+    "random": "Random exit",
+    "majority": "Majority class",
+    "oracle": "Oracle",
+    **{
+        name: name.upper()
+        for name in ("ztw", "e2cm", "gpfee", "beem", "cosee", "free", "lite", "soft", "swift", "sweet")
+    },
+}
+
+METRIC_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+
+
+def display_name(label: str) -> str:
+    """Return the name of a label in print: ``calm-softmax`` is ``CALM (softmax)``."""
+    known = label.removeprefix("token-") if role_of(label) != label else label
+    stem = max((name for name in _NAMES if known == name or known.startswith(f"{name}-")), key=len, default=None)
+    if stem is None:
+        return label
+    rest = known.removeprefix(stem).strip("-").replace("-", " ")
+    return f"{_NAMES[stem]} ({rest})" if rest else _NAMES[stem]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading: its title.
+        value: the column of the frame, or a function of a row.
+        form: of numbers; empty for words, which are set to the left.
+        low, high: columns of an interval.
+        mark: column of what is written behind the number.
+        best: whether the largest number is the best one.
+    """
+
+    heading: str
+    value: str | Callable[[Mapping[str, Any]], object]
+    form: str = ""
+    low: str = ""
+    high: str = ""
+    mark: str = ""
+    best: bool = False
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """Return the text of a row."""
+        value = self.value(row) if callable(self.value) else row.get(self.value)
+        if value is None or (isinstance(value, float) and np.isnan(value)):
+            return MISSING
+        words = f"{value:{self.form}}" if self.form else str(value)
+        if self.form and float(words.rstrip("%x")) == 0:
+            words = words.replace("-", "+" if "+" in self.form else "")
+        words += str(row[self.mark]) if self.mark else ""
+        low, high = (row.get(name, np.nan) if name else np.nan for name in (self.low, self.high))
+        return words if np.isnan(low) else f"{words} [{low:{self.form}}, {high:{self.form}}]"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: numbers, how they are written, and what a reader must know.
+
+    Attributes:
+        title: its caption.
+        name: of its label in LaTeX, ``tab:NAME``.
+        frame: a line each row.
+        columns: what is shown of it.
+        notes: below it.
+        labels: the column that holds labels of methods, which have display names in print.
+    """
+
+    title: str
+    name: str
+    frame: pd.DataFrame
+    columns: Sequence[Column]
+    notes: Sequence[str] = ()
+    labels: str = "method"
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """The texts, by heading; columns of which nothing is known are left out."""
+        rows = self.frame.to_dict("records")
+        found = {column.heading: [column.text(row) for row in rows] for column in self.columns}
+        return pd.DataFrame({name: texts for name, texts in found.items() if set(texts) - {MISSING} or not rows})
+
+    @property
+    def words(self) -> set[str]:
+        """Headings of the columns of words."""
+        return {column.heading for column in self.columns if not column.form}
+
+    def bold(self, heading: str) -> list[bool]:
+        """Return which rows are best in a column, as it is printed."""
+        column = next(column for column in self.columns if column.heading == heading)
+        if not column.best or len(self.frame) < 2:
+            return [False] * len(self.frame)
+        numbers = [float(t.split(" ")[0].rstrip("†‡*")) if t != MISSING else -np.inf for t in self.cells[heading]]
+        over = [bool(column.mark) and "†" in str(mark) for mark in self.frame.get(column.mark, [""] * len(numbers))]
+        best = max((n for n, o in zip(numbers, over, strict=True) if not o), default=np.inf)
+        return [n == best and not o for n, o in zip(numbers, over, strict=True)]
+
+
+def to_terminal(tables: Iterable[Table], faults: Sequence[str] = ()) -> "Group":
+    """Render tables for a terminal."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = [
+        part for table in tables for part in (Text(table.title, style="bold"), _rich(table), *_dim(table.notes), "")
+    ]
+    return Group(*parts, *(Text(f"left out: {fault}", style="yellow") for fault in faults))
+
+
+def _rich(table: Table) -> "RichTable":
+    shown, cells = plain_table(), table.cells
+    for heading in cells:
+        add_columns(shown, str(heading), numbers=heading not in table.words)
+    for row in cells.itertuples(index=False):
+        add_row(shown, *row)
+    return shown
+
+
+def _dim(notes: Iterable[str]) -> "list[Text]":
+    from rich.text import Text
+
+    return [Text(note, style="dim") for note in notes]
+
+
+def to_markdown(tables: Iterable[Table]) -> str:
+    """Render tables as Markdown."""
+    return "\n".join(map(_markdown, tables))
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Iterable[object]) -> str:
+        return f"| {' | '.join(_escape_markdown(str(cell)) for cell in cells)} |"
+
+    cells = table.cells
+    rule = ["---" if heading in table.words else "---:" for heading in cells]
+    lines = [f"## {_escape_markdown(table.title)}", "", line(cells), f"| {' | '.join(rule)} |"]
+    lines += [line(row) for row in cells.itertuples(index=False)]
+    return "\n".join([*lines, "", *(f"- {_escape_markdown(note)}" for note in table.notes), ""])
+
+
+def _escape_markdown(text: str) -> str:
+    # Names and notes may come from a user's files: they must stay text.
+    return re.sub(r"([\\|`*_])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+_LATEX = {c: "\\" + c for c in "&%#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    **{
+        c: f"${word}$"
+        for c, word in {"·": r"\cdot", "≤": r"\le", "≥": r"\ge", "†": r"^\dagger", "‡": r"^\ddagger"}.items()
+    },
+    **{c: f"${c}$" for c in "<>|"},
+    "×": r"$\times$",
+    "±": r"$\pm$",
+}
+
+
+def escape_latex(text: str) -> str:
+    """Escape what LaTeX would read as commands; ``$^3$`` of a display name stays."""
+    parts = re.split(r"(\$\^\d\$)", text)
+    return "".join(
+        part if re.fullmatch(r"\$\^\d\$", part) else "".join(_LATEX.get(c, r"\$" if c == "$" else c) for c in part)
+        for part in parts
+    )
+
+
+def to_latex(tables: Iterable[Table]) -> str:
+    """Render tables as LaTeX: booktabs, a caption, a label, the best numbers bold, methods by their display names."""
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_latex, tables))
+
+
+def _latex(table: Table) -> str:
+    cells = table.cells
+    names = {c.heading for c in table.columns if c.value in {table.labels, "against"}}
+    for heading in cells:
+        texts = [escape_latex(display_name(text) if heading in names else text) for text in cells[heading]]
+        texts = [re.sub(r"^-(?=[\d.])", "$-$", text).replace("[-", "[$-$").replace(", -", ", $-$") for text in texts]
+        bold = table.bold(str(heading))
+        cells[heading] = [rf"\textbf{{{text}}}" if best else text for text, best in zip(texts, bold, strict=True)]
+    lines = ["\\begin{table}", "\\centering\\small", f"\\caption{{{escape_latex(table.title)}.}}"]
+    lines += [
+        f"\\label{{tab:{table.name}}}",
+        f"\\begin{{tabular}}{{{''.join('l' if h in table.words else 'r' for h in cells)}}}",
+    ]
+    lines += ["\\toprule", " & ".join(map(escape_latex, map(str, cells))) + r" \\", "\\midrule"]
+    lines += [" & ".join(row) + r" \\" for row in cells.itertuples(index=False)]
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    return "\n".join(
+        [*lines, *(rf"\par\footnotesize {escape_latex(note)}" for note in table.notes), "\\end{table}", ""]
+    )
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """Render a frame as CSV, numbers rounded to six significant decimals."""
+    return str(frame.round(6).to_csv(index=False, lineterminator="\n"))
