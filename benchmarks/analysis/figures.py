@@ -115,7 +115,7 @@ def equal_cost_figure(results: Results) -> "Figure | None":
         kind="strip",
         jitter=False,
         size=4.5,
-        height=0.165 * len(names) + 0.55,
+        height=max(0.165 * len(names) + 0.55, 1.5),
         sharex=False,
     )
     grid.figure.set_figwidth(TEXT_WIDTH)

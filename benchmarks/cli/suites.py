@@ -55,6 +55,9 @@ def run(
     remeasure: Annotated[
         bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show it beside.")
     ] = False,
+    timing: Annotated[
+        bool, typer.Option("--timing/--no-timing", help="Measure times after the cells; a later run can still do it.")
+    ] = True,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
     workers: WorkersOption = 1,
     scheduler: Annotated[
@@ -76,7 +79,7 @@ def run(
     if dry_run:
         from benchmarks.run.dry_run import plan_lines
 
-        again = {"fresh": fresh, "retry_failed": retry_failed, "remeasure": remeasure}
+        again = {"fresh": fresh, "retry_failed": retry_failed, "remeasure": remeasure, "times": timing}
         lines = plan_lines(spec, filters, out=out, data_dir=data, workers=workers, published_dir=published, **again)
         print("\n".join(lines))
         return
@@ -91,6 +94,7 @@ def run(
         fresh=fresh,
         retry_failed=retry_failed,
         remeasure=remeasure,
+        times=timing,
         published_dir=published,
         schedule=Schedule(workers, scheduler),
     )

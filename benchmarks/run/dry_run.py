@@ -38,6 +38,7 @@ def plan_lines(
     fresh: bool = False,
     retry_failed: bool = False,
     remeasure: bool = False,
+    times: bool = True,
     workers: int = 1,
     published_dir: Path | None = None,
 ) -> list[str]:
@@ -61,12 +62,13 @@ def plan_lines(
     planned = plan_cells(cells, inputs, folder, note, fresh=fresh, retry_failed=retry_failed, published=used)
     records = [cell.record for cell in planned if cell.record] + [cell.record for cell in stored.cells.values()]
     faults += used.staleness_lines((cell.spec, cell.parts) for cell in planned if not cell.record)
-    planned = reopen_for_timing(planned, folder, suite.timing, note, published=used)
+    if times:
+        planned = reopen_for_timing(planned, folder, suite.timing, note, published=used)
     planned = refuse_undefined(planned, inputs, _refused)
     due = {
         group: members
         for group, members in groups_of(planned).items()
-        if fresh or timing_due(group, members, folder, suite.timing, lambda fault: None, published=used)
+        if times and (fresh or timing_due(group, members, folder, suite.timing, lambda fault: None, published=used))
     }
     missing = [cell for cell in planned if cell.is_missing]
     taken = [*stored.timings.values(), *_timings_on_disk(planned, folder)]

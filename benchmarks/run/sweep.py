@@ -86,6 +86,7 @@ class _Run:
     schedule: Schedule
     console: Console
     fresh: bool
+    times: bool
     published: Published
 
     def print(self, line: str) -> None:
@@ -107,6 +108,7 @@ def run_suite(
     fresh: bool = False,
     retry_failed: bool = False,
     remeasure: bool = False,
+    times: bool = True,
     published_dir: Path | None = None,
     schedule: Schedule | None = None,
     console: Console | None = None,
@@ -124,6 +126,7 @@ def run_suite(
         fresh: compute everything again.
         retry_failed: try failed cells again.
         remeasure: do not take published cells as done; the end screen shows them next to the new ones.
+        times: measure times, after the cells; a later run can still do it.
         published_dir: published results to start from; by default ``results/SUITE`` if it exists.
         schedule: where cells run; by default here, one after another.
         console: where progress is printed; standard error by default.
@@ -140,6 +143,7 @@ def run_suite(
         schedule or Schedule(),
         console or Console(stderr=True),
         fresh,
+        times,
         Published() if fresh or remeasure else find_published(suite, published_dir, out),
     )
     refuse_another_kind(suite, folder)
@@ -158,7 +162,8 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
         run.print(line)
     outside_filter = finished_outside_filter(others, run.inputs, run.folder)
     run.inputs.hashes.save()
-    planned = reopen_for_timing(planned, run.folder, run.suite.timing, run.put_aside)
+    if run.times:
+        planned = reopen_for_timing(planned, run.folder, run.suite.timing, run.put_aside)
     planned = refuse_undefined(planned, run.inputs, lambda cell, reason: _note_refusal(run, cell, reason))
     run.print(f"{summary(run.suite, planned)}; results in {run.folder.root}")
     if run.fresh:
@@ -167,7 +172,7 @@ def _run(run: _Run, filters: Filters, retry_failed: bool) -> RunOutcome:
     if missing or file_fault(run.folder.root / ENVIRONMENT_FILE, sealed=True):
         _describe_run(run)
     finished = _compute(run, planned)
-    timings = _due_timings(run, finished, outside_filter)
+    timings = _due_timings(run, finished, outside_filter) if run.times else []
     if timings and not missing:
         _describe_run(run)
     timing_failures = _time(run, timings)

@@ -111,6 +111,18 @@ def test_whole_run(finished_once):
     assert bench.leftovers() == []
 
 
+def test_times_may_be_left_to_a_later_run(bench):
+    changes = {"methods": ["full", "majority"]}
+    outcome = bench.run(changes=changes, times=False)
+    assert (outcome.finished, outcome.computed, outcome.failed) == (2, 2, ())
+    assert bench.read().timings == []
+    lines = plan_lines(load_suite(bench.suite_file), out=bench.out, times=False)
+    assert not [line for line in lines if line.startswith("to time")]
+    later = bench.run(changes=changes)
+    assert later.computed == 0
+    assert {contender.label for contender in bench.read().timings[0].contenders} == {"stock model", "full", "majority"}
+
+
 def test_second_run_writes_nothing(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.out.rglob("*.json")}
     outcome = finished.run()
