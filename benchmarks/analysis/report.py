@@ -4,7 +4,7 @@ Words and axes of charts have the page's own ink (``currentColor``), so that the
 from data is escaped: in HTML by Jinja, in charts by Vega, which writes text nodes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -282,20 +282,12 @@ def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any]:
     colour = alt.Color(
         "method:N",
         scale=alt.Scale(domain=labels, range=[colours.get(label, GREY) for label in labels]),
-        legend=alt.Legend(title="click to show or hide", symbolLimit=0, columns=1, labelLimit=170),
+        legend=alt.Legend(title="click to show or hide", symbolLimit=0, columns=1, labelLimit=260),
     )
     opacity = alt.when(hover).then(alt.value(1)).when(legend).then(alt.value(0.9)).otherwise(alt.value(0.08))
     width = alt.when(hover).then(alt.value(3.5)).otherwise(alt.value(1.6))
     curves, dots = (alt.Chart().transform_filter(f"datum.kind == '{kind}'") for kind in ("curve", "point"))
-    tooltip = [
-        *("method:N", "knob:N"),
-        *([alt.Tooltip("points:Q", format="+.1f", title="points against full")] if "points" in measures else []),
-        alt.Tooltip("score_text:N", title="score"),
-        *([alt.Tooltip("match:Q", format=".1f", title="tokens as in full, %")] if "match" in measures else []),
-        alt.Tooltip("layers:Q", format=".2f"),
-        alt.Tooltip("x_flops:Q", format=".0f", title="FLOPs, % of full"),
-        *(alt.Tooltip(f"x_b{size}:Q", format=".0f", title=f"clock, batch {size}, % of full") for size in sizes),
-    ]
+    tooltip = _tooltip_of_nearest(measures, sizes)
     words = {"layers": "layers run", "flops": "FLOPs"} | {f"b{size}": f"time, batch {size}" for size in sizes}
     title = alt.Chart(alt.Data(values=[{}])).mark_text(text=alt.expr("cost_words[cost]"), baseline="top", color=INK)
     interval = dots.transform_filter("measure == 'score' && isValid(datum.low)").mark_rule(strokeWidth=1.2)
@@ -326,6 +318,28 @@ def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any]:
             alt.param(name="cost_words", value={name: f"{text}, % of the full model" for name, text in words.items()}),
         )
     )
+
+
+def _tooltip_of_nearest(measures: Mapping[str, str], sizes: Sequence[int]) -> Any:
+    """Build the tooltip of the invisible points that the pointer finds.
+
+    The pointer meets a Voronoi cell, and the point is the datum of its datum.
+    """
+    costs = {"FLOPs, % of full": "x_flops"} | {f"clock, batch {size}, % of full": f"x_b{size}" for size in sizes}
+    entries = {
+        "method": "datum.datum.method",
+        "knob": "datum.datum.knob",
+        **({"points against full": "format(datum.datum.points, '+.1f')"} if "points" in measures else {}),
+        "score": "datum.datum.score_text",
+        **({"tokens as in full, %": "format(datum.datum.match, '.1f')"} if "match" in measures else {}),
+        "layers": "format(datum.datum.layers, '.2f')",
+        **{
+            title: f"isValid(datum.datum.{name}) ? format(datum.datum.{name}, '.0f') : 'n/a'"
+            for title, name in costs.items()
+        },
+    }
+    lines = ", ".join(f"'{name}': {value}" for name, value in entries.items())
+    return alt.value(alt.expr(f"datum.datum ? {{{lines}}} : null"))
 
 
 def _by_strength(results: Results) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.analysis import write_published_files
 from benchmarks.kinds import kind_named
 from benchmarks.store.folders import ENVIRONMENT_FILE, SUITE_FILE
-from benchmarks.store.published import seal_published, write_published
+from benchmarks.store.publishing import seal_published, write_published
 from benchmarks.store.records import BaseRecord, BaseTimingRecord
 from benchmarks.store.stored_results import (
     RowSource,

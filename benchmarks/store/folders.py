@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD_FILE = "record.json"
+CELLS_FILE = "cells.parquet"
+"""The file of published results that has the records of all cells."""
 PREDICTIONS_FILE = "predictions.parquet"
 VALIDATION_FILE = "validation.parquet"
 CALIBRATION_FILE = "calibration.parquet"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, Protocol
 
 from benchmarks.store.folders import (
     CALIBRATION_FILE,
+    CELLS_FILE,
     FAILURE_FILE,
     PREDICTIONS_FILE,
     RECORD_FILE,
@@ -27,9 +28,6 @@ from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CELLS_FILE = "cells.parquet"
-"""The file that tells published results, see :mod:`benchmarks.store.published`."""
 
 
 class RowSource(Hashable, Protocol):

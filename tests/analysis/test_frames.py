@@ -17,6 +17,7 @@ from records_by_hand import (
 
 from benchmarks.analysis.equal_cost import EqualCost, Reach, comparison_of, headline
 from benchmarks.analysis.frames import load_results, merge
+from benchmarks.store.sealing import unsealed
 from consistentee.errors import UserError
 
 
@@ -92,7 +93,8 @@ def test_the_first_folder_counts_and_recipes_are_never_mixed(folder, tmp_path):
     assert len(merged.cells) == len(first.cells) + sum(record.task == "sst2" for record in second.records)
     assert merged.faults == []
     for record in (tmp_path / "other").rglob("record.json"):
-        record.write_text(record.read_text().replace('"training_version": 1', '"training_version": 2'))
+        text, _ = unsealed(record.read_text())
+        record.write_text(text.replace('"training_version": 1', '"training_version": 2'))
     merged = merge([first, load_results(tmp_path / "other")])
     assert {record.task for record in merged.records} == {"mcid", "rte", "sst2"}
     (fault,) = merged.faults

@@ -210,7 +210,7 @@ def test_tasks_and_scores_are_chosen(browser):
     place = "#curves-chart"
     task = Select(browser.find_element("css selector", "#curve-controls [name='task']"))
     assert [option.text for option in task.options] == ["mean of 2 tasks", HOSTILE, "mcid", "sst2"]
-    changes(browser, place, lambda: task.select_by_visible_text("sst2"))
+    changes(browser, place, lambda: task.select_by_visible_text("sst2"), "mark-symbol")
     score = Select(browser.find_element("css selector", "#curve-controls [name='measure']"))
     changes(browser, place, lambda: score.select_by_visible_text("score, %"))
     assert "score, %" in words(browser, place)

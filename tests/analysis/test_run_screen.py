@@ -12,6 +12,7 @@ from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.run_screen import board_table, compared_with_published, published_folders, run_screen
 from benchmarks.commands.publish import publish_run
 from benchmarks.store.records import CellRecord, TimingRecord
+from benchmarks.store.sealing import unsealed
 from benchmarks.store.stored_results import open_results
 
 SHOWN = {"consistentee", "deebert", "pabee", "berxit", "calm-softmax", "calm-state", "calm-classifier", "static"}
@@ -80,7 +81,7 @@ def test_without_a_full_model_scores_are_shown(small_run):
 def test_busy_machines_are_named(everything, tmp_path):
     shutil.copytree(everything / "run", tmp_path / "busy")
     (file,) = (tmp_path / "busy").rglob("timing.json")
-    calm = file.read_text()
+    calm, _ = unsealed(file.read_text())
     file.write_text(calm.replace('"environment_before": {', '"environment_before": {"load_average": [9, 9, 9],'))
     assert "Times are noisy (busy machine): mcid" in printed(tmp_path / "busy", set(), [])
     assert "noisy" not in printed(everything / "run", set(), [])
@@ -100,7 +101,7 @@ def test_busy_machines_are_named(everything, tmp_path):
 def test_what_differs_in_more_than_the_method_is_not_compared(everything, small_run, old, new):
     record = next(small_run.rglob("record.json"))
     assert old in record.read_text()
-    record.write_text(record.read_text().replace(old, new))
+    record.write_text(unsealed(record.read_text())[0].replace(old, new))
     _, cells = cells_of(small_run, set(), [everything / "published"])
     assert set(cells.index) == {"pabee"}
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from benchmarks.contract.token_reference import counted_calls
 from conftest import DECODER_FAMILIES, random_prompts
 from transformers import DynamicCache
 
 from baselines.references import RandomRule
+from benchmarks.testing.reference import counted_calls
 from consistentee.engine.generate import generate, generate_encoded
 from consistentee.engine.step.cache import CacheHoleError
 from consistentee.engine.step.owed_tokens import Propagation

@@ -278,7 +278,7 @@ def test_a_batch_in_step_and_more_prompts_under_way_are_timed(model, monkeypatch
         assert len(one.completed) == 5
     samples = Generation().samples(5, 5, [times[:1]] * 3)
     assert samples.layers_a_token == Generation().average_layers(times) == 2
-    assert samples.completed_seconds == [times[0].completed] * 3
+    assert samples.completed_seconds == [pytest.approx(times[0].completed, abs=1e-9)] * 3
     assert samples.head_seconds == []
     assert Generation().time_regrouped(LayerSkip(), model, 2.0, protocol, max_new_tokens=4) == []
 

@@ -42,7 +42,7 @@ from benchmarks.store.folders import (
     write_predictions,
     write_record,
 )
-from benchmarks.store.published import write_published
+from benchmarks.store.publishing import write_published
 from benchmarks.store.records import CellRecord, FailureRecord, TimingRecord
 from benchmarks.store.stored_results import (
     BaseStoredCell,

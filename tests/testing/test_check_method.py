@@ -353,7 +353,7 @@ NO_KNOB = "class Mine(Base):\n    def knob_values(self, model):\n        return 
                 (NO_KNOB, "knob_values() is empty"),
             )
         ),
-        ("instances", HEADS_FROM_0, "layers count from 1 to 4, and this head was asked for layer 0 (mine.py, line"),
+        ("instances", HEADS_FROM_0, "layers count from 1 to 4, got 0 (mine.py, line"),
     ],
 )
 def test_a_method_that_cannot_be_trained_is_told_so(case_of, kind, source, shown):
