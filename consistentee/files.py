@@ -151,7 +151,7 @@ def make_folder(path: Path) -> None:
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Say whether an error, or what caused it, is a full disk; native libraries tell it only in their message."""
+    """Check whether an error or its cause is a full disk; native libraries report it only in their message."""
     while error is not None:
         if isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL_DISK_CODES):
             return True

@@ -35,7 +35,7 @@ class Position:
 
     @property
     def seconds_left(self) -> float | None:
-        """What the steps left take at the pace so far; None as long as there is no pace."""
+        """Seconds that the remaining steps take at the pace so far; None as long as there is no pace."""
         return self.seconds / self.steps * (self.total - self.done) if self.steps else None
 
 
@@ -56,7 +56,7 @@ def listening(listener: Listener | None) -> Iterator[None]:
 
 
 def begin_stage(stage: str) -> None:
-    """Say that work begins whose steps are not counted, or not yet."""
+    """Report that a stage begins whose steps are not counted, or not yet."""
     if (listener := _listener.get()) is not None:
         listener(Position(stage))
 
@@ -74,7 +74,7 @@ class Steps:
             self._listener(Position(stage, first, total))
 
     def add(self, steps: int, rows: int) -> None:
-        """Say that some more steps are done, and how many rows they took."""
+        """Report that more steps are done, and how many rows they took."""
         if self._listener is None:
             return
         self._steps += steps
@@ -84,7 +84,7 @@ class Steps:
         self._listener(Position(self._stage, done, self._total, self._steps, self._rows, seconds))
 
     def leave_out(self, steps: int) -> None:
-        """Say that some steps prove needless."""
+        """Remove steps that turn out to be unnecessary."""
         self._total -= steps
 
 

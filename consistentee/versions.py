@@ -1,4 +1,4 @@
-"""What a result depends on beside its settings and its data, counted by hand: see docs/versions.md.
+"""Versions that results depend on besides settings and data, raised by hand: see docs/versions.md.
 
 A number is raised when what it stands for may give other numbers, and never for a change that cannot. Golden cells fail
 where numbers moved and nothing was raised. A method has a number of its own, :attr:`consistentee.Method.version`.

@@ -1,4 +1,4 @@
-"""What MkDocs does besides: the figures of results are files of the site, and roles of docstrings are left out."""
+"""Hooks of MkDocs: copy the figures of results into the site, and remove roles of docstrings."""
 
 import re
 from pathlib import Path

@@ -288,7 +288,7 @@ class EqualCost:
 
     @cached_property
     def per_seed(self) -> pd.DataFrame:
-        """What every label reaches on every task with every seed.
+        """Compute the points of every label on every task with every seed.
 
         Columns besides those of :func:`mixtures`: ``score``, ``points`` (score minus the full model's of the same seed,
         as a share: 0.01 is a point), ``full``, ``layers`` of test rows, ``reach``, and costs as shares of the full

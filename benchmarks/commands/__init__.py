@@ -1,1 +1,1 @@
-"""What the commands beside a suite's run do: one model, cards, lists, the doctor."""
+"""Commands that do not run a suite: one model, method cards, lists, publishing, checks of results and machine."""

@@ -1,4 +1,4 @@
-"""What may go wrong on this machine, found before it does: one finding a line, with what would help."""
+"""Check this machine before a run: one finding a line, with advice."""
 
 import os
 import platform
@@ -83,7 +83,7 @@ def check_torch() -> Finding:
 
 
 def check_precision() -> Finding:
-    """Say what ``precision: auto`` is on this machine, and how fast each one trains; measured where it is not known."""
+    """Report what ``precision: auto`` is on this machine and how fast each precision trains; measure it if unknown."""
     try:
         from consistentee.training.loop import training_device
         from consistentee.training.precision import remembered_speed

@@ -1,4 +1,4 @@
-"""What the inner loops are timed on, a real encoder with untrained exits and real sentences; and how."""
+"""Fixtures and clocks of the micro benchmarks: a real encoder with untrained exits, and real sentences."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

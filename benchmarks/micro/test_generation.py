@@ -122,7 +122,7 @@ def test_never_exit_decodes_as_fast_as_stock_generate(benchmark, request, decode
 
 @pytest.mark.parametrize("batch_size", sorted(PROMPTS))
 def test_a_static_exit_is_as_fast_as_its_layers_allow(benchmark, request, decoder, prompts, batch_size):
-    """What layers and head allow: a model that has no more layers than those below the exit, and the same head.
+    """Compare with a model that has only the layers below the exit, and the same head.
 
     Prompts run at full depth, so that it is the time after them that is compared.
     """

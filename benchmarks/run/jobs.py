@@ -22,7 +22,7 @@ from consistentee.files import PARTIAL
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all jobs of a run have in common.
+    """Settings that all jobs of a run share.
 
     Attributes:
         directory: the working directory of the run; relative paths start here.
@@ -88,7 +88,7 @@ class Job(ABC):
 
     @property
     def lock_place(self) -> Path:
-        """What a process locks while it computes this job."""
+        """Path that a process locks while it computes this job."""
         return self.context.folder.turn(self.key)
 
     @property

@@ -175,7 +175,7 @@ def _settle(future: "Future", job: Job) -> None:
 
 @dataclass(frozen=True)
 class Share:
-    """What part of its machine a job may use.
+    """The part of its machine that a job may use.
 
     Attributes:
         slots_on: how many jobs run at once on each host.

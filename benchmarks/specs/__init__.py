@@ -1,1 +1,1 @@
-"""What a run is asked for: suites, cells, and the targets that knobs are chosen for."""
+"""Specifications of a run: suites, cells, and the targets that knobs are chosen for."""

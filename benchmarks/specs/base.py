@@ -366,7 +366,7 @@ def _faults_at(place: tuple[str, ...], error: ValidationError) -> Iterator[InitE
 
 
 def validation_sentence(error: ValidationError) -> str:
-    """Say in one sentence what is wrong with a file: the field and the fault, for every fault."""
+    """Describe in one sentence what is wrong with a file: the field and the fault, for every fault."""
     faults, places = [], [fault["loc"] for fault in error.errors()]
     for fault in error.errors():
         here = fault["loc"]

@@ -19,7 +19,7 @@ SUITES_DIR = Path(__file__).parents[1] / "suites"
 @checked
 @dataclass(frozen=True)
 class Filters:
-    """What a run is narrowed to; None leaves the suite's own choice."""
+    """The part of a suite to run; None keeps the suite's own choice."""
 
     tasks: Texts | None = None
     methods: Texts | None = None

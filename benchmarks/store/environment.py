@@ -165,7 +165,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _uncommitted_changes() -> bool | None:
-    """Say whether code differs from the commit: results and texts that are being written change no number."""
+    """Check whether code differs from the commit; changed results and texts do not count."""
     code = [str(REPOSITORY / path) for path in _CODE_PATHS]
     changes = _git("status", "--porcelain", "--untracked-files=no", "--", *code)
     return None if changes is None else bool(changes)

@@ -77,7 +77,7 @@ class RunFolder:
         return self.root / "artifacts" / "run.lock"
 
     def turn(self, key: str) -> Path:
-        """What a process locks while it computes the cell or timing of this key."""
+        """Path that a process locks while it computes the cell or timing of this key."""
         return self.root / "artifacts" / "turns" / key
 
     @property
@@ -196,7 +196,7 @@ def read_cell(folder: Path, wanted: KeyParts, schema: type[RecordT]) -> tuple[Re
 
 
 def stale_reason(record: BaseRecord, wanted: KeyParts) -> str | None:
-    """Say which parts of the key of a record are not those wanted; None if all are."""
+    """Describe which parts of a record's key differ from the wanted ones; None if none does."""
     return None if record.key == wanted.key else "; ".join(differences(record.key_parts, wanted))
 
 
@@ -239,7 +239,7 @@ def seal_model(folder: Path, key: str) -> None:
 
 
 def model_fault(folder: Path, description: str) -> str | None:
-    """Say what is wrong with the folder of a saved model, without loading it.
+    """Describe what is wrong with the folder of a saved model, without loading it.
 
     ``description`` is the file that says what the weights are. Models that are older than hashes are looked into.
     """
@@ -295,7 +295,7 @@ def _schema_version(text: str) -> object:
 
 
 def _parquet_fault(path: Path) -> str | None:
-    """Say what is wrong with a parquet file, from its first and last bytes: a cut-off file lacks the last ones."""
+    """Describe what is wrong with a Parquet file, from its first and last bytes: a truncated file lacks them."""
     try:
         with path.open("rb") as file:
             head = file.read(4)

@@ -40,7 +40,7 @@ class ReplayPoint(Strict):
 
 
 class Speculation(Strict):
-    """What became of drafts, over all test prompts."""
+    """Counts of drafts over all test prompts."""
 
     drafted: int
     accepted: int
@@ -112,7 +112,7 @@ class CalibrationRecord(Strict):
 
 
 class GenerationRecord(BaseRecord):
-    """What one cell of generation (task, backbone, method with parameters, seed) leaves behind.
+    """The result of one cell of generation (task, backbone, method with parameters, seed).
 
     ``validation_rows`` and ``test_rows`` are prompts.
     """

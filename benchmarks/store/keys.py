@@ -1,4 +1,4 @@
-"""What a result depends on: its key, the parts the key is made of, and which of them differ.
+"""Keys of results: the parts a key is made of, and which of them differ.
 
 A key covers settings, rows, weights, and the versions that people raise: see docs/versions.md. The code itself, the
 commit and the libraries are recorded beside a result and never compared.
@@ -61,7 +61,7 @@ def code_hash() -> str:
 
 
 def differences(recorded: KeyParts, wanted: KeyParts) -> list[str]:
-    """Say which parts of a key differ, one phrase each: ``recipe.epochs was 3, is 4``."""
+    """Describe which parts of a key differ, one phrase each: ``recipe.epochs was 3, is 4``."""
     before, after = (dict(_flat(parts.model_dump(mode="json"))) for parts in (recorded, wanted))
     return [
         _phrase(name, before.get(name, _ABSENT), after.get(name, _ABSENT), str(wanted.settings["method"]))

@@ -87,7 +87,7 @@ class HullPoint(Strict):
 
 
 class BaseRecord(Strict):
-    """What the record of a cell of any kind tells: what was run, on how many rows, when and where."""
+    """The fields that records of all kinds share: what was run, on how many rows, when and where."""
 
     compared_at: ClassVar[Speedups] = SPEEDUPS
     """The budgets at which cells of the kind are compared."""
@@ -132,12 +132,12 @@ class BaseRecord(Strict):
         raise NotImplementedError
 
     def summary_lines(self) -> list[str]:
-        """Say in a line or two what came out, while a run goes on."""
+        """Summarise the result in a line or two, while a run goes on."""
         raise NotImplementedError
 
 
 class CellRecord(BaseRecord):
-    """What one cell of classification (task, backbone, method with parameters, seed) leaves behind."""
+    """The result of one cell of classification (task, backbone, method with parameters, seed)."""
 
     full_flops: float = Field(description="floating point operations of the stock model on all test rows")
     curve_validation: list[CurvePoint]
@@ -197,7 +197,7 @@ class BaseSamples(Strict):
 
     @property
     def round_seconds(self) -> list[float]:
-        """What is compared between contenders, in each round."""
+        """The seconds that contenders are compared by, in each round."""
         raise NotImplementedError
 
     @property

@@ -40,7 +40,7 @@ def unsealed(text: str) -> tuple[str, str | None]:
 
 
 def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
-    """Say what is wrong with a JSON file that carries hashes, or which of the files that it lists is another one.
+    """Describe what is wrong with a JSON file that carries hashes, or which of its listed files has changed.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""What a results folder holds. Folders of runs and published ones are read alike: they list the same files."""
+"""Read a results folder. Folders of runs and published folders are read alike: they list the same files."""
 
 import json
 from collections.abc import Hashable
@@ -143,7 +143,7 @@ class StoredResults(Generic[RecordT, TimingT]):
 
 
 def is_published(root: Path) -> bool:
-    """Say whether a results folder was written by publishing, and not by a run."""
+    """Check whether a results folder was written by publishing, and not by a run."""
     return (root / CELLS_FILE).exists()
 
 

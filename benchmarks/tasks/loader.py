@@ -43,7 +43,7 @@ def task_shipment(name: str) -> Shipment | None:
 
 
 def is_on_hub(name: str) -> bool:
-    """Say whether the hub has the rows of a task of that name. Errors as for load_task."""
+    """Check whether the rows of a task are on the hub. Errors as for load_task."""
     return spec_of(name)[0].hub is not None
 
 

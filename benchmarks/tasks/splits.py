@@ -32,16 +32,16 @@ class Notes:
             self._sentences.append(sentence.strip().rstrip(".") + ".")
 
     def add_dropped(self, which: str, dropped: int, rows: int, split: str) -> None:
-        """Say how many rows were left out, if any were."""
+        """Add how many rows were left out, if any were."""
         if dropped:
             self.add(f"Rows {which} are dropped ({dropped} of {rows} in {split})")
 
     def add_cut(self, split: str, rows: int, cut: Cut) -> None:
-        """Say that a split was cut from train."""
+        """Add that a split was cut from train."""
         self.add(f"{split.capitalize()}: {rows} rows cut from train (seed {cut.seed})")
 
     def add_subsets(self, spec: BaseTaskSpec, sizes: Mapping[str, int]) -> None:
-        """Say which splits have fewer rows than the complete data set."""
+        """Add which splits have fewer rows than the complete data set."""
         incomplete = [name for name, rows in spec.complete_rows.items() if sizes.get(name, rows) < rows]
         for name in incomplete:
             self.add(f"{name.capitalize()} is a subset: {sizes[name]} of {spec.complete_rows[name]} rows")
@@ -49,7 +49,7 @@ class Notes:
             self.add(spec.subset_notes)
 
     def add_repeats(self, texts: Mapping[str, Sequence[Hashable]]) -> None:
-        """Say how many texts stand in train too. They are left in place, as everybody's scores have them."""
+        """Add how many texts are in train too. They stay in place, as in everybody's scores."""
         seen = set(texts["train"])
         for name in ("validation", "test"):
             repeats = len(seen & set(texts[name]))

@@ -23,7 +23,7 @@ GUIDE = "docs/add_a_method.md"
 
 @dataclass(frozen=True)
 class Contract:
-    """What must hold for the methods of one kind.
+    """The checks of methods of one kind.
 
     Attributes:
         families: of the backbones.

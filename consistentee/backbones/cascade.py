@@ -27,7 +27,7 @@ _PROBED_ENTRIES = 200
 
 @dataclass
 class CascadeContext:
-    """What the layers need beside the hidden states; it changes when the full backbone takes over.
+    """Inputs of the layers besides the hidden states; they change when the full backbone takes over.
 
     Attributes:
         tokens: the rows that are still active, for the full backbone to start from.

@@ -69,7 +69,7 @@ def layers_run(live_tokens: Tensor | None, exits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TokenContext(Context):
-    """What the layers need where tokens exit.
+    """Inputs of the layers of a model whose tokens exit.
 
     Attributes:
         exit_layers: of every token, 0 for padding: int64 [rows, tokens]. It stays on the CPU, where the live tokens

@@ -1,1 +1,1 @@
-"""What is done with a trained model: its knob is chosen, it is loaded, and it answers."""
+"""Use a trained model: choose its knob, load it, and get answers."""

@@ -26,7 +26,7 @@ _SAME = 1e-9  # sums of squares of the same numbers differ by rounding
 
 @dataclass(frozen=True)
 class RiskLoss:
-    """What an early answer costs a row, against the answer at full depth.
+    """The loss of a row's early answer against the answer at full depth.
 
     Attributes:
         of: (probabilities at the exit, those at full depth, labels) -> losses: [rows, classes] twice, [rows] -> [rows].
@@ -99,7 +99,7 @@ class KnobRisks:
 
 @dataclass(frozen=True)
 class ControlledKnob:
-    """What risk control chose.
+    """The knob that risk control chose.
 
     Attributes:
         knob: to be given to ``method.rule``.

@@ -72,5 +72,5 @@ def load_saved(
 
 
 def holds(folder: Path, model_class: type[MultiExitModel] | type[MultiExitDecoder]) -> bool:
-    """Say whether a folder holds a saved model of a class."""
+    """Check whether a folder holds a saved model of a class."""
     return (folder / model_class.description_class.file).is_file()

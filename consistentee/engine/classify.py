@@ -66,7 +66,7 @@ class LiveView(LayerView):
 
     @cached_property
     def pooled(self) -> Tensor:
-        """What the classifier reads: [rows, width]."""
+        """Input of the classifier: [rows, width]."""
         return self._model.pool(self.layer, self._hidden, self.padding_mask)
 
     @cached_property

@@ -41,7 +41,7 @@ Stream = Callable[[NewToken], None]
 
 @dataclass(frozen=True)
 class Endings:
-    """What ends a text. Raises UserError for an empty stop string.
+    """Conditions that end a text. Raises UserError for an empty stop string.
 
     Attributes:
         tokens: the first of these ends it; the token is kept.

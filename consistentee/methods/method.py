@@ -49,7 +49,7 @@ RecipeT = TypeVar("RecipeT", bound=Recipe | TokenRecipe, default=Recipe)
 @checked
 @dataclass(frozen=True)
 class Knob:
-    """What is swept to draw a method's curve: its name and its usual values, from earliest to latest exits."""
+    """The parameter that is swept to draw a curve: its name and usual values, from earliest to latest exits."""
 
     name: str
     values: Annotated[tuple[Number, ...], Field(min_length=1, strict=False)]

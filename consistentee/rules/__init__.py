@@ -1,1 +1,1 @@
-"""Who decides which rows stop, and what a layer can say of its rows."""
+"""Exit rules, and the views of layers that they read."""

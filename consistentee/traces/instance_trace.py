@@ -95,7 +95,7 @@ class TraceView(LayerView):
 
     @cached_property
     def pooled(self) -> Tensor:
-        """What the classifier read: [rows, width]."""
+        """Input of the classifier: [rows, width]."""
         return self._trace.signals["pooled"][:, self.layer - 1]
 
     @cached_property

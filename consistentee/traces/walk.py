@@ -15,7 +15,7 @@ View = TypeVar("View", bound=LayerView)
 
 @runtime_checkable
 class Recorded(Protocol):
-    """What rules are replayed on: :class:`consistentee.Trace`, whose rows are instances, or TokenTrace."""
+    """A trace that rules are replayed on: :class:`consistentee.Trace`, whose rows are instances, or TokenTrace."""
 
     def __len__(self) -> int: ...
 

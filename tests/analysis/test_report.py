@@ -169,7 +169,7 @@ def words(browser, place):
 
 
 def changes(browser, place, action, kind="mark-line"):
-    """Say whether what is drawn changes by an action."""
+    """Check that an action changes what is drawn."""
     before = drawn(browser, place, kind)
     action()
     wait_until(browser, lambda: drawn(browser, place, kind) != before)

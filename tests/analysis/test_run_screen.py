@@ -1,4 +1,4 @@
-"""What a run ends with: its methods at equal cost, marked among the published ones that are comparable."""
+"""The end screen of a run: its methods at equal cost, marked among comparable published ones."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the engine asks of a rule, whatever its rows are: instances that are classified, or tokens being decoded."""
+"""The engine's calls of a rule, for instances that are classified and for tokens being decoded."""
 
 from collections.abc import Callable
 

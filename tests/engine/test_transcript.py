@@ -1,4 +1,4 @@
-"""What ends a row's text, and what a stream is told of it."""
+"""The end of a row's text, and the stream of its tokens."""
 
 import pytest
 from hypothesis import given

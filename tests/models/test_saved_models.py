@@ -1,4 +1,4 @@
-"""What holds of models of both kinds: files, fingerprints, heads, seeds."""
+"""Models of both kinds: files, fingerprints, heads, seeds."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What the documentation shows, works."""
+"""Everything that the documentation shows works."""
 
 import ast
 import inspect

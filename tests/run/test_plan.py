@@ -1,4 +1,4 @@
-"""What a planned cell's key is made of, beside its settings."""
+"""The parts of a planned cell's key besides its settings."""
 
 import shutil
 from pathlib import Path

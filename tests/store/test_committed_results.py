@@ -1,4 +1,4 @@
-"""What this repository publishes: small, readable, and of the versions that its code has today."""
+"""Published results: small, readable, and of the versions that the code has today."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What is recorded of a machine, and what is not."""
+"""The record of a machine."""
 
 import getpass
 import json

@@ -1,4 +1,4 @@
-"""What a result depends on: settings, rows, weights and versions; and not the code, which may move."""
+"""Keys of results: settings, rows, weights and versions, and not the code, which may move."""
 
 import json
 import os

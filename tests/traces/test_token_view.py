@@ -1,4 +1,4 @@
-"""What a rule can read of tokens, and the keys by which a token is known."""
+"""Views of tokens that rules read, and the keys of tokens."""
 
 import pytest
 import torch

@@ -26,7 +26,7 @@ TOKEN_RECIPE = TokenRecipe(exit_steps=8, exit_batch_size=16, exit_learning_rate=
 
 @dataclass(frozen=True)
 class Kind:
-    """What all methods of one kind share of their training.
+    """The training that all methods of one kind share.
 
     Attributes:
         new_model: () -> a fresh model.

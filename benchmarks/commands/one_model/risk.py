@@ -121,7 +121,7 @@ def study_promise(
 
 
 def promise_is_kept(study: SplitStudy, bound: str, risk: float, delta: float) -> bool:
-    """Say whether what a study saw agrees with what a bound promises, up to the sampling error of its splits."""
+    """Check whether a study agrees with the guarantee of a bound, up to the sampling error of its splits."""
     if bound != "crc":
         return study.share <= delta + study.sampling_error
     return float(study.risks.mean()) <= risk + 1.645 * float(study.risks.std()) / len(study.risks) ** 0.5

@@ -28,7 +28,7 @@ _USES = {"classification": "predict {} TEXT", "generation": "generate {} PROMPT"
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What early exits may cost, see :func:`consistentee.control_risk`; errors as there."""
+    """The loss that early exits may cost, see :func:`consistentee.control_risk`; errors as there."""
 
     risk: float
     delta: float = 0.1

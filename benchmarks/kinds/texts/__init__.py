@@ -1,1 +1,1 @@
-"""What cells of generation are made of: prompts and texts, the choice of knobs, and what is kept of both."""
+"""Parts of a cell of generation: prompts and texts, the choice of knobs, and the record of both."""

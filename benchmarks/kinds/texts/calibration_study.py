@@ -19,7 +19,7 @@ from consistentee.methods.token_method import TokenMethod
 
 @dataclass(frozen=True)
 class Study:
-    """What a study found.
+    """Result of a study.
 
     Attributes:
         record: its summary.

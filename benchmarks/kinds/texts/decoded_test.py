@@ -18,7 +18,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Written:
-    """What a method wrote behind the test prompts at one value of its knob, and what it scores."""
+    """Texts of a method for the test prompts at one value of its knob, and their scores."""
 
     knob: float
     generations: Generations

@@ -45,7 +45,7 @@ class Prompts:
 
     @property
     def references(self) -> Sequence[str]:
-        """What should follow them."""
+        """The reference texts."""
         return self.split.references
 
     def __len__(self) -> int:

@@ -42,7 +42,7 @@ class Rows:
 
     @property
     def in_numpy(self) -> RowIndex:
-        """What takes these rows from an array of the whole batch."""
+        """Index that selects these rows from an array of the whole batch."""
         return self.numbers if self._slice is None else self._slice
 
     def of(self, tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ _Key = tuple[DecoderStepper, tuple[tuple[int, ...], ...]]
 
 @checked
 class ReadPrompts:
-    """What prompts give: their keys, values and last states, which depend on no rule and no knob.
+    """Keys, values and last states of prompts, which depend on no rule and no knob.
 
     For callers that decode the same prompts many times with the same weights, as a sweep over knobs does: reading 256
     tokens costs a CPU several times what writing 48 does. Batches are found again if they hold the same prompts in the

@@ -199,7 +199,7 @@ def late_layers(ledger: Ledger, row: int, prompt_columns: int, exit_layers: Sequ
 
 @dataclass
 class _Climbing:
-    """What one step carries upwards, for the rows that have not left yet.
+    """State of one step, for the rows that have not exited yet.
 
     Attributes:
         rows: which they are.

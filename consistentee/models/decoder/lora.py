@@ -57,7 +57,7 @@ def merge_lora(backbone: nn.Module) -> None:
 
 
 def is_lora(name: str) -> bool:
-    """Say whether a weight of this name belongs to LoRA."""
+    """Check whether a weight of this name belongs to LoRA."""
     return _MARK in name
 
 
