@@ -446,7 +446,7 @@ class MultiExitDecoder(MultiExit):
     def _without_weights(
         cls, folder: Path, description: DecoderDescription, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> Self:
-        """Of the options, ``backbone`` says where the backbone is now, if not where it was."""
+        """Read a decoder whose backbone was not saved; the option ``backbone`` is its place now, if it moved."""
         name = options.get("backbone") or description.backbone_name
         try:
             source = str(folder / BACKBONE_FOLDER) if description.with_backbone else resolve_decoder(name)
