@@ -35,13 +35,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import generate_encoded
-from consistentee.engine.step.prompt_batch import PromptBatch
+from consistentee.engine.prompt_batch import PromptBatch
 from consistentee.errors import UserError
 from consistentee.files import computed_once, hash_json
 from consistentee.methods.drafting import DraftedBy, DraftingMethod
 from consistentee.methods.method import Knob
+from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.sublayers import SkippedSublayers
 from consistentee.progress import tracked
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.training.decoder.stages import train_exits

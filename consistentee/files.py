@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_dir
 
 from consistentee.errors import UserError
 
@@ -50,6 +51,11 @@ class DiskFullError(UserError):
 
     def __reduce__(self) -> tuple[type["DiskFullError"], tuple[Path]]:
         return DiskFullError, (self.path,)  # it travels from a worker to the run
+
+
+def cache_dir() -> Path:
+    """Return the folder of everything fetched or computed once: CONSISTENTEE_CACHE, or the user's cache directory."""
+    return Path(os.environ.get("CONSISTENTEE_CACHE") or user_cache_dir("consistentee"))
 
 
 @contextmanager

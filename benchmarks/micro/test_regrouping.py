@@ -14,7 +14,7 @@ from benchmarks.measure.decoding_clock import head_seconds, stock_times
 from benchmarks.testing.reference import counted_calls
 from benchmarks.testing.watching import watched_calls
 from consistentee.engine.generate import Generations, generate_encoded
-from consistentee.engine.step.token_decoder import TokenDecoder
+from consistentee.engine.token_decoder import TokenDecoder
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from consistentee.backbones import gguf, hub
+from consistentee.backbones.encoders import Pooling
 from consistentee.backbones.pretrained import check_pretrained, read_json
 from consistentee.backbones.wheels import PackageFile, Shipment, fetch
 from consistentee.errors import UserError, unknown_name
-
-Pooling = Literal["mean", "cls"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from consistentee.arguments import Positive, TextsOrPairs, checked
-from consistentee.backbones.token_exits import layers_run
+from consistentee.backbones.encoders import layers_run
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel

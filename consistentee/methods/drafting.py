@@ -9,8 +9,8 @@ from consistentee.engine.speculation import check_drafts, generate_speculatively
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
+from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.sublayers import SkippedSublayers
 from consistentee.rules.exit_rule import ExitRule, StaticRule
 from consistentee.rules.schedules import check_exit_layer
 

@@ -8,8 +8,8 @@ from consistentee.data.prompts import TextTask
 from consistentee.methods.method import Knob
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.depth_thresholds import SHIFTS, DepthThresholdRule, shifted_thresholds
 from consistentee.rules.exit_rule import ExitRule
+from consistentee.rules.schedules import SHIFTS, DepthThresholdRule, shifted_thresholds
 from consistentee.rules.vocabulary import check_candidates, prune_vocabulary
 from consistentee.training.decoder.stages import train_exits
 from consistentee.training.recipe import TokenRecipe
@@ -43,7 +43,7 @@ class SpeakingLayersMethod(VocabularyMethod):
     """A method with trained middle layers and a threshold on the largest probability.
 
     Class attributes:
-        thresholds: by share of the depth, see :func:`consistentee.rules.depth_thresholds.shifted_thresholds`; the knob
+        thresholds: by share of the depth, see :func:`consistentee.rules.schedules.shifted_thresholds`; the knob
             shifts the log-odds of all of them, and 0 gives the paper's.
     """
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consistentee.arguments import Positive, checked
-from consistentee.backbones.catalog import Pooling
+from consistentee.backbones.encoders import Pooling
 from consistentee.errors import UserError, unknown_name
 from consistentee.models.source_code import module_source
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from consistentee.arguments import Positive, check_layer, checked
-from consistentee.backbones.token_exits import layers_run
+from consistentee.backbones.encoders import layers_run
 from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
@@ -33,7 +33,7 @@ class Trace:
         lengths: number of tokens a row: int64 [N].
         row_keys: see :class:`LayerView`: int64 [N].
         heads: the model's learned heads, for rules that give them extra inputs.
-        live_tokens: see :meth:`consistentee.backbones.encoders.Stepper.live_tokens`: int64 [N, L], or None.
+        live_tokens: see :meth:`consistentee.backbones.encoders.EncoderStepper.live_tokens`: int64 [N, L], or None.
         encodings: the rows as tokens, to run them again.
     """
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from consistentee.backbones.encoders import EncoderStepper, stepper_for
-from consistentee.backbones.token_exits import TokenExitStepper, layers_run
+from consistentee.backbones.encoders import EncoderStepper, layers_run, stepper_for
+from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
 from consistentee.errors import UserError

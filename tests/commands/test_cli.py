@@ -27,7 +27,7 @@ from consistentee.backbones.catalog import Decoder, Encoder
 from consistentee.backbones.wheels import Shipment
 from consistentee.errors import UserError
 from consistentee.models import classifiers
-from consistentee.models.encoder.description import ModelDescription
+from consistentee.models.encoder.multi_exit_model import ModelDescription
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from consistentee.data.text_metrics import TEXT_METRICS, rouge, token_match
+from consistentee.data.metrics import TEXT_METRICS, rouge, token_match
 from consistentee.errors import UserError
 
 

@@ -8,8 +8,7 @@ from conftest import make_task
 from benchmarks.commands.one_model.risk import promise_is_kept, study_promise
 from benchmarks.kinds.classification import Classification
 from benchmarks.tasks.loader import load_classification_task
-from consistentee.deployment.risk_bounds import BOUNDS
-from consistentee.deployment.risk_control import RISK_LOSSES, KnobRisks, control_risk, knob_risks
+from consistentee.deployment.risk_control import BOUNDS, RISK_LOSSES, KnobRisks, control_risk, knob_risks
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.traces.instance_trace import record_trace

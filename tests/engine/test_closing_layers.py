@@ -13,8 +13,8 @@ from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.testing.cases import TOKEN_RECIPE as RECIPE
 from benchmarks.testing.reference import counted_calls, eager_tokens, stock_tokens
 from consistentee.engine.generate import Generations, generate, generate_encoded
+from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import generate_speculatively
-from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensLadder
 from consistentee.methods.method import get_method, train_method
@@ -23,9 +23,8 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
 from consistentee.rules.schedules import ScheduledRule
 from consistentee.rules.signals import margin
-from consistentee.traces.named_tokens import named_tokens
 from consistentee.traces.token_rows import collate_rows
-from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training.decoder.backbone_losses import ExitLosses, joint_loss, states_with_layer_dropout
 from consistentee.training.decoder.sources import StepRows

@@ -8,7 +8,7 @@ from conftest import DECODER_FAMILIES, random_prompts
 
 from baselines.references import RandomRule
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.step.sampling import Sampling
+from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
 

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from baselines.calm import DecayingSaturationRule, DecayingSignalRule
 from baselines.references import RandomRule
 from benchmarks.testing.reference import counted_calls
+from consistentee.engine import slots as slots_module
 from consistentee.engine.generate import Generations, generate, generate_encoded, stream_texts
-from consistentee.engine.in_flight import slots as slots_module
-from consistentee.engine.in_flight.regroup import InFlight
-from consistentee.engine.in_flight.slots import Slots
-from consistentee.engine.step.sampling import Sampling
-from consistentee.engine.step.token_decoder import TokenDecoder
+from consistentee.engine.in_flight import InFlight
+from consistentee.engine.sampling import Sampling
+from consistentee.engine.slots import Slots
+from consistentee.engine.token_decoder import TokenDecoder, Writing
 from consistentee.engine.transcript import Endings, Transcript
-from consistentee.engine.writing import Writing
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule
 from consistentee.rules.schedules import ScheduledRule

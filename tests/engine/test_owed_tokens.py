@@ -7,10 +7,10 @@ from transformers import DynamicCache
 
 from baselines.references import RandomRule
 from benchmarks.testing.reference import counted_calls
+from consistentee.engine.cache import CacheHoleError
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.step.cache import CacheHoleError
-from consistentee.engine.step.owed_tokens import Propagation
-from consistentee.engine.step.token_decoder import TokenDecoder
+from consistentee.engine.owed_tokens import Propagation
+from consistentee.engine.token_decoder import TokenDecoder
 from consistentee.rules.exit_rule import StaticRule
 
 POLICIES = ("propagate", "exact")

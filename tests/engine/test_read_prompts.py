@@ -6,8 +6,7 @@ from conftest import DECODER_FAMILIES, random_prompts
 
 from baselines.references import RandomRule
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.step.prompt_batch import PromptBatch
-from consistentee.engine.step.read_prompts import ReadPrompts
+from consistentee.engine.prompt_batch import PromptBatch, ReadPrompts
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit, StaticRule

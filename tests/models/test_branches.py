@@ -15,8 +15,7 @@ from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.row_states import record_rows
-from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_trace import record_rows, record_tokens
 from consistentee.training.decoder.branch_stage import branch_loss, said_by_branch, train_branches
 from consistentee.training.decoder.sources import DrawnRowStates
 from consistentee.training.recipe import TokenRecipe

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from consistentee.models.decoder.adapter_start import StateMoments
+from consistentee.models.decoder.adapters import StateMoments
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 

@@ -7,8 +7,8 @@ from conftest import DECODER_FAMILIES, make_text_task, random_prompts
 from baselines.calm import DecayingSignalRule
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.testing.check_method import check_method
-from consistentee.backbones import lm_head
-from consistentee.backbones.lm_head import logits_among
+from consistentee.backbones import decoders
+from consistentee.backbones.decoders import logits_among
 from consistentee.engine.generate import generate
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokens
 from consistentee.methods.method import get_method
@@ -16,8 +16,7 @@ from consistentee.methods.token_answers import exit_answers
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy, margin, top_probability
 from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVocabularyRule, prune_vocabulary
-from consistentee.traces.named_tokens import named_tokens
-from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
@@ -55,7 +54,7 @@ class TestColumns:
         tokens = torch.stack([torch.randperm(30)[:4] for _ in range(5)])
         expected = head(states).gather(1, tokens)
         torch.testing.assert_close(logits_among(head, states, tokens), expected)
-        monkeypatch.setattr(lm_head, "NUMBERS_AT_A_TIME", 64)  # two rows at a time
+        monkeypatch.setattr(decoders, "NUMBERS_AT_A_TIME", 64)  # two rows at a time
         torch.testing.assert_close(logits_among(head, states, tokens), expected)
 
     @pytest.mark.parametrize("adapter", ["norm", "low-rank", "head"])

@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.terminal import output_console
-from consistentee.deployment.saved import load_saved
+from consistentee.deployment.pipeline import load_saved
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.transcript import NewToken
 from consistentee.errors import UserError

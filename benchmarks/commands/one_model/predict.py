@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.data.instances import Text
-from consistentee.deployment.pipeline import Classifier
-from consistentee.deployment.saved import load_saved
+from consistentee.deployment.pipeline import Classifier, load_saved
 from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 

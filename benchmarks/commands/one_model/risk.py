@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.tasks.loader import load_classification_task
 from benchmarks.terminal import add_columns, add_row, plain_table
-from consistentee.deployment.risk_bounds import BOUNDS
-from consistentee.deployment.risk_control import KnobRisks, check_names, knob_risks
-from consistentee.deployment.saved import load_saved
+from consistentee.deployment.pipeline import load_saved
+from consistentee.deployment.risk_control import BOUNDS, KnobRisks, check_names, knob_risks
 from consistentee.errors import UserError
 from consistentee.methods.calibration import Losses, SplitStudy, split_study
 from consistentee.models.encoder.multi_exit_model import MultiExitModel

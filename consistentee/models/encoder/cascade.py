@@ -8,8 +8,7 @@ from consistentee.backbones.cascade import CascadeStepper, check_same_tokens, fi
 from consistentee.backbones.encoders import stepper_for
 from consistentee.errors import UserError
 from consistentee.models.base import new_weights
-from consistentee.models.encoder.files import take_pooler
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel, take_pooler
 
 
 def companion_of_first_layers(model: MultiExitModel, layers: int, seed: int = 0) -> MultiExitModel:

@@ -10,7 +10,7 @@ from consistentee.data.prompts import TextTask
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
-from consistentee.traces.row_states import RowBatch, record_rows
+from consistentee.traces.token_trace import RowBatch, record_rows
 from consistentee.training.decoder.sources import DrawnRowStates, drawn
 from consistentee.training.decoder.stages import train_exits
 from consistentee.training.loop import run_stage, training_device

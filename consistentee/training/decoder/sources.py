@@ -8,9 +8,8 @@ from torch import Tensor
 
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.traces.row_states import RowBatch, RowStates
 from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows
-from consistentee.traces.token_trace import TokenTrace
+from consistentee.traces.token_trace import RowBatch, RowStates, TokenTrace
 
 
 @dataclass(frozen=True)

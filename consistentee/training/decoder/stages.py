@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.prompts import TextTask
-from consistentee.models.decoder.adapter_start import StateMoments
+from consistentee.models.decoder.adapters import StateMoments
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, compact_dtype, record_tokens

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.step.cache import Rows
-from consistentee.engine.step.token_batch import TokenBatch
+from consistentee.engine.cache import Rows
+from consistentee.engine.prompt_batch import TokenBatch
 from consistentee.errors import unknown_name
 
 KVPolicy = Literal["propagate", "exact"]

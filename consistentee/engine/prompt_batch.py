@@ -1,15 +1,90 @@
-"""PromptBatch: prompts padded on the left over a cache: which row sits where, and what each of its columns may see."""
+"""Rows that are written on over one cache: the interface, and prompts padded on the left, which go in step."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.step.cache import CacheWindow, KeyValueCache, RowNumbers, Rows
-from consistentee.engine.step.token_batch import Span, TokenBatch
+from consistentee.arguments import NotNegative, checked
+from consistentee.backbones.decoders import DecoderContext, DecoderStepper
+from consistentee.engine.cache import CacheWindow, KeyValueCache, RowNumbers, Rows
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Columns of some rows, the newest last, that pass layers together.
+
+    Attributes:
+        context: what the layers need.
+        columns: which ones, int64 [rows, T] on the device. Rows that have fewer to write than others pass columns that
+            they have, or none at all, for the sake of the shape; what comes of these is thrown away.
+        written: those that a row writes, bool [rows, T] on the device.
+    """
+
+    context: DecoderContext
+    columns: Tensor
+    written: Tensor
+
+
+class TokenBatch(ABC):
+    """Rows that are written on over one cache, in step (PromptBatch) or each at its own pace (Slots).
+
+    Attributes:
+        cache: their keys and values.
+        stepper, device, dtype: of the model.
+    """
+
+    cache: KeyValueCache
+
+    def __init__(self, model: MultiExitDecoder) -> None:
+        self.stepper = model.stepper
+        self.device = model.device
+        self.dtype: torch.dtype = model.backbone.dtype
+        self._causal_by_itself = model.backbone.config._attn_implementation == "sdpa"
+        self._like = torch.empty(0, dtype=self.dtype, device=self.device)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def newest(self, rows: Rows) -> RowNumbers:
+        """Return the column of the newest token of some rows: int64 [rows]."""
+
+    @abstractmethod
+    def places(self, row_index: Tensor, column_index: Tensor) -> Tensor:
+        """Return the places of tokens among the new ones of their rows, given by row and column."""
+
+    @abstractmethod
+    def positions_of(self, row_index: Tensor, column_index: Tensor) -> Tensor:
+        """Return the positions of single tokens, given by row and column: int64 [tokens] each."""
+
+    @abstractmethod
+    def span(self, rows: Rows, starts: RowNumbers) -> Span:
+        """Return the columns from ``starts`` [rows] to the newest ones, for the layers to pass."""
+
+    def rotation(self, positions: Tensor) -> object:
+        """Return what layers need of positions [rows, T]."""
+        return self.stepper.rotation(self._like, positions)
+
+    def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Run some layers (1-based), one after the other: [rows, T, width] -> [rows, T, width]."""
+        for layer in layers:
+            hidden = self.stepper.step(layer, hidden, context)
+        return hidden
+
+    def _bias_where(self, hidden: Tensor) -> Tensor:
+        """Return what is added to attention scores: 0, or the lowest number where a column is hidden.
+
+        An additive mask is what all attention functions of transformers but flash attention take; a boolean one would
+        be turned into it again in every layer.
+        """
+        bias = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+        return bias.masked_fill_(hidden, torch.finfo(self.dtype).min)
+
 
 PASS_IN_TOKENS = 16
 """What a pass costs a CPU beside its tokens, in tokens: it reads all weights once."""
@@ -145,3 +220,36 @@ class PromptBatch(TokenBatch):
         hidden = columns > self._columns[begin:end].unsqueeze(1)
         padding = rows.of(self._padding_on_device)[:, None, None]
         return self._bias_where((hidden | (columns < padding)).unsqueeze(1))
+
+
+_Key = tuple[DecoderStepper, tuple[tuple[int, ...], ...]]
+
+
+@checked
+class ReadPrompts:
+    """Keys, values and last states of prompts, which depend on no rule and no knob.
+
+    For callers that decode the same prompts many times with the same weights, as a sweep over knobs does: reading 256
+    tokens costs a CPU several times what writing 48 does. Batches are found again if they hold the same prompts in the
+    same order, and a batch for which there is no room is read each time. Weights must not change meanwhile.
+    """
+
+    def __init__(self, max_bytes: NotNegative = 2 * 2**30) -> None:
+        """``max_bytes``: what is kept at most, on the device of the model."""
+        self._room = max_bytes
+        self._read: dict[_Key, tuple[Tensor, list[Tensor]]] = {}
+
+    def states(self, batch: PromptBatch, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """As :meth:`PromptBatch.prefill`, of prompts that may have been read before; ``batch`` is one of them."""
+        key = batch.stepper, tuple(map(tuple, prompts))
+        if key in self._read:
+            states, columns = self._read[key]
+            batch.cache.begin_with(columns)
+            return states
+        states = batch.prefill()
+        cache, columns_read = batch.cache, batch.prompt_columns
+        kept = (tensor[:, :, :columns_read].nbytes for tensor in (*cache.keys, *cache.values))
+        if (needed := states.nbytes + sum(kept)) <= self._room:
+            self._room -= needed
+            self._read[key] = states, cache.copy_of(columns_read)
+        return states

@@ -8,15 +8,25 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.step.cache import Ledger, RowNumbers, Rows
-from consistentee.engine.step.owed_tokens import KVPolicy, owed_tokens
-from consistentee.engine.step.prompt_batch import PromptBatch
-from consistentee.engine.step.read_prompts import ReadPrompts
-from consistentee.engine.step.sampling import Sampling, choose_tokens
-from consistentee.engine.step.token_batch import TokenBatch
+from consistentee.engine.cache import Ledger, RowNumbers, Rows
+from consistentee.engine.owed_tokens import KVPolicy, owed_tokens
+from consistentee.engine.prompt_batch import PromptBatch, ReadPrompts, TokenBatch
+from consistentee.engine.sampling import Sampling, choose_tokens
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State, ask
 from consistentee.traces.token_view import TokenView, prompt_key
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How texts are written; see :func:`consistentee.generate`."""
+
+    rule: ExitRule
+    max_new_tokens: int
+    batch_size: int
+    kv: KVPolicy
+    sampling: Sampling | None
+    read: ReadPrompts | None = None
 
 
 class TokenDecoder:
