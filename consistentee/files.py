@@ -4,12 +4,13 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import mmap
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,7 @@ from platformdirs import user_cache_dir
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _logger = logging.getLogger(__name__)
@@ -238,6 +240,34 @@ def _map_tensors(path: Path) -> "dict[str, Tensor]":
             tensors[name] = torch.frombuffer(content, dtype=torch.uint8, count=end - start, offset=start)
             tensors[name] = tensors[name].view(dtypes[part["dtype"]]).view(part["shape"])
     return tensors
+
+
+def empty_tensor(shape: Sequence[int], dtype: "torch.dtype") -> "Tensor":
+    """Allocate a tensor on the CPU, in memory or, above :data:`MAPPED_BYTES`, in a memory-mapped file.
+
+    The file is in the folder for temporary files, which the environment variable TMPDIR sets, and has no name there:
+    the system deletes it with the tensor, or with the process.
+
+    Raises:
+        DiskFullError: the folder for temporary files has no room for it.
+    """
+    import torch
+
+    size = math.prod(shape) * dtype.itemsize
+    if size <= MAPPED_BYTES:
+        return torch.empty(*shape, dtype=dtype)
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that is full later would end the process with SIGBUS
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            mapped = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError(Path(tempfile.gettempdir())) from error
+        raise
+    return torch.frombuffer(mapped, dtype=dtype).view(*shape)
 
 
 def computed_once(path: Path, compute: "Callable[[], dict[str, Tensor]]") -> "dict[str, Tensor]":

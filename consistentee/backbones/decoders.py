@@ -176,19 +176,16 @@ class DecoderStepper(ABC):
         """Run layer ``layer`` (1-based) on [rows, T, width]."""
 
     def check_sublayers(self) -> None:
-        """Raise UserError if attention and MLP of this family cannot be run separately."""
+        """Raise UserError if attention and MLP of this family cannot be run apart."""
         if type(self).attend is DecoderStepper.attend:
-            raise self._undivided()
-
-    def _undivided(self) -> UserError:
-        return UserError(f"attention and MLP of architecture {self.config.model_type!r} cannot be run apart")
+            raise UserError(f"attention and MLP of architecture {self.config.model_type!r} cannot be run apart")
 
     def attend(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run norm and attention of layer ``layer`` (1-based) and add the result to [rows, T, width].
 
-        Followed by :meth:`feed_forward` it is the layer. Raises UserError for a family without this method.
+        Followed by :meth:`feed_forward` it is the layer. Optional, see :meth:`check_sublayers`.
         """
-        raise self._undivided()
+        raise NotImplementedError
 
     def feed_forward(self, layer: int, hidden: Tensor) -> Tensor:
         """Run norm and MLP of layer ``layer`` (1-based) and add the result to [rows, T, width]."""
@@ -215,10 +212,6 @@ class DecoderStepper(ABC):
     def unembed(self, state: Tensor) -> Tensor:
         """Apply the LM head: [..., width] -> [..., vocabulary]."""
         return self.backbone.lm_head(state)
-
-    def unembed_among(self, state: Tensor, tokens: Tensor) -> Tensor:
-        """Apply the columns of the LM head for some tokens: [rows, width], int64 [rows, K] -> [rows, K]."""
-        return logits_among(self.backbone.lm_head, state, tokens)
 
     def begin(self, tokens: Tensor, padding_mask: Tensor) -> tuple[Tensor, DecoderContext]:
         """Prepare a pass of whole rows without a cache: the input of layer 1 and its context.

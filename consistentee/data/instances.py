@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import PlainValidator
 
@@ -20,30 +20,34 @@ Label = int | float
 """A class index, or the target of a regression."""
 
 
-@checked
-@dataclass(frozen=True)
-class Split:
-    """Rows of one split: ``texts[i]`` has ``labels[i]``. Raises UserError when empty or ragged."""
+class LoadedSplit:
+    """Base of both kinds of splits: a dataclass with two columns. Raises UserError when empty or ragged.
 
+    Class attributes:
+        columns: names of the columns.
+    """
+
+    columns: ClassVar[tuple[str, str]]
     name: str
-    texts: TextsOrPairs
-    labels: Annotated[Sequence[Label], PlainValidator(check_list)]
 
     def __post_init__(self) -> None:
-        if len(self.texts) == 0:
+        counts = [len(getattr(self, column)) for column in self.columns]
+        if counts[0] == 0:
             raise UserError(f"the {self.name} split is empty")
-        if len(self.texts) != len(self.labels):
-            raise UserError(f"the {self.name} split has {len(self.texts)} texts but {len(self.labels)} labels")
+        if counts[0] != counts[1]:
+            first, second = (f"{count} {column}" for count, column in zip(counts, self.columns, strict=True))
+            raise UserError(f"the {self.name} split has {first} but {second}")
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(getattr(self, self.columns[0]))
 
-    def select(self, rows: Sequence[int]) -> "Split":
+    def select(self, rows: Sequence[int]) -> Self:
         """Return the given rows, in the given order."""
-        return replace(self, texts=[self.texts[i] for i in rows], labels=[self.labels[i] for i in rows])
+        chosen = {column: [getattr(self, column)[i] for i in rows] for column in self.columns}
+        return replace(self, **chosen)  # type: ignore[type-var]
 
     @checked
-    def capped(self, max_rows: Positive | None, seed: int) -> "Split":
+    def capped(self, max_rows: Positive | None, seed: int) -> Self:
         """Return at most ``max_rows`` rows, drawn at random with ``seed``, in their original order."""
         if max_rows is None or max_rows >= len(self):
             return self
@@ -52,7 +56,41 @@ class Split:
 
 @checked
 @dataclass(frozen=True)
-class TaskData:
+class Split(LoadedSplit):
+    """Rows of one split: ``texts[i]`` has ``labels[i]``. Raises UserError when empty or ragged."""
+
+    columns = ("texts", "labels")
+    name: str
+    texts: TextsOrPairs
+    labels: Annotated[Sequence[Label], PlainValidator(check_list)]
+
+
+class LoadedTask:
+    """What loaded tasks of both kinds share: three splits, of which each has its cap, and metrics."""
+
+    train: Any
+    validation: Any
+    test: Any
+    metrics: tuple[str, ...]
+
+    @property
+    def metric(self) -> str:
+        """The name of the task's score."""
+        return self.metrics[0]
+
+    def capped(self, train: int | None = None, validation: int | None = None, test: int | None = None) -> Self:
+        """Return the task with at most so many rows a split; the rows drawn never depend on a method's seed."""
+        capped = {
+            "train": self.train.capped(train, seed=0),
+            "validation": self.validation.capped(validation, seed=1),
+            "test": self.test.capped(test, seed=2),
+        }
+        return replace(self, **capped)  # type: ignore[type-var]
+
+
+@checked
+@dataclass(frozen=True)
+class TaskData(LoadedTask):
     """A task, loaded: three splits, the names of its classes and its metrics.
 
     Attributes:
@@ -103,20 +141,6 @@ class TaskData:
     def num_labels(self) -> int:
         """Number of outputs of a classifier for this task (1 for a regression)."""
         return len(self.label_names) or 1
-
-    @property
-    def metric(self) -> str:
-        """The name of the task's score."""
-        return self.metrics[0]
-
-    def capped(self, train: int | None = None, validation: int | None = None, test: int | None = None) -> "TaskData":
-        """Return the task with at most so many rows a split; the rows drawn never depend on a method's seed."""
-        return replace(
-            self,
-            train=self.train.capped(train, seed=0),
-            validation=self.validation.capped(validation, seed=1),
-            test=self.test.capped(test, seed=2),
-        )
 
     def fingerprint(self) -> str:
         """Hash of everything that a score depends on: texts, labels, class names, metrics, version."""

@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-import random
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from consistentee.arguments import Positive, Texts, checked
+from consistentee.arguments import Texts, checked
+from consistentee.data.instances import LoadedSplit, LoadedTask
 from consistentee.errors import UserError
 
 Keep = Literal["start", "end"]
@@ -85,41 +85,23 @@ def fit_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep:
 
 @checked
 @dataclass(frozen=True)
-class PromptSplit:
+class PromptSplit(LoadedSplit):
     """Rows of one split: ``references[i]`` is a text that should follow ``prompts[i]``.
 
     A reference begins with the separator (a space or a line break), so that ``prompt + reference`` is the text that a
     model learns. Raises UserError when empty, ragged, or with an empty prompt.
     """
 
+    columns = ("prompts", "references")
     name: str
     prompts: Texts
     references: Texts
 
     def __post_init__(self) -> None:
-        if len(self.prompts) == 0:
-            raise UserError(f"the {self.name} split is empty")
-        if len(self.prompts) != len(self.references):
-            raise UserError(
-                f"the {self.name} split has {len(self.prompts)} prompts but {len(self.references)} references"
-            )
+        super().__post_init__()
         for row, prompt in enumerate(self.prompts, start=1):
             if not prompt.strip():
                 raise UserError(f"row {row} of the {self.name} split has an empty prompt")
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def select(self, rows: Sequence[int]) -> "PromptSplit":
-        """Return the given rows, in the given order."""
-        return replace(self, prompts=[self.prompts[i] for i in rows], references=[self.references[i] for i in rows])
-
-    @checked
-    def capped(self, max_rows: Positive | None, seed: int) -> "PromptSplit":
-        """Return at most ``max_rows`` rows, drawn at random with ``seed``, in their original order."""
-        if max_rows is None or max_rows >= len(self):
-            return self
-        return self.select(sorted(random.Random(seed).sample(range(len(self)), max_rows)))
 
     def cut(
         self, encode: Encode, max_prompt_tokens: int | None, keep: Keep = "start"
@@ -131,7 +113,7 @@ class PromptSplit:
 
 @checked
 @dataclass(frozen=True)
-class TextTask:
+class TextTask(LoadedTask):
     """A loaded task whose answers are texts: three splits, metrics and lengths.
 
     Attributes:
@@ -166,20 +148,6 @@ class TextTask:
         for limit in ("max_prompt_tokens", "max_new_tokens"):
             if getattr(self, limit) < 1:
                 raise UserError(f"task {self.name!r}: {limit} must be at least 1, got {getattr(self, limit)}")
-
-    @property
-    def metric(self) -> str:
-        """The name of the task's score."""
-        return self.metrics[0]
-
-    def capped(self, train: int | None = None, validation: int | None = None, test: int | None = None) -> "TextTask":
-        """Return the task with at most so many rows a split; the rows drawn never depend on a method's seed."""
-        return replace(
-            self,
-            train=self.train.capped(train, seed=0),
-            validation=self.validation.capped(validation, seed=1),
-            test=self.test.capped(test, seed=2),
-        )
 
     def fingerprint(self) -> str:
         """Hash of everything that a score depends on: prompts, how they are cut, references, metrics, version."""

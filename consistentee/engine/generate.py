@@ -23,55 +23,41 @@ from consistentee.progress import Steps
 from consistentee.rules.exit_rule import ExitRule
 
 
+@dataclass
 class InStep:
-    """Prompts that are continued, a batch of them at a time.
+    """Prompts that are continued, a batch of them at a time: every row of a batch goes on by one token a step.
 
     Attributes:
+        transcripts: one a prompt.
         prefill_seconds: spent on prompts so far, the first new tokens included.
     """
 
-    def __init__(
-        self,
-        model: MultiExitDecoder,
-        prompts: Sequence[Sequence[int]],
-        transcripts: Sequence[Transcript],
-        writing: Writing,
-    ) -> None:
-        """``transcripts``: one a prompt."""
-        self.prefill_seconds = 0.0
-        self._model = model
-        self._prompts = prompts
-        self._transcripts = transcripts
-        self._writing = writing
-        size = writing.batch_size
-        self._chunks = [slice(start, start + size) for start in range(0, len(prompts), size)]
+    model: MultiExitDecoder
+    prompts: Sequence[Sequence[int]]
+    transcripts: Sequence[Transcript]
+    writing: Writing
+    prefill_seconds: float = 0.0
 
     def run(self) -> Iterator[Transcript]:
         """Write all texts, and yield each as soon as it has ended."""
-        began, max_new_tokens = time.perf_counter(), self._writing.max_new_tokens
-        steps = Steps("decoding", len(self._chunks) * max_new_tokens)
-        for chunk in self._chunks:
-            yield from self._write_batch(self._prompts[chunk], self._transcripts[chunk], began, steps)
-            steps.leave_out(max_new_tokens - max(len(row.tokens) for row in self._transcripts[chunk]))
+        began, most = time.perf_counter(), self.writing.max_new_tokens
+        size = self.writing.batch_size
+        chunks = [slice(start, start + size) for start in range(0, len(self.prompts), size)]
+        steps = Steps("decoding", len(chunks) * most)
+        for chunk in chunks:
+            yield from self._write_batch(self.prompts[chunk], self.transcripts[chunk], began, steps)
+            steps.leave_out(most - max(len(row.tokens) for row in self.transcripts[chunk]))
 
     def _write_batch(
         self, prompts: Sequence[Sequence[int]], rows: Sequence[Transcript], began: float, steps: Steps
     ) -> Iterator[Transcript]:
-        writing, start = self._writing, clock(self._model.device)
-        decoder = TokenDecoder(
-            self._model,
-            prompts,
-            writing.rule,
-            new_columns=writing.max_new_tokens - 1,
-            kv=writing.kv,
-            sampling=writing.sampling,
-            read=writing.read,
-        )
+        start = clock(self.model.device)
+        decoder = TokenDecoder(self.model, prompts, self.writing)
         queued = time.perf_counter() - began
-        tokens, exit_layers = decoder.prefill(), [decoder.num_layers] * len(rows)
+        tokens = decoder.prefill()
         first_token = time.perf_counter() - began
-        ended = self._add(rows, tokens, exit_layers, decoder)
-        self.prefill_seconds += clock(self._model.device) - start
+        ended = self._add(rows, tokens, [self.model.num_layers] * len(rows), decoder)
+        self.prefill_seconds += clock(self.model.device) - start
         while True:
             now = time.perf_counter() - began
             for transcript in ended:
@@ -262,9 +248,8 @@ def generate_encoded(
     engine = _engine(model, rows, in_order, writing, in_flight)
     for _ in engine.run():
         pass
-    seconds = clock(model.device) - start
-    prefill_seconds = engine.prefill_seconds
-    return Generations.of(transcripts, rows, prefill_seconds=prefill_seconds, decode_seconds=seconds - prefill_seconds)
+    decode_seconds = clock(model.device) - start - engine.prefill_seconds
+    return Generations.of(transcripts, rows, prefill_seconds=engine.prefill_seconds, decode_seconds=decode_seconds)
 
 
 @checked

@@ -23,6 +23,7 @@ from consistentee.engine.token_decoder import (
     logits_behind_exits,
     places_leaving,
     says_at_once,
+    start_rule,
     state_behind_exit,
 )
 from consistentee.engine.transcript import Latency, Transcript, clock
@@ -260,19 +261,15 @@ class InFlight:
         past = None if self._past is None else rows.of(self._past)[:, :stage]
         exit_layer, places = self._model.exit_layers[stage], self.texts.places(slots)
         view = TokenView(self._model, exit_layer, hidden, places, self.texts.keys(slots), past=past)
-        state = self._state_of(rows, stage)
+        if stage == 0:
+            state = start_rule(self._rule, self._model, len(rows))
+        else:
+            state = {name: rows.of(tensor) for name, tensor in self._states[stage].items()}
         leaving = places_leaving(self._rule, view, state)
         staying = np.delete(np.arange(len(slots)), leaving)
         if len(staying):
             self._stay(rows.take(staying), torch.from_numpy(staying).to(hidden.device), view, state, stage)
         return self._leave(rows.take(leaving), leaving, view) if leaving else []
-
-    def _state_of(self, rows: Rows, stage: int) -> State:
-        """Return the rule's state of some rows, which starts anew with every token."""
-        if stage:
-            return {name: rows.of(tensor) for name, tensor in self._states[stage].items()}
-        state = self._rule.start(len(rows), self._model.num_layers)
-        return {name: tensor.to(self._model.device) for name, tensor in state.items()}
 
     def _stay(self, rows: Rows, places: Tensor, view: TokenView, state: State, stage: int) -> None:
         rows.put(self._hidden, view.hidden[places, 0])

@@ -7,7 +7,7 @@ one cache: what the first layers have made of the drafted tokens, keys, values a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,93 +25,68 @@ from consistentee.models.decoder.stack import DecoderStack
 from consistentee.progress import tracked
 
 
-class Drafter(Protocol):
-    """Predicts the next token from the states of its layer.
+class Drafter:
+    """Predicts the next token from the states of an exit, which reads one hidden state and nothing before it.
+
+    Class attributes:
+        cached_layers: layers that a drafter adds to the cache, behind layer L.
+        provisional: it runs layers that are to verify the draft, and what they keep of it counts no more then.
 
     Attributes:
-        cached_layers: layers that it adds to the cache, behind layer L.
         size_in_layers: what it adds to its layers on every token that it reads, in layers.
-        provisional: it runs layers that are to verify the draft, and what they keep of it counts no more then.
     """
 
-    cached_layers: int
-    size_in_layers: float
-    provisional: bool
-
-    def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Read what the draft layer made of new tokens, and return what :meth:`logits` reads: [rows, T, width]."""
-        ...
-
-    def logits(self, state: Tensor) -> Tensor:
-        """Return the logits of states: [rows, width] -> [rows, vocabulary]."""
-        ...
-
-
-def drafter_at(model: MultiExitDecoder, layer: int) -> Drafter:
-    """Return what drafts at an exit layer: its branch where it has one, else the exit."""
-    return BranchDrafter(model, layer) if model.has_branch(layer) else ExitDrafter(model, layer)
-
-
-class ExitDrafter:
-    """An exit, which reads one hidden state and nothing before it."""
-
-    cached_layers = 0
-    size_in_layers = 0.0
-    provisional = False
+    cached_layers: ClassVar[int] = 0
+    provisional: ClassVar[bool] = False
+    size_in_layers: float = 0.0
 
     def __init__(self, model: MultiExitDecoder, layer: int) -> None:
         self._model = model
         self._layer = layer
 
     def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Return the hidden states."""
+        """Read what the draft layer made of new tokens, and return what :meth:`logits` reads: [rows, T, width]."""
         return hidden
 
     def logits(self, state: Tensor) -> Tensor:
+        """Return the logits of states: [rows, width] -> [rows, vocabulary]."""
         return self._model.logits(self._layer, state)
 
 
-class BranchDrafter:
+class BranchDrafter(Drafter):
     """A branch. It reads every token that is read, the last of a draft included, so that it never has a hole."""
 
     cached_layers = 1
-    provisional = False
 
     def __init__(self, model: MultiExitDecoder, layer: int) -> None:
+        super().__init__(DecoderStack(model, layer), layer + 1)
         self.size_in_layers = model.branch(layer).size_in_layers
-        self._stack = DecoderStack(model, layer)
         self._place = model.num_layers
 
     def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run the branch's layer, with its keys and values behind those of layer L."""
         assert context.cache is not None
         own = replace(context, cache=_Elsewhere(context.cache, self._place))
-        return self._stack.stepper.step(self._stack.num_layers, hidden, own)
-
-    def logits(self, state: Tensor) -> Tensor:
-        return self._stack.logits(self._stack.num_layers, state)
+        return self._model.stepper.step(self._layer, hidden, own)
 
 
-class SublayerDrafter:
+class SublayerDrafter(Drafter):
     """The model without some sublayers, on embedded tokens.
 
     It attends to what the full model has kept of the text. A token that it reads runs only when it is asked what comes
     next: so prompts do not, nor does the last token of a draft.
     """
 
-    cached_layers = 0
     provisional = True
 
     def __init__(self, model: MultiExitDecoder, skipped: SkippedSublayers) -> None:
-        """Raises UserError for sublayers that there are not, or that cannot be skipped in this family."""
+        super().__init__(model, model.num_layers)
         skipped.check(model.stepper)
         self.size_in_layers = skipped.layers_left(model.stepper)
-        self._model = model
         self._skipped = skipped
         self._newest: DecoderContext | None = None
 
     def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
-        """Note where the newest tokens are."""
         self._newest = context
         return hidden
 
@@ -119,7 +94,7 @@ class SublayerDrafter:
         """Run the newest token of every row, embedded: [rows, width] -> [rows, vocabulary]."""
         assert self._newest is not None
         hidden = self._skipped.run(self._model.stepper, state.unsqueeze(1), self._newest)
-        return self._model.logits(self._model.num_layers, hidden[:, 0])
+        return super().logits(hidden[:, 0])
 
 
 @dataclass(frozen=True)
@@ -208,44 +183,20 @@ def generate_speculatively(
         UserError: ``draft_layer`` is no exit before layer L, sublayers of this family cannot be skipped,
             ``draft_tokens`` is below 1 or ``threshold`` no probability; or as ``generate`` does.
     """
-    return speculate_encoded(
-        model,
-        model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep),
-        draft_layer=draft_layer,
-        skipped=skipped,
-        draft_tokens=draft_tokens,
-        threshold=threshold,
-        max_new_tokens=max_new_tokens,
-        stop=stop,
-        stream=stream,
-    )
-
-
-def speculate_encoded(
-    model: MultiExitDecoder,
-    rows: Sequence[Sequence[int]],
-    *,
-    draft_layer: int = 0,
-    skipped: SkippedSublayers | None = None,
-    draft_tokens: int = 4,
-    threshold: float = 0.0,
-    max_new_tokens: int = 64,
-    stop: Sequence[str] = (),
-    stream: Stream | None = None,
-    end_at_eos: bool = True,
-) -> SpeculativeGenerations:
-    """As :func:`generate_speculatively`, on tokenised prompts: what is timed. See ``generate_encoded``."""
     if skipped is not None and draft_layer:
         raise UserError(f"either layer {draft_layer} drafts or the model without some sublayers, not both")
     if skipped is None and draft_layer not in model.exit_layers[:-1]:
         raise UserError(f"layer {draft_layer} cannot draft; exits before the last: {list(model.exit_layers[:-1])}")
     if skipped is None and model.closing:
         raise UserError("exits with closing layers cannot draft: take a decoder without closing layers")
-    check_drafts(draft_tokens, threshold)
+    rows = model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep)
     model.eval()
     check_prompts(model, rows, max_new_tokens)
-    drafter = drafter_at(model, draft_layer) if skipped is None else SublayerDrafter(model, skipped)
-    endings = Endings(model.end_tokens if end_at_eos else frozenset(), stop, max_new_tokens)
+    if skipped is not None:
+        drafter: Drafter = SublayerDrafter(model, skipped)
+    else:
+        drafter = (BranchDrafter if model.has_branch(draft_layer) else Drafter)(model, draft_layer)
+    endings = Endings(model.end_tokens, stop, max_new_tokens)
     written = [
         _SpeculativeRow(
             model=model,
@@ -311,8 +262,7 @@ class _SpeculativeRow:
         self._add([self._prefill(batch)])
         prefilled = clock(device)
         while self.transcript.ended_by is None:
-            draft, answers = self._draft_and_verify(batch)
-            self._accept(batch, draft, answers)
+            self._accept(batch, *self._draft_and_verify(batch))
         self.prefill_seconds = prefilled - start
         self.decode_seconds = clock(device) - prefilled
 

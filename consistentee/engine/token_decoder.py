@@ -19,13 +19,13 @@ from consistentee.traces.token_view import TokenView, prompt_key
 
 @dataclass(frozen=True)
 class Writing:
-    """How texts are written; see :func:`consistentee.generate`."""
+    """The settings of generation that both engines share; see :func:`consistentee.generate`."""
 
     rule: ExitRule
     max_new_tokens: int
     batch_size: int
-    kv: KVPolicy
-    sampling: Sampling | None
+    kv: KVPolicy = "propagate"
+    sampling: Sampling | None = None
     read: ReadPrompts | None = None
 
 
@@ -36,125 +36,81 @@ class TokenDecoder:
         batch: the prompts that are still written on, and their keys and values.
     """
 
-    def __init__(
-        self,
-        model: MultiExitDecoder,
-        prompts: Sequence[Sequence[int]],
-        rule: ExitRule,
-        *,
-        new_columns: int,
-        kv: KVPolicy,
-        sampling: Sampling | None,
-        read: ReadPrompts | None = None,
-    ) -> None:
-        """Begin a batch.
-
-        ``new_columns``: number of new tokens that will be read, one less than are written; ``read``: prompts that may
-        have been read before.
-        """
+    def __init__(self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], writing: Writing) -> None:
+        new_columns = writing.max_new_tokens - 1  # the last new token is not read
         self._model = model
         self._prompts = prompts
-        self._read = read
-        self._rule = rule
-        self._sampling = sampling
+        self._writing = writing
         self.batch = PromptBatch(model, prompts, new_columns)
-        self._owed = owed_tokens(kv, self.batch, new_columns)
+        self._owed = owed_tokens(writing.kv, self.batch, new_columns)
         self._keys = [prompt_key(prompt) for prompt in prompts]
-        self._stretches = list(zip(model.exit_layers, model.stretches, strict=True))
         self._newest = torch.empty(0)
         self._step = 0
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers, L."""
-        return self._model.num_layers
 
     @torch.inference_mode()
     def prefill(self) -> list[int]:
         """Run the prompts at full depth, and return the first new token of each row."""
-        hidden = self.batch.prefill() if self._read is None else self._read.states(self.batch, self._prompts)
+        read = self._writing.read
+        hidden = self.batch.prefill() if read is None else read.states(self.batch, self._prompts)
         logits = self._model.logits(self._model.num_layers, hidden[:, 0])
-        self._newest = choose_tokens(self._sampling, logits, self._keys, [0] * len(self._keys))
+        self._newest = choose_tokens(self._writing.sampling, logits, self._keys, [0] * len(self._keys))
         return self._newest.tolist()
 
     @torch.inference_mode()
     def step(self) -> tuple[list[int], list[int]]:
         """Read the newest token of each row, and return the next ones and the layers that they were read off."""
+        model, batch, rule = self._model, self.batch, self._writing.rule
         self._step += 1
-        self.batch.cache.advance(1)
-        self._newest, exit_layers = self._climb()
-        return self._newest.tolist(), exit_layers
-
-    def _climb(self) -> tuple[Tensor, list[int]]:
-        climbing = self._start()
-        context_of_all = climbing.context
-        exit_layers = [self._model.num_layers] * len(self._keys)
-        tokens = torch.empty(len(self._keys), dtype=torch.int64, device=self._model.device)
-        left_with = climbing.hidden[:, 0].clone()  # what the rows whose logits are not known leave with
+        batch.cache.advance(1)
+        rows, keys = batch.all_rows(), self._keys
+        context = context_of_all = self._context(rows)
+        hidden = batch.stepper.embed(self._newest.unsqueeze(1), context.positions)
+        state = start_rule(rule, model, len(rows))
+        past = hidden.new_empty(len(rows), 0, model.width) if rule.reads_history else None
+        tokens = torch.empty(len(rows), dtype=torch.int64, device=model.device)
+        exit_layers = [model.num_layers] * len(rows)
+        left_with = hidden[:, 0].clone()  # what rows leave with whose logits are computed together at the end
         waiting: list[int] = []
-        for exit_layer, layers in self._stretches:
-            climbing.hidden = self._owed.run(layers, climbing.hidden, climbing.rows, climbing.context)
-            view = climbing.view(self._model, exit_layer, self._step)
-            leaving = places_leaving(self._rule, view, climbing.state)
+        for exit_layer, layers in zip(model.exit_layers, model.stretches, strict=True):
+            hidden = self._owed.run(layers, hidden, rows, context)
+            view = TokenView(model, exit_layer, hidden, self._step, keys, past=past)
+            leaving = places_leaving(rule, view, state)
             if leaving:
-                left = climbing.rows if len(leaving) == view.rows else climbing.rows.take(leaving)
+                left = rows if len(leaving) == view.rows else rows.take(leaving)
                 for row in left.numbers:
                     exit_layers[row] = exit_layer
-                if exit_layer < view.num_layers:
-                    self._owed.leave(left, view.hidden[leaving])
-                if says_at_once(self._model, view):
+                if exit_layer < model.num_layers:
+                    self._owed.leave(left, hidden[leaving])
+                if says_at_once(model, view):
                     self._choose(tokens, left.numbers, view.logits_of(leaving))
                 else:
-                    left.put(left_with, state_behind_exit(self._model, view, leaving))
+                    left.put(left_with, state_behind_exit(model, view, leaving))
                     waiting += left.numbers.tolist()
             if len(leaving) == view.rows:
                 break
-            if climbing.past is not None:
-                climbing.past = view.history
+            past = past if past is None else view.history
             if leaving:
-                self._keep_climbing(climbing, leaving)
+                staying = np.delete(np.arange(view.rows), leaving)
+                kept = torch.from_numpy(staying).to(model.device)
+                rows, keys = rows.take(staying), [keys[place] for place in staying]
+                hidden, context = hidden.index_select(0, kept), self._context(rows)
+                state = {name: tensor.index_select(0, kept) for name, tensor in state.items()}
+                past = past if past is None else past.index_select(0, kept)
         if waiting:
-            rows = self.batch.all_rows().take(sorted(waiting))
-            logits = logits_behind_exits(self._model, self.batch, rows.of(left_with), context_of_all)
+            rows = batch.all_rows().take(sorted(waiting))
+            logits = logits_behind_exits(model, batch, rows.of(left_with), context_of_all)
             self._choose(tokens, rows.numbers, logits)
-        return tokens, exit_layers
+        self._newest = tokens
+        return tokens.tolist(), exit_layers
 
     def _choose(self, tokens: Tensor, rows: RowNumbers, logits: Tensor) -> None:
         keys = [self._keys[row] for row in rows]
-        chosen = choose_tokens(self._sampling, logits, keys, [self._step] * len(keys))
+        chosen = choose_tokens(self._writing.sampling, logits, keys, [self._step] * len(keys))
         Rows(rows, tokens.device).put(tokens, chosen)
-
-    def _start(self) -> "_Climbing":
-        rows = self.batch.all_rows()
-        context = self._context(rows)
-        state = self._rule.start(len(rows), self._model.num_layers)
-        return _Climbing(
-            rows=rows,
-            hidden=self.batch.stepper.embed(self._newest.unsqueeze(1), context.positions),
-            context=context,
-            state={name: tensor.to(self._model.device) for name, tensor in state.items()},
-            keys=self._keys,
-            past=self._no_history_yet(len(rows)) if self._rule.reads_history else None,
-        )
-
-    def _no_history_yet(self, rows: int) -> Tensor:
-        return torch.empty(rows, 0, self._model.width, dtype=self.batch.dtype, device=self._model.device)
 
     def _context(self, rows: Rows) -> DecoderContext:
         column = self.batch.cache.length - 1
         return self.batch.context(rows, column, column + 1)
-
-    def _keep_climbing(self, climbing: "_Climbing", leaving: list[int]) -> None:
-        gone = set(leaving)
-        places = [place for place in range(len(climbing.rows)) if place not in gone]
-        kept = torch.tensor(places, device=self._model.device)
-        climbing.rows = climbing.rows.take(places)
-        climbing.hidden = climbing.hidden.index_select(0, kept)
-        climbing.context = self._context(climbing.rows)
-        climbing.state = {name: tensor.index_select(0, kept) for name, tensor in climbing.state.items()}
-        climbing.keys = [climbing.keys[place] for place in places]
-        if climbing.past is not None:
-            climbing.past = climbing.past.index_select(0, kept)
 
     def keep(self, places: list[int]) -> None:
         """Drop all rows but those at these places."""
@@ -167,6 +123,11 @@ class TokenDecoder:
     def late_layers(self, place: int, exit_layers: Sequence[int]) -> list[int]:
         """Return how many layers the token read for each new token has got late, given where these left."""
         return late_layers(self.batch.cache.ledger, place, self.batch.prompt_columns, exit_layers)
+
+
+def start_rule(rule: ExitRule, model: MultiExitDecoder, rows: int) -> State:
+    """Return a rule's state before the first exit, on the model's device."""
+    return {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
 
 
 def places_leaving(rule: ExitRule, view: TokenView, state: State) -> list[int]:
@@ -205,28 +166,3 @@ def late_layers(ledger: Ledger, row: int, prompt_columns: int, exit_layers: Sequ
     read = prompt_columns + np.arange(len(exit_layers) - 1)
     cached = (ledger.stored[:, row] > read[:, None]).sum(axis=1)
     return [0, *(cached - np.array(exit_layers[1:], dtype=np.int64)).tolist()]
-
-
-@dataclass
-class _Climbing:
-    """State of one step, for the rows that have not exited yet.
-
-    Attributes:
-        rows: which they are.
-        hidden: [rows, 1, width].
-        context: what layers need beside it.
-        state: of the rule.
-        keys: of their prompts.
-        past: states at the exits so far [rows, exits, width], or None if the rule does not read them.
-    """
-
-    rows: Rows
-    hidden: Tensor
-    context: DecoderContext
-    state: State
-    keys: list[int]
-    past: Tensor | None
-
-    def view(self, model: MultiExitDecoder, layer: int, step: int) -> TokenView:
-        """Return what the rule may read at layer ``layer``."""
-        return TokenView(model, layer, self.hidden, step, self.keys, past=self.past)

@@ -43,14 +43,10 @@ class LayerStepper(Protocol):
     backbone: Any
 
     @property
-    def num_layers(self) -> int:
-        """Number of layers that can be run."""
-        ...
+    def num_layers(self) -> int: ...
 
     @property
-    def width(self) -> int:
-        """Width of the hidden states."""
-        ...
+    def width(self) -> int: ...
 
 
 @dataclass(kw_only=True)

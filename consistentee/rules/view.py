@@ -25,6 +25,7 @@ class LayerView(ABC):
     num_layers: int
     rows: int
     device: torch.device
+    _past: Tensor | None = None
 
     @property
     def step(self) -> int:
@@ -47,12 +48,14 @@ class LayerView(ABC):
         """Input of the classifier of this layer: [rows, width]."""
 
     @cached_property
-    @abstractmethod
     def history(self) -> Tensor:
         """``pooled`` of layers 1 to this one: [rows, layer, width].
 
         At inference it exists only for a rule with ``reads_history`` or classifiers that read it, else UserError.
         """
+        if self._past is None:
+            raise UserError("this exit rule reads the pooled vectors of earlier layers: declare reads_history = True")
+        return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
 
     @cached_property
     @abstractmethod
@@ -65,9 +68,9 @@ class LayerView(ABC):
         """A hash of each row's input: int64 [rows]."""
 
     @cached_property
-    @abstractmethod
     def labels(self) -> Tensor:
         """True labels [rows] in a trace; raises UserError at inference."""
+        raise UserError("this exit rule reads the true labels; it can be replayed on a trace, not run on new texts")
 
     @abstractmethod
     def head(self, name: str, extra: Tensor | None = None) -> Tensor:

@@ -13,12 +13,11 @@ from consistentee.backbones.encoders import layers_run
 from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
-from consistentee.files import computed_once, hash_json, load_tensors
+from consistentee.files import computed_once, empty_tensor, hash_json, load_tensors
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.models.heads import ExitHeads
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, predictions_of
-from consistentee.traces.buffers import empty_tensor
 
 
 @dataclass
@@ -90,32 +89,26 @@ class TraceView(LayerView):
 
     @cached_property
     def hidden(self) -> Tensor:
-        """Raise UserError: hidden states of every token are not recorded."""
         raise UserError("a trace does not keep the hidden states of every token; run this rule live, or read .pooled")
 
     @cached_property
     def pooled(self) -> Tensor:
-        """Input of the classifier: [rows, width]."""
         return self._trace.signals["pooled"][:, self.layer - 1]
 
     @cached_property
     def history(self) -> Tensor:
-        """Pooled vectors of layers 1 to this one: [rows, layer, width]."""
         return self._trace.signals["pooled"][:, : self.layer]
 
     @cached_property
     def logits(self) -> Tensor:
-        """Output of the internal classifier: [rows, classes]."""
         return self._trace.logits[:, self.layer - 1]
 
     @cached_property
     def row_keys(self) -> Tensor:
-        """Hash of each row's tokens: int64 [rows]."""
         return self._trace.row_keys
 
     @cached_property
     def labels(self) -> Tensor:
-        """True labels [rows]."""
         return self._trace.labels
 
     @torch.inference_mode()
@@ -128,10 +121,6 @@ class TraceView(LayerView):
         heads = self._trace.heads[name]
         device = next(heads.parameters()).device
         return heads(self.layer, self.pooled.to(device), None if extra is None else extra.to(device)).cpu()
-
-
-def _heads_of(model: MultiExitModel) -> dict[str, ExitHeads]:
-    return {name: model.head(name) for name in model.exit_heads}
 
 
 def record_outputs(
@@ -221,22 +210,18 @@ def record_trace(
     encodings = model.tokenize(split.texts, max_length)
     title = f"tracing {split.name}" if progress else None
     outputs = record_outputs(model, encodings, batch_size=batch_size, store=store, progress=title)
+    signals, heads = {"pooled": outputs.pooled}, {name: model.head(name) for name in model.exit_heads}
+    for name, head in heads.items():
+        if head.spec.extra_inputs == 0:
+            layers = [head(t, outputs.pooled[:, t - 1].to(model.device)) for t in range(1, model.num_layers + 1)]
+            signals[f"head:{name}"] = torch.stack(layers, dim=1).cpu()
     return Trace(
         logits=outputs.logits,
         labels=torch.tensor(split.labels),
-        signals={"pooled": outputs.pooled} | _head_signals(model, outputs.pooled),
+        signals=signals,
         lengths=torch.tensor([len(encoding) for encoding in encodings]),
         row_keys=torch.tensor([encoding.key for encoding in encodings]),
-        heads=_heads_of(model),
+        heads=heads,
         live_tokens=model.stepper.live_tokens(encodings),
         encodings=encodings,
     )
-
-
-def _head_signals(model: MultiExitModel, pooled: Tensor) -> dict[str, Tensor]:
-    signals = {}
-    for name, head in _heads_of(model).items():
-        if head.spec.extra_inputs == 0:
-            layers = [head(i + 1, pooled[:, i].to(model.device)) for i in range(model.num_layers)]
-            signals[f"head:{name}"] = torch.stack(layers, dim=1).cpu()
-    return signals

@@ -20,11 +20,10 @@ from torch import Tensor
 from consistentee.arguments import NotNegative, Positive, checked
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.errors import UserError
-from consistentee.files import computed_once, hash_json, hash_tensors
+from consistentee.files import computed_once, empty_tensor, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.view import likeliest, predictions_of, said_among
-from consistentee.traces.buffers import empty_tensor
 from consistentee.traces.token_rows import TokenRow, TokenRows, check_rows, collate_rows, encode_rows, tokens_read
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
@@ -126,12 +125,10 @@ class TokenTraceView(TokenView):
 
     @cached_property
     def hidden(self) -> Tensor:
-        """Hidden state of the token just read: [rows, 1, width]."""
         return self._trace.deciding_states(self._exit_index, self._tokens).unsqueeze(1)
 
     @cached_property
     def history(self) -> Tensor:
-        """States at the exits up to this one: [rows, exits, width]."""
         hidden = self._trace.deciding[self._tokens, : self._exit_index + 1]
         return self._model.state(hidden.to(self.device, self._model.dtype))
 
@@ -142,16 +139,14 @@ class TokenTraceView(TokenView):
 
     @cached_property
     def row_keys(self) -> Tensor:
-        """Hash of each token's prompt and step: int64 [rows]."""
         return self._trace.row_keys[self._tokens].to(self.device)
 
     @cached_property
     def labels(self) -> Tensor:
-        """The next token of the response: int64 [rows]."""
         return self._trace.targets[self._tokens].to(self.device)
 
     def head(self, name: str, extra: Tensor | None = None) -> Tensor:
-        """Output of a learned head, computed once for all rules: [rows], or [rows, outputs]."""
+        """As of every view; computed once for all rules."""
         if extra is not None:
             return super().head(name, extra)
         if name not in self._heads:
@@ -243,14 +238,10 @@ def recorded_states(
     store: Path | None,
     progress: str | None,
 ) -> Tensor:
-    """Return the states of tokens at every exit, row by row: [tokens, exits, width].
+    """Return the states of tokens at every exit, row by row: [tokens, exits, width]; see :func:`record_tokens`.
 
     With closing layers, the states that rules read come before those that the LM head reads:
-    [tokens, 2 * exits, width].
-
-    Args:
-        whole_rows: record every token that is read; otherwise the tokens that give one of the response.
-        model, rows, batch_size, dtype, store, progress: see :func:`record_tokens`.
+    [tokens, 2 * exits, width]. ``whole_rows`` records every token that is read, else those that give one of a response.
     """
     if not rows:
         raise UserError("there are no rows to record")
@@ -258,7 +249,9 @@ def recorded_states(
     run = partial(_record, model, rows, whole_rows, batch_size=batch_size, dtype=dtype, progress=progress)
     if store is None:
         return run()
-    path = store / f"hidden-{_pass_key(model, rows, whole_rows, batch_size, dtype)}.safetensors"
+    described = [[list(prompt), list(response)] for prompt, response in rows]
+    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype), *(["real_tokens"] if whole_rows else [])]
+    path = store / f"hidden-{hash_json(parts)[:16]}.safetensors"
     return computed_once(path, lambda: {"hidden": run()})["hidden"]
 
 
@@ -268,15 +261,6 @@ def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
         token_key(key, step) for key, (_, response) in zip(prompts, rows, strict=True) for step in range(len(response))
     ]
     return torch.tensor(keys, dtype=torch.long)
-
-
-def _pass_key(
-    model: MultiExitDecoder, rows: Sequence[TokenRow], whole_rows: bool, batch_size: int, dtype: torch.dtype
-) -> str:
-    described = [[list(prompt), list(response)] for prompt, response in rows]
-    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype)]
-    parts += ["real_tokens"] if whole_rows else []
-    return hash_json(parts)[:16]
 
 
 @torch.no_grad()
@@ -352,7 +336,7 @@ class RowBatch:
 
 @dataclass(frozen=True)
 class RowStates:
-    """The hidden states of rows.
+    """The hidden states of whole rows, prompts included, for exits that attend to earlier tokens, as branches do.
 
     Attributes:
         rows: prompts and responses.
@@ -390,10 +374,9 @@ def record_rows(
     store: Path | None = None,
     progress: str | None = None,
 ) -> RowStates:
-    """Run ``model`` at full depth over rows, in eval mode, and keep the states of all tokens in half precision.
+    """Keep the states of all tokens in half precision; arguments and errors as of :func:`record_tokens`.
 
-    Arguments and errors as of :func:`consistentee.traces.token_trace.record_tokens`; and ValueError where there are
-    closing layers, which look back on states of their own at every exit.
+    Raises ValueError where there are closing layers, which look back on states of their own at every exit.
     """
     if model.closing:
         raise ValueError("rows of a decoder with closing layers have no one state at an exit")

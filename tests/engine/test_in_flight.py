@@ -115,7 +115,7 @@ def kept_of(cache, row: int) -> list[torch.Tensor]:
 
 def alone(model, prompt, rule, endings: Endings, kv: str) -> tuple[Transcript, list[torch.Tensor]]:
     """Write behind one prompt, token by token, without any company."""
-    decoder = TokenDecoder(model, [prompt], rule, new_columns=endings.max_new_tokens - 1, kv=kv, sampling=None)
+    decoder = TokenDecoder(model, [prompt], Writing(rule, endings.max_new_tokens, 1, kv))
     transcript = Transcript(0, model.decode, endings)
     transcript.add(decoder.prefill()[0], model.num_layers)
     while transcript.ended_by is None:

@@ -10,7 +10,7 @@ from benchmarks.testing.reference import counted_calls
 from consistentee.engine.cache import CacheHoleError
 from consistentee.engine.generate import generate, generate_encoded
 from consistentee.engine.owed_tokens import Propagation
-from consistentee.engine.token_decoder import TokenDecoder
+from consistentee.engine.token_decoder import TokenDecoder, Writing
 from consistentee.rules.exit_rule import StaticRule
 
 POLICIES = ("propagate", "exact")
@@ -35,7 +35,7 @@ class RandomUntilTheLast(RandomRule):
 def run_to_the_end(model, rows, kv: str) -> tuple[TokenDecoder, list[list[int]]]:
     """Decode without ever dropping a row."""
     rule = RandomUntilTheLast(2.5, seed=0)
-    decoder = TokenDecoder(model, rows, rule, new_columns=NEW_TOKENS, kv=kv, sampling=None)
+    decoder = TokenDecoder(model, rows, Writing(rule, NEW_TOKENS + 1, len(rows), kv))
     written = [[token] for token in decoder.prefill()]
     for _ in range(NEW_TOKENS):
         for of_row, token in zip(written, decoder.step()[0], strict=True):

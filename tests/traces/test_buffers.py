@@ -17,7 +17,6 @@ from consistentee import files
 from consistentee.files import DiskFullError, load_tensors, save_tensors
 from consistentee.models.decoder.multi_exit_decoder import ExitStates
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
-from consistentee.traces import buffers
 from consistentee.traces.instance_trace import record_outputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training.recipe import Recipe
@@ -148,4 +147,4 @@ def test_a_full_disk_is_named_before_anything_is_recorded(tmp_path, monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(DiskFullError, match=tmp_path.name):
-        buffers.empty_tensor((10, 10), torch.float32)
+        files.empty_tensor((10, 10), torch.float32)

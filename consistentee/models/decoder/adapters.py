@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from consistentee.backbones.decoders import DecoderStepper, logits_among
+from consistentee.backbones.decoders import DecoderStepper
 from consistentee.errors import unknown_name
 
 RIDGE = 1e-3
@@ -17,7 +17,11 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class StateMoments:
-    """Sums over tokens, from which every least-squares map follows; float64 [width, width] each.
+    """Sums over tokens, from which the least-squares maps of an exit's states to those of layer L follow.
+
+    They give exits a start in closed form. A middle layer's states, read as layer L's are, give nonsense with great
+    confidence, and gradient descent would have to undo that through the LM head (compare the linear "translator" of
+    states that Belrose et al., 2023, arXiv 2303.08112, train). All are float64 [width, width].
 
     Attributes:
         inputs: of ``x x^T``, with x the stock final norm of an exit's hidden state.
@@ -93,22 +97,13 @@ class StockExit(nn.Module):
         """Return what the LM head reads of hidden states: [..., width] -> [..., width]."""
         return stepper.normalise(hidden)
 
-    def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Return logits [..., vocabulary] of such states: by the shared LM head, unless the exit has its own."""
-        return stepper.unembed(state)
-
-    def head_weight(self, stepper: DecoderStepper) -> Tensor:
-        """Return the weights of the LM head that it reads states by: [vocabulary, width]."""
-        weight: Tensor = stepper.backbone.lm_head.weight
-        return weight
-
-    def unembed_among(self, state: Tensor, tokens: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Return the logits of some tokens alone: [rows, width], int64 [rows, K] -> [rows, K]."""
-        return stepper.unembed_among(state, tokens)
+    def head(self, stepper: DecoderStepper) -> nn.Linear:
+        """Return the LM head: the model's, unless the exit has its own."""
+        return stepper.backbone.lm_head
 
     def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Return logits [..., vocabulary] of hidden states [..., width]; ``stepper`` has the stock norm and LM head."""
-        return self.unembed(self.state(hidden, stepper), stepper)
+        """Return logits [..., vocabulary] of hidden states [..., width]."""
+        return self.head(stepper)(self.state(hidden, stepper))
 
 
 class ExitAdapter(StockExit, ABC):
@@ -174,14 +169,8 @@ class HeadAdapter(ExitAdapter):
         super().__init__()
         self.lm_head: nn.Linear = copy.deepcopy(lm_head)
 
-    def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
-        return self.lm_head(state)
-
-    def head_weight(self, stepper: DecoderStepper) -> Tensor:
-        return self.lm_head.weight
-
-    def unembed_among(self, state: Tensor, tokens: Tensor, stepper: DecoderStepper) -> Tensor:
-        return logits_among(self.lm_head, state, tokens)
+    def head(self, stepper: DecoderStepper) -> nn.Linear:
+        return self.lm_head
 
     @torch.no_grad()
     def start_from(self, moments: StateMoments) -> None:

@@ -16,6 +16,7 @@ from consistentee.backbones.decoders import (
     DecoderStepper,
     check_decoder_family,
     decoder_stepper_for,
+    logits_among,
     positions_of,
 )
 from consistentee.backbones.pretrained import check_complete, read_config, read_model, read_tokenizer
@@ -188,17 +189,21 @@ class MultiExitDecoder(MultiExit):
     def logits(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what exit layer ``layer`` says of its hidden states: [..., width] -> [..., vocabulary].
 
-        Raises UserError at a layer that is no exit.
+        This and the next three raise UserError at a layer that is no exit.
         """
         return self._exit(layer)(hidden, self.stepper)
 
     def logits_among(self, layer: int, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Return what exit layer ``layer`` says of some tokens alone: [rows, width], int64 [rows, K] -> [rows, K].
+        """Return what exit layer ``layer`` says of some tokens alone: [rows, width], int64 [rows, K] -> [rows, K]."""
+        return logits_among(self._exit(layer).head(self.stepper), self.head_state(layer, hidden), tokens)
 
-        Raises UserError at a layer that is no exit.
-        """
-        at = self._exit(layer)
-        return at.unembed_among(at.state(hidden, self.stepper), tokens, self.stepper)
+    def head_state(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return what the LM head reads of the hidden states of exit layer ``layer``: [..., width] -> [..., width]."""
+        return self._exit(layer).state(hidden, self.stepper)
+
+    def head_weight(self, layer: int) -> Tensor:
+        """Return the weights of the LM head of exit layer ``layer``: [vocabulary, width]."""
+        return self._exit(layer).head(self.stepper).weight
 
     @property
     def shares_head(self) -> bool:
@@ -209,20 +214,6 @@ class MultiExitDecoder(MultiExit):
     def exits_have_weights(self) -> bool:
         """Whether there is anything to train of the exits before layer L."""
         return any(True for _ in self.exit_adapters.parameters())
-
-    def head_state(self, layer: int, hidden: Tensor) -> Tensor:
-        """Return what the LM head reads of the hidden states of exit layer ``layer``: [..., width] -> [..., width].
-
-        Raises UserError at a layer that is no exit.
-        """
-        return self._exit(layer).state(hidden, self.stepper)
-
-    def head_weight(self, layer: int) -> Tensor:
-        """Return the weights of the LM head of exit layer ``layer``: [vocabulary, width].
-
-        Raises UserError at a layer that is no exit.
-        """
-        return self._exit(layer).head_weight(self.stepper)
 
     def _exit(self, layer: int) -> StockExit:
         return self._last_exit if layer == self.num_layers else self.adapter(layer)
