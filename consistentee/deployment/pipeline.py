@@ -34,16 +34,13 @@ def load_saved(
     """Load a model that ``consistentee train`` or a run of a suite has saved, its method, and the knob to use.
 
     Args:
-        folder: folder of the model.
-        model_class: class of the model.
-        knob: value of the method's knob; by default the one chosen in training.
+        folder, model_class: folder and class of the model.
+        knob: by default the one chosen in training.
         method_name: use the rule of another method, with that method's default parameters.
         allow_code: import the Python file that the folder names as its method. Without it, only registered methods
             are loaded, so that a folder from elsewhere runs no code.
 
-    Raises:
-        UserError: the folder holds no trained model of that kind, its method is in a file and ``allow_code`` is not
-            set, the knob is out of range, or the method is unknown, reads true labels, or is of the other kind.
+    Raises UserError for a folder without such a model, a knob out of range, and a method that cannot be used.
     """
     if not folder.is_dir():
         raise UserError(f"no such model folder: {folder}; `consistentee train` makes one")

@@ -192,14 +192,7 @@ class ControlledKnob:
 def knob_risks(method: Method, model: MultiExitModel, trace: Trace, loss: str = "gap") -> KnobRisks:
     """Replay all knobs of a method on a trace, and compare every answer with that at full depth.
 
-    Args:
-        method: any method of classification.
-        model: trained by it.
-        trace: of the calibration rows.
-        loss: a name of :data:`RISK_LOSSES`.
-
-    Raises:
-        UserError: the loss is unknown, the task is a regression, or the most cautious knob lets rows leave early.
+    Raises UserError for an unknown loss, a regression, and where the most cautious knob lets rows leave early.
     """
     check_names(loss=loss)
     if trace.logits.shape[-1] == 1:

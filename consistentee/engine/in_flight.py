@@ -70,7 +70,6 @@ class Texts:
 
     @property
     def free(self) -> RowNumbers:
-        """The other slots."""
         return np.flatnonzero(self._row == _NOBODY)
 
     def begin(self, slots: RowNumbers, rows: Sequence[int], prompts: Sequence[Sequence[int]], layer: int) -> None:
@@ -82,7 +81,6 @@ class Texts:
         self._queued[slots] = time.perf_counter() - self._began
 
     def keys(self, slots: RowNumbers) -> list[int]:
-        """Return the keys of the prompts."""
         return self._key[slots].tolist()
 
     def places(self, slots: RowNumbers) -> list[int]:
@@ -108,11 +106,9 @@ class Texts:
         return ended
 
     def of(self, slot: int) -> Transcript:
-        """Return what is written in a slot."""
         return self._transcripts[int(self._row[slot])]
 
     def end(self, slots: RowNumbers) -> None:
-        """Free some slots."""
         self._row[slots] = _NOBODY
 
 

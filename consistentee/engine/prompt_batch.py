@@ -91,11 +91,7 @@ PASS_IN_TOKENS = 16
 
 
 def pass_sizes(lengths: Sequence[int]) -> list[int]:
-    """Return how many rows to read in each pass, so that passes and tokens, padding included, are fewest.
-
-    Args:
-        lengths: of the rows, the longest first; rows of one pass are neighbours.
-    """
+    """Return how many rows to read in each pass, the longest first, so that padding and passes cost least."""
     best: list[tuple[int, list[int]]] = [(0, [])]
     for end in range(1, len(lengths) + 1):
         starts = range(end)
@@ -126,14 +122,7 @@ class PromptBatch(TokenBatch):
         """``more_layers``: of the cache, see :class:`KeyValueCache`."""
         super().__init__(model)
         self.prompt_columns = max(len(prompt) for prompt in prompts)
-        self.cache = KeyValueCache(
-            model.stepper,
-            len(prompts),
-            self.prompt_columns + new_columns,
-            dtype=self.dtype,
-            device=self.device,
-            more_layers=more_layers,
-        )
+        self.cache = KeyValueCache(model, len(prompts), self.prompt_columns + new_columns, more_layers=more_layers)
         self._columns = torch.arange(self.prompt_columns + new_columns, device=self.device)
         self._padding = np.array([self.prompt_columns - len(prompt) for prompt in prompts])
         padded = [[model.pad_id] * int(gap) + list(prompt) for gap, prompt in zip(self._padding, prompts, strict=True)]
@@ -144,11 +133,9 @@ class PromptBatch(TokenBatch):
         return len(self._padding)
 
     def all_rows(self) -> Rows:
-        """Return every row of the batch."""
         return Rows(np.arange(len(self)), self.device)
 
     def keep(self, rows: Rows) -> None:
-        """Drop all rows but these."""
         self.cache.keep(rows)
         self._padding = self._padding[rows.numbers]
         self._place_padding()
@@ -159,7 +146,7 @@ class PromptBatch(TokenBatch):
         On a CPU, prompts of different lengths run in several passes, where that saves more padding than it costs.
         """
         end, layers = self.prompt_columns, range(1, self.stepper.num_layers + 1)
-        self.cache.advance(end)
+        self.cache.ledger.advance(end)
         last = torch.empty(len(self), 1, self.stepper.width, dtype=self.dtype, device=self.device)
         for together in passes(self.prompt_columns - self._padding, self.device):
             rows = Rows(together, self.device)
@@ -171,11 +158,9 @@ class PromptBatch(TokenBatch):
         return last
 
     def newest(self, rows: Rows) -> RowNumbers:
-        """Return the column of the newest token of some rows, which is the last one: int64 [rows]."""
         return np.full(len(rows), self.cache.length - 1)
 
     def places(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the places of tokens among the new ones of their rows."""
         return column_index - self.prompt_columns
 
     def context(self, rows: Rows, begin: int, end: int, starts: RowNumbers | None = None) -> DecoderContext:
@@ -191,7 +176,6 @@ class PromptBatch(TokenBatch):
         return DecoderContext(positions, self.rotation(positions), mask, window)
 
     def span(self, rows: Rows, starts: RowNumbers) -> Span:
-        """Return the columns from ``starts`` [rows] to the newest one, for the layers to pass."""
         begin, end = int(starts.min()), self.cache.length
         context = self.context(rows, begin, end, starts if starts.max() > begin else None)
         columns = self._columns[begin:end].expand(len(rows), -1)
@@ -202,7 +186,6 @@ class PromptBatch(TokenBatch):
         return (columns - padding).clamp_min_(0)
 
     def positions_of(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the positions of single tokens, given by row and column: int64 [tokens] each."""
         return self.positions(self._padding_on_device[row_index], column_index)
 
     def _place_padding(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from consistentee.backbones.decoders import DecoderContext, DecoderStepper
+from consistentee.backbones.decoders import DecoderContext
 from consistentee.engine.cache import KeyValueCache, RowNumbers, Rows
 from consistentee.engine.prompt_batch import Span, TokenBatch, passes
 from consistentee.errors import UserError
@@ -24,13 +24,10 @@ class SlotCache(KeyValueCache):
             views of it.
     """
 
-    def __init__(
-        self, stepper: DecoderStepper, rows: int, columns: int, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        super().__init__(stepper, rows, 0, dtype=dtype, device=device)
-        heads = stepper.kv_heads
-        shape = (rows, 2 * heads, columns, stepper.head_dim)
-        self.keys_values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(stepper.num_layers)]
+    def __init__(self, model: MultiExitDecoder, rows: int, columns: int) -> None:
+        super().__init__(model, rows, 0)
+        heads = model.stepper.kv_heads
+        self.keys_values = [keys.new_empty(rows, 2 * heads, columns, model.stepper.head_dim) for keys in self.keys]
         self.keys = [tensor[:, :heads] for tensor in self.keys_values]
         self.values = [tensor[:, heads:] for tensor in self.keys_values]
 
@@ -39,7 +36,6 @@ class PromptWindow:
     """Takes prompts of some rows, padded on the right; each attends to itself alone."""
 
     def __init__(self, cache: SlotCache, rows: Rows, lengths: RowNumbers) -> None:
-        """``lengths``: of the prompts, int64 [rows]."""
         self._cache = cache
         self._rows = rows
         self._lengths = lengths
@@ -132,7 +128,7 @@ class Slots(TokenBatch):
         self.prompt_columns[rows.numbers] = lengths
         begun = np.zeros(len(self), dtype=np.int64)
         begun[rows.numbers] = lengths
-        self.cache.advance(begun)
+        self.cache.ledger.advance(begun)
         last = torch.empty(len(rows), self.stepper.width, dtype=self.dtype, device=self.device)
         for places in passes(lengths, self.device):
             last[places.tolist()] = self._pass(rows.take(places), [prompts[place] for place in places], lengths[places])
@@ -155,7 +151,7 @@ class Slots(TokenBatch):
         """Begin a column of each of some rows: a new token is about to be read."""
         begun = np.zeros(len(self), dtype=np.int64)
         begun[rows.numbers] = 1
-        self.cache.advance(begun)
+        self.cache.ledger.advance(begun)
 
     def free(self, numbers: RowNumbers) -> None:
         """Forget the rows in some slots."""
@@ -168,7 +164,6 @@ class Slots(TokenBatch):
         return self._context(rows, columns, np.ones_like(columns, dtype=np.bool_))
 
     def span(self, rows: Rows, starts: RowNumbers) -> Span:
-        """Return the columns from ``starts`` [rows] to the newest ones, for the layers to pass."""
         ends = self.newest(rows) + 1
         columns = ends[:, None] + np.arange(-int((ends - starts).max()), 0)
         written = columns >= starts[:, None]
@@ -186,15 +181,12 @@ class Slots(TokenBatch):
         return DecoderContext(positions, self.rotation(positions), mask, window)
 
     def newest(self, rows: Rows) -> RowNumbers:
-        """Return the column of the newest token of some rows: int64 [rows]."""
         return self.cache.ledger.lengths[rows.numbers] - 1
 
     def places(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the places of tokens among the new ones of their rows."""
         return column_index - self._on_device(self.prompt_columns)[row_index]
 
     def positions_of(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the positions of single tokens: their columns."""
         return column_index
 
     def _on_device(self, numbers: RowNumbers) -> Tensor:
@@ -212,6 +204,6 @@ def allocate(model: MultiExitDecoder, slots: int, columns: int) -> SlotCache:
     if model.device.type == "cpu" and needed > psutil.virtual_memory().total:
         raise refused  # Linux would promise it, and kill the process later
     try:
-        return SlotCache(stepper, slots, columns, dtype=dtype, device=model.device)
+        return SlotCache(model, slots, columns)
     except (MemoryError, RuntimeError) as error:
         raise refused from error

@@ -252,7 +252,6 @@ class _SpeculativeRow:
     decode_seconds: float = 0.0
 
     def write(self) -> None:
-        """Write all new tokens."""
         if not self.max_new_tokens:
             return
         device = self.model.device
@@ -294,7 +293,7 @@ class _SpeculativeRow:
     def _read(self, batch: PromptBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the layers that draft on new tokens [T]: return their states, and those of the drafter."""
         begin = batch.cache.length
-        batch.cache.advance(len(tokens))
+        batch.cache.ledger.advance(len(tokens))
         context = batch.context(batch.all_rows(), begin, begin + len(tokens))
         hidden = batch.stepper.embed(tokens.unsqueeze(0), context.positions)
         hidden = batch.run(range(1, self.draft_layer + 1), hidden, context)
@@ -304,7 +303,7 @@ class _SpeculativeRow:
         """Run the remaining layers on the newest tokens, given as the layers that draft left them: [1, T, width]."""
         end = batch.cache.length
         if self.drafter.provisional:
-            batch.cache.take_back(end - hidden.shape[1])
+            batch.cache.ledger.take_back(end - hidden.shape[1])
         deep = range(self.draft_layer + 1, self.model.num_layers + 1)
         return batch.run(deep, hidden, batch.context(batch.all_rows(), end - hidden.shape[1], end))
 
@@ -312,7 +311,7 @@ class _SpeculativeRow:
         agreed = 0
         while agreed < len(draft) and draft[agreed] == answers[agreed]:
             agreed += 1
-        batch.cache.rewind(batch.cache.length - len(draft) + agreed)
+        batch.cache.ledger.rewind(batch.cache.length - len(draft) + agreed)
         self.drafted += len(draft)
         self.accepted += min(agreed, self._add(answers[: agreed + 1]))
         self.passes += 1

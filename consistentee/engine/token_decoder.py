@@ -61,7 +61,7 @@ class TokenDecoder:
         """Read the newest token of each row, and return the next ones and the layers that they were read off."""
         model, batch, rule = self._model, self.batch, self._writing.rule
         self._step += 1
-        batch.cache.advance(1)
+        batch.cache.ledger.advance(1)
         rows, keys = batch.all_rows(), self._keys
         context = context_of_all = self._context(rows)
         hidden = batch.stepper.embed(self._newest.unsqueeze(1), context.positions)
@@ -113,7 +113,6 @@ class TokenDecoder:
         return self.batch.context(rows, column, column + 1)
 
     def keep(self, places: list[int]) -> None:
-        """Drop all rows but those at these places."""
         rows = self.batch.all_rows().take(places)
         self.batch.keep(rows)
         self._owed.keep(rows)

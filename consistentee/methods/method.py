@@ -145,7 +145,7 @@ def train_method(
 
 def _told_from_others(method: AnyMethod) -> str:
     """Return name and version of a method, and a hash of the files of a user's, where nobody raises a version."""
-    from consistentee.models.source_code import users_code
+    from consistentee.versions import users_code
 
     code = users_code(base.__module__ for base in type(method).__mro__)
     return f"{method.name} {method.version}" + (f" {hash_json(code)}" if code else "")

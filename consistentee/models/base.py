@@ -259,14 +259,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
     def _without_weights(
         cls, folder: Path, description: Any, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> Self:
-        """Return the model of a saved folder before its own weights are in it, and without its learned heads.
-
-        Args:
-            folder: a saved model.
-            description: its description, an instance of ``description_class``.
-            weights: its saved weights.
-            options: options of ``from_pretrained``.
-        """
+        """Return the model of a saved folder before its own weights are in it, and without its learned heads."""
 
     def _take_weights(self, weights: dict[str, Tensor]) -> None:
         """Load the weights that the model was saved with."""

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consistentee.arguments import Positive, checked
-from consistentee.backbones.encoders import Pooling
+from consistentee.backbones.pretrained import Pooling
 from consistentee.errors import UserError, unknown_name
-from consistentee.models.source_code import module_source
+from consistentee.versions import module_source
 
 
 @checked
@@ -90,7 +90,6 @@ class RecordedLayer:
 
     @property
     def pooled(self) -> Tensor:
-        """The last vector of the history: [rows, width]."""
         return self.history[:, -1]
 
     @property

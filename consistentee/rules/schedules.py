@@ -79,13 +79,10 @@ class DepthThresholdRule(ExitRule):
 def shifted_thresholds(
     by_depth: Sequence[tuple[float, float]], exit_layers: Sequence[int], shift: float
 ) -> dict[int, float]:
-    """Return the threshold of each exit layer before the last.
+    """Return the threshold of each exit layer before the last, with ``shift`` added to its log-odds.
 
-    Args:
-        by_depth: (share of the depth, threshold in 0..1) of the paper, increasing; interpolated linearly between them
-            and constant beyond the first and the last.
-        exit_layers: the last one is L.
-        shift: added to the log-odds of every threshold.
+    ``by_depth``: (share of the depth, threshold in 0..1) of the paper, increasing; interpolated linearly between them
+    and constant beyond the first and the last.
     """
     shares = [layer / exit_layers[-1] for layer in exit_layers[:-1]]
     papers = np.interp(shares, [depth for depth, _ in by_depth], [value for _, value in by_depth])

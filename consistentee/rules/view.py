@@ -124,11 +124,6 @@ def likeliest(logits: Tensor, count: int) -> Tensor:
 
 
 def said_among(logits: Tensor, classes: Tensor | None) -> Tensor:
-    """Return the class with the largest logit: int64 [rows].
-
-    Args:
-        logits: [rows, K].
-        classes: of the logits, int64 [rows, K]; None for all.
-    """
+    """Return the class with the largest logit: int64 [rows]. ``classes`` [rows, K]: of the logits; None for all."""
     best = logits.argmax(dim=-1)
     return best if classes is None else classes.gather(1, best.unsqueeze(1)).squeeze(1)

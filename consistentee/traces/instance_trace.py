@@ -133,12 +133,8 @@ def record_outputs(
 ) -> LayerOutputs:
     """Run ``model`` at full depth, in eval mode, over tokenised rows: all layers of all rows, in order, on the CPU.
 
-    Args:
-        model: its learned heads do not matter here.
-        encodings: the rows.
-        batch_size: rows a batch; rows of similar length go together.
-        store: folder where outputs are kept, so that methods that share a model share its pass; None keeps nothing.
-        progress: title of a progress bar, or None for none.
+    Rows of similar length go together. ``store`` is a folder where outputs are kept, so that methods that share a model
+    share its pass; None keeps nothing. ``progress`` is the title of a progress bar, or None for none.
     """
     run = partial(_record, model, encodings, ("vectors", "pooled", "logits"), batch_size, progress)
     tensors = run() if store is None else computed_once(_outputs_file(store, model, encodings, batch_size), run)

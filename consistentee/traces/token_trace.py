@@ -169,13 +169,9 @@ def record_token_trace(
 ) -> TokenTrace:
     """Run ``model`` at full depth over the prompts and references of a split, once; see :func:`record_tokens`.
 
-    Args:
-        model: its adapters and learned heads do not matter here, and may be trained afterwards.
-        split: the rows.
-        max_prompt_tokens, max_new_tokens, keep: how rows are cut, see :func:`encode_rows`.
-        batch_size, dtype, store, progress: see :func:`record_tokens`.
-
-    Raises UserError for a prompt that is empty, or cannot be cut to ``max_prompt_tokens``.
+    Adapters and learned heads do not matter here, and may be trained afterwards. ``max_prompt_tokens``,
+    ``max_new_tokens`` and ``keep`` cut the rows, see :func:`encode_rows`. Raises UserError for a prompt that is empty,
+    or cannot be cut.
     """
     rows = encode_rows(model, split, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, keep=keep)
     title = f"tracing {split.name}" if progress else None
@@ -349,7 +345,6 @@ class RowStates:
     model: MultiExitDecoder = field(repr=False)
 
     def batch(self, numbers: Sequence[int]) -> RowBatch:
-        """Return the rows with these numbers."""
         batch = collate_rows(self.model, [self.rows[number] for number in numbers])
         hidden = torch.zeros(*batch.tokens.shape, *self.hidden.shape[1:], device=self.model.device)
         hidden[batch.padding_mask] = torch.cat([self._by_row[number] for number in numbers]).to(hidden)
@@ -360,7 +355,6 @@ class RowStates:
         return self.hidden.split([tokens_read(row) for row in self.rows])
 
     def fingerprint(self) -> str:
-        """Hash of states and rows."""
         tokens = torch.tensor([token for prompt, response in self.rows for token in (*prompt, *response)])
         lengths = torch.tensor([[len(prompt), len(response)] for prompt, response in self.rows])
         return hash_tensors({"hidden": self.hidden, "tokens": tokens, "lengths": lengths})

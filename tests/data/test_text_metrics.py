@@ -24,10 +24,6 @@ def test_order_counts_for_rouge_l_alone():
     assert scores["rougeL"] == pytest.approx([1 / 4])
 
 
-def test_words_are_stemmed():
-    assert rouge(["runs quickly"], ["running quickly"])["rouge1"] == pytest.approx([1])
-
-
 def test_no_words_score_0():
     references, texts = ["one two", "one two", "", "…"], ["one two", "", "", "…"]
     assert rouge(references, texts, ["rougeL"])["rougeL"].tolist() == [1, 0, 0, 0]
@@ -65,11 +61,3 @@ def test_token_match_by_hand():
 
 
 TOKENS = st.lists(st.integers(0, 3), max_size=8)
-
-
-@given(TOKENS, TOKENS)
-def test_token_match_is_symmetric_and_1_for_equal_tokens_alone(first, second):
-    (match,) = token_match([first], [second])
-    assert match == token_match([second], [first])[0]
-    assert 0 <= match <= 1
-    assert (match == 1) == (first == second)

@@ -5,7 +5,6 @@ import torch
 from conftest import FAMILIES, random_texts
 
 from consistentee.backbones.token_exits import TokenExitStepper
-from consistentee.data import encoding
 from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
@@ -14,19 +13,6 @@ from consistentee.models.encoder.cascade import add_companion, companion_of_firs
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
-
-
-def test_label_names_and_lengths_are_saved(tiny_model, tmp_path):
-    model = tiny_model(label_names=("a", "b", "c"))
-    model.description.max_length = 40
-    model.save_pretrained(tmp_path / "saved")
-    again = MultiExitModel.from_pretrained(tmp_path / "saved").description
-    assert (list(again.label_names), again.max_length) == (["a", "b", "c"], 40)
-
-
-def test_fingerprint_sees_pooling(tiny_model):
-    prints = {tiny_model(pooling=pooling, pooler="none").fingerprint() for pooling in ("mean", "cls")}
-    assert len(prints) == 2
 
 
 def test_mean_pooling_ignores_padding(tiny_model):
@@ -62,15 +48,6 @@ def test_mixed_singles_and_pairs_are_refused(tiny_model):
         tiny_model().tokenize([("w1", "w2", "w3")])
 
 
-@pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "sentences"])
-def test_texts_are_tokenised_in_chunks(tiny_model, monkeypatch, pairs):
-    model, texts = tiny_model(), random_texts(7, pairs=pairs)
-    at_once = model.tokenize(texts)
-    monkeypatch.setattr(encoding, "TEXTS_AT_A_TIME", 3)
-    assert model.tokenize(texts) == at_once
-    assert len(at_once) == 7
-
-
 def test_long_texts_are_cut_to_what_the_model_can_read(tiny_model):
     for family in ("bert", "roberta"):
         model = tiny_model(family)
@@ -81,18 +58,6 @@ def test_long_texts_are_cut_to_what_the_model_can_read(tiny_model):
 
 def batch_of(model: MultiExitModel) -> Batch:
     return model.collate(model.tokenize(random_texts(6)))
-
-
-def change(model: MultiExitModel, kind: str) -> None:
-    """Give a model what runs or reads its layers in another way."""
-    if kind == "token exits":
-        vocabulary = model.backbone.config.vocab_size
-        schedule = torch.arange(vocabulary) % model.num_layers + 1
-        model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
-    elif kind == "companion":
-        add_companion(model, companion_of_first_layers(model, 2))
-    else:
-        model.use_classifier(ClassifierSpec(kind))
 
 
 class TestLayersInBfloat16:
@@ -116,7 +81,13 @@ class TestLayersInBfloat16:
     @pytest.mark.parametrize("kind", ["token exits", "companion", "attention", "past-future"])
     def test_whatever_runs_or_reads_the_layers(self, tiny_model, kind):
         model = tiny_model()
-        change(model, kind)
+        if kind == "token exits":
+            schedule = torch.arange(model.backbone.config.vocab_size) % model.num_layers + 1
+            model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
+        elif kind == "companion":
+            add_companion(model, companion_of_first_layers(model, 2))
+        else:
+            model.use_classifier(ClassifierSpec(kind))
         batch = batch_of(model)
         with model.layers_in("bfloat16"):
             rough = model(batch)

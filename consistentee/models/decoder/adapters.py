@@ -174,7 +174,6 @@ class HeadAdapter(ExitAdapter):
 
     @torch.no_grad()
     def start_from(self, moments: StateMoments) -> None:
-        """Let the LM head read the mapped states."""
         weight = self.lm_head.weight
         weight.copy_(weight @ moments.map.T.to(weight))
 

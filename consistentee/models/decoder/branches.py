@@ -34,7 +34,6 @@ class Branch(nn.Module):
     """A layer of the stock family, as layer e + 1 of a stack whose first e layers are the stock ones, and a norm."""
 
     def __init__(self, spec: BranchSpec, exit_layer: int, stepper: DecoderStepper) -> None:
-        """``exit_layer``: e."""
         super().__init__()
         check_layer(spec.copied_layer, stepper.num_layers)
         stock = stepper.layer_module(spec.copied_layer)

@@ -349,16 +349,12 @@ class MultiExitDecoder(MultiExit):
         return output.logits
 
     def exit_states(self, tokens: Tensor, padding_mask: Tensor, exiting: Tensor | None = None) -> ExitStates:
-        """Run all layers on all tokens, and return the hidden states at every exit.
+        """Run all layers on all tokens, and return the hidden states at every exit; those of padding mean nothing.
 
         Args:
-            tokens: int64 [rows, tokens], padded on either side.
-            padding_mask: bool [rows, tokens], True where there is a real token.
+            tokens, padding_mask: int64 and bool [rows, tokens], padded on either side.
             exiting: where there are closing layers, which tokens run them behind an exit, at every exit all of them
                 behind that one; the others, which are a prompt's, run them at full depth: bool [rows, tokens].
-
-        Returns:
-            What is said of padding means nothing.
 
         Raises UserError for rows that are longer than the model can read, and ValueError where there are closing
         layers and ``exiting`` is not given.

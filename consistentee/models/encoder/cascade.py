@@ -45,11 +45,8 @@ def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
     From now on layers 1..k are the companion's, with its classifiers; the model's own follow, and start from the
     tokens. Every exit gets a pooler of its own, where there are poolers, because the two models' differ.
 
-    Raises:
-        UserError: the companion reads other tokens, has another width, pooling, pooler or number of labels, or one
-            of the two has classifiers that are not linear.
-        ValueError: the model has learned heads or token exits, which belong to its layers as they are, or a companion
-            already.
+    Raises UserError if the two do not fit together, see :func:`check_companion`, and ValueError if the model has
+    learned heads or token exits, which belong to its layers as they are, or a companion already.
     """
     if model.exit_heads or model.stepper.own_modules:
         raise ValueError("a companion must be added once, before any learned head, and without token exits")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, cast
 
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
-from consistentee.backbones.encoders import EncoderStepper, Pooling, check_encoder_family, stepper_for
-from consistentee.backbones.pretrained import check_complete, read_config, read_model, read_tokenizer
+from consistentee.backbones.encoders import EncoderStepper, check_encoder_family, stepper_for
+from consistentee.backbones.pretrained import Pooling, check_complete, read_config, read_model, read_tokenizer
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
@@ -28,8 +29,7 @@ from consistentee.models.classifiers import (
     build_classifiers,
     pool_tokens,
 )
-from consistentee.models.source_code import code_of
-from consistentee.versions import ENGINE_VERSION
+from consistentee.versions import ENGINE_VERSION, code_of
 
 PoolerSharing = Literal["none", "shared", "per_exit"]
 """Whether a tanh layer follows the pooling: none, one for all layers (BERT's own), or one an exit (DeeBERT)."""
@@ -308,9 +308,7 @@ class MultiExitModel(MultiExit):
             output = self.backbone(**batch.model_inputs, output_hidden_states=reads_history)
         states = output.hidden_states[1:] if reads_history else (output.last_hidden_state,)
         states = [state.to(self.dtype) for state in states]
-        first = self.num_layers - len(states) + 1
-        pooled = [self.pool(t, state, batch.padding_mask) for t, state in enumerate(states, start=first)]
-        return self.classify(self.num_layers, RecordedLayer(torch.stack(pooled, dim=1), states[-1], batch.padding_mask))
+        return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
 
     def fingerprint(self, *, with_heads: bool = True) -> str:
         """Return a hash of all that determines outputs: weights, pooling, configuration and engine version.
@@ -355,6 +353,29 @@ class MultiExitModel(MultiExit):
     ) -> Self:
         tokenizer = cls._saved_tokenizer(folder)
         return cls(_saved_stepper(folder, weights), tokenizer, description)
+
+
+class _StockLayer:
+    """The last layer of a stock forward, pooled only for classifiers that read it so.
+
+    ``states``: hidden states of layers 1..L, or of layer L alone where its classifier reads no history.
+    """
+
+    def __init__(self, model: MultiExitModel, states: Sequence[Tensor], padding_mask: Tensor) -> None:
+        self._model = model
+        self._states = states
+        self.hidden = states[-1]
+        self.padding_mask = padding_mask
+
+    @cached_property
+    def history(self) -> Tensor:
+        first = self._model.num_layers - len(self._states) + 1
+        layers = enumerate(self._states, start=first)
+        return torch.stack([self._model.pool(t, state, self.padding_mask) for t, state in layers], dim=1)
+
+    @property
+    def pooled(self) -> Tensor:
+        return self.history[:, -1]
 
 
 def _saved_stepper(folder: Path, weights: dict[str, Tensor]) -> EncoderStepper:
