@@ -3,6 +3,11 @@
 Source: Jazbec et al., Fast yet Safe: Early-Exiting with Risk Control, NeurIPS 2024, arXiv 2405.20915. Unlike the
 released code, the knob returned is the last one that passes, never the first that fails; and where none passes, the
 most cautious one, at which every row runs to full depth.
+
+Bounds: Angelopoulos et al., Conformal Risk Control, ICLR 2024, arXiv 2208.02814 (section 2, and 4.3 for losses that are
+not monotone); Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, 2023, arXiv 2010.09686;
+Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052. All take losses [rows, knobs], the knobs from the most
+cautious one on. Rows must be drawn as the later ones are, and unused before.
 """
 
 import math
@@ -229,7 +234,7 @@ def control_risk(
         trace: of the calibration rows; hundreds are needed: with a loss of nothing at all, 1 % takes 230 (``ltt``).
         risk: the mean loss that is tolerated.
         delta: the chance of a broken promise that is tolerated; ``crc`` promises a mean over such chances instead.
-        bound: ``crc``, ``ucb`` or ``ltt``, see :mod:`consistentee.deployment.risk_control`.
+        bound: ``crc``, ``ucb`` or ``ltt``, see :data:`BOUNDS`.
         loss: ``gap``, points lost on the full model; ``consistency``, answers changed, for rows without true labels;
             ``brier-gap`` and ``brier-consistency``, the same of probabilities.
 

@@ -48,15 +48,12 @@ class LiveView(LayerView):
         *,
         past: Tensor | None = None,
     ) -> None:
+        super().__init__(layer, model.num_layers, len(hidden), hidden.device)
         self._model = model
         self._hidden = hidden
         self.padding_mask = padding_mask
         self._encodings = rows
         self._past = past
-        self.layer = layer
-        self.num_layers = model.num_layers
-        self.rows = hidden.shape[0]
-        self.device = hidden.device
 
     @cached_property
     def hidden(self) -> Tensor:

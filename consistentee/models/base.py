@@ -221,14 +221,10 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
         Raises UserError that names the file if something is missing, damaged or not finite.
         """
-        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
-        folder = Path(model_id)
+        folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             hub_options = {name: options[name] for name in _HUB_OPTIONS if name in options}
-            folder = Path(str(snapshot_download(model_id, **hub_options)))
+            folder = Path(str(snapshot_download(str(pretrained_model_name_or_path), **hub_options)))
         description = cls.description_class.read(folder)
         weights = read_weights(folder / WEIGHTS_FILE)
         with reading(folder / description.file):

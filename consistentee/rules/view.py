@@ -21,11 +21,13 @@ class LayerView(ABC):
         device: of the tensors.
     """
 
-    layer: int
-    num_layers: int
-    rows: int
-    device: torch.device
     _past: Tensor | None = None
+
+    def __init__(self, layer: int, num_layers: int, rows: int, device: torch.device) -> None:
+        self.layer = layer
+        self.num_layers = num_layers
+        self.rows = rows
+        self.device = device
 
     @property
     def step(self) -> int:

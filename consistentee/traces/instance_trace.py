@@ -81,11 +81,8 @@ class TraceView(LayerView):
     """The view of one recorded layer on all rows of the trace."""
 
     def __init__(self, trace: Trace, layer: int) -> None:
+        super().__init__(layer, trace.num_layers, len(trace), trace.logits.device)
         self._trace = trace
-        self.layer = layer
-        self.num_layers = trace.num_layers
-        self.rows = len(trace)
-        self.device = trace.logits.device
 
     @cached_property
     def hidden(self) -> Tensor:

@@ -23,7 +23,7 @@ from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
-from consistentee.rules.view import likeliest, predictions_of, said_among
+from consistentee.rules.view import LayerView, likeliest, predictions_of, said_among
 from consistentee.traces.token_rows import TokenRow, TokenRows, check_rows, collate_rows, encode_rows, tokens_read
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
@@ -111,6 +111,7 @@ class TokenTraceView(TokenView):
 
     def __init__(self, trace: TokenTrace, exit_index: int, tokens: Tensor, step: int) -> None:
         # Not by the parent's: states are read from the trace when they are asked for, and keys are known.
+        LayerView.__init__(self, trace.exit_layers[exit_index], trace.num_layers, len(tokens), trace.model.device)
         self._trace = trace
         self._exit_index = exit_index
         self._tokens = tokens
@@ -118,10 +119,6 @@ class TokenTraceView(TokenView):
         self._model = trace.model
         self._step = step
         self._among = None
-        self.layer = trace.exit_layers[exit_index]
-        self.num_layers = trace.num_layers
-        self.rows = len(tokens)
-        self.device = trace.model.device
 
     @cached_property
     def hidden(self) -> Tensor:

@@ -50,14 +50,11 @@ class TokenView(LayerView):
         *,
         past: Tensor | None = None,
     ) -> None:
+        super().__init__(layer, model.num_layers, len(hidden), hidden.device)
         self._model = model
         self._hidden = hidden
         self._prompt_keys = prompt_keys
         self._past = past
-        self.layer = layer
-        self.num_layers = model.num_layers
-        self.rows = hidden.shape[0]
-        self.device = hidden.device
         self._step = step
         self._among: tuple[Tensor, Tensor] | None = None
 
