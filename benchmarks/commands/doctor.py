@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from benchmarks.store.environment import usable_cores
 from benchmarks.tasks.loader import list_tasks, load_task, spec_of, task_shipment
 from benchmarks.terminal import add_columns, plain_table
-from consistentee.backbones.catalog import Backbone, Decoder, list_backbones
+from consistentee.backbones.catalog import Backbone, list_backbones
 from consistentee.backbones.hub import within
 from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
 
@@ -197,7 +197,7 @@ def _use_backbone(backbone: Backbone) -> str:
     """Load a backbone, and classify a text or write a token with it."""
     import consistentee as ee
 
-    if isinstance(backbone, Decoder):
+    if backbone.kind == "decoder":
         decoder = ee.MultiExitDecoder.from_backbone(backbone.name)
         written = ee.generate(decoder, ["The council voted on Tuesday to"], ee.NeverExit(), max_new_tokens=1)
         return f"loaded, and wrote {written.texts[0]!r}"

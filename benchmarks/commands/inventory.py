@@ -8,7 +8,7 @@ from benchmarks.commands.plugins import find_methods
 from benchmarks.specs.suites import expand, list_suites, load_suite
 from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
-from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, resolve, resolve_decoder
+from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
@@ -84,7 +84,8 @@ def fetch_by_name(name: str) -> str:
         return str(fetch(shipment))
     if name not in list_backbones() and "/" not in name:
         raise unknown_name("backbone or task", name, [*list_backbones(), *tasks])
-    if isinstance(list_backbones().get(name), Decoder):
+    known = list_backbones().get(name)
+    if known is not None and known.kind == "decoder":
         return resolve_decoder(name)
     return resolve(name).path
 
@@ -117,9 +118,7 @@ def _backbones() -> "Table":
     table = plain_table("Backbones (any directory or hub id works too)")
     add_columns(table, "name", "kind", "layers", "width", "pooling", "licence", "from")
     for name, backbone in list_backbones().items():
-        pooling = ""
-        if isinstance(backbone, Encoder):
-            pooling = f"{backbone.pooling} + pooler" if backbone.pooler else backbone.pooling
+        pooling = f"{backbone.pooling} + pooler" if backbone.pooler else backbone.pooling or ""
         source = f"package, {_cached(backbone.source)}" if isinstance(backbone.source, Shipment) else "hub"
         add_row(table, name, backbone.kind, backbone.layers, backbone.width, pooling, backbone.licence, source)
     return table

@@ -125,14 +125,14 @@ class DecoderStepper(ABC):
         return limit if window is None else min(limit, window)
 
     @property
-    @abstractmethod
     def kv_heads(self) -> int:
         """Number of heads of the keys and values."""
+        return int(getattr(self.config, "num_key_value_heads", self.config.num_attention_heads))
 
     @property
-    @abstractmethod
     def head_dim(self) -> int:
         """Width of one head."""
+        return int(getattr(self.config, "head_dim", None) or self.width // self.config.num_attention_heads)
 
     def check_length(self, tokens: int) -> None:
         """Raise UserError if a row of ``tokens`` tokens is too long for the model."""
@@ -242,14 +242,6 @@ class LlamaStepper(DecoderStepper):
     def __init__(self, backbone: Any) -> None:
         super().__init__(backbone, backbone.model.layers, backbone.model.norm)
 
-    @property
-    def kv_heads(self) -> int:
-        return int(self.config.num_key_value_heads)
-
-    @property
-    def head_dim(self) -> int:
-        return int(self.layer_module(1).self_attn.head_dim)  # type: ignore[union-attr, arg-type]
-
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return self.backbone.model.embed_tokens(tokens)
 
@@ -295,14 +287,6 @@ class GPT2Stepper(DecoderStepper):
 
     def __init__(self, backbone: Any) -> None:
         super().__init__(backbone, backbone.transformer.h, backbone.transformer.ln_f)
-
-    @property
-    def kv_heads(self) -> int:
-        return int(self.config.num_attention_heads)
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.kv_heads
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         stock = self.backbone.transformer

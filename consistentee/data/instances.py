@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Self
 
@@ -66,12 +66,18 @@ class Split(LoadedSplit):
 
 
 class LoadedTask:
-    """What loaded tasks of both kinds share: three splits, of which each has its cap, and metrics."""
+    """Base of both kinds of tasks: three splits and metrics. Raises UserError without a metric."""
 
+    name: str
+    version: int
     train: Any
     validation: Any
     test: Any
     metrics: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise UserError(f"task {self.name!r} names no metric")
 
     @property
     def metric(self) -> str:
@@ -86,6 +92,14 @@ class LoadedTask:
             "test": self.test.capped(test, seed=2),
         }
         return replace(self, **capped)  # type: ignore[type-var]
+
+    def _hash(self, settings: list[object], rows_of: Callable[[Any], Iterable[object]]) -> str:
+        digest = hashlib.sha256(json.dumps([self.name, self.version, *settings]).encode())
+        for split in (self.train, self.validation, self.test):
+            for row in rows_of(split):
+                digest.update(json.dumps(row).encode())
+            digest.update(split.name.encode())
+        return digest.hexdigest()
 
 
 @checked
@@ -114,23 +128,19 @@ class TaskData(LoadedTask):
     notes: str = ""
 
     def __post_init__(self) -> None:
-        if not self.metrics:
-            raise UserError(f"task {self.name!r} names no metric")
+        super().__post_init__()
+        wanted = "a number" if self.regression else f"one of {self.num_labels} classes"
         for split in (self.train, self.validation, self.test):
-            self._check_labels(split)
+            for row, label in enumerate(split.labels, start=1):
+                if not self._is_label(label):
+                    raise UserError(
+                        f"task {self.name!r}: row {row} of {split.name} has label {shown(label)}, which is not {wanted}"
+                    )
 
-    def _check_labels(self, split: Split) -> None:
-        for row, label in enumerate(split.labels):
-            bad = (
-                not isinstance(label, Label) or math.isnan(label)
-                if self.regression
-                else not (isinstance(label, int) and 0 <= label < self.num_labels)
-            )
-            if bad:
-                raise UserError(
-                    f"task {self.name!r}: row {row + 1} of {split.name} has label {shown(label)}, "
-                    f"which is not {'a number' if self.regression else f'one of {self.num_labels} classes'}"
-                )
+    def _is_label(self, label: object) -> bool:
+        if self.regression:
+            return isinstance(label, Label) and not math.isnan(label)
+        return isinstance(label, int) and 0 <= label < self.num_labels
 
     @property
     def regression(self) -> bool:
@@ -144,10 +154,5 @@ class TaskData(LoadedTask):
 
     def fingerprint(self) -> str:
         """Hash of everything that a score depends on: texts, labels, class names, metrics, version."""
-        digest = hashlib.sha256()
-        digest.update(json.dumps([self.name, self.version, self.label_names, self.metrics]).encode())
-        for split in (self.train, self.validation, self.test):
-            for text, label in zip(split.texts, split.labels, strict=True):
-                digest.update(json.dumps([text, label]).encode())
-            digest.update(split.name.encode())
-        return digest.hexdigest()
+        settings = [self.label_names, self.metrics]
+        return self._hash(settings, lambda split: zip(split.texts, split.labels, strict=True))

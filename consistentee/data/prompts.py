@@ -1,10 +1,8 @@
 """TextTask: splits of prompts and reference texts; and the rule that cuts long prompts."""
 
-import hashlib
-import json
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -135,20 +133,17 @@ class TextTask(LoadedTask):
     notes: str = ""
 
     def __post_init__(self) -> None:
-        if not self.metrics:
-            raise UserError(f"task {self.name!r} names no metric")
+        super().__post_init__()
         for limit in ("max_prompt_tokens", "max_new_tokens"):
             if getattr(self, limit) < 1:
                 raise UserError(f"task {self.name!r}: {limit} must be at least 1, got {getattr(self, limit)}")
 
     def fingerprint(self) -> str:
         """Hash of everything that a score depends on: prompts, how they are cut, references, metrics, version."""
-        digest = hashlib.sha256()
         limits = [self.max_prompt_tokens, self.max_new_tokens, self.keep]
-        digest.update(json.dumps([self.name, self.version, self.metrics, limits]).encode())
-        for split in (self.train, self.validation, self.test):
-            for prompt, reference in zip(split.prompts, split.references, strict=True):
-                parts = prompt.__getnewargs__() if isinstance(prompt, Prompt) else prompt
-                digest.update(json.dumps([parts, reference]).encode())
-            digest.update(split.name.encode())
-        return digest.hexdigest()
+        return self._hash([self.metrics, limits], _rows_with_parts)
+
+
+def _rows_with_parts(split: PromptSplit) -> Iterator[tuple[object, str]]:
+    for prompt, reference in zip(split.prompts, split.references, strict=True):
+        yield (prompt.__getnewargs__() if isinstance(prompt, Prompt) else prompt), reference

@@ -23,7 +23,7 @@ from benchmarks.cli.arguments import listed, numbers, parsed_parameters
 from benchmarks.commands import doctor
 from benchmarks.run.pool import Schedule
 from benchmarks.specs.suites import list_suites
-from consistentee.backbones.catalog import Decoder, Encoder
+from consistentee.backbones.catalog import Backbone
 from consistentee.backbones.wheels import Shipment
 from consistentee.errors import UserError
 from consistentee.models import classifiers
@@ -553,12 +553,12 @@ def test_doctor_ends_with_1_where_there_is_a_problem(tmp_path):
 
 
 def test_doctor_uses_what_it_calls_ok(monkeypatch, tiny_backbone, tiny_decoder_backbone, tmp_path):
-    folders = {Encoder: tmp_path / "encoder", Decoder: tmp_path / "decoder"}
-    shutil.copytree(tiny_backbone("bert"), folders[Encoder])
-    shutil.copytree(tiny_decoder_backbone("llama"), folders[Decoder])
+    folders = {"encoder": tmp_path / "encoder", "decoder": tmp_path / "decoder"}
+    shutil.copytree(tiny_backbone("bert"), folders["encoder"])
+    shutil.copytree(tiny_decoder_backbone("llama"), folders["decoder"])
     shipment = Shipment("tiny", (), "")
-    encoder = Encoder(str(folders[Encoder]), 4, 32, shipment, "", "mean")
-    decoder = Decoder(str(folders[Decoder]), 4, 32, shipment, "")
+    encoder = Backbone(str(folders["encoder"]), 4, 32, shipment, "", "mean")
+    decoder = Backbone(str(folders["decoder"]), 4, 32, shipment, "")
     monkeypatch.setattr(doctor, "list_backbones", lambda: {"encoder": encoder, "decoder": decoder})
     monkeypatch.setattr(doctor, "list_tasks", list)
     monkeypatch.setattr(doctor, "is_fetched", lambda shipment: True)

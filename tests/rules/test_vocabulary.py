@@ -19,7 +19,7 @@ from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
 
-PROMPTS = random_prompts(7, seed=5)
+PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 6
 RULES = {
     "margin": ThresholdRule(margin, 0.2, "above"),
