@@ -311,6 +311,7 @@ class TestFlops:
             "attention": attention_cost(n, pooling),
             "past-future": 2 * pooling_cost(n, pooling) + past_future_cost(2),
             "ensemble": 2 * pooling_cost(n, pooling) + ensemble_cost(2),
+            "product": 2 * linear_cost(n, pooling),
         }
         assert flops.row_flops([n], [2], StaticRule(2)).tolist() == [before + answer[kind]]
 
