@@ -93,7 +93,7 @@ class LoadedTask:
         }
         return replace(self, **capped)  # type: ignore[type-var]
 
-    def _hash(self, settings: list[object], rows_of: Callable[[Any], Iterable[object]]) -> str:
+    def _hash(self, settings: Sequence[object], rows_of: Callable[[Any], Iterable[object]]) -> str:
         digest = hashlib.sha256(json.dumps([self.name, self.version, *settings]).encode())
         for split in (self.train, self.validation, self.test):
             for row in rows_of(split):
