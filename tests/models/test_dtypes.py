@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from conftest import make_task, random_prompts, random_texts
+from conftest import FAMILIES, make_task, random_prompts, random_texts
 from torch import Tensor
 
 from benchmarks.testing.reference import reference_logits
 from consistentee.backbones.token_exits import TokenExitStepper
-from consistentee.engine.classify import classify_encoded
+from consistentee.data.encoding import Batch
+from consistentee.engine.classify import classify, classify_encoded
 from consistentee.engine.generate import generate_encoded
 from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -138,3 +139,47 @@ def test_saved_in_it_a_model_is_loaded_in_float32(tiny_model, tiny_decoder, tmp_
     assert again.dtype == torch.float32
     assert again.state_dict().keys() == expected.state_dict().keys()
     assert all(torch.equal(again.state_dict()[name], weight) for name, weight in expected.state_dict().items())
+
+
+def batch_of(model: MultiExitModel) -> Batch:
+    return model.collate(model.tokenize(random_texts(6)))
+
+
+class TestLayersInBfloat16:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_layers_alone_are_computed_in_it(self, tiny_model, family):
+        model = tiny_model(family)
+        batch = batch_of(model)
+        plain = model(batch)
+        with model.layers_in("bfloat16"):
+            rough, stock = model(batch), model.stock_logits(batch)
+        assert {rough.vectors.dtype, rough.logits.dtype, stock.dtype} == {torch.float32}
+        assert not torch.equal(rough.vectors, plain.vectors)
+        torch.testing.assert_close(rough.vectors, plain.vectors, atol=0.1, rtol=0.05)
+        assert torch.equal(rough.logits, model.read_vectors(rough.vectors).logits), "classifiers stay in float32"
+        torch.testing.assert_close(stock, rough.logits[:, -1], atol=0.05, rtol=0.05)
+        rough.logits.sum().backward()
+        gradients = [p.grad for p in model.backbone.parameters() if p.grad is not None]
+        assert gradients
+        assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in gradients)
+
+    @pytest.mark.parametrize("kind", ["token exits", "companion", "attention", "past-future"])
+    def test_whatever_runs_or_reads_the_layers(self, tiny_model, kind):
+        model = tiny_model()
+        change(model, kind)
+        batch = batch_of(model)
+        with model.layers_in("bfloat16"):
+            rough = model(batch)
+        torch.testing.assert_close(rough.logits, model(batch).logits, atol=0.1, rtol=0.1)
+        rough.logits.sum().backward()
+
+    def test_only_for_the_time_being_and_never_at_inference(self, tiny_model):
+        model = tiny_model()
+        batch = batch_of(model)
+        plain, answers = model(batch), classify(model, random_texts(6), NeverExit()).logits
+        with model.layers_in("bfloat16"):
+            assert torch.equal(classify(model, random_texts(6), NeverExit()).logits, answers)
+        assert torch.equal(model(batch).logits, plain.logits)
+        with pytest.raises(RuntimeError, match="in between"), model.layers_in("bfloat16"):
+            raise RuntimeError("in between")
+        assert torch.equal(model(batch).logits, plain.logits)

@@ -1,16 +1,10 @@
-"""MultiExitModel: pooling, texts, layers in bfloat16 (test_saved_models.py: what holds of decoders too)."""
+"""MultiExitModel: pooling, texts, heads (see test_dtypes.py and test_saved_models.py for models of both kinds)."""
 
 import pytest
 import torch
-from conftest import FAMILIES, random_texts
 
-from consistentee.backbones.token_exits import TokenExitStepper
-from consistentee.data.encoding import Batch
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder.cascade import add_companion, companion_of_first_layers
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import HeadSpec
 from consistentee.rules.exit_rule import NeverExit
 
@@ -54,53 +48,3 @@ def test_long_texts_are_cut_to_what_the_model_can_read(tiny_model):
         (encoding,) = model.tokenize(["w1 " * 500], max_length=1000)
         assert len(encoding) == {"bert": 66, "roberta": 64}[family]
         classify(model, ["w1 " * 500], NeverExit(), max_length=1000)
-
-
-def batch_of(model: MultiExitModel) -> Batch:
-    return model.collate(model.tokenize(random_texts(6)))
-
-
-class TestLayersInBfloat16:
-    @pytest.mark.parametrize("family", FAMILIES)
-    def test_layers_alone_are_computed_in_it(self, tiny_model, family):
-        model = tiny_model(family)
-        batch = batch_of(model)
-        plain = model(batch)
-        with model.layers_in("bfloat16"):
-            rough, stock = model(batch), model.stock_logits(batch)
-        assert {rough.vectors.dtype, rough.logits.dtype, stock.dtype} == {torch.float32}
-        assert not torch.equal(rough.vectors, plain.vectors)
-        torch.testing.assert_close(rough.vectors, plain.vectors, atol=0.1, rtol=0.05)
-        assert torch.equal(rough.logits, model.read_vectors(rough.vectors).logits), "classifiers stay in float32"
-        torch.testing.assert_close(stock, rough.logits[:, -1], atol=0.05, rtol=0.05)
-        rough.logits.sum().backward()
-        gradients = [p.grad for p in model.backbone.parameters() if p.grad is not None]
-        assert gradients
-        assert all(g.dtype == torch.float32 and torch.isfinite(g).all() for g in gradients)
-
-    @pytest.mark.parametrize("kind", ["token exits", "companion", "attention", "past-future"])
-    def test_whatever_runs_or_reads_the_layers(self, tiny_model, kind):
-        model = tiny_model()
-        if kind == "token exits":
-            schedule = torch.arange(model.backbone.config.vocab_size) % model.num_layers + 1
-            model.use_stepper(TokenExitStepper.over(model.stepper, schedule))
-        elif kind == "companion":
-            add_companion(model, companion_of_first_layers(model, 2))
-        else:
-            model.use_classifier(ClassifierSpec(kind))
-        batch = batch_of(model)
-        with model.layers_in("bfloat16"):
-            rough = model(batch)
-        torch.testing.assert_close(rough.logits, model(batch).logits, atol=0.1, rtol=0.1)
-        rough.logits.sum().backward()
-
-    def test_only_for_the_time_being_and_never_at_inference(self, tiny_model):
-        model = tiny_model()
-        batch = batch_of(model)
-        plain, answers = model(batch), classify(model, random_texts(6), NeverExit()).logits
-        with model.layers_in("bfloat16"):
-            assert torch.equal(classify(model, random_texts(6), NeverExit()).logits, answers)
-        assert torch.equal(model(batch).logits, plain.logits)
-        with pytest.raises(RuntimeError, match="in between"), model.layers_in("bfloat16"):
-            raise RuntimeError("in between")
-        assert torch.equal(model(batch).logits, plain.logits)

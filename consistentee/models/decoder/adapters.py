@@ -1,15 +1,13 @@
 """Exit adapters: what lies between the hidden state of a middle layer and the LM head of a decoder."""
 
 import copy
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from consistentee.backbones.decoders import DecoderStepper
-from consistentee.errors import unknown_name
 
 RIDGE = 1e-3
 """Added to the diagonal of the moments, relative to its mean: states of few tokens do not span every direction."""
@@ -90,8 +88,8 @@ and LM head, as LITE and sorted fine-tuning do, which makes sense where the back
 """
 
 
-class StockExit(nn.Module):
-    """Reads hidden states as the stock model reads those of its last layer: what layer L has for an exit."""
+class ExitAdapter(nn.Module):
+    """Reads hidden states by the model's final norm and LM head, as layer L does; other kinds start the same."""
 
     def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Return what the LM head reads of hidden states: [..., width] -> [..., width]."""
@@ -105,20 +103,8 @@ class StockExit(nn.Module):
         """Return logits [..., vocabulary] of hidden states [..., width]."""
         return self.head(stepper)(self.state(hidden, stepper))
 
-
-class ExitAdapter(StockExit, ABC):
-    """Reads the hidden state of one exit layer; at the start, exactly as the stock model reads its last layer."""
-
-    @abstractmethod
     def start_from(self, moments: StateMoments) -> None:
-        """Set an untrained adapter to what comes nearest to the least-squares map onto the states of layer L."""
-
-
-class SharedAdapter(ExitAdapter):
-    """Nothing: the model's final norm and LM head."""
-
-    def start_from(self, moments: StateMoments) -> None:
-        """Stay as it is: there are no weights."""
+        """Set untrained weights, if any, to what comes nearest to the least-squares map onto the states of layer L."""
 
 
 class NormAdapter(ExitAdapter):
@@ -179,19 +165,13 @@ class HeadAdapter(ExitAdapter):
 
 
 def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> ExitAdapter:
-    """Return an untrained adapter, which reads as the stock model does.
-
-    A rank above the width is taken for the width. Raises UserError for an unknown kind.
-    """
+    """Return an untrained adapter, which reads as the stock model does. A rank is at most the width."""
+    adapter = ExitAdapter()
     if kind == "norm":
-        adapter: ExitAdapter = NormAdapter(stepper.final_norm)
+        adapter = NormAdapter(stepper.final_norm)
     elif kind == "low-rank":
         adapter = LowRankAdapter(stepper.final_norm, stepper.width, min(rank, stepper.width))
     elif kind == "head":
         adapter = HeadAdapter(stepper.backbone.lm_head)
-    elif kind == "shared":
-        adapter = SharedAdapter()
-    else:
-        raise unknown_name("kind of exit adapter", kind, get_args(AdapterKind))
     like = stepper.backbone.lm_head.weight
     return adapter.to(like.device, like.dtype)

@@ -25,7 +25,7 @@ from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
 from consistentee.models.decoder import lora
-from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
+from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, build_adapter
 from consistentee.models.decoder.branches import Branch, BranchSpec
 from consistentee.models.decoder.description import (
     DecoderDescription,
@@ -79,7 +79,7 @@ class MultiExitDecoder(MultiExit):
 
     def _build_exits(self) -> None:
         self.exit_adapters = self._build_adapters()
-        self._last_exit = StockExit()
+        self._last_exit = ExitAdapter()
         self.branches = nn.ModuleDict()
 
     @classmethod
@@ -215,7 +215,7 @@ class MultiExitDecoder(MultiExit):
         """Whether there is anything to train of the exits before layer L."""
         return any(True for _ in self.exit_adapters.parameters())
 
-    def _exit(self, layer: int) -> StockExit:
+    def _exit(self, layer: int) -> ExitAdapter:
         return self._last_exit if layer == self.num_layers else self.adapter(layer)
 
     def adapter(self, layer: int) -> ExitAdapter:
