@@ -20,16 +20,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData, UserError
 from consistentee.models.heads import FACTORS, factors_of, set_factors
-from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.signals import top_probability
-from consistentee.rules.view import LayerView
-from consistentee.training.recipe import Recipe
-from consistentee.training.stages import hold_out, recorded_logits, train_jointly_on, training_source
+from consistentee.signals import top_probability
+from consistentee.training import hold_out, recorded_logits, train_jointly_on, training_source
 
 EXPERTS = "experts"
 _WEIGHT_OF_A_LAYER = 0.1
@@ -85,7 +79,6 @@ class BEEM(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers, then weigh the exits."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         if self.weights == "cost":
             train_jointly_on(model, source, recipe)
@@ -109,7 +102,6 @@ class BEEM(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the score is at least ``knob`` times the sum of all weights before the last layer."""
-        self.check_knob(model, knob)
         return ExpertsRule(knob * _largest_score(factors_of(model.head(EXPERTS))[:-1]))
 
 

@@ -25,30 +25,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
-from consistentee.data.prompts import TextTask
-from consistentee.errors import UserError
-from consistentee.methods.joint_method import JointMethod
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob
-from consistentee.methods.token_answers import exit_answers
-from consistentee.methods.token_method import TokenMethod
-from consistentee.methods.vocabulary_method import VocabularyMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
+from consistentee import (
+    ExitRule,
+    HeadSpec,
+    JointMethod,
+    Knob,
+    LayerView,
+    MultiExitDecoder,
+    MultiExitModel,
+    Recipe,
+    State,
+    TaskData,
+    TextTask,
+    ThresholdRule,
+    TokenMethod,
+    TokenRecipe,
+    UserError,
+    VocabularyMethod,
+)
 from consistentee.rules.schedules import check_horizon, text_length
-from consistentee.rules.signals import Signal, head_probability, margin
-from consistentee.rules.view import LayerView
-from consistentee.training.decoder.sources import StateBatch
-from consistentee.training.decoder.stages import train_exits, train_learned_head
-from consistentee.training.recipe import Recipe, TokenRecipe
-from consistentee.training.sources import FeatureBatch
-from consistentee.training.stages import (
+from consistentee.signals import Signal, even_log_odds, head_probability, margin
+from consistentee.training import (
+    FeatureBatch,
+    StateBatch,
     cached_rows,
+    exit_answers,
+    train_exits,
     train_heads,
     train_jointly_on,
+    train_learned_head,
     training_source,
 )
 
@@ -76,7 +81,6 @@ class CALMSoftmax(_CALM):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the margin is above ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(margin, knob, exit_when="above")
 
 
@@ -105,7 +109,6 @@ class CALMState(_CALM):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the cosine of successive states is above ``knob``."""
-        self.check_knob(model, knob)
         return SaturationRule(knob, model.width)
 
 
@@ -117,7 +120,6 @@ class CALMClassifier(_CALM):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train all classifiers, then the confidence head on the frozen model."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_jointly_on(model, source, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
@@ -128,7 +130,6 @@ class CALMClassifier(_CALM):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the head's probability of agreement is above ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(head_probability(_CONFIDENCE), knob, exit_when="above")
 
 
@@ -222,7 +223,6 @@ class _CALMTokens(TokenMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit if the confidence reaches the threshold of ``knob``, lambda."""
-        self.check_knob(model, knob)
         return self.confidence_rule(model, knob, text_length(model, self.horizon))
 
     @abstractmethod
@@ -266,10 +266,9 @@ class CALMTokensClassifier(_CALMTokens):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, then the confidence on the frozen exits."""
-        self.check_task(task)
         trace = train_exits(model, task, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
-        trace = trace.select(recipe.tokens_for_heads(trace))
+        trace = trace.select(tokens_for_heads(trace, recipe))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
         title = "asking exits" if recipe.progress else None

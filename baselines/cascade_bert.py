@@ -22,26 +22,37 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
+from consistentee import (
+    ExitRule,
+    Knob,
+    Method,
+    MultiExitModel,
+    OneLayerRule,
+    Recipe,
+    TaskData,
+    ThresholdRule,
+    UserError,
+)
 from consistentee.engine.classify import stock_encoded
-from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder.cascade import (
     add_companion,
     check_companion,
     companion_layers,
     companion_of_first_layers,
 )
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, OneLayerRule, ThresholdRule
-from consistentee.rules.signals import top_probability
 from consistentee.rules.view import predictions_of
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch, TokenSource
-from consistentee.training.stages import layer_losses, token_stage, train_last_exit, train_last_exit_on, training_source
+from consistentee.signals import even_log_odds, top_probability
+from consistentee.training import (
+    TokenBatch,
+    TokenSource,
+    layer_losses,
+    run_stage,
+    token_stage,
+    train_last_exit,
+    train_last_exit_on,
+    training_source,
+)
 
 _JUDGING_BATCH_SIZE = 64
 
@@ -76,7 +87,6 @@ class CascadeBERT(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model and the companion separately, and join them."""
-        self.check_task(task)
         companion = self._companion(model, recipe.seed)
         train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
         source = training_source(companion, task, recipe)
@@ -91,7 +101,6 @@ class CascadeBERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after the companion if its largest probability is above ``knob``."""
-        self.check_knob(model, knob)
         return OneLayerRule(ThresholdRule(top_probability, knob, exit_when="above"), companion_layers(model))
 
     def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:

@@ -22,18 +22,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
+from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule, UserError
 from consistentee.methods.reward import simulated_exits
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.view import LayerView
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import layer_losses, steps_of, token_stage, training_source
+from consistentee.signals import even_log_odds
+from consistentee.training import TokenBatch, layer_losses, run_stage, steps_of, token_stage, training_source
 
 
 def normalised_energy(logits: Tensor) -> Tensor:
@@ -91,7 +83,6 @@ class COSEE(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers in one stage."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
         stage = token_stage("consistency-oriented", loss, recipe, details={"method": repr(self)})
@@ -100,7 +91,6 @@ class COSEE(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the signal is below ``knob``."""
-        self.check_knob(model, knob)
         signal = SIGNALS[self.signal]
 
         def signal_of(view: LayerView) -> Tensor:

@@ -18,19 +18,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.knob_grids import falling_fractions
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import normalised_entropy
-from consistentee.rules.view import LayerView
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, training_source
+from consistentee import (
+    ExitRule,
+    HeadSpec,
+    Knob,
+    LayerView,
+    Method,
+    MultiExitModel,
+    Recipe,
+    TaskData,
+    ThresholdRule,
+    UserError,
+)
+from consistentee.signals import falling_fractions, normalised_entropy
+from consistentee.training import TokenBatch, depth_weighted_loss, layer_losses, run_stage, token_stage, training_source
 
 _METRIC, _PROTOTYPES = "metric", "prototypes"
 _OUT_OF_REACH = 1.001
@@ -63,7 +64,6 @@ class DE3BERT(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, classifiers, maps and prototypes in one stage."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_METRIC, HeadSpec(outputs=self.width), seed=recipe.seed)
         spec = HeadSpec(outputs=model.num_labels, extra_inputs=self.width, reads_pooled=False)
@@ -81,7 +81,6 @@ class DE3BERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if EDR is below ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(partial(distance_enhanced_entropy, balance=self.balance), knob, exit_when="below")
 
 

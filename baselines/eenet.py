@@ -25,22 +25,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import FACTORS, HeadSpec, factors_of, set_factors
-from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.view import LayerView
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, TokenBatch, TokenSource
-from consistentee.training.stages import (
+from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData, UserError
+from consistentee.models.heads import FACTORS, factors_of, set_factors
+from consistentee.training import (
+    FeatureBatch,
+    TokenBatch,
+    TokenSource,
     cached_rows,
     depth_weighted_loss,
     distillation_loss,
     hold_out,
     layer_losses,
+    run_stage,
     steps_of,
     token_stage,
     train_heads,
@@ -86,7 +82,6 @@ class EENet(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and exits, then fit the scheduler on held-out rows."""
-        self.check_task(task)
         model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
         loss = partial(_loss, steps_of(source, recipe))
@@ -111,7 +106,6 @@ class EENet(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the score is at least the threshold of the layer, shifted by ``knob``."""
-        self.check_knob(model, knob)
         return BudgetRule([threshold + knob for threshold in factors_of(model.head(_THRESHOLDS))])
 
 

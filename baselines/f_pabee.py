@@ -16,12 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from consistentee.errors import UserError
-from consistentee.methods.joint_method import JointMethod
-from consistentee.methods.method import Knob
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, State
-from consistentee.rules.view import LayerView
+from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, LayerView, MultiExitModel, State, UserError
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(log-probabilities of this layer, and of the layer before; both [rows, classes]) -> float [rows], at least 0."""
@@ -86,5 +81,4 @@ class FPABEE(JointMethod):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after ``patience`` consecutive steps shorter than ``knob``."""
-        self.check_knob(model, knob)
         return ConsecutiveRule(SmallStepRule(_DISTANCES[self.distance], knob, model.num_labels), self.patience)

@@ -23,17 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.view import LayerView
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch
-from consistentee.training.stages import (
+from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData, UserError
+from consistentee.signals import even_log_odds
+from consistentee.training import (
+    FeatureBatch,
     cached_rows,
     layer_losses,
     train_heads,
@@ -74,7 +67,6 @@ class JEIDNN(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, warm up the exits, then train gates and exits in turn."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_own_poolers()
@@ -88,7 +80,6 @@ class JEIDNN(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if at least a share ``knob`` of the remaining mass exits."""
-        self.check_knob(model, knob)
         return MassRule(knob)
 
 

@@ -10,18 +10,15 @@ exits are trained, in the shared stage.
 
 Choices: exits have adapters, and by default every step trains all exits with weights in proportion to depth. The
 paper's exits take turns (``curriculum: rotational`` or ``gradual``) with weights by the square of depth
-(``exit_weights: squared depth``): see :mod:`consistentee.training.decoder.backbone_losses`.
+(``exit_weights: squared depth``): see :mod:`consistentee.training.decoder_backbone`.
 """
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from consistentee.data.prompts import TextTask
-from consistentee.errors import UserError
-from consistentee.methods.drafting import DraftingMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.training.decoder.stages import train_exits
-from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
+from consistentee import DraftingMethod, MultiExitDecoder, TextTask, TokenRecipe, UserError
+from consistentee.training import train_exits
+from consistentee.training.recipe import ExitCurriculum, ExitWeights
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,6 @@ class LayerSkip(DraftingMethod):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, with layer dropout if the backbone is trained."""
-        self.check_task(task)
         own_loss = replace(
             recipe,
             layer_dropout=self.dropout,

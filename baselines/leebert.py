@@ -25,15 +25,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch, TokenSource
-from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, token_stage, training_source
+from consistentee import (
+    ConsecutiveRule,
+    ExitRule,
+    Knob,
+    Method,
+    MultiExitModel,
+    Recipe,
+    SameAnswerRule,
+    TaskData,
+    UserError,
+)
+from consistentee.training import (
+    TokenBatch,
+    TokenSource,
+    hold_out,
+    layer_losses,
+    run_stage,
+    token_stage,
+    training_source,
+)
+from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS
 
 SCORES = "lesson_scores"
 _STEP_LENGTH = 0.01
@@ -68,7 +80,6 @@ class LeeBERT(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, all classifiers and the weights of the losses in one stage."""
-        self.check_task(task)
         trained_on, held_out = self.split(model, task, recipe)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
         loss = partial(_loss, self, held_out)
@@ -87,7 +98,6 @@ class LeeBERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit with patience ``knob``."""
-        self.check_knob(model, knob)
         return ConsecutiveRule(SameAnswerRule(), patience=knob)
 
 

@@ -10,11 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.errors import UserError
-from consistentee.methods.joint_method import JointMethod
-from consistentee.methods.method import Knob
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
+from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, MultiExitModel, SameAnswerRule, UserError
 
 
 @dataclass(frozen=True)
@@ -41,5 +37,4 @@ class PABEE(JointMethod):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit with patience ``knob``."""
-        self.check_knob(model, knob)
         return ConsecutiveRule(SameAnswerRule(self.tolerance), patience=knob)

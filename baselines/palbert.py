@@ -16,20 +16,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
+from consistentee import (
+    ClassifierSpec,
+    ExitRule,
+    HeadSpec,
+    Knob,
+    LayerView,
+    Method,
+    MultiExitModel,
+    Recipe,
+    State,
+    TaskData,
+    UserError,
+)
 from consistentee.methods.reward import exit_distribution
-from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.view import LayerView
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import layer_losses, token_stage, training_source
+from consistentee.signals import even_log_odds
+from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
 _EXITS = "leaves"
 _OUT_OF_REACH = 1.001
@@ -62,7 +64,6 @@ class PALBERT(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, classifier and exit distribution in one stage."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         model.use_classifier(ClassifierSpec("shared"), recipe.seed)
         spec = HeadSpec(hidden=self.hidden, shared=True, extra_inputs=model.width)
@@ -79,7 +80,6 @@ class PALBERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if at least ``knob`` of a row's mass is reached."""
-        self.check_knob(model, knob)
         return QuantileRule(knob, model.width)
 
 

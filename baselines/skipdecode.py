@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from consistentee.methods.method import Knob
-from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule
+from consistentee import ExitRule, Knob, MultiExitDecoder, TokenMethod
 from consistentee.rules.schedules import ScheduledRule, check_horizon, mean_layers, text_length
 
 
@@ -44,7 +41,6 @@ class SkipDecode(TokenMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit by the schedule whose mean layer is ``knob``."""
-        self.check_knob(model, knob)
         return ScheduledRule(falling_schedule(model.exit_layers, knob, text_length(model, self.horizon)))
 
 

@@ -33,20 +33,24 @@ from sklearn.gaussian_process.kernels import Matern
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from consistentee.data.prompts import TextTask
-from consistentee.engine.generate import generate_encoded
+from consistentee import (
+    DraftingMethod,
+    ExitRule,
+    Knob,
+    MultiExitDecoder,
+    NeverExit,
+    SkippedSublayers,
+    TextTask,
+    TokenRecipe,
+    UserError,
+    generate_encoded,
+)
 from consistentee.engine.step.prompt_batch import PromptBatch
-from consistentee.errors import UserError
 from consistentee.files import computed_once, hash_json
-from consistentee.methods.drafting import DraftedBy, DraftingMethod
-from consistentee.methods.method import Knob
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.sublayers import SkippedSublayers
+from consistentee.methods.token_methods import DraftedBy
 from consistentee.progress import tracked
-from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.training.decoder.stages import train_exits
+from consistentee.training import train_exits
 from consistentee.training.loop import training_device
-from consistentee.training.recipe import TokenRecipe
 
 _GUESSED_EVERY = 25
 _KAPPA = 2.5
@@ -94,7 +98,6 @@ class SWIFT(DraftingMethod):
 
         Raises UserError for a family whose sublayers cannot be skipped.
         """
-        self.check_task(task)
         model.stepper.check_sublayers()
         if recipe.trains != "exits":
             train_exits(model, task, recipe)
@@ -131,7 +134,6 @@ class SWIFT(DraftingMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Never exit: drafts use no exit."""
-        self.check_knob(model, knob)
         if knob not in self.knob.values:
             raise UserError(f"{self.name} searches for {', '.join(f'{v:g}' for v in self.knob.values)} %, not {knob:g}")
         return NeverExit()

@@ -5,7 +5,7 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
@@ -78,6 +78,20 @@ def _checking(
             raise explained(error, f"{error.errors()[0]['loc'][0]} of {title}") from error
 
     return run
+
+
+def check_fields(instance: Any, title: str) -> None:
+    """Raise UserError for a field of a dataclass that its annotation excludes; ``title`` is used in the message."""
+    for name, adapter in _adapters_of_fields(type(instance)).items():
+        try:
+            adapter.validate_python(getattr(instance, name))
+        except ValidationError as error:
+            raise explained(error, f"{name} of {title}") from error
+
+
+@functools.cache
+def _adapters_of_fields(dataclass: Hashable) -> dict[str, TypeAdapter[Any]]:
+    return _adapters(getattr(dataclass, "__init__"))  # noqa: B009 (for mypy)
 
 
 def _adapters(function: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:

@@ -35,7 +35,7 @@ import torch
 
 from consistentee import ExitRule, Knob, Method
 from consistentee.rules.signals import top_probability
-from consistentee.training.stages import train_jointly
+from consistentee.training.encoder import train_jointly
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, res
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod
 
 if TYPE_CHECKING:
     from rich.table import Table

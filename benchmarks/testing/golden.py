@@ -55,7 +55,7 @@ from consistentee.methods.method import (
     available_methods,
     get_method,
 )
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION, Kind

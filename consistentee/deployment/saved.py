@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from consistentee.errors import UserError
 from consistentee.methods.method import Method, code_file, get_method
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 

@@ -1,7 +1,7 @@
 """Recipes: how to train, the same for every method of a suite, so that methods are compared and not recipes.
 
-Each is declared once: what a suite and the command line may set are the *settings*; a recipe adds what belongs to one
-run. Nothing here loads torch, so that a suite can be read and a cell recognised at once.
+A suite and the command line set the *settings*; a recipe adds the fields of one run. Nothing here loads torch, so that
+suites and cells are read fast.
 """
 
 from dataclasses import asdict, fields
@@ -16,11 +16,8 @@ from consistentee.data.instances import Split
 from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
     from consistentee.traces.token_rows import TokenRow
-    from consistentee.traces.token_trace import TokenTrace
 
 Trains = Literal["exits", "lora", "all"]
 """Trained weights: exit adapters on a frozen backbone; low-rank updates of the backbone too; or all of it."""
@@ -35,9 +32,9 @@ ExitWeights = Literal["depth", "squared depth", "equal"]
 """Weights of the exits' losses while the backbone learns: proportional to this power of depth."""
 
 ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
-"""Which exits learn at a step beside the last: all; one, each in turn; or ever more of them, the deepest first.
+"""Which exits learn at a step besides the last: all; one, each in turn; or more and more, the deepest first.
 
-"drawn": of every token one, drawn at random, in a pass that is what decoding does.
+"drawn": every token at a random exit, in a pass that computes what decoding computes.
 """
 
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
@@ -160,11 +157,6 @@ class Recipe(RecipeSettings, OneRun):
         """Return the rows of the training split that this recipe uses."""
         return split.capped(self.max_rows, seed=0)
 
-    @property
-    def limits(self) -> dict[str, int]:
-        """How every row is cut, as the description of a trained model notes it."""
-        return {"max_length": self.max_length}
-
 
 @checked
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -180,14 +172,9 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
       (warm restarts: Loshchilov and Hutter, 2017, arXiv 1608.03983). Each is kept, so that a recipe with one more
       restart goes on from the backbone of one that has fewer.
     * ``taught_share``, ``exit_weights``, ``exit_curriculum``, ``layer_dropout``: see
-      :mod:`consistentee.training.decoder.backbone_losses`.
+      :mod:`consistentee.training.decoder_backbone`.
     * ``traced_rows``: a row of a hundred tokens takes half a megabyte.
     """
-
-    @property
-    def limits(self) -> dict[str, int]:
-        """How every row is cut: nothing, for that is the task's matter too, and noted where rows are made."""
-        return {}
 
     def for_loop(self) -> Recipe:
         """Return the fields that the training loop of both kinds reads."""
@@ -208,9 +195,3 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
             max_new_tokens=noted.max_new_tokens,
             keep=task.keep,
         )
-
-    def tokens_for_heads(self, trace: "TokenTrace") -> "Tensor":
-        """Return which tokens of a trace learned heads are trained on: their numbers, int64 [at most head_tokens]."""
-        from consistentee.training.decoder.sources import drawn
-
-        return drawn(trace.may_exit, min(self.head_tokens, len(trace.may_exit)), self.seed).sort().values

@@ -12,7 +12,7 @@ from consistentee.models.heads import FACTORS, factors_of, set_factors
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import hold_out, training_source
+from consistentee.training.encoder import hold_out, training_source
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)
 PROBABILITIES = torch.tensor(

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from baselines.calm import CALMTokensClassifier, DecayingSaturationRule, DecayingSignalRule, agreement
 from consistentee.methods.method import get_method
-from consistentee.methods.token_answers import exit_answers
+from consistentee.training.token_answers import exit_answers
 from consistentee.rules.signals import margin
 from consistentee.traces.token_trace import TokenTraceView, record_tokens
 from consistentee.traces.walk import replay

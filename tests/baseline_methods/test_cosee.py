@@ -18,7 +18,7 @@ from consistentee.methods.reward import simulated_exits
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import layer_losses, training_source
+from consistentee.training.encoder import layer_losses, training_source
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
 

@@ -17,7 +17,7 @@ from consistentee.data.instances import Split, TaskData
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_last_exit
+from consistentee.training.encoder import train_last_exit
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, frozen_steps=100)
 STUDENTS = ["attention", "linear"]

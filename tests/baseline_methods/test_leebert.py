@@ -13,7 +13,7 @@ from baselines.leebert import SCORES, LeeBERT, alignment, lesson_weights, lesson
 from consistentee.data.instances import Split
 from consistentee.training import loop as training
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, layer_losses
+from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS, layer_losses
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
 METHOD = LeeBERT(held_out=0.3, weight_every=2)

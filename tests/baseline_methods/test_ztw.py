@@ -11,7 +11,7 @@ from baselines.ztw import ZTW
 from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier, RecordedLayer
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_last_exit
+from consistentee.training.encoder import train_last_exit
 
 RECIPE = Recipe(
     epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1, frozen_steps=30

@@ -27,8 +27,8 @@ from consistentee.traces.named_tokens import named_tokens
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
-from consistentee.training.decoder.backbone_losses import ExitLosses, joint_loss, states_with_layer_dropout
-from consistentee.training.decoder.sources import StepRows
+from consistentee.training.decoder_backbone import ExitLosses, joint_loss, states_with_layer_dropout
+from consistentee.training.sources import StepRows
 
 PROMPTS = random_prompts(9, seed=3)
 NEW_TOKENS = 8

@@ -8,7 +8,7 @@ from consistentee.methods.consistent_ee.distilled import ConsistentEEDistilled
 from consistentee.methods.reward import exit_shares
 from consistentee.models.classifiers import AttentionClassifier, LinearClassifier
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import layer_losses, train_last_exit, training_source
+from consistentee.training.encoder import layer_losses, train_last_exit, training_source
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-1, max_length=32)
 

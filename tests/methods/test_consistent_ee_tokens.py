@@ -19,12 +19,12 @@ from consistentee.methods.consistent_ee.tokens import (
 )
 from consistentee.methods.policy import POLICY
 from consistentee.methods.reward import rewards
-from consistentee.methods.token_answers import exit_answers
+from consistentee.training.token_answers import exit_answers
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
 from consistentee.training.decoder import stages as token_training
-from consistentee.training.decoder.sources import DrawnTokens
+from consistentee.training.sources import DrawnTokens
 from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(

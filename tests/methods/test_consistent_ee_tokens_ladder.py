@@ -12,7 +12,7 @@ from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensL
 from consistentee.methods.policy import POLICY
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import sweep
-from consistentee.training.decoder.sources import DrawnTokens
+from consistentee.training.sources import DrawnTokens
 from consistentee.training.recipe import TokenRecipe
 
 LADDER = ConsistentEETokensLadder(rungs=3, lowest_price=0.01, highest_price=1.0)

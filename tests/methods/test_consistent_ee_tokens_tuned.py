@@ -10,7 +10,7 @@ from torch.nn import functional
 from consistentee.methods.consistent_ee.tokens_tuned import ConsistentEETokensTuned, loss_where_tokens_leave
 from consistentee.methods.reward import exit_shares
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.decoder.head_loss import top_probabilities
+from consistentee.training.head_loss import top_probabilities
 from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(

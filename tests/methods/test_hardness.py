@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import training_source
+from consistentee.training.encoder import training_source
 
 
 def test_by_hand():

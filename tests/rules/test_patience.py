@@ -13,7 +13,7 @@ from baselines.pabee import PABEE
 from baselines.pcee_bert import PCEEBERT
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod
 from consistentee.rules.exit_rule import ConsecutiveRule, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import normalised_entropy
 from consistentee.traces.instance_trace import Trace

@@ -12,7 +12,7 @@ from consistentee.backbones.lm_head import logits_among
 from consistentee.engine.generate import generate
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokens
 from consistentee.methods.method import get_method
-from consistentee.methods.token_answers import exit_answers
+from consistentee.training.token_answers import exit_answers
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy, margin, top_probability
 from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVocabularyRule, prune_vocabulary

@@ -14,7 +14,7 @@ from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training import checkpoints, loop
 from consistentee.training.decoder import head_loss
-from consistentee.training.decoder.backbone_losses import (
+from consistentee.training.decoder_backbone import (
     ExitLosses,
     exit_weights,
     joint_loss,
@@ -23,10 +23,10 @@ from consistentee.training.decoder.backbone_losses import (
     states_with_layer_dropout,
     taught_loss,
 )
-from consistentee.training.decoder.backbone_stage import train_backbone
-from consistentee.training.decoder.head_loss import weighted_cross_entropy
-from consistentee.training.decoder.sources import DrawnRows, StepRows
-from consistentee.training.decoder.stages import train_exits, train_last_exit
+from consistentee.training.decoder_backbone import train_backbone
+from consistentee.training.head_loss import weighted_cross_entropy
+from consistentee.training.sources import DrawnRows, StepRows
+from consistentee.training.decoder import train_exits, train_last_exit
 from consistentee.training.recipe import TokenRecipe
 
 RECIPE = TokenRecipe(exit_steps=5, exit_batch_size=16, trains="all", backbone_steps=3, backbone_learning_rate=3e-3)

@@ -10,10 +10,10 @@ from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.traces.token_rows import TokenRows, collate_rows
-from consistentee.training.decoder.backbone_losses import ExitLosses, drawn_loss, last_exit_loss, loss_of
-from consistentee.training.decoder.drawn_exits import draw_exits, drawn_exits_loss, states_where_tokens_leave
-from consistentee.training.decoder.sources import StepRows
-from consistentee.training.decoder.stages import train_exits
+from consistentee.training.decoder_backbone import ExitLosses, drawn_loss, last_exit_loss, loss_of
+from consistentee.training.decoder_backbone import draw_exits, drawn_exits_loss, states_where_tokens_leave
+from consistentee.training.sources import StepRows
+from consistentee.training.decoder import train_exits
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(7, seed=3)

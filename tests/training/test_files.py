@@ -18,7 +18,7 @@ from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenSource
-from consistentee.training.stages import train_jointly
+from consistentee.training.encoder import train_jointly
 
 HOLD = """
 import sys, time

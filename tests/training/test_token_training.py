@@ -9,8 +9,8 @@ from conftest import make_text_task
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.decoder.sources import DrawnTokens, drawn
-from consistentee.training.decoder.stages import (
+from consistentee.training.sources import DrawnTokens, drawn
+from consistentee.training.decoder import (
     exit_loss,
     train_exits,
     train_learned_head,

@@ -13,12 +13,12 @@ from consistentee.errors import UserError
 from consistentee.files import LOCK
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop
-from consistentee.training.decoder.sources import DrawnRows, DrawnTokens
-from consistentee.training.decoder.stages import train_exits
+from consistentee.training.sources import DrawnRows, DrawnTokens
+from consistentee.training.decoder import train_exits
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe, TokenRecipe
 from consistentee.training.sources import TokenSource
-from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, train_jointly, training_source
+from consistentee.training.encoder import depth_weighted_loss, layer_losses, token_stage, train_jointly, training_source
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32)
 TOKEN_RECIPE = TokenRecipe(exit_steps=8, exit_batch_size=16, exit_learning_rate=1e-2, trains="all", backbone_steps=3)
