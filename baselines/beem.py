@@ -15,12 +15,13 @@ agreement is required of a whole batch.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData, UserError
+from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
 from consistentee.models.heads import FACTORS, factors_of, set_factors
 from consistentee.signals import top_probability
 from consistentee.training import hold_out, recorded_logits, train_jointly_on, training_source
@@ -71,11 +72,7 @@ class BEEM(Method):
     )
 
     weights: Literal["accuracy", "cost"] = "accuracy"
-    held_out: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise UserError(f"beem: held_out is a fraction between 0 and 1, got {self.held_out}")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers, then weigh the exits."""

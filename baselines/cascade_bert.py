@@ -18,8 +18,9 @@ The other classifiers are not trained, so a trace is valid at the companion's la
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from consistentee import (
@@ -31,7 +32,6 @@ from consistentee import (
     Recipe,
     TaskData,
     ThresholdRule,
-    UserError,
 )
 from consistentee.engine.classify import stock_encoded
 from consistentee.methods.hardness import cross_fitted
@@ -75,15 +75,9 @@ class CascadeBERT(Method):
 
     companion_layers: int | None = None
     companion_backbone: str | None = None
-    margin: float = 0.5
-    margin_weight: float = 0.5
-    folds: int = 3
-
-    def __post_init__(self) -> None:
-        if self.margin < 0 or self.margin_weight < 0:
-            raise UserError("cascade-bert: margin and margin_weight must not be negative")
-        if self.folds < 2:
-            raise UserError(f"cascade-bert: cross-fitting needs at least 2 folds, got {self.folds}")
+    margin: NonNegativeFloat = 0.5
+    margin_weight: NonNegativeFloat = 0.5
+    folds: Annotated[int, Field(ge=2)] = 3
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model and the companion separately, and join them."""

@@ -20,9 +20,10 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule, UserError
+from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.methods.reward import simulated_exits
 from consistentee.signals import even_log_odds
 from consistentee.training import TokenBatch, layer_losses, run_stage, steps_of, token_stage, training_source
@@ -69,17 +70,10 @@ class COSEE(Method):
     knob: ClassVar[Knob] = Knob("signal", (1.001, *even_log_odds(6, -14, 161), 0.0))
 
     signal: Literal["energy", "entropy", "max-probability"] = "energy"
-    thresholds: int = 5
-    sharpness: float = 1.0
-    ranking: float = 0.1
-    margin: float = 0.3
-
-    def __post_init__(self) -> None:
-        if self.thresholds < 1:
-            raise UserError(f"cosee: at least 1 threshold must be drawn at a step, got {self.thresholds}")
-        for name in ("sharpness", "ranking", "margin"):
-            if getattr(self, name) < 0:
-                raise UserError(f"cosee: {name} must not be negative, got {getattr(self, name)}")
+    thresholds: PositiveInt = 5
+    sharpness: NonNegativeFloat = 1.0
+    ranking: NonNegativeFloat = 0.1
+    margin: NonNegativeFloat = 0.3
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers in one stage."""

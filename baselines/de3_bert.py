@@ -13,9 +13,10 @@ by ln C; lambda is 1.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from consistentee import (
@@ -28,7 +29,6 @@ from consistentee import (
     Recipe,
     TaskData,
     ThresholdRule,
-    UserError,
 )
 from consistentee.signals import falling_fractions, normalised_entropy
 from consistentee.training import TokenBatch, depth_weighted_loss, layer_losses, run_stage, token_stage, training_source
@@ -51,16 +51,9 @@ class DE3BERT(Method):
     paper: ClassVar[str] = "He et al., DE3-BERT, 2024, arXiv 2402.05948"
     knob: ClassVar[Knob] = Knob("threshold", (_OUT_OF_REACH, *falling_fractions(6)[1:], 0.0))
 
-    regularised: float = 1.0
-    balance: float = 1.0
-    width: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("regularised", "balance"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{self.name}: {name} must not be negative, got {getattr(self, name)}")
-        if self.width < 2:
-            raise UserError(f"{self.name}: a metric space has at least 2 dimensions, got {self.width}")
+    regularised: NonNegativeFloat = 1.0
+    balance: NonNegativeFloat = 1.0
+    width: Annotated[int, Field(ge=2)] = 64
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, classifiers, maps and prototypes in one stage."""

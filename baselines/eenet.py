@@ -19,13 +19,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData, UserError
+from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
 from consistentee.models.heads import FACTORS, factors_of, set_factors
 from consistentee.training import (
     FeatureBatch,
@@ -72,13 +73,8 @@ class EENet(Method):
     paper: ClassVar[str] = "Ilhan et al., EENet, WACV 2024, arXiv 2301.07099"
     knob: ClassVar[Knob] = Knob("shift", (-_ALWAYS, *(-shift for shift in _SHIFTS[::-1]), 0.0, *_SHIFTS, _ALWAYS))
 
-    budget: float = 0.5
-    held_out: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("budget", "held_out"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"eenet: {name} is a fraction between 0 and 1, got {getattr(self, name)}")
+    budget: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and exits, then fit the scheduler on held-out rows."""

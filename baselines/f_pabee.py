@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, LayerView, MultiExitModel, State, UserError
+from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, LayerView, MultiExitModel, State
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(log-probabilities of this layer, and of the layer before; both [rows, classes]) -> float [rows], at least 0."""
@@ -73,11 +74,7 @@ class FPABEE(JointMethod):
     knob: ClassVar[Knob] = Knob("distance", _THRESHOLDS)
 
     distance: Literal["js", "kl"] = "js"
-    patience: int = 1
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise UserError(f"f-pabee: the patience must be at least 1, got {self.patience}")
+    patience: PositiveInt = 1
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after ``patience`` consecutive steps shorter than ``knob``."""

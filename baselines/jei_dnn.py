@@ -20,10 +20,11 @@ from functools import partial
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData, UserError
+from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
 from consistentee.signals import even_log_odds
 from consistentee.training import (
     FeatureBatch,
@@ -59,11 +60,7 @@ class JEIDNN(Method):
     version: ClassVar[int] = 2
     knob: ClassVar[Knob] = Knob("mass", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
 
-    price: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.price < 0:
-            raise UserError(f"jei-dnn: the price must not be negative, got {self.price}")
+    price: NonNegativeFloat = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, warm up the exits, then train gates and exits in turn."""

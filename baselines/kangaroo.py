@@ -17,7 +17,9 @@ of a layer, by its weights, for every token that it reads.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+from pydantic import Field, PositiveInt
 
 from consistentee import BranchSpec, DraftingMethod, MultiExitDecoder, TextTask, TokenRecipe
 from consistentee.training import train_branches
@@ -30,8 +32,8 @@ class Kangaroo(DraftingMethod):
     name: ClassVar[str] = "kangaroo"
     paper: ClassVar[str] = "Liu et al., Kangaroo, NeurIPS 2024, arXiv 2404.18911"
 
-    draft_tokens: int = 6
-    threshold: float = 0.6
+    draft_tokens: PositiveInt = 6
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.6
 
     @property
     def asks_exits(self) -> bool:

@@ -14,9 +14,11 @@ paper's exits take turns (``curriculum: rotational`` or ``gradual``) with weight
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from consistentee import DraftingMethod, MultiExitDecoder, TextTask, TokenRecipe, UserError
+from pydantic import Field
+
+from consistentee import DraftingMethod, MultiExitDecoder, TextTask, TokenRecipe
 from consistentee.training import train_exits
 from consistentee.training.recipe import ExitCurriculum, ExitWeights
 
@@ -35,14 +37,9 @@ class LayerSkip(DraftingMethod):
     name: ClassVar[str] = "layerskip"
     paper: ClassVar[str] = "Elhoushi et al., LayerSkip, ACL 2024, arXiv 2404.16710"
 
-    dropout: float = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     curriculum: ExitCurriculum = "all"
     exit_weights: ExitWeights = "depth"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"{self.name}: dropout must lie in [0, 1), got {self.dropout:g}")
 
     @property
     def asks_exits(self) -> bool:

@@ -20,9 +20,10 @@ them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from consistentee import (
@@ -34,7 +35,6 @@ from consistentee import (
     Recipe,
     SameAnswerRule,
     TaskData,
-    UserError,
 )
 from consistentee.training import (
     TokenBatch,
@@ -66,17 +66,9 @@ class LeeBERT(Method):
     paper: ClassVar[str] = "Zhu, LeeBERT, ACL 2021"
     knob: ClassVar[Knob] = Knob("patience", tuple(float(patience) for patience in range(1, 12)))
 
-    held_out: float = 0.1
-    weight_every: int = 5
-    weight_rate: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise UserError(f"leebert: held_out is a fraction between 0 and 1, got {self.held_out}")
-        if self.weight_every < 1:
-            raise UserError(f"leebert: weight_every must be at least 1, got {self.weight_every}")
-        if self.weight_rate < 0:
-            raise UserError(f"leebert: weight_rate must not be negative, got {self.weight_rate}")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    weight_every: PositiveInt = 5
+    weight_rate: NonNegativeFloat = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, all classifiers and the weights of the losses in one stage."""

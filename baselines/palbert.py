@@ -11,9 +11,10 @@ vector; the one before layer 1 is 0. The network is shared by all layers, with o
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
 from consistentee import (
@@ -27,7 +28,6 @@ from consistentee import (
     Recipe,
     State,
     TaskData,
-    UserError,
 )
 from consistentee.methods.reward import exit_distribution
 from consistentee.signals import even_log_odds
@@ -52,15 +52,9 @@ class PALBERT(Method):
     paper: ClassVar[str] = "Balagansky & Gavrilov, PALBERT, NeurIPS 2022, arXiv 2204.03276"
     knob: ClassVar[Knob] = Knob("quantile", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
 
-    rate: float = 0.1
-    near_prior: float = 0.5
-    hidden: int = 32
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise UserError(f"palbert: the rate lies between 0 and 1, got {self.rate}")
-        if self.near_prior < 0:
-            raise UserError(f"palbert: near_prior must not be negative, got {self.near_prior}")
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    near_prior: NonNegativeFloat = 0.5
+    hidden: PositiveInt = 32
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, classifier and exit distribution in one stage."""

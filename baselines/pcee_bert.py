@@ -11,7 +11,9 @@ patience.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, MultiExitModel, ThresholdRule, UserError
+from pydantic import PositiveInt
+
+from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, MultiExitModel, ThresholdRule
 from consistentee.signals import falling_fractions, normalised_entropy
 
 _THRESHOLDS = (1.001, *falling_fractions(6), 0.0)
@@ -30,11 +32,7 @@ class PCEEBERT(JointMethod):
     paper: ClassVar[str] = "Zhang et al., PCEE-BERT, Findings of NAACL 2022"
     knob: ClassVar[Knob] = Knob("normalised entropy", _THRESHOLDS)
 
-    patience: int = 2
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise UserError(f"pcee-bert: the patience must be at least 1, got {self.patience}")
+    patience: PositiveInt = 2
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after ``patience`` consecutive layers with a normalised entropy below ``knob``."""

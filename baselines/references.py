@@ -1,7 +1,7 @@
 """The references of every table: full, static and random for rows and tokens; oracle and majority class for rows.
 
 An exit rule must be better than the stock model, a shorter model and chance, and cannot be better than the oracle on
-the jointly trained model. Exits of a decoder are after some layers only; knobs count true layers.
+the jointly trained model. A decoder has exits after some layers only; knobs count true layers.
 """
 
 from collections.abc import Sequence

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
+from pydantic import PositiveInt
+
 from consistentee import ExitRule, Knob, MultiExitDecoder, TokenMethod
-from consistentee.rules.schedules import ScheduledRule, check_horizon, mean_layers, text_length
+from consistentee.rules.schedules import ScheduledRule, mean_layers, text_length
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,7 @@ class SkipDecode(TokenMethod):
     paper: ClassVar[str] = "Del Corro et al., SkipDecode, 2023, arXiv 2307.02628"
     knob: ClassVar[Knob] = Knob("mean layer", tuple(float(layer) for layer in range(6, 31, 3)))
 
-    horizon: int | None = None
-
-    def __post_init__(self) -> None:
-        check_horizon(self.horizon)
+    horizon: PositiveInt | None = None
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
         return mean_layers(model)

@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from consistentee.errors import UserError
-from consistentee.methods.method import Method, code_file, get_method
-from consistentee.methods.method import TokenMethod
+from consistentee.methods.method import Method, TokenMethod, code_file, get_method
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 

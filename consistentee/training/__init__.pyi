@@ -1,9 +1,13 @@
 from consistentee.training.decoder import (
+    tokens_for_heads as tokens_for_heads,
+)
+from consistentee.training.decoder import (
     train_branches as train_branches,
 )
 from consistentee.training.decoder import (
-    tokens_for_heads as tokens_for_heads,
     train_exits as train_exits,
+)
+from consistentee.training.decoder import (
     train_last_token_exit as train_last_token_exit,
 )
 from consistentee.training.decoder import (
