@@ -49,7 +49,6 @@ from consistentee.training import (
     StateBatch,
     cached_rows,
     exit_answers,
-    tokens_for_heads,
     train_exits,
     train_heads,
     train_jointly_on,
@@ -241,7 +240,7 @@ class CALMTokensClassifier(_CALMTokens):
         """Train the exits, then the confidence on the frozen exits."""
         trace = train_exits(model, task, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
-        trace = trace.select(tokens_for_heads(trace, recipe))
+        trace = trace.select(recipe.tokens_for_heads(trace))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
         title = "asking exits" if recipe.progress else None

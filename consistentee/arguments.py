@@ -82,7 +82,8 @@ def _checking(
 
 def check_fields(instance: Any, title: str) -> None:
     """Raise UserError for a field of a dataclass that its annotation excludes; ``title`` is used in the message."""
-    for name, adapter in _adapters_of_fields(type(instance)).items():
+    kind: Hashable = type(instance)
+    for name, adapter in _adapters_of_fields(kind).items():
         try:
             adapter.validate_python(getattr(instance, name))
         except ValidationError as error:

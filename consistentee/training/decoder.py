@@ -21,8 +21,8 @@ from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import TokenTrace, compact_dtype, record_tokens
 from consistentee.training.decoder_backbone import exit_weights, last_exit_loss, loss_of, train_backbone
 from consistentee.training.loop import run_stage, training_device
-from consistentee.training.recipe import Target, TokenRecipe
-from consistentee.training.sources import DrawnRowStates, DrawnTokens, StateBatch, drawn
+from consistentee.training.recipe import Target, TokenRecipe, drawn
+from consistentee.training.sources import DrawnRowStates, DrawnTokens, StateBatch
 from consistentee.training.stage import Stage
 
 ADAPTERS = "exit_adapters."
@@ -88,15 +88,10 @@ def cached_states(model: MultiExitDecoder, rows: Sequence[TokenRow], recipe: Tok
     )
 
 
-def tokens_for_heads(trace: TokenTrace, recipe: TokenRecipe) -> Tensor:
-    """Draw the tokens of a trace that learned heads are trained on: their numbers, int64 [at most head_tokens]."""
-    return drawn(trace.may_exit, min(recipe.head_tokens, len(trace.may_exit)), recipe.seed).sort().values
-
-
 @torch.no_grad()
 def _start_exits(trace: TokenTrace, recipe: TokenRecipe) -> None:
     """Set every exit below L to the least-squares map of its states onto those of layer L, if so configured."""
-    model, tokens = trace.model, tokens_for_heads(trace, recipe)
+    model, tokens = trace.model, recipe.tokens_for_heads(trace)
     if recipe.exit_start == "stock" or not len(tokens):
         return
     for index, layer in enumerate(model.exit_layers[:-1]):

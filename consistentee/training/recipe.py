@@ -16,8 +16,11 @@ from consistentee.data.instances import Split
 from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
     from consistentee.traces.token_rows import TokenRow
+    from consistentee.traces.token_trace import TokenTrace
 
 Trains = Literal["exits", "lora", "all"]
 """Trained weights: exit adapters on a frozen backbone; low-rank updates of the backbone too; or all of it."""
@@ -195,3 +198,17 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
             max_new_tokens=noted.max_new_tokens,
             keep=task.keep,
         )
+
+    def tokens_for_heads(self, trace: "TokenTrace") -> "Tensor":
+        """Draw the tokens of a trace that learned heads are trained on: their numbers, int64 [at most head_tokens]."""
+        return drawn(trace.may_exit, min(self.head_tokens, len(trace.may_exit)), self.seed).sort().values
+
+
+def drawn(numbers: "Tensor", draws: int, seed: int) -> "Tensor":
+    """Draw from the numbers at random, each one once before any is drawn again: int64 [draws]."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    rounds = -(-draws // max(len(numbers), 1))
+    orders = [numbers[torch.randperm(len(numbers), generator=generator)] for _ in range(rounds)]
+    return torch.cat(orders)[:draws] if orders else numbers[:0]

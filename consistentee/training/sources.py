@@ -19,7 +19,7 @@ from consistentee.traces.row_states import RowBatch, RowStates
 from consistentee.traces.token_rows import TokenRow, TokenRows, collate_rows
 from consistentee.traces.token_trace import TokenTrace
 from consistentee.training.precision import precision_used
-from consistentee.training.recipe import PrecisionSetting
+from consistentee.training.recipe import PrecisionSetting, drawn
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,3 @@ class DrawnRowStates:
 
     def fingerprint(self) -> str:
         return hash_tensors({"drawn": self.numbers}) + self.states.fingerprint()
-
-
-def drawn(numbers: Tensor, draws: int, seed: int) -> Tensor:
-    """Draw from the numbers at random, each one once before any is drawn again: int64 [draws]."""
-    generator = torch.Generator().manual_seed(seed)
-    rounds = -(-draws // max(len(numbers), 1))
-    orders = [numbers[torch.randperm(len(numbers), generator=generator)] for _ in range(rounds)]
-    return torch.cat(orders)[:draws] if orders else numbers[:0]

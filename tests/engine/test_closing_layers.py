@@ -3,8 +3,7 @@
 import pytest
 import torch
 from conftest import DECODER_FAMILIES, make_text_task, random_prompts
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from baselines.calm import CALMTokensClassifier
 from baselines.references import RandomRule

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import random_prompts
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from baselines.calm import DecayingSaturationRule, DecayingSignalRule
 from baselines.references import RandomRule

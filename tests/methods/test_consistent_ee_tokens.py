@@ -117,7 +117,7 @@ class TestStages:
         answers, batch = exit_answers(trace, with_confidence=reads != "state"), all_states(trace)
         hardness = memorized_exit_layer(answers.correct("label"), model.exit_layers)
         torch.manual_seed(0)
-        loss = method._policy_loss(answers, hardness, model, batch)
+        loss = method.policy_stage_loss(answers, hardness, model, batch)
 
         logits = torch.stack(
             [model.logits(layer, batch.speaking[:, i]) for i, layer in enumerate(model.exit_layers)], dim=1
@@ -135,7 +135,7 @@ class TestStages:
         trace = record_tokens(model, ROWS)
         answers, hardness = exit_answers(trace), torch.tensor([3, 4, 3, 4, 3])
         monkeypatch.setattr(tokens, "policy_loss", lambda p, reward, *_: given.append(reward) or p.sum())
-        method._policy_loss(answers, hardness, model, all_states(trace))
+        method.policy_stage_loss(answers, hardness, model, all_states(trace))
         price = 0.5 * (1 - hardness / 4)
         expected = -answers.label_losses - torch.stack([price * 3, price * 4], dim=1)
         torch.testing.assert_close(given[0], expected)
@@ -171,7 +171,7 @@ class TestStages:
             policy.load_state_dict(
                 {n: torch.full_like(t, bias) * (t.dim() == 1) for n, t in policy.state_dict().items()}
             )
-            torch.testing.assert_close(method._consistent_loss("label", answers, model, batch), expected)
+            torch.testing.assert_close(method.exit_consistent_loss("label", answers, model, batch), expected)
 
     @pytest.mark.parametrize(
         "options",

@@ -2,8 +2,7 @@
 
 import torch
 from conftest import make_task
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer
 from consistentee.methods.reward import exact_policy_loss, exit_distribution, reinforce_policy_loss, rewards

@@ -17,9 +17,9 @@ from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.row_states import record_rows
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.decoder import branch_loss, branch_logits, train_branches
-from consistentee.training.sources import DrawnRowStates
+from consistentee.training.decoder import branch_logits, branch_loss, train_branches
 from consistentee.training.recipe import TokenRecipe
+from consistentee.training.sources import DrawnRowStates
 
 PROMPTS = random_prompts(6, seed=4)
 ROWS = [([2, 7, 9, 20], [30, 31, 3]), ([2, 8], [40, 3]), ([2, 8, 11], [41])]

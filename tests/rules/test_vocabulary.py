@@ -12,7 +12,6 @@ from consistentee.backbones.lm_head import logits_among
 from consistentee.engine.generate import generate
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokens
 from consistentee.methods.method import get_method
-from consistentee.training.token_answers import exit_answers
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy, margin, top_probability
 from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVocabularyRule, prune_vocabulary
@@ -21,6 +20,7 @@ from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
+from consistentee.training.token_answers import exit_answers
 
 PROMPTS = random_prompts(7, seed=5)
 NEW_TOKENS = 6

@@ -9,9 +9,9 @@ from conftest import make_text_task
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.decoder import exit_loss, tokens_for_heads, train_exits, train_learned_head
-from consistentee.training.recipe import TokenRecipe
-from consistentee.training.sources import DrawnTokens, drawn
+from consistentee.training.decoder import exit_loss, train_exits, train_learned_head
+from consistentee.training.recipe import TokenRecipe, drawn
+from consistentee.training.sources import DrawnTokens
 
 RECIPE = TokenRecipe(
     exit_steps=15, exit_batch_size=16, exit_learning_rate=2e-2, head_steps=5, head_batch_size=16, backbone_steps=3
@@ -95,9 +95,9 @@ def test_learned_heads_train_alone(tiny_decoder):
     trace = train_exits(model, make_text_task(), RECIPE)
     model.add_head("confidence", HeadSpec(shared=True))
     before = model.clone_weights()
-    tokens = tokens_for_heads(trace, RECIPE)
+    tokens = RECIPE.tokens_for_heads(trace)
     assert torch.equal(tokens, trace.may_exit), "as many as there are"
-    few = tokens_for_heads(trace, replace(RECIPE, head_tokens=7))
+    few = replace(RECIPE, head_tokens=7).tokens_for_heads(trace)
     assert len(few.unique()) == 7
     assert (trace.step[few] > 0).all()
 

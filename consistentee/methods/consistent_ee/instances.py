@@ -148,11 +148,13 @@ class ConsistentEE(Method):
     def _fit_policy(
         self, model: MultiExitModel, rows: FeatureSource | TokenSource, hardness: Tensor | None, recipe: Recipe
     ) -> None:
-        loss = partial(self._policy_loss, hardness)
+        loss = partial(self.policy_stage_loss, hardness)
         details = {"method": repr(self), "hardness": hardness}
         train_heads(model, rows, loss, recipe, name="policy", trains=_POLICY_WEIGHTS, details=details)
 
-    def _policy_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch) -> Tensor:
+    def policy_stage_loss(
+        self, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch
+    ) -> Tensor:
         """Compute L_pi, averaged over the prices; on tokens the frozen model runs first."""
         if isinstance(batch, FeatureBatch):
             outputs = batch.outputs
@@ -165,7 +167,7 @@ class ConsistentEE(Method):
         self, model: MultiExitModel, source: TokenSource, hardness: Tensor | None, recipe: Recipe
     ) -> None:
         """Run stage 3."""
-        loss = partial(self._consistent_loss, hardness)
+        loss = partial(self.exit_consistent_loss, hardness)
         details = {"method": repr(self), "hardness": hardness}
         stage = token_stage("exit-consistent", loss, recipe, also_trains=_POLICY_WEIGHTS, details=details)
         joint_stage = replace(
@@ -176,7 +178,7 @@ class ConsistentEE(Method):
         )
         run_stage(model, source, joint_stage, recipe)
 
-    def _consistent_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    def exit_consistent_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch) -> Tensor:
         """Compute ``sum_t q_t CE_t`` plus L_pi, averaged over the prices."""
         outputs = model(batch.tokens)
         answers = layer_losses(outputs.logits, batch.labels)

@@ -44,7 +44,7 @@ from consistentee.methods.reward import Estimator, exit_distribution, policy_los
 from consistentee.methods.token_methods import VocabularyMethod
 from consistentee.signals import even_log_odds
 from consistentee.training import StateBatch, exit_answers, train_exits, train_learned_head
-from consistentee.training.decoder import ADAPTERS, tokens_for_heads, train_on_states, wanted_answers
+from consistentee.training.decoder import ADAPTERS, train_on_states, wanted_answers
 from consistentee.training.recipe import Target
 from consistentee.training.token_answers import ExitAnswers
 
@@ -112,7 +112,7 @@ class ConsistentEETokens(VocabularyMethod):
             )
         everything = self.train_stage_1(model, task, recipe)
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
-        trace = everything.select(tokens_for_heads(everything, recipe))
+        trace = everything.select(recipe.tokens_for_heads(everything))
         if len(model.exit_layers) == 1 or not len(trace):
             return model
         answers = self._answers(trace, recipe)
@@ -162,11 +162,11 @@ class ConsistentEETokens(VocabularyMethod):
     def _fit_policy(
         self, trace: TokenTrace, answers: ExitAnswers, hardness: Tensor | None, recipe: TokenRecipe
     ) -> None:
-        loss = partial(self._policy_loss, answers, hardness)
+        loss = partial(self.policy_stage_loss, answers, hardness)
         details = {**self._settings(), "costs": self.costs(answers), "hardness": hardness}
         train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=POLICY, details=details)
 
-    def _policy_loss(
+    def policy_stage_loss(
         self, answers: ExitAnswers, hardness: Tensor | None, model: MultiExitDecoder, batch: StateBatch
     ) -> Tensor:
         """Compute L_pi of a batch, averaged over the prices; ``answers`` and ``hardness`` are of the whole trace."""
@@ -183,7 +183,7 @@ class ConsistentEETokens(VocabularyMethod):
         train_on_states(
             trace,
             torch.arange(len(trace)),
-            partial(self._consistent_loss, recipe.target, answers),
+            partial(self.exit_consistent_loss, recipe.target, answers),
             recipe,
             name="exit-consistent",
             trains=(ADAPTERS,),
@@ -193,7 +193,7 @@ class ConsistentEETokens(VocabularyMethod):
             details={**self._settings(), "target": recipe.target},
         )
 
-    def _consistent_loss(
+    def exit_consistent_loss(
         self, target: Target, answers: ExitAnswers, model: MultiExitDecoder, batch: StateBatch
     ) -> Tensor:
         """Compute the mean loss of tokens at exits drawn from the policy; tokens that run to layer L have none."""

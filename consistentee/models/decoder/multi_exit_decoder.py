@@ -17,8 +17,7 @@ from consistentee.data.prompts import Keep
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
-from consistentee.models.decoder import files as decoder_files
-from consistentee.models.decoder import lora
+from consistentee.models.decoder import files as decoder_files, lora
 from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
 from consistentee.models.decoder.branches import Branch, BranchSpec
 from consistentee.models.decoder.description import (
