@@ -7,6 +7,7 @@
   al., NAACL 2021);
 * ``ensemble`` reads the pooled vectors of its layer and of all before, and the logits of the classifiers there (ZTW,
   Wolczyk et al., NeurIPS 2021);
+* ``product`` multiplies the answers of its layer and of all before (Jazbec et al., NeurIPS 2023);
 * ``class-means`` answers with the class whose mean is nearest (E2CM, Goermez et al., IJCNN 2022).
 
 A kind of your own is one subclass of :class:`InternalClassifier`, entered in :data:`CLASSIFIER_KINDS` under its name
@@ -283,6 +284,30 @@ class EnsembleClassifier(InternalClassifier):
         return self.average(self.heads_say(layer.history))
 
 
+class ProductClassifier(LinearClassifier):
+    """Product of experts: linear classifiers whose logits f_j give ``prod_{j<=m} softplus(f_j)^(j/L)``.
+
+    Earlier classifiers belong to the other exits and are not saved again.
+    """
+
+    reads_history: ClassVar[bool] = True
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        # A tuple, so that the classifiers belong to their own exits alone.
+        self._experts = (*(other for other in place.before if isinstance(other, ProductClassifier)), self)
+        self._num_layers = place.num_layers
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        experts = zip(self._experts, layer.history.unbind(dim=1), strict=True)
+        said = [functional.linear(expert.dropout(pooled), expert.weight, expert.bias) for expert, pooled in experts]
+        logits = torch.stack(said, dim=1)
+        # The logarithm of softplus is the logit itself far below 0, where softplus would be rounded to 0.
+        logs = torch.where(logits < -15, logits, functional.softplus(logits).log())
+        shares = torch.arange(1, len(said) + 1, device=logs.device) / self._num_layers
+        return (logs * shares.unsqueeze(1)).sum(dim=1)
+
+
 class ClassMeansClassifier(InternalClassifier):
     """E2CM's classifier: minus the distance from each class mean, divided by the average distance of training rows.
 
@@ -309,6 +334,7 @@ CLASSIFIER_KINDS: dict[str, type[InternalClassifier]] = {
     "attention": AttentionClassifier,
     "past-future": PastFutureClassifier,
     "ensemble": EnsembleClassifier,
+    "product": ProductClassifier,
     "class-means": ClassMeansClassifier,
 }
 """Kinds of classifiers by name."""

@@ -1,7 +1,7 @@
 """MultiExitModel: a stock encoder with pooling, an internal classifier per layer, and heads of methods."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -225,8 +225,11 @@ class MultiExitModel(MultiExit):
             raise UserError(f"the {kind} classifier of layer {layer} reads more than the pooled vector of its layer")
         return classifier(RecordedLayer(pooled.unsqueeze(1)))
 
-    def forward(self, batch: Batch) -> LayerOutputs:
-        """Run all layers on all rows, for training and tracing."""
+    def forward(self, batch: Batch, *, cut_after: Collection[int] = ()) -> LayerOutputs:
+        """Run all layers on all rows, for training and tracing.
+
+        ``cut_after``: layers whose output passes no gradient on to them from later layers.
+        """
         keeps_tokens, dtype = self.reads_tokens, self.dtype
         vectors, states = [], []
         with self._layers_precision():
@@ -236,6 +239,8 @@ class MultiExitModel(MultiExit):
                 hidden = self.stepper.step(layer, hidden, context).to(dtype)
             vectors.append(self.pool_tokens(hidden, context.padding_mask))
             states.append(hidden if keeps_tokens else None)
+            if layer in cut_after:
+                hidden = hidden.detach()
         return self._read(torch.stack(vectors, dim=1), states, context.padding_mask)
 
     def read_vectors(self, vectors: Tensor) -> LayerOutputs:
