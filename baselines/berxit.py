@@ -14,17 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import head_probability
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import layer_losses, token_stage, training_source
+from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.models.encoder.multi_exit_model import LayerOutputs
+from consistentee.signals import even_log_odds, head_probability
+from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
 _UNCERTAINTY = "uncertainty"
 
@@ -39,7 +32,6 @@ class BERxiT(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, classifiers and the guess in one stage, whose steps alternate."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
         stage = token_stage("alternating", _alternating_loss, recipe, also_trains=(f"exit_heads.{_UNCERTAINTY}.",))
@@ -48,7 +40,6 @@ class BERxiT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit where the predicted uncertainty is below ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
 
 

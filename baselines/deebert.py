@@ -15,15 +15,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.methods.knob_grids import entropy_thresholds
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import entropy
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch
-from consistentee.training.stages import (
+from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.signals import entropy, entropy_thresholds
+from consistentee.training import (
+    FeatureBatch,
     cached_rows,
     early_exits,
     layer_losses,
@@ -46,7 +41,6 @@ class DeeBERT(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then train the off-ramps on cached features."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_own_poolers()
@@ -60,7 +54,6 @@ class DeeBERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the entropy is below ``knob`` nats."""
-        self.check_knob(model, knob)
         return ThresholdRule(entropy, knob, exit_when="below")
 
 

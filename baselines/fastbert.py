@@ -19,21 +19,17 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.methods.knob_grids import falling_fractions
-from consistentee.methods.method import Knob, Method
-from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import normalised_entropy
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, TokenBatch, TokenSource
-from consistentee.training.stage import Stage
-from consistentee.training.stages import (
+from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.signals import falling_fractions, normalised_entropy
+from consistentee.training import (
+    FeatureBatch,
+    Stage,
+    TokenBatch,
+    TokenSource,
     cached_rows,
     distillation_loss,
     early_exits,
+    run_stage,
     train_heads,
     train_last_exit_on,
     training_source,
@@ -59,7 +55,6 @@ class FastBERT(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then distil it into the students."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
         if self.classifier == "attention":
@@ -70,7 +65,6 @@ class FastBERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the normalised entropy is below ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(normalised_entropy, knob, exit_when="below")
 
 

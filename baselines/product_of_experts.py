@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.signals import top_probability
+from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import train_jointly
 
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.signals import top_probability
+from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
 _TWELFTHS = (1, 4, 6, 12)

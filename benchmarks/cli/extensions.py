@@ -73,8 +73,7 @@ def check_task(
     data: DataOption = None,
 ) -> None:
     """Read every row of a task: sizes, labels, lengths, leakage between splits; what is wrong, in plain words."""
-    from benchmarks.tasks.check import check_task as check
-    from benchmarks.tasks.check import report_tables
+    from benchmarks.tasks.check import check_task as check, report_tables
 
     report = check(task, data, backbone)
     output_console().print(report_tables(report))

@@ -11,8 +11,13 @@ from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
-from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import (
+    TOKEN_ENTRY_POINT_GROUP,
+    AnyMethod,
+    TokenMethod,
+    available_methods,
+    method_class_of,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.commands.inventory import listed_methods, listed_token_methods
 from benchmarks.terminal import add_columns, add_row, plain_table
-from consistentee.methods.method import AnyMethod, Method
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import AnyMethod, Method, TokenMethod
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,8 +15,12 @@ from pydantic import BaseModel, ValidationError
 from benchmarks.specs.base import BaseCellSpec, folder_name, validation_sentence
 from benchmarks.store.keys import differences
 from benchmarks.store.records import BaseRecord, FailureRecord, KeyParts, RecordT, TimingT
-from benchmarks.store.sealing import file_fault, unsealed, write_json
-from benchmarks.store.sealing import write_text as write_text  # noqa: PLC0414
+from benchmarks.store.sealing import (
+    file_fault,
+    unsealed,
+    write_json,
+    write_text as write_text,  # noqa: PLC0414
+)
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing, set_aside
 

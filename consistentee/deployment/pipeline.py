@@ -9,8 +9,7 @@ from consistentee.arguments import Number, checked
 from consistentee.data.instances import Text
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
-from consistentee.methods.method import Method, code_file, get_method
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import Method, TokenMethod, code_file, get_method
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule

@@ -42,12 +42,6 @@ def mean_layers(model: MultiExitDecoder) -> tuple[float, ...]:
     return tuple(sorted(map(float, (*model.exit_layers, *between))))
 
 
-def check_horizon(horizon: int | None) -> None:
-    """Raise UserError for a horizon below 1."""
-    if horizon is not None and horizon < 1:
-        raise UserError(f"a schedule is stretched over at least one token, got a horizon of {horizon}")
-
-
 def text_length(model: MultiExitDecoder, horizon: int | None) -> int:
     """Return the number of tokens of a schedule: ``horizon``, else the length the model was trained with, else 64."""
     return horizon or model.description.max_new_tokens or _USUAL_LENGTH

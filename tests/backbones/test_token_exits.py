@@ -3,8 +3,7 @@
 import pytest
 import torch
 from conftest import FAMILIES, VOCABULARY, make_task, random_texts
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 from consistentee.backbones.encoders import EncoderStepper, layers_run, stepper_for

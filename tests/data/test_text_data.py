@@ -5,8 +5,7 @@ import pickle
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from consistentee.data.prompts import Prompt, PromptSplit, TextTask, cut_prompt, fit_prompt
 from consistentee.errors import UserError

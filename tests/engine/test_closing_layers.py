@@ -3,8 +3,7 @@
 import pytest
 import torch
 from conftest import make_text_task, random_prompts
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from baselines.calm import CALMTokensClassifier
 from baselines.references import RandomRule
@@ -24,8 +23,8 @@ from consistentee.rules.signals import margin
 from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.walk import sweep
-from consistentee.training.decoder.backbone_losses import ExitLosses, joint_loss, states_with_layer_dropout
-from consistentee.training.decoder.sources import StepRows
+from consistentee.training.decoder_backbone import ExitLosses, joint_loss, states_with_layer_dropout
+from consistentee.training.sources import StepRows
 
 PROMPTS = random_prompts(9, seed=3)
 NEW_TOKENS = 8
@@ -172,7 +171,7 @@ class TestRefusals:
     def test_methods_that_need_to_know_it_before_they_are_trained(self, model, name, monkeypatch):
         method = get_method(name)
         monkeypatch.setattr(type(method), "fit", lambda *_: pytest.fail("trained for nothing"))
-        with pytest.raises(UserError, match="before a token leaves"):
+        with pytest.raises(UserError, match="closing layers"):
             train_method(method, name, model, make_text_task(), RECIPE)
 
     def test_keys_and_values_of_full_depth(self, model):

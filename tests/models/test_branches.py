@@ -13,7 +13,7 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_trace import record_rows, record_tokens
-from consistentee.training.decoder.branch_stage import branch_loss, said_by_branch, train_branches
+from consistentee.training.decoder import branch_logits, branch_loss, train_branches
 from consistentee.training.recipe import TokenRecipe
 
 PROMPTS = random_prompts(6, seed=4)
@@ -122,7 +122,7 @@ def test_loss_is_that_of_the_tokens_that_give_the_response(tiny_decoder):
             gives = slice(len(prompt) - 1, len(prompt) - 1 + len(response))
             wanted = model.logits(4, hidden[0, gives, -1]).softmax(-1)
             for place, layer in enumerate((1, 2, 3)):
-                said = said_by_branch(model, layer, hidden[:, :, place], states.batch([number]))
+                said = branch_logits(model, layer, hidden[:, :, place], states.batch([number]))
                 losses.append(functional.cross_entropy(said, wanted, reduction="none"))
         by_hand = torch.stack([torch.cat(losses[place::3]).mean() for place in range(3)]).mean()
     torch.testing.assert_close(together, by_hand)

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_task, random_texts
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode

@@ -30,8 +30,8 @@ from benchmarks.testing.faults import FIT_SECTION, KNOB_SECTION, STATE_SECTION, 
 from consistentee.methods.method import get_method
 from consistentee.models import classifiers
 from consistentee.models.heads import HeadSpec
-from consistentee.training.decoder.sources import StateBatch
 from consistentee.training.recipe import RecipeSettings
+from consistentee.training.sources import StateBatch
 
 GUIDE = (ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8")
 CODE = [block.source for block in blocks_of("docs/add_a_method.md", "python")]

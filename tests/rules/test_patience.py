@@ -5,15 +5,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from baselines.f_pabee import FPABEE, SmallStepRule, jensen_shannon, kullback_leibler
 from baselines.pabee import PABEE
 from baselines.pcee_bert import PCEEBERT
 from consistentee.errors import UserError
-from consistentee.methods.method import get_method
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod, get_method
 from consistentee.rules.exit_rule import ConsecutiveRule, SameAnswerRule
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay

@@ -4,13 +4,12 @@ import pytest
 import torch
 from conftest import make_text_task, random_prompts
 
-from baselines.calm import DecayingSignalRule
+from baselines.calm import DecayingThresholdRule
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.backbones import decoders
 from consistentee.backbones.decoders import logits_among
 from consistentee.engine.generate import generate
 from consistentee.methods.method import get_method
-from consistentee.methods.token_answers import exit_answers
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy, margin, top_probability
 from consistentee.rules.vocabulary import CANDIDATES, CandidatesView, PrunedVocabularyRule, prune_vocabulary
@@ -18,6 +17,7 @@ from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
+from consistentee.training.token_answers import exit_answers
 
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 6
@@ -25,7 +25,7 @@ RULES = {
     "margin": ThresholdRule(margin, 0.2, "above"),
     "entropy": ThresholdRule(entropy, 1.0, "below"),
     "patience": ConsecutiveRule(SameAnswerRule(), 1),
-    "falling": DecayingSignalRule(margin, 0.3, 4.0, NEW_TOKENS),
+    "falling": DecayingThresholdRule(margin, 0.3, 4.0, NEW_TOKENS, 32),
 }
 
 

@@ -21,8 +21,8 @@ from consistentee.progress import Position, Steps, begin_stage, listening, track
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop
+from consistentee.training.encoder import train_jointly
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_jointly
 
 PROMPTS = random_prompts(3, seed=3)
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from benchmarks.specs.base import MethodEntry, SuiteSpec, folder_name
 from benchmarks.specs.suites import Filters, expand, list_suites, load_suite, select_methods

@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from generation_by_hand import write_generation
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from records_by_hand import made_up_suite, timing, write_results
 from rich.console import Console
 from small_suite import Bench

@@ -9,8 +9,7 @@ import pytest
 from records_by_hand import cell, operating_point, parts_by_hand, write_results
 
 from benchmarks.analysis.frames import first_timings, load_results
-from benchmarks.store import folders as storage
-from benchmarks.store import shared_weights
+from benchmarks.store import folders as storage, shared_weights
 from benchmarks.store.folders import (
     PREDICTIONS_FILE,
     RECORD_FILE,

@@ -13,8 +13,7 @@ from typing import get_args
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from benchmarks import list_tasks, load_task
 from benchmarks.tasks import loader

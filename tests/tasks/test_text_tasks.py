@@ -9,8 +9,7 @@ from typing import get_args
 import pytest
 import yaml
 from documents import ROOT
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from typer.testing import CliRunner
 
 from benchmarks.cli import app

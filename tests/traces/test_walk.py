@@ -1,8 +1,7 @@
 """The exit loop over recorded layers against a plain one that knows a single row, for rules drawn at random."""
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy, margin, top_probability

@@ -25,7 +25,7 @@ from benchmarks.store.generation_records import DecodingPoint, Mean, ReadReferen
 from consistentee.data.prompts import TextTask
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod
 from consistentee.models.base import Precision
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.training.loop import training_device

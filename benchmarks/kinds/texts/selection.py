@@ -13,8 +13,8 @@ from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget,
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.metrics import token_match
 from consistentee.engine.generate import Generations
-from consistentee.methods.token_method import TokenMethod
-from consistentee.methods.vocabulary_method import VocabularyMethod
+from consistentee.methods.method import TokenMethod
+from consistentee.methods.token_methods import VocabularyMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
 from consistentee.traces.token_trace import TokenTrace, named_tokens, record_tokens

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from consistentee.files import computed_once, hash_json
-from consistentee.methods.policy import confidence_features
 from consistentee.progress import tracked
+from consistentee.rules.signals import confidence_features
 from consistentee.rules.view import likeliest, said_among
 from consistentee.traces.token_trace import CHUNK, TokenTrace
 from consistentee.training.recipe import Target

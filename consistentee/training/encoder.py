@@ -1,40 +1,32 @@
-"""The stages that several methods share, and the losses they are made of."""
+"""Stages of classification that several methods share, and the losses they are made of."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from statistics import fmean
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.encoding import fingerprint
 from consistentee.data.instances import TaskData
-from consistentee.data.metrics import score
 from consistentee.errors import UserError
-from consistentee.files import hash_json
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
-from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits, record_outputs
 from consistentee.training.loop import run_stage
-from consistentee.training.precision import precision_used
-from consistentee.training.recipe import PrecisionSetting, Recipe
-from consistentee.training.sources import FeatureSource, JudgedRows, TokenBatch, TokenSource, label_tensor
+from consistentee.training.recipe import Recipe
+from consistentee.training.sources import FeatureSource, TokenBatch, TokenSource, ValidationJudge, label_tensor
 from consistentee.training.stage import BatchT, Source, Stage
-
-TokenLoss = Callable[[MultiExitModel, TokenBatch], Tensor]
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
 _HELD_OUT_SEED = 0
 
 
 def layer_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return every layer's loss on every row, CE_t, or the squared error for a regression.
+    """Compute every layer's loss on every row, CE_t, or the squared error in a regression.
 
     Args:
         logits: [rows, L, classes].
-        labels: class indices [rows], or targets [rows] where there is one output.
+        labels: class indices [rows], or targets [rows] if there is one output.
 
     Returns:
         float [rows, L].
@@ -47,28 +39,45 @@ def layer_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def depth_weighted_loss(losses: Tensor) -> Tensor:
-    """Return ``sum_t t * CE_t / sum_t t``, averaged over rows, from losses [rows, L] (PABEE, section 3.2)."""
+    """Compute ``sum_t t * CE_t / sum_t t``, averaged over rows, from losses [rows, L] (PABEE, section 3.2)."""
     weights = losses.new_tensor(range(1, losses.shape[1] + 1))
     return (losses.mean(dim=0) * weights).sum() / weights.sum()
 
 
 def distillation_loss(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Return ``T^2 sum_{t<L} KL(exit L || exit t)``, averaged over rows, of logits [rows, L, classes].
+    """Compute ``T^2 sum_{t<L} KL(exit L || exit t)``, averaged over rows, of logits [rows, L, classes].
 
-    The last exit teaches; no gradient reaches it.
+    The last exit teaches and gets no gradient.
     """
     softened = (logits / temperature).log_softmax(dim=-1)
-    pupils, teacher = softened[:, :-1], softened[:, -1:].detach()
-    divergences = functional.kl_div(pupils, teacher.expand_as(pupils), log_target=True, reduction="none")
+    students, teacher = softened[:, :-1], softened[:, -1:].detach()
+    divergences = functional.kl_div(students, teacher.expand_as(students), log_target=True, reduction="none")
     return temperature**2 * divergences.sum(dim=(1, 2)).mean()
 
 
-def _joint_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    return depth_weighted_loss(layer_losses(model(batch.tokens).logits, batch.labels))
+def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:
+    """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
+    model.description.max_length = recipe.max_length
+    rows, validation = recipe.training_rows(task.train), task.validation
+    encodings = model.tokenize(validation.texts, recipe.max_length)
+    judge = ValidationJudge(encodings, validation.labels, task.metric, recipe.precision)
+    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), judge)
 
 
-def _last_exit_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    return layer_losses(model.stock_logits(batch.tokens).unsqueeze(1), batch.labels).mean()
+def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:
+    """Split training rows into rows to train on, and a ``share`` of them, at least one, that is held out.
+
+    The split depends on the number of rows alone: not on a seed, and not on validation rows.
+    Raises UserError if no row is left to train on.
+    """
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
+    count = max(1, round(share * len(source)))
+    if count >= len(source):
+        raise UserError(f"a share of {share:g} held out leaves no training row of {len(source)}")
+    return source.select(order[count:].sort().values), source.select(order[:count].sort().values)
+
+
+# Stages that run the backbone
 
 
 def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
@@ -79,7 +88,7 @@ def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None
 def train_jointly_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
     """As :func:`train_jointly`, on rows that are tokens already."""
     stage = token_stage("joint", _joint_loss, recipe, shared=True)
-    run_stage(model, source, replace(stage, judge=_judge_of(source, recipe, every_exit=True)), recipe)
+    run_stage(model, source, replace(stage, judge=source.judge), recipe)
 
 
 def train_last_exit(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
@@ -89,13 +98,22 @@ def train_last_exit(model: MultiExitModel, task: TaskData, recipe: Recipe) -> No
 
 def train_last_exit_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
     """As :func:`train_last_exit`, on rows that are tokens already."""
+    judge = None if source.judge is None else replace(source.judge, every_exit=False)
     stage = token_stage("last-exit", _last_exit_loss, recipe, shared=True)
-    run_stage(model, source, replace(stage, judge=_judge_of(source, recipe, every_exit=False)), recipe)
+    run_stage(model, source, replace(stage, judge=judge), recipe)
+
+
+def _joint_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    return depth_weighted_loss(layer_losses(model(batch.tokens).logits, batch.labels))
+
+
+def _last_exit_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    return layer_losses(model.stock_logits(batch.tokens).unsqueeze(1), batch.labels).mean()
 
 
 def token_stage(
     name: str,
-    loss: TokenLoss,
+    loss: Callable[[MultiExitModel, TokenBatch], Tensor],
     recipe: Recipe,
     *,
     also_trains: tuple[str, ...] = (),
@@ -104,7 +122,7 @@ def token_stage(
 ) -> Stage[MultiExitModel, TokenBatch]:
     """Return a stage that trains backbone, poolers and classifiers by the recipe.
 
-    ``also_trains``: prefixes of the names of other weights that learn; ``details`` and ``shared``: see :class:`Stage`.
+    ``also_trains``: prefixes of the names of other weights to train; ``details`` and ``shared``: see :class:`Stage`.
     """
     return Stage(
         name=name,
@@ -124,29 +142,7 @@ def steps_of(source: TokenSource, recipe: Recipe) -> int:
     return math.ceil(len(source) / recipe.batch_size) * recipe.epochs
 
 
-@dataclass(frozen=True)
-class ValidationJudge:
-    """Scores a model on the task's validation rows: the mean over exits, or the last exit's score alone."""
-
-    rows: JudgedRows
-    precision: PrecisionSetting
-    every_exit: bool
-
-    def __call__(self, model: MultiExitModel) -> float:
-        """Return the score of the model as it stands."""
-        with model.layers_in(precision_used(self.precision, model.device)):
-            answers = predictions_of(record_logits(model, self.rows.encodings))
-        scored = answers if self.every_exit else answers[:, -1:]
-        return fmean(score(self.rows.metric, self.rows.labels, answer) for answer in scored.T.numpy())
-
-    def fingerprint(self) -> str:
-        """Return a hash of the rows, and of how answers to them are scored."""
-        return hash_json([fingerprint(self.rows.encodings), list(self.rows.labels), self.rows.metric, self.every_exit])
-
-
-def _judge_of(source: TokenSource, recipe: Recipe, *, every_exit: bool) -> ValidationJudge | None:
-    """Return the judge; None where the rows are not all of a task's training rows: such a model is an auxiliary one."""
-    return None if source.judged is None else ValidationJudge(source.judged, recipe.precision, every_exit)
+# Stages on the features of a frozen backbone
 
 
 def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> LayerOutputs:
@@ -159,7 +155,7 @@ def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe
 
 
 def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> Tensor:
-    """Return the logits of every layer for the training rows, under the model as it stands: [rows, L, classes].
+    """Return the logits of every layer for the training rows, under the model as it is: [rows, L, classes].
 
     Neither states nor logits are stored; a pass that :func:`recorded_features` stored is read.
     """
@@ -168,7 +164,7 @@ def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) 
 
 
 def cached_rows(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> FeatureSource:
-    """Return the features of the training rows under the model as it stands: a source for :func:`train_heads`."""
+    """Return the features of the training rows under the model as it is: a source for :func:`train_heads`."""
     return FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
 
 
@@ -187,13 +183,11 @@ def train_heads(
     trains: tuple[str, ...],
     details: Mapping[str, object] | None = None,
 ) -> None:
-    """Train small heads on cached features of a frozen backbone, without dropout.
-
-    It takes the recipe's number of steps, rounded up to whole epochs.
+    """Train small heads on a frozen backbone, without dropout, for the recipe's steps rounded up to whole epochs.
 
     Args:
         model: changed in place.
-        source: cached features; or tokens, where the loss runs the frozen backbone itself.
+        source: cached features; or tokens, if the loss runs the frozen backbone itself.
         loss: (model, batch) -> scalar.
         recipe: how long and how fast.
         name, trains, details: see :class:`consistentee.training.stage.Stage`.
@@ -211,25 +205,3 @@ def train_heads(
         dropout=False,
     )
     run_stage(model, source, stage, recipe)
-
-
-def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:
-    """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
-    model.description.max_length = recipe.max_length
-    rows = recipe.training_rows(task.train)
-    validation = task.validation
-    judged = JudgedRows(model.tokenize(validation.texts, recipe.max_length), validation.labels, task.metric)
-    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), judged)
-
-
-def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:
-    """Split training rows into rows to train on and a ``share`` of them, at least one, to judge the trained model by.
-
-    The split depends on the number of rows alone: not on a seed, and not on validation rows.
-    Raises UserError where no row is left to train on.
-    """
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
-    count = max(1, round(share * len(source)))
-    if count >= len(source):
-        raise UserError(f"a share of {share:g} held out leaves no training row of {len(source)}")
-    return source.select(order[count:].sort().values), source.select(order[:count].sort().values)
