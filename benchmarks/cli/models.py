@@ -203,3 +203,28 @@ def generate(
         plain=plain,
         allow_code=allow_code,
     )
+
+
+@command(
+    epilog=examples(
+        "consistentee suitability smollm2-135m",
+        "consistentee suitability my-decoder --texts prompts.txt --out suitability",
+    )
+)
+def suitability(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A decoder: catalogue name, directory, hub id, or a trained one.")
+    ],
+    *,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="One text a line; the first third of each is the prompt.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for suitability.json and suitability.png.")] = None,
+) -> None:
+    """Show how early a decoder's layers know its answers, without training: is it suited to early exits?"""
+    from benchmarks.commands.suitability import described, suitability_of, write
+
+    found = suitability_of(model, texts, progress=True)
+    output_console().print(described(model, found))
+    for path in [] if out is None else write(model, found, out):
+        typer.echo(f"wrote {path}")
