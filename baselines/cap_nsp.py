@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.methods.knob_grids import even_log_odds
+from consistentee.signals import even_log_odds
 from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
 _ALWAYS = 1.001
@@ -37,13 +37,11 @@ class CAP(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers on the mean cross-entropy."""
-        self.check_task(task)
         run_stage(model, training_source(model, task, recipe), token_stage("joint-mean", _mean_loss, recipe), recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the probability of no class is below ``knob``."""
-        self.check_knob(model, knob)
         return _CertaintyRule(NullSpaces(model), self.scale, knob)
 
 

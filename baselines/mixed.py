@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.signals import top_probability
+from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import train_jointly_on, train_last_exit_on, training_source
 
 
@@ -27,7 +26,6 @@ class Mixed(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then train backbone and classifiers together."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         train_jointly_on(model, source, recipe)
@@ -35,5 +33,4 @@ class Mixed(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the largest probability is above ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.signals import top_probability
+from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import train_jointly
 
 
@@ -28,7 +27,6 @@ class ProductOfExperts(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and linear classifiers, and let every exit answer with the product of those so far."""
-        self.check_task(task)
         train_jointly(model, task, recipe)
         experts = model.classifiers.state_dict()
         model.use_classifier(ClassifierSpec("product"))
@@ -37,5 +35,4 @@ class ProductOfExperts(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the largest probability of the product is above ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")

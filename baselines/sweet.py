@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.signals import top_probability
+from consistentee.signals import even_log_odds, top_probability
 from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
 _TWELFTHS = (1, 4, 6, 12)
@@ -35,7 +34,6 @@ class SWEET(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train every exit with the layers since the one before."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         loss = partial(separate_loss, exit_layers(model))
         run_stage(model, source, token_stage("separate-weights", loss, recipe), recipe)
@@ -43,7 +41,6 @@ class SWEET(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit at one of the trained exits if the largest probability is above ``knob``."""
-        self.check_knob(model, knob)
         return _SomeLayersRule(exit_layers(model), knob)
 
 
