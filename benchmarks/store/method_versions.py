@@ -80,7 +80,7 @@ def _source_of(module: str) -> Path | None:
 
 
 def _file_at(place: Path) -> Path | None:
-    candidates = (place.with_suffix(".py"), place / "__init__.py")
+    candidates = (place.with_suffix(".py"), place / "__init__.pyi", place / "__init__.py")  # a stub has the imports
     return next((path for path in candidates if path.is_file()), None)
 
 
