@@ -26,9 +26,9 @@ from consistentee.training.loop import run_stage as run_stage
 from consistentee.training.sources import (
     FeatureBatch as FeatureBatch,
     FeatureSource as FeatureSource,
-    StateBatch as StateBatch,
     TokenBatch as TokenBatch,
     TokenSource as TokenSource,
 )
 from consistentee.training.stage import Stage as Stage
 from consistentee.training.token_answers import exit_answers as exit_answers
+from consistentee.training.token_sources import StateBatch as StateBatch

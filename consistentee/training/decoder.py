@@ -21,8 +21,8 @@ from consistentee.traces.token_trace import RowBatch, TokenTrace, compact_dtype,
 from consistentee.training.decoder_backbone import exit_weights, last_exit_loss, loss_of, train_backbone
 from consistentee.training.loop import run_stage, training_device
 from consistentee.training.recipe import Target, TokenRecipe, drawn
-from consistentee.training.sources import DrawnRowStates, DrawnTokens, StateBatch
 from consistentee.training.stage import Stage
+from consistentee.training.token_sources import DrawnRowStates, DrawnTokens, StateBatch
 
 ADAPTERS = "exit_adapters."
 

@@ -33,8 +33,8 @@ from consistentee.traces.token_rows import TokenRow
 from consistentee.training.head_loss import probabilities, weighted_cross_entropy
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
-from consistentee.training.sources import DrawnRows, StepRows
 from consistentee.training.stage import Stage
+from consistentee.training.token_sources import DrawnRows, StepRows
 
 RowsLoss = Callable[[MultiExitDecoder, StepRows], Tensor]
 """A loss that runs the backbone: (model, rows of a step) -> scalar."""

@@ -24,7 +24,7 @@ from consistentee.traces.token_rows import collate_rows
 from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training.decoder_backbone import ExitLosses, joint_loss, states_with_layer_dropout
-from consistentee.training.sources import StepRows
+from consistentee.training.token_sources import StepRows
 
 PROMPTS = random_prompts(9, seed=3)
 NEW_TOKENS = 8

@@ -31,7 +31,7 @@ from consistentee.methods.method import get_method
 from consistentee.models import classifiers
 from consistentee.models.heads import HeadSpec
 from consistentee.training.recipe import RecipeSettings
-from consistentee.training.sources import StateBatch
+from consistentee.training.token_sources import StateBatch
 
 GUIDE = (ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8")
 CODE = [block.source for block in blocks_of("docs/add_a_method.md", "python")]
