@@ -10,7 +10,7 @@ import torch
 from conftest import random_prompts
 from hypothesis import given, settings, strategies as st
 
-from baselines.calm import DecayingSaturationRule, DecayingSignalRule
+from baselines.calm import DecayingThresholdRule
 from baselines.references import RandomRule
 from benchmarks.testing.reference import counted_calls
 from consistentee.engine.generate import Generations, generate, generate_encoded, stream_texts
@@ -45,8 +45,8 @@ RULES = {
     "random": MIXED,
     "never": NeverExit(),
     "state of the rule": ConsecutiveRule(SameAnswerRule(), 1),
-    "falling threshold": DecayingSignalRule(margin, 0.1, 4.0, NEW_TOKENS),
-    "states before": DecayingSaturationRule(0.5, 0.0, NEW_TOKENS, 32),
+    "falling threshold": DecayingThresholdRule(margin, 0.1, 4.0, NEW_TOKENS, 32),
+    "states before": DecayingThresholdRule(None, 0.5, 0.0, NEW_TOKENS, 32),
     "history": HistoryRule(),
     "schedule": ScheduledRule([4, 3, 1, 2, 4, 1]),
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import DECODER_FAMILIES, make_text_task, random_prompts
 
-from baselines.calm import DecayingSignalRule
+from baselines.calm import DecayingThresholdRule
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.testing.check_method import check_method
 from consistentee.backbones import lm_head
@@ -28,7 +28,7 @@ RULES = {
     "margin": ThresholdRule(margin, 0.2, "above"),
     "entropy": ThresholdRule(entropy, 1.0, "below"),
     "patience": ConsecutiveRule(SameAnswerRule(), 1),
-    "falling": DecayingSignalRule(margin, 0.3, 4.0, NEW_TOKENS),
+    "falling": DecayingThresholdRule(margin, 0.3, 4.0, NEW_TOKENS, 32),
 }
 
 
