@@ -43,6 +43,7 @@ class Balcony(TokenMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train a decoder layer for every exit."""
         last = BranchSpec(copied_layer=model.num_layers)
         train_branches(model, task, recipe, lambda exit_layer: last)
         return model
@@ -51,6 +52,7 @@ class Balcony(TokenMethod):
         return tuple(float(layer) for layer in model.exit_layers)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at layer ``knob``, the last layer of a shallower decoder."""
         return StaticRule(check_exit_layer(model, knob))
 
     def model_at(self, model: MultiExitDecoder, knob: float) -> MultiExitDecoder:

@@ -75,6 +75,7 @@ class BEEM(Method):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers, then weigh the exits."""
         source = training_source(model, task, recipe)
         if self.weights == "cost":
             train_jointly_on(model, source, recipe)
@@ -97,6 +98,7 @@ class BEEM(Method):
         return (*values, _OUT_OF_REACH)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the score is at least ``knob`` times the sum of all weights before the last layer."""
         return ExpertsRule(knob * _largest_score(factors_of(model.head(EXPERTS))[:-1]))
 
 

@@ -31,6 +31,7 @@ class BERxiT(Method):
     knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *even_log_odds(9, -9, 73), 0.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, classifiers and the guess in one stage, whose steps alternate."""
         source = training_source(model, task, recipe)
         model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
         stage = token_stage("alternating", _alternating_loss, recipe, also_trains=(f"exit_heads.{_UNCERTAINTY}.",))
@@ -38,6 +39,7 @@ class BERxiT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit where the predicted uncertainty is below ``knob``."""
         return ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
 
 

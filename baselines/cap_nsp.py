@@ -36,10 +36,12 @@ class CAP(Method):
     scale: float = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers on the mean cross-entropy."""
         run_stage(model, training_source(model, task, recipe), token_stage("joint-mean", _mean_loss, recipe), recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the probability of no class is below ``knob``."""
         return _CertaintyRule(NullSpaces(model), self.scale, knob)
 
 

@@ -80,6 +80,7 @@ class CascadeBERT(Method):
     folds: Annotated[int, Field(ge=2)] = 3
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model and the companion separately, and join them."""
         companion = self._companion(model, recipe.seed)
         train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
         source = training_source(companion, task, recipe)
@@ -93,6 +94,7 @@ class CascadeBERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after the companion if its largest probability is above ``knob``."""
         return OneLayerRule(ThresholdRule(top_probability, knob, exit_when="above"), companion_layers(model))
 
     def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:

@@ -76,6 +76,7 @@ class COSEE(Method):
     margin: NonNegativeFloat = 0.3
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and all classifiers in one stage."""
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
         stage = token_stage("consistency-oriented", loss, recipe, details={"method": repr(self)})
@@ -83,6 +84,7 @@ class COSEE(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the signal is below ``knob``."""
         signal = SIGNALS[self.signal]
 
         def signal_of(view: LayerView) -> Tensor:

@@ -56,6 +56,7 @@ class DE3BERT(Method):
     width: Annotated[int, Field(ge=2)] = 64
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, classifiers, maps and prototypes in one stage."""
         source = training_source(model, task, recipe)
         model.add_head(_METRIC, HeadSpec(outputs=self.width), seed=recipe.seed)
         spec = HeadSpec(outputs=model.num_labels, extra_inputs=self.width, reads_pooled=False)
@@ -72,6 +73,7 @@ class DE3BERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if EDR is below ``knob``."""
         return ThresholdRule(partial(distance_enhanced_entropy, balance=self.balance), knob, exit_when="below")
 
 

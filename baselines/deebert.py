@@ -40,6 +40,7 @@ class DeeBERT(Method):
     knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2, _DECADES))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, then train the off-ramps on cached features."""
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_own_poolers()
@@ -52,6 +53,7 @@ class DeeBERT(Method):
         return entropy_thresholds(model.num_labels, _DECADES, beyond=1.001)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the entropy is below ``knob`` nats."""
         return ThresholdRule(entropy, knob, exit_when="below")
 
 

@@ -37,6 +37,7 @@ class E2CM(Method):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *(0.5 + 0.5 * part for part in _PARTS), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, and use class means of its features as exits."""
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_classifier(ClassifierSpec("class-means", at_last_layer=False), recipe.seed)
@@ -50,6 +51,7 @@ class E2CM(Method):
         return (0.0, *(chance + (1 - chance) * part for part in _PARTS), 1.0)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the largest probability is above ``knob``."""
         return ThresholdRule(top_probability, knob, exit_when="above")
 
 

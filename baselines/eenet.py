@@ -77,6 +77,7 @@ class EENet(Method):
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and exits, then fit the scheduler on held-out rows."""
         model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
         loss = partial(_loss, steps_of(source, recipe))
@@ -100,6 +101,7 @@ class EENet(Method):
         set_factors(model.add_head(_THRESHOLDS, FACTORS), functional.pad(thresholds, (0, 1)))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the score is at least the threshold of the layer, shifted by ``knob``."""
         return BudgetRule([threshold + knob for threshold in factors_of(model.head(_THRESHOLDS))])
 
 

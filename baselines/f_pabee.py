@@ -77,4 +77,5 @@ class FPABEE(JointMethod):
     patience: PositiveInt = 1
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after ``patience`` consecutive steps shorter than ``knob``."""
         return ConsecutiveRule(SmallStepRule(_DISTANCES[self.distance], knob, model.num_labels), self.patience)

@@ -54,6 +54,7 @@ class FastBERT(Method):
     classifier: Literal["attention", "linear"] = "attention"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, then distil it into the students."""
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
         if self.classifier == "attention":
@@ -63,6 +64,7 @@ class FastBERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the normalised entropy is below ``knob``."""
         return ThresholdRule(normalised_entropy, knob, exit_when="below")
 
 

@@ -47,6 +47,7 @@ class FREE(TokenMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits in the shared stage."""
         self.shallow_exit(model)  # raises UserError before the training if there is no such exit
         train_exits(model, task, recipe)
         return model
@@ -58,4 +59,5 @@ class FREE(TokenMethod):
         return min(model.exit_layers, key=lambda layer: (abs(layer - model.num_layers / 4), layer))
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at the shallow layer if the margin is above ``knob``."""
         return OneLayerRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))

@@ -36,6 +36,7 @@ class GPFEE(Method):
     knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2, _DECADES))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and past-future classifiers in one stage."""
         source = training_source(model, task, recipe)
         model.use_classifier(ClassifierSpec("past-future"), recipe.seed)
         run_stage(model, source, token_stage("past-future", _loss, recipe), recipe)
@@ -45,6 +46,7 @@ class GPFEE(Method):
         return entropy_thresholds(model.num_labels, _DECADES, beyond=1.001)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the entropy is below ``knob`` nats."""
         return ThresholdRule(entropy, knob, exit_when="below")
 
 

@@ -56,6 +56,7 @@ class HashEE(Method):
     equal_shares: Literal["vocabulary", "occurrences"] = "vocabulary"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Hash the tokens, then fine-tune backbone and last classifier with the tokens exiting."""
         source = training_source(model, task, recipe)
         model.use_stepper(TokenExitStepper.over(model.stepper, self.schedule(model, source.encodings)))
         run_stage(model, source, token_stage("token-exits", _last_layer_loss, recipe, shared=True), recipe)
@@ -79,6 +80,7 @@ class HashEE(Method):
         return (float(model.num_layers),)
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Never exit: tokens exit by themselves."""
         return NeverExit()
 
 

@@ -63,6 +63,7 @@ class JEIDNN(Method):
     price: NonNegativeFloat = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, warm up the exits, then train gates and exits in turn."""
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_own_poolers()
@@ -75,6 +76,7 @@ class JEIDNN(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if at least a share ``knob`` of the remaining mass exits."""
         return MassRule(knob)
 
 

@@ -40,6 +40,7 @@ class Kangaroo(DraftingMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train an adapter for every exit."""
         train_branches(model, task, recipe, _adapter)
         return model
 

@@ -46,6 +46,7 @@ class LayerSkip(DraftingMethod):
         return True
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the exits, with layer dropout if the backbone is trained."""
         own_loss = replace(
             recipe,
             layer_dropout=self.dropout,

@@ -71,6 +71,7 @@ class LeeBERT(Method):
     weight_rate: NonNegativeFloat = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, all classifiers and the weights of the losses in one stage."""
         trained_on, held_out = self.split(model, task, recipe)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
         loss = partial(_loss, self, held_out)
@@ -88,6 +89,7 @@ class LeeBERT(Method):
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit with patience ``knob``."""
         return ConsecutiveRule(SameAnswerRule(), patience=knob)
 
 

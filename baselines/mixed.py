@@ -25,10 +25,12 @@ class Mixed(Method):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, then train backbone and classifiers together."""
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         train_jointly_on(model, source, recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the largest probability is above ``knob``."""
         return ThresholdRule(top_probability, knob, exit_when="above")

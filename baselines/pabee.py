@@ -34,4 +34,5 @@ class PABEE(JointMethod):
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit with patience ``knob``."""
         return ConsecutiveRule(SameAnswerRule(self.tolerance), patience=knob)

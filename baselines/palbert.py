@@ -57,6 +57,7 @@ class PALBERT(Method):
     hidden: PositiveInt = 32
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone, classifier and exit distribution in one stage."""
         source = training_source(model, task, recipe)
         model.use_classifier(ClassifierSpec("shared"), recipe.seed)
         spec = HeadSpec(hidden=self.hidden, shared=True, extra_inputs=model.width)
@@ -72,6 +73,7 @@ class PALBERT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if at least ``knob`` of a row's mass is reached."""
         return QuantileRule(knob, model.width)
 
 

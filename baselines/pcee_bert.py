@@ -35,4 +35,5 @@ class PCEEBERT(JointMethod):
     patience: PositiveInt = 2
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit after ``patience`` consecutive layers with a normalised entropy below ``knob``."""
         return ConsecutiveRule(ThresholdRule(normalised_entropy, knob, exit_when="below"), self.patience)

@@ -26,6 +26,7 @@ class ProductOfExperts(Method):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train backbone and linear classifiers, and let every exit answer with the product of those so far."""
         train_jointly(model, task, recipe)
         experts = model.classifiers.state_dict()
         model.use_classifier(ClassifierSpec("product"))
@@ -33,4 +34,5 @@ class ProductOfExperts(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the largest probability of the product is above ``knob``."""
         return ThresholdRule(top_probability, knob, exit_when="above")

@@ -39,6 +39,7 @@ class SkipDecode(TokenMethod):
         return mean_layers(model)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit by the schedule whose mean layer is ``knob``."""
         return ScheduledRule(falling_schedule(model.exit_layers, knob, text_length(model, self.horizon)))
 
 

@@ -33,12 +33,14 @@ class SWEET(Method):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train every exit with the layers since the one before."""
         source = training_source(model, task, recipe)
         loss = partial(separate_loss, exit_layers(model))
         run_stage(model, source, token_stage("separate-weights", loss, recipe), recipe)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit at one of the trained exits if the largest probability is above ``knob``."""
         return _SomeLayersRule(exit_layers(model), knob)
 
 

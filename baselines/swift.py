@@ -124,6 +124,7 @@ class SWIFT(DraftingMethod):
         return self.knob.values
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Never exit: drafts use no exit."""
         if knob not in self.knob.values:
             raise UserError(f"{self.name} searches for {', '.join(f'{v:g}' for v in self.knob.values)} %, not {knob:g}")
         return NeverExit()

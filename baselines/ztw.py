@@ -41,6 +41,7 @@ class ZTW(Method):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, then train the heads, then the ensembles."""
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_classifier(ClassifierSpec("ensemble", at_last_layer=False), recipe.seed)
@@ -53,6 +54,7 @@ class ZTW(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the ensemble's largest probability is above ``knob``."""
         return ThresholdRule(top_probability, knob, exit_when="above")
 
 
