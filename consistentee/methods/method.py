@@ -152,12 +152,19 @@ def _with_checked_knob(rule: Callable[..., "ExitRule"]) -> Callable[..., "ExitRu
 
 @dataclass(frozen=True)
 class JointMethod(Method):
-    """Base of methods with a rule on the jointly trained model, whose stage they share."""
+    """Base of methods with a rule on the jointly trained model, whose stage they share.
+
+    Attributes:
+        classifier: the network of the exits before layer L.
+    """
+
+    classifier: Literal["linear", "mlp", "attention"] = "linear"
 
     def fit(self, model: "MultiExitModel", task: TaskData, recipe: Recipe) -> "MultiExitModel":
         """Train backbone and all classifiers together, on ``sum_t t * CE_t / sum_t t``."""
-        from consistentee.training.encoder import train_jointly
+        from consistentee.training.encoder import train_jointly, use_exit_network
 
+        use_exit_network(model, self.classifier, recipe)
         train_jointly(model, task, recipe)
         return model
 
