@@ -1,4 +1,4 @@
-"""Publishing a run: what it left behind in hundreds of files becomes the few small ones that can be committed."""
+"""Publish a run: what it left behind in hundreds of files becomes the few small ones that can be committed."""
 
 import shutil
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 from benchmarks.analysis import write_published_files
 from benchmarks.kinds import kind_named
 from benchmarks.store.folders import ENVIRONMENT_FILE, SUITE_FILE
-from benchmarks.store.publishing import seal_published, write_published
+from benchmarks.store.published import seal_published, write_published
 from benchmarks.store.records import BaseRecord, BaseTimingRecord
 from benchmarks.store.stored_results import (
-    RowSource,
+    StoredCell,
     StoredResults,
     failure_texts,
     is_published,
@@ -19,14 +19,12 @@ from benchmarks.store.stored_results import (
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL, replacing
 
-_COPIED = (SUITE_FILE, ENVIRONMENT_FILE)
-
 
 def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     """Write a run's results as a few Parquet files, with their tables and its figure, and return the files.
 
-    All of it is written beside ``out`` first, and takes its place at once. Other files that lie in ``out``, such as
-    notes, are kept.
+    Everything is written beside ``out`` first, and takes its place at once. Other files in ``out``, such as notes, are
+    kept.
 
     Args:
         run: the folder of a run.
@@ -57,32 +55,29 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
             shutil.copytree(out, new, ignore=shutil.ignore_patterns("*.parquet"))
         new.mkdir(exist_ok=True)
         written = write_published(new, results, failure_texts(run))
-        for name in _COPIED:
+        for name in (SUITE_FILE, ENVIRONMENT_FILE):
             if (run / name).exists():
                 written.append(Path(shutil.copyfile(run / name, new / name)))
         written.append(seal_published(new, written))
-        _check(results, open_results(new, kind.record, kind.timing), out)
+        # Everything is read back before anybody deletes the run: each row costs more than this.
+        if not _are_equal(results, open_results(new, kind.record, kind.timing)):
+            raise AssertionError(f"{out} does not give back what was written; keep the run")
         written += write_published_files(new)
     return [out / path.relative_to(new) for path in written]
 
 
-def _check(
-    results: StoredResults[BaseRecord, BaseTimingRecord],
-    published: StoredResults[BaseRecord, BaseTimingRecord],
-    out: Path,
-) -> None:
-    """Read everything back before anybody deletes the run: each row costs more than this."""
-    same = _texts(results) == _texts(published) and all(
-        _same_rows(ours.rows, theirs.rows) for ours, theirs in zip(results.cells, published.cells, strict=True)
+def _are_equal(
+    results: StoredResults[BaseRecord, BaseTimingRecord], published: StoredResults[BaseRecord, BaseTimingRecord]
+) -> bool:
+    return _texts(results) == _texts(published) and all(
+        _have_equal_rows(*cells) for cells in zip(results.cells, published.cells, strict=True)
     )
-    if not same:
-        raise AssertionError(f"{out} does not give back what was written; keep the run")
-
-
-def _same_rows(ours: RowSource, theirs: RowSource) -> bool:
-    kept = [(rows.predictions(), rows.validation(), rows.study()) for rows in (ours, theirs)]
-    return all(one.equals(other) if one is not None else other is None for one, other in zip(*kept, strict=True))
 
 
 def _texts(results: StoredResults[BaseRecord, BaseTimingRecord]) -> list[str]:
     return [record.model_dump_json() for record in (*(cell.record for cell in results.cells), *results.timings)]
+
+
+def _have_equal_rows(ours: StoredCell[BaseRecord], theirs: StoredCell[BaseRecord]) -> bool:
+    kept = [(cell.predictions(), cell.validation(), cell.study()) for cell in (ours, theirs)]
+    return all(one.equals(other) if one is not None else other is None for one, other in zip(*kept, strict=True))

@@ -85,30 +85,29 @@ class Reproduction:
         known = [comparison for comparison in found if comparison.results is not None and comparison.results.cells]
         return found if self.backbones is not None else known or found[:1], list(faults)
 
-    def plan(self, data_dir: Path | None, workers: int = 1) -> list[str]:
-        """Return what :meth:`run` would do, and how long it would train, in lines for people."""
-        from benchmarks.run.dry_run import plan_lines
+    def run(self, data_dir: Path | None, workers: int = 1, *, dry_run: bool = False) -> tuple[list[str], list[str]]:
+        """Run what is missing, one backbone after the other.
 
-        return [
-            line
-            for setting, suite, out, published in self._runs()
-            for line in (
-                f"{setting.backbone}, as suite {setting.suite}:",
-                *plan_lines(suite, out=out, data_dir=data_dir, workers=workers, published_dir=published),
-            )
-        ]
-
-    def run(self, data_dir: Path | None, workers: int = 1) -> list[str]:
-        """Run what is missing, one backbone after the other, and return what failed, a line a cell."""
+        Returns:
+            What failed, a line a cell; and of a dry run, which trains nothing, the plan in lines for people.
+        """
         from benchmarks.run.pool import Schedule
         from benchmarks.run.sweep import run_suite
 
         failed: list[str] = []
-        for _, suite, out, published in self._runs():
-            schedule = Schedule(workers)
-            outcome = run_suite(suite, out=out, data_dir=data_dir, published_dir=published, schedule=schedule)
+        plan: list[str] = []
+        for setting, suite, out, published in self._runs():
+            outcome = run_suite(
+                suite,
+                out=out,
+                data_dir=data_dir,
+                published_dir=published,
+                schedule=Schedule(workers),
+                dry_run=dry_run,
+            )
             failed += outcome.failed
-        return failed
+            plan += [f"{setting.backbone}, as suite {setting.suite}:", *outcome.plan]
+        return failed, plan
 
     def write(self, comparisons: Sequence[Comparison], table_format: str) -> Path:
         """Write the table in one format, and return the file. Raises UserError for an unknown format."""

@@ -15,9 +15,9 @@ from benchmarks.store.folders import (
     parse_record,
     record_files,
 )
+from benchmarks.store.hashes import file_fault
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
-from benchmarks.store.sealing import file_fault
-from benchmarks.store.stored_results import BaseStoredCell, StoredResults, is_published, kind_of_results, open_results
+from benchmarks.store.stored_results import StoredCell, StoredResults, is_published, kind_of_results, open_results
 from consistentee.errors import UserError
 from consistentee.files import OLD, PARTIAL, checked_tensors
 
@@ -59,20 +59,20 @@ def _faults_of_run(root: Path, kind: AnyKind) -> Iterator[str]:
     results = open_results(root, kind.record, kind.timing)
     yield from map(str, results.faults)
     for cell in results.cells:
-        if fault := file_fault(cell.rows.place / RECORD_FILE):
-            yield f"{cell.rows.place}: {fault}"
+        if fault := file_fault(cell.place / RECORD_FILE):
+            yield f"{cell.place}: {fault}"
     yield from _faults_of_results(results)
     for path in record_files(root, FAILURE_FILE):
         _, reason = parse_record(path, FailureRecord)
         if reason:
             yield f"{path}: {reason}"
-    yield from _faults_of_artifacts(root, kind)
+    yield from _faults_of_artifacts(root)
     for path in root.rglob(".*"):
         if path.name.endswith((PARTIAL, OLD)):
             yield f"{path}: left by a process that was killed; the next run clears it away"
 
 
-def _faults_of_artifacts(root: Path, kind: AnyKind) -> Iterator[str]:
+def _faults_of_artifacts(root: Path) -> Iterator[str]:
     folder = RunFolder(root)
     if folder.fingerprints.exists() and (fault := file_fault(folder.fingerprints, sealed=True)):
         yield f"{folder.fingerprints}: {fault}; the next run reads the backbones again"
@@ -82,24 +82,24 @@ def _faults_of_artifacts(root: Path, kind: AnyKind) -> Iterator[str]:
         except UserError as error:
             yield str(error)
     for place in sorted(folder.model("").glob("*")):
-        if "." not in place.name and (fault := model_fault(place, kind.model_file)):
+        if "." not in place.name and (fault := model_fault(place)):
             yield f"{place}: {fault}"
 
 
 def _faults_of_results(results: StoredResults[BaseRecord, BaseTimingRecord]) -> Iterator[str]:
     for cell in results.cells:
-        yield from (f"{cell.rows.place}: {fault}" for fault in _faults_of_cell(cell))
+        yield from (f"{cell.place}: {fault}" for fault in _faults_of_cell(cell))
 
 
-def _faults_of_cell(cell: BaseStoredCell[BaseRecord]) -> Iterator[str]:
-    record, rows = cell.record, cell.rows
+def _faults_of_cell(cell: StoredCell[BaseRecord]) -> Iterator[str]:
+    record = cell.record
     if record.key != record.key_parts.key:
         yield "its key is not that of its parts"
-    if not rows.folder.endswith(f"/seed{record.seed}"):
-        yield f"it lies in the folder of another cell, {rows.folder}"
+    if not cell.folder.endswith(f"/seed{record.seed}"):
+        yield f"it lies in the folder of another cell, {cell.folder}"
     try:
-        predictions, validation = rows.predictions(), rows.validation()
-        rows.study()
+        predictions, validation = cell.predictions(), cell.validation()
+        cell.study()
     except UserError as error:
         yield str(error)
         return

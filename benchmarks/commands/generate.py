@@ -39,7 +39,7 @@ def write_texts(
     one line a text, and what is to be said of a text goes to standard error.
 
     Args:
-        folder: written by :func:`benchmarks.commands.one_model.single_model.train_model`, or by a run of a suite.
+        folder: written by :func:`benchmarks.commands.train.train_model`, or by a run of a suite.
         prompts: one or more, continued as they are.
         knob: of the method; by default the one chosen in training.
         max_new_tokens: of a text; by default as many as the decoder was trained on.

@@ -1,11 +1,11 @@
-"""One model of either kind outside a suite: train it for a task, and load it again."""
+"""Train one model of either kind outside a suite, and save it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.commands.one_model.settings import checked_settings
+from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import Chosen
 from benchmarks.kinds.rows import CellRows
