@@ -8,7 +8,7 @@ import pandas as pd
 from records_by_hand import ENVIRONMENT, parts_by_hand, targets_of
 
 from benchmarks.specs.targets import FAITHFUL
-from benchmarks.store.folders import write_rows, write_record
+from benchmarks.store.folders import write_record, write_rows
 from benchmarks.store.generation_records import (
     CalibrationRecord,
     CalibrationResult,

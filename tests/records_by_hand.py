@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.analysis.frames import Results
 from benchmarks.specs.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
-from benchmarks.store.folders import write_rows, write_record
+from benchmarks.store.folders import write_record, write_rows
 from benchmarks.store.records import (
     CellRecord,
     Contender,

@@ -54,7 +54,7 @@ _TERMINATED = 128 + signal.SIGTERM
 _GRACE_SECONDS = 10
 _OUTPUT_KEPT = 20_000  # last characters of the output of a process that died
 _DEATHS_ALLOWED = 10  # of local workers over one job, before the job is to blame
-_SECONDS_TO_CONNECT = 10
+SECONDS_TO_CONNECT = 10
 _SECONDS_TO_WAIT_FOR_WORKERS = 60
 _SECONDS_BETWEEN_COUNTS = 5  # of workers, which may come and go
 
@@ -251,7 +251,7 @@ def _cluster(address: str) -> Iterator["Client"]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout=_SECONDS_TO_CONNECT)
+        client = Client(address, timeout=SECONDS_TO_CONNECT)
     except (OSError, ValueError) as error:
         raise UserError(f"no dask scheduler answers at {address}: {error}") from error
     with client:

@@ -12,8 +12,8 @@ from small_generation_suite import write_text_task
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.commands.one_model import generate
-from benchmarks.commands.one_model.generate import colour_of, write_texts
+from benchmarks.commands import generate
+from benchmarks.commands.generate import colour_of, write_texts
 from consistentee.engine.transcript import NewToken
 from consistentee.methods.token_method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

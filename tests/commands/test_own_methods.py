@@ -2,8 +2,7 @@
 
 import pytest
 
-from benchmarks.commands.new_method import MethodNames, names_of, write_method
-from benchmarks.commands.plugins import find_methods, labels_of
+from benchmarks.commands.own_methods import MethodNames, find_methods, labels_of, names_of, write_method
 from benchmarks.testing.check_method import check_method
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
