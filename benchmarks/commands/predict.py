@@ -52,16 +52,9 @@ def _row_of(text: str) -> Text:
 def predict_texts(
     folder: Path, rows: Sequence[Text], knob: float | None = None, *, allow_code: bool = False
 ) -> "Table":
-    """Classify texts one by one with a saved model: label, probability, exit layer, milliseconds.
+    """Classify texts or pairs one by one with a saved model: label, probability, exit layer, milliseconds.
 
-    Args:
-        folder: written by :func:`benchmarks.commands.train.train_model`.
-        rows: single texts, or pairs.
-        knob: of the method; by default the one chosen in training.
-        allow_code: import the file that the folder names as its method.
-
-    Raises:
-        UserError: the folder holds no trained model, or the knob is out of range.
+    Raises UserError if the folder holds no trained model, or the knob is out of range.
     """
     model, method, knob = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
     classifier = Classifier(model, method.rule(model, knob))
@@ -70,17 +63,13 @@ def predict_texts(
     add_columns(table, "text", *(["value"] if model.num_labels == 1 else ["label", "probability"]))
     add_columns(table, f"exit layer of {model.num_layers}", "ms", numbers=True)
     for row in rows:
-        add_row(table, *_prediction_cells(classifier, row))
+        start = time.perf_counter()
+        (answer,) = classifier(row)
+        milliseconds = 1000 * (time.perf_counter() - start)
+        text = " | ".join(row) if isinstance(row, tuple) else row
+        label = [answer["label"]] if "label" in answer else []
+        add_row(table, text, *label, f"{answer['score']:.3f}", answer["exit_layer"], f"{milliseconds:.1f}")
     return table
-
-
-def _prediction_cells(classifier: Classifier, row: Text) -> list[str]:
-    start = time.perf_counter()
-    (answer,) = classifier(row)
-    milliseconds = 1000 * (time.perf_counter() - start)
-    text = " | ".join(row) if isinstance(row, tuple) else row
-    label = [answer["label"]] if "label" in answer else []
-    return [text, *label, f"{answer['score']:.3f}", str(answer["exit_layer"]), f"{milliseconds:.1f}"]
 
 
 def risk_table(
@@ -97,18 +86,16 @@ def risk_table(
     """Choose a saved model's knob by every bound on a task's validation rows, and look at the test rows.
 
     Args:
-        folder: written by :func:`benchmarks.commands.train.train_model`, or by a run of a suite.
+        folder: written by ``train``, or by a run of a suite.
         task_name: the task that it was trained for: a name, or a YAML file.
         risks: the mean losses that are tolerated.
         delta: the chance of a broken promise that is tolerated.
         losses: names of :data:`consistentee.deployment.risk_control.RISK_LOSSES`.
         splits: choose on so many random fifths of validation and test rows instead, and count broken promises on the
             others.
-        data_dir: where data files are looked for first.
-        allow_code: import the file that the folder names as its method.
+        data_dir, allow_code: as in the command.
 
-    Raises:
-        UserError: the folder holds no trained model of this task, or an argument is unknown or out of its range.
+    Raises UserError if the folder holds no trained model of this task, or an argument is unknown or out of its range.
     """
     for loss in losses:
         check_names(loss=loss)

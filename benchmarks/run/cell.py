@@ -27,15 +27,7 @@ _logger = logging.getLogger(__name__)
 def run_cell(
     spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], folder: RunFolder, *, command: str
 ) -> BaseRecord:
-    """Run one cell and write its folder: predictions, log, trained model, and last the record that makes it done.
-
-    Args:
-        spec: the cell.
-        parts: everything its results depend on, see :func:`benchmarks.store.keys.key_parts`.
-        rows: the rows of the cell.
-        folder: the run's folder.
-        command: the command line of the run.
-    """
+    """Run one cell and write its folder: predictions, log, trained model, and last the record that makes it done."""
     kind, cell = kind_named(spec.kind), folder.cell(spec)
     method = get_method(spec.method, **spec.parameters)
     begin_stage("loading the backbone")
