@@ -183,9 +183,11 @@ def found_methods(methods: Sequence[str] | None) -> list[str] | None:
     """Return the methods of the command line, with those of files and folders; print which cannot be used."""
     if methods is None:
         return None
-    from benchmarks.commands.own_methods import usable_methods
+    from benchmarks.commands.own_methods import find_methods
 
-    found = usable_methods(listed(methods) or [])
+    found = find_methods(listed(methods) or [])
+    if not found.names:
+        raise UserError("; ".join(reason for _, reason in found.unavailable) or "--methods names no method")
     for file, reason in found.unavailable:
         typer.echo(f"unavailable: {file}: {reason}", err=True)
     return found.names
@@ -193,11 +195,10 @@ def found_methods(methods: Sequence[str] | None) -> list[str] | None:
 
 def labels_of_methods(methods: Sequence[str] | None) -> list[str] | None:
     """Return the labels that methods of the command line have in results."""
-    if methods is None:
-        return None
-    from benchmarks.commands.own_methods import labels_of
+    from benchmarks.specs.base import label_of
 
-    return labels_of(listed(methods) or [])
+    names = found_methods(methods)
+    return None if names is None else [label_of(name) for name in names]
 
 
 def results_folder(out: Path | None) -> Path | None:

@@ -53,7 +53,10 @@ class ListedMethod(NamedTuple):
 
 
 def listed_methods(places: Sequence[str] = ()) -> list[ListedMethod]:
-    """Return all registered methods, then those of files and folders, each with the reason if it is broken."""
+    """Return the methods of classification, those of files and folders, and those of generation.
+
+    Each that is broken comes with the reason.
+    """
     listed = [_listed(name) for name in sorted(available_methods())]
     for place in places:
         try:
@@ -63,12 +66,7 @@ def listed_methods(places: Sequence[str] = ()) -> list[ListedMethod]:
             continue
         listed += [_listed(name) for name in found.names if name not in available_methods()]
         listed += [ListedMethod(file, None, reason) for file, reason in found.unavailable]
-    return listed
-
-
-def listed_token_methods() -> list[ListedMethod]:
-    """Return all registered methods of generation, where tokens leave early."""
-    return [_listed(name) for name in sorted(available_methods(TOKEN_ENTRY_POINT_GROUP))]
+    return listed + [_listed(name) for name in sorted(available_methods(TOKEN_ENTRY_POINT_GROUP))]
 
 
 def _listed(name: str) -> ListedMethod:
@@ -99,7 +97,7 @@ def fetch_by_name(name: str) -> str:
 def _methods(places: Sequence[str]) -> "Table":
     table = plain_table("Methods")
     add_columns(table, "name", "kind", "knob", "regression", "source")
-    for listed in [*listed_methods(places), *listed_token_methods()]:
+    for listed in listed_methods(places):
         if listed.method is None:
             add_row(table, listed.name, "unavailable", "", "", listed.reason)
         else:
@@ -153,7 +151,7 @@ def _suites(*, detail: bool) -> "Table":
 
 def write_cards(places: Sequence[str], console: "Console") -> None:
     """Print a card for every method that can be named; ``places`` are files and folders with more methods."""
-    for listed in [*listed_methods(places), *listed_token_methods()]:
+    for listed in listed_methods(places):
         if listed.method is None:
             console.print(f"{listed.name}: unavailable: {listed.reason}\n", markup=False, highlight=False)
         else:

@@ -10,7 +10,7 @@ from benchmarks.specs.base import label_of
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods, methods_in_file
 
-TEMPLATE = Path(__file__).parents[1] / "templates" / "exit_method.py"
+TEMPLATE = Path(__file__).with_name("method_template.py")
 
 
 @dataclass(frozen=True)
@@ -117,19 +117,6 @@ def find_methods(places: Sequence[str]) -> FoundMethods:
         if (other := seen.setdefault(label_of(name), name)) != name:
             raise UserError(f"{other} and {name} would have the same name in tables; rename one of the classes")
     return FoundMethods(list(seen.values()), found.unavailable)
-
-
-def usable_methods(places: Sequence[str]) -> FoundMethods:
-    """As :func:`find_methods`, and raise UserError if nothing at all can be used."""
-    found = find_methods(places)
-    if not found.names:
-        raise UserError("; ".join(reason for _, reason in found.unavailable) or "--methods names no method")
-    return found
-
-
-def labels_of(places: Sequence[str]) -> list[str]:
-    """Return the labels of methods in tables and records; files and folders are looked into."""
-    return [label_of(name) for name in usable_methods(places).names]
 
 
 def _is_folder(place: str, path: Path) -> bool:

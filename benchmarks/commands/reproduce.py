@@ -9,7 +9,7 @@ from benchmarks.analysis.frames import FULL, Results, load_results, merge
 from benchmarks.analysis.paper_tables import Comparison, paper_csv, paper_table
 from benchmarks.analysis.rendering import to_csv, to_latex, to_markdown, to_terminal
 from benchmarks.analysis.tables import write_text
-from benchmarks.specs.base import BaseSuite, MethodEntry, display_name, folder_name
+from benchmarks.specs.base import BaseSuite, display_name, folder_name
 from benchmarks.specs.papers import PaperSetting, PaperTable, list_papers, load_paper
 from benchmarks.specs.suites import load_suite, select_methods
 from benchmarks.store.stored_results import kind_of_results
@@ -135,7 +135,7 @@ class Reproduction:
                     "tasks": tasks,
                     "task_overrides": {task: own for task, own in base.task_overrides.items() if task in tasks},
                     "backbones": (setting.backbone,),
-                    "methods": tuple(_entries(base, [FULL, *_labels(self.table, setting)])),
+                    "methods": tuple(select_methods(base, [FULL, *_labels(self.table, setting)])),
                 }
             )
             published = _RESULTS / base.name
@@ -167,12 +167,6 @@ def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
     if not labels:
         raise UserError(f"suite {suite.name!r} has none of the methods of {table.name}: {', '.join(table.labels)}")
     return labels
-
-
-def _entries(suite: BaseSuite, labels: Sequence[str]) -> list[MethodEntry]:
-    """Return the suite's entries of these labels and no others of the same methods; what it lacks has its defaults."""
-    own = {entry.label: entry for entry in suite.methods}
-    return [entry for label in labels for entry in ([own[label]] if label in own else select_methods(suite, [label]))]
 
 
 def for_terminal(comparisons: Sequence[Comparison]) -> "Group":

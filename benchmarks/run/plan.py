@@ -57,17 +57,14 @@ class PlannedCell:
 
     @property
     def key(self) -> str:
-        """The cell's key."""
         return self.parts.key
 
     @property
     def group(self) -> Group:
-        """The cell's group."""
         return self.spec.group
 
     @property
     def kind(self) -> AnyKind:
-        """The cell's kind."""
         return kind_named(self.spec.kind)
 
     @property

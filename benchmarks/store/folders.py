@@ -38,47 +38,41 @@ HASHES_FILE = "hashes.json"
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """The layout of a run's output folder."""
+    """The layout of a run's output folder.
+
+    Attributes:
+        root: the folder.
+        weights: where large files of trained models lie once, however many models have them.
+        stages: where training keeps the stages that methods share.
+        lock: held by the run that writes here.
+        fingerprints: cache of file hashes.
+    """
 
     root: Path
 
+    def __post_init__(self) -> None:
+        self.weights = self.root / "artifacts" / "weights"
+        self.stages = self.root / "artifacts" / "stages"
+        self.lock = self.root / "artifacts" / "run.lock"
+        self.fingerprints = self.root / "artifacts" / "fingerprints.json"
+
     def cell(self, spec: BaseCellSpec) -> Path:
-        """Folder of a cell: record, predictions, log."""
+        """Return the folder of a cell: record, predictions, log."""
         return self.root / "cells" / spec.folder
 
     def model(self, key: str) -> Path:
-        """Folder of a cell's trained model, which only timing needs."""
+        """Return the folder of a cell's trained model, which only timing needs."""
         return self.root / "artifacts" / "models" / key
 
-    @property
-    def weights(self) -> Path:
-        """Where large files of trained models lie once, however many models have them."""
-        return self.root / "artifacts" / "weights"
-
-    @property
-    def stages(self) -> Path:
-        """Where training keeps the stage-1 models that methods share."""
-        return self.root / "artifacts" / "stages"
-
     def timing(self, task: str, backbone: str, seed: int) -> Path:
-        """Folder of the timing run of one (task, backbone, seed)."""
+        """Return the folder of the timings of one (task, backbone, seed)."""
         return self.root / "timings" / timing_folder(task, backbone, seed)
 
-    @property
-    def lock(self) -> Path:
-        """Held by the run that writes here."""
-        return self.root / "artifacts" / "run.lock"
-
     def turn(self, key: str) -> Path:
-        """Path that a process locks while it computes the cell or timing of this key."""
+        """Return the path that a process locks while it computes the cell or timing of this key."""
         return self.root / "artifacts" / "turns" / key
-
-    @property
-    def fingerprints(self) -> Path:
-        """Cache of file hashes."""
-        return self.root / "artifacts" / "fingerprints.json"
 
 
 def timing_folder(task: str, backbone: str, seed: int) -> Path:
