@@ -58,7 +58,6 @@ def histogram(average: float) -> list[int]:
 
 
 def curve_point(knob: float, average: float, score: float) -> CurvePoint:
-    """Return a point of a curve."""
     return CurvePoint(knob=knob, scores={"accuracy": score}, exit_histogram=histogram(average))
 
 

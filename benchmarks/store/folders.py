@@ -34,6 +34,8 @@ SUITE_FILE = "suite.yaml"
 ENVIRONMENT_FILE = "environment.json"
 HASHES_FILE = "hashes.json"
 """The hashes of the files of a saved model, and of published results."""
+CELLS_FILE = "cells.parquet"
+"""The file of published results that has the records of all cells."""
 
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
 

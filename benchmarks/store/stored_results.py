@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic
 
 from benchmarks.store.folders import (
     CALIBRATION_FILE,
+    CELLS_FILE,
     FAILURE_FILE,
     PREDICTIONS_FILE,
     RECORD_FILE,
@@ -24,9 +25,6 @@ from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CELLS_FILE = "cells.parquet"
-"""The file of published results that has the records of all cells."""
 
 
 @dataclass(frozen=True)

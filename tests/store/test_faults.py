@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from records_by_hand import write_results
 from small_suite import Bench
 
 from benchmarks import analysis
@@ -203,8 +204,12 @@ def test_a_publication_that_is_killed_between_its_renames_comes_back(undisturbed
     assert [path.name for path in out.parent.iterdir()] == ["mine"]
 
 
-def test_a_fault_at_any_write_of_a_report_keeps_the_old_one(undisturbed, tmp_path, writes):
-    run = Path(shutil.copytree(undisturbed.out, tmp_path / "run"))
+def test_a_fault_at_any_write_of_a_report_keeps_the_old_one(tmp_path, writes):
+    run = tmp_path / "run"
+    write_results(run)
+    for cell in run.glob("cells/*/*/*"):
+        if cell.name not in ("full", "static", "deebert"):
+            shutil.rmtree(cell)
     report = run / "report.html"
     total = writes.number_in(lambda: write_report(load_results(run), run))
     new = report.read_text()

@@ -24,7 +24,7 @@ from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.tables import render
 from benchmarks.cli import app
 from benchmarks.commands import publish
-from benchmarks.commands.publish import publish_run
+from benchmarks.commands.publish import publish_run, write_published
 from benchmarks.kinds import kind_named
 from benchmarks.run import sweep
 from benchmarks.store.folders import (
@@ -36,7 +36,6 @@ from benchmarks.store.folders import (
     write_record,
     write_rows,
 )
-from benchmarks.store.published import write_published
 from benchmarks.store.records import CellRecord, FailureRecord, TimingRecord
 from benchmarks.store.stored_results import StoredCell, StoredResults, failed_cells, kind_of_results, open_results
 from consistentee.errors import UserError
