@@ -22,7 +22,7 @@ from benchmarks.commands import publish
 from benchmarks.commands.publish import publish_run
 from benchmarks.commands.verify import faults_of
 from benchmarks.kinds import kind_named
-from benchmarks.measure import flops
+from benchmarks.measure import flops, operations
 from benchmarks.run import pool
 from benchmarks.run.pool import compute_here
 from benchmarks.store.folders import LOG_FILE
@@ -92,11 +92,14 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> Writes:
     return Writes(monkeypatch)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
     """Leave out what takes time and writes nothing."""
-    monkeypatch.setattr(gc, "collect", lambda generation=2: 0)
-    monkeypatch.setattr(flops, "count_operations", lambda call: (1, call()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda generation=2: 0)
+        for module in (flops, operations):
+            patch.setattr(module, "count_operations", lambda call: (1, call()))
+        yield
 
 
 def run_here(bench: Bench, *, retry_failed: bool = False) -> None:
@@ -109,10 +112,8 @@ def run_here(bench: Bench, *, retry_failed: bool = False) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Callable[[str], Path]) -> Bench:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flops, "count_operations", lambda call: (1, call()))
-        bench = Bench(tmp_path_factory.mktemp("undisturbed"), tiny_backbone("bert"))
-        run_here(bench)
+    bench = Bench(tmp_path_factory.mktemp("undisturbed"), tiny_backbone("bert"))
+    run_here(bench)
     return bench
 
 
