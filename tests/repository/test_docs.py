@@ -21,7 +21,7 @@ import consistentee.signals
 import consistentee.training
 from benchmarks.analysis.tables import load_leaderboard, render
 from benchmarks.cli import app
-from benchmarks.commands.new_method import write_method
+from benchmarks.commands.own_methods import write_method
 from benchmarks.run import pool
 from benchmarks.specs import suites
 from benchmarks.specs.base import TimingSpec
