@@ -6,6 +6,7 @@ apart. Each has a file with its caption.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ class FigureKind:
     draw: "Callable[[Results], Figure | None]"
 
 
+@lru_cache(maxsize=4)
 def leading_labels(results: Results) -> list[str]:
     """Return the labels that are drawn in colour, best first: the strongest ones and variants of ConsistentEE."""
     ranked = [x for x in _ranked(results) if role_of(results.methods[x]) not in REFERENCES]
@@ -225,10 +227,10 @@ def exits_figure(results: Results) -> "Figure | None":
 def half_points(results: Results) -> pd.DataFrame:
     """Return, for every task and label, the knobs chosen for the budget nearest to half of the layers."""
     found = chosen_knobs(results)
-    found["distance"] = found["targets"].map(
+    distance = found["targets"].map(
         lambda targets: min((abs(t.layers_at_most - _HALF) for t in targets if isinstance(t, Budget)), default=np.nan)
     )
-    order = found.dropna(subset=["distance"]).sort_values("distance", kind="stable")
+    order = found.assign(distance=distance).dropna(subset=["distance"]).sort_values("distance", kind="stable")
     return order.drop_duplicates([*TASK, "label"]).sort_index()
 
 
@@ -262,14 +264,14 @@ def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[n
     total = None
     for knob in chosen:
         columns = results.predictions(int(results.column("cell")[knob]))
-        exits = None if columns is None else columns.get(f"exit_layer_{results.column('point')[knob]:.0f}")
-        if columns is None or exits is None or "layer_prediction_1" not in columns:
+        exits = f"exit_layer_{results.column('point')[knob]:.0f}"
+        layers = [] if columns is None else [name for name in columns if str(name).startswith("layer_prediction_")]
+        if columns is None or exits not in columns or not layers:
             return None
-        layers = [columns[name] for t in range(1, len(columns)) if (name := f"layer_prediction_{t}") in columns]
-        memorized = memorized_layers(np.stack(layers, axis=1) == columns["label"][:, None])
+        memorized = memorized_layers(columns[layers].to_numpy() == columns[["label"]].to_numpy())
         size = max(len(layers), len(results.column("exit_histogram")[knob]))
         total = np.zeros((len(layers), size)) if total is None else total
-        np.add.at(total, (memorized - 1, exits - 1), 1)
+        np.add.at(total, (memorized - 1, columns[exits] - 1), 1)
     return total
 
 

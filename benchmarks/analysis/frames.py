@@ -61,7 +61,7 @@ class Results:
     cells: list[BaseStoredCell[Any]]
     timings: list[Any]
     faults: list[str] = field(default_factory=list)
-    _predictions: dict[int, dict[str, NDArray[Any]] | None] = field(default_factory=dict, repr=False)
+    _predictions: dict[int, pd.DataFrame | None] = field(default_factory=dict, repr=False)
     _columns: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -139,12 +139,13 @@ class Results:
             self._columns[name] = self.knobs[name].to_numpy()
         return self._columns[name]
 
-    def predictions(self, cell: int) -> dict[str, NDArray[Any]] | None:
-        """Return the columns of a cell's test rows, in order; None where they cannot be read."""
+    def predictions(self, cell: int) -> pd.DataFrame | None:
+        """Return a cell's test rows, in order; None where they cannot be read."""
         if cell not in self._predictions:
             try:
-                table = self.cells[cell].rows.predictions().sort_values("row")
-                self._predictions[cell] = {str(name): table[name].to_numpy() for name in table.columns}
+                table = self.cells[cell].rows.predictions()
+                in_order = table["row"].is_monotonic_increasing
+                self._predictions[cell] = table if in_order else table.sort_values("row")
             except UserError:  # the rows are gone; what the record holds still stands
                 self._predictions[cell] = None
         return self._predictions[cell]
@@ -168,14 +169,22 @@ class Results:
             )
         if point >= 0:
             name = f"prediction_{point:.0f}"
-            return (columns["label"], columns[name]) if name in columns else None
+            return (columns["label"].to_numpy(), columns[name].to_numpy()) if name in columns else None
         if hull >= 0:
             return _answers_of_hull(columns, int(hull))
         # All validation rows run all layers: the answers are those of the last exit, but for a few test rows at most.
         at_full_depth = self.column("validation_layers")[knob] >= self.column("num_layers")[knob]
-        return (
-            (columns["label"], columns["full_prediction"]) if at_full_depth and "full_prediction" in columns else None
-        )
+        if not at_full_depth or "full_prediction" not in columns:
+            return None
+        return columns["label"].to_numpy(), columns["full_prediction"].to_numpy()
+
+    def answers_at(self, knobs: Iterable[Any], measure: str | None = None) -> Answers | None:
+        """Return labels [rows] and answers [knobs, rows] at some knobs; None unless all are known, of the same rows."""
+        found = [self.answers(knob, measure) for knob in knobs]
+        known = [answers for answers in found if answers is not None]
+        if len(known) < len(found) or not all(np.array_equal(known[0][0], labels) for labels, _ in known):
+            return None
+        return known[0][0], np.stack([answers for _, answers in known])
 
     def full_answers(self, task: tuple[str, str], seed: int, measure: str | None = None) -> Answers | None:
         """Return the same of the full model trained with a seed."""
@@ -190,7 +199,7 @@ class Results:
         columns = self.predictions(int(own["cell"].iloc[0]))
         if columns is None or measure not in (TO_FULL, MATCH):
             return None if columns is None else _texts(columns, f"full_{measure or own['metric'].iloc[0]}", measure)
-        return columns["row"], np.ones(len(columns["row"]))
+        return columns["row"].to_numpy(), np.ones(len(columns))
 
     def full_scores(self, measure: str | None = None) -> pd.Series:
         """Return the full model's score by task, backbone and seed (-1: the mean of its seeds)."""
@@ -477,20 +486,22 @@ def _with_speedups(knobs: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
     return knobs.merge(speedups_of(found, ["key", "knob"]).reset_index(), on=["key", "knob"], how="left")
 
 
-def _texts(columns: Mapping[str, NDArray[Any]], name: str, measure: str | None) -> Answers | None:
+def _texts(columns: pd.DataFrame, name: str, measure: str | None) -> Answers | None:
     sizes = "reference_tokens" if measure == NATS else "row"
     if name not in columns or sizes not in columns:
         return None
-    return np.asarray(columns[sizes], dtype=float), np.asarray(columns[name], dtype=float)
+    return columns[sizes].to_numpy(float), columns[name].to_numpy(float)
 
 
-def _answers_of_hull(columns: Mapping[str, NDArray[Any]], number: int) -> Answers | None:
+def _answers_of_hull(columns: pd.DataFrame, number: int) -> Answers | None:
     """Return the answer of each row at the layer where it exits."""
-    exits = columns.get(f"hull_exit_layer_{number}")
-    if exits is None or any(f"layer_prediction_{layer}" not in columns for layer in range(1, exits.max() + 1)):
+    if f"hull_exit_layer_{number}" not in columns:
         return None
-    by_layer = np.stack([columns[f"layer_prediction_{layer}"] for layer in range(1, exits.max() + 1)])
-    return columns["label"], by_layer[exits - 1, np.arange(exits.size)]
+    exits = columns[f"hull_exit_layer_{number}"].to_numpy()
+    layers = [f"layer_prediction_{layer}" for layer in range(1, exits.max() + 1)]
+    if not set(layers) <= set(columns):
+        return None
+    return columns["label"].to_numpy(), columns[layers].to_numpy()[np.arange(exits.size), exits - 1]
 
 
 def _full_score(record: Any, measure: str | None) -> float:

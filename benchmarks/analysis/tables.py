@@ -1,6 +1,7 @@
 """Tables as pandas expressions over the frames of results, and the pages made of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,7 @@ def contrast_table(results: Results) -> Table | None:
     )
 
 
+@lru_cache(maxsize=4)
 def chosen_knobs(results: Results) -> pd.DataFrame:
     """Return a line for every task, label and knob that validation rows chose for a target.
 
