@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ class Column:
 
     Attributes:
         heading: its title.
-        value: the column of the frame, or a function of a row.
+        value: the column of the frame.
         form: of numbers; empty for words, which are set to the left.
         low, high: columns of an interval.
         mark: column of what is written behind the number.
@@ -86,7 +86,7 @@ class Column:
     """
 
     heading: str
-    value: str | Callable[[Mapping[str, Any]], object]
+    value: str
     form: str = ""
     low: str = ""
     high: str = ""
@@ -95,7 +95,7 @@ class Column:
 
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the text of a row."""
-        value = self.value(row) if callable(self.value) else row.get(self.value)
+        value = row.get(self.value)
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return MISSING
         words = f"{value:{self.form}}" if self.form else str(value)

@@ -221,15 +221,16 @@ def chosen_knobs(results: Results) -> pd.DataFrame:
 def operating_points(results: Results) -> pd.DataFrame:
     """Return the lines of :func:`chosen_knobs` with what they score and cost on test rows, averaged over seeds.
 
-    Scores and their intervals are shares; ``ms_b1`` is milliseconds a row (in generation ``tokens_per_second_b1``),
-    ``speedup_b1`` stock / method, ``spread_b1`` (slowest - fastest round) / median. In generation the first line of a
-    task is stock ``generate``.
+    Scores, their intervals and points against the full model of the same seeds are shares; ``ms_b1`` is milliseconds a
+    row (in generation ``tokens_per_second_b1``), ``speedup_b1`` stock / method, ``spread_b1`` (slowest - fastest round)
+    / median. In generation the first line of a task is stock ``generate``.
     """
     found = chosen_knobs(results)
     siblings: dict[tuple[str, ...], list[Any]] = {}
     for record in results.records:
         siblings.setdefault((record.task, record.backbone, record.label), []).append(record)
-    lines = [_operating_line(results, line, siblings) for line in found.to_dict("records")]
+    full = results.full_scores().to_dict()
+    lines = [_operating_line(results, line, siblings, full) for line in found.to_dict("records")]
     points = found.assign(**pd.DataFrame(lines, index=found.index).drop(columns="layers", errors="ignore"))
     points = points.join(_clocks(results, points))
     if results.kind == "generation":
@@ -239,7 +240,10 @@ def operating_points(results: Results) -> pd.DataFrame:
 
 
 def _operating_line(
-    results: Results, head: Mapping[str, Any], siblings: Mapping[tuple[str, ...], Sequence[Any]]
+    results: Results,
+    head: Mapping[str, Any],
+    siblings: Mapping[tuple[str, ...], Sequence[Any]],
+    full: Mapping[tuple[Any, ...], float],
 ) -> dict[str, Any]:
     chosen = list(head["chosen"])
 
@@ -249,6 +253,8 @@ def _operating_line(
     own = siblings[head["task"], head["backbone"], head["label"]]
     varied = [varied_parameters(results.records[cell], own) for cell in of("cell")]
     low, high = (f"{bound(of('knob')):.3g}" for bound in (np.min, np.max))
+    task, score = (head["task"], head["backbone"]), of("score").mean()
+    references = [full.get((*task, seed), np.nan) for seed in of("seed")]
     line: dict[str, Any] = {
         "parameters": "; ".join(dict.fromkeys(filter(None, varied))),
         "knob_name": of("knob_name")[0],
@@ -257,7 +263,8 @@ def _operating_line(
         "chosen_for": in_words(head["targets"]),
         "short": ", ".join(target.short for target in head["targets"]),
         "metric": of("metric")[0],
-        "score": of("score").mean(),
+        "score": score,
+        "points": score - (full.get((*task, -1), np.nan) if np.isnan(references).any() else np.mean(references)),
         "score_std": of("score").std(ddof=1) if len(chosen) > 1 else np.nan,
         "saved": 1 - head["layers"] / head["num_layers"],
         "flops_ratio": of("full_flops").sum() / flops if (flops := of("flops").sum()) else np.nan,
@@ -300,7 +307,11 @@ def _stock_line(results: Results, task: tuple[str, str]) -> dict[str, Any]:
     line |= {"metric": record.metric, "layers": float(record.num_layers), "num_layers": record.num_layers}
     stock = _stock_times(results)
     stock = stock[(stock["task"] == task[0]) & (stock["backbone"] == task[1])].assign(line=0)
-    return line | {"saved": 0.0, "flops_ratio": 1.0} | (_medians(results, stock).loc[0].to_dict() if len(stock) else {})
+    return (
+        line
+        | {"points": 0.0, "saved": 0.0, "flops_ratio": 1.0}
+        | (_medians(results, stock).loc[0].to_dict() if len(stock) else {})
+    )
 
 
 def _stock_times(results: Results) -> pd.DataFrame:
@@ -337,22 +348,24 @@ def _medians(results: Results, timed: pd.DataFrame) -> pd.DataFrame:
     return wide
 
 
-def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str]) -> Table:
-    """Return the operating points of one task."""
-    own = points[(points["task"] == task[0]) & (points["backbone"] == task[1])].copy()
-    of_texts = results.kind == "generation"
+def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str] | None = None) -> Table:
+    """Return the operating points of one task, or of all."""
+    of_task = (points["task"] == task[0]) & (points["backbone"] == task[1]) if task else slice(None)
+    own, of_texts, sizes = points.loc[of_task].copy(), results.kind == "generation", results.batch_sizes
     shares = ["score", "score_low", "score_high", "score_std", "saved", TO_FULL, MATCH]
     own[[name for name in shares if name in own]] *= 100
-    metric, sizes = own["metric"].iloc[0], results.batch_sizes
     own["shown_knob"] = [knob_text(line) for line in own.to_dict("records")]
-    several = own["score_std"].notna().any() if "score_std" in own else False
+    names = task_names(results.tasks.index)
+    own["shown_task"] = [names[one] for one in zip(own["task"], own["backbone"], strict=True)]
+    metric = own["metric"].iloc[0] if task else "score"
+    several = task and "score_std" in own and own["score_std"].notna().any()
     return Table(
-        title=" · ".join(task),
-        name=f"points-{task[0]}",
+        title=" · ".join(task) if task else f"{len(own)} operating points",
+        name=f"points-{task[0]}" if task else "points",
         frame=own.rename(columns={"label": "method", "method": "implementation"}),
         columns=[
             Column("method", "method"),
-            Column("knob", "shown_knob"),
+            Column("knob", "shown_knob") if task else Column("task", "shown_task"),
             Column(f"{METRIC_NAMES.get(metric, metric)} % [95%]", "score", ".1f", "score_low", "score_high", best=True),
             *([Column("± seeds", "score_std", ".1f")] if several else []),
             *([Column("ROUGE-L to full %", TO_FULL, ".1f"), Column("match %", MATCH, ".1f")] if of_texts else []),
@@ -363,8 +376,14 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
             *(Column(f"ms/row b{size}", f"ms_b{size}", ".2f") for size in sizes if not of_texts),
             *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in sizes),
             Column("chosen for", "short"),
+            *([] if task else [Column("knob", "shown_knob")]),
         ],
-        notes=_operating_notes(results, task, own),
+        notes=[
+            "Knobs are chosen on validation data and reported on test data: the best within a share of the layers "
+            "(≤50%), or the fewest layers within a point of the full model (-1 pt) or with so many answers of the full "
+            "model's. Saved = 1 - layers / L; FLOPs ratio and speed-up = full model / method; b = batch size.",
+            *(_operating_notes(results, task, own) if task else []),
+        ],
     )
 
 
@@ -385,15 +404,10 @@ def _operating_notes(results: Results, task: tuple[str, str], own: pd.DataFrame)
     live = own[["live_rows", "live_disagreements"]].sum() if "live_rows" in own else None
     seeds = sorted({one.seed for one in records})
     notes = [
-        "Knobs are chosen on validation data and reported on test data: the best within a share of the layers "
-        "(≤50%), or "
-        "the fewest layers within a point of the full model (-1 pt) or with so many answers of the full model's.",
         f"{record.train_rows} training rows, {record.validation_rows} validation and {record.test_rows} test {unit}; "
-        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over "
-        f"{unit}{' and seeds' if len(seeds) > 1 else ''}.",
-        f"Layers of {record.num_layers}; saved = 1 - layers / {record.num_layers}; FLOPs ratio and speed-up = full "
-        "model / "
-        f"method; b = batch size. {_timing_note(times, own, unit)}",
+        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over {unit}"
+        f"{' and seeds' if len(seeds) > 1 else ''}. "
+        f"L = {record.num_layers}. {_timing_note(times, own, unit)}"
     ]
     if live is not None and live["live_rows"]:
         differ = f"{live['live_disagreements']:.0f} of {live['live_rows']:.0f}"

@@ -12,7 +12,7 @@ from benchmarks.analysis.statistics import (
     p_value,
     resampled_terms,
     score_interval,
-    score_of_rows,
+    score_of_mixture,
     score_of_terms,
 )
 from consistentee.data.metrics import score
@@ -21,7 +21,7 @@ ROWS = 300
 
 
 def resampled_scores(metric, labels, predictions, resamples=1000):
-    return score_of_terms(metric, resampled_terms(metric, labels, predictions, resamples=resamples))
+    return score_of_terms(metric, resampled_terms(metric, labels, predictions, resamples=resamples)).T
 
 
 def rows_of(metric, seed=0):
@@ -38,8 +38,8 @@ def rows_of(metric, seed=0):
 def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypatch):
     labels, predictions = rows_of(metric)
     drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
-    weights = np.stack([np.bincount(rows, minlength=ROWS) / ROWS for rows in drawn])
-    monkeypatch.setattr("benchmarks.analysis.statistics.row_weights", lambda *_: weights)
+    counts = np.stack([np.bincount(rows, minlength=ROWS) for rows in drawn])
+    monkeypatch.setattr("benchmarks.analysis.statistics._counts", lambda *_: counts)
     found = resampled_scores(metric, labels, [predictions, predictions], len(drawn))
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]
     assert found == pytest.approx(np.stack([expected, expected], axis=1))
@@ -91,10 +91,13 @@ def test_scores_of_ranks_and_of_many_classes_are_resampled_one_by_one():
     assert low < score("spearman", labels, predictions) < high
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
-def test_the_score_of_rows_is_the_metric(metric):
-    labels, predictions = rows_of(metric)
-    assert score_of_rows(metric, labels, predictions) == pytest.approx(score(metric, labels, predictions))
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson", "spearman"])
+def test_the_score_of_a_mixture_is_the_metric_of_the_weighted_sample(metric):
+    labels, first = rows_of("pearson" if metric == "spearman" else metric)
+    second = first[::-1]
+    both = np.concatenate([labels, labels]), np.concatenate([first, second]), np.repeat([0.3, 0.7], ROWS)
+    assert score_of_mixture(metric, labels, (first, second), 0.3) == pytest.approx(score(metric, *both))
+    assert score_of_mixture(metric, labels, (first, first)) == pytest.approx(score(metric, labels, first))
 
 
 def test_many_resamples_have_the_interval_of_few():
