@@ -9,7 +9,7 @@ from records_by_hand import parts_by_hand
 from benchmarks.analysis.equal_cost import concave_hull
 from benchmarks.analysis.statistics import score_interval
 from benchmarks.kinds.instance_evaluation import choose_knobs
-from benchmarks.kinds.rows import CellRows
+from benchmarks.kinds.kind import CellRows
 from benchmarks.run.cell import run_cell
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget, Target
@@ -47,11 +47,6 @@ def test_best_score_within_each_budget():
     }
 
 
-def test_equal_scores_take_fewer_layers_and_equal_knobs_are_one_point():
-    curve = [point(0.8, [5, 5, 0, 0]), point(0.8, [10, 0, 0, 0]), point(0.8, [0, 0, 0, 10])]
-    assert chosen(curve) == {1: [Budget(layers_at_most=0.25), HALF, Budget(layers_at_most=0.75), WITHIN_ONE_POINT]}
-
-
 def test_budgets_of_a_cascade_are_shares_of_the_stock_model():
     curve = [point(0.7, [0, 10, 0, 0, 0, 0]), point(0.8, [0, 7, 0, 0, 0, 3]), point(0.9, [0, 0, 0, 0, 0, 10])]
     assert chosen(curve, (0.5, 0.75, 1.0)) == {
@@ -59,15 +54,6 @@ def test_budgets_of_a_cascade_are_shares_of_the_stock_model():
         1: [Budget(layers_at_most=1.0)],
         2: [WITHIN_ONE_POINT],
     }
-
-
-def test_budgets_that_nothing_meets_are_left_out():
-    assert chosen([point(0.9, [0, 0, 0, 10])]) == {0: [WITHIN_ONE_POINT]}
-
-
-def test_within_one_point_includes_exactly_one_point():
-    assert chosen([point(0.89, [10, 0, 0, 0]), point(0.90, [0, 0, 0, 10])], ()) == {0: [WITHIN_ONE_POINT]}
-    assert chosen([point(0.8899, [10, 0, 0, 0]), point(0.90, [0, 0, 0, 10])], ()) == {1: [WITHIN_ONE_POINT]}
 
 
 def test_average_layers_is_the_tokens_mean_where_they_exit():

@@ -32,11 +32,15 @@ class Recorder:
 @given(st.integers(0, 10), st.integers(1, 8), st.lists(st.integers(1, 64), min_size=1, max_size=3, unique=True))
 def test_every_round_holds_every_contender_once(round_number, contenders, sizes):
     passes = passes_of_round(round_number, contenders, sizes)
-    assert sorted((p.batch_size, p.contender) for p in passes) == sorted(itertools.product(sizes, range(contenders)))
+    assert sorted(passes) == sorted(itertools.product(sizes, range(contenders)))
 
 
 def test_order_rotates():
-    assert [[p.contender for p in passes_of_round(r, 3, [1])] for r in range(3)] == [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
+    assert [[contender for _, contender in passes_of_round(r, 3, [1])] for r in range(3)] == [
+        [0, 1, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+    ]
 
 
 def test_rows_keep_their_order_and_warm_up_is_not_timed():
