@@ -110,7 +110,7 @@ def can_resample(metric: str, labels: ArrayLike) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _counts(rows: int, resamples: int, part: int, seed: int) -> NDArray[np.float32]:
+def resample_counts(rows: int, resamples: int, part: int, seed: int) -> NDArray[np.float32]:
     """Draw rows with replacement, and count how often each was drawn: [resamples, rows]."""
     generator = np.random.default_rng([seed, rows, part])
     counts = np.empty((resamples, rows), dtype=np.float32)
@@ -146,7 +146,7 @@ def resampled_terms(
     by_term = np.moveaxis(terms, 1, -1).astype(np.float32 if metric in _OF_WHOLE_NUMBERS else float)
     sizes = [min(RESAMPLES, resamples - start) for start in range(0, resamples, RESAMPLES)]
     flat = by_term.reshape(-1, true.size)
-    sums = [flat @ _counts(true.size, size, part, seed).T for part, size in enumerate(sizes)]
+    sums = [flat @ resample_counts(true.size, size, part, seed).T for part, size in enumerate(sizes)]
     means = np.concatenate(sums, axis=1) / np.float64(true.size)
     return np.moveaxis(means.reshape(*by_term.shape[:2], resamples), 1, -1)
 

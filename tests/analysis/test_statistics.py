@@ -39,7 +39,7 @@ def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypa
     labels, predictions = rows_of(metric)
     drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
     counts = np.stack([np.bincount(rows, minlength=ROWS) for rows in drawn])
-    monkeypatch.setattr("benchmarks.analysis.statistics._counts", lambda *_: counts)
+    monkeypatch.setattr("benchmarks.analysis.statistics.resample_counts", lambda *_: counts)
     found = resampled_scores(metric, labels, [predictions, predictions], len(drawn))
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]
     assert found == pytest.approx(np.stack([expected, expected], axis=1))
