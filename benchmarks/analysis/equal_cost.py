@@ -165,20 +165,8 @@ def mixture_at(budget: float, costs: ArrayLike, scores: ArrayLike) -> Mixture:
     hull = concave_hull(costs, scores)
     if hull.size == 0:
         raise ValueError("nothing to mix: there are no points")
-    return _on_hull(budget, np.asarray(costs, dtype=float), hull)
-
-
-def _on_hull(budget: float, cost: Floats, hull: NDArray[np.intp]) -> Mixture:
-    place = int(np.searchsorted(cost[hull], budget))
-    if place == hull.size:
-        end = int(hull[-1])
-        return Mixture(end, end, 1.0, Reach.UNDER)
-    above = int(hull[place])
-    alone = cost[above] <= budget + ROUNDING
-    if alone or place == 0:
-        return Mixture(above, above, 1.0, Reach.MET if alone else Reach.OVER)
-    below = int(hull[place - 1])
-    return Mixture(below, above, float((cost[above] - budget) / (cost[above] - cost[below])))
+    cost = np.asarray(costs, dtype=float)
+    return _exactly(budget, cost, cost, hull, np.arange(cost.size))
 
 
 def mixtures(results: Results, speedups: Sequence[float], cost: str = "layers") -> pd.DataFrame:

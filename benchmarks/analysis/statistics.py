@@ -1,13 +1,12 @@
 """Every bootstrap interval and test of the project: of a mean, of any task's score, over rows, and over rows and seeds.
 
-Of one score it is the percentile bootstrap of :func:`scipy.stats.bootstrap`. With several seeds it is crossed: rows and
-seeds are drawn independently of each other, because every seed answers the same rows. A suite has thousands of points,
-so resamples are written as weights of rows, and all of them are scored by one matrix product.
+It is the percentile bootstrap. With several seeds it is crossed: rows and seeds are drawn independently of each other,
+because every seed answers the same rows. A suite has thousands of points, so resamples are written as counts of rows,
+and all of them are scored by one matrix product.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,55 +21,8 @@ MEAN_BY_SIZE = "mean by size"
 """The metric of answers that are sums over as many parts as the labels say: a mean over all parts."""
 
 RESAMPLES = 1000
-_RESAMPLES_AT_ONCE = 100
-_COUNTED_AT_ONCE = 100
+_AT_ONCE = 100
 _OF_WHOLE_NUMBERS = ("accuracy", "f1", "matthews")
-
-
-def interval_of_mean(values: Floats, *, resamples: int, seed: int) -> tuple[float, float]:
-    """Compute the 95% percentile bootstrap interval of the mean of values [N]; equal seeds give equal intervals."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    return _percentiles((values,), np.mean, resamples, seed, vectorised=True)
-
-
-def score_interval(
-    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Compute the 95% percentile bootstrap interval of a score, over rows.
-
-    Args:
-        metric: a name of :data:`consistentee.data.metrics.METRICS`.
-        labels, predictions: [N].
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
-    """
-    true, answers = np.asarray(labels), np.asarray(predictions)
-    if metric == "accuracy":  # a mean over rows: one call for many resamples
-        return interval_of_mean((true == answers).astype(float), resamples=resamples, seed=seed)
-    if len(true) < 2:
-        whole = score(metric, true, answers)
-        return whole, whole
-    return _percentiles((true, answers), lambda y, z: score(metric, y, z), resamples, seed, vectorised=False)
-
-
-def _percentiles(
-    samples: tuple[NDArray[Any], ...], statistic: Callable[..., Any], resamples: int, seed: int, *, vectorised: bool
-) -> tuple[float, float]:
-    from scipy.stats import bootstrap
-
-    result = bootstrap(
-        samples,
-        statistic,
-        paired=len(samples) > 1,
-        vectorized=vectorised,
-        n_resamples=resamples,
-        batch=_RESAMPLES_AT_ONCE,
-        confidence_level=0.95,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
@@ -114,8 +66,8 @@ def resample_counts(rows: int, resamples: int, part: int, seed: int) -> NDArray[
     """Draw rows with replacement, and count how often each was drawn: [resamples, rows]."""
     generator = np.random.default_rng([seed, rows, part])
     counts = np.empty((resamples, rows), dtype=np.float32)
-    for start in range(0, resamples, _COUNTED_AT_ONCE):  # few enough counters for the processor's cache
-        size = min(_COUNTED_AT_ONCE, resamples - start)
+    for start in range(0, resamples, _AT_ONCE):  # few enough counters for the processor's cache
+        size = min(_AT_ONCE, resamples - start)
         drawn = generator.integers(rows, size=(size, rows), dtype=np.int32)
         places = drawn + (rows * np.arange(size, dtype=np.int64))[:, None]
         counts[start : start + size] = np.bincount(places.ravel(), minlength=size * rows).reshape(size, rows)
@@ -177,7 +129,7 @@ def score_of_mixture(
         weight: share of the first.
     """
     true, shares = np.asarray(labels), (weight, 1 - weight)
-    if metric in (MEAN, MEAN_BY_SIZE) or can_resample(metric, true):
+    if can_resample(metric, true):
         terms = [_TERMS[metric][0](true.astype(float), np.asarray(one, dtype=float)).mean(axis=0) for one in answers]
         return float(score_of_terms(metric, shares[0] * terms[0] + shares[1] * terms[1]))
     return score(metric, np.tile(true, 2), np.concatenate(answers), np.repeat(shares, true.size))
@@ -201,23 +153,39 @@ def interval(samples: Floats) -> tuple[float, float]:
 
 
 def interval_over_rows_and_seeds(
-    metric: str, labels: ArrayLike, predictions: ArrayLike, *, seed: int = 0
+    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Compute the 95% bootstrap interval of a score averaged over seeds.
 
     Args:
-        metric: the score.
+        metric: as in :func:`score_of_mixture`.
         labels: [N].
         predictions: [seeds, N]. With one seed the interval is over rows alone.
-        seed: of the resampling.
+        resamples, seed: of the resampling.
     """
-    answers = np.asarray(predictions)
-    if can_resample(metric, labels):
-        scores = score_of_terms(metric, resampled_terms(metric, labels, answers, seed=seed))
+    true, answers = np.asarray(labels), np.asarray(predictions)
+    if can_resample(metric, true):
+        scores = score_of_terms(metric, resampled_terms(metric, true, answers, resamples=resamples, seed=seed))
         return interval(mean_over_drawn_seeds(scores.T, seed=seed))
-    # A score of ranks: rows alone, seed by seed, and the bounds averaged.
-    bounds = np.array([score_interval(metric, labels, one, resamples=RESAMPLES, seed=seed) for one in answers])
-    return float(bounds[:, 0].mean()), float(bounds[:, 1].mean())
+    # A score of ranks, or of many classes: rows alone, seed by seed, and the bounds averaged.
+    drawn = np.random.default_rng([seed, true.size]).integers(true.size, size=(resamples, true.size))
+    bounds = [interval(np.array([score(metric, true[rows], one[rows]) for rows in drawn])) for one in answers]
+    low, high = np.mean(bounds, axis=0)
+    return float(low), float(high)
+
+
+def score_interval(
+    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Compute the 95% percentile bootstrap interval of a score, over rows.
+
+    Args:
+        metric: a name of :data:`consistentee.data.metrics.METRICS`, or :data:`MEAN`.
+        labels, predictions: [N].
+        resamples: number of bootstrap samples.
+        seed: of the resampling; equal seeds give equal intervals.
+    """
+    return interval_over_rows_and_seeds(metric, labels, [predictions], resamples=resamples, seed=seed)
 
 
 def p_value(samples: Floats) -> float:

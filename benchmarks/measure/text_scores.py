@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.analysis.statistics import interval_of_mean
+from benchmarks.analysis.statistics import MEAN, score_interval
 from benchmarks.store.generation_records import Mean
 from consistentee.data.prompts import PromptSplit
 from consistentee.data.text_metrics import rouge, token_match
@@ -56,7 +56,8 @@ def score_generations(
 
 def mean_with_interval(values: NDArray[np.float64], *, resamples: int, seed: int) -> Mean:
     """Compute the mean of scores [N] with its 95% percentile bootstrap interval over prompts."""
-    return Mean(value=float(values.mean()), interval=interval_of_mean(values, resamples=resamples, seed=seed))
+    interval = score_interval(MEAN, np.zeros(values.size), values, resamples=resamples, seed=seed)
+    return Mean(value=float(values.mean()), interval=interval)
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,14 @@ def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypa
     assert found == pytest.approx(np.stack([expected, expected], axis=1))
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
-def test_one_seed_gives_the_interval_over_rows(metric):
-    labels, predictions = rows_of(metric)
-    ours = interval_over_rows_and_seeds(metric, labels, [predictions])
-    assert ours == pytest.approx(score_interval(metric, labels, predictions), abs=0.02)
+def test_one_seed_gives_scipys_bootstrap_over_rows():
+    labels, predictions = rows_of("accuracy")
+    correct = (labels == predictions).astype(float)
+    theirs = bootstrap((correct,), np.mean, n_resamples=1000, method="percentile", rng=0).confidence_interval
+    assert score_interval("accuracy", labels, predictions) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert interval_over_rows_and_seeds("accuracy", labels, [predictions]) == score_interval(
+        "accuracy", labels, predictions
+    )
 
 
 def test_several_seeds_give_scipys_two_sample_bootstrap():
