@@ -38,24 +38,7 @@ _ACROSS, _ANNOTATED = 3, 12
 _DENSE = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 _WIDEST = {"classification": 4.0, "generation": 2.0}
 """The largest speed-up that a printed figure of curves shows."""
-_STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: figures are alike on all machines
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.linewidth": 0.6,
-    "grid.linewidth": 0.5,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "pdf.fonttype": 42,  # letters stay letters, embedded as TrueType: what journals ask for
-    "svg.fonttype": "path",  # letters are outlines: alike where the font is not installed
-    "svg.hashsalt": "consistentee",
-}
+_STYLE = Path(__file__).parent / "templates" / "print.mplstyle"
 _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Format -> what is not written into a file, so that the same figure is the same file."""
 
@@ -388,7 +371,7 @@ def draw(kind: FigureKind, results: Results) -> "Figure | None":
     import seaborn as sns
     from matplotlib import rc_context
 
-    with rc_context({**sns.axes_style("ticks"), **_STYLE}):
+    with rc_context(sns.axes_style("ticks")), rc_context(fname=_STYLE):
         return kind.draw(results)
 
 
@@ -422,9 +405,8 @@ def write_figures(
             missing.append(f"{kind.name}: {kind.missing}")
             continue
         path = folder / f"{kind.name}.{file_format}"
-        with rc_context(_STYLE), replacing(path) as temporary:
-            metadata = _METADATA[file_format]
-            figure.savefig(temporary, format=file_format, dpi=300, metadata=metadata)
+        with rc_context(fname=_STYLE), replacing(path) as temporary:
+            figure.savefig(temporary, format=file_format, dpi=300, metadata=_METADATA[file_format])
         backbones = ", ".join(results.tasks.index.unique("backbone"))
         write_text(path.with_suffix(".txt"), f"{kind.caption} {backbones}.\n")
         paths.append(path)

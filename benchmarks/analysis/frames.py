@@ -232,12 +232,11 @@ class Results:
             )
             return of_label and (tasks is None or record.task in tasks)
 
-        return replace(self, cells=[cell for cell in self.cells if stays(cell.record)], _predictions={}, _columns={})
+        return self.with_cells([cell for cell in self.cells if stays(cell.record)])
 
-    def with_records(self, records: Sequence[Any]) -> "Results":
-        """Return the same results with other records, one a cell."""
-        cells = [replace(cell, record=record) for cell, record in zip(self.cells, records, strict=True)]
-        return replace(self, cells=cells, _predictions={}, _columns={})
+    def with_cells(self, cells: Iterable[BaseStoredCell[Any]]) -> "Results":
+        """Return the same results with other cells."""
+        return replace(self, cells=list(cells), _predictions={}, _columns={})
 
 
 def load_results(
