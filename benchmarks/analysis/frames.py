@@ -324,14 +324,22 @@ def is_core(method: str) -> bool:
     return method.startswith(CORE_METHOD)
 
 
-def varied_parameters(record: BaseRecord, siblings: Iterable[BaseRecord]) -> str:
-    """Return the parameters of a cell that differ among the cells of its label: ``alpha=0.05``."""
-    known = [sibling.parameters for sibling in siblings]
-    return ", ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in sorted(record.parameters.items())
-        if len({repr(parameters.get(name)) for parameters in known}) > 1
-    )
+def varied_parameters(records: Sequence[BaseRecord]) -> list[str]:
+    """Return of every record the parameters that differ among the cells of its label: ``alpha=0.05``."""
+    values: dict[tuple[str, ...], set[str]] = {}
+    names = {name for record in records for name in record.parameters}
+    for record in records:
+        for name in names:
+            key = (record.task, record.backbone, record.label, name)
+            values.setdefault(key, set()).add(repr(record.parameters.get(name)))
+    return [
+        ", ".join(
+            f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in sorted(record.parameters.items())
+            if len(values[record.task, record.backbone, record.label, name]) > 1
+        )
+        for record in records
+    ]
 
 
 def _rank(method: str) -> int:

@@ -41,6 +41,8 @@ from benchmarks.specs.targets import Target, in_order, in_words
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import replacing
 
+_BOUNDS = ("", "_low", "_high")
+
 
 def headline_table(results: Results) -> Table | None:
     """Return points against the full model at every budget, means over tasks; None without a full model."""
@@ -118,17 +120,19 @@ def task_table(results: Results) -> Table | None:
     if not tasks or found.empty:
         return None
     names = task_names(tasks)
-    lines: dict[str, dict[str, Any]] = {}
-    for line in found.to_dict("records"):
-        task = line["task"], line["backbone"]
-        if task in names:
-            sign = comparison.against_static(task, line["label"], middle)
-            marks = "*" * abs(sign or 0) + "†" * line["over"] + "‡" * line["under"]
-            row = lines.setdefault(line["label"], {"method": line["label"]})
-            row |= {names[task]: 100 * line["points"], f"{names[task]} mark": marks}
+    found = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)]
+    found["name"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
+    found["mark"] = [
+        "*" * abs(comparison.against_static((line["task"], line["backbone"]), line["label"], middle) or 0)
+        + "†" * line["over"]
+        + "‡" * line["under"]
+        for line in found.to_dict("records")
+    ]
+    wide = found.assign(points=100 * found["points"]).pivot(index="label", columns="name", values=["points", "mark"])
+    wide.columns = [name if kind == "points" else f"{name} mark" for kind, name in wide.columns]
     first = {label: place for place, label in enumerate(dict.fromkeys(comparison.headline["method"]))}
-    order = sorted(lines, key=lambda label: first.get(label, len(first)))
-    frame = pd.DataFrame([lines[label] for label in order])
+    order = sorted(dict.fromkeys(found["label"]), key=lambda label: first.get(label, len(first)))
+    frame = wide.loc[order].rename_axis("method").reset_index()
     return Table(
         title=f"Points against the full model at {middle:g}x, task by task",
         name="tasks",
@@ -226,53 +230,50 @@ def operating_points(results: Results) -> pd.DataFrame:
     / median. In generation the first line of a task is stock ``generate``.
     """
     found = chosen_knobs(results)
-    siblings: dict[tuple[str, ...], list[Any]] = {}
-    for record in results.records:
-        siblings.setdefault((record.task, record.backbone, record.label), []).append(record)
-    full = results.full_scores().to_dict()
-    lines = [_operating_line(results, line, siblings, full) for line in found.to_dict("records")]
-    points = found.assign(**pd.DataFrame(lines, index=found.index).drop(columns="layers", errors="ignore"))
+    picked = found["chosen"].explode().astype(int)
+    knobs = results.knobs.loc[picked].assign(line=picked.index)
+    full, varied = results.full_scores().to_dict(), varied_parameters(results.records)
+    keys = list(zip(knobs["task"], knobs["backbone"], knobs["seed"], strict=True))
+    knobs["full"], knobs["mean_full"] = (
+        [full.get(key, np.nan) for key in of] for of in (keys, [(*k[:2], -1) for k in keys])
+    )
+    knobs["varied"] = [varied[cell] for cell in knobs["cell"]]
+    groups = knobs.groupby("line")
+    flops = groups[["flops", "full_flops"]].sum()
+    points = found.assign(
+        parameters=groups["varied"].agg(lambda texts: "; ".join(dict.fromkeys(filter(None, texts)))),
+        knob_name=groups["knob_name"].first(),
+        knob=groups["knob"].agg(
+            lambda values: " to ".join(dict.fromkeys(f"{v:.3g}" for v in (values.min(), values.max())))
+        ),
+        seeds=groups["seed"].agg(lambda seeds: " ".join(map(str, seeds))),
+        chosen_for=found["targets"].map(in_words),
+        short=found["targets"].map(lambda targets: ", ".join(target.short for target in targets)),
+        metric=groups["metric"].first(),
+        score=groups["score"].mean(),
+        score_std=groups["score"].std(),
+        saved=1 - found["layers"] / found["num_layers"],
+        flops_ratio=flops["full_flops"] / flops["flops"].where(flops["flops"] > 0),
+    )
+    of_seeds = groups["full"].agg(lambda scores: scores.mean(skipna=False))
+    points["points"] = points["score"] - of_seeds.fillna(groups["mean_full"].first())
+    if results.kind == "classification":
+        points[["score_low", "score_high"]] = [_interval(results, chosen) for chosen in points["chosen"]]
+        return points.join(groups[["live_rows", "live_disagreements"]].sum()).join(_clocks(results, points))
+    names = [f"{name}{bound}" for name in (*results.records[0].full_scores, TO_FULL, MATCH) for bound in _BOUNDS]
+    points[names] = groups[names].mean()
+    drafts = groups[["accepted", "drafted"]].sum()
+    points["acceptance"] = drafts["accepted"] / drafts["drafted"].where(drafts["drafted"] > 0)
+    for bound in ("_low", "_high"):
+        own = points["metric"] + bound
+        points[f"score{bound}"] = [points.at[line, name] for line, name in own.items()]
     points = points.join(_clocks(results, points))
-    if results.kind == "generation":
-        stock = pd.DataFrame([_stock_line(results, task) for task in results.tasks.index])
-        points = pd.concat([stock, points], ignore_index=True).sort_values("task", kind="stable", ignore_index=True)
-    return points
+    stock = pd.DataFrame([_stock_line(results, task) for task in results.tasks.index])
+    return pd.concat([stock, points], ignore_index=True).sort_values("task", kind="stable", ignore_index=True)
 
 
-def _operating_line(
-    results: Results,
-    head: Mapping[str, Any],
-    siblings: Mapping[tuple[str, ...], Sequence[Any]],
-    full: Mapping[tuple[Any, ...], float],
-) -> dict[str, Any]:
-    chosen = list(head["chosen"])
-
-    def of(name: str) -> Any:
-        return results.column(name)[chosen]
-
-    own = siblings[head["task"], head["backbone"], head["label"]]
-    varied = [varied_parameters(results.records[cell], own) for cell in of("cell")]
-    low, high = (f"{bound(of('knob')):.3g}" for bound in (np.min, np.max))
-    task, score = (head["task"], head["backbone"]), of("score").mean()
-    references = [full.get((*task, seed), np.nan) for seed in of("seed")]
-    line: dict[str, Any] = {
-        "parameters": "; ".join(dict.fromkeys(filter(None, varied))),
-        "knob_name": of("knob_name")[0],
-        "knob": low if low == high else f"{low} to {high}",
-        "seeds": " ".join(map(str, of("seed"))),
-        "chosen_for": in_words(head["targets"]),
-        "short": ", ".join(target.short for target in head["targets"]),
-        "metric": of("metric")[0],
-        "score": score,
-        "points": score - (full.get((*task, -1), np.nan) if np.isnan(references).any() else np.mean(references)),
-        "score_std": of("score").std(ddof=1) if len(chosen) > 1 else np.nan,
-        "saved": 1 - head["layers"] / head["num_layers"],
-        "flops_ratio": of("full_flops").sum() / flops if (flops := of("flops").sum()) else np.nan,
-    }
-    if results.kind == "generation":
-        return line | _text_scores(results, of)
-    line["score_low"], line["score_high"] = _interval(results, chosen)
-    return line | {name: of(name).sum() for name in ("live_rows", "live_disagreements")}
+def _range(values: pd.Series) -> str:
+    return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values.min(), values.max())))
 
 
 def _interval(results: Results, chosen: Sequence[int]) -> tuple[float, float]:
@@ -286,14 +287,6 @@ def _interval(results: Results, chosen: Sequence[int]) -> tuple[float, float]:
     return low, high
 
 
-def _text_scores(results: Results, of: Callable[[str], Any]) -> dict[str, float]:
-    names = [*results.records[0].full_scores, TO_FULL, MATCH]
-    found = {f"{n}{bound}": of(f"{n}{bound}").mean() for n in names for bound in ("", "_low", "_high")}
-    found |= {f"score{bound}": found[f"{of('metric')[0]}{bound}"] for bound in ("_low", "_high")}
-    drafted, accepted = np.nansum(of("drafted")), np.nansum(of("accepted"))
-    return found | {"acceptance": accepted / drafted if drafted else np.nan}
-
-
 def _stock_line(results: Results, task: tuple[str, str]) -> dict[str, Any]:
     """Return the operating point of stock ``generate``: the full model's texts, and its own times."""
     own = [record for record in results.records if (record.task, record.backbone) == task]
@@ -302,8 +295,8 @@ def _stock_line(results: Results, task: tuple[str, str]) -> dict[str, Any]:
     line |= {"knob_name": "full depth", "knob": "", "seeds": "", "chosen_for": "", "short": "", "targets": ()}
     for name, mean in record.full_scores.items():
         line |= {name: mean.value, f"{name}_low": mean.interval[0], f"{name}_high": mean.interval[1]}
-    line |= {f"{name}{bound}": 1.0 for name in (TO_FULL, MATCH) for bound in ("", "_low", "_high")}
-    line |= {f"score{bound}": line[f"{record.metric}{bound}"] for bound in ("", "_low", "_high")}
+    line |= {f"{name}{bound}": 1.0 for name in (TO_FULL, MATCH) for bound in _BOUNDS}
+    line |= {f"score{bound}": line[f"{record.metric}{bound}"] for bound in _BOUNDS}
     line |= {"metric": record.metric, "layers": float(record.num_layers), "num_layers": record.num_layers}
     stock = _stock_times(results)
     stock = stock[(stock["task"] == task[0]) & (stock["backbone"] == task[1])].assign(line=0)
