@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from benchmarks.specs.schema import canonical_json
 from benchmarks.specs.targets import SPEEDUPS, TEXT_SPEEDUPS, Speedups
 from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, TimingRecord, TimingSamples
-from benchmarks.store.stored_results import BaseStoredCell, kind_of_results, open_results
+from benchmarks.store.records import BaseRecord, CellRecord, TimingRecord, TimingSamples
+from benchmarks.store.stored_results import BaseStoredCell, StoredResults, kind_of_results, open_results
 from consistentee.errors import UserError, unknown_name
 
 FULL, ORACLE, MAJORITY, STATIC = "full", "oracle", "majority", "static"
@@ -252,15 +252,15 @@ def load_results(
         UserError: there are no results that can be read, or none of a label or task.
     """
     root = Path(folder)
-    kind: Literal["classification", "generation"] = "classification"
-    record: type[BaseRecord] = CellRecord
-    timing: type[BaseTimingRecord] = TimingRecord
-    if kind_of_results(root) == "generation":
-        kind, record, timing = "generation", GenerationRecord, DecodingTimingRecord
-    found = open_results(root, record, timing)
+    found: StoredResults[Any, Any]
+    if of_texts := kind_of_results(root) == "generation":
+        found = open_results(root, GenerationRecord, DecodingTimingRecord)
+    else:
+        found = open_results(root, CellRecord, TimingRecord)
     if not found.cells:
         raise UserError(f"{found.faults[0]}, and {root} holds no other finished cell; run the suite again")
-    results = Results(root, kind, list(found.cells), list(found.timings), [str(fault) for fault in found.faults])
+    kind: Literal["classification", "generation"] = "generation" if of_texts else "classification"
+    results = Results(root, kind, found.cells, found.timings, list(map(str, found.faults)))
     return results if labels is None and tasks is None else results.only(labels, tasks)
 
 
@@ -289,14 +289,11 @@ def merge(found: Sequence[Results]) -> Results:
         taken = set(cells)
         for cell in results.cells:
             record = cell.record
-            task, curve = (record.task, record.backbone), (record.task, record.backbone, record.label, str(record.seed))
-            owner, wanted = owners.setdefault(task, (results.folder, protocol(record)))
-            other = (
-                []
-                if owner == results.folder
-                else [name for name, value in protocol(record).items() if value != wanted[name]]
-            )
-            if other:
+            task, own = (record.task, record.backbone), protocol(record)
+            curve = (*task, record.label, str(record.seed))
+            owner, wanted = owners.setdefault(task, (results.folder, own))
+            other = [name for name, value in own.items() if value != wanted[name]]
+            if other and owner != results.folder:
                 words = " and ".join(other)
                 faults[f"{', '.join(task)} of {results.folder} differs from that of {owner} in {words}"] = None
             elif curve not in taken:

@@ -6,6 +6,7 @@ and all of them are scored by one matrix product.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -22,6 +23,7 @@ MEAN_BY_SIZE = "mean by size"
 
 RESAMPLES = 1000
 _AT_ONCE = 100
+_THREADS = 2
 _OF_WHOLE_NUMBERS = ("accuracy", "f1", "matthews")
 
 
@@ -98,8 +100,9 @@ def resampled_terms(
     by_term = np.moveaxis(terms, 1, -1).astype(np.float32 if metric in _OF_WHOLE_NUMBERS else float)
     sizes = [min(RESAMPLES, resamples - start) for start in range(0, resamples, RESAMPLES)]
     flat = by_term.reshape(-1, true.size)
-    sums = [flat @ resample_counts(true.size, size, part, seed).T for part, size in enumerate(sizes)]
-    means = np.concatenate(sums, axis=1) / np.float64(true.size)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        sums = threads.map(lambda part: flat @ resample_counts(true.size, sizes[part], part, seed).T, range(len(sizes)))
+        means = np.concatenate(list(sums), axis=1) / np.float64(true.size)
     return np.moveaxis(means.reshape(*by_term.shape[:2], resamples), 1, -1)
 
 
@@ -185,7 +188,7 @@ def score_interval(
         resamples: number of bootstrap samples.
         seed: of the resampling; equal seeds give equal intervals.
     """
-    return interval_over_rows_and_seeds(metric, labels, [predictions], resamples=resamples, seed=seed)
+    return interval_over_rows_and_seeds(metric, labels, np.asarray(predictions)[None], resamples=resamples, seed=seed)
 
 
 def p_value(samples: Floats) -> float:
