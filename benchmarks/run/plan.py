@@ -13,8 +13,7 @@ from typing import Any
 
 from benchmarks.analysis.equal_cost import mixture_at
 from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import AnyKind
-from benchmarks.kinds.rows import CellRows
+from benchmarks.kinds.kind import AnyKind, CellRows
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, Group, TimingSpec
 from benchmarks.specs.suites import Filters, expand
 from benchmarks.store.environment import now
