@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-from consistentee.models.encoder.description import ModelDescription
+from consistentee.models.encoder.multi_exit_model import ModelDescription
 from small_suite import write_task
 from typer.testing import CliRunner
 
