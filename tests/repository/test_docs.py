@@ -128,7 +128,7 @@ def test_every_public_name_has_its_place_in_the_api_pages():
 
 PUBLIC_MODULES = {"consistentee", "consistentee.signals", "consistentee.training", "benchmarks"}
 SHOWN = {block.place: block.source for document in DOCUMENTS for block in blocks_of(document, "python")}
-SHOWN["the template"] = (ROOT / "benchmarks" / "templates" / "exit_method.py").read_text(encoding="utf-8")
+SHOWN["the template"] = (ROOT / "benchmarks" / "commands" / "method_template.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("source", SHOWN.values(), ids=SHOWN)
