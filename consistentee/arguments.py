@@ -5,7 +5,7 @@ import inspect
 import math
 import re
 import types
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, ValidationInfo
@@ -82,7 +82,7 @@ def _checking(
 
 def check_fields(instance: Any, title: str) -> None:
     """Raise UserError for a field of a dataclass that its annotation excludes; ``title`` is used in the message."""
-    kind: Hashable = type(instance)
+    kind: Any = type(instance)
     for name, adapter in _adapters_of_fields(kind).items():
         try:
             adapter.validate_python(getattr(instance, name))
@@ -91,7 +91,7 @@ def check_fields(instance: Any, title: str) -> None:
 
 
 @functools.cache
-def _adapters_of_fields(dataclass: Hashable) -> dict[str, TypeAdapter[Any]]:
+def _adapters_of_fields(dataclass: Any) -> dict[str, TypeAdapter[Any]]:
     return _adapters(getattr(dataclass, "__init__"))  # noqa: B009 (for mypy)
 
 
