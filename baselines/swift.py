@@ -46,7 +46,7 @@ from consistentee import (
     UserError,
     generate_encoded,
 )
-from consistentee.engine.step.prompt_batch import PromptBatch
+from consistentee.engine.prompt_batch import PromptBatch
 from consistentee.files import computed_once, hash_json
 from consistentee.methods.token_methods import DraftedBy
 from consistentee.progress import tracked
@@ -157,7 +157,7 @@ class DraftedTexts:
         self._batch = PromptBatch(model, prompts, columns)
         self._batch.prefill()
         self._begin = self._batch.cache.length
-        self._batch.cache.advance(columns)
+        self._batch.cache.ledger.advance(columns)
 
     @torch.inference_mode()
     def score(self, skipped: SkippedSublayers) -> float:
@@ -166,7 +166,7 @@ class DraftedTexts:
         context = self._batch.context(self._batch.all_rows(), self._begin, cache.length)
         hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
         hidden = skipped.run(model.stepper, hidden, context)
-        cache.take_back(self._begin)
+        cache.ledger.take_back(self._begin)
         said = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
         return float((said == self.texts[:, 1:][self._follows]).double().mean())
 

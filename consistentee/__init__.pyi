@@ -10,9 +10,9 @@ from consistentee.engine.generate import (
     generate_encoded as generate_encoded,
     stream_texts as stream_texts,
 )
+from consistentee.engine.prompt_batch import ReadPrompts as ReadPrompts
+from consistentee.engine.sampling import Sampling as Sampling
 from consistentee.engine.speculation import generate_speculatively as generate_speculatively
-from consistentee.engine.step.read_prompts import ReadPrompts as ReadPrompts
-from consistentee.engine.step.sampling import Sampling as Sampling
 from consistentee.errors import UserError as UserError
 from consistentee.methods.method import (
     JointMethod as JointMethod,
@@ -28,10 +28,9 @@ from consistentee.models.classifiers import (
     ClassifierSpec as ClassifierSpec,
     InternalClassifier as InternalClassifier,
 )
-from consistentee.models.decoder.branches import BranchSpec as BranchSpec
+from consistentee.models.decoder.branches import BranchSpec as BranchSpec, SkippedSublayers as SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder as MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack as DecoderStack
-from consistentee.models.decoder.sublayers import SkippedSublayers as SkippedSublayers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel as MultiExitModel
 from consistentee.models.heads import HeadSpec as HeadSpec
 from consistentee.rules.exit_rule import (

@@ -53,8 +53,6 @@ def _checking(
     """Return ``function`` with checks of all arguments but the first ``before``."""
     catches_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
 
-    adapters = functools.cache(functools.partial(_adapters, function))
-
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs.keys() - signature.parameters.keys():
@@ -62,10 +60,10 @@ def _checking(
                 raise unknown_name(f"argument of {title}", name, signature.parameters)
         try:
             given = signature.bind(*args[before:], **kwargs).arguments
-            for name in given.keys() & adapters().keys():
+            for name in given.keys() & _adapters(function).keys():
                 value = given[name]
                 value = value.item() if getattr(value, "ndim", 1) == 0 else value
-                adapters()[name].validate_python(value, context=f"{name} of {title}")
+                _adapters(function)[name].validate_python(value, context=f"{name} of {title}")
         except TypeError as error:
             raise UserError(f"{title}: {error}") from error
         except ValidationError as error:
@@ -82,8 +80,7 @@ def _checking(
 
 def check_fields(instance: Any, title: str) -> None:
     """Raise UserError for a field of a dataclass that its annotation excludes; ``title`` is used in the message."""
-    kind: Any = type(instance)
-    for name, adapter in _adapters_of_fields(kind).items():
+    for name, adapter in _adapters(type(instance).__init__).items():
         try:
             adapter.validate_python(getattr(instance, name))
         except ValidationError as error:
@@ -91,10 +88,6 @@ def check_fields(instance: Any, title: str) -> None:
 
 
 @functools.cache
-def _adapters_of_fields(dataclass: Any) -> dict[str, TypeAdapter[Any]]:
-    return _adapters(getattr(dataclass, "__init__"))  # noqa: B009 (for mypy)
-
-
 def _adapters(function: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
     try:
         hints = get_type_hints(function, include_extras=True)

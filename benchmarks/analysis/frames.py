@@ -27,7 +27,7 @@ from benchmarks.specs.schema import canonical_json
 from benchmarks.specs.targets import SPEEDUPS, TEXT_SPEEDUPS, Speedups
 from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
 from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, TimingRecord, TimingSamples
-from benchmarks.store.stored_results import BaseStoredCell, kind_of_results, open_results
+from benchmarks.store.stored_results import StoredCell, kind_of_results, open_results
 from consistentee.errors import UserError, unknown_name
 
 FULL, ORACLE, MAJORITY, STATIC = "full", "oracle", "majority", "static"
@@ -58,7 +58,7 @@ class Results:
 
     folder: Path
     kind: Literal["classification", "generation"]
-    cells: list[BaseStoredCell[Any]]
+    cells: list[StoredCell[Any]]
     timings: list[Any]
     faults: list[str] = field(default_factory=list)
     _predictions: dict[int, dict[str, NDArray[Any]] | None] = field(default_factory=dict, repr=False)
@@ -143,7 +143,7 @@ class Results:
         """Return the columns of a cell's test rows, in order; None where they cannot be read."""
         if cell not in self._predictions:
             try:
-                table = self.cells[cell].rows.predictions().sort_values("row")
+                table = self.cells[cell].predictions().sort_values("row")
                 self._predictions[cell] = {str(name): table[name].to_numpy() for name in table.columns}
             except UserError:  # the rows are gone; what the record holds still stands
                 self._predictions[cell] = None
@@ -274,7 +274,7 @@ def merge(found: Sequence[Results]) -> Results:
     Recipes are never mixed: a folder whose records of a task follow another protocol than those of the first folder
     that has the task is left out for this task, and named in ``faults``.
     """
-    cells: dict[tuple[str, ...], list[BaseStoredCell[Any]]] = {}
+    cells: dict[tuple[str, ...], list[StoredCell[Any]]] = {}
     owners: dict[tuple[str, str], tuple[Path, dict[str, object]]] = {}
     faults = dict.fromkeys(fault for results in found for fault in results.faults)
     for results in found:

@@ -8,13 +8,13 @@ from benchmarks.kinds.kind import Kind
 from benchmarks.kinds.rows import CellRows
 from benchmarks.specs.base import TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite, Regrouped
-from benchmarks.store.file_hashes import FileHashes, file_hashes
 from benchmarks.store.generation_records import (
     DecodingContender,
     DecodingSamples,
     DecodingTimingRecord,
     GenerationRecord,
 )
+from benchmarks.store.hashes import FileHashes
 from benchmarks.tasks.loader import load_text_task
 from consistentee.data.prompts import TextTask
 
@@ -47,7 +47,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
     def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
         from consistentee.backbones.catalog import resolve_decoder
 
-        return {"files": file_hashes(Path(resolve_decoder(name)), hashes)}
+        return {"files": hashes.of_model(Path(resolve_decoder(name)))}
 
     def build_model(self, spec: GenerationCellSpec, rows: CellRows[TextTask]) -> "MultiExitDecoder":
         from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -23,8 +23,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
-from consistentee.deployment.saved import load_saved
-from consistentee.engine.step.sampling import Sampling
+from consistentee.deployment.pipeline import load_saved
+from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.methods.method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from benchmarks.analysis.statistics import interval_of_mean
 from benchmarks.store.generation_records import Mean
-from consistentee.data.text_metrics import rouge, token_match
+from consistentee.data.metrics import rouge, token_match
 from consistentee.engine.generate import Generations
 from consistentee.methods.calibration import textual_losses
 

@@ -14,7 +14,7 @@ from benchmarks.measure.decoding_clock import head_seconds, stock_times
 from benchmarks.testing.reference import counted_calls
 from benchmarks.testing.watching import watched_calls
 from consistentee.engine.generate import Generations, generate_encoded
-from consistentee.engine.step.token_decoder import TokenDecoder
+from consistentee.engine.token_decoder import TokenDecoder, Writing
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
@@ -123,8 +123,7 @@ def test_what_a_layer_costs_by_its_rows(request, decoder, prompts):
     """And from which share of the layers on regrouping cannot beat 32 rows at once at full depth."""
     columns = 2 * (LAYER_ROUNDS + 2)
     decoders = {
-        rows: TokenDecoder(decoder, prompts[:1] * rows, NeverExit(), new_columns=columns, kv="propagate", sampling=None)
-        for rows in ROW_COUNTS
+        rows: TokenDecoder(decoder, prompts[:1] * rows, Writing(NeverExit(), columns + 1, rows)) for rows in ROW_COUNTS
     }
     for prepared in decoders.values():
         prepared.prefill()

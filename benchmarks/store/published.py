@@ -16,14 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmarks.store.folders import (
-    CALIBRATION_FILE,
-    CELLS_FILE,
-    HASHES_FILE,
-    PREDICTIONS_FILE,
-    VALIDATION_FILE,
-)
-from benchmarks.store.sealing import file_fault
+from benchmarks.store.folders import CALIBRATION_FILE, CELLS_FILE, HASHES_FILE, PREDICTIONS_FILE, VALIDATION_FILE
+from benchmarks.store.hashes import file_fault
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +30,6 @@ ROWS_FILES = {
     CALIBRATION_FILE: "study.parquet",
 }
 """File of a cell -> file of the rows of all cells."""
-
 CELL_COLUMN = "cell"
 _SHOWN = 200
 
@@ -59,7 +52,8 @@ def read_own_rows(root: Path, number: int, name: str) -> "pd.DataFrame | None":
         if schema is None:
             return None
         schema = pa.ipc.read_schema(pa.py_buffer(schema))
-        rows = _group(path, path.stat().st_mtime_ns, _group_of(path, path.stat().st_mtime_ns, number))
+        changed = path.stat().st_mtime_ns
+        rows = _group(path, changed, _group_of(path, changed, number))
         own = rows.filter(pc.equal(rows[CELL_COLUMN], number))
         return pa.table([_cast(own[field.name], field.type) for field in schema], schema=schema).to_pandas()
 
@@ -95,7 +89,7 @@ def _group(path: Path, changed: int, group: int) -> pa.Table:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn all that can be wrong with a file into one sentence."""
+    """Turn everything that can be wrong with a file into one sentence."""
     try:
         yield
     except FileNotFoundError as error:

@@ -20,7 +20,7 @@ from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.instances import Split, Text
 from consistentee.engine.classify import Predictions, classify, classify_encoded
 from consistentee.engine.generate import Generations, generate_encoded
-from consistentee.engine.step.owed_tokens import KVPolicy
+from consistentee.engine.owed_tokens import KVPolicy
 from consistentee.methods.method import AnyMethod, Method, TokenMethod
 from consistentee.methods.token_methods import VocabularyMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -28,8 +28,7 @@ from consistentee.models.encoder.cascade import companion_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.instance_trace import Trace, record_trace
-from consistentee.traces.named_tokens import named_tokens
-from consistentee.traces.token_trace import TokenTrace, record_tokens
+from consistentee.traces.token_trace import TokenTrace, named_tokens, record_tokens
 from consistentee.traces.walk import replay, sweep
 from consistentee.training.recipe import Recipe, TokenRecipe
 

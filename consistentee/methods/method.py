@@ -152,12 +152,19 @@ def _with_checked_knob(rule: Callable[..., "ExitRule"]) -> Callable[..., "ExitRu
 
 @dataclass(frozen=True)
 class JointMethod(Method):
-    """Base of methods with a rule on the jointly trained model, whose stage they share."""
+    """Base of methods with a rule on the jointly trained model, whose stage they share.
+
+    Attributes:
+        classifier: the network of the exits before layer L.
+    """
+
+    classifier: Literal["linear", "mlp", "attention"] = "linear"
 
     def fit(self, model: "MultiExitModel", task: TaskData, recipe: Recipe) -> "MultiExitModel":
         """Train backbone and all classifiers together, on ``sum_t t * CE_t / sum_t t``."""
-        from consistentee.training.encoder import train_jointly
+        from consistentee.training.encoder import train_jointly, use_exit_network
 
+        use_exit_network(model, self.classifier, recipe)
         train_jointly(model, task, recipe)
         return model
 
@@ -238,7 +245,7 @@ def train_method(
 
 def _identity(method: AnyMethod) -> str:
     """Return name and version of a method, and a hash of the files of a user's method, which has no version."""
-    from consistentee.models.source_code import users_code
+    from consistentee.versions import users_code
 
     code = users_code(base.__module__ for base in type(method).__mro__)
     return f"{method.name} {method.version}" + (f" {hash_json(code)}" if code else "")

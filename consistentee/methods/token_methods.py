@@ -12,11 +12,10 @@ from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
 from consistentee.errors import UserError
 from consistentee.methods.method import Knob, TokenMethod
+from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.sublayers import SkippedSublayers
-from consistentee.rules.depth_thresholds import SHIFTS, DepthThresholdRule, shifted_thresholds
 from consistentee.rules.exit_rule import ExitRule, StaticRule
-from consistentee.rules.schedules import check_exit_layer
+from consistentee.rules.schedules import SHIFTS, DepthThresholdRule, check_exit_layer, shifted_thresholds
 from consistentee.rules.vocabulary import prune_vocabulary
 from consistentee.training.decoder import train_exits
 from consistentee.training.recipe import TokenRecipe
@@ -47,7 +46,7 @@ class DepthThresholdMethod(VocabularyMethod):
     """A method with trained middle layers and a threshold on the largest probability.
 
     Class attributes:
-        thresholds: by share of the depth, see :func:`consistentee.rules.depth_thresholds.shifted_thresholds`; the knob
+        thresholds: by share of the depth, see :func:`consistentee.rules.schedules.shifted_thresholds`; the knob
             shifts the log-odds of all of them, and 0 gives the paper's.
     """
 

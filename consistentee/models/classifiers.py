@@ -1,6 +1,7 @@
 """Internal classifiers of exits, in kinds that differ in how much of the model they read.
 
 * ``linear`` reads the pooled vector of its layer; nearly every method uses it;
+* ``mlp`` has a tanh layer of the same width before it, as the pooler of BERT;
 * ``shared`` is one linear classifier for all layers (PALBERT, Balagansky & Gavrilov, NeurIPS 2022);
 * ``attention`` reads every token of its layer (FastBERT, Liu et al., ACL 2020);
 * ``past-future`` reads the pooled vectors of its layer and of all before, and predicts those to come (GPFEE, Liao et
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consistentee.arguments import Positive, checked
-from consistentee.backbones.catalog import Pooling
+from consistentee.backbones.pretrained import Pooling
 from consistentee.errors import UserError, unknown_name
-from consistentee.models.source_code import module_source
+from consistentee.versions import module_source
 
 
 @checked
@@ -91,7 +92,6 @@ class RecordedLayer:
 
     @property
     def pooled(self) -> Tensor:
-        """The last vector of the history: [rows, width]."""
         return self.history[:, -1]
 
     @property
@@ -149,6 +149,18 @@ class LinearClassifier(InternalClassifier):
 
     def forward(self, layer: ReadableLayer) -> Tensor:
         return functional.linear(self.dropout(layer.pooled), self.weight, self.bias)
+
+
+class MLPClassifier(InternalClassifier):
+    """Pooled vector, a tanh layer of the same width, dropout, one linear layer: DeeBERT's off-ramp on BERT."""
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        self.dense = nn.Linear(place.width, place.width)
+        self.output = _output_layer(place.width, place.num_labels)
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        return self.output(self.dropout(self.dense(layer.pooled).tanh()))
 
 
 class SharedClassifier(InternalClassifier):
@@ -330,6 +342,7 @@ class ClassMeansClassifier(InternalClassifier):
 
 CLASSIFIER_KINDS: dict[str, type[InternalClassifier]] = {
     "linear": LinearClassifier,
+    "mlp": MLPClassifier,
     "shared": SharedClassifier,
     "attention": AttentionClassifier,
     "past-future": PastFutureClassifier,

@@ -12,18 +12,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.prompts import TextTask
-from consistentee.models.decoder.adapter_start import StateMoments
+from consistentee.models.decoder.adapters import StateMoments
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
-from consistentee.traces.row_states import RowBatch, record_rows
 from consistentee.traces.token_rows import TokenRow
-from consistentee.traces.token_trace import TokenTrace, compact_dtype, record_tokens
+from consistentee.traces.token_trace import RowBatch, TokenTrace, compact_dtype, record_rows, record_tokens
 from consistentee.training.decoder_backbone import exit_weights, last_exit_loss, loss_of, train_backbone
 from consistentee.training.loop import run_stage, training_device
 from consistentee.training.recipe import Target, TokenRecipe, drawn
-from consistentee.training.sources import DrawnRowStates, DrawnTokens, StateBatch
 from consistentee.training.stage import Stage
+from consistentee.training.token_sources import DrawnRowStates, DrawnTokens, StateBatch
 
 ADAPTERS = "exit_adapters."
 
@@ -36,11 +35,6 @@ def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) ->
 
     The backbone first, if the recipe trains it, then the exit adapters on its states. Both are shared through the
     recipe's store. Before, exits get a start in closed form.
-
-    Args:
-        model: changed in place.
-        task: its training rows are used.
-        recipe: what is trained, and how.
     """
     model.to(training_device())
     rows = recipe.training_rows(model, task)
@@ -137,13 +131,8 @@ def train_on_states(
 
     Nothing happens if there is nothing to train: a decoder with one exit, the last, has no adapter.
 
-    Args:
-        trace: the states.
-        tokens: numbers of those to train on.
-        loss: (model, batch) -> scalar.
-        recipe: weight decay, schedule, seed and store.
-        name, trains, details, shared: see :class:`consistentee.training.stage.Stage`.
-        steps, batch_size, learning_rate: how long and how fast; the batch is in tokens.
+    ``tokens`` are the numbers of those to train on; the batch is in tokens. ``name``, ``trains``, ``details`` and
+    ``shared``: see :class:`consistentee.training.stage.Stage`.
     """
     has_weights = any(weight.startswith(trains) for weight, _ in trace.model.named_parameters())
     if not steps or not len(tokens) or not has_weights:
@@ -195,12 +184,7 @@ def train_branches(
 
     They learn the distribution of the last exit, on cached states of whole rows. Backbone and LM head are frozen; if
     the recipe trains the backbone, that comes before, in the stage that all methods share.
-
-    Args:
-        model: changed in place.
-        task: its training rows are used.
-        recipe: ``branch_steps`` and what goes with them.
-        spec_at: gives the branch of an exit layer.
+    ``spec_at`` gives the branch of an exit layer.
     """
     if recipe.trains != "exits":
         train_exits(model, task, recipe)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,11 +12,19 @@ from torch.nn import functional
 
 from consistentee.data.instances import TaskData
 from consistentee.errors import UserError
+from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.traces.instance_trace import record_logits, record_outputs
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureSource, TokenBatch, TokenSource, ValidationJudge, label_tensor
+from consistentee.training.sources import (
+    FeatureBatch,
+    FeatureSource,
+    TokenBatch,
+    TokenSource,
+    ValidationJudge,
+    label_tensor,
+)
 from consistentee.training.stage import BatchT, Source, Stage
 
 BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
@@ -22,14 +32,9 @@ _HELD_OUT_SEED = 0
 
 
 def layer_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute every layer's loss on every row, CE_t, or the squared error in a regression.
+    """Compute every layer's loss on every row, CE_t, or the squared error in a regression: float [rows, L].
 
-    Args:
-        logits: [rows, L, classes].
-        labels: class indices [rows], or targets [rows] if there is one output.
-
-    Returns:
-        float [rows, L].
+    ``logits`` are [rows, L, classes]; ``labels`` [rows] are class indices, or targets if there is one output.
     """
     rows, layers, classes = logits.shape
     repeated = labels.unsqueeze(1).expand(rows, layers)
@@ -77,6 +82,20 @@ def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSourc
     return source.select(order[count:].sort().values), source.select(order[:count].sort().values)
 
 
+ExitNetwork = Literal["linear", "mlp", "attention"]
+"""Network of the exits before layer L; that of layer L is linear.
+
+"mlp" has a tanh layer more, and "attention" reads every token, as the students of FastBERT. If the backbone has a
+pooler, a linear exit reads it.
+"""
+
+
+def use_exit_network(model: MultiExitModel, network: ExitNetwork, recipe: Recipe) -> None:
+    """Give the exits before layer L untrained classifiers of a network."""
+    if network != "linear":
+        model.use_classifier(ClassifierSpec(network, at_last_layer=False), recipe.seed)
+
+
 # Stages that run the backbone
 
 
@@ -88,6 +107,8 @@ def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None
 def train_jointly_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
     """As :func:`train_jointly`, on rows that are tokens already."""
     stage = token_stage("joint", _joint_loss, recipe, shared=True)
+    if model.reads_tokens and recipe.attention_epochs:
+        stage = replace(stage, epochs=recipe.attention_epochs)
     run_stage(model, source, replace(stage, judge=source.judge), recipe)
 
 
@@ -173,6 +194,58 @@ def early_exits(model: MultiExitModel, *patterns: str) -> tuple[str, ...]:
     return tuple(pattern.format(exit_index) for pattern in patterns for exit_index in range(model.num_layers - 1))
 
 
+def train_early_exits(
+    model: MultiExitModel,
+    source: TokenSource,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    recipe: Recipe,
+    *,
+    name: str,
+    network: ExitNetwork,
+) -> None:
+    """Train the exits before layer L on a frozen model that is fine-tuned already.
+
+    If the backbone has a pooler, every exit gets its own. Exits with attention run the backbone, for the recipe's
+    ``attention_epochs``; others learn from cached features, for its ``frozen_steps``. The frozen model has no dropout.
+
+    Args:
+        model: changed in place.
+        source: the training rows.
+        loss: (logits [rows, L, classes], labels [rows]) -> scalar.
+        recipe: how long and how fast.
+        name: of the stage.
+        network: of the exits.
+    """
+    use_exit_network(model, network, recipe)
+    if network != "attention":
+        model.use_own_poolers()
+        exits = early_exits(model, "poolers.{}.", "classifiers.{}.")
+        train_heads(
+            model, cached_rows(model, source, recipe), partial(_of_features, loss), recipe, name=name, trains=exits
+        )
+        return
+    stage = Stage(
+        name=name,
+        loss=partial(_of_tokens, loss),
+        trains=early_exits(model, "classifiers.{}."),
+        epochs=recipe.attention_epochs or math.ceil(recipe.epochs * 5 / 3),
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.head_learning_rate,
+        head_learning_rate=recipe.head_learning_rate,
+        details={"loss": loss.__qualname__},
+        dropout=False,
+    )
+    run_stage(model, source, replace(stage, judge=source.judge), recipe)
+
+
+def _of_tokens(loss: Callable[[Tensor, Tensor], Tensor], model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    return loss(model(batch.tokens).logits, batch.labels)
+
+
+def _of_features(loss: Callable[[Tensor, Tensor], Tensor], model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    return loss(model.read_vectors(batch.outputs.vectors).logits, batch.labels)
+
+
 def train_heads(
     model: MultiExitModel,
     source: Source[BatchT],
@@ -185,12 +258,8 @@ def train_heads(
 ) -> None:
     """Train small heads on a frozen backbone, without dropout, for the recipe's steps rounded up to whole epochs.
 
-    Args:
-        model: changed in place.
-        source: cached features; or tokens, if the loss runs the frozen backbone itself.
-        loss: (model, batch) -> scalar.
-        recipe: how long and how fast.
-        name, trains, details: see :class:`consistentee.training.stage.Stage`.
+    ``source`` has cached features; or tokens, if the loss runs the frozen backbone itself. ``name``, ``trains`` and
+    ``details``: see :class:`consistentee.training.stage.Stage`.
     """
     steps_per_epoch = math.ceil(len(source) / recipe.frozen_batch_size)
     stage = Stage(

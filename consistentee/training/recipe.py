@@ -81,6 +81,9 @@ class RecipeSettings(BaseSettings):
     """The fields of a :class:`Recipe` that a suite sets."""
 
     epochs: int = Field(default=3, ge=1, description="of the stages that run the backbone")
+    attention_epochs: int | None = Field(
+        default=None, ge=1, description="of joint training and of exits alone if exits attend; by default of the method"
+    )
     batch_size: int = Field(default=32, ge=1, description="rows, of the stages that run the backbone")
     learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of the backbone")
     head_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of everything on top")

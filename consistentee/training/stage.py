@@ -11,9 +11,8 @@ from torch import Tensor
 
 from consistentee.files import hash_tensors
 from consistentee.models.base import MultiExit
-from consistentee.models.source_code import users_code
 from consistentee.training.recipe import Recipe
-from consistentee.versions import TRAINING_VERSION
+from consistentee.versions import TRAINING_VERSION, users_code
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 

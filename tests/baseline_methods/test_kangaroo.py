@@ -6,11 +6,10 @@ from conftest import make_text_task, random_prompts
 from torch import nn
 
 from baselines.kangaroo import Kangaroo
-from consistentee.engine.drafters import BranchDrafter
 from consistentee.engine.generate import Generations, generate
-from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
-from consistentee.engine.step.read_prompts import ReadPrompts
-from consistentee.engine.step.sampling import Sampling
+from consistentee.engine.prompt_batch import ReadPrompts
+from consistentee.engine.sampling import Sampling
+from consistentee.engine.speculation import BranchDrafter, SpeculativeGenerations, generate_speculatively
 from consistentee.errors import UserError
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -6,8 +6,8 @@ from conftest import make_text_task, random_prompts
 
 from baselines.layerskip import LayerSkip
 from consistentee.engine.generate import generate
+from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import SpeculativeGenerations
-from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.recipe import TokenRecipe

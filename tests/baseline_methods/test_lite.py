@@ -9,7 +9,7 @@ from conftest import make_text_task
 from baselines.lite import LITE
 from baselines.references import TokenStatic
 from baselines.soft import SoFT
-from consistentee.rules.depth_thresholds import DepthThresholdRule, shifted_thresholds
+from consistentee.rules.schedules import DepthThresholdRule, shifted_thresholds
 from consistentee.traces.token_trace import record_tokens
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe

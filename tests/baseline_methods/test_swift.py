@@ -11,10 +11,10 @@ from benchmarks.kinds.texts.decoding import from_tensors, to_tensors
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, LlamaStepper
 from consistentee.engine.generate import generate
+from consistentee.engine.sampling import Sampling
 from consistentee.engine.speculation import SpeculativeGenerations, generate_speculatively
-from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
-from consistentee.models.decoder.sublayers import SkippedSublayers
+from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.recipe import TokenRecipe
 

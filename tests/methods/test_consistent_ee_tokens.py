@@ -22,8 +22,8 @@ from consistentee.traces.walk import replay, sweep
 from consistentee.training import decoder
 from consistentee.training.head_loss import top_probabilities
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.sources import DrawnTokens
 from consistentee.training.token_answers import exit_answers
+from consistentee.training.token_sources import DrawnTokens
 
 RECIPE = TokenRecipe(
     exit_steps=4,

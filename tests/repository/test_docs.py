@@ -21,7 +21,7 @@ import consistentee.signals
 import consistentee.training
 from benchmarks.analysis.tables import load_leaderboard, render
 from benchmarks.cli import app
-from benchmarks.commands.new_method import write_method
+from benchmarks.commands.own_methods import write_method
 from benchmarks.run import pool
 from benchmarks.specs import suites
 from benchmarks.specs.base import TimingSpec
@@ -31,7 +31,7 @@ from consistentee.methods.method import get_method
 from consistentee.models import classifiers
 from consistentee.models.heads import HeadSpec
 from consistentee.training.recipe import RecipeSettings
-from consistentee.training.sources import StateBatch
+from consistentee.training.token_sources import StateBatch
 
 GUIDE = (ROOT / "docs" / "add_a_method.md").read_text(encoding="utf-8")
 CODE = [block.source for block in blocks_of("docs/add_a_method.md", "python")]

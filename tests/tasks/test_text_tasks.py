@@ -28,8 +28,8 @@ from benchmarks.tasks.readers import read_file
 from benchmarks.tasks.rows import Template
 from benchmarks.tasks.specs import TaskSpec, TextFiles, TextHub, TextMetricName, TextTaskSpec
 from consistentee.backbones.hub import HubUnreachableError
+from consistentee.data.metrics import TEXT_METRICS
 from consistentee.data.prompts import TextTask
-from consistentee.data.text_metrics import TEXT_METRICS
 from consistentee.errors import UserError
 
 PLAIN = {"format": "jsonl", "train": "train.jsonl", "fields": {"question": "q"}, "response": "a"}

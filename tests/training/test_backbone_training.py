@@ -32,7 +32,7 @@ from consistentee.training.decoder_backbone import (
 )
 from consistentee.training.head_loss import weighted_cross_entropy
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.sources import DrawnRows, StepRows
+from consistentee.training.token_sources import DrawnRows, StepRows
 
 RECIPE = TokenRecipe(exit_steps=3, exit_batch_size=16, trains="all", backbone_steps=3, backbone_learning_rate=3e-3)
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]

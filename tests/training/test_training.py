@@ -25,7 +25,8 @@ from consistentee.training.encoder import (
 )
 from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Recipe, TokenRecipe
-from consistentee.training.sources import DrawnRows, DrawnTokens, TokenSource
+from consistentee.training.sources import TokenSource
+from consistentee.training.token_sources import DrawnRows, DrawnTokens
 
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=16)
 TOKEN_RECIPE = TokenRecipe(exit_steps=8, exit_batch_size=16, exit_learning_rate=1e-2, trains="all", backbone_steps=3)

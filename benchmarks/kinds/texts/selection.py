@@ -11,14 +11,13 @@ from benchmarks.analysis.equal_cost import choose_all, mixture_at
 from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts
 from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget, Target
 from benchmarks.store.generation_records import ReplayPoint
-from consistentee.data.text_metrics import token_match
+from consistentee.data.metrics import token_match
 from consistentee.engine.generate import Generations
 from consistentee.methods.method import TokenMethod
 from consistentee.methods.token_methods import VocabularyMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule
-from consistentee.traces.named_tokens import named_tokens
-from consistentee.traces.token_trace import TokenTrace, record_tokens
+from consistentee.traces.token_trace import TokenTrace, named_tokens, record_tokens
 from consistentee.traces.walk import sweep
 
 _DRAFTED_PROMPTS = 16
@@ -112,7 +111,7 @@ def _replayed(
 def said_at_exits(trace: TokenTrace, candidates: int | None = None) -> Tensor:
     """Return the token that every exit names, for every token that may exit: int64 [tokens, exits].
 
-    ``candidates``: see :func:`consistentee.traces.named_tokens.named_tokens`.
+    ``candidates``: see :func:`consistentee.traces.token_trace.named_tokens`.
     """
     return named_tokens(trace, candidates)[trace.may_exit]
 

@@ -27,7 +27,7 @@ from consistentee.training import StateBatch, train_exits
 from consistentee.training.decoder import ADAPTERS, cached_states, train_on_states
 from consistentee.training.decoder_backbone import loss_at_exits, train_backbone
 from consistentee.training.head_loss import top_probabilities
-from consistentee.training.sources import StepRows
+from consistentee.training.token_sources import StepRows
 
 _NAME = "where-tokens-leave"
 

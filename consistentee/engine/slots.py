@@ -1,25 +1,102 @@
 """Slots: rows that grow at their own pace over one cache; a row that ends makes room for the next prompt."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.in_flight.window import PromptWindow, SlotCache, SlotWindow
-from consistentee.engine.step.cache import RowNumbers, Rows
-from consistentee.engine.step.prompt_batch import passes
-from consistentee.engine.step.token_batch import Span, TokenBatch
+from consistentee.engine.cache import KeyValueCache, RowNumbers, Rows
+from consistentee.engine.prompt_batch import Span, TokenBatch, passes
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+
+
+class SlotCache(KeyValueCache):
+    """A cache whose keys and values lie side by side, so that one read takes both: rows are hardly ever neighbours.
+
+    Attributes:
+        keys_values: of each layer [rows, 2 * kv_heads, columns, head_dim], keys first; ``keys`` and ``values`` are
+            views of it.
+    """
+
+    def __init__(self, model: MultiExitDecoder, rows: int, columns: int) -> None:
+        super().__init__(model, rows, 0)
+        heads = model.stepper.kv_heads
+        self.keys_values = [keys.new_empty(rows, 2 * heads, columns, model.stepper.head_dim) for keys in self.keys]
+        self.keys = [tensor[:, :heads] for tensor in self.keys_values]
+        self.values = [tensor[:, heads:] for tensor in self.keys_values]
+
+
+class PromptWindow:
+    """Takes prompts of some rows, padded on the right; each attends to itself alone."""
+
+    def __init__(self, cache: SlotCache, rows: Rows, lengths: RowNumbers) -> None:
+        self._cache = cache
+        self._rows = rows
+        self._lengths = lengths
+
+    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write keys and values [rows, kv_heads, T, head_dim], and return them; ``layer_index`` counts from 0."""
+        self._cache.ledger.write(layer_index + 1, self._rows.in_numpy, 0, self._lengths, then_read=True)
+        stored, new = self._cache.keys_values[layer_index], torch.cat([keys, values], dim=1)
+        columns, room = new.shape[2], stored.shape[2]
+        self._rows.put_columns(stored, 0, columns, new)
+        if columns < room:  # with zeros: a NaN there would pass through any mask
+            zeros = stored.new_zeros(()).expand(*new.shape[:2], room - columns, new.shape[3])
+            self._rows.put_columns(stored, columns, room, zeros)
+        return keys, values
+
+
+class SlotWindow:
+    """The cache as one pass of some rows sees it, each of them at a column of its own."""
+
+    def __init__(
+        self, cache: SlotCache, rows: Rows, columns: RowNumbers, written: NDArray[np.bool_], longest: int
+    ) -> None:
+        """Open a window.
+
+        Args:
+            cache: whose columns these are.
+            rows: which rows pass.
+            columns: those that they pass, int64 [rows, T], the newest last.
+            written: which of these a row writes, bool [rows, T]; the newest among them.
+            longest: one past the last column that any of the rows has.
+        """
+        self._cache = cache
+        self._rows = rows
+        self._longest = longest
+        self._ends = columns[:, -1] + 1
+        self._starts = self._ends - written.sum(axis=1)
+        at, token = written.nonzero()
+        self._taken = None if columns.shape[1] == 1 else (_on(rows, at), slice(None), _on(rows, token))
+        self._place = (_on(rows, rows.numbers[at]), slice(None), _on(rows, columns[written]))
+
+    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write the new keys and values [rows, kv_heads, T, head_dim]; return all that the rows may attend to.
+
+        ``layer_index`` counts from 0. Raises CacheHoleError if anything is missing of what a row has.
+        """
+        self._cache.ledger.write(layer_index + 1, self._rows.in_numpy, self._starts, self._ends, then_read=True)
+        stored, new = self._cache.keys_values[layer_index], torch.cat([keys, values], dim=1)
+        stored[self._place] = new[:, :, 0] if self._taken is None else new[self._taken]
+        heads = keys.shape[1]
+        read = self._rows.columns_of(stored, 0, self._longest)
+        return read[:, :heads], read[:, heads:]
+
+
+def _on(rows: Rows, numbers: NDArray[np.int64]) -> Tensor:
+    return torch.from_numpy(numbers).to(rows.device)
 
 
 class Slots(TokenBatch):
     """A cache with room for some rows. A column is a position: every row begins in column 0, and has its own length.
 
-    The counterpart of :class:`consistentee.engine.step.prompt_batch.PromptBatch`, whose rows go in step.
+    The counterpart of :class:`consistentee.engine.prompt_batch.PromptBatch`, whose rows go in step.
 
     Attributes:
         prompt_columns: number of tokens of each row's prompt, int64 [slots].
@@ -51,7 +128,7 @@ class Slots(TokenBatch):
         self.prompt_columns[rows.numbers] = lengths
         begun = np.zeros(len(self), dtype=np.int64)
         begun[rows.numbers] = lengths
-        self.cache.advance(begun)
+        self.cache.ledger.advance(begun)
         last = torch.empty(len(rows), self.stepper.width, dtype=self.dtype, device=self.device)
         for places in passes(lengths, self.device):
             last[places.tolist()] = self._pass(rows.take(places), [prompts[place] for place in places], lengths[places])
@@ -74,7 +151,7 @@ class Slots(TokenBatch):
         """Begin a column of each of some rows: a new token is about to be read."""
         begun = np.zeros(len(self), dtype=np.int64)
         begun[rows.numbers] = 1
-        self.cache.advance(begun)
+        self.cache.ledger.advance(begun)
 
     def free(self, numbers: RowNumbers) -> None:
         """Forget the rows in some slots."""
@@ -87,7 +164,6 @@ class Slots(TokenBatch):
         return self._context(rows, columns, np.ones_like(columns, dtype=np.bool_))
 
     def span(self, rows: Rows, starts: RowNumbers) -> Span:
-        """Return the columns from ``starts`` [rows] to the newest ones, for the layers to pass."""
         ends = self.newest(rows) + 1
         columns = ends[:, None] + np.arange(-int((ends - starts).max()), 0)
         written = columns >= starts[:, None]
@@ -105,15 +181,12 @@ class Slots(TokenBatch):
         return DecoderContext(positions, self.rotation(positions), mask, window)
 
     def newest(self, rows: Rows) -> RowNumbers:
-        """Return the column of the newest token of some rows: int64 [rows]."""
         return self.cache.ledger.lengths[rows.numbers] - 1
 
     def places(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the places of tokens among the new ones of their rows."""
         return column_index - self._on_device(self.prompt_columns)[row_index]
 
     def positions_of(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the positions of single tokens: their columns."""
         return column_index
 
     def _on_device(self, numbers: RowNumbers) -> Tensor:
@@ -131,6 +204,6 @@ def allocate(model: MultiExitDecoder, slots: int, columns: int) -> SlotCache:
     if model.device.type == "cpu" and needed > psutil.virtual_memory().total:
         raise refused  # Linux would promise it, and kill the process later
     try:
-        return SlotCache(stepper, slots, columns, dtype=dtype, device=model.device)
+        return SlotCache(model, slots, columns)
     except (MemoryError, RuntimeError) as error:
         raise refused from error

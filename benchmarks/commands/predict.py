@@ -1,5 +1,6 @@
-"""Risk control of one saved model: the knobs that are proven safe, and whether such promises are kept."""
+"""Use a saved classifier: label texts one by one, and choose its knob by risk control."""
 
+import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -7,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.tasks.loader import load_classification_task
 from benchmarks.terminal import add_columns, add_row, plain_table
-from consistentee.deployment.risk_bounds import BOUNDS
-from consistentee.deployment.risk_control import KnobRisks, check_names, knob_risks
-from consistentee.deployment.saved import load_saved
+from consistentee.data.instances import Text
+from consistentee.deployment.pipeline import Classifier, load_saved
+from consistentee.deployment.risk_control import BOUNDS, KnobRisks, check_names, knob_risks
 from consistentee.errors import UserError
 from consistentee.methods.calibration import Losses, SplitStudy, split_study
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -26,6 +27,49 @@ _Replayed = dict[str, tuple[KnobRisks, KnobRisks]]
 """By loss: a model at all knobs, on the rows that choose and on those that check."""
 
 
+def rows_of(texts: Sequence[str], pair: bool) -> list[Text]:
+    """Turn words of the command line into rows: a tab parts the texts of a pair; ``pair`` joins every two texts.
+
+    Raises UserError for an odd number of texts, a text with more than one tab, or an empty one.
+    """
+    if pair and len(texts) % 2:
+        raise UserError(f"--pair takes an even number of texts, got {len(texts)}")
+    rows: list[Text] = list(zip(texts[::2], texts[1::2], strict=True)) if pair else list(map(_row_of, texts))
+    if not all(part.strip() for row in rows for part in (row if isinstance(row, tuple) else (row,))):
+        raise UserError("an empty text cannot be classified")
+    return rows
+
+
+def _row_of(text: str) -> Text:
+    parts = text.split("\t")
+    if len(parts) > 2:
+        raise UserError(f"a pair has one tab between its texts, got {len(parts) - 1} in {text!r}")
+    return (parts[0], parts[1]) if len(parts) == 2 else text
+
+
+def predict_texts(
+    folder: Path, rows: Sequence[Text], knob: float | None = None, *, allow_code: bool = False
+) -> "Table":
+    """Classify texts or pairs one by one with a saved model: label, probability, exit layer, milliseconds.
+
+    Raises UserError if the folder holds no trained model, or the knob is out of range.
+    """
+    model, method, knob = load_saved(folder, MultiExitModel, knob, allow_code=allow_code)
+    classifier = Classifier(model, method.rule(model, knob))
+    classifier(rows[:1])  # the first call of a process pays for more than itself
+    table = plain_table(f"{method.name}, {method.knob.name}={knob:.4g}", "ms: one text alone, tokenising included")
+    add_columns(table, "text", *(["value"] if model.num_labels == 1 else ["label", "probability"]))
+    add_columns(table, f"exit layer of {model.num_layers}", "ms", numbers=True)
+    for row in rows:
+        start = time.perf_counter()
+        (answer,) = classifier(row)
+        milliseconds = 1000 * (time.perf_counter() - start)
+        text = " | ".join(row) if isinstance(row, tuple) else row
+        label = [answer["label"]] if "label" in answer else []
+        add_row(table, text, *label, f"{answer['score']:.3f}", answer["exit_layer"], f"{milliseconds:.1f}")
+    return table
+
+
 def risk_table(
     folder: Path,
     task_name: str,
@@ -40,18 +84,16 @@ def risk_table(
     """Choose a saved model's knob by every bound on a task's validation rows, and look at the test rows.
 
     Args:
-        folder: written by :func:`benchmarks.commands.one_model.single_model.train_model`, or by a run of a suite.
+        folder: written by ``train``, or by a run of a suite.
         task_name: the task that it was trained for: a name, or a YAML file.
         risks: the mean losses that are tolerated.
         delta: the chance of a broken promise that is tolerated.
         losses: names of :data:`consistentee.deployment.risk_control.RISK_LOSSES`.
         splits: choose on so many random fifths of validation and test rows instead, and count broken promises on the
             others.
-        data_dir: where data files are looked for first.
-        allow_code: import the file that the folder names as its method.
+        data_dir, allow_code: as in the command.
 
-    Raises:
-        UserError: the folder holds no trained model of this task, or an argument is unknown or out of its range.
+    Raises UserError if the folder holds no trained model of this task, or an argument is unknown or out of its range.
     """
     for loss in losses:
         check_names(loss=loss)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.step.cache import Rows
-from consistentee.engine.step.token_batch import TokenBatch
+from consistentee.engine.cache import Rows
+from consistentee.engine.prompt_batch import TokenBatch
 from consistentee.errors import unknown_name
 
 KVPolicy = Literal["propagate", "exact"]
@@ -37,7 +37,6 @@ class OwedTokens(ABC):
         self.states[row_index, self.batch.places(row_index, newest)] = hidden[:, 0]
 
     def keep(self, rows: Rows) -> None:
-        """Drop all rows but these."""
         self.states = rows.of(self.states).clone()
 
     @abstractmethod
@@ -56,7 +55,6 @@ class Propagation(OwedTokens):
     """Every skipped layer makes its keys and values of the state at the exit (CALM, section 3.3.1)."""
 
     def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
-        """Fill what is owed, for all rows in one call a layer, and run the layer."""
         cache, stepper = self.batch.cache, self.batch.stepper
         owed = cache.owed(layers[0], rows, self.batch.newest(rows))
         if owed is None:
@@ -77,7 +75,6 @@ class DeferredRun(OwedTokens):
     """
 
     def run(self, layers: range, hidden: Tensor, rows: Rows, context: DecoderContext) -> Tensor:
-        """Run the layers on the owed tokens and the newest ones together."""
         batch = self.batch
         starts = batch.cache.starts(layers[0], rows)
         if (starts == batch.newest(rows)).all():

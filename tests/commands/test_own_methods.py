@@ -2,8 +2,7 @@
 
 import pytest
 
-from benchmarks.commands.new_method import MethodNames, names_of, write_method
-from benchmarks.commands.plugins import find_methods, labels_of
+from benchmarks.commands.own_methods import MethodNames, find_methods, names_of, write_method
 from benchmarks.testing.check_method import check_method
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
@@ -72,7 +71,6 @@ def test_a_folder_gives_all_its_methods_and_no_imported_or_unfinished_one(tmp_pa
     found = find_methods([f"{tmp_path}/"])
     assert found.names == [f"{tmp_path}/gate.py:Gate", f"{tmp_path}/more.py:Second"]
     assert found.unavailable == []
-    assert labels_of([f"{tmp_path}/", "full"]) == ["Gate", "Second", "full"]
 
 
 def test_two_methods_that_tables_could_not_tell_apart_are_refused(tmp_path):

@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.terminal import output_console
-from consistentee.deployment.saved import load_saved
+from consistentee.deployment.pipeline import load_saved
 from consistentee.engine.generate import Generations, generate
 from consistentee.engine.transcript import NewToken
 from consistentee.errors import UserError
@@ -36,23 +36,11 @@ def write_texts(
     """Continue prompts with a saved decoder, and print every token as it is written, with the layer that it left at.
 
     On a terminal the layer is a colour; elsewhere, or where ``plain`` is set, every token is written as ``token/12``,
-    one line a text, and what is to be said of a text goes to standard error.
+    one line a text, and the summary of a text goes to standard error.
 
-    Args:
-        folder: written by :func:`benchmarks.commands.one_model.single_model.train_model`, or by a run of a suite.
-        prompts: one or more, continued as they are.
-        knob: of the method; by default the one chosen in training.
-        max_new_tokens: of a text; by default as many as the decoder was trained on.
-        max_prompt_tokens: of a prompt; of a longer one the last tokens are read. By default a prompt that does not fit
-            into the model's context is refused.
-        kv: how skipped layers get their keys and values, ``propagate`` or ``exact``; by default as the method does.
-        in_flight: so many prompts are under way at a time, and run in batches of a quarter as many; a text is printed
-            once it and those before it have ended. By default one prompt is continued after the other.
-        plain: no colours, on a terminal too.
-        allow_code: import the file that the folder names as its method.
-
-    Raises:
-        UserError: the folder holds no trained decoder, a prompt is empty, or an option is out of its range.
+    The options are those of the command. With ``in_flight``, so many prompts are under way at a time, in batches of a
+    quarter as many; a text is printed once it and those before it have ended. Raises UserError if the folder holds no
+    trained decoder, a prompt is empty, or an option is out of its range.
     """
     model, method, knob = load_saved(folder, MultiExitDecoder, knob, allow_code=allow_code)
     assert isinstance(method, TokenMethod)
@@ -105,7 +93,8 @@ class _Lines:
         pass
 
     def show(self, token: NewToken) -> None:
-        spell(token)
+        text = token.text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+        print(f"{text}/{token.exit_layer}", end="", flush=True)
 
     def end(self) -> None:
         print(flush=True)
@@ -166,14 +155,8 @@ class _InOrder:
 def colour_of(layer: int, num_layers: int) -> str:
     """Return the colour of an exit layer, as rich writes it."""
     depth = (layer - 1) / max(num_layers - 1, 1)
-    red, green, blue = (round(a + (b - a) * depth) for a, b in zip(_SHALLOW, _DEEP, strict=True))
-    return f"rgb({red},{green},{blue})"
-
-
-def spell(token: NewToken) -> None:
-    """Print a token and its exit layer on one line, whatever the token holds."""
-    text = token.text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-    print(f"{text}/{token.exit_layer}", end="", flush=True)
+    parts = (round(a + (b - a) * depth) for a, b in zip(_SHALLOW, _DEEP, strict=True))
+    return f"rgb({','.join(map(str, parts))})"
 
 
 def _summary(written: Generations, about: str, num_layers: int, unit: str) -> str:

@@ -1,14 +1,16 @@
-"""Write a working method in one file. Loads nothing heavy."""
+"""Methods of users: write one from the template, and find those in files and folders. Loads nothing heavy."""
 
 import keyword
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.specs.base import label_of
 from consistentee.errors import UserError
-from consistentee.methods.method import available_methods
+from consistentee.methods.method import available_methods, methods_in_file
 
-TEMPLATE = Path(__file__).parents[1] / "templates" / "exit_method.py"
+TEMPLATE = Path(__file__).with_name("method_template.py")
 
 
 @dataclass(frozen=True)
@@ -70,3 +72,55 @@ def next_steps(method: str) -> str:
         f"  consistentee check-method {method}\n"
         f"  consistentee run quick --methods {method}"
     )
+
+
+@dataclass(frozen=True)
+class FoundMethods:
+    """Methods by their names, and the files that could not be imported.
+
+    Attributes:
+        names: registered names, labels and ``file.py:Class``, as :func:`consistentee.get_method` takes them.
+        unavailable: (file, reason) of such files of a folder.
+    """
+
+    names: list[str] = field(default_factory=list)
+    unavailable: list[tuple[str, str]] = field(default_factory=list)
+
+
+def find_methods(places: Sequence[str]) -> FoundMethods:
+    """Replace files and folders among ``places`` by every method that they define; other names stay as they are.
+
+    Args:
+        places: ``file.py``; a folder, written with a slash (``mine/``), for all of its ``.py`` files; or names.
+
+    Raises:
+        UserError: a file cannot be imported or defines no method; a folder has none; or two methods would have one
+            name in tables.
+    """
+    found = FoundMethods()
+    for place in places:
+        path, before = Path(place).expanduser(), len(found.names) + len(found.unavailable)
+        if path.suffix == ".py":
+            found.names.extend(methods_in_file(path))
+        elif _is_folder(place, path):
+            for file in sorted(path.glob("*.py")):
+                try:
+                    found.names.extend(methods_in_file(file))
+                except UserError as error:
+                    found.unavailable.append((str(file), str(error)))
+        else:
+            found.names.append(place)
+        if len(found.names) + len(found.unavailable) == before:
+            raise UserError(f"{place} defines no subclass of consistentee.Method")
+    seen: dict[str, str] = {}
+    for name in found.names:
+        if (other := seen.setdefault(label_of(name), name)) != name:
+            raise UserError(f"{other} and {name} would have the same name in tables; rename one of the classes")
+    return FoundMethods(list(seen.values()), found.unavailable)
+
+
+def _is_folder(place: str, path: Path) -> bool:
+    # The slash is needed: a folder may have the name of a method, such as consistentee/ beside a checkout.
+    if place.endswith("/") and not path.is_dir():
+        raise UserError(f"no such folder of methods: {place}")
+    return ("/" in place or "\\" in place or place in (".", "..")) and path.is_dir()

@@ -1,26 +1,97 @@
-"""PromptBatch: prompts padded on the left over a cache: which row sits where, and what each of its columns may see."""
+"""Rows that are written on over one cache: the interface, and prompts padded on the left, which go in step."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from consistentee.backbones.decoders import DecoderContext
-from consistentee.engine.step.cache import CacheWindow, KeyValueCache, RowNumbers, Rows
-from consistentee.engine.step.token_batch import Span, TokenBatch
+from consistentee.arguments import NotNegative, checked
+from consistentee.backbones.decoders import DecoderContext, DecoderStepper
+from consistentee.engine.cache import CacheWindow, KeyValueCache, RowNumbers, Rows
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """Columns of some rows, the newest last, that pass layers together.
+
+    Attributes:
+        context: what the layers need.
+        columns: which ones, int64 [rows, T] on the device. Rows that have fewer to write than others pass columns that
+            they have, or none at all, for the sake of the shape; what comes of these is thrown away.
+        written: those that a row writes, bool [rows, T] on the device.
+    """
+
+    context: DecoderContext
+    columns: Tensor
+    written: Tensor
+
+
+class TokenBatch(ABC):
+    """Rows that are written on over one cache, in step (PromptBatch) or each at its own pace (Slots).
+
+    Attributes:
+        cache: their keys and values.
+        stepper, device, dtype: of the model.
+    """
+
+    cache: KeyValueCache
+
+    def __init__(self, model: MultiExitDecoder) -> None:
+        self.stepper = model.stepper
+        self.device = model.device
+        self.dtype: torch.dtype = model.backbone.dtype
+        self._causal_by_itself = model.backbone.config._attn_implementation == "sdpa"
+        self._like = torch.empty(0, dtype=self.dtype, device=self.device)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def newest(self, rows: Rows) -> RowNumbers:
+        """Return the column of the newest token of some rows: int64 [rows]."""
+
+    @abstractmethod
+    def places(self, row_index: Tensor, column_index: Tensor) -> Tensor:
+        """Return the places of tokens among the new ones of their rows, given by row and column."""
+
+    @abstractmethod
+    def positions_of(self, row_index: Tensor, column_index: Tensor) -> Tensor:
+        """Return the positions of single tokens, given by row and column: int64 [tokens] each."""
+
+    @abstractmethod
+    def span(self, rows: Rows, starts: RowNumbers) -> Span:
+        """Return the columns from ``starts`` [rows] to the newest ones, for the layers to pass."""
+
+    def rotation(self, positions: Tensor) -> object:
+        """Return what layers need of positions [rows, T]."""
+        return self.stepper.rotation(self._like, positions)
+
+    def run(self, layers: range, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Run some layers (1-based), one after the other: [rows, T, width] -> [rows, T, width]."""
+        for layer in layers:
+            hidden = self.stepper.step(layer, hidden, context)
+        return hidden
+
+    def _bias_where(self, hidden: Tensor) -> Tensor:
+        """Return what is added to attention scores: 0, or the lowest number where a column is hidden.
+
+        An additive mask is what all attention functions of transformers but flash attention take; a boolean one would
+        be turned into it again in every layer.
+        """
+        bias = torch.zeros(hidden.shape, dtype=self.dtype, device=self.device)
+        return bias.masked_fill_(hidden, torch.finfo(self.dtype).min)
+
 
 PASS_IN_TOKENS = 16
 """What a pass costs a CPU beside its tokens, in tokens: it reads all weights once."""
 
 
 def pass_sizes(lengths: Sequence[int]) -> list[int]:
-    """Return how many rows to read in each pass, so that passes and tokens, padding included, are fewest.
-
-    Args:
-        lengths: of the rows, the longest first; rows of one pass are neighbours.
-    """
+    """Return how many rows to read in each pass, the longest first, so that padding and passes cost least."""
     best: list[tuple[int, list[int]]] = [(0, [])]
     for end in range(1, len(lengths) + 1):
         starts = range(end)
@@ -51,14 +122,7 @@ class PromptBatch(TokenBatch):
         """``more_layers``: of the cache, see :class:`KeyValueCache`."""
         super().__init__(model)
         self.prompt_columns = max(len(prompt) for prompt in prompts)
-        self.cache = KeyValueCache(
-            model.stepper,
-            len(prompts),
-            self.prompt_columns + new_columns,
-            dtype=self.dtype,
-            device=self.device,
-            more_layers=more_layers,
-        )
+        self.cache = KeyValueCache(model, len(prompts), self.prompt_columns + new_columns, more_layers=more_layers)
         self._columns = torch.arange(self.prompt_columns + new_columns, device=self.device)
         self._padding = np.array([self.prompt_columns - len(prompt) for prompt in prompts])
         padded = [[model.pad_id] * int(gap) + list(prompt) for gap, prompt in zip(self._padding, prompts, strict=True)]
@@ -69,11 +133,9 @@ class PromptBatch(TokenBatch):
         return len(self._padding)
 
     def all_rows(self) -> Rows:
-        """Return every row of the batch."""
         return Rows(np.arange(len(self)), self.device)
 
     def keep(self, rows: Rows) -> None:
-        """Drop all rows but these."""
         self.cache.keep(rows)
         self._padding = self._padding[rows.numbers]
         self._place_padding()
@@ -84,7 +146,7 @@ class PromptBatch(TokenBatch):
         On a CPU, prompts of different lengths run in several passes, where that saves more padding than it costs.
         """
         end, layers = self.prompt_columns, range(1, self.stepper.num_layers + 1)
-        self.cache.advance(end)
+        self.cache.ledger.advance(end)
         last = torch.empty(len(self), 1, self.stepper.width, dtype=self.dtype, device=self.device)
         for together in passes(self.prompt_columns - self._padding, self.device):
             rows = Rows(together, self.device)
@@ -96,11 +158,9 @@ class PromptBatch(TokenBatch):
         return last
 
     def newest(self, rows: Rows) -> RowNumbers:
-        """Return the column of the newest token of some rows, which is the last one: int64 [rows]."""
         return np.full(len(rows), self.cache.length - 1)
 
     def places(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the places of tokens among the new ones of their rows."""
         return column_index - self.prompt_columns
 
     def context(self, rows: Rows, begin: int, end: int, starts: RowNumbers | None = None) -> DecoderContext:
@@ -116,7 +176,6 @@ class PromptBatch(TokenBatch):
         return DecoderContext(positions, self.rotation(positions), mask, window)
 
     def span(self, rows: Rows, starts: RowNumbers) -> Span:
-        """Return the columns from ``starts`` [rows] to the newest one, for the layers to pass."""
         begin, end = int(starts.min()), self.cache.length
         context = self.context(rows, begin, end, starts if starts.max() > begin else None)
         columns = self._columns[begin:end].expand(len(rows), -1)
@@ -127,7 +186,6 @@ class PromptBatch(TokenBatch):
         return (columns - padding).clamp_min_(0)
 
     def positions_of(self, row_index: Tensor, column_index: Tensor) -> Tensor:
-        """Return the positions of single tokens, given by row and column: int64 [tokens] each."""
         return self.positions(self._padding_on_device[row_index], column_index)
 
     def _place_padding(self) -> None:
@@ -145,3 +203,36 @@ class PromptBatch(TokenBatch):
         hidden = columns > self._columns[begin:end].unsqueeze(1)
         padding = rows.of(self._padding_on_device)[:, None, None]
         return self._bias_where((hidden | (columns < padding)).unsqueeze(1))
+
+
+_Key = tuple[DecoderStepper, tuple[tuple[int, ...], ...]]
+
+
+@checked
+class ReadPrompts:
+    """Keys, values and last states of prompts, which depend on no rule and no knob.
+
+    For callers that decode the same prompts many times with the same weights, as a sweep over knobs does: reading 256
+    tokens costs a CPU several times what writing 48 does. Batches are found again if they hold the same prompts in the
+    same order, and a batch for which there is no room is read each time. Weights must not change meanwhile.
+    """
+
+    def __init__(self, max_bytes: NotNegative = 2 * 2**30) -> None:
+        """``max_bytes``: what is kept at most, on the device of the model."""
+        self._room = max_bytes
+        self._read: dict[_Key, tuple[Tensor, list[Tensor]]] = {}
+
+    def states(self, batch: PromptBatch, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """As :meth:`PromptBatch.prefill`, of prompts that may have been read before; ``batch`` is one of them."""
+        key = batch.stepper, tuple(map(tuple, prompts))
+        if key in self._read:
+            states, columns = self._read[key]
+            batch.cache.begin_with(columns)
+            return states
+        states = batch.prefill()
+        cache, columns_read = batch.cache, batch.prompt_columns
+        kept = (tensor[:, :, :columns_read].nbytes for tensor in (*cache.keys, *cache.values))
+        if (needed := states.nbytes + sum(kept)) <= self._room:
+            self._room -= needed
+            self._read[key] = states, cache.copy_of(columns_read)
+        return states

@@ -5,6 +5,7 @@ runs one stage after the other: the layers up to each exit, and, wherever it lea
 closing layers, if there are any, and the LM head. Between two stages it waits for company.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -12,24 +13,162 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from consistentee.engine.clock import clock
-from consistentee.engine.in_flight.slots import Slots
-from consistentee.engine.in_flight.texts import Texts
-from consistentee.engine.in_flight.waiting import Waiting
-from consistentee.engine.step.cache import RowNumbers, Rows
-from consistentee.engine.step.owed_tokens import owed_tokens
-from consistentee.engine.step.token_decoder import (
+from consistentee.engine.cache import RowNumbers, Rows
+from consistentee.engine.owed_tokens import owed_tokens
+from consistentee.engine.sampling import choose_tokens
+from consistentee.engine.slots import Slots
+from consistentee.engine.token_decoder import (
+    Writing,
     late_layers,
     logits_behind_exits,
     places_leaving,
     says_at_once,
+    start_rule,
     state_behind_exit,
 )
-from consistentee.engine.transcript import Transcript
-from consistentee.engine.writing import Writing
+from consistentee.engine.transcript import Latency, Transcript, clock
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.progress import Steps
 from consistentee.rules.exit_rule import State
-from consistentee.traces.token_view import TokenView
+from consistentee.traces.token_view import TokenView, prompt_key
+
+_NOBODY = -1
+
+
+class Texts:
+    """The texts under way, one a slot.
+
+    Attributes:
+        newest: the newest token of each slot, int64 [slots], on the device.
+        left: the layer that it was read off, int64 [slots].
+    """
+
+    def __init__(
+        self,
+        model: MultiExitDecoder,
+        transcripts: Sequence[Transcript],
+        slots: int,
+        writing: Writing,
+    ) -> None:
+        """``transcripts``: of all prompts, under way or not."""
+        self.newest = torch.zeros(slots, dtype=torch.long, device=model.device)
+        self.left = np.zeros(slots, dtype=np.int64)
+        self._transcripts = transcripts
+        self._sampling = writing.sampling
+        self._row = np.full(slots, _NOBODY)
+        self._key = np.zeros(slots, dtype=np.int64)
+        self._place = np.zeros(slots, dtype=np.int64)
+        self._queued, self._first = np.zeros(slots), np.zeros(slots)
+        self._began = time.perf_counter()
+        self._max_new_tokens = writing.max_new_tokens
+        self._steps = Steps("decoding", len(transcripts) * writing.max_new_tokens)
+
+    @property
+    def taken(self) -> RowNumbers:
+        """Slots that a text is written in."""
+        return np.flatnonzero(self._row != _NOBODY)
+
+    @property
+    def free(self) -> RowNumbers:
+        return np.flatnonzero(self._row == _NOBODY)
+
+    def begin(self, slots: RowNumbers, rows: Sequence[int], prompts: Sequence[Sequence[int]], layer: int) -> None:
+        """Begin the texts behind some prompts, rows ``rows`` of all, whose first token is read off layer ``layer``."""
+        self._row[slots] = rows
+        self._key[slots] = [prompt_key(prompt) for prompt in prompts]
+        self._place[slots] = 0
+        self.left[slots] = layer
+        self._queued[slots] = time.perf_counter() - self._began
+
+    def keys(self, slots: RowNumbers) -> list[int]:
+        return self._key[slots].tolist()
+
+    def places(self, slots: RowNumbers) -> list[int]:
+        """Return the place that the next token of each slot will have in its text."""
+        return self._place[slots].tolist()
+
+    def say(self, slots: RowNumbers, logits: Tensor) -> RowNumbers:
+        """Take the next token of some slots from logits [slots, vocabulary]; return the slots whose text has ended."""
+        tokens = choose_tokens(self._sampling, logits, self.keys(slots), self.places(slots))
+        self.newest[torch.from_numpy(slots).to(tokens.device)] = tokens
+        spoken = tokens.tolist()
+        now = time.perf_counter() - self._began
+        self._first[slots] = np.where(self._place[slots] == 0, now, self._first[slots])
+        self._place[slots] += 1
+        transcripts = [self._transcripts[row] for row in self._row[slots]]
+        for transcript, token, layer in zip(transcripts, spoken, self.left[slots].tolist(), strict=True):
+            transcript.add(token, layer)
+        self._steps.add(len(spoken), len(spoken))
+        ended = slots[[transcript.ended_by is not None for transcript in transcripts]]
+        for slot in ended.tolist():
+            self.of(slot).latency = Latency(float(self._queued[slot]), float(self._first[slot]), now)
+            self._steps.leave_out(self._max_new_tokens - len(self.of(slot).tokens))
+        return ended
+
+    def of(self, slot: int) -> Transcript:
+        return self._transcripts[int(self._row[slot])]
+
+    def end(self, slots: RowNumbers) -> None:
+        self._row[slots] = _NOBODY
+
+
+PATIENCE = 100
+"""Turns that a row is passed over at most before its stage runs, full or not; as many as DREX has."""
+
+
+class Waiting:
+    """Slots before their next stage: number 0 begins a token. A stage runs once a batch of them is there.
+
+    Where no batch is full, the fullest runs: what a batch costs hardly depends on its rows, so that rows that wait for
+    company cost less than rows that run without. Where several are full, the one with the row that is furthest behind
+    runs; and of a stage those rows run first. So rows keep pace with each other, however deep their tokens go, and none
+    is left to write the rest of its text alone. Rows that came later count as level with the slowest.
+    """
+
+    def __init__(self, slots: int, batch_sizes: Sequence[int]) -> None:
+        """``batch_sizes``: rows that a full batch of each stage has."""
+        self._batch_sizes = np.array(batch_sizes)
+        self._stage = np.full(slots, -1)
+        self._tokens = np.zeros(slots, dtype=np.int64)  # written so far, as if all had begun together
+        self._since = np.zeros(slots, dtype=np.int64)  # the turn after which a slot came
+        self._turn = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting())
+
+    def _waiting(self) -> RowNumbers:
+        return np.flatnonzero(self._stage >= 0)
+
+    def enter(self, slots: RowNumbers) -> None:
+        """Begin rows in some slots; their first token makes them level with the slowest."""
+        self._tokens[slots] = self._tokens[self._waiting()].min(initial=self._tokens.max() + 1) - 1
+
+    def put(self, slots: RowNumbers, stage: int) -> None:
+        """Let some slots wait before a stage; before stage 0, they have written a token more."""
+        self._stage[slots] = stage
+        self._since[slots] = self._turn
+        if stage == 0:
+            self._tokens[slots] += 1
+
+    def take(self) -> tuple[int, RowNumbers]:
+        """Return the stage to run, and the slots that run it, in increasing order; at least one must wait."""
+        self._turn += 1
+        waiting = self._waiting()
+        longest = waiting[self._since[waiting].argmin()]
+        overdue = self._turn - self._since[longest] > PATIENCE
+        stage = int(self._stage[longest]) if overdue else self._fullest(waiting)
+        slots = np.flatnonzero(self._stage == stage)
+        first_by = self._since if overdue else self._tokens
+        first = np.lexsort((self._since[slots], first_by[slots]))[: self._batch_sizes[stage]]
+        slots = np.sort(slots[first])
+        self._stage[slots] = -1
+        return stage, slots
+
+    def _fullest(self, waiting: RowNumbers) -> int:
+        rows = np.bincount(self._stage[waiting], minlength=len(self._batch_sizes))
+        filled = (rows / self._batch_sizes).clip(max=1.0)
+        fullest = waiting[filled[self._stage[waiting]] == filled.max()]
+        return int(self._stage[fullest[self._tokens[fullest].argmin()]])
 
 
 class InFlight:
@@ -118,19 +257,15 @@ class InFlight:
         past = None if self._past is None else rows.of(self._past)[:, :stage]
         exit_layer, places = self._model.exit_layers[stage], self.texts.places(slots)
         view = TokenView(self._model, exit_layer, hidden, places, self.texts.keys(slots), past=past)
-        state = self._state_of(rows, stage)
+        if stage == 0:
+            state = start_rule(self._rule, self._model, len(rows))
+        else:
+            state = {name: rows.of(tensor) for name, tensor in self._states[stage].items()}
         leaving = places_leaving(self._rule, view, state)
         staying = np.delete(np.arange(len(slots)), leaving)
         if len(staying):
             self._stay(rows.take(staying), torch.from_numpy(staying).to(hidden.device), view, state, stage)
         return self._leave(rows.take(leaving), leaving, view) if leaving else []
-
-    def _state_of(self, rows: Rows, stage: int) -> State:
-        """Return the rule's state of some rows, which starts anew with every token."""
-        if stage:
-            return {name: rows.of(tensor) for name, tensor in self._states[stage].items()}
-        state = self._rule.start(len(rows), self._model.num_layers)
-        return {name: tensor.to(self._model.device) for name, tensor in state.items()}
 
     def _stay(self, rows: Rows, places: Tensor, view: TokenView, state: State, stage: int) -> None:
         rows.put(self._hidden, view.hidden[places, 0])

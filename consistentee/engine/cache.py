@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from consistentee.backbones.decoders import DecoderStepper
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 RowNumbers = NDArray[np.int64]
 RowIndex = slice | RowNumbers
@@ -56,7 +56,6 @@ class Rows:
         return tensor[:, :, begin:end].index_select(0, self._index)
 
     def put(self, tensor: Tensor, values: Tensor) -> None:
-        """Write these rows of a tensor of the whole batch."""
         if self._index is None:
             tensor[self._slice] = values
         else:
@@ -108,11 +107,9 @@ class Ledger:
             raise CacheHoleError(f"layer {layer}: stored {end} of {self.lengths[rows]} columns, when rows {rows} read")
 
     def keep(self, rows: RowNumbers) -> None:
-        """Forget all rows but these."""
         self.lengths, self.stored = self.lengths[rows], self.stored[:, rows]
 
     def clear(self, rows: RowNumbers) -> None:
-        """Forget all columns of some rows."""
         self.lengths[rows] = 0
         self.stored[:, rows] = 0
 
@@ -148,30 +145,18 @@ class KeyValueCache:
     ``more_layers``: how many layers there are behind layer L, as of a branch that drafts.
     """
 
-    def __init__(
-        self,
-        stepper: DecoderStepper,
-        rows: int,
-        columns: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        more_layers: int = 0,
-    ) -> None:
-        shape, layers = (rows, stepper.kv_heads, columns, stepper.head_dim), stepper.num_layers + more_layers
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(layers)]
+    def __init__(self, model: MultiExitDecoder, rows: int, columns: int, *, more_layers: int = 0) -> None:
+        shape = (rows, model.stepper.kv_heads, columns, model.stepper.head_dim)
+        options, layers = {"dtype": model.backbone.dtype, "device": model.device}, model.num_layers + more_layers
+        self.keys = [torch.empty(shape, **options) for _ in range(layers)]
+        self.values = [torch.empty(shape, **options) for _ in range(layers)]
         self.ledger = Ledger(layers, rows)
-        self._device = device
+        self._device = model.device
 
     @property
     def length(self) -> int:
         """Number of columns that have begun, where all rows have as many."""
         return int(self.ledger.lengths[0])
-
-    def advance(self, columns: int | RowNumbers) -> None:
-        """Begin new columns, so many of every row, or int64 [rows]."""
-        self.ledger.advance(columns)
 
     def pad(self, rows: Rows, columns: int) -> None:
         """Write zeros into the first columns of some rows at every layer: a NaN there would pass through any mask."""
@@ -229,19 +214,11 @@ class KeyValueCache:
     def begin_with(self, copied: Sequence[Tensor]) -> None:
         """Begin with what :meth:`copy_of` has given of another cache of as many rows and layers."""
         columns = copied[0].shape[2]
-        self.advance(columns)
+        self.ledger.advance(columns)
         for layer in range(1, len(self.keys) + 1):
             self.ledger.write(layer, slice(None), 0, columns, then_read=True)
         for stored, tensor in zip((*self.keys, *self.values), copied, strict=True):
             stored[:, :, :columns] = tensor
-
-    def take_back(self, column: int) -> None:
-        """Forget what layers have from a column on, because the pass that wrote it is no longer valid."""
-        self.ledger.take_back(column)
-
-    def rewind(self, length: int) -> None:
-        """Drop the columns from ``length`` on."""
-        self.ledger.rewind(length)
 
 
 class CacheWindow:

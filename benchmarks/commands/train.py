@@ -1,11 +1,11 @@
-"""One model of either kind outside a suite: train it for a task, and load it again."""
+"""Train one model of either kind outside a suite, and save it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.commands.one_model.settings import checked_settings
+from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import Chosen
 from benchmarks.kinds.rows import CellRows
@@ -54,23 +54,19 @@ def train_model(
 ) -> "Table":
     """Train one method on one task and save the model with the knob that validation data chose.
 
-    All else is as in a suite that says nothing of it: exits, caps on what is decoded, budgets.
+    Everything else has the defaults of a suite: exits, caps on what is decoded, budgets.
 
     Args:
         task_name: a task's name, or its YAML file.
         method_name, parameters: see :func:`consistentee.methods.method.get_method`.
         backbone: catalogue name, directory or hub id; by default the usual one for this kind of task.
         out: folder of the saved model.
-        settings: fields of the recipe's settings (:mod:`consistentee.training.recipe`), where they are not as usual.
-        seed: of the training.
-        data_dir: where data files are looked for first.
+        settings: fields of :mod:`consistentee.training.recipe` that differ from their defaults.
+        seed, data_dir: as in the command.
         tolerance: let risk control choose the knob, on the validation rows: training has not seen them.
 
-    Returns:
-        The operating points as a table for the terminal.
-
-    Raises:
-        UserError: a name, a parameter or a setting is unknown, or ``out`` is not a folder that may be written.
+    Returns the operating points as a table for the terminal. Raises UserError if a name, a parameter or a setting is
+    unknown, or ``out`` is not a folder that may be written.
     """
     name = "generation" if task_kind(task_name) == "text" else "classification"
     kind = kind_named(name)
