@@ -198,11 +198,9 @@ class PriceLadder(Prices):
 
 
 def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
-    """Convert a head's output to the logit of P(exit): [...].
+    """Convert a head's output [..., 2] and the log of a price to the logit of P(exit): [...].
 
-    Args:
-        output: [...], or [..., 2] if the policy reads the price.
-        log_alpha: log of the price of a layer, a number or [...]; None if the policy does not read it.
+    ``log_alpha``: None for a policy that does not read the price; its output is [...], the logit itself.
     """
     if log_alpha is None:
         return output
@@ -230,12 +228,7 @@ def policy_spec(reads: PolicyInputs, outputs: int) -> HeadSpec:
 def policy_outputs(policy: ExitHeads, pooled: Tensor, logits: Tensor) -> Tensor:
     """Compute the outputs of a policy at every layer in training: float [rows, L], or [rows, L, outputs].
 
-    Its inputs are detached, so it does not train the backbone.
-
-    Args:
-        policy: the head.
-        pooled: [rows, L, width].
-        logits: [rows, L, classes].
+    Its inputs, [rows, L, width] and [rows, L, classes], are detached, so it does not train the backbone.
     """
     pooled, probs = pooled.detach(), logits.detach().softmax(dim=-1)
     answers = probs.argmax(dim=-1)
