@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from benchmarks.run.plan import PlannedCell, Planner, Published, groups_of, summary
@@ -39,7 +39,7 @@ def plan_lines(
     def note(fault: Fault) -> None:
         faults[f"{fault}: it would be set aside"] = None
 
-    planner = Planner(planner.suite, planner.folder, planner.inputs, note, planner.published)
+    planner = replace(planner, on_fault=note)
     planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, times=times)
     due = [members for members in groups_of(planned).values() if times and (fresh or planner.is_timing_due(members))]
     records = [cell.record for cell in planned if cell.record] + [cell.record for cell in recorded.cells.values()]
