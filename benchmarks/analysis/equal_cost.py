@@ -10,7 +10,7 @@ decoded with: each half of the prompts is scored at the mixture that the other h
 since few validation prompts are replayed and none decoded. Times are those of the mixture of all prompts.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from benchmarks.analysis import statistics
 from benchmarks.analysis.frames import (
     CURVE,
+    NATS,
     REFERENCES,
     STATIC,
     TASK,
@@ -35,7 +36,6 @@ from benchmarks.analysis.frames import (
 )
 from benchmarks.analysis.statistics import Floats, interval
 from benchmarks.specs.targets import Agreement, Budget, Target
-from consistentee.data.metrics import score
 
 Task = tuple[str, str]
 """A task and a backbone."""
@@ -165,20 +165,8 @@ def mixture_at(budget: float, costs: ArrayLike, scores: ArrayLike) -> Mixture:
     hull = concave_hull(costs, scores)
     if hull.size == 0:
         raise ValueError("nothing to mix: there are no points")
-    return _on_hull(budget, np.asarray(costs, dtype=float), hull)
-
-
-def _on_hull(budget: float, cost: Floats, hull: NDArray[np.intp]) -> Mixture:
-    place = int(np.searchsorted(cost[hull], budget))
-    if place == hull.size:
-        end = int(hull[-1])
-        return Mixture(end, end, 1.0, Reach.UNDER)
-    above = int(hull[place])
-    alone = cost[above] <= budget + ROUNDING
-    if alone or place == 0:
-        return Mixture(above, above, 1.0, Reach.MET if alone else Reach.OVER)
-    below = int(hull[place - 1])
-    return Mixture(below, above, float((cost[above] - budget) / (cost[above] - cost[below])))
+    cost = np.asarray(costs, dtype=float)
+    return _exactly(budget, cost, cost, hull, np.arange(cost.size))
 
 
 def mixtures(results: Results, speedups: Sequence[float], cost: str = "layers") -> pd.DataFrame:
@@ -190,33 +178,35 @@ def mixtures(results: Results, speedups: Sequence[float], cost: str = "layers") 
         cost: ``layers``; or a column of ``knobs`` with ratios full cost / cost.
 
     Returns:
-        A line for each, with ``mixture``, the mixtures that rows are ``scored`` at (in generation one for each half of
-        the prompts) and ``index``: the lines of ``knobs`` that their numbers mean.
+        A line for each, with ``mixture`` and ``halves``, the mixtures that each half of the prompts is scored at (in
+        classification, the same twice), whose numbers are lines of ``knobs``; ``halved`` says whether halves have
+        chosen for each other, and ``deepest`` is the line of full depth.
     """
-    knobs = results.knobs[results.knobs["layers"].notna()]
+    knobs, in_layers, of_texts = results.knobs, cost == "layers", results.kind == "generation"
     lines: list[dict[str, Any]] = []
-    for key, group in knobs.groupby([*CURVE, "seed"], sort=False) if cost in knobs else ():
-        known = group if cost == "layers" else group[group[cost].notna()]
-        if known.empty:
-            continue
-        in_layers = cost == "layers"
-        costs = known["validation_layers"].to_numpy(float) if in_layers else 1 / known[cost].to_numpy(float)
-        texts = _scores_of_texts(results, known.index.to_numpy()) if results.kind == "generation" else None
-        quality = known["score"] if results.kind == "generation" else known["validation_quality"]
-        paid = known["layers"].to_numpy(float) if in_layers else costs
-        deepest = int(np.lexsort((-np.asarray(quality, dtype=float), -costs))[0])
-        hull = _to_full_depth(concave_hull(costs, quality), costs, deepest)
+    columns = [*CURVE, "seed", "speedup", "mixture", "halves", "halved", "deepest"]
+    if cost not in knobs:
+        return pd.DataFrame(columns=columns)
+    known = knobs[knobs["layers"].notna() & knobs[cost].notna()]
+    for key, group in known.groupby([*CURVE, "seed"], sort=False):
+        index = group.index.to_numpy()
+        costs = group["validation_layers"].to_numpy(float) if in_layers else 1 / group[cost].to_numpy(float)
+        quality = group["score" if of_texts else "validation_quality"].to_numpy(float)
+        paid = group["layers"].to_numpy(float) if in_layers else costs
+        deepest = int(np.lexsort((-quality, -costs))[0])
+        texts = results.answers_at(index) if of_texts else None
+        halved = texts is not None and len(texts[0]) > 1
         # Prompts 0, 2, ... are scored at what 1, 3, ... have chosen, and the reverse.
-        scores = [] if texts is None else [texts[:, half::2].mean(axis=1) for half in (1, 0)]
-        of_halves = [_to_full_depth(concave_hull(costs, score_), costs, deepest) for score_ in scores]
+        chosen_by = [texts[1][:, half::2].mean(axis=1) for half in (1, 0)] if halved and texts else []
+        hull, *of_halves = [
+            _to_full_depth(concave_hull(costs, scores), costs, deepest) for scores in (quality, *chosen_by)
+        ]
+        full_cost = float(group["num_layers"].iloc[0]) if in_layers else 1.0
         for speedup in speedups:
-            budget = (known["num_layers"].iloc[0] if in_layers else 1) / speedup
-            mixture = _exactly(budget, costs, paid, hull)
-            scored = tuple(_exactly(budget, costs, paid, half) for half in of_halves) or (mixture,)
-            line = dict(zip([*CURVE, "seed"], key, strict=True)) | {"speedup": speedup, "mixture": mixture}
-            index = known.index.to_numpy()
-            lines.append(line | {"scored": scored, "index": index, "deepest": index[deepest]})
-    return pd.DataFrame(lines, columns=[*CURVE, "seed", "speedup", "mixture", "scored", "index", "deepest"])
+            mixture, *halves = [_exactly(full_cost / speedup, costs, paid, one, index) for one in (hull, *of_halves)]
+            chosen = (speedup, mixture, halves or [mixture, mixture], halved, index[deepest])
+            lines.append(dict(zip(columns, (*key, *chosen), strict=True)))
+    return pd.DataFrame(lines, columns=columns)
 
 
 def _to_full_depth(hull: NDArray[np.intp], costs: Floats, deepest: int) -> NDArray[np.intp]:
@@ -224,39 +214,33 @@ def _to_full_depth(hull: NDArray[np.intp], costs: Floats, deepest: int) -> NDArr
     return np.append(hull, deepest) if costs[deepest] > costs[hull[-1]] + ROUNDING else hull
 
 
-def _exactly(budget: float, costs: Floats, paid: Floats, hull: NDArray[np.intp]) -> Mixture:
-    """Mix the two vertices around a budget so that test rows pay exactly that.
+def _exactly(budget: float, costs: Floats, paid: Floats, hull: NDArray[np.intp], index: NDArray[np.intp]) -> Mixture:
+    """Mix the two vertices around a budget so that test rows pay exactly that; ``index`` are the lines of the points.
 
     The vertices are those around the budget in ``costs``, or the nearest ones around it in what is ``paid``: both
     count layers and read no label.
     """
-    place = int(np.clip(np.searchsorted(costs[hull], budget), 1, max(hull.size - 1, 1)))
+    last = hull.size - 1
+    place = int(np.clip(np.searchsorted(costs[hull], budget), 1, max(last, 1)))
     while place > 1 and paid[hull[place - 1]] > budget + ROUNDING:
         place -= 1
-    while place < hull.size - 1 and paid[hull[place]] < budget:
+    while place < last and paid[hull[place]] < budget:
         place += 1
-    below, above = int(hull[place - 1]), int(hull[min(place, hull.size - 1)])
+    below, above = int(hull[place - 1]), int(hull[min(place, last)])
     if paid[below] > budget + ROUNDING:
-        return Mixture(below, below, 1.0, Reach.OVER)
+        return Mixture(int(index[below]), int(index[below]), 1.0, Reach.OVER)
     if paid[above] <= budget + ROUNDING:
         reach = Reach.MET if paid[above] >= budget - ROUNDING else Reach.UNDER
-        return Mixture(above, above, 1.0, reach)
-    return Mixture(below, above, float((paid[above] - budget) / (paid[above] - paid[below])))
+        return Mixture(int(index[above]), int(index[above]), 1.0, reach)
+    weight = float((paid[above] - budget) / (paid[above] - paid[below]))
+    return Mixture(int(index[below]), int(index[above]), weight)
 
 
-def _scores_of_texts(results: Results, index: NDArray[np.intp]) -> Floats | None:
-    """Return what every test prompt scores at decoded knobs, [knobs, prompts]; None if unknown."""
-    found = _answers_at(results, index)
-    return None if found is None or len(found[0]) < 2 else found[1]
-
-
-def _answers_at(results: Results, index: NDArray[np.intp], measure: str | None = None) -> Answers | None:
-    """Return labels [rows] and answers [knobs, rows] at some knobs; None unless all are known, of the same rows."""
-    found = [results.answers(knob, measure) for knob in index]
-    known = [answers for answers in found if answers is not None]
-    if len(known) < len(found) or not all(np.array_equal(known[0][0], labels) for labels, _ in known):
-        return None
-    return known[0][0], np.stack([answers for _, answers in known])
+def _mixed(mixtures: Iterable[Mixture], values: Floats) -> Floats:
+    """Mix values of the lines of ``knobs``, for many mixtures at once."""
+    parts = [(mixture.first, mixture.second, mixture.weight) for mixture in mixtures]
+    first, second, weight = np.array(parts, dtype=float).reshape(-1, 3).T
+    return np.asarray(weight * values[first.astype(int)] + (1 - weight) * values[second.astype(int)])
 
 
 class EqualCost:
@@ -279,7 +263,9 @@ class EqualCost:
         self.results, self.measure = results, measure
         self.speedups = tuple(results.speedups if speedups is None else speedups)
         self._mixtures = mixtures(results, self.speedups, cost)
-        self._samples: dict[Task, dict[tuple[str, float], dict[int, Floats]]] = {}
+        self._resamples: dict[Task, dict[tuple[str, float, int], Floats]] = {}
+        self._samples: dict[tuple[Task, str, float, tuple[int, ...]], Floats] = {}
+        self._against: dict[tuple[Task, str, float], int | None] = {}
 
     @property
     def middle(self) -> float:
@@ -291,93 +277,96 @@ class EqualCost:
         """Compute the points of every label on every task with every seed.
 
         Columns besides those of :func:`mixtures`: ``score``, ``points`` (score minus the full model's of the same seed,
-        as a share: 0.01 is a point), ``full``, ``layers`` of test rows, ``reach``, and costs as shares of the full
-        model's: ``share_flops_ratio``, ``share_speedup_b1``, ....
+        as a share: 0.01 is a point), ``own_last_exit`` (points against it), ``full``, ``layers`` of test rows,
+        ``reach``, and ratios full model / here: ``flops_ratio``, ``speedup_b1``, ....
         """
+        frame, results = self._mixtures, self.results
+        at_full_depth = results.column("validation_layers") >= results.column("num_layers")
+        score = results.column(self.measure or "score").astype(float)
+
+        def on_test_rows(values: Floats) -> Floats:
+            if frame.empty:
+                return np.empty(0)
+            return np.mean([_mixed(halves, values) for halves in zip(*frame["halves"], strict=True)], axis=0)
+
         full = self.results.full_scores(self.measure).to_dict()
-        ratios = [str(n) for n in self.results.knobs if str(n).startswith(("flops_ratio", "speedup_b"))]
-        values = {name: self.results.column(name) for name in ("layers", *ratios)}
-        values["score"] = self.results.column(self.measure or "score")
-        depth, lines = self.results.column("num_layers"), []
-        for name in ratios:  # full depth that was not counted or timed counts as the full model
-            at_full_depth = np.isnan(values[name]) & (self.results.column("validation_layers") >= depth)
-            values[name] = np.where(at_full_depth, 1.0, values[name])
-        for line in self._mixtures.to_dict("records"):
-            task, index, scored = (line["task"], line["backbone"]), line["index"], line["scored"]
-            own = full.get((*task, line["seed"]), full.get((*task, -1), np.nan))
-            reached = self._score(line)
-            costs = {
-                f"share_{name}": np.mean(
-                    [m.of(1 / values[name][index]) for m in (scored if name == "flops_ratio" else [line["mixture"]])]
-                )
-                for name in ratios
-            }
-            layers = np.mean([mixture.of(values["layers"][index]) for mixture in scored])
-            reach = line["mixture"].reach
-            found = {"score": reached, "full": own, "points": reached - own, "layers": layers, "reach": reach}
-            found["own_last_exit"] = reached - values["score"][line["deepest"]]
-            lines.append(found | costs)
-        return pd.concat([self._mixtures, pd.DataFrame(lines, index=self._mixtures.index)], axis=1)
+        keys = zip(frame["task"], frame["backbone"], frame["seed"], strict=True)
+        found = frame.assign(
+            score=[self._score(line) for line in frame.to_dict("records")],
+            full=np.array([full.get(key, full.get((*key[:2], -1), np.nan)) for key in keys], dtype=float),
+            layers=on_test_rows(results.column("layers")),
+            reach=[mixture.reach for mixture in frame["mixture"]],
+        )
+        found["points"] = found["score"] - found["full"]
+        found["own_last_exit"] = found["score"] - score[frame["deepest"].to_numpy(int)]
+        for name in (n for n in results.knobs if str(n).startswith(("flops_ratio", "speedup_b"))):
+            values = results.column(name)
+            # Full depth that was not counted or timed counts as the full model.
+            shares = 1 / np.where(np.isnan(values) & at_full_depth, 1.0, values)
+            found[name] = 1 / (on_test_rows(shares) if name == "flops_ratio" else _mixed(frame["mixture"], shares))
+        return found
 
-    def _score(self, line: dict[str, Any]) -> float:
-        """Score a mixture on the weighted sample of both knobs' answers; of means over rows, that is their mixture."""
-        index, mixture, scored = line["index"], line["mixture"], line["scored"]
-        if len(scored) > 1:
-            rows = self._texts(line)
-            if rows is not None:
-                return statistics.score_of_rows(self._metric(line), *rows)
-        linear = mixture.of(self.results.column(self.measure or "score")[index])
-        metric = self.results.column("metric")[index[0]]
-        if self.results.kind == "generation" or metric == "accuracy" or mixture.first == mixture.second:
-            return linear
-        found = [self.results.answers(index[place]) for place in (mixture.first, mixture.second)]
-        if found[0] is None or found[1] is None:
-            return linear
-        (labels, answers), (other_labels, other_answers) = found[0], found[1]
-        shares = np.repeat([mixture.weight, 1 - mixture.weight], [len(labels), len(other_labels)])
-        every = np.concatenate([labels, other_labels]), np.concatenate([answers, other_answers])
-        return score(metric, *every, shares)
-
-    def _metric(self, line: dict[str, Any]) -> str:
+    def _metric(self, knob: int) -> str:
         if self.results.kind == "generation":
-            return statistics.MEAN_BY_SIZE if self.measure == "nats" else statistics.MEAN
-        return str(self.results.column("metric")[line["index"][0]])
+            return statistics.MEAN_BY_SIZE if self.measure == NATS else statistics.MEAN
+        return str(self.results.column("metric")[knob])
 
-    def _texts(self, line: dict[str, Any]) -> Answers | None:
+    def _score(self, line: Mapping[str, Any]) -> float:
+        """Score a mixture on the weighted sample of both knobs' answers; of means over rows, that is their mixture."""
+        mixture = line["mixture"]
+        metric = self._metric(mixture.first)
+        texts = self._texts(line) if line["halved"] else None
+        if texts is not None:
+            return statistics.score_of_mixture(metric, texts[0], (texts[1], texts[1]))
+        rows = None
+        if metric not in ("accuracy", statistics.MEAN, statistics.MEAN_BY_SIZE) and mixture.first != mixture.second:
+            rows = self.results.answers_at([mixture.first, mixture.second])
+        if rows is None:
+            return mixture.of(self.results.column(self.measure or "score"))
+        return statistics.score_of_mixture(metric, rows[0], (rows[1][0], rows[1][1]), mixture.weight)
+
+    def _texts(self, line: Mapping[str, Any]) -> Answers | None:
         """Return labels and scores of prompts, each half at the mixture that the other half has chosen."""
-        halves = line["scored"]
-        places = sorted({place for mixture in halves for place in (mixture.first, mixture.second)})
-        rows = _answers_at(self.results, line["index"][places], self.measure)
+        knobs = sorted({knob for mixture in line["halves"] for knob in (mixture.first, mixture.second)})
+        rows = self.results.answers_at(knobs, self.measure)
         if rows is None:
             return None
-        at = dict(zip(places, rows[1], strict=True))
-        mixed = np.empty(len(rows[0]))
-        for half, mixture in enumerate(halves):
-            second = slice(half, None, 2)
-            mixed[second] = (
-                mixture.weight * at[mixture.first][second] + (1 - mixture.weight) * at[mixture.second][second]
-            )
+        at, mixed = dict(zip(knobs, rows[1], strict=True)), np.empty(len(rows[0]))
+        for half, mixture in enumerate(line["halves"]):
+            both = mixture.weight * at[mixture.first] + (1 - mixture.weight) * at[mixture.second]
+            mixed[half::2] = both[half::2]
         return rows[0], mixed
 
-    def by_task(self, seeds: Collection[int] | None = None) -> pd.DataFrame:
+    def by_task(self) -> pd.DataFrame:
         """Average over seeds: a line for every task, label and speed-up.
 
-        Columns: ``score``, ``full``, ``points``, ``layers``, ``kept`` (score as a share of the full model's),
-        ``seeds``, ``over``, ``under``, ``flops_ratio`` (NaN unless known of all seeds) and ``speedup_b1``, ... (of the
-        seeds that were timed), geometric means.
+        Columns: ``score``, ``full``, ``points``, ``own_last_exit``, ``layers``, ``kept`` (score as a share of the full
+        model's), ``seeds``, ``over``, ``under``, ``flops_ratio`` (NaN unless known of all seeds) and ``speedup_b1``,
+        ... (of the seeds that were timed), geometric means.
         """
-        frame = self.per_seed if seeds is None else self.per_seed[self.per_seed["seed"].isin(seeds)]
+        return self._by_task.copy()
+
+    @cached_property
+    def _by_task(self) -> pd.DataFrame:
+        ratios = self._ratios
+        frame = self.per_seed.assign(
+            over=self.per_seed["reach"] == Reach.OVER,
+            under=self.per_seed["reach"] == Reach.UNDER,
+            **{name: np.log(self.per_seed[name]) for name in ratios},
+        )
         groups = frame.groupby([*CURVE, "speedup"], sort=False)
         found = groups[["score", "full", "points", "own_last_exit", "layers"]].mean()
         found["kept"] = found["score"] / found["full"].where(found["full"] != 0)
         found["seeds"] = groups["seed"].nunique()
-        found["over"] = groups["reach"].agg(lambda reach: Reach.OVER in set(reach))
-        found["under"] = groups["reach"].agg(lambda reach: Reach.UNDER in set(reach))
-        for name in [str(name) for name in frame if str(name).startswith("share_")]:
-            logs = np.log(frame[name]).groupby([frame[column] for column in (*CURVE, "speedup")], sort=False)
-            known = logs.count() == groups.size() if name == "share_flops_ratio" else logs.count() > 0
-            found[name.removeprefix("share_")] = np.exp(-logs.mean()).where(known)
+        found[["over", "under"]] = groups[["over", "under"]].any()
+        found[ratios] = np.exp(groups[ratios].mean())
+        if "flops_ratio" in ratios:
+            found["flops_ratio"] = found["flops_ratio"].where(groups["flops_ratio"].count() == groups.size())
         return found.reset_index()
+
+    @property
+    def _ratios(self) -> list[str]:
+        return [str(name) for name in self.per_seed if str(name).startswith(("flops_ratio", "speedup_b"))]
 
     def samples(self, task: Task, label: str, speedup: float, seeds: Collection[int] | None = None) -> Floats | None:
         """Return bootstrap samples of the points of a label on a task, over rows and seeds: [RESAMPLES].
@@ -385,65 +374,57 @@ class EqualCost:
         The same rows and seeds are drawn for all labels of a task, so that differences are paired. None where the
         answers of some knob, or of the full model with the same seed, were not kept, and for a score of ranks.
         """
-        if task not in self._samples:
-            self._samples[task] = self._resampled(task)
-        found = self._samples[task].get((label, speedup), {})
-        own = self._seeds(task, label)
-        wanted = [seed for seed in own if seeds is None or seed in seeds]
-        if not wanted or not set(wanted) <= found.keys():
+        if task not in self._resamples:
+            self._resamples[task] = self._resampled(task)
+        wanted = tuple(seed for seed in self._seeds.get((*task, label), []) if seeds is None or seed in seeds)
+        known = [self._resamples[task].get((label, speedup, seed)) for seed in wanted]
+        found = [one for one in known if one is not None]
+        if not found or len(found) < len(known):
             return None
-        drawn = crc32(f"{task[0]} {task[1]}".encode())
-        return statistics.mean_over_drawn_seeds(np.stack([found[seed] for seed in wanted], axis=1), seed=drawn)
-
-    def _seeds(self, task: Task, label: str) -> list[int]:
-        return self._seeds_of.get((*task, label), [])
+        key = (task, label, speedup, wanted)
+        if key not in self._samples:
+            drawn = crc32(f"{task[0]} {task[1]}".encode())
+            self._samples[key] = statistics.mean_over_drawn_seeds(np.stack(found, axis=1), seed=drawn)
+        return self._samples[key]
 
     @cached_property
-    def _seeds_of(self) -> dict[Any, list[int]]:
-        return (
-            self._mixtures.groupby(["task", "backbone", "label"])["seed"]
-            .agg(lambda seeds: sorted(set(seeds)))
-            .to_dict()
-        )
+    def _seeds(self) -> dict[Any, list[int]]:
+        return {key: sorted(set(seeds)) for key, seeds in self._mixtures.groupby(CURVE)["seed"]}
 
-    def _resampled(self, task: Task) -> dict[tuple[str, float], dict[int, Floats]]:
+    def _resampled(self, task: Task) -> dict[tuple[str, float, int], Floats]:
         """Compute the samples of all labels, speed-ups and seeds of a task by one matrix product."""
-        curves = self._mixtures
-        lines = curves[(curves["task"] == task[0]) & (curves["backbone"] == task[1])].to_dict("records")
+        of_task = (self._mixtures["task"] == task[0]) & (self._mixtures["backbone"] == task[1])
+        lines = self._mixtures[of_task].to_dict("records")
         answers: dict[Any, Answers | None] = {}
-        parts: list[tuple[Any, Any, float]] = []
+        parts: list[tuple[Any, Any, Any, float]] = []
         for line in lines:
-            mixture, index = line["mixture"], line["index"]
-            if len(line["scored"]) > 1:
-                first = second = (line["label"], line["speedup"], line["seed"])
-                answers[first] = self._texts(line)
+            mixture, curve = line["mixture"], (line["label"], line["speedup"], line["seed"])
+            if line["halved"]:
+                answers[curve] = self._texts(line)
+                parts.append((curve, curve, curve, 1.0))
             else:
-                first, second = index[mixture.first], index[mixture.second]
-                answers |= {k: self.results.answers(k, self.measure) for k in (first, second) if k not in answers}
-            parts.append((first, second, 1.0 if first == second else mixture.weight))
-        for seed in {line["seed"] for line in lines}:
-            answers["full", seed] = self.results.full_answers(task, seed, self.measure)
+                knobs = mixture.first, mixture.second
+                answers |= {k: self.results.answers(k, self.measure) for k in knobs if k not in answers}
+                parts.append((curve, *knobs, mixture.weight))
+        full_models = {("full", line["seed"]) for line in lines}
+        answers |= {key: self.results.full_answers(task, key[1], self.measure) for key in full_models}
         known = {key: rows for key, rows in answers.items() if rows is not None}
         if not known:
             return {}
-        labels, metric = next(iter(known.values()))[0], self._metric(lines[0])
+        labels, metric = next(iter(known.values()))[0], self._metric(lines[0]["mixture"].first)
         known = {key: rows for key, rows in known.items() if np.array_equal(labels, rows[0])}
         if not statistics.can_resample(metric, labels):
             return {}
-        terms = statistics.resampled_terms(
-            metric, labels, np.stack([rows[1] for rows in known.values()]), resamples=RESAMPLES
-        )
-        place = {key: number for number, key in enumerate(known)}
-        found: dict[tuple[str, float], dict[int, Floats]] = {}
-        for line, (first, second, weight) in zip(lines, parts, strict=True):
-            full = ("full", line["seed"])
-            if first in place and second in place and full in place:
-                mixed = weight * terms[:, place[first]] + (1 - weight) * terms[:, place[second]]
-                points = statistics.score_of_terms(metric, mixed) - statistics.score_of_terms(
-                    metric, terms[:, place[full]]
-                )
-                found.setdefault((line["label"], line["speedup"]), {})[line["seed"]] = points
-        return found
+        predictions = np.stack([rows[1] for rows in known.values()])
+        terms = statistics.resampled_terms(metric, labels, predictions, resamples=RESAMPLES)
+        by_rule = dict(zip(known, terms, strict=True))
+        full = {key: statistics.score_of_terms(metric, by_rule[key]) for key in by_rule if key in full_models}
+        return {
+            curve: statistics.score_of_terms(metric, weight * by_rule[first] + (1 - weight) * by_rule[second])
+            - full["full", curve[2]]
+            for curve, first, second, weight in parts
+            if first in by_rule and second in by_rule and ("full", curve[2]) in full
+        }
 
     def with_intervals(self, found: pd.DataFrame) -> pd.DataFrame:
         """Add ``low`` and ``high``, the 95% interval of the points, to lines of :meth:`by_task`."""
@@ -476,12 +457,11 @@ class EqualCost:
         complete = found.groupby("label")[TASK[0]].transform("size") == len(self.compared) * len(self.speedups)
         groups = found[complete].rename(columns={"label": "method", "speedup": "budget"}).groupby(["method", "budget"])
         means = 100 * groups[["points", "own_last_exit", "score"]].mean()
-        means["kept"] = 100 * groups["kept"].agg(lambda kept: kept.mean() if kept.notna().all() else np.nan)
+        means["kept"] = 100 * groups["kept"].agg(lambda kept: kept.mean(skipna=False))
         means[["tasks", "seeds"]] = groups.agg(tasks=("task", "size"), seeds=("seeds", "min"))
         means["layers"], means["over"] = groups["layers"].mean(), groups["over"].any()
-        for name in [str(name) for name in found if str(name).startswith(("flops_ratio", "speedup_b"))]:
-            known = groups[name].agg(lambda ratios: np.exp(np.log(ratios).mean()) if ratios.notna().all() else np.nan)
-            means[name] = known
+        for name in self._ratios:
+            means[name] = np.exp(groups[name].agg(lambda ratios: np.log(ratios).mean(skipna=False)))
         means = means.reset_index()
         return self._ordered(means.assign(**self._intervals(means), **self._against_static(means)))
 
@@ -514,7 +494,7 @@ class EqualCost:
 
     def common_seeds(self, task: Task, first: str, second: str) -> list[int]:
         """Return the seeds that both of two labels have on a task; all of both if there are none."""
-        one, other = set(self._seeds(task, first)), set(self._seeds(task, second))
+        one, other = set(self._seeds.get((*task, first), [])), set(self._seeds.get((*task, second), []))
         return sorted(one & other or one | other)
 
     def difference(self, task: Task, first: str, second: str, budget: float) -> tuple[float, Floats | None]:
@@ -537,18 +517,15 @@ class EqualCost:
 
         What costs more than the budget is never better.
         """
-        static = self._static
-        if static is None or label == static or not self._seeds(task, static):
-            return None
-        _, samples = self.difference(task, label, static, budget)
-        if samples is None:
-            return None
-        low, high = interval(samples)
-        return int(low > 0 and not self._over.get((*task, label, budget), False)) - int(high < 0)
-
-    @cached_property
-    def _static(self) -> str | None:
-        return next(iter(labels_of_role(self.results.methods, STATIC)), None)
+        key = (task, label, budget)
+        if key not in self._against:
+            static = next(iter(labels_of_role(self.results.methods, STATIC)), None)
+            known = static is not None and label != static and (*task, static) in self._seeds
+            samples = self.difference(task, label, str(static), budget)[1] if known else None
+            low, high = (np.nan, np.nan) if samples is None else interval(samples)
+            over = self._over.get((*task, label, budget), False)
+            self._against[key] = None if samples is None else int(low > 0 and not over) - int(high < 0)
+        return self._against[key]
 
     @cached_property
     def _over(self) -> dict[Any, bool]:

@@ -6,6 +6,7 @@ apart. Each has a file with its caption.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from numpy.typing import NDArray
 from benchmarks.analysis.equal_cost import EqualCost, comparison_of
 from benchmarks.analysis.frames import REFERENCES, STATIC, TASK, Results, is_core, role_of
 from benchmarks.analysis.rendering import display_name
-from benchmarks.analysis.tables import chosen_knobs, write_text
+from benchmarks.analysis.tables import chosen_knobs, task_names, write_text
 from benchmarks.specs.targets import Budget
 from consistentee.errors import unknown_name
 from consistentee.files import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 TEXT_WIDTH = 7.0
@@ -33,27 +35,10 @@ LEADING, MOST_OF_OURS = 5, 3
 _HALF = 0.5
 _ACROSS, _ANNOTATED = 3, 12
 """Heat maps in a row of the page, and layers up to which they fit and show percentages."""
-_DENSE = {
-    "classification": (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0),
-    "generation": (1.0, 1.1, 1.25, 1.5, 1.75, 2.0),
-}
-_STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: figures are alike on all machines
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.title_fontsize": 7,
-    "axes.linewidth": 0.6,
-    "grid.linewidth": 0.5,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "pdf.fonttype": 42,  # letters stay letters, embedded as TrueType: what journals ask for
-    "svg.fonttype": "path",  # letters are outlines: alike where the font is not installed
-    "svg.hashsalt": "consistentee",
-}
+_DENSE = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+_WIDEST = {"classification": 4.0, "generation": 2.0}
+"""The largest speed-up that a printed figure of curves shows."""
+_STYLE = Path(__file__).parent / "templates" / "print.mplstyle"
 _METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 """Format -> what is not written into a file, so that the same figure is the same file."""
 
@@ -68,18 +53,23 @@ class FigureKind:
     draw: "Callable[[Results], Figure | None]"
 
 
+# ---------------------------------------------------------------------------------------------- what is drawn
+
+
+@lru_cache(maxsize=4)
 def leading_labels(results: Results) -> list[str]:
     """Return the labels that are drawn in colour, best first: the strongest ones and variants of ConsistentEE."""
-    ranked = [x for x in _ranked(results) if role_of(results.methods[x]) not in REFERENCES]
+    ranked = [x for x in ranked_labels(results) if role_of(results.methods[x]) not in REFERENCES]
     ours = [label for label in ranked if is_core(results.methods[label])][:MOST_OF_OURS]
     return [label for place, label in enumerate(ranked) if place < LEADING or label in ours][: len(COLOURS)]
 
 
-def _ranked(results: Results) -> list[str]:
+def ranked_labels(results: Results) -> list[str]:
     """Return labels by their points at the middle budget, those that some task lacks last."""
-    complete = list(dict.fromkeys(comparison_of(results).headline["method"]))
-    middle = comparison_of(results).by_task()
-    middle = middle[middle["speedup"] == comparison_of(results).middle].groupby("label")["points"].mean()
+    comparison = comparison_of(results)
+    complete = list(dict.fromkeys(comparison.headline["method"]))
+    middle = comparison.by_task()
+    middle = middle[middle["speedup"] == comparison.middle].groupby("label")["points"].mean()
     others = middle.drop([x for x in complete if x in middle]).sort_values(ascending=False, kind="stable").index
     return [*complete, *(label for label in others if label in results.labels_to_compare)]
 
@@ -89,172 +79,53 @@ def palette(results: Results) -> dict[str, str]:
     return dict.fromkeys(results.methods, GREY) | dict(zip(leading_labels(results), COLOURS, strict=False))
 
 
-def _backbone(results: Results) -> str:
-    return ", ".join(dict.fromkeys(backbone for _, backbone in results.tasks.index))
+@lru_cache(maxsize=4)
+def dense_curves(results: Results) -> pd.DataFrame:
+    """Return what every label reaches at many speed-ups, task by task, after the mean over tasks if there are several.
 
-
-def equal_cost_figure(results: Results) -> "Figure | None":
-    """Draw points at equal cost: methods in rows, a panel for every speed-up; means over tasks with intervals."""
-    import seaborn as sns
-
-    found = comparison_of(results).headline.dropna(subset=["points"])
-    if found.empty:
-        return None
-    names = [display_name(label) for label in dict.fromkeys(found["method"])]
-    found = found.assign(name=found["method"].map(display_name), panel=found["budget"].map("{:g}x".format))
-    colours = {display_name(label): colour for label, colour in palette(results).items()}
-    grid = sns.catplot(
-        found,
-        x="points",
-        y="name",
-        order=names,
-        hue="name",
-        palette={name: colours[name] for name in names},
-        legend=False,
-        col="panel",
-        kind="strip",
-        jitter=False,
-        size=4.5,
-        height=max(0.165 * len(names) + 0.55, 1.5),
-        sharex=False,
-    )
-    grid.figure.set_figwidth(TEXT_WIDTH)
-    for panel, axes in grid.axes_dict.items():
-        own = found[found["panel"] == panel]
-        rows = [names.index(name) for name in own["name"]]
-        axes.hlines(rows, own["low"], own["high"], colors=own["name"].map(colours), linewidth=1.2)
-        for row, point, over in zip(rows, own["points"], own["over"], strict=True):
-            if over:
-                axes.annotate("†", (point, row), (4, 1), textcoords="offset points", fontsize=7)
-        axes.axvline(0, color="0.2", linewidth=0.6)
-        axes.grid(axis="y", color="0.92")
-    grid.set_titles("{col_name} fewer layers").set(xlabel="", ylabel="")
-    grid.figure.supxlabel("points against the full model", fontsize=8)
-    return _laid_out(grid.figure)
-
-
-def curves_figure(results: Results) -> "Figure | None":
-    """Draw points against the full model over the speed-up in layers: means over tasks, then task by task."""
-    import seaborn as sns
-
-    comparison = EqualCost(results, _DENSE[results.kind])
-    found = comparison.by_task()
+    Columns: those of :meth:`EqualCost.by_task` and :func:`with_costs`, and ``panel``: the task, or ``mean of N tasks``.
+    """
+    found = EqualCost(results, _DENSE).by_task()
     found = found[found["label"].isin(results.labels_to_compare) & ~found["over"]]
-    value = "points" if found["points"].notna().any() else "score"
-    found = found.assign(value=100 * found[value], panel=found["task"])
-    several = len({backbone for _, backbone in results.tasks.index}) > 1
-    if several:
-        found["panel"] = found["task"] + " · " + found["backbone"]
-    panels = list(dict.fromkeys(found["panel"]))
-    tasks = comparison.compared
-    if len(tasks) > 1:
-        of_means = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)]
-        groups = of_means.groupby(["label", "speedup"])["value"]
-        means = groups.mean()[groups.size() == len(tasks)].reset_index()
-        panels = [f"mean of {len(tasks)} tasks", *panels]
-        found = pd.concat([means.assign(panel=panels[0]), found], ignore_index=True)
-    named = [*leading_labels(results), *(x for x in results.methods if role_of(results.methods[x]) == STATIC)]
-    found["name"] = found["label"].map({label: display_name(label) for label in named})
-    names = [display_name(label) for label in named]
-    colours = {display_name(label): palette(results)[label] for label in named}
-    grid = sns.relplot(
-        found.dropna(subset=["name"]),
-        x="speedup",
-        y="value",
-        hue="name",
-        style="name",
-        hue_order=names,
-        style_order=names,
-        palette=colours,
-        markers=True,
-        markersize=3.5,
-        linewidth=1.1,
-        col="panel",
-        col_order=panels,
-        col_wrap=min(4, len(panels)),
-        kind="line",
-        errorbar=None,
-        height=1.55 if len(panels) > 2 else 3.2,
-        facet_kws={"sharey": False},
-    )
-    grid.figure.set_figwidth(TEXT_WIDTH if len(panels) > 2 else 0.5 * TEXT_WIDTH * len(panels) + 1)
-    for panel, axes in grid.axes_dict.items():
-        own = found[found["panel"] == panel]
-        for _, curve in own[own["name"].isna()].groupby("label"):
-            axes.plot(curve["speedup"], curve["value"], color="0.85", linewidth=0.7, zorder=0)
-        shown = own[own["name"].notna() & (own["speedup"] <= results.speedups[-1])]["value"]
-        if len(shown):
-            top = own["value"].max()
-            axes.set_ylim(shown.min() - 0.08 * (top - shown.min() + 1), top + 0.08 * (top - shown.min() + 1))
-        if value == "points":
-            axes.axhline(0, color="0.2", linewidth=0.6, zorder=0)
-        axes.set_xlim(0.95, _DENSE[results.kind][-1] + 0.05)
-    grid.set_titles("{col_name}").set(xlabel="", ylabel="")
-    grid.figure.supxlabel("speed-up in layers", fontsize=8)
-    grid.figure.supylabel("points against the full model" if value == "points" else "score, %", fontsize=8)
-    if grid.legend is not None:
-        handles, texts = grid.legend.legend_handles, [text.get_text() for text in grid.legend.texts]
-        grid.legend.remove()
-        grid.figure.legend(handles, texts, loc="outside upper center", ncols=4 if len(panels) > 2 else 2, frameon=False)
-    return _laid_out(grid.figure)
+    names, tasks = task_names(results.tasks.index), comparison_of(results).compared
+    found["panel"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
+    found = with_costs(results, found)
+    if len(tasks) < 2:
+        return found
+    groups = found[found["panel"].isin([names[task] for task in tasks])].groupby(["label", "speedup"], sort=False)
+    means = groups.mean(numeric_only=True)[groups.size() == len(tasks)].reset_index()
+    return pd.concat([means.assign(panel=f"mean of {len(tasks)} tasks"), found], ignore_index=True)
 
 
-def exits_figure(results: Results) -> "Figure | None":
-    """Draw the share of test rows that exit at each layer, methods in rows, at the knob for half of the layers."""
-    points = half_points(results)
-    named = [*leading_labels(results), *(x for x, m in results.methods.items() if role_of(m) == "random")]
-    points = points[points["label"].isin(named)]
-    if points.empty:
-        return None
-    layers = max(len(results.column("exit_histogram")[knob]) for chosen in points["chosen"] for knob in chosen)
-    tables = {}
-    order = [label for label in named if label in set(points["label"])]
-    for place, (task, own) in enumerate(points.groupby("task", sort=False)):
-        shares = pd.DataFrame(np.nan, index=order, columns=range(layers))
-        averages = own.set_index("label")["layers"].map("{:.1f}".format)
-        for line in own.to_dict("records"):
-            of_layers = exit_shares(results, line["chosen"])
-            shares.loc[line["label"], : len(of_layers) - 1] = of_layers
-        leftmost = place % (_ACROSS if layers <= _ANNOTATED else 1) == 0
-        names = [display_name(label) if leftmost else "" for label in order]
-        texts = [f"{name}  {averages.get(label, '   ')}" for name, label in zip(names, order, strict=True)]
-        tables[str(task)] = shares.set_axis(texts, axis=0)
-    return _heatmaps(tables, layers, "exit layer", "")
+def with_costs(results: Results, found: pd.DataFrame) -> pd.DataFrame:
+    """Add the costs as shares of the full model's: ``cost_layers``, ``cost_flops``, ``cost_b1``, ...."""
+    depth = results.tasks["num_layers"].loc[pd.MultiIndex.from_frame(found[TASK])].to_numpy()
+    ratios = [str(name) for name in found if str(name).startswith(("flops_ratio", "speedup_b"))]
+    costs = {name.removesuffix("_ratio").removeprefix("speedup_"): 1 / found[name].astype(float) for name in ratios}
+    return found.assign(cost_layers=found["layers"] / depth, **{f"cost_{name}": cost for name, cost in costs.items()})
 
 
 def half_points(results: Results) -> pd.DataFrame:
     """Return, for every task and label, the knobs chosen for the budget nearest to half of the layers."""
     found = chosen_knobs(results)
-    found["distance"] = found["targets"].map(
+    distance = found["targets"].map(
         lambda targets: min((abs(t.layers_at_most - _HALF) for t in targets if isinstance(t, Budget)), default=np.nan)
     )
-    order = found.dropna(subset=["distance"]).sort_values("distance", kind="stable")
+    order = found.assign(distance=distance).dropna(subset=["distance"]).sort_values("distance", kind="stable")
     return order.drop_duplicates([*TASK, "label"]).sort_index()
 
 
-def exit_shares(results: Results, chosen: Sequence[int]) -> NDArray[np.float64]:
-    """Return the share of the test rows of all seeds that exit at layer 1, 2, ...: [exits]."""
-    counts = np.sum([results.column("exit_histogram")[knob] for knob in chosen], axis=0)
-    return np.asarray(counts / max(counts.sum(), 1))
+def exit_shares(results: Results) -> pd.DataFrame:
+    """Return the share of the test rows of all seeds that exit at each layer, at the knob for half of the layers.
 
-
-def memorized_figure(results: Results) -> "Figure | None":
-    """Draw at which layer rows exit by their Memorized Layer, a panel for every method, all tasks together."""
-    if results.kind == "generation":
-        return None
-    depth = int(results.tasks["num_layers"].mode().iloc[0])
-    points, tables = half_points(results), {}
-    for label in leading_labels(results):
-        own = points[(points["label"] == label) & (points["num_layers"] == depth)]
-        known = [table for chosen in own["chosen"] if (table := memorized_against_exit(results, chosen)) is not None]
-        if known:
-            counts = np.sum([table[:, :depth] for table in known], axis=0)
-            rows = counts.sum(axis=1)
-            shares = counts / np.maximum(rows, 1)[:, None]
-            tables[display_name(label)] = pd.DataFrame(
-                shares, index=[f"{m + 1}  ({n:.0f})" for m, n in enumerate(rows)]
-            )
-    return _heatmaps(tables, depth, "exit layer", "Memorized Layer (rows)") if tables else None
+    A line for every task, label and ``layer``: ``share``, and ``layers``, the average.
+    """
+    found = half_points(results)
+    counts = [np.sum([results.column("exit_histogram")[knob] for knob in chosen], axis=0) for chosen in found["chosen"]]
+    found["share"] = [np.asarray(count / max(count.sum(), 1)) for count in counts]
+    found["layer"] = [np.arange(1, len(count) + 1) for count in counts]
+    columns = [*TASK, "label", "layers", "layer", "share"]
+    return found[columns].explode(["layer", "share"]).astype({"layer": int, "share": float})
 
 
 def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[np.float64] | None:
@@ -262,14 +133,14 @@ def memorized_against_exit(results: Results, chosen: Sequence[int]) -> NDArray[n
     total = None
     for knob in chosen:
         columns = results.predictions(int(results.column("cell")[knob]))
-        exits = None if columns is None else columns.get(f"exit_layer_{results.column('point')[knob]:.0f}")
-        if columns is None or exits is None or "layer_prediction_1" not in columns:
+        exits = f"exit_layer_{results.column('point')[knob]:.0f}"
+        layers = [] if columns is None else [name for name in columns if str(name).startswith("layer_prediction_")]
+        if columns is None or exits not in columns or not layers:
             return None
-        layers = [columns[name] for t in range(1, len(columns)) if (name := f"layer_prediction_{t}") in columns]
-        memorized = memorized_layers(np.stack(layers, axis=1) == columns["label"][:, None])
+        memorized = memorized_layers(columns[layers].to_numpy() == columns[["label"]].to_numpy())
         size = max(len(layers), len(results.column("exit_histogram")[knob]))
         total = np.zeros((len(layers), size)) if total is None else total
-        np.add.at(total, (memorized - 1, exits - 1), 1)
+        np.add.at(total, (memorized - 1, columns[exits] - 1), 1)
     return total
 
 
@@ -289,20 +160,153 @@ def memorized_layers(correct: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.minimum(layers - right_to_the_end + 1, layers)
 
 
-def _heatmaps(tables: Mapping[str, pd.DataFrame], layers: int, below: str, beside: str) -> "Figure":
-    """Draw tables of shares as heat maps, the larger shares in percent."""
-    import seaborn as sns
-    from matplotlib.figure import Figure
+# ---------------------------------------------------------------------------------------------- figures
 
-    shown = layers <= _ANNOTATED
-    across = min(len(tables), _ACROSS if shown else 1)
-    rows = -(-len(tables) // across)
-    height = max(len(table) for table in tables.values())
-    figure = Figure(figsize=(TEXT_WIDTH, rows * (0.14 * height + 0.45)))
-    grid = figure.subplots(rows, across, squeeze=False).flatten()
-    for axes in grid[len(tables) :]:
-        axes.set_visible(False)
-    for axes, (title, table) in zip(grid, tables.items(), strict=False):
+
+def _panels(
+    titles: Sequence[str], across: int, size: tuple[float, float], **shared: Any
+) -> "tuple[Figure, list[Axes]]":
+    """Return a figure of ``size`` with a panel for every title, ``across`` in a row."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.03)
+    figure = Figure(figsize=size, layout=layout)
+    grid = figure.subplots(-(-len(titles) // across), across, squeeze=False, **shared).flatten()
+    for axes in grid[len(titles) :]:
+        axes.remove()
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(title, pad=3)
+    return figure, list(grid[: len(titles)])
+
+
+def equal_cost_figure(results: Results) -> "Figure | None":
+    """Draw points at equal cost: methods in rows, a panel for every speed-up; means over tasks with intervals."""
+    import seaborn as sns
+
+    found = comparison_of(results).headline.dropna(subset=["points"])
+    if found.empty:
+        return None
+    found = found.assign(name=found["method"].map(display_name), colour=found["method"].map(palette(results)))
+    names = list(dict.fromkeys(found["name"]))
+    colours = dict(zip(found["name"], found["colour"], strict=True))
+    budgets = dict(iter(found.groupby("budget")))
+    height = max(0.165 * len(names) + 0.55, 1.5)
+    titles = [f"{budget:g}x fewer layers" for budget in budgets]
+    figure, panels = _panels(titles, len(titles), (TEXT_WIDTH, height), sharey=True)
+    for axes, own in zip(panels, budgets.values(), strict=True):
+        sns.stripplot(
+            own, x="points", y="name", order=names, hue="name", palette=colours, jitter=False, size=4.5, ax=axes
+        )
+        rows = [names.index(name) for name in own["name"]]
+        axes.hlines(rows, own["low"], own["high"], colors=own["colour"], linewidth=1.2)
+        for row, point, over in zip(rows, own["points"], own["over"], strict=True):
+            if over:
+                axes.annotate("†", (point, row), (4, 1), textcoords="offset points", fontsize=7)
+        axes.axvline(0, color="0.2", linewidth=0.6)
+        axes.grid(axis="y", color="0.92")
+        axes.set(xlabel="", ylabel="")
+    figure.supxlabel("points against the full model", fontsize=8)
+    return figure
+
+
+def curves_figure(results: Results) -> "Figure | None":
+    """Draw points against the full model over the speed-up in layers: means over tasks, then task by task."""
+    import seaborn as sns
+
+    widest = _WIDEST[results.kind]
+    found = dense_curves(results)
+    found = found[found["speedup"] <= widest]
+    of_points = found["points"].notna().any()
+    named = [*leading_labels(results), *(x for x in results.methods if role_of(results.methods[x]) == STATIC)]
+    names = {label: display_name(label) for label in named}
+    found = found.assign(value=100 * found["points" if of_points else "score"], name=found["label"].map(names))
+    colours = {name: palette(results)[label] for label, name in names.items()}
+    panels = dict(iter(found.groupby("panel", sort=False)))
+    many = len(panels) > 2
+    across = min(4, len(panels))
+    height = (1.55 if many else 3.2) * -(-len(panels) // across)
+    figure, grid = _panels(list(panels), across, (TEXT_WIDTH if many else 0.5 * TEXT_WIDTH * across + 1, height))
+    for axes, own in zip(grid, panels.values(), strict=True):
+        for _, curve in own[own["name"].isna()].groupby("label"):
+            axes.plot(curve["speedup"], curve["value"], color="0.85", linewidth=0.7, zorder=0)
+        sns.lineplot(
+            own.dropna(subset=["name"]),
+            x="speedup",
+            y="value",
+            hue="name",
+            style="name",
+            hue_order=list(colours),
+            style_order=list(colours),
+            palette=colours,
+            markers=True,
+            markersize=3.5,
+            linewidth=1.1,
+            estimator=None,
+            legend="full" if axes is grid[0] else False,
+            ax=axes,
+        )
+        shown = own[own["name"].notna() & (own["speedup"] <= results.speedups[-1])]["value"]
+        if len(shown):
+            margin = 0.08 * (own["value"].max() - shown.min() + 1)
+            axes.set_ylim(shown.min() - margin, own["value"].max() + margin)
+        if of_points:
+            axes.axhline(0, color="0.2", linewidth=0.6, zorder=0)
+        axes.set(xlim=(0.95, widest + 0.05), xlabel="", ylabel="")
+    figure.supxlabel("speed-up in layers", fontsize=8)
+    figure.supylabel("points against the full model" if of_points else "score, %", fontsize=8)
+    if grid and (legend := grid[0].get_legend()) is not None:
+        handles, texts = grid[0].get_legend_handles_labels()
+        legend.remove()
+        figure.legend(handles, texts, loc="outside upper center", ncols=4 if many else 2, frameon=False)
+    return figure
+
+
+def exits_figure(results: Results) -> "Figure | None":
+    """Draw the share of test rows that exit at each layer, methods in rows, at the knob for half of the layers."""
+    named = [*leading_labels(results), *(x for x, m in results.methods.items() if role_of(m) == "random")]
+    found = exit_shares(results)
+    found = found[found["label"].isin(named)]
+    if found.empty:
+        return None
+    order = [label for label in named if label in set(found["label"])]
+    layers = range(1, found["layer"].max() + 1)
+    tables = {}
+    for place, (task, own) in enumerate(found.groupby("task", sort=False)):
+        shares = own.pivot(index="label", columns="layer", values="share").reindex(index=order, columns=layers)
+        averages = own.groupby("label")["layers"].first().map("{:.1f}".format)
+        leftmost = place % (_ACROSS if len(layers) <= _ANNOTATED else 1) == 0
+        texts = [f"{display_name(label) if leftmost else ''}  {averages.get(label, '   ')}" for label in order]
+        tables[str(task)] = shares.set_axis(texts, axis=0)
+    return _heatmaps(tables, len(layers), "")
+
+
+def memorized_figure(results: Results) -> "Figure | None":
+    """Draw at which layer rows exit by their Memorized Layer, a panel for every method, all tasks together."""
+    if results.kind == "generation":
+        return None
+    depth = int(results.tasks["num_layers"].mode().iloc[0])
+    points, tables = half_points(results), {}
+    for label in leading_labels(results):
+        own = points[(points["label"] == label) & (points["num_layers"] == depth)]
+        known = [table for chosen in own["chosen"] if (table := memorized_against_exit(results, chosen)) is not None]
+        if known:
+            counts = np.sum([table[:, :depth] for table in known], axis=0)
+            rows = counts.sum(axis=1)
+            texts = [f"{memorized}  ({count:.0f})" for memorized, count in enumerate(rows, start=1)]
+            tables[display_name(label)] = pd.DataFrame(counts / np.maximum(rows, 1)[:, None], index=texts)
+    return _heatmaps(tables, depth, "Memorized Layer (rows)") if tables else None
+
+
+def _heatmaps(tables: Mapping[str, pd.DataFrame], layers: int, beside: str) -> "Figure":
+    """Draw tables of shares by exit layer as heat maps, the larger shares in percent."""
+    import seaborn as sns
+
+    annotated = layers <= _ANNOTATED
+    across, step = (min(len(tables), _ACROSS), 1) if annotated else (1, 5)
+    height = 0.14 * max(len(table) for table in tables.values()) + 0.45
+    figure, panels = _panels(list(tables), across, (TEXT_WIDTH, -(-len(tables) // across) * height))
+    for axes, table in zip(panels, tables.values(), strict=True):
         texts = table.map(lambda share: f"{100 * share:.0f}" if share >= 0.05 else "")
         sns.heatmap(
             table,
@@ -312,23 +316,15 @@ def _heatmaps(tables: Mapping[str, pd.DataFrame], layers: int, below: str, besid
             cmap="Blues",
             cbar=False,
             linewidths=0.4,
-            annot=texts if shown else None,
+            annot=texts if annotated else None,
             fmt="",
-            annot_kws={"fontsize": 6},
+            annot_kws={"fontsize": 6, "in_layout": False},
         )
-        axes.set_title(title, pad=3)
-        step = 1 if shown else 5
         axes.set_xticks(np.arange(0, layers, step) + 0.5, [str(t) for t in range(1, layers + 1, step)])
         axes.tick_params(length=0, labelrotation=0)
-    figure.supxlabel(below, fontsize=8)
+        axes.set(xlabel="", ylabel="")
+    figure.supxlabel("exit layer", fontsize=8)
     figure.supylabel(beside, fontsize=8)
-    return _laid_out(figure)
-
-
-def _laid_out(figure: "Figure") -> "Figure":
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.03))
     return figure
 
 
@@ -373,13 +369,10 @@ FIGURES = (
 def draw(kind: FigureKind, results: Results) -> "Figure | None":
     """Draw a figure in the style of print; None where the records lack what it needs."""
     import seaborn as sns
-    from matplotlib import pyplot, rc_context
+    from matplotlib import rc_context
 
-    with rc_context({**sns.axes_style("ticks"), **_STYLE, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = kind.draw(results)
-        if figure is not None:
-            pyplot.close(figure)  # a notebook shows what a cell returns
-        return figure
+    with rc_context(sns.axes_style("ticks")), rc_context(fname=_STYLE):
+        return kind.draw(results)
 
 
 def draw_figure(name: str, results: Results) -> "Figure | None":
@@ -412,10 +405,10 @@ def write_figures(
             missing.append(f"{kind.name}: {kind.missing}")
             continue
         path = folder / f"{kind.name}.{file_format}"
-        with rc_context(_STYLE), replacing(path) as temporary:
-            metadata = _METADATA[file_format]
-            figure.savefig(temporary, format=file_format, dpi=300, metadata=metadata)
-        write_text(path.with_suffix(".txt"), f"{kind.caption} {_backbone(results)}.\n")
+        with rc_context(fname=_STYLE), replacing(path) as temporary:
+            figure.savefig(temporary, format=file_format, dpi=300, metadata=_METADATA[file_format])
+        backbones = ", ".join(results.tasks.index.unique("backbone"))
+        write_text(path.with_suffix(".txt"), f"{kind.caption} {backbones}.\n")
         paths.append(path)
     return paths, missing
 

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from benchmarks.specs.schema import canonical_json
 from benchmarks.specs.targets import SPEEDUPS, TEXT_SPEEDUPS, Speedups
 from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, CellRecord, TimingRecord, TimingSamples
-from benchmarks.store.stored_results import StoredCell, kind_of_results, open_results
+from benchmarks.store.records import BaseRecord, CellRecord, TimingRecord, TimingSamples
+from benchmarks.store.stored_results import StoredCell, StoredResults, kind_of_results, open_results
 from consistentee.errors import UserError, unknown_name
 
 FULL, ORACLE, MAJORITY, STATIC = "full", "oracle", "majority", "static"
@@ -61,7 +61,7 @@ class Results:
     cells: list[StoredCell[Any]]
     timings: list[Any]
     faults: list[str] = field(default_factory=list)
-    _predictions: dict[int, dict[str, NDArray[Any]] | None] = field(default_factory=dict, repr=False)
+    _predictions: dict[int, pd.DataFrame | None] = field(default_factory=dict, repr=False)
     _columns: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
     @property
@@ -139,12 +139,13 @@ class Results:
             self._columns[name] = self.knobs[name].to_numpy()
         return self._columns[name]
 
-    def predictions(self, cell: int) -> dict[str, NDArray[Any]] | None:
-        """Return the columns of a cell's test rows, in order; None where they cannot be read."""
+    def predictions(self, cell: int) -> pd.DataFrame | None:
+        """Return a cell's test rows, in order; None where they cannot be read."""
         if cell not in self._predictions:
             try:
-                table = self.cells[cell].predictions().sort_values("row")
-                self._predictions[cell] = {str(name): table[name].to_numpy() for name in table.columns}
+                table = self.cells[cell].predictions()
+                in_order = table["row"].is_monotonic_increasing
+                self._predictions[cell] = table if in_order else table.sort_values("row")
             except UserError:  # the rows are gone; what the record holds still stands
                 self._predictions[cell] = None
         return self._predictions[cell]
@@ -168,14 +169,22 @@ class Results:
             )
         if point >= 0:
             name = f"prediction_{point:.0f}"
-            return (columns["label"], columns[name]) if name in columns else None
+            return (columns["label"].to_numpy(), columns[name].to_numpy()) if name in columns else None
         if hull >= 0:
             return _answers_of_hull(columns, int(hull))
         # All validation rows run all layers: the answers are those of the last exit, but for a few test rows at most.
         at_full_depth = self.column("validation_layers")[knob] >= self.column("num_layers")[knob]
-        return (
-            (columns["label"], columns["full_prediction"]) if at_full_depth and "full_prediction" in columns else None
-        )
+        if not at_full_depth or "full_prediction" not in columns:
+            return None
+        return columns["label"].to_numpy(), columns["full_prediction"].to_numpy()
+
+    def answers_at(self, knobs: Iterable[Any], measure: str | None = None) -> Answers | None:
+        """Return labels [rows] and answers [knobs, rows] at some knobs; None unless all are known, of the same rows."""
+        found = [self.answers(knob, measure) for knob in knobs]
+        known = [answers for answers in found if answers is not None]
+        if len(known) < len(found) or not all(np.array_equal(known[0][0], labels) for labels, _ in known):
+            return None
+        return known[0][0], np.stack([answers for _, answers in known])
 
     def full_answers(self, task: tuple[str, str], seed: int, measure: str | None = None) -> Answers | None:
         """Return the same of the full model trained with a seed."""
@@ -190,7 +199,7 @@ class Results:
         columns = self.predictions(int(own["cell"].iloc[0]))
         if columns is None or measure not in (TO_FULL, MATCH):
             return None if columns is None else _texts(columns, f"full_{measure or own['metric'].iloc[0]}", measure)
-        return columns["row"], np.ones(len(columns["row"]))
+        return columns["row"].to_numpy(), np.ones(len(columns))
 
     def full_scores(self, measure: str | None = None) -> pd.Series:
         """Return the full model's score by task, backbone and seed (-1: the mean of its seeds)."""
@@ -223,12 +232,11 @@ class Results:
             )
             return of_label and (tasks is None or record.task in tasks)
 
-        return replace(self, cells=[cell for cell in self.cells if stays(cell.record)], _predictions={}, _columns={})
+        return self.with_cells([cell for cell in self.cells if stays(cell.record)])
 
-    def with_records(self, records: Sequence[Any]) -> "Results":
-        """Return the same results with other records, one a cell."""
-        cells = [replace(cell, record=record) for cell, record in zip(self.cells, records, strict=True)]
-        return replace(self, cells=cells, _predictions={}, _columns={})
+    def with_cells(self, cells: Iterable[StoredCell[Any]]) -> "Results":
+        """Return the same results with other cells."""
+        return replace(self, cells=list(cells), _predictions={}, _columns={})
 
 
 def load_results(
@@ -244,15 +252,15 @@ def load_results(
         UserError: there are no results that can be read, or none of a label or task.
     """
     root = Path(folder)
-    kind: Literal["classification", "generation"] = "classification"
-    record: type[BaseRecord] = CellRecord
-    timing: type[BaseTimingRecord] = TimingRecord
-    if kind_of_results(root) == "generation":
-        kind, record, timing = "generation", GenerationRecord, DecodingTimingRecord
-    found = open_results(root, record, timing)
+    found: StoredResults[Any, Any]
+    if of_texts := kind_of_results(root) == "generation":
+        found = open_results(root, GenerationRecord, DecodingTimingRecord)
+    else:
+        found = open_results(root, CellRecord, TimingRecord)
     if not found.cells:
         raise UserError(f"{found.faults[0]}, and {root} holds no other finished cell; run the suite again")
-    results = Results(root, kind, list(found.cells), list(found.timings), [str(fault) for fault in found.faults])
+    kind: Literal["classification", "generation"] = "generation" if of_texts else "classification"
+    results = Results(root, kind, found.cells, found.timings, list(map(str, found.faults)))
     return results if labels is None and tasks is None else results.only(labels, tasks)
 
 
@@ -281,14 +289,11 @@ def merge(found: Sequence[Results]) -> Results:
         taken = set(cells)
         for cell in results.cells:
             record = cell.record
-            task, curve = (record.task, record.backbone), (record.task, record.backbone, record.label, str(record.seed))
-            owner, wanted = owners.setdefault(task, (results.folder, protocol(record)))
-            other = (
-                []
-                if owner == results.folder
-                else [name for name, value in protocol(record).items() if value != wanted[name]]
-            )
-            if other:
+            task, own = (record.task, record.backbone), protocol(record)
+            curve = (*task, record.label, str(record.seed))
+            owner, wanted = owners.setdefault(task, (results.folder, own))
+            other = [name for name, value in own.items() if value != wanted[name]]
+            if other and owner != results.folder:
                 words = " and ".join(other)
                 faults[f"{', '.join(task)} of {results.folder} differs from that of {owner} in {words}"] = None
             elif curve not in taken:
@@ -316,14 +321,22 @@ def is_core(method: str) -> bool:
     return method.startswith(CORE_METHOD)
 
 
-def varied_parameters(record: BaseRecord, siblings: Iterable[BaseRecord]) -> str:
-    """Return the parameters of a cell that differ among the cells of its label: ``alpha=0.05``."""
-    known = [sibling.parameters for sibling in siblings]
-    return ", ".join(
-        f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in sorted(record.parameters.items())
-        if len({repr(parameters.get(name)) for parameters in known}) > 1
-    )
+def varied_parameters(records: Sequence[BaseRecord]) -> list[str]:
+    """Return of every record the parameters that differ among the cells of its label: ``alpha=0.05``."""
+    values: dict[tuple[str, ...], set[str]] = {}
+    names = {name for record in records for name in record.parameters}
+    for record in records:
+        for name in names:
+            key = (record.task, record.backbone, record.label, name)
+            values.setdefault(key, set()).add(repr(record.parameters.get(name)))
+    return [
+        ", ".join(
+            f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
+            for name, value in sorted(record.parameters.items())
+            if len(values[record.task, record.backbone, record.label, name]) > 1
+        )
+        for record in records
+    ]
 
 
 def _rank(method: str) -> int:
@@ -477,20 +490,22 @@ def _with_speedups(knobs: pd.DataFrame, times: pd.DataFrame) -> pd.DataFrame:
     return knobs.merge(speedups_of(found, ["key", "knob"]).reset_index(), on=["key", "knob"], how="left")
 
 
-def _texts(columns: Mapping[str, NDArray[Any]], name: str, measure: str | None) -> Answers | None:
+def _texts(columns: pd.DataFrame, name: str, measure: str | None) -> Answers | None:
     sizes = "reference_tokens" if measure == NATS else "row"
     if name not in columns or sizes not in columns:
         return None
-    return np.asarray(columns[sizes], dtype=float), np.asarray(columns[name], dtype=float)
+    return columns[sizes].to_numpy(float), columns[name].to_numpy(float)
 
 
-def _answers_of_hull(columns: Mapping[str, NDArray[Any]], number: int) -> Answers | None:
+def _answers_of_hull(columns: pd.DataFrame, number: int) -> Answers | None:
     """Return the answer of each row at the layer where it exits."""
-    exits = columns.get(f"hull_exit_layer_{number}")
-    if exits is None or any(f"layer_prediction_{layer}" not in columns for layer in range(1, exits.max() + 1)):
+    if f"hull_exit_layer_{number}" not in columns:
         return None
-    by_layer = np.stack([columns[f"layer_prediction_{layer}"] for layer in range(1, exits.max() + 1)])
-    return columns["label"], by_layer[exits - 1, np.arange(exits.size)]
+    exits = columns[f"hull_exit_layer_{number}"].to_numpy()
+    layers = [f"layer_prediction_{layer}" for layer in range(1, exits.max() + 1)]
+    if not set(layers) <= set(columns):
+        return None
+    return columns["label"].to_numpy(), columns[layers].to_numpy()[np.arange(exits.size), exits - 1]
 
 
 def _full_score(record: Any, measure: str | None) -> float:

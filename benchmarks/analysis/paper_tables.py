@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -194,7 +194,8 @@ def scored_by(results: Results, metric: str) -> Results | None:
         return results
     if any(metric not in point.scores for record in results.records for point in record.curve_test):
         return None
-    return results.with_records([record.model_copy(update={"metric": metric}) for record in results.records])
+    changed = {"metric": metric}
+    return results.with_cells(replace(c, record=c.record.model_copy(update=changed)) for c in results.cells)
 
 
 def _printed_points(table: PaperTable, method: PaperMethod, column: PaperColumn) -> list[dict[str, Any]]:

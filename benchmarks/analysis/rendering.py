@@ -2,12 +2,15 @@
 
 import html
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from benchmarks.analysis.frames import role_of
 from benchmarks.terminal import add_columns, add_row, plain_table
@@ -26,53 +29,23 @@ OVER_NOTE = "†: even the cheapest knob costs more than the budget."
 UNDER_NOTE = "‡: even the best knob costs less; it is shown."
 INTERVALS_NOTE = "In brackets: 95% paired bootstrap intervals over rows within tasks and over seeds."
 
-_NAMES = {
-    "full": "Full model",
-    "token-full": "Full model",
-    "consistentee": "ConsistentEE",
-    "deebert": "DeeBERT",
-    "de3-bert": "DE$^3$-BERT",
-    "pabee": "PABEE",
-    "f-pabee": "F-PABEE",
-    "berxit": "BERxiT",
-    "calm-tokens": "CALM",
-    "calm": "CALM",
-    "fastbert": "FastBERT",
-    "cascade-bert": "CascadeBERT",
-    "pcee-bert": "PCEE-BERT",
-    "leebert": "LeeBERT",
-    "palbert": "PALBERT",
-    "hashee": "HashEE",
-    "jei-dnn": "JEI-DNN",
-    "eenet": "EENet",
-    "skipdecode": "SkipDecode",
-    "layerskip": "LayerSkip",
-    "kangaroo": "Kangaroo",
-    "mixed": "Mixed regime",
-    "product-of-experts": "Product of experts",
-    "cap-nsp": "CAP (NSP)",
-    "balcony": "Balcony",
-    "static": "Static exit",
-    "random": "Random exit",
-    "majority": "Majority class",
-    "oracle": "Oracle",
-    **{
-        name: name.upper()
-        for name in ("ztw", "e2cm", "gpfee", "beem", "cosee", "free", "lite", "soft", "swift", "sweet")
-    },
-}
-
 METRIC_NAMES = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+
+
+@cache
+def _names() -> dict[str, str]:
+    path = Path(__file__).parent / "templates" / "display_names.yaml"
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def display_name(label: str) -> str:
     """Return the name of a label in print: ``calm-softmax`` is ``CALM (softmax)``."""
     known = label.removeprefix("token-") if role_of(label) != label else label
-    stem = max((name for name in _NAMES if known == name or known.startswith(f"{name}-")), key=len, default=None)
+    stem = max((name for name in _names() if known == name or known.startswith(f"{name}-")), key=len, default=None)
     if stem is None:
         return label
     rest = known.removeprefix(stem).strip("-").replace("-", " ")
-    return f"{_NAMES[stem]} ({rest})" if rest else _NAMES[stem]
+    return f"{_names()[stem]} ({rest})" if rest else _names()[stem]
 
 
 @dataclass(frozen=True)
@@ -81,7 +54,7 @@ class Column:
 
     Attributes:
         heading: its title.
-        value: the column of the frame, or a function of a row.
+        value: the column of the frame.
         form: of numbers; empty for words, which are set to the left.
         low, high: columns of an interval.
         mark: column of what is written behind the number.
@@ -89,7 +62,7 @@ class Column:
     """
 
     heading: str
-    value: str | Callable[[Mapping[str, Any]], object]
+    value: str
     form: str = ""
     low: str = ""
     high: str = ""
@@ -98,7 +71,7 @@ class Column:
 
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the text of a row."""
-        value = self.value(row) if callable(self.value) else row.get(self.value)
+        value = row.get(self.value)
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return MISSING
         words = f"{value:{self.form}}" if self.form else str(value)

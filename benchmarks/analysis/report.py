@@ -1,11 +1,12 @@
 """The HTML report: one file that needs no network, with Altair charts and sortable tables over the frames of results.
 
 Words and axes of charts have the page's own ink (``currentColor``), so that they follow it from light to dark. Text
-from data is escaped: in HTML by Jinja, in charts by Vega, which writes text nodes.
+from data is escaped: in HTML by Jinja, in charts by Vega, which writes text nodes. Charts are built without their
+data, which is put into the finished specification: Altair copies and checks all that it is given, many times over.
 """
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,34 +18,49 @@ import vl_convert
 from itables import options
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from benchmarks.analysis.equal_cost import EqualCost, comparison_of, headline
-from benchmarks.analysis.figures import COLOURS, exit_shares, half_points, leading_labels
-from benchmarks.analysis.frames import MATCH, REFERENCES, STATIC, TASK, Results, is_core, role_of
+from benchmarks.analysis.equal_cost import headline
+from benchmarks.analysis.figures import (
+    COLOURS,
+    dense_curves,
+    exit_shares,
+    leading_labels,
+    ranked_labels,
+    with_costs,
+)
+from benchmarks.analysis.frames import MATCH, REFERENCES, STATIC, Results, is_core, role_of
 from benchmarks.analysis.generation_tables import cost_table
 from benchmarks.analysis.paper_tables import published_table
 from benchmarks.analysis.provenance import caveats, provenance_table, records_frame
-from benchmarks.analysis.rendering import STOCK, Column, Table
+from benchmarks.analysis.rendering import Column, Table
 from benchmarks.analysis.tables import (
     contrast_table,
     further_tables,
     headline_table,
     knob_text,
     operating_points,
+    operating_table,
     task_names,
     task_table,
     write_text,
 )
+from consistentee.backbones.wheels import cache_dir
 
 REPORT_FILE = "report.html"
 INK, GREY = "currentColor", "#8b949e"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 LINE = 22
 """Pixels of a line of a chart that has a line for every method."""
-_DENSE = (1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 _KEPT = "!$&'()*+,;=:@/?~-._{}[]|^ "
 """Characters that a data URI keeps inside of a script of JSON: base64 would make it a fifth larger."""
+_ROWS = alt.NamedData("rows")
+"""Stands for a chart's data until :func:`_spec` writes them."""
 _LAST = -1e9
 """Unknown numbers are sorted below all others."""
+_MEASURES = {
+    "points": "points against the full model",
+    "score": "score, %",
+    "match": "tokens as in the full model, %",
+}
 
 
 def write_report(results: Results, folder: Path) -> Path:
@@ -64,7 +80,7 @@ def render(results: Results) -> str:
         lstrip_blocks=True,
     )
     points, records = operating_points(results), records_frame(results)
-    of_headline = headline_table(results)
+    of_headline, by_task = headline_table(results), task_table(results)
     more = [contrast_table(results), cost_table(results) if results.kind == "generation" else None]
     more += [table for table in further_tables(results, points) if not table.name.startswith("points-")]
     more += [published_table(results, task) for task in results.tasks.index if results.kind == "classification"]
@@ -76,6 +92,11 @@ def render(results: Results) -> str:
         "seeds": ", ".join(map(str, sorted(records["seed"].unique()))),
         "last record": records["finished"].max()[:10],
     }
+    charts = {
+        "#headline-chart": _headline_chart(results),
+        "#curves-chart": _curves_chart(results, points),
+        "#exits-chart": _exits_chart(results),
+    }
     warnings: dict[str, list[str]] = {}
     for subject, text in caveats(results):
         warnings.setdefault(subject, []).append(text)
@@ -84,9 +105,9 @@ def render(results: Results) -> str:
         facts=facts,
         best=_best(results),
         headline=_shown(results, of_headline) if of_headline else None,
-        by_task=_shown(results, table) if (table := task_table(results)) else None,
-        charts={name: spec for name, spec in _charts(results, points).items() if spec is not None},
-        points=_shown(results, _points_table(results, points)),
+        by_task=_shown(results, by_task) if by_task else None,
+        charts={place: chart for place, chart in charts.items() if chart is not None},
+        points=_shown(results, operating_table(results, points)),
         more=[_shown(results, table) for table in more if table is not None],
         warnings=warnings,
         machines=_shown(results, provenance_table(results)),
@@ -96,15 +117,21 @@ def render(results: Results) -> str:
     )
 
 
-@cache
 def _vega() -> str:
-    """Return the script of Vega, Vega-Lite and Vega-Embed, of the version that charts are written for."""
+    """Return the script of Vega, Vega-Lite and Vega-Embed, of the version that charts are written for.
+
+    Bundling takes seconds: the script is kept in the cache.
+    """
     version = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
-    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", vl_version=version)
-    return str(script).replace("</script", "<\\/script")
+    version_of_converter = importlib.metadata.version("vl-convert-python")
+    path = cache_dir() / "scripts" / f"vega-lite-{version}-by-{version_of_converter}.js"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", vl_version=version)
+        write_text(path, str(script).replace("</script", "<\\/script"))
+    return path.read_text(encoding="utf-8")
 
 
-@cache
 def _datatables() -> str:
     """Return the module of DataTables as a data URI."""
     module = Path(str(options.dt_bundle)).read_text(encoding="utf-8")
@@ -117,15 +144,16 @@ def _datatables() -> str:
 def _shown(results: Results, table: Table) -> dict[str, Any]:
     """Return a table as the template shows it: every cell is a text and the number that it is sorted by."""
     cells, lines = table.cells, table.frame.to_dict("records")
-    by_heading = {column.heading: column for column in table.columns}
-    orders = [[_order(by_heading[str(heading)], line) for heading in cells] for line in lines]
-    texts = cells.to_numpy().tolist()
+    columns = [column for column in table.columns if column.heading in cells]
     return {
         "name": table.name,
         "title": table.title,
-        "headings": [str(heading) for heading in cells],
+        "headings": [column.heading for column in columns],
         "words": table.words,
-        "rows": [list(zip(row, order, strict=True)) for row, order in zip(texts, orders, strict=True)],
+        "rows": [
+            [(text, _order(column, line)) for text, column in zip(texts, columns, strict=True)]
+            for texts, line in zip(cells.itertuples(index=False), lines, strict=True)
+        ],
         "notes": table.notes,
         "core": [is_core(results.methods.get(str(line.get(table.labels)), "")) for line in lines],
     }
@@ -134,45 +162,8 @@ def _shown(results: Results, table: Table) -> dict[str, Any]:
 def _order(column: Column, line: dict[str, Any]) -> float | None:
     if not column.form:
         return None
-    value = column.value(line) if callable(column.value) else line.get(column.value)
+    value = line.get(column.value)
     return _LAST if value is None or pd.isna(value) else round(float(str(value)), 4)
-
-
-def _points_table(results: Results, points: pd.DataFrame) -> Table:
-    """Return every operating point of every task."""
-    names = task_names(results.tasks.index)
-    frame = points.rename(columns={"label": "method", "method": "implementation"})
-    frame["task"] = [names[task] for task in zip(frame["task"], frame["backbone"], strict=True)]
-    frame["shown_knob"] = [knob_text(line) for line in points.to_dict("records")]
-    percent = ["score", "score_low", "score_high", "saved", MATCH]
-    frame[[name for name in percent if name in frame]] *= 100
-    sizes, unit = results.batch_sizes, "tokens/s" if results.kind == "generation" else "ms"
-    clock = "tokens_per_second" if results.kind == "generation" else "ms"
-    return Table(
-        title=f"{len(frame)} operating points",
-        name="points",
-        frame=frame,
-        columns=[
-            Column("method", "method"),
-            Column("task", "task"),
-            Column("score % [95%]", "score", ".1f", "score_low", "score_high"),
-            Column("tokens as in full, %", MATCH, ".1f"),
-            Column("layers", "layers", ".2f"),
-            Column("saved %", "saved", ".0f"),
-            Column("FLOPs", "flops_ratio", ".2f"),
-            *(Column(f"{unit}, batch {size}", f"{clock}_b{size}", ".2f") for size in sizes),
-            *(Column(f"clock, batch {size}", f"speedup_b{size}", ".2f") for size in sizes),
-            Column("chosen for", "short"),
-            Column("knob", "shown_knob"),
-        ],
-        notes=[
-            "Knobs are chosen on validation data and reported on test rows: the best within a share of the layers "
-            "(≤50%), "
-            "the fewest layers within a point of the full model (-1 pt), or with so many answers of the full "
-            "model's (as "
-            "full). Score: the task's metric. Saved: 1 - layers / L. FLOPs and clock: full model / method."
-        ],
-    )
 
 
 def _records_table(records: pd.DataFrame) -> Table:
@@ -189,18 +180,10 @@ def _records_table(records: pd.DataFrame) -> Table:
 def _best(results: Results) -> dict[str, list[dict[str, Any]]]:
     """Return the two best methods at every budget."""
     found = headline(results).dropna(subset=["points"]).sort_values("points", ascending=False, kind="stable")
-    return {f"{s:g}x": found[found["budget"] == s].head(2).to_dict("records") for s in results.speedups if len(found)}
+    return {f"{budget:g}x": own.head(2).to_dict("records") for budget, own in found.groupby("budget")}
 
 
 # ---------------------------------------------------------------------------------------------- charts
-
-
-def _charts(results: Results, points: pd.DataFrame) -> dict[str, dict[str, Any] | None]:
-    return {
-        "#headline-chart": _headline_chart(results),
-        "#curves-chart": _curves_chart(results, points),
-        "#exits-chart": _exits_chart(results),
-    }
 
 
 def _headline_chart(results: Results) -> dict[str, Any] | None:
@@ -209,22 +192,18 @@ def _headline_chart(results: Results) -> dict[str, Any] | None:
     if found.empty:
         return None
     budgets = [f"{speedup:g}x" for speedup in results.speedups]
-    columns = ["method", "points", "low", "high", "layers"]
-    frame = found[columns].round(3).assign(budget=found["budget"].map("{:g}x".format))
-    over = found["over"].map({True: "†", False: ""})
-    frame["short"] = frame["points"].map("{:+.1f}".format) + over
-    frame["text"] = [
-        short if np.isnan(low) else f"{short} [{low:+.1f}, {high:+.1f}]"
-        for short, low, high in zip(frame["short"], frame["low"], frame["high"], strict=True)
-    ]
+    frame = found[["method", "points", "low", "high", "layers"]].round(3)
+    frame["budget"] = found["budget"].map("{:g}x".format)
+    frame["short"] = frame["points"].map("{:+.1f}".format) + found["over"].map({True: "†", False: ""})
+    intervals = [f" [{low:+.1f}, {high:+.1f}]" for low, high in frame[["low", "high"]].to_numpy()]
+    frame["text"] = frame["short"] + np.where(frame["low"].isna(), "", intervals)
     chosen = alt.param(
         name="budget",
         value=budgets[len(budgets) // 2],
         bind=alt.binding_radio(options=budgets, name="speed-up in layers", element="#headline-controls"),
     )
     methods = list(dict.fromkeys(frame["method"]))
-    order = alt.EncodingSortField("chosen", op="max", order="descending")
-    y = _methods_axis(results, order, grid=False)
+    y = _methods_axis(results, alt.EncodingSortField("chosen", op="max", order="descending"), grid=False)
     axis = alt.Axis(labelExpr="datum.value == 0 ? '0' : format(datum.value, '+~f')", orient="top", tickMinStep=1)
     x = alt.X("points:Q", title="points against the full model", axis=axis)
     tooltip = ["method:N", "budget:N", alt.Tooltip("text:N", title="points"), alt.Tooltip("layers:Q", format=".2f")]
@@ -244,32 +223,33 @@ def _headline_chart(results: Results) -> dict[str, Any] | None:
         here.mark_point(filled=True, size=130, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip),
         here.mark_text(align="left", dx=10, color=INK).encode(x=alt.value(alt.expr("width")), y=y, text="short:N"),
     ]
-    return _spec(
-        alt.layer(*layers, data=_data(frame))
+    chart = (
+        alt.layer(*layers, data=_ROWS)
         .transform_calculate(now=f"{at_budget} ? datum.points : null")
         .transform_joinaggregate(chosen="max(now)", groupby=["method"])
         .properties(width="container", height=LINE * len(methods), description="Points at equal cost")
         .add_params(chosen)
     )
+    return _spec(chart, frame)
 
 
 def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any]:
     """Draw curves of mixtures at equal cost and dots of operating points, with choices of task, score and cost."""
-    frame, measures = _curve_data(results, points)
-    tasks = list(dict.fromkeys(frame["task"]))
+    frame = _curve_data(results, points)
+    measures = {name: text for name, text in _MEASURES.items() if frame[name].notna().any()}
     sizes = results.batch_sizes
     costs = {"layers": "layers", "flops": "FLOPs"} | {f"b{size}": f"clock, batch {size}" for size in sizes}
+    words = {"layers": "layers run", "flops": "FLOPs"} | {f"b{size}": f"time, batch {size}" for size in sizes}
     # Only labels that are drawn; the strongest ones come first and are in colour.
-    drawn = set(frame["method"])
-    labels = [x for x in _by_strength(results) if x in drawn]
-    shown = [x for x in labels if x in leading_labels(results) or role_of(results.methods[x]) == STATIC]
+    labels = [x for x in ranked_labels(results) if x in set(frame["method"])]
+    leading = leading_labels(results)
+    shown = [x for x in labels if x in leading or role_of(results.methods[x]) == STATIC]
     of_colour = [x for x in labels if role_of(results.methods[x]) not in REFERENCES]
     colours = {label: COLOURS[place % len(COLOURS)] for place, label in enumerate(of_colour)}
-    controls = "#curve-controls"
 
-    def choice(name: str, title: str, values: dict[Any, str], *, menu: bool = False) -> alt.Parameter:
+    def choice(name: str, title: str, values: Mapping[Any, str], *, menu: bool = False) -> alt.Parameter:
         binding = alt.binding_select if menu else alt.binding_radio
-        bound = binding(options=list(values), labels=list(values.values()), name=title, element=controls)
+        bound = binding(options=list(values), labels=list(values.values()), name=title, element="#curve-controls")
         return alt.param(name=name, value=next(iter(values)), bind=bound)
 
     legend = alt.selection_point(
@@ -287,30 +267,29 @@ def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any]:
     opacity = alt.when(hover).then(alt.value(1)).when(legend).then(alt.value(0.9)).otherwise(alt.value(0.08))
     width = alt.when(hover).then(alt.value(3.5)).otherwise(alt.value(1.6))
     curves, dots = (alt.Chart().transform_filter(f"datum.kind == '{kind}'") for kind in ("curve", "point"))
-    tooltip = _tooltip_of_nearest(measures, sizes)
-    words = {"layers": "layers run", "flops": "FLOPs"} | {f"b{size}": f"time, batch {size}" for size in sizes}
     title = alt.Chart(alt.Data(values=[{}])).mark_text(text=alt.expr("cost_words[cost]"), baseline="top", color=INK)
+    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).transform_filter("measure == 'points'")
     interval = dots.transform_filter("measure == 'score' && isValid(datum.low)").mark_rule(strokeWidth=1.2)
     layers = [
-        alt.Chart(alt.Data(values=[{"zero": 0}]))
-        .transform_filter("measure == 'points'")
-        .mark_rule(color=INK)
-        .encode(y="zero:Q"),
+        zero.mark_rule(color=INK).encode(y="zero:Q"),
         interval.encode(x=x, y="low:Q", y2="high:Q", color=colour, opacity=opacity),
         curves.mark_line().encode(x=x, y=y, color=colour, opacity=opacity, strokeWidth=width).add_params(legend),
         dots.mark_point(filled=True, size=40).encode(x=x, y=y, color=colour, opacity=opacity),
-        alt.Chart().mark_point(size=60, opacity=0).encode(x=x, y=y, tooltip=tooltip).add_params(hover),
+        alt.Chart()
+        .mark_point(size=60, opacity=0)
+        .encode(x=x, y=y, tooltip=_tooltip_of_nearest(measures, sizes))
+        .add_params(hover),
         title.encode(x=alt.value(alt.expr("width / 2")), y=alt.value(alt.expr("height + 26"))),
     ]
-    return _spec(
-        alt.layer(*layers, data=alt.Data(values=[_columns(frame)]))
+    chart = (
+        alt.layer(*layers, data=_ROWS)
         .transform_flatten(list(frame))
         .transform_calculate(x="datum['x_' + cost]", y="datum[measure]")
         .transform_filter("datum.task == task && (datum.points == null || datum.points >= -depth)")
         .transform_filter("isValid(datum.x) && isValid(datum.y)")
         .properties(width="container", height=400, title=alt.TitleParams(text=alt.expr("measure_words[measure]")))
         .add_params(
-            choice("task", "task", {task: task for task in tasks}, menu=True),
+            choice("task", "task", {task: task for task in dict.fromkeys(frame["task"])}, menu=True),
             choice("measure", "score", measures, menu=True),
             choice("cost", "cost", costs),
             choice("depth", "points below full", {12: "12", 3: "3", 6: "6", 1000: "all"}),
@@ -318,6 +297,7 @@ def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any]:
             alt.param(name="cost_words", value={name: f"{text}, % of the full model" for name, text in words.items()}),
         )
     )
+    return _spec(chart, frame, as_columns=True)
 
 
 def _tooltip_of_nearest(measures: Mapping[str, str], sizes: Sequence[int]) -> Any:
@@ -342,84 +322,44 @@ def _tooltip_of_nearest(measures: Mapping[str, str], sizes: Sequence[int]) -> An
     return alt.value(alt.expr(f"datum.datum ? {{{lines}}} : null"))
 
 
-def _by_strength(results: Results) -> list[str]:
-    ranked = list(dict.fromkeys(headline(results)["method"]))
-    return [*ranked, *(label for label in results.labels_to_compare if label not in ranked)]
-
-
-def _curve_data(results: Results, points: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Return the points of the chart of curves and the scores that can be chosen.
+def _curve_data(results: Results, points: pd.DataFrame) -> pd.DataFrame:
+    """Return the points of the chart of curves.
 
     Columns: ``task``, ``method``, ``kind`` (curve: a mixture at equal cost; point: an operating point), ``knob``, costs
     in percent of the full model's (``x_layers``, ``x_flops``, ``x_b1``, ...), ``layers``, ``points``, ``score``,
     ``low``, ``high`` and ``match``.
     """
-    names = task_names(results.tasks.index)
-    full = results.full_scores()
-    mixed = EqualCost(results, _DENSE).by_task()
-    mixed = mixed[mixed["label"].isin(results.labels_to_compare) & ~mixed["over"]]
+    names, mixed = task_names(results.tasks.index), dense_curves(results)
     mixed = mixed.assign(kind="curve", knob="mixed to " + mixed["speedup"].map("{:g}x".format))
-    dots = points[points["label"].isin(results.labels_to_compare)].copy()
-    reference = [full.get((*task, -1), np.nan) for task in zip(dots["task"], dots["backbone"], strict=True)]
-    seeds = [
-        [full.get((task, backbone, int(seed)), np.nan) for seed in text.split()]
-        for task, backbone, text in zip(dots["task"], dots["backbone"], dots["seeds"], strict=True)
-    ]
-    own = [
-        float(np.mean(of)) if of and not np.isnan(of).any() else mean for of, mean in zip(seeds, reference, strict=True)
-    ]
+    dots = points[points["label"].isin(results.labels_to_compare)]
     dots = dots.assign(
-        kind="point", points=dots["score"] - own, knob=[knob_text(line) for line in dots.to_dict("records")]
+        kind="point",
+        panel=[names[task] for task in zip(dots["task"], dots["backbone"], strict=True)],
+        knob=[knob_text(line) for line in dots.to_dict("records")],
     )
-    dots = dots.rename(columns={"score_low": "low", "score_high": "high", MATCH: "match"})
+    dots = with_costs(results, dots.rename(columns={"score_low": "low", "score_high": "high", MATCH: "match"}))
     both = pd.concat([mixed, dots], ignore_index=True)
-    layers = results.tasks["num_layers"].loc[pd.MultiIndex.from_frame(both[TASK])].to_numpy()
-    frame = both[["label", "kind", "knob", "layers"]].rename(columns={"label": "method"})
-    frame.insert(0, "task", [names[task] for task in zip(both["task"], both["backbone"], strict=True)])
-    frame["x_layers"] = 100 * both["layers"] / layers
-    for name in [name for name in both if str(name).startswith(("flops_ratio", "speedup_b"))]:
-        frame[str(name).replace("flops_ratio", "x_flops").replace("speedup_", "x_")] = 100 / both[name].astype(float)
+    frame = pd.DataFrame({"task": both["panel"], "method": both["label"]})
+    frame[["kind", "knob", "layers"]] = both[["kind", "knob", "layers"]]
+    for name in (str(name) for name in both if str(name).startswith("cost_")):
+        frame[name.replace("cost_", "x_")] = 100 * both[name].astype(float)
     for name in ("points", "score", "low", "high", "match"):
         frame[name] = 100 * both[name] if name in both else np.nan
-    tasks = [names[task] for task in comparison_of(results).compared]
-    if len(tasks) > 1:
-        of_tasks = frame[frame["task"].isin(tasks) & (frame["kind"] == "curve")]
-        groups = of_tasks.groupby(["method", "knob"], sort=False)
-        means = groups.mean(numeric_only=True)[groups.size() == len(tasks)].reset_index()
-        frame = pd.concat([means.assign(task=f"mean of {len(tasks)} tasks", kind="curve"), frame], ignore_index=True)
-    known = ~frame["low"].isna()
-    frame["score_text"] = frame["score"].map("{:.1f}%".format)
-    frame.loc[known, "score_text"] += [f" [{a:.1f}, {b:.1f}]" for a, b in frame.loc[known, ["low", "high"]].to_numpy()]
-    measures = {
-        "points": "points against the full model",
-        "score": "score, %",
-        "match": "tokens as in the full model, %",
-    }
-    return frame.round(3), {name: text for name, text in measures.items() if frame[name].notna().any()}
+    intervals = [f" [{low:.1f}, {high:.1f}]" for low, high in frame[["low", "high"]].to_numpy()]
+    frame["score_text"] = frame["score"].map("{:.1f}%".format) + np.where(frame["low"].isna(), "", intervals)
+    return frame.round(3)
 
 
 def _exits_chart(results: Results) -> dict[str, Any] | None:
     """Draw the share of rows that exit at each layer, at the knob for half of the layers."""
-    found = half_points(results)
-    found = found[found["label"].isin(results.labels_to_compare) & (found["label"] != STOCK)]
-    names = task_names(results.tasks.index)
-    lines = [
-        {
-            "task": names[line["task"], line["backbone"]],
-            "method": line["label"],
-            "layer": layer,
-            "share": round(share, 4),
-        }
-        | {"layers": round(line["layers"], 3)}
-        for line in found.to_dict("records")
-        for layer, share in enumerate(exit_shares(results, line["chosen"]).tolist(), start=1)
-    ]
-    if not lines:
+    found, names = exit_shares(results), task_names(results.tasks.index)
+    found = found[found["label"].isin(results.labels_to_compare)].rename(columns={"label": "method"})
+    if found.empty:
         return None
-    frame = pd.DataFrame(lines)
+    found["task"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
+    frame = found.drop(columns="backbone").round({"share": 4, "layers": 3})
     tasks = list(dict.fromkeys(frame["task"]))
     select = alt.binding_select(options=tasks, name="task", element="#exit-controls")
-    choice = alt.param(name="exit_task", value=tasks[0], bind=select)
     y = _methods_axis(results, alt.EncodingSortField("layers", op="min"))
     x = alt.X("layer:O", title="exit layer", axis=alt.Axis(orient="top", labelAngle=0, ticks=False))
     tooltip = [
@@ -427,54 +367,46 @@ def _exits_chart(results: Results) -> dict[str, Any] | None:
         alt.Tooltip("layers:Q", format=".2f", title="layers, mean"),
     ]
     shade = alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.06, 1]), legend=None)
-    cells = alt.Chart().mark_rect(color="#2489d0").encode(x=x, y=y, opacity=shade, tooltip=tooltip)
     mean = alt.Chart().transform_filter("datum.layer == 1").mark_text(align="left", dx=10, color=INK)
     size = alt.expr(f"width < {30 * frame['layer'].max()} ? 0 : 11")
     words = alt.Chart().transform_filter("datum.share >= 0.05").mark_text(fontSize=size)
     ink = alt.condition("datum.share > 0.55", alt.value("white"), alt.value(INK))
     layers = [
-        cells,
+        alt.Chart().mark_rect(color="#2489d0").encode(x=x, y=y, opacity=shade, tooltip=tooltip),
         mean.encode(x=alt.value(alt.expr("width")), y=y, text=alt.Text("layers:Q", format=".1f")),
         words.encode(x=x, y=y, text=alt.Text("share:Q", format=".0%"), color=ink, tooltip=tooltip),
     ]
-    return _spec(
-        alt.layer(*layers, data=_data(frame))
+    height = LINE * int(frame.groupby("task")["method"].nunique().max())
+    chart = (
+        alt.layer(*layers, data=_ROWS)
         .transform_filter("datum.task == exit_task")
-        .properties(
-            width="container",
-            height=LINE * frame.groupby("task")["method"].nunique().max(),
-            description="Exits by layer",
-        )
-        .add_params(choice)
+        .properties(width="container", height=height, description="Exits by layer")
+        .add_params(alt.param(name="exit_task", value=tasks[0], bind=select))
     )
+    return _spec(chart, frame)
 
 
 def _methods_axis(results: Results, sort: alt.EncodingSortField, **axis: Any) -> alt.Y:
     """Return the axis that has a line for every method, ConsistentEE and its variants in bold."""
     core = [label for label, method in results.methods.items() if is_core(method)]
-    test = f"indexof({core!r}, datum.value) >= 0"
-    bold = {"condition": {"test": test, "value": "bold"}, "value": "normal"}
+    bold = {"condition": {"test": f"indexof({core!r}, datum.value) >= 0", "value": "bold"}, "value": "normal"}
     return alt.Y(
         "method:N", title=None, sort=sort, axis=alt.Axis(labelFontWeight=bold, ticks=False, labelPadding=8, **axis)
     )
 
 
-def _data(frame: pd.DataFrame) -> alt.Data:
-    lines: Sequence[dict[str, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return alt.Data(values=[{name: value for name, value in line.items() if value is not None} for line in lines])
+def _spec(chart: Any, frame: pd.DataFrame, *, as_columns: bool = False) -> dict[str, Any]:
+    """Return a chart's specification with its data, and with the fonts, the ink and the background of the page.
 
-
-def _columns(frame: pd.DataFrame) -> dict[str, list[Any]]:
-    """Return a frame as columns of one datum, a third of the size of as many data."""
-    return {str(name): frame[name].astype(object).where(frame[name].notna(), None).tolist() for name in frame}
-
-
-def _spec(chart: Any) -> dict[str, Any]:
-    """Return a chart's specification, with the fonts, the ink and the background of the page."""
+    ``as_columns`` writes one datum of columns, a third of the size of as many data.
+    """
     words = {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12}
     lines = {"domain": False, "tickColor": INK, "tickOpacity": 0.3, "gridColor": INK, "gridOpacity": 0.12}
     title = {"color": INK, "fontSize": 13, "fontWeight": "normal", "anchor": "start", "offset": 10}
     styled = chart.configure(background="transparent", font=FONT, padding=4).configure_view(stroke=None)
     styled = styled.configure_axis(**words, **lines, labelLimit=190, labelSeparation=8, titleFontWeight="normal")
     styled = styled.configure_legend(labelColor=INK, titleColor=INK, titleFontWeight="normal", labelFontSize=12)
-    return dict(styled.configure_title(**title).to_dict(validate=False))
+    spec = dict(styled.configure_title(**title).to_dict(validate=False))
+    known = frame.astype(object).where(frame.notna(), None)
+    values = [known.to_dict("list")] if as_columns else known.to_dict("records")
+    return spec | {"data": {"values": values}}

@@ -88,7 +88,7 @@ def compared_with_published(
         more = [cell for cell in cells if (cell.record.task, cell.record.label) not in labels]
         more += [_renamed(cell) for cell in cells if (cell.record.task, cell.record.label) in again]
         if stored is not None and more:
-            found.append(replace(stored, cells=more, faults=[], _predictions={}, _columns={}))
+            found.append(replace(stored.with_cells(more), faults=[]))
             used.append(folder.name)
     board = merge(found)
     board.faults += faults

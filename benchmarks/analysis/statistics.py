@@ -1,17 +1,16 @@
 """Every bootstrap interval and test of the project: of a mean, of any task's score, over rows, and over rows and seeds.
 
-Of one score it is the percentile bootstrap of :func:`scipy.stats.bootstrap`. With several seeds it is crossed: rows and
-seeds are drawn independently of each other, because every seed answers the same rows. A suite has thousands of points,
-so resamples are written as weights of rows, and all of them are scored by one matrix product.
+It is the percentile bootstrap. With several seeds it is crossed: rows and seeds are drawn independently of each other,
+because every seed answers the same rows. A suite has thousands of points, so resamples are written as counts of rows,
+and all of them are scored by one matrix product.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import bootstrap
 
 from consistentee.data.metrics import score
 
@@ -23,51 +22,9 @@ MEAN_BY_SIZE = "mean by size"
 """The metric of answers that are sums over as many parts as the labels say: a mean over all parts."""
 
 RESAMPLES = 1000
-_RESAMPLES_AT_ONCE = 100
-
-
-def interval_of_mean(values: Floats, *, resamples: int, seed: int) -> tuple[float, float]:
-    """Compute the 95% percentile bootstrap interval of the mean of values [N]; equal seeds give equal intervals."""
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    return _percentiles((values,), np.mean, resamples, seed, vectorised=True)
-
-
-def score_interval(
-    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """Compute the 95% percentile bootstrap interval of a score, over rows.
-
-    Args:
-        metric: a name of :data:`consistentee.data.metrics.METRICS`.
-        labels, predictions: [N].
-        resamples: number of bootstrap samples.
-        seed: of the resampling.
-    """
-    true, answers = np.asarray(labels), np.asarray(predictions)
-    if metric == "accuracy":  # a mean over rows: one call for many resamples
-        return interval_of_mean((true == answers).astype(float), resamples=resamples, seed=seed)
-    if len(true) < 2:
-        whole = score(metric, true, answers)
-        return whole, whole
-    return _percentiles((true, answers), lambda y, z: score(metric, y, z), resamples, seed, vectorised=False)
-
-
-def _percentiles(
-    samples: tuple[NDArray[Any], ...], statistic: Callable[..., Any], resamples: int, seed: int, *, vectorised: bool
-) -> tuple[float, float]:
-    result = bootstrap(
-        samples,
-        statistic,
-        paired=len(samples) > 1,
-        vectorized=vectorised,
-        n_resamples=resamples,
-        batch=_RESAMPLES_AT_ONCE,
-        confidence_level=0.95,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+_AT_ONCE = 100
+_THREADS = 2
+_OF_WHOLE_NUMBERS = ("accuracy", "f1", "matthews")
 
 
 def _ratio(numerator: Floats, denominator: Floats) -> Floats:
@@ -106,10 +63,17 @@ def can_resample(metric: str, labels: ArrayLike) -> bool:
     return metric in _TERMS and two_classes
 
 
-@lru_cache(maxsize=8)
-def row_weights(rows: int, resamples: int, seed: int) -> Floats:
-    """Draw ``resamples`` times ``rows`` rows with replacement: the share that each row has, [resamples, rows]."""
-    return np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=resamples) / rows
+@lru_cache(maxsize=4)
+def resample_counts(rows: int, resamples: int, part: int, seed: int) -> NDArray[np.float32]:
+    """Draw rows with replacement, and count how often each was drawn: [resamples, rows]."""
+    generator = np.random.default_rng([seed, rows, part])
+    counts = np.empty((resamples, rows), dtype=np.float32)
+    for start in range(0, resamples, _AT_ONCE):  # few enough counters for the processor's cache
+        size = min(_AT_ONCE, resamples - start)
+        drawn = generator.integers(rows, size=(size, rows), dtype=np.int32)
+        places = drawn + (rows * np.arange(size, dtype=np.int64))[:, None]
+        counts[start : start + size] = np.bincount(places.ravel(), minlength=size * rows).reshape(size, rows)
+    return counts
 
 
 def resampled_terms(
@@ -128,25 +92,18 @@ def resampled_terms(
         seed: of the resampling.
 
     Returns:
-        [resamples, rules, terms], of which :func:`score_of_terms` makes scores.
+        [rules, resamples, terms], of which :func:`score_of_terms` makes scores.
     """
-    terms_of, _ = _TERMS[metric]
     true = np.asarray(labels, dtype=float)
-    terms = np.stack([terms_of(true, one) for one in np.asarray(predictions, dtype=float)], axis=1)
-    flat = terms.reshape(len(true), -1)
-    if resamples <= RESAMPLES:
-        found = row_weights(len(true), resamples, seed) @ flat
-    else:  # as many weights would not fit into memory
-        parts = [_counts(len(true), RESAMPLES, part, seed) @ flat for part in range(-(-resamples // RESAMPLES))]
-        found = np.concatenate(parts)[:resamples] / len(true)
-    return np.asarray(found.reshape(resamples, *terms.shape[1:]))
-
-
-def _counts(rows: int, resamples: int, part: int, seed: int) -> Floats:
-    """Draw rows with replacement, and count how often each was drawn: [resamples, rows]."""
-    drawn = np.random.default_rng([seed, rows, part]).integers(rows, size=(resamples, rows), dtype=np.int32)
-    places = drawn + (rows * np.arange(resamples, dtype=np.int64))[:, None]
-    return np.bincount(places.ravel(), minlength=resamples * rows).reshape(resamples, rows).astype(float)
+    terms = np.stack([_TERMS[metric][0](true, one) for one in np.asarray(predictions, dtype=float)])
+    # Sums of few whole numbers are exact in float32, and twice as fast.
+    by_term = np.moveaxis(terms, 1, -1).astype(np.float32 if metric in _OF_WHOLE_NUMBERS else float)
+    sizes = [min(RESAMPLES, resamples - start) for start in range(0, resamples, RESAMPLES)]
+    flat = by_term.reshape(-1, true.size)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        sums = threads.map(lambda part: flat @ resample_counts(true.size, sizes[part], part, seed).T, range(len(sizes)))
+        means = np.concatenate(list(sums), axis=1) / np.float64(true.size)
+    return np.moveaxis(means.reshape(*by_term.shape[:2], resamples), 1, -1)
 
 
 def over_any_task(samples: Floats | None) -> Floats | None:
@@ -163,17 +120,33 @@ def score_of_terms(metric: str, terms: Floats) -> Floats:
     return _TERMS[metric][1](terms)
 
 
-def score_of_rows(metric: str, labels: ArrayLike, answers: ArrayLike) -> float:
-    """Compute the score of labels and answers [N]; metrics as in :func:`resampled_terms`."""
-    terms = _TERMS[metric][0](np.asarray(labels, dtype=float), np.asarray(answers, dtype=float))
-    return float(score_of_terms(metric, terms.mean(axis=0)))
+def score_of_mixture(
+    metric: str, labels: ArrayLike, answers: tuple[ArrayLike, ArrayLike], weight: float = 1.0
+) -> float:
+    """Compute the score when a row takes the first of two rules' answers with probability ``weight``, else the second.
+
+    Args:
+        metric: as in :func:`resampled_terms`, or any other metric of a task.
+        labels: [N].
+        answers: of both rules, [N] each.
+        weight: share of the first.
+    """
+    true, shares = np.asarray(labels), (weight, 1 - weight)
+    if can_resample(metric, true):
+        terms = [_TERMS[metric][0](true.astype(float), np.asarray(one, dtype=float)).mean(axis=0) for one in answers]
+        return float(score_of_terms(metric, shares[0] * terms[0] + shares[1] * terms[1]))
+    return score(metric, np.tile(true, 2), np.concatenate(answers), np.repeat(shares, true.size))
 
 
 def mean_over_drawn_seeds(scores: Floats, *, seed: int = 0) -> Floats:
     """Draw as many seeds as there are, with replacement, once a resample, and average: [RESAMPLES]."""
     resamples, seeds = scores.shape
-    drawn = np.random.default_rng([seed, 1]).integers(seeds, size=(resamples, seeds))
-    return np.take_along_axis(scores, drawn, axis=1).mean(axis=1)
+    return scores[:, 0] if seeds == 1 else np.take_along_axis(scores, _drawn(seeds, resamples, seed), 1).mean(axis=1)
+
+
+@lru_cache(maxsize=4)
+def _drawn(seeds: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, 1]).integers(seeds, size=(resamples, seeds))
 
 
 def interval(samples: Floats) -> tuple[float, float]:
@@ -183,23 +156,39 @@ def interval(samples: Floats) -> tuple[float, float]:
 
 
 def interval_over_rows_and_seeds(
-    metric: str, labels: ArrayLike, predictions: ArrayLike, *, seed: int = 0
+    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """Compute the 95% bootstrap interval of a score averaged over seeds.
 
     Args:
-        metric: the score.
+        metric: as in :func:`score_of_mixture`.
         labels: [N].
         predictions: [seeds, N]. With one seed the interval is over rows alone.
-        seed: of the resampling.
+        resamples, seed: of the resampling.
     """
-    answers = np.asarray(predictions)
-    if can_resample(metric, labels):
-        scores = score_of_terms(metric, resampled_terms(metric, labels, answers, seed=seed))
-        return interval(mean_over_drawn_seeds(scores, seed=seed))
-    # A score of ranks: rows alone, seed by seed, and the bounds averaged.
-    bounds = np.array([score_interval(metric, labels, one, resamples=RESAMPLES, seed=seed) for one in answers])
-    return float(bounds[:, 0].mean()), float(bounds[:, 1].mean())
+    true, answers = np.asarray(labels), np.asarray(predictions)
+    if can_resample(metric, true):
+        scores = score_of_terms(metric, resampled_terms(metric, true, answers, resamples=resamples, seed=seed))
+        return interval(mean_over_drawn_seeds(scores.T, seed=seed))
+    # A score of ranks, or of many classes: rows alone, seed by seed, and the bounds averaged.
+    drawn = np.random.default_rng([seed, true.size]).integers(true.size, size=(resamples, true.size))
+    bounds = [interval(np.array([score(metric, true[rows], one[rows]) for rows in drawn])) for one in answers]
+    low, high = np.mean(bounds, axis=0)
+    return float(low), float(high)
+
+
+def score_interval(
+    metric: str, labels: ArrayLike, predictions: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """Compute the 95% percentile bootstrap interval of a score, over rows.
+
+    Args:
+        metric: a name of :data:`consistentee.data.metrics.METRICS`, or :data:`MEAN`.
+        labels, predictions: [N].
+        resamples: number of bootstrap samples.
+        seed: of the resampling; equal seeds give equal intervals.
+    """
+    return interval_over_rows_and_seeds(metric, labels, np.asarray(predictions)[None], resamples=resamples, seed=seed)
 
 
 def p_value(samples: Floats) -> float:

@@ -1,6 +1,7 @@
 """Tables as pandas expressions over the frames of results, and the pages made of them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from benchmarks.analysis.statistics import interval_over_rows_and_seeds
 from benchmarks.specs.targets import Target, in_order, in_words
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import replacing
+
+_BOUNDS = ("", "_low", "_high")
 
 
 def headline_table(results: Results) -> Table | None:
@@ -117,17 +120,19 @@ def task_table(results: Results) -> Table | None:
     if not tasks or found.empty:
         return None
     names = task_names(tasks)
-    lines: dict[str, dict[str, Any]] = {}
-    for line in found.to_dict("records"):
-        task = line["task"], line["backbone"]
-        if task in names:
-            sign = comparison.against_static(task, line["label"], middle)
-            marks = "*" * abs(sign or 0) + "†" * line["over"] + "‡" * line["under"]
-            row = lines.setdefault(line["label"], {"method": line["label"]})
-            row |= {names[task]: 100 * line["points"], f"{names[task]} mark": marks}
+    found = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)]
+    found["name"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
+    found["mark"] = [
+        "*" * abs(comparison.against_static((line["task"], line["backbone"]), line["label"], middle) or 0)
+        + "†" * line["over"]
+        + "‡" * line["under"]
+        for line in found.to_dict("records")
+    ]
+    wide = found.assign(points=100 * found["points"]).pivot(index="label", columns="name", values=["points", "mark"])
+    wide.columns = [name if kind == "points" else f"{name} mark" for kind, name in wide.columns]
     first = {label: place for place, label in enumerate(dict.fromkeys(comparison.headline["method"]))}
-    order = sorted(lines, key=lambda label: first.get(label, len(first)))
-    frame = pd.DataFrame([lines[label] for label in order])
+    order = sorted(dict.fromkeys(found["label"]), key=lambda label: first.get(label, len(first)))
+    frame = wide.loc[order].rename_axis("method").reset_index()
     return Table(
         title=f"Points against the full model at {middle:g}x, task by task",
         name="tasks",
@@ -177,6 +182,7 @@ def contrast_table(results: Results) -> Table | None:
     )
 
 
+@lru_cache(maxsize=4)
 def chosen_knobs(results: Results) -> pd.DataFrame:
     """Return a line for every task, label and knob that validation rows chose for a target.
 
@@ -219,51 +225,55 @@ def chosen_knobs(results: Results) -> pd.DataFrame:
 def operating_points(results: Results) -> pd.DataFrame:
     """Return the lines of :func:`chosen_knobs` with what they score and cost on test rows, averaged over seeds.
 
-    Scores and their intervals are shares; ``ms_b1`` is milliseconds a row (in generation ``tokens_per_second_b1``),
-    ``speedup_b1`` stock / method, ``spread_b1`` (slowest - fastest round) / median. In generation the first line of a
-    task is stock ``generate``.
+    Scores, their intervals and points against the full model of the same seeds are shares; ``ms_b1`` is milliseconds a
+    row (in generation ``tokens_per_second_b1``), ``speedup_b1`` stock / method, ``spread_b1`` (slowest - fastest round)
+    / median. In generation the first line of a task is stock ``generate``.
     """
     found = chosen_knobs(results)
-    siblings: dict[tuple[str, ...], list[Any]] = {}
-    for record in results.records:
-        siblings.setdefault((record.task, record.backbone, record.label), []).append(record)
-    lines = [_operating_line(results, line, siblings) for line in found.to_dict("records")]
-    points = found.assign(**pd.DataFrame(lines, index=found.index).drop(columns="layers", errors="ignore"))
+    picked = found["chosen"].explode().astype(int)
+    knobs = results.knobs.loc[picked].assign(line=picked.index)
+    full, varied = results.full_scores().to_dict(), varied_parameters(results.records)
+    keys = list(zip(knobs["task"], knobs["backbone"], knobs["seed"], strict=True))
+    knobs["full"], knobs["mean_full"] = (
+        [full.get(key, np.nan) for key in of] for of in (keys, [(*k[:2], -1) for k in keys])
+    )
+    knobs["varied"] = [varied[cell] for cell in knobs["cell"]]
+    groups = knobs.groupby("line")
+    flops = groups[["flops", "full_flops"]].sum()
+    points = found.assign(
+        parameters=groups["varied"].agg(lambda texts: "; ".join(dict.fromkeys(filter(None, texts)))),
+        knob_name=groups["knob_name"].first(),
+        knob=groups["knob"].agg(
+            lambda values: " to ".join(dict.fromkeys(f"{v:.3g}" for v in (values.min(), values.max())))
+        ),
+        seeds=groups["seed"].agg(lambda seeds: " ".join(map(str, seeds))),
+        chosen_for=found["targets"].map(in_words),
+        short=found["targets"].map(lambda targets: ", ".join(target.short for target in targets)),
+        metric=groups["metric"].first(),
+        score=groups["score"].mean(),
+        score_std=groups["score"].std(),
+        saved=1 - found["layers"] / found["num_layers"],
+        flops_ratio=flops["full_flops"] / flops["flops"].where(flops["flops"] > 0),
+    )
+    of_seeds = groups["full"].agg(lambda scores: scores.mean(skipna=False))
+    points["points"] = points["score"] - of_seeds.fillna(groups["mean_full"].first())
+    if results.kind == "classification":
+        points[["score_low", "score_high"]] = [_interval(results, chosen) for chosen in points["chosen"]]
+        return points.join(groups[["live_rows", "live_disagreements"]].sum()).join(_clocks(results, points))
+    names = [f"{name}{bound}" for name in (*results.records[0].full_scores, TO_FULL, MATCH) for bound in _BOUNDS]
+    points[names] = groups[names].mean()
+    drafts = groups[["accepted", "drafted"]].sum()
+    points["acceptance"] = drafts["accepted"] / drafts["drafted"].where(drafts["drafted"] > 0)
+    for bound in ("_low", "_high"):
+        own = points["metric"] + bound
+        points[f"score{bound}"] = [points.at[line, name] for line, name in own.items()]
     points = points.join(_clocks(results, points))
-    if results.kind == "generation":
-        stock = pd.DataFrame([_stock_line(results, task) for task in results.tasks.index])
-        points = pd.concat([stock, points], ignore_index=True).sort_values("task", kind="stable", ignore_index=True)
-    return points
+    stock = pd.DataFrame([_stock_line(results, task) for task in results.tasks.index])
+    return pd.concat([stock, points], ignore_index=True).sort_values("task", kind="stable", ignore_index=True)
 
 
-def _operating_line(
-    results: Results, head: Mapping[str, Any], siblings: Mapping[tuple[str, ...], Sequence[Any]]
-) -> dict[str, Any]:
-    chosen = list(head["chosen"])
-
-    def of(name: str) -> Any:
-        return results.column(name)[chosen]
-
-    own = siblings[head["task"], head["backbone"], head["label"]]
-    varied = [varied_parameters(results.records[cell], own) for cell in of("cell")]
-    low, high = (f"{bound(of('knob')):.3g}" for bound in (np.min, np.max))
-    line: dict[str, Any] = {
-        "parameters": "; ".join(dict.fromkeys(filter(None, varied))),
-        "knob_name": of("knob_name")[0],
-        "knob": low if low == high else f"{low} to {high}",
-        "seeds": " ".join(map(str, of("seed"))),
-        "chosen_for": in_words(head["targets"]),
-        "short": ", ".join(target.short for target in head["targets"]),
-        "metric": of("metric")[0],
-        "score": of("score").mean(),
-        "score_std": of("score").std(ddof=1) if len(chosen) > 1 else np.nan,
-        "saved": 1 - head["layers"] / head["num_layers"],
-        "flops_ratio": of("full_flops").sum() / flops if (flops := of("flops").sum()) else np.nan,
-    }
-    if results.kind == "generation":
-        return line | _text_scores(results, of)
-    line["score_low"], line["score_high"] = _interval(results, chosen)
-    return line | {name: of(name).sum() for name in ("live_rows", "live_disagreements")}
+def _range(values: pd.Series) -> str:
+    return " to ".join(dict.fromkeys(f"{value:.3g}" for value in (values.min(), values.max())))
 
 
 def _interval(results: Results, chosen: Sequence[int]) -> tuple[float, float]:
@@ -277,14 +287,6 @@ def _interval(results: Results, chosen: Sequence[int]) -> tuple[float, float]:
     return low, high
 
 
-def _text_scores(results: Results, of: Callable[[str], Any]) -> dict[str, float]:
-    names = [*results.records[0].full_scores, TO_FULL, MATCH]
-    found = {f"{n}{bound}": of(f"{n}{bound}").mean() for n in names for bound in ("", "_low", "_high")}
-    found |= {f"score{bound}": found[f"{of('metric')[0]}{bound}"] for bound in ("_low", "_high")}
-    drafted, accepted = np.nansum(of("drafted")), np.nansum(of("accepted"))
-    return found | {"acceptance": accepted / drafted if drafted else np.nan}
-
-
 def _stock_line(results: Results, task: tuple[str, str]) -> dict[str, Any]:
     """Return the operating point of stock ``generate``: the full model's texts, and its own times."""
     own = [record for record in results.records if (record.task, record.backbone) == task]
@@ -293,12 +295,16 @@ def _stock_line(results: Results, task: tuple[str, str]) -> dict[str, Any]:
     line |= {"knob_name": "full depth", "knob": "", "seeds": "", "chosen_for": "", "short": "", "targets": ()}
     for name, mean in record.full_scores.items():
         line |= {name: mean.value, f"{name}_low": mean.interval[0], f"{name}_high": mean.interval[1]}
-    line |= {f"{name}{bound}": 1.0 for name in (TO_FULL, MATCH) for bound in ("", "_low", "_high")}
-    line |= {f"score{bound}": line[f"{record.metric}{bound}"] for bound in ("", "_low", "_high")}
+    line |= {f"{name}{bound}": 1.0 for name in (TO_FULL, MATCH) for bound in _BOUNDS}
+    line |= {f"score{bound}": line[f"{record.metric}{bound}"] for bound in _BOUNDS}
     line |= {"metric": record.metric, "layers": float(record.num_layers), "num_layers": record.num_layers}
     stock = _stock_times(results)
     stock = stock[(stock["task"] == task[0]) & (stock["backbone"] == task[1])].assign(line=0)
-    return line | {"saved": 0.0, "flops_ratio": 1.0} | (_medians(results, stock).loc[0].to_dict() if len(stock) else {})
+    return (
+        line
+        | {"points": 0.0, "saved": 0.0, "flops_ratio": 1.0}
+        | (_medians(results, stock).loc[0].to_dict() if len(stock) else {})
+    )
 
 
 def _stock_times(results: Results) -> pd.DataFrame:
@@ -335,22 +341,24 @@ def _medians(results: Results, timed: pd.DataFrame) -> pd.DataFrame:
     return wide
 
 
-def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str]) -> Table:
-    """Return the operating points of one task."""
-    own = points[(points["task"] == task[0]) & (points["backbone"] == task[1])].copy()
-    of_texts = results.kind == "generation"
+def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str] | None = None) -> Table:
+    """Return the operating points of one task, or of all."""
+    of_task = (points["task"] == task[0]) & (points["backbone"] == task[1]) if task else slice(None)
+    own, of_texts, sizes = points.loc[of_task].copy(), results.kind == "generation", results.batch_sizes
     shares = ["score", "score_low", "score_high", "score_std", "saved", TO_FULL, MATCH]
     own[[name for name in shares if name in own]] *= 100
-    metric, sizes = own["metric"].iloc[0], results.batch_sizes
     own["shown_knob"] = [knob_text(line) for line in own.to_dict("records")]
-    several = own["score_std"].notna().any() if "score_std" in own else False
+    names = task_names(results.tasks.index)
+    own["shown_task"] = [names[one] for one in zip(own["task"], own["backbone"], strict=True)]
+    metric = own["metric"].iloc[0] if task else "score"
+    several = task and "score_std" in own and own["score_std"].notna().any()
     return Table(
-        title=" · ".join(task),
-        name=f"points-{task[0]}",
+        title=" · ".join(task) if task else f"{len(own)} operating points",
+        name=f"points-{task[0]}" if task else "points",
         frame=own.rename(columns={"label": "method", "method": "implementation"}),
         columns=[
             Column("method", "method"),
-            Column("knob", "shown_knob"),
+            Column("knob", "shown_knob") if task else Column("task", "shown_task"),
             Column(f"{METRIC_NAMES.get(metric, metric)} % [95%]", "score", ".1f", "score_low", "score_high", best=True),
             *([Column("± seeds", "score_std", ".1f")] if several else []),
             *([Column("ROUGE-L to full %", TO_FULL, ".1f"), Column("match %", MATCH, ".1f")] if of_texts else []),
@@ -361,8 +369,14 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
             *(Column(f"ms/row b{size}", f"ms_b{size}", ".2f") for size in sizes if not of_texts),
             *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in sizes),
             Column("chosen for", "short"),
+            *([] if task else [Column("knob", "shown_knob")]),
         ],
-        notes=_operating_notes(results, task, own),
+        notes=[
+            "Knobs are chosen on validation data and reported on test data: the best within a share of the layers "
+            "(≤50%), or the fewest layers within a point of the full model (-1 pt) or with so many answers of the full "
+            "model's. Saved = 1 - layers / L; FLOPs ratio and speed-up = full model / method; b = batch size.",
+            *(_operating_notes(results, task, own) if task else []),
+        ],
     )
 
 
@@ -383,15 +397,10 @@ def _operating_notes(results: Results, task: tuple[str, str], own: pd.DataFrame)
     live = own[["live_rows", "live_disagreements"]].sum() if "live_rows" in own else None
     seeds = sorted({one.seed for one in records})
     notes = [
-        "Knobs are chosen on validation data and reported on test data: the best within a share of the layers "
-        "(≤50%), or "
-        "the fewest layers within a point of the full model (-1 pt) or with so many answers of the full model's.",
         f"{record.train_rows} training rows, {record.validation_rows} validation and {record.test_rows} test {unit}; "
-        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over "
-        f"{unit}{' and seeds' if len(seeds) > 1 else ''}.",
-        f"Layers of {record.num_layers}; saved = 1 - layers / {record.num_layers}; FLOPs ratio and speed-up = full "
-        "model / "
-        f"method; b = batch size. {_timing_note(times, own, unit)}",
+        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over {unit}"
+        f"{' and seeds' if len(seeds) > 1 else ''}. "
+        f"L = {record.num_layers}. {_timing_note(times, own, unit)}"
     ]
     if live is not None and live["live_rows"]:
         differ = f"{live['live_disagreements']:.0f} of {live['live_rows']:.0f}"

@@ -1,7 +1,7 @@
 """Paper tables by name: which there are, what is missing of ours, running it, and theirs beside ours."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,7 +155,7 @@ class Reproduction:
         for place in dict.fromkeys(places):
             results = load_results(place)
             cells = [c for c in results.cells if c.record.task in tasks and c.record.backbone == backbone]
-            found.append(replace(results, cells=cells, _predictions={}, _columns={}))
+            found.append(results.with_cells(cells))
         return merge(found) if found else None
 
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.commands.settings import checked_settings
 from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import Chosen
-from benchmarks.kinds.rows import CellRows
+from benchmarks.kinds.kind import CellRows, Chosen
 from benchmarks.run.cell import trained
 from benchmarks.specs.suites import expand
 from benchmarks.specs.targets import in_words

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.kinds.kind import Kind
-from benchmarks.kinds.rows import CellRows
+from benchmarks.kinds.kind import CellRows, Kind
 from benchmarks.specs.base import CellSpec, SuiteSpec, TimingSpec
 from benchmarks.store.hashes import FileHashes
 from benchmarks.store.records import CellRecord, Contender, TimingRecord, TimingSamples

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.kinds.kind import Kind
-from benchmarks.kinds.rows import CellRows
+from benchmarks.kinds.kind import CellRows, Kind
 from benchmarks.specs.base import TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite, Regrouped
 from benchmarks.store.generation_records import (
@@ -19,7 +18,7 @@ from benchmarks.tasks.loader import load_text_task
 from consistentee.data.prompts import TextTask
 
 if TYPE_CHECKING:
-    from benchmarks.kinds.texts.findings import Choice
+    from benchmarks.kinds.text_evaluation import Choice
     from benchmarks.measure.decoding_clock import DecodingTimes
     from consistentee.engine.generate import Generations
     from consistentee.methods.method import TokenMethod
@@ -71,7 +70,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         key: str = "",
         store: Path | None = None,
     ) -> "Choice":
-        from benchmarks.kinds.texts.findings import choose
+        from benchmarks.kinds.text_evaluation import choose
 
         return choose(spec, rows, method, model, key=key, store=store)
 
@@ -99,7 +98,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
     def timed_rows(
         self, model: "MultiExitDecoder", spec: GenerationCellSpec, rows: CellRows[TextTask], at_most: int
     ) -> Sequence[str]:
-        from benchmarks.kinds.texts.findings import fitted
+        from benchmarks.kinds.text_evaluation import fitted
 
         return fitted(model, spec, rows, "test").first(at_most).texts
 

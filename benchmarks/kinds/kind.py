@@ -2,10 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, TypeVar
 
-from benchmarks.kinds.rows import CellRows
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, TimingSpec
 from benchmarks.specs.generation import Regrouped
 from benchmarks.specs.targets import Target
@@ -13,6 +13,7 @@ from benchmarks.store.hashes import FileHashes
 from benchmarks.store.records import BaseContender, BaseRecord, BaseSamples, BaseTimingRecord
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
+from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +25,33 @@ MethodT = TypeVar("MethodT")
 ModelT = TypeVar("ModelT", bound="nn.Module")
 RowT = TypeVar("RowT")
 TimesT = TypeVar("TimesT")
+
+
+@dataclass(frozen=True)
+class CellRows(Generic[TaskT]):
+    """The rows of a cell.
+
+    Attributes:
+        task: whose validation and test rows are scored, capped.
+        training: whose training rows are trained on; the recipe caps them.
+    """
+
+    task: TaskT
+    training: TaskT
+
+    @property
+    def tasks(self) -> list[TaskT]:
+        """The different ones of the two."""
+        return [self.task] if self.training is self.task else [self.task, self.training]
+
+    def trained_on(self, recipe: RecipeSettings | TokenRecipeSettings) -> int:
+        """Return how many of the training rows a recipe takes."""
+        rows = len(self.training.train)
+        return min(rows, recipe.max_rows or rows)
+
+    def fingerprint(self) -> str:
+        """Return a hash of all of them."""
+        return " ".join(task.fingerprint() for task in self.tasks)
 
 
 class Measured(Protocol):

@@ -6,27 +6,18 @@ affects all alike. All samples are kept.
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-from benchmarks.measure.garbage import garbage_collection_off
 from benchmarks.specs.base import TimingSpec
 from consistentee.progress import listening, tracked
 
 Row = TypeVar("Row")
 Sample = TypeVar("Sample")
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """One contender over all rows at one batch size."""
-
-    batch_size: int
-    contender: int
 
 
 def time_contenders(
@@ -51,23 +42,37 @@ def time_contenders(
     for round_number in range(protocol.rounds):
         gc.collect()
         every = passes_of_round(round_number, len(contenders), protocol.batch_sizes)
-        passes = [planned for planned in every if planned.batch_size in sizes[planned.contender]]
-        for planned in tracked(passes, f"round {round_number + 1} of {protocol.rounds}", rows=len(rows)):
-            run, size = contenders[planned.contender], planned.batch_size
+        passes = [(size, contender) for size, contender in every if size in sizes[contender]]
+        for size, contender in tracked(passes, f"round {round_number + 1} of {protocol.rounds}", rows=len(rows)):
+            run = contenders[contender]
             timed_rows = rows[: protocol.rows_at(size)]
             batches = [timed_rows[start : start + size] for start in range(0, len(timed_rows), size)]
             with listening(None):
                 for batch in batches[: protocol.warmup_batches]:
                     run(batch)
-                with garbage_collection_off():
-                    taken[planned.contender][size].append([run(batch) for batch in batches])
+                with _garbage_collection_off():
+                    taken[contender][size].append([run(batch) for batch in batches])
     return taken
 
 
-def passes_of_round(round_number: int, contenders: int, batch_sizes: Sequence[int]) -> list[_Pass]:
-    """Return the passes of one round: all contenders for each batch size, rotated by the round."""
+def passes_of_round(round_number: int, contenders: int, batch_sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Return batch size and contender of the passes of one round: all contenders for each size, rotated by the round.
+
+    A pass is one contender over all rows.
+    """
     order = [(round_number + place) % contenders for place in range(contenders)]
-    return [_Pass(size, contender) for size in batch_sizes for contender in order]
+    return [(size, contender) for size in batch_sizes for contender in order]
+
+
+@contextmanager
+def _garbage_collection_off() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def timed(run: Callable[[Sequence[Row]], Answer], batch: Sequence[Row], device: torch.device) -> tuple[float, Answer]:

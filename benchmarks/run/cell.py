@@ -10,7 +10,7 @@ from typing import Any
 from transformers import set_seed
 
 from benchmarks.kinds import kind_named
-from benchmarks.kinds.rows import CellRows
+from benchmarks.kinds.kind import CellRows
 from benchmarks.specs.base import BaseCellSpec, display_name
 from benchmarks.store.environment import describe_environment, now
 from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, seal_model, write_record, write_rows

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import AnyKind
-from benchmarks.kinds.rows import CellRows
+from benchmarks.kinds.kind import AnyKind, CellRows
 from benchmarks.measure.clock import time_contenders
 from benchmarks.run.plan import PlannedCell, TimedKnobs
 from benchmarks.specs.base import TimingSpec, display_name

@@ -51,7 +51,7 @@ class Speculation(Strict):
 class ReadReferences(Strict):
     """The references of the test prompts, read at full depth, each token judged where the rule would let it leave.
 
-    See :mod:`benchmarks.measure.reference_loss`.
+    See :mod:`benchmarks.measure.text_scores`.
     """
 
     nats: float = Field(description="negative log-likelihood of a token, mean over all but the first of each reference")

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.store.folders import CALIBRATION_FILE, CELLS_FILE, HASHES_FILE, PREDICTIONS_FILE, VALIDATION_FILE
@@ -39,8 +39,7 @@ def read_texts(root: Path, file: str) -> dict[str, str]:
     with _readable(root / file):
         if fault := file_fault(root / HASHES_FILE):
             raise ValueError(fault)
-        table = pq.read_table(root / file, columns=["file", "text"], page_checksum_verification=True)
-        return dict(zip(table["file"].to_pylist(), table["text"].to_pylist(), strict=True))
+        return _texts(root / file, (root / file).stat().st_mtime_ns)
 
 
 def read_own_rows(root: Path, number: int, name: str) -> "pd.DataFrame | None":
@@ -53,8 +52,11 @@ def read_own_rows(root: Path, number: int, name: str) -> "pd.DataFrame | None":
             return None
         schema = pa.ipc.read_schema(pa.py_buffer(schema))
         changed = path.stat().st_mtime_ns
-        rows = _group(path, changed, _group_of(path, changed, number))
-        own = rows.filter(pc.equal(rows[CELL_COLUMN], number))
+        # The rows of a cell lie in the first row group whose last cell is not before it.
+        group = next((group for group, last in enumerate(_last_cells(path, changed)) if number <= last), 0)
+        rows = _group(path, changed, group)
+        first, end = np.searchsorted(rows[CELL_COLUMN].to_numpy(), [number, number + 1])
+        own = rows.slice(first, end - first)
         return pa.table([_cast(own[field.name], field.type) for field in schema], schema=schema).to_pandas()
 
 
@@ -68,17 +70,23 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedAr
 
 
 @lru_cache(maxsize=8)
+def _texts(path: Path, changed: int) -> dict[str, str]:
+    table = pq.read_table(path, columns=["file", "text"], page_checksum_verification=True)
+    return dict(zip(table["file"].to_pylist(), table["text"].to_pylist(), strict=True))
+
+
+@lru_cache(maxsize=8)
 def _schemas(path: Path, changed: int, name: str) -> list[bytes | None]:
     table = pq.read_table(path, page_checksum_verification=True)
     return list(table[name].to_pylist()) if name in table.column_names else [None] * len(table)
 
 
-@lru_cache(maxsize=1024)
-def _group_of(path: Path, changed: int, number: int) -> int:
-    """Return the row group that holds the rows of a cell: the first whose last cell is not before it."""
+@lru_cache(maxsize=8)
+def _last_cells(path: Path, changed: int) -> list[int]:
+    """Return the last cell of every row group."""
     metadata = pq.read_metadata(path)
     cells = [metadata.row_group(group).column(0).statistics for group in range(metadata.num_row_groups)]
-    return next((group for group, cell in enumerate(cells) if cell and number <= cell.max), 0)
+    return [cell.max for cell in cells if cell]
 
 
 @lru_cache(maxsize=8)

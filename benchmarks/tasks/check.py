@@ -2,13 +2,15 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
 
 from benchmarks.tasks.loader import list_tasks, load_task
 from benchmarks.terminal import add_columns, add_row, plain_table, plain_text
@@ -32,7 +34,8 @@ USUAL_LENGTH = RecipeSettings().max_length
 """Tokens that a recipe cuts rows to by default."""
 
 AnyTask = TaskData | TextTask
-AnySplit = Split | PromptSplit
+Lengths = dict[str, NDArray[np.int64]]
+Measure = Callable[[Sequence[Text]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class TaskReport:
     task: AnyTask | None = None
     overlaps: list[Overlap] = field(default_factory=list)
     unit: str = "words"
-    lengths: dict[str, np.ndarray] = field(default_factory=dict)
-    response_lengths: dict[str, np.ndarray] = field(default_factory=dict)
+    lengths: Lengths = field(default_factory=dict)
+    response_lengths: Lengths = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -122,61 +125,52 @@ def normalised(text: Text) -> tuple[str, ...]:
 
 def overlaps(task: AnyTask) -> Iterator[Overlap]:
     """Yield the repeats within every split, then the texts that every two splits share."""
-    rows = {split.name: _compared_rows(split) for split in _splits_of(task)}
-    answers: dict[str, dict[tuple[str, ...], set[Hashable]]] = {}
+    rows = {split.name: _compared_rows(split) for split in (task.train, task.validation, task.test)}
     for name, split in rows.items():
-        known = answers.setdefault(name, {})
-        repeats = contradicting = 0
-        for text, answer in split:
-            if text in known:
-                repeats += 1
-                contradicting += answer not in known[text]
-            known.setdefault(text, set()).add(answer)
-        yield Overlap(name, name, repeats, repeats / len(split), contradicting)
+        repeats = split.duplicated("text")
+        yield Overlap(name, name, int(repeats.sum()), repeats.mean(), int((repeats & ~split.duplicated()).sum()))
     for first, second in combinations(rows, 2):
-        shared = [(text, answer) for text, answer in rows[second] if text in answers[first]]
-        contradicting = sum(answer not in answers[first][text] for text, answer in shared)
+        shared = rows[second][rows[second]["text"].isin(rows[first]["text"])]
+        known = set(rows[first].itertuples(index=False, name=None))
+        contradicting = sum(row not in known for row in shared.itertuples(index=False, name=None))
         yield Overlap(first, second, len(shared), len(shared) / len(rows[second]), contradicting)
+
+
+def _compared_rows(split: Split | PromptSplit) -> pd.DataFrame:
+    if isinstance(split, PromptSplit):
+        return pd.DataFrame(
+            {"text": list(map(normalised, split.prompts)), "answer": list(map(normalised, split.references))}
+        )
+    return pd.DataFrame({"text": list(map(normalised, split.texts)), "answer": split.labels})
 
 
 def _parts(text: Text) -> tuple[str, ...]:
     return text if isinstance(text, tuple) else (text,)
 
 
-def _splits_of(task: AnyTask) -> tuple[AnySplit, AnySplit, AnySplit]:
-    return task.train, task.validation, task.test
+def _count_words(texts: Sequence[Text]) -> NDArray[np.int64]:
+    return np.asarray([sum(len(part.split()) for part in _parts(text)) for text in texts])
 
 
-def _compared_rows(split: AnySplit) -> list[tuple[tuple[str, ...], Hashable]]:
-    if isinstance(split, PromptSplit):
-        return list(zip(map(normalised, split.prompts), map(normalised, split.references), strict=True))
-    return list(zip(map(normalised, split.texts), split.labels, strict=True))
-
-
-def _count_words(texts: Sequence[Text]) -> list[int]:
-    return [sum(len(part.split()) for part in _parts(text)) for text in texts]
-
-
-# Findings
+# ---------------------------------------------------------------------------------------------- findings
 
 
 def _check_classification(task: TaskData, report: TaskReport, backbone: str | None) -> None:
     measure = _count_words if backbone is None else _token_counter(backbone)
-    splits = (task.train, task.validation, task.test)
-    report.lengths = {split.name: np.asarray(measure(split.texts)) for split in splits}
-    for split in splits:
+    for split in (task.train, task.validation, task.test):
+        report.lengths[split.name] = measure(split.texts)
         _check_labels(task, split, report)
     advice = "give the recipe a larger max_length, or they are cut"
     _check_lengths(report, report.lengths, USUAL_LENGTH, "", advice)
 
 
-def _token_counter(backbone: str) -> Callable[[Sequence[Text]], list[int]]:
+def _token_counter(backbone: str) -> Measure:
     from consistentee.backbones.catalog import resolve
     from consistentee.backbones.pretrained import read_tokenizer
     from consistentee.data.encoding import tokenize
 
     tokenizer = read_tokenizer(resolve(backbone).path)
-    return lambda texts: [len(encoding) for encoding in tokenize(tokenizer, texts, max_length=100_000)]
+    return lambda texts: np.asarray([len(encoding) for encoding in tokenize(tokenizer, texts, max_length=100_000)])
 
 
 def _check_labels(task: TaskData, split: Split, report: TaskReport) -> None:
@@ -195,38 +189,31 @@ def _check_labels(task: TaskData, split: Split, report: TaskReport) -> None:
         findings.append(f"{split.name} has no row of {names}: {consequence}")
     label, rows = counts.most_common(1)[0]
     if rows > ONE_SIDED * len(split) and task.metric == "accuracy":
-        name = task.label_names[int(label)]
-        report.warnings.append(
-            f"{100 * rows / len(split):.0f}% of {split.name} are {name}: accuracy hardly tells methods apart"
-        )
+        share, name = 100 * rows / len(split), task.label_names[int(label)]
+        report.warnings.append(f"{share:.0f}% of {split.name} are {name}: accuracy hardly tells methods apart")
 
 
-def _check_lengths(report: TaskReport, lengths: dict[str, np.ndarray], limit: int, what: str, consequence: str) -> None:
+def _check_lengths(report: TaskReport, lengths: Lengths, limit: int, what: str, consequence: str) -> None:
     for name, values in lengths.items():
         share = float((values > limit).mean())
         if share > TRUNCATION_WARNING:
-            report.warnings.append(
-                f"{100 * share:.0f}% of {what}{name} have more than {limit} {report.unit}: {consequence}"
-            )
+            longer = f"{100 * share:.0f}% of {what}{name} have more than {limit} {report.unit}"
+            report.warnings.append(f"{longer}: {consequence}")
 
 
 def _check_text_task(task: TextTask, report: TaskReport, backbone: str | None) -> None:
     encode = None if backbone is None else _encoder_of(backbone)
-
-    def measure(texts: Sequence[str]) -> np.ndarray:
-        return np.asarray(_count_words(texts) if encode is None else [len(encode(text)) for text in texts])
-
-    splits = (task.train, task.validation, task.test)
-    report.lengths = {split.name: measure(split.prompts) for split in splits}
-    report.response_lengths = {split.name: measure(split.references) for split in splits}
+    for split in (task.train, task.validation, task.test):
+        for lengths, texts in ((report.lengths, split.prompts), (report.response_lengths, split.references)):
+            counts = _count_words(texts) if encode is None else np.asarray([len(encode(text)) for text in texts])
+            lengths[split.name] = counts
+        if encode is not None:
+            _check_prompts_can_be_cut(task, split, report, encode)
     # Limits are in tokens. They are compared with words too, since a word is at least one token.
     cut = f"they are cut, and the {task.keep} stays"
     _check_lengths(report, report.lengths, task.max_prompt_tokens, "the prompts of ", cut)
     unfinished = "they cannot be written to the end"
     _check_lengths(report, report.response_lengths, task.max_new_tokens, "the responses of ", unfinished)
-    if encode is not None:
-        for split in splits:
-            _check_prompts_can_be_cut(task, split, report, encode)
 
 
 def _encoder_of(backbone: str) -> Encode:
@@ -248,20 +235,19 @@ def _check_prompts_can_be_cut(task: TextTask, split: PromptSplit, report: TaskRe
 
 def _check_overlaps(task: AnyTask, report: TaskReport) -> None:
     for overlap in report.overlaps:
-        within = overlap.first == overlap.second
-        if within and overlap.contradicting:
-            report.warnings.append(
-                f"{overlap.contradicting} rows of {overlap.first} repeat an earlier text with another {report.answer}"
-            )
-        if within or not overlap.rows:
-            continue
-        shared = f"{overlap.rows} rows of {overlap.second} ({100 * overlap.share:.1f}%) have a text of {overlap.first}"
-        if overlap.contradicting:
-            shared += f", {overlap.contradicting} of them with another {report.answer}"
-        if overlap.second == task.test.name and overlap.share >= LEAKAGE_ERROR:
-            report.errors.append(f"{shared}: the score would measure memory; take them out of {overlap.first}")
-        else:
-            report.warnings.append(shared)
+        if overlap.first == overlap.second:
+            if overlap.contradicting:
+                repeats = f"{overlap.contradicting} rows of {overlap.first} repeat an earlier text"
+                report.warnings.append(f"{repeats} with another {report.answer}")
+        elif overlap.rows:
+            share = f"({100 * overlap.share:.1f}%)"
+            shared = f"{overlap.rows} rows of {overlap.second} {share} have a text of {overlap.first}"
+            if overlap.contradicting:
+                shared += f", {overlap.contradicting} of them with another {report.answer}"
+            if overlap.second == task.test.name and overlap.share >= LEAKAGE_ERROR:
+                report.errors.append(f"{shared}: the score would measure memory; take them out of {overlap.first}")
+            else:
+                report.warnings.append(shared)
 
 
 def _check_sizes(task: AnyTask, report: TaskReport) -> None:
@@ -271,7 +257,7 @@ def _check_sizes(task: AnyTask, report: TaskReport) -> None:
             report.warnings.append(f"{split.name} has {len(split)} rows: {one}, and {purpose}")
 
 
-# Tables for a terminal
+# ---------------------------------------------------------------------------------------------- for a terminal
 
 
 def report_tables(report: TaskReport) -> "Group":
@@ -287,60 +273,58 @@ def report_tables(report: TaskReport) -> "Group":
 
 
 def _tables(task: AnyTask, report: TaskReport) -> Iterator["Table"]:
-    limit = USUAL_LENGTH
-    if isinstance(task, TextTask):
-        what, limit = "prompts and responses", task.max_prompt_tokens
-    else:
-        pair = "pairs" if isinstance(task.train.texts[0], tuple) else "single texts"
-        what = f"{pair}, {'a number' if task.regression else f'{task.num_labels} classes'}"
-    title = f"{task.name}, version {task.version}: {what}, scored by {', '.join(task.metrics)}"
+    title = f"{task.name}, version {task.version}: {_kind(task)}, scored by {', '.join(task.metrics)}"
     repeats = {overlap.first: overlap.rows for overlap in report.overlaps if overlap.first == overlap.second}
-    yield _length_table(title, task.notes, report.unit, lengths=report.lengths, limit=limit, repeats=repeats)
+    limit = task.max_prompt_tokens if isinstance(task, TextTask) else USUAL_LENGTH
+    lengths = _length_frame(report.lengths, limit, report.unit)
+    yield _table(lengths.assign(repeats=lengths["split"].map(repeats)), title, task.notes)
     if isinstance(task, TextTask):
-        yield _length_table(
-            "Responses", "", report.unit, lengths=report.response_lengths, limit=task.max_new_tokens, repeats={}
-        )
+        yield _table(_length_frame(report.response_lengths, task.max_new_tokens, report.unit), "Responses")
+    elif task.regression:
+        quantiles = {"min": 0.0, "25%": 0.25, "median": 0.5, "75%": 0.75, "max": 1.0}
+        lines = {
+            split.name: [f"{value:.3g}" for value in np.quantile(split.labels, list(quantiles.values()))]
+            for split in (task.train, task.validation, task.test)
+        }
+        frame = pd.DataFrame.from_dict(lines, orient="index", columns=list(quantiles))
+        yield _table(frame.rename_axis("split").reset_index(), "Targets")
     else:
-        yield _target_table(task) if task.regression else _label_table(task)
-    table = plain_table("Texts in two splits (case and spaces aside)")
-    add_columns(table, "in", "and in")
-    add_columns(table, "rows", "% of the second", f"with another {report.answer}", numbers=True)
-    for overlap in report.overlaps:
-        if overlap.first != overlap.second:
-            share = f"{100 * overlap.share:.1f}"
-            add_row(table, overlap.first, overlap.second, overlap.rows, share, overlap.contradicting)
-    yield table
+        columns: dict[str, Sequence[str]] = {"label": task.label_names}
+        for split in (task.train, task.validation, task.test):
+            counts = np.bincount(np.asarray(split.labels, dtype=int), minlength=task.num_labels)
+            columns[split.name] = [f"{rows} ({100 * rows / counts.sum():.1f})" for rows in counts]
+        yield _table(pd.DataFrame(columns), "Labels: rows (%)")
+    between = [
+        (one.first, one.second, one.rows, f"{100 * one.share:.1f}", one.contradicting)
+        for one in report.overlaps
+        if one.first != one.second
+    ]
+    headings = ["in", "and in", "rows", "% of the second", f"with another {report.answer}"]
+    yield _table(pd.DataFrame(between, columns=headings), "Texts in two splits (case and spaces aside)", words=2)
 
 
-def _length_table(
-    title: str, caption: str, unit: str, *, lengths: dict[str, np.ndarray], limit: int, repeats: dict[str, int]
-) -> "Table":
-    table = plain_table(title, caption)
-    add_columns(table, "split")
-    add_columns(table, "rows", f"{unit} min", "median", "95%", "max", f"over {limit} %", numbers=True)
-    add_columns(table, *(["repeats"] if repeats else []), numbers=True)
+def _kind(task: AnyTask) -> str:
+    if isinstance(task, TextTask):
+        return "prompts and responses"
+    pair = "pairs" if isinstance(task.train.texts[0], tuple) else "single texts"
+    return f"{pair}, {'a number' if task.regression else f'{task.num_labels} classes'}"
+
+
+def _length_frame(lengths: Lengths, limit: int, unit: str) -> pd.DataFrame:
+    headings = ["split", "rows", f"{unit} min", "median", "95%", "max", f"over {limit} %"]
+    lines = []
     for name, values in lengths.items():
         quantiles = [f"{value:.0f}" for value in np.quantile(values, (0, 0.5, 0.95, 1))]
-        over = f"{100 * (values > limit).mean():.1f}"
-        add_row(table, name, len(values), *quantiles, over, *([repeats[name]] if repeats else []))
-    return table
+        lines.append([name, len(values), *quantiles, f"{100 * (values > limit).mean():.1f}"])
+    return pd.DataFrame(lines, columns=headings)
 
 
-def _label_table(task: TaskData) -> "Table":
-    table = plain_table("Labels: rows (%)")
-    splits = (task.train, task.validation, task.test)
-    add_columns(table, "label")
-    add_columns(table, *(split.name for split in splits), numbers=True)
-    counts = [Counter(split.labels) for split in splits]
-    for index, name in enumerate(task.label_names):
-        add_row(table, name, *(f"{c[index]} ({100 * c[index] / c.total():.1f})" for c in counts))
-    return table
-
-
-def _target_table(task: TaskData) -> "Table":
-    table = plain_table("Targets")
-    add_columns(table, "split")
-    add_columns(table, "min", "25%", "median", "75%", "max", numbers=True)
-    for split in (task.train, task.validation, task.test):
-        add_row(table, split.name, *(f"{v:.3g}" for v in np.quantile(split.labels, (0, 0.25, 0.5, 0.75, 1))))
+def _table(frame: pd.DataFrame, title: str, caption: str = "", *, words: int = 1) -> "Table":
+    """Return a table of a frame, whose first columns are words and whose others are numbers."""
+    table = plain_table(title, caption)
+    headings = list(map(str, frame))
+    add_columns(table, *headings[:words])
+    add_columns(table, *headings[words:], numbers=True)
+    for row in frame.itertuples(index=False):
+        add_row(table, *row)
     return table

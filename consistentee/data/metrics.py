@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from consistentee.errors import unknown_name
 
@@ -37,10 +36,20 @@ def _ranks(values: ArrayLike, weights: Weights) -> NDArray[np.float64]:
     return np.asarray((np.cumsum(counts) - counts / 2)[place], dtype=float)
 
 
-METRICS: dict[str, Callable[[ArrayLike, ArrayLike, Weights], float]] = {
-    "accuracy": lambda labels, answers, weights: float(accuracy_score(labels, answers, sample_weight=weights)),
-    "f1": lambda labels, answers, weights: float(f1_score(labels, answers, sample_weight=weights, zero_division=0)),
-    "matthews": lambda labels, answers, weights: float(matthews_corrcoef(labels, answers, sample_weight=weights)),
+def _of_sklearn(name: str, **options: Any) -> "Metric":
+    def compute(labels: ArrayLike, predictions: ArrayLike, weights: Weights) -> float:
+        from sklearn import metrics  # takes half a second, which tables of finished results need not wait for
+
+        return float(getattr(metrics, name)(labels, predictions, sample_weight=weights, **options))
+
+    return compute
+
+
+Metric = Callable[[ArrayLike, ArrayLike, Weights], float]
+METRICS: dict[str, Metric] = {
+    "accuracy": _of_sklearn("accuracy_score"),
+    "f1": _of_sklearn("f1_score", zero_division=0),
+    "matthews": _of_sklearn("matthews_corrcoef"),
     "pearson": _pearson,
     "spearman": _spearman,
 }

@@ -92,9 +92,9 @@ def test_generation_has_figures_too(tmp_path):
 
 def test_exit_shares_and_memorized_layers_by_hand(results):
     line = half_points(results).set_index(["task", "label"]).loc[("mcid", "deebert")]
-    shares = exit_shares(results, line["chosen"])
-    assert shares.sum() == pytest.approx(1)
-    assert (shares * np.arange(1, 7)).sum() == pytest.approx(line["layers"])
+    own = exit_shares(results).query("task == 'mcid' and label == 'deebert'")
+    assert own["share"].sum() == pytest.approx(1)
+    assert (own["share"] * own["layer"]).sum() == pytest.approx(line["layers"])
     counts = memorized_against_exit(results, line["chosen"])
     assert counts.sum() == ROWS
     assert counts.sum(axis=1).tolist() == [25, 25, 25, 25, 25, 75]  # row i is right from layer 1 + i % 8 on, if ever

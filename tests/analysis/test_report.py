@@ -61,10 +61,6 @@ def test_every_record_and_every_fault_is_named(results, page):
     assert "pabee/default/seed0/record.json is damaged" in page
 
 
-def test_the_same_results_make_the_same_page(results, page):
-    assert render(load_results(results.folder)) == page
-
-
 def test_without_the_full_model_there_are_scores_alone():
     page = render(results_of([cell("deebert", [operating_point(0.9, "within 1 point", 5.0, 0.8)])]))
     assert "The full model was not run" in page
@@ -79,7 +75,8 @@ def test_the_headline_is_drawn_with_its_intervals(results, page):
     for line in found.to_dict("records"):
         value = drawn[line["method"], f"{line['budget']:g}x"]
         assert value["points"] == pytest.approx(line["points"], abs=0.01)
-        assert value.get("low", line["low"]) == pytest.approx(line["low"], abs=0.01, nan_ok=True)
+        low = float("nan") if value["low"] is None else value["low"]
+        assert low == pytest.approx(line["low"], abs=0.01, nan_ok=True)
 
 
 def test_curves_have_every_cost(page):
@@ -271,17 +268,6 @@ def test_a_click_sorts_and_a_second_one_turns_the_order_round(browser):
 def test_what_is_not_known_comes_last(browser):
     heading(browser, "tasks-table", 3).click()  # pabee's record on sst2 is damaged
     wait_until(browser, lambda: column(browser, "tasks-table", 3)[-1] == "n/a")
-
-
-def test_the_keyboard_sorts_words_too(browser):
-    from selenium.webdriver import ActionChains, Keys
-
-    title = heading(browser, "headline-table", 1).find_element("css selector", "[role=button]")
-    browser.execute_script("arguments[0].focus()", title)
-    ActionChains(browser).send_keys(Keys.ENTER).perform()
-    wait_until(browser, lambda: sorting(browser, 1) == "ascending")
-    names = column(browser, "headline-table", 1)
-    wait_until(browser, lambda: column(browser, "headline-table", 1) == sorted(names, key=str.lower))
 
 
 def test_typing_filters(browser):

@@ -12,7 +12,7 @@ from benchmarks.analysis.statistics import (
     p_value,
     resampled_terms,
     score_interval,
-    score_of_rows,
+    score_of_mixture,
     score_of_terms,
 )
 from consistentee.data.metrics import score
@@ -21,7 +21,7 @@ ROWS = 300
 
 
 def resampled_scores(metric, labels, predictions, resamples=1000):
-    return score_of_terms(metric, resampled_terms(metric, labels, predictions, resamples=resamples))
+    return score_of_terms(metric, resampled_terms(metric, labels, predictions, resamples=resamples)).T
 
 
 def rows_of(metric, seed=0):
@@ -38,18 +38,21 @@ def rows_of(metric, seed=0):
 def test_a_resample_scores_what_the_metric_scores_on_those_rows(metric, monkeypatch):
     labels, predictions = rows_of(metric)
     drawn = np.random.default_rng(1).integers(ROWS, size=(4, ROWS))
-    weights = np.stack([np.bincount(rows, minlength=ROWS) / ROWS for rows in drawn])
-    monkeypatch.setattr("benchmarks.analysis.statistics.row_weights", lambda *_: weights)
+    counts = np.stack([np.bincount(rows, minlength=ROWS) for rows in drawn])
+    monkeypatch.setattr("benchmarks.analysis.statistics.resample_counts", lambda *_: counts)
     found = resampled_scores(metric, labels, [predictions, predictions], len(drawn))
     expected = [score(metric, labels[rows], predictions[rows]) for rows in drawn]
     assert found == pytest.approx(np.stack([expected, expected], axis=1))
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
-def test_one_seed_gives_the_interval_over_rows(metric):
-    labels, predictions = rows_of(metric)
-    ours = interval_over_rows_and_seeds(metric, labels, [predictions])
-    assert ours == pytest.approx(score_interval(metric, labels, predictions), abs=0.02)
+def test_one_seed_gives_scipys_bootstrap_over_rows():
+    labels, predictions = rows_of("accuracy")
+    correct = (labels == predictions).astype(float)
+    theirs = bootstrap((correct,), np.mean, n_resamples=1000, method="percentile", rng=0).confidence_interval
+    assert score_interval("accuracy", labels, predictions) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert interval_over_rows_and_seeds("accuracy", labels, [predictions]) == score_interval(
+        "accuracy", labels, predictions
+    )
 
 
 def test_several_seeds_give_scipys_two_sample_bootstrap():
@@ -91,10 +94,13 @@ def test_scores_of_ranks_and_of_many_classes_are_resampled_one_by_one():
     assert low < score("spearman", labels, predictions) < high
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson"])
-def test_the_score_of_rows_is_the_metric(metric):
-    labels, predictions = rows_of(metric)
-    assert score_of_rows(metric, labels, predictions) == pytest.approx(score(metric, labels, predictions))
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "matthews", "pearson", "spearman"])
+def test_the_score_of_a_mixture_is_the_metric_of_the_weighted_sample(metric):
+    labels, first = rows_of("pearson" if metric == "spearman" else metric)
+    second = first[::-1]
+    both = np.concatenate([labels, labels]), np.concatenate([first, second]), np.repeat([0.3, 0.7], ROWS)
+    assert score_of_mixture(metric, labels, (first, second), 0.3) == pytest.approx(score(metric, *both))
+    assert score_of_mixture(metric, labels, (first, first)) == pytest.approx(score(metric, labels, first))
 
 
 def test_many_resamples_have_the_interval_of_few():

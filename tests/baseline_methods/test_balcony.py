@@ -6,8 +6,8 @@ from conftest import make_text_task, random_prompts
 from torch import nn
 
 from baselines.balcony import Balcony
-from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts
-from benchmarks.kinds.texts.selection import replay_points
+from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts
+from benchmarks.kinds.text_evaluation import replay_points
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.testing.reference import stock_tokens
 from consistentee.data.prompts import PromptSplit
@@ -46,7 +46,7 @@ def test_replays_are_of_the_decoder_that_writes(tiny_decoder):
     model = trained(tiny_decoder(), steps=0)
     prompts = Prompts(PromptSplit("test", PROMPTS, [" ba"] * len(PROMPTS)), [False] * len(PROMPTS))
     decoder = PromptDecoder(model, BALCONY, "key", max_new_tokens=NEW_TOKENS, batch_size=4, store=None)
-    points = replay_points(model, BALCONY, prompts, decoder.full(prompts))
+    points = replay_points(decoder, prompts)
     assert [(point.knob, point.average_layers) for point in points] == [(1.0, 2.0), (2.0, 3.0), (3.0, 4.0), (4.0, 4.0)]
     assert points[0].agreement < 1
     assert [point.agreement for point in points[2:]] == [1.0, 1.0]

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from baselines.swift import SWIFT, DraftedTexts, LayerSetSearch, sublayers_at
-from benchmarks.kinds.texts.decoding import from_tensors, to_tensors
+from benchmarks.kinds.prompt_decoder import from_tensors, to_tensors
 from benchmarks.measure.decoding_flops import DecodingFlops
 from consistentee.backbones.decoders import DecoderContext, DecoderStepper, LlamaStepper
 from consistentee.engine.generate import generate

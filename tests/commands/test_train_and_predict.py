@@ -3,13 +3,12 @@
 import dataclasses
 
 import pytest
-from consistentee.models.encoder.description import ModelDescription
 from small_suite import write_task
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from consistentee.models import classifiers
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import ModelDescription, MultiExitModel
 from consistentee.training.recipe import RecipeSettings, TokenRecipeSettings
 
 QUICK = ("--set", "epochs=1", "max_length=16", "max_rows=60")

@@ -13,16 +13,20 @@ from conftest import random_prompts
 from baselines.balcony import Balcony
 from baselines.layerskip import LayerSkip
 from baselines.references import TokenFull, TokenStatic
+from benchmarks.kinds import prompt_decoder
+from benchmarks.kinds.calibration_study import study_calibration
 from benchmarks.kinds.generation import Generation
-from benchmarks.kinds.texts import decoding as generation_decoding
-from benchmarks.kinds.texts.calibration_study import study_calibration
-from benchmarks.kinds.texts.decoded_test import read_references
-from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts, from_tensors, to_tensors
-from benchmarks.kinds.texts.findings import exit_histogram, layers_by_position, layers_trained_in
-from benchmarks.kinds.texts.selection import choose_points, mixed_points, replay_points, select_knobs
+from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts, from_tensors, to_tensors
+from benchmarks.kinds.text_evaluation import (
+    choose_points,
+    drafted_points,
+    exit_histogram,
+    layers_by_position,
+    read_references,
+    replay_points,
+)
 from benchmarks.measure.decoding_clock import stock_times
-from benchmarks.measure.reference_loss import record_references, reference_losses
-from benchmarks.measure.text_scores import score_generations
+from benchmarks.measure.text_scores import record_references, reference_losses, score_generations
 from benchmarks.run.timing import load_models
 from benchmarks.specs.generation import DecodingTimingSpec, Regrouped, StudySpec
 from benchmarks.specs.suites import expand, load_suite
@@ -38,7 +42,6 @@ from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.token_rows import encode_rows
-from consistentee.training.recipe import TokenRecipeSettings
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +66,6 @@ def equal(first: Generations, second: Generations) -> bool:
     )
 
 
-@pytest.mark.parametrize(("trains", "said"), [("exits", None), ("lora", "bfloat16"), ("all", "bfloat16")])
-def test_the_precision_is_noted_where_layers_were_trained(trains, said):
-    assert layers_trained_in(TokenRecipeSettings(trains=trains, precision="bfloat16")) == said
-
-
 def test_prompts_are_read_once_for_all_knobs(model, monkeypatch):
     read = []
     prefill = PromptBatch.prefill
@@ -87,12 +85,13 @@ def point(knob: float, layers: float, agreement: float) -> ReplayPoint:
     return ReplayPoint(knob=knob, average_layers=layers, agreement=agreement)
 
 
-def test_knobs_are_chosen_within_budgets_and_by_agreement():
+def test_knobs_are_chosen_within_budgets_and_by_agreement_and_around_the_budgets_of_mixtures():
     points = [point(0, 6, 0.3), point(1, 12, 0.5), point(2, 14, 0.5), point(3, 20, 0.91), point(4, 30, 1.0)]
     assert choose_points(points, (0.2, 0.33, 0.5, 0.8), 30) == {
         0: [Budget(layers_at_most=0.2), Budget(layers_at_most=0.33)],
         1: [HALF],  # as good as knob 2, and cheaper
         3: [Budget(layers_at_most=0.8), FAITHFUL],
+        4: [],  # beside 24 layers on the hull
     }
     assert choose_points(points[:2], (0.1,), 30) == {1: [FAITHFUL]}, "nothing agrees enough: the best that there is"
 
@@ -100,7 +99,7 @@ def test_knobs_are_chosen_within_budgets_and_by_agreement():
 def test_replay_is_what_each_exit_says_after_the_full_models_tokens(model):
     prompts = prompts_of()
     full = decoder_of(model).full(prompts)
-    points = {p.knob: p for p in replay_points(model, TokenStatic(), prompts, full)}
+    points = {p.knob: p for p in replay_points(decoder_of(model), prompts)}
     assert {knob: p.average_layers for knob, p in points.items()} == {k: k for k in (1.0, 2.0, 3.0, 4.0)}
     assert points[4.0].agreement == 1.0
     agreed = []
@@ -111,12 +110,6 @@ def test_replay_is_what_each_exit_says_after_the_full_models_tokens(model):
         places = range(len(prompt), len(prompt) + len(tokens) - 1)
         agreed += [bool(said[place] == row[0, place + 1]) for place in places]
     assert points[1.0].agreement == pytest.approx(np.mean(agreed))
-
-
-def test_the_neighbours_of_every_budget_are_decoded_too():
-    points = [point(0, 6, 0.3), point(1, 12, 0.6), point(2, 14, 0.5), point(3, 21, 0.9), point(4, 30, 1.0)]
-    assert mixed_points(points, 30) == {1, 3, 4}, "around 15, 20 and 24 layers"
-    assert mixed_points(points[:2], 30) == {1}, "beyond the hull, its end"
 
 
 def test_references_are_judged_where_the_rule_lets_them_leave(model):
@@ -150,13 +143,10 @@ def test_a_part_that_decodes_by_itself_reads_references_itself(tiny_decoder):
 
 
 def test_methods_that_draft_are_run_and_not_replayed(model):
-    selection = select_knobs(decoder_of(model, LayerSkip(draft_tokens=2)), prompts_of(), (0.5,))
-    assert [p.agreement for p in selection.points] == [1.0] * 4
-    drafting = selection.points[0]
+    points = drafted_points(decoder_of(model, LayerSkip(draft_tokens=2)), prompts_of())
+    assert [p.agreement for p in points] == [1.0] * 4
     written = LayerSkip(draft_tokens=2).generate(model, prompts_of().texts, 1.0, max_new_tokens=6, batch_size=4)
-    assert drafting.average_layers == written.average_layers
-    chosen = min(selection.points, key=lambda p: p.average_layers)
-    assert selection.default_knob == chosen.knob
+    assert points[0].average_layers == written.average_layers
 
 
 # ---------------------------------------------------------------------------------------------- kept texts
@@ -198,7 +188,7 @@ def test_texts_are_decoded_once_for_what_they_depend_on(model, tmp_path: Path, m
 def test_full_texts_are_shared_by_methods_on_one_backbone(model, tmp_path: Path, monkeypatch):
     prompts = prompts_of()
     full = decoder_of(model, store=tmp_path).full(prompts)
-    monkeypatch.setattr(generation_decoding, "generate", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(prompt_decoder, "generate", lambda *_, **__: pytest.fail("decoded again"))
     assert equal(decoder_of(model, TokenFull(), store=tmp_path).full(prompts), full)
 
 

@@ -102,20 +102,6 @@ def test_what_is_read_at_one_place_alone_is_counted(model, flops):
     assert flops.decoding(written, ReadsInTheMiddle(), "propagate") == flops.full_decoding(written) + reading
 
 
-def test_rule_that_reads_less_at_some_steps_is_counted_step_by_step(model, flops):
-    class LateReader(ThresholdRule):
-        def should_exit(self, view, state):
-            if view.step < 3:
-                return torch.zeros(view.rows, dtype=torch.bool)
-            return super().should_exit(view, state)
-
-    rule = LateReader(margin, 2.0, "above")  # no margin is above 2
-    written = generate(model, random_prompts(1, seed=3), rule, max_new_tokens=6)
-    extra = flops.decoding(written, rule, "propagate") - flops.full_decoding(written)
-    steps_that_read = max(len(written.tokens[0]) - 3, 0)
-    assert extra == steps_that_read * sum(exit_formula(model, layer) for layer in (1, 2, 3))
-
-
 def test_drafts_cost_all_layers_whether_accepted_or_not(model, flops):
     written = generate_speculatively(model, random_prompts(2, seed=4), draft_layer=2, max_new_tokens=6)
     read = sum(written.drafted) + sum(written.passes)

@@ -31,11 +31,7 @@ class Recorder:
 @given(st.integers(0, 10), st.integers(1, 8), st.lists(st.integers(1, 64), min_size=1, max_size=3, unique=True))
 def test_every_round_holds_every_contender_once(round_number, contenders, sizes):
     passes = passes_of_round(round_number, contenders, sizes)
-    assert sorted((p.batch_size, p.contender) for p in passes) == sorted(itertools.product(sizes, range(contenders)))
-
-
-def test_order_rotates():
-    assert [[p.contender for p in passes_of_round(r, 3, [1])] for r in range(3)] == [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
+    assert sorted(passes) == sorted(itertools.product(sizes, range(contenders)))
 
 
 def test_rows_keep_their_order_and_warm_up_is_not_timed():
@@ -52,15 +48,6 @@ def test_rows_keep_their_order_and_warm_up_is_not_timed():
     assert gc.isenabled()
     assert [name for name, _, _ in calls] == ["a"] * 4 + ["b"] * 8 + ["a"] * 8 + ["b"] * 4
     assert taken == [{2: [[2, 2, 1]] * 3}] * 2
-
-
-def test_rounds_are_interleaved_over_batch_sizes_and_contenders():
-    calls: list[tuple[str, list[int], bool]] = []
-    protocol = TimingSpec(rounds=3, batch_sizes=(1, 2), warmup_batches=0)
-    time_contenders([Recorder("a", calls), Recorder("b", calls)], ROWS[:3], protocol)
-    a_round = [("a", 1)] * 3 + [("b", 1)] * 3 + [("a", 2), ("a", 1), ("b", 2), ("b", 1)]
-    assert [(name, len(rows)) for name, rows, _ in calls[:10]] == a_round
-    assert calls[10][0] == "b", "the order rotates"
 
 
 def test_a_contender_may_have_few_batch_sizes_and_every_size_few_batches():

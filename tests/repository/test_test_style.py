@@ -36,17 +36,3 @@ def private_names(source: str) -> list[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_test_reaches_for_a_private_name(path):
     assert private_names(path.read_text(encoding="utf-8")) == []
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "from consistentee.files import _write",
-        "files._write(1)",
-        "model.part._inner = 3",
-        "monkeypatch.setattr(files, '_write', None)",
-        "monkeypatch.setattr('consistentee.files._write', None)",
-    ],
-)
-def test_the_check_can_fail(source):
-    assert len(private_names(source)) == 1

@@ -1,31 +1,26 @@
-"""Tasks: their YAMLs, the readers' messages about faulty rows, labels, cut splits, sources."""
+"""Tasks with labels: their YAMLs, labels, cut splits, sources."""
 
-import csv
-import io
 import json
 import os
 import socket
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import yaml
 from hypothesis import given, strategies as st
+from task_files import LABELS, balanced, table, write_task
 
 from benchmarks import list_tasks, load_task
 from benchmarks.tasks import loader
-from benchmarks.tasks.loader import rows_of_dataset, task_kind, task_shipment
-from benchmarks.tasks.readers import read_file
-from benchmarks.tasks.specs import Cut, Files, Hub, MetricName
+from benchmarks.tasks.loader import task_kind
+from benchmarks.tasks.specs import Cut, MetricName
 from benchmarks.tasks.splits import shares
-from consistentee.backbones.wheels import is_fetched
 from consistentee.data.metrics import METRICS
+from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
-
-PLAIN = {"format": "tsv", "train": "train.tsv", "text": "text", "label": "label"}
 
 
 @pytest.fixture(autouse=True)
@@ -33,24 +28,6 @@ def no_data_directory(monkeypatch, tmp_path, request):
     if "real" not in request.keywords:
         monkeypatch.delenv("CONSISTENTEE_DATA", raising=False)
         monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
-
-
-def write_task(folder: Path, contents: dict[str, str], files: dict | None = None, **keys) -> Path:
-    """Write a task's YAML and its files; ``contents`` by file name."""
-    for name, content in contents.items():
-        (folder / name).write_bytes(content.encode())
-    spec = {"schema_version": 1, "name": "mine", "version": 1, "description": "mine", "metrics": ["accuracy"]}
-    path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump({**spec, "files": {**PLAIN, **(files or {})}, **keys}))
-    return path
-
-
-def table(rows, header="text\tlabel"):
-    return "\n".join([header, *("\t".join(row) for row in rows)]) + "\n"
-
-
-def balanced(rows: int, classes: int = 2) -> str:
-    return table([(f"text {i}", f"c{i % classes}") for i in range(rows)])
 
 
 # ---------------------------------------------------------------------------------------------- the YAML files
@@ -91,8 +68,8 @@ def test_unknown_task_gets_the_nearest_known_ones():
         ({"metrics": ["f1"]}, "f1 needs two labels"),
         ({"target": "sign"}, "target sign needs two labels"),
         ({"labels": ["a", "b"], "label_values": {"0": "c"}}, "label_values names classes that labels lacks: c"),
-        ({"files": {**PLAIN, "text": 1}}, "columns must be names"),
-        ({"files": {**PLAIN, "text": ["a", "b", "c"]}}, "a list of two"),
+        ({"files": {**LABELS, "text": 1}}, "columns must be names"),
+        ({"files": {**LABELS, "text": ["a", "b", "c"]}}, "a list of two"),
         ({"name": "../mine"}, "name: string should match"),
         ({"validation": {"fraction": 2, "at_most": 1, "seed": 0}}, "validation.fraction"),
     ],
@@ -109,70 +86,7 @@ def test_a_file_that_is_absent_is_named(tmp_path):
         load_task(tmp_path / "absent.yaml")
 
 
-# -------------------------------------------------------------------------------------------------- faulty rows
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (table([("a", "x"), ("b",)]), r"train\.tsv:3: 1 cell, but the first line has 2"),
-        (table([("a", "x"), ("b", "y", "z")]), r"train\.tsv:3: 3 cells, but the first line has 2"),
-        (table([("a", "x"), ("b", " ")]), r"train\.tsv:3: missing label in column 'label'"),
-        (table([("  ", "x")]), r"train\.tsv:2: empty text in column 'text'"),
-        (table([("a", "x"), ("b", "x")]), "train has a single label, 'x'"),
-        (
-            table([("a", "x")], header="sentence\tlabel"),
-            r"train\.tsv:1: no column 'text'; the header has sentence, label",
-        ),
-        (table([("a", "x")], header="text\ttext\tlabel"), r"train\.tsv:1: more than one column 'text'"),
-        ("text\tlabel\n", r"train\.tsv holds no rows"),
-        ("", r"train\.tsv holds no rows"),
-        ("\n", r"train\.tsv holds no rows"),
-    ],
-)
-def test_faulty_row_is_named_by_file_and_line(tmp_path, content, message):
-    with pytest.raises(UserError, match=message):
-        load_task(write_task(tmp_path, {"train.tsv": content}))
-
-
-def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path):
-    path = write_task(tmp_path, {})
-    (tmp_path / "train.tsv").write_bytes(b"text\tlabel\na\tx\ncaf\xe9\ty\n")
-    with pytest.raises(UserError, match=r"train\.tsv:3: not UTF-8"):
-        load_task(path)
-
-
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ('"two\nlines"\tx\nb\n', r"train\.tsv:4: 1 cell, but the first line has 2"),
-        ('a\tx\n"never closed\ty\n', r"train\.tsv:3: malformed row"),
-        ("a\tx\n\tb\n", r"train\.tsv:3: empty text"),
-    ],
-)
-def test_faulty_row_of_quoted_cells_is_named_by_its_first_line(tmp_path, rows, message):
-    with pytest.raises(UserError, match=message):
-        load_task(write_task(tmp_path, {"train.tsv": "text\tlabel\n" + rows}, {"quoting": "csv"}))
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "2: not JSON"),
-        ("[1]", "2: a row must be a JSON object"),
-        ('{"label": "x"}', "2: no text in column 'text'"),
-        ('{"text": 3, "label": "x"}', "2: column 'text' must hold text, got 3"),
-        ('{"text": "a"}', "2: missing label"),
-        ('{"text": "a", "label": null}', "2: missing label"),
-        ('{"text": "a", "label": ["x"]}', "2: the label in column 'label' must be a text or a number"),
-        ("", "2: not JSON"),
-    ],
-)
-def test_faulty_json_line_is_named(tmp_path, line, message):
-    content = f'{{"text": "a", "label": "x"}}\n{line}\n{{"text": "b", "label": "y"}}\n'
-    path = write_task(tmp_path, {"train.jsonl": content}, {"format": "jsonl", "train": "train.jsonl"})
-    with pytest.raises(UserError, match=r"train\.jsonl:" + message):
-        load_task(path)
+# ------------------------------------------------------------------------------------------------ labels
 
 
 @pytest.mark.parametrize("label", ["high", "nan", "inf"])
@@ -192,53 +106,15 @@ def test_label_that_train_lacks_is_named(tmp_path, labels):
         load_task(write_task(tmp_path, contents, files, **keys))
 
 
+def test_a_single_label_is_refused(tmp_path):
+    with pytest.raises(UserError, match="train has a single label, 'x'"):
+        load_task(write_task(tmp_path, {"train.tsv": table([("a", "x"), ("b", "x")])}))
+
+
 def test_label_outside_the_yaml_is_named(tmp_path):
     path = write_task(tmp_path, {"train.tsv": balanced(10, classes=3)}, labels=["c0", "c1"])
     with pytest.raises(UserError, match=r"train\.tsv:4: label 'c2' is not one of the labels of task 'mine' \(c0, c1\)"):
         load_task(path)
-
-
-# ------------------------------------------------------------------------------------------------ what is read
-
-CELL = st.text(st.characters(blacklist_characters="\t\n\r", blacklist_categories=["Cs"]), min_size=1).filter(str.strip)
-
-
-@given(texts=st.lists(CELL, min_size=1, max_size=8), line_end=st.sampled_from(["\n", "\r\n"]))
-def test_plain_tsv_round_trip(tmp_path_factory, texts, line_end):
-    path = tmp_path_factory.mktemp("rows") / "train.tsv"
-    path.write_bytes(line_end.join(["text\tlabel", *(f"{text}\tx" for text in texts), ""]).encode())
-    rows = read_file(path, Files(**PLAIN))
-    assert [row.text for row in rows] == texts
-    assert [row.place for row in rows] == [f"{path}:{line}" for line in range(2, len(texts) + 2)]
-
-
-QUOTED_CELL = st.text(st.characters(blacklist_categories=["Cs", "Cc"]) | st.sampled_from('\t\n",'), min_size=1)
-
-
-@given(texts=st.lists(QUOTED_CELL.filter(str.strip), min_size=1, max_size=8), kind=st.sampled_from(["tsv", "csv"]))
-def test_quoted_round_trip(tmp_path_factory, texts, kind):
-    path = tmp_path_factory.mktemp("rows") / f"train.{kind}"
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, delimiter="\t" if kind == "tsv" else ",")
-    writer.writerows([("text", "label"), *((text, "x") for text in texts)])
-    path.write_bytes(buffer.getvalue().encode())
-    rows = read_file(path, Files(**{**PLAIN, "format": kind, "quoting": "csv"}))
-    assert [row.text for row in rows] == texts
-
-
-def test_quotes_marks_and_odd_separators_belong_to_plain_text(tmp_path):
-    content = '\ufefftext\tlabel\n" unbalanced\tx\na\u2028b\x85c\x0bd\ty\n'
-    (tmp_path / "train.tsv").write_bytes(content.encode())
-    rows = read_file(tmp_path / "train.tsv", Files(**PLAIN))
-    assert [row.text for row in rows] == ['" unbalanced', "a\u2028b\x85c\x0bd"]
-
-
-def test_pairs_without_header_by_column_number(tmp_path):
-    rows = [(str(i), f"c{i % 2}", f"first {i}", f"second {i}") for i in range(20)]
-    content = "\n".join("\t".join(row) for row in rows)
-    task = load_task(write_task(tmp_path, {"train.tsv": content}, {"header": False, "text": [3, 4], "label": 2}))
-    assert task.label_names == ("c0", "c1")
-    assert all(first.startswith("first") and second.startswith("second") for first, second in task.train.texts)
 
 
 def test_jsonl_with_numeric_labels(tmp_path):
@@ -354,58 +230,7 @@ def test_package_source(tmp_path, monkeypatch):
         load_task("movie-snippets")
 
 
-HUB = Hub(path="someone/pairs", config="easy", train="train", test="validation", text=["a", "b"], label="label")
-
-
-def hub_dataset(labels=(1, 0, 1, 0)):
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features(
-        {
-            "a": datasets.Value("string"),
-            "b": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=["no", "yes"]),
-        }
-    )
-    rows = {"a": [f"a{i}" for i in range(4)], "b": [f"b{i}" for i in range(4)], "label": list(labels)}
-    part = datasets.Dataset.from_dict(rows, features=features)
-    return datasets.DatasetDict({"train": part, "validation": part, "secret": part})
-
-
-def test_hub_dataset_becomes_rows_with_class_names():
-    rows = rows_of_dataset(hub_dataset(), HUB, "hub")
-    assert list(rows) == ["train", "test"]
-    assert [(row.place, row.text, row.label) for row in rows["test"]][:2] == [
-        ("hub validation:1", ("a0", "b0"), "yes"),
-        ("hub validation:2", ("a1", "b1"), "no"),
-    ]
-
-
-def test_hub_dataset_with_missing_parts():
-    with pytest.raises(UserError, match="hub has no split 'other'; it has train, validation, secret"):
-        rows_of_dataset(hub_dataset(), HUB.model_copy(update={"test": "other"}), "hub")
-    with pytest.raises(UserError, match="hub train has no column 'c'"):
-        rows_of_dataset(hub_dataset(), HUB.model_copy(update={"text": "c"}), "hub")
-    with pytest.raises(UserError, match="hub train:3: missing label"):
-        rows_of_dataset(hub_dataset((1, 0, -1, 0)), HUB, "hub")
-
-
-def test_hub_dataset_is_kept_for_later_calls(monkeypatch, tmp_path):
-    downloads = []
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
-    monkeypatch.setattr("datasets.load_dataset", lambda *names: downloads.append(names) or hub_dataset())
-    spec = {"schema_version": 1, "name": "mine", "version": 1, "description": "mine", "metrics": ["accuracy"]}
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({**spec, "hub": {**HUB.model_dump(exclude_none=True), "validation": "secret"}}))
-    first = load_task(path)
-    assert load_task(path).fingerprint() == first.fingerprint()
-    assert downloads == [("someone/pairs", "easy")]
-    for file in (tmp_path / "cache" / "datasets" / "someone--pairs--easy").rglob("*.json"):
-        file.write_text("{")
-    with pytest.raises(UserError, match="someone--pairs--easy is damaged"):
-        load_task(path)
-
-
-@pytest.mark.slow  # the libraries of the hub take seconds to import; test_text_tasks.py: what is said
+@pytest.mark.slow  # the libraries of the hub take seconds to import; test_text_tasks.py: the message
 def test_unreachable_hub_fails_within_seconds(tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -431,60 +256,53 @@ print(time.perf_counter() - start)
 
 # ------------------------------------------------------------------------------------------------ real data
 
-REAL = {  # train (before the cut), test, classes
-    "cola": (8551, 1043, 2),
-    "sst2": (67349, 872, 2),
-    "mrpc": (3668, 408, 2),
-    "rte": (2490, 277, 2),
-    "stsb": (5749, 1500, 0),
-    "wnli": (635, 71, 2),
-    "qnli": (9999, 5463, 2),
-    "qqp": (11948, 7599, 2),
-    "mnli": (12925, 7468, 3),
-    "mnli-mm": (12925, 999, 3),
-    "mcid": (1220, 349, 16),
-    "stackoverflow": (18000, 1000, 20),
+REAL = {  # train (before the cut), test
+    "cola": (8551, 1043),
+    "sst2": (67349, 872),
+    "mrpc": (3668, 408),
+    "rte": (2490, 277),
+    "stsb": (5749, 1500),
+    "wnli": (635, 71),
+    "qnli": (9999, 5463),
+    "qqp": (11948, 7599),
+    "mnli": (12925, 7468),
+    "mnli-mm": (12925, 999),
+    "mcid": (1220, 349),
+    "stackoverflow": (18000, 1000),
+    "movie-snippets": (8568, 2000),
+    "alpaca": (8303, 922),
+    "dolly": (2396, 599),
+    "cnn-dm": (492, 500),
+    "xsum": (500, 500),
+    "nyt-continuation": (3259, 500),
+}
+LABELS_OF_TEST = {
+    "cola": {0: 322, 1: 721},
+    "mrpc": {0: 129, 1: 279},
+    "qqp": {0: 4871, 1: 2728},
+    "rte": {0: 146, 1: 131},
+    "mnli": {0: 2680, 1: 2353, 2: 2435},
+}
+SAID = {
+    "mcid": "5 validation texts also occur in train. 15 test texts also occur in train.",
+    "alpaca": "Rows without a response are dropped (4 of 9229 in train).",
+    "nyt-continuation": "(1431 of 5190 in train)",
 }
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("name", REAL)
 def test_real_files(name):
-    spec, _ = loader.spec_of(name)
-    data = os.environ.get("CONSISTENTEE_DATA")
-    if data is None or not (Path(data) / spec.files.folder).is_dir():
-        pytest.skip(f"CONSISTENTEE_DATA has no {spec.files.folder}")
-    task = load_task(name)
-    train, test, classes = REAL[name]
-    cut = 0 if spec.files.validation else len(task.validation)
-    assert len(task.train) + cut == train
-    assert len(task.test) == test
-    assert len(task.label_names) == classes
-    assert cut in (0, min(1000, round(train / 10)))
-    if classes:
-        assert len(set(task.test.labels)) == classes
-
-
-@pytest.mark.real
-def test_real_label_counts():
-    if not os.environ.get("CONSISTENTEE_DATA"):
-        pytest.skip("CONSISTENTEE_DATA is not set")
-    counts = {name: Counter(load_task(name).test.labels) for name in ("cola", "mrpc", "qqp", "rte", "mnli", "mcid")}
-    assert counts["cola"] == {0: 322, 1: 721}
-    assert counts["mrpc"] == {0: 129, 1: 279}
-    assert counts["qqp"] == {0: 4871, 1: 2728}
-    assert counts["rte"] == {0: 146, 1: 131}
-    assert counts["mnli"] == {0: 2680, 1: 2353, 2: 2435}
-    assert set(counts["mcid"].values()) == {21, 22}
-    assert "5 validation texts also occur in train. 15 test texts also occur in train." in load_task("mcid").notes
-
-
-@pytest.mark.real
-def test_real_movie_snippets():
     try:
-        task = load_task("movie-snippets")
+        task = load_task(name)
     except UserError as error:
         pytest.skip(str(error))
-    assert is_fetched(task_shipment("movie-snippets"))
-    assert (len(task.train), len(task.validation), len(task.test)) == (7711, 857, 2000)
-    assert task.label_names == ("negative", "positive")
+    own_validation = loader.spec_of(name)[0].files.validation is not None
+    assert (len(task.train) + (0 if own_validation else len(task.validation)), len(task.test)) == REAL[name]
+    assert SAID.get(name, "") in task.notes
+    if name in LABELS_OF_TEST:
+        assert Counter(task.test.labels) == LABELS_OF_TEST[name]
+    elif isinstance(task, TextTask):
+        fitting, cut = task.test.cut(str.split, 60, task.keep)
+        assert any(cut) == any(len(prompt.split()) > 60 for prompt in task.test.prompts)
+        assert max(len(prompt.split()) for prompt in fitting.prompts) <= 60

@@ -1,7 +1,5 @@
-"""Text tasks: their YAMLs, templates, readers' messages about faulty rows, dropped rows, cut splits, sources."""
+"""Text tasks: their YAMLs, templates, dropped rows, cut splits, sources."""
 
-import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
@@ -10,29 +8,25 @@ import pytest
 import yaml
 from documents import ROOT
 from hypothesis import given, strategies as st
+from task_files import TEXTS, balanced, lines, questions, write_task, write_text_task
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.commands.inventory import fetch_by_name, inventories
+from benchmarks.commands.inventory import fetch_by_name
 from benchmarks.tasks import loader
 from benchmarks.tasks.check import check_task
 from benchmarks.tasks.loader import (
     load_classification_task,
     load_task,
     load_text_task,
-    rows_of_dataset,
-    task_kind,
     task_shipment,
 )
-from benchmarks.tasks.readers import read_file
 from benchmarks.tasks.rows import Template
-from benchmarks.tasks.specs import TaskSpec, TextFiles, TextHub, TextMetricName, TextTaskSpec
+from benchmarks.tasks.specs import TaskSpec, TextFiles, TextMetricName, TextTaskSpec
 from consistentee.backbones.hub import HubUnreachableError
 from consistentee.data.metrics import TEXT_METRICS
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError
-
-PLAIN = {"format": "jsonl", "train": "train.jsonl", "fields": {"question": "q"}, "response": "a"}
 
 
 @pytest.fixture(autouse=True)
@@ -40,25 +34,6 @@ def no_data_directory(monkeypatch, tmp_path, request):
     if "real" not in request.keywords:
         monkeypatch.delenv("CONSISTENTEE_DATA", raising=False)
         monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
-
-
-def write_task(folder: Path, contents: dict[str, str], files: dict | None = None, **keys) -> Path:
-    """Write a text task's YAML and its files; ``contents`` by file name."""
-    for name, content in contents.items():
-        (folder / name).write_bytes(content.encode())
-    spec = {"schema_version": 1, "kind": "text", "name": "mine", "version": 1, "description": "mine"}
-    spec |= {"metrics": ["rougeL"], "template": "Q: {question}\nA:", "files": {**PLAIN, **(files or {})}}
-    path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump({**spec, **keys}))
-    return path
-
-
-def lines(rows) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def questions(count: int, prefix: str = "q") -> str:
-    return lines({"q": f"{prefix}{i}", "a": f"a{i}"} for i in range(count))
 
 
 # ---------------------------------------------------------------------------------------------- templates
@@ -106,10 +81,6 @@ def test_whatever_stands_around_a_field_stays(before, value, after):
 # ---------------------------------------------------------------------------------------------- the YAML files
 
 
-def test_metrics_are_those_of_the_library():
-    assert set(get_args(TextMetricName)) == set(TEXT_METRICS)
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -124,104 +95,38 @@ def test_metrics_are_those_of_the_library():
         ({"max_new_tokens": 0}, "max_new_tokens: input should be greater than or equal to 1"),
         ({"continuation": {"minimum_words": 12}}, "give response, the column of the answer, or continuation"),
         ({"files": None}, "give files or hub"),
-        ({"files": {**PLAIN, "response": None}}, "give response, the column of the answer, or continuation"),
-        ({"files": {**PLAIN, "fields": {"question": 1}}}, "columns must be names"),
-        ({"files": {**PLAIN, "unwrap": {"article": ["", ""]}}}, "unwrap names what is no field: article"),
-        ({"files": {**PLAIN, "format": "json", "header": False}}, "do not apply to format json"),
+        ({"files": {**TEXTS, "response": None}}, "give response, the column of the answer, or continuation"),
+        ({"files": {**TEXTS, "fields": {"question": 1}}}, "columns must be names"),
+        ({"files": {**TEXTS, "unwrap": {"article": ["", ""]}}}, "unwrap names what is no field: article"),
+        ({"files": {**TEXTS, "format": "json", "header": False}}, "do not apply to format json"),
     ],
 )
 def test_faulty_yaml_names_file_and_key(tmp_path, keys, message):
-    path = write_task(tmp_path, {})
+    path = write_text_task(tmp_path, {})
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **keys}))
     with pytest.raises(UserError, match=message):
         load_task(path)
 
 
 def test_the_kind_that_is_asked_for_is_checked(tmp_path):
-    path = write_task(tmp_path, {"train.jsonl": questions(40)})
+    path = write_text_task(tmp_path, {"train.jsonl": questions(40)})
     assert isinstance(load_text_task(path), TextTask)
     with pytest.raises(UserError, match="'mine' asks for texts, not for labels"):
         load_classification_task(path)
-    (tmp_path / "train.tsv").write_text("text\tlabel\n" + "".join(f"t{i}\tc{i % 2}\n" for i in range(40)))
-    files = {"format": "tsv", "train": "train.tsv", "text": "text", "label": "label"}
-    spec = {"schema_version": 1, "name": "other", "version": 1, "description": "x", "metrics": ["accuracy"]}
-    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**spec, "files": files}))
-    with pytest.raises(UserError, match="'other' asks for labels, not for texts"):
-        load_text_task(tmp_path / "other.yaml")
-    assert len(load_classification_task(tmp_path / "other.yaml").test) == 8
-
-
-def test_the_kind_is_known_before_any_row_is_fetched(tmp_path, monkeypatch):
-    monkeypatch.delenv("CONSISTENTEE_DATA", raising=False)
-    with pytest.raises(UserError, match="'mcid' asks for labels, not for texts"):
-        load_text_task("mcid")
-    with pytest.raises(UserError, match="'alpaca' asks for texts, not for labels"):
-        load_classification_task("alpaca", tmp_path)
+    (tmp_path / "other").mkdir()
+    other = write_task(tmp_path / "other", {"train.tsv": balanced(40)})
+    with pytest.raises(UserError, match="'mine' asks for labels, not for texts"):
+        load_text_task(other)
+    assert len(load_classification_task(other).test) == 8
 
 
 # ------------------------------------------------------------------------------------------------ rows
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", "2: not JSON"),
-        ("[1]", "2: a row must be a JSON object"),
-        ('{"a": "x"}', "2: no column 'q'; it has a"),
-        ('{"q": "x"}', "2: no column 'a'; it has q"),
-        ('{"q": ["x"], "a": "y"}', "2: column 'q' must hold text, got"),
-        ('{"q": "x", "a": true}', "2: column 'a' must hold text, got True"),
-    ],
-)
-def test_faulty_json_line_is_named(tmp_path, line, message):
-    path = write_task(tmp_path, {"train.jsonl": questions(1) + line + "\n" + questions(1)})
-    with pytest.raises(UserError, match=r"train\.jsonl:" + message):
-        load_task(path)
-
-
-JSON_FILES = {**PLAIN, "format": "json", "train": "train.json"}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"q": "x"}', "1: not a JSON list"),
-        ('[\n{"q": "x", "a": "y"},\n7]', "3: a row must be a JSON object"),
-        ('[\n{"q": "x", "a": "y"},\n\n{"q": "x",\n "a": ["y"]}\n]', "4: column 'a' must hold text"),
-        ('[\n{"q": "x", "a": "y"}\n{"q": "x", "a": "y"}]', "3: not JSON .neither a comma nor the end"),
-        ('[\n{"q": "x", "a": "y"},\n{"q": "x", ]', "3: not JSON"),
-        ('[\n{"q": "x", "a": "y"},\n]', "3: not JSON"),
-        ('[\n{"q": "x", "a": "y"}', "2: not JSON"),
-        ('[\n{"q": "x", "a": "y"}]\n]', "3: not JSON .there is more"),
-        ("[ ]", "? ?holds no rows"),
-        ("", "? ?holds no rows"),
-    ],
-)
-def test_faulty_row_of_a_json_list_is_named(tmp_path, content, message):
-    path = write_task(tmp_path, {"train.json": content}, JSON_FILES)
-    with pytest.raises(UserError, match=r"train\.json:?" + message):
-        load_task(path)
-
-
-CELL = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
-
-
-@given(rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6), indent=st.sampled_from([None, 1, "\t"]))
-def test_json_list_round_trip(tmp_path_factory, rows, indent):
-    path = tmp_path_factory.mktemp("rows") / "train.json"
-    objects = [{"q": question, "a": answer, "more": [{"deep": "]}"}]} for question, answer in rows]
-    text = json.dumps(objects, indent=indent)
-    path.write_bytes(text.encode())
-    read = read_file(path, TextFiles(**JSON_FILES))
-    assert [(row.fields["question"], row.response) for row in read] == rows
-    opening = [number for number, line in enumerate(text.split("\n"), start=1) if line in (" {", "\t{")]
-    assert [row.place for row in read] == [f"{path}:{line}" for line in opening or [1] * len(rows)]
-
-
 def test_prompts_and_references(tmp_path):
     rows = [{"q": f" q{i}\n", "a": i if i % 2 else f" a{i} "} for i in range(40)]
     files = {"train.jsonl": lines(rows), "test.jsonl": lines(rows[:3])}
-    path = write_task(tmp_path, files, {"test": "test.jsonl"}, separator="\n", keep="end", max_prompt_tokens=9)
+    path = write_text_task(tmp_path, files, {"test": "test.jsonl"}, separator="\n", keep="end", max_prompt_tokens=9)
     task = load_text_task(path)
     assert task.test.prompts == ["Q: q0\nA:", "Q: q1\nA:", "Q: q2\nA:"]
     assert task.test.references == ["\na0", "\n1", "\na2"]
@@ -234,7 +139,7 @@ def test_a_row_gets_the_first_template_whose_fields_it_has(tmp_path):
     rows = [{"q": f"q{i}", "page": [None, "", "text"][i % 3], "a": "x"} for i in range(30)]
     keys = {"template": ["{page}\n{question}", "{question}"], "cut_field": "page"}
     files = {"fields": {"question": "q", "page": "page"}}
-    task = load_text_task(write_task(tmp_path, {"train.jsonl": lines(rows)}, files, **keys))
+    task = load_text_task(write_text_task(tmp_path, {"train.jsonl": lines(rows)}, files, **keys))
     for prompt in (*task.train.prompts, *task.test.prompts):
         has_page = int(str(prompt).rpartition("q")[2]) % 3 == 2
         assert prompt.startswith("text\n") == has_page
@@ -245,7 +150,9 @@ def test_a_row_gets_the_first_template_whose_fields_it_has(tmp_path):
 def test_rows_that_lack_a_part_are_dropped_and_counted(tmp_path):
     rows = [{"q": f"q{i}", "a": "x"} for i in range(40)]
     rows += [{"q": "q", "a": ""}, {"q": "q", "a": None}, {"q": " ", "a": "x"}]
-    path = write_task(tmp_path, {"train.jsonl": lines(rows)}, complete_rows={"train": 43}, subset_notes="Never said.")
+    path = write_text_task(
+        tmp_path, {"train.jsonl": lines(rows)}, complete_rows={"train": 43}, subset_notes="Never said."
+    )
     task = load_text_task(path)
     assert len(task.train) + len(task.validation) + len(task.test) == 40
     assert task.notes == (
@@ -254,42 +161,10 @@ def test_rows_that_lack_a_part_are_dropped_and_counted(tmp_path):
         "Test: 8 rows cut from train (seed 1). Validation: 3 rows cut from train (seed 0)."
     )
     with pytest.raises(UserError, match=r"'mine': no row of train is left\. Rows without a response are dropped"):
-        load_task(write_task(tmp_path, {"train.jsonl": lines(rows[-3:-1])}))
-
-
-def test_tsv_without_header_and_quoted_csv(tmp_path):
-    files = {"format": "tsv", "header": False, "train": "train.tsv", "fields": {"question": 2}, "response": 1}
-    content = "".join(f"a{i}\tq{i}\n" for i in range(20))
-    assert "Q: q0\nA:" in load_text_task(write_task(tmp_path, {"train.tsv": content}, files)).train.prompts
-    files = {"format": "csv", "train": "train.csv"}
-    content = "q,a\n" + "".join(f'"q{i}, indeed","two\nlines {i}"\n' for i in range(20))
-    task = load_text_task(write_task(tmp_path, {"train.csv": content}, files))
-    assert " two\nlines 0" in task.train.references
-    with pytest.raises(UserError, match=r"train\.csv:4: 1 cell, but the first line has 2"):
-        load_task(write_task(tmp_path, {"train.csv": 'q,a\nx,"two\nlines"\ny\n'}, files))
-    with pytest.raises(UserError, match=r"train\.csv:1: no column 'a'; the header has q, b"):
-        load_task(write_task(tmp_path, {"train.csv": "q,b\nx,y\n"}, files))
+        load_task(write_text_task(tmp_path, {"train.jsonl": lines(rows[-3:-1])}))
 
 
 # ------------------------------------------------------------------------------------------------ the project's own
-
-
-def test_alpaca_layout(tmp_path):
-    rows = [{"instruction": f"Name {i}.", "input": ["", "here"][i % 2], "output": f"It is {i}."} for i in range(40)]
-    (tmp_path / "alpaca").mkdir()
-    (tmp_path / "alpaca" / "alpaca_data.json").write_text(json.dumps(rows, indent=1))
-    task = load_text_task("alpaca", tmp_path)
-    answers = dict(zip(task.train.prompts, task.train.references, strict=True))
-    without = (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-        "\n\n### Instruction:\nName 0.\n\n### Response:"
-    )
-    assert answers[without] == "\nIt is 0."
-    with_input = next(prompt for prompt in task.train.prompts if "paired with an input" in prompt)
-    assert with_input.body == "here"
-    assert with_input.before.endswith(".\n\n### Input:\n")
-    assert with_input.after == "\n\n### Response:"
-    assert "Train is a subset: 40 of 52002 rows." in task.notes
 
 
 def xsum_row(number: int) -> dict[str, object]:
@@ -357,38 +232,7 @@ def test_everything_that_was_tried_is_listed(tmp_path, monkeypatch):
     )
 
 
-HUB = TextHub(path="someone/news", test="test", fields={"article": "document"}, response="summary")
-
-
-def hub_dataset(**columns):
-    datasets = pytest.importorskip("datasets")
-    rows = {"document": ["d0", "d1", ""], "summary": ["s0", None, "s2"], "id": ["0", "1", "2"], **columns}
-    part = datasets.Dataset.from_dict(rows)
-    return datasets.DatasetDict({"train": part, "test": part})
-
-
-def test_hub_dataset_becomes_rows():
-    rows = rows_of_dataset(hub_dataset(), HUB, "hub")
-    assert list(rows) == ["train", "test"]
-    assert [(row.place, row.fields, row.response) for row in rows["test"]] == [
-        ("hub test:1", {"article": "d0"}, "s0"),
-        ("hub test:2", {"article": "d1"}, ""),
-        ("hub test:3", {"article": ""}, "s2"),
-    ]
-    with pytest.raises(UserError, match="hub train has no column 'body'; it has document, summary, id"):
-        rows_of_dataset(hub_dataset(), HUB.model_copy(update={"fields": {"article": "body"}}), "hub")
-    with pytest.raises(UserError, match=r"hub train:1: column 'document' must hold text, got \['d'\]"):
-        rows_of_dataset(hub_dataset(document=[["d"]] * 3), HUB, "hub")
-
-
 # ------------------------------------------------------------------------------------------------ the commands
-
-
-def test_list_shows_the_kind():
-    (table,) = inventories("tasks")
-    kinds = dict(zip(map(str, table.columns[0].cells), map(str, table.columns[1].cells), strict=True))
-    assert kinds["alpaca"] == task_kind("alpaca") == "text"
-    assert kinds["mcid"] == "classification"
 
 
 def check(path: Path):
@@ -402,7 +246,7 @@ def test_check_task_measures_prompts_and_responses(tmp_path):
         "t.jsonl": lines({"q": f"t{i} " + "word " * 30, "a": "yes " * 20} for i in range(120)),
     }
     files = {"validation": "v.jsonl", "test": "t.jsonl"}
-    path = write_task(tmp_path, contents, files, max_prompt_tokens=16, max_new_tokens=8)
+    path = write_text_task(tmp_path, contents, files, max_prompt_tokens=16, max_new_tokens=8)
     report = check_task(str(path))
     assert report.errors == []
     assert report.lengths["train"].tolist() == [3] * 151
@@ -419,25 +263,13 @@ def test_check_task_measures_prompts_and_responses(tmp_path):
         assert text in done.output
 
 
-def test_check_task_ends_with_1_for_leakage_and_faulty_rows(tmp_path):
-    contents = {"train.jsonl": questions(150), "t.jsonl": questions(110)}
-    path = write_task(tmp_path, contents, {"test": "t.jsonl"})
-    done = check(path)
-    assert done.exit_code == 1
-    assert "the score would measure memory" in " ".join(done.output.split())
-    (tmp_path / "t.jsonl").write_text('{"q": "x"}\n')
-    done = check(path)
-    assert done.exit_code == 1
-    assert "t.jsonl:1: no column 'a'" in " ".join(done.output.split())
-
-
 def test_check_task_in_tokens_finds_prompts_that_cannot_be_cut(tmp_path, monkeypatch):
     monkeypatch.setattr("consistentee.backbones.catalog.resolve_decoder", lambda name: name)
     monkeypatch.setattr(
         "consistentee.backbones.pretrained.read_tokenizer",
         lambda _: lambda text: SimpleNamespace(input_ids=text.encode()),
     )
-    path = write_task(tmp_path, {"train.jsonl": questions(200)}, max_prompt_tokens=5)
+    path = write_text_task(tmp_path, {"train.jsonl": questions(200)}, max_prompt_tokens=5)
     report = check_task(str(path), backbone="bytes")
     assert report.lengths["train"].min() == len("Q: q0\nA:")
     assert report.unit == "tokens of bytes"
@@ -447,43 +279,10 @@ def test_check_task_in_tokens_finds_prompts_that_cannot_be_cut(tmp_path, monkeyp
         assert error.startswith(f"row 1 of {split}: a prompt may have 5 tokens, but 'Q: ...\\nA:' leaves no room")
 
 
+def test_metrics_are_those_of_the_library():
+    assert set(get_args(TextMetricName)) == set(TEXT_METRICS)
+
+
 def test_every_field_of_a_task_is_documented():
     words = set((ROOT / "docs" / "tasks.md").read_text().replace("`", " ").replace("|", " ").split())
     assert {*TaskSpec.model_fields, *TextTaskSpec.model_fields, *TextFiles.model_fields} <= words
-
-
-# ------------------------------------------------------------------------------------------------ real data
-
-REAL = {  # train, validation, test
-    "alpaca": (7803, 500, 922),
-    "dolly": (2156, 240, 599),
-    "cnn-dm": (492, 1000, 500),
-    "xsum": (400, 100, 500),
-}
-
-
-@pytest.mark.real
-@pytest.mark.parametrize("name", REAL)
-def test_real_files(name):
-    spec, _ = loader.spec_of(name)
-    data = os.environ.get("CONSISTENTEE_DATA")
-    if data is None or not (Path(data) / spec.files.folder).is_dir():
-        pytest.skip(f"CONSISTENTEE_DATA has no {spec.files.folder}")
-    task = load_text_task(name)
-    assert tuple(len(s) for s in (task.train, task.validation, task.test)) == REAL[name]
-    assert ("Rows without a response are dropped (4 of 9229 in train)." in task.notes) == (name == "alpaca")
-    fitting, cut = task.test.cut(str.split, 60, task.keep)
-    assert any(cut)
-    assert max(len(prompt.split()) for prompt in fitting.prompts) <= 60
-
-
-@pytest.mark.real
-def test_real_continuation():
-    try:
-        task = load_text_task("nyt-continuation")
-    except UserError as error:
-        pytest.skip(str(error))
-    assert (len(task.train), len(task.validation), len(task.test)) == (3009, 250, 500)
-    assert "(1431 of 5190 in train)" in task.notes
-    for prompt, reference in zip(task.test.prompts, task.test.references, strict=True):
-        assert 0 <= len(reference.split()) - len(prompt.split()) <= 1

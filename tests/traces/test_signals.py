@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.measure.signals import signal_quantiles
+from benchmarks.kinds.instance_evaluation import signal_quantiles
 from benchmarks.store.records import SIGNAL_QUANTILES
 from consistentee.methods.policy import POLICY, PolicyRule, policy_spec
 from consistentee.rules.exit_rule import NeverExit, ThresholdRule

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.kinds.texts.decoding import PromptDecoder, Prompts
+from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts
 from benchmarks.specs.generation import StudySpec
 from benchmarks.store.generation_records import CalibrationRecord, CalibrationResult
 from consistentee.data.prompts import PromptSplit

@@ -1,0 +1,193 @@
+"""Rows of files and of hub data sets: what is read, and the messages about faulty rows."""
+
+import csv
+import io
+import json
+
+import pytest
+from hypothesis import given, strategies as st
+from task_files import LABELS, TEXTS, balanced, questions, table, write_task, write_text_task
+
+from benchmarks import load_task
+from benchmarks.tasks.loader import rows_of_dataset
+from benchmarks.tasks.readers import read_file
+from benchmarks.tasks.specs import Files, Hub, TextFiles, TextHub
+from consistentee.errors import UserError
+
+QUOTED = {"quoting": "csv"}
+CSV = {"format": "csv", "train": "train.csv", "fields": {"question": "q"}, "response": "a"}
+JSON = {**TEXTS, "format": "json", "train": "train.json"}
+NO_JSON = f"{questions(1)}%s\n{questions(1)}"
+
+
+@pytest.mark.parametrize(
+    ("files", "content", "message"),
+    [
+        ({}, table([("a", "x"), ("b",)]), "3: 1 cell, but the first line has 2"),
+        ({}, table([("a", "x"), ("b", "y", "z")]), "3: 3 cells, but the first line has 2"),
+        ({}, table([("a", "x"), ("b", " ")]), "3: missing label in column 'label'"),
+        ({}, table([("  ", "x")]), "2: empty text in column 'text'"),
+        ({}, table([("a", "x")], header="sentence\tlabel"), "1: no column 'text'; the header has sentence, label"),
+        ({}, table([("a", "x")], header="text\ttext\tlabel"), "1: more than one column 'text'"),
+        ({}, "text\tlabel\n", " holds no rows"),
+        ({}, "\n", " holds no rows"),
+        # Quoted cells: a row is named by its first line.
+        (QUOTED, 'text\tlabel\n"two\nlines"\tx\nb\n', "4: 1 cell, but the first line has 2"),
+        (QUOTED, 'text\tlabel\na\tx\n"never closed\ty\n', "3: malformed row"),
+        (CSV, 'q,a\nx,"two\nlines"\ny\n', "4: 1 cell, but the first line has 2"),
+        # JSON lines.
+        (TEXTS, NO_JSON % "{", "2: not JSON"),
+        (TEXTS, NO_JSON % "", "2: not JSON"),
+        (TEXTS, NO_JSON % "[1]", "2: a row must be a JSON object"),
+        (TEXTS, NO_JSON % '{"a": "x"}', "2: no column 'q'; it has a"),
+        (TEXTS, NO_JSON % '{"q": ["x"], "a": "y"}', "2: column 'q' must hold text, got"),
+        (TEXTS, NO_JSON % '{"q": "x", "a": true}', "2: column 'a' must hold text, got True"),
+        # One JSON list: a row is named by the line on which it begins.
+        (JSON, '{"q": "x"}', "1: not a JSON list"),
+        (JSON, '[\n{"q": "x", "a": "y"},\n7]', "3: a row must be a JSON object"),
+        (JSON, '[\n{"q": "x", "a": "y"},\n\n{"q": "x",\n "a": ["y"]}\n]', "4: column 'a' must hold text"),
+        (JSON, '[\n{"q": "x", "a": "y"}\n{"q": "x", "a": "y"}]', "3: not JSON .neither a comma nor the end"),
+        (JSON, '[\n{"q": "x", "a": "y"},\n{"q": "x", ]', "3: not JSON"),
+        (JSON, '[\n{"q": "x", "a": "y"},\n]', "3: not JSON"),
+        (JSON, '[\n{"q": "x", "a": "y"}', "2: not JSON"),
+        (JSON, '[\n{"q": "x", "a": "y"}]\n]', "3: not JSON .there is more"),
+        (JSON, "[ ]", " holds no rows"),
+    ],
+)
+def test_faulty_rows_are_named_by_file_and_line(tmp_path, files, content, message):
+    name = files.get("train", "train.tsv")
+    path = (write_text_task if "fields" in files else write_task)(tmp_path, {name: content}, files)
+    with pytest.raises(UserError, match=rf"{name}:?{message}"):
+        load_task(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": "x"}, "no text in column 'text'"),
+        ({"text": 3, "label": "x"}, "column 'text' must hold text, got 3"),
+        ({"text": "a"}, "missing label"),
+        ({"text": "a", "label": None}, "missing label"),
+        ({"text": "a", "label": ["x"]}, "the label in column 'label' must be a text or a number"),
+    ],
+)
+def test_faulty_labels_and_texts_of_json_are_named(tmp_path, row, message):
+    path = write_task(tmp_path, {"train.jsonl": json.dumps(row)}, {"format": "jsonl", "train": "train.jsonl"})
+    with pytest.raises(UserError, match=rf"train\.jsonl:1: {message}"):
+        load_task(path)
+
+
+def test_bytes_that_are_not_utf8_are_named_by_line(tmp_path):
+    path = write_task(tmp_path, {})
+    (tmp_path / "train.tsv").write_bytes(b"text\tlabel\na\tx\ncaf\xe9\ty\n")
+    with pytest.raises(UserError, match=r"train\.tsv:3: not UTF-8"):
+        load_task(path)
+
+
+# ------------------------------------------------------------------------------------------------ what is read
+
+TSV_CELL = st.text(st.characters(blacklist_characters="\t\n\r", blacklist_categories=["Cs"]), min_size=1)
+QUOTED_CELL = st.text(st.characters(blacklist_categories=["Cs", "Cc"]) | st.sampled_from('\t\n",'), min_size=1)
+JSON_CELL = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
+
+
+@given(texts=st.lists(TSV_CELL.filter(str.strip), min_size=1, max_size=8), line_end=st.sampled_from(["\n", "\r\n"]))
+def test_plain_tsv_round_trip(tmp_path_factory, texts, line_end):
+    path = tmp_path_factory.mktemp("rows") / "train.tsv"
+    path.write_bytes(line_end.join(["text\tlabel", *(f"{text}\tx" for text in texts), ""]).encode())
+    rows = read_file(path, Files(**LABELS))
+    assert [row.text for row in rows] == texts
+    assert [row.place for row in rows] == [f"{path}:{line}" for line in range(2, len(texts) + 2)]
+
+
+@given(texts=st.lists(QUOTED_CELL.filter(str.strip), min_size=1, max_size=8), kind=st.sampled_from(["tsv", "csv"]))
+def test_quoted_round_trip(tmp_path_factory, texts, kind):
+    path = tmp_path_factory.mktemp("rows") / f"train.{kind}"
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, delimiter="\t" if kind == "tsv" else ",")
+    writer.writerows([("text", "label"), *((text, "x") for text in texts)])
+    path.write_bytes(buffer.getvalue().encode())
+    rows = read_file(path, Files(**{**LABELS, "format": kind, "quoting": "csv"}))
+    assert [row.text for row in rows] == texts
+
+
+@given(rows=st.lists(st.tuples(JSON_CELL, JSON_CELL), min_size=1, max_size=6), indent=st.sampled_from([None, 1, "\t"]))
+def test_json_list_round_trip(tmp_path_factory, rows, indent):
+    path = tmp_path_factory.mktemp("rows") / "train.json"
+    objects = [{"q": question, "a": answer, "more": [{"deep": "]}"}]} for question, answer in rows]
+    text = json.dumps(objects, indent=indent)
+    path.write_bytes(text.encode())
+    read = read_file(path, TextFiles(**JSON))
+    assert [(row.fields["question"], row.response) for row in read] == rows
+    opening = [number for number, line in enumerate(text.split("\n"), start=1) if line in (" {", "\t{")]
+    assert [row.place for row in read] == [f"{path}:{line}" for line in opening or [1] * len(rows)]
+
+
+def test_quotes_marks_and_odd_separators_belong_to_plain_text(tmp_path):
+    content = '\ufefftext\tlabel\n" unbalanced\tx\na\u2028b\x85c\x0bd\ty\n'
+    (tmp_path / "train.tsv").write_bytes(content.encode())
+    rows = read_file(tmp_path / "train.tsv", Files(**LABELS))
+    assert [row.text for row in rows] == ['" unbalanced', "a\u2028b\x85c\x0bd"]
+
+
+def test_pairs_without_header_by_column_number(tmp_path):
+    rows = [(str(i), f"c{i % 2}", f"first {i}", f"second {i}") for i in range(20)]
+    content = "\n".join("\t".join(row) for row in rows)
+    task = load_task(write_task(tmp_path, {"train.tsv": content}, {"header": False, "text": [3, 4], "label": 2}))
+    assert task.label_names == ("c0", "c1")
+    assert all(first.startswith("first") and second.startswith("second") for first, second in task.train.texts)
+
+
+# ------------------------------------------------------------------------------------------------ the hub
+
+HUB = Hub(path="someone/pairs", config="easy", train="train", test="validation", text=["a", "b"], label="label")
+TEXT_HUB = TextHub(path="someone/news", test="validation", fields={"article": "a"}, response="b")
+
+
+def hub_dataset(labels=(1, 0, 1, 0), **columns):
+    datasets = pytest.importorskip("datasets")
+    rows = {"a": [f"a{i}" for i in range(4)], "b": [f"b{i}" for i in range(4)], "label": list(labels), **columns}
+    part = datasets.Dataset.from_dict(rows).cast_column("label", datasets.ClassLabel(names=["no", "yes"]))
+    return datasets.DatasetDict({"train": part, "validation": part, "secret": part})
+
+
+def test_hub_dataset_becomes_rows_with_class_names():
+    rows = rows_of_dataset(hub_dataset(), HUB, "hub")
+    assert list(rows) == ["train", "test"]
+    assert [(row.place, row.text, row.label) for row in rows["test"]][:2] == [
+        ("hub validation:1", ("a0", "b0"), "yes"),
+        ("hub validation:2", ("a1", "b1"), "no"),
+    ]
+    rows = rows_of_dataset(hub_dataset(b=["s0", None, "s2", ""]), TEXT_HUB, "hub")
+    assert [(row.fields["article"], row.response) for row in rows["test"]][:2] == [("a0", "s0"), ("a1", "")]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "hub", "message"),
+    [
+        ({}, HUB.model_copy(update={"test": "other"}), "hub has no split 'other'; it has train, validation, secret"),
+        ({}, HUB.model_copy(update={"text": "c"}), "hub train has no column 'c'"),
+        ({"labels": (1, 0, -1, 0)}, HUB, "hub train:3: missing label"),
+        ({"a": [["d"]] * 4}, TEXT_HUB, r"hub train:1: column 'a' must hold text, got \['d'\]"),
+    ],
+)
+def test_hub_dataset_with_missing_parts(dataset, hub, message):
+    with pytest.raises(UserError, match=message):
+        rows_of_dataset(hub_dataset(**dataset), hub, "hub")
+
+
+def test_hub_dataset_is_kept_for_later_calls(monkeypatch, tmp_path):
+    downloads = []
+    monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr("datasets.load_dataset", lambda *names: downloads.append(names) or hub_dataset())
+    hub = {**HUB.model_dump(exclude_none=True), "validation": "secret"}
+    path = write_task(tmp_path, {"train.tsv": balanced(4)}, hub=hub)
+    (tmp_path / "train.tsv").unlink()
+    first = load_task(path)
+    assert load_task(path).fingerprint() == first.fingerprint()
+    assert downloads == [("someone/pairs", "easy")]
+    for file in (tmp_path / "cache" / "datasets" / "someone--pairs--easy").rglob("*.json"):
+        file.write_text("{")
+    with pytest.raises(UserError, match="someone--pairs--easy is damaged"):
+        load_task(path)
