@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.specs.base import label_of
 from consistentee.errors import UserError
 from consistentee.methods.method import available_methods, methods_in_file
 
@@ -97,6 +96,8 @@ def find_methods(places: Sequence[str]) -> FoundMethods:
         UserError: a file cannot be imported or defines no method; a folder has none; or two methods would have one
             name in tables.
     """
+    from benchmarks.specs.base import label_of
+
     found = FoundMethods()
     for place in places:
         path, before = Path(place).expanduser(), len(found.names) + len(found.unavailable)
