@@ -60,6 +60,7 @@ def runs(monkeypatch):
         ("predict DIR --knob 0.5 text --tasks a b", "predict DIR --knob 0.5 text --tasks a b"),
         ("train t --param a=1 b=2", "train t --param a=1 --param b=2"),
         ("run s --debug", "--debug run s"),
+        ("run s --device cpu --tasks a b --threads 2", "--device cpu --threads 2 run s --tasks a --tasks b"),
         ("predict DIR -- --debug", "predict DIR -- --debug"),
         ("run s --tasks", "run s --tasks"),
     ],
