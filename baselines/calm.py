@@ -202,7 +202,7 @@ class _CALMTokens(TokenMethod):
     horizon: PositiveInt | None = None
 
     def decaying_rule(self, signal: Signal | None, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit if a confidence reaches the falling threshold of ``knob``, which is lambda."""
+        """Return the rule of a confidence with the falling threshold of ``knob``, which is lambda."""
         return DecayingThresholdRule(signal, knob, self.tau, text_length(model, self.horizon), model.width)
 
 
@@ -213,6 +213,7 @@ class CALMTokensSoftmax(VocabularyMethod, _CALMTokens):
     name: ClassVar[str] = "calm-tokens-softmax"
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit if the margin reaches the falling threshold of ``knob``."""
         return self.pruned(self.decaying_rule(margin, model, knob))
 
 
@@ -227,6 +228,7 @@ class CALMTokensState(_CALMTokens):
     tau: NonNegativeFloat = 0.0
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit if the cosine of successive states reaches the falling threshold of ``knob``."""
         return self.decaying_rule(None, model, knob)
 
 
@@ -250,6 +252,7 @@ class CALMTokensClassifier(_CALMTokens):
         return model
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit if the head's probability of agreement reaches the falling threshold of ``knob``."""
         return self.decaying_rule(head_probability(_CONFIDENCE), model, knob)
 
 

@@ -124,10 +124,7 @@ def _answered_wrong(model: MultiExitModel, rows: TokenSource) -> Tensor:
 def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:
     """Compute the mean hinge over all pairs of an easy and a hard row; 0 if a batch has only one kind.
 
-    Args:
-        logits: [rows, classes].
-        hard: bool [rows].
-        margin: by how much the confidence of an easy row should exceed that of a hard one.
+    The confidence of an easy row should exceed that of a hard one by the margin.
     """
     confidence = logits.softmax(dim=-1).amax(dim=-1)
     gaps = confidence[~hard].unsqueeze(1) - confidence[hard]

@@ -112,10 +112,7 @@ def _drawn_thresholds(signals: Tensor, count: int) -> Tensor:
 def exit_weights(exits: Tensor, num_layers: int, sharpness: float) -> Tensor:
     """Compute the weight of each row's loss at each layer, averaged over thresholds: float [rows, L], rows sum to 1.
 
-    Args:
-        exits: m*, 1-based int64 [K, rows].
-        num_layers: L.
-        sharpness: beta_t; 0 gives all layers the same weight.
+    ``exits`` are m*, int64 [K, rows]; ``sharpness`` is beta_t, and 0 gives all layers the same weight.
     """
     layers = torch.arange(1, num_layers + 1, device=exits.device)
     distance = (layers - exits.unsqueeze(-1)).abs()
@@ -125,10 +122,7 @@ def exit_weights(exits: Tensor, num_layers: int, sharpness: float) -> Tensor:
 def ranking_loss(signals: Tensor, correct: Tensor, margin: float) -> Tensor:
     """Compute ``max(0, mean signal of easy rows - mean of hard rows + margin)``, averaged over layers 1..L-1.
 
-    Args:
-        signals: [rows, L].
-        correct: whether each layer answers correctly, bool [rows, L]: easy rows; the others are hard.
-        margin: epsilon.
+    Rows that a layer answers correctly, bool [rows, L], are easy; the others are hard.
     """
     signals, easy = signals[:, :-1], correct[:, :-1].to(signals.dtype)
     hard = 1 - easy

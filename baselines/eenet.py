@@ -153,11 +153,7 @@ def scores_and_shares(model: MultiExitModel, logits: Tensor) -> tuple[Tensor, Te
 def fit_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
     """Compute thresholds with which ``floor(N * share)`` rows exit at each layer: float [L - 1].
 
-    Rows of equal scores exit together, so that a later layer may get fewer than its share.
-
-    Args:
-        scores: [N, L].
-        shares: of the rows that should exit at each layer, [L].
+    Rows of equal scores [N, L] exit together, so that a later layer may get fewer than its share.
     """
     stays = torch.ones(len(scores), dtype=torch.bool)
     thresholds = []

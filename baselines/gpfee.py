@@ -56,12 +56,7 @@ def _loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 
 def imitation_loss(model: MultiExitModel, pooled: Tensor) -> Tensor:
-    """Compute one minus the cosine of predicted and real later states, averaged over rows and pairs of layers.
-
-    Args:
-        model: one with past-future classifiers.
-        pooled: the real states of all layers: [rows, L, width].
-    """
+    """Compute one minus the cosine of predicted and real later states, averaged over rows and pairs of layers."""
     distances = []
     for t in range(1, model.num_layers):
         classifier = cast(PastFutureClassifier, model.classifier(t))

@@ -118,10 +118,7 @@ def exit_masses(gates: Tensor) -> Tensor:
 def gate_loss(gates: Tensor, losses: Tensor, price: float) -> Tensor:
     """Compute the cross-entropy of "the best exit is reached", summed over gates and averaged over rows.
 
-    Args:
-        gates: logits of the gates, [rows, L - 1].
-        losses: CE_1..CE_L, [rows, L].
-        price: lambda.
+    ``gates`` are logits [rows, L - 1], ``losses`` CE_1..CE_L [rows, L], and ``price`` is lambda.
     """
     layers = torch.arange(1, losses.shape[1] + 1, device=losses.device)
     best = (losses + price * layers / losses.shape[1]).argmin(dim=1, keepdim=True) + 1

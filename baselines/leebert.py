@@ -96,12 +96,8 @@ class LeeBERT(Method):
 def lessons(logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
     """Compute all terms of the loss, averaged over rows: float [L, L].
 
-    Row t has the losses of exit t: from the labels on the diagonal, from exit s in column s.
-
-    Args:
-        logits: [rows, L, classes], of the exits as students.
-        teachers: [rows, L, classes], the logits of the same exits as teachers, without gradient.
-        labels: class indices [rows].
+    Row t has the losses of exit t: from the labels on the diagonal, from exit s in column s. ``teachers`` are the
+    logits of the same exits, [rows, L, classes], without gradient.
     """
     said, taught = logits.log_softmax(dim=-1), teachers.log_softmax(dim=-1)
     teacher_entropy = -(taught.exp() * taught).sum(dim=-1)
@@ -121,10 +117,7 @@ def lesson_weights(scores: Tensor) -> Tensor:
 def alignment(model: MultiExitModel, batch: TokenBatch, held_out: TokenBatch) -> Tensor:
     """Compute how fast the held-out loss falls along each term's gradient: ``<grad L_val, grad L_i> / |grad L_val|``.
 
-    Parameters are restored exactly, and no gradient is kept.
-
-    Returns:
-        float [L, L], laid out as :func:`lessons`.
+    Parameters are restored exactly, and no gradient is kept. The result is laid out as :func:`lessons`.
     """
     was_training = model.training
     model.eval()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from benchmarks.run.plan import PlannedCell, Planner, Published, groups_of, summary
@@ -39,10 +39,11 @@ def plan_lines(
     def note(fault: Fault) -> None:
         faults[f"{fault}: it would be set aside"] = None
 
-    planner = Planner(planner.suite, planner.folder, planner.inputs, note, planner.published)
+    planner = replace(planner, on_fault=note)
     planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, times=times)
     due = [members for members in groups_of(planned).values() if times and (fresh or planner.is_timing_due(members))]
-    records = [cell.record for cell in planned if cell.record] + [cell.record for cell in recorded.cells.values()]
+    found = [*(cell.record or cell.earlier for cell in planned), *(cell.record for cell in recorded.cells.values())]
+    records = {record.key: record for record in found if record}
     taken = list(recorded.timings.values())
     for group, members in groups_of(planned).items():
         taken += read_timings(planner.folder.timing(*group), members[0].kind.timing)[0]
@@ -52,7 +53,7 @@ def plan_lines(
         f"{summary(planner.suite, planned)}; results in {planner.folder.root}",
         *(f"{_state(cell):8} {cell.spec.name}" for cell in planned),
         *(f"to time  {' · '.join(display_name(str(part)) for part in members[0].group)}" for members in due),
-        *_training_lines([cell for cell in planned if cell.is_missing], planner, records, workers),
+        *_training_lines([cell for cell in planned if cell.is_missing], planner, list(records.values()), workers),
         *_timing_lines(
             [(planner.inputs.rows(cells[0].spec).task.name, cells[0].spec.backbone) for cells in due], taken
         ),
@@ -65,7 +66,7 @@ def _state(cell: PlannedCell) -> str:
         return "refused" if cell.is_refused else "failed"
     if cell.record:
         return "done"
-    return "again" if cell.is_again else "to run"
+    return "again" if cell.earlier else "to run"
 
 
 @dataclass(frozen=True)

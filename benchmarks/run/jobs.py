@@ -4,9 +4,9 @@ import os
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from benchmarks.run.plan import Inputs, PlannedCell, TimedKnobs
 from benchmarks.specs.base import Group, TimingSpec, display_name
@@ -22,7 +22,7 @@ from benchmarks.store.folders import (
 )
 from benchmarks.store.hashes import FileHashes
 from benchmarks.store.keys import differences, timing_key
-from benchmarks.store.records import FailureRecord
+from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL
 
@@ -78,8 +78,8 @@ class Job(ABC):
         """Compute the result and write it."""
 
     @abstractmethod
-    def finished_at(self) -> str | None:
-        """Read when the result on disk was made; None if there is none."""
+    def read(self) -> BaseRecord | BaseTimingRecord | None:
+        """Read the result on disk; None if there is none."""
 
     @property
     def lock_place(self) -> Path:
@@ -91,10 +91,15 @@ class Job(ABC):
         """File in which the job's process writes its progress; deleted when the process ends."""
         return self.lock_place.with_name(f".{self.key}.status{PARTIAL}")
 
-    def is_done(self) -> bool:
-        """Check whether the result is on disk, from this run or from a worker that outlived an earlier one."""
-        found = self.finished_at()
-        return found is not None and found != self.replaces
+    def result(self) -> BaseRecord | BaseTimingRecord | None:
+        """Return the result if it is of this run, or of a worker that outlived an earlier one."""
+        found = self.read()
+        return found if found is not None and found.finished_at != self.replaces else None
+
+    def replacing(self) -> Self:
+        """Return the job that replaces the result on disk."""
+        found = self.read()
+        return self if found is None else replace(self, replaces=found.finished_at)
 
     def failure(self) -> FailureRecord | None:
         """Read the note on disk that says why the job failed."""
@@ -111,10 +116,10 @@ class CellJob(Job):
     def of(cls, context: RunContext, cell: PlannedCell) -> "CellJob":
         """Build the job of a cell, which replaces the result on disk."""
         place = context.folder.cell(cell.spec)
-        return cls(context, cell.spec.name, cell.key, cell.group, place, _finished_at(place, cell), cell)
+        return cls(context, cell.spec.name, cell.key, cell.group, place, None, cell).replacing()
 
-    def finished_at(self) -> str | None:
-        return _finished_at(self.place, self.cell)
+    def read(self) -> BaseRecord | None:
+        return read_cell(self.place, self.cell.parts, self.cell.kind.record)[0]
 
     def compute(self) -> None:
         """Run the cell. Raises UserError if its key is no longer the planned one."""
@@ -125,11 +130,6 @@ class CellJob(Job):
         if changed:
             raise UserError(f"changed since the run began, run it again: {'; '.join(changed)}")
         run_cell(spec, parts, inputs.rows(spec), self.context.folder, command=self.context.command)
-
-
-def _finished_at(place: Path, cell: PlannedCell) -> str | None:
-    record, _ = read_cell(place, cell.parts, cell.kind.record)
-    return record.finished_at if record else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,26 +147,20 @@ class TimingJob(Job):
         cls, context: RunContext, cells: tuple[PlannedCell, ...], knobs: TimedKnobs, protocol: TimingSpec
     ) -> "TimingJob":
         """Build the job of a group of cells, which replaces the latest timing on disk."""
-        group, place = cells[0].group, context.folder.timing(*cells[0].group)
+        group, key = cells[0].group, timing_key(protocol, cells[0].spec.kind)
         points = sum(len(knobs[cell.key]) for cell in cells)
-        shown = " · ".join(display_name(str(part)) for part in group)
-        name = f"timing {shown}: {points} knobs and the stock model"
-        key, replaces = timing_key(protocol, cells[0].spec.kind), _timed_at(place, cells[0])
-        return cls(context, name, key, group, place, replaces, cells, knobs, protocol)
+        name = f"timing {' · '.join(display_name(str(part)) for part in group)}: {points} knobs and the stock model"
+        job = cls(context, name, key, group, context.folder.timing(*group), None, cells, knobs, protocol)
+        return job.replacing()
 
-    def finished_at(self) -> str | None:
-        return _timed_at(self.place, self.cells[0])
+    def read(self) -> BaseTimingRecord | None:
+        return parse_record(self.place / TIMING_FILE, self.cells[0].kind.timing)[0]
 
     def compute(self) -> None:
         from benchmarks.run.timing import run_timing
 
         rows = self.context.inputs().rows(self.cells[0].spec)
         run_timing(self.cells, self.knobs, rows, self.protocol, self.context.folder, command=self.context.command)
-
-
-def _timed_at(place: Path, cell: PlannedCell) -> str | None:
-    timing, _ = parse_record(place / TIMING_FILE, cell.kind.timing)
-    return timing.finished_at if timing else None
 
 
 def note_error(place: Path, key: str, error: Exception) -> FailureRecord:

@@ -45,14 +45,14 @@ class PlannedCell:
     Attributes:
         record: its result, if it is done.
         failure: the error, if it ran and failed, or if its method is not defined for the task.
-        is_again: whether it was measured before, and runs again because its times and its trained model are missing.
+        earlier: its record, if it runs again only because its times and its trained model are missing.
     """
 
     spec: BaseCellSpec
     parts: KeyParts
     record: BaseRecord | None = None
     failure: FailureRecord | None = None
-    is_again: bool = False
+    earlier: BaseRecord | None = None
 
     @property
     def key(self) -> str:
@@ -301,7 +301,7 @@ class Planner:
         untimed = self.untimed(cells)
         for cell in cells:
             reason = self.lost_model(cell) if cell in untimed else None
-            yield cell if reason is None else replace(cell, record=None, is_again=cell.record is not None)
+            yield cell if reason is None else replace(cell, record=None, earlier=cell.record)
             place = self.folder.model(cell.key)
             if reason is not None and place.is_dir():
                 self.on_fault(Fault(place, "damaged", reason, whole=place))
@@ -324,7 +324,7 @@ def summary(suite: BaseSuite, planned: Sequence[PlannedCell]) -> str:
     missing = sum(cell.is_missing for cell in planned)
     refused = sum(cell.is_refused for cell in planned)
     failed = len(planned) - done - missing - refused
-    again = sum(cell.is_missing and cell.is_again for cell in planned)
+    again = sum(cell.is_missing and cell.earlier is not None for cell in planned)
     models_gone = f" ({again} again, for their times: the models are gone)" if again else ""
     parts = [f"{done} done", f"{missing} to run{models_gone}"]
     parts += [f"{refused} not defined for their task"] if refused else []

@@ -283,7 +283,7 @@ def compute_here(job: Job) -> None:
     Raises DiskFullError if there is no room for either.
     """
     with only_one(job.lock_place), listening(StatusFile(job.status)):
-        if job.is_done():
+        if job.result() is not None:
             return
         try:
             job.compute()

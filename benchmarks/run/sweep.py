@@ -48,7 +48,7 @@ from benchmarks.store.folders import (
 )
 from benchmarks.store.hashes import FileHashes, file_fault, write_json, write_text
 from benchmarks.store.keys import timing_key
-from benchmarks.store.records import BaseRecord
+from benchmarks.store.records import BaseRecord, FailureRecord
 from benchmarks.store.stored_results import StoredCell
 from consistentee.arguments import checked
 from consistentee.files import set_aside
@@ -224,10 +224,15 @@ class _Run:
     def compute(self, planned: Sequence[PlannedCell]) -> list[PlannedCell]:
         """Run the missing cells. A failed cell is recorded, and the run goes on."""
         jobs = [CellJob.of(self.context, cell) for cell in planned if cell.is_missing]
-        watcher = _CellWatcher(RunProgress(self.console, len(jobs)))
+        watcher = _Watcher(self.console, len(jobs))
         with watcher.progress:
             self.schedule.run_cells(jobs, watcher)
-        return [watcher.ended_cells.get(self.context.folder.cell(cell.spec), cell) for cell in planned]
+        ended = []
+        for cell in planned:
+            place = self.context.folder.cell(cell.spec)
+            record, failure = watcher.records.get(place, cell.record), watcher.failures.get(place, cell.failure)
+            ended.append(replace(cell, record=record, failure=failure))
+        return ended
 
     def due_timings(
         self, planner: Planner, finished: Sequence[PlannedCell], outside_filter: Sequence[PlannedCell], *, fresh: bool
@@ -268,10 +273,10 @@ class _Run:
 
     def time(self, timings: Sequence[TimingJob]) -> list[str]:
         """Take the times while no cell runs; return the failures, since scores are worth keeping without times."""
-        watcher = _TimingWatcher(RunProgress(self.console, len(timings)))
+        watcher = _Watcher(self.console, len(timings))
         with watcher.progress:
             self.schedule.run_timings(timings, watcher)
-        return watcher.failures
+        return [f"{job.name}: {watcher.failures[job.place].error}" for job in timings if job.place in watcher.failures]
 
     def outcome(
         self, finished: Sequence[PlannedCell], computed: set[str], *, timing_failures: Sequence[str]
@@ -303,45 +308,25 @@ def unpack_cell(stored: StoredCell[BaseRecord], place: Path) -> None:
     write_record(place / RECORD_FILE, stored.record, written)
 
 
-class _CellWatcher:
-    """Reads the result of every cell, and shows it."""
+class _Watcher:
+    """Reads the result of every job, or the note of its failure, and shows it."""
 
-    def __init__(self, progress: RunProgress) -> None:
-        self.progress = progress
-        self.ended_cells: dict[Path, PlannedCell] = {}
-
-    def started(self, job: Job) -> None:
-        self.progress.started(job)
-
-    def ended(self, job: Job) -> None:
-        """Read the record, or the note of a failure."""
-        assert isinstance(job, CellJob)
-        record, _ = read_cell(job.place, job.cell.parts, job.cell.kind.record)
-        if record is not None and job.is_done():
-            self.ended_cells[job.place] = replace(job.cell, record=record)
-            self.progress.ended(job, *record.summary_lines())
-            return
-        failure = job.failure() or note_failure(job.place, job.key, _NO_RESULT)
-        self.ended_cells[job.place] = replace(job.cell, failure=failure)
-        self.progress.ended(job, f"failed: {failure.error}", failed=True)
-
-
-class _TimingWatcher:
-    """Reads the result of every timing, and shows it."""
-
-    def __init__(self, progress: RunProgress) -> None:
-        self.progress = progress
-        self.failures: list[str] = []
+    def __init__(self, console: Console, jobs: int) -> None:
+        self.progress = RunProgress(console, jobs)
+        self.records: dict[Path, BaseRecord] = {}
+        self.failures: dict[Path, FailureRecord] = {}
 
     def started(self, job: Job) -> None:
         self.progress.started(job)
 
     def ended(self, job: Job) -> None:
-        """Read the note of a failure, if there is no timing."""
-        if job.is_done():
+        found = job.result()
+        if found is None:
+            failure = job.failure() or note_failure(job.place, job.key, _NO_RESULT)
+            self.failures[job.place] = failure
+            self.progress.ended(job, f"failed: {failure.error}", failed=True)
+        elif isinstance(found, BaseRecord):
+            self.records[job.place] = found
+            self.progress.ended(job, *found.summary_lines())
+        else:
             self.progress.ended(job)
-            return
-        failure = job.failure()
-        reason = failure.error if failure else _NO_RESULT
-        self.failures.append(f"{job.name}: {reason}")
-        self.progress.ended(job, f"failed: {reason}", failed=True)

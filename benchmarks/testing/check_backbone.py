@@ -5,7 +5,6 @@ that fails, because most depend on those before. Checks of methods run too, with
 """
 
 import random
-import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +15,8 @@ import torch
 import transformers
 from rich.progress import track
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from benchmarks.measure.flops import FlopModel
 from benchmarks.testing.cases import InstanceCase
 from benchmarks.testing.checks import (
     a_rows_result_is_its_own,
@@ -204,22 +201,6 @@ def the_pooling_is_known(encoder: Encoder) -> str:
 
 
 @torch.no_grad()
-def a_row_is_its_own(encoder: Encoder) -> str:
-    """The stock model gives a row the same hidden states alone as in a padded batch."""
-    model, worst = encoder.model, 0.0
-    encodings = encoder.encodings(count=8)
-    together = _stock_states(model, model.collate(encodings))
-    for row, encoding in enumerate(encodings):
-        for layer, alone in enumerate(_stock_states(model, model.collate([encoding])), start=1):
-            fault = "in the stock model, a row's hidden states depend on the rows beside it"
-            example = f"those of row {row + 1} differ by {{}} at layer {layer} from those it has alone"
-            advice = "A layer must not mix rows, nor read padding; no exit layer means anything otherwise"
-            ours = together[layer - 1][row, : len(encoding)]
-            worst = max(worst, _check_close((ours, alone[0]), _OTHER_BATCH, fault, example, advice))
-    return f"alone and in a batch, hidden states differ by at most {worst:.1g}"
-
-
-@torch.no_grad()
 def stepped_is_stock(encoder: Encoder) -> str:
     """Layer by layer, stepping gives the hidden states of the stock forward: single texts and pairs, padded or not."""
     worst = 0.0
@@ -270,29 +251,6 @@ def long_texts_are_cut(encoder: Encoder) -> str:
     return f"{limit} tokens" + (f"; its tokenizer is set to {usual}" if usual < limit else "")
 
 
-def operations_can_be_counted(encoder: Encoder) -> str:
-    """The operations of a layer are a polynomial of the number of tokens, so that FLOPs can be counted row by row."""
-    with any_error_is("the operations of a layer cannot be counted"):
-        flops = FlopModel(encoder.model)
-    costs = [int(layer(_COUNTED_TOKENS)) for layer in flops.layers]
-    return f"{statistics.mean(costs) / 1e6:.1f} MFLOPs a layer for {_COUNTED_TOKENS} tokens"
-
-
-def gradients_reach_every_layer(encoder: Encoder) -> str:
-    """Trained on all exits together, every layer gets a finite gradient."""
-    model = encoder.model
-    logits = model(model.collate(encoder.encodings(count=4))).logits
-    targets = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
-    functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
-    for layer in range(1, model.num_layers + 1):
-        gradients = [p.grad for p in model.stepper.layer_module(layer).parameters() if p.grad is not None]
-        if not any(bool(g.any()) for g in gradients) or not all(bool(g.isfinite().all()) for g in gradients):
-            example = "its gradients are not finite" if gradients else "no gradient reaches it"
-            raise BrokenContractError(f"layer {layer} cannot be trained", example)
-    model.zero_grad(set_to_none=True)
-    return ""
-
-
 def tokens_may_exit(encoder: Encoder) -> str:
     """If the family lets tokens exit by themselves, that equals the stock layers with exited states put back."""
     model, before = encoder.model, encoder.model.stepper
@@ -329,7 +287,6 @@ CHECKS: dict[str, Callable[[Encoder], str]] = {
     "the weights are complete": the_weights_are_complete,
     "the tokenizer fits": the_tokenizer_fits,
     "pooling": the_pooling_is_known,
-    "in the stock model, a row is its own": a_row_is_its_own,
     "stepped, full depth = the stock model": stepped_is_stock,
     "never exit = the stock model": _of_methods(never_exit_is_the_stock_model),
     "replay = reality": _of_methods(replay_is_reality),
@@ -337,8 +294,6 @@ CHECKS: dict[str, Callable[[Encoder], str]] = {
     "layers counted = layers run": _of_methods(layers_counted_are_layers_run),
     "saved and loaded, the same": _of_methods(saved_and_loaded_it_is_the_same),
     "long texts are cut": long_texts_are_cut,
-    "operations can be counted": operations_can_be_counted,
-    "gradients reach every layer": gradients_reach_every_layer,
     "tokens may exit by themselves": tokens_may_exit,
 }
 

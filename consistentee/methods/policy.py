@@ -198,11 +198,9 @@ class PriceLadder(Prices):
 
 
 def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
-    """Convert a head's output to the logit of P(exit): [...].
+    """Convert a head's output [..., 2] and the log of a price to the logit of P(exit): [...].
 
-    Args:
-        output: [...], or [..., 2] if the policy reads the price.
-        log_alpha: log of the price of a layer, a number or [...]; None if the policy does not read it.
+    ``log_alpha``: None for a policy that does not read the price; its output is [...], the logit itself.
     """
     if log_alpha is None:
         return output
@@ -216,26 +214,21 @@ def rung_logits(output: Tensor) -> Tensor:
     return torch.cat([output[..., :1], functional.softplus(output[..., 1:])], dim=-1).cumsum(dim=-1)
 
 
-def policy_spec(reads: PolicyInputs, outputs: int) -> HeadSpec:
+def policy_spec(reads: PolicyInputs, outputs: int, initial_bias: float = INITIAL_BIAS) -> HeadSpec:
     """Return the head of a policy: Linear(H, 32), GELU, Linear(32, outputs)."""
     return HeadSpec(
         outputs=outputs,
         hidden=32,
         extra_inputs=0 if reads == "state" else NUM_CONFIDENCE_FEATURES,
         reads_pooled=reads != "confidence",
-        initial_bias=INITIAL_BIAS,
+        initial_bias=initial_bias,
     )
 
 
 def policy_outputs(policy: ExitHeads, pooled: Tensor, logits: Tensor) -> Tensor:
     """Compute the outputs of a policy at every layer in training: float [rows, L], or [rows, L, outputs].
 
-    Its inputs are detached, so it does not train the backbone.
-
-    Args:
-        policy: the head.
-        pooled: [rows, L, width].
-        logits: [rows, L, classes].
+    Its inputs, [rows, L, width] and [rows, L, classes], are detached, so it does not train the backbone.
     """
     pooled, probs = pooled.detach(), logits.detach().softmax(dim=-1)
     answers = probs.argmax(dim=-1)

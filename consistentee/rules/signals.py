@@ -48,10 +48,7 @@ NUM_CONFIDENCE_FEATURES = 4
 def confidence_features(probs: Tensor, prediction: Tensor, previous: Tensor | None) -> Tensor:
     """Compute top probability, margin, normalised entropy, agreement with the layer before (0 at layer 1): [rows, 4].
 
-    Args:
-        probs: [rows, classes]; of the candidates if the vocabulary is pruned.
-        prediction: the predicted class, of all classes: [rows].
-        previous: that of the layer before, [rows]; None at layer 1.
+    ``probs`` are of the candidates if the vocabulary is pruned; ``prediction`` and ``previous`` are of all classes.
     """
     first, second = probs.topk(2, dim=-1).values.unbind(dim=-1)
     entropy = torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])

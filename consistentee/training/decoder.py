@@ -35,11 +35,6 @@ def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) ->
 
     The backbone first, if the recipe trains it, then the exit adapters on its states. Both are shared through the
     recipe's store. Before, exits get a start in closed form.
-
-    Args:
-        model: changed in place.
-        task: its training rows are used.
-        recipe: what is trained, and how.
     """
     model.to(training_device())
     rows = recipe.training_rows(model, task)
@@ -136,13 +131,8 @@ def train_on_states(
 
     Nothing happens if there is nothing to train: a decoder with one exit, the last, has no adapter.
 
-    Args:
-        trace: the states.
-        tokens: numbers of those to train on.
-        loss: (model, batch) -> scalar.
-        recipe: weight decay, schedule, seed and store.
-        name, trains, details, shared: see :class:`consistentee.training.stage.Stage`.
-        steps, batch_size, learning_rate: how long and how fast; the batch is in tokens.
+    ``tokens`` are the numbers of those to train on; the batch is in tokens. ``name``, ``trains``, ``details`` and
+    ``shared``: see :class:`consistentee.training.stage.Stage`.
     """
     has_weights = any(weight.startswith(trains) for weight, _ in trace.model.named_parameters())
     if not steps or not len(tokens) or not has_weights:
@@ -194,12 +184,7 @@ def train_branches(
 
     They learn the distribution of the last exit, on cached states of whole rows. Backbone and LM head are frozen; if
     the recipe trains the backbone, that comes before, in the stage that all methods share.
-
-    Args:
-        model: changed in place.
-        task: its training rows are used.
-        recipe: ``branch_steps`` and what goes with them.
-        spec_at: gives the branch of an exit layer.
+    ``spec_at`` gives the branch of an exit layer.
     """
     if recipe.trains != "exits":
         train_exits(model, task, recipe)

@@ -57,13 +57,8 @@ def train_backbone(
 ) -> None:
     """Train the backbone by ``recipe.trains``, which must not be "exits"; the model keeps stock layers.
 
-    Args:
-        model: changed in place.
-        rows: prompts and responses.
-        recipe: what is trained, how long, how fast, and the number of restarts.
-        loss: the loss; a partial's settings are part of the stage's key.
-        name: of the stage.
-        also_trains: prefixes of the names of other weights to train, at the rate of exits.
+    Settings of a loss that is a partial are part of the stage's key. ``also_trains``: prefixes of the names of other
+    weights to train, at the rate of exits.
     """
     backbone: tuple[str, ...] = ("backbone.",)
     if recipe.trains == "lora":
@@ -241,10 +236,7 @@ def drawn_loss(losses: ExitLosses, model: MultiExitDecoder, batch: StepRows) -> 
 def draw_exits(exit_layers: tuple[int, ...], weights: Tensor, may_exit: Tensor) -> Tensor:
     """Draw the layer at which every token exits, which is L if it may not exit early: int64 [rows, T].
 
-    Args:
-        exit_layers: the last one is L.
-        weights: the probability of each, [exits].
-        may_exit: bool [rows, T].
+    ``weights`` are the probabilities of the exits.
     """
     rows, columns = may_exit.shape
     of_token = weights.multinomial(rows * columns, replacement=True).view(rows, columns)
@@ -257,16 +249,8 @@ def draw_exits(exit_layers: tuple[int, ...], weights: Tensor, may_exit: Tensor) 
 def states_at_exits(model: MultiExitDecoder, tokens: Tensor, padding_mask: Tensor, exits: Tensor) -> Tensor:
     """Run whole rows as decoding does if tokens exit at given layers; return the states at their exits.
 
-    Layers that a token skips get its keys and values from the state at its exit.
-
-    Args:
-        model: whose layers they are.
-        tokens: int64 [rows, T].
-        padding_mask: bool [rows, T], True for a real token.
-        exits: the exit layer of every token, int64 [rows, T].
-
-    Returns:
-        [rows, T, width].
+    Layers that a token skips get its keys and values from the state at its exit. Arguments are [rows, T]; states are
+    [rows, T, width].
     """
     hidden, context = model.stepper.begin(tokens, padding_mask)
     closing = len(model.closing)

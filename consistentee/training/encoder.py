@@ -32,14 +32,9 @@ _HELD_OUT_SEED = 0
 
 
 def layer_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Compute every layer's loss on every row, CE_t, or the squared error in a regression.
+    """Compute every layer's loss on every row, CE_t, or the squared error in a regression: float [rows, L].
 
-    Args:
-        logits: [rows, L, classes].
-        labels: class indices [rows], or targets [rows] if there is one output.
-
-    Returns:
-        float [rows, L].
+    ``logits`` are [rows, L, classes]; ``labels`` [rows] are class indices, or targets if there is one output.
     """
     rows, layers, classes = logits.shape
     repeated = labels.unsqueeze(1).expand(rows, layers)
@@ -263,12 +258,8 @@ def train_heads(
 ) -> None:
     """Train small heads on a frozen backbone, without dropout, for the recipe's steps rounded up to whole epochs.
 
-    Args:
-        model: changed in place.
-        source: cached features; or tokens, if the loss runs the frozen backbone itself.
-        loss: (model, batch) -> scalar.
-        recipe: how long and how fast.
-        name, trains, details: see :class:`consistentee.training.stage.Stage`.
+    ``source`` has cached features; or tokens, if the loss runs the frozen backbone itself. ``name``, ``trains`` and
+    ``details``: see :class:`consistentee.training.stage.Stage`.
     """
     steps_per_epoch = math.ceil(len(source) / recipe.frozen_batch_size)
     stage = Stage(

@@ -235,13 +235,5 @@ class ConsistentEETokensCurve(ConsistentEETokens):
 
 
 def memorized_exit_layer(correct: Tensor, exit_layers: tuple[int, ...]) -> Tensor:
-    """Compute the smallest exit layer from which on every exit is right; L if the last one is wrong.
-
-    Args:
-        correct: bool [tokens, exits].
-        exit_layers: true layers of the exits.
-
-    Returns:
-        int64 [tokens].
-    """
+    """Compute the first exit layer from which on every exit is right, or L: bool [tokens, exits] -> int64 [tokens]."""
     return torch.tensor(exit_layers)[memorized_layer(correct) - 1]
