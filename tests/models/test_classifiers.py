@@ -169,7 +169,7 @@ class TestVectors:
 
     def test_one_vector_serves_those_that_read_no_more(self, tiny_model, kind):
         model, vector = model_with(tiny_model, kind), torch.randn(2, WIDTH)
-        if kind in ("linear", "shared", "class-means"):
+        if kind in ("linear", "mlp", "shared", "class-means"):
             assert torch.equal(model.classify_pooled(2, vector), model.classifier(2)(RecordedLayer(vector[:, None])))
         else:
             with pytest.raises(UserError, match=f"{kind} classifier of layer 2 reads more"):
@@ -293,6 +293,7 @@ class TestFlops:
         before = sum(int(layer(n)) for layer in flops.layers[:2])
         answer = {
             "linear": linear_cost(n, pooling),
+            "mlp": linear_cost(n, pooling) + 2 * WIDTH * WIDTH,
             "shared": linear_cost(n, pooling),
             "class-means": linear_cost(n, pooling),
             "attention": attention_cost(n, pooling),
