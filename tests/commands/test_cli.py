@@ -393,7 +393,9 @@ def test_run_takes_the_methods_of_a_folder_and_of_a_file(runs, plugin_folder):
 
 def test_check_method_ends_with_1_where_the_contract_is_broken(plugin_folder):
     source = (plugin_folder / "early_gate.py").read_text()
-    (plugin_folder / "early_gate.py").write_text(source.replace("self.check_knob(model, knob)", "pass"))
+    (plugin_folder / "early_gate.py").write_text(
+        source.replace("    def rule(", "    def check_knob(self, model, knob):\n        pass\n\n    def rule(")
+    )
     broken = call("check-method", plugin_folder / "early_gate.py", "--families", "bert", "--param", "hidden=8")
     assert broken.exit_code == 1
     assert "rule() takes knobs that are out of range" in broken.output
