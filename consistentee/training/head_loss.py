@@ -1,9 +1,9 @@
-"""Cross-entropy through an LM head, the largest product of training exits: logits become gradients at once.
+"""Cross-entropy through an LM head, the largest product in training exits, without keeping logits.
 
-Logits are as many as tokens times the vocabulary: kept for every exit they are gigabytes, made again going back they
-are a third more work. But the loss is a weighted sum over tokens, so that the gradient of a logit is known as soon as
-the logits are: ``weight * (softmax - one-hot)``. A chunk of tokens at a time, three products and no logits kept (as the
-fused cross-entropy of Hsu et al., Liger Kernel, 2024, arXiv 2410.10989).
+Kept for every exit, logits take gigabytes; computed again in the backward pass, a third more work. The loss is a
+weighted sum over tokens, so that the gradient of a logit follows from the logits: ``weight * (softmax - one-hot)``. It
+is computed with them, a chunk of tokens at a time (as the fused cross-entropy of Hsu et al., Liger Kernel, 2024, arXiv
+2410.10989).
 """
 
 from typing import Any

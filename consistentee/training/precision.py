@@ -1,8 +1,7 @@
-"""Precision of matrix products in training: the one that this machine multiplies fastest in, as measured.
+"""Precision of matrix products in training: the fastest on this machine, as measured.
 
 bfloat16 is twice as fast as float32 on one processor with avx512_bf16, half as fast on another, and a hundred times
-slower on a third that has none. And float32 itself is twice as fast by oneDNN as by MKL on a processor that is not
-Intel's.
+slower on a third without. float32 is twice as fast by oneDNN as by MKL on a processor that is not Intel's.
 """
 
 import hashlib
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -50,20 +48,13 @@ def remembered_speed(device: torch.device) -> Speed:
     """Measure this machine once and remember the result: a busy minute must not change the precision of training."""
     path = cache_dir() / "precision" / f"{machine_name(device)}.json"
     with only_one(path):
-        known = _read(path)
-        if known is not None:
-            return known
-        speed = measure_speed(device)
+        try:
+            return Speed(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # not measured yet, or a damaged file
+            speed = measure_speed(device)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(asdict(speed)), encoding="utf-8")
     return speed
-
-
-def _read(path: Path) -> Speed | None:
-    try:
-        return Speed(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def machine_name(device: torch.device) -> str:
@@ -115,11 +106,10 @@ def _one_pass(layer: nn.Module, hidden: Tensor, precision: Precision) -> float:
 
 @contextmanager
 def onednn_products(device: torch.device) -> Iterator[None]:
-    """For the time being, let oneDNN multiply float32 matrices on a CPU, where it does so in float32.
+    """Inside the block, let oneDNN multiply float32 matrices on a CPU, if it does so in float32.
 
-    torch gives them to MKL, unless it may use less than float32. Then it asks oneDNN, which on most processors has
-    nothing less to offer and multiplies in float32, by code made for the very processor; results are the same up to
-    rounding.
+    torch uses MKL unless less precise products are allowed. Then it uses oneDNN, which on most processors multiplies in
+    float32 anyway, with faster code; results are equal up to rounding.
     """
     before = torch.get_float32_matmul_precision()
     if device.type != "cpu" or before != "highest" or not onednn_keeps_float32():
