@@ -20,7 +20,7 @@ from consistentee.models.base import Precision
 from consistentee.training.recipe import PrecisionSetting
 
 _WIDTH, _HEADS = 384, 12  # a small encoder's
-_HOPELESS = 3.0  # where bfloat16 is emulated, the first few tokens tell
+_HOPELESS = 3.0  # emulated bfloat16 is this much slower for the first few tokens already
 _ROUNDS = 20
 _SECONDS = 0.5
 
@@ -58,7 +58,7 @@ def remembered_speed(device: torch.device) -> Speed:
 
 
 def machine_name(device: torch.device) -> str:
-    """Return a hash of this machine, its threads and torch, to tell it from others that share its cache."""
+    """Return a hash of this machine, its threads and torch; several machines may share a cache."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     parts = [name, dict(torch.cpu.get_capabilities()), torch.get_num_threads(), torch.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -93,7 +93,7 @@ def _seconds(layer: nn.Module, hidden: Tensor) -> dict[Precision, float]:
 
 
 def _one_pass(layer: nn.Module, hidden: Tensor, precision: Precision) -> float:
-    # What others do on a CPU meanwhile must not count; a device's work is not in the thread's time.
+    # Other processes on a CPU do not count in the thread's time; the work of a device is not in it.
     clock = time.thread_time if hidden.device.type == "cpu" else time.perf_counter
     started = clock()
     with torch.autocast(hidden.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
