@@ -214,14 +214,14 @@ def rung_logits(output: Tensor) -> Tensor:
     return torch.cat([output[..., :1], functional.softplus(output[..., 1:])], dim=-1).cumsum(dim=-1)
 
 
-def policy_spec(reads: PolicyInputs, outputs: int) -> HeadSpec:
+def policy_spec(reads: PolicyInputs, outputs: int, initial_bias: float = INITIAL_BIAS) -> HeadSpec:
     """Return the head of a policy: Linear(H, 32), GELU, Linear(32, outputs)."""
     return HeadSpec(
         outputs=outputs,
         hidden=32,
         extra_inputs=0 if reads == "state" else NUM_CONFIDENCE_FEATURES,
         reads_pooled=reads != "confidence",
-        initial_bias=INITIAL_BIAS,
+        initial_bias=initial_bias,
     )
 
 

@@ -11,6 +11,7 @@ from consistentee.methods.consistent_ee import distilled, instances
 from consistentee.methods.consistent_ee.distilled import ConsistentEEDistilled
 from consistentee.methods.consistent_ee.instances import ConsistentEE
 from consistentee.methods.consistent_ee.ladder import ConsistentEELadder
+from consistentee.methods.method import get_method
 from consistentee.methods.policy import POLICY, PriceLadder, policy_logit, policy_outputs, policy_spec, rung_logits
 from consistentee.methods.reward import exit_shares
 from consistentee.models.classifiers import AttentionClassifier, LinearClassifier
@@ -194,3 +195,24 @@ class TestDistilled:
         assert (stage.epochs, stage.learning_rate, stage.head_learning_rate) == (1, 5e-4, 1e-3)
         kinds = [type(model.classifier(layer)) for layer in range(1, model.num_layers + 1)]
         assert kinds == [AttentionClassifier] * (model.num_layers - 1) + [LinearClassifier]
+
+
+def test_the_published_values(tiny_model):
+    """State alone, an unbiased start, REINFORCE with 8 rollouts, two epochs each of stages 2 and 3, exit at 0.5."""
+    method = get_method("consistentee-paper")
+    assert (method.policy_reads, method.estimator, method.rollouts) == ("state", "reinforce", 8)
+    assert (method.policy_epochs, method.joint_epochs, method.refit_policy) == (2, 2, False)
+    model = tiny_model()
+    model.add_head("policy", method.policy_spec())
+    assert model.head("policy").modules_by_layer[0][-1].bias.item() == 0
+    assert 0.5 in method.knob_values(model)
+
+
+def test_stage_2_takes_the_epochs_of_the_paper(tiny_model, monkeypatch):
+    stages = []
+    for module in (encoder, instances):
+        monkeypatch.setattr(module, "run_stage", lambda model, source, stage, recipe: stages.append(stage))
+    get_method("consistentee-paper").fit(tiny_model(), make_task(), Recipe(epochs=3, max_length=32))
+    joint, policy, consistent = stages
+    assert (policy.epochs, policy.batch_size, policy.learning_rate) == (2, 32, 3e-4)
+    assert (joint.epochs, consistent.epochs, consistent.learning_rate) == (3, 2, 3e-5)

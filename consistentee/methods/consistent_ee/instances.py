@@ -12,18 +12,20 @@ over the policy, ``sum_t q_t CE_t``. After stage 3 the policy is fitted again on
 (``refit_policy``), because one epoch moves the backbone more than the policy follows.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData
 from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer_of
 from consistentee.methods.policy import (
     ALWAYS,
+    INITIAL_BIAS,
     POLICY,
     DrawnPrices,
     OnePrice,
@@ -58,10 +60,9 @@ _POLICY_WEIGHTS = (f"exit_heads.{POLICY}.",)
 class ConsistentEE(Method):
     """ConsistentEE: its reward and its three stages, one policy for one price of a layer.
 
-    Defaults that differ from the paper: the policy also reads confidence, the expected reward is computed in closed
-    form, and the policy is fitted again after stage 3. ``policy_reads="state", estimator="reinforce",
-    refit_policy=False`` and a knob of 0.5 give the published algorithm except for the recipe, the initial bias, stage 2
-    on features without dropout, and stage 3's cross-entropy, an expectation instead of that of a drawn exit.
+    Defaults that differ from the paper: the policy also reads confidence and starts from low exit probabilities, the
+    expected reward is computed in closed form, stage 2 takes the recipe's steps on a frozen model, stage 3 takes one
+    epoch, and the policy is fitted again after it. :class:`ConsistentEEPaper` has the published values.
 
     Attributes:
         alpha: the price of a layer. The paper's code used 0.005 to 0.2.
@@ -74,7 +75,10 @@ class ConsistentEE(Method):
         folds: number of folds of the cross-fitting.
         policy_reads: "state" is the paper's; "state+confidence" adds the classifier's confidence; "confidence" reads
             only that.
+        initial_bias: of the policy's output; P(exit) starts at its sigmoid.
         cached: run stage 2 on cached features instead of running the frozen backbone again.
+        policy_epochs: length of stage 2 in epochs, in batches of 32 with a peak rate of 3e-4, as the authors' code;
+            None for the recipe's steps, batches and rate of frozen stages.
         joint_epochs, joint_learning_rate: of stage 3; the rate is the backbone's, and the heads' is in the recipe's
             proportion; 0 epochs skip it.
         refit_policy: fit the policy again after stage 3.
@@ -92,7 +96,9 @@ class ConsistentEE(Method):
     memorized_layer: Literal["train", "cross-fitted"] = "train"
     folds: Annotated[int, Field(ge=2)] = 3
     policy_reads: PolicyInputs = "state+confidence"
+    initial_bias: float = INITIAL_BIAS
     cached: bool = True
+    policy_epochs: PositiveInt | None = None
     joint_epochs: NonNegativeInt = 1
     joint_learning_rate: PositiveFloat = 3e-5
     refit_policy: bool = True
@@ -143,13 +149,16 @@ class ConsistentEE(Method):
 
     def policy_spec(self) -> HeadSpec:
         """Return the shape of the policy."""
-        return policy_spec(self.policy_reads, self.prices.outputs)
+        return policy_spec(self.policy_reads, self.prices.outputs, self.initial_bias)
 
     def _fit_policy(
         self, model: MultiExitModel, rows: FeatureSource | TokenSource, hardness: Tensor | None, recipe: Recipe
     ) -> None:
         loss = partial(self.policy_stage_loss, hardness)
         details = {"method": repr(self), "hardness": hardness}
+        if self.policy_epochs is not None:
+            steps = self.policy_epochs * math.ceil(len(rows) / 32)
+            recipe = replace(recipe, frozen_steps=steps, frozen_batch_size=32, frozen_learning_rate=3e-4)
         train_heads(model, rows, loss, recipe, name="policy", trains=_POLICY_WEIGHTS, details=details)
 
     def policy_stage_loss(
@@ -205,6 +214,25 @@ class ConsistentEE(Method):
         if self.reward_loss == "cross-entropy":
             return layer_losses(outputs.logits, labels)
         return (outputs.logits.argmax(dim=-1) != labels.unsqueeze(1)).to(outputs.logits.dtype)
+
+
+@dataclass(frozen=True)
+class ConsistentEEPaper(ConsistentEE):
+    """The published algorithm: stages 2 and 3 with the values of the paper and of the authors' code.
+
+    What still differs: the recipe of stage 1 is the suite's, stage 2 reads features without dropout, the policy does
+    not train the backbone, and stage 3's cross-entropy is the expectation over the policy.
+    """
+
+    name: ClassVar[str] = "consistentee-paper"
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, 0.5, 1.0))
+
+    estimator: Estimator = "reinforce"
+    policy_reads: PolicyInputs = "state"
+    initial_bias: float = 0.0
+    policy_epochs: PositiveInt | None = 2
+    joint_epochs: NonNegativeInt = 2
+    refit_policy: bool = False
 
 
 @dataclass(frozen=True)
