@@ -167,8 +167,8 @@ class DraftedTexts:
         hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
         hidden = skipped.run(model.stepper, hidden, context)
         cache.ledger.take_back(self._begin)
-        said = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
-        return float((said == self.texts[:, 1:][self._follows]).double().mean())
+        predicted = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
+        return float((predicted == self.texts[:, 1:][self._follows]).double().mean())
 
 
 class LayerSetSearch:
