@@ -4,6 +4,7 @@ import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -26,6 +27,9 @@ from benchmarks.testing.encoders import (
 from consistentee.data.instances import TaskData
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
+
+if TYPE_CHECKING:
+    from small_suite import Bench
 
 __all__ = [
     "CONFIGS",
@@ -93,6 +97,16 @@ def tiny_decoder_backbone(tiny_decoders: TinyDecoders) -> Callable[..., Path]:
 def tiny_decoder(tiny_decoders: TinyDecoders) -> Callable[..., MultiExitDecoder]:
     """Return a function: (family="llama", ...) -> a fresh multi-exit decoder whose exits disagree."""
     return tiny_decoders.model
+
+
+@pytest.fixture(scope="session")
+def finished_suite(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Callable[[str], Path]) -> "Bench":
+    """A tiny suite of classification that has run; nothing may change it, see ``Bench.elsewhere``."""
+    from small_suite import Bench
+
+    bench = Bench(tmp_path_factory.mktemp("finished"), tiny_backbone("bert"))
+    bench.outcome = bench.run()
+    return bench
 
 
 @pytest.fixture

@@ -1,14 +1,14 @@
 """Records of generation as a run would leave them, made up from a few numbers, for the tests of tables and plots."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from records_by_hand import ENVIRONMENT, parts_by_hand, targets_of
+from records_by_hand import ENVIRONMENT, parts_by_hand, targets_of, write_group
 
 from benchmarks.specs.targets import FAITHFUL
-from benchmarks.store.folders import write_record, write_rows
 from benchmarks.store.generation_records import (
     CalibrationRecord,
     CalibrationResult,
@@ -220,15 +220,9 @@ def decoding_timing(cells: Sequence[GenerationRecord], seed: int = 0, task: str 
 
 def write_generation(out_dir: Path, tasks: Sequence[str] = ("alpaca",), seeds: Sequence[int] = (0,)) -> None:
     """Write cells, predictions and timings of a made-up suite of generation, as a run does."""
-    for task in tasks:
-        for seed in seeds:
-            cells = made_up_generation(task=task, seed=seed)
-            for record in cells:
-                folder = out_dir / "cells" / task / "smollm2-135m" / record.label / "default" / f"seed{seed}"
-                write_record(folder / "record.json", record)
-                write_rows(folder / "predictions.parquet", generation_predictions(record))
-            timings = out_dir / "timings" / task / "smollm2-135m" / f"seed{seed}"
-            write_record(timings / "timing.json", decoding_timing(cells, seed=seed, task=task))
+    for task, seed in product(tasks, seeds):
+        cells = made_up_generation(task=task, seed=seed)
+        write_group(out_dir, cells, generation_predictions, decoding_timing(cells, seed=seed, task=task))
 
 
 def generation_predictions(record: GenerationRecord) -> pd.DataFrame:

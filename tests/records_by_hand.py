@@ -1,7 +1,9 @@
 """Records as a run would leave them, made up from a few numbers, for the tests of tables and plots."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +12,8 @@ from benchmarks.analysis.frames import Results
 from benchmarks.specs.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
 from benchmarks.store.folders import write_record, write_rows
 from benchmarks.store.records import (
+    BaseRecord,
+    BaseTimingRecord,
     CellRecord,
     Contender,
     CurvePoint,
@@ -219,18 +223,27 @@ def made_up_suite(seed: int = 0, task: str = "mcid") -> list[CellRecord]:
     return cells
 
 
+def write_group(
+    out_dir: Path,
+    cells: Sequence[BaseRecord],
+    rows_of: Callable[[Any], pd.DataFrame],
+    taken: BaseTimingRecord,
+) -> None:
+    """Write the cells of a task, backbone and seed with their rows and the timing, as a run does."""
+    group = Path(taken.task, taken.backbone)
+    for record in cells:
+        folder = out_dir / "cells" / group / record.label / "default" / f"seed{record.seed}"
+        write_record(folder / "record.json", record)
+        write_rows(folder / "predictions.parquet", rows_of(record))
+    write_record(out_dir / "timings" / group / f"seed{taken.seed}" / "timing.json", taken)
+
+
 def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",), seeds: Sequence[int] = (0,)) -> None:
-    """Write cells, predictions and timings of a made-up suite, as a run does."""
-    for task in tasks:
-        for seed in seeds:
-            cells = made_up_suite(task=task, seed=seed)
-            for record in cells:
-                folder = out_dir / "cells" / task / "minilm-l6" / record.label / "default" / f"seed{seed}"
-                write_record(folder / "record.json", record)
-                write_rows(folder / "predictions.parquet", _predictions(record))
-            timed = [record for record in cells if record.method != "oracle"]
-            timings = out_dir / "timings" / task / "minilm-l6" / f"seed{seed}"
-            write_record(timings / "timing.json", timing(timed, seed=seed, task=task))
+    """Write cells, predictions and timings of a made-up suite."""
+    for task, seed in product(tasks, seeds):
+        cells = made_up_suite(task=task, seed=seed)
+        timed = [record for record in cells if record.method != "oracle"]
+        write_group(out_dir, cells, _predictions, timing(timed, seed=seed, task=task))
 
 
 def _predictions(record: CellRecord) -> pd.DataFrame:

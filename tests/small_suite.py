@@ -109,7 +109,8 @@ class Bench:
     def elsewhere(self, out: Path) -> "Bench":
         """Return the same suite with another results folder."""
         other = copy(self)
-        other.out = out
+        other.out, other.suite_file = out, out.parent / "suite.yaml"
+        other.write()
         return other
 
     def timed_labels(self) -> list[set[str]]:

@@ -105,6 +105,40 @@ class Job(ABC):
         """Read the note on disk that says why the job failed."""
         return read_failure(self.place, self.key)
 
+    def note_error(self, error: Exception) -> FailureRecord:
+        """Write an exception and its traceback beside the result.
+
+        A failure that an OSError caused may pass: the disk is to blame, not the method.
+        """
+        text = " ".join(str(error).split()) or "no message"
+        sentence = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        return self.note_failure(sentence, "".join(traceback.format_exception(error)), may_pass=cause is not None)
+
+    def note_failure(self, sentence: str, details: str = "", *, may_pass: bool = False) -> FailureRecord:
+        """Write in one sentence why there is no result.
+
+        Args:
+            sentence: what went wrong.
+            details: the traceback; the folders of this machine are shortened.
+            may_pass: whether the next run tries once more, unless this was that try.
+        """
+        for folder, shown in ((Path.cwd(), "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
+            details = details.replace(f"{folder}{os.sep}", f"{shown}{os.sep}")
+        earlier = self.failure()
+        failure = FailureRecord(
+            key=self.key,
+            error=sentence,
+            refused=False,
+            may_pass=may_pass and not (earlier and earlier.may_pass),
+            traceback=details,
+            failed_at=now(),
+        )
+        write_record(self.place / FAILURE_FILE, failure)
+        return failure
+
 
 @dataclass(frozen=True, eq=False)
 class CellJob(Job):
@@ -161,44 +195,3 @@ class TimingJob(Job):
 
         rows = self.context.inputs().rows(self.cells[0].spec)
         run_timing(self.cells, self.knobs, rows, self.protocol, self.context.folder, command=self.context.command)
-
-
-def note_error(place: Path, key: str, error: Exception) -> FailureRecord:
-    """Write an exception and its traceback into the folder of a cell or a timing.
-
-    A failure that an OSError caused may pass: the disk is to blame, not the method.
-    """
-    text = " ".join(str(error).split()) or "no message"
-    sentence = text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    details = "".join(traceback.format_exception(error))
-    return note_failure(place, key, sentence, details, may_pass=cause is not None)
-
-
-def note_failure(
-    place: Path, key: str, sentence: str, traceback_text: str = "", *, may_pass: bool = False
-) -> FailureRecord:
-    """Write in one sentence why there is no record.
-
-    Args:
-        place: folder of the cell or timing.
-        key: its key.
-        sentence: what went wrong.
-        traceback_text: the traceback; the folders of this machine are shortened.
-        may_pass: whether the next run tries once more, unless this was that try.
-    """
-    for folder, shown in ((Path.cwd(), "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
-        traceback_text = traceback_text.replace(f"{folder}{os.sep}", f"{shown}{os.sep}")
-    earlier = read_failure(place, key)
-    failure = FailureRecord(
-        key=key,
-        error=sentence,
-        refused=False,
-        may_pass=may_pass and not (earlier and earlier.may_pass),
-        traceback=traceback_text,
-        failed_at=now(),
-    )
-    write_record(place / FAILURE_FILE, failure)
-    return failure

@@ -25,7 +25,7 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
-from benchmarks.run.jobs import Job, note_error, note_failure
+from benchmarks.run.jobs import Job
 from benchmarks.run.progress import StatusFile
 from benchmarks.store.environment import usable_cores
 from benchmarks.store.folders import FAILURE_FILE
@@ -160,7 +160,7 @@ def _settle(future: "Future", job: Job) -> None:
     try:
         future.result()
     except KilledWorker as error:
-        note_failure(job.place, job.key, " ".join(f"workers keep dying over it: {error}".split()), may_pass=True)
+        job.note_failure(" ".join(f"workers keep dying over it: {error}".split()), may_pass=True)
     except UserError:
         raise
     except Exception as error:
@@ -274,7 +274,7 @@ def execute(job: Job, threads: int | None = None) -> None:
             raise DiskFullError(job.place)
         if process.exitcode != 0:
             said = output.read_text(encoding="utf-8", errors="replace")[-_OUTPUT_KEPT:]
-            note_failure(job.place, job.key, _end_of_process(process.exitcode), said, may_pass=process.exitcode < 0)
+            job.note_failure(_end_of_process(process.exitcode), said, may_pass=process.exitcode < 0)
 
 
 def compute_here(job: Job) -> None:
@@ -290,7 +290,7 @@ def compute_here(job: Job) -> None:
         except Exception as error:  # a method may fail in any way at all; the other cells are still worth running
             if is_disk_full(error):
                 raise DiskFullError(job.place) from error
-            note_error(job.place, job.key, error)
+            job.note_error(error)
         else:
             (job.place / FAILURE_FILE).unlink(missing_ok=True)
 

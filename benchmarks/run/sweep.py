@@ -11,7 +11,7 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks.run.jobs import CellJob, Job, RunContext, TimingJob, note_failure
+from benchmarks.run.jobs import CellJob, Job, RunContext, TimingJob
 from benchmarks.run.plan import (
     Inputs,
     PlannedCell,
@@ -322,7 +322,7 @@ class _Watcher:
     def ended(self, job: Job) -> None:
         found = job.result()
         if found is None:
-            failure = job.failure() or note_failure(job.place, job.key, _NO_RESULT)
+            failure = job.failure() or job.note_failure(_NO_RESULT)
             self.failures[job.place] = failure
             self.progress.ended(job, f"failed: {failure.error}", failed=True)
         elif isinstance(found, BaseRecord):

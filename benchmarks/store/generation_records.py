@@ -82,9 +82,7 @@ class DecodingPoint(BaseOperatingPoint):
     prefill_seconds: float = Field(description="of this one run; what is compared is timed apart")
     decode_seconds: float
     speculation: Speculation | None = None
-    references: ReadReferences | None = Field(
-        None, description="None where they have no second token, and in records that are older than this field"
-    )
+    references: ReadReferences | None = Field(None, description="None where they have no second token")
 
 
 class CalibrationResult(Strict):
@@ -130,9 +128,7 @@ class GenerationRecord(BaseRecord):
     truncated_prompts: int = Field(description="test prompts that were cut to max_prompt_tokens")
     full_scores: dict[str, Mean] = Field(description="ROUGE of the full model's texts against the references")
     full_new_tokens: int
-    full_reference_nats: float | None = Field(
-        None, description="as ReadReferences.nats, of the full model; None in records that are older than this field"
-    )
+    full_reference_nats: float | None = Field(None, description="as ReadReferences.nats, of the full model")
     curve_validation: list[ReplayPoint]
     operating_points: list[DecodingPoint]
     peak_memory_bytes: int = Field(description="of the process, or of the GPU where there is one")
@@ -169,13 +165,11 @@ class DecodingSamples(BaseSamples):
         default=None,
         description="prompts under way, of which batch_size run at a time; None: a batch is under way, in step",
     )
-    layer_calls: list[float] | None = Field(
-        default=None, description="[batches], of the decoded tokens; None in timings that are older than this field"
-    )
+    layer_calls: list[float] | None = Field(default=None, description="[batches], of the decoded tokens")
     completed_seconds: list[list[Seconds]] = Field(
         default=[],
         description="[rounds][prompts]: since a text was asked for, together with all that were under way, until its "
-        "last token was there; empty where that is not noted, and in timings that are older than this field",
+        "last token was there; empty where that is not noted",
     )
     head_seconds: list[list[Seconds]] = Field(
         default=[],

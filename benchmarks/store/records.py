@@ -1,4 +1,7 @@
-"""Record: one operating point, raw numbers first. The schema of everything the harness writes."""
+"""The schema of everything the harness writes: raw numbers first.
+
+A field with a default is newer than the first records, which lack it.
+"""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -74,8 +77,8 @@ class OperatingPoint(BaseOperatingPoint):
     live_disagreements: int = Field(description="rows whose live exit layer or answer differs from the replay")
     signal_quantiles: list[list[float]] = Field(
         default=[],
-        description="10, 25, 50, 75 and 90% quantiles over test rows of what the rule compares with its threshold, at "
-        "layer 1, 2, ..., L - 1; empty if the rule does not say, and in records that are older than this field",
+        description="SIGNAL_QUANTILES over test rows of what the rule compares with its threshold, at layer 1, 2, ..., "
+        "L - 1; empty if the rule does not say",
     )
 
 
@@ -104,9 +107,7 @@ class BaseRecord(Strict, ABC):
     schema_version: Literal[1] = 1
     key: str
     key_parts: KeyParts
-    code_hash: str | None = Field(
-        None, description="of the project's code that ran, never compared; None in records that are older than versions"
-    )
+    code_hash: str | None = Field(None, description="of the project's code that ran, never compared")
     task: str
     task_version: int
     metric: str
@@ -125,7 +126,7 @@ class BaseRecord(Strict, ABC):
     validation_by_epoch: dict[str, list[float]] = Field(
         default={},
         description="score on validation rows after each epoch of the stages that many methods share: joint (mean over "
-        "exits) and last-exit; methods that train otherwise, and records older than this field, have none",
+        "exits) and last-exit",
     )
     training_precision: Literal["float32", "bfloat16"] | None = Field(
         None,
@@ -156,13 +157,11 @@ class CellRecord(BaseRecord):
     curve_validation: list[CurvePoint]
     curve_test: list[CurvePoint]
     operating_points: list[OperatingPoint]
-    full_validation_flops: float | None = Field(
-        None, description="as full_flops, on all validation rows; None in records that are older than this field"
-    )
+    full_validation_flops: float | None = Field(None, description="as full_flops, on all validation rows")
     hull: list[HullPoint] = Field(
         default=[],
-        description="all knobs on the hull of the validation curve, fewest layers first: the answers of the rows are "
-        "kept at these; empty in records that are older than this field",
+        description="all knobs on the hull of the validation curve, fewest layers first, at which the answers of the "
+        "rows are kept",
     )
 
     def timed_points(self, at_most: int) -> list[OperatingPoint]:

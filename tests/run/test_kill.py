@@ -14,34 +14,18 @@ from pathlib import Path
 import pytest
 from small_suite import Bench, wait_until
 
-from benchmarks import analysis
 from benchmarks.run import pool
 from benchmarks.run.pool import Schedule
 from consistentee.errors import UserError
 
-METHODS = ["full", "calm-softmax", "static"]
-
-
-def bench_in(folder: Path, backbone: Path) -> Bench:
-    bench = Bench(folder, backbone)
-    bench.values["methods"] = METHODS
-    bench.values["recipe"] = {"epochs": 1, "max_length": 16, "frozen_steps": 30}
-    bench.write()
-    return bench
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Callable[[str], Path]) -> Bench:
-    bench = bench_in(tmp_path_factory.mktemp("uninterrupted"), tiny_backbone("bert"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analysis, "report_files", lambda out, just_computed: None)
-        bench.outcome = bench.run()
-    return bench
+CELLS = 3
 
 
 @pytest.fixture
 def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], unreported: None) -> Bench:
-    return bench_in(tmp_path, tiny_backbone("bert"))
+    bench = Bench(tmp_path, tiny_backbone("bert"))
+    bench.write()
+    return bench
 
 
 def stamps(bench: Bench) -> dict[Path, int]:
@@ -57,21 +41,21 @@ def kill_after(bench: Bench, seconds: float) -> None:
     process.wait()
 
 
-def assert_completed(bench: Bench, uninterrupted: Bench, finished_before: dict[Path, int]) -> None:
+def assert_completed(bench: Bench, finished_suite: Bench, finished_before: dict[Path, int]) -> None:
     """Complete the suite, and compare it with the one that nothing happened to."""
     outcome = bench.run()
-    assert (outcome.finished, outcome.failed) == (len(METHODS), ())
-    assert outcome.computed == len(METHODS) - len(finished_before), bench.said
+    assert (outcome.finished, outcome.failed) == (CELLS, ())
+    assert outcome.computed == CELLS - len(finished_before), bench.said
     assert "damaged" not in bench.said
     now = stamps(bench)
     assert {path: now[path] for path in finished_before} == finished_before, "no finished cell is run twice"
-    assert bench.results() == uninterrupted.results()
+    assert bench.results() == finished_suite.results()
     assert (len(bench.read().timings), bench.read().faults) == (1, [])
     assert bench.leftovers() == []
 
 
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_kill_of_the_whole_run(bench, uninterrupted, kills):
+def test_kill_of_the_whole_run(bench, finished_suite, kills):
     moments = random.Random(0)
     finished: dict[Path, int] = {}
     for _ in range(kills):
@@ -79,7 +63,7 @@ def test_kill_of_the_whole_run(bench, uninterrupted, kills):
         now = stamps(bench)
         assert {path: now[path] for path in finished} == finished, "no finished cell is run twice"
         finished = now
-    assert_completed(bench, uninterrupted, finished)
+    assert_completed(bench, finished_suite, finished)
 
 
 class Cluster:
@@ -115,10 +99,10 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_workers_give_what_one_process_gives(bench, uninterrupted, cluster):
+def test_two_workers_give_what_one_process_gives(bench, finished_suite, cluster):
     outcome = bench.run(schedule=Schedule(address=cluster.address))
-    assert (outcome.finished, outcome.failed) == (len(METHODS), ())
-    assert bench.results() == uninterrupted.results()
+    assert (outcome.finished, outcome.failed) == (CELLS, ())
+    assert bench.results() == finished_suite.results()
     assert (len(bench.read().timings), bench.leftovers()) == (1, [])
     threads = {record.environment["threads"]["torch"] for record in bench.records().values()}
     assert threads == {1}
@@ -126,7 +110,7 @@ def test_two_workers_give_what_one_process_gives(bench, uninterrupted, cluster):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kill_of_a_worker_costs_nothing_but_time(bench, uninterrupted, cluster):
+def test_kill_of_a_worker_costs_nothing_but_time(bench, finished_suite, cluster):
     def kill_one() -> None:
         wait_until(bench.finished_cells)
         cluster.workers[0].kill()
@@ -136,17 +120,17 @@ def test_kill_of_a_worker_costs_nothing_but_time(bench, uninterrupted, cluster):
     outcome = bench.run(schedule=Schedule(address=cluster.address))
     killer.join()
     assert cluster.workers[0].poll() is not None
-    assert (outcome.finished, outcome.failed) == (len(METHODS), ())
-    assert bench.results() == uninterrupted.results()
+    assert (outcome.finished, outcome.failed) == (CELLS, ())
+    assert bench.results() == finished_suite.results()
     assert (len(bench.read().timings), bench.leftovers()) == (1, [])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_local_workers_give_what_one_process_gives(bench, uninterrupted):
+def test_local_workers_give_what_one_process_gives(bench, finished_suite):
     outcome = bench.run(schedule=Schedule(workers=2))
-    assert (outcome.finished, outcome.failed) == (len(METHODS), ())
-    assert bench.results() == uninterrupted.results()
+    assert (outcome.finished, outcome.failed) == (CELLS, ())
+    assert bench.results() == finished_suite.results()
     assert bench.leftovers() == []
 
 

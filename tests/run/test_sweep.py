@@ -56,21 +56,14 @@ def bench(tmp_path: Path, tiny_backbone: Callable[[str], Path], unreported: None
     return Bench(tmp_path, tiny_backbone("bert"))
 
 
-@pytest.fixture(scope="module")
-def finished_once(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Callable[[str], Path]) -> Bench:
-    bench = Bench(tmp_path_factory.mktemp("finished"), tiny_backbone("bert"))
-    bench.outcome = bench.run()
-    return bench
-
-
 @pytest.fixture
-def finished(finished_once: Bench, tmp_path: Path, unreported: None) -> Bench:
+def finished(finished_suite: Bench, tmp_path: Path, unreported: None) -> Bench:
     """A bench whose suite has run: a copy of its results, so that every test may spoil them."""
-    return finished_once.elsewhere(shutil.copytree(finished_once.out, tmp_path / "out"))
+    return finished_suite.elsewhere(shutil.copytree(finished_suite.out, tmp_path / "out"))
 
 
-def test_whole_run(finished_once):
-    bench, outcome = finished_once, finished_once.outcome
+def test_whole_run(finished_suite):
+    bench, outcome = finished_suite, finished_suite.outcome
     assert (outcome.finished, outcome.computed, outcome.failed, outcome.refused) == (3, 3, (), ())
     assert outcome.table is not None
     written = {path.name for path in bench.out.iterdir()}

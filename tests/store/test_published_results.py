@@ -18,7 +18,6 @@ from records_by_hand import made_up_suite, timing, write_results
 from small_suite import Bench
 from typer.testing import CliRunner
 
-from benchmarks import analysis
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.tables import render
 from benchmarks.cli import app
@@ -298,17 +297,16 @@ def test_command(tmp_path, monkeypatch, bare):
 # ---------------------------------------------------------------------------------------------- runs
 
 
-METHODS = ["full", "pabee", "majority"]
+METHODS = ["full", "oracle", "calm-softmax"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, tiny_backbone) -> Bench:
-    """Return a small suite that was run and published, in ``published`` beside it."""
-    bench = Bench(tmp_path_factory.mktemp("finished"), tiny_backbone("bert"))
+def finished(finished_suite, tmp_path_factory) -> Bench:
+    """Return a small suite that has run and was published, in ``published`` beside it."""
+    bench = finished_suite.elsewhere(finished_suite.out)
+    bench.folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(analysis, "report_files", lambda out, just_computed: None)
         patch.setattr(publish, "write_published_files", lambda out: [])
-        bench.run(changes={"methods": METHODS})
         publish_run(bench.out, bench.folder / "published")
     return bench
 
@@ -369,7 +367,7 @@ def test_what_differs_is_computed_and_said(finished, elsewhere):
 
 def test_damaged_cells_give_way_to_published_ones(finished, elsewhere):
     run_from(elsewhere, finished.folder / "published")
-    (elsewhere.folder_of("pabee") / RECORD_FILE).write_text("{")
+    (elsewhere.folder_of("calm-softmax") / RECORD_FILE).write_text("{")
     assert run_from(elsewhere, finished.folder / "published").computed == 0
     assert "is damaged" in elsewhere.said
     assert elsewhere.results() == finished.results()
@@ -409,7 +407,7 @@ def test_a_new_method_is_all_that_is_computed_and_all_can_be_published_again(fin
     outcome = run_from(elsewhere, finished.folder / "published", [*METHODS, "static"])
     assert (outcome.computed, outcome.failed) == (1, ())
     assert "not timed" not in elsewhere.said
-    assert elsewhere.timed_labels() == [{"stock model", "static"}, {"stock model", *METHODS}], "the last comes first"
+    assert elsewhere.timed_labels() == [{"stock model", "static"}, {"stock model", "full", "calm-softmax"}]
     assert run_from(elsewhere, finished.folder / "published", [*METHODS, "static"]).computed == 0
     publish_run(elsewhere.out, tmp_path / "again")
     assert opened(tmp_path / "again").timings == elsewhere.read().timings

@@ -198,40 +198,27 @@ def test_the_timing_that_was_taken_last_counts(tmp_path):
 def test_models_with_equal_weights_keep_one_large_file_between_them(tmp_path, monkeypatch):
     monkeypatch.setattr(hashes, "LARGE_BYTES", 100)
     contents = {"first": b"a" * 200, "second": b"a" * 200, "other": b"b" * 200}
-    for name, content in contents.items():
-        (tmp_path / name / "backbone").mkdir(parents=True)
-        (tmp_path / name / "backbone" / "model.safetensors").write_bytes(content)
+    files = {name: tmp_path / name / "backbone" / "model.safetensors" for name in contents}
+
+    def save(name: str) -> None:
+        files[name].parent.mkdir(parents=True)
+        files[name].write_bytes(contents[name])
         (tmp_path / name / "small.safetensors").write_bytes(b"small")
         share_weights(tmp_path / name, tmp_path / "pool")
-    files = {name: tmp_path / name / "backbone" / "model.safetensors" for name in contents}
+
+    for name in contents:
+        save(name)
     assert {name: file.read_bytes() for name, file in files.items()} == contents
     assert files["first"].samefile(files["second"])
     assert len(list((tmp_path / "pool").iterdir())) == 2
+    for number, damaged in enumerate((b"", b"aaa", b"A" * 200)):
+        files["first"].write_bytes(damaged)  # into the one file that is the pool's too
+        name = f"after {number}"
+        files[name], contents[name] = tmp_path / name / "model.safetensors", contents["second"]
+        save(name)
+        assert files[name].read_bytes() == contents[name], "a damaged file comes back to no model"
+    monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(PermissionError))
+    files["last"], contents["last"] = tmp_path / "last" / "model.safetensors", b"c" * 200
+    save("last")
+    assert files["last"].read_bytes() == contents["last"], "a disk without links keeps copies"
     assert not list(tmp_path.rglob(".*")), "no link is left behind"
-
-
-@pytest.mark.parametrize("damaged", [b"", b"weights"[:3], b"WEIGHTS"])
-def test_weights_that_were_damaged_come_back_to_no_model(tmp_path, monkeypatch, damaged):
-    monkeypatch.setattr(hashes, "LARGE_BYTES", 1)
-    files = [tmp_path / name / "model.safetensors" for name in ("first", "again", "other")]
-    for number, file in enumerate(files):
-        file.parent.mkdir()
-        file.write_bytes(b"weights")
-        share_weights(file.parent, tmp_path / "pool")
-        if number == 0:
-            file.write_bytes(damaged)  # into the one file that is the pool's too
-    assert [file.read_bytes() for file in files] == [damaged, b"weights", b"weights"]
-    assert files[1].samefile(files[2])
-    assert [file.read_bytes() for file in (tmp_path / "pool").iterdir()] == [b"weights"]
-    assert not list(tmp_path.rglob(".*")), "no link is left behind"
-
-
-def test_a_disk_without_links_keeps_copies(tmp_path, monkeypatch):
-    def no_links(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(hashes, "LARGE_BYTES", 1)
-    monkeypatch.setattr("os.link", no_links)
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
-    share_weights(tmp_path, tmp_path / "pool")
-    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
