@@ -36,8 +36,7 @@ def cost_table(results: Results) -> Table | None:
         notes=[
             f"Percent of the full model's score at {budgets} less of what the column says: layers on validation "
             "prompts; operations of decoding, or stock generate's time of a decoded token, on test prompts (of the "
-            "knobs "
-            f"that were timed; b = batch size, all of one knob). {OVER_NOTE} {UNDER_NOTE}"
+            f"knobs that were timed; b = batch size, all of one knob). {OVER_NOTE} {UNDER_NOTE}"
         ],
     )
 
@@ -93,10 +92,9 @@ def text_table(results: Results, scores: pd.DataFrame, task: tuple[str, str]) ->
             *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in results.batch_sizes),
         ],
         notes=[
-            "ROUGE-L to full and match: agreement with full depth of the same weights. Perplexity of the "
-            "references: each "
-            "token but the first is read at the exit where the rule lets it leave; times full: over the full model's. "
-            f"In brackets: 95% paired bootstrap over prompts and seeds. {OVER_NOTE} {UNDER_NOTE}"
+            "ROUGE-L to full and match: agreement with full depth of the same weights. Perplexity of the references: "
+            "each token but the first is read at the exit where the rule lets it leave; times full: over the full "
+            f"model's. In brackets: 95% paired bootstrap over prompts and seeds. {OVER_NOTE} {UNDER_NOTE}"
         ],
     )
 
@@ -176,10 +174,9 @@ def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False
         columns=[*columns, *latencies],
         notes=[
             "Batch: tokens a second of decoding (x stock generate's with as many prompts under way; share of the "
-            "speed that "
-            "the layers allow). 8 of 32: of 32 prompts under way, 8 run at a time; the others are in step. Latency: "
-            "seconds "
-            "until a text has ended since all under way were asked: median / 90th percentile. Medians over rounds."
+            "speed that the layers allow). 8 of 32: of 32 prompts under way, 8 run at a time; the others are in "
+            "step. Latency: seconds until a text has ended since all under way were asked: median / 90th percentile. "
+            "Medians over rounds."
         ],
         labels="label",
     )
@@ -238,12 +235,9 @@ def calibration_table(results: Results) -> Table | None:
             Column("held-out risk", "mean_risk", ".3f"),
         ],
         notes=[
-            "Learn-then-Test chooses lambda on a random half of the pooled prompts. Broken: splits in which the "
-            "mean loss of "
-            "the other half exceeds delta; allowed: epsilon plus the sampling error of so many splits. Textual: 1 - "
-            "ROUGE-L "
-            "to the full model's text; risk: ROUGE-L lost against the reference. By caution alone: on no half was a "
-            "lambda "
-            "below the most cautious one proven."
+            "Learn-then-Test chooses lambda on a random half of the pooled prompts. Broken: splits in which the mean "
+            "loss of the other half exceeds delta; allowed: epsilon plus the sampling error of so many splits. "
+            "Textual: 1 - ROUGE-L to the full model's text; risk: ROUGE-L lost against the reference. By caution "
+            "alone: on no half was a lambda below the most cautious one proven."
         ],
     )

@@ -174,10 +174,8 @@ def contrast_table(results: Results) -> Table | None:
         ],
         notes=[
             "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
-            "and "
-            f"seeds of these tasks, two-sided; corrected by Holm's procedure for {len(found)} tests. The last line "
-            "is the "
-            "best variant with the best other method by these very scores, which flatters both."
+            f"and seeds of these tasks, two-sided; corrected by Holm's procedure for {len(found)} tests. The last "
+            "line is the best variant with the best other method by these very scores, which flatters both."
         ],
     )
 
@@ -398,9 +396,8 @@ def _operating_notes(results: Results, task: tuple[str, str], own: pd.DataFrame)
     seeds = sorted({one.seed for one in records})
     notes = [
         f"{record.train_rows} training rows, {record.validation_rows} validation and {record.test_rows} test {unit}; "
-        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over {unit}"
-        f"{' and seeds' if len(seeds) > 1 else ''}. "
-        f"L = {record.num_layers}. {_timing_note(times, own, unit)}"
+        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over "
+        f"{unit}{' and seeds' if len(seeds) > 1 else ''}. L = {record.num_layers}. {_timing_note(times, own, unit)}"
     ]
     if live is not None and live["live_rows"]:
         differ = f"{live['live_disagreements']:.0f} of {live['live_rows']:.0f}"
