@@ -64,11 +64,10 @@ def provenance_table(results: Results) -> Table:
         name="provenance",
         frame=found.reset_index(),
         columns=[
-            Column("machine", "machine"),
-            Column("records", "records", "d"),
-            Column("commits", "commits", "d"),
-            Column("first", "first"),
-            Column("last", "last"),
+            Column("machine"),
+            *(Column(name, form="d") for name in ("records", "commits")),
+            Column("first"),
+            Column("last"),
         ],
         notes=[
             f"{len(records)} records of {records['task'].nunique()} tasks; seeds "

@@ -131,7 +131,7 @@ def board_table(board: Results, own: Results, just_computed: Collection[str], pu
     ]
     lacking = sorted(set(own.labels_to_compare) - set(found["method"]))
     notes += [f"Some task lacks {', '.join(lacking)}."] if lacking else []
-    columns = [Column(" ", "new"), Column("method", "method")]
+    columns = [Column(" ", "new"), Column("method")]
     columns += [Column(f"at {s:g}x", f"{value} {s:g}x", form, mark=f"mark {s:g}x") for s in comparison.speedups]
     if f"speedup_b1 {middle:g}x" in frame:
         columns.append(Column(f"clock at {middle:g}x", f"speedup_b1 {middle:g}x", ".2f"))
