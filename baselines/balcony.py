@@ -15,16 +15,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.data.prompts import TextTask
-from consistentee.methods.method import Knob
-from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder.branches import BranchSpec
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.stack import DecoderStack
-from consistentee.rules.exit_rule import ExitRule, StaticRule
+from consistentee import (
+    BranchSpec,
+    DecoderStack,
+    ExitRule,
+    Knob,
+    MultiExitDecoder,
+    StaticRule,
+    TextTask,
+    TokenMethod,
+    TokenRecipe,
+)
 from consistentee.rules.schedules import check_exit_layer
-from consistentee.training.decoder.branch_stage import train_branches
-from consistentee.training.recipe import TokenRecipe
+from consistentee.training import train_branches
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,6 @@ class Balcony(TokenMethod):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train a decoder layer for every exit."""
-        self.check_task(task)
         last = BranchSpec(copied_layer=model.num_layers)
         train_branches(model, task, recipe, lambda exit_layer: last)
         return model
@@ -51,7 +53,6 @@ class Balcony(TokenMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit at layer ``knob``, the last layer of a shallower decoder."""
-        self.check_knob(model, knob)
         return StaticRule(check_exit_layer(model, knob))
 
     def model_at(self, model: MultiExitDecoder, knob: float) -> MultiExitDecoder:

@@ -15,21 +15,16 @@ agreement is required of a whole batch.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
 from consistentee.models.heads import FACTORS, factors_of, set_factors
-from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.signals import top_probability
-from consistentee.rules.view import LayerView
-from consistentee.training.recipe import Recipe
-from consistentee.training.stages import hold_out, recorded_logits, train_jointly_on, training_source
+from consistentee.signals import top_probability
+from consistentee.training import hold_out, recorded_logits, train_jointly_on, training_source
 
 EXPERTS = "experts"
 _WEIGHT_OF_A_LAYER = 0.1
@@ -77,15 +72,10 @@ class BEEM(Method):
     )
 
     weights: Literal["accuracy", "cost"] = "accuracy"
-    held_out: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise UserError(f"beem: held_out is a fraction between 0 and 1, got {self.held_out}")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers, then weigh the exits."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         if self.weights == "cost":
             train_jointly_on(model, source, recipe)
@@ -109,7 +99,6 @@ class BEEM(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the score is at least ``knob`` times the sum of all weights before the last layer."""
-        self.check_knob(model, knob)
         return ExpertsRule(knob * _largest_score(factors_of(model.head(EXPERTS))[:-1]))
 
 

@@ -8,38 +8,37 @@ Choice: the estimate reads detached features, so that it does not train the back
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import head_probability
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import layer_losses, token_stage, training_source
+from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.models.encoder.multi_exit_model import LayerOutputs
+from consistentee.signals import even_log_odds, head_probability, top_probability
+from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
 _UNCERTAINTY = "uncertainty"
 
 
 @dataclass(frozen=True)
 class BERxiT(Method):
-    """Alternating training, learning-to-exit rule."""
+    """Alternating training, learning-to-exit or confidence rule.
+
+    Attributes:
+        exit_when: "sure" reads the learned estimate; "confident" reads ``1 - max p``, the rule of the authors' code for
+            classification.
+    """
 
     name: ClassVar[str] = "berxit"
     paper: ClassVar[str] = "Xin et al., BERxiT, EACL 2021"
     knob: ClassVar[Knob] = Knob("uncertainty", (1.0, *even_log_odds(9, -9, 73), 0.0))
 
+    exit_when: Literal["sure", "confident"] = "sure"
+
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, classifiers and the guess in one stage, whose steps alternate."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_UNCERTAINTY, HeadSpec(shared=True), seed=recipe.seed)
         stage = token_stage("alternating", _alternating_loss, recipe, also_trains=(f"exit_heads.{_UNCERTAINTY}.",))
@@ -47,9 +46,13 @@ class BERxiT(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit where the predicted uncertainty is below ``knob``."""
-        self.check_knob(model, knob)
-        return ThresholdRule(head_probability(_UNCERTAINTY), knob, exit_when="below")
+        """Exit where the uncertainty is below ``knob``."""
+        signal = head_probability(_UNCERTAINTY) if self.exit_when == "sure" else _doubt
+        return ThresholdRule(signal, knob, exit_when="below")
+
+
+def _doubt(view: LayerView) -> Tensor:
+    return 1 - top_probability(view)
 
 
 def _alternating_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:

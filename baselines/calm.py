@@ -16,39 +16,43 @@ threshold 0 every token exits, at threshold 1 none. :mod:`consistentee.methods.c
 guarantee.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
-from consistentee.data.prompts import TextTask
-from consistentee.errors import UserError
-from consistentee.methods.joint_method import JointMethod
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob
-from consistentee.methods.token_answers import exit_answers
-from consistentee.methods.token_method import TokenMethod
-from consistentee.methods.vocabulary_method import VocabularyMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, State, ThresholdRule
-from consistentee.rules.schedules import check_horizon, text_length
-from consistentee.rules.signals import Signal, head_probability, margin
-from consistentee.rules.view import LayerView
-from consistentee.training.decoder.sources import StateBatch
-from consistentee.training.decoder.stages import train_exits, train_learned_head
-from consistentee.training.recipe import Recipe, TokenRecipe
-from consistentee.training.sources import FeatureBatch
-from consistentee.training.stages import (
+from consistentee import (
+    ExitRule,
+    HeadSpec,
+    JointMethod,
+    Knob,
+    LayerView,
+    MultiExitDecoder,
+    MultiExitModel,
+    Recipe,
+    State,
+    TaskData,
+    TextTask,
+    ThresholdRule,
+    TokenMethod,
+    TokenRecipe,
+    VocabularyMethod,
+)
+from consistentee.rules.schedules import text_length
+from consistentee.signals import Signal, even_log_odds, head_probability, margin
+from consistentee.training import (
+    FeatureBatch,
+    StateBatch,
     cached_rows,
+    exit_answers,
+    train_exits,
     train_heads,
     train_jointly_on,
+    train_learned_head,
     training_source,
 )
 
@@ -76,7 +80,6 @@ class CALMSoftmax(_CALM):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the margin is above ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(margin, knob, exit_when="above")
 
 
@@ -88,12 +91,20 @@ class SaturationRule(ExitRule):
         self.width = width
 
     def start(self, rows: int, num_layers: int) -> State:
-        return {"previous": torch.zeros(rows, self.width)}
+        return _no_previous_state(rows, self.width)
 
     def should_exit(self, view: LayerView, state: State) -> Tensor:
-        cosine = functional.cosine_similarity(view.pooled, state["previous"], dim=-1)
-        state["previous"] = view.pooled
-        return (cosine > self.threshold) & (view.layer > 1)
+        return _cosine_to_previous(view, state) > self.threshold
+
+
+def _no_previous_state(rows: int, width: int) -> State:
+    return {"previous": torch.full((rows, width), torch.nan)}  # NaN reaches no threshold
+
+
+def _cosine_to_previous(view: LayerView, state: State) -> Tensor:
+    cosine = functional.cosine_similarity(view.pooled, state["previous"], dim=-1)
+    state["previous"] = view.pooled
+    return cosine
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,6 @@ class CALMState(_CALM):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the cosine of successive states is above ``knob``."""
-        self.check_knob(model, knob)
         return SaturationRule(knob, model.width)
 
 
@@ -117,7 +127,6 @@ class CALMClassifier(_CALM):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train all classifiers, then the confidence head on the frozen model."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_jointly_on(model, source, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
@@ -128,7 +137,6 @@ class CALMClassifier(_CALM):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the head's probability of agreement is above ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(head_probability(_CONFIDENCE), knob, exit_when="above")
 
 
@@ -139,23 +147,29 @@ def agreement(predictions: Tensor) -> Tensor:
 
 def _agreement_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
     head = model.head(_CONFIDENCE)
-    before_last = range(model.num_layers - 1)
-    guess = torch.stack([head(i + 1, batch.outputs.pooled[:, i]) for i in before_last], dim=1)
+    guess = torch.stack([head(i + 1, batch.outputs.pooled[:, i]) for i in range(model.num_layers - 1)], dim=1)
     agrees = agreement(batch.outputs.logits.argmax(dim=-1)).to(guess.dtype)
     return functional.binary_cross_entropy_with_logits(guess, agrees)
 
 
-class DecayingThresholdRule(ExitRule, ABC):
-    """Exit if a confidence in 0..1 reaches a threshold that falls along the text."""
+class DecayingThresholdRule(ExitRule):
+    """Exit if a confidence in 0..1 reaches a threshold that falls along the text.
 
-    def __init__(self, threshold: float, tau: float, tokens: int) -> None:
+    Args:
+        signal: the confidence; None for the cosine of the states at this exit and at the one before.
+        threshold, tau, tokens: lambda, tau and N of equation 5.
+        width: of a state.
+    """
+
+    def __init__(self, signal: Signal | None, threshold: float, tau: float, tokens: int, width: int) -> None:
+        self.signal = signal
         self.threshold = threshold
         self.tau = tau
         self.tokens = tokens
+        self.width = width
 
-    @abstractmethod
-    def confidence(self, view: LayerView, state: State) -> Tensor:
-        """Return the confidence of the exit in the next token: float [rows]."""
+    def start(self, rows: int, num_layers: int) -> State:
+        return {} if self.signal else _no_previous_state(rows, self.width)
 
     def threshold_at(self, steps: Tensor) -> Tensor:
         """Compute the thresholds of tokens at these places: int64 [rows] -> float64 [rows]."""
@@ -168,36 +182,8 @@ class DecayingThresholdRule(ExitRule, ABC):
         exits = threshold == 0.0
         if (exits | (threshold == 1.0)).all():
             return exits
-        confidence = self.confidence(view, state)
+        confidence = self.signal(view) if self.signal else _cosine_to_previous(view, state)
         return exits | ((threshold < 1.0) & (confidence >= threshold.to(confidence.dtype)))
-
-
-class DecayingSignalRule(DecayingThresholdRule):
-    """Use a signal as the confidence."""
-
-    def __init__(self, signal: Signal, threshold: float, tau: float, tokens: int) -> None:
-        super().__init__(threshold, tau, tokens)
-        self.signal = signal
-
-    def confidence(self, view: LayerView, state: State) -> Tensor:
-        return self.signal(view)
-
-
-class DecayingSaturationRule(DecayingThresholdRule):
-    """Use the cosine of the states at this exit and at the one before as the confidence."""
-
-    def __init__(self, threshold: float, tau: float, tokens: int, width: int) -> None:
-        super().__init__(threshold, tau, tokens)
-        self.width = width
-
-    def start(self, rows: int, num_layers: int) -> State:
-        """Start with NaN, which reaches no threshold at the first exit."""
-        return {"previous": torch.full((rows, self.width), torch.nan)}
-
-    def confidence(self, view: LayerView, state: State) -> Tensor:
-        cosine = functional.cosine_similarity(view.pooled, state["previous"], dim=-1)
-        state["previous"] = view.pooled
-        return cosine
 
 
 @dataclass(frozen=True)
@@ -212,22 +198,12 @@ class _CALMTokens(TokenMethod):
     paper: ClassVar[str] = _PAPER
     knob: ClassVar[Knob] = Knob("lambda", _TOKEN_LAMBDAS)
 
-    tau: float = 4.0
-    horizon: int | None = None
+    tau: NonNegativeFloat = 4.0
+    horizon: PositiveInt | None = None
 
-    def __post_init__(self) -> None:
-        check_horizon(self.horizon)
-        if self.tau < 0:
-            raise UserError(f"{self.name}: tau is at least 0, got {self.tau:g}")
-
-    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
-        """Exit if the confidence reaches the threshold of ``knob``, lambda."""
-        self.check_knob(model, knob)
-        return self.confidence_rule(model, knob, text_length(model, self.horizon))
-
-    @abstractmethod
-    def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
-        """Return the rule for a lambda in range and a number of tokens."""
+    def decaying_rule(self, signal: Signal | None, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Return the rule of a confidence with the falling threshold of ``knob``, which is lambda."""
+        return DecayingThresholdRule(signal, knob, self.tau, text_length(model, self.horizon), model.width)
 
 
 @dataclass(frozen=True)
@@ -236,12 +212,9 @@ class CALMTokensSoftmax(VocabularyMethod, _CALMTokens):
 
     name: ClassVar[str] = "calm-tokens-softmax"
 
-    def __post_init__(self) -> None:
-        VocabularyMethod.__post_init__(self)
-        _CALMTokens.__post_init__(self)
-
-    def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
-        return self.pruned(DecayingSignalRule(margin, threshold, self.tau, tokens))
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit if the margin reaches the falling threshold of ``knob``."""
+        return self.pruned(self.decaying_rule(margin, model, knob))
 
 
 @dataclass(frozen=True)
@@ -252,10 +225,11 @@ class CALMTokensState(_CALMTokens):
     version: ClassVar[int] = 2
     knob: ClassVar[Knob] = Knob("lambda", _STATE_LAMBDAS)
 
-    tau: float = 0.0
+    tau: NonNegativeFloat = 0.0
 
-    def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
-        return DecayingSaturationRule(threshold, self.tau, tokens, model.width)
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit if the cosine of successive states reaches the falling threshold of ``knob``."""
+        return self.decaying_rule(None, model, knob)
 
 
 @dataclass(frozen=True)
@@ -266,7 +240,6 @@ class CALMTokensClassifier(_CALMTokens):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, then the confidence on the frozen exits."""
-        self.check_task(task)
         trace = train_exits(model, task, recipe)
         model.add_head(_CONFIDENCE, HeadSpec(shared=True), seed=recipe.seed)
         trace = trace.select(recipe.tokens_for_heads(trace))
@@ -278,8 +251,9 @@ class CALMTokensClassifier(_CALMTokens):
         train_learned_head(trace, torch.arange(len(trace)), loss, recipe, head=_CONFIDENCE, details={"agrees": agrees})
         return model
 
-    def confidence_rule(self, model: MultiExitDecoder, threshold: float, tokens: int) -> ExitRule:
-        return DecayingSignalRule(head_probability(_CONFIDENCE), threshold, self.tau, tokens)
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit if the head's probability of agreement reaches the falling threshold of ``knob``."""
+        return self.decaying_rule(head_probability(_CONFIDENCE), model, knob)
 
 
 def _token_agreement_loss(agrees: Tensor, model: MultiExitDecoder, batch: StateBatch) -> Tensor:

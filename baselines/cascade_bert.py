@@ -18,30 +18,41 @@ The other classifiers are not trained, so a trace is valid at the companion's la
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
+from consistentee import (
+    ExitRule,
+    Knob,
+    Method,
+    MultiExitModel,
+    OneLayerRule,
+    Recipe,
+    TaskData,
+    ThresholdRule,
+)
 from consistentee.engine.classify import stock_encoded
-from consistentee.errors import UserError
 from consistentee.methods.hardness import cross_fitted
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder.cascade import (
     add_companion,
     check_companion,
     companion_layers,
     companion_of_first_layers,
 )
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, OneLayerRule, ThresholdRule
-from consistentee.rules.signals import top_probability
 from consistentee.rules.view import predictions_of
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch, TokenSource
-from consistentee.training.stages import layer_losses, token_stage, train_last_exit, train_last_exit_on, training_source
+from consistentee.signals import even_log_odds, top_probability
+from consistentee.training import (
+    TokenBatch,
+    TokenSource,
+    layer_losses,
+    run_stage,
+    token_stage,
+    train_last_exit,
+    train_last_exit_on,
+    training_source,
+)
 
 _JUDGING_BATCH_SIZE = 64
 
@@ -64,19 +75,12 @@ class CascadeBERT(Method):
 
     companion_layers: int | None = None
     companion_backbone: str | None = None
-    margin: float = 0.5
-    margin_weight: float = 0.5
-    folds: int = 3
-
-    def __post_init__(self) -> None:
-        if self.margin < 0 or self.margin_weight < 0:
-            raise UserError("cascade-bert: margin and margin_weight must not be negative")
-        if self.folds < 2:
-            raise UserError(f"cascade-bert: cross-fitting needs at least 2 folds, got {self.folds}")
+    margin: NonNegativeFloat = 0.5
+    margin_weight: NonNegativeFloat = 0.5
+    folds: Annotated[int, Field(ge=2)] = 3
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model and the companion separately, and join them."""
-        self.check_task(task)
         companion = self._companion(model, recipe.seed)
         train_last_exit(model, task, recipe)  # before they are joined, so that methods share this stage
         source = training_source(companion, task, recipe)
@@ -91,7 +95,6 @@ class CascadeBERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after the companion if its largest probability is above ``knob``."""
-        self.check_knob(model, knob)
         return OneLayerRule(ThresholdRule(top_probability, knob, exit_when="above"), companion_layers(model))
 
     def _companion(self, model: MultiExitModel, seed: int) -> MultiExitModel:
@@ -121,10 +124,7 @@ def _answered_wrong(model: MultiExitModel, rows: TokenSource) -> Tensor:
 def difficulty_loss(logits: Tensor, hard: Tensor, margin: float) -> Tensor:
     """Compute the mean hinge over all pairs of an easy and a hard row; 0 if a batch has only one kind.
 
-    Args:
-        logits: [rows, classes].
-        hard: bool [rows].
-        margin: by how much the confidence of an easy row should exceed that of a hard one.
+    The confidence of an easy row should exceed that of a hard one by the margin.
     """
     confidence = logits.softmax(dim=-1).amax(dim=-1)
     gaps = confidence[~hard].unsqueeze(1) - confidence[hard]

@@ -20,20 +20,13 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
+from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
 from consistentee.methods.reward import simulated_exits
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.view import LayerView
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import layer_losses, steps_of, token_stage, training_source
+from consistentee.signals import even_log_odds
+from consistentee.training import TokenBatch, layer_losses, run_stage, steps_of, token_stage, training_source
 
 
 def normalised_energy(logits: Tensor) -> Tensor:
@@ -77,21 +70,13 @@ class COSEE(Method):
     knob: ClassVar[Knob] = Knob("signal", (1.001, *even_log_odds(6, -14, 161), 0.0))
 
     signal: Literal["energy", "entropy", "max-probability"] = "energy"
-    thresholds: int = 5
-    sharpness: float = 1.0
-    ranking: float = 0.1
-    margin: float = 0.3
-
-    def __post_init__(self) -> None:
-        if self.thresholds < 1:
-            raise UserError(f"cosee: at least 1 threshold must be drawn at a step, got {self.thresholds}")
-        for name in ("sharpness", "ranking", "margin"):
-            if getattr(self, name) < 0:
-                raise UserError(f"cosee: {name} must not be negative, got {getattr(self, name)}")
+    thresholds: PositiveInt = 5
+    sharpness: NonNegativeFloat = 1.0
+    ranking: NonNegativeFloat = 0.1
+    margin: NonNegativeFloat = 0.3
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and all classifiers in one stage."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         loss = partial(consistency_oriented_loss, self, steps_of(source, recipe))
         stage = token_stage("consistency-oriented", loss, recipe, details={"method": repr(self)})
@@ -100,7 +85,6 @@ class COSEE(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the signal is below ``knob``."""
-        self.check_knob(model, knob)
         signal = SIGNALS[self.signal]
 
         def signal_of(view: LayerView) -> Tensor:
@@ -128,10 +112,7 @@ def _drawn_thresholds(signals: Tensor, count: int) -> Tensor:
 def exit_weights(exits: Tensor, num_layers: int, sharpness: float) -> Tensor:
     """Compute the weight of each row's loss at each layer, averaged over thresholds: float [rows, L], rows sum to 1.
 
-    Args:
-        exits: m*, 1-based int64 [K, rows].
-        num_layers: L.
-        sharpness: beta_t; 0 gives all layers the same weight.
+    ``exits`` are m*, int64 [K, rows]; ``sharpness`` is beta_t, and 0 gives all layers the same weight.
     """
     layers = torch.arange(1, num_layers + 1, device=exits.device)
     distance = (layers - exits.unsqueeze(-1)).abs()
@@ -141,10 +122,7 @@ def exit_weights(exits: Tensor, num_layers: int, sharpness: float) -> Tensor:
 def ranking_loss(signals: Tensor, correct: Tensor, margin: float) -> Tensor:
     """Compute ``max(0, mean signal of easy rows - mean of hard rows + margin)``, averaged over layers 1..L-1.
 
-    Args:
-        signals: [rows, L].
-        correct: whether each layer answers correctly, bool [rows, L]: easy rows; the others are hard.
-        margin: epsilon.
+    Rows that a layer answers correctly, bool [rows, L], are easy; the others are hard.
     """
     signals, easy = signals[:, :-1], correct[:, :-1].to(signals.dtype)
     hard = 1 - easy

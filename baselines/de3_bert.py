@@ -13,24 +13,25 @@ by ln C; lambda is 1.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.knob_grids import falling_fractions
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import normalised_entropy
-from consistentee.rules.view import LayerView
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, training_source
+from consistentee import (
+    ExitRule,
+    HeadSpec,
+    Knob,
+    LayerView,
+    Method,
+    MultiExitModel,
+    Recipe,
+    TaskData,
+    ThresholdRule,
+)
+from consistentee.signals import falling_fractions, normalised_entropy
+from consistentee.training import TokenBatch, depth_weighted_loss, layer_losses, run_stage, token_stage, training_source
 
 _METRIC, _PROTOTYPES = "metric", "prototypes"
 _OUT_OF_REACH = 1.001
@@ -50,20 +51,12 @@ class DE3BERT(Method):
     paper: ClassVar[str] = "He et al., DE3-BERT, 2024, arXiv 2402.05948"
     knob: ClassVar[Knob] = Knob("threshold", (_OUT_OF_REACH, *falling_fractions(6)[1:], 0.0))
 
-    regularised: float = 1.0
-    balance: float = 1.0
-    width: int = 64
-
-    def __post_init__(self) -> None:
-        for name in ("regularised", "balance"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{self.name}: {name} must not be negative, got {getattr(self, name)}")
-        if self.width < 2:
-            raise UserError(f"{self.name}: a metric space has at least 2 dimensions, got {self.width}")
+    regularised: NonNegativeFloat = 1.0
+    balance: NonNegativeFloat = 1.0
+    width: Annotated[int, Field(ge=2)] = 64
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, classifiers, maps and prototypes in one stage."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         model.add_head(_METRIC, HeadSpec(outputs=self.width), seed=recipe.seed)
         spec = HeadSpec(outputs=model.num_labels, extra_inputs=self.width, reads_pooled=False)
@@ -81,7 +74,6 @@ class DE3BERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if EDR is below ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(partial(distance_enhanced_entropy, balance=self.balance), knob, exit_when="below")
 
 

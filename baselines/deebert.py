@@ -15,22 +15,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.methods.knob_grids import entropy_thresholds
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import entropy
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch
-from consistentee.training.stages import (
-    cached_rows,
-    early_exits,
-    layer_losses,
-    train_heads,
-    train_last_exit_on,
-    training_source,
-)
+from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.signals import entropy, entropy_thresholds
+from consistentee.training import ExitNetwork, layer_losses, train_early_exits, train_last_exit_on, training_source
 
 _DECADES = 6
 """Thresholds fall to 1e-6 of the largest entropy."""
@@ -38,21 +25,23 @@ _DECADES = 6
 
 @dataclass(frozen=True)
 class DeeBERT(Method):
-    """Two-stage training, entropy rule."""
+    """Two-stage training, entropy rule.
+
+    Attributes:
+        classifier: the network of the off-ramps.
+    """
 
     name: ClassVar[str] = "deebert"
     paper: ClassVar[str] = "Xin et al., DeeBERT, ACL 2020, arXiv 2004.12993"
     knob: ClassVar[Knob] = Knob("entropy", entropy_thresholds(2, _DECADES))
 
+    classifier: ExitNetwork = "linear"
+
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then train the off-ramps on cached features."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
-        model.use_own_poolers()
-        rows = cached_rows(model, source, recipe)
-        off_ramps = early_exits(model, "poolers.{}.", "classifiers.{}.")
-        train_heads(model, rows, _off_ramp_loss, recipe, name="off-ramps", trains=off_ramps)
+        train_early_exits(model, source, _off_ramp_loss, recipe, name="off-ramps", network=self.classifier)
         return model
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
@@ -60,10 +49,8 @@ class DeeBERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the entropy is below ``knob`` nats."""
-        self.check_knob(model, knob)
         return ThresholdRule(entropy, knob, exit_when="below")
 
 
-def _off_ramp_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    logits = model.read_vectors(batch.outputs.vectors).logits
-    return layer_losses(logits, batch.labels)[:, :-1].sum(dim=1).mean()
+def _off_ramp_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return layer_losses(logits, labels)[:, :-1].sum(dim=1).mean()

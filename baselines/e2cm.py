@@ -16,14 +16,10 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.methods.method import Knob, Method
-from consistentee.models.classifiers import ClassifierSpec, ClassMeansClassifier
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import top_probability
-from consistentee.training.recipe import Recipe
-from consistentee.training.stages import recorded_features, train_last_exit_on, training_source
+from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.models.classifiers import ClassMeansClassifier
+from consistentee.signals import top_probability
+from consistentee.training import recorded_features, train_last_exit_on, training_source
 
 _PARTS = tuple(10.0 ** (exponent / 18) for exponent in range(-72, 0))
 """Shares of the interval from 1/C to 1."""
@@ -42,7 +38,6 @@ class E2CM(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, and use class means of its features as exits."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_classifier(ClassifierSpec("class-means", at_last_layer=False), recipe.seed)
@@ -57,7 +52,6 @@ class E2CM(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the largest probability is above ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
 
 

@@ -19,28 +19,25 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import FACTORS, HeadSpec, factors_of, set_factors
-from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.view import LayerView
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, TokenBatch, TokenSource
-from consistentee.training.stages import (
+from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
+from consistentee.models.heads import FACTORS, factors_of, set_factors
+from consistentee.training import (
+    FeatureBatch,
+    TokenBatch,
+    TokenSource,
     cached_rows,
     depth_weighted_loss,
     distillation_loss,
     hold_out,
     layer_losses,
+    run_stage,
     steps_of,
     token_stage,
     train_heads,
@@ -76,17 +73,11 @@ class EENet(Method):
     paper: ClassVar[str] = "Ilhan et al., EENet, WACV 2024, arXiv 2301.07099"
     knob: ClassVar[Knob] = Knob("shift", (-_ALWAYS, *(-shift for shift in _SHIFTS[::-1]), 0.0, *_SHIFTS, _ALWAYS))
 
-    budget: float = 0.5
-    held_out: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("budget", "held_out"):
-            if not 0 < getattr(self, name) < 1:
-                raise UserError(f"eenet: {name} is a fraction between 0 and 1, got {getattr(self, name)}")
+    budget: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and exits, then fit the scheduler on held-out rows."""
-        self.check_task(task)
         model.use_own_poolers()
         source, held_out = hold_out(training_source(model, task, recipe), self.held_out)
         loss = partial(_loss, steps_of(source, recipe))
@@ -111,7 +102,6 @@ class EENet(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the score is at least the threshold of the layer, shifted by ``knob``."""
-        self.check_knob(model, knob)
         return BudgetRule([threshold + knob for threshold in factors_of(model.head(_THRESHOLDS))])
 
 
@@ -163,11 +153,7 @@ def scores_and_shares(model: MultiExitModel, logits: Tensor) -> tuple[Tensor, Te
 def fit_thresholds(scores: Tensor, shares: Tensor) -> Tensor:
     """Compute thresholds with which ``floor(N * share)`` rows exit at each layer: float [L - 1].
 
-    Rows of equal scores exit together, so that a later layer may get fewer than its share.
-
-    Args:
-        scores: [N, L].
-        shares: of the rows that should exit at each layer, [L].
+    Rows of equal scores [N, L] exit together, so that a later layer may get fewer than its share.
     """
     stays = torch.ones(len(scores), dtype=torch.bool)
     thresholds = []

@@ -14,14 +14,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
-from consistentee.errors import UserError
-from consistentee.methods.joint_method import JointMethod
-from consistentee.methods.method import Knob
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, State
-from consistentee.rules.view import LayerView
+from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, LayerView, MultiExitModel, State
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """(log-probabilities of this layer, and of the layer before; both [rows, classes]) -> float [rows], at least 0."""
@@ -78,13 +74,8 @@ class FPABEE(JointMethod):
     knob: ClassVar[Knob] = Knob("distance", _THRESHOLDS)
 
     distance: Literal["js", "kl"] = "js"
-    patience: int = 1
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise UserError(f"f-pabee: the patience must be at least 1, got {self.patience}")
+    patience: PositiveInt = 1
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after ``patience`` consecutive steps shorter than ``knob``."""
-        self.check_knob(model, knob)
         return ConsecutiveRule(SmallStepRule(_DISTANCES[self.distance], knob, model.num_labels), self.patience)

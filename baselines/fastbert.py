@@ -5,7 +5,7 @@ students, the classifiers before it, learn ``sum_{t<L} KL(teacher || student_t)`
 exit if the entropy of the student, divided by ln C, is below a threshold, the *speed*.
 
 A student (section 3.1) reads all tokens of its layer: 128 wide, with self-attention (``classifier="attention"``).
-``classifier="linear"`` trains the classifiers of other methods in the same way.
+Other networks of exits are trained in the same way.
 
 Choices: the teacher is the stock model's linear classifier, so that the stage is shared; the paper's has attention. The
 attention has two heads. The paper writes the divergence with the student first, here the teacher is first. Distillation
@@ -13,28 +13,17 @@ takes 5/3 of the recipe's epochs, the paper's proportion; linear students use ca
 steps, with a pooler each if the backbone has one. The frozen model runs without dropout.
 """
 
-import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.methods.knob_grids import falling_fractions
-from consistentee.methods.method import Knob, Method
-from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import normalised_entropy
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, TokenBatch, TokenSource
-from consistentee.training.stage import Stage
-from consistentee.training.stages import (
-    cached_rows,
+from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.signals import falling_fractions, normalised_entropy
+from consistentee.training import (
+    ExitNetwork,
     distillation_loss,
-    early_exits,
-    train_heads,
+    train_early_exits,
     train_last_exit_on,
     training_source,
 )
@@ -48,57 +37,26 @@ class FastBERT(Method):
     """Self-distillation, normalised-entropy rule.
 
     Attributes:
-        classifier: the kind of the students; "attention" is the paper's.
+        classifier: the network of the students; "attention" is the paper's.
     """
 
     name: ClassVar[str] = "fastbert"
     paper: ClassVar[str] = "Liu et al., FastBERT, ACL 2020, arXiv 2004.02178"
     knob: ClassVar[Knob] = Knob("speed", _SPEEDS)
 
-    classifier: Literal["attention", "linear"] = "attention"
+    classifier: ExitNetwork = "attention"
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then distil it into the students."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)  # before the students exist, so that it is DeeBERT's stage
-        if self.classifier == "attention":
-            _distil_attention(model, source, recipe)
-        else:
-            _distil_linear(model, source, recipe)
+        train_early_exits(model, source, _student_loss, recipe, name="self-distillation", network=self.classifier)
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the normalised entropy is below ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(normalised_entropy, knob, exit_when="below")
 
 
-def _distil_attention(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-    model.use_classifier(ClassifierSpec("attention", width=128, attention_heads=2, at_last_layer=False), recipe.seed)
-    stage = Stage(
-        name="self-distillation",
-        loss=_loss_on_tokens,
-        trains=early_exits(model, "classifiers.{}."),
-        epochs=math.ceil(recipe.epochs * 5 / 3),
-        batch_size=recipe.batch_size,
-        learning_rate=recipe.head_learning_rate,
-        head_learning_rate=recipe.head_learning_rate,
-        dropout=False,
-    )
-    run_stage(model, source, stage, recipe)
-
-
-def _distil_linear(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
-    model.use_own_poolers()
-    rows = cached_rows(model, source, recipe)
-    students = early_exits(model, "poolers.{}.", "classifiers.{}.")
-    train_heads(model, rows, _loss_on_features, recipe, name="self-distillation", trains=students)
-
-
-def _loss_on_tokens(model: MultiExitModel, batch: TokenBatch) -> Tensor:
-    return distillation_loss(model(batch.tokens).logits)
-
-
-def _loss_on_features(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    return distillation_loss(model.read_vectors(batch.outputs.vectors).logits)
+def _student_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return distillation_loss(logits)

@@ -12,16 +12,19 @@ the paper's distillation of hidden states. The threshold is swept; the paper's o
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from consistentee.data.prompts import TextTask
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob
-from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, OneLayerRule, ThresholdRule
+from consistentee import (
+    ExitRule,
+    Knob,
+    MultiExitDecoder,
+    OneLayerRule,
+    TextTask,
+    ThresholdRule,
+    TokenMethod,
+    TokenRecipe,
+)
 from consistentee.rules.schedules import check_exit_layer
-from consistentee.rules.signals import margin
-from consistentee.training.decoder.stages import train_exits
-from consistentee.training.recipe import TokenRecipe
+from consistentee.signals import even_log_odds, margin
+from consistentee.training import train_exits
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,6 @@ class FREE(TokenMethod):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits in the shared stage."""
-        self.check_task(task)
         self.shallow_exit(model)  # raises UserError before the training if there is no such exit
         train_exits(model, task, recipe)
         return model
@@ -58,5 +60,4 @@ class FREE(TokenMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit at the shallow layer if the margin is above ``knob``."""
-        self.check_knob(model, knob)
         return OneLayerRule(ThresholdRule(margin, knob, exit_when="above"), self.shallow_exit(model))

@@ -18,17 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
-from consistentee.methods.knob_grids import entropy_thresholds
-from consistentee.methods.method import Knob, Method
-from consistentee.models.classifiers import ClassifierSpec, PastFutureClassifier
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import entropy
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import depth_weighted_loss, layer_losses, token_stage, training_source
+from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.models.classifiers import PastFutureClassifier
+from consistentee.signals import entropy, entropy_thresholds
+from consistentee.training import TokenBatch, depth_weighted_loss, layer_losses, run_stage, token_stage, training_source
 
 _DECADES = 6
 """Thresholds fall to 1e-6 of the largest entropy."""
@@ -44,7 +37,6 @@ class GPFEE(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone and past-future classifiers in one stage."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         model.use_classifier(ClassifierSpec("past-future"), recipe.seed)
         run_stage(model, source, token_stage("past-future", _loss, recipe), recipe)
@@ -55,7 +47,6 @@ class GPFEE(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the entropy is below ``knob`` nats."""
-        self.check_knob(model, knob)
         return ThresholdRule(entropy, knob, exit_when="below")
 
 
@@ -65,12 +56,7 @@ def _loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
 
 
 def imitation_loss(model: MultiExitModel, pooled: Tensor) -> Tensor:
-    """Compute one minus the cosine of predicted and real later states, averaged over rows and pairs of layers.
-
-    Args:
-        model: one with past-future classifiers.
-        pooled: the real states of all layers: [rows, L, width].
-    """
+    """Compute one minus the cosine of predicted and real later states, averaged over rows and pairs of layers."""
     distances = []
     for t in range(1, model.num_layers):
         classifier = cast(PastFutureClassifier, model.classifier(t))

@@ -21,17 +21,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from consistentee.backbones.token_exits import TokenExitStepper
+from consistentee import (
+    ExitRule,
+    Knob,
+    Method,
+    MultiExitModel,
+    NeverExit,
+    Recipe,
+    TaskData,
+    TokenExitStepper,
+    UserError,
+)
 from consistentee.data.encoding import Encoding
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import layer_losses, token_stage, training_source
+from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,6 @@ class HashEE(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Hash the tokens, then fine-tune backbone and last classifier with the tokens exiting."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         model.use_stepper(TokenExitStepper.over(model.stepper, self.schedule(model, source.encodings)))
         run_stage(model, source, token_stage("token-exits", _last_layer_loss, recipe, shared=True), recipe)
@@ -80,7 +81,6 @@ class HashEE(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Never exit: tokens exit by themselves."""
-        self.check_knob(model, knob)
         return NeverExit()
 
 

@@ -20,20 +20,14 @@ from functools import partial
 from typing import ClassVar
 
 import torch
+from pydantic import NonNegativeFloat
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.view import LayerView
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch
-from consistentee.training.stages import (
+from consistentee import ExitRule, HeadSpec, Knob, LayerView, Method, MultiExitModel, Recipe, State, TaskData
+from consistentee.signals import even_log_odds
+from consistentee.training import (
+    FeatureBatch,
     cached_rows,
     layer_losses,
     train_heads,
@@ -66,15 +60,10 @@ class JEIDNN(Method):
     version: ClassVar[int] = 2
     knob: ClassVar[Knob] = Knob("mass", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
 
-    price: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.price < 0:
-            raise UserError(f"jei-dnn: the price must not be negative, got {self.price}")
+    price: NonNegativeFloat = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, warm up the exits, then train gates and exits in turn."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_own_poolers()
@@ -88,7 +77,6 @@ class JEIDNN(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if at least a share ``knob`` of the remaining mass exits."""
-        self.check_knob(model, knob)
         return MassRule(knob)
 
 
@@ -130,10 +118,7 @@ def exit_masses(gates: Tensor) -> Tensor:
 def gate_loss(gates: Tensor, losses: Tensor, price: float) -> Tensor:
     """Compute the cross-entropy of "the best exit is reached", summed over gates and averaged over rows.
 
-    Args:
-        gates: logits of the gates, [rows, L - 1].
-        losses: CE_1..CE_L, [rows, L].
-        price: lambda.
+    ``gates`` are logits [rows, L - 1], ``losses`` CE_1..CE_L [rows, L], and ``price`` is lambda.
     """
     layers = torch.arange(1, losses.shape[1] + 1, device=losses.device)
     best = (losses + price * layers / losses.shape[1]).argmin(dim=1, keepdim=True) + 1

@@ -17,14 +17,12 @@ of a layer, by its weights, for every token that it reads.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from consistentee.data.prompts import TextTask
-from consistentee.methods.drafting import DraftingMethod
-from consistentee.models.decoder.branches import BranchSpec
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.training.decoder.branch_stage import train_branches
-from consistentee.training.recipe import TokenRecipe
+from pydantic import Field, PositiveInt
+
+from consistentee import BranchSpec, DraftingMethod, MultiExitDecoder, TextTask, TokenRecipe
+from consistentee.training import train_branches
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,8 @@ class Kangaroo(DraftingMethod):
     name: ClassVar[str] = "kangaroo"
     paper: ClassVar[str] = "Liu et al., Kangaroo, NeurIPS 2024, arXiv 2404.18911"
 
-    draft_tokens: int = 6
-    threshold: float = 0.6
+    draft_tokens: PositiveInt = 6
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.6
 
     @property
     def asks_exits(self) -> bool:
@@ -43,7 +41,6 @@ class Kangaroo(DraftingMethod):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train an adapter for every exit."""
-        self.check_task(task)
         train_branches(model, task, recipe, _adapter)
         return model
 

@@ -10,18 +10,17 @@ exits are trained, in the shared stage.
 
 Choices: exits have adapters, and by default every step trains all exits with weights in proportion to depth. The
 paper's exits take turns (``curriculum: rotational`` or ``gradual``) with weights by the square of depth
-(``exit_weights: squared depth``): see :mod:`consistentee.training.decoder.backbone_losses`.
+(``exit_weights: squared depth``): see :mod:`consistentee.training.decoder_backbone`.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from consistentee.data.prompts import TextTask
-from consistentee.errors import UserError
-from consistentee.methods.drafting import DraftingMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.training.decoder.stages import train_exits
-from consistentee.training.recipe import ExitCurriculum, ExitWeights, TokenRecipe
+from pydantic import Field
+
+from consistentee import DraftingMethod, MultiExitDecoder, TextTask, TokenRecipe
+from consistentee.training import train_exits
+from consistentee.training.recipe import ExitCurriculum, ExitWeights
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,9 @@ class LayerSkip(DraftingMethod):
     name: ClassVar[str] = "layerskip"
     paper: ClassVar[str] = "Elhoushi et al., LayerSkip, ACL 2024, arXiv 2404.16710"
 
-    dropout: float = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     curriculum: ExitCurriculum = "all"
     exit_weights: ExitWeights = "depth"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"{self.name}: dropout must lie in [0, 1), got {self.dropout:g}")
 
     @property
     def asks_exits(self) -> bool:
@@ -53,7 +47,6 @@ class LayerSkip(DraftingMethod):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Train the exits, with layer dropout if the backbone is trained."""
-        self.check_task(task)
         own_loss = replace(
             recipe,
             layer_dropout=self.dropout,

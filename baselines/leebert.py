@@ -20,20 +20,32 @@ them.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.method import Knob, Method
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch, TokenSource
-from consistentee.training.stages import BACKBONE_AND_CLASSIFIERS, hold_out, layer_losses, token_stage, training_source
+from consistentee import (
+    ConsecutiveRule,
+    ExitRule,
+    Knob,
+    Method,
+    MultiExitModel,
+    Recipe,
+    SameAnswerRule,
+    TaskData,
+)
+from consistentee.training import (
+    TokenBatch,
+    TokenSource,
+    hold_out,
+    layer_losses,
+    run_stage,
+    token_stage,
+    training_source,
+)
+from consistentee.training.encoder import BACKBONE_AND_CLASSIFIERS
 
 SCORES = "lesson_scores"
 _STEP_LENGTH = 0.01
@@ -54,21 +66,12 @@ class LeeBERT(Method):
     paper: ClassVar[str] = "Zhu, LeeBERT, ACL 2021"
     knob: ClassVar[Knob] = Knob("patience", tuple(float(patience) for patience in range(1, 12)))
 
-    held_out: float = 0.1
-    weight_every: int = 5
-    weight_rate: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise UserError(f"leebert: held_out is a fraction between 0 and 1, got {self.held_out}")
-        if self.weight_every < 1:
-            raise UserError(f"leebert: weight_every must be at least 1, got {self.weight_every}")
-        if self.weight_rate < 0:
-            raise UserError(f"leebert: weight_rate must not be negative, got {self.weight_rate}")
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    weight_every: PositiveInt = 5
+    weight_rate: NonNegativeFloat = 0.1
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, all classifiers and the weights of the losses in one stage."""
-        self.check_task(task)
         trained_on, held_out = self.split(model, task, recipe)
         model.register_parameter(SCORES, nn.Parameter(torch.zeros(model.num_layers, model.num_layers)))
         loss = partial(_loss, self, held_out)
@@ -87,19 +90,14 @@ class LeeBERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit with patience ``knob``."""
-        self.check_knob(model, knob)
         return ConsecutiveRule(SameAnswerRule(), patience=knob)
 
 
 def lessons(logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
     """Compute all terms of the loss, averaged over rows: float [L, L].
 
-    Row t has the losses of exit t: from the labels on the diagonal, from exit s in column s.
-
-    Args:
-        logits: [rows, L, classes], of the exits as students.
-        teachers: [rows, L, classes], the logits of the same exits as teachers, without gradient.
-        labels: class indices [rows].
+    Row t has the losses of exit t: from the labels on the diagonal, from exit s in column s. ``teachers`` are the
+    logits of the same exits, [rows, L, classes], without gradient.
     """
     said, taught = logits.log_softmax(dim=-1), teachers.log_softmax(dim=-1)
     teacher_entropy = -(taught.exp() * taught).sum(dim=-1)
@@ -119,10 +117,7 @@ def lesson_weights(scores: Tensor) -> Tensor:
 def alignment(model: MultiExitModel, batch: TokenBatch, held_out: TokenBatch) -> Tensor:
     """Compute how fast the held-out loss falls along each term's gradient: ``<grad L_val, grad L_i> / |grad L_val|``.
 
-    Parameters are restored exactly, and no gradient is kept.
-
-    Returns:
-        float [L, L], laid out as :func:`lessons`.
+    Parameters are restored exactly, and no gradient is kept. The result is laid out as :func:`lessons`.
     """
     was_training = model.training
     model.eval()

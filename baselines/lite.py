@@ -1,7 +1,7 @@
 """LITE (Varshney et al., Findings of NAACL 2024, arXiv 2310.18581): instruction tuning with losses at middle layers.
 
 Training: the whole model learns the cross-entropy of every exit, with equal weights, through its own final norm and LM
-head (``trains: all``, ``adapter: shared``; see :mod:`consistentee.training.decoder.backbone_losses`). On a frozen
+head (``trains: all``, ``adapter: shared``; see :mod:`consistentee.training.decoder_backbone`). On a frozen
 backbone exits are trained in the shared stage. Exits of LLaMA-2-7B are at 8, 12, ..., 28 of 32 layers; here the suite
 sets them.
 
@@ -13,11 +13,11 @@ log-odds of all of them; 0 gives the paper's. Keys and values of skipped layers 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.methods.vocabulary_method import SpeakingLayersMethod
+from consistentee.methods.token_methods import DepthThresholdMethod
 
 
 @dataclass(frozen=True)
-class LITE(SpeakingLayersMethod):
+class LITE(DepthThresholdMethod):
     """Exit if the largest probability reaches a threshold that falls with depth."""
 
     name: ClassVar[str] = "lite"

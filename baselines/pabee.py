@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.errors import UserError
-from consistentee.methods.joint_method import JointMethod
-from consistentee.methods.method import Knob
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule
+from pydantic import NonNegativeFloat
+
+from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, MultiExitModel, SameAnswerRule
 
 
 @dataclass(frozen=True)
@@ -30,16 +28,11 @@ class PABEE(JointMethod):
     knob: ClassVar[Knob] = Knob("patience", tuple(float(patience) for patience in range(1, 12)))
     supports_regression: ClassVar[bool] = True
 
-    tolerance: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.tolerance < 0:
-            raise UserError(f"pabee: the tolerance must not be negative, got {self.tolerance:g}")
+    tolerance: NonNegativeFloat = 0.1
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
         return tuple(float(patience) for patience in range(1, model.num_layers))
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit with patience ``knob``."""
-        self.check_knob(model, knob)
         return ConsecutiveRule(SameAnswerRule(self.tolerance), patience=knob)

@@ -11,25 +11,27 @@ vector; the one before layer 1 is 0. The network is shared by all layers, with o
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
+from consistentee import (
+    ClassifierSpec,
+    ExitRule,
+    HeadSpec,
+    Knob,
+    LayerView,
+    Method,
+    MultiExitModel,
+    Recipe,
+    State,
+    TaskData,
+)
 from consistentee.methods.reward import exit_distribution
-from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.view import LayerView
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch
-from consistentee.training.stages import layer_losses, token_stage, training_source
+from consistentee.signals import even_log_odds
+from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
 
 _EXITS = "leaves"
 _OUT_OF_REACH = 1.001
@@ -50,19 +52,12 @@ class PALBERT(Method):
     paper: ClassVar[str] = "Balagansky & Gavrilov, PALBERT, NeurIPS 2022, arXiv 2204.03276"
     knob: ClassVar[Knob] = Knob("quantile", (0.0, *even_log_odds(-9, 9, 73), _OUT_OF_REACH))
 
-    rate: float = 0.1
-    near_prior: float = 0.5
-    hidden: int = 32
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise UserError(f"palbert: the rate lies between 0 and 1, got {self.rate}")
-        if self.near_prior < 0:
-            raise UserError(f"palbert: near_prior must not be negative, got {self.near_prior}")
+    rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    near_prior: NonNegativeFloat = 0.5
+    hidden: PositiveInt = 32
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train backbone, classifier and exit distribution in one stage."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         model.use_classifier(ClassifierSpec("shared"), recipe.seed)
         spec = HeadSpec(hidden=self.hidden, shared=True, extra_inputs=model.width)
@@ -79,7 +74,6 @@ class PALBERT(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if at least ``knob`` of a row's mass is reached."""
-        self.check_knob(model, knob)
         return QuantileRule(knob, model.width)
 
 

@@ -11,13 +11,10 @@ patience.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.errors import UserError
-from consistentee.methods.joint_method import JointMethod
-from consistentee.methods.knob_grids import falling_fractions
-from consistentee.methods.method import Knob
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, ThresholdRule
-from consistentee.rules.signals import normalised_entropy
+from pydantic import PositiveInt
+
+from consistentee import ConsecutiveRule, ExitRule, JointMethod, Knob, MultiExitModel, ThresholdRule
+from consistentee.signals import falling_fractions, normalised_entropy
 
 _THRESHOLDS = (1.001, *falling_fractions(6), 0.0)
 """From just above the largest normalised entropy down to 0."""
@@ -35,13 +32,8 @@ class PCEEBERT(JointMethod):
     paper: ClassVar[str] = "Zhang et al., PCEE-BERT, Findings of NAACL 2022"
     knob: ClassVar[Knob] = Knob("normalised entropy", _THRESHOLDS)
 
-    patience: int = 2
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise UserError(f"pcee-bert: the patience must be at least 1, got {self.patience}")
+    patience: PositiveInt = 2
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit after ``patience`` consecutive layers with a normalised entropy below ``knob``."""
-        self.check_knob(model, knob)
         return ConsecutiveRule(ThresholdRule(normalised_entropy, knob, exit_when="below"), self.patience)

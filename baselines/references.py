@@ -1,7 +1,7 @@
 """The references of every table: full, static and random for rows and tokens; oracle and majority class for rows.
 
 An exit rule must be better than the stock model, a shorter model and chance, and cannot be better than the oracle on
-the jointly trained model. Exits of a decoder are after some layers only; knobs count true layers.
+the jointly trained model. A decoder has exits after some layers only; knobs count true layers.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.data.prompts import TextTask
-from consistentee.methods.joint_method import JointMethod
-from consistentee.methods.method import Knob, Method
-from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, NeverExit, State, StaticRule
+from consistentee import (
+    ExitRule,
+    JointMethod,
+    Knob,
+    LayerView,
+    Method,
+    MultiExitDecoder,
+    MultiExitModel,
+    NeverExit,
+    Recipe,
+    State,
+    StaticRule,
+    TaskData,
+    TextTask,
+    TokenMethod,
+    TokenRecipe,
+)
 from consistentee.rules.schedules import check_exit_layer, mean_layers
-from consistentee.rules.view import LayerView
-from consistentee.training.decoder.stages import train_last_exit as train_last_token_exit
-from consistentee.training.recipe import Recipe, TokenRecipe
+from consistentee.training import train_last_exit, train_last_token_exit
 from consistentee.training.sources import label_tensor
-from consistentee.training.stages import train_last_exit
 
 _HASH_RANGE = 2**31 - 1
 _EXIT_LAYERS = tuple(float(layer) for layer in range(6, 31, 6))
@@ -46,7 +52,6 @@ class Full(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune backbone and last classifier on CE_L."""
-        self.check_task(task)
         train_last_exit(model, task, recipe)
         return model
 
@@ -55,7 +60,6 @@ class Full(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Never exit before the last layer."""
-        self.check_knob(model, knob)
         return NeverExit()
 
 
@@ -73,7 +77,6 @@ class Static(JointMethod):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit at layer ``knob``."""
-        self.check_knob(model, knob)
         return StaticRule(round(knob))
 
 
@@ -133,7 +136,6 @@ class Random(JointMethod):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit at random, ``knob`` layers on average."""
-        self.check_knob(model, knob)
         return RandomRule(knob, self.seed)
 
 
@@ -161,7 +163,6 @@ class Oracle(JointMethod):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit at the first right layer that is not before layer ``knob``."""
-        self.check_knob(model, knob)
         return OracleRule(round(knob))
 
 
@@ -176,7 +177,6 @@ class Majority(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Give every classifier a bias, the log frequency of the classes, and no weights."""
-        self.check_task(task)
         labels = label_tensor(recipe.training_rows(task.train).labels)
         if task.regression:
             bias = labels.double().mean().unsqueeze(0)
@@ -192,7 +192,6 @@ class Majority(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit at layer ``knob``."""
-        self.check_knob(model, knob)
         return StaticRule(round(knob))
 
 
@@ -206,7 +205,6 @@ class TokenFull(TokenMethod):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Fine-tune the backbone with its last exit, if the recipe trains it."""
-        self.check_task(task)
         if recipe.trains != "exits":
             train_last_token_exit(model, task, recipe)
         return model
@@ -216,7 +214,6 @@ class TokenFull(TokenMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Never exit before the last layer."""
-        self.check_knob(model, knob)
         return NeverExit()
 
 
@@ -233,7 +230,6 @@ class TokenStatic(TokenMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit at layer ``knob``."""
-        self.check_knob(model, knob)
         return StaticRule(check_exit_layer(model, knob))
 
 
@@ -256,5 +252,4 @@ class TokenRandom(TokenStatic):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit at random, at layer ``knob`` on average."""
-        self.check_knob(model, knob)
         return RandomRule(knob, self.seed, model.exit_layers)

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
-from consistentee.methods.method import Knob
-from consistentee.methods.token_method import TokenMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule
-from consistentee.rules.schedules import ScheduledRule, check_horizon, mean_layers, text_length
+from pydantic import PositiveInt
+
+from consistentee import ExitRule, Knob, MultiExitDecoder, TokenMethod
+from consistentee.rules.schedules import ScheduledRule, mean_layers, text_length
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,13 @@ class SkipDecode(TokenMethod):
     paper: ClassVar[str] = "Del Corro et al., SkipDecode, 2023, arXiv 2307.02628"
     knob: ClassVar[Knob] = Knob("mean layer", tuple(float(layer) for layer in range(6, 31, 3)))
 
-    horizon: int | None = None
-
-    def __post_init__(self) -> None:
-        check_horizon(self.horizon)
+    horizon: PositiveInt | None = None
 
     def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
         return mean_layers(model)
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit by the schedule whose mean layer is ``knob``."""
-        self.check_knob(model, knob)
         return ScheduledRule(falling_schedule(model.exit_layers, knob, text_length(model, self.horizon)))
 
 

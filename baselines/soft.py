@@ -2,7 +2,7 @@
 
 Training: the first n layers with the model's final norm and LM head are a "sub-model", for some n; all are fine-tuned
 on the mean of their cross-entropies. This is LITE's loss, so both share one stage (see
-:mod:`consistentee.training.decoder.backbone_losses`). The papers differ in exits (12, 16, ..., 36 of LLaMA-2-13B's 40
+:mod:`consistentee.training.decoder_backbone`). The papers differ in exits (12, 16, ..., 36 of LLaMA-2-13B's 40
 layers), epochs and thresholds.
 
 Rule: exit at the first sub-model whose largest probability reaches its threshold, which falls with depth; thresholds
@@ -13,11 +13,11 @@ does it.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from consistentee.methods.vocabulary_method import SpeakingLayersMethod
+from consistentee.methods.token_methods import DepthThresholdMethod
 
 
 @dataclass(frozen=True)
-class SoFT(SpeakingLayersMethod):
+class SoFT(DepthThresholdMethod):
     """Exit at the first sub-model that is confident enough for its depth."""
 
     name: ClassVar[str] = "soft"

@@ -21,32 +21,37 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
+from functools import partial
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, PositiveInt
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from consistentee.data.prompts import TextTask
-from consistentee.engine.generate import generate_encoded
-from consistentee.engine.step.prompt_batch import PromptBatch
-from consistentee.errors import UserError
+from consistentee import (
+    DraftingMethod,
+    ExitRule,
+    Knob,
+    MultiExitDecoder,
+    NeverExit,
+    SkippedSublayers,
+    TextTask,
+    TokenRecipe,
+    UserError,
+    generate_encoded,
+)
+from consistentee.engine.prompt_batch import PromptBatch
 from consistentee.files import computed_once, hash_json
-from consistentee.methods.drafting import DraftedBy, DraftingMethod
-from consistentee.methods.method import Knob
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.sublayers import SkippedSublayers
+from consistentee.methods.token_methods import DraftedBy
 from consistentee.progress import tracked
-from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.training.decoder.stages import train_exits
+from consistentee.training import train_exits
 from consistentee.training.loop import training_device
-from consistentee.training.recipe import TokenRecipe
 
 _GUESSED_EVERY = 25
 _KAPPA = 2.5
@@ -76,43 +81,32 @@ class SWIFT(DraftingMethod):
     paper: ClassVar[str] = "Xia et al., SWIFT, ICLR 2025, arXiv 2410.06916"
     knob: ClassVar[Knob] = Knob("skipped sublayers in %", (45.0, 30.0, 15.0, 0.0))
 
-    draft_tokens: int = 25
-    threshold: float = 0.8
-    search_prompts: int = 2
-    search_tokens: int = 50
-    max_sets: int = 1000
-    max_failures: int = 300
+    draft_tokens: PositiveInt = 25
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.8
+    search_prompts: PositiveInt = 2
+    search_tokens: Annotated[int, Field(ge=2)] = 50
+    max_sets: PositiveInt = 1000
+    max_failures: PositiveInt = 300
     good_enough: float = 0.93
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.search_prompts < 1 or self.search_tokens < 2 or self.max_sets < 1:
-            raise UserError(f"{self.name} needs at least one set to try, and a prompt and two tokens to score it")
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Search the sublayers to skip for every value of the knob, after training the backbone if the recipe does.
 
         Raises UserError for a family whose sublayers cannot be skipped.
         """
-        self.check_task(task)
         model.stepper.check_sublayers()
         if recipe.trains != "exits":
             train_exits(model, task, recipe)
         model.to(training_device()).eval()
         prompts = [prompt for prompt, _ in recipe.training_rows(model, task)[: self.search_prompts]]
-        found = (
-            self._kept(model, prompts, recipe, recipe.store) if recipe.store else self._search(model, prompts, recipe)
-        )
+        search = partial(self._search, model, prompts, recipe)
+        if recipe.store is None:
+            found = search()
+        else:  # once for all cells of a backbone and prompts
+            key = hash_json([model.backbone_fingerprint(), prompts, repr(self), self.version, recipe.seed])
+            found = computed_once(recipe.store / f"skipped-{key[:16]}.safetensors", search)
         model.description.skipped = {int(share): sublayers_at(places.numpy()) for share, places in found.items()}
         return model
-
-    def _kept(
-        self, model: MultiExitDecoder, prompts: list[Sequence[int]], recipe: TokenRecipe, store: Path
-    ) -> dict[str, Tensor]:
-        """Search once for all cells of a backbone and prompts."""
-        described = [model.backbone_fingerprint(), prompts, repr(self), self.version, recipe.seed]
-        path = store / f"skipped-{hash_json(described)[:16]}.safetensors"
-        return computed_once(path, lambda: self._search(model, prompts, recipe))
 
     def _search(self, model: MultiExitDecoder, prompts: list[Sequence[int]], recipe: TokenRecipe) -> dict[str, Tensor]:
         """Find the best places for every share: bool [2 (L - 2)] each."""
@@ -131,7 +125,6 @@ class SWIFT(DraftingMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Never exit: drafts use no exit."""
-        self.check_knob(model, knob)
         if knob not in self.knob.values:
             raise UserError(f"{self.name} searches for {', '.join(f'{v:g}' for v in self.knob.values)} %, not {knob:g}")
         return NeverExit()
@@ -164,7 +157,7 @@ class DraftedTexts:
         self._batch = PromptBatch(model, prompts, columns)
         self._batch.prefill()
         self._begin = self._batch.cache.length
-        self._batch.cache.advance(columns)
+        self._batch.cache.ledger.advance(columns)
 
     @torch.inference_mode()
     def score(self, skipped: SkippedSublayers) -> float:
@@ -173,7 +166,7 @@ class DraftedTexts:
         context = self._batch.context(self._batch.all_rows(), self._begin, cache.length)
         hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
         hidden = skipped.run(model.stepper, hidden, context)
-        cache.take_back(self._begin)
+        cache.ledger.take_back(self._begin)
         said = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
         return float((said == self.texts[:, 1:][self._follows]).double().mean())
 
@@ -185,22 +178,20 @@ class LayerSetSearch:
         self._inner = max(num_layers - 2, 0)
         self._count = int(share * 2 * self._inner + 1e-9)
         self._random = np.random.default_rng([seed, self._count])
-        self.tried: list[Places] = []
-        self._known: set[bytes] = set()
-        self._scores: list[float] = []
+        self._scores: dict[bytes, float] = {}
 
     def run(
         self, score: Callable[[SkippedSublayers], float], limits: SWIFT, *, progress: str | None = None
     ) -> tuple[Places, float]:
         """Return the best set and its score; ``progress`` is the title of a progress bar, None for none."""
-        best, failures = self.first(), 0
-        best_score = self._observe(best, score)
+        best, best_score, failures = self.first(), -math.inf, 0
         sets = min(limits.max_sets, math.comb(2 * self._inner, self._count))
-        for number in tracked(range(1, sets), progress or "searching", rows=1, shown=progress is not None):
+        for number in tracked(range(sets), progress or "searching", rows=1, shown=progress is not None):
             if best_score > limits.good_enough or failures == limits.max_failures:
                 break
-            proposed = self.guess() if number % _GUESSED_EVERY == 0 else self._draw_new()
-            found = self._observe(proposed, score)
+            guesses = number % _GUESSED_EVERY == 0
+            proposed = best if number == 0 else self._guess() if guesses else self._draw_new()
+            found = self._scores[proposed.tobytes()] = score(sublayers_at(proposed))
             failures = 0 if found > best_score else failures + 1
             if found > best_score:
                 best, best_score = proposed, found
@@ -215,29 +206,20 @@ class LayerSetSearch:
         places[1, spread[:whole]] = True
         return places.flatten()
 
-    def _observe(self, places: Places, score: Callable[[SkippedSublayers], float]) -> float:
-        self.tried.append(places)
-        self._known.add(places.tobytes())
-        self._scores.append(score(sublayers_at(places)))
-        return self._scores[-1]
-
-    def _draw(self) -> Places:
-        places = np.zeros(2 * self._inner, dtype=np.bool_)
-        places[self._random.choice(len(places), self._count, replace=False)] = True
-        return places
-
     def _draw_new(self) -> Places:
-        places = self._draw()
-        while places.tobytes() in self._known:
-            places = self._draw()
-        return places
+        while True:
+            places = np.zeros(2 * self._inner, dtype=np.bool_)
+            places[self._random.choice(len(places), self._count, replace=False)] = True
+            if places.tobytes() not in self._scores:
+                return places
 
-    def guess(self) -> Places:
+    def _guess(self) -> Places:
         """Return the set, of new random ones, with the largest upper confidence bound."""
         process = GaussianProcessRegressor(Matern(nu=2.5), alpha=_NOISE, normalize_y=True, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length that lies at its bound will do
-            process.fit(np.array(self.tried, dtype=float), self._scores)
+            tried = np.array([np.frombuffer(places, dtype=np.bool_) for places in self._scores], dtype=float)
+            process.fit(tried, list(self._scores.values()))
         drawn = np.array([self._draw_new() for _ in range(GUESSES)])
         mean, deviation = process.predict(drawn.astype(float), return_std=True)
         best: Places = drawn[int(np.argmax(mean + _KAPPA * deviation))]

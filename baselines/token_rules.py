@@ -13,15 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from consistentee.data.prompts import TextTask
-from consistentee.methods.knob_grids import entropy_thresholds
-from consistentee.methods.method import Knob
-from consistentee.methods.vocabulary_method import VocabularyMethod
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, SameAnswerRule, ThresholdRule
-from consistentee.rules.signals import entropy
-from consistentee.training.decoder.stages import train_exits, train_last_exit
-from consistentee.training.recipe import TokenRecipe
+from consistentee import (
+    ConsecutiveRule,
+    ExitRule,
+    Knob,
+    MultiExitDecoder,
+    SameAnswerRule,
+    TextTask,
+    ThresholdRule,
+    TokenRecipe,
+    VocabularyMethod,
+)
+from consistentee.signals import entropy, entropy_thresholds
+from consistentee.training import train_exits, train_last_token_exit
 
 _DECADES = 4
 """Thresholds fall to 1e-4 of the largest entropy."""
@@ -40,9 +44,8 @@ class TokenEntropy(VocabularyMethod):
 
     def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
         """Fine-tune the stock model if the recipe trains the backbone, then train the exits."""
-        self.check_task(task)
         if recipe.trains != "exits" and model.exits_have_weights:
-            train_last_exit(model, task, recipe)
+            train_last_token_exit(model, task, recipe)
             recipe = replace(recipe, trains="exits")
         train_exits(model, task, recipe)
         return model
@@ -52,7 +55,6 @@ class TokenEntropy(VocabularyMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit if the entropy is below ``knob`` nats."""
-        self.check_knob(model, knob)
         return self.pruned(ThresholdRule(entropy, knob, exit_when="below"))
 
 
@@ -69,5 +71,4 @@ class TokenPatience(VocabularyMethod):
 
     def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
         """Exit with patience ``knob``, counted in exits."""
-        self.check_knob(model, knob)
         return self.pruned(ConsecutiveRule(SameAnswerRule(), patience=knob))

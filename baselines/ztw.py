@@ -18,16 +18,11 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
-from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import top_probability
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch
-from consistentee.training.stages import (
+from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.models.classifiers import EnsembleClassifier
+from consistentee.signals import even_log_odds, top_probability
+from consistentee.training import (
+    FeatureBatch,
     cached_rows,
     early_exits,
     layer_losses,
@@ -47,7 +42,6 @@ class ZTW(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, then train the heads, then the ensembles."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         train_last_exit_on(model, source, recipe)
         model.use_classifier(ClassifierSpec("ensemble", at_last_layer=False), recipe.seed)
@@ -61,7 +55,6 @@ class ZTW(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the ensemble's largest probability is above ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
 
 

@@ -53,8 +53,6 @@ def _checking(
     """Return ``function`` with checks of all arguments but the first ``before``."""
     catches_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
 
-    adapters = functools.cache(functools.partial(_adapters, function))
-
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs.keys() - signature.parameters.keys():
@@ -62,10 +60,10 @@ def _checking(
                 raise unknown_name(f"argument of {title}", name, signature.parameters)
         try:
             given = signature.bind(*args[before:], **kwargs).arguments
-            for name in given.keys() & adapters().keys():
+            for name in given.keys() & _adapters(function).keys():
                 value = given[name]
                 value = value.item() if getattr(value, "ndim", 1) == 0 else value
-                adapters()[name].validate_python(value, context=f"{name} of {title}")
+                _adapters(function)[name].validate_python(value, context=f"{name} of {title}")
         except TypeError as error:
             raise UserError(f"{title}: {error}") from error
         except ValidationError as error:
@@ -80,6 +78,16 @@ def _checking(
     return run
 
 
+def check_fields(instance: Any, title: str) -> None:
+    """Raise UserError for a field of a dataclass that its annotation excludes; ``title`` is used in the message."""
+    for name, adapter in _adapters(type(instance).__init__).items():
+        try:
+            adapter.validate_python(getattr(instance, name))
+        except ValidationError as error:
+            raise explained(error, f"{name} of {title}") from error
+
+
+@functools.cache
 def _adapters(function: Callable[..., Any]) -> dict[str, TypeAdapter[Any]]:
     try:
         hints = get_type_hints(function, include_extras=True)

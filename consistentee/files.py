@@ -4,21 +4,24 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import mmap
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, Timeout
+from platformdirs import user_cache_dir
 
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _logger = logging.getLogger(__name__)
@@ -52,6 +55,11 @@ class DiskFullError(UserError):
         return DiskFullError, (self.path,)  # it travels from a worker to the run
 
 
+def cache_dir() -> Path:
+    """Return the folder of everything fetched or computed once: CONSISTENTEE_CACHE, or the user's cache directory."""
+    return Path(os.environ.get("CONSISTENTEE_CACHE") or user_cache_dir("consistentee"))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path for a file or a folder; at the end it becomes ``path``, whole and on the disk.
@@ -62,7 +70,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         settle_swap(path)
-        temporary = _temporary_folder(path)
+        make_folder(path.parent)
+        # Beside its place, so that it gets there by a rename on the same disk.
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
         made = temporary / path.name
         yield made
         for part in [made, *made.rglob("*")]:
@@ -110,12 +120,8 @@ def only_one(path: Path) -> Iterator[None]:
     The system itself lets go of the lock of a process that is killed.
     """
     make_folder(path.parent)
-    with FileLock(_lock_file(path)):
+    with FileLock(path.with_name(f".{path.name}{LOCK}")):
         yield
-
-
-def _lock_file(path: Path) -> Path:
-    return path.with_name(f".{path.name}{LOCK}")
 
 
 def clear_leftovers(root: Path) -> None:
@@ -132,12 +138,6 @@ def clear_leftovers(root: Path) -> None:
                 file.unlink(missing_ok=True)
         except Timeout:  # a worker that outlived its run is still at it
             continue
-
-
-def _temporary_folder(path: Path) -> Path:
-    """Make a folder beside ``path``: what is in it reaches its place by a rename, on the same disk."""
-    make_folder(path.parent)
-    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent))
 
 
 def make_folder(path: Path) -> None:
@@ -232,6 +232,34 @@ def _map_tensors(path: Path) -> "dict[str, Tensor]":
             tensors[name] = torch.frombuffer(content, dtype=torch.uint8, count=end - start, offset=start)
             tensors[name] = tensors[name].view(dtypes[part["dtype"]]).view(part["shape"])
     return tensors
+
+
+def empty_tensor(shape: Sequence[int], dtype: "torch.dtype") -> "Tensor":
+    """Allocate a tensor on the CPU, in memory or, above :data:`MAPPED_BYTES`, in a memory-mapped file.
+
+    The file is in the folder for temporary files, which the environment variable TMPDIR sets, and has no name there:
+    the system deletes it with the tensor, or with the process.
+
+    Raises:
+        DiskFullError: the folder for temporary files has no room for it.
+    """
+    import torch
+
+    size = math.prod(shape) * dtype.itemsize
+    if size <= MAPPED_BYTES:
+        return torch.empty(*shape, dtype=dtype)
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):  # a disk that is full later would end the process with SIGBUS
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            mapped = mmap.mmap(file.fileno(), size)
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError(Path(tempfile.gettempdir())) from error
+        raise
+    return torch.frombuffer(mapped, dtype=dtype).view(*shape)
 
 
 def computed_once(path: Path, compute: "Callable[[], dict[str, Tensor]]") -> "dict[str, Tensor]":

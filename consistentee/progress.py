@@ -1,7 +1,7 @@
-"""How far long work has come: said by the loops that do it, heard by whoever listens. Never loads torch."""
+"""Report the progress of long loops to a listener. Never loads torch."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -40,14 +40,14 @@ class Position:
 
 
 Listener = Callable[[Position], None]
-"""Is told of every step, and should be quick about it."""
+"""Called at every step, so it should be quick."""
 
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
 def listening(listener: Listener | None) -> Iterator[None]:
-    """Let ``listener`` be told of the work in the block; with None nobody is, as where a clock runs."""
+    """Report the work in the block to ``listener``; None disables progress, for example while timing."""
     token = _listener.set(listener)
     try:
         yield
@@ -62,7 +62,7 @@ def begin_stage(stage: str) -> None:
 
 
 class Steps:
-    """Counts the steps of a stage, and says so. Costs next to nothing where nobody listens."""
+    """Count and report the steps of a stage. Costs next to nothing without a listener."""
 
     def __init__(self, stage: str, total: int, *, first: int = 0) -> None:
         """``first``: steps that an earlier process has done."""
@@ -89,22 +89,16 @@ class Steps:
 
 
 def tracked(items: Sequence[_ItemT], stage: str, *, rows: int, first: int = 0, shown: bool = False) -> Iterator[_ItemT]:
-    """Yield items, and say how far that has come.
+    """Yield items, one a step of ``rows`` rows, and report each step.
 
-    Args:
-        items: one a step.
-        stage: what is being done.
-        rows: that a step takes.
-        first: steps that an earlier process has done.
-        shown: draw a bar on the terminal too.
+    ``first``: steps that an earlier process has done. ``shown`` draws a bar on the terminal too.
     """
     steps = Steps(stage, first + len(items), first=first)
-    for item in _with_bar(items, stage) if shown else items:
+    iterated: Iterable[_ItemT] = items
+    if shown:
+        from rich.progress import track
+
+        iterated = track(items, description=stage, transient=True)
+    for item in iterated:
         yield item
         steps.add(1, rows)
-
-
-def _with_bar(items: Sequence[_ItemT], stage: str) -> Iterator[_ItemT]:
-    from rich.progress import track
-
-    yield from track(items, description=stage, transient=True)

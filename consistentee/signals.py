@@ -1,19 +1,8 @@
-"""Signals: one number a row, read off a layer, that a rule compares with its threshold. A public module."""
+"""Signals: one number for each row, computed from a layer, that a rule compares with its threshold. A public module.
 
-from typing import Any
+``signals.pyi`` lists its names.
+"""
 
-from consistentee.exports import served
+from consistentee.exports import lazy_names
 
-_EXPORTS = dict.fromkeys(
-    ("Signal", "entropy", "head_probability", "margin", "normalised_entropy", "top_probability"), "rules.signals"
-)
-
-__all__ = sorted(_EXPORTS)  # noqa: PLE0605 (the names are served by __getattr__)
-
-
-def __getattr__(name: str) -> Any:
-    return served(__name__, _EXPORTS, name)
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

@@ -34,8 +34,8 @@ from typing import ClassVar
 import torch
 
 from consistentee import ExitRule, Knob, Method
-from consistentee.rules.signals import top_probability
-from consistentee.training.stages import train_jointly
+from consistentee.signals import top_probability
+from consistentee.training import train_jointly
 
 
 @dataclass(frozen=True)

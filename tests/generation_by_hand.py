@@ -8,7 +8,7 @@ import pandas as pd
 from records_by_hand import ENVIRONMENT, parts_by_hand, targets_of
 
 from benchmarks.specs.targets import FAITHFUL
-from benchmarks.store.folders import write_predictions, write_record
+from benchmarks.store.folders import write_record, write_rows
 from benchmarks.store.generation_records import (
     CalibrationRecord,
     CalibrationResult,
@@ -226,7 +226,7 @@ def write_generation(out_dir: Path, tasks: Sequence[str] = ("alpaca",), seeds: S
             for record in cells:
                 folder = out_dir / "cells" / task / "smollm2-135m" / record.label / "default" / f"seed{seed}"
                 write_record(folder / "record.json", record)
-                write_predictions(folder / "predictions.parquet", generation_predictions(record))
+                write_rows(folder / "predictions.parquet", generation_predictions(record))
             timings = out_dir / "timings" / task / "smollm2-135m" / f"seed{seed}"
             write_record(timings / "timing.json", decoding_timing(cells, seed=seed, task=task))
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from benchmarks.analysis.frames import Results
 from benchmarks.specs.targets import FAITHFUL, WITHIN_ONE_POINT, Budget, Target
-from benchmarks.store.folders import write_predictions, write_record
+from benchmarks.store.folders import write_record, write_rows
 from benchmarks.store.records import (
     CellRecord,
     Contender,
@@ -18,7 +18,7 @@ from benchmarks.store.records import (
     TimingRecord,
     TimingSamples,
 )
-from benchmarks.store.stored_results import BaseStoredCell, CellFolder
+from benchmarks.store.stored_results import StoredCell
 
 LAYERS = 6
 ROWS = 200
@@ -58,7 +58,6 @@ def histogram(average: float) -> list[int]:
 
 
 def curve_point(knob: float, average: float, score: float) -> CurvePoint:
-    """Return a point of a curve."""
     return CurvePoint(knob=knob, scores={"accuracy": score}, exit_histogram=histogram(average))
 
 
@@ -129,7 +128,7 @@ def cell(
 
 def results_of(records: Sequence[CellRecord], timings: Sequence[TimingRecord] = ()) -> Results:
     """Return results in memory, whose rows are gone."""
-    cells = [BaseStoredCell(record, CellFolder(Path("nowhere"))) for record in records]
+    cells = [StoredCell(record, Path("nowhere"), "") for record in records]
     return Results(Path("nowhere"), "classification", cells, list(timings))
 
 
@@ -228,7 +227,7 @@ def write_results(out_dir: Path, tasks: Sequence[str] = ("mcid",), seeds: Sequen
             for record in cells:
                 folder = out_dir / "cells" / task / "minilm-l6" / record.label / "default" / f"seed{seed}"
                 write_record(folder / "record.json", record)
-                write_predictions(folder / "predictions.parquet", _predictions(record))
+                write_rows(folder / "predictions.parquet", _predictions(record))
             timed = [record for record in cells if record.method != "oracle"]
             timings = out_dir / "timings" / task / "minilm-l6" / f"seed{seed}"
             write_record(timings / "timing.json", timing(timed, seed=seed, task=task))

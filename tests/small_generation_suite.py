@@ -72,7 +72,7 @@ class GenerationBench(Bench):
             cell.record.label: (
                 cell.record.curve_validation,
                 [_untimed(point.model_dump()) for point in cell.record.operating_points],
-                json.loads(cell.rows.predictions().to_json()),
+                json.loads(cell.predictions().to_json()),
             )
             for cell in self.read().cells
         }

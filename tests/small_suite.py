@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,21 @@ class Bench:
             finally:
                 self.said = console.file.getvalue()
 
+    def plan(self, filters: Filters | None = None, *, changes: dict | None = None, **options: object) -> list[str]:
+        """Return the plan of a run, which changes nothing."""
+        suite = load_suite(self.write(**(changes or {})))
+        return list(run_suite(suite, filters, out=self.out, dry_run=True, **options).plan)
+
+    def elsewhere(self, out: Path) -> "Bench":
+        """Return the same suite with another results folder."""
+        other = copy(self)
+        other.out = out
+        return other
+
+    def timed_labels(self) -> list[set[str]]:
+        """Return the labels in each timing, the latest first."""
+        return [{contender.label for contender in timing.contenders} for timing in self.read().timings]
+
     def read(self) -> StoredResults[CellRecord, TimingRecord]:
         return open_results(self.out, CellRecord, TimingRecord)
 
@@ -107,7 +123,7 @@ class Bench:
         return {cell.record.label: cell.record for cell in self.read().cells}
 
     def folder_of(self, label: str) -> Path:
-        return next(cell.rows.place for cell in self.read().cells if cell.record.label == label)
+        return next(cell.place for cell in self.read().cells if cell.record.label == label)
 
     def finished_cells(self) -> list[Path]:
         # A record that is being written lies in a folder of another name.
@@ -131,8 +147,8 @@ class Bench:
                 cell.record.curve_validation,
                 cell.record.curve_test,
                 cell.record.operating_points,
-                cell.rows.predictions().to_dict("list"),
-                None if (validation := cell.rows.validation()) is None else validation.to_dict("list"),
+                cell.predictions().to_dict("list"),
+                None if (validation := cell.validation()) is None else validation.to_dict("list"),
             )
             for cell in self.read().cells
         }

@@ -285,7 +285,9 @@ class EqualCost:
         score = results.column(self.measure or "score").astype(float)
 
         def on_test_rows(values: Floats) -> Floats:
-            return np.mean([_mixed(halves, values) for halves in zip(*frame["halves"], strict=True)] or [[]], axis=0)
+            if frame.empty:
+                return np.empty(0)
+            return np.mean([_mixed(halves, values) for halves in zip(*frame["halves"], strict=True)], axis=0)
 
         full = self.results.full_scores(self.measure).to_dict()
         keys = zip(frame["task"], frame["backbone"], frame["seed"], strict=True)

@@ -27,7 +27,7 @@ from benchmarks.specs.schema import canonical_json
 from benchmarks.specs.targets import SPEEDUPS, TEXT_SPEEDUPS, Speedups
 from benchmarks.store.generation_records import DecodingSamples, DecodingTimingRecord, GenerationRecord
 from benchmarks.store.records import BaseRecord, CellRecord, TimingRecord, TimingSamples
-from benchmarks.store.stored_results import BaseStoredCell, StoredResults, kind_of_results, open_results
+from benchmarks.store.stored_results import StoredCell, StoredResults, kind_of_results, open_results
 from consistentee.errors import UserError, unknown_name
 
 FULL, ORACLE, MAJORITY, STATIC = "full", "oracle", "majority", "static"
@@ -58,7 +58,7 @@ class Results:
 
     folder: Path
     kind: Literal["classification", "generation"]
-    cells: list[BaseStoredCell[Any]]
+    cells: list[StoredCell[Any]]
     timings: list[Any]
     faults: list[str] = field(default_factory=list)
     _predictions: dict[int, pd.DataFrame | None] = field(default_factory=dict, repr=False)
@@ -143,7 +143,7 @@ class Results:
         """Return a cell's test rows, in order; None where they cannot be read."""
         if cell not in self._predictions:
             try:
-                table = self.cells[cell].rows.predictions()
+                table = self.cells[cell].predictions()
                 in_order = table["row"].is_monotonic_increasing
                 self._predictions[cell] = table if in_order else table.sort_values("row")
             except UserError:  # the rows are gone; what the record holds still stands
@@ -234,7 +234,7 @@ class Results:
 
         return self.with_cells([cell for cell in self.cells if stays(cell.record)])
 
-    def with_cells(self, cells: Iterable[BaseStoredCell[Any]]) -> "Results":
+    def with_cells(self, cells: Iterable[StoredCell[Any]]) -> "Results":
         """Return the same results with other cells."""
         return replace(self, cells=list(cells), _predictions={}, _columns={})
 
@@ -282,7 +282,7 @@ def merge(found: Sequence[Results]) -> Results:
     Recipes are never mixed: a folder whose records of a task follow another protocol than those of the first folder
     that has the task is left out for this task, and named in ``faults``.
     """
-    cells: dict[tuple[str, ...], list[BaseStoredCell[Any]]] = {}
+    cells: dict[tuple[str, ...], list[StoredCell[Any]]] = {}
     owners: dict[tuple[str, str], tuple[Path, dict[str, object]]] = {}
     faults = dict.fromkeys(fault for results in found for fault in results.faults)
     for results in found:

@@ -5,6 +5,7 @@ from data is escaped: in HTML by Jinja, in charts by Vega, which writes text nod
 data, which is put into the finished specification: Altair copies and checks all that it is given, many times over.
 """
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,8 @@ def _vega() -> str:
     Bundling takes seconds: the script is kept in the cache.
     """
     version = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
-    path = cache_dir() / "scripts" / f"vega-lite-{version}-by-{vl_convert.__version__}.js"
+    version_of_converter = importlib.metadata.version("vl-convert-python")
+    path = cache_dir() / "scripts" / f"vega-lite-{version}-by-{version_of_converter}.js"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", vl_version=version)

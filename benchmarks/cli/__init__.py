@@ -1,9 +1,9 @@
 """The ``consistentee`` command. Heavy imports wait until a command needs them, so that ``--help`` is instant."""
 
-from benchmarks.cli import suites, results, models, extensions, machine  # noqa: I001 - the order in --help
+from benchmarks.cli import results, models, extensions  # noqa: I001 - the order in --help
 from benchmarks.cli.application import app
 
-__all__ = ["app", "extensions", "machine", "main", "models", "results", "suites"]
+__all__ = ["app", "extensions", "main", "models", "results"]
 
 
 def main() -> None:

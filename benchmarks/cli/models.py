@@ -7,8 +7,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from benchmarks.cli.application import app, examples
-from benchmarks.cli.arguments import DataOption, KnobOption, ParametersOption, numbers, parsed_parameters, several
+from benchmarks.cli.application import (
+    DataOption,
+    KnobOption,
+    ParametersOption,
+    app,
+    examples,
+    numbers,
+    parsed_parameters,
+    several,
+)
 from benchmarks.terminal import output_console
 
 command = partial(app.command, rich_help_panel="One model")
@@ -29,7 +37,7 @@ class TeachesSettings(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help."""
-        from benchmarks.commands.one_model.settings import explained_settings
+        from benchmarks.commands.settings import explained_settings
 
         super().format_help(ctx, formatter)
         output_console().print(explained_settings())
@@ -74,7 +82,7 @@ def train(
     data: DataOption = None,
 ) -> None:
     """Train one method on one task, choose its knob on validation data, and save the model for predict or generate."""
-    from benchmarks.commands.one_model.single_model import Tolerance, train_model
+    from benchmarks.commands.train import Tolerance, train_model
 
     report = train_model(
         task,
@@ -113,7 +121,7 @@ def risk(
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Choose the knob of a saved model by risk control (CRC, UCB, LTT), and see what it costs on test rows."""
-    from benchmarks.commands.one_model.risk import risk_table
+    from benchmarks.commands.predict import risk_table
 
     output_console().print(
         risk_table(
@@ -144,7 +152,7 @@ def predict(
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Show label, probability, exit layer and time of each text."""
-    from benchmarks.commands.one_model.predict import predict_texts, rows_of
+    from benchmarks.commands.predict import predict_texts, rows_of
 
     output_console().print(predict_texts(model, rows_of(texts, pair), knob, allow_code=allow_code))
 
@@ -190,7 +198,7 @@ def generate(
     allow_code: AllowCodeOption = False,
 ) -> None:
     """Continue prompts, and show each token's exit layer: as its colour, or as token/12 when piped."""
-    from benchmarks.commands.one_model.generate import write_texts
+    from benchmarks.commands.generate import write_texts
 
     write_texts(
         model,
@@ -203,3 +211,28 @@ def generate(
         plain=plain,
         allow_code=allow_code,
     )
+
+
+@command(
+    epilog=examples(
+        "consistentee suitability smollm2-135m",
+        "consistentee suitability my-decoder --texts prompts.txt --out suitability",
+    )
+)
+def suitability(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A decoder: catalogue name, directory, hub id, or a trained one.")
+    ],
+    *,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="One text a line; the first third of each is the prompt.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for suitability.json and suitability.png.")] = None,
+) -> None:
+    """Show how early a decoder's layers know its answers, without training: is it suited to early exits?"""
+    from benchmarks.commands.suitability import described, suitability_of, write
+
+    found = suitability_of(model, texts, progress=True)
+    output_console().print(described(model, found))
+    for path in [] if out is None else write(model, found, out):
+        typer.echo(f"wrote {path}")

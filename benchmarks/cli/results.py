@@ -1,4 +1,4 @@
-"""Commands that show results: tables, figures, the report, a paper beside them, the leaderboard."""
+"""Commands of a suite: run it, publish its results, and show results as tables, figures and a report."""
 
 import sys
 from functools import partial
@@ -7,17 +7,24 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.cli.application import app, examples, finish
-from benchmarks.cli.arguments import (
+from benchmarks.cli.application import (
     BackbonesOption,
     DataOption,
     TasksOption,
     WorkersOption,
+    app,
+    examples,
+    finish,
+    found_methods,
     labels_of_methods,
+    numbers,
     results_folder,
+    several,
 )
 from benchmarks.terminal import RESULTS_WIDTH, output_console
+from consistentee.errors import UserError
 
+run_command = partial(app.command, rich_help_panel="Run a suite")
 command = partial(app.command, rich_help_panel="See results")
 
 OnlyMethodsOption = Annotated[
@@ -30,6 +37,102 @@ OnlyMethodsOption = Annotated[
 ResultsArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick, or published results.")
 ]
+
+
+@run_command(
+    epilog=examples(
+        "consistentee run quick",
+        "consistentee run cpu-6-layers --data DATA --tasks mcid rte mrpc sst2 --backbones minilm-l6",
+        "consistentee run cpu-6-layers --methods full,consistentee mine.py:MyMethod",
+        "consistentee run cpu-6-layers --data DATA --dry-run",
+        "consistentee run cpu-6-layers --data DATA --workers 4",
+        "Run it again at any time: only what is missing is computed.",
+    )
+)
+def run(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A suite's name, or a YAML file; before any option.")],
+    *,
+    tasks: TasksOption = None,
+    methods: Annotated[
+        list[str] | None, several("--methods", "Only these methods or labels, file.py:Class, or all of folder/.")
+    ] = None,
+    backbones: BackbonesOption = None,
+    seeds: Annotated[list[str] | None, several("--seeds", "Seeds of the training.", "0 1 ...")] = None,
+    data: DataOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The run's folder.", show_default="runs/SUITE")] = None,
+    published: Annotated[
+        Path | None,
+        typer.Option(
+            "--published", help="Published results that count as done.", show_default="results/SUITE, where it is"
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
+    remeasure: Annotated[
+        bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show it beside.")
+    ] = False,
+    timing: Annotated[
+        bool, typer.Option("--timing/--no-timing", help="Measure times after the cells; a later run can still do it.")
+    ] = True,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try again what failed before.")] = False,
+    workers: WorkersOption = 1,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="Run on a dask cluster, such as tcp://host:8786."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and a time estimate; run nothing.")
+    ] = False,
+) -> None:
+    """Run what is missing of a suite: train, measure, time; then write tables and figures."""
+    from benchmarks.specs.suites import Filters, load_suite
+
+    spec = load_suite(suite)
+    filters = Filters(tasks, found_methods(methods), backbones, numbers("--seeds", seeds))
+    if scheduler is not None and workers > 1:
+        raise UserError("give --workers or --scheduler, not both: a cluster has workers of its own")
+    out = results_folder(out) or Path("runs") / spec.name
+    from benchmarks.run.pool import Schedule
+    from benchmarks.run.sweep import run_suite
+
+    outcome = run_suite(
+        spec,
+        filters,
+        out=out,
+        data_dir=data,
+        fresh=fresh,
+        retry_failed=retry_failed,
+        remeasure=remeasure,
+        times=timing,
+        published_dir=published,
+        schedule=Schedule(workers, scheduler),
+        dry_run=dry_run,
+    )
+    for line in outcome.plan:
+        print(line)
+    if outcome.table is not None:
+        output_console(RESULTS_WIDTH).print(outcome.table)
+    for line in outcome.refused:
+        print(f"not defined: {line}", file=sys.stderr)
+    for line in outcome.failed:
+        print(f"failed: {line}", file=sys.stderr)
+    finish(bool(outcome.failed))
+
+
+@run_command(
+    epilog=examples(
+        "consistentee publish runs/quick",
+        "consistentee publish runs/quick --out elsewhere/quick",
+    )
+)
+def publish(
+    run_folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, such as runs/quick.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.", show_default="results/SUITE")] = None,
+) -> None:
+    """Write what a run left behind as a few small files: cells, timings, rows, tables, one figure."""
+    from benchmarks.commands.publish import publish_run
+
+    for path in publish_run(run_folder, out):
+        print(path)
 
 
 @command(
@@ -115,10 +218,10 @@ def reproduce(
         output_console().print(papers.inventory())
         return
     reproduction = papers.Reproduction.of(name, backbones, out=results_folder(out), results=results)
+    failed, plan = reproduction.run(data, workers, dry_run=dry_run) if run_missing or dry_run else ([], [])
     if dry_run:
-        print("\n".join(reproduction.plan(data, workers)))
+        print("\n".join(plan))
         return
-    failed = reproduction.run(data, workers) if run_missing else []
     comparisons, faults = reproduction.comparisons()
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from benchmarks.store.environment import usable_cores
 from benchmarks.tasks.loader import list_tasks, load_task, spec_of, task_shipment
 from benchmarks.terminal import add_columns, plain_table
-from consistentee.backbones.catalog import Backbone, Decoder, list_backbones
+from consistentee.backbones.catalog import Backbone, list_backbones
 from consistentee.backbones.hub import within
 from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
 
@@ -43,9 +43,9 @@ class Finding:
 
 def examine(data_dir: Path | None) -> list[Finding]:
     """Examine the machine, and use the backbones and tasks that are in the cache; takes some seconds."""
-    python = Finding("python", "ok", platform.python_version())
-    findings = [python, *check_requirements(), check_torch(), check_load(), check_cache()]
-    return [*findings, check_precision(), check_data(data_dir), check_hub(), *check_shipments()]
+    findings = [Finding("python", "ok", platform.python_version()), *check_requirements(), check_torch()]
+    findings += [check_load(), check_cache(), check_precision(), check_data(data_dir), check_hub()]
+    return [*findings, *check_shipments()]
 
 
 def check_requirements() -> list[Finding]:
@@ -110,12 +110,12 @@ def check_cache() -> Finding:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free / _GIB
-        writable = os.access(folder, os.W_OK)
+        fault = None if os.access(folder, os.W_OK) else "not writable"
     except OSError as error:
-        return Finding("cache", "problem", f"{folder}: {error.strerror}", "set CONSISTENTEE_CACHE to a folder of yours")
+        fault = error.strerror
+    if fault:
+        return Finding("cache", "problem", f"{folder}: {fault}", "set CONSISTENTEE_CACHE to a folder of yours")
     state = f"{folder}, {free:.1f} GiB free"
-    if not writable:
-        return Finding("cache", "problem", f"{state}, not writable", "set CONSISTENTEE_CACHE to a folder of yours")
     if free < 0.5:
         return Finding("cache", "problem", state, "free some space, or set CONSISTENTEE_CACHE to a larger disk")
     if free < 3:
@@ -174,8 +174,7 @@ def check_shipments() -> list[Finding]:
         if isinstance(backbone.source, Shipment):
             findings.append(_check_shipment("backbone", name, backbone.source, partial(_use_backbone, backbone)))
     for name in list_tasks():
-        shipment = task_shipment(name)
-        if shipment is not None:
+        if (shipment := task_shipment(name)) is not None:
             findings.append(_check_shipment("task", name, shipment, partial(_use_task, name)))
     return findings
 
@@ -197,7 +196,7 @@ def _use_backbone(backbone: Backbone) -> str:
     """Load a backbone, and classify a text or write a token with it."""
     import consistentee as ee
 
-    if isinstance(backbone, Decoder):
+    if backbone.kind == "decoder":
         decoder = ee.MultiExitDecoder.from_backbone(backbone.name)
         written = ee.generate(decoder, ["The council voted on Tuesday to"], ee.NeverExit(), max_new_tokens=1)
         return f"loaded, and wrote {written.texts[0]!r}"

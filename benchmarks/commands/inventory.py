@@ -1,21 +1,34 @@
-"""List methods, tasks, backbones and suites, and fetch them by name."""
+"""List methods, tasks, backbones and suites, describe methods on cards, and fetch backbones and tasks by name."""
 
+import dataclasses
+import inspect
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from benchmarks.commands.plugins import find_methods
+from benchmarks.commands.own_methods import find_methods
 from benchmarks.specs.suites import expand, list_suites, load_suite
 from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
-from consistentee.backbones.catalog import Decoder, Encoder, list_backbones, resolve, resolve_decoder
+from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
-from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import (
+    TOKEN_ENTRY_POINT_GROUP,
+    AnyMethod,
+    Method,
+    TokenMethod,
+    available_methods,
+    method_class_of,
+)
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
+
+_YEAR = re.compile(r"\b(?:19|20)\d\d\b")
+_FILLED = {"propagate": "propagated", "exact": "computed exactly, later"}
 
 
 def inventories(kind: str = "all", places: Sequence[str] = (), *, detail: bool = False) -> list["Table"]:
@@ -46,7 +59,10 @@ class ListedMethod(NamedTuple):
 
 
 def listed_methods(places: Sequence[str] = ()) -> list[ListedMethod]:
-    """Return all registered methods, then those of files and folders, each with the reason if it is broken."""
+    """Return the methods of classification, those of files and folders, and those of generation.
+
+    Each that is broken comes with the reason.
+    """
     listed = [_listed(name) for name in sorted(available_methods())]
     for place in places:
         try:
@@ -56,12 +72,7 @@ def listed_methods(places: Sequence[str] = ()) -> list[ListedMethod]:
             continue
         listed += [_listed(name) for name in found.names if name not in available_methods()]
         listed += [ListedMethod(file, None, reason) for file, reason in found.unavailable]
-    return listed
-
-
-def listed_token_methods() -> list[ListedMethod]:
-    """Return all registered methods of generation, where tokens leave early."""
-    return [_listed(name) for name in sorted(available_methods(TOKEN_ENTRY_POINT_GROUP))]
+    return listed + [_listed(name) for name in sorted(available_methods(TOKEN_ENTRY_POINT_GROUP))]
 
 
 def _listed(name: str) -> ListedMethod:
@@ -84,7 +95,8 @@ def fetch_by_name(name: str) -> str:
         return str(fetch(shipment))
     if name not in list_backbones() and "/" not in name:
         raise unknown_name("backbone or task", name, [*list_backbones(), *tasks])
-    if isinstance(list_backbones().get(name), Decoder):
+    known = list_backbones().get(name)
+    if known is not None and known.kind == "decoder":
         return resolve_decoder(name)
     return resolve(name).path
 
@@ -92,7 +104,7 @@ def fetch_by_name(name: str) -> str:
 def _methods(places: Sequence[str]) -> "Table":
     table = plain_table("Methods")
     add_columns(table, "name", "kind", "knob", "regression", "source")
-    for listed in [*listed_methods(places), *listed_token_methods()]:
+    for listed in listed_methods(places):
         if listed.method is None:
             add_row(table, listed.name, "unavailable", "", "", listed.reason)
         else:
@@ -117,9 +129,7 @@ def _backbones() -> "Table":
     table = plain_table("Backbones (any directory or hub id works too)")
     add_columns(table, "name", "kind", "layers", "width", "pooling", "licence", "from")
     for name, backbone in list_backbones().items():
-        pooling = ""
-        if isinstance(backbone, Encoder):
-            pooling = f"{backbone.pooling} + pooler" if backbone.pooler else backbone.pooling
+        pooling = f"{backbone.pooling} + pooler" if backbone.pooler else backbone.pooling or ""
         source = f"package, {_cached(backbone.source)}" if isinstance(backbone.source, Shipment) else "hub"
         add_row(table, name, backbone.kind, backbone.layers, backbone.width, pooling, backbone.licence, source)
     return table
@@ -141,4 +151,66 @@ def _suites(*, detail: bool) -> "Table":
         data = "in packages" if all(map(task_shipment, suite.tasks)) else "--data"
         hours = suite.cost.get("hours", "")
         add_row(table, name, suite.description, len(expand(suite)), data, cost if detail else hours)
+    return table
+
+
+def write_cards(places: Sequence[str], console: "Console") -> None:
+    """Print a card for every method that can be named; ``places`` are files and folders with more methods."""
+    for listed in listed_methods(places):
+        if listed.method is None:
+            console.print(f"{listed.name}: unavailable: {listed.reason}\n", markup=False, highlight=False)
+        else:
+            console.print(card_table(listed.name, method_card(listed.method)))
+
+
+def method_card(method: type[AnyMethod]) -> dict[str, str]:
+    """Describe a method: heading -> text, without what its class does not define."""
+    year = _YEAR.search(method.paper)
+    knob, values = method.knob, method.knob.values
+    usual = f"{values[0]:g} to {values[-1]:g} ({len(values)} values)" if len(values) > 1 else f"{values[0]:g}"
+    by_model = "" if method.knob_values is Method.knob_values else ", adapted to the model"
+    card = {
+        "what": _summary(method, Method),
+        "paper": method.paper,
+        "year": year.group() if year else "",
+        "version": str(method.version),
+        "training": _summary(method.fit, Method.fit),
+        "rule": _summary(method.rule, Method.rule),
+        "knob": f"{knob.name}, {usual}{by_model}",
+        "parameters": ", ".join(f"{field.name}={_default(field)}" for field in dataclasses.fields(method)),
+        "supports": _supports(method),
+    }
+    return {heading: text for heading, text in card.items() if text}
+
+
+def _summary(described: object, inherited: object) -> str:
+    """Return the first line of a docstring; nothing for one that only says what every method does."""
+    text = described.__doc__ or ""
+    return "" if text == inherited.__doc__ else inspect.cleandoc(text).partition("\n")[0].replace("``", "")
+
+
+def _default(field: "dataclasses.Field[object]") -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return repr(field.default_factory())
+    return "(required)" if field.default is dataclasses.MISSING else repr(field.default)
+
+
+def _supports(method: type[AnyMethod]) -> str:
+    if not issubclass(method, TokenMethod):
+        regression = ", regression" if method.supports_regression else ""
+        return f"classification{regression}" + ("; replayed on a trace only" if method.replay_only else "")
+    if method.generate is not TokenMethod.generate:
+        return "generation, with a decoding loop of its own"
+    if method.model_at is not TokenMethod.model_at:
+        return "generation, with a decoder of its own for every value of the knob"
+    return f"generation; keys and values of skipped layers are {_FILLED[method.kv]}"
+
+
+def card_table(name: str, card: dict[str, str]) -> "Table":
+    """Return a card as a table for a terminal."""
+    table = plain_table(name)
+    table.show_header = False
+    add_columns(table, "", "")
+    for heading, text in card.items():
+        add_row(table, heading, text)
     return table

@@ -1,15 +1,22 @@
-"""Publishing a run: what it left behind in hundreds of files becomes the few small ones that can be committed."""
+"""Publish a run: what it left behind in hundreds of files becomes the few small ones that can be committed."""
 
 import shutil
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from benchmarks.analysis import write_published_files
 from benchmarks.kinds import kind_named
-from benchmarks.store.folders import ENVIRONMENT_FILE, SUITE_FILE
-from benchmarks.store.publishing import seal_published, write_published
+from benchmarks.store.folders import CELLS_FILE, ENVIRONMENT_FILE, FAILURE_FILE, HASHES_FILE, RECORD_FILE, SUITE_FILE
+from benchmarks.store.hashes import write_json
+from benchmarks.store.published import CELL_COLUMN, ROWS_FILES, TIMINGS_FILE
 from benchmarks.store.records import BaseRecord, BaseTimingRecord
 from benchmarks.store.stored_results import (
-    RowSource,
+    StoredCell,
     StoredResults,
     failure_texts,
     is_published,
@@ -19,14 +26,18 @@ from benchmarks.store.stored_results import (
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL, replacing
 
-_COPIED = (SUITE_FILE, ENVIRONMENT_FILE)
+if TYPE_CHECKING:
+    import pandas as pd
+
+_OPTIONS = {"compression": "zstd", "compression_level": 19, "write_page_checksum": True}
+_ONE_PAGE = 1 << 28  # bytes: texts are alike, and pages are compressed one by one
 
 
 def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     """Write a run's results as a few Parquet files, with their tables and its figure, and return the files.
 
-    All of it is written beside ``out`` first, and takes its place at once. Other files that lie in ``out``, such as
-    notes, are kept.
+    Everything is written beside ``out`` first, and takes its place at once. Other files in ``out``, such as notes, are
+    kept.
 
     Args:
         run: the folder of a run.
@@ -57,32 +68,104 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
             shutil.copytree(out, new, ignore=shutil.ignore_patterns("*.parquet"))
         new.mkdir(exist_ok=True)
         written = write_published(new, results, failure_texts(run))
-        for name in _COPIED:
+        for name in (SUITE_FILE, ENVIRONMENT_FILE):
             if (run / name).exists():
                 written.append(Path(shutil.copyfile(run / name, new / name)))
-        written.append(seal_published(new, written))
-        _check(results, open_results(new, kind.record, kind.timing), out)
+        write_json(new / HASHES_FILE, '{"form": 2}', written)
+        written.append(new / HASHES_FILE)
+        # Everything is read back before anybody deletes the run: each row costs more than this.
+        if not _are_equal(results, open_results(new, kind.record, kind.timing)):
+            raise AssertionError(f"{out} does not give back what was written; keep the run")
         written += write_published_files(new)
     return [out / path.relative_to(new) for path in written]
 
 
-def _check(
-    results: StoredResults[BaseRecord, BaseTimingRecord],
-    published: StoredResults[BaseRecord, BaseTimingRecord],
-    out: Path,
-) -> None:
-    """Read everything back before anybody deletes the run: each row costs more than this."""
-    same = _texts(results) == _texts(published) and all(
-        _same_rows(ours.rows, theirs.rows) for ours, theirs in zip(results.cells, published.cells, strict=True)
+def _are_equal(
+    results: StoredResults[BaseRecord, BaseTimingRecord], published: StoredResults[BaseRecord, BaseTimingRecord]
+) -> bool:
+    return _texts(results) == _texts(published) and all(
+        _have_equal_rows(*cells) for cells in zip(results.cells, published.cells, strict=True)
     )
-    if not same:
-        raise AssertionError(f"{out} does not give back what was written; keep the run")
-
-
-def _same_rows(ours: RowSource, theirs: RowSource) -> bool:
-    kept = [(rows.predictions(), rows.validation(), rows.study()) for rows in (ours, theirs)]
-    return all(one.equals(other) if one is not None else other is None for one, other in zip(*kept, strict=True))
 
 
 def _texts(results: StoredResults[BaseRecord, BaseTimingRecord]) -> list[str]:
     return [record.model_dump_json() for record in (*(cell.record for cell in results.cells), *results.timings)]
+
+
+def _have_equal_rows(ours: StoredCell[BaseRecord], theirs: StoredCell[BaseRecord]) -> bool:
+    kept = [(cell.predictions(), cell.validation(), cell.study()) for cell in (ours, theirs)]
+    return all(one.equals(other) if one is not None else other is None for one, other in zip(*kept, strict=True))
+
+
+def write_published(
+    root: Path, results: StoredResults[BaseRecord, BaseTimingRecord], failures: Mapping[str, str]
+) -> list[Path]:
+    """Write the results of a run, rows included, into a folder that holds none; return the files.
+
+    Args:
+        root: the folder.
+        results: the results.
+        failures: by the folders of cells without a record, the texts of the notes.
+
+    Raises:
+        UserError: the rows of a cell cannot be read.
+    """
+    texts = {f"{cell.folder}/{RECORD_FILE}": cell.record.model_dump_json() for cell in results.cells}
+    texts |= {f"{folder}/{FAILURE_FILE}": text for folder, text in failures.items()}
+    schemas: dict[str, list[bytes | None]] = {}
+    written = []
+    for name, file in ROWS_FILES.items():
+        tables = [_table_of(cell.rows_of(name)) for cell in results.cells]
+        found = [None if table is None else table.schema.serialize().to_pybytes() for table in tables]
+        schemas[name] = [*found, *[None] * len(failures)]
+        if any(found):
+            written.append(_write_rows(root / file, list(texts), tables))
+    times = {file: timing.model_dump_json() for file, timing in zip(results.timing_files, results.timings, strict=True)}
+    return [*written, _write_texts(root / CELLS_FILE, texts, schemas), _write_texts(root / TIMINGS_FILE, times, {})]
+
+
+def _write_texts(path: Path, texts: Mapping[str, str], schemas: Mapping[str, list[bytes | None]]) -> Path:
+    columns: dict[str, pa.Array] = {"file": pa.array(texts, pa.string()), "text": pa.array(texts.values(), pa.string())}
+    columns |= {name: pa.array(values, pa.binary()) for name, values in schemas.items()}
+    return _write(path, [pa.table(columns)], use_dictionary=list(schemas))
+
+
+def _table_of(frame: "pd.DataFrame | None") -> pa.Table | None:
+    return None if frame is None else pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+
+
+def _write_rows(path: Path, files: Sequence[str], tables: Sequence[pa.Table | None]) -> Path:
+    """Write the rows of all cells; those of a task and backbone, which are read together, are a row group."""
+    numbered = [
+        (Path(files[number]).parts[:2], table.add_column(0, CELL_COLUMN, pa.array([number] * len(table), pa.int32())))
+        for number, table in enumerate(tables)
+        if table is not None
+    ]
+    whole = pa.concat_tables([table for _, table in numbered], promote_options="permissive")
+    whole = pa.table({name: _narrow(whole[name]) for name in whole.column_names})
+    groups, start = [], 0
+    for _, members in groupby(numbered, key=lambda member: member[0]):
+        length = sum(len(table) for _, table in members)
+        groups.append(whole.slice(start, length))
+        start += length
+    scalars = [
+        field.name for field in whole.schema if not (pa.types.is_list(field.type) or pa.types.is_floating(field.type))
+    ]
+    return _write(path, groups, use_dictionary=scalars)
+
+
+def _narrow(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Halve the integers of a column where they allow it: dictionaries do not help lists of tokens."""
+    narrow = {pa.int64(): pa.int32(), pa.list_(pa.int64()): pa.list_(pa.int32())}.get(column.type, column.type)
+    try:
+        return column.cast(narrow)
+    except pa.ArrowInvalid:
+        return column
+
+
+def _write(path: Path, groups: Sequence[pa.Table], use_dictionary: list[str]) -> Path:
+    options = {**_OPTIONS, "use_dictionary": use_dictionary, "data_page_size": _ONE_PAGE}
+    with pq.ParquetWriter(path, groups[0].schema, **options) as writer:
+        for table in groups:
+            writer.write_table(table, row_group_size=max(1, len(table)))
+    return path

@@ -9,7 +9,7 @@ from benchmarks.analysis.frames import FULL, Results, load_results, merge
 from benchmarks.analysis.paper_tables import Comparison, paper_csv, paper_table
 from benchmarks.analysis.rendering import to_csv, to_latex, to_markdown, to_terminal
 from benchmarks.analysis.tables import write_text
-from benchmarks.specs.base import BaseSuite, MethodEntry, display_name, folder_name
+from benchmarks.specs.base import BaseSuite, display_name, folder_name
 from benchmarks.specs.papers import PaperSetting, PaperTable, list_papers, load_paper
 from benchmarks.specs.suites import load_suite, select_methods
 from benchmarks.store.stored_results import kind_of_results
@@ -85,30 +85,29 @@ class Reproduction:
         known = [comparison for comparison in found if comparison.results is not None and comparison.results.cells]
         return found if self.backbones is not None else known or found[:1], list(faults)
 
-    def plan(self, data_dir: Path | None, workers: int = 1) -> list[str]:
-        """Return what :meth:`run` would do, and how long it would train, in lines for people."""
-        from benchmarks.run.dry_run import plan_lines
+    def run(self, data_dir: Path | None, workers: int = 1, *, dry_run: bool = False) -> tuple[list[str], list[str]]:
+        """Run what is missing, one backbone after the other.
 
-        return [
-            line
-            for setting, suite, out, published in self._runs()
-            for line in (
-                f"{setting.backbone}, as suite {setting.suite}:",
-                *plan_lines(suite, out=out, data_dir=data_dir, workers=workers, published_dir=published),
-            )
-        ]
-
-    def run(self, data_dir: Path | None, workers: int = 1) -> list[str]:
-        """Run what is missing, one backbone after the other, and return what failed, a line a cell."""
+        Returns:
+            What failed, a line a cell; and of a dry run, which trains nothing, the plan in lines for people.
+        """
         from benchmarks.run.pool import Schedule
         from benchmarks.run.sweep import run_suite
 
         failed: list[str] = []
-        for _, suite, out, published in self._runs():
-            schedule = Schedule(workers)
-            outcome = run_suite(suite, out=out, data_dir=data_dir, published_dir=published, schedule=schedule)
+        plan: list[str] = []
+        for setting, suite, out, published in self._runs():
+            outcome = run_suite(
+                suite,
+                out=out,
+                data_dir=data_dir,
+                published_dir=published,
+                schedule=Schedule(workers),
+                dry_run=dry_run,
+            )
             failed += outcome.failed
-        return failed
+            plan += [f"{setting.backbone}, as suite {setting.suite}:", *outcome.plan]
+        return failed, plan
 
     def write(self, comparisons: Sequence[Comparison], table_format: str) -> Path:
         """Write the table in one format, and return the file. Raises UserError for an unknown format."""
@@ -136,7 +135,7 @@ class Reproduction:
                     "tasks": tasks,
                     "task_overrides": {task: own for task, own in base.task_overrides.items() if task in tasks},
                     "backbones": (setting.backbone,),
-                    "methods": tuple(_entries(base, [FULL, *_labels(self.table, setting)])),
+                    "methods": tuple(select_methods(base, [FULL, *_labels(self.table, setting)])),
                 }
             )
             published = _RESULTS / base.name
@@ -168,12 +167,6 @@ def _labels(table: PaperTable, setting: PaperSetting) -> list[str]:
     if not labels:
         raise UserError(f"suite {suite.name!r} has none of the methods of {table.name}: {', '.join(table.labels)}")
     return labels
-
-
-def _entries(suite: BaseSuite, labels: Sequence[str]) -> list[MethodEntry]:
-    """Return the suite's entries of these labels and no others of the same methods; what it lacks has its defaults."""
-    own = {entry.label: entry for entry in suite.methods}
-    return [entry for label in labels for entry in ([own[label]] if label in own else select_methods(suite, [label]))]
 
 
 def for_terminal(comparisons: Sequence[Comparison]) -> "Group":

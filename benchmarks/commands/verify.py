@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.kinds import kind_named
-from benchmarks.kinds.kind import AnyKind
 from benchmarks.store.folders import (
     ENVIRONMENT_FILE,
     FAILURE_FILE,
@@ -15,9 +14,9 @@ from benchmarks.store.folders import (
     parse_record,
     record_files,
 )
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
-from benchmarks.store.sealing import file_fault
-from benchmarks.store.stored_results import BaseStoredCell, StoredResults, is_published, kind_of_results, open_results
+from benchmarks.store.hashes import file_fault
+from benchmarks.store.records import BaseRecord, FailureRecord
+from benchmarks.store.stored_results import StoredCell, is_published, kind_of_results, open_results
 from consistentee.errors import UserError
 from consistentee.files import OLD, PARTIAL, checked_tensors
 
@@ -35,44 +34,49 @@ def faults_of(root: Path) -> Iterator[str]:
     kind_name = kind_of_results(root)
     if kind_name is None and not list(root.glob("cells")):
         raise UserError(f"{root} holds no results; give the folder of a run, or published results")
-    kind = kind_named(kind_name or "classification")
+    sealed, remedy = root / ENVIRONMENT_FILE, "the next run writes it again"
     if is_published(root):
-        yield from _faults_of_published(root, kind)
-    else:
-        yield from _faults_of_run(root, kind)
-
-
-def _faults_of_published(root: Path, kind: AnyKind) -> Iterator[str]:
-    if fault := file_fault(root / HASHES_FILE, sealed=True):
-        yield f"{root / HASHES_FILE}: {fault}; publish the run again"
+        sealed, remedy = root / HASHES_FILE, "publish the run again"
+    if fault := file_fault(sealed, sealed=True):
+        yield f"{sealed}: {fault}; {remedy}"
+    kind = kind_named(kind_name or "classification")
     try:
         results = open_results(root, kind.record, kind.timing)
     except UserError as error:
         yield str(error)
         return
-    yield from _faults_of_results(results)
-
-
-def _faults_of_run(root: Path, kind: AnyKind) -> Iterator[str]:
-    if fault := file_fault(root / ENVIRONMENT_FILE, sealed=True):
-        yield f"{root / ENVIRONMENT_FILE}: {fault}; the next run writes it again"
-    results = open_results(root, kind.record, kind.timing)
     yield from map(str, results.faults)
     for cell in results.cells:
-        if fault := file_fault(cell.rows.place / RECORD_FILE):
-            yield f"{cell.rows.place}: {fault}"
-    yield from _faults_of_results(results)
+        yield from (f"{cell.place}: {fault}" for fault in _faults_of_cell(cell))
+    if not is_published(root):
+        yield from _faults_of_other_files(root)
+
+
+def _faults_of_cell(cell: StoredCell[BaseRecord]) -> Iterator[str]:
+    record = cell.record
+    if fault := file_fault(cell.place / RECORD_FILE) if cell.number is None else None:
+        yield fault
+    if record.key != record.key_parts.key:
+        yield "its key is not that of its parts"
+    if not cell.folder.endswith(f"/seed{record.seed}"):
+        yield f"it lies in the folder of another cell, {cell.folder}"
+    try:
+        predictions, validation, _ = cell.predictions(), cell.validation(), cell.study()
+    except UserError as error:
+        yield str(error)
+        return
+    if len(predictions) != record.test_rows:
+        yield f"{len(predictions)} rows of predictions, the record has {record.test_rows} test rows"
+    if validation is not None and len(validation) != record.validation_rows:
+        yield f"{len(validation)} rows of validation, the record has {record.validation_rows}"
+
+
+def _faults_of_other_files(root: Path) -> Iterator[str]:
+    """Yield the faults of what only the folder of a run has: notes of failures, models, stages, leftovers."""
     for path in record_files(root, FAILURE_FILE):
         _, reason = parse_record(path, FailureRecord)
         if reason:
             yield f"{path}: {reason}"
-    yield from _faults_of_artifacts(root, kind)
-    for path in root.rglob(".*"):
-        if path.name.endswith((PARTIAL, OLD)):
-            yield f"{path}: left by a process that was killed; the next run clears it away"
-
-
-def _faults_of_artifacts(root: Path, kind: AnyKind) -> Iterator[str]:
     folder = RunFolder(root)
     if folder.fingerprints.exists() and (fault := file_fault(folder.fingerprints, sealed=True)):
         yield f"{folder.fingerprints}: {fault}; the next run reads the backbones again"
@@ -82,28 +86,8 @@ def _faults_of_artifacts(root: Path, kind: AnyKind) -> Iterator[str]:
         except UserError as error:
             yield str(error)
     for place in sorted(folder.model("").glob("*")):
-        if "." not in place.name and (fault := model_fault(place, kind.model_file)):
+        if "." not in place.name and (fault := model_fault(place)):
             yield f"{place}: {fault}"
-
-
-def _faults_of_results(results: StoredResults[BaseRecord, BaseTimingRecord]) -> Iterator[str]:
-    for cell in results.cells:
-        yield from (f"{cell.rows.place}: {fault}" for fault in _faults_of_cell(cell))
-
-
-def _faults_of_cell(cell: BaseStoredCell[BaseRecord]) -> Iterator[str]:
-    record, rows = cell.record, cell.rows
-    if record.key != record.key_parts.key:
-        yield "its key is not that of its parts"
-    if not rows.folder.endswith(f"/seed{record.seed}"):
-        yield f"it lies in the folder of another cell, {rows.folder}"
-    try:
-        predictions, validation = rows.predictions(), rows.validation()
-        rows.study()
-    except UserError as error:
-        yield str(error)
-        return
-    if len(predictions) != record.test_rows:
-        yield f"{len(predictions)} rows of predictions, the record has {record.test_rows} test rows"
-    if validation is not None and len(validation) != record.validation_rows:
-        yield f"{len(validation)} rows of validation, the record has {record.validation_rows}"
+    for path in root.rglob(".*"):
+        if path.name.endswith((PARTIAL, OLD)):
+            yield f"{path}: left by a process that was killed; the next run clears it away"

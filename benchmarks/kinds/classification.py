@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.kinds.kind import CellRows, Kind
 from benchmarks.specs.base import CellSpec, SuiteSpec, TimingSpec
-from benchmarks.store.file_hashes import FileHashes, file_hashes
+from benchmarks.store.hashes import FileHashes
 from benchmarks.store.records import CellRecord, Contender, TimingRecord, TimingSamples
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.data.instances import TaskData
@@ -49,7 +49,7 @@ class Classification(Kind[CellSpec, TaskData, "Method", "MultiExitModel", "Encod
         from consistentee.backbones.catalog import resolve
 
         found = resolve(name)
-        return {"pooling": found.pooling, "pooler": found.pooler, "files": file_hashes(Path(found.path), hashes)}
+        return {"pooling": found.pooling, "pooler": found.pooler, "files": hashes.of_model(Path(found.path))}
 
     def build_model(self, spec: CellSpec, rows: CellRows[TaskData]) -> "MultiExitModel":
         from consistentee.models.encoder.multi_exit_model import MultiExitModel

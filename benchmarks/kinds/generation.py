@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from benchmarks.kinds.kind import CellRows, Kind
 from benchmarks.specs.base import TimingSpec
 from benchmarks.specs.generation import DecodingTimingSpec, GenerationCellSpec, GenerationSuite, Regrouped
-from benchmarks.store.file_hashes import FileHashes, file_hashes
 from benchmarks.store.generation_records import (
     DecodingContender,
     DecodingSamples,
     DecodingTimingRecord,
     GenerationRecord,
 )
+from benchmarks.store.hashes import FileHashes
 from benchmarks.tasks.loader import load_text_task
 from consistentee.data.prompts import TextTask
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from benchmarks.kinds.text_evaluation import Choice
     from benchmarks.measure.decoding_clock import DecodingTimes
     from consistentee.engine.generate import Generations
-    from consistentee.methods.token_method import TokenMethod
+    from consistentee.methods.method import TokenMethod
     from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 _FULL = "token-full"
@@ -46,7 +46,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
     def backbone_identity(self, name: str, hashes: FileHashes) -> dict[str, object]:
         from consistentee.backbones.catalog import resolve_decoder
 
-        return {"files": file_hashes(Path(resolve_decoder(name)), hashes)}
+        return {"files": hashes.of_model(Path(resolve_decoder(name)))}
 
     def build_model(self, spec: GenerationCellSpec, rows: CellRows[TextTask]) -> "MultiExitDecoder":
         from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -129,7 +129,7 @@ class Generation(Kind[GenerationCellSpec, TextTask, "TokenMethod", "MultiExitDec
         Prompts are read in the order of their length, the default of ``generate``: which prompts are read together is
         part of regrouping, and reading is timed apart.
         """
-        from consistentee.methods.token_method import TokenMethod
+        from consistentee.methods.method import TokenMethod
 
         assert isinstance(protocol, DecodingTimingSpec)
         if type(method).generate is not TokenMethod.generate:

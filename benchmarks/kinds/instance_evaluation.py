@@ -274,7 +274,7 @@ def same_answers(first: NDArray, second: NDArray) -> NDArray[np.bool_]:
 
 
 def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor], hull_exits: Mapping[int, Tensor]) -> pd.DataFrame:
-    """Build the table that :func:`benchmarks.store.folders.read_predictions` describes: a line a test row, no text."""
+    """Build the table of :meth:`benchmarks.store.stored_results.StoredCell.predictions`: a line a test row, no text."""
     full_depth = torch.full((len(trace),), trace.num_layers)
     columns = {
         "row": np.arange(len(trace)),
@@ -292,7 +292,7 @@ def prediction_table(trace: Trace, chosen_exits: Sequence[Tensor], hull_exits: M
 
 
 def validation_table(trace: Trace, hull_exits: Sequence[Tensor]) -> pd.DataFrame:
-    """Build the table that :func:`benchmarks.store.folders.read_validation` describes."""
+    """Build the table of :meth:`benchmarks.store.stored_results.StoredCell.validation`."""
     columns = {"row": np.arange(len(trace)), "label": trace.labels.numpy()}
     for number, exits in enumerate(hull_exits):
         columns[f"hull_prediction_{number}"] = trace.predictions(exits).numpy()

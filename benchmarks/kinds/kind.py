@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeAlias, T
 from benchmarks.specs.base import BaseCellSpec, BaseSuite, TimingSpec
 from benchmarks.specs.generation import Regrouped
 from benchmarks.specs.targets import Target
-from benchmarks.store.file_hashes import FileHashes
+from benchmarks.store.hashes import FileHashes
 from benchmarks.store.records import BaseContender, BaseRecord, BaseSamples, BaseTimingRecord
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask

@@ -13,12 +13,12 @@ from torch import Tensor
 from benchmarks.specs.schema import canonical_json
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.engine.generate import Generations, generate
+from consistentee.engine.prompt_batch import ReadPrompts
 from consistentee.engine.speculation import SpeculativeGenerations
-from consistentee.engine.step.read_prompts import ReadPrompts
 from consistentee.files import load_tensors, only_one, save_tensors
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod
+from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.sublayers import SkippedSublayers
 from consistentee.rules.exit_rule import NeverExit
 
 _ENDINGS = ("eos", "length", "stop")

@@ -34,16 +34,15 @@ from benchmarks.specs.generation import GenerationCellSpec
 from benchmarks.specs.targets import FAITHFUL, TEXT_SPEEDUPS, Agreement, Budget, Target, in_words
 from benchmarks.store.folders import CALIBRATION_FILE, PREDICTIONS_FILE
 from benchmarks.store.generation_records import DecodingPoint, Mean, ReadReferences, ReplayPoint, Speculation
+from consistentee.data.metrics import token_match
 from consistentee.data.prompts import TextTask
-from consistentee.data.text_metrics import token_match
 from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
-from consistentee.methods.token_method import TokenMethod
-from consistentee.methods.vocabulary_method import VocabularyMethod
+from consistentee.methods.method import TokenMethod
+from consistentee.methods.token_methods import VocabularyMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
-from consistentee.traces.named_tokens import named_tokens
-from consistentee.traces.token_trace import TokenTrace, record_tokens
+from consistentee.traces.token_trace import TokenTrace, named_tokens, record_tokens
 from consistentee.traces.walk import sweep
 from consistentee.training.loop import training_device
 from consistentee.training.precision import precision_used

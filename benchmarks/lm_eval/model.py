@@ -23,10 +23,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
-from consistentee.deployment.saved import load_saved
-from consistentee.engine.step.sampling import Sampling
+from consistentee.deployment.pipeline import load_saved
+from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
 from consistentee.rules.exit_rule import ExitRule, NeverExit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from consistentee.engine.clock import clock
+from consistentee.engine.transcript import clock
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 

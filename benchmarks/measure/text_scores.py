@@ -17,8 +17,8 @@ from torch import Tensor
 
 from benchmarks.analysis.statistics import MEAN, score_interval
 from benchmarks.store.generation_records import Mean
+from consistentee.data.metrics import rouge, token_match
 from consistentee.data.prompts import PromptSplit
-from consistentee.data.text_metrics import rouge, token_match
 from consistentee.engine.generate import Generations
 from consistentee.methods.calibration import textual_losses
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder

@@ -13,10 +13,10 @@ from benchmarks.kinds import kind_named
 from benchmarks.kinds.kind import CellRows
 from benchmarks.specs.base import BaseCellSpec, display_name
 from benchmarks.store.environment import describe_environment, now
-from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, seal_model, write_predictions, write_record
+from benchmarks.store.folders import LOG_FILE, RECORD_FILE, RunFolder, seal_model, write_record, write_rows
+from benchmarks.store.hashes import share_weights
 from benchmarks.store.keys import code_hash
 from benchmarks.store.records import BaseRecord, KeyParts
-from benchmarks.store.shared_weights import share_weights
 from consistentee.files import replacing
 from consistentee.methods.method import AnyMethod, get_method, train_method
 from consistentee.progress import begin_stage
@@ -27,15 +27,7 @@ _logger = logging.getLogger(__name__)
 def run_cell(
     spec: BaseCellSpec, parts: KeyParts, rows: CellRows[Any], folder: RunFolder, *, command: str
 ) -> BaseRecord:
-    """Run one cell and write its folder: predictions, log, trained model, and last the record that makes it done.
-
-    Args:
-        spec: the cell.
-        parts: everything its results depend on, see :func:`benchmarks.store.keys.key_parts`.
-        rows: the rows of the cell.
-        folder: the run's folder.
-        command: the command line of the run.
-    """
+    """Run one cell and write its folder: predictions, log, trained model, and last the record that makes it done."""
     kind, cell = kind_named(spec.kind), folder.cell(spec)
     method = get_method(spec.method, **spec.parameters)
     begin_stage("loading the backbone")
@@ -70,7 +62,7 @@ def run_cell(
             old.unlink()
         tables = measured.tables()
         for name, table in tables.items():
-            write_predictions(cell / name, table)
+            write_rows(cell / name, table)
     write_record(cell / RECORD_FILE, record, [cell / name for name in tables])
     return record
 

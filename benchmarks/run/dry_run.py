@@ -2,104 +2,71 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from statistics import median
 
-from benchmarks.run.plan import (
-    Inputs,
-    PlannedCell,
-    cells_of_other_parameters,
-    groups_of,
-    plan_cells,
-    refuse_another_kind,
-    refuse_undefined,
-    reopen_for_timing,
-    summary,
-    timing_due,
-)
-from benchmarks.run.published import Published, find_published
-from benchmarks.specs.base import BaseCellSpec, BaseSuite, display_name
-from benchmarks.specs.suites import Filters, expand
-from benchmarks.store.file_hashes import FileHashes
-from benchmarks.store.folders import RunFolder, read_timings
-from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
+from benchmarks.run.plan import PlannedCell, Planner, Published, groups_of, summary
+from benchmarks.specs.base import BaseCellSpec, display_name
+from benchmarks.specs.suites import Filters
+from benchmarks.store.folders import Fault, read_timings
+from benchmarks.store.records import BaseRecord, BaseTimingRecord
 from consistentee.training.recipe import RecipeSettings
 
 _SHOWN_IN_MINUTES_FROM = 90.0  # seconds
 
 
 def plan_lines(
-    suite: BaseSuite,
-    filters: Filters | None = None,
+    planner: Planner,
+    filters: Filters,
     *,
-    out: Path,
-    data_dir: Path | None = None,
-    fresh: bool = False,
-    retry_failed: bool = False,
-    remeasure: bool = False,
-    times: bool = True,
-    workers: int = 1,
-    published_dir: Path | None = None,
+    fresh: bool,
+    retry_failed: bool,
+    times: bool,
+    workers: int,
+    recorded: Published,
 ) -> list[str]:
-    """Describe the plan of a run in lines for people; nothing in the results folder is changed.
+    """Describe the plan of a run in lines for people.
 
-    Takes the arguments of :func:`benchmarks.run.sweep.run_suite`, and raises the same errors.
+    Args:
+        planner: of the run; its ``on_fault`` is not called.
+        filters: the part of the suite.
+        fresh, retry_failed, times: see :meth:`Planner.plan`.
+        workers: cells that run at once.
+        recorded: published results whose seconds count for the estimate, even if the run does not start from them.
     """
-    folder = RunFolder(out)
-    refuse_another_kind(suite, folder)
-    stored = find_published(suite, published_dir, out)
-    used = Published() if fresh or remeasure else stored
-    inputs = Inputs(data_dir, FileHashes(folder.fingerprints))
-    faults: list[str] = []
+    faults: dict[str, None] = {}
 
-    def note(fault: object) -> None:
-        faults.append(f"{fault}: it would be set aside")
+    def note(fault: Fault) -> None:
+        faults[f"{fault}: it would be set aside"] = None
 
-    cells = expand(suite, filters)
-    for fault in cells_of_other_parameters(cells, folder):
-        note(fault)
-    planned = plan_cells(cells, inputs, folder, note, fresh=fresh, retry_failed=retry_failed, published=used)
-    records = [cell.record for cell in planned if cell.record] + [cell.record for cell in stored.cells.values()]
-    faults += used.staleness_lines((cell.spec, cell.parts) for cell in planned if not cell.record)
-    if times:
-        planned = reopen_for_timing(planned, folder, suite.timing, note, published=used)
-    planned = refuse_undefined(planned, inputs, _refused)
-    due = {
-        group: members
-        for group, members in groups_of(planned).items()
-        if times and (fresh or timing_due(group, members, folder, suite.timing, lambda fault: None, published=used))
-    }
-    missing = [cell for cell in planned if cell.is_missing]
-    taken = [*stored.timings.values(), *_timings_on_disk(planned, folder)]
+    planner = replace(planner, on_fault=note)
+    planned = planner.plan(filters, fresh=fresh, retry_failed=retry_failed, times=times)
+    due = [members for members in groups_of(planned).values() if times and (fresh or planner.is_timing_due(members))]
+    found = [*(cell.record or cell.earlier for cell in planned), *(cell.record for cell in recorded.cells.values())]
+    records = {record.key: record for record in found if record}
+    taken = list(recorded.timings.values())
+    for group, members in groups_of(planned).items():
+        taken += read_timings(planner.folder.timing(*group), members[0].kind.timing)[0]
     return [
         *faults,
-        f"{summary(suite, planned)}; results in {out}",
+        *planner.published.staleness_lines(planned),
+        f"{summary(planner.suite, planned)}; results in {planner.folder.root}",
         *(f"{_state(cell):8} {cell.spec.name}" for cell in planned),
-        *(f"to time  {' · '.join(display_name(str(part)) for part in group)}" for group in due),
-        *_training_lines(missing, inputs, records, workers),
-        *_timing_lines([(inputs.rows(due[group][0].spec).task.name, group[1]) for group in due], taken),
+        *(f"to time  {' · '.join(display_name(str(part)) for part in members[0].group)}" for members in due),
+        *_training_lines([cell for cell in planned if cell.is_missing], planner, list(records.values()), workers),
+        *_timing_lines(
+            [(planner.inputs.rows(cells[0].spec).task.name, cells[0].spec.backbone) for cells in due], taken
+        ),
         "nothing was run or written",
     ]
 
 
-def _refused(cell: PlannedCell, reason: str) -> PlannedCell:
-    return cell.failed(
-        FailureRecord(key=cell.key, error=reason, refused=True, may_pass=False, traceback="", failed_at="")
-    )
-
-
 def _state(cell: PlannedCell) -> str:
     if cell.failure:
-        return "refused" if cell.failure.refused else "failed"
+        return "refused" if cell.is_refused else "failed"
     if cell.record:
         return "done"
-    return "again" if cell.is_again else "to run"
-
-
-def _timings_on_disk(cells: Iterable[PlannedCell], folder: RunFolder) -> list[BaseTimingRecord]:
-    kinds = {cell.group: cell.kind for cell in cells}
-    return [timing for group, kind in kinds.items() for timing in read_timings(folder.timing(*group), kind.timing)[0]]
+    return "again" if cell.earlier else "to run"
 
 
 @dataclass(frozen=True)
@@ -143,16 +110,15 @@ def _recorded_epochs(record: BaseRecord) -> int:
 
 
 def _training_lines(
-    missing: Sequence[PlannedCell], inputs: Inputs, records: Sequence[BaseRecord], workers: int
+    missing: Sequence[PlannedCell], planner: Planner, records: Sequence[BaseRecord], workers: int
 ) -> list[str]:
     if not missing:
         return []
-    estimates = []
+    known = []
     for cell in missing:
-        rows = inputs.rows(cell.spec)
-        trained_on = rows.trained_on(cell.spec.recipe)
-        estimates.append(estimate_training(cell.spec, rows.task.name, trained_on, records))
-    known = [estimate for estimate in estimates if estimate is not None]
+        rows = planner.inputs.rows(cell.spec)
+        estimate = estimate_training(cell.spec, rows.task.name, rows.trained_on(cell.spec.recipe), records)
+        known += [] if estimate is None else [estimate]
     if not known:
         return ["training: no estimate, since no cell with these backbones and methods is recorded yet"]
     seconds = sum(estimate.seconds for estimate in known) / len(known) * len(missing)

@@ -4,18 +4,25 @@ import os
 import sys
 import traceback
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from benchmarks.kinds import kind_named
 from benchmarks.run.plan import Inputs, PlannedCell, TimedKnobs
-from benchmarks.specs.base import BaseCellSpec, Group, TimingSpec, display_name
+from benchmarks.specs.base import Group, TimingSpec, display_name
 from benchmarks.store.environment import now
-from benchmarks.store.file_hashes import FileHashes
-from benchmarks.store.folders import FAILURE_FILE, RunFolder, read_cell, read_failure, read_timing, write_record
+from benchmarks.store.folders import (
+    FAILURE_FILE,
+    TIMING_FILE,
+    RunFolder,
+    parse_record,
+    read_cell,
+    read_failure,
+    write_record,
+)
+from benchmarks.store.hashes import FileHashes
 from benchmarks.store.keys import differences, timing_key
-from benchmarks.store.records import FailureRecord, KeyParts
+from benchmarks.store.records import BaseRecord, BaseTimingRecord, FailureRecord
 from consistentee.errors import UserError
 from consistentee.files import PARTIAL
 
@@ -47,6 +54,10 @@ class Job(ABC):
 
     Attributes:
         context: what it shares with the other jobs of the run.
+        name: one line for people.
+        key: key of the result.
+        group: jobs of one group share stages: two at once may wait for each other.
+        place: folder of the result, and of the note of a failure.
         replaces: time of the result that is to be replaced; a result with another time means that the job is done.
 
     Class attributes:
@@ -56,35 +67,19 @@ class Job(ABC):
     shares_machine: ClassVar[bool] = True
 
     context: RunContext
+    name: str
+    key: str
+    group: Group
+    place: Path
     replaces: str | None
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """One line for people."""
-
-    @property
-    @abstractmethod
-    def key(self) -> str:
-        """Key of the result."""
-
-    @property
-    @abstractmethod
-    def group(self) -> Group:
-        """Jobs of one group share stages: two at once may wait for each other."""
-
-    @property
-    @abstractmethod
-    def place(self) -> Path:
-        """Folder of the result, and of the note of a failure."""
-
-    @abstractmethod
-    def finished_at(self) -> str | None:
-        """Read when the result on disk was made; None if there is none."""
 
     @abstractmethod
     def compute(self) -> None:
         """Compute the result and write it."""
+
+    @abstractmethod
+    def read(self) -> BaseRecord | BaseTimingRecord | None:
+        """Read the result on disk; None if there is none."""
 
     @property
     def lock_place(self) -> Path:
@@ -96,10 +91,15 @@ class Job(ABC):
         """File in which the job's process writes its progress; deleted when the process ends."""
         return self.lock_place.with_name(f".{self.key}.status{PARTIAL}")
 
-    def is_done(self) -> bool:
-        """Check whether the result is on disk, from this run or from a worker that outlived an earlier one."""
-        found = self.finished_at()
-        return found is not None and found != self.replaces
+    def result(self) -> BaseRecord | BaseTimingRecord | None:
+        """Return the result if it is of this run, or of a worker that outlived an earlier one."""
+        found = self.read()
+        return found if found is not None and found.finished_at != self.replaces else None
+
+    def replacing(self) -> Self:
+        """Return the job that replaces the result on disk."""
+        found = self.read()
+        return self if found is None else replace(self, replaces=found.finished_at)
 
     def failure(self) -> FailureRecord | None:
         """Read the note on disk that says why the job failed."""
@@ -110,38 +110,26 @@ class Job(ABC):
 class CellJob(Job):
     """One cell."""
 
-    spec: BaseCellSpec
-    parts: KeyParts
+    cell: PlannedCell
 
-    @property
-    def name(self) -> str:
-        return self.spec.name
+    @classmethod
+    def of(cls, context: RunContext, cell: PlannedCell) -> "CellJob":
+        """Build the job of a cell, which replaces the result on disk."""
+        place = context.folder.cell(cell.spec)
+        return cls(context, cell.spec.name, cell.key, cell.group, place, None, cell).replacing()
 
-    @property
-    def key(self) -> str:
-        return self.parts.key
-
-    @property
-    def group(self) -> Group:
-        return self.spec.group
-
-    @property
-    def place(self) -> Path:
-        return self.context.folder.cell(self.spec)
-
-    def finished_at(self) -> str | None:
-        record, _ = read_cell(self.place, self.parts, kind_named(self.spec.kind).record)
-        return record.finished_at if record else None
+    def read(self) -> BaseRecord | None:
+        return read_cell(self.place, self.cell.parts, self.cell.kind.record)[0]
 
     def compute(self) -> None:
         """Run the cell. Raises UserError if its key is no longer the planned one."""
         from benchmarks.run.cell import run_cell
 
-        inputs = self.context.inputs()
-        changed = differences(self.parts, inputs.parts(self.spec))
+        inputs, spec, parts = self.context.inputs(), self.cell.spec, self.cell.parts
+        changed = differences(parts, inputs.parts(spec))
         if changed:
             raise UserError(f"changed since the run began, run it again: {'; '.join(changed)}")
-        run_cell(self.spec, self.parts, inputs.rows(self.spec), self.context.folder, command=self.context.command)
+        run_cell(spec, parts, inputs.rows(spec), self.context.folder, command=self.context.command)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,30 +142,21 @@ class TimingJob(Job):
     knobs: TimedKnobs
     protocol: TimingSpec
 
-    @property
-    def name(self) -> str:
-        points = sum(len(self.knobs[cell.key]) for cell in self.cells)
-        group = " · ".join(display_name(str(part)) for part in self.group)
-        return f"timing {group}: {points} knobs and the stock model"
+    @classmethod
+    def of(
+        cls, context: RunContext, cells: tuple[PlannedCell, ...], knobs: TimedKnobs, protocol: TimingSpec
+    ) -> "TimingJob":
+        """Build the job of a group of cells, which replaces the latest timing on disk."""
+        group, key = cells[0].group, timing_key(protocol, cells[0].spec.kind)
+        points = sum(len(knobs[cell.key]) for cell in cells)
+        name = f"timing {' · '.join(display_name(str(part)) for part in group)}: {points} knobs and the stock model"
+        job = cls(context, name, key, group, context.folder.timing(*group), None, cells, knobs, protocol)
+        return job.replacing()
 
-    @property
-    def key(self) -> str:
-        return timing_key(self.protocol, self.cells[0].spec.kind)
-
-    @property
-    def group(self) -> Group:
-        return self.cells[0].group
-
-    @property
-    def place(self) -> Path:
-        return self.context.folder.timing(*self.group)
-
-    def finished_at(self) -> str | None:
-        timing, _ = read_timing(self.place, self.cells[0].kind.timing)
-        return timing.finished_at if timing else None
+    def read(self) -> BaseTimingRecord | None:
+        return parse_record(self.place / TIMING_FILE, self.cells[0].kind.timing)[0]
 
     def compute(self) -> None:
-        """Time the cells."""
         from benchmarks.run.timing import run_timing
 
         rows = self.context.inputs().rows(self.cells[0].spec)
@@ -194,12 +173,12 @@ def note_error(place: Path, key: str, error: Exception) -> FailureRecord:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__cause__ or cause.__context__
-    may_pass = cause is not None
-    return note_failure(place, key, sentence, "".join(traceback.format_exception(error)), may_pass=may_pass)
+    details = "".join(traceback.format_exception(error))
+    return note_failure(place, key, sentence, details, may_pass=cause is not None)
 
 
 def note_failure(
-    place: Path, key: str, sentence: str, traceback_text: str = "", *, refused: bool = False, may_pass: bool = False
+    place: Path, key: str, sentence: str, traceback_text: str = "", *, may_pass: bool = False
 ) -> FailureRecord:
     """Write in one sentence why there is no record.
 
@@ -208,7 +187,6 @@ def note_failure(
         key: its key.
         sentence: what went wrong.
         traceback_text: the traceback; the folders of this machine are shortened.
-        refused: whether the method is not defined for the task.
         may_pass: whether the next run tries once more, unless this was that try.
     """
     for folder, shown in ((Path.cwd(), "."), (Path(sys.prefix), "<python>"), (Path.home(), "~")):
@@ -217,7 +195,7 @@ def note_failure(
     failure = FailureRecord(
         key=key,
         error=sentence,
-        refused=refused,
+        refused=False,
         may_pass=may_pass and not (earlier and earlier.may_pass),
         traceback=traceback_text,
         failed_at=now(),

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
@@ -34,7 +34,7 @@ from consistentee.files import PARTIAL, DiskFullError, is_disk_full, make_folder
 from consistentee.progress import listening
 
 if TYPE_CHECKING:
-    from distributed import Client, Future, Worker
+    from distributed import Client, Future
 
 TIMING_RESOURCE = "GPU"
 """Timings go to a worker that offers this resource, where there is one (``dask worker --resources GPU=1``)."""
@@ -54,19 +54,17 @@ _TERMINATED = 128 + signal.SIGTERM
 _GRACE_SECONDS = 10
 _OUTPUT_KEPT = 20_000  # last characters of the output of a process that died
 _DEATHS_ALLOWED = 10  # of local workers over one job, before the job is to blame
-_SECONDS_TO_CONNECT = 10
+SECONDS_TO_CONNECT = 10
 _SECONDS_TO_WAIT_FOR_WORKERS = 60
 _SECONDS_BETWEEN_COUNTS = 5  # of workers, which may come and go
 
 
 class Watcher(Protocol):
-    """Is told how the jobs are going."""
+    """Is called before a job runs, and after it: its result, or a note of its failure, is on disk then."""
 
-    def started(self, job: Job) -> None:
-        """Take note that a job is about to run."""
+    def started(self, job: Job) -> None: ...
 
-    def ended(self, job: Job) -> None:
-        """Take note that a job has run: its result, or a note of its failure, is on disk."""
+    def ended(self, job: Job) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ def _run_side_by_side(client: "Client", jobs: Sequence[Job], watcher: Watcher) -
     try:
         while waiting or running:
             share = Share.of(client)
-            while waiting and len(running) < share.slots:
+            while waiting and len(running) < sum(share.slots_on.values()):
                 job = next_job(waiting, running.values())
                 waiting.remove(job)
                 watcher.started(job)
@@ -141,7 +139,7 @@ def next_job(waiting: Sequence[Job], running: Collection[Job]) -> Job:
 
 
 def _run_alone(client: "Client", jobs: Sequence[Job], watcher: Watcher) -> None:
-    offers = client.run(_resources_of)
+    offers = client.run(lambda dask_worker: dict(dask_worker.state.total_resources))
     address = min(offers, key=lambda worker: (TIMING_RESOURCE not in offers[worker], worker))
     resources = {TIMING_RESOURCE: 1} if TIMING_RESOURCE in offers[address] else None
     whole = Share({_host(address): 1}, _thread_limit())
@@ -153,10 +151,6 @@ def _run_alone(client: "Client", jobs: Sequence[Job], watcher: Watcher) -> None:
         )
         _settle(future, job)
         watcher.ended(job)
-
-
-def _resources_of(dask_worker: "Worker") -> dict[str, float]:
-    return dict(dask_worker.state.total_resources)
 
 
 def _settle(future: "Future", job: Job) -> None:
@@ -192,11 +186,6 @@ class Share:
         for address, threads in client.nthreads().items():
             slots[_host(address)] += threads
         return cls(dict(slots), _thread_limit())
-
-    @property
-    def slots(self) -> int:
-        """How many jobs run at once."""
-        return sum(self.slots_on.values())
 
     def threads(self, host: str, cores: int) -> int:
         """Return the threads of torch in a job on a host with that many cores."""
@@ -251,7 +240,7 @@ def _cluster(address: str) -> Iterator["Client"]:
     from distributed import Client
 
     try:
-        client = Client(address, timeout=_SECONDS_TO_CONNECT)
+        client = Client(address, timeout=SECONDS_TO_CONNECT)
     except (OSError, ValueError) as error:
         raise UserError(f"no dask scheduler answers at {address}: {error}") from error
     with client:
@@ -267,14 +256,13 @@ def _cluster(address: str) -> Iterator["Client"]:
 def execute(job: Job, threads: int | None = None) -> None:
     """Run a job in a process of its own, and wait for it. Its result, or a note of its failure, is on disk then.
 
-    Args:
-        job: what to compute.
-        threads: of torch; None leaves torch's own choice.
-
-    Raises:
-        DiskFullError: there is no room for the result, nor for a note.
+    ``threads`` are those of torch; None leaves torch's own choice. Raises DiskFullError if there is no room for the
+    result, nor for a note.
     """
-    with _output_file(job) as output:
+    make_folder(job.lock_place.parent)
+    # What the process prints must not disturb the terminal, but is kept if it dies.
+    with NamedTemporaryFile(prefix=f".{job.key[:16]}.", suffix=PARTIAL, dir=job.lock_place.parent) as file:
+        output = Path(file.name)
         process = _started(job, threads, output)
         try:
             process.join()
@@ -292,11 +280,10 @@ def execute(job: Job, threads: int | None = None) -> None:
 def compute_here(job: Job) -> None:
     """Compute a job in this process, unless it is done; write its result, or a note of its failure.
 
-    Raises:
-        DiskFullError: there is no room for the result or the note.
+    Raises DiskFullError if there is no room for either.
     """
     with only_one(job.lock_place), listening(StatusFile(job.status)):
-        if job.is_done():
+        if job.result() is not None:
             return
         try:
             job.compute()
@@ -324,9 +311,8 @@ def _started(job: Job, threads: int | None, output: Path) -> BaseProcess:
 def _threads_sleep_while_they_wait() -> Iterator[None]:
     """Let OpenMP's threads sleep at a barrier in processes that begin in this block, unless the user says otherwise.
 
-    By default they spin, and where another process wants a core too, a thread waits for one that has none: beside one
-    busy program a training step took 13 s in place of 0.6. Waking them costs a quarter more at batch 1 and 6% at batch
-    32 where each has a core, so this is for work whose time is not compared.
+    By default they spin: next to one busy program a training step took 13 s instead of 0.6. Waking them costs up to a
+    quarter more where each has a core, so this is for work whose time is not compared.
     """
     set_here = _WAIT_POLICY not in os.environ
     os.environ.setdefault(_WAIT_POLICY, "PASSIVE")
@@ -335,18 +321,6 @@ def _threads_sleep_while_they_wait() -> Iterator[None]:
     finally:
         if set_here:
             del os.environ[_WAIT_POLICY]
-
-
-@contextmanager
-def _output_file(job: Job) -> Iterator[Path]:
-    """Give the file that takes what the process prints: it must not disturb the terminal, but is kept if it dies."""
-    make_folder(job.lock_place.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{job.key[:16]}.", suffix=PARTIAL, dir=job.lock_place.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _stop(process: BaseProcess) -> None:
@@ -371,7 +345,10 @@ def _work(job: Job, threads: int | None, output: Path) -> None:
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
-    _redirect_output(output)
+    with output.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    faulthandler.enable(2)
     os.chdir(job.context.directory)
     if threads is not None:
         import torch
@@ -393,11 +370,3 @@ def _end_with_parent() -> None:
         os._exit(_TERMINATED)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _redirect_output(path: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    faulthandler.enable(2)

@@ -8,7 +8,6 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -73,7 +72,7 @@ def in_words(position: Position) -> str:
 
 @dataclass
 class _Running:
-    number: int
+    title: str
     started: float
     next_line: float
     bar: TaskID
@@ -113,9 +112,7 @@ class RunProgress:
             self._reader.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._total:
             self._reader.join()
@@ -124,13 +121,12 @@ class RunProgress:
     def started(self, job: "Job") -> None:
         """Show that a job runs."""
         with self._changing:
-            number = self._done + len(self._running) + 1
-            title = self._title(number, job)
+            title = f"[{self._done + len(self._running) + 1}/{self._total}] {job.name}"
             if not self._is_live:
                 self._print(f"{title}{f' ({left})' if (left := self._time_left()) else ''}")
             now = time.monotonic()
             bar = self._bars.add_task(escape(title))
-            self._running[job] = _Running(number, now, now + SECONDS_BETWEEN_LINES, bar)
+            self._running[job] = _Running(title, now, now + SECONDS_BETWEEN_LINES, bar)
             self._summarise()
 
     def ended(self, job: "Job", *lines: str, failed: bool = False) -> None:
@@ -142,37 +138,29 @@ class RunProgress:
             self._failed += failed
             seconds = f"{time.monotonic() - running.started:.0f} s"
             first, *others = lines or ("done",)
-            head = f"{self._title(running.number, job)}: " if self._is_live else f"[{running.number}/{self._total}]   "
+            head = f"{running.title}: " if self._is_live else f"{running.title.partition(' ')[0]}   "
             self._print(f"{head}{first}, {seconds}")
             for line in others:
                 self._print(f"    {line}")
             self._summarise()
 
     def update(self, now: float) -> None:
-        """Show the positions of the running jobs; without a terminal at most one line a job in ten seconds.
-
-        Args:
-            now: the value of ``time.monotonic``.
-        """
+        """Show the positions of the running jobs; without a terminal at most one line a job in ten seconds."""
         with self._changing:
             for job, running in self._running.items():
                 if not self._is_live and now < running.next_line:
                     continue
                 position = read_status(job.status)
                 words = "starting" if position is None else in_words(position)
-                title = self._title(running.number, job)
                 if self._is_live:
-                    self._bars.update(running.bar, description=escape(f"{title}: {words}"), refresh=True)
+                    self._bars.update(running.bar, description=escape(f"{running.title}: {words}"), refresh=True)
                 else:
                     running.next_line = now + SECONDS_BETWEEN_LINES
-                    self._print(f"{title}, {now - running.started:.0f} s: {words}")
+                    self._print(f"{running.title}, {now - running.started:.0f} s: {words}")
 
     def _keep_reading(self) -> None:
         while not self._ended.wait(_SECONDS_BETWEEN_READS):
             self.update(time.monotonic())
-
-    def _title(self, number: int, job: "Job") -> str:
-        return f"[{number}/{self._total}] {job.name}"
 
     def _print(self, line: str) -> None:
         self._console.print(escape(line), highlight=False, soft_wrap=True)

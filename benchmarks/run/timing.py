@@ -1,6 +1,6 @@
 """Time one (task, backbone, seed): knobs of its cells and the stock model, in interleaved rounds in one process."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,22 @@ from benchmarks.store.keys import timing_key
 from benchmarks.store.records import BaseContender, BaseSamples, BaseTimingRecord
 from consistentee.errors import UserError
 from consistentee.files import set_aside
-from consistentee.methods.method import AnyMethod, get_method
+from consistentee.methods.method import get_method
 from consistentee.progress import begin_stage
 
 
 @dataclass(frozen=True)
 class _Timed:
-    """A contender before it is timed; ``run`` answers a batch and returns its times."""
+    """A contender before it is timed; ``run`` answers a batch and returns its times.
+
+    Without ``regrouped`` it answers batch by batch; regrouped runs become samples of the same contender.
+    """
 
     cell_key: str
     label: str
     knob: float | None
     run: Callable[[Sequence[Any]], Any]
     regrouped: Regrouped | None = None
-
-    @property
-    def is_main(self) -> bool:
-        """Whether it answers batch by batch; regrouped runs belong to the contender before them."""
-        return self.regrouped is None
-
-    def sizes(self, protocol: TimingSpec) -> Sequence[int]:
-        """Return the numbers of rows that it gets at once."""
-        return protocol.batch_sizes if self.regrouped is None else [self.regrouped.in_flight]
 
 
 def run_timing(
@@ -75,9 +69,11 @@ def run_timing(
     before = describe_environment() | describe_conditions()
     timed = [_Timed("", kind.stock_label, None, kind.time_stock(stock, **options))]
     for cell, method, model in zip(cells, methods, models, strict=True):
-        own = knobs[cell.key]
-        timed += _ways(cell, method, model, own, kind=kind, protocol=protocol, options=options)
-    sizes = [contender.sizes(protocol) for contender in timed]
+        for knob in knobs[cell.key]:
+            timed.append(_Timed(cell.key, cell.spec.label, knob, kind.time_method(method, model, knob, **options)))
+            for setting, run in kind.time_regrouped(method, model, knob, protocol, **options):
+                timed.append(_Timed(cell.key, cell.spec.label, knob, run, setting))
+    sizes = [protocol.batch_sizes if way.regrouped is None else [way.regrouped.in_flight] for way in timed]
     taken = time_contenders([contender.run for contender in timed], timed_rows, protocol, sizes)
     record = kind.timing.model_validate(
         {
@@ -98,31 +94,12 @@ def run_timing(
     return record
 
 
-def _ways(
-    cell: PlannedCell,
-    method: AnyMethod,
-    model: Any,
-    knobs: Sequence[float],
-    *,
-    kind: AnyKind,
-    protocol: TimingSpec,
-    options: Mapping[str, Any],
-) -> Iterator[_Timed]:
-    """Yield the contenders of a cell: every knob batch by batch, then each of its regrouped runs."""
-    for knob in knobs:
-        run = kind.time_method(method, model, knob, **options)
-        yield _Timed(cell.key, cell.spec.label, knob, run)
-        for setting, run in kind.time_regrouped(method, model, knob, protocol, **options):
-            yield _Timed(cell.key, cell.spec.label, knob, run, setting)
-
-
 def _contenders(
     kind: AnyKind,
     passes: Sequence[tuple[_Timed, Mapping[int, Any]]],
     protocol: TimingSpec,
     rows: int,
 ) -> list[BaseContender]:
-    """Build the contenders of the record; regrouped runs become samples of their contender."""
     return [
         kind.contender(
             cell_key=contender.cell_key,
@@ -137,7 +114,7 @@ def _contenders(
             ],
         )
         for contender, by_size in passes
-        if contender.is_main
+        if contender.regrouped is None
     ]
 
 

@@ -6,13 +6,13 @@ SuiteSpec and CellSpec are for classification; :mod:`benchmarks.specs.generation
 import hashlib
 import itertools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_core import InitErrorDetails
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from benchmarks.specs.schema import Strict, canonical_json
 from consistentee.errors import unknown_name
@@ -22,8 +22,31 @@ from consistentee.versions import Kind
 
 _ValueT = TypeVar("_ValueT", bound=Hashable)
 
-Seed = Annotated[int, Field(ge=0)]
-"""A random seed, at least 0 as NumPy requires."""
+
+def _all_different(values: tuple[_ValueT, ...]) -> tuple[_ValueT, ...]:
+    repeated = _repeated(values)
+    if repeated is not None:
+        raise ValueError(f"{repeated!r} is listed twice")
+    return values
+
+
+def _repeated(values: Iterable[_ValueT]) -> _ValueT | None:
+    seen: set[_ValueT] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
+Unique = AfterValidator(_all_different)
+Names = Annotated[tuple[str, ...], Field(min_length=1), Unique]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Unique]
+"""Random seeds, at least 0 as NumPy requires."""
+Fractions = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], ...], AfterValidator(lambda values: tuple(sorted(set(values))))
+]
+BatchSizes = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1), Unique]
 
 Group = tuple[str, str, int]
 """Task, backbone and seed: cells that share stages and are timed together."""
@@ -32,16 +55,10 @@ Group = tuple[str, str, int]
 class BaseOverride(Strict):
     """Settings of one task: seeds, fields of the recipe, and the caps of its kind."""
 
-    seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1)
+    seeds: Seeds | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("seeds")
-    @classmethod
-    def _no_seed_twice(cls, seeds: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        return seeds and _all_different(seeds)
-
     def caps(self) -> dict[str, int]:
-        """Return the caps."""
         return self.model_dump(exclude={"seeds", "recipe"}, exclude_none=True)
 
 
@@ -106,7 +123,7 @@ class TimingSpec(Strict):
     """How knobs are timed, in rounds interleaved with the stock model."""
 
     rounds: int = Field(default=3, ge=3, description="fewer than 3 rounds show no spread")
-    batch_sizes: tuple[int, ...] = (1, 32)
+    batch_sizes: BatchSizes = (1, 32)
     rows: int = Field(default=256, ge=1, description="the first test rows, in the order of the data")
     points_per_cell: int = Field(default=4, ge=1, description="knobs timed a cell, those around the budgets first")
     warmup_batches: int = Field(default=2, ge=0, description="untimed batches before every timed pass")
@@ -116,24 +133,12 @@ class TimingSpec(Strict):
         description="timed of each size, from the first rows on; by default all rows are",
     )
 
-    @field_validator("batch_sizes")
-    @classmethod
-    def _usable(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        if not sizes or min(sizes) < 1 or len(set(sizes)) != len(sizes):
-            raise ValueError("batch sizes must be different numbers of at least 1")
-        return sizes
-
-    @property
-    def passes(self) -> tuple[int, ...]:
-        """The batch sizes of all timed passes of a knob."""
-        return self.batch_sizes
-
     def rows_at(self, batch_size: int) -> int:
         """Return the maximum number of rows timed at a batch size."""
         return self.rows if self.most_batches is None else min(self.rows, batch_size * self.most_batches)
 
 
-class BaseCellSpec(Strict):
+class BaseCellSpec(Strict, ABC):
     """One cell: a task, a backbone, a method with parameters, a seed, and how its points are chosen and scored."""
 
     kind: ClassVar[Kind]
@@ -163,11 +168,6 @@ class BaseCellSpec(Strict):
         return self.task, self.backbone, self.seed
 
     @property
-    def training_group(self) -> Group:
-        """The group of cells that share stages of training."""
-        return self.group
-
-    @property
     def folder(self) -> Path:
         """The cell's folder, relative to the cells of a run."""
         parameters = "default" if not self.parameters else short_hash(self.parameters)
@@ -175,9 +175,9 @@ class BaseCellSpec(Strict):
         return Path(*parts) / f"seed{self.seed}"
 
     @property
+    @abstractmethod
     def rows(self) -> tuple[Hashable, ...]:
         """The settings that its rows depend on."""
-        raise NotImplementedError
 
 
 class CellSpec(BaseCellSpec):
@@ -204,27 +204,15 @@ class BaseSuite(Strict):
     name: str = Field(pattern=r"^[\w.-]+$", max_length=100)
     description: str
     cost: Mapping[str, float | str] = Field(default_factory=dict, description="what a run took, for readers")
-    tasks: tuple[str, ...] = Field(min_length=1)
-    backbones: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[Seed, ...] = Field(min_length=1)
+    tasks: Names
+    backbones: Names
+    seeds: Seeds
     methods: tuple[MethodEntry, ...] = Field(min_length=1)
-    budgets: tuple[float, ...] = Field(default=(0.25, 0.5, 0.75), description="fractions of the layers")
+    budgets: Fractions = Field(default=(0.25, 0.5, 0.75), description="fractions of the layers")
     bootstrap_resamples: int = Field(default=1000, ge=100)
     recipe: RecipeSettings | TokenRecipeSettings
     timing: TimingSpec = TimingSpec()
     task_overrides: Mapping[str, BaseOverride] = Field(default_factory=dict)
-
-    @field_validator("tasks", "backbones", "seeds")
-    @classmethod
-    def _nothing_twice(cls, values: tuple[_ValueT, ...]) -> tuple[_ValueT, ...]:
-        return _all_different(values)
-
-    @field_validator("budgets")
-    @classmethod
-    def _fractions(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < budget <= 1 for budget in budgets):
-            raise ValueError("budgets are fractions of the layers, in (0, 1]")
-        return tuple(sorted(set(budgets)))
 
     @model_validator(mode="after")
     def _labels_differ(self) -> Self:
@@ -234,22 +222,18 @@ class BaseSuite(Strict):
         return self
 
     @model_validator(mode="after")
-    def _overrides_are_of_own_tasks(self) -> Self:
+    def _overrides_are_valid(self) -> Self:
         refuse_unknown_tasks("task_overrides", self.task_overrides, self.tasks)
-        return self
-
-    @model_validator(mode="after")
-    def _recipes_are_valid(self) -> Self:
-        parts = {("task_overrides", task): override.recipe for task, override in self.task_overrides.items()}
-        parts |= {("methods", entry.label): entry.recipe for entry in self.methods}
-        faults: list[InitErrorDetails] = []
-        for place, recipe in parts.items():
+        recipes = {f"task_overrides.{task}": override.recipe for task, override in self.task_overrides.items()}
+        recipes |= {f"methods.{entry.label}": entry.recipe for entry in self.methods}
+        faults = []
+        for place, recipe in recipes.items():
             try:
                 replace(self.recipe, **recipe)
             except ValidationError as error:
-                faults += _faults_at((*place, "recipe"), error)
+                faults.append(validation_sentence(error, f"{place}.recipe."))
         if faults:
-            raise ValidationError.from_exception_data(self.name, faults)
+            raise ValueError("; ".join(faults))
         return self
 
     @model_validator(mode="after")
@@ -266,11 +250,9 @@ class BaseSuite(Strict):
         return self
 
     def override_of(self, task: str) -> BaseOverride:
-        """Return the settings of one task."""
         return self.task_overrides.get(task, BaseOverride())
 
     def seeds_for(self, task: str) -> tuple[int, ...]:
-        """Return the seeds of one task."""
         return self.override_of(task).seeds or self.seeds
 
     def recipe_for(self, task: str, entry: MethodEntry) -> RecipeSettings | TokenRecipeSettings:
@@ -313,22 +295,6 @@ class SuiteSpec(BaseSuite):
     test_rows: int | None = Field(default=None, ge=1)
 
 
-def _repeated(values: Iterable[_ValueT]) -> _ValueT | None:
-    seen: set[_ValueT] = set()
-    for value in values:
-        if value in seen:
-            return value
-        seen.add(value)
-    return None
-
-
-def _all_different(values: tuple[_ValueT, ...]) -> tuple[_ValueT, ...]:
-    repeated = _repeated(values)
-    if repeated is not None:
-        raise ValueError(f"{repeated!r} is listed twice")
-    return values
-
-
 def refuse_unknown_tasks(field: str, names: Iterable[str], known: Collection[str]) -> None:
     """Raise ValueError for the first task of a field that is not in the suite."""
     for name in names:
@@ -357,21 +323,13 @@ def short_hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:10]
 
 
-def _faults_at(place: tuple[str, ...], error: ValidationError) -> Iterator[InitErrorDetails]:
-    """Yield the faults of what stands at a place, each under its whole path."""
-    for fault in error.errors():
-        yield InitErrorDetails(
-            type=fault["type"], loc=(*place, *fault["loc"]), input=fault["input"], ctx=fault.get("ctx", {})
-        )
-
-
-def validation_sentence(error: ValidationError) -> str:
-    """Describe in one sentence what is wrong with a file: the field and the fault, for every fault."""
+def validation_sentence(error: ValidationError, before: str = "") -> str:
+    """Describe in one sentence what is wrong with a file: every field, below ``before``, and its fault."""
     faults, places = [], [fault["loc"] for fault in error.errors()]
     for fault in error.errors():
         here = fault["loc"]
         if fault["type"] == "too_short" and any(place[: len(here)] == here for place in places if place != here):
             continue  # items with faults of their own are not counted
         field = ".".join(str(part) for part in fault["loc"])
-        faults.append(f"{field}: {fault['msg']}" if field else fault["msg"])
+        faults.append(f"{before}{field}: {fault['msg']}" if field else fault["msg"])
     return "; ".join(faults)

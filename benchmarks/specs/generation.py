@@ -1,15 +1,25 @@
 """GenerationSuite: a suite whose rows are decoded tokens. GenerationCellSpec: one cell of it, fully specified."""
 
 from collections.abc import Hashable, Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from benchmarks.specs.base import BaseCellSpec, BaseOverride, BaseSuite, Group, TimingSpec, refuse_unknown_tasks
+from benchmarks.specs.base import (
+    BaseCellSpec,
+    BaseOverride,
+    BaseSuite,
+    BatchSizes,
+    Fractions,
+    TimingSpec,
+    refuse_unknown_tasks,
+)
 from benchmarks.specs.schema import Strict
 from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, MethodGroup
 from consistentee.training.recipe import TokenRecipeSettings
 from consistentee.versions import Kind
+
+Delta = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ExitSpec(Strict):
@@ -45,18 +55,13 @@ class Regrouped(Strict):
 class DecodingTimingSpec(TimingSpec):
     """How decoding is timed: rows are prompts; prompts and generated tokens are timed separately."""
 
-    batch_sizes: tuple[int, ...] = (1, 8)
+    batch_sizes: BatchSizes = (1, 8)
     rows: int = Field(default=16, ge=1, description="the first test prompts, in the order of the data")
     max_new_tokens: int | None = Field(default=None, ge=2, description="of a timed text; by default as in the cells")
     warmup_batches: int = Field(default=1, ge=0, description="untimed batches before every timed pass")
     regrouped: tuple[Regrouped, ...] = Field(
         default=(), description="timed beside, of the methods that can: batches out of more prompts under way"
     )
-
-    @property
-    def passes(self) -> tuple[int, ...]:
-        """The rows at once of batches in step and of regrouped ones."""
-        return (*self.batch_sizes, *(setting.in_flight for setting in self.regrouped))
 
     @model_validator(mode="after")
     def _stock_is_timed_alike(self) -> Self:
@@ -76,17 +81,10 @@ class StudySpec(Strict):
     :data:`consistentee.methods.calibration.LAMBDAS`.
     """
 
-    textual: tuple[float, ...] = Field(default=(0.1, 0.25), description="deltas of the unlikeness to the full text")
-    risk: tuple[float, ...] = Field(default=(0.1,), description="deltas of the ROUGE-L lost against the reference")
+    textual: tuple[Delta, ...] = Field(default=(0.1, 0.25), description="deltas of the unlikeness to the full text")
+    risk: tuple[Delta, ...] = Field(default=(0.1,), description="deltas of the ROUGE-L lost against the reference")
     epsilon: float = Field(default=0.05, gt=0, lt=1)
     splits: int = Field(default=50, ge=1)
-
-    @field_validator("textual", "risk")
-    @classmethod
-    def _within_bounds(cls, deltas: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < delta < 1 for delta in deltas):
-            raise ValueError("a delta lies between 0 and 1")
-        return deltas
 
 
 class CalibrationSpec(Strict):
@@ -126,10 +124,6 @@ class GenerationCellSpec(BaseCellSpec):
     def rows(self) -> tuple[Hashable, ...]:
         return self.task, self.train_on, self.validation_prompts, self.test_prompts
 
-    @property
-    def training_group(self) -> Group:
-        return self.train_on, self.backbone, self.seed
-
 
 class GenerationSuite(BaseSuite):
     """A suite of generation."""
@@ -148,7 +142,7 @@ class GenerationSuite(BaseSuite):
     )
     max_new_tokens: int | None = Field(default=None, ge=2, description="of a text; by default what the task says")
     batch_size: int = Field(default=8, ge=1, description="prompts that are decoded at once, where nothing is timed")
-    budgets: tuple[float, ...] = Field(default=(0.33, 0.5, 0.67, 0.8), description="fractions of the layers")
+    budgets: Fractions = Field(default=(0.33, 0.5, 0.67, 0.8), description="fractions of the layers")
     timing: DecodingTimingSpec = DecodingTimingSpec()
     task_overrides: Mapping[str, GenerationOverride] = Field(default_factory=dict)
     calibration: CalibrationSpec | None = None

@@ -4,7 +4,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,11 +27,12 @@ RECORDED_LIBRARIES = (
 REPOSITORY = Path(__file__).parents[2]
 _CODE_PATHS = ("consistentee", "baselines", "benchmarks", "pyproject.toml")
 _CPU_FOLDER = Path("/sys/devices/system/cpu")
-_CGROUP_STATISTICS = Path("/sys/fs/cgroup/cpu.stat")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return machine, system, libraries and commit: what stays the same during a run."""
+    """Describe machine, system, libraries and commit, which stay the same during a run."""
+    torch = sys.modules.get("torch")  # recording an environment must not cost the seconds of loading it
+    has_gpu = torch is not None and torch.cuda.is_available()
     return {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
@@ -38,25 +40,31 @@ def describe_environment() -> dict[str, Any]:
         "cores_logical": psutil.cpu_count(),
         "cores_usable": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": _gpus(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch and has_gpu else [],
         "os": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "libraries": library_versions(RECORDED_LIBRARIES),
-        "threads": _threads(),
+        "libraries": {name: _library_version(name) for name in RECORDED_LIBRARIES},
+        "threads": {
+            "torch": torch.get_num_threads() if torch is not None else None,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+        },
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": _uncommitted_changes(),
     }
 
 
 def describe_conditions() -> dict[str, Any]:
-    """Return what changes during a run and disturbs a clock: load, clock rates, throttling, time of day."""
+    """Describe what changes during a run and disturbs a clock: load, clock rates, throttling, time of day."""
+    governors = _first_lines(_CPU_FOLDER / "cpu0/cpufreq", "scaling_governor")
+    throttled = _first_lines(_CPU_FOLDER, "cpu[0-9]*/thermal_throttle/core_throttle_count")
+    periods = [line.split()[-1] for line in _lines(Path("/sys/fs/cgroup/cpu.stat")) if line.startswith("nr_throttled")]
     return {
         "time": now(),
         "load_average": [round(value, 2) for value in psutil.getloadavg()],
         "cpu_mhz": _cpu_megahertz(),
-        "cpu_governor": _first_line(_CPU_FOLDER / "cpu0/cpufreq/scaling_governor"),
-        "thermal_throttle_events": _thermal_throttle_events(),
-        "cgroup_throttled_periods": _cgroup_throttled_periods(),
+        "cpu_governor": governors[0] if governors else None,
+        "thermal_throttle_events": sum(map(int, throttled)) if throttled else None,
+        "cgroup_throttled_periods": int(periods[0]) if periods else None,
         "memory_available_gib": round(psutil.virtual_memory().available / 2**30, 1),
     }
 
@@ -64,6 +72,14 @@ def describe_conditions() -> dict[str, Any]:
 def now() -> str:
     """Return the time, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not every system can say
+        return os.cpu_count() or 1
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
@@ -75,93 +91,41 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
 
 
 def _without_home(argument: str) -> str:
-    option, equals, value = argument.partition("=")
-    if equals and Path(value).is_absolute():
-        return f"{option}={_relative(Path(value))}"
-    return _relative(Path(argument)) if Path(argument).is_absolute() else argument
+    option, equals, value = argument.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    return f"{option}{equals}{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}"
 
 
-def _relative(path: Path) -> str:
-    try:
-        return path.relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return path.name
+def _lines(path: Path) -> list[str]:
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8").splitlines()
+    return []
 
 
-def _first_line(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()[0]
-    except (OSError, UnicodeDecodeError, IndexError):
-        return None
+def _first_lines(folder: Path, pattern: str) -> list[str]:
+    return [lines[0] for path in folder.glob(pattern) if (lines := _lines(path))]
 
 
 def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
+    lines = _lines(Path("/proc/cpuinfo"))
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or "unknown"
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not every system can say
-        return os.cpu_count() or 1
-
-
-def _threads() -> dict[str, Any]:
-    # Asked only if torch is loaded: recording an environment must not cost the seconds of loading it.
-    torch = sys.modules.get("torch")
-    return {
-        "torch": torch.get_num_threads() if torch is not None else None,
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
-    }
-
-
-def _gpus() -> list[str]:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return []
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-
 def _cpu_megahertz() -> float | None:
-    try:
+    with suppress(OSError, NotImplementedError, AttributeError):
         frequency = psutil.cpu_freq()
-    except (OSError, NotImplementedError, AttributeError):
-        return None
-    return round(frequency.current) if frequency else None
-
-
-def _thermal_throttle_events() -> int | None:
-    counts = [_first_line(path) for path in _CPU_FOLDER.glob("cpu[0-9]*/thermal_throttle/core_throttle_count")]
-    numbers = [int(count) for count in counts if count and count.isdigit()]
-    return sum(numbers) if numbers else None
-
-
-def _cgroup_throttled_periods() -> int | None:
-    try:
-        fields = dict(line.split() for line in _CGROUP_STATISTICS.read_text(encoding="utf-8").splitlines())
-        return int(fields["nr_throttled"])
-    except (OSError, ValueError, KeyError):
-        return None
+        return round(frequency.current) if frequency else None
+    return None
 
 
 def _git(*arguments: str) -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(REPOSITORY), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
+    command = ["git", "-C", str(REPOSITORY), *arguments]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    return None
 
 
 def _uncommitted_changes() -> bool | None:
@@ -171,13 +135,7 @@ def _uncommitted_changes() -> bool | None:
     return None if changes is None else bool(changes)
 
 
-def library_versions(names: Iterable[str]) -> dict[str, str | None]:
-    """Return the installed versions, without importing anything; None for what is not installed."""
-    return {name: _version(name) for name in names}
-
-
-def _version(name: str) -> str | None:
-    try:
+def _library_version(name: str) -> str | None:
+    with suppress(PackageNotFoundError):
         return version(name)
-    except PackageNotFoundError:
-        return None
+    return None

@@ -1,7 +1,6 @@
 """Where a run keeps its files, how they are written (whole or not at all), and how they are read back (checked)."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,10 +12,9 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 from benchmarks.specs.base import BaseCellSpec, folder_name, validation_sentence
-from benchmarks.store.keys import differences
-from benchmarks.store.records import BaseRecord, FailureRecord, KeyParts, RecordT, TimingT
-from benchmarks.store.sealing import file_fault, unsealed, write_json
-from benchmarks.store.sealing import write_text as write_text  # noqa: PLC0414
+from benchmarks.store.hashes import file_fault, unsealed, write_json
+from benchmarks.store.keys import stale_reason
+from benchmarks.store.records import FailureRecord, KeyParts, RecordT, TimingT
 from consistentee.errors import UserError
 from consistentee.files import clear_leftovers, make_folder, replacing, set_aside
 
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RECORD_FILE = "record.json"
-CELLS_FILE = "cells.parquet"
-"""The file of published results that has the records of all cells."""
 PREDICTIONS_FILE = "predictions.parquet"
 VALIDATION_FILE = "validation.parquet"
 CALIBRATION_FILE = "calibration.parquet"
@@ -38,52 +34,47 @@ SUITE_FILE = "suite.yaml"
 ENVIRONMENT_FILE = "environment.json"
 HASHES_FILE = "hashes.json"
 """The hashes of the files of a saved model, and of published results."""
+CELLS_FILE = "cells.parquet"
+"""The file of published results that has the records of all cells."""
 
-_PARQUET_MAGIC = b"PAR1"
 _SchemaT = TypeVar("_SchemaT", bound=BaseModel)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """The layout of a run's output folder."""
+    """The layout of a run's output folder.
+
+    Attributes:
+        root: the folder.
+        weights: where large files of trained models lie once, however many models have them.
+        stages: where training keeps the stages that methods share.
+        lock: held by the run that writes here.
+        fingerprints: cache of file hashes.
+    """
 
     root: Path
 
+    def __post_init__(self) -> None:
+        self.weights = self.root / "artifacts" / "weights"
+        self.stages = self.root / "artifacts" / "stages"
+        self.lock = self.root / "artifacts" / "run.lock"
+        self.fingerprints = self.root / "artifacts" / "fingerprints.json"
+
     def cell(self, spec: BaseCellSpec) -> Path:
-        """Folder of a cell: record, predictions, log."""
+        """Return the folder of a cell: record, predictions, log."""
         return self.root / "cells" / spec.folder
 
     def model(self, key: str) -> Path:
-        """Folder of a cell's trained model, which only timing needs."""
+        """Return the folder of a cell's trained model, which only timing needs."""
         return self.root / "artifacts" / "models" / key
 
-    @property
-    def weights(self) -> Path:
-        """Where large files of trained models lie once, however many models have them."""
-        return self.root / "artifacts" / "weights"
-
-    @property
-    def stages(self) -> Path:
-        """Where training keeps the stage-1 models that methods share."""
-        return self.root / "artifacts" / "stages"
-
     def timing(self, task: str, backbone: str, seed: int) -> Path:
-        """Folder of the timing run of one (task, backbone, seed)."""
+        """Return the folder of the timings of one (task, backbone, seed)."""
         return self.root / "timings" / timing_folder(task, backbone, seed)
 
-    @property
-    def lock(self) -> Path:
-        """Held by the run that writes here."""
-        return self.root / "artifacts" / "run.lock"
-
     def turn(self, key: str) -> Path:
-        """Path that a process locks while it computes the cell or timing of this key."""
+        """Return the path that a process locks while it computes the cell or timing of this key."""
         return self.root / "artifacts" / "turns" / key
-
-    @property
-    def fingerprints(self) -> Path:
-        """Cache of file hashes."""
-        return self.root / "artifacts" / "fingerprints.json"
 
 
 def timing_folder(task: str, backbone: str, seed: int) -> Path:
@@ -93,7 +84,7 @@ def timing_folder(task: str, backbone: str, seed: int) -> Path:
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that cannot be used: which, what is wrong with it, and what goes with it.
+    """A file that cannot be used.
 
     Attributes:
         path: the file.
@@ -114,7 +105,7 @@ class Fault:
         return f"{self.path} is {self.kind} ({self.reason}){where}"
 
     def set_aside(self) -> "Fault":
-        """Move the file, with what belongs to it, out of the way; return the fault that says where."""
+        """Move the file, with what belongs to it, out of the way; return the fault with the new place."""
         return replace(self, moved_to=set_aside(self.whole, self.kind))
 
 
@@ -135,35 +126,40 @@ def only_run(folder: RunFolder) -> Iterator[None]:
         lock.release()
 
 
+# ---------------------------------------------------------------------------------------------- writing
+
+
 def write_record(path: Path, record: BaseModel, files: Iterable[Path] = ()) -> None:
     """Write a record as JSON, atomically, with its hash and those of files in its folder."""
     write_json(path, record.model_dump_json(indent=1), files)
 
 
-def write_predictions(path: Path, columns: "pd.DataFrame") -> None:
-    """Write the rows' predictions as parquet, atomically."""
+def write_rows(path: Path, columns: "pd.DataFrame") -> None:
+    """Write rows of a cell as Parquet, atomically."""
     with replacing(path) as temporary:
         columns.to_parquet(temporary, index=False, write_page_checksum=True)
 
 
-def read_predictions(cell: Path) -> "pd.DataFrame":
-    """Read the predictions of a cell's folder, one line a test row.
-
-    Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), ``layer_prediction_t`` for layer t = 1, 2, ...
-    (not in folders written before version 0.2), and for operating point i (the order of the record) ``prediction_i``
-    and ``exit_layer_i``; for point i of the hull that is no operating point ``hull_exit_layer_i``, whose answer is that
-    of this layer. Raises UserError if the file cannot be read.
-    """
-    return read_rows(cell / PREDICTIONS_FILE)
+def seal_model(folder: Path, key: str) -> None:
+    """Write the hashes of all files of a saved model into its folder."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    write_json(folder / HASHES_FILE, json.dumps({"key": key}), files)
 
 
-def read_validation(cell: Path) -> "pd.DataFrame | None":
-    """Read the answers of the validation rows: ``row``, ``label``, ``hull_prediction_i`` for point i of the hull.
+def model_fault(folder: Path) -> str | None:
+    """Describe what is wrong with the folder of a saved model, without loading it."""
+    return file_fault(folder / HASHES_FILE, sealed=True)
 
-    None in folders that are older than this file. Raises UserError if it cannot be read.
-    """
-    path = cell / VALIDATION_FILE
-    return read_rows(path) if path.exists() else None
+
+def keep_timing(folder: Path) -> Path:
+    """Rename the latest timing of a group, so that the next one does not replace it; return its new place."""
+    number = 1
+    while (target := folder / f"timing-{number}.json").exists():
+        number += 1
+    return (folder / TIMING_FILE).rename(target)
+
+
+# ---------------------------------------------------------------------------------------------- reading
 
 
 def read_rows(path: Path) -> "pd.DataFrame":
@@ -179,81 +175,36 @@ def read_rows(path: Path) -> "pd.DataFrame":
 
 
 def read_cell(folder: Path, wanted: KeyParts, schema: type[RecordT]) -> tuple[RecordT | None, Fault | None]:
-    """Return a cell's record if it is whole and was made of what is wanted; or what is wrong with the one there."""
-    record, reason = parse_record(folder / RECORD_FILE, schema)
-    if record is None and reason is None:
-        return None, None
-    reason = reason or file_fault(folder / RECORD_FILE) or _parquet_fault(folder / PREDICTIONS_FILE)
-    if (folder / VALIDATION_FILE).exists():
-        reason = reason or _parquet_fault(folder / VALIDATION_FILE)
-    if reason:
-        return None, Fault(folder / RECORD_FILE, "damaged", reason, whole=folder)
-    assert record is not None
-    reason = stale_reason(record, wanted)
-    if reason:
-        return None, Fault(folder / RECORD_FILE, "stale", reason, whole=folder)
+    """Return a cell's record if it is whole and has the wanted key; or what is wrong with the one there."""
+    path = folder / RECORD_FILE
+    record, damage = parse_record(path, schema)
+    if record is not None:
+        damage = file_fault(path)
+        if damage is None and not (folder / PREDICTIONS_FILE).exists():
+            damage = f"{PREDICTIONS_FILE} is missing"
+    if damage:
+        return None, Fault(path, "damaged", damage, whole=folder)
+    if record is not None and (reason := stale_reason(record, wanted)):
+        return None, Fault(path, "stale", reason, whole=folder)
     return record, None
 
 
-def stale_reason(record: BaseRecord, wanted: KeyParts) -> str | None:
-    """Describe which parts of a record's key differ from the wanted ones; None if none does."""
-    return None if record.key == wanted.key else "; ".join(differences(record.key_parts, wanted))
-
-
 def read_failure(folder: Path, key: str) -> FailureRecord | None:
-    """Return how a cell failed, if it did so with this key; a note of anything else says nothing about it."""
+    """Return how a cell failed, if it did so with this key."""
     failure, _ = parse_record(folder / FAILURE_FILE, FailureRecord)
     return failure if failure is not None and failure.key == key else None
 
 
-def read_timing(folder: Path, schema: type[TimingT]) -> tuple[TimingT | None, Fault | None]:
-    """Return the latest timing record if it is whole; or what is wrong with it."""
-    return _read_timing(folder / TIMING_FILE, schema)
-
-
 def read_timings(folder: Path, schema: type[TimingT]) -> tuple[list[TimingT], list[Fault]]:
-    """Return all timings of a group that are whole; and what is wrong with the others."""
-    read = [_read_timing(path, schema) for path in sorted(folder.glob(TIMING_FILES))]
-    return [record for record, _ in read if record], [fault for _, fault in read if fault]
-
-
-def _read_timing(path: Path, schema: type[TimingT]) -> tuple[TimingT | None, Fault | None]:
-    record, reason = parse_record(path, schema)
-    if reason:
-        return None, Fault(path, "damaged", reason, whole=path)
-    return record, None
-
-
-def keep_timing(folder: Path) -> Path:
-    """Rename the latest timing of a group, so that the next one does not replace it; return its new place."""
-    number = 1
-    while (target := folder / f"timing-{number}.json").exists():
-        number += 1
-    return (folder / TIMING_FILE).rename(target)
-
-
-def seal_model(folder: Path, key: str) -> None:
-    """Write the hashes of all files of a saved model into its folder."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    write_json(folder / HASHES_FILE, json.dumps({"key": key}), files)
-
-
-def model_fault(folder: Path, description: str) -> str | None:
-    """Describe what is wrong with the folder of a saved model, without loading it.
-
-    ``description`` is the file that says what the weights are. Models that are older than hashes are looked into.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if (folder / HASHES_FILE).exists():
-        return file_fault(folder / HASHES_FILE, sealed=True)
-    try:
-        for path in [folder / description, *sorted(folder.rglob("*.json"))]:
-            json.loads(path.read_text(encoding="utf-8"))
-        with safe_open(folder / "model.safetensors", framework="numpy"):
-            return None
-    except (OSError, ValueError, SafetensorError) as error:
-        return str(error)
+    """Return the timings of a group that are whole; and what is wrong with the others."""
+    timings, faults = [], []
+    for path in sorted(folder.glob(TIMING_FILES)):
+        record, reason = parse_record(path, schema)
+        if record:
+            timings.append(record)
+        else:
+            faults.append(Fault(path, "damaged", str(reason), whole=path))
+    return timings, faults
 
 
 def record_files(root: Path, name: str) -> list[Path]:
@@ -279,28 +230,8 @@ def parse_text(text: str, schema: type[_SchemaT]) -> tuple[_SchemaT | None, str 
         record = schema.model_validate_json(text)
         return (record, None) if fault is None else (None, fault)
     except ValidationError as error:
-        found = _schema_version(text)
-        expected = schema.model_fields["schema_version"].default
-        if found is not None and found != expected:
-            return None, f"schema version {found}, this version reads {expected}"
+        for wrong in error.errors():
+            if wrong["loc"] == ("schema_version",):
+                expected = schema.model_fields["schema_version"].default
+                return None, f"schema version {wrong['input']}, this version reads {expected}"
         return None, validation_sentence(error)
-
-
-def _schema_version(text: str) -> object:
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return None
-    return values.get("schema_version") if isinstance(values, dict) else None
-
-
-def _parquet_fault(path: Path) -> str | None:
-    """Describe what is wrong with a Parquet file, from its first and last bytes: a truncated file lacks them."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-            file.seek(-4, os.SEEK_END)
-            tail = file.read(4)
-    except OSError as error:
-        return f"{path.name}: {error.strerror}"
-    return None if head == tail == _PARQUET_MAGIC else f"{path.name} is cut off or not parquet"

@@ -13,6 +13,7 @@ from benchmarks.store.records import (
     BaseRecord,
     BaseSamples,
     BaseTimingRecord,
+    MixableKnob,
     Seconds,
 )
 
@@ -138,11 +139,17 @@ class GenerationRecord(BaseRecord):
     calibration: CalibrationRecord | None = None
 
     def timed_points(self, at_most: int) -> Sequence[DecodingPoint]:
-        """Return the operating points that are timed: the cheapest ones."""
         return sorted(self.operating_points, key=lambda point: point.average_layers)[:at_most]
 
+    def mixable_knobs(self) -> list[MixableKnob]:
+        if all(point.references is None for point in self.operating_points):
+            return []
+        return [
+            MixableKnob(point.knob, point.validation.average_layers, point.scores[self.metric].value)
+            for point in self.operating_points
+        ]
+
     def summary_lines(self) -> list[str]:
-        """Score and layers of every operating point."""
         points = [
             f"{self.metric} {100 * point.scores[self.metric].value:.1f} at {point.average_layers:.2f} of "
             f"{self.num_layers} layers, {100 * point.token_match.value:.0f}% of the tokens as in full"
@@ -191,7 +198,6 @@ class DecodingSamples(BaseSamples):
 
     @property
     def round_seconds(self) -> list[float]:
-        """Seconds of decoding a token, in each round."""
         tokens = sum(self.decoded_tokens)
         return [sum(seconds) / tokens for seconds in self.decode_seconds] if tokens else []
 

@@ -1,18 +1,22 @@
 """Keys of results: the parts a key is made of, and which of them differ.
 
 A key covers settings, rows, weights, and the versions that people raise: see docs/versions.md. The code itself, the
-commit and the libraries are recorded beside a result and never compared.
+commit and the libraries are recorded beside a result and never compared. The version of a method is read from its
+source: nothing is imported, so that planning a run loads no torch.
 """
 
+import ast
 import hashlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
 from benchmarks.specs.base import BaseCellSpec, TimingSpec, label_of
 from benchmarks.specs.schema import canonical_json
-from benchmarks.store.method_versions import method_version
-from benchmarks.store.records import KeyParts
+from benchmarks.store.records import BaseRecord, KeyParts
+from consistentee.errors import UserError, unknown_name
+from consistentee.methods.method import ENTRY_POINT_GROUP, TOKEN_ENTRY_POINT_GROUP, available_methods
 from consistentee.versions import ENGINE_VERSION, TIMING_VERSION, TRAINING_VERSION, Kind
 
 _PROJECT = Path(__file__).parents[2]
@@ -21,11 +25,11 @@ _ABSENT = "none"
 
 
 def key_parts(spec: BaseCellSpec, rows: str, backbone: dict[str, object]) -> KeyParts:
-    """Return all that a cell's results depend on.
+    """Collect everything that a cell's results depend on.
 
-    Settings that stand at their defaults are left out, so that a setting which is new makes no result stale; whoever
-    changes a default raises a version. Labels and names of backbones change no key, nor does where a task's file lies;
-    the name that a task gives itself is in the hash of its rows.
+    Settings at their defaults are left out, so that a new setting makes no result stale; whoever changes a default
+    raises a version. Labels, names of backbones and places of task files change no key; the hash of the rows covers
+    the name that a task gives itself.
 
     Args:
         spec: the cell.
@@ -60,6 +64,11 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+def stale_reason(record: BaseRecord, wanted: KeyParts) -> str | None:
+    """Describe which parts of a record's key differ from the wanted ones; None if none does."""
+    return None if record.key == wanted.key else "; ".join(differences(record.key_parts, wanted))
+
+
 def differences(recorded: KeyParts, wanted: KeyParts) -> list[str]:
     """Describe which parts of a key differ, one phrase each: ``recipe.epochs was 3, is 4``."""
     before, after = (dict(_flat(parts.model_dump(mode="json"))) for parts in (recorded, wanted))
@@ -89,3 +98,92 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str,
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+# ---------------------------------------------------------------------------------------------- versions of methods
+
+
+@cache
+def method_version(name: str) -> int | str:
+    """Return the version of a method: its class's own; or of a user's file, where nobody raises one, a hash of it.
+
+    Comments, docstrings and formatting of a file do not count; the version of an installed method that it derives from
+    does. Raises UserError for what cannot be read or found.
+    """
+    if ".py:" in name:
+        file, _, class_name = name.rpartition(":")
+        code, inherited = _hash_of_code(Path(file)), _version_in(Path(file), class_name)
+        return code if inherited is None else f"{code}-{inherited}"
+    methods = available_methods(ENTRY_POINT_GROUP) | available_methods(TOKEN_ENTRY_POINT_GROUP)
+    if name not in methods:
+        raise unknown_name("method", name, methods)
+    module, class_name = methods[name].module, methods[name].attr
+    found = _version_in(_source_of(module), class_name)
+    if found is None:
+        raise UserError(f"{name}: no class {class_name} that states a version is found in the source of {module}")
+    return found
+
+
+def _version_in(path: Path | None, class_name: str) -> int | None:
+    """Return the ``version`` that a class states, or the first of its bases that states one; None if none does.
+
+    The class is defined in the file, or imported there by its name.
+    """
+    if path is None:
+        return None
+    body = _parsed(path).body
+    classes = {node.name: node for node in body if isinstance(node, ast.ClassDef)}
+    if class_name not in classes:
+        return _version_of_import(path, body, class_name)
+    for node in classes[class_name].body:
+        if isinstance(node, ast.AnnAssign | ast.Assign) and isinstance(node.value, ast.Constant):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == "version" for target in targets):
+                return int(str(node.value.value))
+    bases = (ast.unparse(base).partition("[")[0] for base in classes[class_name].bases)
+    return next((found for base in bases if (found := _version_in(path, base)) is not None), None)
+
+
+def _version_of_import(path: Path, body: list[ast.stmt], name: str) -> int | None:
+    for node in body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    beside = path.parents[max(node.level, 1) - 1].joinpath(*node.module.split("."))
+                    return _version_in(_file_at(beside) if node.level else _source_of(node.module), alias.name)
+    return None
+
+
+@cache
+def _source_of(module: str) -> Path | None:
+    """Return the file of a module, found by its path in its package; None for what has none."""
+    package, *rest = module.split(".")
+    spec = importlib.util.find_spec(package)
+    if spec is not None and spec.submodule_search_locations:
+        return _file_at(Path(spec.submodule_search_locations[0], *rest))
+    return Path(spec.origin) if spec and spec.has_location and spec.origin and not rest else None
+
+
+def _file_at(place: Path) -> Path | None:
+    candidates = (place.with_suffix(".py"), place / "__init__.pyi", place / "__init__.py")  # a stub has the imports
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _parsed(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as Python: {error}") from error
+
+
+def _hash_of_code(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"no such method file: {path}")
+    tree = _parsed(path)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()

@@ -16,14 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.store.folders import (
-    CALIBRATION_FILE,
-    CELLS_FILE,
-    HASHES_FILE,
-    PREDICTIONS_FILE,
-    VALIDATION_FILE,
-)
-from benchmarks.store.sealing import file_fault
+from benchmarks.store.folders import CALIBRATION_FILE, CELLS_FILE, HASHES_FILE, PREDICTIONS_FILE, VALIDATION_FILE
+from benchmarks.store.hashes import file_fault
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +30,6 @@ ROWS_FILES = {
     CALIBRATION_FILE: "study.parquet",
 }
 """File of a cell -> file of the rows of all cells."""
-
 CELL_COLUMN = "cell"
 _SHOWN = 200
 
@@ -104,7 +97,7 @@ def _group(path: Path, changed: int, group: int) -> pa.Table:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn all that can be wrong with a file into one sentence."""
+    """Turn everything that can be wrong with a file into one sentence."""
     try:
         yield
     except FileNotFoundError as error:

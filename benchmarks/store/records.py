@@ -1,9 +1,10 @@
 """Record: one operating point, raw numbers first. The schema of everything the harness writes."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, Field
 
@@ -86,7 +87,15 @@ class HullPoint(Strict):
     flops: float = Field(description="of all test rows")
 
 
-class BaseRecord(Strict):
+class MixableKnob(NamedTuple):
+    """A knob that a mixture at equal cost may use, with its layers and its score on the rows that choose knobs."""
+
+    knob: float
+    layers: float
+    quality: float
+
+
+class BaseRecord(Strict, ABC):
     """The fields that records of all kinds share: what was run, on how many rows, when and where."""
 
     compared_at: ClassVar[Speedups] = SPEEDUPS
@@ -127,13 +136,17 @@ class BaseRecord(Strict):
     environment: dict[str, object]
     finished_at: str
 
+    @abstractmethod
     def timed_points(self, at_most: int) -> Sequence[BaseOperatingPoint]:
         """Return the operating points that may be timed: the cheapest ones that can run live."""
-        raise NotImplementedError
 
+    @abstractmethod
+    def mixable_knobs(self) -> list[MixableKnob]:
+        """List the knobs that mixtures at equal cost may use; empty in records that predate mixtures."""
+
+    @abstractmethod
     def summary_lines(self) -> list[str]:
         """Summarise the result in a line or two, while a run goes on."""
-        raise NotImplementedError
 
 
 class CellRecord(BaseRecord):
@@ -153,22 +166,21 @@ class CellRecord(BaseRecord):
     )
 
     def timed_points(self, at_most: int) -> list[OperatingPoint]:
-        """Return the operating points that may be timed: the cheapest ones that can run live."""
         live = [point for point in self.operating_points if point.live_rows]
         return sorted(live, key=lambda point: point.test.average_layers)[:at_most]
 
+    def mixable_knobs(self) -> list[MixableKnob]:
+        hull = [self.curve_validation[point.place] for point in self.hull]
+        return [MixableKnob(point.knob, point.average_layers, point.scores[self.metric]) for point in hull]
+
     def summary_lines(self) -> list[str]:
-        """Score at the latest exits; rows whose live run differs from the replay, where there are any."""
         deepest = max(self.curve_test, key=lambda point: point.average_layers)
         score = f"{self.metric} {100 * deepest.scores[self.metric]:.1f}"
-        wrong = [point for point in self.operating_points if point.live_disagreements]
-        return [
-            f"{score} at {deepest.average_layers:.2f} of {self.num_layers} layers",
-            *(
-                f"{point.live_disagreements} of {point.live_rows} rows differ live at knob {point.knob:g}"
-                for point in wrong
-            ),
-        ]
+        lines = [f"{score} at {deepest.average_layers:.2f} of {self.num_layers} layers"]
+        for point in self.operating_points:
+            if point.live_disagreements:
+                lines.append(f"{point.live_disagreements} of {point.live_rows} rows differ live at knob {point.knob:g}")
+        return lines
 
 
 class FailureRecord(Strict):
@@ -185,7 +197,7 @@ class FailureRecord(Strict):
     failed_at: str
 
 
-class BaseSamples(Strict):
+class BaseSamples(Strict, ABC):
     """Raw wall-clock samples of one contender at one batch size: the same rows in every round."""
 
     batch_size: int
@@ -196,14 +208,14 @@ class BaseSamples(Strict):
         return False
 
     @property
+    @abstractmethod
     def round_seconds(self) -> list[float]:
         """The seconds that contenders are compared by, in each round."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def total_seconds(self) -> float:
         """Seconds of all rounds."""
-        raise NotImplementedError
 
 
 Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 9))]
@@ -219,7 +231,6 @@ class TimingSamples(BaseSamples):
 
     @property
     def round_seconds(self) -> list[float]:
-        """Seconds of all rows, in each round."""
         return self.seconds_per_round
 
     @property

@@ -1,11 +1,10 @@
 """Read a results folder. Folders of runs and published folders are read alike: they list the same files."""
 
 import json
-from collections.abc import Hashable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol
+from typing import TYPE_CHECKING, Generic
 
 from benchmarks.store.folders import (
     CALIBRATION_FILE,
@@ -17,112 +16,70 @@ from benchmarks.store.folders import (
     VALIDATION_FILE,
     Fault,
     parse_text,
-    read_predictions,
     read_rows,
-    read_validation,
     record_files,
 )
+from benchmarks.store.hashes import unsealed
 from benchmarks.store.records import FailureRecord, RecordT, TimingT
-from benchmarks.store.sealing import unsealed
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class RowSource(Hashable, Protocol):
-    """The rows of a cell. Nothing is read before it is asked for, and what cannot be read raises UserError."""
-
-    @property
-    def folder(self) -> str:
-        """The cell's folder in a run, below ``cells``."""
-
-    @property
-    def place(self) -> Path:
-        """Where the cell lies, for messages."""
-
-    def predictions(self) -> "pd.DataFrame":
-        """Read the table of :func:`benchmarks.store.folders.read_predictions`."""
-
-    def validation(self) -> "pd.DataFrame | None":
-        """Read the table of :func:`benchmarks.store.folders.read_validation`."""
-
-    def study(self) -> "pd.DataFrame | None":
-        """Read the losses of a study of calibration, one line a prompt and threshold; None where there was none."""
-
-
 @dataclass(frozen=True)
-class CellFolder:
-    """The rows in the folder that a run gave to a cell.
+class StoredCell(Generic[RecordT]):
+    """A cell of a results folder. Its rows are read when they are asked for.
 
     Attributes:
-        place: where it lies.
-        folder: the same, below the run's ``cells``.
-    """
-
-    place: Path
-    folder: str = ""
-
-    def predictions(self) -> "pd.DataFrame":
-        """Read the answers of the test rows."""
-        return read_predictions(self.place)
-
-    def validation(self) -> "pd.DataFrame | None":
-        """Read the answers of the validation rows."""
-        return read_validation(self.place)
-
-    def study(self) -> "pd.DataFrame | None":
-        """Read the losses of its study."""
-        path = self.place / CALIBRATION_FILE
-        return read_rows(path) if path.exists() else None
-
-
-@dataclass(frozen=True)
-class PublishedCell:
-    """The rows of a cell in published results.
-
-    Attributes:
+        record: its record.
         root: the results folder.
-        number: of the cell in ``cells.parquet``.
-        folder: of the cell in its run, below ``cells``.
+        folder: of the cell in a run, below ``cells``.
+        number: of the cell in published results; None in the folder of a run.
     """
 
+    record: RecordT
     root: Path
-    number: int
     folder: str
+    number: int | None = None
 
     @property
     def place(self) -> Path:
-        """The file of the record, and the cell in it."""
-        return self.root / CELLS_FILE / self.folder
+        """Where the cell lies: in a run its folder; in published results the file, and its folder in the run."""
+        return self.root / ("cells" if self.number is None else CELLS_FILE) / self.folder
 
     def predictions(self) -> "pd.DataFrame":
-        """Read the answers of the test rows."""
-        found = self._read(PREDICTIONS_FILE)
+        """Read the predictions, one line a test row.
+
+        Columns: ``row``, ``label``, ``full_prediction`` (at the last layer), ``layer_prediction_t`` for layer t = 1,
+        2, ... (not in folders written before version 0.2), and for operating point i (the order of the record)
+        ``prediction_i`` and ``exit_layer_i``; for point i of the hull that is no operating point
+        ``hull_exit_layer_i``, whose answer is that of this layer. Raises UserError if there are none.
+        """
+        found = self.rows_of(PREDICTIONS_FILE)
         if found is None:
-            raise UserError(f"{self.place} has no rows; publish the run again")
+            raise UserError(f"{self.place} has no rows; run the suite again, and publish it if it was published")
         return found
 
     def validation(self) -> "pd.DataFrame | None":
-        """Read the answers of the validation rows."""
-        return self._read(VALIDATION_FILE)
+        """Read the answers of the validation rows: ``row``, ``label``, ``hull_prediction_i`` for point i of the hull.
+
+        None in folders that are older than this file.
+        """
+        return self.rows_of(VALIDATION_FILE)
 
     def study(self) -> "pd.DataFrame | None":
-        """Read the losses of its study."""
-        return self._read(CALIBRATION_FILE)
+        """Read the losses of a study of calibration, one line a prompt and threshold; None where there was none."""
+        return self.rows_of(CALIBRATION_FILE)
 
-    def _read(self, name: str) -> "pd.DataFrame | None":
-        from benchmarks.store.published import read_own_rows
+    def rows_of(self, name: str) -> "pd.DataFrame | None":
+        """Read one of the cell's own files of rows; None if it has none. Raises UserError if it cannot be read."""
+        if self.number is not None:
+            from benchmarks.store.published import read_own_rows
 
-        return read_own_rows(self.root, self.number, name)
-
-
-@dataclass(frozen=True)
-class BaseStoredCell(Generic[RecordT]):
-    """A cell's record, and where its rows are."""
-
-    record: RecordT
-    rows: RowSource
+            return read_own_rows(self.root, self.number, name)
+        path = self.place / name
+        return read_rows(path) if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -130,13 +87,13 @@ class StoredResults(Generic[RecordT, TimingT]):
     """All that a results folder holds.
 
     Attributes:
-        cells: of every cell its record, and where its rows are.
+        cells: every cell.
         timings: of every group that was timed.
         timing_files: of each timing, its file in a run, below ``timings``.
         faults: the files that cannot be read.
     """
 
-    cells: list[BaseStoredCell[RecordT]]
+    cells: list[StoredCell[RecordT]]
     timings: list[TimingT]
     timing_files: list[str]
     faults: list[Fault]
@@ -152,28 +109,28 @@ def open_results(
 ) -> StoredResults[RecordT, TimingT]:
     """Read the records of a results folder; rows are read when they are asked for.
 
-    Of a group, the timing that was taken last comes first: earlier ones may be of another protocol. Nothing is moved:
-    reading results never changes them. Raises UserError if the folder holds no record at all or is none, and if it was
-    published and is damaged.
+    The latest timing of a group comes first: earlier ones may be of another protocol. Nothing is moved: reading results
+    never changes them. Raises UserError if the folder holds no record at all or is none, and if it was published and is
+    damaged.
     """
     if root.is_file():
         raise UserError(f"{root} is a file; give a folder of results")
     published = is_published(root)
-    cells: list[BaseStoredCell[RecordT]] = []
+    cells: list[StoredCell[RecordT]] = []
     timings: dict[str, TimingT] = {}
     faults: list[Fault] = []
     for number, (file, text) in enumerate(_texts(root, "cells", RECORD_FILE).items()):
         record, reason = parse_text(text, record_schema)
-        folder, path = Path(file).parent.as_posix(), root / "cells" / file
         if record is None:
+            path = root / "cells" / file
             faults.append(Fault(path, "damaged", str(reason), whole=path))
         else:
-            rows = PublishedCell(root, number, folder) if published else CellFolder(path.parent, folder)
-            cells.append(BaseStoredCell(record, rows))
+            cells.append(StoredCell(record, root, Path(file).parent.as_posix(), number if published else None))
     for file, text in _texts(root, "timings", TIMING_FILES).items():
         timing, reason = parse_text(text, timing_schema)
         if timing is None:
-            faults.append(Fault(root / "timings" / file, "damaged", str(reason), whole=root / "timings" / file))
+            path = root / "timings" / file
+            faults.append(Fault(path, "damaged", str(reason), whole=path))
         else:
             timings[file] = timing
     if published and faults:
@@ -199,7 +156,7 @@ def _texts(root: Path, below: str, pattern: str) -> dict[str, str]:
 
 
 def failed_cells(root: Path) -> dict[str, str]:
-    """Return the cells that failed, or are not defined for their task, and why, by their folders below ``cells``.
+    """Return why cells have no record, by their folders below ``cells``: they failed, or are not defined for the task.
 
     Raises UserError if the folder was published and cannot be read.
     """

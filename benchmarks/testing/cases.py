@@ -20,17 +20,15 @@ from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.instances import Split, Text
 from consistentee.engine.classify import Predictions, classify, classify_encoded
 from consistentee.engine.generate import Generations, generate_encoded
-from consistentee.engine.step.owed_tokens import KVPolicy
-from consistentee.methods.method import AnyMethod, Method
-from consistentee.methods.token_method import TokenMethod
-from consistentee.methods.vocabulary_method import VocabularyMethod
+from consistentee.engine.owed_tokens import KVPolicy
+from consistentee.methods.method import AnyMethod, Method, TokenMethod
+from consistentee.methods.token_methods import VocabularyMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.cascade import companion_layers
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.instance_trace import Trace, record_trace
-from consistentee.traces.named_tokens import named_tokens
-from consistentee.traces.token_trace import TokenTrace, record_tokens
+from consistentee.traces.token_trace import TokenTrace, named_tokens, record_tokens
 from consistentee.traces.walk import replay, sweep
 from consistentee.training.recipe import Recipe, TokenRecipe
 
@@ -217,12 +215,10 @@ class InstanceCase(Case[MultiExitModel, Trace]):
         return torch.cat([trace.logits_at(exits), trace.layers_run(exits).unsqueeze(1)], dim=1)
 
     def neighbourhoods(self, knob: float) -> Iterator[tuple[str, Sequence[Row], Sequence[Row]]]:
-        alone, order = _rows_of(self.alone(knob)), _shuffled(ROWS)
+        alone = _rows_of(self.alone(knob))
         yield "beside other rows", alone, self.decided(knob)
-        moved = self.live(knob, [self.texts[place] for place in order], batch_size=7, sort_by_length=False)
-        yield "in another order of the rows", [alone[place] for place in order], _rows_of(moved)
-        padded = self.live(knob, [self.texts[3], "w1 " * 60], batch_size=2)
-        yield "beside a longer row", alone[3:4], _rows_of(padded)[:1]
+        moved = self.live(knob, [*reversed(self.texts), "w1 " * 60], batch_size=7, sort_by_length=False)
+        yield "in another order, beside a longer row", alone[::-1], _rows_of(moved)[:-1]
 
     def at_full_depth(self) -> Iterator[tuple[str, Sequence[Tensor], Sequence[Tensor]]]:
         encodings = self.model.tokenize(self.texts)
@@ -266,10 +262,6 @@ def train_case(method: Method, family: str, models: TinyModels, rows: int = ROWS
 
 def _rows_of(live: Predictions) -> list[Row]:
     return [Row([layer], logits) for layer, logits in zip(live.exit_layers.tolist(), live.logits, strict=True)]
-
-
-def _shuffled(count: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist()
 
 
 def _cut(value: Any, row: int, rows: int) -> Any:
@@ -339,16 +331,12 @@ class TokenCase(Case[MultiExitDecoder, TokenTrace]):
         return named_tokens(trace, candidates).gather(1, places.unsqueeze(1)).squeeze(1)
 
     def neighbourhoods(self, knob: float) -> Iterator[tuple[str, Sequence[Row], Sequence[Row]]]:
-        order, policies = _shuffled(PROMPTS), dict.fromkeys((self.method.kv, "exact"))
-        for kv in policies:
-            alone = texts_of(self.live(knob, kv, 1))
-            yield "beside other prompts", alone, texts_of(self.live(knob, kv))
-            moved = self.continued([self.prompts[i] for i in order], knob, kv=kv, batch_size=PROMPTS - 1)
-            yield "in another order of the prompts", [alone[i] for i in order], texts_of(moved)
-            padded = self.continued([self.prompts[0], [5] * 40], knob, kv=kv, batch_size=2)
-            yield "beside a longer prompt", alone[:1], texts_of(padded)[:1]
-            regrouped = self.continued(self.prompts, knob, kv=kv, batch_size=2, in_flight=PROMPTS - 3)
-            yield "where rows are regrouped", alone, texts_of(regrouped)
+        backwards = [[5] * 40, *reversed(self.prompts)]
+        for kv in dict.fromkeys((self.method.kv, "exact")):
+            alone = texts_of(self.continued(self.prompts[:FEW], knob, kv=kv, batch_size=1))
+            yield "beside other prompts", alone, texts_of(self.live(knob, kv))[:FEW]
+            regrouped = texts_of(self.continued(backwards, knob, kv=kv, batch_size=2, in_flight=PROMPTS - 3))
+            yield "in another order, beside a longer prompt, regrouped", alone, regrouped[: -FEW - 1 : -1]
 
     def at_full_depth(self) -> Iterator[tuple[str, Sequence[Tensor], Sequence[Tensor]]]:
         for size in (1, PROMPTS):

@@ -1,39 +1,47 @@
 """check-backbone: what must hold of an encoder before methods are compared on it, checked on its real weights.
 
-A check returns what it found in a few words, or raises BrokenContractError. No method is involved.
+A check returns what it found in a few words, or raises BrokenContractError. They run in their order up to the first
+that fails, because most depend on those before. Checks of methods run too, with a rule that exits by a hash of the row.
 """
 
 import random
-import statistics
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
 from rich.progress import track
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from benchmarks.measure.flops import FlopModel
+from benchmarks.testing.cases import InstanceCase
+from benchmarks.testing.checks import (
+    a_rows_result_is_its_own,
+    layers_counted_are_layers_run,
+    never_exit_is_the_stock_model,
+    replay_is_reality,
+    saved_and_loaded_it_is_the_same,
+)
 from benchmarks.testing.encoders import random_texts, with_random_classifiers
 from benchmarks.testing.faults import BrokenContractError, any_error_is
-from benchmarks.testing.reference import counted_work, reference_logits
+from benchmarks.testing.reference import reference_logits
 from benchmarks.testing.report import Finding, Report
 from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve
 from consistentee.backbones.encoders import STEPPERS
 from consistentee.backbones.token_exits import TokenExitStepper
 from consistentee.data.encoding import Batch, Encoding
-from consistentee.data.instances import Text
-from consistentee.engine.classify import classify_encoded, stock_encoded
+from consistentee.data.instances import Split, TaskData, Text
+from consistentee.engine.classify import classify_encoded
 from consistentee.errors import UserError
+from consistentee.methods.method import Knob, Method
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, State
 from consistentee.rules.view import LayerView
+from consistentee.traces.instance_trace import record_trace
+from consistentee.training.recipe import Recipe
 
 ROWS = 33
 """One more than a batch of 32, so that the last batch has one row."""
@@ -41,6 +49,9 @@ _SAME_BATCH = 1e-5
 """Relative difference allowed between two ways to compute the same batch."""
 _OTHER_BATCH = 1e-4
 """Relative difference allowed between batches, which sum in another order."""
+_LOOK_AT_THE_STEPPER = (
+    "Look at step(), compact() and layer_module() of its family in consistentee/backbones/encoders.py"
+)
 _FEWEST_WORDS = 20
 _LONGEST_RUN = 2048
 _COUNTED_TOKENS = 32
@@ -77,6 +88,13 @@ class Encoder:
         return with_random_classifiers(model, spread=model.width**-0.5)
 
     @cached_property
+    def case(self) -> InstanceCase:
+        """A case for the checks of methods: that model, and a rule that exits by a hash of the row."""
+        texts = self.texts(ROWS)
+        trace = record_trace(self.model, Split("unseen", texts, [0] * ROWS))
+        return InstanceCase(_HashMethod(), self.config.model_type, None, self.model, trace, texts)
+
+    @cached_property
     def words(self) -> list[str]:
         """Up to 400 words that the tokenizer knows whole: letters and digits only."""
         tokens = sorted(set(self.tokenizer.get_vocab()) - set(self.tokenizer.all_special_tokens))
@@ -99,6 +117,21 @@ class ExitByHash(ExitRule):
     def should_exit(self, view: LayerView, state: State) -> Tensor:
         """Exit at layer 1 + key % L."""
         return view.row_keys % view.num_layers < view.layer
+
+
+@dataclass(frozen=True)
+class _HashMethod(Method):
+    """No training; exits by hash at the first value of the knob, full depth at the second."""
+
+    name: ClassVar[str] = "exits by hash"
+    paper: ClassVar[str] = "none"
+    knob: ClassVar[Knob] = Knob("full depth", (0.0, 1.0))
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        return NeverExit() if knob else ExitByHash()
 
 
 def _check_close(pair: tuple[Tensor, Tensor], within: float, fault: str, example: str, advice: str = "") -> float:
@@ -168,22 +201,6 @@ def the_pooling_is_known(encoder: Encoder) -> str:
 
 
 @torch.no_grad()
-def a_row_is_its_own(encoder: Encoder) -> str:
-    """The stock model gives a row the same hidden states alone as in a padded batch."""
-    model, worst = encoder.model, 0.0
-    encodings = encoder.encodings(count=8)
-    together = _stock_states(model, model.collate(encodings))
-    for row, encoding in enumerate(encodings):
-        for layer, alone in enumerate(_stock_states(model, model.collate([encoding])), start=1):
-            fault = "in the stock model, a row's hidden states depend on the rows beside it"
-            example = f"those of row {row + 1} differ by {{}} at layer {layer} from those it has alone"
-            advice = "A layer must not mix rows, nor read padding; no exit layer means anything otherwise"
-            ours = together[layer - 1][row, : len(encoding)]
-            worst = max(worst, _check_close((ours, alone[0]), _OTHER_BATCH, fault, example, advice))
-    return f"alone and in a batch, hidden states differ by at most {worst:.1g}"
-
-
-@torch.no_grad()
 def stepped_is_stock(encoder: Encoder) -> str:
     """Layer by layer, stepping gives the hidden states of the stock forward: single texts and pairs, padded or not."""
     worst = 0.0
@@ -200,8 +217,9 @@ def _compare_layers(model: MultiExitModel, batch: Batch) -> float:
         fault = "run layer by layer, the model is not the stock model"
         where = f"the hidden states of layer {layer} of {model.num_layers} differ by {{}}"
         example = f"{where} in a batch of {len(batch.lengths)}"
-        advice = "Its family's stepper (consistentee/backbones/encoders.py) lacks something that its configuration asks"
-        worst = max(worst, _check_close((ours * real, theirs * real), _SAME_BATCH, fault, example, advice))
+        worst = max(
+            worst, _check_close((ours * real, theirs * real), _SAME_BATCH, fault, example, _LOOK_AT_THE_STEPPER)
+        )
     return worst
 
 
@@ -214,47 +232,6 @@ def _stepped(model: MultiExitModel, batch: Batch) -> Iterator[Tensor]:
 
 def _stock_states(model: MultiExitModel, batch: Batch) -> tuple[Tensor, ...]:
     return model.backbone(**batch.model_inputs, output_hidden_states=True).hidden_states[1:]
-
-
-def never_exit_is_stock(encoder: Encoder) -> str:
-    """With a rule that never exits, batched inference gives the logits of the stock model."""
-    model, encodings = encoder.model, encoder.encodings()
-    for size in (1, 7, 32):
-        ours = classify_encoded(model, encodings, NeverExit(), batch_size=size).logits
-        theirs = stock_encoded(model, encodings, batch_size=size)
-        fault, example = "the model that never exits is not the stock model", f"logits differ by {{}} at batch {size}"
-        _check_close((ours, theirs), _SAME_BATCH, fault, example)
-    return "at batch 1, 7, 32"
-
-
-def rows_that_leave_disturb_none(encoder: Encoder) -> str:
-    """Rows leave at all layers, and those that stay get the logits that they have alone."""
-    model, encodings, rule = encoder.model, encoder.encodings(), ExitByHash()
-    alone = classify_encoded(model, encodings, rule, batch_size=1)
-    for size in (7, 32):
-        for by_length in (False, True):
-            live = classify_encoded(model, encodings, rule, batch_size=size, sort_by_length=by_length)
-            fault = "rows that leave a batch disturb those that stay"
-            example = f"logits differ by {{}} at batch {size} from those of rows alone"
-            advice = "compact() of the family's stepper must keep mask and positions of the rows that stay"
-            # Other exit layers are other logits, too.
-            _check_close((live.logits, alone.logits), _OTHER_BATCH, fault, example, advice)
-    return f"exits at {len(set(alone.exit_layers.tolist()))} of {model.num_layers} layers"
-
-
-def layers_counted_are_layers_run(encoder: Encoder) -> str:
-    """Hooks on the stock layers count as many calls, row by row, as predictions report."""
-    model, encodings = encoder.model, encoder.encodings()
-    for size in (1, 32):
-        with counted_work(model) as counts:
-            live = classify_encoded(model, encodings, ExitByHash(), batch_size=size)
-        if sum(counts) != int(live.exit_layers.sum()):
-            raise BrokenContractError(
-                "layers run that nobody counts",
-                f"{int(live.exit_layers.sum())} are reported and {sum(counts)} ran at batch {size}",
-                "layer_module() of the family's stepper must return what is called once a layer",
-            )
-    return f"{sum(counts)} layers for {len(encodings)} rows"
 
 
 @torch.no_grad()
@@ -272,44 +249,6 @@ def long_texts_are_cut(encoder: Encoder) -> str:
         _compare_layers(model, model.collate([row]))
     usual = encoder.tokenizer.model_max_length
     return f"{limit} tokens" + (f"; its tokenizer is set to {usual}" if usual < limit else "")
-
-
-def operations_can_be_counted(encoder: Encoder) -> str:
-    """The operations of a layer are a polynomial of the number of tokens, so that FLOPs can be counted row by row."""
-    with any_error_is("the operations of a layer cannot be counted"):
-        flops = FlopModel(encoder.model)
-    costs = [int(layer(_COUNTED_TOKENS)) for layer in flops.layers]
-    return f"{statistics.mean(costs) / 1e6:.1f} MFLOPs a layer for {_COUNTED_TOKENS} tokens"
-
-
-def gradients_reach_every_layer(encoder: Encoder) -> str:
-    """Trained on all exits together, every layer gets a finite gradient."""
-    model = encoder.model
-    logits = model(model.collate(encoder.encodings(count=4))).logits
-    targets = torch.zeros(logits.shape[:2], dtype=torch.long, device=logits.device)
-    functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
-    for layer in range(1, model.num_layers + 1):
-        gradients = [p.grad for p in model.stepper.layer_module(layer).parameters() if p.grad is not None]
-        if not any(bool(g.any()) for g in gradients) or not all(bool(g.isfinite().all()) for g in gradients):
-            example = "its gradients are not finite" if gradients else "no gradient reaches it"
-            raise BrokenContractError(f"layer {layer} cannot be trained", example)
-    model.zero_grad(set_to_none=True)
-    return ""
-
-
-def saved_and_loaded_is_the_same(encoder: Encoder) -> str:
-    """Saved and loaded, the model gives the same exits and logits, and has the same fingerprint."""
-    model, encodings = encoder.model, encoder.encodings()
-    with tempfile.TemporaryDirectory() as folder, any_error_is("a saved model cannot be loaded"):
-        path = Path(folder) / "model"
-        model.save_pretrained(path)
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        loaded = MultiExitModel.from_pretrained(path)
-    before, after = (classify_encoded(each, encodings, ExitByHash(), batch_size=7) for each in (model, loaded))
-    same = torch.equal(before.logits, after.logits) and torch.equal(before.exit_layers, after.exit_layers)
-    if not (same and loaded.fingerprint() == model.fingerprint()):
-        raise BrokenContractError("saved and loaded, the model is another", "its answers or its fingerprint differ")
-    return f"{size / 2**20:.0f} MiB"
 
 
 def tokens_may_exit(encoder: Encoder) -> str:
@@ -331,32 +270,32 @@ def tokens_may_exit(encoder: Encoder) -> str:
     return "supported"
 
 
-@dataclass(frozen=True)
-class BackboneCheck:
-    """One check: its title; whether all that follows depends on it; titles of others that it depends on."""
+def _of_methods(check: Callable[[Any], None]) -> Callable[[Encoder], str]:
+    """Return a check of methods as one of an encoder."""
 
-    title: str
-    run: Callable[[Any], str]
-    essential: bool = False
-    needs: tuple[str, ...] = ()
+    def run(encoder: Encoder) -> str:
+        try:
+            check(encoder.case)
+        except BrokenContractError as error:
+            raise BrokenContractError(error.fault, error.example, _LOOK_AT_THE_STEPPER) from error
+        return ""
+
+    return run
 
 
-_STOCK, _ROWS = "stepped, full depth = the stock model", "in the stock model, a row is its own"
-ENCODER_CHECKS = (
-    BackboneCheck("the weights are complete", the_weights_are_complete, essential=True),
-    BackboneCheck("the tokenizer fits", the_tokenizer_fits, essential=True),
-    BackboneCheck("pooling", the_pooling_is_known),
-    BackboneCheck(_ROWS, a_row_is_its_own),
-    BackboneCheck(_STOCK, stepped_is_stock),
-    BackboneCheck("never exit = the stock model", never_exit_is_stock, needs=(_STOCK,)),
-    BackboneCheck("rows that leave disturb none", rows_that_leave_disturb_none, needs=(_STOCK, _ROWS)),
-    BackboneCheck("layers counted = layers run", layers_counted_are_layers_run),
-    BackboneCheck("long texts are cut", long_texts_are_cut, needs=(_STOCK,)),
-    BackboneCheck("operations can be counted", operations_can_be_counted),
-    BackboneCheck("gradients reach every layer", gradients_reach_every_layer),
-    BackboneCheck("saved and loaded, the same", saved_and_loaded_is_the_same),
-    BackboneCheck("tokens may exit by themselves", tokens_may_exit, needs=(_STOCK, _ROWS)),
-)
+CHECKS: dict[str, Callable[[Encoder], str]] = {
+    "the weights are complete": the_weights_are_complete,
+    "the tokenizer fits": the_tokenizer_fits,
+    "pooling": the_pooling_is_known,
+    "stepped, full depth = the stock model": stepped_is_stock,
+    "never exit = the stock model": _of_methods(never_exit_is_the_stock_model),
+    "replay = reality": _of_methods(replay_is_reality),
+    "a row's result is its own": _of_methods(a_rows_result_is_its_own),
+    "layers counted = layers run": _of_methods(layers_counted_are_layers_run),
+    "saved and loaded, the same": _of_methods(saved_and_loaded_it_is_the_same),
+    "long texts are cut": long_texts_are_cut,
+    "tokens may exit by themselves": tokens_may_exit,
+}
 
 
 def check_backbone(name: str, *, progress: bool = False) -> Report:
@@ -374,7 +313,7 @@ def check_backbone(name: str, *, progress: bool = False) -> Report:
     with supported.recorded():
         config = _encoder_config(found.path)
         supported.found = f"{config.model_type}, {config.num_hidden_layers} layers of width {config.hidden_size}"
-        findings += run_checks(ENCODER_CHECKS, Encoder(name, found, config), progress=progress)
+        findings += run_checks(CHECKS, Encoder(name, found, config), progress=progress)
     holds, broken = "methods can be compared on it", "methods cannot be compared on it"
     return Report(name, found.path, findings, holds, broken)
 
@@ -388,20 +327,12 @@ def _encoder_config(folder: str) -> Any:
     return config
 
 
-def run_checks(checks: Sequence[BackboneCheck], subject: Any, *, progress: bool = False) -> list[Finding]:
-    """Run checks in their order, except those that depend on one that failed."""
-    findings: list[Finding] = []
-    failed: list[str] = []
-    stopped_by = ""
-    for check in track(checks, description="checking", disable=not progress, transient=True):
-        finding = Finding(check.title)
-        findings.append(finding)
-        if missing := stopped_by or next((title for title in check.needs if title in failed), ""):
-            finding.found = f"it needs: {missing}"
-            continue
+def run_checks(checks: Mapping[str, Callable[[Any], str]], subject: Any, *, progress: bool = False) -> list[Finding]:
+    """Run checks in their order, up to the first that fails."""
+    findings = [Finding(title) for title in checks]
+    for finding in track(findings, description="checking", disable=not progress, transient=True):
         with finding.recorded():
-            finding.found = check.run(subject)
+            finding.found = checks[finding.title](subject)
         if finding.faults:
-            failed.append(check.title)
-            stopped_by = check.title if check.essential else ""
+            break
     return findings

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from consistentee.backbones.encoders import Context, EncoderStepper
-from consistentee.data.encoding import Batch, Encoding
+from consistentee.data.encoding import Batch
 from consistentee.errors import UserError
 
 COMPANION = "companion"
@@ -30,7 +30,7 @@ class CascadeContext:
     """Inputs of the layers besides the hidden states; they change when the full backbone takes over.
 
     Attributes:
-        tokens: the rows that are still active, for the full backbone to start from.
+        tokens: the active rows, for the full backbone to start from.
         running: the backbone whose layers run now.
         layers: the context of its layers.
     """
@@ -41,38 +41,34 @@ class CascadeContext:
 
     @property
     def padding_mask(self) -> Tensor:
-        """Which tokens of the active rows are real: bool [rows, tokens]."""
+        """The real tokens of the active rows: bool [rows, tokens]."""
         return self.layers.padding_mask
 
 
-class CascadeStepper:
-    """Runs a companion and then a full backbone, one layer at a time.
+class CascadeStepper(EncoderStepper):
+    """Run a companion and then a full backbone, one layer at a time.
 
     Raises UserError where the two backbones cannot read the same rows or fill the same classifiers.
     """
 
     def __init__(self, companion: EncoderStepper, full: EncoderStepper) -> None:
+        super().__init__(full.backbone)
         self.companion = companion
         self.full = full
-        self.backbone = full.backbone
+        self.uses_token_types = full.uses_token_types
         if companion.num_layers >= full.num_layers:
             raise UserError(
                 f"a companion must have fewer layers than its model: {companion.num_layers} of {full.num_layers}"
             )
         if companion.width != full.width:
-            widths = f"{companion.width}, not {full.width}"
-            raise UserError(f"a companion must be as wide as its model: its width is {widths}")
+            raise UserError(
+                f"a companion must be as wide as its model: its width is {companion.width}, not {full.width}"
+            )
         if companion.uses_token_types != full.uses_token_types:
             raise UserError("a companion must tell the texts of a pair apart the way its model does")
 
     @property
-    def uses_token_types(self) -> bool:
-        """Whether the embeddings tell the two texts of a pair apart."""
-        return self.full.uses_token_types
-
-    @property
     def position_limit(self) -> int:
-        """Number of tokens that both backbones can read."""
         return min(self.companion.position_limit, self.full.position_limit)
 
     @property
@@ -82,35 +78,24 @@ class CascadeStepper:
 
     @property
     def stock_layers(self) -> int:
-        """Number of layers of the full backbone, L."""
         return self.full.num_layers
 
     @property
-    def width(self) -> int:
-        """Width of the hidden states of both."""
-        return self.full.width
-
-    @property
     def backbones(self) -> dict[str, Any]:
-        """The companion, and the full backbone."""
         return {COMPANION: self.companion.backbone, **self.full.backbones}
 
     @property
     def own_modules(self) -> dict[str, nn.Module]:
-        """The companion."""
         return {COMPANION: self.companion.backbone}
 
-    def live_tokens(self, encodings: Sequence[Encoding]) -> None:
-        """Return None: no token exits by itself."""
-        return
-
     def layer_module(self, layer: int) -> nn.Module:
-        """Return the stock module that is layer ``layer`` (1-based) of the cascade."""
         depth = self.companion.num_layers
         return self.companion.layer_module(layer) if layer <= depth else self.full.layer_module(layer - depth)
 
+    def embed(self, batch: Batch) -> Tensor:
+        return self.companion.embed(batch)
+
     def begin(self, batch: Batch) -> tuple[Tensor, CascadeContext]:
-        """Embed a batch for the companion: the input of its layer 1 [rows, tokens, width], and the context."""
         hidden, layers = self.companion.begin(batch)
         return hidden, CascadeContext(batch, self.companion, layers)
 

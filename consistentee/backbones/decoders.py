@@ -15,8 +15,26 @@ from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 from transformers.models.llama.modeling_llama import rotate_half
 
-from consistentee.backbones.lm_head import logits_among
 from consistentee.errors import UserError
+
+NUMBERS_AT_A_TIME = 2**24
+
+
+def logits_among(head: nn.Linear, states: Tensor, tokens: Tensor) -> Tensor:
+    """Return the LM head's logits of some tokens alone: states [rows, width], int64 tokens [rows, K] -> [rows, K].
+
+    The weights of these tokens are gathered, for as many rows at a time as take 64 MB in float32.
+    """
+    at_a_time = max(NUMBERS_AT_A_TIME // (tokens.shape[1] * states.shape[1]), 1)
+    parts = zip(states.split(at_a_time), tokens.split(at_a_time), strict=True)
+    products = [_products(head.weight, *part) for part in parts]
+    logits = products[0] if len(products) == 1 else torch.cat(products)
+    return logits if head.bias is None else logits + head.bias[tokens]
+
+
+def _products(weight: Tensor, states: Tensor, tokens: Tensor) -> Tensor:
+    gathered = weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
+    return torch.bmm(gathered, states.unsqueeze(2)).squeeze(2)
 
 
 class KeysValues(Protocol):
@@ -107,14 +125,14 @@ class DecoderStepper(ABC):
         return limit if window is None else min(limit, window)
 
     @property
-    @abstractmethod
     def kv_heads(self) -> int:
         """Number of heads of the keys and values."""
+        return int(getattr(self.config, "num_key_value_heads", self.config.num_attention_heads))
 
     @property
-    @abstractmethod
     def head_dim(self) -> int:
         """Width of one head."""
+        return int(getattr(self.config, "head_dim", None) or self.width // self.config.num_attention_heads)
 
     def check_length(self, tokens: int) -> None:
         """Raise UserError if a row of ``tokens`` tokens is too long for the model."""
@@ -153,19 +171,16 @@ class DecoderStepper(ABC):
         """Run layer ``layer`` (1-based) on [rows, T, width]."""
 
     def check_sublayers(self) -> None:
-        """Raise UserError if attention and MLP of this family cannot be run separately."""
+        """Raise UserError if attention and MLP of this family cannot be run apart."""
         if type(self).attend is DecoderStepper.attend:
-            raise self._undivided()
-
-    def _undivided(self) -> UserError:
-        return UserError(f"attention and MLP of architecture {self.config.model_type!r} cannot be run apart")
+            raise UserError(f"attention and MLP of architecture {self.config.model_type!r} cannot be run apart")
 
     def attend(self, layer: int, hidden: Tensor, context: DecoderContext) -> Tensor:
         """Run norm and attention of layer ``layer`` (1-based) and add the result to [rows, T, width].
 
-        Followed by :meth:`feed_forward` it is the layer. Raises UserError for a family without this method.
+        Followed by :meth:`feed_forward` it is the layer. Optional, see :meth:`check_sublayers`.
         """
-        raise self._undivided()
+        raise NotImplementedError
 
     def feed_forward(self, layer: int, hidden: Tensor) -> Tensor:
         """Run norm and MLP of layer ``layer`` (1-based) and add the result to [rows, T, width]."""
@@ -193,18 +208,11 @@ class DecoderStepper(ABC):
         """Apply the LM head: [..., width] -> [..., vocabulary]."""
         return self.backbone.lm_head(state)
 
-    def unembed_among(self, state: Tensor, tokens: Tensor) -> Tensor:
-        """Apply the columns of the LM head for some tokens: [rows, width], int64 [rows, K] -> [rows, K]."""
-        return logits_among(self.backbone.lm_head, state, tokens)
-
     def begin(self, tokens: Tensor, padding_mask: Tensor) -> tuple[Tensor, DecoderContext]:
         """Prepare a pass of whole rows without a cache: the input of layer 1 and its context.
 
-        Args:
-            tokens: int64 [rows, tokens], padded on either side.
-            padding_mask: bool [rows, tokens], True where there is a real token.
-
-        Raises UserError for rows that are too long for the model.
+        Tokens are int64 [rows, tokens], padded on either side; the mask is True where there is a real token. Raises
+        UserError for rows that are too long for the model.
         """
         self.check_length(tokens.shape[1])
         positions = positions_of(padding_mask)
@@ -233,14 +241,6 @@ class LlamaStepper(DecoderStepper):
 
     def __init__(self, backbone: Any) -> None:
         super().__init__(backbone, backbone.model.layers, backbone.model.norm)
-
-    @property
-    def kv_heads(self) -> int:
-        return int(self.config.num_key_value_heads)
-
-    @property
-    def head_dim(self) -> int:
-        return int(self.layer_module(1).self_attn.head_dim)  # type: ignore[union-attr, arg-type]
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         return self.backbone.model.embed_tokens(tokens)
@@ -287,14 +287,6 @@ class GPT2Stepper(DecoderStepper):
 
     def __init__(self, backbone: Any) -> None:
         super().__init__(backbone, backbone.transformer.h, backbone.transformer.ln_f)
-
-    @property
-    def kv_heads(self) -> int:
-        return int(self.config.num_attention_heads)
-
-    @property
-    def head_dim(self) -> int:
-        return self.width // self.kv_heads
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         stock = self.backbone.transformer

@@ -5,9 +5,9 @@ A stepper defines for its family the input of layer 1, where the layers are, how
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 from transformers.masking_utils import create_bidirectional_mask
@@ -33,67 +33,6 @@ class Context:
     lengths: list[int]
 
 
-class Stepper(Protocol):
-    """Interface of objects that run the layers of a model."""
-
-    backbone: Any
-
-    @property
-    def uses_token_types(self) -> bool:
-        """Whether the embeddings distinguish the two texts of a pair."""
-        ...
-
-    @property
-    def position_limit(self) -> int:
-        """Maximum number of tokens of a row."""
-        ...
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers."""
-        ...
-
-    @property
-    def stock_layers(self) -> int:
-        """Number of layers of :attr:`backbone`, which are the last ones."""
-        ...
-
-    @property
-    def width(self) -> int:
-        """Width of the hidden states."""
-        ...
-
-    @property
-    def backbones(self) -> Mapping[str, Any]:
-        """The stock models in the order in which they run, by module name; the last is ``backbone``."""
-        ...
-
-    @property
-    def own_modules(self) -> Mapping[str, nn.Module]:
-        """Modules to save and move besides the backbone, by name."""
-        ...
-
-    def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor | None:
-        """Count the tokens of each row that run each layer: int64 [N, L] on the CPU; None if all of them do."""
-        ...
-
-    def layer_module(self, layer: int) -> nn.Module:
-        """Return the stock module that is layer ``layer`` (1-based)."""
-        ...
-
-    def begin(self, batch: Batch) -> tuple[Tensor, Any]:
-        """Embed a batch: the input of layer 1 [rows, tokens, width], and its context."""
-        ...
-
-    def step(self, layer: int, hidden: Tensor, context: Any) -> Tensor:
-        """Run layer ``layer`` (1-based) on [rows, tokens, width]."""
-        ...
-
-    def compact(self, hidden: Tensor, context: Any, keep: Sequence[int], rows: Tensor) -> tuple[Tensor, Any]:
-        """Keep some rows and cut padding columns."""
-        ...
-
-
 @dataclass(frozen=True)
 class LayerParts:
     """The modules of a stock layer, for callers that run only some tokens (see ``token_exits.py``).
@@ -113,11 +52,14 @@ class LayerParts:
 
 
 class EncoderStepper(ABC):
-    """Run a stock encoder one layer at a time.
+    """Run the layers of a stock encoder, or of several, one at a time.
 
     Class attributes:
         uses_token_types: whether the embeddings distinguish the two texts of a pair.
         reserved_positions: unused positions of the table (RoBERTa counts from the padding id + 1).
+
+    Attributes:
+        backbone: the stock model; where there are several, the last one.
     """
 
     uses_token_types: bool = False
@@ -134,7 +76,7 @@ class EncoderStepper(ABC):
 
     @property
     def stock_layers(self) -> int:
-        """All of them."""
+        """Number of layers of :attr:`backbone`, which are the last ones."""
         return self.num_layers
 
     @property
@@ -143,23 +85,23 @@ class EncoderStepper(ABC):
         return int(self.config.hidden_size)
 
     @property
+    def position_limit(self) -> int:
+        """Maximum number of tokens of a row."""
+        return int(self.config.max_position_embeddings) - self.reserved_positions
+
+    @property
     def backbones(self) -> dict[str, Any]:
-        """One stock model."""
+        """The stock models in the order in which they run, by module name."""
         return {"backbone": self.backbone}
 
     @property
     def own_modules(self) -> dict[str, nn.Module]:
-        """None."""
+        """Modules to save and move besides the backbone, by name."""
         return {}
 
     def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor | None:
-        """Return None: no token exits by itself."""
+        """Count the tokens of each row that run each layer: int64 [N, L] on the CPU; None if all of them do."""
         return None
-
-    @property
-    def position_limit(self) -> int:
-        """Maximum number of tokens of a row."""
-        return int(self.config.max_position_embeddings) - self.reserved_positions
 
     def config_of_first_layers(self, layers: int) -> Any:
         """Return the configuration of a stock model with the first ``layers`` layers of this one."""
@@ -183,18 +125,18 @@ class EncoderStepper(ABC):
         """Compute the bias that every layer adds to its attention scores, if the family has one."""
         return None
 
-    def begin(self, batch: Batch) -> tuple[Tensor, Context]:
+    def begin(self, batch: Batch) -> tuple[Tensor, Any]:
         """Embed a batch: the input of layer 1 [rows, tokens, width], and its context."""
         hidden = self.embed(batch)
         mask = self._attention_mask(hidden, batch.padding_mask, batch.lengths)
         return hidden, Context(batch.padding_mask, mask, self.position_bias(hidden), batch.lengths)
 
-    def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+    def step(self, layer: int, hidden: Tensor, context: Any) -> Tensor:
         """Run layer ``layer`` (1-based) on [rows, tokens, width]."""
         output = self.layer_module(layer)(hidden, context.attention_mask)
         return output if isinstance(output, Tensor) else output[0]
 
-    def compact(self, hidden: Tensor, context: Context, keep: Sequence[int], rows: Tensor) -> tuple[Tensor, Context]:
+    def compact(self, hidden: Tensor, context: Any, keep: Sequence[int], rows: Tensor) -> tuple[Tensor, Any]:
         """Keep some rows and cut padding columns.
 
         ``keep`` and ``rows`` are the same row numbers, as integers and as a tensor on the model's device.
@@ -368,3 +310,15 @@ def stepper_for(backbone: Any) -> EncoderStepper:
     """Return the stepper of a stock model. Raises UserError for a family that has none."""
     check_encoder_family(backbone.config.model_type)
     return STEPPERS[backbone.config.model_type](backbone)
+
+
+def layers_run(live_tokens: Tensor | None, exits: Tensor) -> Tensor:
+    """Compute the layers that each row ran: the mean over its tokens, padding excluded: float64 [N].
+
+    A token runs up to its own exit layer or its row's, whichever comes first. ``live_tokens``: see
+    :meth:`EncoderStepper.live_tokens`; ``exits``: the rows' 1-based exit layers, int64 [N].
+    """
+    if live_tokens is None:
+        return exits.double()
+    ran = live_tokens.cumsum(dim=1).gather(1, exits.unsqueeze(1) - 1).squeeze(1)
+    return ran.double() / live_tokens[:, 0]  # exit layers start at 1: at layer 1 every token is live

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consistentee.backbones.pretrained import check_complete, reading
-from consistentee.backbones.wheels import cache_dir
 from consistentee.errors import UserError
-from consistentee.files import only_one, replacing
+from consistentee.files import cache_dir, only_one, replacing
 
 if TYPE_CHECKING:
     import numpy as np

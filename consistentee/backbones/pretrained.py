@@ -5,12 +5,15 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Pooling = Literal["mean", "cls"]
+"""How the tokens of a layer become one vector: the mean of the real ones, or the first."""
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = (
@@ -125,11 +128,7 @@ def read_config(folder: str | Path) -> Any:
 
 
 def read_model(folder: str | Path, auto_class: Any) -> tuple[Any, set[str]]:
-    """Read a stock model in float32, and the names of the weights that its files lack.
-
-    Args:
-        folder: holds ``config.json`` and safetensors files.
-        auto_class: ``AutoModel`` or another class of that kind.
+    """Read a stock model in float32, by ``AutoModel`` or a class like it, and the names of weights that files lack.
 
     Raises UserError for files that cannot be read, and for weights that are not finite.
     """

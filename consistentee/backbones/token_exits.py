@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from consistentee.backbones.encoders import Context, EncoderStepper, LayerParts, Stepper
+from consistentee.backbones.encoders import Context, EncoderStepper, LayerParts
 from consistentee.data.encoding import Batch, Encoding
 
 _MODULE = "token_exits"
@@ -50,21 +50,6 @@ class TokenExits(nn.Module):
         exits = self.schedule.cpu()[tokens]
         exit_counts = torch.bincount(rows * bins + exits, minlength=len(encodings) * bins).view(len(encodings), bins)
         return exit_counts.flip(1).cumsum(dim=1).flip(1)[:, 1:]
-
-
-def layers_run(live_tokens: Tensor | None, exits: Tensor) -> Tensor:
-    """Return the layers that each row ran: the mean over its tokens, special ones included, padding not: float64 [N].
-
-    A token runs up to its own exit layer or its row's, whichever comes first.
-
-    Args:
-        live_tokens: int64 [N, L], the tokens of a row that run each layer; None if all of them run every layer.
-        exits: the rows' 1-based exit layers, int64 [N].
-    """
-    if live_tokens is None:
-        return exits.double()
-    ran = live_tokens.cumsum(dim=1).gather(1, exits.unsqueeze(1) - 1).squeeze(1)
-    return ran.double() / live_tokens[:, 0]  # exit layers start at 1: at layer 1 every token is live
 
 
 @dataclass(frozen=True)
@@ -138,17 +123,14 @@ class TokenExitStepper(EncoderStepper):
         self.token_exits = token_exits
 
     @classmethod
-    def over(cls, stepper: Stepper, schedule: Tensor) -> "TokenExitStepper":
-        """Return what runs a stepper's layers, but lets every token of the vocabulary exit at a layer of its own.
+    def over(cls, stepper: EncoderStepper, schedule: Tensor) -> "TokenExitStepper":
+        """Return a stepper with the same layers, whose tokens exit at the layers in ``schedule``, int64 [vocabulary].
 
-        Args:
-            stepper: of a stock encoder; a schedule that it may have already is replaced.
-            schedule: the 1-based exit layer of every token of the vocabulary: int64 [vocabulary].
-
+        A schedule that the stepper may have already is replaced.
         Raises ValueError for a schedule of another shape, or with layers outside of 1..L; or in a cascade.
         """
         stock = stepper.stock if isinstance(stepper, cls) else stepper
-        if not isinstance(stock, EncoderStepper):
+        if stock.stock_layers < stock.num_layers:
             raise ValueError("tokens cannot exit by themselves in a cascade")
         vocabulary = stock.config.vocab_size
         if schedule.shape != (vocabulary,):
@@ -160,7 +142,6 @@ class TokenExitStepper(EncoderStepper):
         return {_MODULE: self.token_exits}
 
     def live_tokens(self, encodings: Sequence[Encoding]) -> Tensor:
-        """Count the tokens of each row that are live at each layer."""
         return self.token_exits.live_tokens(encodings)
 
     @property
@@ -168,27 +149,23 @@ class TokenExitStepper(EncoderStepper):
         return self.stock.num_layers
 
     def layer_module(self, layer: int) -> nn.Module:
-        """Return the stock module that is layer ``layer``."""
         return self.stock.layer_module(layer)
 
     def embed(self, batch: Batch) -> Tensor:
         return self.stock.embed(batch)
 
     def parts(self, layer: int) -> LayerParts:
-        """Return the modules that layer ``layer`` is made of."""
         return self.stock.parts(layer)
 
     def begin(self, batch: Batch) -> tuple[Tensor, TokenContext]:
-        """Embed a batch, and look up where its tokens exit."""
         hidden, context = self.stock.begin(batch)
         return hidden, TokenContext(**vars(context), exit_layers=self.token_exits.exit_layers(batch))
 
-    def step(self, layer: int, hidden: Tensor, context: Context) -> Tensor:
+    def step(self, layer: int, hidden: Tensor, context: TokenContext) -> Tensor:
         """Run layer ``layer`` (1-based) on the live tokens; the others' states [rows, tokens, width] stay as they are.
 
         Padding is no token: what stands in its place has no meaning after any layer.
         """
-        assert isinstance(context, TokenContext)
         live = context.exit_layers >= layer
         count = int(live.sum())
         if count == sum(context.lengths):
@@ -196,10 +173,8 @@ class TokenExitStepper(EncoderStepper):
         return self._step_live(layer, hidden, context, live) if count else hidden
 
     def compact(
-        self, hidden: Tensor, context: Context, keep: Sequence[int], rows: Tensor
+        self, hidden: Tensor, context: TokenContext, keep: Sequence[int], rows: Tensor
     ) -> tuple[Tensor, TokenContext]:
-        """Keep some rows, and cut the padding columns that none of them needs."""
-        assert isinstance(context, TokenContext)
         hidden, kept = self.stock.compact(hidden, context, keep, rows)
         exit_layers = context.exit_layers[list(keep), : hidden.shape[1]]
         return hidden, TokenContext(**vars(kept), exit_layers=exit_layers)

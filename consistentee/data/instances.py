@@ -4,9 +4,9 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import PlainValidator
 
@@ -20,30 +20,34 @@ Label = int | float
 """A class index, or the target of a regression."""
 
 
-@checked
-@dataclass(frozen=True)
-class Split:
-    """Rows of one split: ``texts[i]`` has ``labels[i]``. Raises UserError when empty or ragged."""
+class LoadedSplit:
+    """Base of both kinds of splits: a dataclass with two columns. Raises UserError when empty or ragged.
 
+    Class attributes:
+        columns: names of the columns.
+    """
+
+    columns: ClassVar[tuple[str, str]]
     name: str
-    texts: TextsOrPairs
-    labels: Annotated[Sequence[Label], PlainValidator(check_list)]
 
     def __post_init__(self) -> None:
-        if len(self.texts) == 0:
+        counts = [len(getattr(self, column)) for column in self.columns]
+        if counts[0] == 0:
             raise UserError(f"the {self.name} split is empty")
-        if len(self.texts) != len(self.labels):
-            raise UserError(f"the {self.name} split has {len(self.texts)} texts but {len(self.labels)} labels")
+        if counts[0] != counts[1]:
+            first, second = (f"{count} {column}" for count, column in zip(counts, self.columns, strict=True))
+            raise UserError(f"the {self.name} split has {first} but {second}")
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(getattr(self, self.columns[0]))
 
-    def select(self, rows: Sequence[int]) -> "Split":
+    def select(self, rows: Sequence[int]) -> Self:
         """Return the given rows, in the given order."""
-        return replace(self, texts=[self.texts[i] for i in rows], labels=[self.labels[i] for i in rows])
+        chosen = {column: [getattr(self, column)[i] for i in rows] for column in self.columns}
+        return replace(self, **chosen)  # type: ignore[type-var]
 
     @checked
-    def capped(self, max_rows: Positive | None, seed: int) -> "Split":
+    def capped(self, max_rows: Positive | None, seed: int) -> Self:
         """Return at most ``max_rows`` rows, drawn at random with ``seed``, in their original order."""
         if max_rows is None or max_rows >= len(self):
             return self
@@ -52,7 +56,55 @@ class Split:
 
 @checked
 @dataclass(frozen=True)
-class TaskData:
+class Split(LoadedSplit):
+    """Rows of one split: ``texts[i]`` has ``labels[i]``. Raises UserError when empty or ragged."""
+
+    columns = ("texts", "labels")
+    name: str
+    texts: TextsOrPairs
+    labels: Annotated[Sequence[Label], PlainValidator(check_list)]
+
+
+class LoadedTask:
+    """Base of both kinds of tasks: three splits and metrics. Raises UserError without a metric."""
+
+    name: str
+    version: int
+    train: Any
+    validation: Any
+    test: Any
+    metrics: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.metrics:
+            raise UserError(f"task {self.name!r} names no metric")
+
+    @property
+    def metric(self) -> str:
+        """The name of the task's score."""
+        return self.metrics[0]
+
+    def capped(self, train: int | None = None, validation: int | None = None, test: int | None = None) -> Self:
+        """Return the task with at most so many rows a split; the rows drawn never depend on a method's seed."""
+        capped = {
+            "train": self.train.capped(train, seed=0),
+            "validation": self.validation.capped(validation, seed=1),
+            "test": self.test.capped(test, seed=2),
+        }
+        return replace(self, **capped)  # type: ignore[type-var]
+
+    def _hash(self, settings: Sequence[object], rows_of: Callable[[Any], Iterable[object]]) -> str:
+        digest = hashlib.sha256(json.dumps([self.name, self.version, *settings]).encode())
+        for split in (self.train, self.validation, self.test):
+            for row in rows_of(split):
+                digest.update(json.dumps(row).encode())
+            digest.update(split.name.encode())
+        return digest.hexdigest()
+
+
+@checked
+@dataclass(frozen=True)
+class TaskData(LoadedTask):
     """A task, loaded: three splits, the names of its classes and its metrics.
 
     Attributes:
@@ -76,23 +128,19 @@ class TaskData:
     notes: str = ""
 
     def __post_init__(self) -> None:
-        if not self.metrics:
-            raise UserError(f"task {self.name!r} names no metric")
+        super().__post_init__()
+        wanted = "a number" if self.regression else f"one of {self.num_labels} classes"
         for split in (self.train, self.validation, self.test):
-            self._check_labels(split)
+            for row, label in enumerate(split.labels, start=1):
+                if not self._is_label(label):
+                    raise UserError(
+                        f"task {self.name!r}: row {row} of {split.name} has label {shown(label)}, which is not {wanted}"
+                    )
 
-    def _check_labels(self, split: Split) -> None:
-        for row, label in enumerate(split.labels):
-            bad = (
-                not isinstance(label, Label) or math.isnan(label)
-                if self.regression
-                else not (isinstance(label, int) and 0 <= label < self.num_labels)
-            )
-            if bad:
-                raise UserError(
-                    f"task {self.name!r}: row {row + 1} of {split.name} has label {shown(label)}, "
-                    f"which is not {'a number' if self.regression else f'one of {self.num_labels} classes'}"
-                )
+    def _is_label(self, label: object) -> bool:
+        if self.regression:
+            return isinstance(label, Label) and not math.isnan(label)
+        return isinstance(label, int) and 0 <= label < self.num_labels
 
     @property
     def regression(self) -> bool:
@@ -104,26 +152,7 @@ class TaskData:
         """Number of outputs of a classifier for this task (1 for a regression)."""
         return len(self.label_names) or 1
 
-    @property
-    def metric(self) -> str:
-        """The name of the task's score."""
-        return self.metrics[0]
-
-    def capped(self, train: int | None = None, validation: int | None = None, test: int | None = None) -> "TaskData":
-        """Return the task with at most so many rows a split; the rows drawn never depend on a method's seed."""
-        return replace(
-            self,
-            train=self.train.capped(train, seed=0),
-            validation=self.validation.capped(validation, seed=1),
-            test=self.test.capped(test, seed=2),
-        )
-
     def fingerprint(self) -> str:
         """Hash of everything that a score depends on: texts, labels, class names, metrics, version."""
-        digest = hashlib.sha256()
-        digest.update(json.dumps([self.name, self.version, self.label_names, self.metrics]).encode())
-        for split in (self.train, self.validation, self.test):
-            for text, label in zip(split.texts, split.labels, strict=True):
-                digest.update(json.dumps([text, label]).encode())
-            digest.update(split.name.encode())
-        return digest.hexdigest()
+        settings = [self.label_names, self.metrics]
+        return self._hash(settings, lambda split: zip(split.texts, split.labels, strict=True))

@@ -1,15 +1,13 @@
 """TextTask: splits of prompts and reference texts; and the rule that cuts long prompts."""
 
-import hashlib
-import json
-import random
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from consistentee.arguments import Positive, Texts, checked
+from consistentee.arguments import Texts, checked
+from consistentee.data.instances import LoadedSplit, LoadedTask
 from consistentee.errors import UserError
 
 Keep = Literal["start", "end"]
@@ -46,16 +44,8 @@ class Prompt(str):
 def cut_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep: Keep = "start") -> str:
     """Return ``prompt`` if its tokens fit, else the prompt with a shorter body.
 
-    Keeps as many whole words of the body as fit, from its start or up to its end. A plain string is all body.
-
-    Args:
-        encode: see :data:`Encode`.
-        prompt: a :class:`Prompt` or a plain string.
-        max_prompt_tokens: maximum number of tokens; None for no limit.
-        keep: the end of the body that is kept.
-
-    Raises:
-        UserError: not one word of the body fits.
+    Keeps as many whole words of the body as fit, from its start or up to its end. A plain string is all body. None
+    is no limit. Raises UserError if not one word of the body fits.
     """
     if max_prompt_tokens is None or len(encode(prompt)) <= max_prompt_tokens:
         return prompt
@@ -85,41 +75,23 @@ def fit_prompt(encode: Encode, prompt: str, max_prompt_tokens: int | None, keep:
 
 @checked
 @dataclass(frozen=True)
-class PromptSplit:
+class PromptSplit(LoadedSplit):
     """Rows of one split: ``references[i]`` is a text that should follow ``prompts[i]``.
 
     A reference begins with the separator (a space or a line break), so that ``prompt + reference`` is the text that a
     model learns. Raises UserError when empty, ragged, or with an empty prompt.
     """
 
+    columns = ("prompts", "references")
     name: str
     prompts: Texts
     references: Texts
 
     def __post_init__(self) -> None:
-        if len(self.prompts) == 0:
-            raise UserError(f"the {self.name} split is empty")
-        if len(self.prompts) != len(self.references):
-            raise UserError(
-                f"the {self.name} split has {len(self.prompts)} prompts but {len(self.references)} references"
-            )
+        super().__post_init__()
         for row, prompt in enumerate(self.prompts, start=1):
             if not prompt.strip():
                 raise UserError(f"row {row} of the {self.name} split has an empty prompt")
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    def select(self, rows: Sequence[int]) -> "PromptSplit":
-        """Return the given rows, in the given order."""
-        return replace(self, prompts=[self.prompts[i] for i in rows], references=[self.references[i] for i in rows])
-
-    @checked
-    def capped(self, max_rows: Positive | None, seed: int) -> "PromptSplit":
-        """Return at most ``max_rows`` rows, drawn at random with ``seed``, in their original order."""
-        if max_rows is None or max_rows >= len(self):
-            return self
-        return self.select(sorted(random.Random(seed).sample(range(len(self)), max_rows)))
 
     def cut(
         self, encode: Encode, max_prompt_tokens: int | None, keep: Keep = "start"
@@ -131,14 +103,14 @@ class PromptSplit:
 
 @checked
 @dataclass(frozen=True)
-class TextTask:
+class TextTask(LoadedTask):
     """A loaded task whose answers are texts: three splits, metrics and lengths.
 
     Attributes:
         name: the task's name, as in its YAML.
         version: raised whenever the meaning of the task changes, so that scores are never mixed.
         train, validation, test: the splits. Knobs are chosen on validation; test is only reported.
-        metrics: names of metrics (see :mod:`consistentee.data.text_metrics`); the first one is the task's score.
+        metrics: names of metrics (see :mod:`consistentee.data.metrics`); the first one is the task's score.
         template: the template of the prompts, for readers.
         max_prompt_tokens: longer prompts are cut by :func:`cut_prompt`.
         max_new_tokens: maximum length of a text.
@@ -161,34 +133,17 @@ class TextTask:
     notes: str = ""
 
     def __post_init__(self) -> None:
-        if not self.metrics:
-            raise UserError(f"task {self.name!r} names no metric")
+        super().__post_init__()
         for limit in ("max_prompt_tokens", "max_new_tokens"):
             if getattr(self, limit) < 1:
                 raise UserError(f"task {self.name!r}: {limit} must be at least 1, got {getattr(self, limit)}")
 
-    @property
-    def metric(self) -> str:
-        """The name of the task's score."""
-        return self.metrics[0]
-
-    def capped(self, train: int | None = None, validation: int | None = None, test: int | None = None) -> "TextTask":
-        """Return the task with at most so many rows a split; the rows drawn never depend on a method's seed."""
-        return replace(
-            self,
-            train=self.train.capped(train, seed=0),
-            validation=self.validation.capped(validation, seed=1),
-            test=self.test.capped(test, seed=2),
-        )
-
     def fingerprint(self) -> str:
         """Hash of everything that a score depends on: prompts, how they are cut, references, metrics, version."""
-        digest = hashlib.sha256()
         limits = [self.max_prompt_tokens, self.max_new_tokens, self.keep]
-        digest.update(json.dumps([self.name, self.version, self.metrics, limits]).encode())
-        for split in (self.train, self.validation, self.test):
-            for prompt, reference in zip(split.prompts, split.references, strict=True):
-                parts = prompt.__getnewargs__() if isinstance(prompt, Prompt) else prompt
-                digest.update(json.dumps([parts, reference]).encode())
-            digest.update(split.name.encode())
-        return digest.hexdigest()
+        return self._hash([self.metrics, limits], _rows_with_parts)
+
+
+def _rows_with_parts(split: PromptSplit) -> Iterator[tuple[object, str]]:
+    for prompt, reference in zip(split.prompts, split.references, strict=True):
+        yield (prompt.__getnewargs__() if isinstance(prompt, Prompt) else prompt), reference

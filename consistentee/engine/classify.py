@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from consistentee.arguments import Positive, TextsOrPairs, checked
-from consistentee.backbones.token_exits import layers_run
+from consistentee.backbones.encoders import layers_run
 from consistentee.data.encoding import Batch, Encoding
-from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, ask
 from consistentee.rules.view import LayerView, predictions_of
@@ -49,50 +48,30 @@ class LiveView(LayerView):
         *,
         past: Tensor | None = None,
     ) -> None:
+        super().__init__(layer, model.num_layers, len(hidden), hidden.device)
         self._model = model
         self._hidden = hidden
         self.padding_mask = padding_mask
         self._encodings = rows
         self._past = past
-        self.layer = layer
-        self.num_layers = model.num_layers
-        self.rows = hidden.shape[0]
-        self.device = hidden.device
 
     @cached_property
     def hidden(self) -> Tensor:
-        """Hidden states: [rows, tokens, width]."""
         return self._hidden
 
     @cached_property
     def pooled(self) -> Tensor:
-        """Input of the classifier: [rows, width]."""
         return self._model.pool(self.layer, self._hidden, self.padding_mask)
 
     @cached_property
-    def history(self) -> Tensor:
-        """Pooled vectors of layers 1 to this one: [rows, layer, width]. Raises UserError where they are not kept."""
-        if self._past is None:
-            raise UserError("this exit rule reads the pooled vectors of earlier layers: declare reads_history = True")
-        return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
-
-    @cached_property
     def logits(self) -> Tensor:
-        """Output of the internal classifier: [rows, classes]."""
         return self._model.classify(self.layer, self)
 
     @cached_property
     def row_keys(self) -> Tensor:
-        """Hash of each row's tokens: int64 [rows]."""
         return torch.tensor([encoding.key for encoding in self._encodings], device=self.device)
 
-    @cached_property
-    def labels(self) -> Tensor:
-        """Raise UserError: nobody knows the labels at inference."""
-        raise UserError("this exit rule reads the true labels; it can be replayed on a trace, not run on new texts")
-
     def head(self, name: str, extra: Tensor | None = None) -> Tensor:
-        """Output of a head that the method added."""
         return self._model.head(name)(self.layer, self.pooled, extra)
 
 
@@ -134,10 +113,8 @@ def classify_encoded(
 ) -> Predictions:
     """As :func:`classify`, on tokenised rows: what is timed."""
     model.eval()
-    order = _order(encodings, sort_by_length)
-    parts = [
-        classify_batch(model, model.collate([encodings[i] for i in rows]), rule) for rows in _chunks(order, batch_size)
-    ]
+    order, batches = _batches(model, encodings, batch_size, sort_by_length)
+    parts = [classify_batch(model, batch, rule) for batch in batches]
     logits = _in_order(order, [part[0] for part in parts], torch.empty(0, model.num_labels))
     exit_layers = _in_order(order, [part[1] for part in parts], torch.empty(0, dtype=torch.long))
     ran = layers_run(model.stepper.live_tokens(encodings), exit_layers)
@@ -149,15 +126,10 @@ def stock_encoded(
 ) -> Tensor:
     """Run the stock backbone's own forward and the last classifier over tokenised rows: logits [N, classes]."""
     model.eval()
-    order = _order(encodings, sort_by_length)
-    parts = [stock_batch(model, model.collate([encodings[i] for i in rows])) for rows in _chunks(order, batch_size)]
+    order, batches = _batches(model, encodings, batch_size, sort_by_length)
+    with torch.inference_mode():
+        parts = [model.stock_logits(batch) for batch in batches]
     return _in_order(order, parts, torch.empty(0, model.num_labels))
-
-
-@torch.inference_mode()
-def stock_batch(model: MultiExitModel, batch: Batch) -> Tensor:
-    """Return the stock model's logits [rows, classes] for one batch."""
-    return model.stock_logits(batch)
 
 
 @torch.inference_mode()
@@ -207,14 +179,13 @@ def no_history_yet(model: MultiExitModel, rule: ExitRule, rows: int) -> Tensor |
     return torch.empty(rows, 0, model.width, dtype=model.dtype, device=model.device)
 
 
-def _order(encodings: Sequence[Encoding], sort_by_length: bool) -> list[int]:
-    order = list(range(len(encodings)))
-    return sorted(order, key=lambda i: len(encodings[i])) if sort_by_length else order
-
-
-def _chunks(order: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def _batches(
+    model: MultiExitModel, encodings: Sequence[Encoding], size: int, sort_by_length: bool
+) -> tuple[list[int], Iterator[Batch]]:
+    """Return the order in which rows run, and their batches, which are made one at a time."""
+    order = sorted(range(len(encodings)), key=lambda i: len(encodings[i]) if sort_by_length else 0)
+    chunks = (order[start : start + size] for start in range(0, len(order), size))
+    return order, (model.collate([encodings[i] for i in rows]) for rows in chunks)
 
 
 def _in_order(order: list[int], parts: list[Tensor], nothing: Tensor) -> Tensor:

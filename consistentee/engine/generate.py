@@ -1,6 +1,7 @@
 """Batched early-exit generation: a rule decides where every token leaves, and finished rows leave the batch."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -10,17 +11,79 @@ from torch import Tensor
 
 from consistentee.arguments import NotNegative, Positive, Texts, checked
 from consistentee.data.prompts import Keep
-from consistentee.engine.clock import Latency, clock
-from consistentee.engine.in_flight.regroup import InFlight
-from consistentee.engine.in_step import InStep
-from consistentee.engine.step.owed_tokens import KVPolicy
-from consistentee.engine.step.read_prompts import ReadPrompts
-from consistentee.engine.step.sampling import Sampling
-from consistentee.engine.transcript import EndedBy, Endings, Stream, Transcript
-from consistentee.engine.writing import Writing
+from consistentee.engine.in_flight import InFlight
+from consistentee.engine.owed_tokens import KVPolicy
+from consistentee.engine.prompt_batch import ReadPrompts
+from consistentee.engine.sampling import Sampling
+from consistentee.engine.token_decoder import TokenDecoder, Writing
+from consistentee.engine.transcript import EndedBy, Endings, Latency, Stream, Transcript, clock
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.progress import Steps
 from consistentee.rules.exit_rule import ExitRule
+
+
+@dataclass
+class InStep:
+    """Prompts that are continued, a batch of them at a time: every row of a batch goes on by one token a step.
+
+    Attributes:
+        transcripts: one a prompt.
+        prefill_seconds: spent on prompts so far, the first new tokens included.
+    """
+
+    model: MultiExitDecoder
+    prompts: Sequence[Sequence[int]]
+    transcripts: Sequence[Transcript]
+    writing: Writing
+    prefill_seconds: float = 0.0
+
+    def run(self) -> Iterator[Transcript]:
+        """Write all texts, and yield each as soon as it has ended."""
+        began, most = time.perf_counter(), self.writing.max_new_tokens
+        size = self.writing.batch_size
+        chunks = [slice(start, start + size) for start in range(0, len(self.prompts), size)]
+        steps = Steps("decoding", len(chunks) * most)
+        for chunk in chunks:
+            yield from self._write_batch(self.prompts[chunk], self.transcripts[chunk], began, steps)
+            steps.leave_out(most - max(len(row.tokens) for row in self.transcripts[chunk]))
+
+    def _write_batch(
+        self, prompts: Sequence[Sequence[int]], rows: Sequence[Transcript], began: float, steps: Steps
+    ) -> Iterator[Transcript]:
+        start = clock(self.model.device)
+        decoder = TokenDecoder(self.model, prompts, self.writing)
+        queued = time.perf_counter() - began
+        tokens = decoder.prefill()
+        first_token = time.perf_counter() - began
+        ended = self._add(rows, tokens, [self.model.num_layers] * len(rows), decoder)
+        self.prefill_seconds += clock(self.model.device) - start
+        while True:
+            now = time.perf_counter() - began
+            for transcript in ended:
+                transcript.latency = Latency(queued, first_token, now)
+            steps.add(1, len(rows))
+            yield from ended
+            rows = [transcript for transcript in rows if transcript.ended_by is None]
+            if not rows:
+                return
+            ended = self._add(rows, *decoder.step(), decoder)
+
+    def _add(
+        self, rows: Sequence[Transcript], tokens: list[int], exit_layers: list[int], decoder: TokenDecoder
+    ) -> list[Transcript]:
+        """Add a token to every row, drop the rows that it has ended from the decoder, and return them."""
+        for transcript, token, layer in zip(rows, tokens, exit_layers, strict=True):
+            transcript.add(token, layer)
+        staying = [place for place, transcript in enumerate(rows) if transcript.ended_by is None]
+        if len(staying) == len(rows):
+            return []
+        for place, transcript in enumerate(rows):
+            if transcript.ended_by is not None:
+                transcript.late_layers = decoder.late_layers(place, transcript.exit_layers)
+        if staying:
+            decoder.keep(staying)
+        return [transcript for transcript in rows if transcript.ended_by is not None]
 
 
 @dataclass(frozen=True)
@@ -185,9 +248,8 @@ def generate_encoded(
     engine = _engine(model, rows, in_order, writing, in_flight)
     for _ in engine.run():
         pass
-    seconds = clock(model.device) - start
-    prefill_seconds = engine.prefill_seconds
-    return Generations.of(transcripts, rows, prefill_seconds=prefill_seconds, decode_seconds=seconds - prefill_seconds)
+    decode_seconds = clock(model.device) - start - engine.prefill_seconds
+    return Generations.of(transcripts, rows, prefill_seconds=engine.prefill_seconds, decode_seconds=decode_seconds)
 
 
 @checked

@@ -6,22 +6,106 @@ one cache: what the first layers have made of the drafted tokens, keys, values a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from consistentee.arguments import Fraction, NotNegative, Positive, Texts, checked
+from consistentee.backbones.decoders import DecoderContext, KeysValues
 from consistentee.data.prompts import Keep
-from consistentee.engine.clock import clock
-from consistentee.engine.drafters import Drafter, SublayerDrafter, drafter_at
 from consistentee.engine.generate import Generations, check_prompts
-from consistentee.engine.step.prompt_batch import PromptBatch
-from consistentee.engine.transcript import Endings, Stream, Transcript
+from consistentee.engine.prompt_batch import PromptBatch
+from consistentee.engine.transcript import Endings, Stream, Transcript, clock
 from consistentee.errors import UserError
+from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.models.decoder.sublayers import SkippedSublayers
+from consistentee.models.decoder.stack import DecoderStack
 from consistentee.progress import tracked
+
+
+class Drafter:
+    """Predicts the next token from the states of an exit, which reads one hidden state and nothing before it.
+
+    Class attributes:
+        cached_layers: layers that a drafter adds to the cache, behind layer L.
+        provisional: it runs layers that are to verify the draft, and what they keep of it counts no more then.
+
+    Attributes:
+        size_in_layers: what it adds to its layers on every token that it reads, in layers.
+    """
+
+    cached_layers: ClassVar[int] = 0
+    provisional: ClassVar[bool] = False
+    size_in_layers: float = 0.0
+
+    def __init__(self, model: MultiExitDecoder, layer: int) -> None:
+        self._model = model
+        self._layer = layer
+
+    def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Read what the draft layer made of new tokens, and return what :meth:`logits` reads: [rows, T, width]."""
+        return hidden
+
+    def logits(self, state: Tensor) -> Tensor:
+        """Return the logits of states: [rows, width] -> [rows, vocabulary]."""
+        return self._model.logits(self._layer, state)
+
+
+class BranchDrafter(Drafter):
+    """A branch. It reads every token that is read, the last of a draft included, so that it never has a hole."""
+
+    cached_layers = 1
+
+    def __init__(self, model: MultiExitDecoder, layer: int) -> None:
+        super().__init__(DecoderStack(model, layer), layer + 1)
+        self.size_in_layers = model.branch(layer).size_in_layers
+        self._place = model.num_layers
+
+    def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
+        """Run the branch's layer, with its keys and values behind those of layer L."""
+        assert context.cache is not None
+        own = replace(context, cache=_Elsewhere(context.cache, self._place))
+        return self._model.stepper.step(self._layer, hidden, own)
+
+
+class SublayerDrafter(Drafter):
+    """The model without some sublayers, on embedded tokens.
+
+    It attends to what the full model has kept of the text. A token that it reads runs only when it is asked what comes
+    next: so prompts do not, nor does the last token of a draft.
+    """
+
+    provisional = True
+
+    def __init__(self, model: MultiExitDecoder, skipped: SkippedSublayers) -> None:
+        super().__init__(model, model.num_layers)
+        skipped.check(model.stepper)
+        self.size_in_layers = skipped.layers_left(model.stepper)
+        self._skipped = skipped
+        self._newest: DecoderContext | None = None
+
+    def read(self, hidden: Tensor, context: DecoderContext) -> Tensor:
+        self._newest = context
+        return hidden
+
+    def logits(self, state: Tensor) -> Tensor:
+        """Run the newest token of every row, embedded: [rows, width] -> [rows, vocabulary]."""
+        assert self._newest is not None
+        hidden = self._skipped.run(self._model.stepper, state.unsqueeze(1), self._newest)
+        return super().logits(hidden[:, 0])
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """A cache in which a layer has another place than its number: another layer has that."""
+
+    cache: KeysValues
+    place: int
+
+    def update(self, keys: Tensor, values: Tensor, layer_index: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        return self.cache.update(keys, values, self.place)
 
 
 @dataclass(frozen=True)
@@ -99,44 +183,20 @@ def generate_speculatively(
         UserError: ``draft_layer`` is no exit before layer L, sublayers of this family cannot be skipped,
             ``draft_tokens`` is below 1 or ``threshold`` no probability; or as ``generate`` does.
     """
-    return speculate_encoded(
-        model,
-        model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep),
-        draft_layer=draft_layer,
-        skipped=skipped,
-        draft_tokens=draft_tokens,
-        threshold=threshold,
-        max_new_tokens=max_new_tokens,
-        stop=stop,
-        stream=stream,
-    )
-
-
-def speculate_encoded(
-    model: MultiExitDecoder,
-    rows: Sequence[Sequence[int]],
-    *,
-    draft_layer: int = 0,
-    skipped: SkippedSublayers | None = None,
-    draft_tokens: int = 4,
-    threshold: float = 0.0,
-    max_new_tokens: int = 64,
-    stop: Sequence[str] = (),
-    stream: Stream | None = None,
-    end_at_eos: bool = True,
-) -> SpeculativeGenerations:
-    """As :func:`generate_speculatively`, on tokenised prompts: what is timed. See ``generate_encoded``."""
     if skipped is not None and draft_layer:
         raise UserError(f"either layer {draft_layer} drafts or the model without some sublayers, not both")
     if skipped is None and draft_layer not in model.exit_layers[:-1]:
         raise UserError(f"layer {draft_layer} cannot draft; exits before the last: {list(model.exit_layers[:-1])}")
     if skipped is None and model.closing:
         raise UserError("exits with closing layers cannot draft: take a decoder without closing layers")
-    check_drafts(draft_tokens, threshold)
+    rows = model.encode(prompts, max_tokens=max_prompt_tokens, keep=keep)
     model.eval()
     check_prompts(model, rows, max_new_tokens)
-    drafter = drafter_at(model, draft_layer) if skipped is None else SublayerDrafter(model, skipped)
-    endings = Endings(model.end_tokens if end_at_eos else frozenset(), stop, max_new_tokens)
+    if skipped is not None:
+        drafter: Drafter = SublayerDrafter(model, skipped)
+    else:
+        drafter = (BranchDrafter if model.has_branch(draft_layer) else Drafter)(model, draft_layer)
+    endings = Endings(model.end_tokens, stop, max_new_tokens)
     written = [
         _SpeculativeRow(
             model=model,
@@ -192,7 +252,6 @@ class _SpeculativeRow:
     decode_seconds: float = 0.0
 
     def write(self) -> None:
-        """Write all new tokens."""
         if not self.max_new_tokens:
             return
         device = self.model.device
@@ -202,8 +261,7 @@ class _SpeculativeRow:
         self._add([self._prefill(batch)])
         prefilled = clock(device)
         while self.transcript.ended_by is None:
-            draft, answers = self._draft_and_verify(batch)
-            self._accept(batch, draft, answers)
+            self._accept(batch, *self._draft_and_verify(batch))
         self.prefill_seconds = prefilled - start
         self.decode_seconds = clock(device) - prefilled
 
@@ -235,7 +293,7 @@ class _SpeculativeRow:
     def _read(self, batch: PromptBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the layers that draft on new tokens [T]: return their states, and those of the drafter."""
         begin = batch.cache.length
-        batch.cache.advance(len(tokens))
+        batch.cache.ledger.advance(len(tokens))
         context = batch.context(batch.all_rows(), begin, begin + len(tokens))
         hidden = batch.stepper.embed(tokens.unsqueeze(0), context.positions)
         hidden = batch.run(range(1, self.draft_layer + 1), hidden, context)
@@ -245,7 +303,7 @@ class _SpeculativeRow:
         """Run the remaining layers on the newest tokens, given as the layers that draft left them: [1, T, width]."""
         end = batch.cache.length
         if self.drafter.provisional:
-            batch.cache.take_back(end - hidden.shape[1])
+            batch.cache.ledger.take_back(end - hidden.shape[1])
         deep = range(self.draft_layer + 1, self.model.num_layers + 1)
         return batch.run(deep, hidden, batch.context(batch.all_rows(), end - hidden.shape[1], end))
 
@@ -253,7 +311,7 @@ class _SpeculativeRow:
         agreed = 0
         while agreed < len(draft) and draft[agreed] == answers[agreed]:
             agreed += 1
-        batch.cache.rewind(batch.cache.length - len(draft) + agreed)
+        batch.cache.ledger.rewind(batch.cache.length - len(draft) + agreed)
         self.drafted += len(draft)
         self.accepted += min(agreed, self._add(answers[: agreed + 1]))
         self.passes += 1

@@ -1,11 +1,36 @@
-"""Transcript: the new tokens of one row, what ends it, and what a stream gets."""
+"""Transcript: the new tokens of one row, when they came, what ends it, and what a stream gets."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from consistentee.engine.clock import Latency
+import torch
+
 from consistentee.errors import UserError
+
+
+def clock(device: torch.device) -> float:
+    """Return the time in seconds, once everything asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Latency:
+    """When something became of a prompt, in seconds since it was asked together with the others.
+
+    Attributes:
+        queued: its prompt began to be read.
+        first_token: its first new token was there.
+        completed: its last one was.
+    """
+
+    queued: float
+    first_token: float
+    completed: float
+
 
 EndedBy = Literal["eos", "length", "stop"]
 """What ended a text: a token that ends texts, the number of new tokens, or a stop string."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
-from consistentee.data.text_metrics import rouge
+from consistentee.data.metrics import rouge
 from consistentee.errors import UserError
 
 LAMBDAS = tuple(round(1 - 0.05 * step, 2) for step in range(21))

@@ -1,6 +1,4 @@
-"""The Memorized Layer: the first layer from which on all classifiers answer a row correctly (ConsistentEE, section
-3.3).
-"""
+"""The Memorized Layer: the first from which on all classifiers answer a row correctly (ConsistentEE, section 3.3)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,20 +9,13 @@ from torch import Tensor
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.view import predictions_of
 from consistentee.traces.instance_trace import record_logits
+from consistentee.training.encoder import train_jointly_on
 from consistentee.training.recipe import Recipe
 from consistentee.training.sources import TokenSource
-from consistentee.training.stages import train_jointly_on
 
 
 def memorized_layer(correct: Tensor) -> Tensor:
-    """Compute the smallest layer from which on every classifier is right; L if the last one is wrong.
-
-    Args:
-        correct: bool [rows, L].
-
-    Returns:
-        int64 [rows], 1-based.
-    """
+    """Compute the first layer from which on every classifier is right, or L: bool [rows, L] -> int64 [rows], from 1."""
     layers = correct.shape[1]
     right_to_the_end = correct.flip(dims=[1]).long().cumprod(dim=1).sum(dim=1)
     return (layers - right_to_the_end + 1).clamp(max=layers)
@@ -55,13 +46,8 @@ def cross_fitted(
 ) -> Tensor:
     """Judge every training row with a model that was trained on the other folds: [rows].
 
-    Args:
-        model: every fold starts from its weights, and it keeps them.
-        source: the training rows, split into ``folds`` parts.
-        recipe: of the training.
-        folds: number of parts and of models.
-        train: trains the model in place on the other parts.
-        judge: returns one number for each held-out row: [rows].
+    Every fold starts from the weights of ``model``, which it has again afterwards. ``train`` trains it in place on the
+    other folds; ``judge`` returns one number for each held-out row.
     """
     start = model.clone_weights()
     fold_of_row = torch.arange(len(source)) % folds

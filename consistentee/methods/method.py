@@ -1,16 +1,17 @@
 """Method, the interface every early-exit method has; and how methods are found by name, file or entry point.
 
-The interface is one for both kinds of rows: ``Method[Model, Task, Recipe]``. Named plainly, ``Method`` is that of
-classification; :class:`consistentee.TokenMethod` is that of generation. Nothing here loads torch.
+The interface is one for both kinds of rows: ``Method[Model, Task, Recipe]``. Without parameters, ``Method`` is that of
+classification; :class:`TokenMethod` is that of generation, in which a decoded token exits. Nothing here loads torch.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Generic, Lite
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypeVar
 
-from consistentee.arguments import Number, checked
+from consistentee.arguments import Number, check_fields, checked
 from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
@@ -28,7 +29,9 @@ from consistentee.files import hash_json
 from consistentee.training.recipe import Recipe, TokenRecipe
 
 if TYPE_CHECKING:
+    from consistentee.engine.generate import Generations
     from consistentee.models.base import MultiExit
+    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
     from consistentee.models.encoder.multi_exit_model import MultiExitModel
     from consistentee.rules.exit_rule import ExitRule
 
@@ -39,7 +42,6 @@ TOKEN_ENTRY_POINT_GROUP: Final = "consistentee.token_methods"
 """Methods whose rows are tokens being decoded: generation."""
 
 MethodGroup = Literal["consistentee.methods", "consistentee.token_methods"]
-
 
 ModelT = TypeVar("ModelT", bound="MultiExit", default="MultiExitModel")
 TaskT = TypeVar("TaskT", bound=TaskData | TextTask, default=TaskData)
@@ -57,7 +59,10 @@ class Knob:
 
 @dataclass(frozen=True)
 class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
-    """How to train, which rule, which knob. Subclasses are frozen dataclasses; their fields are the parameters.
+    """How to train, which rule, which knob.
+
+    Subclasses are frozen dataclasses; their fields are the parameters. Values that the annotation of a field excludes
+    raise UserError. So do a task in ``fit`` and a knob in ``rule`` that the method is not defined for.
 
     Class attributes:
         name: as users type it.
@@ -77,8 +82,12 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        for name in {"fit", "generate"} & vars(cls).keys():
-            setattr(cls, name, checked(vars(cls)[name]))
+        for name, wrap in {"fit": _with_checked_task, "rule": _with_checked_knob, "generate": checked}.items():
+            if name in vars(cls):
+                setattr(cls, name, wrap(vars(cls)[name]))
+
+    def __post_init__(self) -> None:
+        check_fields(self, self.name)
 
     @abstractmethod
     def fit(self, model: ModelT, task: TaskT, recipe: RecipeT) -> ModelT:
@@ -91,7 +100,7 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
     def knob_values(self, model: ModelT) -> Sequence[float]:
         """Return the values worth sweeping on this model, from earliest to latest exits.
 
-        With the first one every row that may leaves at the first exit, with the last one all run to full depth.
+        With the first one every row that may exits at the first exit, with the last one all run to full depth.
         """
         return self.knob.values
 
@@ -120,32 +129,123 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
 
 
 AnyMethod: TypeAlias = Method[Any, Any, Any]
-"""A method of either kind, before anyone has asked which: as it is found by name."""
+"""A method of either kind, as found by name."""
+
+
+def _with_checked_task(fit: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fit)
+    def run(self: AnyMethod, model: Any, task: Any, recipe: Any) -> Any:
+        self.check_task(task)
+        return fit(self, model, task, recipe)
+
+    return checked(run)
+
+
+def _with_checked_knob(rule: Callable[..., "ExitRule"]) -> Callable[..., "ExitRule"]:
+    @functools.wraps(rule)
+    def run(self: AnyMethod, model: Any, knob: float) -> "ExitRule":
+        self.check_knob(model, knob)
+        return rule(self, model, knob)
+
+    return run
+
+
+@dataclass(frozen=True)
+class JointMethod(Method):
+    """Base of methods with a rule on the jointly trained model, whose stage they share.
+
+    Attributes:
+        classifier: the network of the exits before layer L.
+    """
+
+    classifier: Literal["linear", "mlp", "attention"] = "linear"
+
+    def fit(self, model: "MultiExitModel", task: TaskData, recipe: Recipe) -> "MultiExitModel":
+        """Train backbone and all classifiers together, on ``sum_t t * CE_t / sum_t t``."""
+        from consistentee.training.encoder import train_jointly, use_exit_network
+
+        use_exit_network(model, self.classifier, recipe)
+        train_jointly(model, task, recipe)
+        return model
+
+
+@dataclass(frozen=True)
+class TokenMethod(Method["MultiExitDecoder", TextTask, TokenRecipe]):
+    """How to train a decoder's exits, which rule, which knob; subclasses as those of :class:`Method`.
+
+    Class attributes besides Method's:
+        kv: fills the keys and values of skipped layers, see :func:`consistentee.generate`.
+        drafts: the method drafts and verifies. Its layers depend on the accepted tokens, so it is run, not replayed.
+    """
+
+    kv: ClassVar[Literal["propagate", "exact"]] = "propagate"
+    drafts: ClassVar[bool] = False
+
+    @property
+    def asks_exits(self) -> bool:
+        """Whether its rule, draft or branch needs an exit's prediction before the token exits."""
+        return False
+
+    def check_model(self, model: "MultiExitDecoder") -> None:
+        """Raise UserError if the method needs predictions that do not exist before closing layers."""
+        if self.asks_exits and model.closing:
+            raise UserError(
+                f"{self.name} needs the prediction of an exit before a token exits there, and here none exists before "
+                "the closing layers: train it on a decoder without closing layers"
+            )
+
+    def check_task(self, task: TextTask) -> None:
+        """Raise UserError for a task that is not a text task."""
+        if not isinstance(task, TextTask):
+            raise UserError(
+                f"{self.name} lets tokens exit while a text is written; {getattr(task, 'name', task)!r} asks for labels"
+            )
+
+    def fit(self, model: "MultiExitDecoder", task: TextTask, recipe: TokenRecipe) -> "MultiExitDecoder":
+        """Train the exits in the shared stage."""
+        from consistentee.training.decoder import train_exits
+
+        train_exits(model, task, recipe)
+        return model
+
+    def model_at(self, model: "MultiExitDecoder", knob: float) -> "MultiExitDecoder":
+        """Return the decoder for a knob: ``model``, or a shallower one (:class:`consistentee.DecoderStack`)."""
+        return model
+
+    def generate(self, model: "MultiExitDecoder", prompts: Sequence[str], knob: float, **options: Any) -> "Generations":
+        """Generate a text for every prompt at one value of the knob.
+
+        ``options`` are those of :func:`consistentee.generate` except ``kv``. Methods that decode differently override
+        this.
+        """
+        from consistentee.engine.generate import generate
+
+        return generate(self.model_at(model, knob), prompts, self.rule(model, knob), kv=self.kv, **options)
 
 
 def train_method(
     method: Method[ModelT, TaskT, RecipeT], name: str, model: ModelT, task: TaskT, recipe: RecipeT
 ) -> ModelT:
-    """Check task and model, fit ``method``, and note in the model what it was trained for and by which method.
+    """Check task and model, fit ``method``, and note in the model its task and method.
 
-    ``name`` is what :func:`get_method` found the method by, so that a saved model finds its rule again: a file is noted
-    by its absolute path.
+    ``name`` is the name for :func:`get_method`, so that a saved model finds its rule again; of a file the absolute path
+    is noted.
     """
     method.check_task(task)
     method.check_model(model)
-    model = method.fit(model, task, dataclasses.replace(recipe, method=_told_from_others(method)))
-    notes = model.description
+    model = method.fit(model, task, dataclasses.replace(recipe, method=_identity(method)))
+    notes: Any = model.description
     notes.task_name = task.name
     notes.method_name = _absolute_name(name)
     notes.method_parameters = method.parameters
-    for limit, tokens in recipe.limits.items():
-        setattr(notes, limit, tokens)
+    if isinstance(recipe, Recipe):
+        notes.max_length = recipe.max_length
     return model
 
 
-def _told_from_others(method: AnyMethod) -> str:
-    """Return name and version of a method, and a hash of the files of a user's, where nobody raises a version."""
-    from consistentee.models.source_code import users_code
+def _identity(method: AnyMethod) -> str:
+    """Return name and version of a method, and a hash of the files of a user's method, which has no version."""
+    from consistentee.versions import users_code
 
     code = users_code(base.__module__ for base in type(method).__mro__)
     return f"{method.name} {method.version}" + (f" {hash_json(code)}" if code else "")
@@ -183,7 +283,7 @@ def method_class_of(name: str) -> type[AnyMethod]:
         module = _load_file(Path(path))
         if not hasattr(module, attribute):
             raise unknown_name(f"class in {path}", attribute, _own_methods(module))
-        return _checked(getattr(module, attribute), name)
+        return _valid_class(getattr(module, attribute), name)
     methods = available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)
     if name not in methods:
         raise unknown_name("method", name, methods)
@@ -191,7 +291,7 @@ def method_class_of(name: str) -> type[AnyMethod]:
         loaded = methods[name].load()
     except (Exception, SystemExit) as error:  # a plug-in may fail in any way at all, and even end the process
         raise UserError(f"method {name!r} ({methods[name].value}) cannot be imported: {_sentence(error)}") from error
-    return _checked(loaded, name)
+    return _valid_class(loaded, name)
 
 
 def _absolute_name(name: str) -> str:
@@ -205,7 +305,7 @@ def code_file(name: str) -> str | None:
 
 
 def methods_in_file(path: Path) -> list[str]:
-    """Return every method that a Python file defines, as ``file.py:ClassName``, in the order of the file.
+    """Return the methods that a Python file defines, as ``file.py:ClassName``, in the order of the file.
 
     Raises UserError for a file that cannot be imported.
     """
@@ -213,7 +313,7 @@ def methods_in_file(path: Path) -> list[str]:
 
 
 def _own_methods(module: ModuleType) -> list[str]:
-    """Return the methods that a module defines itself; a class left abstract is a base for others, and not one."""
+    """Return the methods that a module defines itself, without abstract and private base classes."""
     return [
         name
         for name, value in vars(module).items()
@@ -245,7 +345,7 @@ def _sentence(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".removesuffix(": ").split())
 
 
-def _checked(candidate: object, name: str) -> type[AnyMethod]:
+def _valid_class(candidate: object, name: str) -> type[AnyMethod]:
     if not (isinstance(candidate, type) and issubclass(candidate, Method)):
         raise UserError(f"{name} is not a subclass of consistentee.Method")
     missing = [a for a in ("name", "paper", "knob") if not hasattr(candidate, a)]

@@ -1,22 +1,31 @@
-"""The exit policy of ConsistentEE: its inputs, its output, and its exit rule.
+"""The exit policy of ConsistentEE: its network, the prices of a layer that it is trained for, and its exit rule.
 
 The paper's policy is one small network for each layer that reads the pooled vector (section 3.1). Two additions, which
 can be switched off, help on small training sets: the policy also reads the confidence of the classifier (top
 probability, margin, entropy, agreement with the layer before), and it starts from low exit probabilities.
 
-A policy may be *conditioned* on alpha, the price of a layer: ``p = sigmoid(a(s) + softplus(b(s)) * log alpha)``. A
-higher price then never makes a row run longer, and one policy gives the whole curve.
+In the paper every price of a layer needs a model of its own, :class:`OnePrice`. Two extensions give the whole curve
+with one model; in both, a higher price never makes a row run longer:
+
+* :class:`DrawnPrices`: the policy reads the price alpha, ``p = sigmoid(a(s) + softplus(b(s)) * log alpha)``;
+* :class:`PriceLadder`: the policies of some prices are one head. The logit of P(exit) at a price is that at the next
+  lower price plus a positive number. A price between two rungs uses the nearer one.
 """
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from consistentee.errors import UserError
 from consistentee.models.heads import ExitHeads, HeadSpec
 from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.signals import NUM_CONFIDENCE_FEATURES, confidence_features
 from consistentee.rules.view import LayerView
 
 POLICY = "policy"
@@ -25,78 +34,11 @@ INITIAL_BIAS = -1.5
 PolicyInputs = Literal["state", "state+confidence", "confidence"]
 """The inputs of a policy: the pooled vector, the confidence of the classifier, or both."""
 
-NUM_CONFIDENCE_FEATURES = 4
+ALWAYS = 1e6
+"""A price at which every row exits at the first exit; at 0 none exits."""
 
-
-def policy_spec(reads: PolicyInputs, conditioned: bool) -> HeadSpec:
-    """Return the head of a policy: Linear(H, 32), GELU, Linear(32, 1), or 2 outputs if it is conditioned."""
-    return HeadSpec(
-        outputs=2 if conditioned else 1,
-        hidden=32,
-        extra_inputs=0 if reads == "state" else NUM_CONFIDENCE_FEATURES,
-        reads_pooled=reads != "confidence",
-        initial_bias=INITIAL_BIAS,
-    )
-
-
-def confidence_features(probs: Tensor, prediction: Tensor, previous: Tensor | None) -> Tensor:
-    """Compute top probability, margin, normalised entropy, agreement with the layer before (0 at layer 1): [rows, 4].
-
-    Args:
-        probs: [rows, classes]; of the candidates if the vocabulary is pruned.
-        prediction: the predicted class, of all classes: [rows].
-        previous: that of the layer before, [rows]; None at layer 1.
-    """
-    first, second = probs.topk(2, dim=-1).values.unbind(dim=-1)
-    entropy = torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])
-    agrees = torch.zeros_like(first) if previous is None else (prediction == previous).to(first.dtype)
-    return torch.stack([first, first - second, entropy, agrees], dim=-1)
-
-
-def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
-    """Convert a head's output to the logit of P(exit): [...].
-
-    Args:
-        output: [...], or [..., 2] if the policy is conditioned.
-        log_alpha: log of the price of a layer, a number or [...]; None if the policy is not conditioned.
-    """
-    if log_alpha is None:
-        return output
-    base, slope = output.unbind(dim=-1)
-    # A weight that underflows to 0 would turn a price of 0 or infinity into NaN.
-    return base + functional.softplus(slope).clamp_min(torch.finfo(slope.dtype).tiny) * log_alpha
-
-
-def drawn_prices(lowest: float, highest: float, count: int) -> Tensor:
-    """Draw log-uniform prices of a layer for the training of a conditioned policy: float [count]."""
-    low, high = torch.tensor([lowest, highest]).log()
-    return (low + (high - low) * torch.rand(count)).exp()
-
-
-def policy_outputs(policy: ExitHeads, pooled: Tensor, logits: Tensor) -> Tensor:
-    """Compute the outputs of a policy at every layer for training: float [rows, L], or [rows, L, outputs].
-
-    Its inputs are detached, so it does not train the backbone.
-
-    Args:
-        policy: the head.
-        pooled: [rows, L, width].
-        logits: [rows, L, classes].
-    """
-    pooled, probs = pooled.detach(), logits.detach().softmax(dim=-1)
-    answers = probs.argmax(dim=-1)
-    columns = []
-    for index in range(pooled.shape[1]):
-        previous = answers[:, index - 1] if index else None
-        extra = confidence_features(probs[:, index], answers[:, index], previous) if policy.spec.extra_inputs else None
-        columns.append(policy(index + 1, pooled[:, index], extra))
-    return torch.stack(columns, dim=1)
-
-
-def exit_probabilities(policy: ExitHeads, pooled: Tensor, logits: Tensor, log_alpha: Tensor | None) -> Tensor:
-    """Compute P(exit) at every layer: float [rows, L]. ``log_alpha`` is [rows], or None if not conditioned."""
-    outputs = policy_outputs(policy, pooled, logits)
-    return policy_logit(outputs, None if log_alpha is None else log_alpha.unsqueeze(1)).sigmoid()
+Policies = list[tuple[Tensor, Tensor]]
+"""For every price: the price of a layer [rows], and P(exit) [rows, exits]."""
 
 
 class PolicyRule(ExitRule):
@@ -105,7 +47,7 @@ class PolicyRule(ExitRule):
     Args:
         reads: the inputs of the policy.
         threshold: on P(exit).
-        alpha: the price of a layer if the policy is conditioned; 0 never exits, infinity always.
+        alpha: the price of a layer if the policy reads it; 0 never exits, infinity always.
     """
 
     def __init__(self, reads: PolicyInputs, threshold: float = 0.5, alpha: float | None = None) -> None:
@@ -130,3 +72,169 @@ class PolicyRule(ExitRule):
     def logit(self, output: Tensor, view: LayerView) -> Tensor:
         """Convert the head's output for the rows of a view to the logit of P(exit): [rows]."""
         return policy_logit(output, self.log_alpha)
+
+
+class LadderRule(PolicyRule):
+    """Exit by the policy of a rung.
+
+    Args:
+        reads, threshold: see :class:`PolicyRule`.
+        rungs: index of the price at steps 0, 1, ... of a text, 0 being the lowest; the last one holds for all later
+            steps, and in classification.
+    """
+
+    def __init__(self, reads: PolicyInputs, rungs: Sequence[int], threshold: float = 0.5) -> None:
+        super().__init__(reads, threshold)
+        self.rungs = tuple(rungs)
+
+    def logit(self, output: Tensor, view: LayerView) -> Tensor:
+        logits = rung_logits(output)
+        if len(self.rungs) == 1:
+            return logits[..., self.rungs[0]]
+        rungs = torch.tensor(self.rungs, device=view.device)[view.steps.clamp_max(len(self.rungs) - 1)]
+        return logits.gather(-1, rungs.unsqueeze(-1)).squeeze(-1)
+
+
+class Prices(ABC):
+    """The prices of a layer that a policy is trained for.
+
+    Attributes:
+        outputs: number of outputs of the policy's head.
+    """
+
+    outputs: int
+
+    @abstractmethod
+    def policies(self, outputs: Tensor) -> Policies:
+        """Compute the policies of all prices of a batch from the head's outputs: [rows, exits] or [..., outputs]."""
+
+    @abstractmethod
+    def rule(self, reads: PolicyInputs, knob: float) -> PolicyRule:
+        """Return the exit rule at a value of the knob."""
+
+
+@dataclass(frozen=True)
+class OnePrice(Prices):
+    """One price; the knob is the threshold on P(exit). At 0 every row exits, even if P is rounded to 0."""
+
+    alpha: float
+    outputs = 1
+
+    def policies(self, outputs: Tensor) -> Policies:
+        return [(torch.full((len(outputs),), self.alpha).to(outputs.device), outputs.sigmoid())]
+
+    def rule(self, reads: PolicyInputs, knob: float) -> PolicyRule:
+        return PolicyRule(reads, threshold=knob if knob > 0 else float("-inf"))
+
+
+@dataclass(frozen=True)
+class DrawnPrices(Prices):
+    """A log-uniform price for each row; the knob is the price. Raises UserError for an invalid range."""
+
+    lowest: float
+    highest: float
+    outputs = 2
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest < self.highest:
+            raise UserError("the lowest alpha must lie above 0 and below the highest one")
+
+    def policies(self, outputs: Tensor) -> Policies:
+        low, high = torch.tensor([self.lowest, self.highest]).log()
+        alpha = (low + (high - low) * torch.rand(len(outputs))).exp().to(outputs.device)
+        return [(alpha, policy_logit(outputs, alpha.log().unsqueeze(1)).sigmoid())]
+
+    def rule(self, reads: PolicyInputs, knob: float) -> PolicyRule:
+        return PolicyRule(reads, alpha=float("inf") if knob >= ALWAYS else knob)
+
+
+@dataclass(frozen=True)
+class PriceLadder(Prices):
+    """Log-spaced prices; the knob is the price. Raises UserError for fewer than two, or an invalid range."""
+
+    rungs: int
+    lowest: float
+    highest: float
+
+    def __post_init__(self) -> None:
+        if self.rungs < 2:
+            raise UserError(f"a ladder has at least 2 rungs, got {self.rungs}")
+        if not 0 < self.lowest < self.highest < ALWAYS:
+            raise UserError("the lowest price of a ladder must lie above 0 and below the highest one")
+
+    @property
+    def outputs(self) -> int:  # type: ignore[override]
+        return self.rungs
+
+    @property
+    def prices(self) -> tuple[float, ...]:
+        """The prices in increasing order."""
+        low, high = math.log(self.lowest), math.log(self.highest)
+        return tuple(math.exp(low + (high - low) * rung / (self.rungs - 1)) for rung in range(self.rungs))
+
+    @property
+    def knob_values(self) -> tuple[float, ...]:
+        """The price at which all rows exit at once, the prices from the highest down, and 0."""
+        return (ALWAYS, *reversed(self.prices), 0.0)
+
+    def policies(self, outputs: Tensor) -> Policies:
+        probabilities, rows = rung_logits(outputs).sigmoid(), outputs.new_ones(len(outputs))
+        return [(rows * price, p) for price, p in zip(self.prices, probabilities.unbind(dim=-1), strict=True)]
+
+    def rule(self, reads: PolicyInputs, knob: float, rise: Sequence[float] = (1.0,)) -> PolicyRule:
+        """Return the rule of the rung nearest to a price, ``knob``.
+
+        ``rise``: factors of the price at steps 0, 1, ... of a text, within the ladder; the last one holds for all later
+        steps. The prices 0 and ``ALWAYS`` do not rise.
+        """
+        rung = self._nearest(knob, (*self.prices, ALWAYS)) if knob > 0 else 0
+        if knob == 0 or rung == self.rungs:  # P(exit) is not above 1, and above -1
+            return LadderRule(reads, (0,), threshold=-1.0 if knob else 1.0)
+        return LadderRule(reads, [self._nearest(knob * factor, self.prices) for factor in rise])
+
+    @staticmethod
+    def _nearest(price: float, prices: Sequence[float]) -> int:
+        return min(range(len(prices)), key=lambda rung: abs(math.log(prices[rung] / price)))
+
+
+def policy_logit(output: Tensor, log_alpha: float | Tensor | None) -> Tensor:
+    """Convert a head's output [..., 2] and the log of a price to the logit of P(exit): [...].
+
+    ``log_alpha``: None for a policy that does not read the price; its output is [...], the logit itself.
+    """
+    if log_alpha is None:
+        return output
+    base, slope = output.unbind(dim=-1)
+    # A weight that underflows to 0 would turn a price of 0 or infinity into NaN.
+    return base + functional.softplus(slope).clamp_min(torch.finfo(slope.dtype).tiny) * log_alpha
+
+
+def rung_logits(output: Tensor) -> Tensor:
+    """Convert the head's output to logits of P(exit) at increasing prices, which increase: [..., K]."""
+    return torch.cat([output[..., :1], functional.softplus(output[..., 1:])], dim=-1).cumsum(dim=-1)
+
+
+def policy_spec(reads: PolicyInputs, outputs: int, initial_bias: float = INITIAL_BIAS) -> HeadSpec:
+    """Return the head of a policy: Linear(H, 32), GELU, Linear(32, outputs)."""
+    return HeadSpec(
+        outputs=outputs,
+        hidden=32,
+        extra_inputs=0 if reads == "state" else NUM_CONFIDENCE_FEATURES,
+        reads_pooled=reads != "confidence",
+        initial_bias=initial_bias,
+    )
+
+
+def policy_outputs(policy: ExitHeads, pooled: Tensor, logits: Tensor) -> Tensor:
+    """Compute the outputs of a policy at every layer in training: float [rows, L], or [rows, L, outputs].
+
+    Its inputs, [rows, L, width] and [rows, L, classes], are detached, so it does not train the backbone.
+    """
+    pooled, probs = pooled.detach(), logits.detach().softmax(dim=-1)
+    answers = probs.argmax(dim=-1)
+    columns = []
+    for index in range(pooled.shape[1]):
+        previous = answers[:, index - 1] if index else None
+        extra = confidence_features(probs[:, index], answers[:, index], previous) if policy.spec.extra_inputs else None
+        columns.append(policy(index + 1, pooled[:, index], extra))
+    return torch.stack(columns, dim=1)

@@ -16,16 +16,13 @@ _THRESHOLDS_DRAWN = 8
 def rewards(
     losses: Tensor, alpha: float | Tensor, hardness: Tensor | None = None, layers: Sequence[int] | None = None
 ) -> Tensor:
-    """Compute the reward of each exit, ``R_t = -CE_t - alpha * (1 - m/L) * t``.
+    """Compute the reward of each exit [rows, exits], ``R_t = -CE_t - alpha * (1 - m/L) * t``.
 
     Args:
         losses: CE_t, float [rows, exits].
         alpha: the price of a layer: one number, or float [rows].
         hardness: the Memorized Layer m of each row, int64 [rows]; None gives the vanilla reward, without ``1 - m/L``.
         layers: the layer t of each exit, the last one being L; None for 1..L.
-
-    Returns:
-        float [rows, exits].
     """
     depths = range(1, losses.shape[1] + 1) if layers is None else layers
     price = torch.as_tensor(alpha, dtype=losses.dtype, device=losses.device).expand(len(losses))
@@ -35,13 +32,9 @@ def rewards(
 
 
 def exit_distribution(exit_probabilities: Tensor) -> Tensor:
-    """Compute the probability to exit at each layer: ``q_t = p_t * prod_{s<t} (1 - p_s)``; q_L is the rest.
+    """Compute the probability to exit at each layer [rows, L]: ``q_t = p_t * prod_{s<t} (1 - p_s)``; q_L is the rest.
 
-    Args:
-        exit_probabilities: p_t, float [rows, L]; the last column has no effect.
-
-    Returns:
-        float [rows, L]; rows sum to 1.
+    The last column of p_t [rows, L] has no effect.
     """
     ones = torch.ones_like(exit_probabilities[:, :1])
     exits = torch.cat([exit_probabilities[:, :-1], ones], dim=1)
@@ -50,14 +43,9 @@ def exit_distribution(exit_probabilities: Tensor) -> Tensor:
 
 
 def simulated_exits(signals: Tensor, thresholds: Tensor) -> Tensor:
-    """Compute the layer (from 1) at which each row would exit with each threshold.
+    """Compute the layer (from 1) at which each row would exit with each of K thresholds: int64 [K, rows].
 
-    Args:
-        signals: [rows, L], low if a layer is confident.
-        thresholds: [K].
-
-    Returns:
-        int64 [K, rows].
+    Signals [rows, L] are low if a layer is confident.
     """
     wants_out = signals.detach() < thresholds.view(-1, 1, 1)
     wants_out[..., -1] = True
@@ -100,11 +88,7 @@ def reinforce_policy_loss(
     ``-(1/BK) sum_i sum_k (R_ik - mean_k R_ik) * sum_{s<=T_ik} log pi(a_s)``. Layer L has no choice and no term. The
     baseline includes the rollout's own reward, so the expectation is ``(K-1)/K`` times the exact gradient.
 
-    Args:
-        exit_probabilities: p_t, float [rows, L].
-        reward: R_t, float [rows, L].
-        rollouts: K, at least 2.
-        generator: source of randomness, on the tensors' device.
+    Both tensors are [rows, L]; ``rollouts`` is K, at least 2.
     """
     rows, num_layers = exit_probabilities.shape
     probabilities = exit_probabilities[:, :-1]

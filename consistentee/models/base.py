@@ -43,14 +43,10 @@ class LayerStepper(Protocol):
     backbone: Any
 
     @property
-    def num_layers(self) -> int:
-        """Number of layers that can be run."""
-        ...
+    def num_layers(self) -> int: ...
 
     @property
-    def width(self) -> int:
-        """Width of the hidden states."""
-        ...
+    def width(self) -> int: ...
 
 
 @dataclass(kw_only=True)
@@ -225,14 +221,10 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
 
         Raises UserError that names the file if something is missing, damaged or not finite.
         """
-        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
-
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
-        folder = Path(model_id)
+        folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
             hub_options = {name: options[name] for name in _HUB_OPTIONS if name in options}
-            folder = Path(str(snapshot_download(model_id, **hub_options)))
+            folder = Path(str(snapshot_download(str(pretrained_model_name_or_path), **hub_options)))
         description = cls.description_class.read(folder)
         weights = read_weights(folder / WEIGHTS_FILE)
         with reading(folder / description.file):
@@ -263,14 +255,7 @@ class MultiExit(nn.Module, ModelHubMixin, ABC, library_name="consistentee", tags
     def _without_weights(
         cls, folder: Path, description: Any, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> Self:
-        """Return the model of a saved folder before its own weights are in it, and without its learned heads.
-
-        Args:
-            folder: a saved model.
-            description: its description, an instance of ``description_class``.
-            weights: its saved weights.
-            options: options of ``from_pretrained``.
-        """
+        """Return the model of a saved folder before its own weights are in it, and without its learned heads."""
 
     def _take_weights(self, weights: dict[str, Tensor]) -> None:
         """Load the weights that the model was saved with."""

@@ -1,12 +1,14 @@
 """Internal classifiers of exits, in kinds that differ in how much of the model they read.
 
 * ``linear`` reads the pooled vector of its layer; nearly every method uses it;
+* ``mlp`` has a tanh layer of the same width before it, as the pooler of BERT;
 * ``shared`` is one linear classifier for all layers (PALBERT, Balagansky & Gavrilov, NeurIPS 2022);
 * ``attention`` reads every token of its layer (FastBERT, Liu et al., ACL 2020);
 * ``past-future`` reads the pooled vectors of its layer and of all before, and predicts those to come (GPFEE, Liao et
   al., NAACL 2021);
 * ``ensemble`` reads the pooled vectors of its layer and of all before, and the logits of the classifiers there (ZTW,
   Wolczyk et al., NeurIPS 2021);
+* ``product`` multiplies the answers of its layer and of all before (Jazbec et al., NeurIPS 2023);
 * ``class-means`` answers with the class whose mean is nearest (E2CM, Goermez et al., IJCNN 2022).
 
 A kind of your own is one subclass of :class:`InternalClassifier`, entered in :data:`CLASSIFIER_KINDS` under its name
@@ -23,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from consistentee.arguments import Positive, checked
-from consistentee.backbones.catalog import Pooling
+from consistentee.backbones.pretrained import Pooling
 from consistentee.errors import UserError, unknown_name
-from consistentee.models.source_code import module_source
+from consistentee.versions import module_source
 
 
 @checked
@@ -90,7 +92,6 @@ class RecordedLayer:
 
     @property
     def pooled(self) -> Tensor:
-        """The last vector of the history: [rows, width]."""
         return self.history[:, -1]
 
     @property
@@ -148,6 +149,18 @@ class LinearClassifier(InternalClassifier):
 
     def forward(self, layer: ReadableLayer) -> Tensor:
         return functional.linear(self.dropout(layer.pooled), self.weight, self.bias)
+
+
+class MLPClassifier(InternalClassifier):
+    """Pooled vector, a tanh layer of the same width, dropout, one linear layer: DeeBERT's off-ramp on BERT."""
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        self.dense = nn.Linear(place.width, place.width)
+        self.output = _output_layer(place.width, place.num_labels)
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        return self.output(self.dropout(self.dense(layer.pooled).tanh()))
 
 
 class SharedClassifier(InternalClassifier):
@@ -283,6 +296,30 @@ class EnsembleClassifier(InternalClassifier):
         return self.average(self.heads_say(layer.history))
 
 
+class ProductClassifier(LinearClassifier):
+    """Product of experts: linear classifiers whose logits f_j give ``prod_{j<=m} softplus(f_j)^(j/L)``.
+
+    Earlier classifiers belong to the other exits and are not saved again.
+    """
+
+    reads_history: ClassVar[bool] = True
+
+    def __init__(self, spec: ClassifierSpec, place: Exit) -> None:
+        super().__init__(spec, place)
+        # A tuple, so that the classifiers belong to their own exits alone.
+        self._experts = (*(other for other in place.before if isinstance(other, ProductClassifier)), self)
+        self._num_layers = place.num_layers
+
+    def forward(self, layer: ReadableLayer) -> Tensor:
+        experts = zip(self._experts, layer.history.unbind(dim=1), strict=True)
+        said = [functional.linear(expert.dropout(pooled), expert.weight, expert.bias) for expert, pooled in experts]
+        logits = torch.stack(said, dim=1)
+        # The logarithm of softplus is the logit itself far below 0, where softplus would be rounded to 0.
+        logs = torch.where(logits < -15, logits, functional.softplus(logits).log())
+        shares = torch.arange(1, len(said) + 1, device=logs.device) / self._num_layers
+        return (logs * shares.unsqueeze(1)).sum(dim=1)
+
+
 class ClassMeansClassifier(InternalClassifier):
     """E2CM's classifier: minus the distance from each class mean, divided by the average distance of training rows.
 
@@ -305,10 +342,12 @@ class ClassMeansClassifier(InternalClassifier):
 
 CLASSIFIER_KINDS: dict[str, type[InternalClassifier]] = {
     "linear": LinearClassifier,
+    "mlp": MLPClassifier,
     "shared": SharedClassifier,
     "attention": AttentionClassifier,
     "past-future": PastFutureClassifier,
     "ensemble": EnsembleClassifier,
+    "product": ProductClassifier,
     "class-means": ClassMeansClassifier,
 }
 """Kinds of classifiers by name."""

@@ -1,14 +1,17 @@
-"""Exits that depend only on the place of a token in its text."""
+"""Rules whose exit or threshold is given in advance, by the place of a token in its text or by depth."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
+from scipy.special import expit, logit
 from torch import Tensor
 
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, State
+from consistentee.rules.signals import top_probability
 from consistentee.rules.view import LayerView
 
 _USUAL_LENGTH = 64
@@ -39,12 +42,42 @@ def mean_layers(model: MultiExitDecoder) -> tuple[float, ...]:
     return tuple(sorted(map(float, (*model.exit_layers, *between))))
 
 
-def check_horizon(horizon: int | None) -> None:
-    """Raise UserError for a horizon below 1."""
-    if horizon is not None and horizon < 1:
-        raise UserError(f"a schedule is stretched over at least one token, got a horizon of {horizon}")
-
-
 def text_length(model: MultiExitDecoder, horizon: int | None) -> int:
     """Return the number of tokens of a schedule: ``horizon``, else the length the model was trained with, else 64."""
     return horizon or model.description.max_new_tokens or _USUAL_LENGTH
+
+
+FIRST_EXIT, FULL_DEPTH = -20.0, 40.0
+"""Shifts that make every threshold 0 (the first exit) or 1 (full depth)."""
+
+SHIFTS = (FIRST_EXIT, *(step / 4 for step in range(-32, 33)), FULL_DEPTH)
+"""Values of the knob, from earliest to latest exits; 0 gives the paper's thresholds."""
+
+
+class DepthThresholdRule(ExitRule):
+    """Exit if the largest probability reaches the threshold of the layer; a threshold of 1 never exits.
+
+    ``thresholds``: of each exit layer before the last.
+    """
+
+    def __init__(self, thresholds: Mapping[int, float]) -> None:
+        self.thresholds = thresholds
+
+    def should_exit(self, view: LayerView, state: State) -> Tensor:
+        threshold = self.thresholds[view.layer]
+        if threshold >= 1:
+            return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
+        return top_probability(view) >= threshold
+
+
+def shifted_thresholds(
+    by_depth: Sequence[tuple[float, float]], exit_layers: Sequence[int], shift: float
+) -> dict[int, float]:
+    """Return the threshold of each exit layer before the last, with ``shift`` added to its log-odds.
+
+    ``by_depth``: (share of the depth, threshold in 0..1) of the paper, increasing; interpolated linearly between them
+    and constant beyond the first and the last.
+    """
+    shares = [layer / exit_layers[-1] for layer in exit_layers[:-1]]
+    papers = np.interp(shares, [depth for depth, _ in by_depth], [value for _, value in by_depth])
+    return dict(zip(exit_layers[:-1], expit(logit(papers) + shift).tolist(), strict=True))

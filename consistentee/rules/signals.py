@@ -1,4 +1,4 @@
-"""Signals: one number for each row, computed from a layer, that a rule compares with its threshold."""
+"""Signals: one number for each row, computed from a layer, that a rule compares with its threshold; and thresholds."""
 
 import math
 from collections.abc import Callable
@@ -40,3 +40,36 @@ def head_probability(name: str) -> Signal:
         return view.head(name).sigmoid()
 
     return signal
+
+
+NUM_CONFIDENCE_FEATURES = 4
+
+
+def confidence_features(probs: Tensor, prediction: Tensor, previous: Tensor | None) -> Tensor:
+    """Compute top probability, margin, normalised entropy, agreement with the layer before (0 at layer 1): [rows, 4].
+
+    ``probs`` are of the candidates if the vocabulary is pruned; ``prediction`` and ``previous`` are of all classes.
+    """
+    first, second = probs.topk(2, dim=-1).values.unbind(dim=-1)
+    entropy = torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])
+    agrees = torch.zeros_like(first) if previous is None else (prediction == previous).to(first.dtype)
+    return torch.stack([first, first - second, entropy, agrees], dim=-1)
+
+
+def even_log_odds(first: float, last: float, count: int) -> tuple[float, ...]:
+    """Return probabilities with evenly spaced log-odds from ``first`` to ``last``: dense near 0 and 1."""
+    return tuple(torch.linspace(first, last, count).sigmoid().tolist())
+
+
+def falling_fractions(decades: int) -> tuple[float, ...]:
+    """Return fractions from 1 down to ``10 ** -decades``, twelve for each decade."""
+    return tuple(10.0 ** (-exponent / 12) for exponent in range(12 * decades + 1))
+
+
+def entropy_thresholds(classes: int, decades: int, beyond: float = 1.0) -> tuple[float, ...]:
+    """Return entropy thresholds in nats, from ``beyond`` times ln C down some decades, and 0.
+
+    A row exits below a threshold, so all rows exit only with a threshold beyond ln C, ``beyond=1.001``.
+    """
+    largest = math.log(classes) * beyond
+    return (*(fraction * largest for fraction in falling_fractions(decades)), 0.0)

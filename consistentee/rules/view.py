@@ -21,10 +21,13 @@ class LayerView(ABC):
         device: of the tensors.
     """
 
-    layer: int
-    num_layers: int
-    rows: int
-    device: torch.device
+    _past: Tensor | None = None
+
+    def __init__(self, layer: int, num_layers: int, rows: int, device: torch.device) -> None:
+        self.layer = layer
+        self.num_layers = num_layers
+        self.rows = rows
+        self.device = device
 
     @property
     def step(self) -> int:
@@ -47,12 +50,14 @@ class LayerView(ABC):
         """Input of the classifier of this layer: [rows, width]."""
 
     @cached_property
-    @abstractmethod
     def history(self) -> Tensor:
         """``pooled`` of layers 1 to this one: [rows, layer, width].
 
         At inference it exists only for a rule with ``reads_history`` or classifiers that read it, else UserError.
         """
+        if self._past is None:
+            raise UserError("this exit rule reads the pooled vectors of earlier layers: declare reads_history = True")
+        return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
 
     @cached_property
     @abstractmethod
@@ -65,9 +70,9 @@ class LayerView(ABC):
         """A hash of each row's input: int64 [rows]."""
 
     @cached_property
-    @abstractmethod
     def labels(self) -> Tensor:
         """True labels [rows] in a trace; raises UserError at inference."""
+        raise UserError("this exit rule reads the true labels; it can be replayed on a trace, not run on new texts")
 
     @abstractmethod
     def head(self, name: str, extra: Tensor | None = None) -> Tensor:
@@ -121,11 +126,6 @@ def likeliest(logits: Tensor, count: int) -> Tensor:
 
 
 def said_among(logits: Tensor, classes: Tensor | None) -> Tensor:
-    """Return the class with the largest logit: int64 [rows].
-
-    Args:
-        logits: [rows, K].
-        classes: of the logits, int64 [rows, K]; None for all.
-    """
+    """Return the class with the largest logit: int64 [rows]. ``classes`` [rows, K]: of the logits; None for all."""
     best = logits.argmax(dim=-1)
     return best if classes is None else classes.gather(1, best.unsqueeze(1)).squeeze(1)

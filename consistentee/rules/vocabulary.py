@@ -55,10 +55,7 @@ class CandidatesView(LayerView):
     """A view with the logits of the candidates after the first exit that was read."""
 
     def __init__(self, view: LayerView, state: State, candidates: int) -> None:
-        self.layer = view.layer
-        self.num_layers = view.num_layers
-        self.rows = view.rows
-        self.device = view.device
+        super().__init__(view.layer, view.num_layers, view.rows, view.device)
         self._view = view
         self._state = state
         self._count = candidates

@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from consistentee.arguments import Positive, check_layer, checked
-from consistentee.backbones.token_exits import layers_run
+from consistentee.backbones.encoders import layers_run
 from consistentee.data.encoding import Encoding, fingerprint
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
-from consistentee.files import computed_once, hash_json, load_tensors
+from consistentee.files import computed_once, empty_tensor, hash_json, load_tensors
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.models.heads import ExitHeads
 from consistentee.progress import tracked
 from consistentee.rules.view import LayerView, predictions_of
-from consistentee.traces.buffers import empty_tensor
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Trace:
         lengths: number of tokens a row: int64 [N].
         row_keys: see :class:`LayerView`: int64 [N].
         heads: the model's learned heads, for rules that give them extra inputs.
-        live_tokens: see :meth:`consistentee.backbones.encoders.Stepper.live_tokens`: int64 [N, L], or None.
+        live_tokens: see :meth:`consistentee.backbones.encoders.EncoderStepper.live_tokens`: int64 [N, L], or None.
         encodings: the rows as tokens, to run them again.
     """
 
@@ -82,40 +81,31 @@ class TraceView(LayerView):
     """The view of one recorded layer on all rows of the trace."""
 
     def __init__(self, trace: Trace, layer: int) -> None:
+        super().__init__(layer, trace.num_layers, len(trace), trace.logits.device)
         self._trace = trace
-        self.layer = layer
-        self.num_layers = trace.num_layers
-        self.rows = len(trace)
-        self.device = trace.logits.device
 
     @cached_property
     def hidden(self) -> Tensor:
-        """Raise UserError: hidden states of every token are not recorded."""
         raise UserError("a trace does not keep the hidden states of every token; run this rule live, or read .pooled")
 
     @cached_property
     def pooled(self) -> Tensor:
-        """Input of the classifier: [rows, width]."""
         return self._trace.signals["pooled"][:, self.layer - 1]
 
     @cached_property
     def history(self) -> Tensor:
-        """Pooled vectors of layers 1 to this one: [rows, layer, width]."""
         return self._trace.signals["pooled"][:, : self.layer]
 
     @cached_property
     def logits(self) -> Tensor:
-        """Output of the internal classifier: [rows, classes]."""
         return self._trace.logits[:, self.layer - 1]
 
     @cached_property
     def row_keys(self) -> Tensor:
-        """Hash of each row's tokens: int64 [rows]."""
         return self._trace.row_keys
 
     @cached_property
     def labels(self) -> Tensor:
-        """True labels [rows]."""
         return self._trace.labels
 
     @torch.inference_mode()
@@ -130,10 +120,6 @@ class TraceView(LayerView):
         return heads(self.layer, self.pooled.to(device), None if extra is None else extra.to(device)).cpu()
 
 
-def _heads_of(model: MultiExitModel) -> dict[str, ExitHeads]:
-    return {name: model.head(name) for name in model.exit_heads}
-
-
 def record_outputs(
     model: MultiExitModel,
     encodings: Sequence[Encoding],
@@ -144,12 +130,8 @@ def record_outputs(
 ) -> LayerOutputs:
     """Run ``model`` at full depth, in eval mode, over tokenised rows: all layers of all rows, in order, on the CPU.
 
-    Args:
-        model: its learned heads do not matter here.
-        encodings: the rows.
-        batch_size: rows a batch; rows of similar length go together.
-        store: folder where outputs are kept, so that methods that share a model share its pass; None keeps nothing.
-        progress: title of a progress bar, or None for none.
+    Rows of similar length go together. ``store`` is a folder where outputs are kept, so that methods that share a model
+    share its pass; None keeps nothing. ``progress`` is the title of a progress bar, or None for none.
     """
     run = partial(_record, model, encodings, ("vectors", "pooled", "logits"), batch_size, progress)
     tensors = run() if store is None else computed_once(_outputs_file(store, model, encodings, batch_size), run)
@@ -221,22 +203,18 @@ def record_trace(
     encodings = model.tokenize(split.texts, max_length)
     title = f"tracing {split.name}" if progress else None
     outputs = record_outputs(model, encodings, batch_size=batch_size, store=store, progress=title)
+    signals, heads = {"pooled": outputs.pooled}, {name: model.head(name) for name in model.exit_heads}
+    for name, head in heads.items():
+        if head.spec.extra_inputs == 0:
+            layers = [head(t, outputs.pooled[:, t - 1].to(model.device)) for t in range(1, model.num_layers + 1)]
+            signals[f"head:{name}"] = torch.stack(layers, dim=1).cpu()
     return Trace(
         logits=outputs.logits,
         labels=torch.tensor(split.labels),
-        signals={"pooled": outputs.pooled} | _head_signals(model, outputs.pooled),
+        signals=signals,
         lengths=torch.tensor([len(encoding) for encoding in encodings]),
         row_keys=torch.tensor([encoding.key for encoding in encodings]),
-        heads=_heads_of(model),
+        heads=heads,
         live_tokens=model.stepper.live_tokens(encodings),
         encodings=encodings,
     )
-
-
-def _head_signals(model: MultiExitModel, pooled: Tensor) -> dict[str, Tensor]:
-    signals = {}
-    for name, head in _heads_of(model).items():
-        if head.spec.extra_inputs == 0:
-            layers = [head(i + 1, pooled[:, i].to(model.device)) for i in range(model.num_layers)]
-            signals[f"head:{name}"] = torch.stack(layers, dim=1).cpu()
-    return signals

@@ -20,12 +20,11 @@ from torch import Tensor
 from consistentee.arguments import NotNegative, Positive, checked
 from consistentee.data.prompts import Keep, PromptSplit
 from consistentee.errors import UserError
-from consistentee.files import computed_once, hash_json, hash_tensors
+from consistentee.files import computed_once, empty_tensor, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
-from consistentee.rules.view import predictions_of
-from consistentee.traces.buffers import empty_tensor
-from consistentee.traces.token_rows import TokenRow, check_rows, collate_rows, encode_rows, tokens_read
+from consistentee.rules.view import LayerView, likeliest, predictions_of, said_among
+from consistentee.traces.token_rows import TokenRow, TokenRows, check_rows, collate_rows, encode_rows, tokens_read
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
 CHUNK = 256
@@ -112,6 +111,7 @@ class TokenTraceView(TokenView):
 
     def __init__(self, trace: TokenTrace, exit_index: int, tokens: Tensor, step: int) -> None:
         # Not by the parent's: states are read from the trace when they are asked for, and keys are known.
+        LayerView.__init__(self, trace.exit_layers[exit_index], trace.num_layers, len(tokens), trace.model.device)
         self._trace = trace
         self._exit_index = exit_index
         self._tokens = tokens
@@ -119,19 +119,13 @@ class TokenTraceView(TokenView):
         self._model = trace.model
         self._step = step
         self._among = None
-        self.layer = trace.exit_layers[exit_index]
-        self.num_layers = trace.num_layers
-        self.rows = len(tokens)
-        self.device = trace.model.device
 
     @cached_property
     def hidden(self) -> Tensor:
-        """Hidden state of the token just read: [rows, 1, width]."""
         return self._trace.deciding_states(self._exit_index, self._tokens).unsqueeze(1)
 
     @cached_property
     def history(self) -> Tensor:
-        """States at the exits up to this one: [rows, exits, width]."""
         hidden = self._trace.deciding[self._tokens, : self._exit_index + 1]
         return self._model.state(hidden.to(self.device, self._model.dtype))
 
@@ -142,16 +136,14 @@ class TokenTraceView(TokenView):
 
     @cached_property
     def row_keys(self) -> Tensor:
-        """Hash of each token's prompt and step: int64 [rows]."""
         return self._trace.row_keys[self._tokens].to(self.device)
 
     @cached_property
     def labels(self) -> Tensor:
-        """The next token of the response: int64 [rows]."""
         return self._trace.targets[self._tokens].to(self.device)
 
     def head(self, name: str, extra: Tensor | None = None) -> Tensor:
-        """Output of a learned head, computed once for all rules: [rows], or [rows, outputs]."""
+        """As of every view; computed once for all rules."""
         if extra is not None:
             return super().head(name, extra)
         if name not in self._heads:
@@ -174,13 +166,9 @@ def record_token_trace(
 ) -> TokenTrace:
     """Run ``model`` at full depth over the prompts and references of a split, once; see :func:`record_tokens`.
 
-    Args:
-        model: its adapters and learned heads do not matter here, and may be trained afterwards.
-        split: the rows.
-        max_prompt_tokens, max_new_tokens, keep: how rows are cut, see :func:`encode_rows`.
-        batch_size, dtype, store, progress: see :func:`record_tokens`.
-
-    Raises UserError for a prompt that is empty, or cannot be cut to ``max_prompt_tokens``.
+    Adapters and learned heads do not matter here, and may be trained afterwards. ``max_prompt_tokens``,
+    ``max_new_tokens`` and ``keep`` cut the rows, see :func:`encode_rows`. Raises UserError for a prompt that is empty,
+    or cannot be cut.
     """
     rows = encode_rows(model, split, max_prompt_tokens=max_prompt_tokens, max_new_tokens=max_new_tokens, keep=keep)
     title = f"tracing {split.name}" if progress else None
@@ -243,14 +231,10 @@ def recorded_states(
     store: Path | None,
     progress: str | None,
 ) -> Tensor:
-    """Return the states of tokens at every exit, row by row: [tokens, exits, width].
+    """Return the states of tokens at every exit, row by row: [tokens, exits, width]; see :func:`record_tokens`.
 
     With closing layers, the states that rules read come before those that the LM head reads:
-    [tokens, 2 * exits, width].
-
-    Args:
-        whole_rows: record every token that is read; otherwise the tokens that give one of the response.
-        model, rows, batch_size, dtype, store, progress: see :func:`record_tokens`.
+    [tokens, 2 * exits, width]. ``whole_rows`` records every token that is read, else those that give one of a response.
     """
     if not rows:
         raise UserError("there are no rows to record")
@@ -258,7 +242,9 @@ def recorded_states(
     run = partial(_record, model, rows, whole_rows, batch_size=batch_size, dtype=dtype, progress=progress)
     if store is None:
         return run()
-    path = store / f"hidden-{_pass_key(model, rows, whole_rows, batch_size, dtype)}.safetensors"
+    described = [[list(prompt), list(response)] for prompt, response in rows]
+    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype), *(["real_tokens"] if whole_rows else [])]
+    path = store / f"hidden-{hash_json(parts)[:16]}.safetensors"
     return computed_once(path, lambda: {"hidden": run()})["hidden"]
 
 
@@ -268,15 +254,6 @@ def _row_keys(rows: Sequence[TokenRow]) -> Tensor:
         token_key(key, step) for key, (_, response) in zip(prompts, rows, strict=True) for step in range(len(response))
     ]
     return torch.tensor(keys, dtype=torch.long)
-
-
-def _pass_key(
-    model: MultiExitDecoder, rows: Sequence[TokenRow], whole_rows: bool, batch_size: int, dtype: torch.dtype
-) -> str:
-    described = [[list(prompt), list(response)] for prompt, response in rows]
-    parts = [model.backbone_fingerprint(), described, batch_size, str(dtype)]
-    parts += ["real_tokens"] if whole_rows else []
-    return hash_json(parts)[:16]
 
 
 @torch.no_grad()
@@ -312,3 +289,89 @@ def _record(
 def _kept_as(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     narrow = hidden.to("cpu", dtype)
     return narrow if narrow.isfinite().all() else hidden.to("cpu", torch.float32)
+
+
+@torch.inference_mode()
+def named_tokens(trace: TokenTrace, candidates: int | None = None) -> Tensor:
+    """Return the token that each exit predicts: int64 [N, exits], on the CPU.
+
+    ``candidates``: tokens that exits between the first and the last may predict, the likeliest ones at the first, as
+    under a rule that prunes the vocabulary; None for the whole vocabulary.
+    """
+    last = len(trace.exit_layers) - 1
+    parts = [torch.empty(0, last + 1, dtype=torch.long)]
+    for tokens in torch.arange(len(trace)).split(CHUNK):
+        among: Tensor | None = None
+        named = []
+        for place, layer in enumerate(trace.exit_layers):
+            states = trace.states(place, tokens)
+            pruned = among if 0 < place < last else None
+            logits = trace.model.logits(layer, states)
+            if place == 0 and candidates is not None:
+                among = likeliest(logits, candidates)
+            named.append(said_among(logits if pruned is None else logits.gather(1, pruned), pruned))
+        parts.append(torch.stack(named, dim=1).cpu())
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """Whole rows, padded on the right, on the model's device.
+
+    Attributes:
+        rows: the tokens, and which of them give the response.
+        hidden: hidden states after the exit layers: float32 [rows, T, exits, width]; 0 for padding.
+    """
+
+    rows: TokenRows
+    hidden: Tensor
+
+
+@dataclass(frozen=True)
+class RowStates:
+    """The hidden states of whole rows, prompts included, for exits that attend to earlier tokens, as branches do.
+
+    Attributes:
+        rows: prompts and responses.
+        hidden: of every token that is read, row by row: float16 or float32, [tokens, exits, width].
+        model: whose states they are.
+    """
+
+    rows: Sequence[TokenRow]
+    hidden: Tensor
+    model: MultiExitDecoder = field(repr=False)
+
+    def batch(self, numbers: Sequence[int]) -> RowBatch:
+        batch = collate_rows(self.model, [self.rows[number] for number in numbers])
+        hidden = torch.zeros(*batch.tokens.shape, *self.hidden.shape[1:], device=self.model.device)
+        hidden[batch.padding_mask] = torch.cat([self._by_row[number] for number in numbers]).to(hidden)
+        return RowBatch(batch, hidden)
+
+    @cached_property
+    def _by_row(self) -> tuple[Tensor, ...]:
+        return self.hidden.split([tokens_read(row) for row in self.rows])
+
+    def fingerprint(self) -> str:
+        tokens = torch.tensor([token for prompt, response in self.rows for token in (*prompt, *response)])
+        lengths = torch.tensor([[len(prompt), len(response)] for prompt, response in self.rows])
+        return hash_tensors({"hidden": self.hidden, "tokens": tokens, "lengths": lengths})
+
+
+def record_rows(
+    model: MultiExitDecoder,
+    rows: Sequence[TokenRow],
+    *,
+    batch_size: int = 16,
+    store: Path | None = None,
+    progress: str | None = None,
+) -> RowStates:
+    """Keep the states of all tokens in half precision; arguments and errors as of :func:`record_tokens`.
+
+    Raises ValueError where there are closing layers, which look back on states of their own at every exit.
+    """
+    if model.closing:
+        raise ValueError("rows of a decoder with closing layers have no one state at an exit")
+    hidden = recorded_states(
+        model, rows, whole_rows=True, batch_size=batch_size, dtype=compact_dtype(model), store=store, progress=progress
+    )
+    return RowStates(rows, hidden, model)

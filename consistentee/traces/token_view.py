@@ -50,14 +50,11 @@ class TokenView(LayerView):
         *,
         past: Tensor | None = None,
     ) -> None:
+        super().__init__(layer, model.num_layers, len(hidden), hidden.device)
         self._model = model
         self._hidden = hidden
         self._prompt_keys = prompt_keys
         self._past = past
-        self.layer = layer
-        self.num_layers = model.num_layers
-        self.rows = hidden.shape[0]
-        self.device = hidden.device
         self._step = step
         self._among: tuple[Tensor, Tensor] | None = None
 
@@ -83,7 +80,6 @@ class TokenView(LayerView):
 
     @cached_property
     def steps(self) -> Tensor:
-        """The place of each row's new token: int64 [rows]."""
         return torch.tensor(self._places, device=self.device)
 
     @property
@@ -92,20 +88,12 @@ class TokenView(LayerView):
 
     @cached_property
     def hidden(self) -> Tensor:
-        """Hidden states: [rows, 1, width]."""
         return self._hidden
 
     @cached_property
     def pooled(self) -> Tensor:
         """The states, which learned heads read: the stock final norm of the hidden states, [rows, width]."""
         return self._model.state(self.hidden[:, 0])
-
-    @cached_property
-    def history(self) -> Tensor:
-        """States at the exits up to this one: [rows, exits, width]. Raises UserError where they are not kept."""
-        if self._past is None:
-            raise UserError("this exit rule reads the states at earlier exits: declare reads_history = True")
-        return torch.cat([self._past, self.pooled.unsqueeze(1)], dim=1)
 
     @cached_property
     def logits(self) -> Tensor:
@@ -125,7 +113,6 @@ class TokenView(LayerView):
 
     @cached_property
     def predictions(self) -> Tensor:
-        """The tokens that the exit predicts: int64 [rows]."""
         return said_among(self.logits, None) if self._among is None else said_among(self._among[1], self._among[0])
 
     @property
@@ -154,15 +141,8 @@ class TokenView(LayerView):
 
     @cached_property
     def row_keys(self) -> Tensor:
-        """Hash of each row's prompt and of the step: int64 [rows]."""
         keys = [token_key(key, step) for key, step in zip(self._prompt_keys, self._places, strict=True)]
         return torch.tensor(keys, device=self.device)
 
-    @cached_property
-    def labels(self) -> Tensor:
-        """Raise UserError: nobody knows the right token at inference."""
-        raise UserError("this exit rule reads the true labels; it can be replayed on a trace, not run on new prompts")
-
     def head(self, name: str, extra: Tensor | None = None) -> Tensor:
-        """Output of a head that the method added."""
         return self._model.head(name)(self.layer, self.pooled, extra)

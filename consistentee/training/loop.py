@@ -1,8 +1,11 @@
-"""One training loop for every stage of every method: resumable, deterministic, and never run twice for the same result.
+"""Train a stage: one loop for every method, deterministic, resumable, and never run twice for the same result.
 
 A *stage* is a loss on some of the model's weights. Its rows come from a *source*: tokens (the whole model runs), or
-cached features (a frozen backbone has run once). Stages that methods share are stored under a key that covers all
-they depend on: the weights they start from, the rows, the hyperparameters, the loss, the version of training.
+cached features (a frozen backbone has run once).
+
+With a store, a stage is identified by a key that covers all it depends on: the weights it starts from, the rows, the
+hyperparameters, the loss, the version of training. Its weights are kept under this key if methods share the stage.
+Until it ends, checkpoints are kept; an interrupted stage resumes from the last one with the same result.
 """
 
 import math
@@ -23,22 +26,23 @@ from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
 from consistentee.models.base import MultiExit
 from consistentee.progress import tracked
-from consistentee.training.checkpoints import note_scores, noted_scores, resume, save_checkpoint
 from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
 from consistentee.training.stage import BatchT, ModelT, Source, Stage, stage_key
 
 CHECKPOINT_STEPS = 200
-"""Steps between two checkpoints of a stage, where a store is given; fewer where they take long."""
+"""Steps between two checkpoints; fewer if steps take long."""
 
 CHECKPOINT_SECONDS = 300.0
 
 _BATCHES_SORTED_TOGETHER = 16
-"""Enough to take nearly all padding out, few enough that a batch's rows still come from everywhere."""
+"""Enough to remove nearly all padding, few enough that a batch's rows still come from everywhere."""
+
+_SCORES = "validation_by_epoch/"
 
 
 def training_device() -> torch.device:
-    """Return the accelerator that torch finds, else the CPU: where models are trained."""
+    """Return the device that models are trained on: an accelerator if torch finds one, else the CPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
 
@@ -46,12 +50,11 @@ def training_device() -> torch.device:
 def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
-    Leaves the model in eval mode with every weight unfrozen. Processes that want the same stage at the same time take
+    Leaves the model in eval mode with every weight unfrozen. Processes that need the same stage at the same time take
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
     model.to(training_device())
-    precision = precision_used(recipe.precision, model.device)
-    recipe = replace(recipe, precision=precision)  # a stage is known by the precision it was trained in
+    recipe = replace(recipe, precision=precision_used(recipe.precision, model.device))  # the key has what was used
     if recipe.store is None:
         _train(model, source, stage, recipe, checkpoint=None)
         return
@@ -62,28 +65,16 @@ def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT
     with only_one(final):
         stored = load_tensors(final)
         if stored is not None:
-            note_scores(model, stage, stored)
+            _put_scores(model, stage, stored)
             model.load_state_dict(stored, strict=False)  # the key covers all other weights
             model.eval()
         else:
             _train(model, source, stage, recipe, checkpoint)
             if stage.shared:
-                save_tensors(_trained_weights(model, stage) | noted_scores(model, stage), final)
+                weights = {name: w for name, w in model.state_dict().items() if name.startswith(stage.trains)}
+                weights = {name: weight.detach().to("cpu", copy=True) for name, weight in weights.items()}
+                save_tensors(weights | _scores_of(model, stage), final)
         checkpoint.unlink(missing_ok=True)
-
-
-def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
-    if stage.judge is None:
-        return
-    model.eval()
-    score = stage.judge(model)
-    model.train(stage.dropout)
-    model.description.validation_by_epoch.setdefault(stage.name, []).append(score)
-
-
-def _trained_weights(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
-    weights = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(stage.trains)}
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights.items()}
 
 
 def _train(
@@ -99,7 +90,7 @@ def _train(
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             model.description.validation_by_epoch.pop(stage.name, None)
-            first_step = resume(checkpoint, model, stage, parameters, optimizer)
+            first_step = _resume(checkpoint, model, stage, parameters, optimizer)
             scheduler = _schedule(optimizer, recipe, first_step, total_steps)
             batches = _batches(source, stage, recipe, first_step)
             steps = range(first_step, total_steps)
@@ -121,40 +112,11 @@ def _train(
                     _judge(model, stage)
                 is_due = (step + 1) % CHECKPOINT_STEPS == 0 or time.monotonic() - saved_at > CHECKPOINT_SECONDS
                 if checkpoint is not None and is_due and step + 1 < total_steps:
-                    save_checkpoint(checkpoint, parameters, optimizer, step + 1, noted_scores(model, stage))
+                    _save_checkpoint(checkpoint, parameters, optimizer, step + 1, _scores_of(model, stage))
                     saved_at = time.monotonic()
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     model.eval()
-
-
-def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]  # what a schedule that does not start at 0 reads
-    warmup_steps = int(recipe.warmup_ratio * total_steps)
-    return get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps, last_epoch=first_step - 1)
-
-
-def _batches(source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, first_step: int) -> Iterator[Tensor]:
-    """Yield row numbers, batch by batch; the order of an epoch depends on the seed and the epoch alone."""
-    steps_per_epoch = math.ceil(len(source) / stage.batch_size)
-    for epoch in range(first_step // steps_per_epoch, stage.epochs):
-        generator = torch.Generator().manual_seed(recipe.seed * 1_000 + epoch)
-        batches = torch.randperm(len(source), generator=generator).split(stage.batch_size)
-        if recipe.group_by_length and source.lengths is not None:
-            batches = _of_like_length(batches, source.lengths, generator)
-        skipped = first_step % steps_per_epoch if epoch == first_step // steps_per_epoch else 0
-        yield from batches[skipped:]
-
-
-def _of_like_length(batches: tuple[Tensor, ...], lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Sort some batches' rows by length at a time, cut them into batches anew, and shuffle these."""
-    batch_size = len(batches[0])
-    by_length = []
-    for start in range(0, len(batches), _BATCHES_SORTED_TOGETHER):
-        rows = torch.cat(batches[start : start + _BATCHES_SORTED_TOGETHER])
-        by_length += rows[lengths[rows].argsort(stable=True)].split(batch_size)
-    return tuple(by_length[number] for number in torch.randperm(len(by_length), generator=generator).tolist())
 
 
 def _freeze_all_but(model: MultiExit, prefixes: tuple[str, ...]) -> dict[str, nn.Parameter]:
@@ -182,3 +144,98 @@ def _parameter_groups(
         }
         for (in_backbone, is_matrix), members in groups.items()
     ]
+
+
+def _schedule(optimizer: AdamW, recipe: Recipe, first_step: int, total_steps: int) -> LambdaLR:
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]  # read by a schedule that does not start at 0
+    warmup_steps = int(recipe.warmup_ratio * total_steps)
+    return get_linear_schedule_with_warmup(optimizer, warmup_steps, total_steps, last_epoch=first_step - 1)
+
+
+def _batches(source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe, first_step: int) -> Iterator[Tensor]:
+    """Yield row numbers, batch by batch; the order of an epoch depends on the seed and the epoch alone."""
+    steps_per_epoch = math.ceil(len(source) / stage.batch_size)
+    for epoch in range(first_step // steps_per_epoch, stage.epochs):
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000 + epoch)
+        batches = torch.randperm(len(source), generator=generator).split(stage.batch_size)
+        if recipe.group_by_length and source.lengths is not None:
+            batches = _of_like_length(batches, source.lengths, generator)
+        skipped = first_step % steps_per_epoch if epoch == first_step // steps_per_epoch else 0
+        yield from batches[skipped:]
+
+
+def _of_like_length(batches: tuple[Tensor, ...], lengths: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Sort the rows of some batches at a time by length, split them into batches again, and shuffle these."""
+    batch_size = len(batches[0])
+    by_length = []
+    for start in range(0, len(batches), _BATCHES_SORTED_TOGETHER):
+        rows = torch.cat(batches[start : start + _BATCHES_SORTED_TOGETHER])
+        by_length += rows[lengths[rows].argsort(stable=True)].split(batch_size)
+    return tuple(by_length[number] for number in torch.randperm(len(by_length), generator=generator).tolist())
+
+
+def _judge(model: ModelT, stage: Stage[ModelT, BatchT]) -> None:
+    if stage.judge is None:
+        return
+    model.eval()
+    score = stage.judge(model)
+    model.train(stage.dropout)
+    model.description.validation_by_epoch.setdefault(stage.name, []).append(score)
+
+
+def _scores_of(model: ModelT, stage: Stage[ModelT, BatchT]) -> dict[str, Tensor]:
+    """Return the model's validation scores as a tensor, named by the judge, if there are any."""
+    scores = model.description.validation_by_epoch.get(stage.name)
+    if scores is None or stage.judge is None:
+        return {}
+    return {_SCORES + stage.judge.fingerprint(): torch.tensor(scores, dtype=torch.float64)}
+
+
+def _put_scores(model: ModelT, stage: Stage[ModelT, BatchT], tensors: dict[str, Tensor]) -> None:
+    """Move the scores of :func:`_scores_of` from stored tensors to the model; those of another judge are dropped."""
+    stored = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_SCORES)}
+    scores = None if stage.judge is None else stored.get(_SCORES + stage.judge.fingerprint())
+    if scores is not None:
+        model.description.validation_by_epoch[stage.name] = scores.tolist()
+
+
+def _save_checkpoint(
+    path: Path, parameters: dict[str, nn.Parameter], optimizer: AdamW, step: int, scores: dict[str, Tensor]
+) -> None:
+    """Write weights, optimiser moments, random state, step and scores: plain tensors, no pickle."""
+    tensors = scores | {f"weight/{name}": parameter.detach() for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value)
+    tensors["random_state"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random_state_cuda"] = torch.cuda.get_rng_state()
+    tensors["step"] = torch.tensor(step)
+    save_tensors(tensors, path)
+
+
+def _resume(
+    path: Path | None,
+    model: ModelT,
+    stage: Stage[ModelT, BatchT],
+    parameters: dict[str, nn.Parameter],
+    optimizer: AdamW,
+) -> int:
+    """Load a checkpoint, if there is one, and return the step to continue from."""
+    tensors = None if path is None else load_tensors(path)
+    if tensors is None or any(tensors[f"weight/{name}"].shape != weight.shape for name, weight in parameters.items()):
+        return 0  # no checkpoint, or one of another version
+    _put_scores(model, stage, tensors)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"weight/{name}"])
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                stored = f"optimizer/{key}/{name}"
+                if stored in tensors:
+                    value = tensors[stored]
+                    optimizer.state[parameter][key] = value.to(parameter.device)  # the fused optimiser counts there too
+    torch.set_rng_state(tensors["random_state"])
+    if "random_state_cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random_state_cuda"])
+    return int(tensors["step"])

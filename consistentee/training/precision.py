@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from consistentee.backbones.wheels import cache_dir
-from consistentee.files import only_one, replacing
+from consistentee.files import cache_dir, only_one, replacing
 from consistentee.models.base import Precision
 from consistentee.training.recipe import PrecisionSetting
 

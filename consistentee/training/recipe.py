@@ -1,7 +1,7 @@
 """Recipes: how to train, the same for every method of a suite, so that methods are compared and not recipes.
 
-Each is declared once: what a suite and the command line may set are the *settings*; a recipe adds what belongs to one
-run. Nothing here loads torch, so that a suite can be read and a cell recognised at once.
+A suite and the command line set the *settings*; a recipe adds the fields of one run. Nothing here loads torch, so that
+suites and cells are read fast.
 """
 
 from dataclasses import asdict, fields
@@ -35,9 +35,9 @@ ExitWeights = Literal["depth", "squared depth", "equal"]
 """Weights of the exits' losses while the backbone learns: proportional to this power of depth."""
 
 ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
-"""Which exits learn at a step beside the last: all; one, each in turn; or ever more of them, the deepest first.
+"""Which exits learn at a step besides the last: all; one, each in turn; or more and more, the deepest first.
 
-"drawn": of every token one, drawn at random, in a pass that is what decoding does.
+"drawn": every token at a random exit, in a pass that computes what decoding computes.
 """
 
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
@@ -81,6 +81,9 @@ class RecipeSettings(BaseSettings):
     """The fields of a :class:`Recipe` that a suite sets."""
 
     epochs: int = Field(default=3, ge=1, description="of the stages that run the backbone")
+    attention_epochs: int | None = Field(
+        default=None, ge=1, description="of joint training and of exits alone if exits attend; by default of the method"
+    )
     batch_size: int = Field(default=32, ge=1, description="rows, of the stages that run the backbone")
     learning_rate: float = Field(default=1e-4, gt=0, description="peak rate of the backbone")
     head_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of everything on top")
@@ -160,11 +163,6 @@ class Recipe(RecipeSettings, OneRun):
         """Return the rows of the training split that this recipe uses."""
         return split.capped(self.max_rows, seed=0)
 
-    @property
-    def limits(self) -> dict[str, int]:
-        """How every row is cut, as the description of a trained model notes it."""
-        return {"max_length": self.max_length}
-
 
 @checked
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -180,14 +178,9 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
       (warm restarts: Loshchilov and Hutter, 2017, arXiv 1608.03983). Each is kept, so that a recipe with one more
       restart goes on from the backbone of one that has fewer.
     * ``taught_share``, ``exit_weights``, ``exit_curriculum``, ``layer_dropout``: see
-      :mod:`consistentee.training.decoder.backbone_losses`.
+      :mod:`consistentee.training.decoder_backbone`.
     * ``traced_rows``: a row of a hundred tokens takes half a megabyte.
     """
-
-    @property
-    def limits(self) -> dict[str, int]:
-        """How every row is cut: nothing, for that is the task's matter too, and noted where rows are made."""
-        return {}
 
     def for_loop(self) -> Recipe:
         """Return the fields that the training loop of both kinds reads."""
@@ -210,7 +203,15 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
         )
 
     def tokens_for_heads(self, trace: "TokenTrace") -> "Tensor":
-        """Return which tokens of a trace learned heads are trained on: their numbers, int64 [at most head_tokens]."""
-        from consistentee.training.decoder.sources import drawn
-
+        """Draw the tokens of a trace that learned heads are trained on: their numbers, int64 [at most head_tokens]."""
         return drawn(trace.may_exit, min(self.head_tokens, len(trace.may_exit)), self.seed).sort().values
+
+
+def drawn(numbers: "Tensor", draws: int, seed: int) -> "Tensor":
+    """Draw from the numbers at random, each one once before any is drawn again: int64 [draws]."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    rounds = -(-draws // max(len(numbers), 1))
+    orders = [numbers[torch.randperm(len(numbers), generator=generator)] for _ in range(rounds)]
+    return torch.cat(orders)[:draws] if orders else numbers[:0]

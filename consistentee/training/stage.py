@@ -11,23 +11,23 @@ from torch import Tensor
 
 from consistentee.files import hash_tensors
 from consistentee.models.base import MultiExit
-from consistentee.models.source_code import users_code
 from consistentee.training.recipe import Recipe
-from consistentee.versions import TRAINING_VERSION
+from consistentee.versions import TRAINING_VERSION, users_code
 
 _OWN_PACKAGE = f"{__name__.rpartition('.')[0]}."
 
 ModelT = TypeVar("ModelT", bound=MultiExit)
+ModelT_contra = TypeVar("ModelT_contra", bound=MultiExit, contravariant=True)
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
 
 
 class Source(Protocol[BatchT_co]):
-    """A source of rows."""
+    """A number of rows, which a stage reads in batches."""
 
     @property
     def lengths(self) -> Tensor | None:
-        """Tokens of every row [N]; None where a batch has no padding, or rows come in an order of their own."""
+        """Tokens of every row [N]; None if batches have no padding, or rows come in an order of their own."""
         ...
 
     def __len__(self) -> int:
@@ -35,7 +35,7 @@ class Source(Protocol[BatchT_co]):
         ...
 
     def batch(self, rows: Tensor, step: int) -> BatchT_co:
-        """Return the given rows, on the model's device."""
+        """Return the given rows, padded, on the model's device."""
         ...
 
     def fingerprint(self) -> str:
@@ -43,18 +43,15 @@ class Source(Protocol[BatchT_co]):
         ...
 
 
-ModelT_contra = TypeVar("ModelT_contra", bound=MultiExit, contravariant=True)
-
-
 class Judge(Protocol[ModelT_contra]):
-    """Scores a model while it learns."""
+    """A score of a model on validation rows."""
 
     def __call__(self, model: ModelT_contra, /) -> float:
-        """Return the score of the model as it stands."""
+        """Score the model as it is."""
         ...
 
     def fingerprint(self) -> str:
-        """Return a hash of the rows and the score."""
+        """Return a hash of the rows and of the score."""
         ...
 
 
@@ -67,13 +64,12 @@ class Stage(Generic[ModelT, BatchT]):
         loss: (model, batch of the source) -> scalar.
         trains: prefixes of the names of the weights that change; all others are frozen.
         epochs, batch_size: how long.
-        learning_rate: peak rate of the backbone, where it changes.
+        learning_rate: peak rate of the backbone, if it is trained.
         head_learning_rate: peak rate of everything else.
-        details: what else the loss depends on (hyperparameters, tensors a row), for the key.
-        shared: keep the weights in the store, for the next method that asks for the same stage.
+        details: what else the loss depends on (hyperparameters, tensors), for the key.
+        shared: keep the weights in the store, for the next method that needs the same stage.
         dropout: train mode; a stage on cached features has no use for it.
-        judge: scores the model on validation rows after every epoch, for the model's description. It changes neither
-            the weights nor the key.
+        judge: scores the model after every epoch, for the model's description. It changes neither weights nor key.
     """
 
     name: str
@@ -91,20 +87,20 @@ class Stage(Generic[ModelT, BatchT]):
 
 def stage_key(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> str:
     """Return a hash of everything that the result depends on: the model as it is, rows, settings, loss, versions."""
-    described = {name: value for name, value in asdict(recipe).items() if name not in ("store", "progress", "method")}
+    settings = (
+        stage.name,
+        stage.trains,
+        stage.epochs,
+        stage.batch_size,
+        stage.learning_rate,
+        stage.head_learning_rate,
+    )
     parts = {
         "model": model.fingerprint(),
         "rows": source.fingerprint(),
-        "stage": [
-            stage.name,
-            stage.trains,
-            stage.epochs,
-            stage.batch_size,
-            stage.learning_rate,
-            stage.head_learning_rate,
-        ],
+        "stage": settings,
         "details": {k: hash_tensors({k: v}) if isinstance(v, Tensor) else v for k, v in stage.details.items()},
-        "recipe": described,
+        "recipe": {k: v for k, v in asdict(recipe).items() if k not in ("store", "progress", "method")},
         "loss": _name_of(stage.loss, recipe.method),
         "training_version": TRAINING_VERSION,
         "dropout": stage.dropout,

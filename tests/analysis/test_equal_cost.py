@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from benchmarks.analysis.equal_cost import Reach, choose, choose_all, concave_hull, mixture_at
 from benchmarks.specs.targets import (

@@ -17,7 +17,7 @@ from records_by_hand import (
 
 from benchmarks.analysis.equal_cost import EqualCost, Reach, comparison_of, headline
 from benchmarks.analysis.frames import load_results, merge
-from benchmarks.store.sealing import unsealed
+from benchmarks.store.hashes import unsealed
 from consistentee.errors import UserError
 
 

@@ -11,8 +11,8 @@ from benchmarks.analysis.equal_cost import comparison_of
 from benchmarks.analysis.frames import load_results
 from benchmarks.analysis.run_screen import board_table, compared_with_published, published_folders, run_screen
 from benchmarks.commands.publish import publish_run
+from benchmarks.store.hashes import unsealed
 from benchmarks.store.records import CellRecord, TimingRecord
-from benchmarks.store.sealing import unsealed
 from benchmarks.store.stored_results import open_results
 
 SHOWN = {"consistentee", "deebert", "pabee", "berxit", "calm-softmax", "calm-state", "calm-classifier", "static"}

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.commands.inventory import fetch_by_name
 from consistentee.backbones import catalog, hub
-from consistentee.backbones.catalog import Decoder, Encoder, ResolvedBackbone, list_backbones, resolve, resolve_decoder
+from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, is_fetched
 from consistentee.errors import UserError
 
@@ -76,11 +76,6 @@ def test_a_directory_with_a_decoder(tmp_path):
         resolve_decoder(str(tmp_path / "absent"))
     with pytest.raises(UserError, match="unknown backbone 'smolm2-135m'; did you mean 'smollm2-135m'"):
         resolve_decoder("smolm2-135m")
-
-
-def test_unknown_name_gets_the_nearest_known_ones():
-    with pytest.raises(UserError, match="unknown backbone 'minilm_l6'; did you mean 'minilm-l6'"):
-        resolve("minilm_l6")
 
 
 @pytest.mark.parametrize(
@@ -147,14 +142,6 @@ def closed_port():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
-
-
-def test_unreachable_hub_fails_within_seconds(tmp_path):
-    answers, seconds = resolve_elsewhere(tmp_path, closed_port(), "someone/model", "bert-base-uncased")
-    assert "no directory someone/model, and the hub cannot be reached" in answers[0]
-    assert answers[0].endswith("use one that needs no hub: minilm-l6, mpnet-base")  # of the same kind
-    assert "'bert-base-uncased' cannot be had: the catalogue ships it in no package" in answers[1]
-    assert max(seconds) < 10
 
 
 def test_silent_hub_is_given_up(monkeypatch):
@@ -226,8 +213,11 @@ def test_hub_download_then_offline(tmp_path):
     fetched = {path.name for path in (tmp_path / "hub").rglob("snapshots/*/*")}
     assert fetched == {"config.json", "model.safetensors", "tokenizer.json", "1_Pooling"}
 
-    again, seconds = resolve_elsewhere(tmp_path, closed_port(), "someone/model")
-    assert again == answers[:1]
+    again, seconds = resolve_elsewhere(tmp_path, closed_port(), "someone/model", "someone/else", "bert-base-uncased")
+    assert again[0] == answers[0]
+    assert "no directory someone/else, and the hub cannot be reached" in again[1]
+    assert again[1].endswith("use one that needs no hub: minilm-l6, mpnet-base")  # of the same kind
+    assert "'bert-base-uncased' cannot be had: the catalogue ships it in no package" in again[2]
     assert max(seconds) < 10
 
 
@@ -237,9 +227,9 @@ def test_real_weights_are_what_the_catalogue_says(name):
     backbone = list_backbones()[name]
     if name != "minilm-l6" and not is_fetched(backbone.source):
         pytest.skip(f"{name} ({backbone.source.size / 1e6:.0f} MB) has not been fetched")
-    path = resolve_decoder(name) if isinstance(backbone, Decoder) else resolve(name).path
+    path = resolve_decoder(name) if backbone.kind == "decoder" else resolve(name).path
     with open(os.path.join(path, "config.json")) as file:
         config = json.load(file)
     assert (config["num_hidden_layers"], config["hidden_size"]) == (backbone.layers, backbone.width)
-    if isinstance(backbone, Encoder):
+    if backbone.kind == "encoder":
         assert resolve(path) == resolve(name)

@@ -73,14 +73,6 @@ def test_logits_equal_stock_sequence_classification(tiny_backbone, family):
     torch.testing.assert_close(stock_encoded(model, encodings, batch_size=8), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_pretrained_pooler_is_taken_over(tiny_backbone):
-    folder = tiny_backbone("bert")
-    stock = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-    model = MultiExitModel.from_backbone(str(folder), 2, pooling="cls", pooler="shared")
-    torch.testing.assert_close(model.poolers[0].weight, stock.bert.pooler.dense.weight)
-    assert model.backbone.pooler is None, "no pass pays for a pooler that nobody reads"
-
-
 def test_albert_layers_share_weights(tiny_model):
     stepper = tiny_model("albert").stepper
     modules = [stepper.layer_module(layer) for layer in range(1, 5)]

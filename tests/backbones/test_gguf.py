@@ -107,15 +107,6 @@ def test_weights_are_those_of_transformers_own_loader(family, tiny_decoder_backb
         assert torch.equal(weight, theirs[name])
 
 
-def test_a_decoder_finds_its_file_from_any_folder(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
-    write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
-    monkeypatch.chdir(tmp_path)
-    MultiExitDecoder.from_backbone("tiny.gguf").save_pretrained("saved")
-    monkeypatch.chdir("/")
-    again = MultiExitDecoder.from_pretrained(tmp_path / "saved")
-    assert again.description.backbone_name == str((tmp_path / "tiny.gguf").resolve())
-
-
 def test_it_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
     write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
     first = resolve_decoder(str(tmp_path))  # a folder that holds one
@@ -129,21 +120,6 @@ def test_it_is_dequantised_once(tiny_decoder_backbone, cache, tmp_path, monkeypa
     (tmp_path / "copy.gguf").write_bytes((tmp_path / "copy.gguf").read_bytes() + b"\0")
     with pytest.raises(pytest.fail.Exception, match="converted twice"):
         resolve_decoder(str(tmp_path / "copy.gguf"))  # another content is another model
-
-
-def test_a_conversion_that_is_broken_off_leaves_nothing(tiny_decoder_backbone, cache, tmp_path, monkeypatch):
-    write_gguf(tmp_path / "tiny.gguf", tiny_decoder_backbone("llama"))
-
-    def break_off(tokenizer, folder, **_):
-        assert (folder / "config.json").exists()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", break_off)
-        with pytest.raises(KeyboardInterrupt):
-            resolve_decoder(str(tmp_path / "tiny.gguf"))
-    assert not list(cache.rglob("config.json"))
-    MultiExitDecoder.from_backbone(str(tmp_path / "tiny.gguf"))
 
 
 def test_files_that_cannot_be_read_are_named(tiny_decoder_backbone, cache, tmp_path):

@@ -6,13 +6,12 @@ from conftest import make_task
 
 from baselines.beem import BEEM, EXPERTS, ExpertsRule
 from consistentee.data.instances import Split
-from consistentee.errors import UserError
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.models.heads import FACTORS, factors_of, set_factors
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import replay
+from consistentee.training.encoder import hold_out, training_source
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import hold_out, training_source
 
 RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1)
 PROBABILITIES = torch.tensor(
@@ -61,11 +60,6 @@ def test_experts_weigh_what_they_are_right_on_rows_that_training_has_not_seen(ti
     answers = record_trace(model, held_out, max_length=32).logits.argmax(dim=-1)
     right = (answers == torch.tensor(held_out.labels).unsqueeze(1)).float().mean(dim=0)
     torch.testing.assert_close(torch.tensor(factors_of(model.head(EXPERTS))), right)
-
-
-def test_a_share_that_leaves_nothing_to_train_on_is_refused(tiny_model):
-    with pytest.raises(UserError, match="held out leaves no training row of"):
-        BEEM(held_out=0.995).fit(tiny_model(), make_task(rows=12), RECIPE)
 
 
 def test_costs_weigh_a_tenth_a_layer_and_are_saved_with_the_model(tiny_model, tmp_path):

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from conftest import VOCABULARY, make_task
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from baselines.hashee import HashEE, frequency_buckets, occurrence_buckets
 from consistentee.data.encoding import Encoding
@@ -52,24 +51,16 @@ def test_the_schedule_is_the_one_of_the_authors_code(tiny_model):
         (3, 2): [1, 1, 2, 2, 3, 3, 3, 3],
         (1, 1): [1] * 8,
     }
-
-
-def test_the_schedule_by_occurrences(tiny_model):
-    model = tiny_model("bert")
-    rows = [Encoding([CLS, 10, 10, 10, 11, 12, 13, 14, SEP]), Encoding([CLS, 10, 11, 12, SEP])]
-    tokens = [10, 11, 12, 13, 14, 40, CLS, SEP]  # before them stand 0, 4, 6, 8, 9 of 10 occurrences
-    schedule = HashEE(equal_shares="occurrences").schedule(model, rows)
-    assert schedule[tokens].tolist() == [1, 2, 3, 4, 4, 4, 4, 4]
-    schedule = HashEE(buckets=2, equal_shares="occurrences").schedule(model, rows)
-    assert schedule[tokens].tolist() == [1, 1, 3, 3, 3, 4, 4, 4]
+    for buckets, expected in ((None, [1, 2, 3, 4, 4, 4, 4, 4]), (2, [1, 1, 3, 3, 3, 4, 4, 4])):
+        schedule = HashEE(buckets=buckets, equal_shares="occurrences").schedule(model, rows)
+        assert schedule[tokens].tolist() == expected  # before the tokens are 0, 4, 6, 8, 9 of 10 occurrences
 
 
 @pytest.mark.parametrize(
     ("parameters", "fault"),
     [
-        ({"max_layer": 5}, r"max_layer must lie in 1\.\.4, got 5"),
+        ({"max_layer": 5}, r"max_layer must lie in 1\.\.4"),
         ({"max_layer": 0}, "max_layer"),
-        ({"buckets": 5}, r"buckets must lie in 1\.\.4, the layers there are, got 5"),
         ({"max_layer": 2, "buckets": 3}, r"1\.\.2"),
         ({"buckets": 0}, "buckets"),
     ],

@@ -8,10 +8,10 @@ from conftest import make_task
 from torch.nn import functional
 
 from baselines.ztw import ZTW
-from consistentee.models.classifiers import ClassifierSpec, EnsembleClassifier, RecordedLayer
+from consistentee.models.classifiers import ClassifierSpec, RecordedLayer
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.training.encoder import train_last_exit
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_last_exit
 
 RECIPE = Recipe(
     epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, seed=1, frozen_steps=30
@@ -55,10 +55,6 @@ def test_answers_are_those_of_a_plain_loop(model):
         answer = model.classify(layer, RecordedLayer(pooled[:, :layer])).softmax(dim=-1)
         expected = torch.stack([by_hand(model, row)[layer - 1] for row in pooled])
         torch.testing.assert_close(answer, expected)
-
-
-def test_the_last_layer_answers_alone(model):
-    assert not isinstance(model.classifier(model.num_layers), EnsembleClassifier)
 
 
 def test_no_gradient_reaches_the_head_before_through_its_logits(model):

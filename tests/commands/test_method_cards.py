@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.commands.method_cards import method_card
-from benchmarks.commands.new_method import write_method
+from benchmarks.commands.inventory import method_card
+from benchmarks.commands.own_methods import write_method
 from consistentee.methods.method import available_methods, method_class_of
 
 

@@ -12,10 +12,10 @@ from small_generation_suite import write_text_task
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
-from benchmarks.commands.one_model import generate
-from benchmarks.commands.one_model.generate import colour_of, write_texts
+from benchmarks.commands import generate
+from benchmarks.commands.generate import colour_of, write_texts
 from consistentee.engine.transcript import NewToken
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 RECIPE = ["--set", "exit_steps=3", "exit_batch_size=8", "head_steps=3", "head_tokens=32"]
@@ -108,7 +108,7 @@ def test_texts_in_flight_come_in_the_order_of_their_prompts(trained):
 
 
 def test_texts_that_have_ended_are_shown_though_a_later_one_fails(trained, monkeypatch, capsys):
-    first, last = (NewToken(row, 0, 5, text, 3, "eos") for row, text in ((0, "a"), (2, "c")))
+    first, last = (NewToken(row, 0, 5, text, 3, "eos") for row, text in ((0, "a\nb\\"), (2, "c")))
 
     def fails(self, model, prompts, knob, *, stream, **_):
         for token in (last, NewToken(1, 0, 5, "b", 3, None), first):
@@ -118,18 +118,13 @@ def test_texts_that_have_ended_are_shown_though_a_later_one_fails(trained, monke
     monkeypatch.setattr(TokenMethod, "generate", fails)
     with pytest.raises(MemoryError):
         write_texts(trained, ["ba", "be", "bi"], in_flight=4)
-    assert capsys.readouterr().out == "a/3\nc/3\n"
+    assert capsys.readouterr().out == "a\\nb\\\\/3\nc/3\n", "newlines of a token stay on one line"
 
 
 def test_keys_and_values_may_be_filled_exactly(trained):
     both = [call("generate", trained, "ba be", "--kv", kv, "--max-new-tokens", 6) for kv in ("propagate", "exact")]
     assert [result.exit_code for result in both] == [0, 0]
     assert "unknown kv" in call("generate", trained, "ba be", "--kv", "copied").output
-
-
-def test_newlines_stay_on_one_line(capsys):
-    generate.spell(NewToken(0, 0, 5, "a\nb\\", 3, None))
-    assert capsys.readouterr().out == "a\\nb\\\\/3"
 
 
 def test_end_of_a_long_prompt_stays(trained):

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import make_task
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from scipy.stats import pearsonr, spearmanr
 
 from consistentee.data.instances import Split, TaskData

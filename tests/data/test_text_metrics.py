@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from consistentee.data.text_metrics import TEXT_METRICS, rouge, token_match
+from consistentee.data.metrics import TEXT_METRICS, rouge, token_match
 from consistentee.errors import UserError
 
 
@@ -22,10 +21,6 @@ def test_order_counts_for_rouge_l_alone():
     scores = rouge(["one two three four"], ["four three two one"])
     assert scores["rouge1"] == pytest.approx([1])
     assert scores["rougeL"] == pytest.approx([1 / 4])
-
-
-def test_words_are_stemmed():
-    assert rouge(["runs quickly"], ["running quickly"])["rouge1"] == pytest.approx([1])
 
 
 def test_no_words_score_0():
@@ -65,11 +60,3 @@ def test_token_match_by_hand():
 
 
 TOKENS = st.lists(st.integers(0, 3), max_size=8)
-
-
-@given(TOKENS, TOKENS)
-def test_token_match_is_symmetric_and_1_for_equal_tokens_alone(first, second):
-    (match,) = token_match([first], [second])
-    assert match == token_match([second], [first])[0]
-    assert 0 <= match <= 1
-    assert (match == 1) == (first == second)

@@ -5,11 +5,10 @@ import pytest
 import torch
 from conftest import make_task
 
-from benchmarks.commands.one_model.risk import promise_is_kept, study_promise
+from benchmarks.commands.predict import promise_is_kept, study_promise
 from benchmarks.kinds.classification import Classification
 from benchmarks.tasks.loader import load_classification_task
-from consistentee.deployment.risk_bounds import BOUNDS
-from consistentee.deployment.risk_control import RISK_LOSSES, KnobRisks, control_risk, knob_risks
+from consistentee.deployment.risk_control import BOUNDS, RISK_LOSSES, KnobRisks, control_risk, knob_risks
 from consistentee.errors import UserError
 from consistentee.methods.method import get_method
 from consistentee.traces.instance_trace import record_trace
@@ -192,7 +191,7 @@ def test_names_and_regressions_are_refused(traced, tiny_model):
 @pytest.mark.real
 @pytest.mark.timeout(1800)
 def test_promises_are_kept_on_a_trained_model(tmp_path):
-    from benchmarks.commands.one_model.single_model import train_model
+    from benchmarks.commands.train import train_model
 
     task = load_classification_task("movie-snippets")
     for name in ("deebert", "pabee", "consistentee"):

@@ -1,10 +1,14 @@
-"""Batched early-exit inference: compaction, order, what is paid for (test_engine.py: what a rule is asked)."""
+"""Batched early-exit inference: compaction, order, what is paid for; and what a rule of either kind is asked."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import random_texts
+from conftest import random_prompts, random_texts
+from torch import Tensor
 
 from consistentee.engine.classify import classify, classify_encoded, stock_encoded
+from consistentee.engine.generate import generate
 from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
 from consistentee.rules.signals import top_probability
 
@@ -26,12 +30,6 @@ def test_answers_come_in_the_order_of_the_texts(tiny_model, pairs):
         assert alone.exit_layers[0] == together.exit_layers[i]
         torch.testing.assert_close(alone.logits[0], together.logits[i], rtol=1e-4, atol=1e-5)
     assert together.exit_layers.unique().numel() > 1
-
-
-def test_second_text_of_a_pair_matters(tiny_model):
-    model = tiny_model()
-    logits = classify(model, [("w1 w2", "w3"), ("w1 w2", "w9 w7")], NeverExit()).logits
-    assert not torch.allclose(logits[0], logits[1], atol=1e-3)
 
 
 def test_rows_that_left_are_not_run(tiny_model, monkeypatch):
@@ -81,3 +79,42 @@ def test_stock_and_never_exit_agree_sorted_or_not(tiny_model):
         ours = classify_encoded(model, encodings, NeverExit(), batch_size=4, sort_by_length=sort)
         torch.testing.assert_close(ours.logits, stock, rtol=1e-5, atol=1e-5)
         assert torch.equal(ours.predictions, stock.argmax(dim=1))
+
+
+@pytest.fixture(params=["instances", "tokens"])
+def exits_of(request, tiny_model, tiny_decoder) -> Callable[..., Tensor]:
+    """Return a function: (rule, number of texts, batch size) -> the exit layers of all rows."""
+
+    def run(rule: ExitRule, texts: int = 2, batch_size: int = 16) -> Tensor:
+        if request.param == "instances":
+            return classify(tiny_model(), random_texts(texts), rule, batch_size=batch_size).exit_layers
+        written = generate(tiny_decoder(), random_prompts(texts), rule, max_new_tokens=5, batch_size=batch_size)
+        return torch.cat(written.exit_layers)
+
+    return run
+
+
+class CountingState(ExitRule):
+    """Keeps each row's key in its state and checks at every layer that state and rows still belong together."""
+
+    def start(self, rows, num_layers):
+        return {"key": torch.full((rows,), -1)}
+
+    def should_exit(self, view, state):
+        assert view.layer == 1 or torch.equal(state["key"], view.row_keys)
+        state["key"] = view.row_keys
+        return view.row_keys % view.num_layers < view.layer
+
+
+def test_state_follows_its_row(exits_of):
+    assert exits_of(CountingState(), texts=40).unique().tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("answer", [torch.tensor([1.0, 0.0]), torch.tensor(True), torch.tensor([True])], ids=str)
+def test_a_rule_that_does_not_answer_each_row_is_named(exits_of, answer):
+    class Sloppy(ExitRule):
+        def should_exit(self, view, state):
+            return answer
+
+    with pytest.raises(ValueError, match=r"Sloppy.should_exit must return bool \[2\]"):
+        exits_of(Sloppy())

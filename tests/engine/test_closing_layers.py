@@ -2,33 +2,29 @@
 
 import pytest
 import torch
-from conftest import DECODER_FAMILIES, make_text_task, random_prompts
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from conftest import make_text_task, random_prompts
+from hypothesis import given, settings, strategies as st
 
 from baselines.calm import CALMTokensClassifier
 from baselines.references import RandomRule
-from baselines.skipdecode import SkipDecode
 from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.testing.cases import TOKEN_RECIPE as RECIPE
-from benchmarks.testing.reference import counted_calls, eager_tokens, stock_tokens
-from consistentee.engine.generate import Generations, generate, generate_encoded
+from benchmarks.testing.reference import eager_tokens
+from consistentee.engine.generate import Generations, generate
 from consistentee.engine.speculation import generate_speculatively
-from consistentee.engine.step.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.methods.consistent_ee.tokens_ladder import ConsistentEETokensLadder
 from consistentee.methods.method import get_method, train_method
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule, ThresholdRule
+from consistentee.rules.exit_rule import NeverExit, StaticRule, ThresholdRule
 from consistentee.rules.schedules import ScheduledRule
 from consistentee.rules.signals import margin
-from consistentee.traces.named_tokens import named_tokens
 from consistentee.traces.token_rows import collate_rows
-from consistentee.traces.token_trace import record_tokens
+from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.walk import sweep
-from consistentee.training.decoder.backbone_losses import ExitLosses, joint_loss, states_with_layer_dropout
-from consistentee.training.decoder.sources import StepRows
+from consistentee.training.decoder_backbone import ExitLosses, joint_loss, states_with_layer_dropout
+from consistentee.training.token_sources import StepRows
 
 PROMPTS = random_prompts(9, seed=3)
 NEW_TOKENS = 8
@@ -49,25 +45,11 @@ def rows_of(model: MultiExitDecoder, out: Generations) -> list[tuple[list[int], 
     return [(prompt, tokens.tolist()) for prompt, tokens in zip(model.encode(PROMPTS), out.tokens, strict=True)]
 
 
-class HistoryRule(ExitRule):
-    """Leaves by what the states at all exits so far add up to."""
-
-    reads_history = True
-
-    def should_exit(self, view, state):
-        return view.history.sum(dim=(1, 2)) > 0
-
-
 class TestStack:
     def test_an_exit_runs_as_many_layers_as_its_number_says(self, model):
         assert [list(stretch) for stretch in model.stretches] == [[1], [2], [3]]
         assert list(model.closing) == [4]
         assert [list(model.skipped_layers(layer)) for layer in model.exit_layers] == [[2, 3], [3], []]
-
-    def test_without_them_an_exit_skips_the_end(self, tiny_decoder):
-        model = tiny_decoder(exit_layers=[2, 3])
-        assert not model.closing
-        assert [list(model.skipped_layers(layer)) for layer in model.exit_layers] == [[3, 4], [4], []]
 
     def test_saved_and_loaded(self, model, tmp_path):
         model.save_pretrained(tmp_path)
@@ -75,26 +57,14 @@ class TestStack:
         assert list(loaded.closing) == [4]
         assert texts(generate(loaded, PROMPTS, MIXED)) == texts(generate(model, PROMPTS, MIXED))
 
-    def test_other_closing_layers_are_another_model(self, model, tiny_decoder):
-        other = tiny_decoder(adapter="shared", exit_layers=[2, 3])
-        assert other.fingerprint() != model.fingerprint()
-
 
 class TestTexts:
-    @pytest.mark.parametrize("family", DECODER_FAMILIES)
-    def test_at_full_depth_they_are_the_stock_models(self, tiny_decoder, family):
-        model = tiny_decoder(family, **CLOSED)
-        out = generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS)
-        assert [tokens.tolist() for tokens in out.tokens] == [
-            stock_tokens(model, prompt, NEW_TOKENS) for prompt in model.encode(PROMPTS)
-        ]
-
     @pytest.mark.parametrize(
         ("family", "rule"),
         [
             ("llama", StaticRule(2)),
             ("llama", ScheduledRule([4, 2, 3, 2, 4, 2])),
-            *((f, MIXED) for f in DECODER_FAMILIES),
+            ("gpt2", MIXED),
         ],
         ids=lambda part: part if isinstance(part, str) else type(part).__name__,
     )
@@ -105,7 +75,7 @@ class TestTexts:
             out = generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, **options)
             assert texts(out) == expected
 
-    @settings(max_examples=8)
+    @settings(max_examples=4)
     @given(
         schedule=st.lists(st.sampled_from([2, 3, 4]), min_size=1, max_size=NEW_TOKENS),
         batch_size=st.integers(1, 4),
@@ -113,32 +83,14 @@ class TestTexts:
     )
     def test_any_schedule_in_any_company(self, model, schedule, batch_size, more):
         rule = ScheduledRule(schedule)
-        alone = generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, batch_size=1)
+        prompts = PROMPTS[:5]
+        alone = generate(model, prompts, rule, max_new_tokens=NEW_TOKENS, batch_size=1)
         for options in ({}, {"in_flight": batch_size + more}):
-            out = generate(model, PROMPTS, rule, max_new_tokens=NEW_TOKENS, batch_size=batch_size, **options)
+            out = generate(model, prompts, rule, max_new_tokens=NEW_TOKENS, batch_size=batch_size, **options)
             assert texts(out) == texts(alone)
-
-    def test_of_rules_that_look_back_on_earlier_exits(self, model):
-        expected = [eager_tokens(model, prompt, HistoryRule(), NEW_TOKENS) for prompt in model.encode(PROMPTS)]
-        assert {layer for _, layers in expected for layer in layers[1:]} > {2}
-        for options in ({"batch_size": 9}, {"batch_size": 2, "in_flight": 5}):
-            assert texts(generate(model, PROMPTS, HistoryRule(), max_new_tokens=NEW_TOKENS, **options)) == expected
-
-    def test_drawn_and_streamed_ones(self, model):
-        told = []
-        options = {"max_new_tokens": NEW_TOKENS, "sampling": Sampling(0.8, seed=4), "stream": told.append}
-        out = generate(model, PROMPTS, MIXED, **options, batch_size=3)
-        assert out.texts == ["".join(new.text for new in told if new.row == row) for row in range(len(PROMPTS))]
-        assert texts(out) == texts(generate(model, PROMPTS, MIXED, **options, batch_size=2, in_flight=5))
 
 
 class TestCost:
-    def test_layers_counted_are_layers_run(self, model):
-        with counted_calls(model) as calls:
-            out = generate_encoded(model, model.encode(PROMPTS), MIXED, max_new_tokens=NEW_TOKENS)
-        # Every prompt has more than one token: a call with one token a row is decoding.
-        assert sum(rows for rows, tokens in calls if tokens == 1) == out.layer_calls
-
     def test_an_exit_costs_what_it_costs_without_them(self, model, tiny_decoder):
         """All layers of these models are alike, and so is what skipped ones are given later."""
         plain = tiny_decoder(adapter="shared", exit_layers=[2, 3])
@@ -172,26 +124,9 @@ class TestTrace:
         assert torch.equal(speaking[:, :, 0][prompt], speaking[:, :, -1][prompt])
         assert not torch.equal(speaking[:, :, 0][batch.may_exit], speaking[:, :, -1][batch.may_exit])
 
-    def test_kept_in_half_precision_and_found_again(self, model, tmp_path, monkeypatch):
-        rows = rows_of(model, generate(model, PROMPTS, NeverExit(), max_new_tokens=NEW_TOKENS))
-        exact = record_tokens(model, rows)
-        record_tokens(model, rows, dtype=torch.float16, store=tmp_path)
-        monkeypatch.setattr(model, "exit_states", lambda *_: pytest.fail("the store was not used"))
-        found = record_tokens(model, rows, dtype=torch.float16, store=tmp_path)
-        few = torch.tensor([3, 1, 4])
-        for name in ("speaking", "deciding"):
-            assert torch.allclose(getattr(found, name).float(), getattr(exact, name), atol=0.05)
-            assert torch.equal(getattr(found.select(few), name), getattr(found, name)[few])
-        assert not torch.equal(found.speaking, found.deciding)
-
-    def test_who_exits_must_be_known(self, model):
-        batch = collate_rows(model, [([4, 5], [6, 7])])
-        with pytest.raises(ValueError, match="exiting"):
-            model.exit_states(batch.tokens, batch.padding_mask)
-
 
 class TestMethods:
-    @pytest.mark.parametrize("method", [ConsistentEETokensLadder(), CALMTokensClassifier(), SkipDecode()])
+    @pytest.mark.parametrize("method", [ConsistentEETokensLadder(), CALMTokensClassifier()])
     def test_rules_that_read_states_are_trained_and_decode(self, tiny_decoder, method):
         model = method.fit(tiny_decoder(**CLOSED), make_text_task(), RECIPE)
         knobs = list(method.knob_values(model))
@@ -236,12 +171,8 @@ class TestRefusals:
     def test_methods_that_need_to_know_it_before_they_are_trained(self, model, name, monkeypatch):
         method = get_method(name)
         monkeypatch.setattr(type(method), "fit", lambda *_: pytest.fail("trained for nothing"))
-        with pytest.raises(UserError, match="before a token leaves"):
+        with pytest.raises(UserError, match="closing layers"):
             train_method(method, name, model, make_text_task(), RECIPE)
-
-    def test_policies_that_do_too(self, model):
-        for reads, fits in (("state", True), ("confidence", False), ("state+confidence", False)):
-            assert ConsistentEETokensLadder(policy_reads=reads).asks_exits is not fits
 
     def test_keys_and_values_of_full_depth(self, model):
         with pytest.raises(UserError, match="propagate"):

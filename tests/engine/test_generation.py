@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from conftest import DECODER_FAMILIES, random_prompts
+from conftest import random_prompts
 
 from baselines.references import RandomRule
 from consistentee.engine.generate import generate, generate_encoded
-from consistentee.engine.step.sampling import Sampling
+from consistentee.engine.sampling import Sampling
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule, NeverExit, StaticRule
 
@@ -51,23 +51,6 @@ def test_never_exit_writes_what_the_stock_model_writes(tiny_decoder, attention):
     assert out.prompt_tokens == [len(row) for row in rows]
     assert out.average_layers == 4
     assert not torch.cat(out.late_layers).any()
-
-
-@pytest.mark.real
-def test_never_exit_writes_what_the_real_model_writes():
-    """50 real prompts of mixed length, at batch 1 and 8."""
-    from benchmarks.tasks.loader import load_classification_task
-    from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-
-    try:
-        model = MultiExitDecoder.from_backbone("smollm2-135m")
-        texts = load_classification_task("movie-snippets").test.texts
-    except UserError as error:
-        pytest.skip(str(error))
-    rows = model.encode([text for text in texts if len(text) > 20][:50], max_tokens=40)
-    expected = [stock_tokens(model, [row], 16)[0] for row in rows]
-    for size in (1, 8):
-        assert tokens_of(generate_encoded(model, rows, NeverExit(), max_new_tokens=16, batch_size=size)) == expected
 
 
 @pytest.mark.parametrize("kv", ["propagate", "exact"])
@@ -150,7 +133,7 @@ def test_every_kind_of_adapter_says_the_same_in_any_batch(tiny_decoder, adapter)
 
 
 class TestEndings:
-    @pytest.mark.parametrize("family", DECODER_FAMILIES)
+    @pytest.mark.parametrize("family", ["llama", "gpt2"])
     def test_every_row_ends_with_its_own_end_token(self, tiny_decoder, family):
         model = tiny_decoder(family)
         rows = model.encode(PROMPTS)
@@ -198,15 +181,6 @@ class TestEndings:
         assert out.ended_by == ["length", "length"]
         assert math.isnan(out.average_layers)
 
-    def test_nothing_in_nothing_out(self, tiny_decoder):
-        out = generate(tiny_decoder(), [], NeverExit())
-        assert out.texts == out.tokens == []
-        assert math.isnan(out.average_layers)
-
-    def test_one_token_needs_no_decoding(self, tiny_decoder):
-        out = generate(tiny_decoder(), PROMPTS[:3], MIXED, max_new_tokens=1)
-        assert [layers.tolist() for layers in out.exit_layers] == [[4]] * 3
-
 
 class TestSampledTexts:
     def test_they_depend_on_the_seed_alone(self, tiny_decoder):
@@ -235,12 +209,3 @@ class TestBadInput:
         message = f"prompt 2 of 2 has {len(row)} tokens, and with {fits + 1} new ones that is more than the {limit}"
         with pytest.raises(UserError, match=message):
             generate_encoded(model, [row[:3], row], NeverExit(), max_new_tokens=fits + 1)
-
-    def test_a_tokenizer_without_a_padding_token(self, tiny_decoder):
-        model = tiny_decoder(pad_token=False)
-        padded = generate(tiny_decoder(), PROMPTS, MIXED, max_new_tokens=4, batch_size=4)
-        assert generate(model, PROMPTS, MIXED, max_new_tokens=4, batch_size=4).exit_layers[3].tolist() == (
-            padded.exit_layers[3].tolist()
-        )
-        alone = generate(model, PROMPTS, MIXED, max_new_tokens=4, batch_size=1)
-        assert tokens_of(alone) == tokens_of(generate(model, PROMPTS, MIXED, max_new_tokens=4, batch_size=4))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from consistentee.engine.step import prompt_batch
-from consistentee.engine.step.prompt_batch import PromptBatch, pass_sizes
+from consistentee.engine import prompt_batch
+from consistentee.engine.prompt_batch import PromptBatch, pass_sizes
 
 
 @pytest.mark.parametrize(("lengths", "sizes"), [([9], [1]), ([50, 50, 50], [3]), ([200, 199, 8, 8, 7], [2, 3])])

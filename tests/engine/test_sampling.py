@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from consistentee.engine.step.sampling import Sampling, choose_tokens
+from consistentee.engine.sampling import Sampling, choose_tokens
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, -torch.inf])
 

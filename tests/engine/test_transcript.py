@@ -1,8 +1,7 @@
 """The end of a row's text, and the stream of its tokens."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from consistentee.engine.transcript import Endings, Transcript
 

@@ -12,7 +12,7 @@ from benchmarks.kinds.kind import CellRows
 from benchmarks.run.cell import run_cell
 from benchmarks.specs.base import CellSpec
 from benchmarks.specs.targets import HALF, WITHIN_ONE_POINT, Budget, Target
-from benchmarks.store.folders import LOG_FILE, VALIDATION_FILE, RunFolder, read_cell, read_predictions
+from benchmarks.store.folders import LOG_FILE, PREDICTIONS_FILE, VALIDATION_FILE, RunFolder, read_cell, read_rows
 from benchmarks.store.records import BaseRecord, CellRecord, CurvePoint
 from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
@@ -88,7 +88,7 @@ def test_cell_leaves_a_record_that_its_predictions_bear_out(tmp_path, tiny_backb
     run(spec, toy_task, folder)
     record, fault = read_cell(folder.cell(spec), parts_by_hand(), CellRecord)
     assert fault is None
-    table = read_predictions(folder.cell(spec))
+    table = read_rows(folder.cell(spec) / PREDICTIONS_FILE)
     assert table["label"].tolist() == list(toy_task.test.labels)
     for number, operating_point in enumerate(record.operating_points):
         exits = table[f"exit_layer_{number}"]

@@ -33,10 +33,10 @@ from benchmarks.specs.targets import FAITHFUL, HALF, Budget
 from benchmarks.store.generation_records import ReplayPoint
 from consistentee.data.prompts import PromptSplit
 from consistentee.engine.generate import Generations, generate
+from consistentee.engine.prompt_batch import PromptBatch
 from consistentee.engine.speculation import generate_speculatively
-from consistentee.engine.step.prompt_batch import PromptBatch
 from consistentee.errors import UserError
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit

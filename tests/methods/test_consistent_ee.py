@@ -1,4 +1,4 @@
-"""ConsistentEE: its policy, its stages, its options."""
+"""ConsistentEE on instances: its policies, its stages, its options; the ladder and the distilled variant."""
 
 import math
 from dataclasses import replace
@@ -7,36 +7,47 @@ import pytest
 import torch
 from conftest import make_task
 
-from consistentee.methods.consistent_ee import instances as consistent_ee
+from consistentee.methods.consistent_ee import distilled, instances
+from consistentee.methods.consistent_ee.distilled import ConsistentEEDistilled
 from consistentee.methods.consistent_ee.instances import ConsistentEE
-from consistentee.methods.policy import (
-    POLICY,
-    PolicyRule,
-    confidence_features,
-    exit_probabilities,
-    policy_logit,
-    policy_spec,
-)
+from consistentee.methods.consistent_ee.ladder import ConsistentEELadder
+from consistentee.methods.method import get_method
+from consistentee.methods.policy import POLICY, PriceLadder, policy_logit, policy_outputs, policy_spec, rung_logits
+from consistentee.methods.reward import exit_shares
+from consistentee.models.classifiers import AttentionClassifier, LinearClassifier
+from consistentee.rules.signals import confidence_features
 from consistentee.traces.instance_trace import record_outputs, record_trace
-from consistentee.traces.walk import replay
-from consistentee.training import stages
+from consistentee.traces.walk import replay, sweep
+from consistentee.training import encoder
+from consistentee.training.encoder import layer_losses, train_last_exit, training_source
 from consistentee.training.recipe import Recipe
 
-RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=32, frozen_steps=4)
-METHOD = ConsistentEE(joint_epochs=1)
+RECIPE = Recipe(epochs=1, batch_size=16, learning_rate=1e-3, head_learning_rate=1e-2, max_length=16, frozen_steps=4)
+LADDER = ConsistentEELadder(rungs=3, lowest_price=0.01, highest_price=1.0)
 
 
-def weights(model, prefix):
-    return {name: t.clone() for name, t in model.state_dict().items() if name.startswith(prefix)}
+@pytest.fixture
+def with_policy(tiny_model):
+    """Return a function: method -> a model with random weights of the method's policy."""
+
+    def add(method):
+        model = tiny_model()
+        head = model.add_head(POLICY, method.policy_spec())
+        generator = torch.Generator().manual_seed(2)
+        head.load_state_dict({n: torch.randn(t.shape, generator=generator) for n, t in head.state_dict().items()})
+        return model
+
+    return add
 
 
-def same(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first)
+def exits_of(probabilities, threshold):
+    wants_out = torch.cat([probabilities[:, :-1] > threshold, torch.ones(len(probabilities), 1).bool()], dim=1)
+    return wants_out.int().argmax(dim=1) + 1
 
 
 def test_papers_policy_has_the_papers_shape(tiny_model):
     model = tiny_model()
-    head = model.add_head(POLICY, policy_spec("state", conditioned=False))
+    head = model.add_head(POLICY, policy_spec("state", outputs=1))
     first, _, last = head.modules_by_layer[0]
     assert len(head.modules_by_layer) == model.num_layers
     assert (first.in_features, first.out_features, last.in_features, last.out_features) == (model.width, 32, 32, 1)
@@ -54,97 +65,154 @@ def test_confidence_features_by_hand():
     assert of_candidates[:, 3].tolist() == [1.0, 0.0], "tokens agree, and not places among the candidates"
 
 
-def test_a_higher_price_never_lowers_the_exit_probability():
-    output = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * 5
-    logits = torch.stack([policy_logit(output, log_alpha) for log_alpha in (-9.0, -3.0, 0.0, 2.0)])
-    assert (logits[1:] >= logits[:-1]).all()
+class TestPrices:
+    def test_a_higher_price_never_lowers_the_exit_probability(self):
+        output = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * 5
+        drawn = torch.stack([policy_logit(output[:, :2], log_alpha) for log_alpha in (-9.0, -3.0, 0.0, 2.0)], dim=1)
+        assert (drawn.diff(dim=1) >= 0).all()
+        assert (rung_logits(output).diff(dim=1) > 0).all()
+        assert torch.equal(rung_logits(output)[:, 0], output[:, 0])
+
+    def test_no_price_never_exits_and_an_infinite_one_always(self):
+        output = torch.tensor([[40.0, 3.0], [-40.0, -200.0], [0.0, 0.0]])  # the weight of the second underflows
+        assert (policy_logit(output, -math.inf).sigmoid() == 0).all()
+        assert (policy_logit(output, math.inf).sigmoid() == 1).all()
+
+    def test_a_ladder_is_even_by_logarithms_and_the_nearest_rung_decides(self):
+        ladder = PriceLadder(3, 0.01, 1.0)
+        assert ladder.knob_values == pytest.approx((1e6, 1.0, 0.1, 0.01, 0.0))
+        assert [ladder.rule("state", price).rungs[0] for price in (0.012, 0.2, 0.5, 20.0)] == [0, 1, 2, 2]
+
+    @pytest.mark.parametrize("reads", ["state", "state+confidence"])
+    def test_rule_follows_the_probabilities_that_were_trained(self, with_policy, reads):
+        """Training computes P(exit) of all prices and layers at once, the rule of one price, layer by layer."""
+        task, method = make_task(), replace(LADDER, policy_reads=reads)
+        model = with_policy(method)
+        outputs, trace = record_outputs(model, model.tokenize(task.test.texts)), record_trace(model, task.test)
+        with torch.no_grad():
+            policies = method.prices.policies(policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits))
+        exits = sweep([method.rule(model, price) for price in method.prices.prices], trace)
+        assert [alpha[0].item() for alpha, _ in policies] == pytest.approx(list(method.prices.prices))
+        for (_, probabilities), found in zip(policies, exits, strict=True):
+            assert torch.equal(exits_of(probabilities, 0.5), found)
+        assert exits.unique().numel() > 1
+
+    def test_the_threshold_of_one_price_is_the_knob(self, with_policy):
+        task, method = make_task(), ConsistentEE()
+        model = with_policy(method)
+        outputs = record_outputs(model, model.tokenize(task.test.texts))
+        with torch.no_grad():
+            [(alpha, p)] = method.prices.policies(policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits))
+        threshold = p[:, 0].median().item()  # half of the rows exit at layer 1
+        found = replay(method.rule(model, threshold), record_trace(model, task.test))
+        assert torch.equal(found, exits_of(p, threshold))
+        assert found.unique().numel() > 1
+        assert (alpha == 0.05).all()
 
 
-def test_no_price_never_exits_and_an_infinite_one_always():
-    output = torch.tensor([[40.0, 3.0], [-40.0, -200.0], [0.0, 0.0]])  # the weight of the second underflows
-    assert (policy_logit(output, -math.inf).sigmoid() == 0).all()
-    assert (policy_logit(output, math.inf).sigmoid() == 1).all()
+class TestStages:
+    def test_they_are_run_as_asked_and_stage_2_trains_the_policy_alone(self, tiny_model, monkeypatch):
+        run, real, states = [], instances.run_stage, []
+
+        def record(model, source, stage, recipe):
+            run.append((stage.name, stage.epochs))
+            real(model, source, stage, recipe)
+            states.append(model.clone_weights())
+
+        for module in (instances, encoder):
+            monkeypatch.setattr(module, "run_stage", record)
+        ConsistentEE(joint_epochs=3).fit(tiny_model(), make_task(), RECIPE)
+        assert run == [("joint", 1), ("policy", 4), ("exit-consistent", 3), ("policy", 4)]
+        assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+    def test_cached_policy_stage_equals_the_stage_that_runs_the_backbone(self, tiny_model, tmp_path):
+        heads = []
+        for cached in (True, False):
+            model = tiny_model().double()  # two ways to compute a gradient differ by rounding, which Adam scales up
+            recipe = replace(RECIPE, store=tmp_path / str(cached))
+            ConsistentEE(cached=cached, joint_epochs=0, reward="vanilla").fit(model, make_task(), recipe)
+            heads.append({n: t for n, t in model.state_dict().items() if n.startswith("exit_heads.")})
+            assert any(recipe.store.glob("outputs-*")) == cached
+        for name, tensor in heads[0].items():
+            torch.testing.assert_close(tensor, heads[1][name], rtol=1e-6, atol=1e-8)
+
+    @pytest.mark.parametrize("options", [{"estimator": "reinforce"}, {"memorized_layer": "cross-fitted"}], ids=str)
+    def test_options_train(self, tiny_model, options):
+        method = ConsistentEE(policy_reads="state", folds=2, **options)
+        model = method.fit(tiny_model(), make_task(rows=30), RECIPE)
+        assert replay(method.rule(model, 0.5), record_trace(model, make_task().test)).min() >= 1
+
+    def test_a_higher_price_gives_earlier_exits(self, tiny_model):
+        recipe, averages = replace(RECIPE, frozen_steps=100, frozen_learning_rate=2e-2), []
+        for alpha in (0.0, 5.0):
+            method = ConsistentEE(reward="vanilla", joint_epochs=0, alpha=alpha)
+            model = method.fit(tiny_model(), make_task(), recipe)
+            averages.append(replay(method.rule(model, 0.5), record_trace(model, make_task().test)).double().mean())
+        assert averages[1] == 1
+        assert averages[0] > 1.5
 
 
-@pytest.mark.parametrize("reads", ["state", "state+confidence"])
-def test_rule_follows_the_probabilities_that_were_trained(tiny_model, reads):
-    """Training computes P(exit) for all layers at once, the rule layer by layer: they must be the same numbers."""
+class TestDistilled:
+    def test_shares_are_where_rows_exit(self):
+        sure_early = torch.tensor([[9.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+        sure_late = torch.tensor([[0.1, 0.0], [0.1, 0.0], [8.0, 0.0], [1.0, 0.0]])
+        torch.manual_seed(0)
+        doubt = 1 - torch.stack([sure_early, sure_late]).softmax(dim=-1).amax(dim=-1)
+        shares = torch.stack([exit_shares(doubt, 0.8) for _ in range(200)]).mean(dim=0)
+        torch.testing.assert_close(shares.sum(dim=1), torch.ones(2))
+        assert (shares >= 0.2 / 4 - 1e-6).all(), "no exit forgets a row"
+        assert shares.argmax(dim=1).tolist() == [0, 2]
+        torch.testing.assert_close(exit_shares(doubt, 0.0), torch.full((2, 4), 0.25))
+
+    def test_teacher_and_labels_share_the_loss(self, tiny_model):
+        model, task = tiny_model(), make_task()
+        batch = training_source(model, task, RECIPE).batch(torch.arange(6), 0)
+        logits = model(batch.tokens).logits
+        teacher = torch.full((6, logits.shape[-1]), 1 / logits.shape[-1]).log()
+
+        def loss(share):
+            return distilled.taught_loss(ConsistentEEDistilled(at_exit=0.0, distilled=share), teacher, model, batch)
+
+        divergence = (teacher.exp().unsqueeze(1) * (teacher.unsqueeze(1) - logits.log_softmax(dim=-1))).sum(dim=-1)
+        torch.testing.assert_close(loss(0.0), layer_losses(logits, batch.labels).mean())
+        torch.testing.assert_close(loss(1.0), divergence.mean())
+        torch.testing.assert_close(loss(0.25), 0.75 * loss(0.0) + 0.25 * loss(1.0))
+
+    def test_exits_learn_from_the_fine_tuned_model_more_slowly(self, tiny_model, monkeypatch):
+        stages, run = [], distilled.run_stage
+
+        def watched(model, source, stage, recipe):
+            stages.append((stage, {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}))
+            run(model, source, stage, recipe)
+
+        monkeypatch.setattr(distilled, "run_stage", watched)
+        model, fine_tuned, task = tiny_model(), tiny_model(), make_task()
+        recipe = replace(RECIPE, epochs=2, head_learning_rate=1e-1)
+        ConsistentEEDistilled().fit(model, task, recipe)
+        train_last_exit(fine_tuned, task, recipe)
+        [(stage, start)] = stages
+        assert all(torch.equal(start[name], tensor) for name, tensor in fine_tuned.backbone.state_dict().items())
+        assert (stage.epochs, stage.learning_rate, stage.head_learning_rate) == (1, 5e-4, 1e-3)
+        kinds = [type(model.classifier(layer)) for layer in range(1, model.num_layers + 1)]
+        assert kinds == [AttentionClassifier] * (model.num_layers - 1) + [LinearClassifier]
+
+
+def test_the_published_values(tiny_model):
+    """State alone, an unbiased start, REINFORCE with 8 rollouts, two epochs each of stages 2 and 3, exit at 0.5."""
+    method = get_method("consistentee-paper")
+    assert (method.policy_reads, method.estimator, method.rollouts) == ("state", "reinforce", 8)
+    assert (method.policy_epochs, method.joint_epochs, method.refit_policy) == (2, 2, False)
     model = tiny_model()
-    head = model.add_head(POLICY, policy_spec(reads, conditioned=False))
-    generator = torch.Generator().manual_seed(2)
-    head.load_state_dict({n: torch.randn(t.shape, generator=generator) for n, t in head.state_dict().items()})
-    task = make_task()
-    trace = record_trace(model, task.test)
-    outputs = record_outputs(model, model.tokenize(task.test.texts))
-    with torch.no_grad():
-        p = exit_probabilities(model.head(POLICY), outputs.pooled, outputs.logits, None)
-    threshold = p[:, 0].median().item()  # half of the rows leave at layer 1
-    wants_out = torch.cat([p[:, :-1] > threshold, torch.ones(len(p), 1, dtype=torch.bool)], dim=1)
-    expected = wants_out.int().argmax(dim=1) + 1
-    assert expected.unique().numel() > 1
-    assert torch.equal(replay(PolicyRule(reads, threshold), trace), expected)
+    model.add_head("policy", method.policy_spec())
+    assert model.head("policy").modules_by_layer[0][-1].bias.item() == 0
+    assert 0.5 in method.knob_values(model)
 
 
-def test_policy_stage_trains_the_policy_alone(tiny_model):
-    first = tiny_model()
-    ConsistentEE(joint_epochs=0).fit(first, make_task(), replace(RECIPE, frozen_steps=0))
-    second = tiny_model()
-    ConsistentEE(joint_epochs=0).fit(second, make_task(), RECIPE)
-    for prefix in ("backbone.", "classifiers.", "poolers."):
-        assert same(weights(first, prefix), weights(second, prefix))
-    assert not same(weights(first, "exit_heads."), weights(second, "exit_heads."))
-
-
-def test_joint_epochs_are_what_is_asked(tiny_model, monkeypatch):
-    run = []
-    real = consistent_ee.run_stage
-
-    def record(model, source, stage, recipe):
-        run.append((stage.name, stage.epochs))
-        real(model, source, stage, recipe)
-
-    monkeypatch.setattr(consistent_ee, "run_stage", record)
-    monkeypatch.setattr(stages, "run_stage", record)
-    replace(METHOD, joint_epochs=3).fit(tiny_model(), make_task(), RECIPE)
-    assert run == [("joint", 2), ("policy", 4), ("exit-consistent", 3), ("policy", 4)]
-
-
-def test_cached_policy_stage_equals_the_stage_that_runs_the_backbone(tiny_model):
-    models = []
-    for cached in (True, False):
-        model = tiny_model().double()  # two ways to compute a gradient differ by rounding, which Adam scales up
-        replace(METHOD, cached=cached, joint_epochs=0, reward="vanilla").fit(model, make_task(), RECIPE)
-        models.append(weights(model, "exit_heads."))
-    for name in models[0]:
-        torch.testing.assert_close(models[0][name], models[1][name], rtol=1e-6, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"estimator": "reinforce"}, {"reward": "vanilla"}, {"memorized_layer": "cross-fitted"}, {"policy_reads": "state"}],
-    ids=str,
-)
-def test_every_option_trains(tiny_model, options):
-    model = replace(METHOD, **options).fit(tiny_model(), make_task(), RECIPE)
-    rule = replace(METHOD, **options).rule(model, 0.5)
-    assert replay(rule, record_trace(model, make_task().test)).min() >= 1
-
-
-PRICED = ConsistentEE(reward="vanilla", joint_epochs=0)
-LONG = replace(RECIPE, frozen_steps=150, frozen_learning_rate=1e-2)
-
-
-def test_a_higher_price_gives_earlier_exits(tiny_model):
-    averages = []
-    for alpha in (0.0, 5.0):
-        method = replace(PRICED, alpha=alpha)
-        model = method.fit(tiny_model(), make_task(), LONG)
-        averages.append(replay(method.rule(model, 0.5), record_trace(model, make_task().test)).double().mean())
-    assert averages[1] == 1
-    assert averages[0] > 1.5
-
-
-def test_without_cached_features_none_are_stored(tiny_model, tmp_path):
-    method = ConsistentEE(cached=False)
-    method.fit(tiny_model(), make_task(rows=12), replace(RECIPE, store=tmp_path, frozen_steps=2))
-    assert not list(tmp_path.glob("outputs-*"))
+def test_stage_2_takes_the_epochs_of_the_paper(tiny_model, monkeypatch):
+    stages = []
+    for module in (encoder, instances):
+        monkeypatch.setattr(module, "run_stage", lambda model, source, stage, recipe: stages.append(stage))
+    get_method("consistentee-paper").fit(tiny_model(), make_task(), Recipe(epochs=3, max_length=32))
+    joint, policy, consistent = stages
+    assert (policy.epochs, policy.batch_size, policy.learning_rate) == (2, 32, 3e-4)
+    assert (joint.epochs, consistent.epochs, consistent.learning_rate) == (3, 2, 3e-5)

@@ -42,10 +42,6 @@ class TestExits:
         assert default_exit_layers(12) == (2, 5, 7, 10, 12)
         assert default_exit_layers(4) == (1, 2, 3, 4)
 
-    def test_chosen_exits_end_with_the_last_layer(self, tiny_decoder):
-        assert tiny_decoder(exit_layers=[1, 3]).exit_layers == (1, 3, 4)
-        assert tiny_decoder(exit_layers=[4]).exit_layers == (4,)
-
     @pytest.mark.parametrize("layers", [[0, 2], [2, 5], [3, 2], [2, 2]])
     def test_impossible_exits_are_refused(self, tiny_decoder, layers):
         with pytest.raises(UserError, match=r"must increase and lie in 1\.\.4"):
@@ -67,28 +63,11 @@ class TestExits:
         torch.testing.assert_close(model.logits(4, hidden[:, :, -1])[mask], model.stock_logits(tokens, mask)[mask])
         assert not torch.allclose(model.logits(3, hidden[:, :, -1]), model.logits(4, hidden[:, :, -1]))
 
-    def test_hidden_states_are_those_of_the_exits(self, tiny_decoder):
-        every, some = tiny_decoder(), tiny_decoder(exit_layers=[2])
-        tokens, mask = pad(every.encode(random_prompts(5)), "left")
-        assert torch.equal(
-            some.exit_states(tokens, mask).speaking, every.exit_states(tokens, mask).speaking[:, :, [1, 3]]
-        )
-
     def test_a_layer_without_exit_has_no_logits(self, tiny_decoder):
         model = tiny_decoder(exit_layers=[2])
         for layer in (0, 1, 3, 5):
             with pytest.raises(UserError, match=rf"layer {layer} has no exit adapter; exits: \(2, 4\)"):
                 model.logits(layer, torch.randn(1, model.width))
-
-    def test_adapters_have_the_sizes_that_are_said(self, tiny_decoder):
-        model = tiny_decoder()
-        sizes = {}
-        for kind in KINDS:
-            model.use_adapters(kind, rank=2)
-            sizes[kind] = sum(p.numel() for p in model.adapter(1).parameters())
-        width, vocabulary = 32, model.stepper.vocabulary
-        assert sizes == {"norm": width, "low-rank": width + 2 * 2 * width, "head": width * vocabulary}
-        assert (model.description.adapter, model.description.rank) == ("head", 2)
 
     def test_adapters_are_checked(self, tiny_decoder):
         with pytest.raises(UserError, match=r"unknown adapter .* 'lowrank'; did you mean 'low-rank'"):
@@ -126,11 +105,9 @@ class TestText:
     def test_empty_prompts_are_named(self, tiny_decoder):
         with pytest.raises(UserError, match="prompt 2 of 3 is empty"):
             tiny_decoder().encode(["ba", "", "de"])
-        assert tiny_decoder().encode([]) == []
-
-    def test_a_cut_must_leave_a_token(self, tiny_decoder):
         with pytest.raises(UserError, match="cannot be cut to 1 tokens: the tokenizer adds 1"):
             tiny_decoder().encode(["ba de"], max_tokens=1)
+        assert tiny_decoder().encode([]) == []
 
     def test_a_tokenizer_without_padding_works(self, tiny_decoder):
         model, usual = tiny_decoder(pad_token=False), tiny_decoder()
@@ -159,26 +136,6 @@ class TestText:
 
 
 class TestFiles:
-    @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("with_backbone", [None, True])
-    def test_save_and_load_give_the_same_predictions(self, tiny_decoder, tmp_path, kind, with_backbone):
-        model = tiny_decoder("qwen3", adapter=kind, exit_layers=[1, 3])
-        model.add_head("policy", HeadSpec(hidden=8, extra_inputs=2))
-        model.description.method_name = "some-method"
-        model.save_pretrained(tmp_path / "saved", with_backbone=with_backbone)
-        again = MultiExitDecoder.from_pretrained(tmp_path / "saved")
-        assert again.description == model.description
-        assert torch.equal(all_logits(again), all_logits(model))
-        state = again.state_dict()
-        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
-        assert again.fingerprint() == model.fingerprint()
-        assert again.end_tokens == model.end_tokens
-        assert (tmp_path / "saved" / "backbone").exists() == bool(with_backbone)
-
-    def test_adapters_are_saved_alone(self, tiny_decoder, tmp_path):
-        tiny_decoder().save_pretrained(tmp_path / "saved")
-        assert (tmp_path / "saved" / "model.safetensors").stat().st_size < 30_000
-
     def test_a_trained_backbone_is_saved(self, tiny_decoder, tmp_path):
         model = tiny_decoder("llama")
         before = all_logits(model)
@@ -217,29 +174,6 @@ class TestFiles:
         again = MultiExitDecoder.from_pretrained(saved, backbone=str(tmp_path / "moved"))
         assert torch.equal(all_logits(again), all_logits(model))
 
-    def test_a_name_of_the_catalogue_is_kept_wherever_there_is_a_folder_of_that_name(
-        self, tiny_decoder_backbone, tmp_path, monkeypatch
-    ):
-        monkeypatch.setattr(
-            "consistentee.models.decoder.multi_exit_decoder.resolve_decoder",
-            lambda name: str(tiny_decoder_backbone(name)),
-        )
-        (tmp_path / "gpt2").mkdir()
-        monkeypatch.chdir(tmp_path)
-        assert MultiExitDecoder.from_backbone("gpt2").description.backbone_name == "gpt2"
-
-    def test_weights_of_another_description_are_named(self, tiny_decoder, tmp_path):
-        tiny_decoder().save_pretrained(tmp_path / "saved")
-        path = tmp_path / "saved" / "multi_exit_decoder.json"
-        description = json.loads(path.read_text())
-        for change, message in (
-            ({"rank": 3}, r"model\.safetensors cannot be read: .*size mismatch"),
-            ({"exit_layers": [2, 4]}, "other weights"),
-        ):
-            path.write_text(json.dumps(description | change))
-            with pytest.raises(UserError, match=message):
-                MultiExitDecoder.from_pretrained(tmp_path / "saved")
-
     def test_encoders_and_other_decoders_are_refused_before_their_weights_are_read(self, tiny_backbone, tmp_path):
         with pytest.raises(UserError, match="'bert' is an encoder"):
             MultiExitDecoder.from_backbone(str(tiny_backbone("bert")))
@@ -275,9 +209,6 @@ class TestFiles:
 
 
 class TestFingerprint:
-    def test_it_sees_exits(self, tiny_decoder):
-        assert tiny_decoder(exit_layers=[2]).fingerprint() != tiny_decoder().fingerprint()
-
     def test_hidden_states_depend_on_the_backbone_alone(self, tiny_decoder):
         model = tiny_decoder()
         before = model.backbone_fingerprint()
@@ -287,13 +218,6 @@ class TestFingerprint:
         assert tiny_decoder(exit_layers=[2]).backbone_fingerprint() != before
         train_a_little(model, "backbone.model.layers.2.")
         assert model.backbone_fingerprint() != before
-
-    def test_cloned_weights_are_copies(self, tiny_decoder):
-        model = tiny_decoder()
-        weights = model.clone_weights()
-        assert weights.keys() == model.state_dict().keys()
-        train_a_little(model, "exit_adapters.")
-        assert not torch.equal(weights["exit_adapters.1.norm.weight"], model.adapter(1).norm.weight)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -321,8 +245,8 @@ class TestLora:
         last = model.logits(4, model.exit_states(tokens, mask).speaking[:, :, -1])
         torch.testing.assert_close(last[mask], model.stock_logits(tokens, mask)[mask])
 
-    @pytest.mark.parametrize("with_backbone", [None, True])
-    def test_save_and_load(self, tiny_decoder, tmp_path, family, with_backbone):
+    def test_save_and_load(self, tiny_decoder, tmp_path, family):
+        with_backbone = family == "llama"
         model = tiny_decoder(family)
         model.add_lora(rank=2, targets=["c_proj"] if family == "gpt2" else ["k_proj", "down_proj"])
         train_a_little(model, model.lora_weights)
@@ -378,11 +302,3 @@ def test_real_weights_step_as_the_stock_model_runs(smollm2):
             logits, stock = smollm2.logits(30, hidden[:, :, -1])[mask], smollm2.stock_logits(tokens, mask)[mask]
         torch.testing.assert_close(logits, stock)
         assert {weight.dtype for weight in smollm2.parameters()} == {torch.float32}
-
-
-@pytest.mark.real
-def test_real_weights_speak_english(smollm2):
-    tokens = torch.tensor(smollm2.encode(["The capital of France is"]))
-    continued = smollm2.backbone.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=2)
-    assert smollm2.decode(continued[0]) == "The capital of France is Paris."
-    assert smollm2.end_tokens == {smollm2.tokenizer.convert_tokens_to_ids("<|im_end|>")}

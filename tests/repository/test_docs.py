@@ -16,7 +16,7 @@ import consistentee.signals
 import consistentee.training
 from benchmarks.analysis.tables import load_leaderboard, render
 from benchmarks.cli import app
-from benchmarks.commands.new_method import write_method
+from benchmarks.commands.own_methods import write_method
 from benchmarks.run import pool
 from benchmarks.specs import suites
 from benchmarks.specs.base import TimingSpec
@@ -128,7 +128,7 @@ def test_every_public_name_has_its_place_in_the_api_pages():
 
 PUBLIC_MODULES = {"consistentee", "consistentee.signals", "consistentee.training", "benchmarks"}
 SHOWN = {block.place: block.source for document in DOCUMENTS for block in blocks_of(document, "python")}
-SHOWN["the template"] = (ROOT / "benchmarks" / "templates" / "exit_method.py").read_text(encoding="utf-8")
+SHOWN["the template"] = (ROOT / "benchmarks" / "commands" / "method_template.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("source", SHOWN.values(), ids=SHOWN)

@@ -4,8 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ConsecutiveRule, NeverExit, OneLayerRule, ThresholdRule

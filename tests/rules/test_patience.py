@@ -5,17 +5,14 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from baselines.f_pabee import FPABEE, SmallStepRule, jensen_shannon, kullback_leibler
 from baselines.pabee import PABEE
 from baselines.pcee_bert import PCEEBERT
 from consistentee.errors import UserError
-from consistentee.methods.method import get_method
-from consistentee.methods.token_method import TokenMethod
-from consistentee.rules.exit_rule import ConsecutiveRule, SameAnswerRule, ThresholdRule
-from consistentee.rules.signals import normalised_entropy
+from consistentee.methods.method import TokenMethod, get_method
+from consistentee.rules.exit_rule import ConsecutiveRule, SameAnswerRule
 from consistentee.traces.instance_trace import Trace
 from consistentee.traces.walk import replay
 
@@ -73,12 +70,6 @@ def test_pcee_bert_waits_for_confident_layers(trace, patience, threshold):
     assert replay(PCEEBERT(patience=patience).rule(None, threshold), trace).tolist() == expected
 
 
-@given(traces(), THRESHOLD)
-def test_pcee_bert_with_patience_1_is_the_entropy_rule(trace, threshold):
-    exits = replay(PCEEBERT(patience=1).rule(None, threshold), trace)
-    assert torch.equal(exits, replay(ThresholdRule(normalised_entropy, threshold, exit_when="below"), trace))
-
-
 def other_answer(now, before):
     return (now.argmax(dim=-1) != before.argmax(dim=-1)).float()
 
@@ -116,12 +107,6 @@ def test_f_pabee_reaches_from_layer_2_to_full_depth(tiny_model, distance):
     assert (replay(method.rule(model, method.knob.values[0]), trace) == 2).all()
     assert (replay(method.rule(model, method.knob.values[-1]), trace) == LAYERS).all()
     assert replay(method.rule(model, 1e-3), trace).unique().numel() > 2
-
-
-def test_a_row_whose_answer_never_moves_is_kept_by_the_last_knob(tiny_model):
-    method = FPABEE(distance="kl")
-    trace = trace_of(torch.randn(64, 1, CLASSES, generator=torch.Generator().manual_seed(0)).repeat(1, LAYERS, 1))
-    assert (replay(method.rule(tiny_model(num_labels=CLASSES), 0.0), trace) == LAYERS).all()
 
 
 @pytest.mark.parametrize("patience", [1.5, 0, -1, math.inf, math.nan])

@@ -1,7 +1,5 @@
 """A run of a suite of generation: what is done is kept, what is missing is computed, and everything can be shown."""
 
-import copy
-import json
 import os
 import shutil
 import signal
@@ -10,16 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import small_suite
 from small_generation_suite import METHODS, GenerationBench
 from small_suite import wait_until
 
-from benchmarks.run.dry_run import plan_lines
 from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import Filters, load_suite
-from benchmarks.store.folders import RECORD_FILE, TIMING_FILE, read_predictions
+from benchmarks.store.folders import RECORD_FILE, TIMING_FILE
 from consistentee.errors import UserError
 
 
@@ -35,28 +31,26 @@ def finished_once(
 @pytest.fixture
 def finished(finished_once: GenerationBench, tmp_path: Path, unreported: None) -> GenerationBench:
     """A bench whose suite has run: a copy of its results, so that every test may spoil them."""
-    bench = copy.copy(finished_once)
-    bench.out = tmp_path / "out"
-    shutil.copytree(finished_once.out, bench.out)
-    return bench
+    return finished_once.elsewhere(shutil.copytree(finished_once.out, tmp_path / "out"))
 
 
 def test_whole_run(finished_once):
     bench, outcome = finished_once, finished_once.outcome
     assert (outcome.finished, outcome.computed, outcome.failed, outcome.refused) == (4, 4, (), ())
     written = {path.name for path in bench.out.iterdir()}
-    assert {"table.md", "suite.yaml"} <= written
+    assert {"table.md", "suite.yaml", "environment.json"} <= written
     assert any(name.endswith(".png") for name in written)
     found = bench.read()
     (timing,), faults = found.timings, found.faults
     assert faults == []
     assert timing.max_new_tokens == 3
-    assert timing.contenders[0].label == "stock generate"
-    assert {contender.label for contender in timing.contenders} == {"stock generate", *METHODS}
     timed = {one.label: [(sample.batch_size, sample.in_flight) for sample in one.samples] for one in timing.contenders}
+    assert next(iter(timed)) == "stock generate"
+    assert set(timed) == {"stock generate", *METHODS}
     assert timed["stock generate"] == timed["layerskip"] == [(1, None), (4, None)], "which have their own way to decode"
     assert timed["token-static"] == [(1, None), (4, None), (1, 4)]
     assert all(sample.layer_calls for one in timing.contenders for sample in one.samples)
+    assert {(r.task, r.train_task) for r in bench.records().values()} == {("toy-text", "other-text")}
     assert str(bench.folder) not in "".join(path.read_text() for path in bench.out.rglob(RECORD_FILE))
     assert bench.leftovers() == []
 
@@ -74,18 +68,17 @@ def test_full_model_is_matched_and_priced_as_itself(finished_once):
 def test_static_points_are_decoded_where_the_budget_says(finished_once):
     record = finished_once.records()["token-static"]
     by_reason = {reason: point for point in record.operating_points for reason in map(str, point.targets)}
-    assert by_reason["budget 0.33"].average_layers == 1.0
-    assert by_reason["budget 0.50"].average_layers <= 2.0
     cheapest = by_reason["budget 0.33"]
+    assert cheapest.average_layers == 1.0
+    assert by_reason["budget 0.50"].average_layers <= 2.0
     assert cheapest.exit_histogram == [cheapest.decoded_tokens, 0, 0, 0]
     assert set(cheapest.layers_by_position) == {1.0}
     assert cheapest.decode_flops < cheapest.full_decode_flops
 
 
 def test_rows_of_the_table_add_up_to_the_record(finished_once):
-    bench = finished_once
-    for label, record in bench.records().items():
-        table = read_predictions(bench.folder_of(label))
+    for cell in finished_once.read().cells:
+        record, table = cell.record, cell.predictions()
         assert list(table["row"]) == list(range(6))
         assert table["truncated"].sum() == record.truncated_prompts > 0
         assert table["prompt_tokens"].max() == record.max_prompt_tokens == 3
@@ -110,72 +103,57 @@ def test_methods_that_draft_are_counted_in_layer_calls(finished_once):
 
 
 def test_calibration_is_studied_where_the_suite_says(finished_once):
-    records = finished_once.records()
-    assert records["token-full"].calibration is None
-    found = records["calm-tokens-softmax"].calibration
+    cells = {cell.record.label: cell for cell in finished_once.read().cells}
+    assert cells["token-full"].record.calibration is None
+    found, losses = cells["calm-tokens-softmax"].record.calibration, cells["calm-tokens-softmax"].study()
     assert found.prompts == 12
     assert (found.lambdas[0], found.lambdas[-1]) == (1.0, 0.0)
     assert found.average_layers[-1] < 2  # at lambda 0 the threshold still falls along the text
     assert found.average_layers == sorted(found.average_layers, reverse=True)
     assert [(result.loss, result.delta, result.splits) for result in found.results] == [("textual", 0.3, 5)]
-    losses = pd.read_parquet(finished_once.folder_of("calm-tokens-softmax") / "calibration.parquet")
     assert losses.groupby("lambda")["textual"].mean().to_list()[::-1] == pytest.approx(found.mean_textual)
 
 
-def test_cells_may_train_on_another_task(finished_once):
-    assert {(r.task, r.train_task) for r in finished_once.records().values()} == {("toy-text", "other-text")}
-
-
-def test_second_run_writes_nothing(finished):
-    before = {path: path.stat().st_mtime_ns for path in finished.out.rglob("*.json")}
-    outcome = finished.run()
-    assert (outcome.finished, outcome.computed) == (4, 0)
-    assert {path: path.stat().st_mtime_ns for path in finished.out.rglob("*.json")} == before
-
-
-def planned(bench: GenerationBench, **changes: object) -> list[str]:
-    """Return the plan of a run, which changes nothing."""
-    return plan_lines(load_suite(bench.write(**changes)), out=bench.out)
-
-
 def test_changed_settings_and_rows_make_results_stale(finished):
-    assert sum(line.startswith("done") for line in planned(finished)) == len(METHODS)
-    assert sum(line.startswith("to run") for line in planned(finished, max_new_tokens=4)) == len(METHODS)
+    assert sum(line.startswith("done") for line in finished.plan()) == len(METHODS)
+    changed = finished.plan(changes={"max_new_tokens": 4})
+    assert sum(line.startswith("to run") for line in changed) == len(METHODS)
     data = next(finished.folder.glob("toy-text-test.jsonl"))
     text = data.read_text()
     try:
         data.write_text(text.replace("ba", "be"))
-        lines = planned(finished)
+        lines = finished.plan()
     finally:
         data.write_text(text)
-    assert sum(line.startswith("to run") for line in lines) == len(METHODS)
     assert sum("is stale (the rows of the task are others)" in line for line in lines) == len(METHODS)
 
 
 def test_lost_model_is_made_again_only_if_a_timing_needs_it(finished):
     key = finished.records()["token-full"].key
-    weights = finished.out / "artifacts" / "models" / key / "model.safetensors"
-    os.truncate(weights, weights.stat().st_size // 2)
-    assert not any(line.startswith(("to run", "again")) for line in planned(finished))
+    os.truncate(finished.out / "artifacts" / "models" / key / "model.safetensors", 200)
+    assert not any(line.startswith(("to run", "again")) for line in finished.plan())
     next(finished.out.rglob(TIMING_FILE)).unlink()
-    (line,) = [line for line in planned(finished) if line.startswith("again")]
+    (line,) = [line for line in finished.plan() if line.startswith("again")]
     assert "token-full" in line
 
 
-def test_damaged_record_and_lost_timing_are_made_again(finished):
+@pytest.mark.usefixtures("untimed")
+def test_damaged_record_is_made_again_and_nothing_else(finished):
     before = finished.results()
     os.truncate(finished.folder_of("token-static") / RECORD_FILE, 200)
-    next(finished.out.rglob(TIMING_FILE)).write_text("{")
+    kept = {path: path.stat().st_mtime_ns for path in finished.out.rglob("*.json")}
     outcome = finished.run()
     assert (outcome.finished, outcome.computed) == (4, 1)
     assert "is damaged" in finished.said
     assert finished.results() == before
-    assert len(finished.read().timings) == 1
+    changed = {path for path, stamp in kept.items() if path.exists() and path.stat().st_mtime_ns != stamp}
+    assert not [path for path in changed if path.name == RECORD_FILE and "token-static" not in str(path)]
 
 
 def test_suite_of_the_other_kind_keeps_out_of_the_folder(finished):
-    with pytest.raises(UserError, match="holds results of generation, suite 'quick' is classification"):
-        run_suite(load_suite("quick"), out=finished.out)
+    for dry_run in (False, True):
+        with pytest.raises(UserError, match="holds results of generation, suite 'quick' is classification"):
+            run_suite(load_suite("quick"), out=finished.out, dry_run=dry_run)
 
 
 @pytest.fixture
@@ -200,13 +178,8 @@ def test_killed_run_goes_on_to_the_same_results(bench, finished_once):
 
 
 def test_method_of_classification_is_refused(bench, monkeypatch):
-    monkeypatch.setattr(small_suite, "compute_here", lambda *_: pytest.fail("a cell was computed"))
+    monkeypatch.setattr(small_suite, "compute_here", lambda job: pytest.fail("a cell was computed"))
     method = bench.folder / "mine.py"
     method.write_text("from baselines.references import Full\n\nclass Mine(Full):\n    ...\n")
     outcome = bench.run(Filters(methods=[f"{method}:Mine"]))
     assert "full answers with labels, and task 'toy-text' asks for texts" in outcome.refused[0]
-
-
-def test_environment_is_written(finished_once):
-    described = json.loads((finished_once.out / "environment.json").read_text())
-    assert "consistentee" in described["environment"]["libraries"]

@@ -21,37 +21,28 @@ from consistentee.progress import Position, Steps, begin_stage, listening, track
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop
+from consistentee.training.encoder import train_jointly
 from consistentee.training.recipe import Recipe
-from consistentee.training.stages import train_jointly
 
 PROMPTS = random_prompts(3, seed=3)
 
 
 class TestWhatLoopsSay:
-    def test_every_step_after_it_is_done(self):
+    def test_every_step_after_it_is_done_and_nobody_outside_the_block(self):
         heard = []
         with listening(heard.append):
             begin_stage("loading")
-            for item in tracked("abc", "spelling", rows=4, first=2):
-                heard.append(item)
-        assert [p if isinstance(p, str) else (p.stage, p.done, p.total, p.steps, p.rows) for p in heard] == [
+            assert list(tracked("abc", "spelling", rows=4, first=2)) == ["a", "b", "c"]
+            with listening(None):  # as where a clock runs
+                begin_stage("quiet")
+        list(tracked([1, 2], "quiet", rows=1))
+        assert [(p.stage, p.done, p.total, p.steps, p.rows) for p in heard] == [
             ("loading", 0, 0, 0, 0),
             ("spelling", 2, 5, 0, 0),
-            "a",
             ("spelling", 3, 5, 1, 4),
-            "b",
             ("spelling", 4, 5, 2, 8),
-            "c",
             ("spelling", 5, 5, 3, 12),
         ]
-
-    def test_nobody_listens_outside_the_block_nor_where_a_clock_runs(self):
-        heard = []
-        with listening(heard.append), listening(None):
-            assert list(tracked([1, 2], "quiet", rows=1)) == [1, 2]
-            begin_stage("quiet")
-        assert list(tracked([1, 2], "quiet", rows=1)) == [1, 2]
-        assert heard == []
 
     def test_needless_steps_are_left_out(self):
         heard = []

@@ -13,8 +13,7 @@ from benchmarks.specs.suites import Filters, expand, load_suite
 from benchmarks.store.keys import key_parts
 from consistentee.errors import UserError
 from consistentee.methods.calibration import hoeffding_bentkus
-from consistentee.methods.method import get_method
-from consistentee.methods.token_method import TokenMethod
+from consistentee.methods.method import TokenMethod, get_method
 
 SUITE = {
     "name": "small",
@@ -90,7 +89,7 @@ def test_study_belongs_to_the_methods_and_tasks_it_names():
         ({"calibration": {"methods": ["free"]}}, "calibration names 'free'"),
         ({"calibration": {"methods": ["calm"], "tasks": ["xsun"]}}, "unknown task of calibration 'xsun'.*mean 'xsum'"),
         ({"task_overrides": {"alpaka": {"test_prompts": 8}}}, "unknown task of task_overrides 'alpaka'.*mean 'alpaca'"),
-        ({"calibration": {"methods": ["calm"], "study": {"textual": [1.5]}}}, "delta lies between 0 and 1"),
+        ({"calibration": {"methods": ["calm"], "study": {"textual": [1.5]}}}, "textual.0: Input should be less than 1"),
         ({"timing": {"rounds": 2}}, "timing.rounds"),
         ({"timing": {"regrouped": [{"batch_size": 8, "in_flight": 8}]}}, "8 in flight must be more than a batch, 8"),
         ({"timing": {"regrouped": [{"batch_size": 8, "in_flight": 32}]}}, "must be among batch_sizes"),

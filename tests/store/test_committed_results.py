@@ -11,9 +11,9 @@ from pandas.testing import assert_frame_equal
 
 from benchmarks.analysis import write_published_files
 from benchmarks.kinds import kind_named
-from benchmarks.run.dry_run import plan_lines
+from benchmarks.run.sweep import run_suite
 from benchmarks.specs.suites import load_suite
-from benchmarks.store.method_versions import method_version
+from benchmarks.store.keys import method_version
 from benchmarks.store.stored_results import kind_of_results, open_results
 from consistentee.versions import ENGINE_VERSION, TRAINING_VERSION
 
@@ -85,7 +85,8 @@ def test_every_cell_counts_as_done(suite, tmp_path):
     data = os.environ.get("CONSISTENTEE_DATA")
     if not data:
         pytest.skip("CONSISTENTEE_DATA is not set")
-    lines = plan_lines(load_suite(suite), out=tmp_path, data_dir=Path(data), published_dir=RESULTS / suite)
+    options = {"data_dir": Path(data), "published_dir": RESULTS / suite, "dry_run": True}
+    lines = run_suite(load_suite(suite), out=tmp_path, **options).plan
     untimed = UNTIMED.get(suite, set())
     assert {(record.task, record.seed) for record in records(suite)} - timed(suite) == untimed
     alone = UNTIMED_CELLS.get(suite, set())

@@ -6,9 +6,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from benchmarks.store import environment, file_hashes
+from benchmarks.store import environment, hashes
 from benchmarks.store.environment import command_line, describe_conditions, describe_environment
-from benchmarks.store.file_hashes import FileHashes
+from benchmarks.store.hashes import FileHashes
 
 
 def test_environment_is_json_and_tells_what_matters_and_nobodys_name():
@@ -33,11 +33,11 @@ def test_command_line_loses_folders(tmp_path, monkeypatch):
 def test_file_hashes_are_remembered_until_the_file_changes(tmp_path, monkeypatch):
     file, cache = tmp_path / "weights", tmp_path / "deep" / "cache.json"
     file.write_text("one")
-    hashes = FileHashes(cache)
-    first = hashes.sha256(file)
-    hashes.save()
+    found = FileHashes(cache)
+    first = found.sha256(file)
+    found.save()
     again = FileHashes(cache)
-    monkeypatch.setattr(file_hashes, "hash_file", None)  # reading again would fail
+    monkeypatch.setattr(hashes, "hash_file", None)  # reading again would fail
     assert again.sha256(file) == first
     monkeypatch.undo()
     file.write_text("two!")

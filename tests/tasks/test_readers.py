@@ -5,8 +5,7 @@ import io
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from task_files import LABELS, TEXTS, balanced, questions, table, write_task, write_text_task
 
 from benchmarks import load_task

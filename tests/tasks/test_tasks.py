@@ -10,8 +10,7 @@ from typing import get_args
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from task_files import LABELS, balanced, table, write_task
 
 from benchmarks import list_tasks, load_task

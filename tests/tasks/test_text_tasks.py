@@ -7,8 +7,7 @@ from typing import get_args
 import pytest
 import yaml
 from documents import ROOT
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from task_files import TEXTS, balanced, lines, questions, write_task, write_text_task
 from typer.testing import CliRunner
 
@@ -25,8 +24,8 @@ from benchmarks.tasks.loader import (
 from benchmarks.tasks.rows import Template
 from benchmarks.tasks.specs import TaskSpec, TextFiles, TextMetricName, TextTaskSpec
 from consistentee.backbones.hub import HubUnreachableError
+from consistentee.data.metrics import TEXT_METRICS
 from consistentee.data.prompts import TextTask
-from consistentee.data.text_metrics import TEXT_METRICS
 from consistentee.errors import UserError
 
 

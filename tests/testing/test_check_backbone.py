@@ -2,22 +2,18 @@
 
 import json
 import shutil
-from unittest.mock import Mock
 
 import pytest
 import torch
 from conftest import FAMILIES, make_tokenizer
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, GPT2Config
-from transformers.models.bert.modeling_bert import BertLayer
+from transformers import AutoModel, GPT2Config
 from typer.testing import CliRunner
 
 from benchmarks.cli import app
 from benchmarks.testing import check_backbone as module
-from benchmarks.testing.check_backbone import BackboneCheck, Encoder, check_backbone, run_checks
-from benchmarks.testing.faults import BrokenContractError
+from benchmarks.testing.check_backbone import check_backbone, run_checks
 from benchmarks.testing.report import Report
-from consistentee.backbones.catalog import resolve
 from consistentee.backbones.encoders import BertStepper, EncoderStepper, RobertaStepper
 
 
@@ -40,10 +36,8 @@ def bert(tiny_backbone, tmp_path):
 
 
 def only(monkeypatch, *titles: str) -> None:
-    """Leave these checks alone, for speed; what they need is theirs to say."""
-    kept = tuple(check for check in module.ENCODER_CHECKS if check.title in titles)
-    assert len(kept) == len(titles)
-    monkeypatch.setattr(module, "ENCODER_CHECKS", kept)
+    """Run these checks alone, for speed."""
+    monkeypatch.setattr(module, "CHECKS", {title: module.CHECKS[title] for title in titles})
 
 
 def edit_weights(folder, change) -> None:
@@ -58,37 +52,20 @@ def test_every_family_passes_every_check(tiny_backbone, family):
     assert faults(report) == {}
     assert skipped(report) == set()
     assert report.passed
-    assert len(report.findings) == 14
-    assert found(report, "layers counted = layers run").endswith("layers for 33 rows")
-    assert found(report, "rows that leave disturb none") == "exits at 4 of 4 layers"
+    assert len(report.findings) == 12
     assert found(report, "tokens may exit by themselves") == "supported"
     limit = 64 if family in ("roberta", "mpnet") else 66
     assert found(report, "long texts are cut") == f"{limit} tokens"
 
 
 class TestLayers:
-    def test_one_that_looks_at_its_batch_neighbours(self, bert, monkeypatch):
-        forward = BertLayer.forward
-
-        def looks_around(self, hidden_states, *args, **keywords):
-            return forward(self, hidden_states + hidden_states.mean(dim=0), *args, **keywords)
-
-        monkeypatch.setattr(BertLayer, "forward", looks_around)
-        report = check_backbone(str(bert))
-        own = "in the stock model, a row is its own"
-        assert set(faults(report)) == {own}
-        assert "a row's hidden states depend on the rows beside it" in faults(report)[own]
-        assert "at layer 1 from those it has alone" in faults(report)[own]
-        assert skipped(report) == {"rows that leave disturb none", "tokens may exit by themselves"}
-        assert found(report, "rows that leave disturb none") == f"it needs: {own}"
-
     def test_that_the_stepper_runs_in_another_way(self, bert):
         config = json.loads((bert / "config.json").read_text())
         (bert / "config.json").write_text(json.dumps({**config, "is_decoder": True}))
         report = check_backbone(str(bert))
         fault = faults(report)["stepped, full depth = the stock model"]
-        assert fault.startswith("run layer by layer, the model is not the stock model: the hidden states of layer 1 of")
-        assert "never exit = the stock model" in skipped(report)
+        assert "the hidden states of layer 1 of" in fault
+        assert "encoders.py" in fault
 
     def test_that_run_once_too_often(self, bert, monkeypatch):
         step = BertStepper.step
@@ -101,21 +78,6 @@ class TestLayers:
         only(monkeypatch, "layers counted = layers run")
         assert "layers run that nobody counts" in faults(check_backbone(str(bert)))["layers counted = layers run"]
 
-    def test_that_no_gradient_reaches(self, bert):
-        candidate = Encoder("bert", resolve(str(bert)), AutoConfig.from_pretrained(bert))
-        candidate.name = str(bert)
-        candidate.model.stepper.layer_module(3).requires_grad_(False)
-        with pytest.raises(BrokenContractError, match="layer 3 cannot be trained: no gradient reaches it"):
-            module.gradients_reach_every_layer(candidate)
-
-    def test_whose_operations_are_no_polynomial(self, bert, monkeypatch):
-        monkeypatch.setattr(module, "FlopModel", Mock(side_effect=ValueError("not quadratic")))
-        only(monkeypatch, "operations can be counted")
-        assert (
-            "cannot be counted: ValueError: not quadratic"
-            in faults(check_backbone(str(bert)))["operations can be counted"]
-        )
-
 
 class TestSteppers:
     def test_one_that_does_not_cut_the_mask(self, bert, monkeypatch):
@@ -126,9 +88,9 @@ class TestSteppers:
             return hidden[: len(rows), : max(cut.lengths)], cut
 
         monkeypatch.setattr(EncoderStepper, "compact", cuts_wrong_rows)
-        only(monkeypatch, "rows that leave disturb none")
-        report = check_backbone(str(bert))
-        assert "rows that leave a batch disturb those that stay" in faults(report)["rows that leave disturb none"]
+        only(monkeypatch, "a row's result is its own")
+        fault = faults(check_backbone(str(bert)))["a row's result is its own"]
+        assert "encoders.py" in fault
 
     def test_one_that_is_wrong_about_positions(self, tiny_backbone, monkeypatch):
         monkeypatch.setattr(RobertaStepper, "reserved_positions", 0)
@@ -150,7 +112,7 @@ class TestSteppers:
 
     def test_one_without_parts_is_told_and_is_no_fault(self, bert, monkeypatch):
         monkeypatch.setattr(BertStepper, "parts", EncoderStepper.parts)
-        only(monkeypatch, "tokens may exit by themselves", "stepped, full depth = the stock model")
+        only(monkeypatch, "tokens may exit by themselves")
         report = check_backbone(str(bert))
         assert report.passed
         assert "hashee cannot run" in found(report, "tokens may exit by themselves")
@@ -207,7 +169,7 @@ def test_damaged_files_are_named_and_nothing_else_is_run(bert, damage, title, fa
     report = check_backbone(str(bert))
     assert set(faults(report)) == {title}
     assert fault in faults(report)[title]
-    assert title == ARCHITECTURE or len(skipped(report)) == {TOKENIZER: 11, WEIGHTS: 12}[title]
+    assert title == ARCHITECTURE or "pooling" in skipped(report)
 
 
 def test_another_padding_than_positions_count_from(tiny_backbone, tmp_path):
@@ -245,29 +207,15 @@ class TestPooling:
 
 
 class TestRun:
-    def test_what_needs_a_failed_check_is_not_run(self):
-        def fails(subject):
-            raise BrokenContractError("broken", "here")
-
+    def test_nothing_is_run_after_a_check_that_fails(self):
         def crashes(subject):
             raise ZeroDivisionError("by zero")
 
-        def works(subject):
-            return f"saw {subject}"
-
-        checks = [
-            BackboneCheck("a", works),
-            BackboneCheck("b", fails),
-            BackboneCheck("c", works, needs=("a", "b")),
-            BackboneCheck("d", crashes, essential=True),
-            BackboneCheck("e", works),
-        ]
+        checks = {"a": lambda subject: f"saw {subject}", "b": crashes, "c": lambda subject: ""}
         findings = run_checks(checks, "it")
-        assert [finding.verdict for finding in findings] == ["pass", "fail", "not run", "fail", "not run"]
-        assert [finding.found for finding in findings[:3]] == ["saw it", "", "it needs: b"]
-        assert str(findings[1].faults[0]) == "broken: here"
-        assert str(findings[3].faults[0]).startswith("the check cannot be finished: ZeroDivisionError: by zero")
-        assert findings[4].found == "it needs: d"
+        assert [finding.verdict for finding in findings] == ["pass", "fail", "not run"]
+        assert findings[0].found == "saw it"
+        assert "ZeroDivisionError: by zero" in str(findings[1].faults[0])
 
     def test_the_command_ends_as_check_method_does(self, bert, tmp_path):
         def call(name):
@@ -296,7 +244,7 @@ class TestRun:
     def test_text_is_never_read_as_markup(self):
         from rich.console import Console
 
-        finding = run_checks([BackboneCheck("[bold]a", lambda subject: "[red]x")], None)
+        finding = run_checks({"[bold]a": lambda subject: "[red]x"}, None)
         console = Console(width=100, record=True)
         console.print(Report("[b]name", "[i]what", finding, "holds", "broken").table())
         shown = console.export_text()

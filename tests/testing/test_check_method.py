@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 from consistentee import ExitRule, Knob, Method, ThresholdRule, TokenMethod
 from consistentee.rules.signals import margin
-from consistentee.training.stages import train_jointly
-from consistentee.training.decoder.stages import train_exits
+from consistentee.training.encoder import train_jointly
+from consistentee.training.decoder import train_exits
 
 class Base(PARENT):
     name: ClassVar[str] = "base"
@@ -322,7 +322,7 @@ def test_a_broken_method_is_caught_and_its_fault_named(case_of, kind, source, ch
 
 HEADS_FROM_0 = """
 from consistentee.models.heads import HeadSpec
-from consistentee.training.stages import recorded_features, train_heads, training_source
+from consistentee.training.encoder import recorded_features, train_heads, training_source
 from consistentee.training.sources import FeatureSource
 
 def loss(model, batch):

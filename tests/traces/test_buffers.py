@@ -17,7 +17,6 @@ from consistentee import files
 from consistentee.files import DiskFullError, load_tensors, save_tensors
 from consistentee.models.decoder.multi_exit_decoder import ExitStates
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
-from consistentee.traces import buffers
 from consistentee.traces.instance_trace import record_outputs
 from consistentee.traces.token_trace import record_tokens
 from consistentee.training.recipe import Recipe
@@ -73,9 +72,8 @@ def test_a_pass_over_instances_needs_little_more_memory_than_is_kept(wide_encode
     assert kept < peak < 1.3 * kept
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_a_pass_over_tokens_needs_little_more_memory_than_is_kept(wide_decoder, dtype):
-    peak, trace = peak_of(lambda: record_tokens(wide_decoder, ROWS, batch_size=4, dtype=dtype))
+def test_a_pass_over_tokens_needs_little_more_memory_than_is_kept(wide_decoder):
+    peak, trace = peak_of(lambda: record_tokens(wide_decoder, ROWS, batch_size=4, dtype=torch.float16))
     assert trace.speaking[:, 0, 0].tolist() == [token for row in ROWS for token in [9, row[1][0], 31]]
     assert trace.speaking.nbytes <= peak < 1.3 * trace.speaking.nbytes
 
@@ -93,26 +91,12 @@ def test_large_passes_are_in_files_that_disappear(wide_encoder, tmp_path, monkey
     assert not maps.exists() or str(tmp_path) not in maps.read_text()
 
 
-@pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
-def test_training_on_mapped_features_gives_the_same_weights(tiny_model, tmp_path, monkeypatch, stored):
-    recipes = [
-        Recipe(epochs=1, max_length=16, frozen_steps=5, store=tmp_path / name if stored else None) for name in "ab"
-    ]
+def test_training_on_mapped_features_gives_the_same_weights(tiny_model, tmp_path, monkeypatch):
+    recipes = [Recipe(epochs=1, max_length=16, frozen_steps=5, store=store) for store in (tmp_path, None)]
     in_memory = DeeBERT().fit(tiny_model(), make_task(), recipes[0]).state_dict()
     monkeypatch.setattr(files, "MAPPED_BYTES", 0)
     mapped = DeeBERT().fit(tiny_model(), make_task(), recipes[1]).state_dict()
     assert all(torch.equal(mapped[name], weight) for name, weight in in_memory.items())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_mapped_traces_of_tokens_are_the_same(tiny_decoder, tmp_path, monkeypatch, dtype):
-    model = tiny_decoder()
-    in_memory = record_tokens(model, ROWS, dtype=dtype)
-    monkeypatch.setattr(files, "MAPPED_BYTES", 0)
-    for store in (None, tmp_path):
-        mapped = record_tokens(model, ROWS, dtype=dtype, store=store)
-        assert torch.equal(mapped.speaking, in_memory.speaking)
-        assert mapped.fingerprint == in_memory.fingerprint
 
 
 def test_a_mapped_file_is_as_private_as_one_that_is_read(tmp_path, monkeypatch):
@@ -148,4 +132,4 @@ def test_a_full_disk_is_named_before_anything_is_recorded(tmp_path, monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     with pytest.raises(DiskFullError, match=tmp_path.name):
-        buffers.empty_tensor((10, 10), torch.float32)
+        files.empty_tensor((10, 10), torch.float32)

@@ -4,10 +4,8 @@ import pytest
 import torch
 from conftest import random_prompts
 
-from consistentee.engine.generate import generate
 from consistentee.errors import UserError
 from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
 PROMPTS = random_prompts(4, seed=6)
@@ -60,18 +58,6 @@ def test_logits_are_computed_for_those_who_leave_alone(tiny_decoder, hidden, mon
     assert rows == [3, 2, 3]
 
 
-def test_head_states_are_what_the_shared_head_reads(tiny_decoder, hidden):
-    model = tiny_decoder()
-    for layer in (2, 4):
-        view = view_of(model, hidden, layer)
-        states = view.head_states_of([0, 2])
-        assert not view.has_logits
-        torch.testing.assert_close(model.stepper.unembed(states), view.logits[[0, 2]])
-        assert view.has_logits
-    with pytest.raises(UserError, match="layer 1 has no exit adapter"):
-        view_of(tiny_decoder(exit_layers=(2, 4)), hidden, 1).head_states_of([0])
-
-
 def test_history_is_the_states_at_the_exits_so_far(tiny_decoder, hidden):
     model = tiny_decoder()
     with pytest.raises(UserError, match="reads_history"):
@@ -81,39 +67,8 @@ def test_history_is_the_states_at_the_exits_so_far(tiny_decoder, hidden):
     assert torch.equal(history, torch.stack([past[:, 0], model.state(hidden[:, 0])], dim=1))
 
 
-def test_history_follows_its_row(tiny_decoder):
-    """A row's state at layer 1 is remembered by the rule, and must stay the first of its history."""
-
-    class Checks(ExitRule):
-        reads_history = True
-
-        def start(self, rows, num_layers):
-            return {"first": torch.zeros(rows, 32)}
-
-        def should_exit(self, view, state):
-            if view.layer == 1:
-                state["first"] = view.pooled
-            assert view.history.shape[1] == view.layer
-            assert torch.equal(view.history[:, 0], state["first"])
-            return view.row_keys % 4 < view.layer
-
-    out = generate(tiny_decoder(), PROMPTS, Checks(), max_new_tokens=6)
-    assert torch.cat(out.exit_layers).unique().numel() == 4
-
-
 def test_keys_tell_prompts_and_steps_apart():
     keys = {token_key(prompt_key(prompt), step) for prompt in ([1], [1, 2], [2, 1]) for step in range(1000)}
     assert len(keys) == 3000
     assert all(0 <= key < 2**31 for key in keys)
     assert sum(key < 2**30 for key in keys) == pytest.approx(1500, abs=150)
-
-
-def test_a_rule_pays_only_for_what_it_reads(tiny_decoder):
-    model = tiny_decoder()
-    model.add_head("policy", HeadSpec(shared=True))
-    calls = []
-    model.backbone.lm_head.register_forward_hook(lambda *_: calls.append("LM head"))
-    rule = ThresholdRule(lambda view: view.head("policy"), -1e9, "below")
-    out = generate(model, PROMPTS[:1], rule, max_new_tokens=3)
-    assert out.average_layers == 4
-    assert len(calls) == 3, "a policy that never exits costs no LM head but the last"

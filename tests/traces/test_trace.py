@@ -6,10 +6,9 @@ from conftest import make_task, random_texts
 
 from consistentee.data.instances import Split
 from consistentee.errors import UserError
-from consistentee.rules.exit_rule import ExitRule, NeverExit, ThresholdRule
+from consistentee.rules.exit_rule import ThresholdRule
 from consistentee.rules.signals import entropy
 from consistentee.traces.instance_trace import record_logits, record_outputs, record_trace
-from consistentee.traces.walk import replay, sweep
 
 THRESHOLDS = [1.2, 1.0, 0.95, 0.9, 0.0]
 
@@ -51,49 +50,9 @@ def test_a_stored_pass_is_read_again_and_only_where_nothing_changed(tiny_model, 
     assert len(list(tmp_path.glob("outputs-*"))) == 2
 
 
-def test_sweep_equals_replays_one_by_one(tiny_model):
-    trace = record_trace(tiny_model(), make_task().test)
-    exits = sweep(rules(), trace)
-    assert exits.shape == (len(THRESHOLDS), len(trace))
-    for row, rule in zip(exits, rules(), strict=True):
-        assert torch.equal(row, replay(rule, trace))
-    assert exits.unique().numel() > 2
-
-
-def test_answers_are_those_of_the_exit_layer(tiny_model):
-    trace = record_trace(tiny_model(), make_task().test)
-    exits = torch.arange(len(trace)) % trace.num_layers + 1
-    expected = [trace.logits[i, layer - 1].argmax().item() for i, layer in enumerate(exits.tolist())]
-    assert trace.predictions(exits).tolist() == expected
-    assert torch.equal(trace.predictions(replay(NeverExit(), trace)), trace.logits[:, -1].argmax(-1))
-
-
 def test_what_a_trace_cannot_say_is_named(tiny_model):
     trace = record_trace(tiny_model(), make_task().test)
     with pytest.raises(UserError, match="hidden states"):
         _ = trace.view(1).hidden
     with pytest.raises(UserError, match="no signal of head 'policy'"):
         trace.view(1).head("policy")
-
-
-def test_features_computed_for_one_rule_serve_the_next(tiny_model):
-    trace = record_trace(tiny_model(), make_task().test)
-    sweep(rules(), trace)
-    probs = trace.view(1).probs
-    sweep(rules(), trace)
-    assert trace.view(1).probs is probs
-
-
-def test_state_of_a_rule_starts_afresh_in_every_replay(tiny_model):
-    class Second(ExitRule):
-        def start(self, rows, num_layers):
-            return {"seen": torch.zeros(rows)}
-
-        def should_exit(self, view, state):
-            state["seen"] += 1
-            return state["seen"] >= 2
-
-    trace = record_trace(tiny_model(), make_task().test)
-    rule = Second()
-    for _ in range(2):
-        assert (replay(rule, trace) == 2).all()

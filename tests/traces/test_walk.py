@@ -1,9 +1,7 @@
 """The exit loop over recorded layers against a plain one that knows a single row, for rules drawn at random."""
 
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from consistentee.rules.exit_rule import ConsecutiveRule, ExitRule, NeverExit, SameAnswerRule, ThresholdRule
 from consistentee.rules.signals import entropy, margin, top_probability
@@ -119,13 +117,3 @@ def test_views_are_taken_only_while_a_row_is_there():
         (3, [False, True, True]),
     ]
     assert taken == [1, 2, 3]
-
-
-def test_an_answer_that_is_not_one_a_row_is_refused_as_live():
-    class One(ExitRule):
-        def should_exit(self, view, state):
-            return torch.tensor(True)
-
-    trace = trace_of(torch.zeros(3, LAYERS, 2))
-    with pytest.raises(ValueError, match="One"):
-        replay(One(), trace)

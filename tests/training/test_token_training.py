@@ -9,16 +9,12 @@ from conftest import make_text_task
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.heads import HeadSpec
 from consistentee.traces.token_trace import record_tokens
-from consistentee.training.decoder.sources import DrawnTokens, drawn
-from consistentee.training.decoder.stages import (
-    exit_loss,
-    train_exits,
-    train_learned_head,
-)
-from consistentee.training.recipe import TokenRecipe
+from consistentee.training.decoder import exit_loss, train_exits, train_learned_head
+from consistentee.training.recipe import TokenRecipe, drawn
+from consistentee.training.token_sources import DrawnTokens
 
 RECIPE = TokenRecipe(
-    exit_steps=30, exit_batch_size=16, exit_learning_rate=1e-2, head_steps=20, head_batch_size=16, backbone_steps=3
+    exit_steps=15, exit_batch_size=16, exit_learning_rate=2e-2, head_steps=5, head_batch_size=16, backbone_steps=3
 )
 ROWS = [([2, 7, 9], [30, 31, 3]), ([2, 8], [40, 3])]
 
@@ -50,13 +46,25 @@ def test_least_squares_start_is_nearer_to_the_full_model(tiny_decoder_backbone, 
 
 
 @pytest.mark.parametrize("target", ["label", "full model"])
-def test_exits_learn_and_the_backbone_does_not(tiny_decoder, target):
+def test_exits_learn_and_neither_backbone_nor_first_tokens_take_part(tiny_decoder, monkeypatch, target):
     model, task = tiny_decoder(), make_text_task()
     before, loss_before = model.clone_weights(), loss_of_exits(model, task, target)
-    train_exits(model, task, replace(RECIPE, target=target, exit_start="stock"))
+    places, real = [], DrawnTokens.batch
+
+    def watched(source, rows, step):
+        places.append(source.trace.step[source.tokens[rows]])
+        return real(source, rows, step)
+
+    settings = {"target": target, "exit_start": "stock", "exit_steps": 30, "max_new_tokens": 5}
+    with monkeypatch.context() as patch:
+        patch.setattr(DrawnTokens, "batch", watched)
+        train_exits(model, task, replace(RECIPE, **settings))
+    assert (model.description.max_prompt_tokens, model.description.max_new_tokens) == (16, 5)
     assert changed(model, before) == {"exit_adapters"}
     assert loss_of_exits(model, task, target) < loss_before - 0.3
     assert not model.training
+    assert len(places) == 30
+    assert torch.cat(places).min() == 1
 
 
 def test_exit_loss_by_hand(tiny_decoder):
@@ -71,20 +79,6 @@ def test_exit_loss_by_hand(tiny_decoder):
     full = -(last.exp() * (first + 3 * third)).sum(-1).mean() / 4
     torch.testing.assert_close(exit_loss("label", model, batch), label)
     torch.testing.assert_close(exit_loss("full model", model, batch), full)
-
-
-def test_first_tokens_of_responses_teach_no_exit(tiny_decoder, monkeypatch):
-    used = []
-    real = DrawnTokens.batch
-
-    def watched(self, rows, step):
-        used.append(self.trace.step[self.tokens[rows]])
-        return real(self, rows, step)
-
-    monkeypatch.setattr(DrawnTokens, "batch", watched)
-    train_exits(tiny_decoder(), make_text_task(), RECIPE)
-    assert len(used) == RECIPE.exit_steps
-    assert torch.cat(used).min() == 1
 
 
 def test_every_number_is_drawn_before_one_is_drawn_again():
@@ -102,6 +96,10 @@ def test_learned_heads_train_alone(tiny_decoder):
     model.add_head("confidence", HeadSpec(shared=True))
     before = model.clone_weights()
     tokens = RECIPE.tokens_for_heads(trace)
+    assert torch.equal(tokens, trace.may_exit), "as many as there are"
+    few = replace(RECIPE, head_tokens=7).tokens_for_heads(trace)
+    assert len(few.unique()) == 7
+    assert (trace.step[few] > 0).all()
 
     def loss(model, batch):
         return model.head("confidence")(1, model.state(batch.speaking[:, 0])).square().mean()
@@ -110,23 +108,8 @@ def test_learned_heads_train_alone(tiny_decoder):
     assert changed(model, before) == {"exit_heads"}
 
 
-def test_tokens_for_heads_are_few_and_may_exit(tiny_decoder):
-    model = tiny_decoder()
-    trace = record_tokens(model, RECIPE.training_rows(model, make_text_task()))
-    few = replace(RECIPE, head_tokens=7).tokens_for_heads(trace)
-    assert len(few.unique()) == 7
-    assert (trace.step[few] > 0).all()
-    assert torch.equal(RECIPE.tokens_for_heads(trace), trace.may_exit), "all there are"
-
-
 def test_a_decoder_without_early_exits_needs_no_training(tiny_decoder):
     model = tiny_decoder(exit_layers=())
     before = model.clone_weights()
     train_exits(model, make_text_task(), RECIPE)
     assert not changed(model, before)
-
-
-def test_the_model_notes_how_long_texts_were(tiny_decoder):
-    model = tiny_decoder()
-    train_exits(model, make_text_task(), replace(RECIPE, exit_steps=1, max_new_tokens=5))
-    assert (model.description.max_prompt_tokens, model.description.max_new_tokens) == (16, 5)

@@ -21,26 +21,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
+from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
+from consistentee import ClassifierSpec, ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.arguments import Fraction
 from consistentee.methods.consistent_ee.instances import ConsistentEECurve
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
 from consistentee.methods.policy import PolicyInputs
 from consistentee.methods.reward import exit_shares
-from consistentee.models.classifiers import ClassifierSpec
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
-from consistentee.rules.exit_rule import ExitRule, ThresholdRule
-from consistentee.rules.signals import top_probability
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import TokenBatch, TokenSource
-from consistentee.training.stages import (
+from consistentee.signals import even_log_odds, top_probability
+from consistentee.training import (
+    TokenBatch,
+    TokenSource,
     layer_losses,
     recorded_logits,
+    run_stage,
     token_stage,
     train_last_exit_on,
     training_source,
@@ -68,21 +64,13 @@ class ConsistentEEDistilled(Method):
     knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 97), 1.0))
 
     classifier: Literal["attention", "linear"] = "attention"
-    at_exit: float = 0.3
-    distilled: float = 0.5
-    backbone_rate: float = 0.5
-    epochs_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        for share in ("at_exit", "distilled"):
-            if not 0 <= getattr(self, share) <= 1:
-                raise UserError(f"{self.name}: {share} is a share, between 0 and 1, got {getattr(self, share)}")
-        if self.backbone_rate <= 0 or self.epochs_share <= 0:
-            raise UserError(f"{self.name}: backbone_rate and epochs_share must be above 0")
+    at_exit: Fraction = 0.3
+    distilled: Fraction = 0.5
+    backbone_rate: PositiveFloat = 0.5
+    epochs_share: PositiveFloat = 0.5
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Fine-tune the stock model, and distil it into the exits."""
-        self.check_task(task)
         self.teach_exits(model, training_source(model, task, recipe), recipe)
         return model
 
@@ -103,7 +91,6 @@ class ConsistentEEDistilled(Method):
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
         """Exit if the largest probability is above ``knob``."""
-        self.check_knob(model, knob)
         return ThresholdRule(top_probability, knob, exit_when="above")
 
 
@@ -124,7 +111,6 @@ class ConsistentEEDistilledCurve(ConsistentEECurve):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Distil into the exits, then fit the policy to them."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         ConsistentEEDistilled().teach_exits(model, source, recipe)
         self.learn_policy(model, source, None, recipe)

@@ -12,31 +12,40 @@ over the policy, ``sum_t q_t CE_t``. After stage 3 the policy is fitted again on
 (``refit_policy``), because one epoch moves the backbone more than the policy follows.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from consistentee.data.instances import TaskData
-from consistentee.errors import UserError
+from consistentee import ExitRule, HeadSpec, Knob, Method, MultiExitModel, Recipe, TaskData
 from consistentee.methods.hardness import cross_fitted_memorized_layer, memorized_layer_of
-from consistentee.methods.knob_grids import even_log_odds
-from consistentee.methods.method import Knob, Method
-from consistentee.methods.policy import POLICY, PolicyInputs, PolicyRule, drawn_prices, exit_probabilities, policy_spec
+from consistentee.methods.policy import (
+    ALWAYS,
+    INITIAL_BIAS,
+    POLICY,
+    DrawnPrices,
+    OnePrice,
+    PolicyInputs,
+    Prices,
+    policy_outputs,
+    policy_spec,
+)
 from consistentee.methods.reward import Estimator, exit_distribution, policy_loss, rewards
-from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule
-from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
-from consistentee.training.sources import FeatureBatch, FeatureSource, TokenBatch, TokenSource
-from consistentee.training.stage import Source, Stage
-from consistentee.training.stages import (
+from consistentee.models.encoder.multi_exit_model import LayerOutputs
+from consistentee.signals import even_log_odds
+from consistentee.training import (
+    FeatureBatch,
+    FeatureSource,
+    TokenBatch,
+    TokenSource,
     cached_rows,
     layer_losses,
     recorded_logits,
+    run_stage,
     token_stage,
     train_heads,
     train_jointly_on,
@@ -44,16 +53,16 @@ from consistentee.training.stages import (
 )
 
 _ALPHAS = tuple(10.0**exponent for exponent in torch.linspace(1.5, -4.5, 201).tolist())
+_POLICY_WEIGHTS = (f"exit_heads.{POLICY}.",)
 
 
 @dataclass(frozen=True)
 class ConsistentEE(Method):
     """ConsistentEE: its reward and its three stages, one policy for one price of a layer.
 
-    Defaults that differ from the paper: the policy also reads confidence, the expected reward is computed in closed
-    form, and the policy is fitted again after stage 3. ``policy_reads="state", estimator="reinforce",
-    refit_policy=False`` and a knob of 0.5 give the published algorithm except for the recipe, the initial bias, stage 2
-    on features without dropout, and stage 3's cross-entropy, an expectation instead of that of a drawn exit.
+    Defaults that differ from the paper: the policy also reads confidence and starts from low exit probabilities, the
+    expected reward is computed in closed form, stage 2 takes the recipe's steps on a frozen model, stage 3 takes one
+    epoch, and the policy is fitted again after it. :class:`ConsistentEEPaper` has the published values.
 
     Attributes:
         alpha: the price of a layer. The paper's code used 0.005 to 0.2.
@@ -66,7 +75,10 @@ class ConsistentEE(Method):
         folds: number of folds of the cross-fitting.
         policy_reads: "state" is the paper's; "state+confidence" adds the classifier's confidence; "confidence" reads
             only that.
+        initial_bias: of the policy's output; P(exit) starts at its sigmoid.
         cached: run stage 2 on cached features instead of running the frozen backbone again.
+        policy_epochs: length of stage 2 in epochs, in batches of 32 with a peak rate of 3e-4, as the authors' code;
+            None for the recipe's steps, batches and rate of frozen stages.
         joint_epochs, joint_learning_rate: of stage 3; the rate is the backbone's, and the heads' is in the recipe's
             proportion; 0 epochs skip it.
         refit_policy: fit the policy again after stage 3.
@@ -75,34 +87,33 @@ class ConsistentEE(Method):
     name: ClassVar[str] = "consistentee"
     paper: ClassVar[str] = "Zeng et al., ConsistentEE, AAAI 2024, arXiv 2312.11882"
     knob: ClassVar[Knob] = Knob("threshold", (0.0, *even_log_odds(-9, 9, 73), 1.0))
-    conditioned: ClassVar[bool] = False
 
-    alpha: float = 0.05
+    alpha: NonNegativeFloat = 0.05
     reward: Literal["hardness", "vanilla"] = "hardness"
     reward_loss: Literal["cross-entropy", "error"] = "cross-entropy"
     estimator: Estimator = "exact"
-    rollouts: int = 8
+    rollouts: Annotated[int, Field(ge=2)] = 8
     memorized_layer: Literal["train", "cross-fitted"] = "train"
-    folds: int = 3
+    folds: Annotated[int, Field(ge=2)] = 3
     policy_reads: PolicyInputs = "state+confidence"
+    initial_bias: float = INITIAL_BIAS
     cached: bool = True
-    joint_epochs: int = 1
-    joint_learning_rate: float = 3e-5
+    policy_epochs: PositiveInt | None = None
+    joint_epochs: NonNegativeInt = 1
+    joint_learning_rate: PositiveFloat = 3e-5
     refit_policy: bool = True
 
     def __post_init__(self) -> None:
-        if self.estimator == "reinforce" and self.rollouts < 2:
-            raise UserError("consistentee: REINFORCE with a mean baseline needs at least 2 rollouts")
-        if self.alpha < 0:
-            raise UserError(f"consistentee: alpha must not be negative, got {self.alpha}")
-        if self.folds < 2:
-            raise UserError(f"consistentee: cross-fitting needs at least 2 folds, got {self.folds}")
-        if self.joint_epochs < 0 or self.joint_learning_rate <= 0:
-            raise UserError("consistentee: joint_epochs must not be negative, and joint_learning_rate above 0")
+        super().__post_init__()
+        _ = self.prices  # raises UserError for invalid prices
+
+    @property
+    def prices(self) -> Prices:
+        """The prices of a layer that the policy is trained for."""
+        return OnePrice(self.alpha)
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Run stages 1 to 3, and fit the policy again if ``refit_policy``."""
-        self.check_task(task)
         source = training_source(model, task, recipe)
         cross_fitted = None
         if self.reward == "hardness" and self.memorized_layer == "cross-fitted":
@@ -110,10 +121,15 @@ class ConsistentEE(Method):
         train_jointly_on(model, source, recipe)
         hardness = self.learn_policy(model, source, cross_fitted, recipe)
         if self.joint_epochs:
-            run_stage(model, source, self._joint_stage(hardness, recipe), recipe)
+            self._train_consistently(model, source, hardness, recipe)
             if self.refit_policy:
-                self._fit_policy(model, self._rows_of_policy(model, source, recipe), hardness, recipe)
+                rows = cached_rows(model, source, recipe) if self.cached else source
+                self._fit_policy(model, rows, hardness, recipe)
         return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if P(exit) > knob; the paper uses 0.5."""
+        return self.prices.rule(self.policy_reads, knob)
 
     def learn_policy(
         self, model: MultiExitModel, source: TokenSource, cross_fitted: Tensor | None, recipe: Recipe
@@ -123,7 +139,7 @@ class ConsistentEE(Method):
         ``cross_fitted`` is a Memorized Layer [rows] measured before; None for that of these exits.
         """
         model.add_head(POLICY, self.policy_spec(), seed=recipe.seed)
-        rows = self._rows_of_policy(model, source, recipe)
+        rows = cached_rows(model, source, recipe) if self.cached else source
         hardness = cross_fitted
         if self.reward == "hardness" and hardness is None:
             answers = rows.outputs.logits if isinstance(rows, FeatureSource) else recorded_logits(model, source, recipe)
@@ -131,36 +147,67 @@ class ConsistentEE(Method):
         self._fit_policy(model, rows, hardness, recipe)
         return hardness
 
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit if P(exit) > knob; the paper uses 0.5. At 0 every row exits, even if P is rounded to 0."""
-        self.check_knob(model, knob)
-        return PolicyRule(self.policy_reads, threshold=knob if knob > 0 else float("-inf"))
-
-    def _rows_of_policy(
-        self, model: MultiExitModel, source: TokenSource, recipe: Recipe
-    ) -> FeatureSource | TokenSource:
-        return cached_rows(model, source, recipe) if self.cached else source
+    def policy_spec(self) -> HeadSpec:
+        """Return the shape of the policy."""
+        return policy_spec(self.policy_reads, self.prices.outputs, self.initial_bias)
 
     def _fit_policy(
-        self, model: MultiExitModel, rows: Source[FeatureBatch | TokenBatch], hardness: Tensor | None, recipe: Recipe
+        self, model: MultiExitModel, rows: FeatureSource | TokenSource, hardness: Tensor | None, recipe: Recipe
     ) -> None:
-        loss = partial(_policy_stage_loss, self, hardness)
+        loss = partial(self.policy_stage_loss, hardness)
         details = {"method": repr(self), "hardness": hardness}
-        train_heads(model, rows, loss, recipe, name="policy", trains=(f"exit_heads.{POLICY}.",), details=details)
+        if self.policy_epochs is not None:
+            steps = self.policy_epochs * math.ceil(len(rows) / 32)
+            recipe = replace(recipe, frozen_steps=steps, frozen_batch_size=32, frozen_learning_rate=3e-4)
+        train_heads(model, rows, loss, recipe, name="policy", trains=_POLICY_WEIGHTS, details=details)
 
-    def _joint_stage(self, hardness: Tensor | None, recipe: Recipe) -> Stage[MultiExitModel, TokenBatch]:
-        loss = partial(_joint_stage_loss, self, hardness)
+    def policy_stage_loss(
+        self, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch
+    ) -> Tensor:
+        """Compute L_pi, averaged over the prices; on tokens the frozen model runs first."""
+        if isinstance(batch, FeatureBatch):
+            outputs = batch.outputs
+        else:
+            with torch.no_grad():
+                outputs = model(batch.tokens)
+        return torch.stack([loss for _, loss in self._policies(hardness, model, outputs, batch)]).mean()
+
+    def _train_consistently(
+        self, model: MultiExitModel, source: TokenSource, hardness: Tensor | None, recipe: Recipe
+    ) -> None:
+        """Run stage 3."""
+        loss = partial(self.exit_consistent_loss, hardness)
         details = {"method": repr(self), "hardness": hardness}
-        return replace(
-            token_stage("exit-consistent", loss, recipe, also_trains=(f"exit_heads.{POLICY}.",), details=details),
+        stage = token_stage("exit-consistent", loss, recipe, also_trains=_POLICY_WEIGHTS, details=details)
+        joint_stage = replace(
+            stage,
             epochs=self.joint_epochs,
             learning_rate=self.joint_learning_rate,
             head_learning_rate=self.joint_learning_rate * recipe.head_learning_rate / recipe.learning_rate,
         )
+        run_stage(model, source, joint_stage, recipe)
 
-    def draw_alpha(self, rows: int) -> Tensor:
-        """Return the price of a layer for each row of a batch, here constant: [rows]."""
-        return torch.full((rows,), self.alpha)
+    def exit_consistent_loss(self, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch) -> Tensor:
+        """Compute ``sum_t q_t CE_t`` plus L_pi, averaged over the prices."""
+        outputs = model(batch.tokens)
+        answers = layer_losses(outputs.logits, batch.labels)
+        losses = []
+        for probabilities, loss in self._policies(hardness, model, outputs, batch):
+            loss_at_exit = (exit_distribution(probabilities).detach() * answers).sum(dim=1).mean()
+            losses.append(loss_at_exit + loss)
+        return torch.stack(losses).mean()
+
+    def _policies(
+        self, hardness: Tensor | None, model: MultiExitModel, outputs: LayerOutputs, batch: FeatureBatch | TokenBatch
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Compute P(exit) [rows, L] and L_pi for every price."""
+        costs = self.cost_of_answers(outputs, batch.labels)
+        memorized = None if hardness is None else hardness[batch.rows].to(batch.labels.device)
+        policies = self.prices.policies(policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits))
+        return [
+            (p, policy_loss(p, rewards(costs, alpha, memorized), self.estimator, self.rollouts))
+            for alpha, p in policies
+        ]
 
     def cost_of_answers(self, outputs: LayerOutputs, labels: Tensor) -> Tensor:
         """Compute the cost of each layer's answer in the reward: [rows, L]."""
@@ -168,23 +215,24 @@ class ConsistentEE(Method):
             return layer_losses(outputs.logits, labels)
         return (outputs.logits.argmax(dim=-1) != labels.unsqueeze(1)).to(outputs.logits.dtype)
 
-    def policy_spec(self) -> HeadSpec:
-        """Return the shape of the policy."""
-        return policy_spec(self.policy_reads, self.conditioned)
 
-    def policies(self, model: MultiExitModel, outputs: LayerOutputs) -> list[tuple[Tensor, Tensor]]:
-        """Compute the price of a layer [rows] and P(exit) [rows, L], for every price that is trained."""
-        alpha = self.draw_alpha(len(outputs.logits)).to(outputs.logits.device)
-        return [(alpha, self.ask_policy(model, outputs, alpha))]
+@dataclass(frozen=True)
+class ConsistentEEPaper(ConsistentEE):
+    """The published algorithm: stages 2 and 3 with the values of the paper and of the authors' code.
 
-    def ask_policy(self, model: MultiExitModel, outputs: LayerOutputs, alpha: Tensor) -> Tensor:
-        """Compute P(exit) at every layer: [rows, L]."""
-        log_alpha = alpha.log() if self.conditioned else None
-        return exit_probabilities(model.head(POLICY), outputs.pooled, outputs.logits, log_alpha)
+    What still differs: the recipe of stage 1 is the suite's, stage 2 reads features without dropout, the policy does
+    not train the backbone, and stage 3's cross-entropy is the expectation over the policy.
+    """
 
-    def policy_loss(self, probabilities: Tensor, reward: Tensor) -> Tensor:
-        """Compute L_pi with the chosen estimator; both arguments are [rows, L]."""
-        return policy_loss(probabilities, reward, self.estimator, self.rollouts)
+    name: ClassVar[str] = "consistentee-paper"
+    knob: ClassVar[Knob] = Knob("threshold", (0.0, 0.5, 1.0))
+
+    estimator: Estimator = "reinforce"
+    policy_reads: PolicyInputs = "state"
+    initial_bias: float = 0.0
+    policy_epochs: PositiveInt | None = 2
+    joint_epochs: NonNegativeInt = 2
+    refit_policy: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,59 +247,14 @@ class ConsistentEECurve(ConsistentEE):
 
     name: ClassVar[str] = "consistentee-curve"
     paper: ClassVar[str] = "ours: ConsistentEE (AAAI 2024) with a policy conditioned on alpha"
-    knob: ClassVar[Knob] = Knob("alpha", (1e6, *_ALPHAS, 0.0))
-    conditioned: ClassVar[bool] = True
+    knob: ClassVar[Knob] = Knob("alpha", (ALWAYS, *_ALPHAS, 0.0))
 
     reward_loss: Literal["cross-entropy", "error"] = "error"
     policy_reads: PolicyInputs = "confidence"
     lowest_alpha: float = 1e-4
     highest_alpha: float = 10.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.lowest_alpha < self.highest_alpha:
-            raise UserError("consistentee-curve: lowest_alpha must lie above 0 and below highest_alpha")
-
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit if P(exit | alpha = knob) > 0.5; the largest knob always exits, 0 never."""
-        self.check_knob(model, knob)
-        return PolicyRule(self.policy_reads, alpha=float("inf") if knob >= self.knob.values[0] else knob)
-
-    def draw_alpha(self, rows: int) -> Tensor:
-        """Draw alphas, log-uniformly: [rows]."""
-        return drawn_prices(self.lowest_alpha, self.highest_alpha, rows)
-
-
-def _policy_stage_loss(
-    method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: FeatureBatch | TokenBatch
-) -> Tensor:
-    """Compute L_pi, averaged over the trained prices; on tokens the frozen model runs first."""
-    if isinstance(batch, FeatureBatch):
-        outputs = batch.outputs
-    else:
-        with torch.no_grad():
-            outputs = model(batch.tokens)
-    costs, row_hardness = method.cost_of_answers(outputs, batch.labels), _of_rows(hardness, batch)
-    losses = [
-        method.policy_loss(probabilities, rewards(costs, alpha, row_hardness))
-        for alpha, probabilities in method.policies(model, outputs)
-    ]
-    return torch.stack(losses).mean()
-
-
-def _joint_stage_loss(
-    method: ConsistentEE, hardness: Tensor | None, model: MultiExitModel, batch: TokenBatch
-) -> Tensor:
-    """Compute ``sum_t q_t CE_t`` plus L_pi, averaged over the trained prices."""
-    outputs = model(batch.tokens)
-    answers = layer_losses(outputs.logits, batch.labels)
-    costs, row_hardness = method.cost_of_answers(outputs, batch.labels), _of_rows(hardness, batch)
-    losses = []
-    for alpha, probabilities in method.policies(model, outputs):
-        loss_at_exit = (exit_distribution(probabilities).detach() * answers).sum(dim=1).mean()
-        losses.append(loss_at_exit + method.policy_loss(probabilities, rewards(costs, alpha, row_hardness)))
-    return torch.stack(losses).mean()
-
-
-def _of_rows(hardness: Tensor | None, batch: FeatureBatch | TokenBatch) -> Tensor | None:
-    return None if hardness is None else hardness[batch.rows].to(batch.labels.device)
+    @property
+    def prices(self) -> Prices:
+        """Log-uniform prices; the largest knob always exits, 0 never."""
+        return DrawnPrices(self.lowest_alpha, self.highest_alpha)

@@ -13,18 +13,12 @@ makes a row run longer. The threshold on P(exit) is the paper's 0.5. A price bet
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
+from consistentee import Knob, MultiExitModel
 from consistentee.methods.consistent_ee.instances import ConsistentEE
-from consistentee.methods.consistent_ee.price_ladder import ALWAYS, PriceLadder, rung_logits
-from consistentee.methods.method import Knob
-from consistentee.methods.policy import POLICY, policy_outputs, policy_spec
-from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
-from consistentee.models.heads import HeadSpec
-from consistentee.rules.exit_rule import ExitRule
+from consistentee.methods.policy import ALWAYS, PriceLadder
 
 
 @dataclass(frozen=True)
@@ -46,28 +40,10 @@ class ConsistentEELadder(ConsistentEE):
     lowest_price: float = 0.005
     highest_price: float = 0.5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.ladder  # raises UserError for an invalid ladder
-
     @property
-    def ladder(self) -> PriceLadder:
-        """The prices of a layer."""
+    def prices(self) -> PriceLadder:
+        """The prices of the ladder."""
         return PriceLadder(self.rungs, self.lowest_price, self.highest_price)
 
     def knob_values(self, model: MultiExitModel) -> Sequence[float]:
-        return self.ladder.knob_values
-
-    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Exit by the policy of the rung nearest to the price ``knob``."""
-        self.check_knob(model, knob)
-        return self.ladder.rule(self.policy_reads, knob)
-
-    def policy_spec(self) -> HeadSpec:
-        return replace(policy_spec(self.policy_reads, conditioned=False), outputs=self.rungs)
-
-    def policies(self, model: MultiExitModel, outputs: LayerOutputs) -> list[tuple[Tensor, Tensor]]:
-        """Compute every price [rows] and P(exit) for it [rows, L]."""
-        logits = rung_logits(policy_outputs(model.head(POLICY), outputs.pooled, outputs.logits))
-        rows = logits.new_ones(len(logits))
-        return [(rows * price, p) for price, p in zip(self.ladder.prices, logits.sigmoid().unbind(dim=-1), strict=True)]
+        return self.prices.knob_values

@@ -16,20 +16,18 @@ from math import ceil
 from typing import ClassVar
 
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from consistentee.data.prompts import TextTask
-from consistentee.errors import UserError
+from consistentee import MultiExitDecoder, TextTask, TokenRecipe, TokenTrace
+from consistentee.arguments import Fraction
 from consistentee.methods.consistent_ee.tokens import ConsistentEETokensCurve
 from consistentee.methods.reward import exit_shares
-from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.traces.token_trace import TokenTrace
-from consistentee.training.decoder.backbone_losses import loss_at_exits
-from consistentee.training.decoder.backbone_stage import train_backbone
-from consistentee.training.decoder.head_loss import top_probabilities
-from consistentee.training.decoder.sources import StateBatch, StepRows
-from consistentee.training.decoder.stages import ADAPTERS, cached_states, train_exits, train_on_states
-from consistentee.training.recipe import TokenRecipe
+from consistentee.training import StateBatch, train_exits
+from consistentee.training.decoder import ADAPTERS, cached_states, train_on_states
+from consistentee.training.decoder_backbone import loss_at_exits, train_backbone
+from consistentee.training.head_loss import top_probabilities
+from consistentee.training.token_sources import StepRows
 
 _NAME = "where-tokens-leave"
 
@@ -46,16 +44,9 @@ class ConsistentEETokensTuned(ConsistentEETokensCurve):
     name: ClassVar[str] = "consistentee-tokens-tuned"
     paper: ClassVar[str] = "ours: ConsistentEE for decoders (AAAI 2024) whose backbone learns where tokens leave"
 
-    at_exit: float = 0.3
-    rate: float = 0.5
-    steps: float = 0.25
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.at_exit <= 1:
-            raise UserError(f"{self.name}: at_exit is a share, between 0 and 1, got {self.at_exit}")
-        if self.rate <= 0 or self.steps <= 0:
-            raise UserError(f"{self.name}: rate and steps must be above 0")
+    at_exit: Fraction = 0.3
+    rate: PositiveFloat = 0.5
+    steps: PositiveFloat = 0.25
 
     def train_stage_1(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> TokenTrace:
         """Run stages 1 and 2, and return the trace of the training rows."""

@@ -1,16 +1,81 @@
 """Exit adapters: what lies between the hidden state of a middle layer and the LM head of a decoder."""
 
 import copy
-from abc import ABC, abstractmethod
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from consistentee.backbones.decoders import DecoderStepper
-from consistentee.backbones.lm_head import logits_among
-from consistentee.errors import unknown_name
-from consistentee.models.decoder.adapter_start import StateMoments
+
+RIDGE = 1e-3
+"""Added to the diagonal of the moments, relative to its mean: states of few tokens do not span every direction."""
+
+
+@dataclass(frozen=True)
+class StateMoments:
+    """Sums over tokens, from which the least-squares maps of an exit's states to those of layer L follow.
+
+    They give exits a start in closed form. A middle layer's states, read as layer L's are, give nonsense with great
+    confidence, and gradient descent would have to undo that through the LM head (compare the linear "translator" of
+    states that Belrose et al., 2023, arXiv 2303.08112, train). All are float64 [width, width].
+
+    Attributes:
+        inputs: of ``x x^T``, with x the stock final norm of an exit's hidden state.
+        products: of ``x y^T``, with y the same of layer L.
+        metric: ``U^T U`` of the LM head U: how far apart two states are in logits.
+    """
+
+    inputs: Tensor
+    products: Tensor
+    metric: Tensor
+
+    @classmethod
+    def zero(cls, lm_head: Tensor) -> "StateMoments":
+        """Return the moments of no tokens, for an LM head [vocabulary, width]."""
+        metric = (lm_head.T @ lm_head).double()
+        return cls(torch.zeros_like(metric), torch.zeros_like(metric), metric)
+
+    def plus(self, inputs: Tensor, outputs: Tensor) -> "StateMoments":
+        """Return the moments with some tokens more: states [tokens, width] each."""
+        inputs, outputs = inputs.double(), outputs.double()
+        return StateMoments(self.inputs + inputs.T @ inputs, self.products + inputs.T @ outputs, self.metric)
+
+    @property
+    def scale(self) -> Tensor:
+        """The number s for which ``s x`` is nearest to y."""
+        return self.products.trace() / self.inputs.trace()
+
+    @property
+    def channel_scales(self) -> Tensor:
+        """The same for every channel by itself: [width]. It is 1 for a channel that the final norm sets to zero."""
+        squares = self.inputs.diagonal()
+        return torch.where(squares > 0, self.products.diagonal() / squares, 1.0)
+
+    @property
+    def map(self) -> Tensor:
+        """The matrix W for which ``x W`` is nearest to y, but for the ridge: [width, width]."""
+        identity = torch.eye(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)
+        return torch.linalg.solve(self.inputs + RIDGE * self.inputs.diagonal().mean() * identity, self.products)
+
+    def low_rank(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return matrices A [width, rank] and B [rank, width] for which ``s x + x A B`` is nearest to ``x W``.
+
+        Nearest in logits: this is reduced-rank regression with the LM head as the metric. Both have the same norm. A
+        rank above the width is taken for the width.
+        """
+        identity = torch.eye(len(self.inputs), dtype=self.inputs.dtype, device=self.inputs.device)
+        residual = self.map - self.scale * identity
+        values, vectors = torch.linalg.eigh(self.metric)
+        root = values.clamp_min(values[-1] * 1e-12).sqrt()
+        to_logits, from_logits = (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+        spread = to_logits @ residual.T @ self.inputs @ residual @ to_logits
+        kept = torch.linalg.eigh(spread).eigenvectors.flip(dims=[1])[:, :rank]
+        left, right = residual @ to_logits @ kept, kept.T @ from_logits
+        balance = (right.norm() / left.norm().clamp_min(1e-12)).sqrt()
+        return left * balance, right / balance
+
 
 AdapterKind = Literal["norm", "low-rank", "head", "shared"]
 """What an exit has of its own.
@@ -23,44 +88,23 @@ and LM head, as LITE and sorted fine-tuning do, which makes sense where the back
 """
 
 
-class StockExit(nn.Module):
-    """Reads hidden states as the stock model reads those of its last layer: what layer L has for an exit."""
+class ExitAdapter(nn.Module):
+    """Reads hidden states by the model's final norm and LM head, as layer L does; other kinds start the same."""
 
     def state(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
         """Return what the LM head reads of hidden states: [..., width] -> [..., width]."""
         return stepper.normalise(hidden)
 
-    def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Return logits [..., vocabulary] of such states: by the shared LM head, unless the exit has its own."""
-        return stepper.unembed(state)
-
-    def head_weight(self, stepper: DecoderStepper) -> Tensor:
-        """Return the weights of the LM head that it reads states by: [vocabulary, width]."""
-        weight: Tensor = stepper.backbone.lm_head.weight
-        return weight
-
-    def unembed_among(self, state: Tensor, tokens: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Return the logits of some tokens alone: [rows, width], int64 [rows, K] -> [rows, K]."""
-        return stepper.unembed_among(state, tokens)
+    def head(self, stepper: DecoderStepper) -> nn.Linear:
+        """Return the LM head: the model's, unless the exit has its own."""
+        return stepper.backbone.lm_head
 
     def forward(self, hidden: Tensor, stepper: DecoderStepper) -> Tensor:
-        """Return logits [..., vocabulary] of hidden states [..., width]; ``stepper`` has the stock norm and LM head."""
-        return self.unembed(self.state(hidden, stepper), stepper)
-
-
-class ExitAdapter(StockExit, ABC):
-    """Reads the hidden state of one exit layer; at the start, exactly as the stock model reads its last layer."""
-
-    @abstractmethod
-    def start_from(self, moments: StateMoments) -> None:
-        """Set an untrained adapter to what comes nearest to the least-squares map onto the states of layer L."""
-
-
-class SharedAdapter(ExitAdapter):
-    """Nothing: the model's final norm and LM head."""
+        """Return logits [..., vocabulary] of hidden states [..., width]."""
+        return self.head(stepper)(self.state(hidden, stepper))
 
     def start_from(self, moments: StateMoments) -> None:
-        """Stay as it is: there are no weights."""
+        """Set untrained weights, if any, to what comes nearest to the least-squares map onto the states of layer L."""
 
 
 class NormAdapter(ExitAdapter):
@@ -111,36 +155,23 @@ class HeadAdapter(ExitAdapter):
         super().__init__()
         self.lm_head: nn.Linear = copy.deepcopy(lm_head)
 
-    def unembed(self, state: Tensor, stepper: DecoderStepper) -> Tensor:
-        return self.lm_head(state)
-
-    def head_weight(self, stepper: DecoderStepper) -> Tensor:
-        return self.lm_head.weight
-
-    def unembed_among(self, state: Tensor, tokens: Tensor, stepper: DecoderStepper) -> Tensor:
-        return logits_among(self.lm_head, state, tokens)
+    def head(self, stepper: DecoderStepper) -> nn.Linear:
+        return self.lm_head
 
     @torch.no_grad()
     def start_from(self, moments: StateMoments) -> None:
-        """Let the LM head read the mapped states."""
         weight = self.lm_head.weight
         weight.copy_(weight @ moments.map.T.to(weight))
 
 
 def build_adapter(kind: AdapterKind, rank: int, stepper: DecoderStepper) -> ExitAdapter:
-    """Return an untrained adapter, which reads as the stock model does.
-
-    A rank above the width is taken for the width. Raises UserError for an unknown kind.
-    """
+    """Return an untrained adapter, which reads as the stock model does. A rank is at most the width."""
+    adapter = ExitAdapter()
     if kind == "norm":
-        adapter: ExitAdapter = NormAdapter(stepper.final_norm)
+        adapter = NormAdapter(stepper.final_norm)
     elif kind == "low-rank":
         adapter = LowRankAdapter(stepper.final_norm, stepper.width, min(rank, stepper.width))
     elif kind == "head":
         adapter = HeadAdapter(stepper.backbone.lm_head)
-    elif kind == "shared":
-        adapter = SharedAdapter()
-    else:
-        raise unknown_name("kind of exit adapter", kind, get_args(AdapterKind))
     like = stepper.backbone.lm_head.weight
     return adapter.to(like.device, like.dtype)

@@ -1,4 +1,4 @@
-"""DecoderDescription: everything beside the weights that a saved multi-exit decoder needs."""
+"""DecoderDescription, and checks of exit layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,16 +9,15 @@ from pydantic import PositiveInt
 from consistentee.errors import UserError
 from consistentee.models.base import Description
 from consistentee.models.decoder.adapters import AdapterKind
-from consistentee.models.decoder.branches import BranchSpec
+from consistentee.models.decoder.branches import BranchSpec, SkippedSublayers
 from consistentee.models.decoder.lora import LoraSpec
-from consistentee.models.decoder.sublayers import SkippedSublayers
 
 _DEFAULT_EXITS = 5
 
 
 @dataclass(kw_only=True)
 class DecoderDescription(Description):
-    """JSON-serialisable.
+    """Everything beside the weights that a saved multi-exit decoder needs.
 
     Attributes:
         backbone_name: a name of the catalogue, an absolute path, or a hub id.
@@ -26,7 +25,7 @@ class DecoderDescription(Description):
         exit_layers: 1-based, increasing; the last one is L.
         adapter, rank: what the exits below L have of their own.
         closing_layers: the last layers that every token runs, wherever it exits; see
-            :meth:`MultiExitDecoder.from_backbone`.
+            :meth:`consistentee.MultiExitDecoder.from_backbone`.
         lora: low-rank adaptation of the backbone, or None.
         branches: decoder layers of their own behind some exit layers.
         skipped: sublayers that drafts leave out, by their share of all that may be skipped, in per cent.

@@ -8,18 +8,24 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from consistentee.arguments import NotNegative, Positive, Texts, checked
-from consistentee.backbones.catalog import list_backbones, resolve_decoder
-from consistentee.backbones.decoders import DecoderContext, DecoderStepper, decoder_stepper_for, positions_of
-from consistentee.backbones.pretrained import read_tokenizer
+from consistentee.backbones.decoders import (
+    DecoderContext,
+    DecoderStepper,
+    check_decoder_family,
+    decoder_stepper_for,
+    logits_among,
+    positions_of,
+)
+from consistentee.backbones.pretrained import check_complete, read_config, read_model, read_tokenizer
 from consistentee.data.prompts import Keep
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
 from consistentee.models.base import BACKBONE_FOLDER, WEIGHTS_FILE, MultiExit, new_weights
-from consistentee.models.decoder import files as decoder_files
 from consistentee.models.decoder import lora
-from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, StockExit, build_adapter
+from consistentee.models.decoder.adapters import AdapterKind, ExitAdapter, build_adapter
 from consistentee.models.decoder.branches import Branch, BranchSpec
 from consistentee.models.decoder.description import (
     DecoderDescription,
@@ -27,8 +33,21 @@ from consistentee.models.decoder.description import (
     check_exit_layers,
     default_exit_layers,
 )
-from consistentee.models.decoder.lora import LoraSpec, is_lora
+from consistentee.models.decoder.lora import LoraSpec, base_weights, is_lora
 from consistentee.versions import ENGINE_VERSION
+
+
+def hash_backbone(backbone: Any) -> str:
+    """Hash a stock model's weights as they are loaded, in float32 and without LoRA; what is tied is counted once."""
+    return hash_tensors(base_weights({name: weight.float() for name, weight in backbone.named_parameters()}))
+
+
+def _load_backbone(folder: str | Path) -> Any:
+    """Load a stock causal language model in float32. Raises UserError for what cannot be read or run."""
+    check_decoder_family(read_config(folder).model_type)
+    backbone, missing = read_model(folder, AutoModelForCausalLM)
+    check_complete(folder, missing)
+    return backbone
 
 
 class ExitStates(NamedTuple):
@@ -60,7 +79,7 @@ class MultiExitDecoder(MultiExit):
 
     def _build_exits(self) -> None:
         self.exit_adapters = self._build_adapters()
-        self._last_exit = StockExit()
+        self._last_exit = ExitAdapter()
         self.branches = nn.ModuleDict()
 
     @classmethod
@@ -91,15 +110,17 @@ class MultiExitDecoder(MultiExit):
                 layers, adapter, rank or closing layers are out of range, or closing layers meet another adapter than
                 "shared".
         """
+        from consistentee.backbones.catalog import list_backbones, resolve_decoder
+
         folder = resolve_decoder(name)
-        backbone = decoder_files.load_backbone(folder)
+        backbone = _load_backbone(folder)
         num_layers = int(backbone.config.num_hidden_layers)
         chosen = default_exit_layers(num_layers) if exit_layers is None else check_exit_layers(exit_layers, num_layers)
         local = Path(name).expanduser()
         is_local = name not in list_backbones() and (local.is_dir() or local.suffix == ".gguf")
         description = DecoderDescription(
             backbone_name=str(local.resolve()) if is_local else name,
-            backbone_hash=decoder_files.hash_backbone(backbone),
+            backbone_hash=hash_backbone(backbone),
             exit_layers=chosen,
             adapter=adapter,
             rank=rank,
@@ -168,17 +189,21 @@ class MultiExitDecoder(MultiExit):
     def logits(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what exit layer ``layer`` says of its hidden states: [..., width] -> [..., vocabulary].
 
-        Raises UserError at a layer that is no exit.
+        This and the next three raise UserError at a layer that is no exit.
         """
         return self._exit(layer)(hidden, self.stepper)
 
     def logits_among(self, layer: int, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Return what exit layer ``layer`` says of some tokens alone: [rows, width], int64 [rows, K] -> [rows, K].
+        """Return what exit layer ``layer`` says of some tokens alone: [rows, width], int64 [rows, K] -> [rows, K]."""
+        return logits_among(self._exit(layer).head(self.stepper), self.head_state(layer, hidden), tokens)
 
-        Raises UserError at a layer that is no exit.
-        """
-        at = self._exit(layer)
-        return at.unembed_among(at.state(hidden, self.stepper), tokens, self.stepper)
+    def head_state(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return what the LM head reads of the hidden states of exit layer ``layer``: [..., width] -> [..., width]."""
+        return self._exit(layer).state(hidden, self.stepper)
+
+    def head_weight(self, layer: int) -> Tensor:
+        """Return the weights of the LM head of exit layer ``layer``: [vocabulary, width]."""
+        return self._exit(layer).head(self.stepper).weight
 
     @property
     def shares_head(self) -> bool:
@@ -190,21 +215,7 @@ class MultiExitDecoder(MultiExit):
         """Whether there is anything to train of the exits before layer L."""
         return any(True for _ in self.exit_adapters.parameters())
 
-    def head_state(self, layer: int, hidden: Tensor) -> Tensor:
-        """Return what the LM head reads of the hidden states of exit layer ``layer``: [..., width] -> [..., width].
-
-        Raises UserError at a layer that is no exit.
-        """
-        return self._exit(layer).state(hidden, self.stepper)
-
-    def head_weight(self, layer: int) -> Tensor:
-        """Return the weights of the LM head of exit layer ``layer``: [vocabulary, width].
-
-        Raises UserError at a layer that is no exit.
-        """
-        return self._exit(layer).head_weight(self.stepper)
-
-    def _exit(self, layer: int) -> StockExit:
+    def _exit(self, layer: int) -> ExitAdapter:
         return self._last_exit if layer == self.num_layers else self.adapter(layer)
 
     def adapter(self, layer: int) -> ExitAdapter:
@@ -338,16 +349,12 @@ class MultiExitDecoder(MultiExit):
         return output.logits
 
     def exit_states(self, tokens: Tensor, padding_mask: Tensor, exiting: Tensor | None = None) -> ExitStates:
-        """Run all layers on all tokens, and return the hidden states at every exit.
+        """Run all layers on all tokens, and return the hidden states at every exit; those of padding mean nothing.
 
         Args:
-            tokens: int64 [rows, tokens], padded on either side.
-            padding_mask: bool [rows, tokens], True where there is a real token.
+            tokens, padding_mask: int64 and bool [rows, tokens], padded on either side.
             exiting: where there are closing layers, which tokens run them behind an exit, at every exit all of them
                 behind that one; the others, which are a prompt's, run them at full depth: bool [rows, tokens].
-
-        Returns:
-            What is said of padding means nothing.
 
         Raises UserError for rows that are longer than the model can read, and ValueError where there are closing
         layers and ``exiting`` is not given.
@@ -435,18 +442,21 @@ class MultiExitDecoder(MultiExit):
         return torch.stack([self.logits(t, state) for t, state in zip(self.exit_layers, states, strict=True)])
 
     def _save_backbone(self, folder: Path) -> None:
-        current = decoder_files.hash_backbone(self.backbone)
+        current = hash_backbone(self.backbone)
         if current != self.description.backbone_hash:
             self.description.with_backbone = True
         if self.description.with_backbone:
             self.description.backbone_hash = current
-            decoder_files.write_backbone(folder, self.backbone)
+            weights = base_weights(self.backbone.state_dict())
+            self.backbone.save_pretrained(folder / BACKBONE_FOLDER, state_dict=weights)
 
     @classmethod
     def _without_weights(
         cls, folder: Path, description: DecoderDescription, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> Self:
         """Read a decoder whose backbone was not saved; the option ``backbone`` is its place now, if it moved."""
+        from consistentee.backbones.catalog import resolve_decoder
+
         name = options.get("backbone") or description.backbone_name
         try:
             source = str(folder / BACKBONE_FOLDER) if description.with_backbone else resolve_decoder(name)
@@ -455,8 +465,8 @@ class MultiExitDecoder(MultiExit):
                 f"{folder} was saved without its backbone, which cannot be had: {error}; if it lies elsewhere now, say "
                 "so with from_pretrained(..., backbone=DIRECTORY)"
             ) from error
-        backbone = decoder_files.load_backbone(source)
-        if decoder_files.hash_backbone(backbone) != description.backbone_hash:
+        backbone = _load_backbone(source)
+        if hash_backbone(backbone) != description.backbone_hash:
             raise UserError(
                 f"the backbone {source} is not the one that the exits of {folder} were trained on: its weights differ; "
                 "give the right one with from_pretrained(..., backbone=DIRECTORY), or train the exits again"

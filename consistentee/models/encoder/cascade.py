@@ -8,8 +8,7 @@ from consistentee.backbones.cascade import CascadeStepper, check_same_tokens, fi
 from consistentee.backbones.encoders import stepper_for
 from consistentee.errors import UserError
 from consistentee.models.base import new_weights
-from consistentee.models.encoder.files import take_pooler
-from consistentee.models.encoder.multi_exit_model import MultiExitModel
+from consistentee.models.encoder.multi_exit_model import MultiExitModel, take_pooler
 
 
 def companion_of_first_layers(model: MultiExitModel, layers: int, seed: int = 0) -> MultiExitModel:
@@ -46,11 +45,8 @@ def add_companion(model: MultiExitModel, companion: MultiExitModel) -> None:
     From now on layers 1..k are the companion's, with its classifiers; the model's own follow, and start from the
     tokens. Every exit gets a pooler of its own, where there are poolers, because the two models' differ.
 
-    Raises:
-        UserError: the companion reads other tokens, has another width, pooling, pooler or number of labels, or one
-            of the two has classifiers that are not linear.
-        ValueError: the model has learned heads or token exits, which belong to its layers as they are, or a companion
-            already.
+    Raises UserError if the two do not fit together, see :func:`check_companion`, and ValueError if the model has
+    learned heads or token exits, which belong to its layers as they are, or a companion already.
     """
     if model.exit_heads or model.stepper.own_modules:
         raise ValueError("a companion must be added once, before any learned head, and without token exits")

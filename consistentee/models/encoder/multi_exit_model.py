@@ -1,24 +1,25 @@
 """MultiExitModel: a stock encoder with pooling, an internal classifier per layer, and heads of methods."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 import transformers
+from pydantic import PositiveInt
 from torch import Tensor, nn
+from transformers import AutoModel
 
 from consistentee.arguments import Positive, Texts, TextsOrPairs, check_layer, checked
-from consistentee.backbones.catalog import Pooling, resolve
-from consistentee.backbones.encoders import Stepper, stepper_for
-from consistentee.backbones.pretrained import read_tokenizer
+from consistentee.backbones.encoders import EncoderStepper, check_encoder_family, stepper_for
+from consistentee.backbones.pretrained import Pooling, check_complete, read_config, read_model, read_tokenizer
 from consistentee.data.encoding import Batch, Encoding, collate, tokenize
 from consistentee.errors import UserError
 from consistentee.files import hash_json, hash_tensors
-from consistentee.models.base import MultiExit, new_weights
+from consistentee.models.base import BACKBONE_FOLDER, Description, MultiExit, new_weights
 from consistentee.models.classifiers import (
     ClassifierSpec,
     InternalClassifier,
@@ -28,10 +29,50 @@ from consistentee.models.classifiers import (
     build_classifiers,
     pool_tokens,
 )
-from consistentee.models.encoder import files as encoder_files
-from consistentee.models.encoder.description import ModelDescription, PoolerSharing
-from consistentee.models.source_code import code_of
-from consistentee.versions import ENGINE_VERSION
+from consistentee.versions import ENGINE_VERSION, code_of
+
+PoolerSharing = Literal["none", "shared", "per_exit"]
+"""Whether a tanh layer follows the pooling: none, one for all layers (BERT's own), or one an exit (DeeBERT)."""
+
+
+@dataclass(kw_only=True)
+class ModelDescription(Description):
+    """Everything beside the weights that a saved multi-exit encoder needs.
+
+    Attributes:
+        num_labels: number of classes, or 1 for a regression.
+        pooling, pooler: what the classifiers read of a layer.
+        backbone_name: where the stock model came from.
+        label_names: class names, in the order of the logits; may be empty.
+        max_length: number of tokens that texts are cut to.
+        companion_name: where the weights of the companion came from; None where there is none.
+        classifier: which classifiers the exits have.
+    """
+
+    kind: ClassVar[str] = "model"
+    file: ClassVar[str] = "multi_exit.json"
+
+    num_labels: PositiveInt
+    pooling: Pooling
+    pooler: PoolerSharing
+    backbone_name: str
+    label_names: tuple[str, ...] = ()
+    max_length: PositiveInt = 128
+    companion_name: str | None = None
+    classifier: ClassifierSpec = field(default_factory=ClassifierSpec)
+
+
+def take_pooler(backbone: Any) -> dict[str, Tensor] | None:
+    """Remove the stock pooler, so that no pass pays for what is not read; return its weights, if it has one.
+
+    ALBERT's pooler is a bare linear layer, the others' has it inside.
+    """
+    pooler = getattr(backbone, "pooler", None)
+    if pooler is None:
+        return None
+    backbone.pooler = None
+    dense = getattr(pooler, "dense", pooler)
+    return {name: tensor.clone() for name, tensor in dense.state_dict().items()}
 
 
 @dataclass(frozen=True)
@@ -54,7 +95,7 @@ class MultiExitModel(MultiExit):
 
     description_class = ModelDescription
 
-    stepper: Stepper
+    stepper: EncoderStepper
     description: ModelDescription
 
     def _build_exits(self) -> None:
@@ -88,9 +129,15 @@ class MultiExitModel(MultiExit):
         """
         if label_names and len(label_names) != num_labels:
             raise UserError(f"there are {len(label_names)} label_names for {num_labels} classes")
+        from consistentee.backbones.catalog import resolve
+
         found = resolve(name)
         tokenizer = read_tokenizer(found.path)
-        backbone, pretrained_pooler = encoder_files.load_backbone(found.path)
+        check_encoder_family(read_config(found.path).model_type)
+        backbone, missing = read_model(found.path, AutoModel)
+        pretrained_pooler = take_pooler(backbone)
+        missing_of_pooler = {weight for weight in missing if weight.startswith("pooler.")}
+        check_complete(found.path, missing - missing_of_pooler)
         description = ModelDescription(
             num_labels=num_labels,
             pooling=pooling or found.pooling,
@@ -100,12 +147,12 @@ class MultiExitModel(MultiExit):
         )
         with new_weights(seed):
             model = cls(stepper_for(backbone), tokenizer, description)
-        if pretrained_pooler is not None:
+        if pretrained_pooler is not None and not missing_of_pooler:
             for dense in model.poolers:
                 dense.load_state_dict(pretrained_pooler)
         return model
 
-    def use_stepper(self, stepper: Stepper) -> None:
+    def use_stepper(self, stepper: EncoderStepper) -> None:
         """Replace the stepper, and its modules within the model.
 
         If the number of layers changes, the caller replaces classifiers and poolers.
@@ -179,12 +226,12 @@ class MultiExitModel(MultiExit):
     @property
     def reads_history(self) -> bool:
         """Whether some classifier reads the pooled vectors of the layers before its own."""
-        return any(self.classifier(t).reads_history for t in range(1, self.num_layers + 1))
+        return any(classifier.reads_history for classifier in self.classifiers)
 
     @property
     def reads_tokens(self) -> bool:
         """Whether some classifier reads every token of its layer, and not the pooled vector alone."""
-        return any(self.classifier(t).reads_tokens for t in range(1, self.num_layers + 1))
+        return any(classifier.reads_tokens for classifier in self.classifiers)
 
     @checked
     def tokenize(self, texts: TextsOrPairs, max_length: Positive | None = None) -> list[Encoding]:
@@ -225,8 +272,11 @@ class MultiExitModel(MultiExit):
             raise UserError(f"the {kind} classifier of layer {layer} reads more than the pooled vector of its layer")
         return classifier(RecordedLayer(pooled.unsqueeze(1)))
 
-    def forward(self, batch: Batch) -> LayerOutputs:
-        """Run all layers on all rows, for training and tracing."""
+    def forward(self, batch: Batch, *, cut_after: Collection[int] = ()) -> LayerOutputs:
+        """Run all layers on all rows, for training and tracing.
+
+        ``cut_after``: layers whose output passes no gradient on to them from later layers.
+        """
         keeps_tokens, dtype = self.reads_tokens, self.dtype
         vectors, states = [], []
         with self._layers_precision():
@@ -236,6 +286,8 @@ class MultiExitModel(MultiExit):
                 hidden = self.stepper.step(layer, hidden, context).to(dtype)
             vectors.append(self.pool_tokens(hidden, context.padding_mask))
             states.append(hidden if keeps_tokens else None)
+            if layer in cut_after:
+                hidden = hidden.detach()
         return self._read(torch.stack(vectors, dim=1), states, context.padding_mask)
 
     def read_vectors(self, vectors: Tensor) -> LayerOutputs:
@@ -256,10 +308,10 @@ class MultiExitModel(MultiExit):
 
     def stock_logits(self, batch: Batch) -> Tensor:
         """Run the stock backbone's own forward and the last classifier, without exits: [rows, classes]."""
-        keeps_all = self.classifier(self.num_layers).reads_history
+        reads_history = self.classifier(self.num_layers).reads_history
         with self._layers_precision():
-            output = self.backbone(**batch.model_inputs, output_hidden_states=keeps_all)
-        states = output.hidden_states[1:] if keeps_all else (output.last_hidden_state,)
+            output = self.backbone(**batch.model_inputs, output_hidden_states=reads_history)
+        states = output.hidden_states[1:] if reads_history else (output.last_hidden_state,)
         states = [state.to(self.dtype) for state in states]
         return self.classify(self.num_layers, _StockLayer(self, states, batch.padding_mask))
 
@@ -273,23 +325,18 @@ class MultiExitModel(MultiExit):
         weights = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(heads)}
         configs = [_config_without_place(backbone.config) for backbone in self.backbones]
         shapes = [self.description.pooling, asdict(self.description.classifier), *configs]
-        parts = [
-            hash_tensors(weights),
-            *shapes,
-            self.device.type,
-            ENGINE_VERSION["classification"],
-            *code_of(self.classifiers),
-        ]
-        parts += [torch.__version__, transformers.__version__]
-        return hash_json(parts)
+        versions = [ENGINE_VERSION["classification"], *code_of(self.classifiers)]
+        libraries = [torch.__version__, transformers.__version__]
+        return hash_json([hash_tensors(weights), *shapes, self.device.type, *versions, *libraries])
 
     def _build_classifiers(self, spec: ClassifierSpec) -> nn.ModuleList:
+        description = self.description
         return build_classifiers(
             spec,
             num_layers=self.num_layers,
             width=self.width,
-            num_labels=self.num_labels,
-            pooling=self.description.pooling,
+            num_labels=description.num_labels,
+            pooling=description.pooling,
             dropout=_dropout_of(self.backbone.config),
         )
 
@@ -302,36 +349,57 @@ class MultiExitModel(MultiExit):
         return self(self.collate([Encoding([0]), Encoding([0, 1])])).logits
 
     def _save_backbone(self, folder: Path) -> None:
-        encoder_files.write_configs(folder, self.stepper)
+        for name, backbone in self.stepper.backbones.items():
+            backbone.config.save_pretrained(folder / name)
 
     @classmethod
     def _without_weights(
         cls, folder: Path, description: ModelDescription, weights: dict[str, Tensor], options: dict[str, Any]
     ) -> Self:
         tokenizer = cls._saved_tokenizer(folder)
-        return cls(encoder_files.saved_stepper(folder, weights), tokenizer, description)
+        return cls(_saved_stepper(folder, weights), tokenizer, description)
 
 
 class _StockLayer:
-    """The last layer of a stock forward, as its classifier reads it; pooled on demand."""
+    """The last layer of a stock forward, pooled only for classifiers that read it so.
+
+    ``states``: hidden states of layers 1..L, or of layer L alone where its classifier reads no history.
+    """
 
     def __init__(self, model: MultiExitModel, states: Sequence[Tensor], padding_mask: Tensor) -> None:
-        """``states``: hidden states of layers 1..L, or of layer L alone where its classifier reads no history."""
         self._model = model
         self._states = states
         self.hidden = states[-1]
         self.padding_mask = padding_mask
 
     @cached_property
-    def pooled(self) -> Tensor:
-        """The last layer's tokens as one vector: [rows, width]."""
-        return self._model.pool(self._model.num_layers, self.hidden, self.padding_mask)
-
-    @cached_property
     def history(self) -> Tensor:
-        """All layers' pooled vectors: [rows, L, width]."""
-        pooled = [self._model.pool(t, hidden, self.padding_mask) for t, hidden in enumerate(self._states, start=1)]
-        return torch.stack(pooled, dim=1)
+        first = self._model.num_layers - len(self._states) + 1
+        layers = enumerate(self._states, start=first)
+        return torch.stack([self._model.pool(t, state, self.padding_mask) for t, state in layers], dim=1)
+
+    @property
+    def pooled(self) -> Tensor:
+        return self.history[:, -1]
+
+
+def _saved_stepper(folder: Path, weights: dict[str, Tensor]) -> EncoderStepper:
+    """Return the stepper of a saved model; the weights of its stock models are yet to be loaded."""
+    from consistentee.backbones.cascade import COMPANION, CascadeStepper
+    from consistentee.backbones.token_exits import SCHEDULE, TokenExitStepper
+
+    stepper = _stepper_without_weights(folder / BACKBONE_FOLDER)
+    if any(name.startswith(f"{COMPANION}.") for name in weights):
+        return CascadeStepper(_stepper_without_weights(folder / COMPANION), stepper)
+    return TokenExitStepper.over(stepper, weights[SCHEDULE]) if SCHEDULE in weights else stepper
+
+
+def _stepper_without_weights(folder: Path) -> EncoderStepper:
+    config = read_config(folder)
+    check_encoder_family(config.model_type)
+    backbone = AutoModel.from_config(config, trust_remote_code=False)
+    take_pooler(backbone)
+    return stepper_for(backbone)
 
 
 def _config_without_place(config: Any) -> str:
@@ -339,13 +407,6 @@ def _config_without_place(config: Any) -> str:
 
 
 def _dropout_of(config: Any) -> float:
-    for name in (
-        "classifier_dropout",
-        "seq_classif_dropout",
-        "classifier_dropout_prob",
-        "hidden_dropout_prob",
-    ):
-        value = getattr(config, name, None)
-        if value is not None:
-            return float(value)
-    return 0.0
+    names = ("classifier_dropout", "seq_classif_dropout", "classifier_dropout_prob", "hidden_dropout_prob")
+    values = (getattr(config, name, None) for name in names)
+    return float(next((value for value in values if value is not None), 0.0))

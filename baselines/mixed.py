@@ -1,0 +1,49 @@
+"""The mixed regime (Kubaty et al., ICML 2025, arXiv 2407.14320): fine-tune, then train backbone and exits together.
+
+Training: stage 1 fine-tunes the stock model; stage 2 trains backbone and all classifiers on
+``sum_t t * CE_t / sum_t t``. The paper compares it with joint training, which starts stage 2 from the pretrained model
+(PABEE), and with disjoint training, which freezes the backbone in stage 2 (DeeBERT), and recommends it. Rule: exit if
+the largest probability is above a threshold.
+
+Choices: each stage takes the recipe's epochs, so that the backbone is trained twice as long as in joint training.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from consistentee import ExitRule, Knob, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.signals import even_log_odds, top_probability
+from consistentee.training import (
+    ExitNetwork,
+    train_jointly_on,
+    train_last_exit_on,
+    training_source,
+    use_exit_network,
+)
+
+
+@dataclass(frozen=True)
+class Mixed(Method):
+    """Fine-tuning, then joint training; confidence rule.
+
+    Attributes:
+        classifier: the network of the exits before layer L.
+    """
+
+    name: ClassVar[str] = "mixed"
+    paper: ClassVar[str] = "Kubaty et al., How to Train Your Multi-Exit Model?, ICML 2025, arXiv 2407.14320"
+    knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
+
+    classifier: ExitNetwork = "linear"
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Fine-tune the stock model, then train backbone and classifiers together."""
+        source = training_source(model, task, recipe)
+        train_last_exit_on(model, source, recipe)
+        use_exit_network(model, self.classifier, recipe)
+        train_jointly_on(model, source, recipe)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit if the largest probability is above ``knob``."""
+        return ThresholdRule(top_probability, knob, exit_when="above")

@@ -1,0 +1,66 @@
+"""SWEET (Rotem et al., ACL 2023, arXiv 2306.02307): separate weights for every exit.
+
+Training: backbone and classifiers together, on the mean cross-entropy of the exits. The gradient of an exit reaches
+only the layers after the exit before it, so that no layer learns from two exits. Rule: exit if the largest probability
+is above a threshold.
+
+Choices: exits after 1, 4, 6 and 12 twelfths of the layers, rounded up. Classifiers of other layers are not trained and
+never asked.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from consistentee import ExitRule, Knob, LayerView, Method, MultiExitModel, Recipe, TaskData, ThresholdRule
+from consistentee.signals import even_log_odds, top_probability
+from consistentee.training import TokenBatch, layer_losses, run_stage, token_stage, training_source
+
+_TWELFTHS = (1, 4, 6, 12)
+
+
+@dataclass(frozen=True)
+class SWEET(Method):
+    """Training with separate weights for every exit, confidence rule."""
+
+    name: ClassVar[str] = "sweet"
+    paper: ClassVar[str] = "Rotem et al., Finding the SWEET Spot, ACL 2023, arXiv 2306.02307"
+    knob: ClassVar[Knob] = Knob("confidence", (0.0, *even_log_odds(-4, 12, 121), 1.0))
+
+    def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
+        """Train every exit with the layers since the one before."""
+        source = training_source(model, task, recipe)
+        loss = partial(separate_loss, exit_layers(model))
+        run_stage(model, source, token_stage("separate-weights", loss, recipe), recipe)
+        return model
+
+    def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
+        """Exit at one of the trained exits if the largest probability is above ``knob``."""
+        return _SomeLayersRule(exit_layers(model), knob)
+
+
+class _SomeLayersRule(ThresholdRule):
+    def __init__(self, layers: Collection[int], threshold: float) -> None:
+        super().__init__(top_probability, threshold, exit_when="above")
+        self.layers = layers
+
+    def should_exit(self, view: LayerView, state: dict[str, Tensor]) -> Tensor:
+        if view.layer not in self.layers:
+            return torch.zeros(view.rows, dtype=torch.bool, device=view.device)
+        return super().should_exit(view, state)
+
+
+def exit_layers(model: MultiExitModel) -> tuple[int, ...]:
+    """Return the layers with an exit, in increasing order; the last one is L."""
+    return tuple(sorted({math.ceil(model.num_layers * part / 12) for part in _TWELFTHS}))
+
+
+def separate_loss(exits: Collection[int], model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    """Compute the mean cross-entropy of the exits, without a gradient from one exit to the layers of another."""
+    logits = model(batch.tokens, cut_after=exits).logits
+    return layer_losses(logits, batch.labels)[:, [layer - 1 for layer in exits]].mean()

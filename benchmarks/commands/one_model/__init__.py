@@ -1,1 +1,0 @@
-"""Commands on one model outside a suite: train it, load it, ask it, bound its risk."""

@@ -1,0 +1,281 @@
+"""Suitability of a stock decoder for early exits: how early its layers predict what the last one predicts.
+
+Nothing is trained: every layer is read through the model's own final norm and LM head, on a text of its own (greedy)
+and on references. These quantities are ours; the metric of arXiv 2603.23701, which asks the same, could not be had.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from consistentee.errors import UserError
+from consistentee.progress import tracked
+
+GREEDY, REFERENCE = "greedy", "reference"
+LONGEST_DRAFT = 8
+_SAME = 1e-3
+
+TEXTS = (
+    "The river rises in the hills north of the town and runs south for about forty miles before it meets the sea. "
+    "Along the way it passes two old mills, a stone bridge and a small island where herons nest every spring.",
+    "To make a simple soup, chop two onions and a carrot, fry them slowly in a little oil, and add a litre of water. "
+    "Let it boil for twenty minutes, then season it with salt and pepper and serve it with bread.",
+    "A prime number is a whole number greater than one that has no divisors except one and itself. The first few are "
+    "two, three, five, seven and eleven, and there are infinitely many of them.",
+    "When the train finally arrived, most of the passengers had already left the platform and gone home. Only an old "
+    "man with a brown suitcase was still waiting under the clock, reading a newspaper from the day before.",
+    "The committee met on Monday to discuss the budget for the next year. Members agreed to spend more on schools and "
+    "roads, but they could not agree on how to pay for the new library.",
+    "Plants make their food from water, carbon dioxide and light. The green pigment in their leaves absorbs the energy "
+    "of the sun, and the plant uses it to build sugar while it gives off oxygen.",
+    "Thank you for your letter of the third of May. We are sorry to hear that the lamp you ordered was damaged when it "
+    "arrived, and we will send you a new one at no cost before the end of the week.",
+    "The team won its first match of the season with two goals in the last ten minutes. The coach said after the game "
+    "that his players had been patient and that the crowd had helped them to believe in themselves.",
+)
+"""Texts by default: the first third is the prompt, the rest the reference."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Self-speculation from an exit.
+
+    Attributes:
+        exit_layer: the exit that drafts.
+        tokens: number of tokens in a draft.
+        layers_per_token: layers that run for each new token.
+        cost: of a new token, the LM head included, as a share of the model's own.
+    """
+
+    exit_layer: int
+    tokens: int
+    layers_per_token: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Suitability:
+    """Measurements of a decoder.
+
+    Attributes:
+        layers: L.
+        tokens: number of tokens of each kind of text.
+        by_layer: a row for each kind of text and layer: ``text``, ``layer``, ``agreement`` (share of tokens for which
+            the layer predicts what layer L predicts), ``kl`` (KL(layer L || layer) in nats), ``cosine`` and
+            ``normed_cosine`` (of its states and those of layer L, before and after the final norm).
+        first_agreement: mean over tokens of the first layer that predicts what layer L predicts, by kind of text.
+        saturation_layer: the same for the first layer from which on all agree.
+        draft: the cheapest self-speculation on the greedy texts.
+        head_in_layers: cost of the LM head in layers, by weights.
+        reference_loss: cross-entropy of the references, in nats a token.
+        uniform_loss: ln of the vocabulary's size.
+    """
+
+    layers: int
+    tokens: dict[str, int]
+    by_layer: pd.DataFrame
+    first_agreement: dict[str, float]
+    saturation_layer: dict[str, float]
+    draft: Draft
+    head_in_layers: float
+    reference_loss: float
+    uniform_loss: float
+
+    @property
+    def oracle_saves(self) -> float:
+        """Layers a token that an oracle would save, which exits at the first layer that agrees with layer L."""
+        return self.layers - self.first_agreement[GREEDY]
+
+    @property
+    def judgement(self) -> str:
+        """The verdict in one line."""
+        if self.reference_loss > 0.9 * self.uniform_loss:
+            return f"unsuited: it does not model text (loss {self.reference_loss:.1f}, chance {self.uniform_loss:.1f})"
+        saved = 1 - self.draft.cost
+        if saved >= 0.05:
+            return f"suited as it is: drafts from layer {self.draft.exit_layer} save {saved:.0%} of the cost"
+        if self.oracle_saves >= 0.1 * self.layers:
+            return (
+                f"suited if exits are trained: an oracle saves {self.oracle_saves:.1f} of {self.layers} layers, "
+                f"untrained drafts {max(saved, 0):.0%}"
+            )
+        return f"unsuited: even an oracle saves only {self.oracle_saves:.1f} of {self.layers} layers"
+
+
+def measure_suitability(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[str] = TEXTS,
+    *,
+    new_tokens: int = 34,
+    progress: bool = False,
+) -> Suitability:
+    """Measure a stock causal language model; it is not changed.
+
+    Args:
+        model, tokenizer: of transformers, of any architecture with a final norm and a linear LM head.
+        texts: references; the first third of each is the prompt that the model continues.
+        new_tokens: length of a continuation.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: for an architecture whose layers cannot be read, and for texts that are too short.
+    """
+    reader = _LayerReader(model.eval())
+    measured: dict[str, list[_Readings]] = {GREEDY: [], REFERENCE: []}
+    losses: list[Tensor] = []
+    for text in tracked(texts, "reading layers", rows=1, shown=progress):
+        tokens = torch.tensor(tokenizer(text)["input_ids"], device=model.device)
+        prompt = len(tokens) // 3
+        if prompt < 1:
+            raise UserError(f"a text must have at least 3 tokens: {text!r}")
+        own = model.generate(
+            tokens[None, :prompt],
+            attention_mask=torch.ones(1, prompt, dtype=torch.long, device=model.device),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            repetition_penalty=1.0,
+            pad_token_id=tokenizer.pad_token_id or 0,
+        )[0]
+        measured[GREEDY].append(reader.read(own, prompt))
+        reference = reader.read(tokens, prompt)
+        measured[REFERENCE].append(reference)
+        losses.append(functional.cross_entropy(reference.last_logits, tokens[prompt:], reduction="none"))
+    agreements = {
+        kind: np.concatenate([reading.agrees for reading in parts], axis=1) for kind, parts in measured.items()
+    }
+    return Suitability(
+        layers=reader.layers,
+        tokens={kind: agrees.shape[1] for kind, agrees in agreements.items()},
+        by_layer=pd.concat([_by_layer(kind, parts) for kind, parts in measured.items()], ignore_index=True),
+        first_agreement={kind: float(agrees.argmax(axis=0).mean()) + 1 for kind, agrees in agreements.items()},
+        saturation_layer={kind: float(saturation_layers(agrees).mean()) for kind, agrees in agreements.items()},
+        draft=best_draft([reading.agrees for reading in measured[GREEDY]], reader.head_in_layers),
+        head_in_layers=reader.head_in_layers,
+        reference_loss=float(torch.cat(losses).mean()),
+        uniform_loss=math.log(model.config.vocab_size),
+    )
+
+
+def best_draft(agreements: Sequence[np.ndarray], head_in_layers: float) -> Draft:
+    """Return the cheapest self-speculation.
+
+    The layers up to an exit draft k tokens and read the last of them; the other layers then verify all in one pass. The
+    head is read once for each drafted token and once to verify.
+
+    Args:
+        agreements: of each text, bool [L, tokens]: whether a layer predicts the token.
+        head_in_layers: cost of the head.
+    """
+    layers = len(agreements[0])
+    drafts = []
+    for exit_layer, drafted in product(range(1, layers), range(1, LONGEST_DRAFT + 1)):
+        passes = sum(_passes(agrees[exit_layer - 1], drafted) for agrees in agreements)
+        share = passes / sum(agrees.shape[1] for agrees in agreements)
+        layer_calls = share * ((drafted + 1) * exit_layer + layers - exit_layer)
+        cost = (layer_calls + share * (drafted + 1) * head_in_layers) / (layers + head_in_layers)
+        drafts.append(Draft(exit_layer, drafted, layer_calls, cost))
+    return min(drafts, key=lambda draft: draft.cost)
+
+
+def _passes(agrees: np.ndarray, drafted: int) -> int:
+    """Return how often the full model verifies a draft: each time it accepts what agrees, and adds one token."""
+    place = passes = 0
+    while place < len(agrees):
+        rejected = np.flatnonzero(~agrees[place : place + drafted])
+        place += (int(rejected[0]) if len(rejected) else drafted) + 1
+        passes += 1
+    return passes
+
+
+def saturation_layers(agrees: np.ndarray) -> np.ndarray:
+    """Return the first layer, from 1, from which on all layers agree: [tokens], of bool [L, tokens]."""
+    disagreeing = ~agrees[::-1]
+    return np.where(disagreeing.any(axis=0), len(agrees) - disagreeing.argmax(axis=0) + 1, 1)
+
+
+@dataclass(frozen=True)
+class _Readings:
+    """The layers' readings of the tokens of one text: arrays [L, tokens], and the logits of layer L."""
+
+    agrees: np.ndarray
+    kl: np.ndarray
+    cosine: np.ndarray
+    normed_cosine: np.ndarray
+    last_logits: Tensor
+
+
+def _by_layer(kind: str, parts: Sequence[_Readings]) -> pd.DataFrame:
+    def mean(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts], axis=1).mean(axis=1)
+
+    means = {"agreement": mean("agrees"), **{name: mean(name) for name in ("kl", "cosine", "normed_cosine")}}
+    return pd.DataFrame({"text": kind, "layer": np.arange(1, len(means["kl"]) + 1), **means})
+
+
+class _LayerReader:
+    """Read a stock decoder's layers through its final norm and head."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.head = model, model.get_output_embeddings()
+        self.layers: int = model.config.get_text_config().num_hidden_layers
+        decoder = model.get_decoder()
+        norms = [part for part in decoder.children() if "norm" in type(part).__name__.lower()]
+        stacks = [part for part in decoder.children() if isinstance(part, nn.ModuleList) and len(part) == self.layers]
+        if not (norms and stacks and isinstance(self.head, nn.Linear)):
+            raise self._unreadable("it has no final norm, list of layers or linear head that can be found")
+        self.norm, self.stack = norms[-1], stacks[0]
+
+    @property
+    def head_in_layers(self) -> float:
+        """Weights of the head, divided by those of a layer."""
+        layer = sum(weight.numel() for weight in self.stack[0].parameters() if weight.ndim > 1)
+        return self.head.weight.numel() / layer
+
+    @torch.inference_mode()
+    def read(self, tokens: Tensor, prompt: int) -> _Readings:
+        """Read the predictions of every layer for the tokens after a prompt: tokens [T], T - prompt of them."""
+        states, logits = self._states(tokens)
+        states, logits = states[:, prompt - 1 : -1].float(), logits[prompt - 1 : -1].float()
+        normed = self.norm(states.to(self.head.weight.dtype)).float()
+        last, answer = logits.log_softmax(dim=-1), logits.argmax(dim=-1)
+        agrees, kl = [], []
+        for layer in normed.to(self.head.weight.dtype):
+            said = self.head(layer).float()
+            agrees.append(said.argmax(dim=-1) == answer)
+            kl.append(functional.kl_div(said.log_softmax(dim=-1), last, log_target=True, reduction="none").sum(dim=-1))
+        if not bool(agrees[-1].all()) or float(kl[-1].max()) > _SAME:
+            raise self._unreadable("its final norm and head do not give its own logits")
+        return _Readings(
+            torch.stack(agrees).cpu().numpy(),
+            torch.stack(kl).cpu().numpy(),
+            functional.cosine_similarity(states, states[-1:], dim=-1).cpu().numpy(),
+            functional.cosine_similarity(normed, normed[-1:], dim=-1).cpu().numpy(),
+            logits,
+        )
+
+    def _states(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the model: states after every layer [L, T, width], before the final norm, and logits [T, vocabulary]."""
+        states: list[Tensor] = []
+
+        def keep(_: nn.Module, __: object, output: Any) -> None:
+            states.append((output if isinstance(output, Tensor) else output[0]).reshape(len(tokens), -1))
+
+        hooks = [layer.register_forward_hook(keep) for layer in self.stack]
+        try:
+            logits = self.model(tokens.unsqueeze(0), use_cache=False).logits[0]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(states), logits
+
+    def _unreadable(self, reason: str) -> UserError:
+        return UserError(f"the layers of {type(self.model).__name__} cannot be read: {reason}")

@@ -1,0 +1,138 @@
+"""SHA-256 of files: in JSON files that are checked when they are read, of backbones, and of weights that models share.
+
+A JSON file written here begins with the hash of its own text and the hashes of the files in its folder that belong to
+it, so that one flipped bit in a record or in its rows is noticed. Older files, without hashes, are read unchecked.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+from consistentee.files import PARTIAL, make_folder, replacing
+
+LARGE_BYTES = 1_000_000
+"""Smaller files of weights are not worth a link."""
+
+_SEAL = re.compile(r'\{\n "sha256": "([0-9a-f]{64})"(,\n "files": (\{[^{}]*\}),\n.*)', re.DOTALL)
+_OTHER_HASH = "not the content that was written"
+_MODEL_FILES = {".json", ".safetensors", ".txt", ".model"}
+
+
+def hash_file(path: Path) -> str:
+    """Compute the SHA-256 of a file."""
+    with path.open("rb") as content:
+        return file_digest(content, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, text: str, files: Iterable[Path] = ()) -> None:
+    """Write a JSON object of at least one field atomically, with hashes of its text and of files in its folder."""
+    listed = {file.relative_to(path.parent).as_posix(): hash_file(file) for file in files}
+    rest = f',\n "files": {json.dumps(listed)},\n{text.removeprefix("{").lstrip()}\n'
+    write_text(path, f'{{\n "sha256": "{sha256(rest.encode()).hexdigest()}"{rest}')
+
+
+def unsealed(text: str) -> tuple[str, str | None]:
+    """Return the text that :func:`write_json` was given, and what is wrong with it."""
+    seal = _SEAL.match(text)
+    if seal is None:
+        return text, None
+    digest, rest, files = seal.groups()
+    fault = None if sha256(rest.encode()).hexdigest() == digest else _OTHER_HASH
+    return "{" + rest[len(',\n "files": ,') + len(files) :], fault
+
+
+def file_fault(path: Path, *names: str, sealed: bool = False) -> str | None:
+    """Describe what is wrong with a JSON file that carries hashes, or which of its listed files has changed.
+
+    Args:
+        path: the file.
+        names: look at these of the listed files alone.
+        sealed: a file without hashes is a fault too, and so is none at all.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return str(error) if sealed or not isinstance(error, FileNotFoundError) else None
+    seal = _SEAL.match(text)
+    if seal is None:
+        return "it has no hashes" if sealed else None
+    if fault := unsealed(text)[1]:
+        return fault
+    for name, digest in json.loads(seal[3]).items():
+        try:
+            if name in (names or [name]) and hash_file(path.parent / name) != digest:
+                return f"{name}: {_OTHER_HASH}"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return None
+
+
+class FileHashes:
+    """Hashes of large files, remembered in one JSON file by path, size and time of change."""
+
+    def __init__(self, cache_file: Path) -> None:
+        self._cache_file = cache_file
+        self._known: dict[str, list[int | str]] = self._load()
+        self._changed = False
+
+    def _load(self) -> dict[str, list[int | str]]:
+        try:
+            text, fault = unsealed(self._cache_file.read_text(encoding="utf-8"))
+            known = {} if fault else json.loads(text)
+        except (OSError, ValueError):  # nothing but time is lost with this file
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def sha256(self, path: Path) -> str:
+        """Return the hash of a file, which is read only if it changed since the last time."""
+        status = path.stat()
+        entry: list[int | str] = [status.st_size, status.st_mtime_ns]
+        known = self._known.get(str(path))
+        if not (isinstance(known, list) and known[:2] == entry):
+            known = [*entry, hash_file(path)]
+            self._known[str(path)] = known
+            self._changed = True
+        return str(known[2])
+
+    def of_model(self, folder: Path) -> dict[str, str]:
+        """Return the hashes of the files of a pretrained model, by their place in its folder."""
+        files = sorted(path for path in folder.rglob("*") if path.suffix in _MODEL_FILES)
+        return {path.relative_to(folder).as_posix(): self.sha256(path) for path in files}
+
+    def save(self) -> None:
+        """Write the cache, if there is anything new."""
+        if self._changed:
+            write_json(self._cache_file, json.dumps(self._known, indent=1))
+            self._changed = False
+
+
+def share_weights(model: Path, pool: Path) -> None:
+    """Keep equal weights of saved models once on the disk: methods that share a stage save the same backbone.
+
+    Args:
+        model: folder of a saved model, whose large files become links, if the disk has them.
+        pool: folder where each of these files lies by its hash; a damaged file there is replaced.
+    """
+    for file in sorted(model.rglob("*.safetensors")):
+        if file.stat().st_size < LARGE_BYTES:
+            continue
+        digest = hash_file(file)
+        first = pool / f"{digest}.safetensors"
+        make_folder(pool)
+        with suppress(OSError):  # no links on this disk: the model has a copy of its own
+            is_whole = first.exists() and hash_file(first) == digest
+            source, place = (first, file) if is_whole else (file, first)
+            link = file.with_name(f".{file.name}{PARTIAL}")
+            os.link(source, link)
+            link.replace(place)
+            link.unlink(missing_ok=True)  # which is still there where both were one file

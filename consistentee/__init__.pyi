@@ -1,0 +1,62 @@
+from consistentee.backbones.token_exits import TokenExitStepper as TokenExitStepper
+from consistentee.data.instances import Split as Split, TaskData as TaskData
+from consistentee.data.prompts import Prompt as Prompt, PromptSplit as PromptSplit, TextTask as TextTask
+from consistentee.deployment.pipeline import pipeline as pipeline
+from consistentee.deployment.risk_control import control_risk as control_risk
+from consistentee.engine.classify import Predictions as Predictions, classify as classify
+from consistentee.engine.generate import (
+    Generations as Generations,
+    generate as generate,
+    generate_encoded as generate_encoded,
+    stream_texts as stream_texts,
+)
+from consistentee.engine.prompt_batch import ReadPrompts as ReadPrompts
+from consistentee.engine.sampling import Sampling as Sampling
+from consistentee.engine.speculation import generate_speculatively as generate_speculatively
+from consistentee.errors import UserError as UserError
+from consistentee.methods.method import (
+    JointMethod as JointMethod,
+    Knob as Knob,
+    Method as Method,
+    TokenMethod as TokenMethod,
+    available_methods as available_methods,
+    get_method as get_method,
+)
+from consistentee.methods.token_methods import DraftingMethod as DraftingMethod, VocabularyMethod as VocabularyMethod
+from consistentee.models.classifiers import (
+    CLASSIFIER_KINDS as CLASSIFIER_KINDS,
+    ClassifierSpec as ClassifierSpec,
+    InternalClassifier as InternalClassifier,
+)
+from consistentee.models.decoder.branches import BranchSpec as BranchSpec, SkippedSublayers as SkippedSublayers
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder as MultiExitDecoder
+from consistentee.models.decoder.stack import DecoderStack as DecoderStack
+from consistentee.models.encoder.multi_exit_model import MultiExitModel as MultiExitModel
+from consistentee.models.heads import HeadSpec as HeadSpec
+from consistentee.rules.exit_rule import (
+    ConsecutiveRule as ConsecutiveRule,
+    ExitRule as ExitRule,
+    NeverExit as NeverExit,
+    OneLayerRule as OneLayerRule,
+    SameAnswerRule as SameAnswerRule,
+    State as State,
+    StaticRule as StaticRule,
+    ThresholdRule as ThresholdRule,
+)
+from consistentee.rules.view import LayerView as LayerView
+from consistentee.rules.vocabulary import prune_vocabulary as prune_vocabulary
+from consistentee.traces.instance_trace import Trace as Trace, record_trace as record_trace
+from consistentee.traces.token_trace import (
+    TokenTrace as TokenTrace,
+    record_token_trace as record_token_trace,
+    record_tokens as record_tokens,
+)
+from consistentee.traces.walk import (
+    replay as replay,
+    replay_tokens as replay_tokens,
+    sweep as sweep,
+    sweep_tokens as sweep_tokens,
+)
+from consistentee.training.recipe import Recipe as Recipe, TokenRecipe as TokenRecipe
+
+__version__: str

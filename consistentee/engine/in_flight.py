@@ -1,0 +1,305 @@
+"""Regrouping: rows that leave early go on with their next token at once, and every layer runs on a full batch.
+
+Dynamic rebatching (Liu et al., DREX, 2025, arXiv 2512.15705), where no row is ever kept in against its rule. A row
+runs one stage after the other: the layers up to each exit, and, wherever it leaves, what comes behind all exits: the
+closing layers, if there are any, and the LM head. Between two stages it waits for company.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consistentee.engine.cache import RowNumbers, Rows
+from consistentee.engine.owed_tokens import owed_tokens
+from consistentee.engine.sampling import choose_tokens
+from consistentee.engine.slots import Slots
+from consistentee.engine.token_decoder import (
+    Writing,
+    late_layers,
+    logits_behind_exits,
+    places_leaving,
+    says_at_once,
+    start_rule,
+    state_behind_exit,
+)
+from consistentee.engine.transcript import Latency, Transcript, clock
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.progress import Steps
+from consistentee.rules.exit_rule import State
+from consistentee.traces.token_view import TokenView, prompt_key
+
+_NOBODY = -1
+
+
+class Texts:
+    """The texts under way, one a slot.
+
+    Attributes:
+        newest: the newest token of each slot, int64 [slots], on the device.
+        left: the layer that it was read off, int64 [slots].
+    """
+
+    def __init__(
+        self,
+        model: MultiExitDecoder,
+        transcripts: Sequence[Transcript],
+        slots: int,
+        writing: Writing,
+    ) -> None:
+        """``transcripts``: of all prompts, under way or not."""
+        self.newest = torch.zeros(slots, dtype=torch.long, device=model.device)
+        self.left = np.zeros(slots, dtype=np.int64)
+        self._transcripts = transcripts
+        self._sampling = writing.sampling
+        self._row = np.full(slots, _NOBODY)
+        self._key = np.zeros(slots, dtype=np.int64)
+        self._place = np.zeros(slots, dtype=np.int64)
+        self._queued, self._first = np.zeros(slots), np.zeros(slots)
+        self._began = time.perf_counter()
+        self._max_new_tokens = writing.max_new_tokens
+        self._steps = Steps("decoding", len(transcripts) * writing.max_new_tokens)
+
+    @property
+    def taken(self) -> RowNumbers:
+        """Slots that a text is written in."""
+        return np.flatnonzero(self._row != _NOBODY)
+
+    @property
+    def free(self) -> RowNumbers:
+        return np.flatnonzero(self._row == _NOBODY)
+
+    def begin(self, slots: RowNumbers, rows: Sequence[int], prompts: Sequence[Sequence[int]], layer: int) -> None:
+        """Begin the texts behind some prompts, rows ``rows`` of all, whose first token is read off layer ``layer``."""
+        self._row[slots] = rows
+        self._key[slots] = [prompt_key(prompt) for prompt in prompts]
+        self._place[slots] = 0
+        self.left[slots] = layer
+        self._queued[slots] = time.perf_counter() - self._began
+
+    def keys(self, slots: RowNumbers) -> list[int]:
+        return self._key[slots].tolist()
+
+    def places(self, slots: RowNumbers) -> list[int]:
+        """Return the place that the next token of each slot will have in its text."""
+        return self._place[slots].tolist()
+
+    def say(self, slots: RowNumbers, logits: Tensor) -> RowNumbers:
+        """Take the next token of some slots from logits [slots, vocabulary]; return the slots whose text has ended."""
+        tokens = choose_tokens(self._sampling, logits, self.keys(slots), self.places(slots))
+        self.newest[torch.from_numpy(slots).to(tokens.device)] = tokens
+        spoken = tokens.tolist()
+        now = time.perf_counter() - self._began
+        self._first[slots] = np.where(self._place[slots] == 0, now, self._first[slots])
+        self._place[slots] += 1
+        transcripts = [self._transcripts[row] for row in self._row[slots]]
+        for transcript, token, layer in zip(transcripts, spoken, self.left[slots].tolist(), strict=True):
+            transcript.add(token, layer)
+        self._steps.add(len(spoken), len(spoken))
+        ended = slots[[transcript.ended_by is not None for transcript in transcripts]]
+        for slot in ended.tolist():
+            self.of(slot).latency = Latency(float(self._queued[slot]), float(self._first[slot]), now)
+            self._steps.leave_out(self._max_new_tokens - len(self.of(slot).tokens))
+        return ended
+
+    def of(self, slot: int) -> Transcript:
+        return self._transcripts[int(self._row[slot])]
+
+    def end(self, slots: RowNumbers) -> None:
+        self._row[slots] = _NOBODY
+
+
+PATIENCE = 100
+"""Turns that a row is passed over at most before its stage runs, full or not; as many as DREX has."""
+
+
+class Waiting:
+    """Slots before their next stage: number 0 begins a token. A stage runs once a batch of them is there.
+
+    Where no batch is full, the fullest runs: what a batch costs hardly depends on its rows, so that rows that wait for
+    company cost less than rows that run without. Where several are full, the one with the row that is furthest behind
+    runs; and of a stage those rows run first. So rows keep pace with each other, however deep their tokens go, and none
+    is left to write the rest of its text alone. Rows that came later count as level with the slowest.
+    """
+
+    def __init__(self, slots: int, batch_sizes: Sequence[int]) -> None:
+        """``batch_sizes``: rows that a full batch of each stage has."""
+        self._batch_sizes = np.array(batch_sizes)
+        self._stage = np.full(slots, -1)
+        self._tokens = np.zeros(slots, dtype=np.int64)  # written so far, as if all had begun together
+        self._since = np.zeros(slots, dtype=np.int64)  # the turn after which a slot came
+        self._turn = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting())
+
+    def _waiting(self) -> RowNumbers:
+        return np.flatnonzero(self._stage >= 0)
+
+    def enter(self, slots: RowNumbers) -> None:
+        """Begin rows in some slots; their first token makes them level with the slowest."""
+        self._tokens[slots] = self._tokens[self._waiting()].min(initial=self._tokens.max() + 1) - 1
+
+    def put(self, slots: RowNumbers, stage: int) -> None:
+        """Let some slots wait before a stage; before stage 0, they have written a token more."""
+        self._stage[slots] = stage
+        self._since[slots] = self._turn
+        if stage == 0:
+            self._tokens[slots] += 1
+
+    def take(self) -> tuple[int, RowNumbers]:
+        """Return the stage to run, and the slots that run it, in increasing order; at least one must wait."""
+        self._turn += 1
+        waiting = self._waiting()
+        longest = waiting[self._since[waiting].argmin()]
+        overdue = self._turn - self._since[longest] > PATIENCE
+        stage = int(self._stage[longest]) if overdue else self._fullest(waiting)
+        slots = np.flatnonzero(self._stage == stage)
+        first_by = self._since if overdue else self._tokens
+        first = np.lexsort((self._since[slots], first_by[slots]))[: self._batch_sizes[stage]]
+        slots = np.sort(slots[first])
+        self._stage[slots] = -1
+        return stage, slots
+
+    def _fullest(self, waiting: RowNumbers) -> int:
+        rows = np.bincount(self._stage[waiting], minlength=len(self._batch_sizes))
+        filled = (rows / self._batch_sizes).clip(max=1.0)
+        fullest = waiting[filled[self._stage[waiting]] == filled.max()]
+        return int(self._stage[fullest[self._tokens[fullest].argmin()]])
+
+
+class InFlight:
+    """Prompts that are continued, some of them at a time.
+
+    Attributes:
+        slots: the keys and values of those under way.
+        texts: what is written in each slot.
+        prefill_seconds: spent on prompts so far, the first new tokens included.
+    """
+
+    def __init__(
+        self,
+        model: MultiExitDecoder,
+        prompts: Sequence[Sequence[int]],
+        transcripts: Sequence[Transcript],
+        writing: Writing,
+        in_flight: int,
+    ) -> None:
+        """Make room for ``in_flight`` rows, or for all if they are fewer; ``transcripts``: one a prompt.
+
+        Raises UserError where the room cannot be had.
+        """
+        slots, new_columns = min(in_flight, len(prompts)), writing.max_new_tokens - 1
+        self.slots = Slots(model, slots, max(map(len, prompts)) + new_columns)
+        self.texts = Texts(model, transcripts, slots, writing)
+        self.prefill_seconds = 0.0
+        self._model = model
+        self._prompts = prompts
+        self._unread = iter(range(len(prompts)))
+        self._rule = writing.rule
+        self._batch_size = writing.batch_size
+        self._stretches = model.stretches
+        self._head = len(self._stretches)
+        # The LM head costs hardly more for two batches than for one, and as much as many layers of a small model.
+        batch = writing.batch_size
+        behind_exits = batch if model.closing else max(batch, min(2 * batch, slots // 2))
+        self._waiting = Waiting(slots, [batch] * self._head + [behind_exits])
+        self._owed = owed_tokens(writing.kv, self.slots, new_columns)
+        # What rows wait with: the state that enters their next stage, the rule's state, the states at earlier exits.
+        self._hidden = torch.zeros(slots, model.width, dtype=self.slots.dtype, device=model.device)
+        self._states: list[State] = [{} for _ in self._stretches]
+        self._past = self._hidden.new_zeros(slots, self._head, model.width) if self._rule.reads_history else None
+
+    def run(self) -> Iterator[Transcript]:
+        """Write all texts, and yield each as soon as it has ended. All slots are free behind this, however it ends."""
+        try:
+            while True:
+                if len(self.texts.free) and (rows := list(islice(self._unread, self._room()))):
+                    yield from self._read(rows)
+                elif len(self._waiting):
+                    yield from self._run_stage(*self._waiting.take())
+                else:
+                    return
+        finally:
+            self._end(self.texts.taken)
+
+    def _room(self) -> int:
+        return min(len(self.texts.free), self._batch_size)
+
+    @torch.inference_mode()
+    def _read(self, rows: list[int]) -> list[Transcript]:
+        start = clock(self._model.device)
+        slots, prompts = self.texts.free[: len(rows)], [self._prompts[row] for row in rows]
+        self.texts.begin(slots, rows, prompts, self._model.num_layers)
+        self._waiting.enter(slots)
+        hidden = self.slots.read(self.slots.rows(slots), prompts)
+        ended = self._say(slots, self._model.logits(self._model.num_layers, hidden))
+        self.prefill_seconds += clock(self._model.device) - start
+        return ended
+
+    @torch.inference_mode()
+    def _run_stage(self, stage: int, slots: RowNumbers) -> list[Transcript]:
+        rows = self.slots.rows(slots)
+        if stage == self._head:
+            context = self.slots.context(rows)
+            return self._say(slots, logits_behind_exits(self._model, self.slots, rows.of(self._hidden), context))
+        if stage == 0:
+            self.slots.begin(rows)
+        context, layers = self.slots.context(rows), self._stretches[stage]
+        if stage == 0:
+            hidden = self._model.stepper.embed(rows.of(self.texts.newest).unsqueeze(1), context.positions)
+        else:
+            hidden = rows.of(self._hidden).unsqueeze(1)
+        hidden = self._owed.run(layers, hidden, rows, context)
+        past = None if self._past is None else rows.of(self._past)[:, :stage]
+        exit_layer, places = self._model.exit_layers[stage], self.texts.places(slots)
+        view = TokenView(self._model, exit_layer, hidden, places, self.texts.keys(slots), past=past)
+        if stage == 0:
+            state = start_rule(self._rule, self._model, len(rows))
+        else:
+            state = {name: rows.of(tensor) for name, tensor in self._states[stage].items()}
+        leaving = places_leaving(self._rule, view, state)
+        staying = np.delete(np.arange(len(slots)), leaving)
+        if len(staying):
+            self._stay(rows.take(staying), torch.from_numpy(staying).to(hidden.device), view, state, stage)
+        return self._leave(rows.take(leaving), leaving, view) if leaving else []
+
+    def _stay(self, rows: Rows, places: Tensor, view: TokenView, state: State, stage: int) -> None:
+        rows.put(self._hidden, view.hidden[places, 0])
+        kept = self._states[stage + 1]
+        for name, tensor in state.items():
+            if name not in kept:
+                kept[name] = tensor.new_zeros(len(self.slots), *tensor.shape[1:])
+            rows.put(kept[name], tensor[places])
+        if self._past is not None:
+            rows.put(self._past[:, : stage + 1], view.history[places])
+        self._waiting.put(rows.numbers, stage + 1)
+
+    def _leave(self, rows: Rows, places: list[int], view: TokenView) -> list[Transcript]:
+        """Let the rows at some places of a view leave; return the texts that have ended, if their tokens are known."""
+        self.texts.left[rows.numbers] = view.layer
+        if view.layer < view.num_layers:
+            self._owed.leave(rows, view.hidden[places])
+        if says_at_once(self._model, view):
+            return self._say(rows.numbers, view.logits_of(places))
+        rows.put(self._hidden, state_behind_exit(self._model, view, places))
+        self._waiting.put(rows.numbers, self._head)
+        return []
+
+    def _say(self, slots: RowNumbers, logits: Tensor) -> list[Transcript]:
+        ended = self.texts.say(slots, logits)
+        self._waiting.put(np.setdiff1d(slots, ended), 0)
+        transcripts = [self.texts.of(slot) for slot in ended.tolist()]
+        for slot, transcript in zip(ended.tolist(), transcripts, strict=True):
+            prompt_columns = int(self.slots.prompt_columns[slot])
+            ledger, layers = self.slots.cache.ledger, transcript.exit_layers
+            transcript.late_layers = late_layers(ledger, slot, prompt_columns, layers)
+        self._end(ended)
+        return transcripts
+
+    def _end(self, slots: RowNumbers) -> None:
+        self.texts.end(slots)
+        self.slots.free(slots)

@@ -1,0 +1,167 @@
+"""TokenDecoder: decodes a batch token by token; a rule decides at which layer each of them leaves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from consistentee.backbones.decoders import DecoderContext
+from consistentee.engine.cache import Ledger, RowNumbers, Rows
+from consistentee.engine.owed_tokens import KVPolicy, owed_tokens
+from consistentee.engine.prompt_batch import PromptBatch, ReadPrompts, TokenBatch
+from consistentee.engine.sampling import Sampling, choose_tokens
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, State, ask
+from consistentee.traces.token_view import TokenView, prompt_key
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The settings of generation that both engines share; see :func:`consistentee.generate`."""
+
+    rule: ExitRule
+    max_new_tokens: int
+    batch_size: int
+    kv: KVPolicy = "propagate"
+    sampling: Sampling | None = None
+    read: ReadPrompts | None = None
+
+
+class TokenDecoder:
+    """One batch of prompts. :meth:`prefill` gives the first new token, every :meth:`step` one more for every row.
+
+    Attributes:
+        batch: the prompts that are still written on, and their keys and values.
+    """
+
+    def __init__(self, model: MultiExitDecoder, prompts: Sequence[Sequence[int]], writing: Writing) -> None:
+        new_columns = writing.max_new_tokens - 1  # the last new token is not read
+        self._model = model
+        self._prompts = prompts
+        self._writing = writing
+        self.batch = PromptBatch(model, prompts, new_columns)
+        self._owed = owed_tokens(writing.kv, self.batch, new_columns)
+        self._keys = [prompt_key(prompt) for prompt in prompts]
+        self._newest = torch.empty(0)
+        self._step = 0
+
+    @torch.inference_mode()
+    def prefill(self) -> list[int]:
+        """Run the prompts at full depth, and return the first new token of each row."""
+        read = self._writing.read
+        hidden = self.batch.prefill() if read is None else read.states(self.batch, self._prompts)
+        logits = self._model.logits(self._model.num_layers, hidden[:, 0])
+        self._newest = choose_tokens(self._writing.sampling, logits, self._keys, [0] * len(self._keys))
+        return self._newest.tolist()
+
+    @torch.inference_mode()
+    def step(self) -> tuple[list[int], list[int]]:
+        """Read the newest token of each row, and return the next ones and the layers that they were read off."""
+        model, batch, rule = self._model, self.batch, self._writing.rule
+        self._step += 1
+        batch.cache.ledger.advance(1)
+        rows, keys = batch.all_rows(), self._keys
+        context = context_of_all = self._context(rows)
+        hidden = batch.stepper.embed(self._newest.unsqueeze(1), context.positions)
+        state = start_rule(rule, model, len(rows))
+        past = hidden.new_empty(len(rows), 0, model.width) if rule.reads_history else None
+        tokens = torch.empty(len(rows), dtype=torch.int64, device=model.device)
+        exit_layers = [model.num_layers] * len(rows)
+        left_with = hidden[:, 0].clone()  # what rows leave with whose logits are computed together at the end
+        waiting: list[int] = []
+        for exit_layer, layers in zip(model.exit_layers, model.stretches, strict=True):
+            hidden = self._owed.run(layers, hidden, rows, context)
+            view = TokenView(model, exit_layer, hidden, self._step, keys, past=past)
+            leaving = places_leaving(rule, view, state)
+            if leaving:
+                left = rows if len(leaving) == view.rows else rows.take(leaving)
+                for row in left.numbers:
+                    exit_layers[row] = exit_layer
+                if exit_layer < model.num_layers:
+                    self._owed.leave(left, hidden[leaving])
+                if says_at_once(model, view):
+                    self._choose(tokens, left.numbers, view.logits_of(leaving))
+                else:
+                    left.put(left_with, state_behind_exit(model, view, leaving))
+                    waiting += left.numbers.tolist()
+            if len(leaving) == view.rows:
+                break
+            past = past if past is None else view.history
+            if leaving:
+                staying = np.delete(np.arange(view.rows), leaving)
+                kept = torch.from_numpy(staying).to(model.device)
+                rows, keys = rows.take(staying), [keys[place] for place in staying]
+                hidden, context = hidden.index_select(0, kept), self._context(rows)
+                state = {name: tensor.index_select(0, kept) for name, tensor in state.items()}
+                past = past if past is None else past.index_select(0, kept)
+        if waiting:
+            rows = batch.all_rows().take(sorted(waiting))
+            logits = logits_behind_exits(model, batch, rows.of(left_with), context_of_all)
+            self._choose(tokens, rows.numbers, logits)
+        self._newest = tokens
+        return tokens.tolist(), exit_layers
+
+    def _choose(self, tokens: Tensor, rows: RowNumbers, logits: Tensor) -> None:
+        keys = [self._keys[row] for row in rows]
+        chosen = choose_tokens(self._writing.sampling, logits, keys, [self._step] * len(keys))
+        Rows(rows, tokens.device).put(tokens, chosen)
+
+    def _context(self, rows: Rows) -> DecoderContext:
+        column = self.batch.cache.length - 1
+        return self.batch.context(rows, column, column + 1)
+
+    def keep(self, places: list[int]) -> None:
+        rows = self.batch.all_rows().take(places)
+        self.batch.keep(rows)
+        self._owed.keep(rows)
+        self._newest = rows.of(self._newest)
+        self._keys = [self._keys[place] for place in places]
+
+    def late_layers(self, place: int, exit_layers: Sequence[int]) -> list[int]:
+        """Return how many layers the token read for each new token has got late, given where these left."""
+        return late_layers(self.batch.cache.ledger, place, self.batch.prompt_columns, exit_layers)
+
+
+def start_rule(rule: ExitRule, model: MultiExitDecoder, rows: int) -> State:
+    """Return a rule's state before the first exit, on the model's device."""
+    return {name: tensor.to(model.device) for name, tensor in rule.start(rows, model.num_layers).items()}
+
+
+def places_leaving(rule: ExitRule, view: TokenView, state: State) -> list[int]:
+    """Return the places of the rows that leave at this layer; at the last one, all of them."""
+    if view.layer == view.num_layers:
+        return list(range(view.rows))
+    return [place for place, goes in enumerate(ask(rule, view, state).tolist()) if goes]
+
+
+def says_at_once(model: MultiExitDecoder, view: TokenView) -> bool:
+    """Return whether rows that leave get their logits now: the rule has read them, or each exit has a head of its own.
+
+    A shared LM head, the largest matrix of a small model, is read once for all rows that wait for it, and so are
+    closing layers.
+    """
+    return not model.closing and (view.has_logits or not model.shares_head)
+
+
+def state_behind_exit(model: MultiExitDecoder, view: TokenView, places: list[int]) -> Tensor:
+    """Return what rows that leave wait with for :func:`logits_behind_exits`: [places, width]."""
+    return view.hidden[places, 0] if model.closing else view.head_states_of(places)
+
+
+def logits_behind_exits(model: MultiExitDecoder, batch: TokenBatch, left: Tensor, context: DecoderContext) -> Tensor:
+    """Run what lies behind all exits, closing layers and LM head: [rows, width] -> [rows, vocabulary]."""
+    if not model.closing:
+        return model.stepper.unembed(left)
+    return model.logits(model.num_layers, batch.run(model.closing, left.unsqueeze(1), context)[:, 0])
+
+
+def late_layers(ledger: Ledger, row: int, prompt_columns: int, exit_layers: Sequence[int]) -> list[int]:
+    """Return, for each new token of a row, how many layers the token read for it was given after it left.
+
+    The first is read off the prompt, which leaves nothing for later. ``exit_layers``: of all new tokens.
+    """
+    read = prompt_columns + np.arange(len(exit_layers) - 1)
+    cached = (ledger.stored[:, row] > read[:, None]).sum(axis=1)
+    return [0, *(cached - np.array(exit_layers[1:], dtype=np.int64)).tolist()]

@@ -1,0 +1,119 @@
+"""Base classes of methods of generation: rules that read the LM head, and drafts that the full model verifies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, TypedDict
+
+from pydantic import Field, PositiveInt
+
+from consistentee.arguments import Fraction
+from consistentee.data.prompts import TextTask
+from consistentee.engine.generate import Generations, generate
+from consistentee.engine.speculation import generate_speculatively
+from consistentee.errors import UserError
+from consistentee.methods.method import Knob, TokenMethod
+from consistentee.models.decoder.branches import SkippedSublayers
+from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
+from consistentee.rules.exit_rule import ExitRule, StaticRule
+from consistentee.rules.schedules import SHIFTS, DepthThresholdRule, check_exit_layer, shifted_thresholds
+from consistentee.rules.vocabulary import prune_vocabulary
+from consistentee.training.decoder import train_exits
+from consistentee.training.recipe import TokenRecipe
+
+
+@dataclass(frozen=True)
+class VocabularyMethod(TokenMethod):
+    """A method whose rule reads predictions of exits, so that its vocabulary can be pruned.
+
+    Attributes:
+        candidates: number of tokens that exits after the first read and predict, see
+            :mod:`consistentee.rules.vocabulary`; None for the whole vocabulary.
+    """
+
+    candidates: Annotated[int, Field(ge=2)] | None = field(default=None, kw_only=True, repr=False)  # see stage keys
+
+    @property
+    def asks_exits(self) -> bool:
+        return True
+
+    def pruned(self, rule: ExitRule) -> ExitRule:
+        """Restrict a rule to the candidates after its first exit, if ``candidates`` is set."""
+        return prune_vocabulary(rule, self.candidates)
+
+
+@dataclass(frozen=True)
+class DepthThresholdMethod(VocabularyMethod):
+    """A method with trained middle layers and a threshold on the largest probability.
+
+    Class attributes:
+        thresholds: by share of the depth, see :func:`consistentee.rules.schedules.shifted_thresholds`; the knob
+            shifts the log-odds of all of them, and 0 gives the paper's.
+    """
+
+    knob: ClassVar[Knob] = Knob("shift", SHIFTS)
+    thresholds: ClassVar[Sequence[tuple[float, float]]]
+
+    def fit(self, model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) -> MultiExitDecoder:
+        """Train the backbone, if the recipe does, with equal weights of all exits at every step, on labels alone."""
+        equally = replace(recipe, exit_weights="equal", exit_curriculum="all", layer_dropout=0.0, taught_share=0.0)
+        train_exits(model, task, equally)
+        return model
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit by the paper's thresholds with log-odds shifted by ``knob``."""
+        return self.pruned(DepthThresholdRule(shifted_thresholds(self.thresholds, model.exit_layers, knob)))
+
+
+class DraftedBy(TypedDict, total=False):
+    """The drafter, as options of :func:`generate_speculatively`; empty without drafts."""
+
+    draft_layer: int
+    skipped: SkippedSublayers
+
+
+@dataclass(frozen=True)
+class DraftingMethod(TokenMethod):
+    """Self-speculative decoding; the knob is the layer that drafts, unless a method has another.
+
+    Attributes:
+        draft_tokens: maximum number of tokens before each verification.
+        threshold: a draft ends after a token that is less probable than this; 0 disables it.
+    """
+
+    knob: ClassVar[Knob] = Knob("draft layer", tuple(float(layer) for layer in range(6, 31, 6)))
+    drafts: ClassVar[bool] = True
+
+    draft_tokens: PositiveInt = 4
+    threshold: Fraction = 0.0
+
+    def knob_values(self, model: MultiExitDecoder) -> Sequence[float]:
+        """Return the exit layers; the last one decodes with the full model, without drafts."""
+        return tuple(float(layer) for layer in model.exit_layers)
+
+    def rule(self, model: MultiExitDecoder, knob: float) -> ExitRule:
+        """Exit at the draft layer, ``knob``."""
+        return StaticRule(check_exit_layer(model, knob))
+
+    def drafter(self, model: MultiExitDecoder, knob: float) -> DraftedBy:
+        """Return the drafter as options of :func:`generate_speculatively`; empty at full depth."""
+        return {} if knob == model.num_layers else {"draft_layer": round(knob)}
+
+    def generate(self, model: MultiExitDecoder, prompts: Sequence[str], knob: float, **options: Any) -> Generations:
+        """Generate the full model's texts with the drafter of ``knob``; see :func:`generate_speculatively`.
+
+        Texts are generated one by one: ``batch_size``, ``sort_by_length`` and ``read`` have no effect. Raises UserError
+        for ``sampling`` and ``in_flight``.
+        """
+        rule, drafter = self.rule(model, knob), self.drafter(model, knob)
+        if not drafter:
+            return generate(model, prompts, rule, **options)
+        at_knob = f"{self.knob.name} {knob:g} drafts"
+        if options.pop("sampling", None) is not None:
+            raise UserError(f"{self.name} verifies greedy drafts and cannot sample; {at_knob}")
+        if options.pop("in_flight", None) is not None:
+            raise UserError(f"{self.name} writes text after text, and keeps none in flight; {at_knob}")
+        for of_batches in ("batch_size", "sort_by_length", "read"):
+            options.pop(of_batches, None)
+        return generate_speculatively(
+            model, prompts, draft_tokens=self.draft_tokens, threshold=self.threshold, **drafter, **options
+        )

@@ -1,0 +1,276 @@
+"""Stages of classification that several methods share, and the losses they are made of."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from consistentee.data.instances import TaskData
+from consistentee.errors import UserError
+from consistentee.models.classifiers import ClassifierSpec
+from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
+from consistentee.traces.instance_trace import record_logits, record_outputs
+from consistentee.training.loop import run_stage
+from consistentee.training.recipe import Recipe
+from consistentee.training.sources import (
+    FeatureBatch,
+    FeatureSource,
+    TokenBatch,
+    TokenSource,
+    ValidationJudge,
+    label_tensor,
+)
+from consistentee.training.stage import BatchT, Source, Stage
+
+BACKBONE_AND_CLASSIFIERS = ("backbone.", "poolers.", "classifiers.")
+_HELD_OUT_SEED = 0
+
+
+def layer_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Compute every layer's loss on every row, CE_t, or the squared error in a regression: float [rows, L].
+
+    ``logits`` are [rows, L, classes]; ``labels`` [rows] are class indices, or targets if there is one output.
+    """
+    rows, layers, classes = logits.shape
+    repeated = labels.unsqueeze(1).expand(rows, layers)
+    if classes == 1:
+        return functional.mse_loss(logits.squeeze(-1), repeated.to(logits.dtype), reduction="none")
+    return functional.cross_entropy(logits.flatten(0, 1), repeated.flatten(), reduction="none").view(rows, layers)
+
+
+def depth_weighted_loss(losses: Tensor) -> Tensor:
+    """Compute ``sum_t t * CE_t / sum_t t``, averaged over rows, from losses [rows, L] (PABEE, section 3.2)."""
+    weights = losses.new_tensor(range(1, losses.shape[1] + 1))
+    return (losses.mean(dim=0) * weights).sum() / weights.sum()
+
+
+def distillation_loss(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Compute ``T^2 sum_{t<L} KL(exit L || exit t)``, averaged over rows, of logits [rows, L, classes].
+
+    The last exit teaches and gets no gradient.
+    """
+    softened = (logits / temperature).log_softmax(dim=-1)
+    students, teacher = softened[:, :-1], softened[:, -1:].detach()
+    divergences = functional.kl_div(students, teacher.expand_as(students), log_target=True, reduction="none")
+    return temperature**2 * divergences.sum(dim=(1, 2)).mean()
+
+
+def training_source(model: MultiExitModel, task: TaskData, recipe: Recipe) -> TokenSource:
+    """Return the training rows of a task as tokens; from now on the model cuts texts as the recipe does."""
+    model.description.max_length = recipe.max_length
+    rows, validation = recipe.training_rows(task.train), task.validation
+    encodings = model.tokenize(validation.texts, recipe.max_length)
+    judge = ValidationJudge(encodings, validation.labels, task.metric, recipe.precision)
+    return TokenSource(model, model.tokenize(rows.texts, recipe.max_length), label_tensor(rows.labels), judge)
+
+
+def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSource]:
+    """Split training rows into rows to train on, and a ``share`` of them, at least one, that is held out.
+
+    The split depends on the number of rows alone: not on a seed, and not on validation rows.
+    Raises UserError if no row is left to train on.
+    """
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(_HELD_OUT_SEED))
+    count = max(1, round(share * len(source)))
+    if count >= len(source):
+        raise UserError(f"a share of {share:g} held out leaves no training row of {len(source)}")
+    return source.select(order[count:].sort().values), source.select(order[:count].sort().values)
+
+
+ExitNetwork = Literal["linear", "mlp", "attention"]
+"""Network of the exits before layer L; that of layer L is linear.
+
+"mlp" has a tanh layer more, and "attention" reads every token, as the students of FastBERT. If the backbone has a
+pooler, a linear exit reads it.
+"""
+
+
+def use_exit_network(model: MultiExitModel, network: ExitNetwork, recipe: Recipe) -> None:
+    """Give the exits before layer L untrained classifiers of a network."""
+    if network != "linear":
+        model.use_classifier(ClassifierSpec(network, at_last_layer=False), recipe.seed)
+
+
+# Stages that run the backbone
+
+
+def train_jointly(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
+    """Train backbone and all classifiers on the depth-weighted loss: stage 1 of ConsistentEE, and all of PABEE."""
+    train_jointly_on(model, training_source(model, task, recipe), recipe)
+
+
+def train_jointly_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+    """As :func:`train_jointly`, on rows that are tokens already."""
+    stage = token_stage("joint", _joint_loss, recipe, shared=True)
+    if model.reads_tokens and recipe.attention_epochs:
+        stage = replace(stage, epochs=recipe.attention_epochs)
+    run_stage(model, source, replace(stage, judge=source.judge), recipe)
+
+
+def train_last_exit(model: MultiExitModel, task: TaskData, recipe: Recipe) -> None:
+    """Fine-tune the stock model: backbone and last classifier on CE_L (the full model; stage 1 of DeeBERT)."""
+    train_last_exit_on(model, training_source(model, task, recipe), recipe)
+
+
+def train_last_exit_on(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> None:
+    """As :func:`train_last_exit`, on rows that are tokens already."""
+    judge = None if source.judge is None else replace(source.judge, every_exit=False)
+    stage = token_stage("last-exit", _last_exit_loss, recipe, shared=True)
+    run_stage(model, source, replace(stage, judge=judge), recipe)
+
+
+def _joint_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    return depth_weighted_loss(layer_losses(model(batch.tokens).logits, batch.labels))
+
+
+def _last_exit_loss(model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    return layer_losses(model.stock_logits(batch.tokens).unsqueeze(1), batch.labels).mean()
+
+
+def token_stage(
+    name: str,
+    loss: Callable[[MultiExitModel, TokenBatch], Tensor],
+    recipe: Recipe,
+    *,
+    also_trains: tuple[str, ...] = (),
+    details: Mapping[str, object] | None = None,
+    shared: bool = False,
+) -> Stage[MultiExitModel, TokenBatch]:
+    """Return a stage that trains backbone, poolers and classifiers by the recipe.
+
+    ``also_trains``: prefixes of the names of other weights to train; ``details`` and ``shared``: see :class:`Stage`.
+    """
+    return Stage(
+        name=name,
+        loss=loss,
+        trains=(*BACKBONE_AND_CLASSIFIERS, *also_trains),
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        head_learning_rate=recipe.head_learning_rate,
+        details=details or {},
+        shared=shared,
+    )
+
+
+def steps_of(source: TokenSource, recipe: Recipe) -> int:
+    """Return the number of steps of a :func:`token_stage` on these rows, for losses that change along the stage."""
+    return math.ceil(len(source) / recipe.batch_size) * recipe.epochs
+
+
+# Stages on the features of a frozen backbone
+
+
+def recorded_features(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> LayerOutputs:
+    """Record the outputs of every layer for the training rows: one pass in eval mode, kept in the recipe's store.
+
+    They are up to 8 L d bytes a row, which is 74 KB for BERT-base, and memory-mapped above 1 GiB.
+    """
+    title = "caching features" if recipe.progress else None
+    return record_outputs(model, source.encodings, store=recipe.store, progress=title)
+
+
+def recorded_logits(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> Tensor:
+    """Return the logits of every layer for the training rows, under the model as it is: [rows, L, classes].
+
+    Neither states nor logits are stored; a pass that :func:`recorded_features` stored is read.
+    """
+    title = "asking exits" if recipe.progress else None
+    return record_logits(model, source.encodings, store=recipe.store, progress=title)
+
+
+def cached_rows(model: MultiExitModel, source: TokenSource, recipe: Recipe) -> FeatureSource:
+    """Return the features of the training rows under the model as it is: a source for :func:`train_heads`."""
+    return FeatureSource(model, recorded_features(model, source, recipe), source.labels.tolist())
+
+
+def early_exits(model: MultiExitModel, *patterns: str) -> tuple[str, ...]:
+    """Return prefixes of weights of the exits before layer L: for ``"poolers.{}."``, ``"poolers.0."`` and so on."""
+    return tuple(pattern.format(exit_index) for pattern in patterns for exit_index in range(model.num_layers - 1))
+
+
+def train_early_exits(
+    model: MultiExitModel,
+    source: TokenSource,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    recipe: Recipe,
+    *,
+    name: str,
+    network: ExitNetwork,
+) -> None:
+    """Train the exits before layer L on a frozen model that is fine-tuned already.
+
+    If the backbone has a pooler, every exit gets its own. Exits with attention run the backbone, for the recipe's
+    ``attention_epochs``; others learn from cached features, for its ``frozen_steps``. The frozen model has no dropout.
+
+    Args:
+        model: changed in place.
+        source: the training rows.
+        loss: (logits [rows, L, classes], labels [rows]) -> scalar.
+        recipe: how long and how fast.
+        name: of the stage.
+        network: of the exits.
+    """
+    use_exit_network(model, network, recipe)
+    if network != "attention":
+        model.use_own_poolers()
+        exits = early_exits(model, "poolers.{}.", "classifiers.{}.")
+        train_heads(
+            model, cached_rows(model, source, recipe), partial(_of_features, loss), recipe, name=name, trains=exits
+        )
+        return
+    stage = Stage(
+        name=name,
+        loss=partial(_of_tokens, loss),
+        trains=early_exits(model, "classifiers.{}."),
+        epochs=recipe.attention_epochs or math.ceil(recipe.epochs * 5 / 3),
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.head_learning_rate,
+        head_learning_rate=recipe.head_learning_rate,
+        details={"loss": loss.__qualname__},
+        dropout=False,
+    )
+    run_stage(model, source, replace(stage, judge=source.judge), recipe)
+
+
+def _of_tokens(loss: Callable[[Tensor, Tensor], Tensor], model: MultiExitModel, batch: TokenBatch) -> Tensor:
+    return loss(model(batch.tokens).logits, batch.labels)
+
+
+def _of_features(loss: Callable[[Tensor, Tensor], Tensor], model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+    return loss(model.read_vectors(batch.outputs.vectors).logits, batch.labels)
+
+
+def train_heads(
+    model: MultiExitModel,
+    source: Source[BatchT],
+    loss: Callable[[MultiExitModel, BatchT], Tensor],
+    recipe: Recipe,
+    *,
+    name: str,
+    trains: tuple[str, ...],
+    details: Mapping[str, object] | None = None,
+) -> None:
+    """Train small heads on a frozen backbone, without dropout, for the recipe's steps rounded up to whole epochs.
+
+    ``source`` has cached features; or tokens, if the loss runs the frozen backbone itself. ``name``, ``trains`` and
+    ``details``: see :class:`consistentee.training.stage.Stage`.
+    """
+    steps_per_epoch = math.ceil(len(source) / recipe.frozen_batch_size)
+    stage = Stage(
+        name=name,
+        loss=loss,
+        trains=trains,
+        epochs=math.ceil(recipe.frozen_steps / steps_per_epoch),
+        batch_size=recipe.frozen_batch_size,
+        learning_rate=recipe.frozen_learning_rate,
+        head_learning_rate=recipe.frozen_learning_rate,
+        details=details or {},
+        dropout=False,
+    )
+    run_stage(model, source, stage, recipe)
