@@ -194,7 +194,9 @@ DATA: Calls = {
     "filters": (lambda m, options: Filters(**options), [{"tasks": "sst2"}, {"seeds": ["a"]}]),
 }
 CASES = [
-    pytest.param(call, value, id=f"{name}: {value!r}"[:60].encode("ascii", "replace").decode())
+    pytest.param(
+        call, value, id=f"{name}: {value!r}".partition(" object at ")[0][:60].encode("ascii", "replace").decode()
+    )
     for group in (INFERENCE, METHODS, TRACES, MODELS, DATA)
     for name, (call, values) in group.items()
     for value in values

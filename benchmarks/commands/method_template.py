@@ -25,7 +25,6 @@ class NewMethod(Method):
 
     def fit(self, model: MultiExitModel, task: TaskData, recipe: Recipe) -> MultiExitModel:
         """Train the model in place, and return it."""
-        self.check_task(task)  # refuses a regression, which has no right and wrong answers
         source = training_source(model, task, recipe)
         train_jointly_on(model, source, recipe)  # backbone and classifiers; the same stage of other methods is shared
         model.add_head("gate", HeadSpec(hidden=self.hidden, shared=True), seed=recipe.seed)
@@ -34,8 +33,7 @@ class NewMethod(Method):
         return model
 
     def rule(self, model: MultiExitModel, knob: float) -> ExitRule:
-        """Leave where the gate is surer than ``knob``. A rule of your own: subclass ExitRule."""
-        self.check_knob(model, knob)
+        """Exit if the gate is surer than ``knob``. A rule of your own: subclass ExitRule."""
         return ThresholdRule(head_probability("gate"), knob, exit_when="above")
 
 

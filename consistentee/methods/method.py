@@ -127,6 +127,25 @@ class Method(ABC, Generic[ModelT, TaskT, RecipeT]):
         """The parameters and their values, as given to :func:`get_method`."""
         return dataclasses.asdict(self)
 
+    @checked
+    def save(self, model: ModelT, folder: str | Path, knob: Number | None = None) -> None:
+        """Save a model that this method has trained, for :func:`consistentee.pipeline` and the commands of one model.
+
+        Args:
+            model: as :meth:`fit` returned it.
+            folder: is made.
+            knob: the value to use by default; None for the middle one.
+
+        Raises:
+            UserError: the knob is out of range, or the method's class is not in a file that can be read again.
+        """
+        if knob is not None:
+            self.check_knob(model, knob)
+        notes: Any = model.description
+        notes.method_name, notes.method_parameters = _name_of_class(type(self)), self.parameters
+        notes.default_knob = None if knob is None else float(knob)
+        model.save_pretrained(folder)
+
 
 AnyMethod: TypeAlias = Method[Any, Any, Any]
 """A method of either kind, as found by name."""
@@ -292,6 +311,18 @@ def method_class_of(name: str) -> type[AnyMethod]:
     except (Exception, SystemExit) as error:  # a plug-in may fail in any way at all, and even end the process
         raise UserError(f"method {name!r} ({methods[name].value}) cannot be imported: {_sentence(error)}") from error
     return _valid_class(loaded, name)
+
+
+def _name_of_class(method_class: type[AnyMethod]) -> str:
+    """Return the registered name of a class, or ``file.py:Class``."""
+    points = available_methods() | available_methods(TOKEN_ENTRY_POINT_GROUP)
+    place = f"{method_class.__module__}:{method_class.__qualname__}"
+    if method_class.name in points and points[method_class.name].value == place:
+        return method_class.name
+    file = getattr(sys.modules.get(method_class.__module__), "__file__", None)
+    if file is None or "." in method_class.__qualname__:
+        raise UserError(f"{method_class.__qualname__} cannot be found again; define it at the top level of a file")
+    return f"{Path(file).resolve()}:{method_class.__qualname__}"
 
 
 def _absolute_name(name: str) -> str:

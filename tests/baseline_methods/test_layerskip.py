@@ -12,12 +12,12 @@ from consistentee.errors import UserError
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.recipe import TokenRecipe
 
-RECIPE = TokenRecipe(exit_steps=40, exit_batch_size=32, exit_learning_rate=1e-2, backbone_steps=3)
+RECIPE = TokenRecipe(exit_steps=15, exit_batch_size=32, exit_learning_rate=1e-2, backbone_steps=3)
 
 
 def test_text_is_the_full_models_at_every_draft_layer(tiny_decoder):
     model = LayerSkip().fit(tiny_decoder(), make_text_task(), RECIPE)
-    prompts = random_prompts(4, seed=3)
+    prompts = random_prompts(3, seed=3)
     full = generate(model, prompts, NeverExit(), max_new_tokens=8)
     for knob in LayerSkip().knob_values(model):
         options = {"max_new_tokens": 8, "sampling": None, "sort_by_length": False, "batch_size": 2}

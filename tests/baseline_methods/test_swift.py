@@ -18,8 +18,8 @@ from consistentee.models.decoder.branches import SkippedSublayers
 from consistentee.rules.exit_rule import NeverExit
 from consistentee.training.recipe import TokenRecipe
 
-PROMPTS = random_prompts(5, seed=3)
-NEW_TOKENS = 10
+PROMPTS = random_prompts(4, seed=3)
+NEW_TOKENS = 8
 NOTHING = SkippedSublayers((), ())
 SOME = SkippedSublayers((2,), (2, 3))
 QUICK = {"search_prompts": 2, "search_tokens": 8, "max_sets": 30}
@@ -88,15 +88,6 @@ class TestTexts:
         written = generate_speculatively(model, PROMPTS[:2], skipped=NOTHING, draft_tokens=3, max_new_tokens=NEW_TOKENS)
         assert written.acceptance_rate == 1.0
         assert written.layer_calls == 4 * (sum(written.drafted) + sum(written.passes))
-
-    def test_an_unsure_token_ends_a_draft_and_is_verified(self, model):
-        written = generate_speculatively(
-            model, PROMPTS, skipped=SOME, draft_tokens=25, threshold=1.0, max_new_tokens=NEW_TOKENS
-        )
-        # One token a draft, but where the last token of a text needs none.
-        assert all(
-            passes - 1 <= drafted <= passes for drafted, passes in zip(written.drafted, written.passes, strict=True)
-        )
 
     def test_they_are_kept_with_what_was_skipped(self, model):
         written = generate_speculatively(model, PROMPTS, skipped=SOME, max_new_tokens=NEW_TOKENS)

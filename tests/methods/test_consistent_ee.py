@@ -143,7 +143,7 @@ class TestStages:
         assert replay(method.rule(model, 0.5), record_trace(model, make_task().test)).min() >= 1
 
     def test_a_higher_price_gives_earlier_exits(self, tiny_model):
-        recipe, averages = replace(RECIPE, frozen_steps=100, frozen_learning_rate=2e-2), []
+        recipe, averages = replace(RECIPE, frozen_steps=60, frozen_learning_rate=3e-2), []
         for alpha in (0.0, 5.0):
             method = ConsistentEE(reward="vanilla", joint_epochs=0, alpha=alpha)
             model = method.fit(tiny_model(), make_task(), recipe)

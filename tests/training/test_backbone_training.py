@@ -28,7 +28,6 @@ from consistentee.training.decoder_backbone import (
     states_at_exits,
     states_with_layer_dropout,
     taught_loss,
-    train_backbone,
 )
 from consistentee.training.head_loss import weighted_cross_entropy
 from consistentee.training.recipe import TokenRecipe
@@ -296,17 +295,6 @@ class TestTheStage:
         assert len(steps) == RECIPE.backbone_steps
         assert same(*(model.backbone.state_dict() for model in others))
 
-    def test_a_method_may_have_a_loss_of_its_own(self, tiny_decoder):
-        asked = []
-
-        def loss(model, batch):
-            asked.append(len(batch.targets))
-            return last_exit_loss(model, batch) * 2
-
-        model = tiny_decoder()
-        train_backbone(model, RECIPE.training_rows(model, make_text_task()), RECIPE, loss)
-        assert len(asked) == RECIPE.backbone_steps
-
     def test_a_restart_continues_from_the_stage_of_a_recipe_without(self, tiny_decoder, tmp_path, monkeypatch):
         drawn, real = [], DrawnRows.batch
 
@@ -328,33 +316,16 @@ class TestTheStage:
         assert not same(once, twice)
         assert same(twice, trained(1, None)), "as from the start"
 
-    def test_few_rows_may_be_traced_of_those_that_the_backbone_learns_from(self, tiny_decoder):
-        trace = train_exits(tiny_decoder(), make_text_task(), replace(RECIPE, traced_rows=4))
-        assert trace.row.unique().tolist() == [0, 1, 2, 3]
-
-
-class TestRows:
-    def test_rows_of_like_length_make_a_batch(self, tiny_decoder, monkeypatch):
-        padding, real = {}, DrawnRows.batch
-        for grouped in (False, True):
-            seen = padding.setdefault(grouped, [])
-
-            def watched(source, rows, step, seen=seen):
-                batch = real(source, rows, step)
-                seen.append((~batch.padding_mask).sum().item())
-                return batch
-
-            monkeypatch.setattr(DrawnRows, "batch", watched)
-            recipe = replace(RECIPE, backbone_steps=8, group_by_length=grouped)
-            train_last_token_exit(tiny_decoder(), make_text_task(), recipe)
-        assert sum(padding[True]) < 0.5 * sum(padding[False])
-
     def test_rows_without_a_response_are_not_drawn(self, tiny_decoder):
         source = DrawnRows(tiny_decoder(), [([2, 7], []), *ROWS], steps=3, batch_size=2, seed=0)
         assert 0 not in source.numbers
         batch = source.batch(torch.tensor([0, 1]), 1)
         assert batch.targets.numel() == 5
         assert (batch.number, batch.done) == (1, pytest.approx(1 / 3))
+
+    def test_few_rows_may_be_traced_of_those_that_the_backbone_learns_from(self, tiny_decoder):
+        trace = train_exits(tiny_decoder(), make_text_task(), replace(RECIPE, traced_rows=4))
+        assert trace.row.unique().tolist() == [0, 1, 2, 3]
 
 
 def test_layers_alone_are_computed_in_bfloat16_and_only_inside_the_block(tiny_decoder):

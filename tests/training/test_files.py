@@ -1,6 +1,7 @@
 """Work that one process does and others wait for, and what killed processes leave behind."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_task
-from safetensors.torch import save_file
 
 from consistentee.files import DiskFullError, clear_leftovers, load_tensors, only_one, save_tensors
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
@@ -64,11 +64,10 @@ def test_leftovers_go_and_locks_that_are_held_stay(tmp_path):
 
 def test_full_disk_travels_between_processes():
     error = DiskFullError(Path("here"))
-    kind, arguments = error.__reduce__()
-    assert str(kind(*arguments)) == str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-@pytest.mark.parametrize("place", [9, 40, 75, 90, -1, -40])
+@pytest.mark.parametrize("place", [9, 75, -1])
 def test_a_flipped_bit_in_tensors_is_named_and_set_aside(tmp_path, caplog, place):
     path = tmp_path / "stage.safetensors"
     save_tensors({"weight": torch.arange(8.0), "step": torch.tensor(3)}, path)
@@ -79,11 +78,6 @@ def test_a_flipped_bit_in_tensors_is_named_and_set_aside(tmp_path, caplog, place
     assert load_tensors(path) is None
     assert "stage.safetensors is damaged" in caplog.text
     assert [file.name for file in tmp_path.iterdir()] == ["stage.safetensors.damaged-1"]
-
-
-def test_tensors_that_are_older_than_hashes_are_read(tmp_path):
-    save_file({"weight": torch.ones(2)}, tmp_path / "old.safetensors")
-    assert load_tensors(tmp_path / "old.safetensors")["weight"].tolist() == [1, 1]
 
 
 def both(do):

@@ -156,11 +156,9 @@ class TestTheStore:
                 "instances",
                 {
                     "seed": 1,
-                    "learning_rate": 2e-3,
                     "max_rows": 10,
                     "max_length": 12,
                     "precision": "bfloat16",
-                    "group_by_length": True,
                     "epochs": 2,
                 },
             ),
