@@ -119,13 +119,13 @@ class BudgetRule(ExitRule):
 
     def compared_value(self, view: LayerView, state: State) -> Tensor:
         """Compute the score before it is cut: float [rows]."""
-        score = view.head(_SCORE, torch.cat([_says(view.probs), state["scores"]], dim=-1))
+        score = view.head(_SCORE, torch.cat([_exit_features(view.probs), state["scores"]], dim=-1))
         state["scores"] = state["scores"].clone()
         state["scores"][:, view.layer - 1] = score.clamp(0, 1)
         return score
 
 
-def _says(probs: Tensor) -> Tensor:
+def _exit_features(probs: Tensor) -> Tensor:
     """Concatenate the probabilities, the largest, and 1 minus the normalised entropy: [rows, classes + 2]."""
     certainty = 1 - torch.special.entr(probs).sum(dim=-1) / math.log(probs.shape[-1])
     return torch.cat([probs, probs.amax(dim=-1, keepdim=True), certainty.unsqueeze(-1)], dim=-1)
@@ -141,7 +141,7 @@ def scores_and_shares(model: MultiExitModel, logits: Tensor) -> tuple[Tensor, Te
     before, no_state = logits.new_zeros(rows, layers - 1), logits.new_empty(rows, 0)
     scores, shares = [], []
     for layer in range(1, layers + 1):
-        read = torch.cat([_says(logits[:, layer - 1].softmax(dim=-1)), before], dim=-1)
+        read = torch.cat([_exit_features(logits[:, layer - 1].softmax(dim=-1)), before], dim=-1)
         scores.append(score_head(layer, no_state, read))
         shares.append(share_head(layer, no_state, read))
         if layer < layers:

@@ -99,9 +99,9 @@ def lessons(logits: Tensor, teachers: Tensor, labels: Tensor) -> Tensor:
     Row t has the losses of exit t: from the labels on the diagonal, from exit s in column s. ``teachers`` are the
     logits of the same exits, [rows, L, classes], without gradient.
     """
-    said, taught = logits.log_softmax(dim=-1), teachers.log_softmax(dim=-1)
+    students, taught = logits.log_softmax(dim=-1), teachers.log_softmax(dim=-1)
     teacher_entropy = -(taught.exp() * taught).sum(dim=-1)
-    cross_entropy = -torch.einsum("rtc,rsc->rts", said, taught.exp())
+    cross_entropy = -torch.einsum("rtc,rsc->rts", students, taught.exp())
     distillation = (cross_entropy - teacher_entropy.unsqueeze(1)).mean(dim=0)
     from_labels = layer_losses(logits, labels).mean(dim=0)
     return distillation.fill_diagonal_(0.0) + from_labels.diag_embed()

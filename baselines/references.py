@@ -121,13 +121,12 @@ def survival(layer: int, exit_layers: Sequence[int], mean_layer: float) -> float
 
 
 @dataclass(frozen=True)
-class Random(JointMethod):
+class Random(Static):
     """Every row exits at a random layer of the jointly trained model, with a given mean."""
 
     name: ClassVar[str] = "random"
     paper: ClassVar[str] = "reference: a random exit layer with the same mean"
     knob: ClassVar[Knob] = Knob("mean layer", tuple(float(layer) for layer in range(1, 13)))
-    supports_regression: ClassVar[bool] = True
 
     seed: int = 0
 

@@ -49,9 +49,9 @@ from consistentee import (
 from consistentee.engine.prompt_batch import PromptBatch
 from consistentee.files import computed_once, hash_json
 from consistentee.methods.token_methods import DraftedBy
+from consistentee.models.base import chosen_device
 from consistentee.progress import tracked
 from consistentee.training import train_exits
-from consistentee.training.loop import training_device
 
 _GUESSED_EVERY = 25
 _KAPPA = 2.5
@@ -97,7 +97,7 @@ class SWIFT(DraftingMethod):
         model.stepper.check_sublayers()
         if recipe.trains != "exits":
             train_exits(model, task, recipe)
-        model.to(training_device()).eval()
+        model.to(chosen_device()).eval()
         prompts = [prompt for prompt, _ in recipe.training_rows(model, task)[: self.search_prompts]]
         search = partial(self._search, model, prompts, recipe)
         if recipe.store is None:
@@ -167,8 +167,8 @@ class DraftedTexts:
         hidden = model.stepper.embed(self.texts[:, :-1], context.positions)
         hidden = skipped.run(model.stepper, hidden, context)
         cache.ledger.take_back(self._begin)
-        said = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
-        return float((said == self.texts[:, 1:][self._follows]).double().mean())
+        predicted = model.logits(model.num_layers, hidden[self._follows]).argmax(dim=-1)
+        return float((predicted == self.texts[:, 1:][self._follows]).double().mean())
 
 
 class LayerSetSearch:

@@ -58,7 +58,7 @@ class ZTW(Method):
         return ThresholdRule(top_probability, knob, exit_when="above")
 
 
-def heads_say(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
+def head_logits(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
     """Compute the logits of all heads before layer L: [rows, L - 1, classes]."""
     vectors, layers = batch.outputs.vectors, range(1, model.num_layers)
     pooled = torch.stack([model.apply_pooler(t, vectors[:, t - 1]) for t in layers], dim=1)
@@ -70,10 +70,10 @@ def _ensemble(model: MultiExitModel, layer: int) -> EnsembleClassifier:
 
 
 def _heads_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    return layer_losses(heads_say(model, batch), batch.labels).mean()
+    return layer_losses(head_logits(model, batch), batch.labels).mean()
 
 
 def _ensembles_loss(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
-    said = heads_say(model, batch)
-    averages = [_ensemble(model, t).average(said[:, :t]) for t in range(1, model.num_layers)]
+    logits = head_logits(model, batch)
+    averages = [_ensemble(model, t).average(logits[:, :t]) for t in range(1, model.num_layers)]
     return layer_losses(torch.stack(averages, dim=1), batch.labels).mean()

@@ -333,33 +333,29 @@ FIGURES = (
     FigureKind(
         "equal-cost",
         "Points against the full model at equal cost in layers, means over tasks, with 95% paired bootstrap "
-        "intervals over "
-        f"rows and seeds. †: even the cheapest knob costs more than the budget. {_GREY_NOTE}",
+        f"intervals over rows and seeds. †: even the cheapest knob costs more than the budget. {_GREY_NOTE}",
         "the full model was not run",
         equal_cost_figure,
     ),
     FigureKind(
         "curves",
         "Points against the full model over the speed-up in layers: at every cost, the two knobs of a method's "
-        "validation "
-        f"hull that are mixed to meet it, scored on test rows. {_GREY_NOTE}",
+        f"validation hull that are mixed to meet it, scored on test rows. {_GREY_NOTE}",
         "there is no method to compare",
         curves_figure,
     ),
     FigureKind(
         "exits",
         "Percentage of test rows that exit at each layer, at the knob chosen for half of the layers on validation "
-        "rows; "
-        "after the name, the average layer.",
+        "rows; after the name, the average layer.",
         "no method has a knob within a budget",
         exits_figure,
     ),
     FigureKind(
         "memorized",
         "Percentage of test rows of each Memorized Layer (the first from which on every classifier is right; the "
-        "last one "
-        "for rows that it gets wrong; in brackets, how many rows) that exit at each layer, at the knob for half of the "
-        "layers. Left of the diagonal rows exit too early, right of it they waste layers.",
+        "last one for rows that it gets wrong; in brackets, how many rows) that exit at each layer, at the knob for "
+        "half of the layers. Left of the diagonal rows exit too early, right of it they waste layers.",
         "the records do not hold the answers of every layer",
         memorized_figure,
     ),

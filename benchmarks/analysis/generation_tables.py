@@ -32,12 +32,11 @@ def cost_table(results: Results) -> Table | None:
         title=f"Score kept at {budgets}, by what is equal",
         name="costs",
         frame=frame,
-        columns=[Column("method", "method"), *(Column(heading, heading) for heading in costs)],
+        columns=[Column("method"), *(Column(heading) for heading in costs)],
         notes=[
             f"Percent of the full model's score at {budgets} less of what the column says: layers on validation "
             "prompts; operations of decoding, or stock generate's time of a decoded token, on test prompts (of the "
-            "knobs "
-            f"that were timed; b = batch size, all of one knob). {OVER_NOTE} {UNDER_NOTE}"
+            f"knobs that were timed; b = batch size, all of one knob). {OVER_NOTE} {UNDER_NOTE}"
         ],
     )
 
@@ -80,23 +79,22 @@ def text_table(results: Results, scores: pd.DataFrame, task: tuple[str, str]) ->
         name=f"texts-{task[0]}",
         frame=own.sort_values(["place", "label", "speedup"]).rename(columns={"label": "method"}),
         columns=[
-            Column("method", "method"),
-            Column("at", "at"),
+            Column("method"),
+            Column("at"),
             Column(f"{metric}, points [95%]", "points", "+.1f", "low", "high"),
             Column("kept %", "kept", ".1f"),
             Column("ROUGE-L to full % [95%]", TO_FULL, ".1f", f"{TO_FULL}_low", f"{TO_FULL}_high"),
             Column("match % [95%]", MATCH, ".1f", f"{MATCH}_low", f"{MATCH}_high"),
-            Column("perplexity", "perplexity", ".2f"),
+            Column("perplexity", form=".2f"),
             Column("times full [95%]", "times_full", ".2f", "times_full_low", "times_full_high"),
-            Column("layers", "layers", ".2f"),
+            Column("layers", form=".2f"),
             Column("FLOPs ratio", "flops_ratio", ".2f"),
             *(Column(f"speed-up b{size}", f"speedup_b{size}", ".2f") for size in results.batch_sizes),
         ],
         notes=[
-            "ROUGE-L to full and match: agreement with full depth of the same weights. Perplexity of the "
-            "references: each "
-            "token but the first is read at the exit where the rule lets it leave; times full: over the full model's. "
-            f"In brackets: 95% paired bootstrap over prompts and seeds. {OVER_NOTE} {UNDER_NOTE}"
+            "ROUGE-L to full and match: agreement with full depth of the same weights. Perplexity of the references: "
+            "each token but the first is read at the exit where the rule lets it leave; times full: over the full "
+            f"model's. In brackets: 95% paired bootstrap over prompts and seeds. {OVER_NOTE} {UNDER_NOTE}"
         ],
     )
 
@@ -156,7 +154,7 @@ def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False
         "full depth" if np.isnan(knob) else f"{names[label]}={knob:.3g}"
         for label, knob in zip(points["label"], points["knob"].astype(float), strict=True)
     ]
-    columns = [Column("method", "label"), Column("knob", "at"), Column("layers", "layers", ".2f")]
+    columns = [Column("method", "label"), Column("knob", "at"), Column("layers", form=".2f")]
     latencies = []
     for (size, under_way), of_batch in found.assign(knob=found["knob"].astype(float)).groupby(
         ["batch_size", "in_flight"]
@@ -167,8 +165,8 @@ def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False
         knobs = points["knob"].astype(float).fillna(-1)
         for place, kind in enumerate(("batch", "latency")):
             points[f"{kind} {name}"] = [cells.get(at, (None, None))[place] for at in zip(keys, knobs, strict=True)]
-        columns.append(Column(f"batch {name}", f"batch {name}"))
-        latencies.append(Column(f"latency {name}", f"latency {name}"))
+        columns.append(Column(f"batch {name}"))
+        latencies.append(Column(f"latency {name}"))
     return Table(
         title=f"Batches in step and regrouped · {' · '.join(task)}",
         name=f"batches-{task[0]}",
@@ -176,10 +174,9 @@ def batch_table(results: Results, task: tuple[str, str], *, middle: bool = False
         columns=[*columns, *latencies],
         notes=[
             "Batch: tokens a second of decoding (x stock generate's with as many prompts under way; share of the "
-            "speed that "
-            "the layers allow). 8 of 32: of 32 prompts under way, 8 run at a time; the others are in step. Latency: "
-            "seconds "
-            "until a text has ended since all under way were asked: median / 90th percentile. Medians over rounds."
+            "speed that the layers allow). 8 of 32: of 32 prompts under way, 8 run at a time; the others are in "
+            "step. Latency: seconds until a text has ended since all under way were asked: median / 90th percentile. "
+            "Medians over rounds."
         ],
         labels="label",
     )
@@ -226,24 +223,21 @@ def calibration_table(results: Results) -> Table | None:
         name="calibration",
         frame=pd.DataFrame(lines),
         columns=[
-            Column("method", "method"),
-            Column("task", "task"),
+            Column("method"),
+            Column("task"),
             Column("promise", "loss"),
-            Column("delta", "delta", "g"),
+            Column("delta", form="g"),
             Column("broken %", "broken", ".0f"),
             Column("allowed %", "allowed", ".0f"),
-            Column("kept", "kept"),
+            Column("kept"),
             Column("mean lambda", "mean_lambda", ".2f"),
             Column("layers", "mean_layers", ".2f"),
             Column("held-out risk", "mean_risk", ".3f"),
         ],
         notes=[
-            "Learn-then-Test chooses lambda on a random half of the pooled prompts. Broken: splits in which the "
-            "mean loss of "
-            "the other half exceeds delta; allowed: epsilon plus the sampling error of so many splits. Textual: 1 - "
-            "ROUGE-L "
-            "to the full model's text; risk: ROUGE-L lost against the reference. By caution alone: on no half was a "
-            "lambda "
-            "below the most cautious one proven."
+            "Learn-then-Test chooses lambda on a random half of the pooled prompts. Broken: splits in which the mean "
+            "loss of the other half exceeds delta; allowed: epsilon plus the sampling error of so many splits. "
+            "Textual: 1 - ROUGE-L to the full model's text; risk: ROUGE-L lost against the reference. By caution "
+            "alone: on no half was a lambda below the most cautious one proven."
         ],
     )

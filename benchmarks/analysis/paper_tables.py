@@ -82,17 +82,17 @@ def published_table(results: Results, task: tuple[str, str]) -> Table | None:
         name=f"published-{task[0]}",
         frame=found.replace({"": None}),
         columns=[
-            Column("method", "method"),
+            Column("method"),
             Column("ours %", "percent", ".1f"),
             Column("our metric", "our_metric"),
             Column("layer ratio", "ratio", ".2f"),
             Column("FLOPs ratio", "flops_ratio", ".2f"),
             *([Column("time ratio b1", "speedup_b1", ".2f")] if "speedup_b1" in found else []),
             Column("printed", "printed_value"),
-            *(Column(name, name) for name in ("metric", "backbone", "split")),
+            *(Column(name) for name in ("metric", "backbone", "split")),
             Column("speed-up", "speedup"),
             Column("its definition", "speedup_definition"),
-            Column("source", "source"),
+            Column("source"),
         ],
         notes=[
             f"Ours: {task[1]}, {depth} layers, test rows, two knobs mixed to run L / {comparison.middle:g} layers; "
@@ -278,9 +278,9 @@ def paper_table(comparison: Comparison) -> Table:
         name=f"{table.name}-{comparison.backbone}",
         frame=pd.DataFrame(lines),
         columns=[
-            Column("method", "method"),
-            Column("whose", "whose"),
-            *(Column(c.printed, c.printed) for c in table.columns),
+            Column("method"),
+            Column("whose"),
+            *(Column(column.printed) for column in table.columns),
         ],
         notes=[
             "Printed: score, points against the paper's own full model in brackets, at the printed speed-up. Ours: the "

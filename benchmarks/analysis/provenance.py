@@ -12,11 +12,10 @@ from benchmarks.analysis.rendering import MISSING, Column, Table
 from benchmarks.store.stored_results import failed_cells
 
 
-def machine(environment: Mapping[str, Any], *, with_commit: bool = True) -> str:
+def machine(environment: Mapping[str, Any]) -> str:
     """Describe the machine of a record in one line."""
     libraries = environment.get("libraries") or {}
     threads = (environment.get("threads") or {}).get("torch")
-    commit = environment.get("commit") if with_commit else None
     parts = [
         *(environment.get("gpus") or []),
         environment.get("cpu"),
@@ -25,7 +24,6 @@ def machine(environment: Mapping[str, Any], *, with_commit: bool = True) -> str:
         environment.get("os"),
         f"Python {environment['python']}" if environment.get("python") else None,
         *(f"{name} {libraries[name]}" for name in ("torch", "transformers") if libraries.get(name)),
-        f"commit {commit[:10]}{' with changes' if environment.get('uncommitted_changes') else ''}" if commit else None,
     ]
     return ", ".join(str(part) for part in parts if part) or "not recorded"
 
@@ -46,7 +44,7 @@ def records_frame(results: Results) -> pd.DataFrame:
             "commit": str(record.environment.get("commit") or MISSING)[:10],
             "key": record.key[:12],
             "command": record.command,
-            "machine": machine(record.environment, with_commit=False),
+            "machine": machine(record.environment),
         }
         for record in results.records
     )
@@ -66,17 +64,15 @@ def provenance_table(results: Results) -> Table:
         name="provenance",
         frame=found.reset_index(),
         columns=[
-            Column("machine", "machine"),
-            Column("records", "records", "d"),
-            Column("commits", "commits", "d"),
-            Column("first", "first"),
-            Column("last", "last"),
+            Column("machine"),
+            *(Column(name, form="d") for name in ("records", "commits")),
+            Column("first"),
+            Column("last"),
         ],
         notes=[
             f"{len(records)} records of {records['task'].nunique()} tasks; seeds "
             f"{', '.join(map(str, sorted(records['seed'].unique())))}; from {records['commit'].nunique()} commits. "
-            "The report "
-            "names the command, commit and key of every record.",
+            "The report names the command, commit and key of every record.",
             *(
                 [f"Trained in float32 and in bfloat16, by what was faster: records of {', '.join(mixed)}."]
                 if mixed

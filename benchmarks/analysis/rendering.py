@@ -54,7 +54,7 @@ class Column:
 
     Attributes:
         heading: its title.
-        value: the column of the frame.
+        value: the column of the frame; by default that of this title.
         form: of numbers; empty for words, which are set to the left.
         low, high: columns of an interval.
         mark: column of what is written behind the number.
@@ -62,16 +62,21 @@ class Column:
     """
 
     heading: str
-    value: str
+    value: str = ""
     form: str = ""
     low: str = ""
     high: str = ""
     mark: str = ""
     best: bool = False
 
+    @property
+    def source(self) -> str:
+        """The column of the frame."""
+        return self.value or self.heading
+
     def text(self, row: Mapping[str, Any]) -> str:
         """Return the text of a row."""
-        value = row.get(self.value)
+        value = row.get(self.source)
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return MISSING
         words = f"{value:{self.form}}" if self.form else str(value)
@@ -201,7 +206,7 @@ def to_latex(tables: Iterable[Table]) -> str:
 
 def _latex(table: Table) -> str:
     cells = table.cells
-    names = {c.heading for c in table.columns if c.value in {table.labels, "against"}}
+    names = {c.heading for c in table.columns if c.source in {table.labels, "against"}}
     for heading in cells:
         texts = [escape_latex(display_name(text) if heading in names else text) for text in cells[heading]]
         texts = [re.sub(r"^-(?=[\d.])", "$-$", text).replace("[-", "[$-$").replace(", -", ", $-$") for text in texts]

@@ -162,7 +162,7 @@ def _shown(results: Results, table: Table) -> dict[str, Any]:
 def _order(column: Column, line: dict[str, Any]) -> float | None:
     if not column.form:
         return None
-    value = line.get(column.value)
+    value = line.get(column.source)
     return _LAST if value is None or pd.isna(value) else round(float(str(value)), 4)
 
 
@@ -172,7 +172,7 @@ def _records_table(records: pd.DataFrame) -> Table:
         title=f"{len(records)} records: keys, commits, commands",
         name="records",
         frame=records,
-        columns=[*(Column(name, name) for name in words), Column("train s", "train_seconds", ".0f")],
+        columns=[*(Column(name) for name in words), Column("train s", "train_seconds", ".0f")],
         notes=["Keys are hashes of what a result depends on, see docs/versions.md; here their first 12 characters."],
     )
 

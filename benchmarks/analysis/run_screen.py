@@ -121,8 +121,7 @@ def board_table(board: Results, own: Results, just_computed: Collection[str], pu
     others = ", ".join(dict.fromkeys(published)) or "earlier runs"
     notes = [
         f"At {middle:g}x 1/{middle:g} of the layers run, on average over rows; 0.0 is as good as the full model. "
-        "Clock: "
-        f"the stock model's time / the method's at {middle:g}x, row by row (batch 1).",
+        f"Clock: the stock model's time / the method's at {middle:g}x, row by row (batch 1).",
         *(
             [f"> measured just now; the others are stored ({others}), with the clocks of their machines."]
             if new
@@ -132,7 +131,7 @@ def board_table(board: Results, own: Results, just_computed: Collection[str], pu
     ]
     lacking = sorted(set(own.labels_to_compare) - set(found["method"]))
     notes += [f"Some task lacks {', '.join(lacking)}."] if lacking else []
-    columns = [Column(" ", "new"), Column("method", "method")]
+    columns = [Column(" ", "new"), Column("method")]
     columns += [Column(f"at {s:g}x", f"{value} {s:g}x", form, mark=f"mark {s:g}x") for s in comparison.speedups]
     if f"speedup_b1 {middle:g}x" in frame:
         columns.append(Column(f"clock at {middle:g}x", f"speedup_b1 {middle:g}x", ".2f"))

@@ -60,7 +60,7 @@ def headline_table(results: Results) -> Table | None:
         name="headline",
         frame=frame,
         columns=[
-            Column("method", "method"),
+            Column("method"),
             *seeds,
             *(
                 Column(f"at {s:g}x", f"points {s:g}x", "+.1f", f"low {s:g}x", f"high {s:g}x", f"mark {s:g}x", best=True)
@@ -138,7 +138,7 @@ def task_table(results: Results) -> Table | None:
         name="tasks",
         frame=frame,
         columns=[
-            Column("method", "method"),
+            Column("method"),
             *(Column(name, name, "+.1f", mark=f"{name} mark", best=True) for name in names.values() if name in frame),
         ],
         notes=[f"*: significantly better or worse than a static exit at the same budget. {OVER_NOTE} {UNDER_NOTE}"],
@@ -165,19 +165,16 @@ def contrast_table(results: Results) -> Table | None:
         name="tests",
         frame=found,
         columns=[
-            Column("method", "method"),
-            Column("against", "against"),
+            *(Column("method"), Column("against")),
             Column("points", "points", "+.1f", "low", "high"),
-            Column("p", "p", ".3f"),
+            Column("p", form=".3f"),
             Column("p (Holm)", "p_holm", ".3f"),
             Column("wins / losses", "tasks"),
         ],
         notes=[
             "Points: difference of the means over tasks, of the seeds that both have. p: paired bootstrap over rows "
-            "and "
-            f"seeds of these tasks, two-sided; corrected by Holm's procedure for {len(found)} tests. The last line "
-            "is the "
-            "best variant with the best other method by these very scores, which flatters both."
+            f"and seeds of these tasks, two-sided; corrected by Holm's procedure for {len(found)} tests. The last "
+            "line is the best variant with the best other method by these very scores, which flatters both."
         ],
     )
 
@@ -357,12 +354,12 @@ def operating_table(results: Results, points: pd.DataFrame, task: tuple[str, str
         name=f"points-{task[0]}" if task else "points",
         frame=own.rename(columns={"label": "method", "method": "implementation"}),
         columns=[
-            Column("method", "method"),
+            Column("method"),
             Column("knob", "shown_knob") if task else Column("task", "shown_task"),
             Column(f"{METRIC_NAMES.get(metric, metric)} % [95%]", "score", ".1f", "score_low", "score_high", best=True),
             *([Column("± seeds", "score_std", ".1f")] if several else []),
             *([Column("ROUGE-L to full %", TO_FULL, ".1f"), Column("match %", MATCH, ".1f")] if of_texts else []),
-            Column("layers", "layers", ".2f"),
+            Column("layers", form=".2f"),
             Column("saved %", "saved", ".0f"),
             Column("FLOPs ratio", "flops_ratio", ".2f"),
             *(Column(f"tokens/s b{size}", f"tokens_per_second_b{size}", ".1f") for size in sizes if of_texts),
@@ -398,9 +395,8 @@ def _operating_notes(results: Results, task: tuple[str, str], own: pd.DataFrame)
     seeds = sorted({one.seed for one in records})
     notes = [
         f"{record.train_rows} training rows, {record.validation_rows} validation and {record.test_rows} test {unit}; "
-        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over {unit}"
-        f"{' and seeds' if len(seeds) > 1 else ''}. "
-        f"L = {record.num_layers}. {_timing_note(times, own, unit)}"
+        f"seeds {', '.join(map(str, seeds))}; intervals: bootstrap over "
+        f"{unit}{' and seeds' if len(seeds) > 1 else ''}. L = {record.num_layers}. {_timing_note(times, own, unit)}"
     ]
     if live is not None and live["live_rows"]:
         differ = f"{live['live_disagreements']:.0f} of {live['live_rows']:.0f}"

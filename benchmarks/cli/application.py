@@ -1,6 +1,7 @@
 """The command itself: one group, options of several words, errors as one sentence and an exit code; shared options."""
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ _TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, typer.Abort, typer.BadPa
 _EXIT_USER_ERROR = 2
 
 _EXIT_INTERRUPTED = 130
+
+_OF_ALL_COMMANDS = {"--debug": 0, "--device": 1, "--threads": 1}
+"""Options of all commands, and how many words follow them."""
 
 
 class Commands(TyperGroup):
@@ -57,11 +61,16 @@ def normalised(args: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
     """Return arguments as the parser takes them.
 
     ``--tasks a b`` becomes ``--tasks a --tasks b`` for the options of ``commands`` whose value is a list, which take
-    all words up to the next option; and ``--debug`` may stand anywhere. Nothing after ``--`` is touched.
+    all words up to the next option; and ``--debug``, ``--device`` and ``--threads`` may stand anywhere. Nothing after
+    ``--`` is touched.
     """
     end = args.index("--") if "--" in args else len(args)
-    words = [word for word in args[:end] if word != "--debug"]
-    debug = ["--debug"] if len(words) < end else []
+    words, of_all = list(args[:end]), []
+    for option, values in _OF_ALL_COMMANDS.items():
+        while option in words:
+            place = words.index(option)
+            of_all += words[place : place + 1 + values]
+            del words[place : place + 1 + values]
     command = next((word for word in words if not word.startswith("-")), "")
     options = commands[command].params if command in commands else ()
     several = {name for option in options if getattr(option, "multiple", False) for name in option.opts}
@@ -73,7 +82,7 @@ def normalised(args: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
         elif option and spread[-1] != option:
             spread.append(option)
         spread.append(word)
-    return [*debug, *spread, *args[end:]]
+    return [*of_all, *spread, *args[end:]]
 
 
 def examples(*lines: str) -> str:
@@ -119,8 +128,24 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device",
+            metavar="auto|cpu|cuda|cuda:1|mps",
+            help="Where models are trained and run; also CONSISTENTEE_DEVICE. auto: an accelerator, if there is one.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="CPU threads of each process; also OMP_NUM_THREADS.")
+    ] = None,
 ) -> None:
-    pass
+    # By the environment, so that the processes of a run see them too; torch is not loaded yet.
+    if device is not None:
+        os.environ["CONSISTENTEE_DEVICE"] = device
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 # ---------------------------------------------------------------------------------------------- shared options

@@ -21,6 +21,7 @@ from benchmarks.terminal import add_columns, plain_table
 from consistentee.backbones.catalog import Backbone, list_backbones
 from consistentee.backbones.hub import within
 from consistentee.backbones.wheels import Shipment, cache_dir, is_fetched
+from consistentee.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,10 +74,15 @@ def check_torch() -> Finding:
         import torch
     except (ImportError, OSError) as error:
         return Finding("torch", "problem", f"cannot be loaded: {error}", "install torch again")
-    if torch.cuda.is_available():
-        return Finding("device", "ok", f"{torch.cuda.get_device_name(0)}, {torch.get_num_threads()} CPU threads")
+    from consistentee.models.base import chosen_device
+
     threads, cores = torch.get_num_threads(), usable_cores()
-    state = f"CPU, {threads} threads on {cores} usable cores"
+    try:
+        device = chosen_device()
+    except UserError as error:
+        return Finding("device", "problem", str(error), "set --device or CONSISTENTEE_DEVICE to another one")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    state = f"{name}, {threads} threads on {cores} usable cores"
     if threads > cores:
         return Finding("device", "warn", state, f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down")
     return Finding("device", "ok", state)
@@ -85,11 +91,14 @@ def check_torch() -> Finding:
 def check_precision() -> Finding:
     """Report what ``precision: auto`` is on this machine and how fast each precision trains; measure it if unknown."""
     try:
-        from consistentee.training.loop import training_device
+        from consistentee.models.base import chosen_device
         from consistentee.training.precision import remembered_speed
     except (ImportError, OSError):
         return Finding("precision", "warn", "not measured: torch cannot be loaded")
-    device = training_device()
+    try:
+        device = chosen_device()
+    except UserError:
+        return Finding("precision", "warn", "not measured: the device cannot be used")
     speed = remembered_speed(device)
     rates = f"{speed.bfloat16:.0f} GFLOP/s in bfloat16, {speed.float32:.0f} in float32"
     return Finding("precision", "ok", f"auto trains in {speed.faster} on this {device.type}: a layer runs {rates}")

@@ -1,12 +1,11 @@
 """Is the promise of calibrated thresholds kept? Texts at every threshold, and many random splits of the prompts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from torch import Tensor
 
 from benchmarks.kinds.prompt_decoder import PromptDecoder, Prompts
 from benchmarks.specs.generation import StudySpec
@@ -54,42 +53,37 @@ def study_calibration(decoder: PromptDecoder, prompts: Prompts, spec: StudySpec)
     Raises UserError for a method whose knob is not CALM's lambda.
     """
     check_calibrates(decoder.method)
-    full = decoder.full(prompts)
-    textual, risk, layers = [], [], []
+    full, parts = decoder.full(prompts), []
     for threshold in LAMBDAS:
         written = decoder.at(threshold, prompts)
-        textual.append(textual_losses(written.texts, full.texts))
-        risk.append(risk_losses(written.texts, full.texts, prompts.references))
-        layers.append([_mean_layer(exits) for exits in written.exit_layers])
-    by_name = {"textual": np.stack(textual, axis=1), "risk": np.stack(risk, axis=1)}
-    average_layers = np.nanmean(np.array(layers), axis=1)
+        columns = {
+            "row": np.arange(len(prompts)),
+            "lambda": threshold,
+            "textual": textual_losses(written.texts, full.texts),
+            "risk": risk_losses(written.texts, full.texts, prompts.references),
+            # Of the decoded tokens of a text; NaN if it has none.
+            "average_layers": [float(exits[1:].double().mean()) for exits in written.exit_layers],
+        }
+        parts.append(pd.DataFrame(columns))
+    losses = pd.concat(parts).sort_values("row", kind="stable", ignore_index=True)
+    means = losses.groupby("lambda", sort=False).mean()
+    wanted: tuple[tuple[Literal["textual", "risk"], Sequence[float]], ...]
+    wanted = (("textual", spec.textual), ("risk", spec.risk))
     record = CalibrationRecord(
         prompts=len(prompts),
         lambdas=list(LAMBDAS),
-        average_layers=average_layers.tolist(),
-        mean_textual=by_name["textual"].mean(axis=0).tolist(),
-        mean_risk=by_name["risk"].mean(axis=0).tolist(),
-        results=[
-            *(_result("textual", by_name["textual"], delta, average_layers, spec) for delta in spec.textual),
-            *(_result("risk", by_name["risk"], delta, average_layers, spec) for delta in spec.risk),
-        ],
+        average_layers=means["average_layers"].tolist(),
+        mean_textual=means["textual"].tolist(),
+        mean_risk=means["risk"].tolist(),
+        results=[_result(losses, loss, delta, spec) for loss, deltas in wanted for delta in deltas],
     )
-    return Study(record, _long_table(by_name, np.array(layers)))
+    return Study(record, losses)
 
 
-def _mean_layer(exit_layers: Tensor) -> float:
-    """Return the mean over the decoded tokens of one text; NaN if it has none."""
-    return float(exit_layers[1:].double().mean())
-
-
-def _result(
-    loss: Literal["textual", "risk"],
-    losses: NDArray[np.float64],
-    delta: float,
-    average_layers: NDArray[np.float64],
-    spec: StudySpec,
-) -> CalibrationResult:
-    found = split_study(losses, delta, spec.epsilon, spec.splits)
+def _result(losses: pd.DataFrame, loss: Literal["textual", "risk"], delta: float, spec: StudySpec) -> CalibrationResult:
+    by_threshold = losses.pivot(index="row", columns="lambda", values=[loss, "average_layers"])
+    found = split_study(by_threshold[loss][list(LAMBDAS)].to_numpy(), delta, spec.epsilon, spec.splits)
+    layers = by_threshold["average_layers"][list(LAMBDAS)].mean().to_numpy()
     return CalibrationResult(
         loss=loss,
         delta=delta,
@@ -98,18 +92,6 @@ def _result(
         broken_share=found.share,
         sampling_error=found.sampling_error,
         mean_lambda=float(np.asarray(LAMBDAS)[found.chosen].mean()),
-        mean_layers=float(average_layers[found.chosen].mean()),
+        mean_layers=float(layers[found.chosen].mean()),
         mean_risk=float(found.risks.mean()),
-    )
-
-
-def _long_table(by_name: dict[str, NDArray[np.float64]], layers: NDArray[np.float64]) -> pd.DataFrame:
-    prompts, thresholds = by_name["textual"].shape
-    return pd.DataFrame(
-        {
-            "row": np.repeat(np.arange(prompts), thresholds),
-            "lambda": np.tile(np.asarray(LAMBDAS), prompts),
-            **{name: losses.ravel() for name, losses in by_name.items()},
-            "average_layers": layers.T.ravel(),
-        }
     )

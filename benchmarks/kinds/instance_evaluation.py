@@ -23,12 +23,12 @@ from consistentee.data.instances import TaskData
 from consistentee.data.metrics import score
 from consistentee.engine.classify import classify_encoded
 from consistentee.methods.method import Method
+from consistentee.models.base import chosen_device
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule, NeverExit, State
 from consistentee.rules.view import LayerView
 from consistentee.traces.instance_trace import Trace, record_trace
 from consistentee.traces.walk import replay, sweep
-from consistentee.training.loop import training_device
 from consistentee.training.precision import precision_used
 
 _LIVE_BATCH_SIZE = 32
@@ -103,7 +103,7 @@ class Evaluation:
             _logger.info("%s: knob %g, test %s", in_words(point.targets), point.knob, point.test.model_dump_json())
         return {
             "num_layers": self.model.stock_layers,
-            "training_precision": precision_used(self.spec.recipe.precision, training_device()),
+            "training_precision": precision_used(self.spec.recipe.precision, chosen_device()),
             "full_flops": float(flops.full_flops(self.test_trace.lengths.numpy()).sum()),
             "full_validation_flops": float(flops.full_flops(self.validation_trace.lengths.numpy()).sum()),
             "curve_validation": self.validation.points,

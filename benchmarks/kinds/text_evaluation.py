@@ -40,11 +40,11 @@ from consistentee.engine.generate import Generations
 from consistentee.engine.speculation import SpeculativeGenerations
 from consistentee.methods.method import TokenMethod
 from consistentee.methods.token_methods import VocabularyMethod
+from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import ExitRule, NeverExit
 from consistentee.traces.token_trace import TokenTrace, named_tokens, record_tokens
 from consistentee.traces.walk import sweep
-from consistentee.training.loop import training_device
 from consistentee.training.precision import precision_used
 
 _DRAFTED_PROMPTS = 16
@@ -134,7 +134,7 @@ class Outcome:
         return {
             "num_layers": model.num_layers,
             "train_task": rows.training.name,
-            "training_precision": precision_used(recipe.precision, training_device()) if trains_layers else None,
+            "training_precision": precision_used(recipe.precision, chosen_device()) if trains_layers else None,
             "exit_layers": list(model.exit_layers),
             "closing_layers": len(model.closing),
             "max_prompt_tokens": prompt_limit(spec, rows),

@@ -1,13 +1,10 @@
 """Fixtures and clocks of the micro benchmarks: a real encoder with untrained exits, and real sentences."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
-import torch
 
-from benchmarks.measure.clock import time_contenders, timed
-from benchmarks.specs.base import TimingSpec
 from benchmarks.tasks.loader import load_classification_task
 from consistentee.data.encoding import Encoding
 from consistentee.data.instances import TaskData
@@ -28,22 +25,9 @@ def model() -> MultiExitModel:
     return MultiExitModel.from_backbone("minilm-l6", num_labels=2)
 
 
-Run = Callable[[Sequence[Encoding]], object]
-
-
-def seconds_by_round(
-    contenders: Mapping[str, Run], rows: Sequence[Encoding], batch_size: int
-) -> dict[str, list[float]]:
-    """Time contenders in interleaved rounds on the CPU: name -> seconds of every round."""
-    protocol = TimingSpec(rounds=ROUNDS, batch_sizes=(batch_size,), rows=len(rows), warmup_batches=3)
-    taken = time_contenders([_on_the_clock(run) for run in contenders.values()], rows, protocol)
-    return {
-        name: [sum(batches) for batches in of_one[batch_size]] for name, of_one in zip(contenders, taken, strict=True)
-    }
-
-
-def _on_the_clock(run: Run) -> Callable[[Sequence[Encoding]], float]:
-    return lambda batch: timed(run, batch, torch.device("cpu"))[0]
+def batches_of(rows: Sequence[Encoding], batch_size: int) -> list[Sequence[Encoding]]:
+    """Divide rows into batches, in order."""
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
 def in_rounds(*contenders: Callable[[], float], rounds: int = ROUNDS) -> list[list[float]]:

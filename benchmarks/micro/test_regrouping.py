@@ -1,11 +1,11 @@
-"""Regrouping against what its layers allow and against stock ``generate``; and what a layer costs by its rows."""
+"""Regrouping against what its layers allow and against stock ``generate``."""
 
 from collections.abc import Callable
 from statistics import mean, median, quantiles
 
 import pytest
 import torch
-from conftest import in_rounds, report, seconds
+from conftest import in_rounds, report
 from numpy.random import default_rng
 from torch import nn
 
@@ -14,7 +14,6 @@ from benchmarks.measure.decoding_clock import head_seconds, stock_times
 from benchmarks.testing.reference import counted_calls
 from benchmarks.testing.watching import watched_calls
 from consistentee.engine.generate import Generations, generate_encoded
-from consistentee.engine.token_decoder import TokenDecoder, Writing
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.rules.exit_rule import NeverExit
@@ -23,8 +22,6 @@ ROWS = 32
 BATCH = 8
 NEW_TOKENS = 48
 ROUNDS = 3
-LAYER_ROUNDS = 11
-ROW_COUNTS = (1, 2, 4, 8, 16, 32)
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +84,16 @@ def test_regrouping_is_as_fast_as_its_layers_allow(request, decoder, prompts):
         lines.append(f"  {name:36s} {median(times):6.2f} s{pace}")
     for name in ("in step 8", "regrouped 8", "regrouped 16"):
         completed = [latency.completed for latency in written[name].latencies]
-        lines.append(
-            f"  {name:36s} completed after {median(completed):.2f} s, p90 {quantiles(completed, n=10)[-1]:.2f} s"
-        )
+        late = quantiles(completed, n=10)[-1]
+        lines.append(f"  {name:36s} completed after {median(completed):.2f} s, p90 {late:.2f} s")
     ratios = {}
     for name in ("in step, batches of 8", "32 in flight, batches of 8"):
         rounds = zip(taken["stock generate, 8 at once"], taken["LM head and embedding"], taken[name], strict=True)
         ratios[name] = median((head + (full - head) * share) / real for full, head, real in rounds)
         lines.append(f"  {name}: real / allowed {ratios[name]:.3f} (regrouped at least 0.90)")
-    rounds = zip(taken["stock generate, 32 at once"], taken["32 in flight, batches of 8"], strict=True)
-    lines.append(f"  32 in flight, batches of 8 / stock at 32, tokens a second: {median(a / b for a, b in rounds):.3f}")
-    rounds = zip(taken["stock generate, 32 at once"], taken["full depth in step, batches of 32"], strict=True)
-    lines.append(f"  full depth in step / stock at 32, tokens a second: {median(a / b for a, b in rounds):.3f}")
+    for name in ("32 in flight, batches of 8", "full depth in step, batches of 32"):
+        pairs = zip(taken["stock generate, 32 at once"], taken[name], strict=True)
+        lines.append(f"  {name} / stock at 32, tokens a second: {median(a / b for a, b in pairs):.3f}")
     of_layers, of_head = rows_in_a_call(decoder, prompts, rule)
     lines.append(f"  rows in a call of a layer {of_layers:.2f}, of the LM head {of_head:.2f}")
     report(request, "\n".join(lines))
@@ -117,25 +112,3 @@ def rows_in_a_call(decoder: MultiExitDecoder, prompts: list[list[int]], rule: Ra
             decoder, prompts, rule, max_new_tokens=NEW_TOKENS, batch_size=BATCH, in_flight=ROWS, end_at_eos=False
         )
     return mean(rows for rows, tokens in calls if tokens == 1), mean(heads)
-
-
-def test_what_a_layer_costs_by_its_rows(request, decoder, prompts):
-    """And from which share of the layers on regrouping cannot beat 32 rows at once at full depth."""
-    columns = 2 * (LAYER_ROUNDS + 2)
-    decoders = {
-        rows: TokenDecoder(decoder, prompts[:1] * rows, Writing(NeverExit(), columns + 1, rows)) for rows in ROW_COUNTS
-    }
-    for prepared in decoders.values():
-        prepared.prefill()
-
-    def layers(rows: int) -> float:
-        return seconds(decoders[rows].step) - head_seconds(decoder, rows, 1)
-
-    times = in_rounds(*(lambda rows=rows: layers(rows) for rows in ROW_COUNTS), rounds=LAYER_ROUNDS)
-    cost = {rows: median(of_rows) / decoder.num_layers for rows, of_rows in zip(ROW_COUNTS, times, strict=True)}
-    lines = ["rows   a layer, ms   of one row, ms   break-even with 32 at once, share of the layers"]
-    for rows, taken in cost.items():
-        even = cost[32] / 32 / (taken / rows)
-        lines.append(f"{rows:4d}   {1000 * taken:11.2f}   {1000 * taken / rows:14.3f}   {even:12.2f}")
-    report(request, "\n".join(lines))
-    assert all(taken > 0 for taken in cost.values())

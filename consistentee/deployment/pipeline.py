@@ -10,6 +10,7 @@ from consistentee.data.instances import Text
 from consistentee.engine.classify import classify
 from consistentee.errors import UserError
 from consistentee.methods.method import Method, TokenMethod, code_file, get_method
+from consistentee.models.base import chosen_device
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.encoder.multi_exit_model import MultiExitModel
 from consistentee.rules.exit_rule import ExitRule
@@ -65,6 +66,7 @@ def load_saved(
     if method.replay_only:
         raise UserError(f"{method.name} reads the true labels, so it cannot predict")
     model = model_class.from_pretrained(folder)
+    model.to(chosen_device())
     values = list(method.knob_values(model))
     chosen = next((value for value in (knob, stored_knob) if value is not None), None)
     if chosen is None:

@@ -75,14 +75,8 @@ def learn_then_test(
 
     This order bounds the probability of a wrong guarantee by ``epsilon`` without a correction for the number of tests.
 
-    Args:
-        losses: [prompts, thresholds], see :data:`Losses`.
-        delta: the accepted risk.
-        epsilon: the accepted probability of a broken guarantee.
-        p_value: the test of a threshold.
-
-    Raises:
-        UserError: for losses outside of 0..1, no prompts, or a delta or epsilon outside of 0..1.
+    ``delta`` is the accepted risk, ``epsilon`` the accepted probability of a broken guarantee. Raises UserError for
+    losses outside of 0..1, no prompts, or a delta or epsilon outside of 0..1.
     """
     checked = checked_losses(losses, low=0.0, high=1.0)
     check_shares(delta=delta, epsilon=epsilon)
@@ -132,16 +126,8 @@ def split_study(
 ) -> SplitStudy:
     """Choose a threshold on a random part of the prompts and measure the risk on the others, repeatedly.
 
-    Args:
-        losses: [prompts, thresholds], in the range of ``pick``.
-        delta, epsilon: see :func:`learn_then_test`.
-        splits: number of splits.
-        seed: of the splits.
-        calibration_share: share of the prompts for the choice; the others are held out.
-        pick: the choice.
-
-    Raises:
-        UserError: as ``pick`` does, and for fewer than two prompts.
+    ``calibration_share`` is the share of the prompts for the choice, by ``pick``; the others are held out. Raises
+    UserError as ``pick`` does, and for fewer than two prompts.
     """
     checked = checked_losses(losses)
     if len(checked) < 2:

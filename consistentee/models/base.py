@@ -1,6 +1,7 @@
 """Base classes of multi-exit models: description, learned heads, weights, and saved folders."""
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,6 +36,23 @@ _HUB_OPTIONS = ("revision", "cache_dir", "force_download", "local_files_only", "
 
 Precision = Literal["float32", "bfloat16"]
 """Type in which the matrix products of layers are computed while they are trained."""
+
+
+def chosen_device() -> torch.device:
+    """Return the device on which models are trained, and saved ones are loaded.
+
+    It is the one that ``CONSISTENTEE_DEVICE`` names, such as cpu, cuda:1 or mps. If this is "auto" or not set: an
+    accelerator if torch finds one, else the CPU. Raises UserError for a device that cannot be used.
+    """
+    name = os.environ.get("CONSISTENTEE_DEVICE", "auto")
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the device {name!r} cannot be used: {reason}; give auto, cpu, cuda, cuda:1 or mps") from error
 
 
 class LayerStepper(Protocol):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from consistentee.data.prompts import TextTask
+from consistentee.models.base import chosen_device
 from consistentee.models.decoder.adapters import StateMoments
 from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
@@ -19,7 +20,7 @@ from consistentee.models.decoder.stack import DecoderStack
 from consistentee.traces.token_rows import TokenRow
 from consistentee.traces.token_trace import RowBatch, TokenTrace, compact_dtype, record_rows, record_tokens
 from consistentee.training.decoder_backbone import exit_weights, last_exit_loss, loss_of, train_backbone
-from consistentee.training.loop import run_stage, training_device
+from consistentee.training.loop import run_stage
 from consistentee.training.recipe import Target, TokenRecipe, drawn
 from consistentee.training.stage import Stage
 from consistentee.training.token_sources import DrawnRowStates, DrawnTokens, StateBatch
@@ -36,7 +37,7 @@ def train_exits(model: MultiExitDecoder, task: TextTask, recipe: TokenRecipe) ->
     The backbone first, if the recipe trains it, then the exit adapters on its states. Both are shared through the
     recipe's store. Before, exits get a start in closed form.
     """
-    model.to(training_device())
+    model.to(chosen_device())
     rows = recipe.training_rows(model, task)
     if recipe.trains != "exits":
         if model.exits_have_weights:
@@ -66,7 +67,7 @@ def train_last_token_exit(model: MultiExitDecoder, task: TextTask, recipe: Token
 
     The stage does not depend on the kind of the exits, so that all kinds share it.
     """
-    model.to(training_device())
+    model.to(chosen_device())
     train_backbone(model.without_exits(), recipe.training_rows(model, task), recipe, last_exit_loss)
 
 
@@ -188,7 +189,7 @@ def train_branches(
     """
     if recipe.trains != "exits":
         train_exits(model, task, recipe)
-    model.to(training_device())
+    model.to(chosen_device())
     for layer in model.exit_layers[:-1]:
         model.add_branch(layer, spec_at(layer))
     rows = [row for row in recipe.training_rows(model, task)[: recipe.traced_rows] if len(row[1])]

@@ -1,9 +1,9 @@
-"""Cross-entropy through an LM head, the largest product of training exits: logits become gradients at once.
+"""Cross-entropy through an LM head, the largest product in training exits, without keeping logits.
 
-Logits are as many as tokens times the vocabulary: kept for every exit they are gigabytes, made again going back they
-are a third more work. But the loss is a weighted sum over tokens, so that the gradient of a logit is known as soon as
-the logits are: ``weight * (softmax - one-hot)``. A chunk of tokens at a time, three products and no logits kept (as the
-fused cross-entropy of Hsu et al., Liger Kernel, 2024, arXiv 2410.10989).
+Kept for every exit, logits take gigabytes; computed again in the backward pass, a third more work. The loss is a
+weighted sum over tokens, so that the gradient of a logit follows from the logits: ``weight * (softmax - one-hot)``. It
+is computed with them, a chunk of tokens at a time (as the fused cross-entropy of Hsu et al., Liger Kernel, 2024, arXiv
+2410.10989).
 """
 
 from typing import Any
@@ -66,11 +66,11 @@ class _WeightedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(states), CHUNK):
             part = slice(start, start + CHUNK)
             read, wanted, weight = states[part].to(products), targets[part], weights[part].unsqueeze(1)
-            says = buffer[: len(read)].copy_(read @ head.T)
-            torch.log_softmax(says, dim=-1, out=says)
-            loss -= (weight * _log_likelihood(says, wanted)).sum()
+            scores = buffer[: len(read)].copy_(read @ head.T)
+            torch.log_softmax(scores, dim=-1, out=scores)
+            loss -= (weight * _log_likelihood(scores, wanted)).sum()
             if learns or head_learns:
-                slope = _less_wanted(says.exp_().mul_(weight), wanted, weight).to(products)
+                slope = _minus_targets(scores.exp_().mul_(weight), wanted, weight).to(products)
                 to_states[part] = slope @ head
             if to_head is not None:
                 to_head += slope.T @ read
@@ -85,14 +85,14 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
 
 def _log_likelihood(log_probabilities: Tensor, wanted: Tensor) -> Tensor:
-    """Return the log-likelihood of what is wanted, of distributions its mean under them: [tokens, 1]."""
+    """Compute the log-likelihood of tokens, or its mean under distributions: [tokens, 1]."""
     if wanted.dim() == 1:
         return log_probabilities.gather(1, wanted.unsqueeze(1))
     return torch.einsum("tv,tv->t", log_probabilities, wanted).unsqueeze(1)
 
 
-def _less_wanted(says: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-    """Return ``says``, weighted, less what should be said, so weighted, in place: [tokens, vocabulary]."""
+def _minus_targets(probabilities: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """Subtract the weighted targets from weighted probabilities in place: [tokens, vocabulary]."""
     if wanted.dim() == 1:
-        return says.scatter_add_(1, wanted.unsqueeze(1), -weight)
-    return says.addcmul_(wanted, weight, value=-1)
+        return probabilities.scatter_add_(1, wanted.unsqueeze(1), -weight)
+    return probabilities.addcmul_(wanted, weight, value=-1)

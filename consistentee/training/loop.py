@@ -24,7 +24,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from consistentee.errors import UserError
 from consistentee.files import load_tensors, only_one, save_tensors
-from consistentee.models.base import MultiExit
+from consistentee.models.base import MultiExit, chosen_device
 from consistentee.progress import tracked
 from consistentee.training.precision import onednn_products, precision_used
 from consistentee.training.recipe import Recipe
@@ -41,19 +41,13 @@ _BATCHES_SORTED_TOGETHER = 16
 _SCORES = "validation_by_epoch/"
 
 
-def training_device() -> torch.device:
-    """Return the device that models are trained on: an accelerator if torch finds one, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
 def run_stage(model: ModelT, source: Source[BatchT], stage: Stage[ModelT, BatchT], recipe: Recipe) -> None:
     """Train ``model`` in place, or load the weights if the store has this very stage already.
 
     Leaves the model in eval mode with every weight unfrozen. Processes that need the same stage at the same time take
     turns, so that a shared one is trained once. Raises UserError when the loss is not finite.
     """
-    model.to(training_device())
+    model.to(chosen_device())
     recipe = replace(recipe, precision=precision_used(recipe.precision, model.device))  # the key has what was used
     if recipe.store is None:
         _train(model, source, stage, recipe, checkpoint=None)

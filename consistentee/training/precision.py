@@ -1,8 +1,7 @@
-"""Precision of matrix products in training: the one that this machine multiplies fastest in, as measured.
+"""Precision of matrix products in training: the fastest on this machine, as measured.
 
 bfloat16 is twice as fast as float32 on one processor with avx512_bf16, half as fast on another, and a hundred times
-slower on a third that has none. And float32 itself is twice as fast by oneDNN as by MKL on a processor that is not
-Intel's.
+slower on a third without. float32 is twice as fast by oneDNN as by MKL on a processor that is not Intel's.
 """
 
 import hashlib
@@ -12,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +20,7 @@ from consistentee.models.base import Precision
 from consistentee.training.recipe import PrecisionSetting
 
 _WIDTH, _HEADS = 384, 12  # a small encoder's
-_HOPELESS = 3.0  # where bfloat16 is emulated, the first few tokens tell
+_HOPELESS = 3.0  # emulated bfloat16 is this much slower for the first few tokens already
 _ROUNDS = 20
 _SECONDS = 0.5
 
@@ -50,24 +48,17 @@ def remembered_speed(device: torch.device) -> Speed:
     """Measure this machine once and remember the result: a busy minute must not change the precision of training."""
     path = cache_dir() / "precision" / f"{machine_name(device)}.json"
     with only_one(path):
-        known = _read(path)
-        if known is not None:
-            return known
-        speed = measure_speed(device)
+        try:
+            return Speed(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # not measured yet, or a damaged file
+            speed = measure_speed(device)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(asdict(speed)), encoding="utf-8")
     return speed
 
 
-def _read(path: Path) -> Speed | None:
-    try:
-        return Speed(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
-
-
 def machine_name(device: torch.device) -> str:
-    """Return a hash of this machine, its threads and torch, to tell it from others that share its cache."""
+    """Return a hash of this machine, its threads and torch; several machines may share a cache."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     parts = [name, dict(torch.cpu.get_capabilities()), torch.get_num_threads(), torch.__version__]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -102,7 +93,7 @@ def _seconds(layer: nn.Module, hidden: Tensor) -> dict[Precision, float]:
 
 
 def _one_pass(layer: nn.Module, hidden: Tensor, precision: Precision) -> float:
-    # What others do on a CPU meanwhile must not count; a device's work is not in the thread's time.
+    # Other processes on a CPU do not count in the thread's time; the work of a device is not in it.
     clock = time.thread_time if hidden.device.type == "cpu" else time.perf_counter
     started = clock()
     with torch.autocast(hidden.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
@@ -115,11 +106,10 @@ def _one_pass(layer: nn.Module, hidden: Tensor, precision: Precision) -> float:
 
 @contextmanager
 def onednn_products(device: torch.device) -> Iterator[None]:
-    """For the time being, let oneDNN multiply float32 matrices on a CPU, where it does so in float32.
+    """Inside the block, let oneDNN multiply float32 matrices on a CPU, if it does so in float32.
 
-    torch gives them to MKL, unless it may use less than float32. Then it asks oneDNN, which on most processors has
-    nothing less to offer and multiplies in float32, by code made for the very processor; results are the same up to
-    rounding.
+    torch uses MKL unless less precise products are allowed. Then it uses oneDNN, which on most processors multiplies in
+    float32 anyway, with faster code; results are equal up to rounding.
     """
     before = torch.get_float32_matmul_precision()
     if device.type != "cpu" or before != "highest" or not onednn_keeps_float32():

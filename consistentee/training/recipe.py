@@ -103,11 +103,11 @@ class TokenRecipeSettings(BaseSettings):
     """The fields of a :class:`TokenRecipe` that a suite sets."""
 
     max_rows: int | None = Field(default=1000, ge=1, description="cap on training rows")
-    max_prompt_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as the task says")
-    max_new_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as the task says")
+    max_prompt_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as in the task")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="of a row; by default as in the task")
     trains: Trains = Field(default="exits", description="what learns: exits on a frozen backbone, LoRA too, or all")
     exit_start: ExitStart = Field(default="least squares", description="what untrained exits start from")
-    target: Target = Field(default="full model", description="what exits on a frozen backbone learn to say")
+    target: Target = Field(default="full model", description="what exits on a frozen backbone learn to predict")
     exit_steps: int = Field(default=300, ge=0, description="of the exit adapters")
     exit_batch_size: int = Field(default=128, ge=1, description="tokens, of the exit adapters")
     exit_learning_rate: float = Field(default=1e-3, gt=0, description="peak rate of the exit adapters")
@@ -124,7 +124,10 @@ class TokenRecipeSettings(BaseSettings):
     backbone_restarts: int = Field(default=0, ge=0, description="times that stage runs again, from the peak rate on")
     lora_rank: int = Field(default=16, ge=1, description="rank of the updates, for trains=lora")
     taught_share: float = Field(
-        default=0.0, ge=0, le=1, description="of what exits below L learn there: what L says; the rest is labels"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="of the targets of exits below L: predictions of L; the rest is labels",
     )
     exit_weights: ExitWeights = Field(default="depth", description="of the exits' losses while the backbone learns")
     exit_curriculum: ExitCurriculum = Field(default="all", description="which exits learn at a step of that stage")
@@ -176,7 +179,7 @@ class TokenRecipe(TokenRecipeSettings, OneRun):
       at every exit, once.
     * ``backbone_restarts``: each run starts from the weights of the last, with its whole schedule and newly drawn rows
       (warm restarts: Loshchilov and Hutter, 2017, arXiv 1608.03983). Each is kept, so that a recipe with one more
-      restart goes on from the backbone of one that has fewer.
+      restart continues from the backbone of one with fewer.
     * ``taught_share``, ``exit_weights``, ``exit_curriculum``, ``layer_dropout``: see
       :mod:`consistentee.training.decoder_backbone`.
     * ``traced_rows``: a row of a hundred tokens takes half a megabyte.

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from generation_by_hand import write_generation
 from records_by_hand import ROWS, made_up_suite, results_of, write_results
 
 from benchmarks.analysis.equal_cost import headline
@@ -81,13 +80,6 @@ def test_what_cannot_be_drawn_is_said(tmp_path):
     paths, missing = write_figures(alone, tmp_path, [FIGURES[0], FIGURES[3]])
     assert paths == []
     assert [line.partition(":")[0] for line in missing] == ["equal-cost", "memorized"]
-
-
-def test_generation_has_figures_too(tmp_path):
-    write_generation(tmp_path)
-    results = load_results(tmp_path)
-    assert draw_figure("curves", results) is not None
-    assert draw_figure("memorized", results) is None
 
 
 def test_exit_shares_and_memorized_layers_by_hand(results):

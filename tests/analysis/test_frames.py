@@ -71,11 +71,6 @@ def test_some_labels_and_tasks(results):
         results.only(tasks=["rtt"])
 
 
-def test_nothing_to_read(tmp_path):
-    with pytest.raises(UserError, match="holds no results"):
-        load_results(tmp_path)
-
-
 def test_tasks_that_most_methods_lack_do_not_count_in_means():
     records = made_up_suite(task="mcid")
     records += [r for r in made_up_suite(task="stsb") if r.label in {"full", "static"}]

@@ -7,7 +7,6 @@ from benchmarks.analysis.statistics import (
     holm,
     interval,
     interval_over_rows_and_seeds,
-    mean_over_drawn_seeds,
     over_any_task,
     p_value,
     resampled_terms,
@@ -69,20 +68,6 @@ def test_several_seeds_give_scipys_two_sample_bootstrap():
     assert interval_over_rows_and_seeds("accuracy", labels, answers) == pytest.approx(
         (theirs.confidence_interval.low, theirs.confidence_interval.high), abs=0.01
     )
-
-
-def test_seeds_that_differ_widen_the_interval():
-    labels, same = rows_of("accuracy")
-    worse = np.where(np.arange(ROWS) < 100, 1 - labels, labels)
-    alike = interval_over_rows_and_seeds("accuracy", labels, [same, same, same])
-    unlike = interval_over_rows_and_seeds("accuracy", labels, [same, worse, labels])
-    assert unlike[1] - unlike[0] > alike[1] - alike[0]
-
-
-def test_equal_answers_do_not_differ_on_any_resample():
-    labels, predictions = rows_of("f1")
-    difference = resampled_scores("f1", labels, [predictions]) - resampled_scores("f1", labels, [predictions])
-    assert interval(mean_over_drawn_seeds(difference)) == (0, 0)
 
 
 def test_scores_of_ranks_and_of_many_classes_are_resampled_one_by_one():

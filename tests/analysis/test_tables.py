@@ -44,7 +44,7 @@ TABLE = Table(
     name="small",
     frame=FRAME,
     columns=[
-        Column("method", "method"),
+        Column("method"),
         Column("at 2x", "points", "+.1f", "low", "high", "mark", best=True),
         Column("unknown", "nothing", ".1f"),
     ],

@@ -12,7 +12,6 @@ from typing import ClassVar
 
 import pytest
 
-from benchmarks.commands.inventory import fetch_by_name
 from consistentee.backbones import catalog, hub
 from consistentee.backbones.catalog import ResolvedBackbone, list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, is_fetched
@@ -58,13 +57,6 @@ def test_encoders_and_decoders_are_told_apart(tmp_path):
         resolve("smollm2-135m")
     with pytest.raises(UserError, match="'minilm-l6' is an encoder: it classifies text and generates none"):
         resolve_decoder("minilm-l6")
-
-
-def test_fetching_a_decoder_by_name_makes_it_ready(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        catalog, "fetch", lambda shipment: write_model(tmp_path / shipment.name, {"model_type": "llama"})
-    )
-    assert fetch_by_name("smollm2-135m") == str(tmp_path / "smollm2-135m")
 
 
 def test_a_directory_with_a_decoder(tmp_path):

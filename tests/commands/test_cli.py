@@ -60,6 +60,7 @@ def runs(monkeypatch):
         ("predict DIR --knob 0.5 text --tasks a b", "predict DIR --knob 0.5 text --tasks a b"),
         ("train t --param a=1 b=2", "train t --param a=1 --param b=2"),
         ("run s --debug", "--debug run s"),
+        ("run s --device cpu --tasks a b --threads 2", "--device cpu --threads 2 run s --tasks a --tasks b"),
         ("predict DIR -- --debug", "predict DIR -- --debug"),
         ("run s --tasks", "run s --tasks"),
     ],
@@ -392,7 +393,9 @@ def test_run_takes_the_methods_of_a_folder_and_of_a_file(runs, plugin_folder):
 
 def test_check_method_ends_with_1_where_the_contract_is_broken(plugin_folder):
     source = (plugin_folder / "early_gate.py").read_text()
-    (plugin_folder / "early_gate.py").write_text(source.replace("self.check_knob(model, knob)", "pass"))
+    (plugin_folder / "early_gate.py").write_text(
+        source.replace("    def rule(", "    def check_knob(self, model, knob):\n        pass\n\n    def rule(")
+    )
     broken = call("check-method", plugin_folder / "early_gate.py", "--families", "bert", "--param", "hidden=8")
     assert broken.exit_code == 1
     assert "rule() takes knobs that are out of range" in broken.output

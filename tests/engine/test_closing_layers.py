@@ -7,7 +7,6 @@ from hypothesis import given, settings, strategies as st
 
 from baselines.calm import CALMTokensClassifier
 from baselines.references import RandomRule
-from benchmarks.measure.decoding_flops import DecodingFlops
 from benchmarks.testing.cases import TOKEN_RECIPE as RECIPE
 from benchmarks.testing.reference import eager_tokens
 from consistentee.engine.generate import Generations, generate
@@ -88,16 +87,6 @@ class TestTexts:
         for options in ({}, {"in_flight": batch_size + more}):
             out = generate(model, prompts, rule, max_new_tokens=NEW_TOKENS, batch_size=batch_size, **options)
             assert texts(out) == texts(alone)
-
-
-class TestCost:
-    def test_an_exit_costs_what_it_costs_without_them(self, model, tiny_decoder):
-        """All layers of these models are alike, and so is what skipped ones are given later."""
-        plain = tiny_decoder(adapter="shared", exit_layers=[2, 3])
-        out = generate(model, PROMPTS, MIXED, max_new_tokens=NEW_TOKENS)
-        assert DecodingFlops(model).decoding(out, MIXED, "propagate") == (
-            DecodingFlops(plain).decoding(out, MIXED, "propagate")
-        )
 
 
 class TestTrace:

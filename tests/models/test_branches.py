@@ -12,7 +12,7 @@ from consistentee.models.decoder.branches import BranchSpec
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.models.decoder.stack import DecoderStack
 from consistentee.rules.exit_rule import NeverExit
-from consistentee.traces.token_trace import record_rows, record_tokens
+from consistentee.traces.token_trace import record_rows
 from consistentee.training.decoder import branch_logits, branch_loss, train_branches
 from consistentee.training.recipe import TokenRecipe
 
@@ -53,16 +53,6 @@ def test_a_layer_without_its_mlp_is_one_whose_mlp_says_nothing(tiny_decoder, fam
     assert model.add_branch(2, LAST).size_in_layers == 1
 
 
-def test_a_stack_is_known_by_its_branch(tiny_decoder):
-    model = tiny_decoder()
-    model.add_branch(2, LAST)
-    backbone, before = model.backbone_fingerprint(), DecoderStack(model, 2).backbone_fingerprint()
-    with torch.no_grad():
-        next(model.branch(2).layer.parameters()).add_(1)
-    assert model.backbone_fingerprint() == backbone
-    assert DecoderStack(model, 2).backbone_fingerprint() not in {before, backbone}
-
-
 def test_branches_are_saved_with_the_model(tiny_decoder, tmp_path):
     model = tiny_decoder("gpt2")
     for layer, spec in ((1, LAST), (2, BranchSpec(copied_layer=3, with_mlp=False))):
@@ -90,22 +80,6 @@ def test_a_branch_leaves_at_an_exit(tiny_decoder):
             model.add_branch(layer, LAST)
     with pytest.raises(UserError, match="exit layer 2 has no branch"):
         DecoderStack(model, 2)
-
-
-def test_states_of_rows_are_those_of_all_their_tokens(tiny_decoder, tmp_path):
-    model = tiny_decoder()
-    states = record_rows(model, ROWS, store=tmp_path)
-    batch = states.batch([2, 0])
-    tokens, mask = batch.rows.tokens, batch.rows.padding_mask
-    assert tokens.shape == (2, 6)
-    with torch.no_grad():
-        expected = model.exit_states(tokens, mask).speaking
-    torch.testing.assert_close(batch.hidden[mask], expected[mask], atol=2e-3, rtol=2e-3)
-    assert not batch.hidden[~mask].any()
-    # Of the same rows a trace keeps others: they are told apart in one store.
-    assert len(record_tokens(model, ROWS, store=tmp_path, dtype=torch.float16)) == 3 + 2 + 1
-    assert torch.equal(record_rows(model, ROWS, store=tmp_path).hidden, states.hidden)
-    assert len(list(tmp_path.glob("hidden-*.safetensors"))) == 2
 
 
 def test_loss_is_that_of_the_tokens_that_give_the_response(tiny_decoder):

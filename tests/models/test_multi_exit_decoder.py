@@ -12,8 +12,6 @@ from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM
 
 from consistentee import MultiExitDecoder
-from consistentee.backbones.catalog import list_backbones
-from consistentee.backbones.wheels import is_fetched
 from consistentee.errors import UserError
 from consistentee.models.decoder.description import default_exit_layers
 from consistentee.models.heads import HeadSpec
@@ -55,32 +53,11 @@ class TestExits:
         stock = model.backbone.lm_head(model.state(hidden))
         assert all(torch.equal(model.logits(layer, hidden), stock) for layer in model.exit_layers)
 
-    def test_the_last_exit_is_the_stock_model(self, tiny_decoder):
-        model = tiny_decoder()
-        tokens, mask = pad(model.encode(random_prompts(5)), "right")
-        hidden = model.exit_states(tokens, mask).speaking
-        assert hidden.shape == (*tokens.shape, 4, model.width)
-        torch.testing.assert_close(model.logits(4, hidden[:, :, -1])[mask], model.stock_logits(tokens, mask)[mask])
-        assert not torch.allclose(model.logits(3, hidden[:, :, -1]), model.logits(4, hidden[:, :, -1]))
-
-    def test_a_layer_without_exit_has_no_logits(self, tiny_decoder):
-        model = tiny_decoder(exit_layers=[2])
-        for layer in (0, 1, 3, 5):
-            with pytest.raises(UserError, match=rf"layer {layer} has no exit adapter; exits: \(2, 4\)"):
-                model.logits(layer, torch.randn(1, model.width))
-
     def test_adapters_are_checked(self, tiny_decoder):
         with pytest.raises(UserError, match=r"unknown adapter .* 'lowrank'; did you mean 'low-rank'"):
             tiny_decoder(adapter="lowrank")
         with pytest.raises(UserError, match=r"rank of .* must be at least 1, got 0"):
             tiny_decoder().use_adapters("low-rank", rank=0)
-
-    def test_a_head_of_its_own_is_not_tied(self, tiny_decoder):
-        model = tiny_decoder(adapter="head")
-        hidden = torch.randn(2, model.width)
-        before = model.logits(4, hidden)
-        train_a_little(model, "exit_adapters.2")
-        assert torch.equal(model.logits(4, hidden), before)
 
 
 class TestText:
@@ -283,22 +260,3 @@ class TestLora:
         model.add_lora(rank=2)
         with pytest.raises(UserError, match="LoRA already"):
             model.add_lora(rank=2)
-
-
-@pytest.fixture(scope="session")
-def smollm2():
-    if not is_fetched(list_backbones()["smollm2-135m"].source):
-        pytest.skip("smollm2-135m (93 MB) has not been fetched; consistentee fetch smollm2-135m does so")
-    return MultiExitDecoder.from_backbone("smollm2-135m")
-
-
-@pytest.mark.real
-def test_real_weights_step_as_the_stock_model_runs(smollm2):
-    rows = smollm2.encode(["The sun rises in the east and sets in the west.", "Two plus two"])
-    for side in ("left", "right"):
-        tokens, mask = pad(rows, side, smollm2.pad_id)
-        with torch.no_grad():
-            hidden = smollm2.exit_states(tokens, mask).speaking
-            logits, stock = smollm2.logits(30, hidden[:, :, -1])[mask], smollm2.stock_logits(tokens, mask)[mask]
-        torch.testing.assert_close(logits, stock)
-        assert {weight.dtype for weight in smollm2.parameters()} == {torch.float32}

@@ -17,7 +17,6 @@ from consistentee.traces.token_trace import named_tokens, record_tokens
 from consistentee.traces.token_view import TokenView
 from consistentee.traces.walk import replay
 from consistentee.training.recipe import TokenRecipe
-from consistentee.training.token_answers import exit_answers
 
 PROMPTS = random_prompts(4, seed=5)
 NEW_TOKENS = 6
@@ -144,19 +143,6 @@ def test_it_is_an_option_of_every_rule_that_reads_what_exits_say(model, name, kn
     assert isinstance(rule, PrunedVocabularyRule)
     assert rule.candidates == 9
     assert not isinstance(get_method(name, **parameters).rule(model, knob), PrunedVocabularyRule)
-
-
-def test_a_policy_learns_from_what_it_will_read(model):
-    _, trace = trace_of(model)
-    whole, pruned = (exit_answers(trace, with_confidence=True, candidates=k) for k in (None, 4))
-    assert torch.equal(pruned.label_losses, whole.label_losses)
-    assert torch.equal(pruned.predictions, named_tokens(trace, 4))
-    assert torch.equal(pruned.confidence[:, [0, -1], :3], whole.confidence[:, [0, -1], :3])
-    same_token = pruned.predictions[:, 1:] == pruned.predictions[:, :-1]
-    assert torch.equal(pruned.confidence[:, 1:, 3], same_token.float())
-    same = pruned.predictions == whole.predictions
-    assert (pruned.confidence[same][:, 0] >= whole.confidence[same][:, 0]).all(), "a confidence over few is larger"
-    assert not same.all()
 
 
 def test_answers_of_pruned_exits_are_kept_apart(tiny_decoder, tmp_path):

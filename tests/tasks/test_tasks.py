@@ -16,7 +16,7 @@ from task_files import LABELS, balanced, table, write_task
 from benchmarks import list_tasks, load_task
 from benchmarks.tasks import loader
 from benchmarks.tasks.loader import task_kind
-from benchmarks.tasks.specs import Cut, MetricName
+from benchmarks.tasks.specs import MetricName
 from benchmarks.tasks.splits import shares
 from consistentee.data.metrics import METRICS
 from consistentee.data.prompts import TextTask
@@ -79,11 +79,6 @@ def test_faulty_yaml_names_file_and_key(tmp_path, keys, message):
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **keys}))
     with pytest.raises(UserError, match=message):
         load_task(path)
-
-
-def test_a_file_that_is_absent_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent\.yaml cannot be read"):
-        load_task(tmp_path / "absent.yaml")
 
 
 # ------------------------------------------------------------------------------------------------ labels
@@ -170,11 +165,6 @@ def test_shares_are_proportional_and_leave_every_class_a_row(counts, part):
 def test_too_few_rows_to_cut_from(tmp_path):
     with pytest.raises(UserError, match=r"train has too few rows \(2\) to cut a test split from it"):
         load_task(write_task(tmp_path, {"train.tsv": balanced(2)}))
-
-
-def test_size_rule():
-    assert Cut(fraction=0.1, at_most=1000, seed=0).size(2490) == 249
-    assert Cut(fraction=0.1, at_most=1000, seed=0).size(67349) == 1000
 
 
 def test_texts_that_occur_twice_and_subsets_are_noted(tmp_path):

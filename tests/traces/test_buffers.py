@@ -15,10 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from baselines.deebert import DeeBERT
 from consistentee import files
 from consistentee.files import DiskFullError, load_tensors, save_tensors
-from consistentee.models.decoder.multi_exit_decoder import ExitStates
 from consistentee.models.encoder.multi_exit_model import LayerOutputs
 from consistentee.traces.instance_trace import record_outputs
-from consistentee.traces.token_trace import record_tokens
 from consistentee.training.recipe import Recipe
 
 ROWS = [([2, 7, 9], [30 + number % 9, 31, 3]) for number in range(200)]
@@ -49,20 +47,6 @@ def wide_encoder(tiny_model, monkeypatch):
     return model
 
 
-@pytest.fixture
-def wide_decoder(tiny_decoder, monkeypatch):
-    """Return a decoder whose states take far more memory than a pass through its layers."""
-    model = tiny_decoder()
-    monkeypatch.setattr(type(model), "width", 4000)
-
-    def exit_states(tokens, *_):
-        states = tokens[..., None, None].float().expand(*tokens.shape, len(model.exit_layers), 4000)
-        return ExitStates(states, states)
-
-    monkeypatch.setattr(model, "exit_states", exit_states)
-    return model
-
-
 @pytest.mark.parametrize("stored", [True, False], ids=["stored", "not stored"])
 def test_a_pass_over_instances_needs_little_more_memory_than_is_kept(wide_encoder, tmp_path, stored):
     encodings = wide_encoder.tokenize([f"w{number % 9} w0" for number in range(200)])
@@ -70,12 +54,6 @@ def test_a_pass_over_instances_needs_little_more_memory_than_is_kept(wide_encode
     peak, outputs = peak_of(lambda: record_outputs(wide_encoder, encodings, batch_size=8, store=store))
     kept = sum(tensor.nbytes for tensor in (outputs.vectors, outputs.pooled, outputs.logits))
     assert kept < peak < 1.3 * kept
-
-
-def test_a_pass_over_tokens_needs_little_more_memory_than_is_kept(wide_decoder):
-    peak, trace = peak_of(lambda: record_tokens(wide_decoder, ROWS, batch_size=4, dtype=torch.float16))
-    assert trace.speaking[:, 0, 0].tolist() == [token for row in ROWS for token in [9, row[1][0], 31]]
-    assert trace.speaking.nbytes <= peak < 1.3 * trace.speaking.nbytes
 
 
 def test_large_passes_are_in_files_that_disappear(wide_encoder, tmp_path, monkeypatch):

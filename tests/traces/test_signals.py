@@ -33,7 +33,7 @@ def test_a_rule_without_a_threshold_has_none(trace):
 
 def test_a_policy_is_compared_by_its_exit_probability(tiny_model, toy_task):
     model = tiny_model("bert", num_labels=toy_task.num_labels)
-    model.add_head(POLICY, policy_spec("state+confidence", conditioned=True))
+    model.add_head(POLICY, policy_spec("state+confidence", outputs=2))
     trace = record_trace(model.eval(), toy_task.test)
     cheap, dear = (np.asarray(signal_quantiles(PolicyRule("state+confidence", 0.5, a), trace)) for a in (0.01, 10.0))
     assert cheap.shape == (trace.num_layers - 1, len(SIGNAL_QUANTILES))

@@ -11,6 +11,7 @@ from conftest import make_task, make_text_task
 from consistentee.data.metrics import score
 from consistentee.errors import UserError
 from consistentee.files import LOCK
+from consistentee.models.base import chosen_device
 from consistentee.traces.instance_trace import record_trace
 from consistentee.training import loop
 from consistentee.training.decoder import train_exits, train_last_token_exit
@@ -290,3 +291,12 @@ def test_batches_of_like_length_hold_every_row_once_and_little_padding(tiny_mode
     assert not torch.equal(torch.cat(batches[:steps]), torch.cat(batches[steps:]))
     assert sum(widths) < 0.8 * sum(draw(RECIPE)[1])
     assert widths[:steps] != sorted(widths[:steps]), "short batches first would be a curriculum"
+
+
+def test_the_device_of_the_environment_is_used_or_refused(monkeypatch):
+    for device in ("cpu", "meta"):
+        monkeypatch.setenv("CONSISTENTEE_DEVICE", device)
+        assert chosen_device().type == device
+    monkeypatch.setenv("CONSISTENTEE_DEVICE", "cuda:77")
+    with pytest.raises(UserError, match="cuda:77"):
+        chosen_device()
