@@ -330,7 +330,7 @@ def _curve_data(results: Results, points: pd.DataFrame) -> pd.DataFrame:
     ``low``, ``high`` and ``match``.
     """
     names, mixed = task_names(results.tasks.index), dense_curves(results)
-    mixed = mixed.assign(kind="curve", knob="mixed to " + mixed["speedup"].map("{:g}x".format))
+    mixed = mixed.assign(kind="curve", knob=mixed["speedup"].map("mixed to {:g}x".format))
     dots = points[points["label"].isin(results.labels_to_compare)]
     dots = dots.assign(
         kind="point",

@@ -70,12 +70,12 @@ class Case(ABC, Generic[ModelT, TraceT]):
 
     Class attributes:
         row, text: what one row of the trace and one text are called.
-        tried_knobs: number of the knob values that are tried live.
+        tried_depths: mean exits, as shares of their range, at which a knob is tried live beside the two ends.
     """
 
     row: ClassVar[str]
     text: ClassVar[str]
-    tried_knobs: ClassVar[int]
+    tried_depths: ClassVar[tuple[float, ...]]
 
     method: AnyMethod
     family: str
@@ -92,14 +92,19 @@ class Case(ABC, Generic[ModelT, TraceT]):
 
     @cached_property
     def knobs(self) -> list[float]:
-        """Some values whose average exits are spread over the range, both ends included."""
+        """The first value, some whose average exits are spread over the range, and the last."""
         values = self.values
         places = torch.arange(len(values), dtype=torch.float)
         with suppress(Exception):  # for a rule that cannot be replayed; another check reports it
             places = sweep([self.rule(value) for value in values], self.trace).float().mean(dim=1)
-        wanted = torch.linspace(float(places.min()), float(places.max()), self.tried_knobs)
+        wanted = places.min() + torch.tensor(self.tried_depths) * (places.max() - places.min())
         nearest = (places.unsqueeze(0) - wanted.unsqueeze(1)).abs().argmin(dim=1).tolist()
         return [values[i] for i in sorted({0, *nearest, len(values) - 1})]
+
+    @property
+    def middle_knob(self) -> float:
+        """One of :attr:`knobs` between the ends, if there is one."""
+        return self.knobs[len(self.knobs) // 2]
 
     def rule(self, knob: float) -> ExitRule:
         """Return a fresh rule."""
@@ -184,7 +189,7 @@ class InstanceCase(Case[MultiExitModel, Trace]):
 
     row: ClassVar[str] = "row"
     text: ClassVar[str] = "row"
-    tried_knobs: ClassVar[int] = 5
+    tried_depths: ClassVar[tuple[float, ...]] = (0.3, 0.7)
 
     def live(
         self, knob: float, texts: Sequence[Text] | None = None, watched: WatchedRule | None = None, **options: Any
@@ -221,7 +226,7 @@ class InstanceCase(Case[MultiExitModel, Trace]):
         yield "in another order, beside a longer row", alone[::-1], _rows_of(moved)[:-1]
 
     def at_full_depth(self) -> Iterator[tuple[str, Sequence[Tensor], Sequence[Tensor]]]:
-        encodings = self.model.tokenize(self.texts)
+        encodings = self.model.tokenize(self.texts[:18])
         for size in (1, 8):
             ours = classify_encoded(self.model, encodings, NeverExit(), batch_size=size).logits
             yield f"at batch size {size}", reference_logits(self.model, encodings, size).unbind(), ours.unbind()
@@ -278,15 +283,19 @@ class TokenCase(Case[MultiExitDecoder, TokenTrace]):
 
     row: ClassVar[str] = "token"
     text: ClassVar[str] = "prompt"
-    tried_knobs: ClassVar[int] = 3
+    tried_depths: ClassVar[tuple[float, ...]] = (0.5,)
 
     method: TokenMethod
     prompts: list[list[int]]
 
     @cached_property
     def stock(self) -> list[Tensor]:
-        """The tokens that the stock model's own ``generate`` writes after each prompt."""
-        return [torch.tensor(stock_tokens(self.model, prompt, NEW_TOKENS)) for prompt in self.prompts]
+        """The tokens that the stock model's own ``generate`` writes after each prompt; once for equal weights."""
+        known: dict[str, list[Tensor]] = self.models.stock_texts
+        weights = self.model.backbone_fingerprint()
+        if weights not in known:
+            known[weights] = [torch.tensor(stock_tokens(self.model, prompt, NEW_TOKENS)) for prompt in self.prompts]
+        return known[weights]
 
     def model_at(self, knob: float) -> MultiExitDecoder:
         """Return the decoder at one value of the knob."""
@@ -332,7 +341,8 @@ class TokenCase(Case[MultiExitDecoder, TokenTrace]):
 
     def neighbourhoods(self, knob: float) -> Iterator[tuple[str, Sequence[Row], Sequence[Row]]]:
         backwards = [[5] * 40, *reversed(self.prompts)]
-        for kv in dict.fromkeys((self.method.kv, "exact")):
+        exact: list[KVPolicy] = ["exact"] if knob == self.middle_knob else []
+        for kv in dict.fromkeys([self.method.kv, *exact]):
             alone = texts_of(self.continued(self.prompts[:FEW], knob, kv=kv, batch_size=1))
             yield "beside other prompts", alone, texts_of(self.live(knob, kv))[:FEW]
             regrouped = texts_of(self.continued(backwards, knob, kv=kv, batch_size=2, in_flight=PROMPTS - 3))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -62,10 +63,15 @@ def make_decoder_tokenizer(pad_token: bool = True) -> PreTrainedTokenizerFast:
 
 
 class TinyDecoders:
-    """Tiny decoders by family; their backbones (4 layers, width 32, random) are written to a folder once."""
+    """Tiny decoders by family; their backbones (4 layers, width 32, random) are written to a folder once.
+
+    Attributes:
+        stock_texts: what stock models have written, by a hash of their weights.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.stock_texts: dict[str, list[Tensor]] = {}
 
     def backbone(self, family: str = "llama", *, pad_token: bool = True) -> Path:
         """Return the directory of a small random decoder and its tokenizer."""

@@ -46,12 +46,14 @@ KINDS = (
 
 def tried(config: pytest.Config) -> Iterator[tuple[str, str, Kind, bool]]:
     """Yield method, family, kind, and whether that pair is of the default suite."""
-    own = config.getoption("method")
+    own, without_slow = config.getoption("method"), "not slow" in config.getoption("markexpr")
     for kind in KINDS:
         names = [name for name in own if contract_of(get_method(name)) is kind.contract]
         for name in names if own else sorted(available_methods(kind.group)):
             for family in kind.contract.families:
-                yield name, family, kind, bool(own) or family == kind.family or name in kind.everywhere
+                by_default = bool(own) or family == kind.family or name in kind.everywhere
+                if by_default or not without_slow:
+                    yield name, family, kind, by_default
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
