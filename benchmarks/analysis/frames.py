@@ -83,7 +83,8 @@ class Results:
     @cached_property
     def times(self) -> pd.DataFrame:
         """A line for everything that was timed, batch size and round."""
-        return _with_stock(pd.DataFrame(_time_lines(self.timings), columns=_TIME_COLUMNS))
+        lines = pd.DataFrame(_time_lines(self.timings), columns=_TIME_COLUMNS)
+        return _with_stock(lines.astype({"knob": float}))  # without any knob it would be a column of objects
 
     @cached_property
     def rows(self) -> pd.DataFrame:

@@ -233,9 +233,14 @@ def _headline_chart(results: Results) -> dict[str, Any] | None:
     return _spec(chart, frame)
 
 
-def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any]:
-    """Draw curves of mixtures at equal cost and dots of operating points, with choices of task, score and cost."""
+def _curves_chart(results: Results, points: pd.DataFrame) -> dict[str, Any] | None:
+    """Draw curves of mixtures at equal cost and dots of operating points, with choices of task, score and cost.
+
+    Return None if there is nothing to draw.
+    """
     frame = _curve_data(results, points)
+    if frame.empty:
+        return None
     measures = {name: text for name, text in _MEASURES.items() if frame[name].notna().any()}
     sizes = results.batch_sizes
     costs = {"layers": "layers", "flops": "FLOPs"} | {f"b{size}": f"clock, batch {size}" for size in sizes}
@@ -345,8 +350,10 @@ def _curve_data(results: Results, points: pd.DataFrame) -> pd.DataFrame:
         frame[name.replace("cost_", "x_")] = 100 * both[name].astype(float)
     for name in ("points", "score", "low", "high", "match"):
         frame[name] = 100 * both[name] if name in both else np.nan
-    intervals = [f" [{low:.1f}, {high:.1f}]" for low, high in frame[["low", "high"]].to_numpy()]
-    frame["score_text"] = frame["score"].map("{:.1f}%".format) + np.where(frame["low"].isna(), "", intervals)
+    frame["score_text"] = [
+        f"{score:.1f}%" + ("" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]")
+        for score, low, high in frame[["score", "low", "high"]].to_numpy()
+    ]
     return frame.round(3)
 
 
