@@ -62,7 +62,7 @@ def head_logits(model: MultiExitModel, batch: FeatureBatch) -> Tensor:
     """Compute the logits of all heads before layer L: [rows, L - 1, classes]."""
     vectors, layers = batch.outputs.vectors, range(1, model.num_layers)
     pooled = torch.stack([model.apply_pooler(t, vectors[:, t - 1]) for t in layers], dim=1)
-    return _ensemble(model, model.num_layers - 1).heads_say(pooled)
+    return _ensemble(model, model.num_layers - 1).head_logits(pooled)
 
 
 def _ensemble(model: MultiExitModel, layer: int) -> EnsembleClassifier:

@@ -179,7 +179,7 @@ def mixtures(results: Results, speedups: Sequence[float], cost: str = "layers") 
 
     Returns:
         A line for each, with ``mixture`` and ``halves``, the mixtures that each half of the prompts is scored at (in
-        classification, the same twice), whose numbers are lines of ``knobs``; ``halved`` says whether halves have
+        classification, the same twice), whose numbers are lines of ``knobs``; ``halved``: whether halves have
         chosen for each other, and ``deepest`` is the line of full depth.
     """
     knobs, in_layers, of_texts = results.knobs, cost == "layers", results.kind == "generation"

@@ -75,7 +75,7 @@ def ranked_labels(results: Results) -> list[str]:
 
 
 def palette(results: Results) -> dict[str, str]:
-    """Return the colour of every label: the same in all figures; grey for references and those not told apart."""
+    """Return the colour of every label: the same in all figures; grey for references and beyond the palette."""
     return dict.fromkeys(results.methods, GREY) | dict(zip(leading_labels(results), COLOURS, strict=False))
 
 

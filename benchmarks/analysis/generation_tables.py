@@ -34,7 +34,7 @@ def cost_table(results: Results) -> Table | None:
         frame=frame,
         columns=[Column("method"), *(Column(heading) for heading in costs)],
         notes=[
-            f"Percent of the full model's score at {budgets} less of what the column says: layers on validation "
+            f"Percent of the full model's score at {budgets} less of what the column names: layers on validation "
             "prompts; operations of decoding, or stock generate's time of a decoded token, on test prompts (of the "
             f"knobs that were timed; b = batch size, all of one knob). {OVER_NOTE} {UNDER_NOTE}"
         ],

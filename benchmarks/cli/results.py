@@ -68,7 +68,7 @@ def run(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute everything again.")] = False,
     remeasure: Annotated[
-        bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show it beside.")
+        bool, typer.Option("--remeasure", help="Train and measure here what is published too, and show both.")
     ] = False,
     timing: Annotated[
         bool, typer.Option("--timing/--no-timing", help="Measure times after the cells; a later run can still do it.")
@@ -211,7 +211,7 @@ def reproduce(
     ] = None,
     workers: WorkersOption = 1,
 ) -> None:
-    """Set a paper's table beside ours: the same tasks at the printed speed-ups, with intervals and what differs."""
+    """Compare a paper's table with ours: the same tasks at the printed speed-ups, with intervals and what differs."""
     from benchmarks.commands import reproduce as papers
 
     if name is None:

@@ -17,7 +17,7 @@ from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Blue for the first layer, orange for the last one: told apart on dark and on light, and by colour-blind eyes.
+# Blue for the first layer, orange for the last one: distinct on dark and on light, and for colour-blind eyes.
 _SHALLOW, _DEEP = (60, 140, 255), (255, 120, 30)
 
 
@@ -59,13 +59,13 @@ def write_texts(
             written = decode(prompts, options | sizes | {"stream": together.take})
         finally:
             together.show_the_rest()
-        screen.say(_summary(written, about, model.num_layers, unit))
+        screen.show_summary(_summary(written, about, model.num_layers, unit))
         return
     for prompt in prompts:
         screen.begin(prompt)
         written = decode([prompt], options | {"batch_size": 1, "stream": screen.show})
         screen.end()
-        screen.say(_summary(written, about, model.num_layers, unit))
+        screen.show_summary(_summary(written, about, model.num_layers, unit))
 
 
 Decoding = Callable[[Sequence[str], dict[str, Any]], Generations]
@@ -99,7 +99,7 @@ class _Lines:
     def end(self) -> None:
         print(flush=True)
 
-    def say(self, summary: str) -> None:
+    def show_summary(self, summary: str) -> None:
         print(summary, file=sys.stderr)
 
 
@@ -117,7 +117,7 @@ class _Colours(_Lines):
         colour = colour_of(token.exit_layer, self._num_layers)
         self._console.print(token.text, style=colour, end="", markup=False, highlight=False, soft_wrap=True)
 
-    def say(self, summary: str) -> None:
+    def show_summary(self, summary: str) -> None:
         self._console.print(summary, style="dim", highlight=False)
 
 

@@ -184,7 +184,7 @@ def method_card(method: type[AnyMethod]) -> dict[str, str]:
 
 
 def _summary(described: object, inherited: object) -> str:
-    """Return the first line of a docstring; nothing for one that only says what every method does."""
+    """Return the first line of a docstring; nothing for one that repeats what every method does."""
     text = described.__doc__ or ""
     return "" if text == inherited.__doc__ else inspect.cleandoc(text).partition("\n")[0].replace("``", "")
 

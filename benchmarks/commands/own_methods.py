@@ -121,7 +121,7 @@ def find_methods(places: Sequence[str]) -> FoundMethods:
 
 
 def _is_folder(place: str, path: Path) -> bool:
-    # The slash is needed: a folder may have the name of a method, such as consistentee/ beside a checkout.
+    # The slash is needed: a folder may have the name of a method, such as consistentee/ next to a checkout.
     if place.endswith("/") and not path.is_dir():
         raise UserError(f"no such folder of methods: {place}")
     return ("/" in place or "\\" in place or place in (".", "..")) and path.is_dir()

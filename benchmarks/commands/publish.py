@@ -36,7 +36,7 @@ _ONE_PAGE = 1 << 28  # bytes: texts are alike, and pages are compressed one by o
 def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     """Write a run's results as a few Parquet files, with their tables and its figure, and return the files.
 
-    Everything is written beside ``out`` first, and takes its place at once. Other files in ``out``, such as notes, are
+    Everything is written next to ``out`` first, and takes its place at once. Other files in ``out``, such as notes, are
     kept.
 
     Args:

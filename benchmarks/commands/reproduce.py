@@ -1,4 +1,4 @@
-"""Paper tables by name: which there are, what is missing of ours, running it, and theirs beside ours."""
+"""Paper tables by name: which there are, what is missing of ours, running it, and both compared."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,9 +69,9 @@ class Reproduction:
         return cls(name, table, backbones, Path("runs") / table.name if out is None else out, results)
 
     def comparisons(self) -> tuple[list[Comparison], list[str]]:
-        """Return the table beside every backbone asked for; unasked, beside those that there are records of.
+        """Return the table for every backbone asked for; by default for those that there are records of.
 
-        Also what could not be read, or set beside the rest. Raises UserError for a folder without results that was
+        Also what could not be read, or compared with the rest. Raises UserError for a folder without results that was
         asked for.
         """
         table, found = self.table, []

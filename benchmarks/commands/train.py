@@ -98,7 +98,7 @@ def train_model(
     model.description.default_knob = knob
     model.save_pretrained(out)
     command = _USES[name].format(out) + (" --allow-code" if code_file(method_name) else "")
-    uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob says otherwise"
+    uses = f"`consistentee {command}` uses {method.knob.name}={knob:.4g}{why} unless --knob is given"
     return _operating_points(chosen, method, f"{method.name} on {rows.task.name}, saved in {out}", uses)
 
 

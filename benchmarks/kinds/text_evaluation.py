@@ -208,7 +208,7 @@ def choose(
 def replay_points(decoder: PromptDecoder, prompts: Prompts) -> list[ReplayPoint]:
     """Replay every knob value, token by token, on the texts that the full model wrote behind the prompts.
 
-    What a token's exit says is compared with what layer L says after the same tokens, so that a replay tells how often
+    The prediction of a token's exit is compared with that of layer L after the same tokens, so a replay gives how often
     a token goes wrong, not what becomes of the text after it.
     """
     model, method = decoder.model, decoder.method

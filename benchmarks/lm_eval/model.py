@@ -88,7 +88,7 @@ class EarlyExitLM(HFLM):
 
     @property
     def scoring_rule(self) -> ExitRule:
-        """The rule by which given tokens leave. What drafts and verifies says what the full model says."""
+        """The rule by which given tokens exit. Speculative methods give what the full model gives."""
         return NeverExit() if self.method.drafts else self.method.rule(self.decoder, self.knob)
 
     def _loglikelihood_tokens(
@@ -98,7 +98,7 @@ class EarlyExitLM(HFLM):
 
         Raises UserError where there are closing layers.
         """
-        if self.decoder.closing:  # a context is read at full depth, and the first scored token is said there
+        if self.decoder.closing:  # a context is read at full depth, and the first scored token is predicted there
             raise UserError(
                 "given tokens cannot be scored by exits with closing layers, of which the first is always the full "
                 "model's: take tasks that write (generate_until), or a decoder without closing layers"
@@ -165,7 +165,7 @@ class EarlyExitLM(HFLM):
         return written.texts
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what the harness writes beside the scores: the method, and how deep tokens went so far."""
+        """Return what the harness writes with the scores: the method, and the mean exit layer so far."""
         return {
             "model_num_parameters": self.decoder.backbone.num_parameters(),
             "model_dtype": str(self.decoder.dtype),

@@ -102,11 +102,11 @@ class Job(ABC):
         return self if found is None else replace(self, replaces=found.finished_at)
 
     def failure(self) -> FailureRecord | None:
-        """Read the note on disk that says why the job failed."""
+        """Read the note on disk on why the job failed."""
         return read_failure(self.place, self.key)
 
     def note_error(self, error: Exception) -> FailureRecord:
-        """Write an exception and its traceback beside the result.
+        """Write an exception and its traceback next to the result.
 
         A failure that an OSError caused may pass: the disk is to blame, not the method.
         """

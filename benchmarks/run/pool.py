@@ -309,7 +309,7 @@ def _started(job: Job, threads: int | None, output: Path) -> BaseProcess:
 
 @contextmanager
 def _threads_sleep_while_they_wait() -> Iterator[None]:
-    """Let OpenMP's threads sleep at a barrier in processes that begin in this block, unless the user says otherwise.
+    """Let OpenMP's threads sleep at a barrier in processes that begin in this block, unless the user sets otherwise.
 
     By default they spin: next to one busy program a training step took 13 s instead of 0.6. Waking them costs up to a
     quarter more where each has a core, so this is for work whose time is not compared.

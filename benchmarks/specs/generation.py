@@ -60,7 +60,7 @@ class DecodingTimingSpec(TimingSpec):
     max_new_tokens: int | None = Field(default=None, ge=2, description="of a timed text; by default as in the cells")
     warmup_batches: int = Field(default=1, ge=0, description="untimed batches before every timed pass")
     regrouped: tuple[Regrouped, ...] = Field(
-        default=(), description="timed beside, of the methods that can: batches out of more prompts under way"
+        default=(), description="also timed, of the methods that can: batches out of more prompts under way"
     )
 
     @model_validator(mode="after")
@@ -138,9 +138,9 @@ class GenerationSuite(BaseSuite):
     validation_prompts: int = Field(default=32, ge=1)
     test_prompts: int = Field(default=64, ge=1)
     max_prompt_tokens: int | None = Field(
-        default=None, ge=1, description="longer prompts are cut before they are decoded; by default as the task says"
+        default=None, ge=1, description="longer prompts are cut before they are decoded; by default as the task defines"
     )
-    max_new_tokens: int | None = Field(default=None, ge=2, description="of a text; by default what the task says")
+    max_new_tokens: int | None = Field(default=None, ge=2, description="of a text; by default as the task defines")
     batch_size: int = Field(default=8, ge=1, description="prompts that are decoded at once, where nothing is timed")
     budgets: Fractions = Field(default=(0.33, 0.5, 0.67, 0.8), description="fractions of the layers")
     timing: DecodingTimingSpec = DecodingTimingSpec()

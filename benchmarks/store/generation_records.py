@@ -33,7 +33,7 @@ class ReplayPoint(Strict):
 
     knob: float
     average_layers: float
-    agreement: float = Field(description="share of the tokens for which the exit says what the full model says")
+    agreement: float = Field(description="share of the tokens for which the exit predicts what the full model predicts")
 
     def quality(self, _metric: str) -> float:
         """Return what knobs are chosen by: the agreement, whatever the task's metric is."""

@@ -1,7 +1,7 @@
 """Keys of results: the parts a key is made of, and which of them differ.
 
 A key covers settings, rows, weights, and the versions that people raise: see docs/versions.md. The code itself, the
-commit and the libraries are recorded beside a result and never compared. The version of a method is read from its
+commit and the libraries are recorded with a result and never compared. The version of a method is read from its
 source: nothing is imported, so that planning a run loads no torch.
 """
 
@@ -56,7 +56,7 @@ def timing_key(protocol: TimingSpec, kind: Kind) -> str:
 
 @cache
 def code_hash() -> str:
-    """Return a hash of this project's code, to be recorded: it tells which results were made by the very same code."""
+    """Return a hash of this project's code, to be recorded: it identifies results of the very same code."""
     digest = hashlib.sha256()
     for package in _PACKAGES:
         for path in sorted((_PROJECT / package).rglob("*.py")):

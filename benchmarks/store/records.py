@@ -23,7 +23,7 @@ class KeyParts(Strict):
     """All that a cell's results depend on, see :func:`benchmarks.store.keys.key_parts`."""
 
     kind: Kind
-    settings: dict[str, object] = Field(description="of the cell, as its suite says; those at their defaults left out")
+    settings: dict[str, object] = Field(description="of the cell; those at their defaults are left out")
     rows: str = Field(description="hash of the rows that were used")
     backbone: dict[str, object] = Field(description="hashes of its files, and how it is pooled")
     method_version: int | str = Field(description="of its class; or a hash, where the method is a user's file")
@@ -218,7 +218,7 @@ class BaseSamples(Strict, ABC):
 
 
 Seconds = Annotated[float, AfterValidator(lambda seconds: round(seconds, 9))]
-"""As the clock tells them, to the nanosecond: further digits are noise, of which results would mostly consist."""
+"""As measured, to the nanosecond: further digits are noise, of which results would mostly consist."""
 
 
 class TimingSamples(BaseSamples):

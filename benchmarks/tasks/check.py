@@ -176,7 +176,7 @@ def _token_counter(backbone: str) -> Measure:
 def _check_labels(task: TaskData, split: Split, report: TaskReport) -> None:
     counts = Counter(split.labels)
     if len(counts) == 1:
-        report.errors.append(f"every row of {split.name} has the same label: nothing can be told apart there")
+        report.errors.append(f"every row of {split.name} has the same label: there is nothing to learn")
         return
     if task.regression:
         return
@@ -190,7 +190,7 @@ def _check_labels(task: TaskData, split: Split, report: TaskReport) -> None:
     label, rows = counts.most_common(1)[0]
     if rows > ONE_SIDED * len(split) and task.metric == "accuracy":
         share, name = 100 * rows / len(split), task.label_names[int(label)]
-        report.warnings.append(f"{share:.0f}% of {split.name} are {name}: accuracy hardly tells methods apart")
+        report.warnings.append(f"{share:.0f}% of {split.name} are {name}: accuracy hardly differs between methods")
 
 
 def _check_lengths(report: TaskReport, lengths: Lengths, limit: int, what: str, consequence: str) -> None:

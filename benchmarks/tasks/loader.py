@@ -52,7 +52,7 @@ def load_task(name: str | Path, data_dir: Path | str | None = None) -> TaskData 
     """Return a task with its three splits.
 
     Args:
-        name: a task's name, or the path of a task YAML; files of such a YAML lie beside it.
+        name: a task's name, or the path of a task YAML; files of such a YAML lie in its folder.
         data_dir: the folder with the layouts that the task YAMLs describe; by default CONSISTENTEE_DATA.
 
     The rows come from the data folder, else from the package that ships them, else from the Hugging Face hub.

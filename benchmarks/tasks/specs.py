@@ -121,7 +121,7 @@ class BaseTaskSpec(Strict):
     test: Cut = Cut(fraction=0.2, at_most=2000, seed=1)
     notes: str = ""
     complete_rows: dict[Literal["train", "validation", "test"], int] = Field(default_factory=dict)
-    subset_notes: str = Field("", description="said only where the files hold fewer rows than complete_rows")
+    subset_notes: str = Field("", description="shown only if the files hold fewer rows than complete_rows")
 
     @model_validator(mode="after")
     def _rows_can_be_found(self) -> "BaseTaskSpec":

@@ -70,7 +70,7 @@ class Case(ABC, Generic[ModelT, TraceT]):
 
     Class attributes:
         row, text: what one row of the trace and one text are called.
-        tried_depths: mean exits, as shares of their range, at which a knob is tried live beside the two ends.
+        tried_depths: mean exits, as shares of their range, at which a knob is tried live, besides the two ends.
     """
 
     row: ClassVar[str]
@@ -221,9 +221,9 @@ class InstanceCase(Case[MultiExitModel, Trace]):
 
     def neighbourhoods(self, knob: float) -> Iterator[tuple[str, Sequence[Row], Sequence[Row]]]:
         alone = _rows_of(self.alone(knob))
-        yield "beside other rows", alone, self.decided(knob)
+        yield "among other rows", alone, self.decided(knob)
         moved = self.live(knob, [*reversed(self.texts), "w1 " * 60], batch_size=7, sort_by_length=False)
-        yield "in another order, beside a longer row", alone[::-1], _rows_of(moved)[:-1]
+        yield "in another order, with a longer row", alone[::-1], _rows_of(moved)[:-1]
 
     def at_full_depth(self) -> Iterator[tuple[str, Sequence[Tensor], Sequence[Tensor]]]:
         encodings = self.model.tokenize(self.texts[:18])
@@ -344,9 +344,9 @@ class TokenCase(Case[MultiExitDecoder, TokenTrace]):
         exact: list[KVPolicy] = ["exact"] if knob == self.middle_knob else []
         for kv in dict.fromkeys([self.method.kv, *exact]):
             alone = texts_of(self.continued(self.prompts[:FEW], knob, kv=kv, batch_size=1))
-            yield "beside other prompts", alone, texts_of(self.live(knob, kv))[:FEW]
+            yield "among other prompts", alone, texts_of(self.live(knob, kv))[:FEW]
             regrouped = texts_of(self.continued(backwards, knob, kv=kv, batch_size=2, in_flight=PROMPTS - 3))
-            yield "in another order, beside a longer prompt, regrouped", alone, regrouped[: -FEW - 1 : -1]
+            yield "in another order, with a longer prompt, regrouped", alone, regrouped[: -FEW - 1 : -1]
 
     def at_full_depth(self) -> Iterator[tuple[str, Sequence[Tensor], Sequence[Tensor]]]:
         for size in (1, PROMPTS):

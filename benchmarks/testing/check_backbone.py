@@ -185,15 +185,15 @@ def the_tokenizer_fits(encoder: Encoder) -> str:
 
 
 def the_pooling_is_known(encoder: Encoder) -> str:
-    """Report how the tokens of a layer become one vector, and which file says so."""
+    """Report how the tokens of a layer become one vector, and which file defines it."""
     found = encoder.found
     pooling = {"mean": "mean of the tokens", "cls": "first token"}[found.pooling]
     if encoder.name in list_backbones():
-        reason = "the catalogue says so"
+        reason = "as the catalogue defines it"
     elif (Path(found.path) / "1_Pooling" / "config.json").is_file():
-        reason = "1_Pooling/config.json says so"
+        reason = "as 1_Pooling/config.json defines it"
     else:
-        reason = f"no file says, and {encoder.config.model_type} models are usually read so"
+        reason = f"no file defines it, and {encoder.config.model_type} models are usually read so"
     if not found.pooler:
         return f"{pooling}: {reason}"
     lacks = any(name.startswith("pooler.") for name in encoder.stock[1])

@@ -154,7 +154,7 @@ def why_exits_differ(case: AnyCase, knob: float) -> BrokenContractError | None:
         )
     alone = torch.cat([case.replayed(knob, one) for one in case.one_by_one(trace)]).tolist()
     if (row := first_difference(alone, together)) is not None:
-        return looks_at_neighbours(f"{case.row} {row + 1}", alone[row], together[row], knob, "beside other rows")
+        return looks_at_neighbours(f"{case.row} {row + 1}", alone[row], together[row], knob, "among other rows")
     if (row := first_difference(live_alone, live_together)) is not None:
         return state_breaks(
             f"{case.row} {row + 1} exits at layer {_layer_at(live_alone, row)} alone but at layer "
@@ -359,7 +359,7 @@ def _faults_of_generate(case: TokenCase) -> Iterator[tuple[str, str, str]]:
         alone = [_generated(case, [text], knob).tokens[0].tolist() for text in case.texts[:FEW]]
         together = [tokens.tolist() for tokens in written.tokens]
         if (place := first_difference(together[:FEW], alone)) is not None:
-            example = f"prompt {place + 1} goes on with other tokens alone than beside others (knob {knob:g})"
+            example = f"prompt {place + 1} goes on with other tokens alone than among others (knob {knob:g})"
             yield "generate() lets a text depend on its neighbours", example, ""
         if any(len(row.answers) != len(row.layers) for row in texts_of(written)):
             yield "generate() must give every new token an exit layer", "", ""

@@ -116,7 +116,7 @@ def random_texts(
 
 
 def make_task(num_labels: int = 3, rows: int = 60, pairs: bool = False, regression: bool = False) -> TaskData:
-    """Return a small task: the first word of a text tells the label."""
+    """Return a small task: the first word of a text determines the label."""
 
     def split(name: str, count: int, seed: int) -> Split:
         texts = random_texts(count, seed=seed, pairs=pairs)

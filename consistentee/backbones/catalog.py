@@ -173,7 +173,7 @@ def _from_hub(name: str, kind: Kind) -> Path:
 
 
 def _describe(directory: Path) -> ResolvedBackbone:
-    """Return how a directory's model is read: as sentence-transformers says, or as its architecture was trained."""
+    """Return how a directory's model is read: as sentence-transformers or its architecture defines it."""
     config = check_pretrained(directory)
     pooling = _sentence_transformers_pooling(directory / "1_Pooling" / "config.json")
     if pooling is not None:

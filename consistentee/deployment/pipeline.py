@@ -97,7 +97,7 @@ class Written(TypedDict):
 
 @dataclass(frozen=True)
 class Classifier:
-    """Labels texts, each leaving the model where the rule says."""
+    """Label texts; each exits where the rule decides."""
 
     model: MultiExitModel
     rule: ExitRule
@@ -122,7 +122,7 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Writer:
-    """Goes on from texts, each new token leaving the model where the method's rule says at a knob."""
+    """Continue texts; each new token exits where the method's rule decides at a knob."""
 
     model: MultiExitDecoder
     method: TokenMethod

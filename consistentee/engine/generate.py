@@ -189,7 +189,7 @@ def generate(
             Texts and exit layers are the same. None lets the rows of a batch go in step until all have ended.
         kv: how layers that a token skipped get its keys and values, once a later token of its row reads them:
             ``"propagate"`` makes them of the state at the exit (CALM, section 3.3.1), ``"exact"`` runs the layers on
-            the skipped tokens beside the later one (FREE), which gives those of full depth.
+            the skipped tokens with the later one (FREE), which gives those of full depth.
         sampling: how to draw tokens; by default the likeliest is taken.
         stop: strings that end a text.
         max_prompt_tokens: cut longer prompts to so many tokens.

@@ -19,10 +19,10 @@ from consistentee.engine.sampling import choose_tokens
 from consistentee.engine.slots import Slots
 from consistentee.engine.token_decoder import (
     Writing,
+    answers_at_once,
     late_layers,
     logits_behind_exits,
     places_leaving,
-    says_at_once,
     start_rule,
     state_behind_exit,
 )
@@ -32,7 +32,7 @@ from consistentee.progress import Steps
 from consistentee.rules.exit_rule import State
 from consistentee.traces.token_view import TokenView, prompt_key
 
-_NOBODY = -1
+_FREE = -1
 
 
 class Texts:
@@ -55,7 +55,7 @@ class Texts:
         self.left = np.zeros(slots, dtype=np.int64)
         self._transcripts = transcripts
         self._sampling = writing.sampling
-        self._row = np.full(slots, _NOBODY)
+        self._row = np.full(slots, _FREE)
         self._key = np.zeros(slots, dtype=np.int64)
         self._place = np.zeros(slots, dtype=np.int64)
         self._queued, self._first = np.zeros(slots), np.zeros(slots)
@@ -66,11 +66,11 @@ class Texts:
     @property
     def taken(self) -> RowNumbers:
         """Slots that a text is written in."""
-        return np.flatnonzero(self._row != _NOBODY)
+        return np.flatnonzero(self._row != _FREE)
 
     @property
     def free(self) -> RowNumbers:
-        return np.flatnonzero(self._row == _NOBODY)
+        return np.flatnonzero(self._row == _FREE)
 
     def begin(self, slots: RowNumbers, rows: Sequence[int], prompts: Sequence[Sequence[int]], layer: int) -> None:
         """Begin the texts behind some prompts, rows ``rows`` of all, whose first token is read off layer ``layer``."""
@@ -87,18 +87,18 @@ class Texts:
         """Return the place that the next token of each slot will have in its text."""
         return self._place[slots].tolist()
 
-    def say(self, slots: RowNumbers, logits: Tensor) -> RowNumbers:
+    def add_tokens(self, slots: RowNumbers, logits: Tensor) -> RowNumbers:
         """Take the next token of some slots from logits [slots, vocabulary]; return the slots whose text has ended."""
         tokens = choose_tokens(self._sampling, logits, self.keys(slots), self.places(slots))
         self.newest[torch.from_numpy(slots).to(tokens.device)] = tokens
-        spoken = tokens.tolist()
+        chosen = tokens.tolist()
         now = time.perf_counter() - self._began
         self._first[slots] = np.where(self._place[slots] == 0, now, self._first[slots])
         self._place[slots] += 1
         transcripts = [self._transcripts[row] for row in self._row[slots]]
-        for transcript, token, layer in zip(transcripts, spoken, self.left[slots].tolist(), strict=True):
+        for transcript, token, layer in zip(transcripts, chosen, self.left[slots].tolist(), strict=True):
             transcript.add(token, layer)
-        self._steps.add(len(spoken), len(spoken))
+        self._steps.add(len(chosen), len(chosen))
         ended = slots[[transcript.ended_by is not None for transcript in transcripts]]
         for slot in ended.tolist():
             self.of(slot).latency = Latency(float(self._queued[slot]), float(self._first[slot]), now)
@@ -109,7 +109,7 @@ class Texts:
         return self._transcripts[int(self._row[slot])]
 
     def end(self, slots: RowNumbers) -> None:
-        self._row[slots] = _NOBODY
+        self._row[slots] = _FREE
 
 
 PATIENCE = 100
@@ -236,7 +236,7 @@ class InFlight:
         self.texts.begin(slots, rows, prompts, self._model.num_layers)
         self._waiting.enter(slots)
         hidden = self.slots.read(self.slots.rows(slots), prompts)
-        ended = self._say(slots, self._model.logits(self._model.num_layers, hidden))
+        ended = self._add_tokens(slots, self._model.logits(self._model.num_layers, hidden))
         self.prefill_seconds += clock(self._model.device) - start
         return ended
 
@@ -245,7 +245,7 @@ class InFlight:
         rows = self.slots.rows(slots)
         if stage == self._head:
             context = self.slots.context(rows)
-            return self._say(slots, logits_behind_exits(self._model, self.slots, rows.of(self._hidden), context))
+            return self._add_tokens(slots, logits_behind_exits(self._model, self.slots, rows.of(self._hidden), context))
         if stage == 0:
             self.slots.begin(rows)
         context, layers = self.slots.context(rows), self._stretches[stage]
@@ -283,14 +283,14 @@ class InFlight:
         self.texts.left[rows.numbers] = view.layer
         if view.layer < view.num_layers:
             self._owed.leave(rows, view.hidden[places])
-        if says_at_once(self._model, view):
-            return self._say(rows.numbers, view.logits_of(places))
+        if answers_at_once(self._model, view):
+            return self._add_tokens(rows.numbers, view.logits_of(places))
         rows.put(self._hidden, state_behind_exit(self._model, view, places))
         self._waiting.put(rows.numbers, self._head)
         return []
 
-    def _say(self, slots: RowNumbers, logits: Tensor) -> list[Transcript]:
-        ended = self.texts.say(slots, logits)
+    def _add_tokens(self, slots: RowNumbers, logits: Tensor) -> list[Transcript]:
+        ended = self.texts.add_tokens(slots, logits)
         self._waiting.put(np.setdiff1d(slots, ended), 0)
         transcripts = [self.texts.of(slot) for slot in ended.tolist()]
         for slot, transcript in zip(ended.tolist(), transcripts, strict=True):

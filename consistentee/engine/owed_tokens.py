@@ -15,7 +15,7 @@ from consistentee.engine.prompt_batch import TokenBatch
 from consistentee.errors import unknown_name
 
 KVPolicy = Literal["propagate", "exact"]
-"""How skipped layers get their keys and values: from the state at the exit, or by running them beside a later token."""
+"""How skipped layers get their keys and values: from the state at the exit, or by running them with a later token."""
 
 
 class OwedTokens(ABC):
@@ -69,7 +69,7 @@ class Propagation(OwedTokens):
 
 
 class DeferredRun(OwedTokens):
-    """The tokens themselves run the skipped layers, beside the newest one (FREE's synchronised decoding).
+    """The tokens themselves run the skipped layers, with the newest one (FREE's synchronised decoding).
 
     Keys and values are those of full depth.
     """

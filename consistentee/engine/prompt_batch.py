@@ -87,7 +87,7 @@ class TokenBatch(ABC):
 
 
 PASS_IN_TOKENS = 16
-"""What a pass costs a CPU beside its tokens, in tokens: it reads all weights once."""
+"""Fixed cost of a pass on a CPU, in tokens: it reads all weights once."""
 
 
 def pass_sizes(lengths: Sequence[int]) -> list[int]:

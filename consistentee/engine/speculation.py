@@ -119,8 +119,8 @@ class SpeculativeGenerations(Generations):
         num_layers: L.
         drafted: number of tokens that were drafted for each row.
         accepted: number of drafted tokens that became part of the text.
-        passes: number of passes through the remaining layers, each of which gives one token beside the accepted ones.
-        drafter_in_layers: what a branch, or the model without some sublayers, costs as a drafter beside the layers up
+        passes: number of passes through the remaining layers, each of which gives one token besides the accepted ones.
+        drafter_in_layers: what a branch, or the model without some sublayers, costs as a drafter besides the layers up
             to ``draft_layer``, in layers; 0 where an exit drafts.
         skipped: the sublayers that drafts left out, if any.
     """
@@ -287,8 +287,8 @@ class _SpeculativeRow:
             hidden, state = self._read(batch, draft[-1])
             states.append(hidden)
         answers = self.model.logits(self.model.num_layers, self._verify(batch, torch.cat(states, dim=1))[0])
-        spoken = torch.cat([*draft, answers.argmax(dim=-1)]).tolist()
-        return spoken[: len(draft)], spoken[len(draft) :]
+        written = torch.cat([*draft, answers.argmax(dim=-1)]).tolist()
+        return written[: len(draft)], written[len(draft) :]
 
     def _read(self, batch: PromptBatch, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Run the layers that draft on new tokens [T]: return their states, and those of the drafter."""

@@ -81,7 +81,7 @@ class TokenDecoder:
                     exit_layers[row] = exit_layer
                 if exit_layer < model.num_layers:
                     self._owed.leave(left, hidden[leaving])
-                if says_at_once(model, view):
+                if answers_at_once(model, view):
                     self._choose(tokens, left.numbers, view.logits_of(leaving))
                 else:
                     left.put(left_with, state_behind_exit(model, view, leaving))
@@ -136,7 +136,7 @@ def places_leaving(rule: ExitRule, view: TokenView, state: State) -> list[int]:
     return [place for place, goes in enumerate(ask(rule, view, state).tolist()) if goes]
 
 
-def says_at_once(model: MultiExitDecoder, view: TokenView) -> bool:
+def answers_at_once(model: MultiExitDecoder, view: TokenView) -> bool:
     """Return whether rows that leave get their logits now: the rule has read them, or each exit has a head of its own.
 
     A shared LM head, the largest matrix of a small model, is read once for all rows that wait for it, and so are

@@ -69,7 +69,7 @@ class LayerStepper(Protocol):
 
 @dataclass(kw_only=True)
 class Description:
-    """Everything beside the weights that a saved model needs; JSON-serialisable.
+    """Everything besides the weights that a saved model needs; JSON-serialisable.
 
     Class attributes:
         kind: name of such a model in messages.

@@ -233,7 +233,7 @@ class PastFutureClassifier(InternalClassifier):
     """GPFEE's classifier: gated states of all layers so far, and gated predictions of the states of later layers.
 
     A later state is predicted as the current one plus a step; the steps come from one narrow hidden layer, so that
-    the predictors of all exits together stay small beside the backbone. Layer L has no future, and reads the past.
+    the predictors of all exits together stay small. Layer L has no future, and reads the past.
     """
 
     reads_history: ClassVar[bool] = True
@@ -278,7 +278,7 @@ class EnsembleClassifier(InternalClassifier):
         self.exponents = nn.Parameter(torch.empty(place.layer).normal_(std=0.01))
         self.bias = nn.Parameter(torch.zeros(place.num_labels))
 
-    def heads_say(self, history: Tensor) -> Tensor:
+    def head_logits(self, history: Tensor) -> Tensor:
         """Return the logits of heads 1..m, of pooled vectors [rows, m, width]: [rows, m, classes]."""
         logits: list[Tensor] = []
         for head, pooled in zip(self._heads, history.unbind(dim=1), strict=True):
@@ -293,7 +293,7 @@ class EnsembleClassifier(InternalClassifier):
         return (self.exponents.exp().unsqueeze(1) * logits.log_softmax(dim=-1)).mean(dim=1) + self.bias
 
     def forward(self, layer: ReadableLayer) -> Tensor:
-        return self.average(self.heads_say(layer.history))
+        return self.average(self.head_logits(layer.history))
 
 
 class ProductClassifier(LinearClassifier):

@@ -62,7 +62,7 @@ class NeverExit(ExitRule):
 
 @checked
 class StaticRule(ExitRule):
-    """Every row leaves at the same layer, whatever that says: nothing is computed to decide."""
+    """Every row exits at the same layer; nothing is computed to decide."""
 
     def __init__(self, layer: Positive) -> None:
         self.layer = layer

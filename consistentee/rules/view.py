@@ -125,7 +125,7 @@ def likeliest(logits: Tensor, count: int) -> Tensor:
     return largest.indices.sort(dim=-1).values  # breaks ties as among all classes
 
 
-def said_among(logits: Tensor, classes: Tensor | None) -> Tensor:
+def best_among(logits: Tensor, classes: Tensor | None) -> Tensor:
     """Return the class with the largest logit: int64 [rows]. ``classes`` [rows, K]: of the logits; None for all."""
     best = logits.argmax(dim=-1)
     return best if classes is None else classes.gather(1, best.unsqueeze(1)).squeeze(1)

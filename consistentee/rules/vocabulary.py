@@ -12,7 +12,7 @@ from torch import Tensor
 
 from consistentee.errors import UserError
 from consistentee.rules.exit_rule import ExitRule, State
-from consistentee.rules.view import LayerView, said_among
+from consistentee.rules.view import LayerView, best_among
 
 CANDIDATES = "candidates"
 """Name of the candidates in the state of a rule: int64 [rows, K], after the first exit that was read."""
@@ -109,4 +109,4 @@ class CandidatesView(LayerView):
 
     @cached_property
     def predictions(self) -> Tensor:
-        return self._view.predictions if self._among is None else said_among(self.logits, self._among)
+        return self._view.predictions if self._among is None else best_among(self.logits, self._among)

@@ -1,6 +1,6 @@
 """TokenTrace: what every exit of a decoder reads of every response token, recorded once; any rule is replayed on it.
 
-Credit is aligned token by token. The hidden state left by reading token i gives token i + 1, so it is recorded beside
+Credit is aligned token by token. The hidden state left by reading token i gives token i + 1, so it is recorded with
 token i + 1, its *target*, and only where the target belongs to the response. Prompts and padding have no place in a
 trace, hence none in a loss, a reward or a Memorized Layer.
 
@@ -23,7 +23,7 @@ from consistentee.errors import UserError
 from consistentee.files import computed_once, empty_tensor, hash_json, hash_tensors
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 from consistentee.progress import tracked
-from consistentee.rules.view import LayerView, likeliest, predictions_of, said_among
+from consistentee.rules.view import LayerView, best_among, likeliest, predictions_of
 from consistentee.traces.token_rows import TokenRow, TokenRows, check_rows, collate_rows, encode_rows, tokens_read
 from consistentee.traces.token_view import TokenView, prompt_key, token_key
 
@@ -33,7 +33,7 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class TokenTrace:
-    """Every response token of a split, row by row, each beside the states that gave it.
+    """Every response token of a split, row by row, each with the states that gave it.
 
     Attributes:
         speaking: what every exit speaks from, of the token before: float16 or float32 [N, exits, width]. With closing
@@ -309,7 +309,7 @@ def named_tokens(trace: TokenTrace, candidates: int | None = None) -> Tensor:
             logits = trace.model.logits(layer, states)
             if place == 0 and candidates is not None:
                 among = likeliest(logits, candidates)
-            named.append(said_among(logits if pruned is None else logits.gather(1, pruned), pruned))
+            named.append(best_among(logits if pruned is None else logits.gather(1, pruned), pruned))
         parts.append(torch.stack(named, dim=1).cpu())
     return torch.cat(parts)
 

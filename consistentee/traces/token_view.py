@@ -10,7 +10,7 @@ from torch import Tensor
 from consistentee.data.encoding import Encoding
 from consistentee.errors import UserError
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
-from consistentee.rules.view import LayerView, said_among
+from consistentee.rules.view import LayerView, best_among
 
 _KEY_BITS = 31
 
@@ -58,12 +58,12 @@ class TokenView(LayerView):
         self._step = step
         self._among: tuple[Tensor, Tensor] | None = None
 
-    def _check_speaks(self) -> None:
+    def _check_readable(self) -> None:
         if self._model.closing:
             raise UserError(
-                f"this exit rule reads what the exit at layer {self.layer} says, and here an exit says nothing before "
-                "the closing layers: use a rule that reads states (view.pooled, a learned head), or a decoder without "
-                "closing layers"
+                f"this exit rule reads the prediction of the exit at layer {self.layer}, and here an exit predicts "
+                "nothing before the closing layers: use a rule that reads states (view.pooled, a learned head), or a "
+                "decoder without closing layers"
             )
 
     @property
@@ -101,19 +101,19 @@ class TokenView(LayerView):
 
         Raises UserError where closing layers lie between: the exit has no logits before it is taken.
         """
-        self._check_speaks()
+        self._check_readable()
         return self._model.logits(self.layer, self.hidden[:, 0])
 
     def logits_among(self, classes: Tensor) -> Tensor:
         """Return the logits of some tokens alone, the only ones that the exit predicts from then on: [rows, K]."""
-        self._check_speaks()
+        self._check_readable()
         if self._among is None or self._among[0] is not classes:
             self._among = classes, self._model.logits_among(self.layer, self.hidden[:, 0], classes)
         return self._among[1]
 
     @cached_property
     def predictions(self) -> Tensor:
-        return said_among(self.logits, None) if self._among is None else said_among(self._among[1], self._among[0])
+        return best_among(self.logits, None) if self._among is None else best_among(self._among[1], self._among[0])
 
     @property
     def has_logits(self) -> bool:

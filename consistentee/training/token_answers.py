@@ -10,7 +10,7 @@ from torch import Tensor
 from consistentee.files import computed_once, hash_json
 from consistentee.progress import tracked
 from consistentee.rules.signals import confidence_features
-from consistentee.rules.view import likeliest, said_among
+from consistentee.rules.view import best_among, likeliest
 from consistentee.traces.token_trace import CHUNK, TokenTrace
 from consistentee.training.recipe import Target
 from consistentee.versions import TRAINING_VERSION
@@ -97,7 +97,7 @@ def _ask_about(trace: TokenTrace, tokens: Tensor, with_confidence: bool, candida
         pruned = among if 0 < index < exits[-1] else None
         if pruned is not None:
             scores = scores.gather(1, pruned).log_softmax(dim=-1)
-        answer = said_among(scores, pruned)
+        answer = best_among(scores, pruned)
         if with_confidence:
             confidence.append(confidence_features(scores.exp(), answer, predictions[-1] if predictions else None))
         predictions.append(answer)

@@ -59,7 +59,7 @@ def test_answers_are_those_of_a_plain_loop(model):
 
 def test_no_gradient_reaches_the_head_before_through_its_logits(model):
     pooled = torch.randn(5, 2, model.width, generator=torch.Generator().manual_seed(1))
-    model.classifier(2).heads_say(pooled)[:, 1].sum().backward()
+    model.classifier(2).head_logits(pooled)[:, 1].sum().backward()
     assert model.classifier(1).output.weight.grad.abs().sum() == 0
     assert model.classifier(2).output.weight.grad.abs().sum() > 0
 

@@ -150,10 +150,10 @@ class TestMethods:
 
 class TestRefusals:
     def test_rules_that_read_what_an_exit_says(self, model):
-        with pytest.raises(UserError, match="says nothing before"):
+        with pytest.raises(UserError, match="nothing before the closing"):
             generate(model, PROMPTS, ThresholdRule(margin, 0.5, exit_when="above"), max_new_tokens=2)
         trace = record_tokens(model, [(prompt, [5, 6, 7]) for prompt in model.encode(PROMPTS)])
-        with pytest.raises(UserError, match="says nothing before"):
+        with pytest.raises(UserError, match="nothing before the closing"):
             sweep([ThresholdRule(margin, 0.5, exit_when="above")], trace)
 
     @pytest.mark.parametrize("name", ["balcony", "calm-tokens-softmax", "free", "kangaroo", "layerskip", "lite"])

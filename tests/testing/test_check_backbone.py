@@ -191,13 +191,13 @@ class TestPooling:
     def test_as_the_family_is_usually_read(self, bert, monkeypatch):
         only(monkeypatch, "pooling")
         told = found(check_backbone(str(bert)), "pooling")
-        assert told == "first token and the pooler: no file says, and bert models are usually read so"
+        assert told == "first token and the pooler: no file defines it, and bert models are usually read so"
 
     def test_as_sentence_transformers_say(self, bert, monkeypatch):
         only(monkeypatch, "pooling")
         (bert / "1_Pooling").mkdir()
         (bert / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-        assert found(check_backbone(str(bert)), "pooling") == "mean of the tokens: 1_Pooling/config.json says so"
+        assert found(check_backbone(str(bert)), "pooling") == "mean of the tokens: as 1_Pooling/config.json defines it"
 
     def test_a_pooler_that_the_files_lack_is_told(self, bert):
         edit_weights(bert, lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("pooler")])
@@ -255,4 +255,4 @@ class TestRun:
 def test_a_real_backbone_passes():
     report = check_backbone("minilm-l6")
     assert faults(report) == {}
-    assert found(report, "pooling") == "mean of the tokens: the catalogue says so"
+    assert found(report, "pooling") == "mean of the tokens: as the catalogue defines it"

@@ -269,7 +269,7 @@ OF_TOKENS = [
     (
         TEXTS_OF_A_BATCH,
         "generate_keeps_to_the_texts",
-        ("generate() lets a text depend on its neighbours", "alone than beside others"),
+        ("generate() lets a text depend on its neighbours", "alone than among others"),
     ),
     (
         DRAFTS_IN_SILENCE,

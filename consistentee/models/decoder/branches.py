@@ -1,8 +1,8 @@
 """Branches: exits that attend. A decoder layer of their own leaves the stack after an exit layer, towards the LM head.
 
-What a branch says of a token depends on all tokens before it, so it has keys and values of its own for each of them:
-every token goes through it, or it has holes. So it is no adapter, which reads one hidden state, and rules are not asked
-there. A branch is run in a :class:`consistentee.models.decoder.stack.DecoderStack`, or drafts in
+The prediction of a branch for a token depends on all tokens before it, so it has keys and values of its own for each of
+them: every token goes through it, or it has holes. So it is no adapter, which reads one hidden state, and rules are not
+asked there. A branch is run in a :class:`consistentee.models.decoder.stack.DecoderStack`, or drafts in
 :func:`consistentee.generate_speculatively`.
 """
 

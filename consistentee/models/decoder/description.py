@@ -17,7 +17,7 @@ _DEFAULT_EXITS = 5
 
 @dataclass(kw_only=True)
 class DecoderDescription(Description):
-    """Everything beside the weights that a saved multi-exit decoder needs.
+    """Everything besides the weights that a saved multi-exit decoder needs.
 
     Attributes:
         backbone_name: a name of the catalogue, an absolute path, or a hub id.

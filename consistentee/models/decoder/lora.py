@@ -20,7 +20,7 @@ class LoraSpec:
 
 
 def add_lora(backbone: nn.Module, spec: LoraSpec) -> None:
-    """Put a trainable low-rank path beside the modules that ``spec`` names: it gives zero until it is trained.
+    """Add a trainable low-rank path to the modules that ``spec`` names: it gives zero until it is trained.
 
     The scale is 1 (alpha = rank). Raises UserError without peft, and where the backbone has no such modules.
     """
@@ -46,7 +46,7 @@ def add_lora(backbone: nn.Module, spec: LoraSpec) -> None:
 
 
 def merge_lora(backbone: nn.Module) -> None:
-    """Add what LoRA has learned to the weights it stands beside, and take it away: passes cost nothing extra then."""
+    """Merge what LoRA has learned into the weights, and undo it: passes cost nothing extra then."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     wrapped = [(name, module) for name, module in backbone.named_modules() if isinstance(module, BaseTunerLayer)]

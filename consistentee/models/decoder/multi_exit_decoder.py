@@ -102,7 +102,7 @@ class MultiExitDecoder(MultiExit):
             adapter, rank: what the exits below L have of their own.
             closing_layers: the last layers that every token runs, wherever it exits: c of the e layers of exit e
                 (after SkipDecode, Del Corro et al., 2023, arXiv 2307.02628, which skips the middle too). They make
-                words of states in a stock model; rules cannot read what an exit says before it is taken.
+                words of states in a stock model; rules cannot read the prediction of an exit before it is taken.
             seed: seeds the new weights.
 
         Raises:
@@ -187,14 +187,14 @@ class MultiExitDecoder(MultiExit):
         return self.stepper.normalise(hidden)
 
     def logits(self, layer: int, hidden: Tensor) -> Tensor:
-        """Return what exit layer ``layer`` says of its hidden states: [..., width] -> [..., vocabulary].
+        """Compute the logits of exit layer ``layer`` from its hidden states: [..., width] -> [..., vocabulary].
 
         This and the next three raise UserError at a layer that is no exit.
         """
         return self._exit(layer)(hidden, self.stepper)
 
     def logits_among(self, layer: int, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """Return what exit layer ``layer`` says of some tokens alone: [rows, width], int64 [rows, K] -> [rows, K]."""
+        """Compute the logits of an exit layer for some tokens alone: [rows, width], int64 [rows, K] -> [rows, K]."""
         return logits_among(self._exit(layer).head(self.stepper), self.head_state(layer, hidden), tokens)
 
     def head_state(self, layer: int, hidden: Tensor) -> Tensor:
@@ -266,7 +266,7 @@ class MultiExitDecoder(MultiExit):
 
     @checked
     def add_lora(self, rank: Positive = 16, targets: Sequence[str] | None = None, seed: int = 0) -> None:
-        """Put a trainable low-rank path beside some modules of every layer; it changes nothing until it is trained.
+        """Add a trainable low-rank path to some modules of every layer; it changes nothing until it is trained.
 
         Layer L reads the adapted layers too: it is the stock model's own only while they give zero.
 
@@ -336,7 +336,7 @@ class MultiExitDecoder(MultiExit):
     def stock_logits(self, tokens: Tensor, padding_mask: Tensor) -> Tensor:
         """Run the stock model's own forward: int64 [rows, tokens] -> [rows, tokens, vocabulary].
 
-        ``padding_mask`` is bool [rows, tokens], True where there is a real token; what is said of padding means
+        ``padding_mask`` is bool [rows, tokens], True where there is a real token; what is returned for padding means
         nothing. Raises UserError for rows that are longer than the model can read.
         """
         self.stepper.check_length(tokens.shape[1])
@@ -481,5 +481,5 @@ class MultiExitDecoder(MultiExit):
 
     def _take_weights(self, weights: dict[str, Tensor]) -> None:
         if weights.keys() != self._own_weights().keys():
-            raise ValueError(f"{WEIGHTS_FILE} holds other weights than the description says")
+            raise ValueError(f"{WEIGHTS_FILE} holds other weights than the description names")
         self.load_state_dict(weights, strict=False)  # the backbone has its own already

@@ -37,7 +37,7 @@ PoolerSharing = Literal["none", "shared", "per_exit"]
 
 @dataclass(kw_only=True)
 class ModelDescription(Description):
-    """Everything beside the weights that a saved multi-exit encoder needs.
+    """Everything besides the weights that a saved multi-exit encoder needs.
 
     Attributes:
         num_labels: number of classes, or 1 for a regression.
