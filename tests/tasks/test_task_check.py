@@ -81,7 +81,7 @@ def test_small_and_one_sided_splits_and_long_texts_are_warned_of(monkeypatch):
     one_sided = [(f"c {i}", int(i < 5)) for i in range(200)]
     report = task_of(monkeypatch, [("word " * 200 + str(i), i % 2) for i in range(150)], many("b", 40), one_sided)
     assert report.errors == []
-    assert "98% of test are no: accuracy hardly tells methods apart" in report.warnings
+    assert "98% of test are no: accuracy hardly differs between methods" in report.warnings
     assert "validation has 40 rows: one row is 2.5 points, and knobs are chosen on it" in report.warnings
     assert any(w.startswith("100% of train have more than 128 words") for w in report.warnings)
 
