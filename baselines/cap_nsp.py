@@ -46,7 +46,7 @@ class CAP(Method):
 
 
 class NullSpaces:
-    """What the linear classifiers of a model do not read of their inputs."""
+    """Null spaces of the linear classifiers of a model, for the NSP score."""
 
     def __init__(self, model: MultiExitModel) -> None:
         self._parts = [_origin_and_rows(model, layer) for layer in range(1, model.num_layers + 1)]

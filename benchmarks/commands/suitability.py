@@ -11,6 +11,7 @@ from rich.text import Text
 from benchmarks.measure.suitability import GREEDY, REFERENCE, TEXTS, Suitability, measure_suitability
 from benchmarks.terminal import add_columns, add_row, plain_table
 from consistentee.errors import UserError
+from consistentee.models.base import chosen_device
 
 _ROWS = 12
 """Layers shown in the table, spread over the depth; all are in the JSON file."""
@@ -25,6 +26,7 @@ def suitability_of(name: str, texts: Path | None, *, progress: bool) -> Suitabil
         progress: show a progress bar.
     """
     model, tokenizer = _load(name)
+    model.to(chosen_device())
     lines = TEXTS if texts is None else tuple(_lines(texts))
     return measure_suitability(model, tokenizer, lines, progress=progress)
 

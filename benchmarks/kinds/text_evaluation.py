@@ -370,7 +370,7 @@ def layers_by_position(written: Generations) -> tuple[list[float], list[int]]:
 
 def peak_memory() -> int:
     """Return the most bytes that this process has held, or that its tensors have held on the GPU where there is one."""
-    if torch.cuda.is_available():
+    if chosen_device().type == "cuda":
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * _KIBIBYTE

@@ -20,6 +20,7 @@ from benchmarks.store.records import BaseContender, BaseSamples, BaseTimingRecor
 from consistentee.errors import UserError
 from consistentee.files import set_aside
 from consistentee.methods.method import get_method
+from consistentee.models.base import chosen_device
 from consistentee.progress import begin_stage
 
 
@@ -58,11 +59,10 @@ def run_timing(
     """
     spec = cells[0].spec
     kind = kind_named(spec.kind)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # Methods first: the file of a method may define the classifier that its model is loaded with.
     methods = [get_method(cell.spec.method, **cell.spec.parameters) for cell in cells]
     begin_stage("loading the models")
-    models = load_models(kind, [folder.model(cell.key) for cell in cells], device)
+    models = load_models(kind, [folder.model(cell.key) for cell in cells], chosen_device())
     stock = kind.stock_model([cell.spec for cell in cells], models)
     timed_rows = kind.timed_rows(stock, spec, rows, protocol.rows)
     options = kind.timing_options(spec, rows, protocol)

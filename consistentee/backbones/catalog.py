@@ -37,7 +37,7 @@ class Backbone:
 
     @property
     def kind(self) -> Kind:
-        """What it is built for: an encoder classifies, a decoder generates."""
+        """Kind of model: an encoder classifies, a decoder generates."""
         return "decoder" if self.pooling is None else "encoder"
 
 

@@ -26,7 +26,7 @@ from consistentee.data.instances import TaskData
 from consistentee.data.prompts import TextTask
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import hash_json
-from consistentee.training.recipe import Recipe, TokenRecipe
+from consistentee.training.recipe import ExitNetwork, Recipe, TokenRecipe
 
 if TYPE_CHECKING:
     from consistentee.engine.generate import Generations
@@ -177,7 +177,7 @@ class JointMethod(Method):
         classifier: the network of the exits before layer L.
     """
 
-    classifier: Literal["linear", "mlp", "attention"] = "linear"
+    classifier: ExitNetwork = "linear"
 
     def fit(self, model: "MultiExitModel", task: TaskData, recipe: Recipe) -> "MultiExitModel":
         """Train backbone and all classifiers together, on ``sum_t t * CE_t / sum_t t``."""

@@ -5,7 +5,6 @@ from consistentee.training.decoder import (
     train_learned_head as train_learned_head,
 )
 from consistentee.training.encoder import (
-    ExitNetwork as ExitNetwork,
     cached_rows as cached_rows,
     depth_weighted_loss as depth_weighted_loss,
     distillation_loss as distillation_loss,
@@ -26,6 +25,7 @@ from consistentee.training.encoder import (
     use_exit_network as use_exit_network,
 )
 from consistentee.training.loop import run_stage as run_stage
+from consistentee.training.recipe import ExitNetwork as ExitNetwork
 from consistentee.training.sources import (
     FeatureBatch as FeatureBatch,
     FeatureSource as FeatureSource,

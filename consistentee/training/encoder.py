@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from consistentee.models.classifiers import ClassifierSpec
 from consistentee.models.encoder.multi_exit_model import LayerOutputs, MultiExitModel
 from consistentee.traces.instance_trace import record_logits, record_outputs
 from consistentee.training.loop import run_stage
-from consistentee.training.recipe import Recipe
+from consistentee.training.recipe import ExitNetwork, Recipe
 from consistentee.training.sources import (
     FeatureBatch,
     FeatureSource,
@@ -80,14 +79,6 @@ def hold_out(source: TokenSource, share: float) -> tuple[TokenSource, TokenSourc
     if count >= len(source):
         raise UserError(f"a share of {share:g} held out leaves no training row of {len(source)}")
     return source.select(order[count:].sort().values), source.select(order[:count].sort().values)
-
-
-ExitNetwork = Literal["linear", "mlp", "attention"]
-"""Network of the exits before layer L; that of layer L is linear.
-
-"mlp" has a tanh layer more, and "attention" reads every token, as the students of FastBERT. If the backbone has a
-pooler, a linear exit reads it.
-"""
 
 
 def use_exit_network(model: MultiExitModel, network: ExitNetwork, recipe: Recipe) -> None:

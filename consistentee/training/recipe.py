@@ -40,6 +40,13 @@ ExitCurriculum = Literal["all", "rotational", "gradual", "drawn"]
 "drawn": every token at a random exit, in a pass that computes what decoding computes.
 """
 
+ExitNetwork = Literal["linear", "mlp", "attention"]
+"""Network of the exits before layer L; that of layer L is linear.
+
+"mlp" has a tanh layer more, and "attention" reads every token, as the students of FastBERT. If the backbone has a
+pooler, a linear exit reads it.
+"""
+
 PrecisionSetting = Literal["float32", "bfloat16", "auto"]
 """Precision of the layers' products in training; "auto" is the faster one on the machine."""
 

@@ -27,7 +27,7 @@ def batch_of(model) -> TokenBatch:
 
 
 def test_mixed_training_starts_from_the_full_model(tiny_model, tmp_path):
-    """With no step of joint training it would be the full model; both stages are those that other methods share."""
+    """The first stage is the stored one of the full model, or there would be two of it."""
     recipe, task = Recipe(**{**vars(RECIPE), "store": tmp_path}), make_task()
     get_method("full").fit(tiny_model(), task, recipe)
     Mixed().fit(tiny_model(), task, recipe)

@@ -168,7 +168,7 @@ def score_by_hand(model, prompts, new_tokens) -> float:
 
 @torch.inference_mode()
 def drafted_alike(model, prompt, text, skipped) -> list[bool]:
-    """Tell of every token behind the first whether drafting, token by token over a cache of transformers, gives it."""
+    """Check for every token after the first whether drafting, over a cache of transformers, gives it."""
     stepper, cache, said = model.stepper, DynamicCache(), []
 
     def entering(tokens, first):
