@@ -49,12 +49,12 @@ def check_libraries() -> Finding:
 
 
 def check_device() -> Iterator[Finding]:
-    """Yield where models run, and what ``precision: auto`` is there, which is measured if it is unknown."""
+    """Yield where models run, and what ``precision: auto`` is there."""
     try:
         import torch
 
         from consistentee.models.base import chosen_device
-        from consistentee.training.precision import remembered_speed
+        from consistentee.training.loop import precision_used
 
         device = chosen_device()
     except (ImportError, OSError, UserError) as error:
@@ -67,9 +67,7 @@ def check_device() -> Iterator[Finding]:
         yield Finding("device", "warn", state, f"set OMP_NUM_THREADS={cores}: more threads than cores slow all down")
     else:
         yield Finding("device", "ok", state)
-    speed = remembered_speed(device)
-    rates = f"{speed.bfloat16:.0f} GFLOP/s in bfloat16, {speed.float32:.0f} in float32"
-    yield Finding("precision", "ok", f"auto trains in {speed.faster} on this {device.type}: a layer runs {rates}")
+    yield Finding("precision", "ok", f"auto trains in {precision_used('auto', device)} on this {device.type}")
 
 
 def check_load() -> Finding:
