@@ -162,7 +162,6 @@ def table(
 
 @command(
     epilog=examples(
-        "consistentee reproduce",
         "consistentee reproduce consistentee-glue",
         "consistentee reproduce pabee-glue --format csv > pabee.csv",
         "consistentee reproduce deebert-glue --dry-run --data DATA",
@@ -171,15 +170,13 @@ def table(
     )
 )
 def reproduce(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A table's name, or its YAML file; without, all are listed.")
-    ] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A table's name, see `list papers`, or its YAML file.")],
     *,
     backbones: BackbonesOption = None,
     table_format: Annotated[
         str | None, typer.Option("--format", metavar="md|csv|latex", help="Print text in this format.")
     ] = None,
-    run_missing: Annotated[bool, typer.Option("--run", help="First run what is missing, see `run`.")] = False,
+    run_first: Annotated[bool, typer.Option("--run", help="First run what is missing, see `run`.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what --run would do, and how long.")] = False,
     data: DataOption = None,
     out: Annotated[Path | None, out_folder("Folder of what --run trains.", "runs/NAME")] = None,
@@ -188,18 +185,15 @@ def reproduce(
     """Compare a paper's table with ours: the same tasks at the printed speed-ups, with intervals and what differs."""
     from benchmarks.analysis.paper_tables import paper_table, render
     from benchmarks.analysis.rendering import to_terminal
-    from benchmarks.commands import reproduce as papers
+    from benchmarks.commands.reproduce import compare_with_ours, run_missing
 
-    if name is None:
-        output_console().print(papers.inventory())
-        return
     failed: list[str] = []
-    if run_missing or dry_run:
-        failed, plan = papers.run_missing(name, backbones, out=out, data_dir=data, workers=workers, dry_run=dry_run)
+    if run_first or dry_run:
+        failed, plan = run_missing(name, backbones, out=out, data_dir=data, workers=workers, dry_run=dry_run)
         if dry_run:
             print("\n".join(plan))
             return
-    comparisons, faults = papers.compare_with_ours(name, backbones, out)
+    comparisons, faults = compare_with_ours(name, backbones, out)
     for fault in faults:
         print(f"left out: {fault}", file=sys.stderr)
     if table_format is None:

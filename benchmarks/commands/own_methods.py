@@ -50,25 +50,11 @@ def write_method(text: str, out: Path | None = None) -> str:
     return f"{path}:{class_name}"
 
 
-def next_steps(method: str) -> str:
-    """Return the commands to try on a method that has just been written."""
-    return (
-        f"written: {method}\n\n"
-        "Make it yours; it works as it is. Then:\n"
-        f"  consistentee check-method {method}\n"
-        f"  consistentee run quick --methods {method}"
-    )
-
-
 def find_methods(places: Sequence[str]) -> list[str]:
     """Replace files and folders among ``places`` by every method that they define; other names stay as they are.
 
-    Args:
-        places: ``file.py``; a folder, written with a slash (``mine/``), for all of its ``.py`` files; or names.
-
-    Raises:
-        UserError: a file cannot be imported; a file or folder defines no method; or two methods would have one name in
-            tables.
+    A folder is written with a slash, ``mine/``. Raises UserError if a file cannot be imported, a file or folder defines
+    no method, or two methods would have one name in tables.
     """
     from benchmarks.specs.base import label_of
 

@@ -18,12 +18,7 @@ _ROWS = 12
 
 
 def suitability_of(name: str, texts: Path | None) -> Suitability:
-    """Measure a decoder.
-
-    Args:
-        name: of the catalogue, a folder, a hub id, or a folder with a trained decoder of this project.
-        texts: a file with one text a line; None for texts that come with the command.
-    """
+    """Measure a decoder of any name on the texts of a file, one a line, or on those that come with the command."""
     lines: tuple[str, ...] = TEXTS
     if texts is not None:
         lines = tuple(line.strip() for line in texts.read_text(encoding="utf-8").splitlines() if line.strip())

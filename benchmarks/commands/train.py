@@ -37,12 +37,8 @@ def train_model(
 ) -> "Table":
     """Train one method on one task and save the model with the knob that validation data chose.
 
-    Everything else has the defaults of a suite: exits, caps on what is decoded, budgets.
-
-    Args:
-        task_name, method_name, parameters, backbone, out, settings, seed, data_dir: as in the command.
-        risk: let :func:`consistentee.control_risk` choose the knob for this risk, on the validation rows: training has
-            not seen them.
+    Everything else has the defaults of a suite: exits, caps on what is decoded, budgets. With a ``risk``,
+    :func:`consistentee.control_risk` chooses the knob on the validation rows: training has not seen them.
 
     Returns the operating points as a table for the terminal. Raises UserError if a name, a parameter or a setting is
     unknown, or ``out`` holds other files.
