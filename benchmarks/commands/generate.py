@@ -21,8 +21,7 @@ def write_texts(
 ) -> None:
     """Continue prompts one after the other: every token as ``token/12`` as it is written, one line a text.
 
-    The options are those of the command. The summary of a text goes to standard error. Raises UserError if the folder
-    holds no trained decoder, a prompt is empty, or an option is out of its range.
+    The summary of a text goes to standard error.
     """
     model, method, knob = load_saved(folder, MultiExitDecoder, knob, allow_code=allow_code)
     assert isinstance(method, TokenMethod)

@@ -30,8 +30,7 @@ def words_of(text: str) -> list[str]:
 def write_method(text: str, out: Path | None = None) -> str:
     """Write the template under a name, see :func:`words_of`, and return ``file.py:Class``.
 
-    ``out`` is the file, or an existing folder for it; by default a file of that name here. Raises UserError if the file
-    exists already or cannot be written, or the name cannot be used.
+    ``out`` is the file, or an existing folder for it. Raises UserError if the file exists or cannot be written.
     """
     words = words_of(text)
     class_name = "".join(word.capitalize() for word in words)
