@@ -113,10 +113,6 @@ TRACES: Calls = {
     ),
     "replayed rule": (lambda m, rule: ee.replay(rule, m.trace), [0.5]),
     "swept rules": (lambda m, rules: ee.sweep(rules, m.trace), [ee.NeverExit(), [0.1, 0.2]]),
-    "token trace prompts": (
-        lambda m, split: ee.record_token_trace(m.decoder, split, max_prompt_tokens=None, max_new_tokens=4),
-        [["ba"]],
-    ),
     "token trace rows": (lambda m, rows: ee.record_tokens(m.decoder, rows), [[], [([10**6], [5])]]),
     "risk": (lambda m, risk: ee.control_risk(m.method, m.model, m.trace, risk), [NAN, 2.0]),
     "risk bound": (lambda m, bound: ee.control_risk(m.method, m.model, m.trace, 0.1, bound=bound), ["ucv"]),

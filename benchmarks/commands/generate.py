@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from consistentee import TokenMethod
 from consistentee.deployment.pipeline import load_saved
 from consistentee.engine.transcript import NewToken
-from consistentee.methods.method import TokenMethod
 from consistentee.models.decoder.multi_exit_decoder import MultiExitDecoder
 
 

@@ -7,19 +7,13 @@ from typing import TYPE_CHECKING
 from benchmarks.commands.own_methods import find_methods
 from benchmarks.specs.papers import list_papers, load_paper
 from benchmarks.specs.suites import expand, list_suites, load_suite
-from benchmarks.tasks.loader import is_on_hub, list_tasks, task_kind, task_shipment
+from benchmarks.tasks.loader import list_tasks, spec_of, task_kind, task_shipment
 from benchmarks.terminal import add_columns, add_row, plain_table
+from consistentee import Method, TokenMethod
 from consistentee.backbones.catalog import list_backbones, resolve, resolve_decoder
 from consistentee.backbones.wheels import Shipment, fetch, is_fetched
 from consistentee.errors import UserError, unknown_name
-from consistentee.methods.method import (
-    TOKEN_ENTRY_POINT_GROUP,
-    AnyMethod,
-    Method,
-    TokenMethod,
-    available_methods,
-    method_class_of,
-)
+from consistentee.methods.method import TOKEN_ENTRY_POINT_GROUP, AnyMethod, available_methods, method_class_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,7 +74,7 @@ def _listed_methods(places: Sequence[str]) -> Iterator[tuple[str, type[AnyMethod
 
 def _tasks() -> Iterator[Sequence[object]]:
     for name, description in list_tasks().items():
-        elsewhere = "--data or the hub" if is_on_hub(name) else "--data"
+        elsewhere = "--data or the hub" if spec_of(name)[0].hub else "--data"
         yield name, task_kind(name), description, _source(task_shipment(name), elsewhere)
 
 

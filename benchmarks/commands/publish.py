@@ -42,8 +42,7 @@ def publish_run(run: Path, out: Path | None = None) -> list[Path]:
     Everything is written next to ``out``, by default ``results/NAME`` with the name of the run's folder, and takes its
     place at once. Other files in ``out``, such as notes, are kept.
 
-    Raises UserError if the folder is not of a run, something in it cannot be read, or ``out`` holds anything else than
-    published results.
+    Raises UserError if the run cannot be read whole, or ``out`` holds anything else than published results.
     """
     out = Path("results") / run.resolve().name if out is None else out
     if is_published(run):
@@ -94,8 +93,7 @@ def write_published(
 ) -> list[Path]:
     """Write the results of a run, rows included, into a folder that holds none; return the files.
 
-    ``failures`` are the texts of the notes, by the folders of cells without a record. Raises UserError if the rows of a
-    cell cannot be read.
+    ``failures`` are the texts of the notes, by the folders of cells without a record.
     """
     texts = {f"{cell.folder}/{RECORD_FILE}": cell.record.model_dump_json() for cell in results.cells}
     texts |= {f"{folder}/{FAILURE_FILE}": text for folder, text in failures.items()}

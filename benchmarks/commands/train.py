@@ -40,8 +40,7 @@ def train_model(
     Everything else has the defaults of a suite: exits, caps on what is decoded, budgets. With a ``risk``,
     :func:`consistentee.control_risk` chooses the knob on the validation rows: training has not seen them.
 
-    Returns the operating points as a table for the terminal. Raises UserError if a name, a parameter or a setting is
-    unknown, or ``out`` holds other files.
+    Returns the operating points as a table. Raises UserError for unknown names, and if ``out`` holds other files.
     """
     if risk is not None:
         check_shares(risk=risk)
@@ -63,7 +62,7 @@ def train_model(
         }
     )
     if risk is not None and name != "classification":
-        raise UserError("--risk is for tasks of labels; thresholds of decoders are calibrated by decoding-calibration")
+        raise UserError("--risk is for tasks of labels")
     if out.is_dir() and any(out.iterdir()) and not (out / kind.model_file).is_file():
         raise UserError(f"--out {out} is a folder that holds other files than a trained model; give a new one")
     (spec,) = expand(suite)
