@@ -22,10 +22,7 @@ from consistentee.files import OLD, PARTIAL, checked_tensors
 
 
 def faults_of(root: Path) -> Iterator[str]:
-    """Yield a sentence for every fault of a results folder, with the file that has it.
-
-    Raises UserError if the folder is not one of results.
-    """
+    """Yield a sentence for every fault of a results folder, with the file. Raises UserError for another folder."""
     patterns = (f".{root.name}.*{PARTIAL}", f".{root.name}{OLD}")
     leftovers = [path for pattern in patterns for path in root.parent.glob(pattern)]
     yield from (f"{path}: left by a publication that was interrupted; publish the run again" for path in leftovers)

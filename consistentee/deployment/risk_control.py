@@ -12,7 +12,7 @@ cautious one on. Rows must be drawn as the later ones are, and unused before.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -167,12 +167,6 @@ class KnobRisks:
     losses: NDArray[np.float64]
     layers: NDArray[np.float64]
     highest: float
-
-    def joined(self, other: "KnobRisks") -> "KnobRisks":
-        """Return the same method on these rows and on others."""
-        losses = np.concatenate([self.losses, other.losses])
-        shares = len(self.losses) / len(losses), len(other.losses) / len(losses)
-        return replace(self, losses=losses, layers=shares[0] * self.layers + shares[1] * other.layers)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ from benchmarks.analysis.tables import (
     first_tables,
     further_tables,
     headline_csv,
-    load_leaderboard,
+    load_folders,
     operating_points,
     page,
     render,
-    render_leaderboard,
 )
 from benchmarks.specs.papers import list_papers, load_paper
 from consistentee.errors import UserError
@@ -171,17 +170,14 @@ def test_every_format(quick, table_format):
 def test_unknown_formats_are_named(quick):
     with pytest.raises(UserError, match="did you mean 'latex'"):
         render(quick, "latx")
-    with pytest.raises(UserError, match="format of a leaderboard"):
-        render_leaderboard(quick, "html")
 
 
-def test_a_leaderboard_of_several_folders(results, tmp_path):
-    board = load_leaderboard([results.folder, QUICK, tmp_path / "nothing"])
-    assert {record.task for record in board.records} == {"mcid", "rte", "movie-snippets"}
-    assert "holds no results" in board.faults[0]
-    assert "movie-snippets" in render_leaderboard(board, "md")
-    with pytest.raises(UserError, match="no results to compare"):
-        load_leaderboard([tmp_path / "nothing"])
+def test_several_folders_are_one_table(results, tmp_path):
+    found = load_folders([results.folder, QUICK], ["deebert"])
+    assert {record.task for record in found.records} == {"mcid", "rte", "movie-snippets"}
+    assert "movie-snippets" in render(found, "md")
+    with pytest.raises(UserError, match="holds no results"):
+        load_folders([results.folder, tmp_path / "nothing"])
 
 
 def test_without_a_full_model_there_is_no_headline(results):

@@ -1,13 +1,10 @@
 """The command line: words become arguments, errors one sentence and an exit code; help loads nothing heavy."""
 
-import io
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,16 +16,17 @@ from typer.testing import CliRunner
 
 from benchmarks.analysis.figures import FigureKind
 from benchmarks.cli import app
-from benchmarks.cli.application import listed, normalised, numbers, parsed_parameters
-from benchmarks.commands import doctor, inventory
+from benchmarks.cli.application import normalised, parsed_parameters
+from benchmarks.commands import doctor
 from benchmarks.run.pool import Schedule
-from benchmarks.specs.suites import list_suites
+from consistentee.backbones import hub
 from consistentee.backbones.catalog import Backbone
 from consistentee.backbones.wheels import Shipment
 from consistentee.errors import UserError
-from consistentee.methods import method as methods
 
 COMMANDS = sorted(get_group(app).commands)
+HEAVY = ("torch", "transformers", "pandas", "matplotlib", "sklearn", "scipy")
+QUICK = Path(__file__).parents[2] / "results" / "quick"
 
 
 def call(*args):
@@ -56,27 +54,17 @@ def runs(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("run s --tasks a b --out x --seeds 0 1", "run s --tasks a --tasks b --out x --seeds 0 --seeds 1"),
+        ("run s --tasks a,b c --out x --seeds 0 1", "run s --tasks a --tasks b --tasks c --out x --seeds 0 --seeds 1"),
         ("predict DIR --knob 0.5 text --tasks a b", "predict DIR --knob 0.5 text --tasks a b"),
-        ("train t --param a=1 b=2", "train t --param a=1 --param b=2"),
+        ("train t --param a=1 b=[2,3]", "train t --param a=1 --param b=[2,3]"),
         ("run s --debug", "--debug run s"),
         ("run s --device cpu --tasks a b --threads 2", "--device cpu --threads 2 run s --tasks a --tasks b"),
         ("predict DIR -- --debug", "predict DIR -- --debug"),
-        ("run s --tasks", "run s --tasks"),
+        ("run s --tasks ,", "run s --tasks"),
     ],
 )
 def test_options_take_several_words_and_debug_may_stand_anywhere(words, expected):
     assert normalised(words.split(), get_group(app).commands) == expected.split()
-
-
-def test_values_may_have_commas():
-    assert listed(["a,b", "a", " b", "c"]) == ["a", "b", "c"]
-    assert listed(None) is None
-    assert numbers("--seeds", ["0", "1,0", "00"]) == [0, 1]
-    assert numbers("--risk", ["0.5,1", "2"], float) == [0.5, 1.0, 2.0]
-    for wrong in ("x", "1.5", "-1"):
-        with pytest.raises(UserError, match="--seeds takes whole numbers"):
-            numbers("--seeds", [wrong])
 
 
 def test_parameters_are_read_as_yaml():
@@ -93,30 +81,30 @@ def test_parameters_are_read_as_yaml():
 @pytest.mark.parametrize(("words", "shown"), [(["--help"], "Examples"), (["new-method", "gate"], "written: gate.py")])
 def test_help_and_new_method_are_quick_and_load_nothing_heavy(words, shown, tmp_path):
     program = f"import sys; from benchmarks.cli import main; sys.argv = ['consistentee', *{words}]\n"
-    program += "try: main()\nexcept SystemExit: pass\n"
-    program += "print('HEAVY', [m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'sklearn', 'scipy') "
-    program += "if m in sys.modules])"
-    assert min(_seconds(program, shown, tmp_path) for _ in range(2)) < 0.7
-
-
-def _seconds(program, shown, folder):
-    """Return what a program takes of the processor: a busy machine does not make it slow to start."""
-    (folder / "gate.py").unlink(missing_ok=True)
-    before = os.times()
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder)
-    assert "HEAVY []" in done.stdout
-    assert shown in done.stdout
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    program += f"try: main()\nexcept SystemExit: pass\nprint([m for m in {HEAVY} if m in sys.modules])"
+    seconds = []
+    for attempt in ("first", "second"):
+        (tmp_path / attempt).mkdir()
+        before = os.times()
+        done = in_a_process(program, tmp_path / attempt)
+        after = os.times()  # of the processor: a busy machine does not make a program slow to start
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        assert shown in done
+        assert done.endswith("[]\n")
+    assert min(seconds) < 0.7
 
 
 def test_the_help_of_every_command_loads_nothing_heavy(tmp_path):
     program = "import sys; from typer.testing import CliRunner; from benchmarks.cli import app\n"
     program += f"codes = {{CliRunner().invoke(app, [name, '--help']).exit_code for name in {COMMANDS}}}\n"
-    program += "heavy = [m for m in ('torch', 'transformers', 'pandas', 'matplotlib', 'scipy') if m in sys.modules]\n"
-    program += "print(codes, heavy)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stdout == "{0} []\n"
+    program += f"print(codes, [m for m in {HEAVY} if m in sys.modules])"
+    assert in_a_process(program, tmp_path) == "{0} []\n"
+
+
+def in_a_process(program: str, folder: Path) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=folder
+    ).stdout
 
 
 def test_every_command_teaches_by_example():
@@ -133,7 +121,7 @@ def test_every_command_teaches_by_example():
 def test_run_as_typed(runs, tmp_path):
     done = call(
         *("run", "cpu-6-layers", "--data", tmp_path, "--tasks", "mcid", "rte", "mrpc", "sst2"),
-        *("--backbones", "minilm-l6", "--seeds", "0,1", "--retry-failed", "--workers", "4"),
+        *("--backbones", "minilm-l6", "--seeds", "0,1", "1", "--retry-failed", "--workers", "4"),
     )
     assert done.exit_code == 0, done.output
     ((suite, filters, options),) = runs.calls
@@ -151,12 +139,6 @@ def test_run_on_a_cluster(runs):
     done = call("run", "quick", "--workers", "2", "--scheduler", "tcp://host:8786")
     assert (done.exit_code, "not both" in done.output) == (2, True)
     assert call("run", "quick", "--workers", "0").exit_code == 2
-
-
-def test_results_need_a_folder(runs, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    done = call("run", "quick", "--out", tmp_path / "file")
-    assert (done.exit_code, "is a file" in done.output, runs.calls) == (2, True, [])
 
 
 def test_dry_run_prints_the_plan(runs):
@@ -194,21 +176,21 @@ def test_errors_are_one_sentence_and_an_exit_code(runs, error, code, said):
     ("args", "sentence"),
     [
         ("run quik", "unknown suite 'quik'; did you mean 'quick'?"),
-        ("run quick --data no-such-folder", "no such data directory: no-such-folder"),
-        ("run quick --seeds one", "--seeds takes whole numbers"),
-        ("run quick --seeds=0,-1", "at least 0, got -1"),
-        ("run quick --tasks ,", "--tasks names nothing"),
-        ("run quick --methods ,", "--methods names nothing"),
-        ("check-method full --families ,", "--families names nothing"),
+        ("run quick --data no-such-folder", "'no-such-folder' does not exist"),
+        ("run quick --seeds one", "'--seeds'"),
+        ("run quick --seeds=-1", "'--seeds'"),
+        ("run quick --tasks ,", "'--tasks' requires an argument"),
+        ("run quick --taskz a", "--tasks"),
+        ("frobnicate", "'frobnicate'"),
         ("list method", "did you mean 'methods'?"),
         ("fetch minilm-16", "did you mean 'minilm-l6'"),
         ("fetch mcid", "shipped in no package"),
         ("table no-such-folder", "holds no results"),
         (f"table {__file__}", "is a file"),
+        (f"run quick --out {__file__}", "is a file"),
         ("plot no-such-folder", "holds no results"),
         ("predict no-such-folder text", "no such model folder"),
         ("table no-such-folder --methods mine/", "no such folder of methods: mine/"),
-        ("leaderboard no-such-folder", "no results to compare"),
         ("check-method nowhere.py:Mine", "no such method file: nowhere.py"),
         ("check-method deebart", "did you mean 'deebert'"),
         ("check-method full --families bertt", "did you mean 'bert'"),
@@ -219,8 +201,6 @@ def test_errors_are_one_sentence_and_an_exit_code(runs, error, code, said):
         ("train mcid --method deebart --out x", "did you mean 'deebert'"),
         ("train mcid --method deebert --param a --out x", "--param takes key=value"),
         ("train mcid --method pabee --out x --set epoch=3", "unknown field of --set 'epoch'; did you mean 'epochs'"),
-        ("train mcid --method pabee --out x --set exit_steps=3", "unknown field of --set 'exit_steps'"),
-        ("train mcid --method pabee --out x --set learning_rate=-1", "learning_rate: Input should be greater than 0"),
         ("train movie-snippets --method oracle --out x", "oracle reads the true labels"),
     ],
 )
@@ -229,11 +209,6 @@ def test_bad_input_is_named_in_one_sentence(args, sentence):
     assert done.exit_code == 2
     assert sentence in done.output
     assert done.output.count("\n") == 1
-
-
-def test_wrong_options_are_refused_by_the_parser():
-    for words in ("run quick --taskz a", "run quick --tasks", "train t --method full --out o --seed=-1", "frobnicate"):
-        assert call(*words.split()).exit_code == 2
 
 
 # ---------------------------------------------------------------------------------------------- results
@@ -246,13 +221,12 @@ def results(tmp_path_factory):
     return folder
 
 
-def test_table_on_the_terminal_and_as_a_file(results):
+def test_table_on_the_terminal_and_in_a_format(results):
     done = call("table", results)
     assert done.exit_code == 0
     for text in ("Points against the full model at equal cost", "full depth", "deebert", "ms/row", "≤50%"):
         assert text in done.output
     assert r"\toprule" in call("table", results, "--format", "latex").output
-    assert (results / "table.tex").is_file()
     assert call("table", results, "--format", "html").exit_code == 2
 
 
@@ -282,15 +256,22 @@ def test_table_and_plot_of_some_methods(results, drawn):
         assert (unknown.exit_code, f"did you mean {hint}" in unknown.output) == (2, True)
 
 
-@pytest.mark.parametrize("table_format", ["md", "csv", "long"])
-def test_a_table_of_some_methods_takes_no_place_of_the_complete_one(results, table_format):
-    complete = call("table", results, "--format", table_format)
-    before = {path: path.read_bytes() for path in results.iterdir() if path.is_file()}
-    done = call("table", results, "--methods", "deebert", "--format", table_format)
+def test_table_over_several_folders(results):
+    done = call("table", results, QUICK)
     assert done.exit_code == 0, done.output
-    assert ("pabee" in complete.stdout, "pabee" in done.stdout, "deebert" in done.stdout) == (True, False, True)
-    assert "not written" in done.stderr
-    assert {path: path.read_bytes() for path in results.iterdir() if path.is_file()} == before
+    for task in ("mcid", "rte", "movie-snippets"):
+        assert task in done.output
+    assert "holds no results" in call("table", results, results / "nothing").output
+    of_texts = call("table", QUICK, QUICK.with_name("decoding-batches"))
+    assert (of_texts.exit_code, "holds results of generation" in of_texts.output) == (2, True)
+
+
+def test_reproduce_shows_both_numbers(monkeypatch):
+    monkeypatch.chdir(QUICK.parents[1])
+    done = call("reproduce", "consistentee-glue", "--backbones", "minilm-l6", "--format", "csv")
+    assert done.exit_code == 0, done.output
+    assert "our_backbone" in done.stdout.splitlines()[0]
+    assert "did you mean 'latex'" in call("reproduce", "consistentee-glue", "--format", "latx").output
 
 
 def test_figures_of_some_take_no_place_of_the_complete_ones(tmp_path, drawn):
@@ -308,10 +289,10 @@ def test_figures_of_some_take_no_place_of_the_complete_ones(tmp_path, drawn):
 # ---------------------------------------------------------------------------------------------- list
 
 
-def test_list_names_all_four_kinds_and_where_rows_come_from():
+def test_list_names_all_kinds_and_where_rows_come_from():
     done = call("list")
     assert done.exit_code == 0
-    for name in ("consistentee", "minilm-l6", "quick", "Methods", "Tasks", "Backbones", "Suites"):
+    for name in ("consistentee", "minilm-l6", "quick", "deebert-glue", "Methods", "Tasks", "Backbones", "Suites"):
         assert name in done.output
     sources = {line.split()[0]: line.rstrip() for line in done.output.splitlines() if line.split()}
     assert sources["mcid"].endswith("--data")
@@ -319,84 +300,56 @@ def test_list_names_all_four_kinds_and_where_rows_come_from():
     assert "package, " in sources["movie-snippets"]
 
 
-def test_list_of_suites_is_a_line_each_and_detail_says_more():
-    lines = [line for line in call("list", "suites").output.splitlines() if line.strip()]
-    assert len(lines) == 3 + len(list_suites())
-    assert any(line.split()[0] == "quick" and line.split()[-3:-1] == ["in", "packages"] for line in lines[3:])
-    assert "disk gb: 0.6" in call("list", "suites", "--detail").output
-
-
-BROKEN_PLUGINS = {
-    "ends_the_process": ("raise SystemExit(3)", "SystemExit: 3"),
-    "lacks_a_module": ("import nothing_like_it", "No module named 'nothing_like_it'"),
-    "cannot_be_read": ("class Mine(:", "SyntaxError"),
-    "knows_no_class": ("", "has no attribute 'Mine'"),
-    "is_no_method": ("Mine = 3", "is not a subclass of consistentee.Method"),
-    "says_little": (
-        "from consistentee import Method\nclass Mine(Method):\n    name = paper = 'x'\n    knob = 'x'\n",
+BROKEN_METHODS = {
+    "ends_the_process.py": ("raise SystemExit(3)", "SystemExit: 3"),
+    "cannot_be_read.py": ("class Mine(:", "SyntaxError"),
+    "says_little.py": (
+        "from baselines.pabee import PABEE\nclass Mine(PABEE):\n    knob = 'x'\n",
         "must be a consistentee.Knob",
-    ),
-    "is_half_done": (
-        "from consistentee import Knob, Method\nclass Mine(Method):\n"
-        "    name = paper = 'x'\n    knob = Knob('k', (1.0,))\n",
-        "does not define fit and rule",
     ),
 }
 
 
-def test_broken_plugins_are_listed_with_the_reason(monkeypatch, tmp_path):
-    for name, (source, _) in BROKEN_PLUGINS.items():
-        (tmp_path / f"{name}.py").write_text(source)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    points = {name: EntryPoint(name, f"{name}:Mine", "consistentee.methods") for name in BROKEN_PLUGINS}
-    points["full"] = EntryPoint("full", "baselines.references:Full", "consistentee.methods")
-    for module in (inventory, methods):
-        stand_in = lambda group=methods.ENTRY_POINT_GROUP: points if group == methods.ENTRY_POINT_GROUP else {}  # noqa: E731
-        monkeypatch.setattr(module, "available_methods", stand_in)
-    done = call("list", "methods")
+def test_broken_methods_are_listed_with_the_reason(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, (source, _) in BROKEN_METHODS.items():
+        Path(name).write_text(source)
+    done = call("list", "methods", "--methods", *BROKEN_METHODS, "nowhere.py")
     assert done.exit_code == 0
-    shown = " ".join(done.output.split())
-    assert shown.count("unavailable") == len(BROKEN_PLUGINS)
-    for _, reason in BROKEN_PLUGINS.values():
-        assert reason in shown
-    assert "the backbone itself" in shown
+    assert done.output.count("unavailable") == len(BROKEN_METHODS) + 1
+    for reason in (*(reason for _, reason in BROKEN_METHODS.values()), "no such method file", "the backbone itself"):
+        assert reason in " ".join(done.output.split())
 
 
 @pytest.fixture
-def plugin_folder(tmp_path):
+def gates(tmp_path) -> Path:
+    """Write a folder of two methods and a file that has none."""
     folder = tmp_path / "mine"
     folder.mkdir()
     assert call("new-method", "early gate", "--out", folder).exit_code == 0
     assert call("new-method", "LateGate", "--out", folder / "another_name.py").exit_code == 0
-    (folder / "broken.py").write_text("raise SystemExit('no')")
     (folder / "shared.py").write_text("LEARNING_RATE = 1")
     return folder
 
 
-def test_methods_of_a_folder_are_listed_and_the_broken_file_with_its_reason(plugin_folder, monkeypatch):
-    monkeypatch.chdir(plugin_folder.parent)
-    done = call("list", "methods", "--methods", "mine/", "nowhere.py")
-    assert done.exit_code == 0
-    for text in ("early_gate.py:EarlyGate", "another_name.py:LateGate", "SystemExit: no", "no such method file"):
-        assert text in done.output
-    assert done.output.count("unavailable") == 2
+def test_commands_take_the_methods_of_a_folder_and_of_a_file(runs, gates):
+    listed = call("list", "methods", "--methods", f"{gates}/").output
+    assert call("run", "quick", "--methods", "full", f"{gates}/").exit_code == 0
+    assert call("run", "quick", "--methods", gates / "early_gate.py").exit_code == 0
+    names = [f"{gates}/another_name.py:LateGate", f"{gates}/early_gate.py:EarlyGate"]
+    assert [filters.methods for _, filters, _ in runs.calls] == [["full", *names], names[1:]]
+    assert all(name in listed.replace("\n", "") for name in ("LateGate", "EarlyGate"))
+    (gates / "broken.py").write_text("raise SystemExit('no')")
+    done = call("run", "quick", "--methods", "full", f"{gates}/")
+    assert (done.exit_code, f"{gates}/broken.py cannot be imported" in done.output) == (2, True)
 
 
-def test_run_takes_the_methods_of_a_folder_and_of_a_file(runs, plugin_folder):
-    done = call("run", "quick", "--methods", "full", f"{plugin_folder}/")
-    assert done.exit_code == 0, done.output
-    assert f"unavailable: {plugin_folder}/broken.py" in done.output
-    assert call("run", "quick", "--methods", plugin_folder / "early_gate.py").exit_code == 0
-    gates = [f"{plugin_folder}/another_name.py:LateGate", f"{plugin_folder}/early_gate.py:EarlyGate"]
-    assert [filters.methods for _, filters, _ in runs.calls] == [["full", *gates], gates[1:]]
-
-
-def test_check_method_ends_with_1_where_the_contract_is_broken(plugin_folder):
-    source = (plugin_folder / "early_gate.py").read_text()
-    (plugin_folder / "early_gate.py").write_text(
+def test_check_method_ends_with_1_where_the_contract_is_broken(gates):
+    source = (gates / "early_gate.py").read_text()
+    (gates / "early_gate.py").write_text(
         source.replace("    def rule(", "    def check_knob(self, model, knob):\n        pass\n\n    def rule(")
     )
-    broken = call("check-method", plugin_folder / "early_gate.py", "--families", "bert", "--param", "hidden=8")
+    broken = call("check-method", gates / "early_gate.py", "--families", "bert", "--param", "hidden=8")
     assert broken.exit_code == 1
     assert "rule() takes knobs that are out of range" in broken.output
     assert "the contract is broken" in broken.output
@@ -407,45 +360,29 @@ def test_check_method_ends_with_1_where_the_contract_is_broken(plugin_folder):
 
 def test_doctor_reports_and_never_waits_for_the_hub(monkeypatch, tmp_path):
     monkeypatch.setenv("CONSISTENTEE_CACHE", str(tmp_path / "cache"))
-    answered = threading.Event()
-
-    def answer(*_, **__):
-        answered.wait(20)
-        return io.BytesIO()
-
-    monkeypatch.setattr("urllib.request.urlopen", answer)
-    monkeypatch.setattr(doctor, "HUB_SECONDS", 0.2)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: time.sleep(20))
+    monkeypatch.setattr(hub, "DEADLINE", 0.2)
     start = time.perf_counter()
     done = call("doctor", "--data", tmp_path)
-    taken = time.perf_counter() - start
-    assert taken < 10
+    assert time.perf_counter() - start < 10
     assert done.exit_code == 0, done.output
     for text in ("no answer within 0.2 seconds", "holds no task", "not in the cache", "auto trains in"):
         assert text in done.output
-    missing = call("doctor", "--data", tmp_path / "nothing")
-    answered.set()
-    assert (missing.exit_code, "problem" in missing.output) == (1, True)
+    monkeypatch.setattr(doctor, "check_load", lambda: doctor.Finding("load", "problem", "too much"))
+    assert call("doctor", "--data", tmp_path).exit_code == 1
 
 
-def test_doctor_looks_at_data_hub_libraries_and_disk(monkeypatch, tmp_path):
+def test_doctor_looks_at_data_and_disk(monkeypatch, tmp_path):
     (tmp_path / "mcid").mkdir()
     for split in ("train", "dev", "test"):
         (tmp_path / "mcid" / f"{split}.tsv").write_text("x\n")
     assert doctor.check_data(tmp_path).state.endswith("holds mcid")
     assert doctor.check_data(None).verdict == "warn"
-    assert doctor.check_data(tmp_path / "nothing").verdict == "problem"
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
-    assert doctor.check_hub().verdict == "ok"
-    monkeypatch.setattr(doctor, "requires", lambda name: ["no-such-library>=1", "numpy>=9999", "rich>=1"])
-    found = {finding.subject: finding for finding in doctor.check_requirements()}
-    assert found["no-such-library"].verdict == "problem"
-    assert "needs >=9999" in found["numpy"].state
-    assert "rich" not in found
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     assert doctor.check_cache().verdict == "problem"
 
 
-def test_doctor_uses_what_it_calls_ok(monkeypatch, tiny_backbone, tiny_decoder_backbone, tmp_path):
+def test_doctor_loads_what_it_calls_ok(monkeypatch, tiny_backbone, tiny_decoder_backbone, tmp_path):
     folders = {"encoder": tmp_path / "encoder", "decoder": tmp_path / "decoder"}
     shutil.copytree(tiny_backbone("bert"), folders["encoder"])
     shutil.copytree(tiny_decoder_backbone("llama"), folders["decoder"])
@@ -458,8 +395,6 @@ def test_doctor_uses_what_it_calls_ok(monkeypatch, tiny_backbone, tiny_decoder_b
     assert [finding.verdict for finding in doctor.check_shipments()] == ["ok", "ok"]
     for folder in folders.values():
         (folder / "model.safetensors").write_bytes(b"damaged")
-    found = doctor.check_shipments()
+    found = list(doctor.check_shipments())
     assert [finding.verdict for finding in found] == ["problem", "problem"]
     assert all("model.safetensors cannot be read" in finding.state for finding in found)
-    monkeypatch.setattr(doctor, "is_fetched", lambda shipment: False)
-    assert [finding.verdict for finding in doctor.check_shipments()] == ["warn", "warn"]
