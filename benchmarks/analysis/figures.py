@@ -68,7 +68,7 @@ def ranked_labels(results: Results) -> list[str]:
     """Return labels by their points at the middle budget, those that some task lacks last."""
     comparison = comparison_of(results)
     complete = list(dict.fromkeys(comparison.headline["method"]))
-    middle = comparison.by_task()
+    middle = comparison.by_task
     middle = middle[middle["speedup"] == comparison.middle].groupby("label")["points"].mean()
     others = middle.drop([x for x in complete if x in middle]).sort_values(ascending=False, kind="stable").index
     return [*complete, *(label for label in others if label in results.labels_to_compare)]
@@ -85,7 +85,7 @@ def dense_curves(results: Results) -> pd.DataFrame:
 
     Columns: those of :meth:`EqualCost.by_task` and :func:`with_costs`, and ``panel``: the task, or ``mean of N tasks``.
     """
-    found = EqualCost(results, _DENSE).by_task()
+    found = EqualCost(results, _DENSE).by_task
     found = found[found["label"].isin(results.labels_to_compare) & ~found["over"]]
     names, tasks = task_names(results.tasks.index), comparison_of(results).compared
     found["panel"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]

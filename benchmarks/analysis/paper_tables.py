@@ -66,7 +66,7 @@ def published_table(results: Results, task: tuple[str, str]) -> Table | None:
         return None
     never = set(REFERENCES) - {STATIC}
     comparison = comparison_of(results)
-    own = comparison.by_task()
+    own = comparison.by_task
     own = own[(own["task"] == task[0]) & (own["backbone"] == task[1]) & (own["speedup"] == comparison.middle)]
     own = own.assign(method=own["label"], label=own["label"].map(results.methods))
     own = own[~own["label"].isin(never)]
@@ -183,7 +183,7 @@ def _ours(comparison: Comparison, column: PaperColumn, printed: pd.DataFrame) ->
     if scored is None or wanted.empty:
         return None
     found = EqualCost(scored, sorted(set(wanted["speedup"])))
-    frame = found.by_task()
+    frame = found.by_task
     frame = frame.merge(wanted[["label", "speedup"]].drop_duplicates(), on=["label", "speedup"])
     return found.with_intervals(frame).rename(columns={"task": "our_task", "points": "our_points"})
 

@@ -48,6 +48,11 @@ def display_name(label: str) -> str:
     return f"{_names()[stem]} ({rest})" if rest else _names()[stem]
 
 
+def over_or_under(found: pd.DataFrame) -> pd.Series:
+    """Return the marks of lines that cost more or less than the budget."""
+    return found["over"].map({True: "†", False: ""}) + found["under"].map({True: "‡", False: ""})
+
+
 @dataclass(frozen=True)
 class Column:
     """A column of a table.

@@ -32,11 +32,12 @@ from benchmarks.analysis.rendering import (
     UNDER_NOTE,
     Column,
     Table,
+    over_or_under,
     to_csv,
     to_latex,
     to_markdown,
 )
-from benchmarks.analysis.statistics import interval_over_rows_and_seeds
+from benchmarks.analysis.statistics import score_interval
 from benchmarks.specs.targets import Target, in_order, in_words
 from consistentee.errors import UserError, unknown_name
 from consistentee.files import replacing
@@ -115,19 +116,15 @@ def task_table(results: Results) -> Table | None:
     """Return points at the middle budget, task by task; None without a full model."""
     comparison = comparison_of(results)
     middle, tasks = comparison.middle, list(results.tasks.index[results.tasks["full_label"].notna()])
-    found = comparison.by_task()
+    found = comparison.by_task
     found = found[(found["speedup"] == middle) & found["label"].isin(results.labels_to_compare)]
     if not tasks or found.empty:
         return None
     names = task_names(tasks)
     found = found[pd.MultiIndex.from_frame(found[TASK]).isin(tasks)]
     found["name"] = [names[task] for task in zip(found["task"], found["backbone"], strict=True)]
-    found["mark"] = [
-        "*" * abs(comparison.against_static((line["task"], line["backbone"]), line["label"], middle) or 0)
-        + "†" * line["over"]
-        + "‡" * line["under"]
-        for line in found.to_dict("records")
-    ]
+    signs = pd.Series(comparison.against_static(found), found.index).fillna(0)
+    found["mark"] = signs.map({0: "", 1: "*", -1: "*"}) + over_or_under(found)
     wide = found.assign(points=100 * found["points"]).pivot(index="label", columns="name", values=["points", "mark"])
     wide.columns = [name if kind == "points" else f"{name} mark" for kind, name in wide.columns]
     first = {label: place for place, label in enumerate(dict.fromkeys(comparison.headline["method"]))}
@@ -279,7 +276,7 @@ def _interval(results: Results, chosen: Sequence[int]) -> tuple[float, float]:
     known = [rows for rows in answers if rows is not None]
     if known and len(known) == len(answers) and all(np.array_equal(rows[0], known[0][0]) for rows in known):
         metric = results.column("metric")[chosen[0]]
-        return interval_over_rows_and_seeds(metric, known[0][0], np.stack([rows[1] for rows in known]))
+        return score_interval(metric, known[0][0], np.stack([rows[1] for rows in known]))
     low, high = (float(results.column(name)[list(chosen)].mean()) for name in ("score_low", "score_high"))
     return low, high
 
